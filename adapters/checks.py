@@ -24,23 +24,10 @@ MAX_CONFIG_BYTES = 256 << 10
 MAX_CONFIG_KEYS = 200
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FOLDER_BYTES = 2 << 30
-MAX_RANK = 256
-MAX_ALPHA = 65_536
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _METHOD_NAME = re.compile(r"zero-shot|icl-.*|rag-.*")
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
-_TECHNIQUES = {"IA3": "an IA3", "PROMPT_TUNING": "a prompt tuning", "PREFIX_TUNING": "a prefix tuning"}
-# Start values that leave the base's weights alone; PiSSA, OLoRA, LoftQ and CorDA train against a changed base.
-_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-# Settings of LoraConfig that are applied, or that change nothing once an adapter is trained. Any other must be off.
-_APPLIED = frozenset(
-    {
-        "auto_mapping", "base_model_name_or_path", "bias", "eva_config", "inference_mode", "init_lora_weights",
-        "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r",
-        "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
-    }
-)  # fmt: skip
 
 
 def check_name(name: str) -> None:
@@ -95,35 +82,6 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
             "copy it again."
         )
     return config
-
-
-def check_config(config: Mapping[str, Any], name: str) -> None:
-    """A plain LoRA: nothing in the config that serving would have to ignore."""
-    technique = config.get("peft_type")
-    if technique != "LORA":
-        what = _TECHNIQUES.get(str(technique), f"a {shown(technique, 40)}")
-        raise AdapterError(f"Adapter '{name}' is {what} adapter; this version serves LoRA: train a LoRA instead.")
-    if config.get("use_dora"):
-        raise AdapterError(f"Adapter '{name}' is a DoRA adapter (use_dora); this version serves plain LoRA: train one.")
-    if config.get("bias", "none") != "none":
-        raise AdapterError(f"Adapter '{name}' trains biases (bias), which are not served: train it with bias 'none'.")
-    if config.get("init_lora_weights", True) not in _STARTS:
-        raise AdapterError(
-            f"Adapter '{name}' starts from {shown(config['init_lora_weights'], 40)} (init_lora_weights), which changes "
-            "the base's weights: convert it to plain LoRA with PEFT, or train it again."
-        )
-    for key, value in config.items():
-        if key not in _APPLIED and value:
-            raise AdapterError(f"Adapter '{name}' sets {shown(key)}, which this version does not apply: train without.")
-    rank, alpha, targets = config.get("r"), config.get("lora_alpha"), config.get("target_modules")
-    if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise AdapterError(f"Adapter '{name}' has rank r = {shown(rank)}: 1 to {MAX_RANK} is served, train it again.")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= MAX_ALPHA:  # NaN: no
-        raise AdapterError(
-            f"Adapter '{name}' has lora_alpha = {shown(alpha)}: it must be a number of common size, train again."
-        )
-    if not isinstance(targets, list) or not targets or not all(isinstance(target, str) for target in targets):
-        raise AdapterError(f"Adapter '{name}': target_modules must be a list of module names (a pattern is not taken).")
 
 
 def read_manifest(folder: Path, name: str) -> Manifest:

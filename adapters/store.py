@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters import checks, weights
+from adapters import checks, configs, weights
 from adapters.manifest import BaseIdentity, Manifest
+from adapters.shapes import check_shapes
 from errors import AdapterError, PeftArenaError, unknown
 
 LIBRARY = Path(__file__).parent / "library"
@@ -30,6 +31,11 @@ class AdapterFolder:
     manifest: Manifest
     config: Mapping[str, Any]
     digest: str
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many places of the context it takes before the prompt; 0 for LoRA and IA3."""
+        return int(self.config.get("num_virtual_tokens") or 0)
 
 
 @dataclass(frozen=True)
@@ -95,17 +101,13 @@ class Store:
         checks.check_name(name)
         checks.check_files(path, name)
         config = checks.read_config(path, name)
-        checks.check_config(config, name)
+        configs.check_config(config, name)
         manifest = checks.read_manifest(path, name)
         if base is not None:
             checks.check_base(manifest, base, name)
             checks.check_prompt(manifest, self.fingerprints, name)
         file = path / weights.WEIGHTS_NAME
-        shapes = weights.read_shapes(file, name)
-        weights.check_targets(shapes, config["target_modules"], name)
-        weights.check_rank(shapes, config["r"], name)
-        if base is not None:
-            weights.check_base_shapes(shapes, base.shapes, name)
+        check_shapes(weights.read_shapes(file, name), config, base, name)
         return AdapterFolder(name, path, manifest, config, weights.digest(file, name))
 
     def _status(self, name: str, path: Path, base: BaseIdentity | None) -> AdapterStatus:

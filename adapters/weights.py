@@ -9,10 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,78 +18,25 @@ from errors import AdapterError
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_HEADER = 8 << 20
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _SETTLED_NS = 2_000_000_000
 _digests: dict[tuple[str, int, int, int, int], str] = {}
 
 
-@dataclass(frozen=True)
-class LoraShapes:
-    """The shapes of one module's two matrices: A is (r, in_features) and B is (out_features, r)."""
-
-    a: tuple[int, int]
-    b: tuple[int, int]
-
-
-def read_shapes(path: Path, name: str) -> dict[str, LoraShapes]:
-    """Module name -> shapes of every LoRA pair in the file; AdapterError for anything that is not a LoRA pair."""
+def read_shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape, of every tensor in the file; AdapterError where its header is broken or it is empty."""
     try:
         with path.open("rb") as file:
             header = _header(file, path.stat().st_size, name)
     except OSError as fault:
         raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({fault.strerror or fault}).") from fault
-    sides: dict[str, dict[str, tuple[int, int]]] = {}
-    for key, tensor in header.items():
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise AdapterError(
-                f"Adapter '{name}' holds the tensor {shown(key)}, which is not of a LoRA "
-                "(base_model.model.<module>.lora_A.weight or lora_B.weight): train it again as plain LoRA."
-            )
-        sides.setdefault(match["module"], {})[match["side"]] = _two_dimensional(key, tensor, name)
-    if not sides:
+    if not header:
         raise AdapterError(f"Adapter '{name}' has no tensors in {path.name}: train it again.")
-    for module, found in sides.items():
-        if len(found) < 2:
-            missing = "B" if "A" in found else "A"
-            raise AdapterError(f"Adapter '{name}' lacks lora_{missing} of module {shown(module)}: train it again.")
-    return {module: LoraShapes(found["A"], found["B"]) for module, found in sides.items()}
-
-
-def check_targets(shapes: Collection[str], targets: Collection[str], name: str) -> None:
-    """Every module with weights must be one that the config names, as PEFT matches them (by name or by ending)."""
-    for module in shapes:
-        if not any(module == target or module.endswith(f".{target}") for target in targets):
+    for key, tensor in header.items():
+        if 0 in tensor["shape"]:
             raise AdapterError(
-                f"Adapter '{name}' has weights for module {shown(module)}, which is not in target_modules "
-                f"({shown(', '.join(sorted(targets)))}) of adapter_config.json: train it again."
+                f"Adapter '{name}': tensor {shown(key)} has shape {tensor['shape']}, so it is empty: train it again."
             )
-
-
-def check_rank(shapes: Mapping[str, LoraShapes], rank: int, name: str) -> None:
-    """Both matrices of every module must have the config's rank."""
-    for module, pair in shapes.items():
-        if pair.a[0] != rank or pair.b[1] != rank:
-            raise AdapterError(
-                f"Adapter '{name}': module {shown(module)} has A {pair.a} and B {pair.b}, which do not fit "
-                f"the rank r = {rank} of adapter_config.json: train it again."
-            )
-
-
-def check_base_shapes(shapes: Mapping[str, LoraShapes], base: Mapping[str, tuple[int, int]], name: str) -> None:
-    """Every module must be a linear layer of the base, with the same features in and out."""
-    for module, pair in shapes.items():
-        if module not in base:
-            raise AdapterError(
-                f"Adapter '{name}' has weights for module {shown(module)}, which the base does not have: "
-                "train it again on this base."
-            )
-        features_out, features_in = base[module]
-        if pair.a[1] != features_in or pair.b[0] != features_out:
-            raise AdapterError(
-                f"Adapter '{name}': module {shown(module)} has A {pair.a} and B {pair.b}, the base needs "
-                f"A ({pair.a[0]}, {features_in}) and B ({features_out}, {pair.b[1]}): train it again on this base."
-            )
+    return {key: tuple(tensor["shape"]) for key, tensor in header.items()}
 
 
 def digest(path: Path, name: str) -> str:
@@ -181,12 +125,3 @@ def _place(key: str, tensor: Any, name: str) -> tuple[int, int]:
 
 def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 8 and all(type(n) is int and 0 <= n < 2**48 for n in value)
-
-
-def _two_dimensional(key: str, tensor: dict[str, Any], name: str) -> tuple[int, int]:
-    shape = tensor["shape"]
-    if len(shape) != 2 or 0 in shape:
-        raise AdapterError(
-            f"Adapter '{name}': tensor {shown(key)} has shape {shape}, a LoRA's has two dimensions: train it again."
-        )
-    return shape[0], shape[1]

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from threading import Event
 
 from adapters.manifest import BaseIdentity
-from adapters.store import Store
+from adapters.store import AdapterFolder, Store
 from errors import PeftArenaError, PromptTooLongError
 from serve.examples import Pools
 from serve.method import Fixed, Nearest, parse_method
@@ -132,11 +132,10 @@ class Engine:
         if not request.problem.intent.strip():
             raise PeftArenaError("The intent is empty: say in a sentence what the Python should do.")
         style = request.style or self._style(request)
-        if method.adapter is not None:
-            self._wear(method.adapter)
+        ahead = 0 if method.adapter is None else self._wear(method.adapter).virtual_tokens
         examples = list(self._pools.choose(method, request.problem, request.pool))
         wanted = len(examples)
-        room = self.base.context_length - (0 if self.base.is_encoder_decoder else decoding.max_new_tokens)
+        room = self.base.context_length - (0 if self.base.is_encoder_decoder else decoding.max_new_tokens) - ahead
         chat = self._backend.chat if style.format == "chat" else None
         while True:
             prompt = render(request.problem.intent, examples, style, chat)
@@ -162,13 +161,14 @@ class Engine:
         with_examples = request.method.examples.k > 0
         return choose_style(self.base.id, self.base.has_chat_template, request.pool, with_examples)
 
-    def _wear(self, name: str) -> None:
+    def _wear(self, name: str) -> AdapterFolder:
         """Makes the adapter resident, anew when its folder has changed."""
         folder = self._store.open(name, self.base)
         if self._resident.get(name) != folder.digest:
             self._backend.load_adapter(folder)
             self._resident[name] = folder.digest
         self._resident.move_to_end(name)
+        return folder
 
     def _make_room(self, needed: set[str | None]) -> None:
         """Unloads what was used longest ago while there are too many, but nothing this batch wears."""

@@ -26,6 +26,10 @@ BASE = BaseIdentity(
     context_length=128,
     has_chat_template=True,
     shapes={**dict.fromkeys(LAYERS, (OUT, IN)), "lm_head": (99, IN)},
+    hidden_size=IN,
+    num_layers=2,
+    num_key_value_heads=3,
+    head_dim=4,
 )
 MANIFEST = Manifest(
     name="good",

@@ -83,13 +83,14 @@ def test_a_config_that_is_none(good: Path, text: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"peft_type": "IA3"}, "is an IA3 adapter; this version serves LoRA"),
-        ({"peft_type": "PREFIX_TUNING"}, "is a prefix tuning adapter; this version serves LoRA"),
-        ({"peft_type": "VERA"}, "is a VERA adapter; this version serves LoRA"),
+        ({"peft_type": "VERA"}, "is a VERA adapter; this version serves LoRA, IA3, Prompt tuning and Prefix tuning"),
+        ({"peft_type": "P_TUNING"}, "is a P_TUNING adapter; this version serves LoRA"),
         ({"peft_type": None}, "is a None adapter; this version serves LoRA"),
         ({"peft_type": ["LORA"]}, "adapter; this version serves LoRA"),
         ({"peft_type": "\x1b[31m" + "x" * 10_000}, "…"),
-        ({"use_dora": True}, "is a DoRA adapter"),
+        ({"use_dora": True}, "lacks lora_magnitude_vector of module model.layers.0.self_attn.q_proj"),
+        ({"use_dora": "yes"}, "use_dora must be true or false"),
+        ({"use_rslora": 1}, "use_rslora must be true or false"),
         ({"bias": "all"}, "train it with bias 'none'"),
         ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4 (init_lora_weights), which changes the base's weights"),
         ({"modules_to_save": ["lm_head"]}, "sets modules_to_save, which this version does not apply"),

@@ -124,11 +124,11 @@ def test_status_names_every_adapter_and_why_it_cannot_be_used(good: Path) -> Non
 
 
 def test_the_command_lists_and_shows(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_adapter(good.parent / "broken", {**CONFIG, "peft_type": "IA3"})
+    write_adapter(good.parent / "broken", {**CONFIG, "peft_type": "VERA"})
     assert main(["--root", str(good.parent), "list"]) == 0
     listed = capsys.readouterr().out
     assert "good    lora       tiny/base  nf4        starter  plain   yes" in listed
-    assert "is an IA3 adapter" in listed
+    assert "is a VERA adapter" in listed
     assert main(["--root", str(good.parent), "show", "good"]) == 0
     shown = capsys.readouterr().out
     assert f"tiny/base (revision {'a' * 40})" in shown

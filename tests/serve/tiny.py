@@ -1,9 +1,9 @@
-"""Tiny bases with random weights, of the architectures that the study uses, and LoRA folders for them."""
+"""Tiny bases with random weights, of the architectures that the study uses, and adapter folders for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -13,12 +13,17 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
 from adapters.manifest import BaseIdentity, Manifest
 from tasks.prompt import STYLES
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -32,7 +37,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Saves a tiny base of the kind "llama", "codegen" or "t5" to `folder`."""
+    """Saves a tiny base of the kind "llama", "qwen2", "codegen" or "t5" to `folder`."""
     torch.manual_seed(seed)
     size = len(tokenizer())
     ends: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -50,6 +55,24 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
                 **ends,
             )
         )
+    elif kind == "qwen2":
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=size,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                **ends,
+            )
+        )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("bias"):  # which are zero in a fresh model, and large in the real one
+                    parameter.normal_(std=3.0)
     elif kind == "codegen":
         model = CodeGenForCausalLM(
             CodeGenConfig(vocab_size=size, n_embd=64, n_layer=2, n_head=4, n_positions=512, rotary_dim=8, **ends)
@@ -71,22 +94,34 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
 
 def make_lora(folder: Path, base: BaseIdentity, model: Any, rank: int, targets: list[str], seed: int) -> Path:
     """Saves a random LoRA folder for `base`, with a manifest that fits."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, init_lora_weights=False)
+    return make_adapter(folder, base, model, config, seed)
+
+
+def make_adapter(folder: Path, base: BaseIdentity, model: Any, config: PeftConfig, seed: int) -> Path:
+    """Saves a folder of any technique as PEFT writes it, with random weights and a manifest that fits.
+
+    Vectors that PEFT starts at one, IA3's and DoRA's, are drawn around where they start; virtual tokens are drawn as
+    large as this tiny base's own.
+    """
+    from peft import get_peft_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(
-        task_type="SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM",
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=targets,
-        init_lora_weights=False,
-    )
+    config.task_type = "SEQ_2_SEQ_LM" if base.is_encoder_decoder else "CAUSAL_LM"
     wrapped = get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "ia3_l" in name or "magnitude" in name:
+                parameter.mul_(torch.rand_like(parameter) * 1.5 + 0.25)
+            elif "prompt_encoder" in name:
+                parameter.normal_(std=1.0)
     wrapped.peft_config["default"].base_model_name_or_path = base.id
     wrapped.save_pretrained(folder, save_embedding_layers=False)
     Manifest(
         name=folder.name,
-        technique="lora",
+        technique=str(config.peft_type.value).lower(),
         base_id=base.id,
         base_revision=base.revision,
         trained_quantization="none",

@@ -10,7 +10,6 @@ from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
 from errors import PeftArenaError
 from serve.backends.local.loading import LoadedBase
-from serve.backends.local.lora import LoraRows, read_lora
 from serve.rows import Decoding, Finished, Partial, Row
 from tasks.prompt import Message
 
@@ -23,12 +22,13 @@ class LocalBackend:
 
     def __init__(self, loaded: LoadedBase) -> None:
         from serve.backends.local.speech import Vocabulary
+        from serve.backends.local.wear import Wardrobe
 
         self._model: Any = loaded.model
         self._tokenizer: Any = loaded.tokenizer
         self._identity = loaded.identity
         self._vocabulary = Vocabulary(loaded.tokenizer, loaded.model)
-        self._lora = LoraRows(loaded.model)
+        self._wardrobe = Wardrobe(loaded.model)
 
     @property
     def base(self) -> BaseIdentity:
@@ -59,11 +59,13 @@ class LocalBackend:
 
     def load_adapter(self, folder: AdapterFolder) -> None:
         """Reads the adapter's tensors, whole or not at all; the base itself is not touched."""
-        self._lora.add(folder.name, read_lora(folder, self._model.device, self._adapter_dtype()))
+        from serve.backends.local.wear import read_adapter
+
+        self._wardrobe.add(folder.name, read_adapter(folder, self._model, self._adapter_dtype()))
 
     def unload_adapter(self, name: str) -> None:
         """Frees the adapter's memory."""
-        self._lora.remove(name)
+        self._wardrobe.remove(name)
 
     def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
         """All rows in one batch. Yields Partials as they grow and one Finished a row, by index into `rows`."""
@@ -75,14 +77,14 @@ class LocalBackend:
         order = sorted(range(len(rows)), key=lambda index: rows[index].adapter or "")
         names = [rows[index].adapter for index in order]
         decode = decode_beams if decoding.mode == "beam" else decode_stepwise
-        with self._lora.worn(names):
+        with self._wardrobe.worn(names):
             events = decode(
-                state_for(self._model, self._tokenizer.pad_token_id),
+                state_for(self._model, self._tokenizer.pad_token_id, [self._wardrobe.ahead(name) for name in names]),
                 [self._encode(rows[index]) for index in order],
                 [rows[index].style for index in order],
                 decoding,
                 self._vocabulary,
-                lambda lines: self._lora.set_rows([names[line] for line in lines]),
+                lambda lines: self._wardrobe.set_rows([names[line] for line in lines]),
                 cancel.is_set,
             )
             for event in events:

@@ -159,6 +159,8 @@ def _identity(
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None) or 0
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
     return BaseIdentity(
         id=source.id,
@@ -170,4 +172,8 @@ def _identity(
         has_chat_template=bool(tokenizer.chat_template),
         is_encoder_decoder=bool(config.is_encoder_decoder),
         shapes=shapes,
+        hidden_size=int(getattr(text, "hidden_size", None) or 0),
+        num_layers=int(getattr(text, "num_hidden_layers", None) or 0),
+        num_key_value_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from serve.backends.local.cache import is_plain, new_cache
+from serve.backends.local.prefix import Ahead, Prefix, Virtual, begin_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,9 +46,11 @@ class State(Protocol):
         """Keeps, reorders, drops or repeats rows: new row i is old row `rows[i]`."""
 
 
-def state_for(model: PreTrainedModel, pad_token: int) -> State:
-    """A fresh state of the kind that fits the model."""
-    return Seq2SeqState(model, pad_token) if model.config.is_encoder_decoder else CausalState(model, pad_token)
+def state_for(model: PreTrainedModel, pad_token: int, ahead: Sequence[Ahead | None]) -> State:
+    """A fresh state of the kind that fits the model; `ahead[i]` is what stands before prompt i."""
+    if model.config.is_encoder_decoder:
+        return Seq2SeqState(model, pad_token, [each if isinstance(each, Virtual) else None for each in ahead])
+    return CausalState(model, pad_token, [each if isinstance(each, Prefix) else None for each in ahead])
 
 
 def _pad(prompts: Sequence[Sequence[int]], pad_token: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,11 +66,15 @@ def _pad(prompts: Sequence[Sequence[int]], pad_token: int, left: bool) -> tuple[
 
 
 class CausalState:
-    """Rows of a decoder-only base, padded on the left so that all of them end at the same column."""
+    """Rows of a decoder-only base, padded on the left so that all of them end at the same column.
 
-    def __init__(self, model: PreTrainedModel, pad_token: int) -> None:
+    A row's prefix stands before its padding. Its place counts, the padding's does not: position ids follow the mask.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_token: int, prefixes: Sequence[Prefix | None]) -> None:
         self._model: Any = model
         self._pad = pad_token
+        self._prefixes = prefixes
         self._cache: Any = None
         self._mask = torch.empty(0)
         self._next = torch.empty(0)
@@ -78,7 +85,7 @@ class CausalState:
         parts = []
         for rows in groups:
             on_rows(rows)
-            parts.append(self._read([prompts[row] for row in rows], cancelled))
+            parts.append(self._read([prompts[row] for row in rows], [self._prefixes[row] for row in rows], cancelled))
         order = torch.tensor([row for rows in groups for row in rows], device=self._model.device).argsort()
         self._cache = self._joined([cache for cache, _, _ in parts], order)
         longest = max(mask.shape[1] for _, mask, _ in parts)
@@ -105,19 +112,20 @@ class CausalState:
         return groups
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], cancelled: Callable[[], bool]
+        self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Prefix | None], cancelled: Callable[[], bool]
     ) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Cache, mask and last logits of one group."""
-        self._cache = new_cache(self._model.config)
+        self._cache, known = begin_cache(self._model, prefixes)
         ids, mask = _pad(prompts, self._pad, left=True)
-        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
-        places = (mask.cumsum(-1) - 1).clamp(min=0)
+        ids, mask = ids.to(self._model.device), torch.cat([known, mask.to(self._model.device)], dim=1)
+        before = known.shape[1]
+        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
         logits = torch.empty(0)
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             if cancelled():
                 raise CancelledError
             end = min(begin + PREFILL_CHUNK, ids.shape[1])
-            logits = self._forward(ids[:, begin:end], mask[:, :end], places[:, begin:end])
+            logits = self._forward(ids[:, begin:end], mask[:, : before + end], places[:, begin:end])
         return self._cache, mask, logits
 
     def _joined(self, caches: list[Any], order: torch.Tensor) -> Any:
@@ -164,11 +172,12 @@ class CausalState:
 class Seq2SeqState:
     """Rows of an encoder-decoder base: prompts are encoded once, the decoder starts from its start token."""
 
-    def __init__(self, model: PreTrainedModel, pad_token: int) -> None:
+    def __init__(self, model: PreTrainedModel, pad_token: int, virtual: Sequence[Virtual | None]) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
 
         self._model: Any = model
         self._pad = pad_token
+        self._virtual = virtual
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self._encoded = torch.empty(0)
         self._mask = torch.empty(0)
@@ -178,14 +187,27 @@ class Seq2SeqState:
         if cancelled():
             raise CancelledError
         on_rows(range(len(prompts)))
-        ids, mask = _pad(prompts, self._pad, left=False)
-        self._mask = mask.to(self._model.device)
-        encoder = self._model.get_encoder()
-        self._encoded = encoder(input_ids=ids.to(self._model.device), attention_mask=self._mask).last_hidden_state
+        self._encoded = self._encode(prompts)
         config = self._model.config
         first = self._model.generation_config.decoder_start_token_id
         first = getattr(config, "decoder_start_token_id", None) if first is None else first
         return self.step(torch.full((len(prompts),), self._pad if first is None else first, dtype=torch.long))
+
+    def _encode(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The encoder's states, (rows, longest, hidden); virtual tokens come first, where a row has them."""
+        encoder = self._model.get_encoder()
+        # Room for virtual tokens is made with padding tokens, whose embeddings are then written over.
+        counts = [0 if virtual is None else len(virtual.embeddings) for virtual in self._virtual]
+        padded = [[self._pad] * count + list(prompt) for count, prompt in zip(counts, prompts, strict=True)]
+        ids, mask = _pad(padded, self._pad, left=False)
+        ids, self._mask = ids.to(self._model.device), mask.to(self._model.device)
+        if not any(counts):
+            return torch.as_tensor(encoder(input_ids=ids, attention_mask=self._mask).last_hidden_state)
+        embedded = encoder.get_input_embeddings()(ids)
+        for row, virtual in enumerate(self._virtual):
+            if virtual is not None:
+                embedded[row, : counts[row]] = virtual.embeddings
+        return torch.as_tensor(encoder(inputs_embeds=embedded, attention_mask=self._mask).last_hidden_state)
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,151 @@
+"""Row deltas: what an adapter changes at one linear layer, for the lines of the batch that wear it.
+
+LoRA adds `s (x A^T) B^T` (arXiv 2106.09685; s is alpha / r, or alpha / sqrt(r) for rsLoRA, arXiv 2312.03732). DoRA
+also scales each output feature by m / ||W + s B A|| (arXiv 2402.09353, without the bias, as PEFT has it). IA3 scales
+the outputs, or the inputs of feed-forward layers (arXiv 2205.05638). All work in place on a slice of the lines, so
+that the other lines stay bit for bit what the bare base computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adapters.shapes import is_feedforward
+
+_MODULE = "base_model.model."
+# Columns of a quantized weight that are read at once to measure it.
+_COLUMNS = 512
+
+
+class Delta:
+    """The change of one layer. `inputs` and `outputs` are the layer's, (lines, places, features)."""
+
+    changes_inputs = False
+
+    def change_inputs(self, inputs: torch.Tensor) -> None:
+        """Changes, in place, what the layer will read."""
+
+    def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Changes, in place, what the layer has computed of `inputs`."""
+
+
+@dataclass(frozen=True)
+class Lora(Delta):
+    """A is (r, in), B is (out, r) with the scale multiplied in."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        outputs.add_(self.product(inputs))
+
+    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What is added, (lines, places, out), in the dtype of A."""
+        low = torch.nn.functional.linear(inputs.to(self.a.dtype), self.a)
+        return torch.nn.functional.linear(low, self.b)
+
+
+@dataclass(frozen=True)
+class Dora(Delta):
+    """`ratio` is m / ||W + s B A||, (out,) float32; `offset` is what of the bias it must not scale."""
+
+    lora: Lora
+    ratio: torch.Tensor
+    offset: torch.Tensor | None
+
+    def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+        changed = (outputs + self.lora.product(inputs)) * self.ratio
+        outputs.copy_(changed if self.offset is None else changed + self.offset)
+
+
+@dataclass(frozen=True)
+class ScaledOutputs(Delta):
+    """IA3 outside the feed-forward layers; `scale` is (out,) float32."""
+
+    scale: torch.Tensor
+
+    def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:  # noqa: ARG002
+        outputs.mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class ScaledInputs(Delta):
+    """IA3 of a feed-forward layer; `scale` is (in,) float32."""
+
+    scale: torch.Tensor
+    changes_inputs = True
+
+    def change_inputs(self, inputs: torch.Tensor) -> None:
+        inputs.mul_(self.scale)
+
+
+def lora_deltas(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    modules: Mapping[str, torch.nn.Module],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Delta]:
+    """Module name -> delta, of a LoRA or DoRA folder whose shapes have been checked."""
+    rank = int(config["r"])
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    deltas: dict[str, Delta] = {}
+    for name in sorted({key.removeprefix(_MODULE).rsplit(".lora_", 1)[0] for key in tensors}):
+        a = tensors[f"{_MODULE}{name}.lora_A.weight"].float().to(device)
+        b = tensors[f"{_MODULE}{name}.lora_B.weight"].float().to(device) * scale
+        lora = Lora(a.to(dtype), b.to(dtype))
+        if config.get("use_dora"):
+            magnitude = tensors[f"{_MODULE}{name}.lora_magnitude_vector"].float().to(device)
+            ratio = magnitude / weight_norm(modules[name], a, b)
+            bias = modules[name].bias
+            deltas[name] = Dora(lora, ratio, None if bias is None else (1 - ratio) * bias.detach().float())
+        else:
+            deltas[name] = lora
+    return deltas
+
+
+def ia3_deltas(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
+) -> dict[str, Delta]:
+    """Module name -> delta, of an IA3 folder whose shapes have been checked."""
+    deltas: dict[str, Delta] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(_MODULE).removesuffix(".ia3_l")
+        scale = tensor.flatten().float().to(device)
+        deltas[name] = ScaledInputs(scale) if is_feedforward(name, config) else ScaledOutputs(scale)
+    return deltas
+
+
+@torch.inference_mode()
+def weight_norm(layer: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """||W + B A|| of every output feature, (out,) float32; B has the scale multiplied in.
+
+    A quantized weight is not read but asked for: the layer computes its columns from unit vectors, without its
+    bias. So what is measured is what serves, however bitsandbytes has packed it by now.
+    """
+    squares = torch.zeros(b.shape[0], device=b.device)
+    for begin in range(0, a.shape[1], _COLUMNS):
+        end = min(begin + _COLUMNS, a.shape[1])
+        squares += (_columns(layer, begin, end, a) + b @ a[:, begin:end]).square().sum(-1)
+    return squares.sqrt()
+
+
+def _columns(layer: Any, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
+    """W[:, begin:end] in float32."""
+    if type(layer) is torch.nn.Linear:
+        return layer.weight[:, begin:end].float()
+    units = torch.zeros((end - begin, like.shape[1]), device=like.device)
+    units[torch.arange(end - begin), torch.arange(begin, end)] = 1
+    unbiased = {} if layer.bias is None else {"bias": torch.zeros_like(layer.bias)}
+    computed = torch.func.functional_call(layer, unbiased, (units.to(_dtype(layer)),))
+    return torch.as_tensor(computed).float().T
+
+
+def _dtype(layer: Any) -> torch.dtype:
+    """The dtype in which a layer of bitsandbytes computes."""
+    return getattr(layer, "compute_dtype", None) or torch.bfloat16

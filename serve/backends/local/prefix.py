@@ -1,0 +1,110 @@
+"""Row prefixes: keys and values that stand before a line's prompt as if they had been read.
+
+Prompt tuning (arXiv 2104.08691) and Prefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
+the first are read once by the bare base, the second brings its keys and values along. Nothing is computed anew per
+answer, and rows with and without a prefix share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from errors import AdapterError
+from serve.backends.local.cache import is_plain, new_cache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of every layer, each (heads, places, head size); the places are 0, 1, ... of the line."""
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.keys[0].shape[1]
+
+
+@dataclass(frozen=True)
+class Virtual:
+    """Virtual tokens that stand before the input of an encoder, (tokens, hidden size)."""
+
+    embeddings: torch.Tensor
+
+
+Ahead = Prefix | Virtual
+
+
+def prompt_tuning(model: PreTrainedModel, config: Any, embeddings: torch.Tensor, name: str) -> Ahead:
+    """What `embeddings`, (tokens, hidden size) as PEFT saves them, put before a prompt. No hook may be on the base."""
+    # The second half, where there is one, is for the decoder: PEFT keeps it and does not use it.
+    embeddings = embeddings[: config["num_virtual_tokens"]]
+    place = model.get_input_embeddings().weight
+    embeddings = embeddings.to(place.device, place.dtype)
+    if model.config.is_encoder_decoder:
+        return Virtual(embeddings)
+    return _read(model, {"inputs_embeds": embeddings[None]}, name)
+
+
+def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name: str) -> Prefix:
+    """The prefix in `flat`, (tokens, layers * 2 * heads * head size), laid out as `PeftModel.get_prompt` does."""
+    bare = _read(model, {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=model.device)}, name)
+    heads = config["num_attention_heads"]
+    pairs = flat.view(len(flat), 2 * config["num_layers"], heads, -1).permute(1, 2, 0, 3)
+    prefix = Prefix(
+        tuple(pair.to(like.device, like.dtype).contiguous() for pair, like in zip(pairs[::2], bare.keys, strict=True)),
+        tuple(
+            pair.to(like.device, like.dtype).contiguous() for pair, like in zip(pairs[1::2], bare.values, strict=True)
+        ),
+    )
+    for one, like in zip(prefix.keys + prefix.values, bare.keys + bare.values, strict=True):
+        if (one.shape[0], one.shape[2]) != (like.shape[0], like.shape[2]):
+            raise AdapterError(
+                f"Adapter '{name}' has a prefix of {one.shape[0]} heads of {one.shape[2]} and the base keeps "
+                f"{like.shape[0]} of {like.shape[2]}: train it again on this base."
+            )
+    return prefix
+
+
+@torch.inference_mode()
+def _read(model: Any, inputs: dict[str, torch.Tensor], name: str) -> Prefix:
+    """Keys and values that the base computes for one line of `inputs`."""
+    cache = new_cache(model.config)
+    if not is_plain(cache):
+        raise AdapterError(
+            f"Adapter '{name}' puts virtual tokens before the prompt, and this base forgets what stands far back "
+            "(a sliding window): train a LoRA or IA3 adapter instead."
+        )
+    model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Prefix(
+        tuple(layer.keys[0].clone() for layer in cache.layers), tuple(layer.values[0].clone() for layer in cache.layers)
+    )
+
+
+def begin_cache(model: Any, prefixes: Sequence[Prefix | None]) -> tuple[Any, torch.Tensor]:
+    """A cache that begins with each line's prefix, and its mask, (lines, columns).
+
+    Prefixes end at the same column; the columns of lines with a shorter one, or none, are masked.
+    """
+    cache = new_cache(model.config)
+    columns = max((len(prefix) for prefix in prefixes if prefix is not None), default=0)
+    mask = torch.zeros((len(prefixes), columns), dtype=torch.long, device=model.device)
+    like = next((prefix for prefix in prefixes if prefix is not None), None)
+    if like is None:
+        return cache, mask
+    for number, (key, value) in enumerate(zip(like.keys, like.values, strict=True)):
+        keys = key.new_zeros((len(prefixes), key.shape[0], columns, key.shape[2]))
+        values = value.new_zeros((len(prefixes), value.shape[0], columns, value.shape[2]))
+        for line, prefix in enumerate(prefixes):
+            if prefix is not None:
+                keys[line, :, columns - len(prefix) :] = prefix.keys[number]
+                values[line, :, columns - len(prefix) :] = prefix.values[number]
+                mask[line, columns - len(prefix) :] = 1
+        cache.update(keys, values, number)
+    return cache, mask

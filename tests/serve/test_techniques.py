@@ -1,0 +1,159 @@
+"""Every technique against PEFT's own PeftModel, alone: what a mixed batch says is what each adapter says by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from adapters.store import Store
+from serve.backends.local.backend import LocalBackend
+from serve.backends.local.loading import load_base
+from serve.rows import Decoding, Finished, Row
+from tasks.prompt import STYLES
+from tests.serve.tiny import make_adapter, make_base, tokenizer
+
+PLAIN = STYLES["plain"]
+PROMPTS = ["sort a list", "open the file `a.txt` and count its lines", "x"]
+FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
+ATTENTION = {"llama": ["q_proj", "v_proj"], "qwen2": ["k_proj", "v_proj"], "codegen": ["qkv_proj"], "t5": ["q", "v"]}
+# One that reads the layer's input and one that writes the block's output.
+FORWARD = {"llama": "down_proj", "qwen2": "down_proj", "codegen": "fc_in", "t5": "wo"}
+TOKENS = 12
+
+
+def configs(kind: str) -> dict[str, PeftConfig]:
+    """An adapter of every technique that serves on a base of this kind."""
+    targets = [*ATTENTION[kind], FORWARD[kind]]
+    found: dict[str, PeftConfig] = {
+        "lora": LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False),
+        "rslora": LoraConfig(
+            r=4, lora_alpha=2, use_rslora=True, target_modules=ATTENTION[kind], init_lora_weights=False
+        ),
+        "dora": LoraConfig(r=4, lora_alpha=8, use_dora=True, target_modules=targets, init_lora_weights=False),
+        "ia3": IA3Config(target_modules=targets, feedforward_modules=[FORWARD[kind]]),
+        "prompt": PromptTuningConfig(num_virtual_tokens=7),
+    }
+    if kind == "t5":
+        found["prompt-1"] = PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1)
+    else:
+        found["prefix"] = PrefixTuningConfig(num_virtual_tokens=5)
+        found["projected"] = PrefixTuningConfig(num_virtual_tokens=9, prefix_projection=True, encoder_hidden_size=16)
+    return found
+
+
+class Arena:
+    """One tiny base with an adapter of every technique resident, and PEFT's models of the same folders."""
+
+    def __init__(self, kind: str, root: Path) -> None:
+        self.kind, self.root = kind, root
+        make_base(kind, root / "base")
+        self.backend = LocalBackend(load_base(str(root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
+        self.store = Store((root / "store",), fingerprints=FINGERPRINTS)
+        self.names: list[str | None] = [None]
+        for seed, (name, config) in enumerate(configs(kind).items()):
+            make_adapter(root / "store" / name, self.backend.base, self.bare(), config, seed)
+            self.backend.load_adapter(self.store.open(name, self.backend.base))
+            self.names.append(name)
+
+    def bare(self) -> Any:
+        family = AutoModelForSeq2SeqLM if self.kind == "t5" else AutoModelForCausalLM
+        return family.from_pretrained(self.root / "base", dtype=torch.float32).eval()
+
+    def peft(self, name: str | None) -> Any:
+        bare = self.bare()
+        return bare if name is None else PeftModel.from_pretrained(bare, self.root / "store" / name).eval()
+
+    def said(self, rows: list[Row], decoding: Decoding) -> list[Finished]:
+        events = [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, Finished)]
+        return sorted(events, key=lambda event: event.index)
+
+
+@torch.no_grad()
+def greedy(model: Any, prompt: str) -> tuple[list[int], float]:
+    """Tokens and their log-probability by PEFT's `forward` over the whole text, as in training: no cache of ours."""
+    ids = tokenizer()(prompt, return_tensors="pt")["input_ids"]
+    decoded = torch.zeros((1, 1), dtype=torch.long)
+    said: list[int] = []
+    total = 0.0
+    while len(said) < TOKENS and 2 not in said:
+        if model.config.is_encoder_decoder:
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": decoded}
+        else:
+            whole = torch.cat([ids, decoded[:, 1:]], dim=1)
+            inputs = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+        logprobs = model(**inputs).logits[0, -1].log_softmax(-1)
+        said.append(int(logprobs.argmax()))
+        total += float(logprobs.max())
+        decoded = torch.cat([decoded, torch.tensor([[said[-1]]])], dim=1)
+    return said, total
+
+
+def beams(model: Any, prompt: str, width: int) -> list[str]:
+    ids = tokenizer()(prompt, return_tensors="pt")["input_ids"]
+    said = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=TOKENS,
+        do_sample=False,
+        num_beams=width,
+        num_return_sequences=width,
+    )
+    begin = 0 if model.config.is_encoder_decoder else ids.shape[1]
+    texts = [text(row[begin:].tolist()) for row in said]
+    return list(dict.fromkeys(each.strip() for each in texts))
+
+
+def text(tokens: list[int]) -> str:
+    return str(tokenizer().decode(tokens, skip_special_tokens=True)).rstrip("\ufffd")
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2", "codegen", "t5"])
+def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    return Arena(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -> None:
+    rows = [Row(prompt, PLAIN, name) for prompt in PROMPTS for name in arena.names]
+    found = arena.said(rows, Decoding(max_new_tokens=TOKENS))
+    models = {name: arena.peft(name) for name in arena.names}
+    for row, event in zip(rows, found, strict=True):
+        tokens, logprob = greedy(models[row.adapter], row.prompt)
+        assert event.candidates[0].text == text(tokens), f"adapter {row.adapter}, prompt {row.prompt}"
+        assert event.candidates[0].logprob == pytest.approx(logprob, abs=2e-3), f"adapter {row.adapter}"
+    different = {round(event.candidates[0].logprob, 3) for event in found[: len(arena.names)]}
+    assert len(different) == len(arena.names), "two techniques say the same, so this test would prove little"
+
+
+def test_each_adapter_alone_says_what_it_says_in_company(arena: Arena) -> None:
+    decoding = Decoding(mode="sample", candidates=2, temperature=1.5, max_new_tokens=TOKENS, seed=3)
+    together = arena.said([Row(PROMPTS[1], PLAIN, name) for name in arena.names], decoding)
+    for name, event in zip(arena.names, together, strict=True):
+        (alone,) = arena.said([Row(PROMPTS[1], PLAIN, name)], decoding)
+        assert [each.text for each in alone.candidates] == [each.text for each in event.candidates], f"adapter {name}"
+
+
+def test_beams_of_a_mixed_batch_are_those_of_peft(arena: Arena) -> None:
+    found = arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], Decoding("beam", TOKENS, candidates=4))
+    for name, event in zip(arena.names, found, strict=True):
+        expected = beams(arena.peft(name), PROMPTS[0], 4)
+        assert [candidate.text.strip() for candidate in event.candidates] == expected, f"adapter {name}"
+
+
+def test_base_rows_are_the_bare_base_bit_for_bit_before_and_after(arena: Arena) -> None:
+    fresh = LocalBackend(load_base(str(arena.root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
+    rows = [Row(prompt, PLAIN) for prompt in PROMPTS]
+    decoding = Decoding(max_new_tokens=TOKENS)
+    bare = [event for event in fresh.generate(rows, decoding, Event()) if isinstance(event, Finished)]
+    expected = {event.index: event.candidates for event in bare}
+    assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
+    arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
+    for name in arena.names[1:]:
+        assert name is not None
+        arena.backend.load_adapter(arena.store.open(name, arena.backend.base))
+    assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected

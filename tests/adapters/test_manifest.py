@@ -1,0 +1,75 @@
+"""The manifest by itself: written and read again, and never quoted at length or raw when it is broken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.manifest import Manifest
+from errors import AdapterError
+from tests.adapters.folders import MANIFEST
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    manifest = replace(MANIFEST, weights_digest="sha256:0011223344556677", config={"seed": 1})
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+
+
+def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) -> None:
+    values = asdict(MANIFEST)
+    del values["weights_digest"]
+    (tmp_path / "manifest.json").write_text(json.dumps(values))
+    assert Manifest.read(tmp_path) == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"version": 2}, "has version 2, this program reads version 1; update Peft Arena"),
+        ({"version": "\x1b[31m" + "x" * 10_000}, "…, this program reads version 1"),
+        ({"\x1b[31mextra": 1}, r"has an unknown field '\x1b[31mextra'; update Peft Arena"),
+        ({"e" * 100_000: 1}, "e…; update Peft Arena"),
+        ({"log": "abc"}, "'log' in manifest.json is no list"),
+        ({"scores": {"metric": 1}}, "'scores' in manifest.json is no list"),
+    ],
+)
+def test_strange_values_are_quoted_within_limits(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({**asdict(MANIFEST), **change}))
+    assert says in _refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "cannot be read (Expecting value"),
+        ("{", "cannot be read"),
+        ("[]", "must be a JSON object"),
+        ("{}", "has version None"),
+        ('{"version": 1}', "has no field 'name'"),
+        ("[" * 100_000, "is nested without end"),
+        ("1" * 5000, "cannot be read"),
+        ('{"version": ' + "1" * 5000 + "}", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert says in _refused(tmp_path)
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(b'{"name": "\xff\x1b[31m"}')
+    assert "cannot be read ('utf-8' codec can't decode" in _refused(tmp_path)
+
+
+def _refused(folder: Path) -> str:
+    with pytest.raises(AdapterError) as caught:
+        Manifest.read(folder)
+    sentence = str(caught.value)
+    assert sentence.isprintable()
+    assert len(sentence) < 400
+    return sentence

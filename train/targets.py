@@ -86,5 +86,5 @@ def _family(base: BaseIdentity) -> _Family:
         ):
             return family
     raise TrainingError(
-        f"The attention projections of {base.architecture} are not known here: name them with --lora-target-modules."
+        f"The attention projections of {base.architecture} are not known here: name them with --target-modules."
     )

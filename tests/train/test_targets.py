@@ -170,5 +170,5 @@ def test_other_families_that_people_bring(kind: str, attention: str, feedforward
 def test_an_unknown_architecture_is_one_sentence(modules: Any) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2")))
-    with pytest.raises(TrainingError, match=r"GPT2LMHeadModel are not known here: .* --lora-target-modules\.$"):
+    with pytest.raises(TrainingError, match=r"GPT2LMHeadModel are not known here: .* --target-modules\.$"):
         modules(base)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -9,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from adapters.store import Store
+from adapters.weights import WEIGHTS_NAME
+from errors import AdapterError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
 from serve.rows import Decoding, Finished, Row
@@ -157,3 +162,71 @@ def test_base_rows_are_the_bare_base_bit_for_bit_before_and_after(arena: Arena) 
         assert name is not None
         arena.backend.load_adapter(arena.store.open(name, arena.backend.base))
     assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
+
+
+def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, decoding = [Row(prompt, PLAIN) for prompt in PROMPTS], Decoding(max_new_tokens=TOKENS)
+    first = [event.candidates for event in arena.said(rows, decoding)]
+    calls: list[int] = []
+
+    def breaks(inputs: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 60:
+            raise RuntimeError("out of memory")
+        return linear(inputs, *arguments, **options)
+
+    linear: Any = torch.nn.functional.linear
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", breaks)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
+    model = arena.backend._model
+    assert not [each for each in model.modules() if each._forward_hooks or each._forward_pre_hooks]
+    assert [event.candidates for event in arena.said(rows, decoding)] == first
+
+
+def test_nan_values_are_refused_and_nothing_stays(arena: Arena, tmp_path: Path) -> None:
+    for name in arena.names[1:]:
+        assert name is not None
+        folder = shutil.copytree(arena.root / "store" / name, tmp_path / f"nan-{name}")
+        tensors = load_file(folder / WEIGHTS_NAME)
+        next(iter(tensors.values())).view(-1)[0] = float("nan")
+        save_file(tensors, folder / WEIGHTS_NAME)
+        opened = Store((tmp_path,), fingerprints=FINGERPRINTS).open(folder.name, arena.backend.base)
+        with pytest.raises(
+            AdapterError, match=f"Adapter 'nan-{name}' has NaN or infinite values in .*: train it again"
+        ):
+            arena.backend.load_adapter(opened)
+        assert folder.name not in arena.backend._wardrobe
+
+
+def test_an_adapter_of_a_base_of_another_size_is_refused_before_a_tensor_moves(arena: Arena) -> None:
+    base = arena.backend.base
+    shapes = {name: (rows + 8, columns + 8) for name, (rows, columns) in base.shapes.items()}
+    other = replace(base, shapes=shapes, hidden_size=72, num_layers=4)
+    for name in arena.names[1:]:
+        assert name is not None
+        with pytest.raises(AdapterError, match="train it again on this base"):
+            arena.store.open(name, other)
+
+
+def test_a_base_that_forgets_takes_no_virtual_tokens(tmp_path: Path) -> None:
+    arena = Arena("llama", tmp_path)
+    folders = [arena.store.open(name, arena.backend.base) for name in ("prompt", "prefix")]
+    arena.backend._model.config.sliding_window = 16
+    arena.backend._model.config.layer_types = ["sliding_attention", "full_attention"]
+    for folder in folders:
+        with pytest.raises(AdapterError, match="forgets what stands far back"):
+            arena.backend.load_adapter(folder)
+
+
+def test_prompts_of_very_different_length_keep_their_prefixes(tmp_path: Path) -> None:
+    arena = Arena("llama", tmp_path)
+    prompts = ["sort the list " * 20, "x", "sort the list " * 19]
+    rows = [Row(prompt, PLAIN, name) for prompt in prompts for name in (None, "prompt", "prefix", "lora")]
+    found = arena.said(rows, Decoding(max_new_tokens=TOKENS))
+    models = {name: arena.peft(name) for name in (None, "prompt", "prefix", "lora")}
+    for row, event in zip(rows, found, strict=True):
+        tokens, logprob = greedy(models[row.adapter], row.prompt)
+        assert event.candidates[0].text == text(tokens), f"adapter {row.adapter}"
+        assert event.candidates[0].logprob == pytest.approx(logprob, abs=2e-3)

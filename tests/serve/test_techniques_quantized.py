@@ -1,0 +1,113 @@
+"""Every technique on an NF4 and an int8 base: near PEFT on the same weights, and the base bit for bit as it was.
+
+A tiny base in bfloat16, so scores are close and not equal: what serves has its NF4 scales rounded by the CPU's kernel.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.utils.integrations import dequantize_module_weight
+
+from adapters.store import Store
+from serve.backends.local.backend import LocalBackend
+from serve.backends.local.deltas import weight_norm
+from serve.backends.local.loading import load_base
+from serve.backends.local.state import state_for
+from serve.rows import Candidate, Decoding, Finished, Row
+from tasks.prompt import STYLES
+from tests.serve.test_techniques import FINGERPRINTS, PROMPTS, configs
+from tests.serve.tiny import make_adapter, make_base, tokenizer
+
+PLAIN = STYLES["plain"]
+ROWS = [Row(prompt, PLAIN) for prompt in PROMPTS]
+
+
+class Quantized:
+    def __init__(self, quantization: str, root: Path) -> None:
+        self.quantization, self.root = quantization, root
+        make_base("qwen2", root / "base")  # with biases
+        self.backend = LocalBackend(self.load(training=False))
+        self.first = self.said(ROWS)
+        store = Store((root / "store",), fingerprints=FINGERPRINTS)
+        for seed, (name, config) in enumerate(configs("qwen2").items()):
+            make_adapter(root / "store" / name, self.backend.base, self.load(training=True).model, config, seed)
+        self.folders = {name: store.open(name, self.backend.base) for name in store.names()}
+
+    def load(self, training: bool) -> Any:
+        return load_base(str(self.root / "base"), self.quantization, "cpu", lambda _: None, training=training)
+
+    def said(self, rows: list[Row]) -> list[Candidate]:
+        events = list(self.backend.generate(rows, Decoding(max_new_tokens=8), Event()))
+        finished = sorted((each for each in events if isinstance(each, Finished)), key=lambda each: each.index)
+        return [each.candidates[0] for each in finished]
+
+
+@pytest.fixture(scope="module", params=["nf4", "int8"])
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return Quantized(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_the_base_answers_bit_for_bit_after_each_kind_came_and_went(quantized: Quantized) -> None:
+    for name, folder in quantized.folders.items():
+        quantized.backend.load_adapter(folder)
+        assert quantized.said(ROWS) == quantized.first, f"after {name} came"
+        mixed = quantized.said([*ROWS, *(Row(row.prompt, PLAIN, name) for row in ROWS)])
+        assert mixed[: len(ROWS)] != mixed[len(ROWS) :], f"{name} changes nothing, so this test would prove nothing"
+        assert quantized.said(ROWS) == quantized.first, f"after {name} was worn"
+        quantized.backend.unload_adapter(name)
+        assert quantized.said(ROWS) == quantized.first, f"after {name} went"
+
+
+def test_a_dora_measures_the_weight_whether_it_is_packed_or_not(quantized: Quantized) -> None:
+    name = "model.layers.1.self_attn.k_proj"
+    a, b = torch.randn(4, 64) / 10, torch.randn(32, 4) / 10
+    weight = dequantize_module_weight(quantized.load(training=True).model.get_submodule(name)).float()
+    expected = (weight + b @ a).norm(dim=1)
+    fresh = LocalBackend(quantized.load(training=False))
+    layer = fresh._model.get_submodule(name)
+    before = weight_norm(layer, a, b)
+    assert torch.allclose(before, expected, rtol=0.01)
+    list(fresh.generate(ROWS, Decoding(max_new_tokens=1), Event()))
+    assert torch.equal(weight_norm(layer, a, b), before)
+
+
+@torch.no_grad()
+def test_rows_score_as_peft_scores_them_on_the_same_weights(quantized: Quantized) -> None:
+    for folder in quantized.folders.values():
+        quantized.backend.load_adapter(folder)
+    prompt = tokenizer()(PROMPTS[1])["input_ids"]
+    continued = tokenizer()("(x, y)")["input_ids"]
+    served = _scores(quantized.backend, list(quantized.folders), prompt, continued)
+    bare = _peft_scores(quantized.load(training=True).model, prompt, continued)
+    for name, ours in zip(quantized.folders, served, strict=True):
+        model = PeftModel.from_pretrained(quantized.load(training=True).model, quantized.root / "store" / name).eval()
+        theirs = _peft_scores(model, prompt, continued)
+        assert (ours - theirs).abs().mean() < 0.02, name
+        assert (theirs - bare).abs().mean() > 0.1, f"{name} changes nothing, so this test would prove nothing"
+
+
+def _scores(backend: LocalBackend, names: list[str], prompt: list[int], continued: list[int]) -> torch.Tensor:
+    """Log-probabilities, (rows, places, vocabulary), of one batch in which every row wears another adapter."""
+    wardrobe: Any = backend._wardrobe
+    with wardrobe.worn(names):
+        state = state_for(backend._model, 0, [wardrobe.ahead(name) for name in names])
+        scores = [
+            state.start([prompt] * len(names), lambda rows: wardrobe.set_rows([names[row] for row in rows]), bool)
+        ]
+        scores += [state.step(torch.tensor([token] * len(names))) for token in continued[:-1]]
+    return torch.stack(scores, dim=1).log_softmax(-1)
+
+
+def _peft_scores(model: Any, prompt: list[int], continued: list[int]) -> torch.Tensor:
+    whole = torch.tensor([prompt + continued])
+    with torch.autocast("cpu", torch.bfloat16):  # without it, IA3 of PEFT gives keys of another dtype than queries
+        logits = model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[0]
+    return logits[-len(continued) - 1 : -1].float().log_softmax(-1)

@@ -182,10 +182,10 @@ def _check_prompt_base(shapes: Mapping[str, Shape], config: Mapping[str, Any], b
 
 
 def _check_prefix_base(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: BaseIdentity, name: str) -> None:
-    if base.is_encoder_decoder:
+    if config["num_transformer_submodules"] != (2 if base.is_encoder_decoder else 1):
         raise AdapterError(
-            f"Adapter '{name}' is a Prefix tuning adapter, which is not served on encoder-decoder bases: "
-            "train a LoRA, IA3 or Prompt tuning adapter instead."
+            f"Adapter '{name}' has num_transformer_submodules = {config['num_transformer_submodules']}, which is 2 for "
+            "encoder-decoder bases and 1 for others: train it again on this base."
         )
     found = (config["num_layers"], config["num_attention_heads"], config["token_dim"] // config["num_attention_heads"])
     needed = (base.num_layers, base.num_key_value_heads, base.head_dim)

@@ -155,6 +155,6 @@ def test_weights_that_do_not_fit(tmp_path: Path, config: dict[str, Any], weights
 def test_virtual_tokens_of_another_kind_of_base(tmp_path: Path) -> None:
     write_adapter(tmp_path / "prefix", PREFIX, weights=embeddings(5, 48))
     says = refused(tmp_path / "prefix", replace(BASE, is_encoder_decoder=True))
-    assert "is a Prefix tuning adapter, which is not served on encoder-decoder bases" in says
+    assert "has num_transformer_submodules = 1, which is 2 for encoder-decoder bases" in says
     write_adapter(tmp_path / "both", {**PROMPT, "num_transformer_submodules": 2}, weights=embeddings(10, IN))
     assert "was trained for an encoder-decoder base" in refused(tmp_path / "both")

@@ -78,7 +78,8 @@ class OneStore:
         manifest = Manifest(
             name, "lora", base.id, base.revision, "none", "plain", STYLES["plain"].fingerprint, "starter", "", 0, ""
         )
-        return AdapterFolder(name, Path(name), manifest, {}, f"digest of {name}")
+        config = {"num_virtual_tokens": 60} if name == "lora-7" else {}
+        return AdapterFolder(name, Path(name), manifest, config, f"digest of {name}")
 
 
 class ByLength:
@@ -142,6 +143,16 @@ def test_a_prompt_that_never_fits_is_refused_with_the_count(engine: Engine) -> N
     assert answer.error == (
         "The prompt has 1032 tokens and 500 fit (context 600, 100 kept for the answer): shorten the intent."
     )
+
+
+def test_virtual_tokens_take_places_of_the_context(engine: Engine) -> None:
+    around = len("### Instruction:\n\n### Response:\n")
+    for method, fits in (("lora-1", 500), ("lora-7", 440)):
+        decoding = Decoding(max_new_tokens=100)
+        assert engine.answer([_request(method, "x" * (fits - around))], decoding)[0].error is None
+        error = engine.answer([_request(method, "x" * (fits - around + 1))], decoding)[0].error
+        assert error is not None
+        assert f"The prompt has {fits + 1} tokens and {fits} fit" in error
 
 
 def test_a_problem_is_never_its_own_example(engine: Engine) -> None:

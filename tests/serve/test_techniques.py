@@ -12,13 +12,14 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BartConfig, BartForConditionalGeneration
 
 from adapters.store import Store
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
+from serve.backends.local.prefix import prefix_tuning
 from serve.rows import Decoding, Finished, Row
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, tokenizer
@@ -46,9 +47,8 @@ def configs(kind: str) -> dict[str, PeftConfig]:
     }
     if kind == "t5":
         found["prompt-1"] = PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1)
-    else:
-        found["prefix"] = PrefixTuningConfig(num_virtual_tokens=5)
-        found["projected"] = PrefixTuningConfig(num_virtual_tokens=9, prefix_projection=True, encoder_hidden_size=16)
+    found["prefix"] = PrefixTuningConfig(num_virtual_tokens=5)
+    found["projected"] = PrefixTuningConfig(num_virtual_tokens=9, prefix_projection=True, encoder_hidden_size=16)
     return found
 
 
@@ -130,7 +130,9 @@ def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -
     for row, event in zip(rows, found, strict=True):
         tokens, logprob = greedy(models[row.adapter], row.prompt)
         assert event.candidates[0].text == text(tokens), f"adapter {row.adapter}, prompt {row.prompt}"
-        assert event.candidates[0].logprob == pytest.approx(logprob, abs=2e-3), f"adapter {row.adapter}"
+        # T5 does not divide its attention scores, so the last bits of float32 grow.
+        near = pytest.approx(logprob, abs=2e-2 if arena.kind == "t5" else 2e-3)
+        assert event.candidates[0].logprob == near, f"adapter {row.adapter}"
     different = {round(event.candidates[0].logprob, 3) for event in found[: len(arena.names)]}
     assert len(different) == len(arena.names), "two techniques say the same, so this test would prove little"
 
@@ -218,6 +220,14 @@ def test_a_base_that_forgets_takes_no_virtual_tokens(tmp_path: Path) -> None:
     for folder in folders:
         with pytest.raises(AdapterError, match="forgets what stands far back"):
             arena.backend.load_adapter(folder)
+
+
+def test_a_prefix_before_a_decoder_that_counts_places_from_the_start_is_refused() -> None:
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=16, decoder_ffn_dim=16, **sizes))
+    config = {"num_layers": 2, "num_attention_heads": 2, "num_virtual_tokens": 3}
+    with pytest.raises(AdapterError, match="where only bases like T5 are served"):
+        prefix_tuning(bart, config, torch.zeros(3, 64), "mine")
 
 
 def test_prompts_of_very_different_length_keep_their_prefixes(tmp_path: Path) -> None:

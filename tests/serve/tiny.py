@@ -79,7 +79,7 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
         )
     else:
         config = T5Config(
-            vocab_size=size, d_model=64, d_ff=128, d_kv=16, num_layers=2, num_heads=4, decoder_start_token_id=0, **ends
+            vocab_size=size, d_model=64, d_ff=128, d_kv=16, num_layers=3, num_heads=4, decoder_start_token_id=0, **ends
         )
         model = T5ForConditionalGeneration(config)
     # Random weights of the usual size give nearly flat logits; larger ones make tokens that differ.

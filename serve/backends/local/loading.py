@@ -35,13 +35,13 @@ def load_base(
     report: Report,
     trust_remote_code: bool = False,
     training: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Literal["auto"] | None = None,
 ) -> LoadedBase:
     """Resolves `base` and loads it onto `device` ("auto": CUDA where there is one).
 
     NF4 has double quantization and computes in bfloat16 (float16 on GPUs without it). With `training` the CPU
     kernels never repack the weights: repacked weights have no gradient and are ruined by `state_dict()`.
-    `dtype` overrides the 16-bit float that the rest of the model has.
+    `dtype` overrides the 16-bit float that the rest of the model has; "auto" takes that of the files.
     """
     if quantization not in QUANTIZATIONS:
         raise unknown("quantization", quantization, QUANTIZATIONS)
@@ -72,7 +72,7 @@ def _device(device: str) -> str:
 
 
 def _load(
-    source: Source, quantization: str, place: str, trust_remote_code: bool, dtype: torch.dtype | None
+    source: Source, quantization: str, place: str, trust_remote_code: bool, dtype: torch.dtype | Literal["auto"] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -106,7 +106,7 @@ def _load(
     return model.eval(), tokenizer
 
 
-def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
+def _quantization_config(quantization: str, dtype: torch.dtype | Literal["auto"]) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantization == "nf4":
@@ -173,7 +173,7 @@ def _identity(
         is_encoder_decoder=bool(config.is_encoder_decoder),
         shapes=shapes,
         hidden_size=int(getattr(text, "hidden_size", None) or 0),
-        num_layers=int(getattr(text, "num_hidden_layers", None) or 0),
+        num_layers=int(getattr(text, "num_decoder_layers", None) or getattr(text, "num_hidden_layers", None) or 0),
         num_key_value_heads=int(getattr(text, "num_key_value_heads", None) or heads),
         head_dim=int(getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)),
     )

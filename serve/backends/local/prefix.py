@@ -53,51 +53,65 @@ def prompt_tuning(model: PreTrainedModel, config: Any, embeddings: torch.Tensor,
 
 
 def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name: str) -> Prefix:
-    """The prefix in `flat`, (tokens, layers * 2 * heads * head size), laid out as `PeftModel.get_prompt` does."""
+    """The prefix in `flat`, (tokens, layers * 2 * heads * head size), laid out as `PeftModel.get_prompt` does.
+
+    On encoder-decoder bases it stands before the decoder's own tokens.
+    """
+    layers, places = config["num_layers"], list(range(config["num_layers"]))
+    if model.config.is_encoder_decoder:
+        if not hasattr(model.config, "relative_attention_num_buckets"):
+            raise AdapterError(
+                f"Adapter '{name}' is a Prefix tuning adapter of an encoder-decoder base that counts places from the "
+                "start, where only bases like T5 are served: train a LoRA, IA3 or Prompt tuning adapter instead."
+            )
+        # PEFT deals the layers out in fours, for the decoder's own attention and for that to the encoder, and drops
+        # the second half. So layer i finds its keys where twice i is written.
+        places = [2 * place % layers for place in places]
     bare = _read(model, {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=model.device)}, name)
     heads = config["num_attention_heads"]
-    pairs = flat.view(len(flat), 2 * config["num_layers"], heads, -1).permute(1, 2, 0, 3)
-    prefix = Prefix(
-        tuple(pair.to(like.device, like.dtype).contiguous() for pair, like in zip(pairs[::2], bare.keys, strict=True)),
-        tuple(
-            pair.to(like.device, like.dtype).contiguous() for pair, like in zip(pairs[1::2], bare.values, strict=True)
-        ),
+    pairs = flat.view(len(flat), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[places]
+    keys, values = (
+        tuple(pair[side].to(like.device, like.dtype).contiguous() for pair, like in zip(pairs, known, strict=True))
+        for side, known in enumerate((bare.keys, bare.values))
     )
-    for one, like in zip(prefix.keys + prefix.values, bare.keys + bare.values, strict=True):
+    for one, like in zip(keys + values, bare.keys + bare.values, strict=True):
         if (one.shape[0], one.shape[2]) != (like.shape[0], like.shape[2]):
             raise AdapterError(
                 f"Adapter '{name}' has a prefix of {one.shape[0]} heads of {one.shape[2]} and the base keeps "
                 f"{like.shape[0]} of {like.shape[2]}: train it again on this base."
             )
-    return prefix
+    return Prefix(keys, values)
 
 
 @torch.inference_mode()
 def _read(model: Any, inputs: dict[str, torch.Tensor], name: str) -> Prefix:
-    """Keys and values that the base computes for one line of `inputs`."""
-    cache = new_cache(model.config)
-    if not is_plain(cache):
-        raise AdapterError(
-            f"Adapter '{name}' puts virtual tokens before the prompt, and this base forgets what stands far back "
-            "(a sliding window): train a LoRA or IA3 adapter instead."
-        )
-    model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    """Keys and values that the base, or its decoder, computes for one line of `inputs`."""
+    if model.config.is_encoder_decoder:
+        given = {**inputs, "decoder_input_ids": inputs["input_ids"]}
+        cache = model(**given, use_cache=True).past_key_values.self_attention_cache
+    else:
+        cache = new_cache(model.config)
+        if not is_plain(cache):
+            raise AdapterError(
+                f"Adapter '{name}' puts virtual tokens before the prompt, and this base forgets what stands far back "
+                "(a sliding window): train a LoRA or IA3 adapter instead."
+            )
+        model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix(
         tuple(layer.keys[0].clone() for layer in cache.layers), tuple(layer.values[0].clone() for layer in cache.layers)
     )
 
 
-def begin_cache(model: Any, prefixes: Sequence[Prefix | None]) -> tuple[Any, torch.Tensor]:
-    """A cache that begins with each line's prefix, and its mask, (lines, columns).
+def begin_cache(cache: Any, prefixes: Sequence[Prefix | None], device: torch.device) -> torch.Tensor:
+    """Puts each line's prefix into an empty cache; the mask of what it then holds, (lines, columns).
 
     Prefixes end at the same column; the columns of lines with a shorter one, or none, are masked.
     """
-    cache = new_cache(model.config)
     columns = max((len(prefix) for prefix in prefixes if prefix is not None), default=0)
-    mask = torch.zeros((len(prefixes), columns), dtype=torch.long, device=model.device)
+    mask = torch.zeros((len(prefixes), columns), dtype=torch.long, device=device)
     like = next((prefix for prefix in prefixes if prefix is not None), None)
     if like is None:
-        return cache, mask
+        return mask
     for number, (key, value) in enumerate(zip(like.keys, like.values, strict=True)):
         keys = key.new_zeros((len(prefixes), key.shape[0], columns, key.shape[2]))
         values = value.new_zeros((len(prefixes), value.shape[0], columns, value.shape[2]))
@@ -107,4 +121,4 @@ def begin_cache(model: Any, prefixes: Sequence[Prefix | None]) -> tuple[Any, tor
                 values[line, :, columns - len(prefix) :] = prefix.values[number]
                 mask[line, columns - len(prefix) :] = 1
         cache.update(keys, values, number)
-    return cache, mask
+    return mask

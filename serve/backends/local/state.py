@@ -49,7 +49,7 @@ class State(Protocol):
 def state_for(model: PreTrainedModel, pad_token: int, ahead: Sequence[Ahead | None]) -> State:
     """A fresh state of the kind that fits the model; `ahead[i]` is what stands before prompt i."""
     if model.config.is_encoder_decoder:
-        return Seq2SeqState(model, pad_token, [each if isinstance(each, Virtual) else None for each in ahead])
+        return Seq2SeqState(model, pad_token, ahead)
     return CausalState(model, pad_token, [each if isinstance(each, Prefix) else None for each in ahead])
 
 
@@ -115,7 +115,8 @@ class CausalState:
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Prefix | None], cancelled: Callable[[], bool]
     ) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Cache, mask and last logits of one group."""
-        self._cache, known = begin_cache(self._model, prefixes)
+        self._cache = new_cache(self._model.config)
+        known = begin_cache(self._cache, prefixes, self._model.device)
         ids, mask = _pad(prompts, self._pad, left=True)
         ids, mask = ids.to(self._model.device), torch.cat([known, mask.to(self._model.device)], dim=1)
         before = known.shape[1]
@@ -170,17 +171,24 @@ class CausalState:
 
 
 class Seq2SeqState:
-    """Rows of an encoder-decoder base: prompts are encoded once, the decoder starts from its start token."""
+    """Rows of an encoder-decoder base: prompts are encoded once, the decoder starts from its start token.
 
-    def __init__(self, model: PreTrainedModel, pad_token: int, virtual: Sequence[Virtual | None]) -> None:
+    Virtual tokens stand before the encoder's input, a prefix before the decoder's. Such a base must know places by
+    their distance alone (T5): rows without a prefix have masked columns where others have one.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_token: int, ahead: Sequence[Ahead | None]) -> None:
         from transformers import DynamicCache, EncoderDecoderCache
 
         self._model: Any = model
         self._pad = pad_token
-        self._virtual = virtual
+        self._virtual = [each if isinstance(each, Virtual) else None for each in ahead]
+        self._prefixes = [each if isinstance(each, Prefix) else None for each in ahead]
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         self._encoded = torch.empty(0)
         self._mask = torch.empty(0)
+        # What of the decoder's columns each row may see; empty while all rows see all, which needs no mask.
+        self._seen = torch.empty(0)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], on_rows: OnRows, cancelled: Callable[[], bool]) -> torch.Tensor:
@@ -188,6 +196,7 @@ class Seq2SeqState:
             raise CancelledError
         on_rows(range(len(prompts)))
         self._encoded = self._encode(prompts)
+        self._seen = begin_cache(self._cache.self_attention_cache, self._prefixes, self._model.device)
         config = self._model.config
         first = self._model.generation_config.decoder_start_token_id
         first = getattr(config, "decoder_start_token_id", None) if first is None else first
@@ -213,10 +222,13 @@ class Seq2SeqState:
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         from transformers.modeling_outputs import BaseModelOutput
 
+        if self._seen.numel():
+            self._seen = torch.cat([self._seen, self._seen.new_ones((len(tokens), 1))], dim=1)
         out = self._model(
             encoder_outputs=BaseModelOutput(last_hidden_state=self._encoded),
             attention_mask=self._mask,
             decoder_input_ids=tokens.to(self._model.device)[:, None],
+            decoder_attention_mask=self._seen if self._seen.numel() else None,
             past_key_values=self._cache,
             use_cache=True,
         )
@@ -226,4 +238,4 @@ class Seq2SeqState:
     def select(self, rows: torch.Tensor) -> None:
         rows = rows.to(self._model.device)
         self._cache.batch_select_indices(rows)
-        self._encoded, self._mask = self._encoded[rows], self._mask[rows]
+        self._encoded, self._mask, self._seen = self._encoded[rows], self._mask[rows], self._seen[rows]

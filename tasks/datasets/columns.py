@@ -1,0 +1,104 @@
+"""Which columns of a table are the intent and the code: the names that people's data has, or a mapping."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import DataError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns in use. With `turns`, one column holds both sides of a chat; else `intent` and `code` do.
+
+    `context` is joined to the intent where a row has it.
+    """
+
+    intent: str = ""
+    code: str = ""
+    context: str = ""
+    turns: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(name for name in (self.intent, self.context, self.code, self.turns) if name)
+
+    def __str__(self) -> str:
+        if self.turns:
+            return f"{self.turns} (user to assistant)"
+        return f"{self.intent}{f' + {self.context}' if self.context else ''} -> {self.code}"
+
+
+# In this order: the more telling names first, as tables can have several.
+LAYOUTS = (
+    Columns("intent", "snippet"),
+    Columns("nl", "cmd"),
+    Columns("instruction", "output", context="input"),
+    Columns("instruction", "response", context="context"),
+    Columns("instruction", "response", context="input"),
+    Columns("prompt", "completion"),
+    Columns(turns="messages"),
+    Columns(turns="conversations"),
+    Columns("question", "answer"),
+    Columns("intent", "code"),
+    Columns("prompt", "response"),
+    Columns("text", "code"),
+)
+
+
+def recognise(path: Path, columns: Sequence[str], intent: str | None = None, code: str | None = None) -> Columns:
+    """The columns to read. `intent` and `code` override what is recognised; the same name twice is a chat's column.
+
+    Raises DataError with the columns that are there and how to map them.
+    """
+    for wanted in (intent, code):
+        if wanted is not None and wanted not in columns:
+            near = difflib.get_close_matches(wanted, columns, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise DataError(f"{path} has no column '{wanted}': {hint}it has {_listed(columns)}.")
+    if intent is not None and code is not None:
+        return Columns(turns=intent) if intent == code else Columns(intent, code)
+    known = {name.strip().casefold(): name for name in reversed(columns)}
+    if intent is None and code is None:
+        found = next((_spelled(layout, known) for layout in LAYOUTS if _fits(layout, known)), None)
+    else:
+        found = _completed(intent, code, known)
+    if found is None:
+        missing = " ".join(
+            f"--{side}-column NAME" for side, name in (("intent", intent), ("code", code)) if name is None
+        )
+        raise DataError(
+            f"{path} has the columns {_listed(columns)}, and none that are known as "
+            f"{'an intent and its code' if intent == code else 'the intent' if code else 'the code'}: add {missing}."
+        )
+    return found
+
+
+def _fits(layout: Columns, known: Mapping[str, str]) -> bool:
+    return all(name in known for name in layout.names if name != layout.context)
+
+
+def _spelled(layout: Columns, known: Mapping[str, str]) -> Columns:
+    """The layout with the names as the table spells them."""
+    return Columns(*(known.get(name, "") for name in (layout.intent, layout.code, layout.context, layout.turns)))
+
+
+def _completed(intent: str | None, code: str | None, known: Mapping[str, str]) -> Columns | None:
+    """The column that was not mapped, by its usual partner first and by any known name otherwise."""
+    pairs = [_spelled(layout, known) for layout in LAYOUTS if not layout.turns]
+    mapped = intent or code
+    partners = [pair for pair in pairs if mapped in (pair.intent, pair.code)]
+    for pair in (*partners, *pairs):
+        chosen = Columns(intent or pair.intent, code or pair.code, pair.context if pair.intent == intent else "")
+        if chosen.intent and chosen.code and chosen.intent != chosen.code:
+            return chosen
+    return None
+
+
+def _listed(columns: Sequence[str]) -> str:
+    shown = [f"'{name if len(name) <= 60 else name[:59] + '…'}'" for name in columns[:20]]
+    return ", ".join(shown) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")

@@ -1,0 +1,214 @@
+"""Bad rows are left out with their line, the others are read; a file that cannot be read is one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+
+from errors import DataError
+from tasks.datasets import table_parquet, tables
+from tasks.datasets.upload import Upload, read_upload
+
+GOOD = b'{"intent": "a", "code": "b"}\n'
+
+
+def read(path: Path, content: bytes | str) -> Upload:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_upload(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence", "column"),
+    [
+        (b'{"intent": "a"}', "line 2: column 'code' is missing; the row has 'intent'.", "code"),
+        (b'{"intent": "a", "code": " "}', "line 2: column 'code' is empty.", "code"),
+        (b'{"intent": null, "code": "b"}', "line 2: column 'intent' is empty.", "intent"),
+        (b'{"intent": 5, "code": "b"}', "line 2: column 'intent' must be text, it is a number.", "intent"),
+        (b'{"intent": "a", "code": {"x": 1}}', "line 2: column 'code' must be text, it is an object.", "code"),
+        (b'{"intent": "a", "code": "b\\u0000"}', "line 2: column 'code' has a NUL character in it.", "code"),
+        (b'{"intent": "a\\ud83d", "code": "b"}', "line 2: column 'intent' has half a character", "intent"),
+        (b'["a", "b"]', "line 2: must be a JSON object with named columns, it is a list.", ""),
+        (b'{"intent": "a", "code": "b"', "line 2: not JSON (Expecting ',' delimiter at character 28).", ""),
+        (b'{"intent": "\xe4", "code": "b"}', "line 2: not UTF-8 (byte 13 of the line).", ""),
+        (b"[" * 100_000, "line 2: not JSON that Python can read (maximum recursion depth", ""),
+        (b'{"intent": ' + b"9" * 5000 + b"}", "line 2: not JSON that Python can read (Exceeds the limit", ""),
+        (
+            b'{"intent": "a", "code": "' + b"x" * 100_001 + b'"}',
+            "line 2: column 'code' has 100,001 characters and 100,000 are read at most.",
+            "code",
+        ),
+    ],
+)
+def test_a_bad_line_is_a_fault_and_the_rest_is_read(tmp_path: Path, line: bytes, sentence: str, column: str) -> None:
+    upload = read(tmp_path / "a.jsonl", GOOD + line + b"\n" + GOOD)
+    assert len(upload.examples) == 2
+    assert upload.rows == 3
+    (fault,) = upload.faults
+    assert fault.sentence.startswith(sentence)
+    assert (fault.line, fault.column) == (2, column)
+    assert fault.empty == ("is empty" in sentence)
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "has 2 user turns"),
+        ([("assistant", "b")], "has no text of the user"),
+        ([("user", "a")], "has no text of the assistant"),
+        ([("user", "a"), ("tool", "b")], "has a message of role 'tool'"),
+        ("user: a", "must be a list of messages, it is text"),
+        ([("user", 3), ("assistant", "b")], "whose content is a number"),
+    ],
+)
+def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages: object, sentence: str) -> None:
+    def row(turns: object) -> str:
+        value = turns if isinstance(turns, str) else [{"role": role, "content": text} for role, text in turns]  # type: ignore[attr-defined]
+        return json.dumps({"messages": value})
+
+    upload = read(tmp_path / "a.jsonl", row([("user", "a"), ("assistant", "b")]) + "\n" + row(messages))
+    assert len(upload.examples) == 1
+    assert upload.faults[0].sentence.startswith("line 2: column 'messages' ")
+    assert sentence in upload.faults[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("ending", "content", "sentence"),
+    [
+        ("jsonl", b"", "is empty"),
+        ("jsonl", b"\n \n", "has no row with named columns"),
+        ("jsonl", b"hello\nyou\n", "has no row with named columns: line 1: not JSON"),
+        ("jsonl", b'{"intent": "a", "code": ""}\n', "has 1 rows and none can be used: line 1: column 'code' is empty"),
+        ("json", b'[{"intent": "a", "code": "b"},\n {"intent"', r"not JSON \(Expecting ':' delimiter at line 2"),
+        ("json", b'[{"intent": "a", "code": "b"}] [1]', "Extra data behind the list"),
+        ("json", b'{\n"train_set": 1, "meta": {}}', r"holds one object \(train_set, meta\)"),
+        ("json", b'{"intent": "a"', r"not JSON"),
+        ("json", b"[" * 100_000, "not JSON that Python can read"),
+        ("json", b'{"data": ' * 100_000, "not JSON"),
+        ("json", b'[\n{"intent": "\xe4"}]', r"line 2: not UTF-8 \(byte 15 of the file\)"),
+        ("json", b"{\n}", "not JSON"),
+        ("json", b'"text"', "has no row"),
+        ("csv", b"a,b\n1\x002,3\n" + bytes(range(256)), "no text file, it has NUL bytes"),
+        ("csv", "intent,code\na,b\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("csv", b"PK\x03\x04\x14\x00\x06\x00", "no text file"),
+        ("csv", b"\n\n", "is empty"),
+        ("csv", b"intent,code\n", "has 0 rows"),
+        ("csv", b"code,intent,code\na,b,c\n", "line 1: two columns are named 'code'"),
+        ("csv", b"add 1 to x,x += 1\nb,c\n", "has the columns 'add 1 to x', 'x \\+= 1'"),
+        ("parquet", b"PAR1 is not all that it takes PAR1", "cannot be read as Parquet"),
+        ("parquet", b"PAR1", "cannot be read as Parquet"),
+        ("txt", b"a", "is of no known format: give a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, ending: str, content: bytes, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence) as caught:
+        read(tmp_path / f"a.{ending}", content)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no file"):
+        read_upload(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").mkdir()
+    with pytest.raises(DataError, match="is a folder: name the file in it"):
+        read_upload(tmp_path / "b.jsonl")
+
+
+def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_ROWS", 3)
+    for ending, content in (("jsonl", GOOD * 4), ("csv", b"intent,code\n" + b"a,b\n" * 4)):
+        with pytest.raises(DataError, match="has more than 3 rows"):
+            read(tmp_path / f"a.{ending}", content)
+    monkeypatch.setattr(tables, "MAX_BYTES", 100)
+    with pytest.raises(DataError, match="has 0 MB and 0 MB are read at most"):
+        read(tmp_path / "a.jsonl", GOOD * 4)
+
+
+def codes(upload: Upload) -> list[str]:
+    return [example.code for example in upload.examples]
+
+
+def test_csv_rows_with_too_many_or_too_few_cells(tmp_path: Path) -> None:
+    upload = read(tmp_path / "a.csv", "intent,code\na,f(1, 2)\nb\nc,d,,\ne,f\n")
+    assert codes(upload) == ["d", "f"]
+    assert [fault.sentence for fault in upload.faults] == [
+        "line 2: has 3 cells and the header 2: put quotes around a cell that has commas in it.",
+        "line 3: column 'code' is missing; the row has 'intent'.",
+    ]
+
+
+def test_csv_bytes_that_are_not_utf_8_cost_their_own_row(tmp_path: Path) -> None:
+    upload = read(tmp_path / "a.csv", b"intent,code\na,b\nf\xfcr,c\nd,e\n")
+    assert codes(upload) == ["b", "e"]
+    assert upload.faults[0].sentence == "line 3: column 'intent' is not UTF-8: save the file as UTF-8."
+
+
+def test_a_broken_quote_costs_its_own_row(tmp_path: Path) -> None:
+    upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print("d")"\ne,"f(1, ""2"")"\ng,h\n')
+    assert codes(upload) == ["b", 'f(1, "2")', "h"]
+    assert [fault.sentence for fault in upload.faults] == [
+        "line 3: text follows a quote that closes a cell: double the quotes inside of a cell."
+    ]
+
+
+def test_a_quote_that_never_closes_costs_its_own_row(tmp_path: Path) -> None:
+    upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print(d)\n' + "e,f\n" * 3000)
+    assert codes(upload) == ["b"] + ["f"] * 3000
+    assert [fault.line for fault in upload.faults] == [3]
+    assert "a quote opens here and never closes" in upload.faults[0].sentence
+
+
+def test_the_inside_of_a_broken_cell_never_becomes_a_row(tmp_path: Path) -> None:
+    """`foo(a, b)` looks like a row of two cells; the quote behind it tells that it is code."""
+    broken = 'c,"print("hello")\nfoo(a, b)\nbar"\n'
+    upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + broken + "e,f\ng,h\n")
+    assert codes(upload) == ["b", "f", "h"]
+    assert [fault.line for fault in upload.faults] == [3, 4, 5]
+    assert upload.faults[2].sentence == "line 5: belongs to the broken quote in line 3, or has its own."
+
+
+def test_a_file_of_broken_quotes_ends_soon(tmp_path: Path) -> None:
+    upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + 'c,"d"e\n' * 500)
+    assert codes(upload) == ["b"]
+    assert len(upload.faults) == 102
+    assert upload.faults[-1].sentence.endswith("from here on nothing is read.")
+
+
+def test_a_cell_longer_than_the_reader_takes(tmp_path: Path) -> None:
+    upload = read(tmp_path / "a.csv", "intent,code\na,b\nc," + "x" * 200_000 + "\nd,e\n")
+    assert codes(upload) == ["b", "e"]
+    assert [fault.line for fault in upload.faults] == [3]
+
+
+def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = {"intent": pa.array(["a", None, "c"]), "code": pa.array([b"x", b"y", b"z"], pa.binary())}
+    pq.write_table(pa.table(table), path)
+    with pytest.raises(DataError, match="none can be used: row 1: column 'code' must be text, it is bytes"):
+        read_upload(path)
+    pq.write_table(pa.table(table | {"code": pa.array(["x", "y", "z"]).dictionary_encode()}), path)
+    upload = read_upload(path)
+    assert codes(upload) == ["x", "z"]
+    assert upload.faults[0].sentence == "row 2: column 'intent' is empty."
+
+
+def test_parquet_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"intent": ["a"] * 20_000, "code": ["x" * 1000] * 20_000}), path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(table_parquet, "MAX_UNPACKED", 5_000_000)
+    with pytest.raises(DataError, match="unpacks to more than 5 MB"):
+        read_upload(path)
+
+
+def test_a_truncated_parquet_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"intent": ["a"] * 2000, "code": [f"f({i})" for i in range(2000)]}), path)
+    content = bytearray(path.read_bytes())
+    content[20:2000] = b"\xff" * 1980  # the footer is whole, the pages are not
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read(path, bytes(content))

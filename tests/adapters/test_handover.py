@@ -1,0 +1,137 @@
+"""The rules of the hand-over to vLLM: each one is broken by one change, and all of them hold for what we ship."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from adapters.handover import RANKS, rules
+from adapters.store import LIBRARY, AdapterFolder, Store
+from tests.adapters.folders import CONFIG, IN, LAYERS, MANIFEST, OUT, key, tensors, write_adapter
+
+RANK = 8
+GOOD: dict[str, Any] = {**CONFIG, "r": RANK, "lora_alpha": 16}
+
+
+def _folder(path: Path, **changes: Any) -> AdapterFolder:
+    """A folder that the store need not have let through."""
+    config = {**GOOD, **changes}
+    return AdapterFolder(path.name, path, MANIFEST, config, "sha256:0")
+
+
+def _broken(folder: AdapterFolder) -> dict[str, str]:
+    found = rules(folder)
+    assert all(rule.holds is not bool(rule.reason) for rule in found)
+    return {rule.name: rule.reason for rule in found if not rule.holds}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_adapter(tmp_path / "good", GOOD, weights=tensors(RANK))
+
+
+def test_a_plain_lora_keeps_every_rule(path: Path) -> None:
+    assert _broken(Store((path.parent,)).inspect("good")) == {}
+    assert len(rules(_folder(path))) == 11
+
+
+@pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
+def test_both_files_lie_in_the_folder(path: Path, missing: str) -> None:
+    (path / missing).unlink()
+    assert f"vLLM looks for <root>/good/{missing}, which is not there" in _broken(_folder(path))["file layout"]
+
+
+def test_the_folder_has_the_adapters_name(path: Path) -> None:
+    other = path.rename(path.with_name("other"))
+    broken = _broken(replace(_folder(other), name="good"))
+    assert broken["file layout"] == "the folder is called other, vLLM would look for good: rename it"
+
+
+@pytest.mark.parametrize("kind", ["IA3", "PROMPT_TUNING", "PREFIX_TUNING", None])
+def test_only_lora(path: Path, kind: str | None) -> None:
+    assert "vLLM loads LoRA alone: serve it here" in _broken(_folder(path, peft_type=kind))["peft_type LORA"]
+
+
+@pytest.mark.parametrize("said", ["other/base", "tiny/base/", None])
+def test_the_base_is_named_as_it_is_served(path: Path, said: str | None) -> None:
+    reason = _broken(_folder(path, base_model_name_or_path=said))["base_model_name_or_path"]
+    assert reason.startswith(f"base_model_name_or_path is {said} and the base is served as tiny/base: vLLM compares")
+
+
+def test_an_encoder_decoder_base_has_no_path(path: Path) -> None:
+    assert "task_type is SEQ_2_SEQ_LM" in _broken(_folder(path, task_type="SEQ_2_SEQ_LM"))["task_type CAUSAL_LM"]
+
+
+@pytest.mark.parametrize("rank", [1, 4, 12, 24, 48, 100, 1024, 0, True, "16", None])
+def test_a_rank_that_vllm_does_not_allocate(path: Path, rank: Any) -> None:
+    assert "vLLM's ranks are 8, 16, 32, 64, 128, 256, 320, 512" in _broken(_folder(path, r=rank))["rank"]
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_the_ranks_that_it_does(path: Path, rank: int) -> None:
+    assert "rank" not in _broken(_folder(path, r=rank))
+
+
+@pytest.mark.parametrize("pattern", ["rank_pattern", "alpha_pattern"])
+def test_modules_with_a_rank_or_alpha_of_their_own(path: Path, pattern: str) -> None:
+    broken = _broken(_folder(path, **{pattern: {"q_proj": 32}}))
+    assert broken["one rank and alpha"].startswith(f"{pattern} gives modules")
+
+
+@pytest.mark.parametrize("change", [{"bias": "all"}, {"bias": "lora_only"}, {"lora_bias": True}])
+def test_trained_biases(path: Path, change: dict[str, Any]) -> None:
+    assert "train with bias none" in _broken(_folder(path, **change))["bias none"]
+
+
+def test_dora(path: Path) -> None:
+    assert _broken(_folder(path, use_dora=True)) == {
+        "no DoRA": "it is a DoRA (use_dora), which vLLM refuses: train without, or merge it"
+    }
+
+
+def test_whole_layers(path: Path) -> None:
+    broken = _broken(_folder(path, modules_to_save=["lm_head"]))
+    assert list(broken) == ["no modules_to_save"]
+
+
+@pytest.mark.parametrize("targets", [".*q_proj", [], ["q_proj", 1], [LAYERS[0]], ["(a+)+$"], None])
+def test_target_modules_are_suffixes(path: Path, targets: Any) -> None:
+    assert "target modules" in _broken(_folder(path, target_modules=targets))
+
+
+def test_a_suffix_may_have_two_parts(path: Path) -> None:
+    assert _broken(_folder(path, target_modules=["self_attn.q_proj"])) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "is not named base_model.model.<layer>.lora_A.weight"),
+        (key(LAYERS[0], "magnitude_vector"), "is not named"),
+        ("base_model.model.lm_head.weight", "is not named"),
+        (key("model.layers.0.self_attn.q_proj.lora_A.default", "A"), "of a layer that target_modules does not name"),
+        (key("model.layers.0.mlp.up_proj", "A"), "of a layer that target_modules does not name"),
+        (key("model.layers.0.self_attn.xq_proj", "A"), "of a layer that target_modules does not name"),
+    ],
+)
+def test_tensors_have_the_names_that_vllm_takes_apart(path: Path, name: str, says: str) -> None:
+    save_file({**tensors(RANK), name: np.ones((RANK, IN), np.float32)}, path / "adapter_model.safetensors")
+    assert says in _broken(_folder(path))["names of tensors"]
+
+
+def test_weights_that_cannot_be_read_are_a_broken_rule_too(path: Path) -> None:
+    (path / "adapter_model.safetensors").write_bytes(bytes(OUT))
+    assert "is not valid" in _broken(_folder(path))["names of tensors"]
+
+
+def test_every_lora_that_we_ship_keeps_every_rule() -> None:
+    library = Store((LIBRARY,))
+    folders = [library.inspect(name) for name in library.names()]
+    loras = [folder for folder in folders if folder.config["peft_type"] == "LORA"]
+    assert loras
+    assert {folder.name: _broken(folder) for folder in loras} == {folder.name: {} for folder in loras}

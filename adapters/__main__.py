@@ -1,9 +1,13 @@
-"""Lists the adapters, or shows one.
+"""Lists, shows, verifies, merges, deletes and pulls adapters.
 
     python -m adapters list
     python -m adapters show lora-starter
+    python -m adapters verify lora-starter --base embedded
+    python -m adapters merge lora-starter ~/models/merged
+    python -m adapters delete lora-mine
+    python -m adapters pull user/name@revision
 
-No base is loaded, so whether an adapter fits one is not checked here: `list` says which folders are sound.
+Only `merge`, and `verify` with --base, load a base.
 """
 
 from __future__ import annotations
@@ -13,16 +17,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters.store import LIBRARY, AdapterFolder, AdapterStatus, Store, user_root
-from adapters.weights import WEIGHTS_NAME, shown
-from errors import PeftArenaError
-
-_HEADS = ("NAME", "TECHNIQUE", "BASE", "QUANTIZED", "DATA", "PROMPT", "SOUND")
+from adapters.store import LIBRARY, Store, user_root
+from errors import AdapterError, PeftArenaError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, or 2 with one sentence on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m adapters", description="Lists the adapters, or shows one.")
+    """Runs the command; 0, 2 with one sentence on standard error, or 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    roots = tuple(options.root or (LIBRARY, user_root()))
+    try:
+        return int(options.run(options, roots))
+    except PeftArenaError as fault:
+        print(fault, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped; nothing was left half done.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m adapters", description="Lists, shows, verifies, merges, deletes and pulls adapters."
+    )
     parser.add_argument(
         "--root",
         type=Path,
@@ -31,75 +47,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a folder with adapters (repeatable; default: those that come with the program, then your own)",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="all adapters, one a line")
+    listing = commands.add_parser("list", help="all adapters, one a line")
+    listing.set_defaults(run=_list)
     show = commands.add_parser("show", help="what is known of one adapter")
     show.add_argument("name", metavar="NAME")
-    options = parser.parse_args(arguments)
-    store = Store(options.root or (LIBRARY, user_root()))
-    try:
-        print(listing(store) if options.command == "list" else description(store.inspect(options.name)))
-    except PeftArenaError as fault:
-        print(fault, file=sys.stderr)
-        return 2
+    show.set_defaults(run=_show)
+    verify = commands.add_parser("verify", help="whether an adapter is what it says")
+    verify.add_argument("target", metavar="NAME|FOLDER")
+    _add_base(verify, "also decode two prompts with the adapter on this base")
+    verify.add_argument("--quantization", help="of that base: nf4, int8 or none (default: as in training)")
+    verify.set_defaults(run=_verify)
+    merge = commands.add_parser("merge", help="write the base with the adapter merged into its weights")
+    merge.add_argument("target", metavar="NAME|FOLDER")
+    merge.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+    _add_base(merge, "where the adapter's base is now, if its manifest cannot say")
+    merge.set_defaults(run=_merge, device="cpu")
+    delete = commands.add_parser("delete", help="delete one of your own adapters")
+    delete.add_argument("name", metavar="NAME")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.set_defaults(run=_delete)
+    pull = commands.add_parser("pull", help="install an adapter from the Hugging Face Hub")
+    pull.add_argument("spec", metavar="USER/NAME[@REVISION]")
+    pull.add_argument("--name", help="what it is called here (default: its name on the Hub)")
+    pull.add_argument("--overwrite", action="store_true", help="replace the adapter of that name")
+    pull.set_defaults(run=_pull)
+    return parser
+
+
+def _add_base(parser: argparse.ArgumentParser, purpose: str) -> None:
+    parser.add_argument("--base", help=f"embedded, a Hub id[@revision], a folder or a .gguf file: {purpose}")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the base's own code; needs a revision")
+
+
+def _list(_options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.describe import listing
+
+    print(listing(Store(roots)))
     return 0
 
 
-def listing(store: Store) -> str:
-    """A table of all adapters, and below it why the unsound ones are not."""
-    states = store.status()
-    if not states:
-        return "No adapters in " + " or ".join(str(root) for root in store.roots) + "."
-    table = [_HEADS, *(_line(state) for state in states)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(_HEADS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    reasons = [state.reason for state in states if not state.usable]
-    return "\n".join(lines + ([""] if reasons else []) + reasons)
+def _show(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.describe import description
+
+    print(description(Store(roots).inspect(options.name)))
+    return 0
 
 
-def description(folder: AdapterFolder) -> str:
-    """Everything that a person asks of an adapter, one a line."""
-    manifest, config = folder.manifest, folder.config
-    size = (folder.path / WEIGHTS_NAME).stat().st_size
-    pairs = [
-        ("name", folder.name),
-        ("folder", str(folder.path)),
-        ("technique", manifest.technique),
-        ("base", f"{manifest.base_id} (revision {manifest.base_revision})"),
-        ("quantization in training", manifest.trained_quantization),
-        ("rank, alpha", f"{config['r']}, {config['lora_alpha']}"),
-        ("modules", ", ".join(sorted(config["target_modules"]))),
-        ("data", f"{manifest.dataset} ({manifest.dataset_digest})"),
-        ("prompt", f"{manifest.prompt_style} ({manifest.prompt_fingerprint})"),
-        ("seed", str(manifest.seed)),
-        ("licence", manifest.licence),
-        ("created", manifest.created or "not said"),
-        ("weights", f"{size / 1e6:.1f} MB ({folder.digest})"),
-        *((f"score, {score.get('metric', '?')}", _score(score)) for score in manifest.scores),
-    ]
-    width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{shown(name):<{width}}  {shown(value, 400)}" for name, value in pairs)
+def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.verify import find, verify
+
+    folder = find(options.target, Store(roots))
+    print(verify(folder))
+    if options.base:
+        from train.trial import Place, try_adapter
+
+        place = Place(options.base, options.quantization, options.device, options.trust_remote_code)
+        print(try_adapter(folder, place, _report))
+    return 0
 
 
-def _line(state: AdapterStatus) -> tuple[str, ...]:
-    sound = "yes" if state.usable else "no"
-    manifest = state.manifest
-    if manifest is None:
-        return (shown(state.name, 64), "-", "-", "-", "-", "-", sound)
-    cells = (
-        manifest.technique,
-        manifest.base_id,
-        manifest.trained_quantization,
-        manifest.dataset,
-        manifest.prompt_style,
+def _merge(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.verify import find
+    from train.merge import merge
+
+    folder = find(options.target, Store(roots))
+    out = merge(
+        folder,
+        options.out,
+        _report,
+        base=options.base,
+        device=options.device,
+        trust_remote_code=options.trust_remote_code,
     )
-    return (shown(state.name, 64), *(shown(cell, 48) for cell in cells), sound)
+    print(f"The merged model is ready: --base {out}")
+    return 0
 
 
-def _score(score: object) -> str:
-    if not isinstance(score, dict):
-        return "not valid"
-    rest = ", ".join(f"{key} {value}" for key, value in score.items() if key not in ("metric", "value"))
-    return f"{score.get('value', '?')} ({rest})" if rest else str(score.get("value", "?"))
+def _delete(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.delete import delete, own_folder
+
+    folder = own_folder(options.name, roots)
+    if not options.yes and not _confirmed(options.name, folder):
+        raise AdapterError(f"'{options.name}' was not deleted: type its name to confirm, or add --yes.")
+    delete(folder)
+    print(f"Deleted {folder}.")
+    return 0
+
+
+def _confirmed(name: str, folder: Path) -> bool:
+    try:
+        return input(f"Delete {folder} for good? Type {name} to confirm: ").strip() == name
+    except EOFError:
+        return False
+
+
+def _pull(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.hub import pull
+
+    # The last root is the one that hides the others, and by default the user's own.
+    folder = pull(options.spec, roots[-1], _report, name=options.name, overwrite=options.overwrite)
+    print(f"The adapter is ready in {folder}.")
+    return 0
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Store:
 
     def names(self) -> list[str]:
         """Names of all folders that look like adapters, sorted; none of them is checked yet."""
-        return sorted(self._folders())
+        return sorted(self._folders(_looks_like_adapter))
 
     def open(self, name: str, base: BaseIdentity) -> AdapterFolder:
         """The folder of that name after every check against `base`; AdapterError in one sentence otherwise.
@@ -76,15 +76,19 @@ class Store:
 
     def status(self, base: BaseIdentity | None = None) -> list[AdapterStatus]:
         """Every adapter, with the reason why it cannot be used on `base` (or, without one, at all)."""
-        return [self._status(name, folder, base) for name, folder in sorted(self._folders().items())]
+        return [self._status(name, folder, base) for name, folder in sorted(self._folders(_looks_like_adapter).items())]
 
-    def _folders(self) -> dict[str, Path]:
+    def full_models(self) -> dict[str, Path]:
+        """Name -> folder of the whole models that full fine-tuning left beside the adapters: bases of their own."""
+        return dict(sorted(self._folders(_looks_like_model).items()))
+
+    def _folders(self, wanted: Callable[[Path], bool]) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for root in self.roots:
             if not root.is_dir():
                 continue
             try:
-                inside = [entry for entry in root.iterdir() if _looks_like_adapter(entry)]
+                inside = [entry for entry in root.iterdir() if wanted(entry)]
             except OSError as fault:
                 raise AdapterError(f"The adapters in {root} cannot be read ({fault.strerror or fault}).") from fault
             found.update({entry.name: entry for entry in inside})
@@ -92,8 +96,9 @@ class Store:
 
     def _folder(self, name: str) -> Path:
         checks.check_name(name)
-        folders = self._folders()
+        folders = self._folders(_looks_like_adapter)
         if name not in folders:
+            refuse_full_model(self.full_models().get(name))
             raise unknown("adapter", name, folders)
         return folders[name]
 
@@ -122,9 +127,23 @@ class Store:
             return AdapterStatus(name, False, reason, None)
 
 
+def refuse_full_model(folder: Path | None) -> None:
+    """AdapterError where `folder` holds a whole model, as full fine-tuning and `merge` leave it."""
+    if folder is not None and _looks_like_model(folder):
+        raise AdapterError(f"'{folder.name}' is a whole model, not an adapter: use it with --base {folder}.")
+
+
 def _looks_like_adapter(entry: Path) -> bool:
     """Hidden folders are left out: that is how a folder is named while it is being written."""
+    return not entry.name.startswith(".") and _has(entry, checks.CONFIG_NAME)
+
+
+def _looks_like_model(entry: Path) -> bool:
+    return not entry.name.startswith(".") and _has(entry, "config.json") and not _has(entry, checks.CONFIG_NAME)
+
+
+def _has(folder: Path, name: str) -> bool:
     try:
-        return not entry.name.startswith(".") and (entry / checks.CONFIG_NAME).is_file()
+        return (folder / name).is_file()
     except OSError:  # a folder that may not be entered
         return False

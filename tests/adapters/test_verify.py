@@ -1,0 +1,147 @@
+"""`verify`: what a sound folder is told, and each way in which a folder is not what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from adapters.__main__ import main
+from adapters.store import Store
+from adapters.verify import find, verify
+from adapters.weights import digest
+from errors import AdapterError
+from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, key, tensors, write_adapter
+
+CARD = "---\nlibrary_name: peft\nbase_model: tiny/base\n---\n# good\n"
+
+
+def _verified(folder: Path) -> str:
+    return verify(Store((folder.parent,)).inspect(folder.name))
+
+
+def _refused(folder: Path) -> str:
+    with pytest.raises(AdapterError) as caught:
+        _verified(folder)
+    sentence = str(caught.value)
+    assert sentence.isprintable()
+    assert len(sentence) < 400
+    return sentence
+
+
+def test_a_sound_folder(good: Path) -> None:
+    stated = digest(good / "adapter_model.safetensors", "good")
+    replace(MANIFEST, weights_digest=stated).write(good)
+    (good / "README.md").write_text(CARD)
+    said = _verified(good)
+    assert f"{stated}, as the manifest states" in said
+    assert "all of 4 tensors are finite" in said
+    assert f"tiny/base (revision {'a' * 40}) in the manifest, adapter_config.json and card" in said
+    assert "10 of 11 rules of the hand-over hold" in said
+    assert "vLLM: rank  rank r is 4 and vLLM's ranks are 8" in said
+
+
+def test_a_folder_without_digest_and_card_says_so(good: Path) -> None:
+    said = _verified(good)
+    assert "the manifest, older than this check, states no digest" in said
+    assert "there is no card" in said
+
+
+def test_other_weights_than_the_manifests(good: Path) -> None:
+    replace(MANIFEST, weights_digest="sha256:0011223344556677").write(good)
+    assert "the manifest states sha256:0011223344556677: the weights are not those" in _refused(good)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(good: Path, dtype: type, value: float) -> None:
+    broken = tensors(dtype=dtype)
+    broken[key(LAYERS[1], "B")][3, 2] = value
+    save_file(broken, good / "adapter_model.safetensors")
+    assert f"tensor {key(LAYERS[1], 'B')} holds values that are not finite" in _refused(good)
+
+
+def test_bfloat16_is_read_too(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save
+
+    folder = write_adapter(tmp_path / "good")
+    values = {name: torch.from_numpy(tensor).bfloat16() for name, tensor in tensors().items()}
+    save(values, folder / "adapter_model.safetensors")
+    assert "all of 4 tensors are finite" in _verified(folder)
+    values[key(LAYERS[0], "A")][0, 0] = float("inf")
+    save(values, folder / "adapter_model.safetensors")
+    assert "not finite" in _refused(folder)
+
+
+def test_the_largest_finite_values_are_finite(good: Path) -> None:
+    large = tensors()
+    large[key(LAYERS[0], "A")][:] = np.finfo(np.float32).max
+    save_file(large, good / "adapter_model.safetensors")
+    assert "are finite" in _verified(good)
+
+
+def test_manifest_and_config_name_one_base(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "good", {**CONFIG, "base_model_name_or_path": "other/base"})
+    assert "adapter_config.json names the base other/base and the manifest tiny/base" in _refused(folder)
+    folder = write_adapter(tmp_path / "old", {**CONFIG, "revision": "b" * 40})
+    assert f"names the revision {'b' * 40} and the manifest {'a' * 40}" in _refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [
+        ("---\nbase_model: other/base\n---\n", "its card names the base other/base and the manifest tiny/base"),
+        ("# no front matter\n", "its card names the base none"),
+        ("---\nbase_model: [\n---\n", "the top of README.md cannot be read as YAML"),
+        ("---\n" + "[" * 5000 + "\n---\n", "cannot be read as YAML"),
+        ("---\nbase_model: !!python/object/apply:os.getcwd []\n---\n", "cannot be read as YAML"),
+        ("x" * ((1 << 20) + 1), "README.md has more than 1048576 bytes"),
+    ],
+)
+def test_the_card_names_it_too(good: Path, card: str, says: str) -> None:
+    (good / "README.md").write_text(card)
+    assert says in _refused(good)
+
+
+def test_a_card_that_names_several(good: Path) -> None:
+    (good / "README.md").write_text("---\nbase_model: [quantized/base, tiny/base]\n---\n")
+    assert "and card" in _verified(good)
+
+
+def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store((good.parent,))
+    assert find("good", store) == find(str(good), Store(())) == store.inspect("good")
+    monkeypatch.chdir(good)
+    assert find(".", Store(())).path == good.resolve()
+    with pytest.raises(AdapterError, match="There is no folder"):
+        find(str(tmp_path / "none"), store)
+
+
+def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
+    model = tmp_path / "tuned"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"")
+    MANIFEST.write(model)
+    sentence = f"^'tuned' is a whole model, not an adapter: use it with --base {model}\\.$"
+    with pytest.raises(AdapterError, match=sentence):
+        find(str(model), Store(()))
+    with pytest.raises(AdapterError, match=sentence):
+        find("tuned", Store((tmp_path,)))
+    with pytest.raises(AdapterError, match=sentence):
+        Store((tmp_path,)).open("tuned", BASE)
+
+
+def test_the_command(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", str(good.parent), "verify", "good"]) == 0
+    assert "all of 4 tensors are finite" in capsys.readouterr().out
+    (good / "adapter_config.json").write_text(json.dumps({**CONFIG, "r": 8}))
+    assert main(["verify", str(good)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1

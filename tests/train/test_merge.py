@@ -1,0 +1,245 @@
+"""Merging: the weights of the model that comes out, against the formulas of the techniques, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from safetensors.torch import load_file, save_file
+
+from adapters.__main__ import main
+from adapters.manifest import Manifest
+from adapters.store import AdapterFolder, Store
+from errors import AdapterError, DiskSpaceError
+from serve.backends.local.loading import load_base
+from tests.serve.tiny import make_adapter, make_base
+from train.merge import caveat, merge
+from train.targets import attention_modules, ia3_modules
+
+
+def _silent(_: str) -> None:
+    return
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base of each architecture: folders `llama`, `qwen2`, `codegen` and `t5`."""
+    place = tmp_path_factory.mktemp("merge")
+    for kind in ("llama", "qwen2", "codegen", "t5"):
+        make_base(kind, place / kind)
+    return place
+
+
+def _adapter(place: Path, kind: str, name: str, make: Any, **changes: Any) -> AdapterFolder:
+    """An adapter `name` of PEFT's config `make(identity)` for the base of that kind."""
+    loaded = load_base(str(place / kind), "none", "cpu", _silent, training=True, dtype="auto")
+    folder = place / "store" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    make_adapter(folder, loaded.identity, loaded.model, make(loaded.identity), seed=1)
+    replace(Manifest.read(folder), **changes).write(folder)
+    return Store((place / "store",)).inspect(name)
+
+
+def _lora(**options: Any) -> Any:
+    return lambda identity: LoraConfig(
+        r=4, lora_alpha=12, target_modules=attention_modules(identity), init_lora_weights=False, **options
+    )
+
+
+def _ia3(identity: Any) -> IA3Config:
+    targets, feedforward = ia3_modules(identity)
+    return IA3Config(target_modules=targets, feedforward_modules=feedforward)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: tensor for file in sorted(folder.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+
+
+def _by_module(adapter: AdapterFolder) -> dict[str, dict[str, torch.Tensor]]:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in _weights(adapter.path).items():
+        module, part = key.removeprefix("base_model.model.").removesuffix(".weight").rsplit(".", 1)
+        found.setdefault(module, {})[part] = tensor.float()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "scale"),
+    [
+        ("llama", {}, 3.0),
+        ("llama", {"use_rslora": True}, 6.0),
+        ("llama", {"use_dora": True}, 3.0),
+        ("qwen2", {}, 3.0),
+        ("codegen", {}, 3.0),
+        ("t5", {}, 3.0),
+    ],
+)
+def test_lora_is_added_to_the_weights(
+    place: Path, tmp_path: Path, kind: str, options: dict[str, bool], scale: float
+) -> None:
+    adapter = _adapter(place, kind, "lora", _lora(**options))
+    merge(adapter, tmp_path / "out", _silent, base=str(place / kind))
+    before, after = _weights(place / kind), _weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    changed = _by_module(adapter)
+    for module, parts in changed.items():
+        wanted = before[f"{module}.weight"] + scale * parts["lora_B"] @ parts["lora_A"]
+        if "lora_magnitude_vector" in parts:
+            wanted *= (parts["lora_magnitude_vector"] / wanted.norm(dim=1))[:, None]
+        torch.testing.assert_close(after[f"{module}.weight"], wanted.bfloat16(), rtol=0.01, atol=1e-4)
+        assert not torch.equal(after[f"{module}.weight"], before[f"{module}.weight"].bfloat16())
+    for key in after.keys() - {f"{module}.weight" for module in changed}:
+        assert torch.equal(after[key], before[key].bfloat16()), key
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen", "t5"])
+def test_ia3_is_multiplied_into_weights_and_biases(place: Path, tmp_path: Path, kind: str) -> None:
+    adapter = _adapter(place, kind, "ia3", _ia3)
+    merge(adapter, tmp_path / "out", _silent, base=str(place / kind))
+    before, after = _weights(place / kind), _weights(tmp_path / "out")
+    for module, parts in _by_module(adapter).items():
+        # (out, 1) scales what a layer gives, (1, in) what it is given.
+        wanted = before[f"{module}.weight"] * parts["ia3_l"]
+        assert torch.equal(after[f"{module}.weight"], wanted.bfloat16()), module
+        if f"{module}.bias" in before:
+            inner = module.endswith(tuple(adapter.config["feedforward_modules"]))
+            scaled = before[f"{module}.bias"] * (1 if inner else parts["ia3_l"].flatten())
+            assert torch.equal(after[f"{module}.bias"], scaled.bfloat16()), module
+
+
+def test_what_comes_out_is_a_base(place: Path, tmp_path: Path) -> None:
+    adapter = _adapter(place, "llama", "lora", _lora())
+    out = merge(adapter, tmp_path / "deep" / "out", _silent, base=str(place / "llama"))
+    assert {tensor.dtype for tensor in _weights(out).values()} == {torch.bfloat16}
+    assert "tokenizer.json" in {path.name for path in out.iterdir()}
+    loaded = load_base(str(out), "none", "cpu", _silent)
+    wrapped = load_base(str(place / "llama"), "none", "cpu", _silent, dtype="auto")
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(wrapped.model, str(adapter.path))
+    ids = loaded.tokenizer("sort a list", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        merged, apart = loaded.model(ids).logits.float(), tuned(ids).logits
+    assert torch.nn.functional.cosine_similarity(merged, apart, dim=-1).min() > 0.999
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_half_precision_stays_what_it_is(place: Path, tmp_path: Path) -> None:
+    base = tmp_path / "llama"  # the adapter knows its base by this name
+    shutil.copytree(place / "llama", base)
+    save_file(
+        {key: tensor.half() for key, tensor in _weights(base).items()}, base / "model.safetensors", {"format": "pt"}
+    )
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
+    adapter = _adapter(tmp_path, "llama", "lora", _lora())
+    out = merge(adapter, tmp_path / "out", _silent, base=str(base))
+    assert {tensor.dtype for tensor in _weights(out).values()} == {torch.float16}
+
+
+@pytest.mark.parametrize(("quantization", "is_said"), [("nf4", True), ("int8", True), ("none", False)])
+def test_the_caveat_of_quantized_training_is_said_and_written(
+    place: Path, tmp_path: Path, quantization: str, is_said: bool
+) -> None:
+    adapter = _adapter(place, "llama", "lora", _lora(), trained_quantization=quantization)
+    lines: list[str] = []
+    out = merge(adapter, tmp_path / "out", lines.append, base=str(place / "llama"))
+    card = (out / "README.md").read_text()
+    sentence = f"trained against the {quantization} weights of its base and is merged into the 16-bit ones"
+    assert (sentence in card) is is_said
+    assert any(sentence in line for line in lines) is is_said
+    assert card.startswith("---\nlibrary_name: transformers\nbase_model: llama\n")
+    assert bool(caveat(adapter.manifest)) is is_said
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda _: PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1),
+        lambda _: PrefixTuningConfig(num_virtual_tokens=3),
+    ],
+    ids=["prompt", "prefix"],
+)
+def test_virtual_tokens_cannot_be_merged(place: Path, tmp_path: Path, make: Any) -> None:
+    adapter = _adapter(place, "llama", "virtual", make)
+    with pytest.raises(AdapterError, match=r"change no weights, so it cannot be merged; serve it as it is\.$"):
+        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_base_is_refused(place: Path, tmp_path: Path) -> None:
+    adapter = _adapter(place, "llama", "lora", _lora())
+    with pytest.raises(AdapterError, match="was trained for llama"):
+        merge(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
+    with pytest.raises(AdapterError, match=r"a folder or file called llama: say where it is with --base\.$"):
+        merge(adapter, tmp_path / "out", _silent)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shared_lm_head_is_refused(place: Path, tmp_path: Path) -> None:
+    adapter = _adapter(
+        place, "qwen2", "lora", lambda _: LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
+    )
+    with pytest.raises(AdapterError, match="shares with its input embeddings"):
+        merge(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
+
+
+def test_nothing_is_replaced_and_no_disk_is_filled(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = _adapter(place, "llama", "lora", _lora())
+    with pytest.raises(AdapterError, match="exists: name a folder that does not"):
+        merge(adapter, tmp_path, _silent, base=str(place / "llama"))
+
+    class Usage:
+        free = 1000
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage())
+    with pytest.raises(DiskSpaceError, match=r"has 0 MB free and the merged model needs \d+ MB: .* larger disk\.$"):
+        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_finite_leave_nothing(place: Path, tmp_path: Path) -> None:
+    adapter = _adapter(place, "llama", "lora", _lora())
+    file = adapter.path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key: torch.full_like(tensor, float("nan")) for key, tensor in tensors.items()}, file)
+    with pytest.raises(AdapterError, match="weights that are not finite when merged"):
+        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+    from transformers import LlamaForCausalLM
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    adapter = _adapter(place, "llama", "lora", _lora())
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
+    with pytest.raises(DiskSpaceError, match="No space left on device"):
+        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _adapter(place, "llama", "lora", _lora(), trained_quantization="nf4")
+    command = ["--root", str(place / "store"), "merge", "lora", str(tmp_path / "out"), "--base", str(place / "llama")]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"The merged model is ready: --base {tmp_path / 'out'}\n"
+    assert "was trained against the nf4 weights" in captured.err
+    assert main(command) == 2
+    assert "exists: name a folder that does not, a merged model replaces nothing.\n" in capsys.readouterr().err
+    assert main(["--root", str(tmp_path), "show", "out"]) == 2
+    assert capsys.readouterr().err == (
+        f"'out' is a whole model, not an adapter: use it with --base {tmp_path / 'out'}.\n"
+    )

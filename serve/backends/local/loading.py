@@ -159,8 +159,6 @@ def _identity(
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None) or 0
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
     return BaseIdentity(
         id=source.id,
@@ -172,8 +170,20 @@ def _identity(
         has_chat_template=bool(tokenizer.chat_template),
         is_encoder_decoder=bool(config.is_encoder_decoder),
         shapes=shapes,
-        hidden_size=int(getattr(text, "hidden_size", None) or 0),
-        num_layers=int(getattr(text, "num_decoder_layers", None) or getattr(text, "num_hidden_layers", None) or 0),
-        num_key_value_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)),
+        **_sizes(config.get_text_config()),
     )
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """How wide virtual tokens and key/value prefixes are on this base; those of the decoder where there are two."""
+
+    def size(*names: str) -> int:
+        return next((int(found) for name in names if (found := getattr(config, name, None))), 0)
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    return {
+        "hidden_size": hidden,
+        "num_layers": size("num_decoder_layers", "num_hidden_layers"),
+        "num_key_value_heads": size("num_key_value_heads") or heads,
+        "head_dim": size("head_dim") or hidden // max(heads, 1),
+    }

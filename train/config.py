@@ -3,53 +3,89 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from errors import TrainingError
+from errors import TrainingError, unknown
 from tasks.prompt import style_named
 
+OPTIMIZERS = ("adafactor", "adamw_torch")
+VIRTUAL_TOKEN_INITS = ("examples", "vocabulary", "random")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Folders of one person's machine, and what a run was told to do with its result, mean nothing to the next person.
+_PRIVATE = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Defaults are the study's settings for LoRA (arXiv 2308.10462, section 4).
+    """One run, every value settled. `train.settings.make_config` fills what a preset or a technique decides.
 
     Lengths are in tokens, `eval_every` is in epochs. The loss counts the tokens of the code and the end token alone.
     """
 
     # What the adapter is called, in the store and on the Hub.
     adapter_name: str
+    # A data set of tasks.datasets, a file (.jsonl, .json, .csv, .parquet), or a Hub id.
     dataset_name: str
+    technique: str = "lora"
+    preset: str = "default"
+
     # JSONL files instead of the Hub, as `--data-dir` everywhere.
     data_dir: Path | None = None
+    # Held-out rows; without it those of the data set, or a share of the training rows.
+    validation_file: Path | None = None
+    validation_split: float = 0.1
+    intent_column: str | None = None
+    code_column: str | None = None
+    max_train_samples: int | None = None
+    max_eval_samples: int | None = None
+    max_length: int = 512
+
+    # embedded, a Hub id, a folder, or a .gguf file.
     model_name_or_path: str = "embedded"
-    # The base's weights during training: train on what serves.
-    quantization: str = "nf4"
+    model_revision: str | None = None
+    # Runs code that a model brings along; only with a pinned revision.
+    trust_remote_code: bool = False
+    # The base's weights during training: nf4, int8, or none for 16-bit floats.
+    quantization: str = "none"
     device: str = "auto"
     prompt_style: str = "plain"
-    # Where the finished folder goes; by default the user's own store.
-    output_dir: Path | None = None
-    overwrite: bool = False
 
     lora_r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
-    # Suffixes of module names; empty means the attention projections that the base has.
+    use_rslora: bool = False
+    use_dora: bool = False
+    # Suffixes of module names; empty means those that the technique and the preset choose.
     lora_target_modules: tuple[str, ...] = ()
+    ia3_target_modules: tuple[str, ...] = ()
+    # IA3 multiplies the input of these among its targets, and the output of the others.
+    ia3_feedforward_modules: tuple[str, ...] = ()
+    num_virtual_tokens: int = 20
+    # examples: training examples as text; vocabulary: tokens drawn at random; random: PEFT's own start.
+    virtual_tokens_init: str = "examples"
 
     learning_rate: float = 3e-4
-    num_train_epochs: float = 5.0
+    num_train_epochs: float = 2.0
     per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    optim: str = "adafactor"
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
     eval_every: float = 0.2
-    max_length: int = 512
     # Stop after this many evaluations without a better validation loss; 0 never stops early.
     early_stopping_patience: int = 0
-    max_train_samples: int | None = None
     seed: int = 42
+
+    # Where the finished folder goes; by default the user's own store.
+    output_dir: Path | None = None
+    overwrite: bool = False
+    push_to_hub: bool = False
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
 
     def __post_init__(self) -> None:
         if not _SLUG.fullmatch(self.adapter_name):
@@ -58,11 +94,52 @@ class TrainConfig:
                 "64 at most, such as lora-mydata."
             )
         style_named(self.prompt_style)
-        for name in ("lora_r", "lora_alpha", "per_device_train_batch_size", "max_length"):
+        self._check_numbers()
+        if self.optim not in OPTIMIZERS:
+            raise unknown("optimizer", self.optim, OPTIMIZERS)
+        if self.virtual_tokens_init not in VIRTUAL_TOKEN_INITS:
+            raise unknown("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKEN_INITS)
+        if self.model_revision and "@" in self.model_name_or_path:
+            raise TrainingError("The base's revision stands twice: in model_name_or_path and in model_revision.")
+        if self.push_to_hub and not self.hub_model_id:
+            raise TrainingError("push_to_hub needs hub_model_id, the repository to publish to, such as you/my-adapter.")
+
+    def _check_numbers(self) -> None:
+        at_least_one = ("lora_r", "lora_alpha", "per_device_train_batch_size", "gradient_accumulation_steps")
+        for name in (*at_least_one, "max_length", "num_virtual_tokens"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name} must be at least 1.")
-        for name in ("learning_rate", "num_train_epochs", "eval_every"):
-            if getattr(self, name) <= 0:
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 1, or left out for all samples.")
+        for name in ("learning_rate", "num_train_epochs", "eval_every", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
                 raise TrainingError(f"{name} must be above 0.")
-        if not 0 <= self.lora_dropout < 1 or not 0 <= self.warmup_ratio < 1:
-            raise TrainingError("lora_dropout and warmup_ratio must be at least 0 and below 1.")
+        for name in ("lora_dropout", "warmup_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name} must be at least 0 and below 1.")
+        if not 0 < self.validation_split < 1:
+            raise TrainingError("validation_split must be above 0 and below 1: the share of rows that is held out.")
+        for name in ("weight_decay", "early_stopping_patience"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} must be at least 0.")
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples per optimizer step in one process."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def base(self) -> str:
+        """The base as `--base` names it everywhere: with its revision after an @."""
+        return f"{self.model_name_or_path}@{self.model_revision}" if self.model_revision else self.model_name_or_path
+
+    def public(self) -> dict[str, Any]:
+        """The settings that mean something to others, ready for YAML and JSON."""
+        values = {key: value for key, value in asdict(self).items() if key not in _PRIVATE}
+        return {key: list(value) if isinstance(value, tuple) else _named(value) for key, value in values.items()}
+
+
+def _named(value: Any) -> Any:
+    """Of a file only its name."""
+    return value.name if isinstance(value, Path) else value

@@ -1,23 +1,69 @@
-"""transformers' Trainer with two additions: logits for the learned tokens only, and one readable line of progress."""
+"""transformers' Trainer, made safe: a batch that does not fit is halved, NaN stops, a checkpoint is whole or absent."""
 
 from __future__ import annotations
 
-import time
+import errno
+import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 
+from errors import DiskSpaceError, TrainingError
 from train.encode import IGNORED
+from train.meter import Meter
+from train.sampler import SeededLengthSampler
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CompletionTrainer(Trainer):
-    """Cross-entropy over the labelled tokens, as transformers computes it, without the other tokens' logits.
+    """Trains a model whose `forward` train.objective has replaced.
 
-    On a small base the vocabulary's projection costs as much as several layers, and most tokens of a sample are
-    prompt. For encoder-decoder bases every label is learned, so the model's own loss is used.
+    `eval_loss` is the mean over all learned tokens of the validation set, not a mean of batches' means.
     """
+
+    def __init__(self, *args: Any, meter: Meter, report: Callable[[str], None], **options: Any) -> None:
+        super().__init__(*args, **options)
+        # The objective takes `num_items_in_batch`: the mean is over the learned tokens of the whole effective batch.
+        self.model_accepts_loss_kwargs = True
+        self._meter = meter
+        self._report = report
+        self._pieces = 1
+        self._eval_rows, self._eval_tokens = len(self.eval_dataset), _learned(self.eval_dataset)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededLengthSampler:
+        lengths = [len(row["input_ids"]) for row in (train_dataset or self.train_dataset)]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return SeededLengthSampler(batch, lengths, self.args.seed)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The batch's share of the loss, with its gradients added; out of memory halves what is computed at once."""
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != IGNORED).sum()
+        kept = self._gradients(model)
+        losses: list[torch.Tensor] = []
+        while not losses:
+            try:
+                losses = [
+                    super(CompletionTrainer, self).training_step(model, piece, num_items_in_batch)
+                    for piece in _split(inputs, self._pieces)
+                ]
+            except (RuntimeError, MemoryError) as fault:
+                self._halve(fault, len(inputs["labels"]))
+                for parameter, gradient in kept:
+                    parameter.grad = gradient
+        loss = torch.stack(losses).sum()
+        if not torch.isfinite(loss).all():
+            raise self._not_finite("loss")
+        self._meter.add(int(inputs["attention_mask"].sum()))
+        return loss
 
     def compute_loss(
         self,
@@ -26,55 +72,120 @@ class CompletionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The mean loss per learned token; with `return_outputs` also an output without logits."""
-        base = model.get_base_model()
-        if base.config.is_encoder_decoder:
-            loss = model(**inputs).loss
-        else:
-            hidden = base.get_decoder()(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).last_hidden_state
-            labels = inputs["labels"][:, 1:]
-            learned = labels != IGNORED
-            logits = base.get_output_embeddings()(hidden[:, :-1][learned]).float()
-            total = torch.nn.functional.cross_entropy(logits, labels[learned], reduction="sum")
-            loss = total / (num_items_in_batch if num_items_in_batch is not None else learned.sum())
+        """The objective's loss; processes average their gradients, so each gives its share times their number."""
+        loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
+        if self.model.training:
+            loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 
-
-class ProgressLine(TrainerCallback):
-    """Reports a line at every log and evaluation: step, loss, time gone and left."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
-        self._begin = time.monotonic()
-
-    def on_train_begin(
-        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, **_: Any
-    ) -> None:
-        self._begin = time.monotonic()
-
-    def on_log(
+    def prediction_step(
         self,
-        _args: TrainingArguments,
-        state: TrainerState,
-        _control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        logs = logs or {}
-        if "loss" not in logs and "eval_loss" not in logs:
-            return
-        passed = time.monotonic() - self._begin
-        left = passed / max(state.global_step, 1) * (state.max_steps - state.global_step)
-        name = "validation loss" if "eval_loss" in logs else "loss"
-        value = logs.get("eval_loss", logs.get("loss", float("nan")))
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        prediction_loss_only: bool,  # noqa: ARG002 - Trainer's signature; it is always the loss alone here
+        ignore_keys: Any = None,  # noqa: ARG002
+    ) -> tuple[torch.Tensor, None, None]:
+        """A loss of which the evaluation's mean over rows is the mean over the whole set's learned tokens."""
+        inputs = self._prepare_inputs(inputs)
+        rows = len(inputs["labels"])
+        share = self._eval_tokens * rows / self._eval_rows
+        while True:
+            try:
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    losses = [
+                        model(**piece, num_items_in_batch=share)["loss"] for piece in _split(inputs, self._pieces)
+                    ]
+                return torch.stack(losses).sum().detach(), None, None
+            except (RuntimeError, MemoryError) as fault:
+                self._halve(fault, rows)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Trainer does it; what could not be written whole is removed, and the checkpoint before it stays."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError) as fault:
+            folder = Path(self.args.output_dir)
+            remove_partial(folder)
+            if not _disk_full(fault, folder):
+                raise
+            raise DiskSpaceError(
+                f"The disk under {folder} is full, so the checkpoint of step {self.state.global_step} could not be "
+                "written; those before it are whole: free some room, then continue with --resume."
+            ) from fault
+
+    def load(self, checkpoint: Path) -> None:
+        """Puts a checkpoint's weights into the model, as Trainer does when it continues."""
+        self._load_from_checkpoint(str(checkpoint))
+
+    def _gradients(self, model: Any) -> list[tuple[Any, torch.Tensor | None]]:
+        """What the earlier batches of this step have added, to go back to when this one does not fit."""
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.args.gradient_accumulation_steps == 1:
+            return [(parameter, None) for parameter in parameters]
+        return [(parameter, None if parameter.grad is None else parameter.grad.clone()) for parameter in parameters]
+
+    def _halve(self, fault: BaseException, rows: int) -> None:
+        if not out_of_memory(fault):
+            raise fault
+        if self._pieces >= rows:
+            raise TrainingError(
+                "Memory does not suffice for a single sample: lower --max-length, add --gradient-checkpointing, "
+                "choose qlora-4bit, or a smaller base."
+            ) from fault
+        if self.accelerator.num_processes > 1:
+            raise TrainingError(
+                f"Memory does not suffice for {rows} samples at once in each process: halve "
+                "--per-device-train-batch-size and double --gradient-accumulation-steps."
+            ) from fault
+        self._pieces *= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         self._report(
-            f"  step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.1f}  {name} {value:.4f}"
-            f"  {_clock(passed)} gone, about {_clock(left)} left"
+            f"  Out of memory: going on with {math.ceil(rows / self._pieces)} samples at once; "
+            f"the effective batch stays {rows * self.args.gradient_accumulation_steps}."
         )
 
+    def _not_finite(self, what: str) -> TrainingError:
+        best = self.state.best_model_checkpoint
+        kept = f"the checkpoint of step {self.state.best_global_step} is kept" if best else "no checkpoint exists yet"
+        return TrainingError(
+            f"The {what} is no finite number at step {self.state.global_step + 1}, so the run stopped; {kept}. "
+            f"Start again with --overwrite and a lower --learning-rate (it was {self.args.learning_rate:g})"
+            + (", or make an adapter of that checkpoint with --finish." if best else ".")
+        )
 
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    def check_gradients(self) -> None:
+        """TrainingError when a gradient is NaN or infinite; called before the optimizer moves anything."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                raise self._not_finite("gradient")
+
+
+def out_of_memory(fault: BaseException) -> bool:
+    """Whether this is a GPU's or the computer's memory that did not suffice."""
+    return isinstance(fault, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(fault)
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes checkpoints that were not written to their end: Trainer writes its state file last."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if not (checkpoint / TRAINER_STATE_NAME).is_file():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _disk_full(fault: BaseException, folder: Path) -> bool:
+    # safetensors and torch.save hide the errno in an exception of their own.
+    return getattr(fault, "errno", None) in _NO_ROOM or shutil.disk_usage(folder).free < 1 << 20
+
+
+def _split(inputs: dict[str, torch.Tensor], pieces: int) -> list[dict[str, torch.Tensor]]:
+    """The batch in `pieces` parts of nearly the same number of rows."""
+    if pieces == 1:
+        return [inputs]
+    parts = {name: torch.tensor_split(tensor, pieces) for name, tensor in inputs.items()}
+    rows = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    return [row for row in rows if len(row["labels"])]
+
+
+def _learned(rows: Any) -> int:
+    return sum(label != IGNORED for row in rows for label in row["labels"])

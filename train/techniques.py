@@ -1,0 +1,162 @@
+"""The techniques of the study, one entry each: PEFT's config, the base's weights, the settings of both presets.
+
+A new technique (VeRA, OFT, bottleneck adapters) is one more entry in TECHNIQUES: a function that gives PEFT's
+config, and what differs from the defaults of TrainConfig.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adapters.manifest import BaseIdentity
+from errors import TrainingError, unknown
+from train.config import TrainConfig
+from train.targets import attention_modules, ia3_attention_modules, ia3_modules, paper_lora_modules
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+PRESETS = ("default", "paper")
+# arXiv 2308.10462, section 4; PROTOCOL.md names where the text and the published code disagree.
+_PAPER = {
+    "num_train_epochs": 5.0,
+    "per_device_train_batch_size": 8,
+    "optim": "adafactor",
+    "warmup_ratio": 0.05,
+    "weight_decay": 0.0,
+    "eval_every": 0.2,
+    "virtual_tokens_init": "random",
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class Technique:
+    """One way to fine-tune.
+
+    `make` gives PEFT's config, or None where the base itself is trained. `quantizations` are those of the base that
+    it trains on, the first one by default. `default` and `paper` are the settings of the two presets, over those
+    that all techniques share.
+    """
+
+    name: str
+    title: str
+    make: Callable[[TrainConfig, BaseIdentity], PeftConfig | None]
+    quantizations: tuple[str, ...]
+    default: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    virtual_tokens: bool = False
+    # Why it cannot be combined with gradient checkpointing, where it cannot.
+    no_checkpointing: str = ""
+
+    def settings(self, preset: str) -> dict[str, Any]:
+        """The values that this technique gives to TrainConfig under a preset."""
+        if preset not in PRESETS:
+            raise unknown("preset", preset, PRESETS)
+        return {**_PAPER, **self.paper} if preset == "paper" else dict(self.default)
+
+    def check(self, config: TrainConfig) -> None:
+        """TrainingError for settings that cannot train with this technique."""
+        if config.quantization not in self.quantizations:
+            others = [each.name for each in TECHNIQUES.values() if config.quantization in each.quantizations]
+            raise TrainingError(
+                f"{self.title} trains on a base with quantization {' or '.join(self.quantizations)}, "
+                f"not {config.quantization}: leave quantization out, or choose --technique {' or '.join(others)}."
+            )
+        if config.gradient_checkpointing and self.no_checkpointing:
+            raise TrainingError(f"{self.title} with gradient checkpointing cannot train: {self.no_checkpointing}")
+
+
+def _task(base: BaseIdentity) -> Any:
+    from peft import TaskType
+
+    return TaskType.SEQ_2_SEQ_LM if base.is_encoder_decoder else TaskType.CAUSAL_LM
+
+
+def _lora(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+    from peft import LoraConfig
+
+    chosen = paper_lora_modules if config.preset == "paper" else attention_modules
+    return LoraConfig(
+        task_type=_task(base),
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        target_modules=list(config.lora_target_modules or chosen(base)),
+    )
+
+
+def _ia3(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+    from peft import IA3Config
+
+    targets, feedforward = list(config.ia3_target_modules), list(config.ia3_feedforward_modules)
+    if not targets:
+        targets, feedforward = ia3_modules(base)
+        if config.preset != "paper":
+            targets = sorted({*targets, *ia3_attention_modules(base)})
+    return IA3Config(task_type=_task(base), target_modules=targets, feedforward_modules=feedforward)
+
+
+def _prompt_tuning(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+    from peft import PromptTuningConfig
+
+    # On encoder-decoder bases the virtual tokens stand before the encoder's input alone.
+    return PromptTuningConfig(
+        task_type=_task(base), num_virtual_tokens=config.num_virtual_tokens, num_transformer_submodules=1
+    )
+
+
+def _prefix_tuning(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+    from peft import PrefixTuningConfig
+
+    return PrefixTuningConfig(task_type=_task(base), num_virtual_tokens=config.num_virtual_tokens)
+
+
+def _full(_config: TrainConfig, _base: BaseIdentity) -> None:
+    return None
+
+
+TECHNIQUES: dict[str, Technique] = {
+    technique.name: technique
+    for technique in (
+        Technique("full", "Full fine-tuning", _full, ("none",), {"learning_rate": 5e-5}, {"learning_rate": 5e-5}),
+        Technique("lora", "LoRA", _lora, ("none",)),
+        Technique("qlora-8bit", "QLoRA-8bit", _lora, ("int8",)),
+        Technique("qlora-4bit", "QLoRA-4bit", _lora, ("nf4",)),
+        Technique("ia3", "IA3", _ia3, ("nf4", "none", "int8"), {"learning_rate": 3e-3}, {"quantization": "none"}),
+        Technique(
+            "prompt-tuning",
+            "Prompt tuning",
+            _prompt_tuning,
+            ("nf4", "none", "int8"),
+            {"learning_rate": 3e-2, "num_virtual_tokens": 20},
+            {"learning_rate": 3e-3, "num_virtual_tokens": 20, "quantization": "none"},
+            virtual_tokens=True,
+        ),
+        Technique(
+            "prefix-tuning",
+            "Prefix tuning",
+            _prefix_tuning,
+            ("nf4", "none", "int8"),
+            {"learning_rate": 3e-3, "num_virtual_tokens": 20},
+            # The text says 20 virtual tokens, its Table 3 counts the parameters of 10.
+            {"learning_rate": 3e-2, "num_virtual_tokens": 10, "quantization": "none"},
+            virtual_tokens=True,
+            no_checkpointing="the prefix is a key/value cache, and checkpointing drops caches (peft issue 2035); "
+            "turn gradient_checkpointing off, or choose prompt-tuning.",
+        ),
+    )
+}
+
+
+def technique_named(name: str) -> Technique:
+    """The technique of that name; UnknownNameError with the nearest one otherwise."""
+    if name not in TECHNIQUES:
+        raise unknown("technique", name, TECHNIQUES)
+    return TECHNIQUES[name]

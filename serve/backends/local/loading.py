@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.manifest import BaseIdentity
 from errors import BaseModelError, unknown
+from serve.backends.local.own_code import broken, check_it_runs, check_own_code, references, untrusted
 from serve.backends.local.source import Source, resolve
 from serve.home import Report
 
@@ -47,12 +48,15 @@ def load_base(
         raise unknown("quantization", quantization, QUANTIZATIONS)
     place = _device(device)
     source = resolve(base, report, trust_remote_code)
+    check_own_code(source, trust_remote_code)
     report(f"Loading {source.id} ({quantization_label(quantization)}) on {place.upper()} ...")
     model, tokenizer = _load(source, quantization, place, trust_remote_code, dtype)
     if training:
         _never_repack(model)
     else:
         _guard(model)
+    if trust_remote_code and references(source.folder):
+        check_it_runs(source, model)
     return LoadedBase(model, tokenizer, _identity(source, model, tokenizer, quantization, place))
 
 
@@ -98,12 +102,26 @@ def _load(
             f"The base '{source.id}' does not fit the GPU's memory: "
             "try --quantization nf4, a smaller base, or --device cpu."
         ) from fault
-    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as fault:
-        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-        raise BaseModelError(f"The base '{source.id}' cannot be loaded: {reason}") from fault
+    except Exception as fault:
+        refusal = _refusal(source, fault, trust_remote_code)
+        if refusal is None:
+            raise
+        raise refusal from fault
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
+
+
+def _refusal(source: Source, fault: Exception, trust_remote_code: bool) -> BaseModelError | None:
+    """What a person is told of a base that could not be loaded; None for a defect of ours."""
+    if trust_remote_code and references(source.folder):
+        return broken(source, fault)
+    if not isinstance(fault, ValueError | OSError | KeyError | RuntimeError | ImportError):
+        return None
+    if "trust_remote_code" in str(fault):
+        return untrusted(source)
+    reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+    return BaseModelError(f"The base '{source.id}' cannot be loaded: {reason}")
 
 
 def _quantization_config(quantization: str, dtype: torch.dtype | Literal["auto"]) -> Any:

@@ -48,12 +48,19 @@ def resolve(base: str, report: Report, trust_remote_code: bool = False) -> Sourc
             f"There is no base '{base}': give 'embedded', a Hub id such as Qwen/Qwen2.5-Coder-0.5B-Instruct, "
             "a model's folder, or a .gguf file."
         )
-    if trust_remote_code and not _COMMIT.fullmatch(revision):
+    if trust_remote_code and not is_commit(revision):
         raise BaseModelError(
             f"--trust-remote-code runs code from '{name}', so it needs a pinned commit: --base {name}@<40 hex digits>."
         )
     folder, commit = download(name, revision or None, report)
+    if trust_remote_code and commit != revision:
+        raise BaseModelError(f"The Hub gave commit {commit} of '{name}' instead of {revision}: its code is not run.")
     return Source(name, commit, folder)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it is a whole commit hash, which alone pins what a repository holds."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def file_digest(path: Path) -> str:

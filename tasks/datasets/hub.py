@@ -57,11 +57,11 @@ def row(file: HubFile, number: int, values: dict[str, Any]) -> Row:
 
 
 def _load(file: HubFile) -> Any:
-    with _quiet():
+    with quiet_libraries():
         import datasets
         from huggingface_hub import try_to_load_from_cache
 
-        with _quiet():  # again: the import above sets the libraries' own levels
+        with quiet_libraries():  # again: the import above sets the libraries' own levels
             cached = try_to_load_from_cache(file.repo, file.path, revision=file.revision, repo_type="dataset")
             where = cached if isinstance(cached, str) else file.url
             return datasets.load_dataset(file.format, data_files=where, split="train")
@@ -76,7 +76,7 @@ def _reason(fault: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keeps back the libraries' log lines and warnings: what matters of them is in our error."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]

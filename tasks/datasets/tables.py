@@ -13,6 +13,7 @@ from typing import Any
 
 from errors import DataError
 
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_BYTES = 200_000_000
 MAX_ROWS = 1_000_000
 # Characters of one cell: more than any model reads.
@@ -62,22 +63,6 @@ def open_table(path: Path) -> Table:
 
     Raises DataError, in one sentence, where the file as a whole cannot be read; that may be while its records are.
     """
-    # Imported here, as each of them imports the classes above.
-    from tasks.datasets.table_csv import open_csv
-    from tasks.datasets.table_json import open_json
-    from tasks.datasets.table_parquet import open_parquet
-
-    formats = {
-        ".jsonl": open_json,
-        ".ndjson": open_json,
-        ".json": open_json,
-        ".csv": open_csv,
-        ".tsv": open_csv,
-        ".parquet": open_parquet,
-    }
-    reader = formats.get(path.suffix.casefold())
-    if reader is None:
-        raise DataError(f"{path} is of no known format: give a file that ends in {', '.join(FORMATS)}.")
     try:
         if path.is_dir():
             raise DataError(f"{path} is a folder: name the file in it, one that ends in {', '.join(FORMATS)}.")
@@ -86,6 +71,7 @@ def open_table(path: Path) -> Table:
         size = path.stat().st_size
     except OSError as fault:
         raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
+    reader = _reader(path)
     if size > MAX_BYTES:
         raise DataError(
             f"{path} has {size / 1e6:.0f} MB and {MAX_BYTES / 1e6:.0f} MB are read at most: split it, or cut it down."
@@ -95,7 +81,17 @@ def open_table(path: Path) -> Table:
     return reader(path)
 
 
-FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+def _reader(path: Path) -> Callable[[Path], Table]:
+    # Imported here, as each of them imports the classes above.
+    from tasks.datasets.table_csv import open_csv
+    from tasks.datasets.table_json import open_json
+    from tasks.datasets.table_parquet import open_parquet
+
+    readers = {".csv": open_csv, ".tsv": open_csv, ".parquet": open_parquet}
+    ending = path.suffix.casefold()
+    if ending not in (*FORMATS, ".ndjson"):
+        raise DataError(f"{path} is of no known format: give a file that ends in {', '.join(FORMATS)}.")
+    return readers.get(ending, open_json)
 
 
 def read_bytes(path: Path) -> bytes:

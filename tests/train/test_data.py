@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from errors import UnknownNameError
+from errors import DataError, TrainingError, UnknownNameError
 from tasks.datasets import load_examples, load_problems
+from tasks.problem import Example
+from tests.tasks.dataset_hub import dataset_hub
 from train.config import TrainConfig
 from train.data import load_training_data
+from train.split import code_key, hold_out, intent_key
 
 
-def config(dataset: str, **changes: Any) -> TrainConfig:
-    return TrainConfig(adapter_name="tiny", dataset_name=dataset, **changes)
+def config(dataset: str | Path, **changes: Any) -> TrainConfig:
+    return TrainConfig(adapter_name="tiny", dataset_name=str(dataset), **changes)
+
+
+def write(path: Path, count: int, **changes: str) -> Path:
+    rows = [{"intent": f"print {number}", "code": f"print({number})"} | changes for number in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def test_a_data_set_of_ours_brings_its_own_validation_split_and_licence() -> None:
@@ -21,6 +32,7 @@ def test_a_data_set_of_ours_brings_its_own_validation_split_and_licence() -> Non
     assert data.train == load_examples("starter")
     assert [example.id for example in data.validation] == [row.id for row in load_problems("starter", "validation")]
     assert (data.name, data.licence) == ("starter", "apache-2.0")
+    assert data.source_note == "starter, validated on its own validation rows."
 
 
 def test_the_samples_are_the_first_ones() -> None:
@@ -29,6 +41,98 @@ def test_the_samples_are_the_first_ones() -> None:
     assert len(data.validation) == 3
 
 
-def test_an_unknown_data_set_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'conala'"):
+def test_of_a_file_a_share_is_held_out_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", 50)
+    data = load_training_data(config(path, validation_split=0.2))
+    assert (len(data.train), len(data.validation)) == (40, 10)
+    assert data.learned.rows == 50
+    assert data.learned.place(data.train[-1]).startswith("mine.jsonl, line ")
+    assert (data.name, data.licence) == ("mine.jsonl", "other")
+    assert data.source_note == (
+        "mine.jsonl, validated on 10 of its rows (validation_split 0.2), drawn with seed 42 so that rows with the same "
+        "intent stay on one side."
+    )
+    assert load_training_data(config(path, validation_split=0.2)) == data
+    assert load_training_data(config(path, validation_split=0.2, seed=1)).validation != data.validation
+
+
+def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", 20)
+    other = write(tmp_path / "held.jsonl", 3, code="x")
+    data = load_training_data(config(path, validation_file=other))
+    assert (len(data.train), len(data.validation)) == (20, 3)
+    assert data.source_note == "mine.jsonl, validated on held.jsonl."
+    ours = load_training_data(config("starter", validation_file=other))
+    assert [example.code for example in ours.validation] == ["x"] * 3
+
+
+def test_faults_of_both_files_name_their_file_and_line(tmp_path: Path) -> None:
+    path, other = write(tmp_path / "mine.jsonl", 20), write(tmp_path / "held.jsonl", 3)
+    for each in (path, other):
+        with each.open("a") as file:
+            file.write('{"intent": "a"}\n')
+    data = load_training_data(config(path, validation_file=other))
+    assert [fault.sentence.partition(":")[0] for fault in data.faults] == ["mine.jsonl, line 21", "held.jsonl, line 4"]
+
+
+def test_a_data_set_of_the_hub_with_shards_and_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    for name in ("train-0000.jsonl", "train-0001.jsonl", "validation-0000.jsonl"):
+        path = write(folder / name, 4, id="q-1")
+        with path.open("a") as file:
+            file.write("[]\n")
+    with dataset_hub(tmp_path / "cache", monkeypatch) as hub:
+        hub.repositories["someone/rows"] = folder
+        data = load_training_data(config("someone/rows"))
+        assert (len(data.train), len(data.validation)) == (8, 4)
+        assert len({example.id for example in data.train}) == 8
+        assert (data.name, data.licence) == (f"someone/rows@{hub.commit('someone/rows')}", "mit")
+    assert data.learned.place(data.train[7]) == "train-0001.jsonl, line 4"
+    assert [fault.sentence.partition(":")[0] for fault in data.faults] == [
+        "train-0000.jsonl, line 5",
+        "train-0001.jsonl, line 5",
+        "validation-0000.jsonl, line 5",
+    ]
+
+
+def test_an_unknown_data_set_is_answered_with_the_nearest_and_with_what_else_there_is() -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"did you mean 'conala'.* a file that ends in .*, or .* as user/name\.$"
+    ):
         load_training_data(config("conla"))
+
+
+def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"There is no file data/mine\.jsonl"):
+        load_training_data(config("data/mine.jsonl"))
+    with pytest.raises(DataError, match="is a folder: name the file in it"):
+        load_training_data(config(tmp_path))
+
+
+def test_a_mapping_without_a_file_is_refused() -> None:
+    with pytest.raises(DataError, match="starter has its own: leave them out"):
+        load_training_data(config("starter", intent_column="nl"))
+
+
+def test_rows_that_cannot_be_parted_leave_nothing_to_validate_on(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"mine\.jsonl leaves no row to validate on: give them with --validation"):
+        load_training_data(config(write(tmp_path / "mine.jsonl", 20, intent="the same")))
+
+
+def test_rows_with_the_same_intent_or_code_stay_on_one_side() -> None:
+    examples = [Example(str(n), f"Intent {n // 3}" + " " * (n % 3), f"code({n // 2})") for n in range(300)]
+    for seed in range(5):
+        train, validation = hold_out(examples, 0.1, seed)
+        assert {intent_key(row.intent) for row in train}.isdisjoint(intent_key(row.intent) for row in validation)
+        assert {code_key(row.code) for row in train}.isdisjoint(code_key(row.code) for row in validation)
+        assert 24 <= len(validation) <= 30
+        assert sorted(train + validation, key=lambda row: int(row.id)) == examples
+        assert [int(row.id) for row in train] == sorted(int(row.id) for row in train)
+
+
+def test_answers_that_are_all_alike_are_parted_by_their_intents() -> None:
+    examples = [Example(str(n), f"is {n} even?", str(n % 2 == 0)) for n in range(100)]
+    train, validation = hold_out(examples, 0.1, 0)
+    assert (len(train), len(validation)) == (90, 10)

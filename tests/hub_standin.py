@@ -1,46 +1,37 @@
-"""A local stand-in for the Hugging Face Hub over HTTP: enough of its API for the real client to read repositories.
+"""A local stand-in for the Hugging Face Hub over HTTP: enough of its API for the real client to read and write models.
 
-It knows repositories (folders on disk, one commit each), gated ones, and revisions that do not exist.
+It knows repositories (folders on disk, or created over HTTP with as many commits as are made), accounts with tokens
+that may do more or less, gated and private repositories, and lines that break half way. Large files travel by LFS, or
+by Xet where it is given a folder for them (tests/hub/xet.py).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-_INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
-_TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)")
-_FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+from tests.hub import reading, writing, xet
+from tests.hub.reading import Reply
+from tests.hub.state import Account, Hub
 
+__all__ = ["Account", "Hub", "hub_standin"]
 
-@dataclass
-class Hub:
-    """What the stand-in serves. `requests` lists the method and path of all that was asked."""
-
-    repositories: dict[str, Path] = field(default_factory=dict)
-    gated: set[str] = field(default_factory=set)
-    requests: list[str] = field(default_factory=list)
-    url: str = ""
-
-    def commit(self, name: str) -> str:
-        """The repository's one commit: 40 hex digits that depend on its files."""
-        digest = hashlib.sha1(name.encode())
-        for path in self.files(name):
-            digest.update(path.name.encode() + path.read_bytes())
-        return digest.hexdigest()
-
-    def files(self, name: str) -> list[Path]:
-        """The repository's files, sorted."""
-        return sorted(path for path in self.repositories[name].rglob("*") if path.is_file())
+_NAME = r"([^/]+/[^/]+)"
+_INFO = re.compile(rf"/api/models/{_NAME}(?:/revision/(.+))?")
+_TREE = re.compile(rf"/api/models/{_NAME}/tree/([^/]+)")
+_FILE = re.compile(rf"/{_NAME}/resolve/([^/]+)/(.+)")
+_ACCESS = re.compile(rf"/api/models/{_NAME}/auth-check(/write)?")
+_XET = re.compile(rf"/api/models/{_NAME}/xet-(read|write)-token/([^/]+)")
+_PREUPLOAD = re.compile(rf"/api/models/{_NAME}/preupload/main")
+_COMMIT = re.compile(rf"/api/models/{_NAME}/commit/main")
+_BATCH = re.compile(rf"/{_NAME}\.git/info/lfs/objects/batch")
+_OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
 
 
 @contextmanager
@@ -53,7 +44,7 @@ def hub_standin() -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield hub
     finally:
@@ -61,75 +52,128 @@ def hub_standin() -> Iterator[Hub]:
         server.server_close()
 
 
+class _CutError(Exception):
+    """The line is to break now."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     known: Hub
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._answer(self._read)
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._answer(self._read)
+
+    def do_POST(self) -> None:
+        self._answer(self._write)
+
+    def do_PUT(self) -> None:
+        self._answer(self._write)
 
     def log_message(self, *_: Any) -> None:
         return
 
-    def _answer(self, body: bool) -> None:
+    def _answer(self, reply: Callable[[str], Reply]) -> None:
         path = unquote(urlsplit(self.path).path)
         self.known.requests.append(f"{self.command} {path}")
-        for pattern, reply in ((_TREE, self._tree), (_INFO, self._info), (_FILE, self._file)):
+        try:
+            self._send(reply(path))
+        except _CutError:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _account(self) -> Account | None:
+        return self.known.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+
+    def _read(self, path: str) -> Reply:
+        hub, account = self.known, self._account()
+        if path == "/api/whoami-v2":
+            return writing.whoami(account)
+        for pattern in (_TREE, _ACCESS, _XET, _INFO, _FILE):
             match = pattern.fullmatch(path)
             if match:
-                name, revision = match[1], match[2]
-                fault = self._fault(name, revision)
-                if fault:
-                    self._send(*fault, b"", {}, body)
-                else:
-                    status, content, headers = reply(name, match[3] if match.re is _FILE else "")
-                    self._send(status, "", content, headers, body)
-                return
-        self._send(404, "EntryNotFound", b"", {}, body)
+                if not hub.knows(match[1]) or not hub.may_read(match[1], account):
+                    return reading.missing(account)
+                return self._of_repository(pattern, match, account)
+        return Reply(404, error="EntryNotFound", message="Entry not found")
 
-    def _fault(self, name: str, revision: str | None) -> tuple[int, str] | None:
-        if name not in self.known.repositories:
-            return 401, "RepoNotFound"
-        if name in self.known.gated:
-            return 403, "GatedRepo"
-        if revision not in (None, "main", self.known.commit(name)):
-            return 404, "RevisionNotFound"
-        return None
+    def _of_repository(self, pattern: re.Pattern[str], match: re.Match[str], account: Account | None) -> Reply:
+        hub, name = self.known, match[1]
+        open_to_them = name not in hub.gated or (account is not None and account.may_write(name))
+        if pattern in (_FILE, _ACCESS) and not open_to_them:
+            return Reply(403, error="GatedRepo", message=f"Access to model {name} is restricted")
+        if pattern is _ACCESS:
+            return (writing.refusal(account, name) if match[2] else None) or Reply(200)
+        if pattern is _XET:
+            return (writing.refusal(account, name) if match[2] == "write" else None) or xet.token(hub)
+        commit = hub.at(name, match[2])
+        if commit is None:
+            return Reply(404, error="RevisionNotFound", message="Invalid rev id")
+        if pattern is _TREE:
+            return reading.tree(commit)
+        if pattern is _FILE:
+            if self.command == "GET" and hub.breaks("answer"):
+                raise _CutError
+            return reading.file(hub, name, commit, match[3], self.command == "HEAD")
+        return reading.info(hub, name, commit)
 
-    def _info(self, name: str, _: str) -> tuple[int, bytes, dict[str, str]]:
-        folder = self.known.repositories[name]
-        siblings = [{"rfilename": str(path.relative_to(folder))} for path in self.known.files(name)]
-        values = {"id": name, "sha": self.known.commit(name), "siblings": siblings, "tags": [], "private": False}
-        return 200, json.dumps(values).encode(), {"Content-Type": "application/json"}
+    def _write(self, path: str) -> Reply:
+        hub, account = self.known, self._account()
+        if match := _OBJECT.fullmatch(path):
+            return writing.lfs_store(hub, match[1], self._body("upload"))
+        if path == "/api/validate-yaml":
+            return writing.validate(self._body())
+        if path == "/api/repos/create":
+            return writing.create(hub, account, self._body())
+        for pattern in (_PREUPLOAD, _BATCH, _COMMIT):
+            match = pattern.fullmatch(path)
+            if match:
+                body = self._body("commit" if pattern is _COMMIT else "")
+                refused = None if hub.knows(match[1]) else reading.missing(account)
+                refused = refused or writing.refusal(account, match[1])
+                return refused or self._to_repository(pattern, match[1], body)
+        self._body()
+        return Reply(404, error="EntryNotFound", message="Entry not found")
 
-    def _tree(self, name: str, _: str) -> tuple[int, bytes, dict[str, str]]:
-        folder = self.known.repositories[name]
-        entries = [
-            {"type": "file", "path": str(path.relative_to(folder)), "size": path.stat().st_size, "oid": _etag(path)}
-            for path in self.known.files(name)
-        ]
-        return 200, json.dumps(entries).encode(), {"Content-Type": "application/json"}
+    def _to_repository(self, pattern: re.Pattern[str], name: str, body: bytes) -> Reply:
+        if pattern is _PREUPLOAD:
+            return writing.preupload(self.known, name, body)
+        if pattern is _BATCH:
+            return writing.lfs_batch(self.known, body)
+        reply = writing.commit(self.known, name, body)
+        if self.known.breaks("reply"):
+            raise _CutError
+        return reply
 
-    def _file(self, name: str, file: str) -> tuple[int, bytes, dict[str, str]]:
-        path = self.known.repositories[name] / file
-        if not path.is_file():
-            return 404, b"", {"X-Error-Code": "EntryNotFound"}
-        return 200, path.read_bytes(), {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": self.known.commit(name)}
+    def _body(self, breaks: str = "") -> bytes:
+        """What was sent, whole; with a cut due under `breaks`, half of it."""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                if breaks and self.known.breaks(breaks):
+                    self.rfile.read(size // 2)
+                    raise _CutError
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
+        size = int(self.headers.get("Content-Length", 0))
+        if breaks and self.known.breaks(breaks):
+            self.rfile.read(size // 2)
+            raise _CutError
+        return self.rfile.read(size)
 
-    def _send(self, status: int, error: str, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        if error:
-            headers = headers | {"X-Error-Code": error, "X-Error-Message": error}
-        for key, value in headers.items():
+    def _send(self, reply: Reply) -> None:
+        self.send_response(reply.status)
+        errors = {"X-Error-Code": reply.error, "X-Error-Message": reply.message}
+        for key, value in (reply.headers | {key: text for key, text in errors.items() if text}).items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(reply.content)))
         self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-
-def _etag(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
+        if reply.cut:
+            self.wfile.write(reply.content[: len(reply.content) // 2])
+            raise _CutError
+        if self.command != "HEAD":
+            self.wfile.write(reply.content)

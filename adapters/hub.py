@@ -1,0 +1,220 @@
+"""Adapters from the Hugging Face Hub: listed, downloaded aside, checked, and only then put into the store.
+
+Only the files that belong to an adapter are fetched, all from the one commit that the revision stood for at the
+beginning. What the Hub says of a file (size, SHA-256) must be true of what arrived. Not protected against: a Hub that
+lies about everything, and weights that are well-formed and bad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapters import checks
+from adapters.hub_errors import client_errors, of_disk
+from adapters.manifest import MANIFEST_NAME
+from adapters.store import AdapterFolder, Store
+from adapters.weights import WEIGHTS_NAME, shown
+from errors import AdapterError, DiskSpaceError
+
+NEEDED = (checks.CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)
+FILES = (*NEEDED, "README.md", "config.yaml", "log.jsonl", "loss.png")
+MAX_OTHER_BYTES = 32 << 20
+# Seconds until a Hub that does not answer counts as unreachable.
+PATIENCE = 10
+# The Hub's own rules for names (huggingface_hub.utils.validate_repo_id), with the owner always named.
+_REPO = re.compile(r"\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)
+_LIMITS = {
+    checks.CONFIG_NAME: checks.MAX_CONFIG_BYTES,
+    MANIFEST_NAME: checks.MAX_MANIFEST_BYTES,
+    WEIGHTS_NAME: checks.MAX_FOLDER_BYTES,
+}
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """What the Hub says of a file: its bytes, and the SHA-256 where it keeps the file as a large one."""
+
+    size: int
+    sha256: str = ""
+
+
+def pull(
+    spec: str,
+    root: Path,
+    report: Callable[[str], None],
+    *,
+    name: str | None = None,
+    overwrite: bool = False,
+    token: str | None = None,
+) -> Path:
+    """Installs `user/name@revision` as the folder `name` (default: the repository's name) under `root`.
+
+    Without a revision, the newest commit at this moment. Raises PeftArenaError in one sentence; the folder is then
+    as it was before, and nothing half-installed is left.
+    """
+    repo, revision = parse(spec)
+    name = name or repo.split("/")[1].lower()
+    checks.check_name(name)
+    target = root / name
+    if target.exists() and not overwrite:
+        raise AdapterError(
+            f"There is an adapter '{name}' in {root} already: pull under another --name, or add --overwrite."
+        )
+    report(f"Looking up {repo} on the Hugging Face Hub ...")
+    commit, files = listing(repo, revision, token)
+    _check_listing(repo, files)
+    with scratch(root, name) as aside:
+        folder = aside / name
+        download(repo, commit, {path: files[path] for path in FILES if path in files}, folder, report, token=token)
+        digest = verify(folder).digest
+        _install(folder, target, aside, overwrite)
+    report(f"Installed '{name}' from {repo}@{commit} ({digest}).")
+    return target
+
+
+def parse(spec: str) -> tuple[str, str | None]:
+    """Repository and revision of `user/name@revision`; AdapterError when it is something else."""
+    repo, at, revision = spec.partition("@")
+    # The Hub's own rules for names: huggingface_hub.utils.validate_repo_id.
+    named = _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo and not repo.endswith(".git")
+    if not named or (at and (not revision or not revision.isprintable() or " " in revision)):
+        raise AdapterError(
+            f"{shown(spec)!r} is no repository on the Hub: write user/name or user/name@revision, "
+            "such as someone/lora-conala@main."
+        )
+    return repo, revision or None
+
+
+def listing(repo: str, revision: str | None, token: str | None = None) -> tuple[str, dict[str, RemoteFile]]:
+    """The commit that `revision` (default: main) stands for, and the files it has by their paths."""
+    from huggingface_hub import HfApi
+
+    with client_errors(repo, "looking up", revision):
+        found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=PATIENCE, token=token)
+    files = {
+        each.rfilename: RemoteFile(each.size or 0, each.lfs.sha256 if each.lfs else "") for each in found.siblings or ()
+    }
+    return str(found.sha), files
+
+
+def download(
+    repo: str,
+    commit: str,
+    files: Mapping[str, RemoteFile],
+    folder: Path,
+    report: Callable[[str], None],
+    *,
+    token: str | None = None,
+) -> None:
+    """Fetches these files at that commit into a new `folder`; each must have the size and SHA-256 of the listing."""
+    from huggingface_hub import hf_hub_download
+
+    total = sum(file.size for file in files.values())
+    free = shutil.disk_usage(folder.parent).free
+    if free < total:
+        raise DiskSpaceError(
+            f"'{repo}' has {total / 1e6:.0f} MB and {folder.parent} has {free / 1e6:.0f} MB free: free some room."
+        )
+    report(f"Downloading {len(files)} files ({total / 1e6:.1f} MB) of {repo}@{commit[:12]} ...")
+    # The client keeps notes beside what it downloads, so it gets a folder of its own, which stays behind.
+    workplace = folder.with_name(f"{folder.name}.download")
+    folder.mkdir()
+    for path, expected in files.items():
+        with client_errors(repo, "downloading", commit):
+            fetched = Path(
+                hf_hub_download(repo, path, revision=commit, local_dir=workplace, force_download=True, token=token)
+            )
+        _check_arrival(repo, path, fetched, expected)
+        fetched.replace(folder / path)
+        (folder / path).chmod(0o644)
+
+
+def verify(folder: Path) -> AdapterFolder:
+    """The Store's checks that need no base, and the weights' digest where the manifest states it."""
+    found = Store((folder.parent,)).inspect(folder.name)
+    stated = found.manifest.weights_digest
+    if stated and stated != found.digest:
+        raise AdapterError(
+            f"Adapter '{folder.name}': {WEIGHTS_NAME} has the digest {found.digest}, {MANIFEST_NAME} states "
+            f"{shown(stated, 40)}: the weights are not those that were trained, ask whoever published it."
+        )
+    return found
+
+
+@contextmanager
+def scratch(root: Path, name: str) -> Iterator[Path]:
+    """A hidden folder under `root` (so that a rename installs), gone when the block ends."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{name}-pull-", dir=root))
+    except OSError as fault:
+        raise AdapterError(
+            f"Cannot write to {root} ({fault.strerror or fault}): choose another folder with --root, "
+            "or set PEFT_ARENA_HOME to one that you may write to."
+        ) from fault
+    try:
+        yield aside
+    except OSError as fault:
+        raise of_disk(fault, f"'{name}' could not be written to {root}") from fault
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_listing(repo: str, files: Mapping[str, RemoteFile]) -> None:
+    """Refuses what could not be installed, before a byte of it is downloaded."""
+    for path in sorted(files):
+        if path.lower().endswith(checks.PICKLES):
+            raise AdapterError(
+                f"'{repo}' holds {shown(path)}, a pickle, which can run code: ask its owner for a revision "
+                f"with {WEIGHTS_NAME} alone."
+            )
+    if checks.CONFIG_NAME not in files and "config.json" in files:
+        raise AdapterError(f"'{repo}' is a whole model, not an adapter: use it as a base, with --base {repo}.")
+    for path in NEEDED:
+        if path not in files:
+            raise AdapterError(
+                f"'{repo}' has no {path}, so it is no adapter of Peft Arena: check the name, or train one with "
+                "`python -m train`."
+            )
+    for path in FILES:
+        limit = _LIMITS.get(path, MAX_OTHER_BYTES)
+        if path in files and files[path].size > limit:
+            raise AdapterError(
+                f"'{repo}': {path} has {files[path].size / 1e6:.1f} MB, the limit is {limit / 1e6:.1f} MB: "
+                "it is not downloaded, ask its owner for a smaller one."
+            )
+
+
+def _check_arrival(repo: str, path: str, fetched: Path, expected: RemoteFile) -> None:
+    size = fetched.stat().st_size
+    if size == expected.size and expected.sha256:
+        with fetched.open("rb") as file:
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
+    else:
+        whole = size == expected.size
+    if not whole:
+        raise AdapterError(
+            f"{path} of '{repo}' arrived damaged ({size} of {expected.size} bytes, or other ones than the Hub "
+            "announced): run the same command again."
+        )
+
+
+def _install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
+    """Renames the folder to its place; one that stood there comes back if that fails."""
+    old = aside / "replaced"
+    replaced = overwrite and target.exists()
+    if replaced:
+        target.rename(old)
+    try:
+        folder.rename(target)
+    except OSError:
+        if replaced:
+            old.rename(target)
+        raise

@@ -1,0 +1,49 @@
+"""Points the real huggingface_hub client at the stand-in for the length of a test."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import constants, file_download
+from huggingface_hub.utils import _http
+
+from tests.hub.state import Account, Hub
+
+TOKEN = "hf_standinRecognisable0123456789"
+OWNER = "someone"
+
+
+def use_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """The client asks `hub`, keeps its cache under `folder`, has no token, uses LFS, and does not wait before retries.
+
+    `hub` gets one account, OWNER, whose token is TOKEN: see `log_in`.
+    """
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(folder / "stored_tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
+        monkeypatch.delenv(name, raising=False)
+    at_once = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(_http, "time", at_once)
+    monkeypatch.setattr(file_download, "time", at_once)
+    hub.accounts[TOKEN] = Account(OWNER)
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, token: str = TOKEN) -> None:
+    """The token lies where people put it."""
+    monkeypatch.setenv("HF_TOKEN", token)
+
+
+def use_xet(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Large files travel by Xet, as they do wherever hf_xet is installed."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet-cache"))
+    hub.xet = folder / "xet-store"
+    hub.xet.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def merge(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> Path:
-    """Writes the model folder `out`, whole or not at all: 16-bit safetensors, tokenizer, and a README with the caveat.
+    """Writes the model folder `out`, whole or not at all: 16-bit safetensors, tokenizer, manifest, and a
+    README with the caveat.
 
     `base` says where the adapter's base is; without it, the manifest's id and revision are looked up. It is loaded
     unquantized whatever the adapter was trained on. Raises AdapterError, BaseModelError or DiskSpaceError.
@@ -73,6 +75,10 @@ def merge(
             model.save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
             (building / "README.md").write_text(_card(folder.manifest, note), encoding="utf-8")
+            # The model is asked in the style that the adapter learned, wherever it serves as a base.
+            replace(folder.manifest, technique=f"{folder.manifest.technique}, merged", weights_digest="").write(
+                building
+            )
     except SafetensorError as fault:  # safetensors' own, also for a full disk
         raise DiskSpaceError(
             f"The merged model cannot be written under {out.parent} ({shown(str(fault))}): "

@@ -107,6 +107,9 @@ def _check_base(folder: AdapterFolder) -> str:
     cards = _base_models(folder)
     if cards is None:
         return f"{base}; there is no card"
+    if manifest.base_revision.startswith("sha256:") and manifest.base_id not in cards:
+        # A base out of a file has no id on the Hub, and the Hub takes no other in a card.
+        return f"{base}; the card names {shown(', '.join(cards) or 'none')} for the Hub"
     if manifest.base_id not in cards:
         raise AdapterError(
             f"Adapter '{name}': its card names the base {shown(', '.join(cards) or 'none')} and the manifest "

@@ -113,6 +113,13 @@ def test_a_card_that_names_several(good: Path) -> None:
     assert "and card" in _verified(good)
 
 
+def test_a_base_that_the_hub_does_not_have_cannot_stand_in_the_card(good: Path) -> None:
+    replace(MANIFEST, base_id="embedded/base", base_revision="sha256:0123456789abcdef").write(good)
+    (good / "adapter_config.json").write_text(json.dumps({**CONFIG, "base_model_name_or_path": "embedded/base"}))
+    (good / "README.md").write_text("---\nbase_model: someone/base\n---\n")
+    assert "adapter_config.json; the card names someone/base for the Hub" in _verified(good)
+
+
 def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store((good.parent,))
     assert find("good", store) == find(str(good), Store(())) == store.inspect("good")

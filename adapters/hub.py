@@ -73,7 +73,7 @@ def pull(
     with scratch(root, name) as aside:
         folder = aside / name
         download(repo, commit, {path: files[path] for path in FILES if path in files}, folder, report, token=token)
-        digest = verify(folder).digest
+        digest = checked(folder).digest
         _install(folder, target, aside, overwrite)
     report(f"Installed '{name}' from {repo}@{commit} ({digest}).")
     return target
@@ -136,13 +136,13 @@ def download(
         (folder / path).chmod(0o644)
 
 
-def verify(folder: Path) -> AdapterFolder:
-    """The Store's checks that need no base, and the weights' digest where the manifest states it."""
+def checked(folder: Path) -> AdapterFolder:
+    """The adapter in `folder`, after the store's checks that need no base and with the weights of its manifest."""
     found = Store((folder.parent,)).inspect(folder.name)
     stated = found.manifest.weights_digest
     if stated and stated != found.digest:
         raise AdapterError(
-            f"Adapter '{folder.name}': {WEIGHTS_NAME} has the digest {found.digest}, {MANIFEST_NAME} states "
+            f"Adapter '{folder.name}': {WEIGHTS_NAME} is {found.digest} and {MANIFEST_NAME} states "
             f"{shown(stated, 40)}: the weights are not those that were trained, ask whoever published it."
         )
     return found

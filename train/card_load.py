@@ -1,0 +1,80 @@
+"""The part of a card that says how to load what was trained, with Peft Arena and with PEFT or transformers."""
+
+from __future__ import annotations
+
+from adapters.manifest import Manifest
+from tasks.prompt import STYLES, render
+from train.card_front import Subject
+
+_QUANTIZED = {
+    "nf4": (
+        'BitsAndBytesConfig(\n    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
+        "bnb_4bit_compute_dtype=torch.bfloat16\n)"
+    ),
+    "int8": "BitsAndBytesConfig(load_in_8bit=True)",
+}
+
+
+def load_section(subject: Subject) -> str:
+    """Commands and code that load it, and the prompt that it was trained with."""
+    ways = [_arena(subject), _peft(subject)] if subject.is_adapter else [_whole(subject)]
+    return "\n\n".join(["## Load it", *ways, _prompt(subject.manifest)])
+
+
+def _arena(subject: Subject) -> str:
+    manifest = subject.manifest
+    if manifest.base_id.startswith("embedded/"):
+        base = "embedded"
+    else:
+        base = f"{manifest.base_id}@{manifest.base_revision}" if subject.base_on_hub else "FOLDER-OF-THE-BASE"
+    quantization = "" if manifest.trained_quantization == "nf4" else f" --quantization {manifest.trained_quantization}"
+    return (
+        "With Peft Arena:\n\n```sh\npython -m adapters pull USER/NAME     # this repository; add @revision to pin it\n"
+        f"python app.py --base {base}{quantization}\n```\n\nIt is then the method `{manifest.name}`, "
+        "or whatever name it was pulled under."
+    )
+
+
+def _peft(subject: Subject) -> str:
+    manifest, hub = subject.manifest, subject.base_on_hub
+    quantized = _QUANTIZED.get(manifest.trained_quantization, "")
+    where = ", revision=revision" if subject.base_is_exact else ""
+    how = "quantization_config=quantization" if quantized else "dtype=torch.bfloat16"
+    lines = [
+        "import torch",
+        "from peft import PeftModel",
+        f"from transformers import {subject.auto_class}, AutoTokenizer{', BitsAndBytesConfig' if quantized else ''}",
+        "",
+        f'name = "{hub or "FOLDER-OF-THE-BASE"}"',
+        *([f'revision = "{manifest.base_revision}"'] if subject.base_is_exact else []),
+        *([f"quantization = {quantized}"] if quantized else []),
+        f"tokenizer = AutoTokenizer.from_pretrained(name{where})",
+        f"base = {subject.auto_class}.from_pretrained(name{where}, {how})",
+        'model = PeftModel.from_pretrained(base, "USER/NAME")  # this repository, or the folder on disk',
+    ]
+    note = "With PEFT, on the same base:"
+    if hub and not subject.base_is_exact:
+        note = (
+            f"With PEFT. The adapter was trained on the Q4_1 weights that Peft Arena ships; those of `{hub}` are the "
+            "same model before that rounding, so answers can differ a little:"
+        )
+    return f"{note}\n\n```python\n" + "\n".join(lines) + "\n```"
+
+
+def _whole(subject: Subject) -> str:
+    return (
+        "It is a model like any other: `python app.py --base USER/NAME` in Peft Arena, and in transformers "
+        f'`{subject.auto_class}.from_pretrained("USER/NAME")` with `AutoTokenizer`; USER/NAME is this repository, or '
+        "the folder on disk."
+    )
+
+
+def _prompt(manifest: Manifest) -> str:
+    style = STYLES.get(manifest.prompt_style)
+    if style is None:
+        return f"It was trained with the prompt style `{manifest.prompt_style}` and expects it."
+    if style.format == "chat":
+        asked = style.ask.format(intent="YOUR INTENT")
+        system = f" after the system turn `{style.system}`" if style.system else ""
+        return f"It expects the base's chat template around the user turn `{asked!r}`{system}."
+    return f"It expects this prompt, and its answer is the code:\n\n```text\n{render('YOUR INTENT', (), style)}\n```"

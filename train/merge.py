@@ -75,6 +75,8 @@ def merge(
             model.save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
             (building / "README.md").write_text(_card(folder.manifest, note), encoding="utf-8")
+            for path in building.iterdir():
+                path.chmod(0o644)  # safetensors keeps its files to their owner
             # The model is asked in the style that the adapter learned, wherever it serves as a base.
             replace(folder.manifest, technique=f"{folder.manifest.technique}, merged", weights_digest="").write(
                 building

@@ -118,6 +118,7 @@ def test_what_comes_out_is_a_base(place: Path, tmp_path: Path) -> None:
     out = merge(adapter, tmp_path / "deep" / "out", _silent, base=str(place / "llama"))
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.bfloat16}
     assert "tokenizer.json" in {path.name for path in out.iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     manifest = Manifest.read(out)
     assert (manifest.technique, manifest.prompt_style, manifest.weights_digest) == ("lora, merged", "plain", "")
     loaded = load_base(str(out), "none", "cpu", _silent)

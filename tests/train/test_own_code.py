@@ -1,0 +1,53 @@
+"""Training on a base that brings code of its own, as CodeGen2 does: with the flag, for every kind of adapter."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import dynamic_module_utils
+
+from adapters.handover import rules
+from adapters.store import Store
+from errors import BaseModelError
+from tests.serve.own_code import make_own_code_base
+from tests.train.runs import tiny_config
+from train.run import train
+from train.trial import Place, try_adapter
+
+
+def _silent(_: str) -> None:
+    return
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the base; what transformers copies of its code goes away with the test."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
+    make_own_code_base(tmp_path / "base", tmp_path / "mark")
+    return tmp_path
+
+
+def test_without_the_flag_nothing_runs(place: Path) -> None:
+    with pytest.raises(BaseModelError, match="which is not run unasked"):
+        train(tiny_config(place), _silent)
+    assert not (place / "mark").exists()
+    assert not list(place.glob("store/*"))
+
+
+@pytest.mark.parametrize("technique", ["lora", "qlora-4bit", "ia3", "prefix-tuning"])
+def test_with_the_flag_an_adapter_is_trained_and_served(place: Path, technique: str) -> None:
+    short = {"num_train_epochs": 1.0, "max_train_samples": 16, "max_eval_samples": 4, "eval_every": 1.0}
+    config = tiny_config(place, technique=technique, trust_remote_code=True, learning_rate=3e-2, **short)
+    folder = Store((train(config, _silent).parent,)).inspect("lora-tiny")
+    if "target_modules" in folder.config:
+        ia3 = ["fc_out"] if technique == "ia3" else []
+        assert sorted(folder.config["target_modules"]) == [*ia3, "out_proj", "qkv_proj"]
+    if "lora" in technique:
+        assert [rule.reason for rule in rules(folder) if not rule.holds] == []
+    place_of_base = Place(str(place / "base"), device="cpu", trust_remote_code=True)
+    assert "finite, and not what the base says alone" in try_adapter(folder, place_of_base, _silent)

@@ -21,7 +21,7 @@ class BaseIdentity:
 
     `shapes` maps each linear module's name to (out_features, in_features). `revision` is a commit hash for a
     Hub model, and `sha256:<16 hex digits>` of the weights for the embedded base, folders and GGUF files.
-    The last four say how wide a virtual token and a key/value prefix must be; 0 where it is not known.
+    The sizes say how wide a virtual token and a key/value prefix must be; 0 where it is not known.
     """
 
     id: str
@@ -37,6 +37,8 @@ class BaseIdentity:
     num_layers: int = 0
     num_key_value_heads: int = 0
     head_dim: int = 0
+    # The style that the base itself was fine-tuned with; "" where it was not ours to train.
+    prompt_style: str = ""
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,8 @@ class Engine:
     def _style(self, request: Request) -> PromptStyle:
         if request.method.adapter is not None:
             return style_named(self._store.open(request.method.adapter, self.base).manifest.prompt_style)
+        if self.base.prompt_style:
+            return style_named(self.base.prompt_style)
         with_examples = request.method.examples.k > 0
         return choose_style(self.base.id, self.base.has_chat_template, request.pool, with_examples)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapters.manifest import BaseIdentity
+from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest
 from errors import BaseModelError, unknown
 from serve.backends.local.own_code import broken, check_it_runs, check_own_code, references, untrusted
 from serve.backends.local.source import Source, resolve
 from serve.home import Report
+from tasks.prompt import style_named
 
 if TYPE_CHECKING:
     import torch
@@ -187,9 +189,23 @@ def _identity(
         context_length=int(context),
         has_chat_template=bool(tokenizer.chat_template),
         is_encoder_decoder=bool(config.is_encoder_decoder),
+        prompt_style=_trained_style(source.folder),
         shapes=shapes,
         **_sizes(config.get_text_config()),
     )
+
+
+def _trained_style(folder: Path) -> str:
+    """The prompt style that a model of our own full fine-tuning was trained with; "" for any other base."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return ""
+    manifest = Manifest.read(folder)
+    if style_named(manifest.prompt_style).fingerprint != manifest.prompt_fingerprint:
+        raise BaseModelError(
+            f"The model in {folder} was trained with prompt style '{manifest.prompt_style}' as it was then "
+            "(its fingerprint differs): train it again."
+        )
+    return manifest.prompt_style
 
 
 def _sizes(config: Any) -> dict[str, int]:

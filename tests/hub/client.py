@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants, file_download, hf_api
 from huggingface_hub.utils import _http
 
 from tests.hub.state import Account, Hub
@@ -22,6 +22,8 @@ def use_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     `hub` gets one account, OWNER, whose token is TOKEN: see `log_in`.
     """
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    # The functions of the module, such as huggingface_hub.file_exists, are methods of this one.
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))

@@ -1,6 +1,7 @@
-"""What does each technique give, and what does it cost? Trains and scores all of them on one data set.
+r"""What does each technique give, and what does it cost? Trains and scores all of them on one data set.
 
-    python -m benchmarks.techniques --data conala --data-dir ../shared/data --limit 60 --output docs/results/techniques-conala
+    python -m benchmarks.techniques --data conala --data-dir ../shared/data --limit 60 \
+        --output docs/results/techniques-conala
 
 One technique after the other: `python -m train`, then `python -m evaluate` on the base that it was trained on, each in
 a process of its own. What is finished is not done again, an unfinished run is resumed, so the same command goes on

@@ -100,9 +100,9 @@ def _ia3(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
 
     targets, feedforward = list(config.ia3_target_modules), list(config.ia3_feedforward_modules)
     if not targets:
-        targets, feedforward = ia3_modules(base)
-        if config.preset != "paper":
-            targets = sorted({*targets, *ia3_attention_modules(base)})
+        # All of the attention, not PEFT's keys and values alone: that is what Table 3 counts (0.16M, CodeGen-350M).
+        keys_values, feedforward = ia3_modules(base)
+        targets = sorted({*keys_values, *ia3_attention_modules(base)})
     return IA3Config(task_type=_task(base), target_modules=targets, feedforward_modules=feedforward)
 
 

@@ -1,0 +1,160 @@
+"""What cannot train is refused before anything is loaded, in one sentence; one test for each complaint about data.
+
+The complaints are those of users of other tools (LLaMA-Factory, AutoTrain, TRL, Unsloth, PEFT).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, normalizers
+from transformers import AutoTokenizer
+
+from errors import BaseModelError, DataError, PeftArenaError, TrainingError
+from tests.serve.tiny import make_base, tokenizer
+from train.config import TrainConfig
+from train.preflight import Preflight, preflight
+from train.settings import make_config
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base("llama", tmp_path_factory.mktemp("refusals") / "base")
+
+
+def rows(path: Path, *values: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in values))
+    return path
+
+
+def many(count: int) -> list[dict[str, Any]]:
+    return [{"intent": f"print {number}", "code": f"print({number})"} for number in range(count)]
+
+
+def check(base: Path | str, data: Path, **changes: Any) -> Preflight:
+    given = {"adapter_name": "tiny", "dataset_name": str(data), "model_name_or_path": str(base), "device": "cpu"}
+    return preflight(make_config({**given, **changes}), lambda _: None)
+
+
+def refused(error: type[PeftArenaError], sentence: str, base: Path | str, data: Path, **changes: Any) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        check(base, data, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_cannot_find_valid_samples(base: Path, tmp_path: Path) -> None:
+    """ "Cannot find valid samples": the columns that are there and the way to map them."""
+    path = rows(tmp_path / "a.jsonl", *[{"ask": row["intent"], "reply": row["code"]} for row in many(20)])
+    refused(
+        DataError, r"a\.jsonl has the columns 'ask', 'reply', .* --intent-column NAME --code-column NAME\.$", base, path
+    )
+    page = check(base, path, intent_column="ask", code_column="reply")
+    assert page.mapping == "ask -> reply"
+
+
+def test_key_error_text(base: Path, tmp_path: Path) -> None:
+    """ "KeyError: 'text'": the line, the column and what the row has instead; the other rows train."""
+    path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "text": "y"})
+    page = check(base, path)
+    assert page.faults.shown == ("a.jsonl, line 21: column 'code' is missing; the row has 'intent', 'text'.",)
+    assert page.rows["train"] == 18
+
+
+def test_silent_truncation(base: Path, tmp_path: Path) -> None:
+    """ "A bad result, and zero idea why": what is too long is counted, named and left out, never cut."""
+    path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "y" * 300})
+    page = check(base, path, max_length=100)
+    assert page.too_long.train.shown + page.too_long.validation.shown == ("a.jsonl, line 21: 334 tokens",)
+    for example in page.examples:
+        assert example.pieces[-1][0].endswith("</s>")
+
+
+def test_all_labels_are_ignored(tmp_path: Path) -> None:
+    """ "All labels are -100": a tokenizer that drops all of a row's code."""
+    made = make_base("llama", tmp_path / "base")
+    inner = Tokenizer.from_str(tokenizer().backend_tokenizer.to_str())
+    inner.normalizer = normalizers.Replace("\u200b", "")
+    changed = tokenizer()
+    changed._tokenizer = inner
+    changed.save_pretrained(made)
+    path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "\u200b"})
+    held = rows(tmp_path / "b.jsonl", *many(3))
+    refused(
+        TrainingError, r"a\.jsonl, line 21: no token of its code would be learned", made, path, validation_file=held
+    )
+
+
+def test_the_end_token_is_never_learned(base: Path, tmp_path: Path) -> None:
+    """Every sample's last learned token is the end token, also where it is the padding token at once."""
+    path = rows(tmp_path / "a.jsonl", *many(20))
+    assert all(example.pieces[-1][0].endswith(")</s>") for example in check(base, path).examples)
+    made = make_base("llama", tmp_path / "base")
+    tokens = AutoTokenizer.from_pretrained(made)
+    tokens.pad_token = tokens.eos_token
+    tokens.save_pretrained(made)
+    assert all(example.pieces[-1][0].endswith(")</s>") for example in check(made, path).examples)
+    tokens.eos_token = None
+    tokens.save_pretrained(made)
+    refused(TrainingError, "has no end token, so a model could never learn to stop", made, path)
+
+
+def test_the_prompt_is_the_one_that_serves(base: Path, tmp_path: Path) -> None:
+    """A chat style on a base without a chat template could not be served as it was trained."""
+    path = rows(tmp_path / "a.jsonl", *many(20))
+    refused(
+        TrainingError,
+        "Prompt style 'chat' needs a chat template and base has none: choose --prompt-style plain",
+        base,
+        path,
+        prompt_style="chat",
+    )
+
+
+def test_prefix_tuning_with_gradient_checkpointing(base: Path, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", *many(20))
+    config = TrainConfig("tiny", str(path), "prefix-tuning", model_name_or_path=str(base), gradient_checkpointing=True)
+    with pytest.raises(TrainingError, match="Prefix tuning with gradient checkpointing cannot train"):
+        preflight(config, lambda _: None)
+
+
+def test_fewer_rows_than_a_batch(base: Path, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", *many(8))
+    sentence = r"7 training samples are fewer than one batch of 8: .* smaller --per-device-train-batch-size"
+    refused(TrainingError, sentence, base, path)
+    assert check(base, path, per_device_train_batch_size=7).steps_per_epoch == 1
+    long = rows(tmp_path / "b.jsonl", *many(8), *[{"intent": f"i{n}", "code": "x" * 300} for n in range(9)])
+    held = rows(tmp_path / "c.jsonl", *many(3))
+    refused(
+        TrainingError,
+        r"8 training samples \(9 more are too long\) are fewer than one batch of 9",
+        base,
+        long,
+        max_length=100,
+        validation_file=held,
+        per_device_train_batch_size=9,
+    )
+
+
+def test_no_row_fits(base: Path, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", *many(20))
+    sentence = "None of the 18 training rows fits 20 tokens, the shortest has .*: raise --max-length to "
+    refused(TrainingError, sentence, base, path, max_length=20)
+    held = rows(tmp_path / "b.jsonl", {"intent": "x", "code": "y" * 600})
+    sentence = "None of the 1 validation rows fits 512 tokens, the shortest has 634: that is as much as the base reads"
+    refused(TrainingError, sentence, base, path, max_length=4000, validation_file=held)
+
+
+def test_no_validation_row(base: Path, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", *[row | {"intent": "the same"} for row in many(20)])
+    refused(TrainingError, r"a\.jsonl leaves no row to validate on: give them with --validation-file", base, path)
+
+
+def test_a_base_that_cannot_be_found_or_read(base: Path, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", *many(20))
+    refused(BaseModelError, "holds no model: it has no config.json", tmp_path, path)
+    made = make_base("llama", tmp_path / "base")
+    (made / "tokenizer.json").write_text("{")
+    refused(BaseModelError, "The tokenizer of base 'base' cannot be loaded: ", made, path)

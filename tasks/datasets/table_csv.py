@@ -30,6 +30,8 @@ def open_csv(path: Path) -> Table:
     delimiter = max(_DELIMITERS, key=lambda mark: len(_header(lines[start], mark)))
     names = tuple(_shown(name.strip()) for name in _header(lines[start], delimiter))
     repeated = [name for name, times in Counter(names).items() if name and times > 1]
+    if not any(names):
+        raise DataError(f"{path}, line {start + 1}: this line names no columns: begin the file with a header.")
     if repeated:
         raise DataError(f"{path}, line {start + 1}: two columns are named '{repeated[0]}': rename one of them.")
     body = _Body(lines, names, delimiter)

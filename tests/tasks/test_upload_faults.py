@@ -10,7 +10,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from errors import DataError
-from tasks.datasets import table_parquet, tables
+from tasks.datasets import tables
 from tasks.datasets.upload import Upload, read_upload
 
 GOOD = b'{"intent": "a", "code": "b"}\n'
@@ -96,6 +96,7 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
         ("csv", b"PK\x03\x04\x14\x00\x06\x00", "no text file"),
         ("csv", b"\n\n", "is empty"),
         ("csv", b"intent,code\n", "has 0 rows"),
+        ("csv", b"x" * 200_000, "line 1: this line names no columns: begin the file with a header"),
         ("csv", b"code,intent,code\na,b,c\n", "line 1: two columns are named 'code'"),
         ("csv", b"add 1 to x,x += 1\nb,c\n", "has the columns 'add 1 to x', 'x \\+= 1'"),
         ("parquet", b"PAR1 is not all that it takes PAR1", "cannot be read as Parquet"),
@@ -196,12 +197,19 @@ def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
     assert upload.faults[0].sentence == "row 2: column 'intent' is empty."
 
 
-def test_parquet_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"intent": ["a"] * 20_000, "code": ["x" * 1000] * 20_000}), path)
-    assert path.stat().st_size < 100_000
-    monkeypatch.setattr(table_parquet, "MAX_UNPACKED", 5_000_000)
-    with pytest.raises(DataError, match="unpacks to more than 5 MB"):
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet_that_unpacks_to_too_much(tmp_path: Path, nested: bool) -> None:
+    """A small file of which a page names one long text 5,000 times: 5 GB, were it unpacked."""
+    count, path = 5_000, tmp_path / "a.parquet"
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 1_000_000]))
+    role = pa.array(["user"] * count).dictionary_encode()
+    messages = pa.ListArray.from_arrays(
+        pa.array(range(count + 1), pa.int32()), pa.StructArray.from_arrays([role, text], ["role", "content"])
+    )
+    columns = {"messages": messages} if nested else {"intent": role, "code": text}
+    pq.write_table(pa.table(columns), path, store_schema=False)
+    assert path.stat().st_size < 200_000
+    with pytest.raises(DataError, match="unpacks to more than 400 MB"):
         read_upload(path)
 
 

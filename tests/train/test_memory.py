@@ -1,0 +1,57 @@
+"""The peak that is measured: of this process, since it was asked to start."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from train import memory
+from train.memory import PeakMemory
+
+MEGABYTE = 2**20
+
+
+def _fill(megabytes: int) -> bytearray:
+    """Written pages, not only promised ones."""
+    return bytearray(b"\1") * (megabytes * MEGABYTE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Elsewhere the peak cannot be forgotten.")
+def test_a_peak_is_seen_after_it_has_passed_and_forgotten_when_asked() -> None:
+    peak = PeakMemory("cpu")
+    if not peak.start():
+        pytest.skip("This system lets no process forget its peak.")
+    before = peak.bytes()
+    block = _fill(200)
+    del block
+    assert 190 * MEGABYTE < peak.bytes() - before < 260 * MEGABYTE
+    assert peak.start()
+    assert peak.bytes() - before < 60 * MEGABYTE
+
+
+def test_the_peak_is_at_least_what_is_resident() -> None:
+    block = _fill(50)
+    assert PeakMemory("cpu").bytes() >= psutil.Process().memory_info().rss - MEGABYTE
+    assert len(block) == 50 * MEGABYTE
+
+
+def test_without_proc_the_peak_of_the_whole_process_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "none" / "none")
+    peak = PeakMemory("cpu")
+    assert not peak.start()
+    assert peak.bytes() >= psutil.Process().memory_info().rss - MEGABYTE
+
+
+def test_on_a_gpu_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU is the only thing replaced: torch's two functions, by their real names."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * len(device))
+    peak = PeakMemory("cuda")
+    assert peak.start()
+    assert (asked, peak.bytes()) == (["cuda"], 28)

@@ -1,0 +1,82 @@
+"""The picture of a run's losses: its size, what is drawn, and that the same log gives the same bytes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from train.plot import _points, _smoothed, plot_losses
+
+LOG: list[dict[str, Any]] = [
+    {"step": 10, "epoch": 0.5, "loss": 3.0, "learning_rate": 1e-4},
+    {"step": 20, "epoch": 1.0, "loss": 2.0, "learning_rate": 1e-4},
+    {"step": 20, "epoch": 1.0, "eval_loss": 1.5},
+    {"step": 30, "epoch": 1.5, "loss": math.nan, "learning_rate": 1e-4},
+    {"step": 40, "epoch": 2.0, "loss": 1.0, "learning_rate": 1e-4},
+    {"step": 40, "epoch": 2.0, "eval_loss": 1.75},
+]
+
+
+@pytest.fixture
+def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The axes that LOG was drawn on."""
+    seen: list[Figure] = []
+    real = Figure.add_subplot
+
+    def remember(figure: Figure, **options: Any) -> Any:
+        seen.append(figure)
+        return real(figure, **options)
+
+    monkeypatch.setattr(Figure, "add_subplot", remember)
+    plot_losses(LOG, tmp_path / "loss.png", "lora-mine on starter")
+    return seen[0].axes[0]
+
+
+def test_the_same_log_gives_the_same_bytes_of_the_promised_size(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        plot_losses(LOG, tmp_path / name, "lora-mine on starter")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (1200, 700)
+        assert not picture.info.keys() & {"Software", "Creation Time", "date"}
+        # Two curves of two colours stand on the white ground.
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    assert all((abs(pixels - np.array(colour)).sum(1) < 12).sum() > 200 for colour in ((47, 109, 181), (209, 96, 61)))
+
+
+def test_both_losses_stand_at_their_steps_and_the_best_is_marked(axes: Any) -> None:
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert list(lines["training, as logged"].get_xdata()) == [10, 20, 30, 40]
+    assert list(lines["validation"].get_ydata()) == [1.5, 1.75]
+    best = lines["best checkpoint: 1.5000 at step 20"]
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([20], [1.5])
+    assert axes.get_title(loc="left") == "lora-mine on starter"
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap_and_spoils_nothing(axes: Any) -> None:
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert math.isnan(lines["training, as logged"].get_ydata()[2])
+    assert all(math.isfinite(value) for value in lines["training, smoothed"].get_ydata())
+
+
+def test_smoothing_neither_shifts_a_constant_nor_favours_the_start() -> None:
+    assert _smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
+    assert _smoothed([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
+
+
+def test_a_step_logged_again_after_a_resume_counts_once() -> None:
+    again = [{"step": 20, "epoch": 1.0, "loss": 2.5}, {"step": 10, "epoch": 0.5, "loss": 3.5}]
+    assert _points([*LOG[:2], *again], "loss") == [(10, 3.5), (20, 2.5)]
+
+
+@pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "epoch": 0.1, "eval_loss": math.nan}]])
+def test_a_short_log_is_drawn_too(log: list[dict[str, Any]], tmp_path: Path) -> None:
+    plot_losses(log, tmp_path / "loss.png", "short")
+    with Image.open(tmp_path / "loss.png") as picture:
+        assert picture.size == (1200, 700)

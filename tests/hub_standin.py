@@ -107,6 +107,8 @@ class _Handler(BaseHTTPRequestHandler):
         if pattern is _ACCESS:
             return (writing.refusal(account, name) if match[2] else None) or Reply(200)
         if pattern is _XET:
+            if hub.breaks("xet"):
+                raise _CutError
             return (writing.refusal(account, name) if match[2] == "write" else None) or xet.token(hub)
         commit = hub.at(name, match[2])
         if commit is None:

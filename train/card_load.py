@@ -6,6 +6,8 @@ from adapters.manifest import Manifest
 from tasks.prompt import STYLES, render
 from train.card_front import Subject
 
+# Stands for the repository until there is one: publishing puts its name in the place of this.
+PLACEHOLDER = "USER/NAME"
 _QUANTIZED = {
     "nf4": (
         'BitsAndBytesConfig(\n    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
@@ -29,7 +31,7 @@ def _arena(subject: Subject) -> str:
         base = f"{manifest.base_id}@{manifest.base_revision}" if subject.base_on_hub else "FOLDER-OF-THE-BASE"
     quantization = "" if manifest.trained_quantization == "nf4" else f" --quantization {manifest.trained_quantization}"
     return (
-        "With Peft Arena:\n\n```sh\npython -m adapters pull USER/NAME     # this repository; add @revision to pin it\n"
+        f"With Peft Arena:\n\n```sh\npython -m adapters pull {PLACEHOLDER}     # add @revision to pin it\n"
         f"python app.py --base {base}{quantization}\n```\n\nIt is then the method `{manifest.name}`, "
         "or whatever name it was pulled under."
     )
@@ -50,7 +52,7 @@ def _peft(subject: Subject) -> str:
         *([f"quantization = {quantized}"] if quantized else []),
         f"tokenizer = AutoTokenizer.from_pretrained(name{where})",
         f"base = {subject.auto_class}.from_pretrained(name{where}, {how})",
-        'model = PeftModel.from_pretrained(base, "USER/NAME")  # this repository, or the folder on disk',
+        f'model = PeftModel.from_pretrained(base, "{PLACEHOLDER}")  # this repository, or the folder on disk',
     ]
     note = "With PEFT, on the same base:"
     if hub and not subject.base_is_exact:
@@ -63,9 +65,9 @@ def _peft(subject: Subject) -> str:
 
 def _whole(subject: Subject) -> str:
     return (
-        "It is a model like any other: `python app.py --base USER/NAME` in Peft Arena, and in transformers "
-        f'`{subject.auto_class}.from_pretrained("USER/NAME")` with `AutoTokenizer`; USER/NAME is this repository, or '
-        "the folder on disk."
+        f"It is a model like any other: `python app.py --base {PLACEHOLDER}` in Peft Arena, and in transformers "
+        f'`{subject.auto_class}.from_pretrained("{PLACEHOLDER}")` with `AutoTokenizer`; {PLACEHOLDER} is this '
+        "repository, or the folder on disk."
     )
 
 

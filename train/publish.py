@@ -6,6 +6,7 @@ names them. A run that was cut off is finished by the same command; what the Hub
 
 from __future__ import annotations
 
+import filecmp
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from adapters.checks import CONFIG_NAME, read_manifest
 from adapters.hub import FILES, RemoteFile, checked, download, listing, pull, scratch
 from adapters.hub_errors import client_errors
 from adapters.manifest import MANIFEST_NAME, Manifest
-from adapters.weights import shown
+from adapters.weights import digest, shown
 from errors import AdapterError, TrainingError
 from serve.home import Report
 from train.card import write_card
+from train.card_load import PLACEHOLDER
 from train.publish_access import check_access, check_base_access, find_token
 from train.publish_verify import Answering, Transcript, adapter_answers, base_of, check_same, model_answers
 
@@ -78,7 +80,7 @@ def publish(
     answering = compare or _answering(contents, base, report, device, trust_remote_code)
     report("Answering as the folder stands here ...")
     expected = answering(folder)
-    published = _upload(contents, folder.name, repo_id, report, private, key)
+    published = _upload(contents, folder, repo_id, report, private, key)
     verify_published(folder, published, report, answering=answering, expected=expected, token=key)
     return published
 
@@ -108,7 +110,7 @@ def verify_published(
         else:
             copy = pull(what, aside, _silent, name=folder.name, token=token)
         for file in contents.files:
-            if not (copy / file.name).is_file() or (copy / file.name).read_bytes() != file.read_bytes():
+            if not _arrived(file, copy / file.name, published.repo_id):
                 raise TrainingError(f"{what} has another {file.name} than {folder}: publish again.")
         found = answering(copy)
     check_same(expected if expected is not None else answering(folder), found, what)
@@ -129,6 +131,8 @@ def _contents(folder: Path) -> _Contents:
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights:
         raise AdapterError(f"The folder {folder} has no model.safetensors: train it again.")
+    if manifest.weights_digest and manifest.weights_digest != digest(weights[0], folder.name):
+        raise AdapterError(f"{weights[0]} is not the file that {MANIFEST_NAME} states: train it again.")
     others = (folder / name for name in _MODEL_FILES)
     return _Contents(manifest, (*weights, *(path for path in others if path.is_file())), True)
 
@@ -143,7 +147,7 @@ def _answering(
     return adapter_answers(spec, contents.manifest.trained_quantization, report, device, trust_remote_code)
 
 
-def _upload(contents: _Contents, name: str, repo_id: str, report: Report, private: bool, token: str) -> Published:
+def _upload(contents: _Contents, folder: Path, repo_id: str, report: Report, private: bool, token: str) -> Published:
     """Creates the repository where it is missing, and makes one commit of all files."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -151,16 +155,34 @@ def _upload(contents: _Contents, name: str, repo_id: str, report: Report, privat
     total = sum(path.stat().st_size for path in contents.files)
     with client_errors(repo_id, "creating", error=TrainingError):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
+    kept = sorted({path.name for path in folder.iterdir()} - {path.name for path in contents.files})
+    if kept:
+        report(f"Not published, as no part of an adapter or model: {', '.join(kept)}.")
     report(f"Uploading {len(contents.files)} files ({total / 1e6:.1f} MB) to {repo_id} ...")
     _, there = listing(repo_id, None, token)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=str(path)) for path in contents.files),
+        *(CommitOperationAdd(path.name, _sent(path, repo_id)) for path in contents.files),
         *(CommitOperationDelete(path_in_repo=path) for path in _stale(contents, there)),
     ]
     with client_errors(repo_id, "uploading to", error=TrainingError), _card_errors():
-        made = api.create_commit(repo_id, operations, commit_message=f"Publish {name}")
+        made = api.create_commit(repo_id, operations, commit_message=f"Publish {folder.name}")
     report(f"Published {repo_id}@{made.oid}.")
     return Published(repo_id, made.oid, f"{api.endpoint}/{repo_id}/tree/{made.oid}")
+
+
+def _sent(path: Path, repo_id: str) -> str | bytes:
+    """What is uploaded of a file: itself, and of the card a text that names its repository."""
+    if path.name != CARD_NAME:
+        return str(path)
+    return path.read_bytes().replace(PLACEHOLDER.encode(), repo_id.encode())
+
+
+def _arrived(path: Path, copy: Path, repo_id: str) -> bool:
+    """Whether `copy` is what was uploaded of `path`."""
+    sent = _sent(path, repo_id)
+    if not copy.is_file():
+        return False
+    return copy.read_bytes() == sent if isinstance(sent, bytes) else filecmp.cmp(path, copy, shallow=False)
 
 
 def _stale(contents: _Contents, there: Mapping[str, RemoteFile]) -> list[str]:

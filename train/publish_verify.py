@@ -46,13 +46,13 @@ Answering = Callable[[Path], Sequence[Transcript]]
 
 
 def base_of(manifest: Manifest, base: str | None = None) -> str:
-    """What `--base` must be for this adapter's own base; `base` where it was given, for bases out of folders."""
-    if base:
-        return base
+    """What `--base` must be for this adapter's own base; `base` itself for one out of a folder or file."""
     if manifest.base_id.startswith("embedded/"):
         return "embedded"
     if not manifest.base_revision.startswith("sha256:"):
         return f"{manifest.base_id}@{manifest.base_revision}"
+    if base:
+        return base
     raise TrainingError(
         f"'{manifest.name}' was trained on {manifest.base_id}, which came from a folder or file: "
         "name that one with --base, so that what is published can be compared."

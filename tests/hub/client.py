@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants, file_download, hf_api
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import _http, _xet
 
 from tests.hub.state import Account, Hub
 
@@ -47,5 +47,9 @@ def use_xet(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Large files travel by Xet, as they do wherever hf_xet is installed."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet-cache"))
+    # Read when a session begins, so the session that an earlier test may have left is not used.
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
+    monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     hub.xet = folder / "xet-store"
     hub.xet.mkdir()

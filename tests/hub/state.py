@@ -66,7 +66,8 @@ class Hub:
     `repositories` are folders on disk, one commit each; `history` holds what was created and written over HTTP, the
     oldest commit first. `requests` lists the method and path of all that was asked. `cuts` says how many more times
     the line breaks: half way through an "upload", a "commit" or a "download", before a commit's "reply", or instead of
-    an "answer" to whoever wants a file. With `xet`, a folder, large files travel by Xet, otherwise by LFS.
+    an "answer" to whoever wants a file, or the address of "xet". With `xet`, a folder, large files travel by Xet,
+    otherwise by LFS.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)

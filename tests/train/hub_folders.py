@@ -6,14 +6,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, PeftConfig
 from transformers import AutoModelForCausalLM
 
 from adapters.manifest import BaseIdentity, Manifest
 from adapters.weights import digest
 from serve.backends.local.loading import load_base
 from tasks.prompt import STYLES
-from tests.serve.tiny import make_lora
+from tests.hub.state import Hub
+from tests.serve.tiny import make_adapter as save_adapter
 from train.card import write_card
+
+# What of a finished run is published.
+ADAPTER_FILES = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.yaml",
+    "log.jsonl",
+    "loss.png",
+    "manifest.json",
+}
+
+
+def shown(hub: Hub, repo: str) -> set[str]:
+    """What anybody can see of the repository, beside the file with which every repository begins."""
+    return set(hub.history[repo][-1].files) - {".gitattributes"} if repo in hub.history else set()
 
 
 def identity_of(base: str) -> BaseIdentity:
@@ -21,10 +39,13 @@ def identity_of(base: str) -> BaseIdentity:
     return load_base(base, "none", "cpu", lambda _: None, dtype=torch.float32).identity
 
 
-def make_adapter(folder: Path, base_folder: Path, identity: BaseIdentity, seed: int = 1) -> Path:
-    """A LoRA folder with all the files of a finished run."""
+def make_adapter(
+    folder: Path, base_folder: Path, identity: BaseIdentity, seed: int = 1, config: PeftConfig | None = None
+) -> Path:
+    """A folder with all the files of a finished run: a LoRA, or what `config` makes."""
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    make_lora(folder, identity, model, 8, ["q_proj", "v_proj", "o_proj"], seed)
+    config = config or LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
+    save_adapter(folder, identity, model, config, seed)
     log = tuple({"step": step, "epoch": step / 4, "eval_loss": 2.0 / step} for step in (1, 2, 3, 4))
     weights = digest(folder / "adapter_model.safetensors", folder.name)
     manifest = replace(Manifest.read(folder), log=log, weights_digest=weights)

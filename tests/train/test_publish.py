@@ -3,177 +3,78 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
 from adapters.hub import pull
 from adapters.manifest import Manifest
-from errors import AdapterError, PeftArenaError, TrainingError
-from tests.hub.client import TOKEN, log_in, use_hub, use_xet
-from tests.hub_standin import Hub, hub_standin
+from adapters.store import LIBRARY
+from errors import AdapterError, TrainingError
+from tests.hub.client import TOKEN
+from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
-from tests.train.hub_folders import identity_of, make_adapter, make_whole_model
+from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, make_whole_model, shown
 from train.publish import publish
-from train.publish_verify import Answering, Transcript, adapter_answers, check_same
+from train.publish_verify import Answering, Transcript, check_same
 
 REPO = "someone/lora-tiny"
-ADAPTER_FILES = {
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "config.yaml",
-    "log.jsonl",
-    "loss.png",
-    "manifest.json",
-}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base("llama", tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tmp_path_factory.mktemp("trained") / "lora-tiny", base, identity_of(str(base)))
-
-
-@pytest.fixture(scope="module")
-def answering(base: Path) -> Answering:
-    """The adapter's own base, loaded once for all tests."""
-    return adapter_answers(str(base), "none", _silent, "cpu")
-
-
-@pytest.fixture
-def folder(trained: Path, tmp_path: Path) -> Path:
-    shutil.copytree(trained, tmp_path / "lora-tiny")
-    return tmp_path / "lora-tiny"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub_standin() as standin:
-        use_hub(standin, monkeypatch, tmp_path / "client")
-        log_in(monkeypatch)
-        yield standin
 
 
 def _silent(_: str) -> None:
     return
 
 
-def _shown(hub: Hub, repo: str = REPO) -> set[str]:
-    """What anybody can see of the repository, beside the file with which every repository begins."""
-    return set(hub.history[repo][-1].files) - {".gitattributes"} if repo in hub.history else set()
-
-
-def _puts(hub: Hub) -> int:
-    return sum(request.startswith("PUT") for request in hub.requests)
-
-
 def test_a_folder_is_published_in_one_commit_and_answers_as_here(
-    hub: Hub, folder: Path, base: Path, tmp_path: Path
+    hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    published = publish(folder, REPO, lines.append, base=str(base), device="cpu")
+    (folder / "notes.txt").write_text("mine\n")
+    published = publish(folder, REPO, lines.append, base=str(tiny_base), device="cpu")
+    assert "Not published, as no part of an adapter or model: notes.txt." in lines
     assert published.repo_id == REPO
     assert published.commit == hub.commit(REPO)
     assert published.url == f"{hub.url}/{REPO}/tree/{published.commit}"
     assert len(hub.history[REPO]) == 2, "the empty beginning, and one commit"
-    assert _shown(hub) == ADAPTER_FILES
+    assert shown(hub, REPO) == ADAPTER_FILES
     assert "answers as the folder does (3 intents," in lines[-1]
     assert any(line.startswith("Uploading 7 files") for line in lines)
     copy = pull(f"{REPO}@{published.commit}", tmp_path / "elsewhere", _silent)
-    assert all((copy / name).read_bytes() == (folder / name).read_bytes() for name in ADAPTER_FILES)
+    for name in ADAPTER_FILES - {"README.md"}:
+        assert (copy / name).read_bytes() == (folder / name).read_bytes()
+    card = (copy / "README.md").read_text()
+    assert f"python -m adapters pull {REPO}" in card
+    assert card == (folder / "README.md").read_text().replace("USER/NAME", REPO)
 
 
-def test_the_base_of_a_hub_id_follows_from_the_manifest(hub: Hub, base: Path, tmp_path: Path) -> None:
-    hub.repositories["someone/tiny"] = base
-    folder = make_adapter(tmp_path / "lora-hub", base, identity_of("someone/tiny"))
+def test_the_base_of_a_hub_id_follows_from_the_manifest(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    hub.repositories["someone/tiny"] = tiny_base
+    folder = make_adapter(tmp_path / "lora-hub", tiny_base, identity_of("someone/tiny"))
     assert Manifest.read(folder).base_revision == hub.commit("someone/tiny")
     assert publish(folder, "someone/lora-hub", _silent, device="cpu").commit == hub.commit("someone/lora-hub")
 
 
 def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(
-    hub: Hub, folder: Path, base: Path, answering: Answering, tmp_path: Path
+    hub: Hub, folder: Path, tiny_base: Path, answering: Answering, tmp_path: Path
 ) -> None:
     first = publish(folder, REPO, _silent, compare=answering)
     assert publish(folder, REPO, _silent, compare=answering) == first
     (tmp_path / "next").mkdir()
-    later = make_adapter(tmp_path / "next" / "lora-tiny", base, identity_of(str(base)), seed=2)
+    later = make_adapter(tmp_path / "next" / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
     (later / "loss.png").unlink()
     second = publish(later, REPO, _silent, compare=answering)
     assert second.commit != first.commit
-    assert _shown(hub) == ADAPTER_FILES - {"loss.png"}, "the plot of the former version would be a false one"
+    assert shown(hub, REPO) == ADAPTER_FILES - {"loss.png"}, "the plot of the former version would be a false one"
     old = pull(f"{REPO}@{first.commit}", tmp_path / "pulled", _silent)
     assert (old / "loss.png").is_file()
     assert Manifest.read(old).seed == 1
 
 
-@pytest.mark.parametrize("what", ["upload", "commit", "reply"])
-def test_a_cut_line_publishes_nothing_by_halves_and_the_retry_finishes(
-    hub: Hub, folder: Path, answering: Answering, what: str
-) -> None:
-    hub.cuts[what] = 1000
-    with pytest.raises(TrainingError, match=r"broke while uploading to 'someone/lora-tiny'.*same command again"):
-        publish(folder, REPO, _silent, compare=answering)
-    assert _shown(hub) == (ADAPTER_FILES if what == "reply" else set()), "all of it or nothing"
-    hub.cuts.clear()
-    sent = _puts(hub)
-    published = publish(folder, REPO, _silent, compare=answering)
-    assert published.commit == hub.commit(REPO)
-    assert _shown(hub) == ADAPTER_FILES
-    assert len(hub.history[REPO]) == 2
-    assert _puts(hub) - sent == (2 if what == "upload" else 0), "what the Hub has is not sent twice"
-
-
-def test_a_line_that_breaks_once_is_taken_up_again(hub: Hub, folder: Path, answering: Answering) -> None:
-    hub.cuts["upload"] = 1
-    publish(folder, REPO, _silent, compare=answering)
-    assert _shown(hub) == ADAPTER_FILES
-
-
-def test_by_xet_as_where_hf_xet_is_installed(
-    hub: Hub, folder: Path, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_xet(hub, monkeypatch, tmp_path)
-    publish(folder, REPO, _silent, compare=answering)
-    assert hub.history[REPO][-1].files["adapter_model.safetensors"].xet
-    assert not _puts(hub)
-
-
-def test_the_token_shows_nowhere(
-    hub: Hub,
-    folder: Path,
-    answering: Answering,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level("DEBUG")
-    lines: list[str] = []
-    publish(folder, REPO, lines.append, compare=answering)
-    for what in ("upload", "commit", "answer"):
-        hub.cuts[what] = 1000
-        (folder / "log.jsonl").write_text(f"{what}\n")
-        shutil.copy(folder / "log.jsonl", folder / "loss.png")
-        with pytest.raises(PeftArenaError) as caught:
-            publish(folder, REPO, lines.append, compare=answering)
-        lines.append(str(caught.value))
-        hub.cuts.clear()
-    lines.extend(path.read_text(errors="replace") for path in folder.iterdir())
-    written = capfd.readouterr()
-    everything = "\n".join([*lines, written.out, written.err, caplog.text])
-    assert "Published someone/lora-tiny" in everything
-    assert TOKEN not in everything
-    assert TOKEN[3:] not in everything
-
-
-def test_other_answers_are_noticed(base: Path, trained: Path, answering: Answering, tmp_path: Path) -> None:
-    ours = answering(trained)
-    check_same(ours, answering(trained), "the same")
-    other = make_adapter(tmp_path / "lora-tiny", base, identity_of(str(base)), seed=2)
+def test_other_answers_are_noticed(tiny_base: Path, tiny_run: Path, answering: Answering, tmp_path: Path) -> None:
+    ours = answering(tiny_run)
+    check_same(ours, answering(tiny_run), "the same")
+    other = make_adapter(tmp_path / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
     with pytest.raises(TrainingError, match=r"someone/x@1 does not answer .* folder says .* \(token \d+\)"):
         check_same(ours, answering(other), "someone/x@1")
     first = ours[0]
@@ -186,7 +87,7 @@ def test_other_answers_are_noticed(base: Path, trained: Path, answering: Answeri
             check_same(ours, [changed, *ours[1:]], "x")
 
 
-def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, base: Path, tmp_path: Path) -> None:
+def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Somebody commits other weights between our commit and our reading: ours is read all the same."""
     calls: list[Path] = []
 
@@ -201,12 +102,33 @@ def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, base: Path, t
     assert not calls[1].exists(), "what was read back is gone"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=8, use_dora=True, target_modules=["q_proj"], init_lora_weights=False),
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        PromptTuningConfig(num_virtual_tokens=4),
+        PrefixTuningConfig(num_virtual_tokens=4),
+    ],
+    ids=["dora", "ia3", "prompt-tuning", "prefix-tuning"],
+)
+def test_every_technique_is_published_and_compared(
+    hub: Hub, tiny_base: Path, answering: Answering, tmp_path: Path, config: PeftConfig
+) -> None:
+    folder = make_adapter(tmp_path / "any-tiny", tiny_base, identity_of(str(tiny_base)), config=config)
+    publish(folder, "someone/any-tiny", _silent, compare=answering)
+    assert shown(hub, "someone/any-tiny") == ADAPTER_FILES
+
+
 def test_a_whole_model_is_published_and_compared_too(hub: Hub, tmp_path: Path) -> None:
     folder = make_whole_model(make_base("llama", tmp_path / "full-tiny", seed=3))
     published = publish(folder, "someone/full-tiny", _silent, device="cpu")
-    assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= _shown(
+    assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= shown(
         hub, "someone/full-tiny"
     )
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
+    with pytest.raises(AdapterError, match=r"is not the file that manifest\.json states"):
+        publish(folder, "someone/full-tiny", _silent, device="cpu")
     with pytest.raises(AdapterError, match="is a whole model, not an adapter"):
         pull(f"someone/full-tiny@{published.commit}", tmp_path / "store", _silent)
 
@@ -239,7 +161,7 @@ def test_a_card_that_the_hub_refuses_is_named(hub: Hub, folder: Path, answering:
     (folder / "README.md").write_text(card)
     with pytest.raises(TrainingError, match=r'does not accept the card .*"no model at all" is not valid'):
         publish(folder, REPO, _silent, compare=answering)
-    assert not _shown(hub)
+    assert not shown(hub, REPO)
 
 
 def test_a_private_repository_shows_to_its_owner_alone(
@@ -250,3 +172,12 @@ def test_a_private_repository_shows_to_its_owner_alone(
     with pytest.raises(AdapterError, match="that you may read"):
         pull(REPO, tmp_path / "store", _silent)
     assert pull(REPO, tmp_path / "store", _silent, token=TOKEN).is_dir()
+
+
+@pytest.mark.model
+def test_the_embedded_base_answers_alike_with_what_comes_back(hub: Hub, home: Path, tmp_path: Path) -> None:
+    """The manifest alone says that it is the embedded base, in NF4."""
+    folder = Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "lora-starter"))
+    lines: list[str] = []
+    published = publish(folder, "someone/lora-starter", lines.append, device="cpu")
+    assert f"someone/lora-starter@{published.commit} answers as the folder does" in lines[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def recognise(path: Path, columns: Sequence[str], intent: str | None = None, cod
         if wanted is not None and wanted not in columns:
             near = difflib.get_close_matches(wanted, columns, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise DataError(f"{path} has no column '{wanted}': {hint}it has {_listed(columns)}.")
+            raise DataError(f"{path} has no column '{wanted}': {hint}it has {listed(columns)}.")
     if intent is not None and code is not None:
         return Columns(turns=intent) if intent == code else Columns(intent, code)
     known = {name.strip().casefold(): name for name in reversed(columns)}
@@ -72,7 +72,7 @@ def recognise(path: Path, columns: Sequence[str], intent: str | None = None, cod
             f"--{side}-column NAME" for side, name in (("intent", intent), ("code", code)) if name is None
         )
         raise DataError(
-            f"{path} has the columns {_listed(columns)}, and none that are known as "
+            f"{path} has the columns {listed(columns)}, and none that are known as "
             f"{'an intent and its code' if intent == code else 'the intent' if code else 'the code'}: add {missing}."
         )
     return found
@@ -99,6 +99,13 @@ def _completed(intent: str | None, code: str | None, known: Mapping[str, str]) -
     return None
 
 
-def _listed(columns: Sequence[str]) -> str:
-    shown = [f"'{name if len(name) <= 60 else name[:59] + '…'}'" for name in columns[:20]]
-    return ", ".join(shown) + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
+def listed(columns: Iterable[object]) -> str:
+    """Names that a file gives, for a sentence: each on one line and not too long, the first twenty."""
+    names = list(columns)
+    shown = [f"'{_printable(str(name))}'" for name in names[:20]]
+    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
+
+
+def _printable(name: str) -> str:
+    clean = "".join(each if each.isprintable() else "?" for each in name[:61])
+    return clean if len(clean) <= 60 else clean[:59] + "…"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import DataError
+from tasks.datasets.columns import listed
 from tasks.datasets.jsonl import kind, parse
 from tasks.datasets.tables import HEAD, Fault, Record, Table, limited, read_bytes
 
@@ -107,7 +108,7 @@ def _list_start(path: Path, text: str) -> int:
         if text[place : place + 1] not in (",", "}"):
             raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
     raise DataError(
-        f"{path} holds one object ({', '.join(names)}): it should be a list of rows, or have one under "
+        f"{path} holds one object ({listed(names)}): it should be a list of rows, or have one under "
         f"{' or '.join(repr(name) for name in WRAPPERS)}."
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import DataError
-from tasks.datasets.columns import Columns, recognise
+from tasks.datasets.columns import Columns, listed, recognise
 from tasks.datasets.jsonl import Row, kind
 from tasks.datasets.tables import MAX_CELL, CellError, Fault, Record, open_table
 from tasks.datasets.turns import split
@@ -131,8 +131,7 @@ def _texts(row: Row, mapping: Columns, changes: set[str]) -> tuple[str, str]:
 
 def _cell(row: Row, column: str) -> Any:
     if column not in row.values:
-        there = ", ".join(f"'{name}'" for name in list(row.values)[:20]) or "none"
-        raise CellError(f"{row.where}: column '{column}' is missing; the row has {there}.", column)
+        raise CellError(f"{row.where}: column '{column}' is missing; the row has {listed(row.values)}.", column)
     return row.values[column]
 
 

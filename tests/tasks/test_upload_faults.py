@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -84,7 +85,7 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
         ("jsonl", b'{"intent": "a", "code": ""}\n', "has 1 rows and none can be used: line 1: column 'code' is empty"),
         ("json", b'[{"intent": "a", "code": "b"},\n {"intent"', r"not JSON \(Expecting ':' delimiter at line 2"),
         ("json", b'[{"intent": "a", "code": "b"}] [1]', "Extra data behind the list"),
-        ("json", b'{\n"train_set": 1, "meta": {}}', r"holds one object \(train_set, meta\)"),
+        ("json", b'{\n"train_set": 1, "meta": {}}', r"holds one object \('train_set', 'meta'\)"),
         ("json", b'{"intent": "a"', r"not JSON"),
         ("json", b"[" * 100_000, "not JSON that Python can read"),
         ("json", b'{"data": ' * 100_000, "not JSON"),
@@ -109,6 +110,27 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, ending: str,
         read(tmp_path / f"a.{ending}", content)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_names_of_columns_stay_short_and_on_one_line(tmp_path: Path) -> None:
+    row = {"x\n\x1b" * 200: "a"} | {f"c{number}": "b" for number in range(30)}
+    with pytest.raises(DataError, match=r"'x\?\?x.*…', 'c0', .* and 11 more, and none that are known") as caught:
+        read(tmp_path / "a.jsonl", json.dumps(row))
+    assert str(caught.value).isprintable()
+
+
+def test_a_pickled_file_is_refused_unread(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
+
+    for name in ("a.pt", "a.pkl", "a.bin"):
+        with pytest.raises(DataError, match="is of no known format"):
+            read(tmp_path / name, pickle.dumps(Trap()))
+    for name in ("a.json", "a.csv", "a.parquet"):
+        with pytest.raises(DataError):
+            read(tmp_path / name, pickle.dumps(Trap()))
+    assert not (tmp_path / "sprung").exists()
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:

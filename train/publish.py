@@ -73,7 +73,7 @@ def publish(
     matters for a new repository alone. `compare` gives the answers in place of that base. Raises PeftArenaError in one
     sentence.
     """
-    folder = folder.absolute()
+    folder = folder.expanduser().absolute()
     contents = _contents(folder)
     check_access(repo_id, token, whole_model=contents.whole_model)
     key = find_token(repo_id, token)

@@ -1,106 +1,91 @@
-"""Trains an adapter.
+"""Trains an adapter, says beforehand what would be trained, or publishes one.
 
     python -m train train/configs/lora.yaml --dataset-name my-pairs.jsonl --adapter-name lora-mine
     python -m train --technique qlora-4bit --dataset-name conala --data-dir ../shared/data --adapter-name lora-conala
-    python -m train ... --dry-run        what would be trained, on what, and what it would cost; nothing is trained
+    python -m train ... --dry-run          what would be trained, on what, and what it would cost; nothing is trained
     python -m train --adapter-name lora-mine --resume
+    python -m train publish lora-mine someone/lora-mine
 
-Every field of train.config.TrainConfig is a flag, with dashes or underscores, and a line of the YAML file; a flag
-beats the file, the file beats the preset.
+Every setting is a flag, with dashes or underscores, and a line of the YAML file; a flag beats the file, the file beats
+the preset. Several GPUs or machines: accelerate launch -m train ... with the same arguments.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-import typing
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from errors import PeftArenaError, TrainingError, unknown
+from errors import PeftArenaError
+from serve.quiet import quiet
 from train.config import TrainConfig
-from train.settings import FIELDS, make_config, read_yaml
-from train.workspace import Workspace, store
+from train.options import DRY_RUN, FINISH, RESUME, read
 
-_MODES = ("dry-run", "resume", "finish")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("config", nargs="?", type=Path, default=None, metavar="CONFIG.yaml", help="settings in a file")
-    parser.add_argument("--dry-run", action="store_true", help="print the preflight, train nothing")
-    parser.add_argument("--resume", action="store_true", help="continue an unfinished run from its last checkpoint")
-    parser.add_argument("--finish", action="store_true", help="make an adapter of an unfinished run's best checkpoint")
-    hints = typing.get_type_hints(TrainConfig)
-    for field in FIELDS.values():
-        # Both spellings work: with dashes as here, with underscores as in TRL.
-        names = dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name))
-        options: dict[str, Any] = {"dest": field.name, "help": f"default: {field.default}"}
-        if hints[field.name] is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(hints[field.name]) is tuple:
-            options |= {"nargs": "+", "metavar": "NAME"}
-        parser.add_argument(*names, **options)
-    return parser
-
-
-def _values(arguments: Sequence[str] | None) -> tuple[dict[str, Any], set[str]]:
-    """The settings that were given, file and flags together, and the modes that were asked for."""
-    parsed, unread = _parser().parse_known_args(arguments)
-    if unread:
-        flag = unread[0].split("=")[0]
-        if flag.startswith("--"):
-            raise unknown("flag", flag, ["--" + name.replace("_", "-") for name in (*FIELDS, *_MODES)])
-        raise TrainingError(f"'{unread[0]}' belongs to no flag: write --setting value.")
-    flags = vars(parsed)
-    modes = {mode for mode in _MODES if flags.pop(mode.replace("-", "_"), False)}
-    file = flags.pop("config")
-    return {**(read_yaml(file) if file else {}), **flags}, modes
-
-
-def _config(values: dict[str, Any], modes: set[str]) -> TrainConfig:
-    """A run that goes on needs its name alone: it was begun with settings, and those are kept."""
-    if modes & {"resume", "finish"} and "adapter_name" in values:
-        output = values.get("output_dir")
-        place = Workspace(store(Path(output) if output else None) / str(values["adapter_name"]))
-        values = {**place.begun_with(), **values}
-    return make_config(values)
+STOPPED = 130  # the exit status of a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        values, modes = _values(arguments)
-        config = _config(values, modes)
-        from serve.quiet import quiet
+        if given[:1] == ["publish"]:
+            from train.publish_command import publish_command
 
+            return publish_command(given[1:])
+        config, modes = read(given, __doc__ or "")
         quiet()
-        return _run(config, modes)
+        return _dry_run(config) if DRY_RUN in modes else _run(config, modes)
     except PeftArenaError as fault:
         print(f"train: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train: stopped at once; what was saved before is kept, see --resume.", file=sys.stderr)
-        return 130
+        return STOPPED
+
+
+def _dry_run(config: TrainConfig) -> int:
+    from train.preflight import preflight
+    from train.preflight_text import text
+
+    print(text(preflight(config, _say)))
+    return 0
 
 
 def _run(config: TrainConfig, modes: set[str]) -> int:
+    from train.publish import check_access, check_base_access, publish
     from train.run import TrainingStoppedError, train
 
+    check_base_access(config.base)
+    if config.push_to_hub:
+        check_access(str(config.hub_model_id), whole_model=config.technique == "full")
     try:
-        folder = train(config, lambda line: print(line, flush=True), "resume" in modes, "finish" in modes)
+        folder = train(config, _say, RESUME in modes, FINISH in modes)
     except TrainingStoppedError as stop:
         print(f"train: {stop}", file=sys.stderr)
-        return 130
-    print(f"The adapter is ready in {folder}.")
+        return STOPPED
+    _say(f"The {'model' if config.technique == 'full' else 'adapter'} is ready in {folder}.")
+    if config.push_to_hub and _first_process():
+        base = None if config.technique == "full" else config.base
+        published = publish(
+            folder,
+            str(config.hub_model_id),
+            _say,
+            private=config.hub_private_repo,
+            base=base,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+        )
+        _say(f"Published as {published.url}.")
     return 0
+
+
+def _first_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -141,5 +141,7 @@ class TrainConfig:
 
 
 def _named(value: Any) -> Any:
-    """Of a file only its name."""
+    """Of a file or folder only its name; a Hub id, such as user/name, is no path."""
+    if isinstance(value, str) and "/" in value and (value.startswith(("/", ".", "~")) or Path(value).exists()):
+        return Path(value).name
     return value.name if isinstance(value, Path) else value

@@ -63,11 +63,6 @@ class Encoder:
         }
 
 
-def fitting(samples: Sequence[Encoded], max_length: int) -> list[Encoded]:
-    """The samples of at most `max_length` tokens; nothing is ever cut in the middle."""
-    return [sample for sample in samples if len(sample.prompt) + len(sample.response) <= max_length]
-
-
 def _padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     import torch
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from serve.backends.local.loading import LoadedBase
 from serve.home import Report
 from train.config import TrainConfig
-from train.encode import Encoded, Encoder
+from train.encode import Encoded
 from train.initialise import set_virtual_tokens
+from train.prepare import Prepared
 from train.techniques import technique_named
 from train.workspace import Workspace
 
@@ -35,7 +35,7 @@ def wrapped(config: TrainConfig, loaded: LoadedBase, samples: Sequence[Encoded])
         model: Any = loaded.model.requires_grad_(requires_grad=True)
     else:
         model = get_peft_model(loaded.model.requires_grad_(requires_grad=False), peft_config)
-        _keep_dtype(model, loaded.model.dtype)
+        keep_dtype(model, loaded.model.dtype)
         if technique.virtual_tokens:
             set_virtual_tokens(model, config, samples)
     if config.gradient_checkpointing:
@@ -45,8 +45,11 @@ def wrapped(config: TrainConfig, loaded: LoadedBase, samples: Sequence[Encoded])
     return model
 
 
-def _keep_dtype(model: Any, dtype: Any) -> None:
-    """IA3's layers on a quantized base answer in 32 bits (peft 0.21.2), which the next 16-bit layer refuses."""
+def keep_dtype(model: Any, dtype: Any) -> None:
+    """Has every layer answer in the base's own 16 bits.
+
+    IA3's layers on a quantized base answer in 32 bits (peft 0.21.2), which the next 16-bit layer refuses.
+    """
     from peft.tuners.ia3 import IA3Layer
 
     for layer in model.modules():
@@ -54,17 +57,8 @@ def _keep_dtype(model: Any, dtype: Any) -> None:
             layer.register_forward_hook(lambda _layer, _inputs, output: output.to(dtype))
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What is learned, and what it is measured on."""
-
-    encoder: Encoder
-    learned: Sequence[Encoded]
-    held_out: Sequence[Encoded]
-
-
 def make_trainer(
-    config: TrainConfig, model: Any, lesson: Lesson, place: Workspace, memory: Callable[[], int], report: Report
+    config: TrainConfig, model: Any, lesson: Prepared, place: Workspace, memory: Callable[[], int], report: Report
 ) -> tuple[CompletionTrainer, StopOnSignal]:
     """A Trainer with our callbacks, and the one of them that knows whether a person stopped the run."""
     from transformers import EarlyStoppingCallback, PrinterCallback
@@ -74,7 +68,7 @@ def make_trainer(
     from train.trainer import CompletionTrainer
 
     meter, stop = Meter(), StopOnSignal(report)
-    arguments = _arguments(config, len(lesson.learned), place, model)
+    arguments = _arguments(config, len(lesson.train.kept), place, model)
     callbacks: list[Any] = [
         StepClock(meter),
         LogFile(place.log, meter, memory),
@@ -88,9 +82,9 @@ def make_trainer(
         report=report,
         model=model,
         args=arguments,
-        train_dataset=[lesson.encoder.row(sample) for sample in lesson.learned],
+        train_dataset=[lesson.encoder.row(sample) for sample in lesson.train.encoded],
         # Rows of like length stand together, so that little of a batch is padding.
-        eval_dataset=sorted(map(lesson.encoder.row, lesson.held_out), key=lambda row: len(row["input_ids"])),
+        eval_dataset=sorted(map(lesson.encoder.row, lesson.validation.encoded), key=lambda row: len(row["input_ids"])),
         data_collator=lesson.encoder.collate,
         callbacks=callbacks,
     )

@@ -127,7 +127,12 @@ def _manifest(
         "technique_title": TECHNIQUES[config.technique].title,
         **outcome.cost,
     }
-    score = {"metric": "validation loss", "value": best, "n": outcome.n_validation, "dataset": outcome.dataset}
+    score = {
+        "metric": "validation loss",
+        "value": round(best, 6) if best is not None else None,
+        "n": outcome.n_validation,
+        "dataset": outcome.dataset,
+    }
     return Manifest(
         name=config.adapter_name,
         technique=config.technique,

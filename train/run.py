@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ from errors import PeftArenaError, TrainingError
 from serve.backends.local.loading import LoadedBase, load_base
 from serve.home import Report, make_folder
 from tasks.datasets import digest
-from tasks.problem import Example
-from tasks.prompt import style_named
 from train.config import TrainConfig
 from train.data import TrainingData, load_training_data
-from train.encode import Encoded, Encoder, fitting
-from train.fit import Lesson, make_trainer, wrapped
+from train.fit import make_trainer, wrapped
 from train.folder import Outcome, write_folder
+from train.prepare import Prepared, Reader, prepare
 from train.workspace import Workspace, workspace
 
 
@@ -39,15 +36,15 @@ def train(config: TrainConfig, report: Report, resume: bool = False, finish: boo
         report = _silent
     _check_place(place, config, resume or finish)
     data = load_training_data(config)
+    _tell_faults(data, report)
     loaded = load_base(
         config.base, config.quantization, config.device, report, config.trust_remote_code, True, _dtype(config)
     )
-    encoder = Encoder(loaded.tokenizer, style_named(config.prompt_style), loaded.identity.is_encoder_decoder)
-    lesson = Lesson(
-        encoder,
-        _select(encoder, data.train, config, "training", report),
-        _select(encoder, data.validation, config, "validation", report),
-    )
+    identity = loaded.identity
+    reader = Reader(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
+    lesson = prepare(config, data, reader)
+    report(lesson.train.summary("training"))
+    report(lesson.validation.summary("validation"))
     if processes.is_main_process and not (resume or finish):
         make_folder(place.target.parent)
         place.begin(config)
@@ -86,30 +83,17 @@ def _dtype(config: TrainConfig) -> Any:
     return torch.float32 if config.technique == "full" else None
 
 
-def _select(
-    encoder: Encoder, examples: Sequence[Example], config: TrainConfig, what: str, report: Report
-) -> list[Encoded]:
-    encoded = [encoder.encode(example) for example in examples]
-    kept = fitting(encoded, config.max_length)
-    dropped = len(encoded) - len(kept)
-    tokens = sum(len(sample.response) for sample in kept)
-    note = f"; {dropped} longer than {config.max_length} tokens left out" if dropped else ""
-    report(f"{len(kept)} {what} samples, {tokens} learned tokens{note}.")
-    if what == "training" and len(kept) < config.per_device_train_batch_size:
-        raise TrainingError(
-            f"{len(kept)} training samples are fewer than one batch of {config.per_device_train_batch_size}: "
-            "give more data or a smaller --per-device-train-batch-size."
-        )
-    if not kept:
-        raise TrainingError(f"There is no {what} sample of at most {config.max_length} tokens: raise --max-length.")
-    return kept
+def _tell_faults(data: TrainingData, report: Report) -> None:
+    if data.faults:
+        first = data.faults[0].sentence
+        report(f"{len(data.faults)} rows cannot be read and are left out (--dry-run lists them); the first: {first}")
 
 
 def _fit(
     config: TrainConfig,
     loaded: LoadedBase,
     data: TrainingData,
-    lesson: Lesson,
+    lesson: Prepared,
     report: Report,
     resume: bool,
     finish: bool,
@@ -119,7 +103,7 @@ def _fit(
 
     place = workspace(config)
     memory = PeakMemory(loaded.identity.device)
-    model = wrapped(config, loaded, lesson.learned)
+    model = wrapped(config, loaded, lesson.train.encoded)
     trainer, stop = make_trainer(config, model, lesson, place, memory.bytes, report)
     memory.start()
     if finish:
@@ -141,7 +125,7 @@ def _fit(
         "train_tokens": log[-1]["tokens"],
         "peak_memory_bytes": max(entry["memory_bytes"] for entry in log),
     }
-    sizes = (len(lesson.learned), len(lesson.held_out))
+    sizes = (len(lesson.train.kept), len(lesson.validation.kept))
     return trainer.model, Outcome(log, data.name, digest(data.train), data.licence, *sizes, cost)
 
 

@@ -33,7 +33,8 @@ class CompletionTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._meter = meter
         self._report = report
-        self._pieces = 1
+        # How many rows are computed together; less once memory did not suffice for more.
+        self._at_once = max(self.args.train_batch_size, self.args.eval_batch_size)
         self._eval_rows, self._eval_tokens = len(self.eval_dataset), _learned(self.eval_dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededLengthSampler:
@@ -53,7 +54,7 @@ class CompletionTrainer(Trainer):
             try:
                 losses = [
                     super(CompletionTrainer, self).training_step(model, piece, num_items_in_batch)
-                    for piece in _split(inputs, self._pieces)
+                    for piece in _split(inputs, self._at_once)
                 ]
             except (RuntimeError, MemoryError) as fault:
                 self._halve(fault, len(inputs["labels"]))
@@ -93,7 +94,7 @@ class CompletionTrainer(Trainer):
             try:
                 with torch.no_grad(), self.compute_loss_context_manager():
                     losses = [
-                        model(**piece, num_items_in_batch=share)["loss"] for piece in _split(inputs, self._pieces)
+                        model(**piece, num_items_in_batch=share)["loss"] for piece in _split(inputs, self._at_once)
                     ]
                 return torch.stack(losses).sum().detach(), None, None
             except (RuntimeError, MemoryError) as fault:
@@ -127,7 +128,7 @@ class CompletionTrainer(Trainer):
     def _halve(self, fault: BaseException, rows: int) -> None:
         if not out_of_memory(fault):
             raise fault
-        if self._pieces >= rows:
+        if min(rows, self._at_once) == 1:
             raise TrainingError(
                 "Memory does not suffice for a single sample: lower --max-length, add --gradient-checkpointing, "
                 "choose qlora-4bit, or a smaller base."
@@ -137,12 +138,12 @@ class CompletionTrainer(Trainer):
                 f"Memory does not suffice for {rows} samples at once in each process: halve "
                 "--per-device-train-batch-size and double --gradient-accumulation-steps."
             ) from fault
-        self._pieces *= 2
+        self._at_once = math.ceil(min(rows, self._at_once) / 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        effective = self.args.train_batch_size * self.args.gradient_accumulation_steps
         self._report(
-            f"  Out of memory: going on with {math.ceil(rows / self._pieces)} samples at once; "
-            f"the effective batch stays {rows * self.args.gradient_accumulation_steps}."
+            f"  Out of memory: going on with {self._at_once} samples at once; the effective batch stays {effective}."
         )
 
     def _not_finite(self, what: str) -> TrainingError:
@@ -178,13 +179,10 @@ def _disk_full(fault: BaseException, folder: Path) -> bool:
     return getattr(fault, "errno", None) in _NO_ROOM or shutil.disk_usage(folder).free < 1 << 20
 
 
-def _split(inputs: dict[str, torch.Tensor], pieces: int) -> list[dict[str, torch.Tensor]]:
-    """The batch in `pieces` parts of nearly the same number of rows."""
-    if pieces == 1:
-        return [inputs]
-    parts = {name: torch.tensor_split(tensor, pieces) for name, tensor in inputs.items()}
-    rows = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
-    return [row for row in rows if len(row["labels"])]
+def _split(inputs: dict[str, torch.Tensor], at_once: int) -> list[dict[str, torch.Tensor]]:
+    """The batch in parts of at most `at_once` rows."""
+    parts = {name: tensor.split(at_once) for name, tensor in inputs.items()}
+    return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
 
 def _learned(rows: Any) -> int:

@@ -12,8 +12,8 @@ from errors import TrainingError
 from tasks.problem import Example
 from tasks.prompt import STYLES, render
 from tests.serve.tiny import tokenizer
-from train.encode import IGNORED, Encoded, Encoder, fitting
-from train.trainer import CompletionTrainer
+from train.encode import IGNORED, Encoder
+from train.objective import install_objective
 
 EXAMPLES = [Example("a", "add `x`", "x + 1"), Example("b", "sort the list `items`", "items.sort()\nprint(items)")]
 PLAIN = STYLES["plain"]
@@ -46,11 +46,6 @@ def test_a_batch_is_padded_where_nothing_is_read_or_learned() -> None:
     assert (batch["labels"][0, short:] == IGNORED).all()
 
 
-def test_nothing_is_cut_in_the_middle() -> None:
-    samples = [Encoded([1] * 5, [2] * 5), Encoded([1] * 5, [2] * 6)]
-    assert fitting(samples, 10) == samples[:1]
-
-
 def test_a_tokenizer_without_an_end_token_is_refused() -> None:
     with pytest.raises(TrainingError, match="no end token"):
         Encoder(SimpleNamespace(eos_token_id=None), PLAIN, is_encoder_decoder=False)
@@ -63,9 +58,10 @@ def test_the_loss_is_the_model_s_own() -> None:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes))
     encoder = Encoder(tokenizer(), PLAIN, is_encoder_decoder=False)
     batch = encoder.collate([encoder.row(encoder.encode(example)) for example in EXAMPLES])
-    wrapped = SimpleNamespace(get_base_model=lambda: model)
-    ours = CompletionTrainer.compute_loss(SimpleNamespace(), wrapped, batch)  # type: ignore[arg-type]
-    assert ours.item() == pytest.approx(model(**batch).loss.item(), rel=1e-5)
-    shared = CompletionTrainer.compute_loss(SimpleNamespace(), wrapped, batch, num_items_in_batch=1000)  # type: ignore[arg-type]
+    theirs = model(**batch).loss
+    install_objective(model)
+    ours = model(**batch)["loss"]
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    shared = model(**batch, num_items_in_batch=1000)["loss"]
     learned = int((batch["labels"] != IGNORED).sum())
     assert shared.item() == pytest.approx(ours.item() * learned / 1000, rel=1e-5)

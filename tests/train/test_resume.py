@@ -38,7 +38,7 @@ def unbroken(folder: Path) -> Path:
 def _interrupted(config: TrainConfig, at: str) -> str:
     """Runs until the progress line that has `at` in it, then presses Ctrl-C; what the person is told."""
 
-    pressed = []
+    pressed: list[str] = []
 
     def report(line: str) -> None:
         if at in line and not pressed:

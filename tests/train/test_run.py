@@ -10,34 +10,20 @@ import pytest
 import torch
 
 from adapters.store import Store
-from errors import PeftArenaError, TrainingError
+from errors import TrainingError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
 from serve.rows import Decoding, Finished, Row
 from tasks.prompt import STYLES, render
 from tests.serve.tiny import make_base
+from tests.train.runs import tiny_config
 from train.__main__ import main
-from train.config import TrainConfig
+from train.callbacks import read_log
 from train.run import train
 
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
-
-
-def _config(folder: Path, **changes: object) -> TrainConfig:
-    values: dict[str, object] = {
-        "adapter_name": "lora-tiny",
-        "dataset_name": "starter",
-        "model_name_or_path": str(folder / "base"),
-        "quantization": "none",
-        "device": "cpu",
-        "output_dir": folder / "store",
-        "max_train_samples": 24,
-        "num_train_epochs": 2.0,
-        "learning_rate": 3e-3,
-        "eval_every": 0.34,
-        "max_length": 480,
-    }
-    return TrainConfig(**(values | changes))  # type: ignore[arg-type]
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "config.yaml", "log.jsonl", "loss.png",
+         "manifest.json"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +36,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> tuple[Path, list[str]]:
     lines: list[str] = []
-    return train(_config(folder), lines.append), lines
+    return train(tiny_config(folder), lines.append), lines
 
 
 def test_the_folder_opens_in_the_store_and_bends_its_rows(folder: Path, trained: tuple[Path, list[str]]) -> None:
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     adapter = Store((folder / "store",), fingerprints=FINGERPRINTS).open("lora-tiny", backend.base)
-    assert sorted(path.name for path in trained[0].iterdir()) == [
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "manifest.json",
-    ]
+    assert sorted(path.name for path in trained[0].iterdir()) == FILES
     backend.load_adapter(adapter)
     prompt = render("sort a list", (), STYLES["plain"])
     rows = [Row(prompt, STYLES["plain"]), Row(prompt, STYLES["plain"], "lora-tiny")]
@@ -73,13 +54,33 @@ def test_the_folder_opens_in_the_store_and_bends_its_rows(folder: Path, trained:
 def test_the_manifest_says_what_made_it(folder: Path, trained: tuple[Path, list[str]]) -> None:
     manifest = json.loads((trained[0] / "manifest.json").read_text())
     assert manifest["prompt_fingerprint"] == STYLES["plain"].fingerprint
-    assert manifest["config"]["lora_target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
+    assert manifest["config"]["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert manifest["config"]["n_train"] == 24
+    assert manifest["config"]["trainable_parameters"] == 14336
+    assert manifest["config"]["train_tokens"] == read_log(trained[0] / "log.jsonl")[-1]["tokens"]
     assert str(folder) not in json.dumps(manifest), "a path of this machine means nothing to the next"
-    evaluated = [entry["eval_loss"] for entry in manifest["log"] if "eval_loss" in entry]
+    evaluated = [entry["eval_loss"] for entry in manifest["log"]]
     assert len(evaluated) == 6
     assert min(evaluated) < evaluated[0], "nothing was learned"
-    assert manifest["scores"] == [{"metric": "validation loss", "value": min(evaluated)}]
+    best = {"metric": "validation loss", "value": min(evaluated), "n": 16, "dataset": "starter"}
+    assert manifest["scores"] == [pytest.approx(best)]
+
+
+def test_the_log_has_every_step(trained: tuple[Path, list[str]]) -> None:
+    log = read_log(trained[0] / "log.jsonl")
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    step = next(entry for entry in log if "loss" in entry)
+    fields = {"step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds",
+              "memory_bytes"}  # fmt: skip
+    assert step.keys() == fields
+    assert step["memory_bytes"] > 50e6
+
+
+def test_the_rate_warms_up_and_falls_in_a_straight_line(folder: Path) -> None:
+    made = train(tiny_config(folder, adapter_name="rates", warmup_ratio=0.34), lambda _: None)
+    rates = [entry["learning_rate"] for entry in read_log(made / "log.jsonl") if "loss" in entry]
+    # Of 6 steps ceil(0.34 * 6) = 3 warm up; the rate is that of the step itself.
+    assert rates == pytest.approx([0.0, 1e-3, 2e-3, 3e-3, 2e-3, 1e-3])
 
 
 def test_progress_is_reported(trained: tuple[Path, list[str]]) -> None:
@@ -88,40 +89,49 @@ def test_progress_is_reported(trained: tuple[Path, list[str]]) -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes(folder: Path, trained: tuple[Path, list[str]]) -> None:
-    again = train(_config(folder, output_dir=folder / "again"), lambda _: None)
-    name = "adapter_model.safetensors"
-    assert (again / name).read_bytes() == (trained[0] / name).read_bytes()
+    again = train(tiny_config(folder, output_dir=folder / "again"), lambda _: None)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "config.yaml"):
+        assert (again / name).read_bytes() == (trained[0] / name).read_bytes()
+
+
+def test_early_stopping_stops(folder: Path) -> None:
+    """At a rate that ruins the adapter the validation loss rises at once; two evaluations later the run ends."""
+    config = tiny_config(folder, adapter_name="early", learning_rate=3.0, early_stopping_patience=2, num_train_epochs=9)
+    log = read_log(train(config, lambda _: None) / "log.jsonl")
+    evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(evaluated) < 27
+    assert evaluated.index(min(evaluated)) == len(evaluated) - 3
 
 
 def test_an_adapter_is_never_overwritten_by_accident(folder: Path, trained: tuple[Path, list[str]]) -> None:
     with pytest.raises(TrainingError, match="--overwrite"):
-        train(_config(folder), lambda _: None)
+        train(tiny_config(folder), lambda _: None)
     assert trained[0].is_dir()
 
 
-def test_a_run_that_breaks_leaves_nothing_behind(folder: Path) -> None:
+def test_a_run_that_cannot_begin_leaves_nothing_behind(folder: Path) -> None:
     with pytest.raises(TrainingError, match="fewer than one batch"):
-        train(_config(folder, adapter_name="lora-few", max_train_samples=3), lambda _: None)
+        train(tiny_config(folder, adapter_name="lora-few", max_train_samples=3), lambda _: None)
     assert not list((folder / "store").glob("*lora-few*"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"adapter_name": "../up"}, "cannot name an adapter"),
-        ({"prompt_style": "plane"}, "did you mean 'plain'"),
-        ({"lora_r": 0}, "lora_r must be at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
-        ({"lora_dropout": 1.0}, "below 1"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused(folder: Path, changes: dict[str, object], sentence: str) -> None:
-    with pytest.raises(PeftArenaError, match=sentence):
-        _config(folder, **changes)
-
-
-def test_the_command_says_a_fault_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--adapter-name", "lora-x", "--dataset-name", "conalla"]) == 2
-    error = capsys.readouterr().err
-    assert "did you mean 'conala'" in error
-    assert "Traceback" not in error
+def test_the_command_trains_from_a_yaml_file_and_a_table(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"print the number {at}", "answer": f"print({at})"} for at in range(30)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
+    (tmp_path / "run.yaml").write_text(
+        f"technique: ia3\nmodel_name_or_path: {folder / 'base'}\ndataset_name: {tmp_path / 'mine.jsonl'}\n"
+        f"adapter_name: ia3-mine\noutput_dir: {tmp_path}\nnum_train_epochs: 1\ndevice: cpu\nquantization: none\n"
+    )
+    assert main([str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "IA3 on base" in said
+    assert "«print(" in said
+    assert "line 31" in said
+    assert not (tmp_path / "ia3-mine").exists()
+    assert main([str(tmp_path / "run.yaml")]) == 0
+    said = capsys.readouterr().out
+    assert "1 rows cannot be read and are left out" in said
+    assert f"The adapter is ready in {tmp_path / 'ia3-mine'}." in said
+    assert json.loads((tmp_path / "ia3-mine" / "manifest.json").read_text())["dataset"] == "mine.jsonl"

@@ -1,0 +1,74 @@
+"""The flags of `python -m train`: every field of TrainConfig, and what is to be done with the run."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import TrainingError, unknown
+from train.config import TrainConfig
+from train.settings import FIELDS, make_config, read_yaml
+from train.workspace import Workspace, store
+
+DRY_RUN, RESUME, FINISH = "dry-run", "resume", "finish"
+_MODES = {
+    DRY_RUN: "print the preflight, train nothing",
+    RESUME: "continue an unfinished run from its last checkpoint",
+    FINISH: "make an adapter of an unfinished run's best checkpoint, without training on",
+}
+
+
+def read(arguments: Sequence[str] | None, description: str) -> tuple[TrainConfig, set[str]]:
+    """The configuration that the command line asks for, and the modes; PeftArenaError in one sentence."""
+    parsed, unread = _parser(description).parse_known_args(arguments)
+    if unread:
+        _refuse(unread[0])
+    flags = vars(parsed)
+    modes = {mode for mode in _MODES if flags.pop(mode.replace("-", "_"), False)}
+    file = flags.pop("config")
+    values = {**(read_yaml(file) if file else {}), **flags}
+    if modes & {RESUME, FINISH} and "adapter_name" in values:
+        # The run was begun with settings, and those are kept: its name alone suffices.
+        output = values.get("output_dir")
+        values = {**Workspace(store(Path(output) if output else None) / values["adapter_name"]).begun_with(), **values}
+    return make_config(values), modes
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("config", nargs="?", type=Path, default=None, metavar="CONFIG.yaml", help="settings in a file")
+    for mode, words in _MODES.items():
+        parser.add_argument(f"--{mode}", action="store_true", help=words)
+    hints = typing.get_type_hints(TrainConfig)
+    for field in FIELDS.values():
+        # Both spellings work: with dashes as here, with underscores as in TRL.
+        names = dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name))
+        options: dict[str, Any] = {"dest": field.name, "help": _help(field.default)}
+        if hints[field.name] is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(hints[field.name]) is tuple:
+            options |= {"nargs": "+", "metavar": "NAME"}
+        parser.add_argument(*names, **options)
+    return parser
+
+
+def _help(default: Any) -> str:
+    import dataclasses
+
+    return "" if default in (None, (), dataclasses.MISSING) else f"default: {default}"
+
+
+def _refuse(word: str) -> None:
+    flag = word.split("=", maxsplit=1)[0]
+    if flag.startswith("--"):
+        raise unknown("flag", flag, ["--" + name.replace("_", "-") for name in (*FIELDS, *_MODES)])
+    raise TrainingError(f"'{word}' belongs to no flag: write --setting value.")

@@ -62,8 +62,10 @@ def _run(config: TrainConfig, modes: set[str]) -> int:
     except TrainingStoppedError as stop:
         print(f"train: {stop}", file=sys.stderr)
         return STOPPED
+    if not _first_process():
+        return 0
     _say(f"The {'model' if config.technique == 'full' else 'adapter'} is ready in {folder}.")
-    if config.push_to_hub and _first_process():
+    if config.push_to_hub:
         base = None if config.technique == "full" else config.base
         published = publish(
             folder,

@@ -1,0 +1,65 @@
+"""The same command under accelerate launch: two processes learn what one learns from batches twice as large."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.serve.tiny import make_base
+from train.__main__ import main
+from train.callbacks import read_log
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, and rows of one length: then two batches of four hold the rows of one batch of eight."""
+    folder = tmp_path_factory.mktemp("processes")
+    make_base("llama", folder / "base")
+    rows = [{"intent": f"print the number {at}", "snippet": f"print({at})"} for at in range(10, 58)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _arguments(place: Path, name: str, batch: int) -> list[str]:
+    return [
+        "--adapter-name", name, "--dataset-name", str(place / "rows.jsonl"), "--technique", "lora",
+        "--model-name-or-path", str(place / "base"), "--output-dir", str(place / "store"), "--device", "cpu",
+        "--lora-dropout", "0", "--learning-rate", "1e-3", "--num-train-epochs", "1", "--eval-every", "0.5",
+        "--validation-split", "0.34", "--per-device-train-batch-size", str(batch),
+    ]  # fmt: skip
+
+
+def test_two_processes_learn_what_one_learns(place: Path) -> None:
+    assert main(_arguments(place, "one", 8)) == 0
+    launch = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "train",
+    ]  # fmt: skip
+    # accelerate starts several CPU processes itself only through MPI; its launcher for GPUs is the same for both.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(
+        [*launch, *_arguments(place, "two", 4)],
+        capture_output=True, text=True, timeout=300, env=environment, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert ran.stdout.count("The adapter is ready") == 1, "one process speaks for all"
+    one, two = (read_log(place / "store" / name / "log.jsonl") for name in ("one", "two"))
+    assert [entry["step"] for entry in two] == [entry["step"] for entry in one]
+    for field in ("loss", "eval_loss"):
+        ours, theirs = ([entry[field] for entry in log if field in entry] for log in (two, one))
+        assert ours == pytest.approx(theirs, rel=5e-3)
+    first, second = (load_file(place / "store" / name / WEIGHTS) for name in ("one", "two"))
+    alike = [torch.nn.functional.cosine_similarity(first[key].flatten().float(), second[key].flatten().float(), 0)
+             for key in first if "lora_B" in key]  # fmt: skip
+    # B begins at zero, so all of it was learned; gradients of one process alone would point elsewhere.
+    assert min(alike) > 0.98
+    assert sorted(path.name for path in (place / "store").iterdir()) == ["one", "two"]

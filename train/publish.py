@@ -10,7 +10,7 @@ import filecmp
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.checks import CONFIG_NAME, read_manifest
@@ -19,6 +19,7 @@ from adapters.hub_errors import client_errors
 from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.weights import digest, shown
 from errors import AdapterError, TrainingError
+from serve.backends.local.source import resolve
 from serve.home import Report
 from train.card import write_card
 from train.card_load import PLACEHOLDER
@@ -29,10 +30,13 @@ __all__ = ["Published", "check_access", "check_base_access", "publish", "verify_
 
 CARD_NAME = "README.md"
 # What a whole model brings besides its weights; the last ones of FILES are the run's own records.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "chat_template.jinja",
+)  # fmt: skip
 _MODEL_FILES = (
-    "config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
-    "tokenizer.model", "chat_template.jinja", MANIFEST_NAME, CARD_NAME, "config.yaml", "log.jsonl", "loss.png",
+    "config.json", "generation_config.json", "model.safetensors.index.json", *_TOKENIZER_FILES, MANIFEST_NAME,
+    CARD_NAME, "config.yaml", "log.jsonl", "loss.png",
 )  # fmt: skip
 
 
@@ -52,6 +56,8 @@ class _Contents:
     manifest: Manifest
     files: tuple[Path, ...]
     whole_model: bool
+    # Files of the base's folder; no part of the adapter, so neither pulled nor compared.
+    tokenizer: tuple[Path, ...] = ()
 
 
 def publish(
@@ -80,7 +86,10 @@ def publish(
     answering = compare or _answering(contents, base, report, device, trust_remote_code)
     report("Answering as the folder stands here ...")
     expected = answering(folder)
-    published = _upload(contents, folder, repo_id, report, private, key)
+    # An adapter brings its base's tokenizer along, as people expect; a whole model has its own.
+    apart = contents.whole_model or compare is not None
+    tokenizer = () if apart else _tokenizer(base_of(contents.manifest, base), trust_remote_code)
+    published = _upload(replace(contents, tokenizer=tokenizer), folder, repo_id, report, private, key)
     verify_published(folder, published, report, answering=answering, expected=expected, token=key)
     return published
 
@@ -147,21 +156,27 @@ def _answering(
     return adapter_answers(spec, contents.manifest.trained_quantization, report, device, trust_remote_code)
 
 
+def _tokenizer(base: str, trust_remote_code: bool) -> tuple[Path, ...]:
+    folder = resolve(base, _silent, trust_remote_code).folder
+    return tuple(folder / name for name in _TOKENIZER_FILES if (folder / name).is_file())
+
+
 def _upload(contents: _Contents, folder: Path, repo_id: str, report: Report, private: bool, token: str) -> Published:
     """Creates the repository where it is missing, and makes one commit of all files."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
-    total = sum(path.stat().st_size for path in contents.files)
+    files = (*contents.files, *contents.tokenizer)
+    total = sum(path.stat().st_size for path in files)
     with client_errors(repo_id, "creating", error=TrainingError):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
     kept = sorted({path.name for path in folder.iterdir()} - {path.name for path in contents.files})
     if kept:
         report(f"Not published, as no part of an adapter or model: {', '.join(kept)}.")
-    report(f"Uploading {len(contents.files)} files ({total / 1e6:.1f} MB) to {repo_id} ...")
+    report(f"Uploading {len(files)} files ({total / 1e6:.1f} MB) to {repo_id} ...")
     _, there = listing(repo_id, None, token)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(path.name, _sent(path, repo_id)) for path in contents.files),
+        *(CommitOperationAdd(path.name, _sent(path, repo_id)) for path in files),
         *(CommitOperationDelete(path_in_repo=path) for path in _stale(contents, there)),
     ]
     with client_errors(repo_id, "uploading to", error=TrainingError), _card_errors():

@@ -41,8 +41,9 @@ def _arguments(place: Path, name: str, batch: int) -> list[str]:
 def test_two_processes_learn_what_one_learns(place: Path) -> None:
     assert main(_arguments(place, "one", 8)) == 0
     launch = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "train",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        "-m", "train",
     ]  # fmt: skip
     # accelerate starts several CPU processes itself only through MPI; its launcher for GPUs is the same for both.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}

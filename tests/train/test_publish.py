@@ -37,9 +37,9 @@ def test_a_folder_is_published_in_one_commit_and_answers_as_here(
     assert published.commit == hub.commit(REPO)
     assert published.url == f"{hub.url}/{REPO}/tree/{published.commit}"
     assert len(hub.history[REPO]) == 2, "the empty beginning, and one commit"
-    assert shown(hub, REPO) == ADAPTER_FILES
+    assert shown(hub, REPO) == ADAPTER_FILES | {"tokenizer.json", "tokenizer_config.json"}
     assert "answers as the folder does (3 intents," in lines[-1]
-    assert any(line.startswith("Uploading 7 files") for line in lines)
+    assert any(line.startswith("Uploading 9 files") for line in lines)
     copy = pull(f"{REPO}@{published.commit}", tmp_path / "elsewhere", _silent)
     for name in ADAPTER_FILES - {"README.md"}:
         assert (copy / name).read_bytes() == (folder / name).read_bytes()

@@ -1,0 +1,100 @@
+r"""Which learning rates and start values work? Short runs of each technique, one table.
+
+    python -m benchmarks.starts --data conala --data-dir ../shared/data --output docs/results/training-starts
+
+Each run is `python -m train` in a process of its own: 60 steps of batch 8 with a schedule of that length, scored by the
+loss on the first 64 validation rows. What is finished is not done again. Writes OUTPUT.md and OUTPUT.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluate.results import write_atomically
+from evaluate.table import grid
+
+STEPS, BATCH, ROWS = 60, 8, 64
+# Technique, learning rates, and for virtual tokens where they start.
+GRID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("prompt-tuning", ("3e-2",), ("random", "vocabulary", "examples")),
+    ("prefix-tuning", ("3e-2",), ("random", "examples")),
+    ("qlora-4bit", ("3e-4", "1e-3", "2e-3"), ("",)),
+    ("ia3", ("3e-3", "1e-2", "3e-2"), ("",)),
+    ("prompt-tuning", ("3e-3", "1e-1"), ("examples",)),
+    ("prefix-tuning", ("1e-2", "1e-1"), ("examples",)),
+)
+_HEAD = ("technique", "learning rate", "virtual tokens start from", "validation loss", "seconds")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status of the first run that fails, else 0."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.starts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="conala")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--output", type=Path, required=True, help="without an ending")
+    options = parser.parse_args(given)
+    file = options.output.with_suffix(".json")
+    done: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    for technique, rates, starts in GRID:
+        for rate in rates:
+            for start in starts:
+                asked = {"technique": technique, "rate": rate, "start": start}
+                if any(asked.items() <= run.items() for run in done):
+                    continue
+                done.append(asked | _run(asked, options))
+                write_atomically(file, json.dumps(done, indent=1) + "\n")
+    command = " ".join(["python -m benchmarks.starts", *given])
+    write_atomically(options.output.with_suffix(".md"), _page(done, options.data, command))
+    return 0
+
+
+def _run(asked: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "train", "--technique", asked["technique"], "--learning-rate", asked["rate"]]
+        command += ["--dataset-name", options.data, "--model-name-or-path", options.base, "--adapter-name", "short"]
+        command += ["--max-train-samples", str(STEPS * BATCH), "--max-eval-samples", str(ROWS), "--output-dir", folder]
+        command += ["--num-train-epochs", "1", "--eval-every", "1"]
+        command += ["--virtual-tokens-init", asked["start"]] if asked["start"] else []
+        command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
+        print(" ".join(f"{name} {value}" for name, value in asked.items()), flush=True)
+        subprocess.run(command, check=True)
+        manifest = json.loads((Path(folder) / "short" / "manifest.json").read_text(encoding="utf-8"))
+    return {
+        "loss": manifest["scores"][0]["value"],
+        "n": manifest["scores"][0]["n"],
+        "seconds": manifest["config"]["train_seconds"],
+        "base": f"{manifest['base_id']} at {manifest['base_revision']}, {manifest['trained_quantization']}",
+        "prompt": f"{manifest['prompt_style']} {manifest['prompt_fingerprint']}",
+        "seed": manifest["seed"],
+    }
+
+
+def _page(runs: Sequence[Mapping[str, Any]], data: str, command: str) -> str:
+    cells = [
+        [run["technique"], run["rate"], run["start"] or "-", f"{run['loss']:.4f}", f"{run['seconds']:.0f}"]
+        for run in sorted(runs, key=lambda run: (run["technique"], run["loss"]))
+    ]
+    first = runs[0]
+    return (
+        f"# Learning rates and start values on {data}\n\n"
+        f"- Base: {first['base']}\n- Prompt style: {first['prompt']}; seed {first['seed']}\n"
+        f"- {STEPS} steps of batch {BATCH}, linear schedule over them; loss on {first['n']} validation rows\n\n"
+        f"{grid(_HEAD, cells, markdown=True)}\n\n"
+        "Lower is better. So short a run favours high rates: a longer one may want less.\n\n"
+        f"Made by:\n\n```sh\n{command}\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

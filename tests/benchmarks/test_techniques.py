@@ -1,0 +1,102 @@
+"""The table of all techniques: what it says comes out of manifests and runs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from adapters.manifest import Manifest
+from benchmarks.techniques import Job, main
+from benchmarks.techniques_table import Line, markdown, scores
+from evaluate.results import Result, Run
+from evaluate.scoring import score_candidates
+from tasks.prompt import STYLES
+from train.scores import record_scores
+
+REFERENCE = "x = y"
+
+
+def _run(method: str, right: int, quantization: str = "nf4") -> Run:
+    settings = {
+        "base_id": "tiny", "base_revision": "abc", "quantization": quantization, "device": "cpu", "data": "conala",
+        "split": "test", "n": 20, "data_digest": "sha256:d", "batch": 8, "seed": 42,
+        "decoding": {"mode": "beam", "candidates": 10, "max_new_tokens": 64},
+    }  # fmt: skip
+    problems = [{"id": f"p{at}", "intent": "do", "reference": REFERENCE} for at in range(20)]
+    run = Run(Path(f"{method}.json"), settings, problems, {"versions": {"torch": "2"}})
+    run.methods[method] = {}
+    run.add(
+        Result(method, f"p{at}", score_candidates([REFERENCE if at < right else "print(1)"], REFERENCE, 10))
+        for at in range(20)
+    )
+    return run
+
+
+def _manifest(technique: str) -> Manifest:
+    style = STYLES["plain"]
+    config = {"num_train_epochs": 2.0, "trainable_parameters": 1843200, "peak_memory_bytes": 1_500_000_000,
+              "train_seconds": 601.2}  # fmt: skip
+    return Manifest(
+        f"{technique}-conala", technique, "tiny", "abc", "none" if technique == "lora" else "nf4", style.name,
+        style.fingerprint, "conala", "sha256:d", 42, "cc-by-sa-4.0", config=config,
+        scores=({"metric": "validation loss", "value": 1.2, "n": 9, "dataset": "conala"},),
+    )  # fmt: skip
+
+
+def _lines() -> list[Line]:
+    return [
+        Line("zero-shot", None, _run("zero-shot", 0)),
+        Line("lora", _manifest("lora"), _run("lora-conala", 4, "none")),
+        Line("ia3", _manifest("ia3"), _run("ia3-conala", 14)),
+    ]
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = markdown(_lines(), "python -m benchmarks.techniques --output x")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    first = next(row for row in rows if row[0] == "IA3" and len(row) == 11)
+    assert first[:7] == ["IA3", "2", "nf4", "nf4", "1,843,200", "1.50 GB", "601"]
+    assert first[7].startswith("70.0 [")
+    assert next(row for row in rows if row[0] == "zero-shot")[1:4] == ["-", "-", "nf4"]
+    pair = next(row for row in rows if row[:3] == ["IA3 (nf4)", "LoRA (none)", "EM@1"])
+    assert pair[3].startswith("+50.0 ["), "IA3 solved 14 of 20, LoRA 4"
+    assert "python -m benchmarks.techniques --output x" in page
+
+
+def test_scores_go_into_manifest_and_card_once(tmp_path: Path) -> None:
+    folder = tmp_path / "ia3-conala"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    _manifest("ia3").write(folder)
+    line = _lines()[2]
+    record_scores(folder, scores(line))
+    record_scores(folder, scores(line))
+    found = Manifest.read(folder).scores
+    assert [score["metric"] for score in found] == ["validation loss", "EM@1", "EM@10", "CodeBLEU", "parses"]
+    assert found[1]["value"] == pytest.approx(0.7)
+    assert (found[1]["n"], found[1]["split"], found[1]["quantization"]) == (20, "test", "nf4")
+    card = (folder / "README.md").read_text()
+    assert "model-index" in card
+    assert "0.7" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ia3-conala"], "nothing is left beside it"
+
+
+def test_a_job_resumes_what_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    job = Job("lora", "conala", "2")
+    checkpoint = tmp_path / "adapters" / ".lora-conala.run" / "checkpoints" / "checkpoint-7"
+    options = Namespace(base="embedded", data_dir=None)
+    assert "--resume" not in job.train(options)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert job.train(options)[-1] == "--resume"
+
+
+def test_without_anything_finished_the_table_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    assert main(["--table", "--output", str(tmp_path / "out")]) == 2
+    assert "Nothing is finished yet" in capsys.readouterr().err

@@ -132,7 +132,8 @@ class Engine:
         if not request.problem.intent.strip():
             raise PeftArenaError("The intent is empty: say in a sentence what the Python should do.")
         style = request.style or self._style(request)
-        ahead = 0 if method.adapter is None else self._wear(method.adapter).virtual_tokens
+        worn = None if method.adapter is None else self._wear(method.adapter)
+        ahead = worn.virtual_tokens if worn else 0
         examples = list(self._pools.choose(method, request.problem, request.pool))
         wanted = len(examples)
         room = self.base.context_length - (0 if self.base.is_encoder_decoder else decoding.max_new_tokens) - ahead
@@ -149,7 +150,7 @@ class Engine:
                 )
             # The farthest example goes first; of a fixed sample, the last one.
             examples.pop()
-        notes = _notes(method.examples, wanted, len(examples))
+        notes = (*_notes(method.examples, wanted, len(examples)), *_base_notes(worn, self.base))
         answer = Answer(
             index, request, prompt=prompt, style=style, examples=tuple(examples), prompt_tokens=tokens, notes=notes
         )
@@ -191,6 +192,17 @@ def _notes(selection: object, wanted: int, shown: int) -> tuple[str, ...]:
     if shown < wanted:
         notes.append(f"{wanted - shown} of {wanted} examples were left out: the prompt would not fit the context.")
     return tuple(notes)
+
+
+def _base_notes(worn: AdapterFolder | None, base: BaseIdentity) -> tuple[str, ...]:
+    """An adapter answers best on the very weights that it was trained on."""
+    if worn is None or worn.manifest.trained_quantization == base.quantization:
+        return ()
+    names = {"none": "unquantized", "nf4": "NF4", "int8": "INT8"}
+    trained, here = (names.get(name, name) for name in (worn.manifest.trained_quantization, base.quantization))
+    return (
+        f"'{worn.name}' was trained on the {trained} base and answers on the {here} one here: it may lose by that.",
+    )
 
 
 def _raise(done: Future[None]) -> None:

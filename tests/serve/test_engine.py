@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, cast
@@ -75,8 +76,9 @@ class OneStore:
             raise AdapterError("Adapter 'broken' is broken: train it again.")
         if name not in self.names():
             raise unknown("adapter", name, self.names())
+        trained = "nf4" if name == "lora-8" else "none"
         manifest = Manifest(
-            name, "lora", base.id, base.revision, "none", "plain", STYLES["plain"].fingerprint, "starter", "", 0, ""
+            name, "lora", base.id, base.revision, trained, "plain", STYLES["plain"].fingerprint, "starter", "", 0, ""
         )
         config = {"num_virtual_tokens": 60} if name == "lora-7" else {}
         return AdapterFolder(name, Path(name), manifest, config, f"digest of {name}")
@@ -111,6 +113,23 @@ def test_all_requests_of_a_call_are_one_batch(engine: Engine, backend: CountingB
     assert [len(answer.examples) for answer in answers] == [0, 3, 3, 0]
     assert [answer.error for answer in answers] == [None] * 4
     assert all(answer.style == STYLES["plain"] for answer in answers)
+
+
+def test_an_adapter_of_other_weights_says_so(engine: Engine) -> None:
+    answers = engine.answer([_request("lora-8"), _request("lora-1")], Decoding())
+    assert answers[0].notes == (
+        "'lora-8' was trained on the NF4 base and answers on the unquantized one here: it may lose by that.",
+    )
+    assert answers[1].notes == ()
+
+
+def test_a_base_of_our_own_fine_tuning_is_asked_as_it_was_trained(
+    engine: Engine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "base", replace(BASE, has_chat_template=True, prompt_style="plain"))
+    assert engine.answer([_request("zero-shot")], Decoding())[0].style == STYLES["plain"]
+    monkeypatch.setattr(backend, "base", replace(BASE, prompt_style="plain-short"))
+    assert engine.answer([_request("zero-shot")], Decoding())[0].style == STYLES["plain-short"]
 
 
 def test_what_fails_leaves_the_others_alone(engine: Engine) -> None:

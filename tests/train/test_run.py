@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from serve.backends.local.loading import load_base
 from serve.rows import Decoding, Finished, Row
 from tasks.prompt import STYLES, render
 from tests.serve.tiny import make_base
-from tests.train.runs import tiny_config
+from tests.train.runs import losses, tiny_config
 from train.__main__ import main
 from train.callbacks import read_log
 from train.run import train
@@ -135,3 +136,21 @@ def test_the_command_trains_from_a_yaml_file_and_a_table(
     assert "1 rows cannot be read and are left out" in said
     assert f"The adapter is ready in {tmp_path / 'ia3-mine'}." in said
     assert json.loads((tmp_path / "ia3-mine" / "manifest.json").read_text())["dataset"] == "mine.jsonl"
+
+
+def test_checkpointed_gradients_are_the_same(folder: Path) -> None:
+    """Less memory, more time, nothing else: the losses are those of a run without."""
+    changes: dict[str, Any] = {"lora_dropout": 0.0, "num_train_epochs": 1}
+    plain = train(tiny_config(folder, adapter_name="kept", **changes), lambda _: None)
+    saving = train(tiny_config(folder, adapter_name="again", gradient_checkpointing=True, **changes), lambda _: None)
+    assert losses(plain / "log.jsonl") == losses(saving / "log.jsonl")
+
+
+def test_adamw_is_an_option(folder: Path) -> None:
+    config = tiny_config(folder, adapter_name="adamw", optim="adamw_torch", num_train_epochs=1)
+    log = losses(train(config, lambda _: None) / "log.jsonl")
+    other = losses(
+        train(tiny_config(folder, adapter_name="adafactor", num_train_epochs=1), lambda _: None) / "log.jsonl"
+    )
+    assert log[0] == other[0]
+    assert log[-1] != other[-1]

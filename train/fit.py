@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from train.callbacks import StopOnSignal
     from train.trainer import CompletionTrainer
 
+_CPU_TOKENS, _NO_LIMIT = 1024, 1 << 60
+
 
 def wrapped(config: TrainConfig, loaded: LoadedBase, samples: Sequence[Encoded]) -> Any:
     """The base with the technique's adapter around it, or the base itself for full fine-tuning; seeded."""
@@ -80,6 +82,7 @@ def make_trainer(
     trainer = CompletionTrainer(
         meter=meter,
         report=report,
+        tokens_at_once=config.max_tokens_at_once or (_CPU_TOKENS if model.device.type == "cpu" else _NO_LIMIT),
         model=model,
         args=arguments,
         train_dataset=[lesson.encoder.row(sample) for sample in lesson.train.encoded],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,18 @@ class CompletionTrainer(Trainer):
     `eval_loss` is the mean over all learned tokens of the validation set, not a mean of batches' means.
     """
 
-    def __init__(self, *args: Any, meter: Meter, report: Callable[[str], None], **options: Any) -> None:
+    def __init__(
+        self, *args: Any, meter: Meter, report: Callable[[str], None], tokens_at_once: int, **options: Any
+    ) -> None:
         super().__init__(*args, **options)
         # The objective takes `num_items_in_batch`: the mean is over the learned tokens of the whole effective batch.
         self.model_accepts_loss_kwargs = True
         self._meter = meter
         self._report = report
-        # How many rows are computed together; less once memory did not suffice for more.
+        # How many rows, and how many tokens with their padding, are computed together; fewer rows once memory did not
+        # suffice. What is learned does not depend on it.
         self._at_once = max(self.args.train_batch_size, self.args.eval_batch_size)
+        self._tokens_at_once = tokens_at_once
         self._eval_rows, self._eval_tokens = len(self.eval_dataset), _learned(self.eval_dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededLengthSampler:
@@ -52,12 +57,9 @@ class CompletionTrainer(Trainer):
         losses: list[torch.Tensor] = []
         while not losses:
             try:
-                losses = [
-                    super(CompletionTrainer, self).training_step(model, piece, num_items_in_batch)
-                    for piece in _split(inputs, self._at_once)
-                ]
+                losses = self._learn(model, self._pieces(inputs), num_items_in_batch)
             except (RuntimeError, MemoryError) as fault:
-                self._halve(fault, len(inputs["labels"]))
+                self._halve(fault, inputs)
                 for parameter, gradient in kept:
                     parameter.grad = gradient
         loss = torch.stack(losses).sum()
@@ -65,6 +67,24 @@ class CompletionTrainer(Trainer):
             raise self._not_finite("loss")
         self._meter.add(int(inputs["attention_mask"].sum()))
         return loss
+
+    def _learn(
+        self, model: Any, pieces: Sequence[dict[str, torch.Tensor]], num_items_in_batch: torch.Tensor | int
+    ) -> list[torch.Tensor]:
+        """The pieces' shares of the loss. Several processes exchange gradients once, with the last piece."""
+        losses = []
+        for number, piece in enumerate(pieces, start=1):
+            alone = self.accelerator.no_sync(model) if number < len(pieces) else contextlib.nullcontext()
+            with alone:
+                losses.append(super().training_step(model, piece, num_items_in_batch))
+        return losses
+
+    def _pieces(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """The batch in parts that are computed one after the other."""
+        longest = max(inputs["input_ids"].shape[1], inputs["labels"].shape[1])
+        rows = max(1, min(self._at_once, self._tokens_at_once // longest))
+        parts = {name: tensor.split(rows) for name, tensor in inputs.items()}
+        return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
     def compute_loss(
         self,
@@ -93,12 +113,10 @@ class CompletionTrainer(Trainer):
         while True:
             try:
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    losses = [
-                        model(**piece, num_items_in_batch=share)["loss"] for piece in _split(inputs, self._at_once)
-                    ]
+                    losses = [model(**piece, num_items_in_batch=share)["loss"] for piece in self._pieces(inputs)]
                 return torch.stack(losses).sum().detach(), None, None
             except (RuntimeError, MemoryError) as fault:
-                self._halve(fault, rows)
+                self._halve(fault, inputs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer does it; what could not be written whole is removed, and the checkpoint before it stays."""
@@ -125,10 +143,11 @@ class CompletionTrainer(Trainer):
             return [(parameter, None) for parameter in parameters]
         return [(parameter, None if parameter.grad is None else parameter.grad.clone()) for parameter in parameters]
 
-    def _halve(self, fault: BaseException, rows: int) -> None:
+    def _halve(self, fault: BaseException, inputs: dict[str, torch.Tensor]) -> None:
         if not out_of_memory(fault):
             raise fault
-        if min(rows, self._at_once) == 1:
+        rows = len(self._pieces(inputs)[0]["labels"])
+        if rows == 1:
             raise TrainingError(
                 "Memory does not suffice for a single sample: lower --max-length, add --gradient-checkpointing, "
                 "choose qlora-4bit, or a smaller base."
@@ -138,7 +157,7 @@ class CompletionTrainer(Trainer):
                 f"Memory does not suffice for {rows} samples at once in each process: halve "
                 "--per-device-train-batch-size and double --gradient-accumulation-steps."
             ) from fault
-        self._at_once = math.ceil(min(rows, self._at_once) / 2)
+        self._at_once = math.ceil(rows / 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         effective = self.args.train_batch_size * self.args.gradient_accumulation_steps
@@ -177,12 +196,6 @@ def remove_partial(folder: Path) -> None:
 def _disk_full(fault: BaseException, folder: Path) -> bool:
     # safetensors and torch.save hide the errno in an exception of their own.
     return getattr(fault, "errno", None) in _NO_ROOM or shutil.disk_usage(folder).free < 1 << 20
-
-
-def _split(inputs: dict[str, torch.Tensor], at_once: int) -> list[dict[str, torch.Tensor]]:
-    """The batch in parts of at most `at_once` rows."""
-    parts = {name: tensor.split(at_once) for name, tensor in inputs.items()}
-    return [dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)]
 
 
 def _learned(rows: Any) -> int:

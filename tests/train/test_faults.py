@@ -67,6 +67,24 @@ def test_out_of_memory_halves_the_batch_and_learns_the_same(
     ]
 
 
+def test_long_batches_are_computed_in_parts_and_learn_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by tokens, not by rows; a single long row is computed all the same."""
+    changes: dict[str, Any] = {"lora_dropout": 0.0, "gradient_accumulation_steps": 2}
+    whole = train(tiny_config(folder, adapter_name="whole", **changes), lambda _: None)
+    causal, seen = objective._causal, []
+
+    def watched(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
+        seen.append(tuple(input_ids.shape))
+        return causal(model, base, input_ids, *rest)
+
+    monkeypatch.setattr(objective, "_causal", watched)
+    parts = train(tiny_config(folder, adapter_name="parts", max_tokens_at_once=700, **changes), lambda _: None)
+    assert all(rows == 1 or rows * tokens <= 700 for rows, tokens in seen)
+    assert max(rows for rows, _ in seen) > 1
+    ours, theirs = losses(parts / "log.jsonl"), losses(whole / "log.jsonl")
+    assert [_loss(our) for our in ours] == pytest.approx([_loss(their) for their in theirs], rel=2e-3)
+
+
 def test_a_sample_too_large_for_the_memory_is_said_in_one_sentence(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

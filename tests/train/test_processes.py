@@ -35,6 +35,8 @@ def _arguments(place: Path, name: str, batch: int) -> list[str]:
         "--model-name-or-path", str(place / "base"), "--output-dir", str(place / "store"), "--device", "cpu",
         "--lora-dropout", "0", "--learning-rate", "1e-3", "--num-train-epochs", "1", "--eval-every", "0.5",
         "--validation-split", "0.34", "--per-device-train-batch-size", str(batch),
+        # Rows have 61 tokens, so a batch is computed in two parts.
+        "--max-tokens-at-once", str(50 * batch),
     ]  # fmt: skip
 
 

@@ -24,14 +24,14 @@ def set_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[Encode
         size = model.get_base_model().get_input_embeddings().num_embeddings
         ids = random.Random(config.seed).sample(range(size), min(wanted, size))
     else:
-        ids = _example_ids(samples, wanted, config.seed)
+        ids = example_ids(samples, wanted, config.seed)
     if model.active_peft_config.peft_type == "PREFIX_TUNING":
         _start_prefix(model, ids)
     else:
         _start_prompt(model, ids)
 
 
-def _example_ids(samples: Sequence[Encoded], wanted: int, seed: int) -> list[int]:
+def example_ids(samples: Sequence[Encoded], wanted: int, seed: int) -> list[int]:
     """The ids of solved examples in a row, drawn by the seed, cut where enough are found."""
     order = random.Random(seed).sample(range(len(samples)), len(samples))
     ids: list[int] = []

@@ -1,0 +1,81 @@
+"""Virtual tokens start as real text: before training, the model reads them as if that text stood there."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serve.backends.local.loading import LoadedBase, load_base
+from tests.serve.tiny import make_base
+from tests.train.runs import tiny_config
+from train.encode import Encoded
+from train.fit import wrapped
+from train.initialise import example_ids
+
+SAMPLES = [Encoded([10, 11, 12, 13], [14, 2]), Encoded([20, 21, 22], [23, 24, 2]), Encoded([30, 31], [32, 2])]
+ASKED = torch.tensor([[40, 41, 42, 43, 44]])
+
+
+def _loaded(kind: str, folder: Path) -> LoadedBase:
+    make_base(kind, folder / "base")
+    return load_base(str(folder / "base"), "none", "cpu", lambda _: None, training=True, dtype=torch.float32)
+
+
+def _model(loaded: LoadedBase, folder: Path, technique: str, **changes: Any) -> Any:
+    config = tiny_config(folder, technique=technique, quantization="none", num_virtual_tokens=9, **changes)
+    model = wrapped(config, loaded, SAMPLES).eval()
+    del model.forward  # the objective
+    return model
+
+
+def test_the_text_is_that_of_solved_examples_one_after_the_other() -> None:
+    ids = example_ids(SAMPLES, 9, seed=42)
+    whole = [sample.prompt + sample.response for sample in SAMPLES]
+    assert any(sum(order, [])[:9] == ids for order in itertools.permutations(whole))
+    assert example_ids(SAMPLES, 9, seed=42) == ids
+    assert example_ids(SAMPLES[:1], 14, seed=1) == (whole[0] * 3)[:14], "too little text is said again"
+
+
+@pytest.mark.parametrize("technique", ["prompt-tuning", "prefix-tuning"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen"])
+def test_the_start_is_the_base_with_that_text_before_the_prompt(tmp_path: Path, kind: str, technique: str) -> None:
+    loaded = _loaded(kind, tmp_path)
+    text = torch.tensor([example_ids(SAMPLES, 9, seed=42)])
+    with torch.no_grad():
+        expected = loaded.model(torch.cat((text, ASKED), dim=1)).logits[:, 9:]
+        model = _model(loaded, tmp_path, technique)
+        found = model(input_ids=ASKED, attention_mask=torch.ones_like(ASKED)).logits[:, -ASKED.shape[1] :]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_prompt_tuning_of_an_encoder_starts_from_that_text(tmp_path: Path) -> None:
+    loaded = _loaded("t5", tmp_path)
+    text, labels = torch.tensor([example_ids(SAMPLES, 9, seed=42)]), torch.tensor([[50, 51, 2]])
+    with torch.no_grad():
+        expected = loaded.model(torch.cat((text, ASKED), dim=1), labels=labels).logits
+        model = _model(loaded, tmp_path, "prompt-tuning")
+        found = model(input_ids=ASKED, attention_mask=torch.ones_like(ASKED), labels=labels).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_other_starts_are_other_ones(tmp_path: Path) -> None:
+    """`random` is PEFT's own, `vocabulary` are rows of the embedding; both are drawn by the seed."""
+    loaded = _loaded("llama", tmp_path)
+    table = loaded.model.get_input_embeddings().weight.detach().clone()
+
+    def start(how: str) -> torch.Tensor:
+        model = _model(loaded, tmp_path, "prompt-tuning", virtual_tokens_init=how)
+        values = model.prompt_encoder["default"].embedding.weight.detach().clone()
+        model.base_model = None
+        return values
+
+    drawn = start("vocabulary")
+    assert all(any(torch.equal(row, known) for known in table) for row in drawn)
+    assert torch.equal(start("vocabulary"), drawn)
+    free = start("random")
+    assert not any(torch.equal(row, known) for row in free for known in table)
+    assert torch.equal(start("random"), free)

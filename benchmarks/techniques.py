@@ -108,16 +108,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _work(jobs: Sequence[Job], options: argparse.Namespace) -> None:
     for quantization in ("none", "nf4"):
-        _call(
-            "evaluate",
-            _scoring(options, options.base, quantization, BASELINE, _scored(BASELINE, quantization, options)),
-        )
+        output = _scored(BASELINE, quantization, options)
+        if not _finished(output, options, None):
+            _call("evaluate", _scoring(options, options.base, quantization, BASELINE, output))
     for job in jobs:
         if not (job.folder / MANIFEST_NAME).is_file():
             _call("train", job.train(options))
         for quantization in _served(job.technique):
             output = _scored(job.technique, quantization, options)
-            _call("evaluate", job.evaluate(options, quantization, output))
+            if not _finished(output, options, job):
+                _call("evaluate", job.evaluate(options, quantization, output))
             record_scores(job.folder, scores(Line(job.technique, Manifest.read(job.folder), read_run(output))))
 
 
@@ -129,6 +129,19 @@ def _served(technique: str) -> list[str]:
 
 def _scored(name: str, quantization: str, options: argparse.Namespace) -> Path:
     return Path(options.output / f"{name}-{quantization}.json")
+
+
+def _finished(output: Path, options: argparse.Namespace, job: Job | None) -> bool:
+    """Whether all that is asked for is scored, with these very weights; else evaluate goes on, or says what differs."""
+    if not output.is_file():
+        return False
+    run = read_run(output)
+    enough = options.limit is None or len(run.problems) == options.limit
+    done = all(len(run.results(method)) == len(run.problems) for method in run.methods)
+    if job is None or job.technique == "full":
+        return enough and done
+    scored = {method.get("adapter_digest") for method in run.methods.values()}
+    return enough and done and scored == {Manifest.read(job.folder).weights_digest}
 
 
 def _call(module: str, arguments: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import Manifest
-from train.card_front import Subject, front_matter
+from train.card_front import Subject, front_matter, weights
 from train.card_load import load_section
 
 _SOURCES = {
@@ -37,8 +37,8 @@ _OWN: dict[str, tuple[tuple[str, str], ...]] = {
         ("target_modules", "modules"),
     ),
     "IA3": (("target_modules", "modules"), ("feedforward_modules", "of them scaled at their input")),
-    "PROMPT_TUNING": (("num_virtual_tokens", "virtual tokens"), ("virtual_token_init", "they started from")),
-    "PREFIX_TUNING": (("num_virtual_tokens", "virtual tokens"), ("virtual_token_init", "they started from")),
+    "PROMPT_TUNING": (("num_virtual_tokens", "virtual tokens"), ("virtual_tokens_init", "they started from")),
+    "PREFIX_TUNING": (("num_virtual_tokens", "virtual tokens"), ("virtual_tokens_init", "they started from")),
 }
 _STARTS = {"examples": "training examples as text", "vocabulary": "tokens drawn at random", "random": "random numbers"}
 _SHARED = (
@@ -139,7 +139,7 @@ def _settings(subject: Subject) -> str:
 
 
 def _shown(key: str, value: Any) -> str:
-    if key == "virtual_token_init":
+    if key == "virtual_tokens_init":
         return _STARTS.get(str(value), str(value))
     if isinstance(value, list | tuple):
         return ", ".join(f"`{each}`" for each in value)
@@ -150,11 +150,25 @@ def _scores(manifest: Manifest) -> str:
     if not manifest.scores:
         return ""
     rows = [
-        f"| {score.get('metric', '?')} | {score.get('value', '?')} | {score.get('n', 'not stated')} | "
-        f"{score.get('dataset', manifest.dataset)} |"
+        f"| {score.get('metric', '?')} | {_value(score)} | {score.get('n', 'not stated')} | "
+        f"{score.get('dataset', manifest.dataset)} {score.get('split', '')} | {_answering(score)} |"
         for score in manifest.scores
     ]
-    return "\n".join(["## Scores", "", "| metric | value | n | data |", "| --- | ---: | ---: | --- |", *rows])
+    head = ["| metric | value | n | data | base |", "| --- | ---: | ---: | --- | --- |"]
+    return "\n".join(["## Scores", "", *head, *rows])
+
+
+def _value(score: Mapping[str, Any]) -> str:
+    """The value with its 95 % interval, where one was measured."""
+    value = score.get("value", "?")
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{shown} [{score['low']:.4g}, {score['high']:.4g}]" if "low" in score and "high" in score else shown
+
+
+def _answering(score: Mapping[str, Any]) -> str:
+    """The base's weights that answered, and how; nothing for a loss."""
+    facts = [weights(score["quantization"])] if "quantization" in score else []
+    return ", ".join([*facts, *([str(score["decoding"])] if "decoding" in score else [])])
 
 
 def _losses(manifest: Manifest, plotted: bool) -> str:

@@ -128,8 +128,20 @@ def _results(manifest: Manifest) -> list[EvalResult]:
                 dataset_name=dataset,
                 dataset_split="validation" if metric.startswith("validation") else score.get("split"),
                 metric_type=re.sub(r"[^a-z0-9]+", "_", metric.lower()).strip("_"),
-                metric_name=f"{metric} (n = {score['n']})" if "n" in score else metric,
+                metric_name=_named(metric, score),
                 metric_value=value,
             )
         )
     return found
+
+
+def _named(metric: str, score: Mapping[str, Any]) -> str:
+    """The metric with what its value depends on: how many problems, and the weights of the base that answered."""
+    facts = [f"n = {score['n']}"] if "n" in score else []
+    facts += [f"base {weights(score['quantization'])}"] if "quantization" in score else []
+    return f"{metric} ({', '.join(facts)})" if facts else metric
+
+
+def weights(quantization: object) -> str:
+    """How people write a base's quantization."""
+    return {"none": "unquantized", "nf4": "NF4", "int8": "int8"}.get(str(quantization), str(quantization))

@@ -60,7 +60,17 @@ def test_the_front_matter_says_what_the_hub_asks(tmp_path: Path) -> None:
 
 def test_real_scores_make_a_model_index(tmp_path: Path) -> None:
     scores = (
-        {"metric": "em@1", "value": 11.7, "n": 543, "dataset": "conala", "split": "test"},
+        {
+            "metric": "em@1",
+            "value": 0.11666,
+            "low": 0.0578,
+            "high": 0.2221,
+            "n": 543,
+            "dataset": "conala",
+            "split": "test",
+            "quantization": "none",
+            "decoding": "beam, 10 candidates",
+        },
         {"metric": "codebleu", "value": 30.5, "n": 543, "dataset": "conala", "split": "test"},
         {"metric": "validation loss", "value": 1.22, "n": 201, "dataset": "conala"},
         {"metric": "broken"},
@@ -70,12 +80,13 @@ def test_real_scores_make_a_model_index(tmp_path: Path) -> None:
     results = data.eval_results
     assert results is not None
     assert [(each.metric_type, each.metric_name, each.metric_value, each.dataset_split) for each in results] == [
-        ("em_1", "em@1 (n = 543)", 11.7, "test"),
+        ("em_1", "em@1 (n = 543, base unquantized)", 0.11666, "test"),
         ("codebleu", "codebleu (n = 543)", 30.5, "test"),
         ("validation_loss", "validation loss (n = 201)", 1.22, "validation"),
     ]
     assert {(each.dataset_type, each.dataset_name) for each in results} == {("neulab/docprompting-conala", "conala")}
-    assert "| em@1 | 11.7 | 543 | conala |" in text
+    assert "| em@1 | 0.1167 [0.0578, 0.2221] | 543 | conala test | unquantized, beam, 10 candidates |" in text
+    assert "| codebleu | 30.5 | 543 | conala test |  |" in text
 
 
 @pytest.mark.parametrize(
@@ -119,13 +130,13 @@ def test_a_base_without_an_id_on_the_hub(
         ),
         (
             "prompt-tuning",
-            {"num_virtual_tokens": 20, "virtual_token_init": "examples", "lora_r": 16},
+            {"num_virtual_tokens": 20, "virtual_tokens_init": "examples", "lora_r": 16},
             ["| virtual tokens | 20 |", "| they started from | training examples as text |", "serve Prompt tuning"],
             "rank r",
         ),
         (
             "prefix-tuning",
-            {"num_virtual_tokens": 10, "virtual_token_init": "random"},
+            {"num_virtual_tokens": 10, "virtual_tokens_init": "random"},
             ["| virtual tokens | 10 |", "| they started from | random numbers |", "serve Prefix tuning"],
             "rank r",
         ),

@@ -11,7 +11,7 @@ from errors import TrainingError, unknown
 from tasks.prompt import style_named
 
 OPTIMIZERS = ("adafactor", "adamw_torch")
-VIRTUAL_TOKEN_INITS = ("examples", "vocabulary", "random")
+VIRTUAL_TOKENS_INITS = ("examples", "vocabulary", "random")
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Folders of one person's machine, and what a run was told to do with its result, mean nothing to the next person.
 _PRIVATE = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo")
@@ -100,8 +100,8 @@ class TrainConfig:
         self._check_numbers()
         if self.optim not in OPTIMIZERS:
             raise unknown("optimizer", self.optim, OPTIMIZERS)
-        if self.virtual_tokens_init not in VIRTUAL_TOKEN_INITS:
-            raise unknown("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKEN_INITS)
+        if self.virtual_tokens_init not in VIRTUAL_TOKENS_INITS:
+            raise unknown("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKENS_INITS)
         if self.model_revision and "@" in self.model_name_or_path:
             raise TrainingError("The base's revision stands twice: in model_name_or_path and in model_revision.")
         if self.push_to_hub and not self.hub_model_id:

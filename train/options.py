@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from errors import TrainingError, unknown
-from train.config import TrainConfig
+from serve.backends.local.loading import DEVICES, QUANTIZATIONS
+from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INITS, TrainConfig
 from train.settings import FIELDS, make_config, read_yaml
+from train.techniques import PRESETS, TECHNIQUES
 from train.workspace import Workspace, store
 
 DRY_RUN, RESUME, FINISH = "dry-run", "resume", "finish"
+_CHOICES = {
+    "technique": tuple(TECHNIQUES),
+    "preset": PRESETS,
+    "quantization": QUANTIZATIONS,
+    "device": DEVICES,
+    "optim": OPTIMIZERS,
+    "virtual_tokens_init": VIRTUAL_TOKENS_INITS,
+}
+# What a technique or a preset settles, so that no single default is true.
+_CHOSEN = {
+    "quantization",
+    *(name for each in TECHNIQUES.values() for preset in PRESETS for name in each.settings(preset)),
+}
 _MODES = {
     DRY_RUN: "print the preflight, train nothing",
     RESUME: "continue an unfinished run from its last checkpoint",
@@ -40,6 +56,7 @@ def read(arguments: Sequence[str] | None, description: str) -> tuple[TrainConfig
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m train",
+        usage="python -m train [CONFIG.yaml] [--setting value ...] [--dry-run | --resume | --finish]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -52,19 +69,23 @@ def _parser(description: str) -> argparse.ArgumentParser:
     for field in FIELDS.values():
         # Both spellings work: with dashes as here, with underscores as in TRL.
         names = dict.fromkeys(("--" + field.name.replace("_", "-"), "--" + field.name))
-        options: dict[str, Any] = {"dest": field.name, "help": _help(field.default)}
+        options: dict[str, Any] = {"dest": field.name, "help": _help(field), "metavar": "X"}
         if hints[field.name] is bool:
-            options["action"] = argparse.BooleanOptionalAction
+            options |= {"action": argparse.BooleanOptionalAction}
+            del options["metavar"]
         elif typing.get_origin(hints[field.name]) is tuple:
             options |= {"nargs": "+", "metavar": "NAME"}
         parser.add_argument(*names, **options)
     return parser
 
 
-def _help(default: Any) -> str:
-    import dataclasses
-
-    return "" if default in (None, (), dataclasses.MISSING) else f"default: {default}"
+def _help(field: dataclasses.Field[Any]) -> str:
+    known = ", ".join(_CHOICES.get(field.name, ()))
+    if field.name in _CHOSEN:
+        default = "default: by technique and preset"
+    else:
+        default = "" if field.default in (None, (), dataclasses.MISSING) else f"default: {field.default}"
+    return "; ".join(part for part in (known, default) if part)
 
 
 def _refuse(word: str) -> None:

@@ -1,0 +1,193 @@
+r"""How fast does `python -m train` learn, and in how much memory, against TRL's SFTTrainer with its defaults?
+
+    pip install --no-deps trl==1.16.0
+    python -m benchmarks.training --data conala --data-dir ../shared/data
+
+Both train LoRA (rank 16 on the attention) on the same unquantized base, on the same texts, in batches of 8, for one
+epoch; each in a process of its own, in turns. Everything else is what each does by default, TRL's gradient
+checkpointing, AdamW and random batches among it. Prints one JSON line: medians, and ratios of ours to TRL's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from errors import PeftArenaError
+
+BATCH = 8
+SIDES = ("ours", "trl")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 2 with one sentence where something is missing, else 0."""
+    options = _options(arguments)
+    try:
+        if options.worker:
+            from serve.quiet import quiet
+
+            quiet()
+            print(json.dumps(_ours(options) if options.worker == "ours" else _trl(options)))
+            return 0
+        if importlib.util.find_spec("trl") is None:
+            raise PeftArenaError("TRL is not installed: pip install --no-deps trl==1.16.0 (what it needs is there).")
+        print(json.dumps(_compare(options)))
+    except PeftArenaError as fault:
+        print(f"training: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="conala")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--samples", type=int, default=320, help="training samples; an epoch is that many")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for repeat in range(options.repeats):
+        for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
+            runs[side].append(_measured(side, options))
+            print(f"{side}: {runs[side][-1]}", file=sys.stderr, flush=True)
+
+    def median(side: str, field: str) -> float:
+        return statistics.median(run[field] for run in runs[side])
+
+    ratios = {
+        f"{field}_ratio": round(median("ours", field) / median("trl", field), 3)
+        for field in ("tokens_per_second", "peak_memory_bytes")
+    }
+    first = runs["ours"][0]
+    return {
+        "tokens_per_second_ratio": ratios["tokens_per_second_ratio"],
+        "peak_memory_ratio": ratios["peak_memory_bytes_ratio"],
+        **{f"{side}_tokens_per_second": round(median(side, "tokens_per_second"), 1) for side in SIDES},
+        **{f"{side}_peak_memory_mb": round(median(side, "peak_memory_bytes") / 1e6) for side in SIDES},
+        "tokens": {side: runs[side][0]["tokens"] for side in SIDES},
+        "samples": options.samples,
+        "batch": BATCH,
+        "repeats": options.repeats,
+        "data": options.data,
+        "base": first["base"],
+        "versions": runs["trl"][0]["versions"],
+        "cores": os.cpu_count(),
+    }
+
+
+def _measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.training", "--worker", side, "--data", options.data]
+    command += ["--base", options.base, "--samples", str(options.samples)]
+    command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
+    ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if ran.returncode:
+        raise PeftArenaError(f"The run of {side} failed; its output above says why.")
+    return dict(json.loads(ran.stdout.splitlines()[-1]))
+
+
+def _ours(options: argparse.Namespace) -> dict[str, Any]:
+    from train.run import train
+    from train.settings import make_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = make_config(
+            adapter_name="ours",
+            dataset_name=options.data,
+            data_dir=options.data_dir,
+            model_name_or_path=options.base,
+            max_train_samples=options.samples,
+            # An evaluation is no part of what is compared; a run has at least one, at its end.
+            max_eval_samples=1,
+            eval_every=1.0,
+            num_train_epochs=1.0,
+            per_device_train_batch_size=BATCH,
+            output_dir=folder,
+        )
+        made = train(config, lambda line: print(line, file=sys.stderr))
+        log = [json.loads(line) for line in (made / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+    last = [entry for entry in log if "loss" in entry][-1]
+    return {
+        "tokens": last["tokens"],
+        "tokens_per_second": last["tokens"] / last["seconds"],
+        "peak_memory_bytes": last["memory_bytes"],
+        "base": f"{manifest['base_id']} at {manifest['base_revision']}, unquantized",
+    }
+
+
+def _trl(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    import transformers
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    from serve.backends.local.loading import load_base
+    from tasks.datasets import load_examples
+    from tasks.prompt import completion, render, style_named
+    from train.memory import PeakMemory
+    from train.targets import attention_modules
+
+    loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
+    style = style_named("plain")
+    rows = [
+        {"prompt": render(example.intent, (), style), "completion": completion(example.code, style)}
+        for example in load_examples(options.data, options.data_dir)[: options.samples]
+    ]
+    memory = PeakMemory("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=loaded.model,
+            args=SFTConfig(
+                output_dir=folder,
+                num_train_epochs=1,
+                per_device_train_batch_size=BATCH,
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+                save_strategy="no",
+            ),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=loaded.tokenizer,
+            peft_config=LoraConfig(
+                task_type="CAUSAL_LM",
+                r=16,
+                lora_alpha=32,
+                lora_dropout=0.05,
+                target_modules=attention_modules(loaded.identity),
+            ),
+        )
+        tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
+        memory.start()
+        began = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - began
+    versions = {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+    return {
+        "tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "peak_memory_bytes": memory.bytes(),
+        "versions": versions,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,10 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(config: TrainConfig) -> int:
+    from train.estimate import estimator
     from train.preflight import preflight
     from train.preflight_text import text
 
-    print(text(preflight(config, _say)))
+    print(text(preflight(config, _say, estimator)))
     return 0
 
 

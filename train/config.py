@@ -71,7 +71,7 @@ class TrainConfig:
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
     # How many tokens, padding included, are computed together; a batch of more is computed in parts, with the same
-    # result. By default 1024 on a CPU, where more saves no time and takes memory, and no limit on a GPU.
+    # result. By default 512 on a CPU, where more saves no time and takes memory, and no limit on a GPU.
     max_tokens_at_once: int | None = None
     gradient_checkpointing: bool = False
     optim: str = "adafactor"

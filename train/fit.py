@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from train.callbacks import StopOnSignal
     from train.trainer import CompletionTrainer
 
-_CPU_TOKENS, _NO_LIMIT = 1024, 1 << 60
+_CPU_TOKENS, _NO_LIMIT = 512, 1 << 60
 
 
 def wrapped(config: TrainConfig, loaded: LoadedBase, samples: Sequence[Encoded]) -> Any:
@@ -82,7 +82,7 @@ def make_trainer(
     trainer = CompletionTrainer(
         meter=meter,
         report=report,
-        tokens_at_once=config.max_tokens_at_once or (_CPU_TOKENS if model.device.type == "cpu" else _NO_LIMIT),
+        tokens_at_once=tokens_at_once(config, model.device.type),
         model=model,
         args=arguments,
         train_dataset=[lesson.encoder.row(sample) for sample in lesson.train.encoded],
@@ -95,6 +95,11 @@ def make_trainer(
     # Trainer's own printer repeats every log as a raw dictionary.
     trainer.remove_callback(PrinterCallback)
     return trainer, stop
+
+
+def tokens_at_once(config: TrainConfig, device: str) -> int:
+    """How many tokens are computed together on this kind of device."""
+    return config.max_tokens_at_once or (_CPU_TOKENS if device == "cpu" else _NO_LIMIT)
 
 
 def steps(config: TrainConfig, samples: int, processes: int = 1) -> tuple[int, int]:

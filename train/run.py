@@ -7,10 +7,12 @@ from typing import Any
 
 from errors import PeftArenaError, TrainingError
 from serve.backends.local.loading import LoadedBase, load_base
+from serve.backends.local.source import resolve
 from serve.home import Report, make_folder
 from tasks.datasets import digest
 from train.config import TrainConfig
 from train.data import TrainingData, load_training_data
+from train.estimate import Estimate, comparison, foreseen
 from train.fit import make_trainer, wrapped
 from train.folder import Outcome, write_folder
 from train.prepare import Prepared, Reader, prepare
@@ -45,6 +47,7 @@ def train(config: TrainConfig, report: Report, resume: bool = False, finish: boo
     lesson = prepare(config, data, reader)
     report(lesson.train.summary("training"))
     report(lesson.validation.summary("validation"))
+    guess = foreseen(config, resolve(config.base, report, config.trust_remote_code).folder, lesson)
     if processes.is_main_process and not (resume or finish):
         make_folder(place.target.parent)
         place.begin(config)
@@ -54,6 +57,7 @@ def train(config: TrainConfig, report: Report, resume: bool = False, finish: boo
         if processes.is_main_process:
             write_folder(model, loaded.tokenizer, config, loaded.identity, outcome, place.target)
             place.remove()
+            _compare(guess, outcome, place.target, report)
     finally:
         # A run without a checkpoint leaves nothing that could be continued.
         if processes.is_main_process and place.last_checkpoint() is None:
@@ -87,6 +91,13 @@ def _tell_faults(data: TrainingData, report: Report) -> None:
     if data.faults:
         first = data.faults[0].sentence
         report(f"{len(data.faults)} rows cannot be read and are left out (--dry-run lists them); the first: {first}")
+
+
+def _compare(guess: Estimate | None, outcome: Outcome, folder: Path, report: Report) -> None:
+    """What was estimated beside what was measured."""
+    if guess is not None:
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        report(comparison(guess, outcome.cost["peak_memory_bytes"], outcome.cost["train_seconds"], size))
 
 
 def _fit(

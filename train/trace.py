@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -88,11 +89,13 @@ def trace(config: TrainConfig, base: Any, batch: Batch) -> Traced:
     with torch.device("meta"):
         # The start values of virtual tokens are values, and only shapes count.
         model = wrapped(replace(config, virtual_tokens_init="random"), loaded, ()).train()
-    if config.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = _optimizer(config.optim, trained)
     live, shapes_only = _Live(), _ShapesOnly(config, batch.learned, frozen)
+    if config.gradient_checkpointing:
+        # Torch leaves such modes behind during a backward pass, and layers are computed again in there.
+        again = {"context_fn": lambda: (nullcontext(), shapes_only)}
+        base.gradient_checkpointing_enable({"use_reentrant": False, **again})
     live.ignore([*model.parameters(), *model.buffers()])
     marks: list[int] = []
     base.get_output_embeddings().register_forward_pre_hook(lambda *_: marks.append(live.bytes))

@@ -28,7 +28,8 @@ from evaluate.run import Plan, decoding_for, parse_methods, run_methods, version
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = "python -m evaluate " + shlex.join(words)
+    # A home folder is one person's; the shell that repeats the command fills in its own.
+    command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")
     try:
         if words[:1] == ["report"]:
             return _report(_report_parser().parse_args(words[1:]), command)

@@ -1,11 +1,14 @@
 r"""How fast does `python -m train` learn, and in how much memory, against TRL's SFTTrainer with its defaults?
 
-    pip install --no-deps trl==1.16.0
+    pip install --no-deps -r requirements-benchmarks.txt
     python -m benchmarks.training --data conala --data-dir ../shared/data
 
 Both train LoRA (rank 16 on the attention) on the same unquantized base, on the same texts, in batches of 8, for one
-epoch; each in a process of its own, in turns. Everything else is what each does by default, TRL's gradient
-checkpointing, AdamW and random batches among it. Prints one JSON line: medians, and ratios of ours to TRL's.
+epoch; each in a process of its own, in turns. Everything else is what each does by default: TRL its gradient
+checkpointing, AdamW, learning rate and random batches, but not the 32 bits in which it would load the base by its
+name. Time is that of the steps, memory the peak while they ran, and tokens are counted without padding. The loss of
+what came out, on the same validation rows, is given for both: the learning rates differ, and so do the losses.
+Prints one JSON line: medians, and ratios of ours to TRL's.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from typing import Any
 from errors import PeftArenaError
 
 BATCH = 8
+SEED = 42
+VALIDATION = 64
 SIDES = ("ours", "trl")
 
 
@@ -40,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_ours(options) if options.worker == "ours" else _trl(options)))
             return 0
         if importlib.util.find_spec("trl") is None:
-            raise PeftArenaError("TRL is not installed: pip install --no-deps trl==1.16.0 (what it needs is there).")
+            raise PeftArenaError(
+                "TRL is not installed: pip install --no-deps -r requirements-benchmarks.txt (what it needs is there)."
+            )
         print(json.dumps(_compare(options)))
     except PeftArenaError as fault:
         print(f"training: {fault}", file=sys.stderr)
@@ -82,8 +88,15 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
         **{f"{side}_tokens_per_second": round(median(side, "tokens_per_second"), 1) for side in SIDES},
         **{f"{side}_peak_memory_mb": round(median(side, "peak_memory_bytes") / 1e6) for side in SIDES},
         "tokens": {side: runs[side][0]["tokens"] for side in SIDES},
+        "validation_loss": {side: round(median(side, "validation_loss"), 4) for side in SIDES},
+        "settings": {side: runs[side][0]["settings"] for side in SIDES},
+        "runs": {
+            side: [[round(run["tokens_per_second"], 1), run["peak_memory_bytes"]] for run in runs[side]]
+            for side in SIDES
+        },
         "samples": options.samples,
         "batch": BATCH,
+        "seed": SEED,
         "repeats": options.repeats,
         "data": options.data,
         "base": first["base"],
@@ -118,16 +131,20 @@ def _ours(options: argparse.Namespace) -> dict[str, Any]:
             eval_every=1.0,
             num_train_epochs=1.0,
             per_device_train_batch_size=BATCH,
+            seed=SEED,
             output_dir=folder,
         )
         made = train(config, lambda line: print(line, file=sys.stderr))
         log = [json.loads(line) for line in (made / "log.jsonl").read_text(encoding="utf-8").splitlines()]
         manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
-    last = [entry for entry in log if "loss" in entry][-1]
+        last = [entry for entry in log if "loss" in entry][-1]
+        loss = _validation_loss(options, made)
     return {
         "tokens": last["tokens"],
         "tokens_per_second": last["tokens"] / last["seconds"],
         "peak_memory_bytes": last["memory_bytes"],
+        "validation_loss": loss,
+        "settings": {name: getattr(config, name) for name in ("optim", "learning_rate", "gradient_checkpointing")},
         "base": f"{manifest['base_id']} at {manifest['base_revision']}, unquantized",
     }
 
@@ -143,7 +160,9 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
     from serve.backends.local.loading import load_base
     from tasks.datasets import load_examples
     from tasks.prompt import completion, render, style_named
+    from train.callbacks import StepClock
     from train.memory import PeakMemory
+    from train.meter import Meter
     from train.targets import attention_modules
 
     loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
@@ -152,7 +171,7 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
         {"prompt": render(example.intent, (), style), "completion": completion(example.code, style)}
         for example in load_examples(options.data, options.data_dir)[: options.samples]
     ]
-    memory = PeakMemory("cpu")
+    memory, meter = PeakMemory("cpu"), Meter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=loaded.model,
@@ -164,6 +183,7 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
                 report_to=[],
                 disable_tqdm=True,
                 save_strategy="no",
+                seed=SEED,
             ),
             train_dataset=Dataset.from_list(rows),
             processing_class=loaded.tokenizer,
@@ -174,19 +194,52 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
                 lora_dropout=0.05,
                 target_modules=attention_modules(loaded.identity),
             ),
+            callbacks=[StepClock(meter)],
         )
         tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
         memory.start()
-        began = time.perf_counter()
         trainer.train()
-        seconds = time.perf_counter() - began
+        peak = memory.bytes()
+        trainer.save_model(folder)
+        loss = _validation_loss(options, Path(folder))
+        used = {name: getattr(trainer.args, name) for name in ("optim", "learning_rate", "gradient_checkpointing")}
     versions = {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
     return {
         "tokens": tokens,
-        "tokens_per_second": tokens / seconds,
-        "peak_memory_bytes": memory.bytes(),
+        "tokens_per_second": tokens / meter.seconds,
+        "peak_memory_bytes": peak,
+        "validation_loss": loss,
+        "settings": {name: getattr(value, "value", value) for name, value in used.items()},
         "versions": versions,
     }
+
+
+def _validation_loss(options: argparse.Namespace, adapter: Path) -> float:
+    """Nats a learned token of the first validation rows, from the base's own logits with that adapter on it."""
+    import torch
+    from peft import PeftModel
+
+    from serve.backends.local.loading import load_base
+    from tasks.prompt import style_named
+    from train.data import load_training_data
+    from train.encode import IGNORED, Encoder
+    from train.settings import make_config
+
+    config = make_config(
+        adapter_name="rows", dataset_name=options.data, data_dir=options.data_dir, max_eval_samples=VALIDATION
+    )
+    loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
+    model = PeftModel.from_pretrained(loaded.model, adapter).eval()
+    encoder = Encoder(loaded.tokenizer, style_named("plain"), is_encoder_decoder=False)
+    total, learned = 0.0, 0
+    for example in load_training_data(config).validation:
+        batch = encoder.collate([encoder.row(encoder.encode(example))])
+        labels = batch.pop("labels")[0, 1:]
+        with torch.inference_mode():
+            logits = model(**batch).logits[0, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED).item()
+        learned += int((labels != IGNORED).sum())
+    return total / learned
 
 
 if __name__ == "__main__":

@@ -1,0 +1,154 @@
+"""Lets a model's real code run on tensors without memory: a count of bytes, and stand-ins for what needs values."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from train.config import TrainConfig
+
+ATTENTION = "shapes-only"
+# What torch.autocast computes in 16 bits, as far as models call it.
+_PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive and were made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._sizes: dict[int, int] = {}
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """These were there before."""
+        for tensor in tensors:
+            self._sizes[tensor.untyped_storage()._cdata] = 0
+
+    def begin(self) -> int:
+        """Forgets the peak so far; what is alive."""
+        self.peak = self.bytes
+        return self.bytes
+
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._sizes:
+            self._sizes[storage._cdata] = storage.nbytes()
+            self.bytes += storage.nbytes()
+            self.peak = max(self.peak, self.bytes)
+            self._alive[storage._cdata] = weakref.ref(storage, partial(self._gone, storage._cdata))
+
+    def _gone(self, storage: int, _reference: Any) -> None:
+        del self._alive[storage]
+        self.bytes -= self._sizes.pop(storage)
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Stands in for what needs values or a real device: boolean indices, autocast to 16 bits, quantized products."""
+
+    def __init__(self, config: TrainConfig, learned: int, quantized: Collection[int]) -> None:
+        super().__init__()
+        self._mixed = config.technique == "full"
+        self._product = _Int8Product if config.quantization == "int8" else _Nf4Product
+        self._learned = learned
+        self._quantized = quantized
+        self._halved: dict[int, torch.Tensor] = {}
+
+    def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
+            return args[0].flatten(0, args[1].dim() - 1)[: self._learned].clone()
+        if function is torch.nn.functional.linear and id(args[1]) in self._quantized:
+            return self._product.apply(*args[:2])
+        if self._mixed and function in _PRODUCTS:
+            args = tuple(map(self._half, args))
+            kwargs = {name: self._half(value) for name, value in (kwargs or {}).items()}
+        return function(*args, **(kwargs or {}))
+
+    def _half(self, value: Any) -> Any:
+        """As torch.autocast: what is 32 bits becomes 16, and a parameter's copy is kept until the forward pass ends."""
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+            return value
+        if not isinstance(value, torch.nn.Parameter):
+            return value.to(torch.bfloat16)
+        if id(value) not in self._halved:
+            self._halved[id(value)] = value.to(torch.bfloat16)
+        return self._halved[id(value)]
+
+    def forget(self) -> None:
+        """The forward pass has ended."""
+        self._halved.clear()
+
+
+class _Nf4Product(torch.autograd.Function):
+    """bitsandbytes' MatMul4Bit: the weight is unpacked to 16 bits for a moment, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Any, weight: Any) -> Any:
+        ctx.save_for_backward(weight)
+        return torch.nn.functional.linear(inputs, weight.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (weight,) = ctx.saved_tensors
+        return torch.matmul(gradients[0], weight.clone()), None
+
+
+class _Int8Product(_Nf4Product):
+    """bitsandbytes' MatMul8bitFp and MatMul8bitLt keep their input as well, until the whole graph is gone."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Any, weight: Any) -> Any:
+        ctx.inputs = inputs
+        return _Nf4Product.forward(ctx, inputs, weight)
+
+
+def register_attention() -> None:
+    """An attention that keeps what torch's fused kernels keep: its inputs and its output, and no square of tokens."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+    # A padded batch's mask is a bit a token and row: nothing beside the rest.
+    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_options: None)
+
+
+def _attention(
+    _module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """As transformers' sdpa: with a mask, keys and values are repeated for all heads (rows, heads, tokens, size)."""
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = (each.repeat_interleave(repeat, dim=1) for each in (key, value))
+    if options.get("dropout"):
+        # No fused kernel on CPUs drops out; on a GPU this is too much (T5 alone has such a dropout).
+        bias = options.get("position_bias")
+        dropped = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias, options["dropout"])
+        return dropped.transpose(1, 2), None
+    # Under autocast all three are 16 bits wide, whatever rotating the first two has made of them.
+    return _Fused.apply(query.to(value.dtype), key.to(value.dtype), value).transpose(1, 2), None
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
+        # Laid out as (rows, tokens, heads, size), so that the projection behind it makes no copy.
+        output = query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Any) -> Any:
+        return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])

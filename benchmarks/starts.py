@@ -3,7 +3,8 @@ r"""Which learning rates and start values work? Short runs of each technique, on
     python -m benchmarks.starts --data conala --data-dir ../shared/data --output docs/results/training-starts
 
 Each run is `python -m train` in a process of its own: 60 steps of batch 8 with a schedule of that length, scored by the
-loss on the first 64 validation rows. What is finished is not done again. Writes OUTPUT.md and OUTPUT.json.
+loss on the first 64 validation rows. What is finished is not done again; OUTPUT.md and OUTPUT.json are
+written after each run.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="without an ending")
     options = parser.parse_args(given)
     file = options.output.with_suffix(".json")
+    command = " ".join(["python -m benchmarks.starts", *given])
     done: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     for technique, rates, starts in GRID:
         for rate in rates:
@@ -54,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     continue
                 done.append(asked | _run(asked, options))
                 write_atomically(file, json.dumps(done, indent=1) + "\n")
-    command = " ".join(["python -m benchmarks.starts", *given])
-    write_atomically(options.output.with_suffix(".md"), _page(done, options.data, command))
+                write_atomically(options.output.with_suffix(".md"), _page(done, options.data, command))
     return 0
 
 

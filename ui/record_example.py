@@ -2,7 +2,7 @@ r"""Records the finished run that greets a first visit: a real one, with its mod
 
 python -m ui.record_example
 python -m ui.record_example --data conala --data-dir ../shared/data --problem 4906977-61 \
-    --methods zero-shot,icl-8,rag-8,qlora-4bit-conala
+    --methods zero-shot,icl-8,rag-8,ia3-conala
 """
 
 from __future__ import annotations

@@ -81,17 +81,20 @@ class Workload:
 def estimator(config: TrainConfig, source: Source, prepared: Prepared) -> dict[str, str]:
     """What the preflight asks: the estimate for these rows, on this machine, in words."""
     guess = foreseen(config, source.folder, prepared)
-    if guess is None:
-        return {"memory": "not known: this base cannot be followed without its weights"}
-    return guess.values()
+    return {"memory": guess} if isinstance(guess, str) else guess.values()
 
 
-def foreseen(config: TrainConfig, folder: Path, prepared: Prepared) -> Estimate | None:
-    """The estimate for these rows on the base in `folder`; None where the base's own code does not allow one."""
+def foreseen(config: TrainConfig, folder: Path, prepared: Prepared) -> Estimate | str:
+    """The estimate for these rows on the base in `folder`, or the sentence that says why there is none.
+
+    Its own code, or an operation that cannot be followed without values, may raise anything; a run needs no estimate,
+    but its absence is said, with what was raised.
+    """
     try:
         return estimate(config, folder, prepared.train.encoded, prepared.validation.encoded)
-    except Exception:  # noqa: BLE001 - a base's own code may raise anything, and a run does not need an estimate
-        return None
+    except Exception as fault:  # noqa: BLE001 - see above
+        reason = str(fault).strip().partition("\n")[0]
+        return f"not known, as this base cannot be followed without its weights ({type(fault).__name__}: {reason})."
 
 
 def estimate(

@@ -48,6 +48,8 @@ def train(config: TrainConfig, report: Report, resume: bool = False, finish: boo
     report(lesson.train.summary("training"))
     report(lesson.validation.summary("validation"))
     guess = foreseen(config, resolve(config.base, report, config.trust_remote_code).folder, lesson)
+    if isinstance(guess, str):
+        report(f"What the run takes is {guess}")
     if processes.is_main_process and not (resume or finish):
         make_folder(place.target.parent)
         place.begin(config)
@@ -93,9 +95,9 @@ def _tell_faults(data: TrainingData, report: Report) -> None:
         report(f"{len(data.faults)} rows cannot be read and are left out (--dry-run lists them); the first: {first}")
 
 
-def _compare(guess: Estimate | None, outcome: Outcome, folder: Path, report: Report) -> None:
+def _compare(guess: Estimate | str, outcome: Outcome, folder: Path, report: Report) -> None:
     """What was estimated beside what was measured."""
-    if guess is not None:
+    if isinstance(guess, Estimate):
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         report(comparison(guess, outcome.cost["peak_memory_bytes"], outcome.cost["train_seconds"], size))
 

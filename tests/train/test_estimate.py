@@ -67,6 +67,18 @@ def test_the_end_says_both(place: Path) -> None:
     assert all("estimated" in line and "measured" in line and "%" in line for line in lines)
 
 
+def test_an_estimate_that_fails_says_so_and_stops_no_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no such operation on meta tensors\nmore")
+
+    monkeypatch.setattr("train.estimate.estimate", broken)
+    said: list[str] = []
+    train(tiny_config(place, adapter_name="unforeseen", num_train_epochs=1), said.append)
+    sentence = "(RuntimeError: no such operation on meta tensors)."
+    assert [line for line in said if line.startswith("What the run takes is not known") and line.endswith(sentence)]
+    assert not any("estimated" in line for line in said)
+
+
 def test_the_comparison_is_in_percent() -> None:
     guess = Estimate(3_000_000_000, 90.0, 10.0, 3_700_000, 534, 1000, {})
     assert comparison(guess, 2_000_000_000, 120.0, 3_700_000).splitlines() == [

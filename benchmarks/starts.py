@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.results import write_atomically
+from evaluate.files import write_atomically
 from evaluate.table import grid
 
 STEPS, BATCH, ROWS = 60, 8, 64

@@ -1,11 +1,12 @@
 r"""Scores methods over the problems of a data set.
 
-    python -m evaluate --data conala --data-dir ../shared/data --limit 60 --output run.json \
+    python -m evaluate --data conala --data-dir ../shared/data --limit 60 --output run.jsonl \
         --methods zero-shot,icl-8,rag-8,lora-conala,lora-conala+rag-8
-    python -m evaluate report run.json [more.json]
+    python -m evaluate score run.jsonl
+    python -m evaluate report run.jsonl [more.jsonl]
 
-The first answers and scores, saving after every batch: stopped or killed, the same command goes on where it was. The
-second prints the tables again from the files, without a model.
+The first answers, then scores, saving after every batch: stopped or killed, the same command goes on where it was. The
+second scores the candidates in a file again, the third prints the tables again, both without a model.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from errors import PeftArenaError
-from evaluate.options import INTERRUPTED, add_base_options, make_engine
+from evaluate.files import write_atomically
+from evaluate.options import INTERRUPTED, decoding_of, make_engine, report_parser, run_parser, score_parser
 from evaluate.progress import Progress
 from evaluate.report import markdown_report, text_report
-from evaluate.results import check_writable, open_run, read_run, write_atomically
-from evaluate.run import Plan, decoding_for, parse_methods, run_methods, versions
+from evaluate.results import Run, open_run, problem_record, read_run
+from evaluate.run import Plan, parse_methods, run_methods, versions
+from evaluate.score_run import score_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,34 +36,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")
     try:
         if words[:1] == ["report"]:
-            return _report(_report_parser().parse_args(words[1:]), command)
-        return _run(_run_parser().parse_args(words), command)
+            return _report(report_parser().parse_args(words[1:]), command)
+        if words[:1] == ["score"]:
+            return _score(score_parser().parse_args(words[1:]), command)
+        return _run(run_parser(__doc__ or "").parse_args(words), command)
     except PeftArenaError as fault:
         print(fault, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped before the first batch: nothing was saved.", file=sys.stderr)
+        print("Stopped before anything new was saved.", file=sys.stderr)
         return INTERRUPTED
 
 
 def _report(options: argparse.Namespace, command: str) -> int:
+    _show([read_run(path) for path in options.files], options, command)
+    return 0
+
+
+def _score(options: argparse.Namespace, command: str) -> int:
     runs = [read_run(path) for path in options.files]
-    print(text_report(runs))
-    if options.markdown:
-        write_atomically(options.markdown, markdown_report(runs, command))
+    for run in runs:
+        if not _scored(run, command):
+            return INTERRUPTED
+    _show(runs, options, command)
     return 0
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
+    plan = _plan(options)
+    engine = make_engine(options)
+    methods = parse_methods(options.methods.split(","), engine.adapters())
+    provenance = {
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "architecture": engine.base.architecture,
+        "versions": versions(),
+    }
+    described: list[dict[str, Any]] = [problem_record(problem) for problem in plan.problems]
+    settings = plan.settings(engine.base)
+    with open_run(options.output, settings, described, provenance, options.overwrite) as run:
+        again = command.replace(" --overwrite", "")
+        missing = sum(not run.has(method.name, problem.id) for method in methods for problem in plan.problems)
+        progress = Progress(missing)
+        try:
+            run_methods(engine, plan, methods, run, progress.step)
+        except KeyboardInterrupt:
+            progress.end()
+            return _stopped(run, again)
+        finally:
+            progress.end()
+        if not _scored(run, again):
+            return INTERRUPTED
+        _show([run], options, command)
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    """What can go wrong without a model goes wrong here, before one is loaded."""
     from tasks.datasets import digest, load_examples, load_problems
 
-    # What can go wrong without a model goes wrong before a model is loaded.
-    check_writable(options.output)
-    decoding = decoding_for(options.beams, options.max_new_tokens, options.seed)
+    if options.output.suffix != ".jsonl":
+        raise PeftArenaError(f"--output {options.output} is no .jsonl file: name one, such as run.jsonl.")
+    decoding = decoding_of(options)
     if options.batch < 1:
         raise PeftArenaError(f"A batch of {options.batch} problems is none: choose 1 or more.")
     problems = load_problems(options.data, options.split, options.data_dir, options.limit)
-    plan = Plan(
+    return Plan(
         options.data,
         options.split,
         problems,
@@ -69,57 +111,30 @@ def _run(options: argparse.Namespace, command: str) -> int:
         options.batch,
         options.seed,
     )
-    engine = make_engine(options)
-    methods = parse_methods(options.methods.split(","), engine.adapters())
-    described = [{"id": each.id, "intent": each.intent, "reference": each.reference} for each in problems]
-    provenance = {
-        "command": command,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "architecture": engine.base.architecture,
-        "versions": versions(),
-    }
-    run = open_run(options.output, plan.settings(engine.base), described, provenance, options.overwrite)
-    missing = sum(not run.has(method.name, problem.id) for method in methods for problem in problems)
-    progress = Progress(missing)
+
+
+def _scored(run: Run, again: str) -> bool:
+    """Scores what is not scored yet; False, with how to go on, where that was stopped."""
     try:
-        run_methods(engine, plan, methods, run, progress.step)
+        score_run(run, Progress)
     except KeyboardInterrupt:
-        progress.end()
-        done = sum(len(run.results(method)) for method in run.methods)
-        if not done:
-            raise
-        print(
-            f"Stopped. {done} answers are in {options.output}; to go on: {command.replace(' --overwrite', '')}",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
-    finally:
-        progress.end()
-    print(text_report([run]))
+        print(f"Stopped while scoring; to go on: {again}", file=sys.stderr)
+        return False
+    return True
+
+
+def _stopped(run: Run, again: str) -> int:
+    done = sum(len(run.results(method)) for method in run.methods)
+    if not done:
+        raise KeyboardInterrupt
+    print(f"Stopped. {done} answers are in {run.path}; to go on: {again}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _show(runs: Sequence[Run], options: argparse.Namespace, command: str) -> None:
+    print(text_report(runs))
     if options.markdown:
-        write_atomically(options.markdown, markdown_report([run], command))
-    return 0
-
-
-def _run_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_base_options(parser)
-    parser.add_argument("--methods", required=True, help="comma-separated: zero-shot,icl-8,lora-conala+rag-8")
-    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--beams", type=int, default=10, help="beams, and candidates a problem; 1 is greedy")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file with all candidates and scores")
-    parser.add_argument("--overwrite", action="store_true", help="start anew where the file holds another run")
-    parser.add_argument("--markdown", type=Path, help="also write the tables to this Markdown file")
-    return parser
-
-
-def _report_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m evaluate report", description="Prints the tables of finished runs.")
-    parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
-    parser.add_argument("--markdown", type=Path, help="also write the tables to this Markdown file")
-    return parser
+        write_atomically(options.markdown, markdown_report(runs, command))
 
 
 if __name__ == "__main__":

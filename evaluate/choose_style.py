@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from errors import PeftArenaError
+from evaluate.files import check_writable, write_atomically
 from evaluate.options import INTERRUPTED, add_base_options, make_engine
 from evaluate.progress import Progress
-from evaluate.results import Result, check_writable, write_atomically
 from evaluate.run import Engine, Plan, batches, decoding_for, results_of, versions
+from evaluate.scoring import score_candidates
 from evaluate.stats import Interval, bootstrap_mean, wilson
 from evaluate.table import grid, percent
 from serve.method import Fixed, Method, Nothing
@@ -72,18 +73,21 @@ def measure(
 ) -> StyleScore:
     """Answers the plan's problems in one style and scores them; a failure scores 0."""
     method = SHOTS[shots]
-    results: list[Result] = []
+    scores: list[dict[str, float | None]] = []
+    failures = 0
     for part in batches(plan.problems, plan.batch):
         answers = engine.answer([Request(problem, method, plan.data, style) for problem in part], plan.decoding)
         if any(answer.cancelled for answer in answers):
             raise KeyboardInterrupt
-        results += results_of(part, answers, 1, method.name)
+        for problem, result in zip(part, results_of(part, answers, method.name), strict=True):
+            codes = [candidate["code"] for candidate in result.candidates]
+            scores.append(score_candidates(codes, problem.reference, 1))
+            failures += result.error is not None
         step(len(part), f"{style.name}, {shots}")
-    hits = [result.scores["em@1"] or 0.0 for result in results]
-    bleu = [result.scores["codebleu"] or 0.0 for result in results]
-    failures = sum(result.error is not None for result in results)
+    hits = [each["em@1"] or 0.0 for each in scores]
+    bleu = [each["codebleu"] or 0.0 for each in scores]
     em = wilson(round(sum(hits)), len(hits))
-    return StyleScore(style.name, style.fingerprint, shots, len(results), em, bootstrap_mean(bleu), failures)
+    return StyleScore(style.name, style.fingerprint, shots, len(scores), em, bootstrap_mean(bleu), failures)
 
 
 def best(scores: Sequence[StyleScore], shots: str) -> str:
@@ -130,7 +134,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
         problems,
         digest(problems),
         lambda: digest(load_examples(options.data, options.data_dir)),
-        decoding_for(1, options.max_new_tokens, options.seed),
+        decoding_for("greedy", 1, options.max_new_tokens, options.seed),
         options.batch,
         options.seed,
     )

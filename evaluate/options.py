@@ -1,4 +1,4 @@
-"""What the commands of this room share: the options that name a base and a data set, and the engine they make."""
+"""What the commands of this room are asked with, and the engine that their options describe."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from evaluate.run import Engine
+from errors import PeftArenaError
+from evaluate.run import MODES, Engine, decoding_for
 from serve.quiet import quiet
+from serve.rows import Decoding
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+BEAMS, SAMPLES = 10, 5  # as in the study
+TEMPERATURE, TOP_P = 0.6, 0.95
 
 
 def make_engine(options: argparse.Namespace) -> Engine:
@@ -31,6 +35,26 @@ def make_engine(options: argparse.Namespace) -> Engine:
     )
 
 
+def decoding_of(options: argparse.Namespace) -> Decoding:
+    """The decoding that the options of `run_parser` ask for; PeftArenaError where they contradict one another."""
+    mode = options.mode or ("beam" if options.samples is None else "sample")
+    meant = {"beams": "beam", "samples": "sample", "temperature": "sample", "top_p": "sample"}
+    for name, its_mode in meant.items():
+        if getattr(options, name) is not None and its_mode != mode:
+            raise PeftArenaError(
+                f"--{name.replace('_', '-')} belongs to --mode {its_mode} and the mode is {mode}: leave one out."
+            )
+    wanted, usual = (options.samples, SAMPLES) if mode == "sample" else (options.beams, BEAMS)
+    return decoding_for(
+        mode,
+        usual if wanted is None else wanted,
+        options.max_new_tokens,
+        options.seed,
+        TEMPERATURE if options.temperature is None else options.temperature,
+        TOP_P if options.top_p is None else options.top_p,
+    )
+
+
 def add_base_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which base answers, and which data it is asked."""
     parser.add_argument("--data", required=True, help="data set: starter, conala, codealpacapy, mbpp or apps")
@@ -43,4 +67,50 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedder", default="embedded", help="for RAG: embedded, or a Hub id: thenlper/gte-small")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4, help="problems a batch")
-    parser.add_argument("--seed", type=int, default=42, help="of the bootstrap (icl-8@7 sets that of the examples)")
+    parser.add_argument(
+        "--seed", type=int, default=42, help="of samples and of the bootstrap (icl-8@7 sets that of the examples)"
+    )
+
+
+def run_parser(description: str) -> argparse.ArgumentParser:
+    """The options of `python -m evaluate`."""
+    parser = argparse.ArgumentParser(
+        "python -m evaluate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_base_options(parser)
+    parser.add_argument("--methods", required=True, help="comma-separated: zero-shot,icl-8,lora-conala+rag-8")
+    parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--mode", choices=MODES, help="how candidates are made; beam by default")
+    parser.add_argument("--beams", type=int, help=f"beams, and candidates a problem; {BEAMS} by default, 1 is greedy")
+    parser.add_argument("--samples", type=int, help=f"samples a problem; {SAMPLES} by default, and --mode sample")
+    parser.add_argument("--temperature", type=float, help=f"of samples; {TEMPERATURE} by default")
+    parser.add_argument("--top-p", type=float, help=f"of samples; {TOP_P} by default")
+    parser.add_argument(
+        "--output", type=Path, required=True, help=".jsonl file for all candidates; scores lie beside it"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew where the file holds another run")
+    _add_outputs(parser)
+    return parser
+
+
+def report_parser() -> argparse.ArgumentParser:
+    """The options of `python -m evaluate report`."""
+    parser = argparse.ArgumentParser("python -m evaluate report", description="Prints the tables of finished runs.")
+    parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
+    _add_outputs(parser)
+    return parser
+
+
+def score_parser() -> argparse.ArgumentParser:
+    """The options of `python -m evaluate score`."""
+    parser = argparse.ArgumentParser(
+        "python -m evaluate score",
+        description="Scores the candidates in files of `python -m evaluate`, without a model, and prints the tables.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
+    _add_outputs(parser)
+    return parser
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", type=Path, help="also write the tables to this Markdown file")

@@ -31,6 +31,9 @@ def markdown_report(runs: Sequence[Run], command: str) -> str:
 
 def _run_block(run: Run, markdown: bool) -> str:
     rows = method_rows(run)
+    unscored = sum(not result.scores for name in run.methods for result in run.results(name))
+    if unscored:
+        return f"{run.path} holds {unscored} answers without scores: run `python -m evaluate score {run.path}` first."
     if not rows:
         return f"{run.path} holds no results yet."
     parts = [_provenance(run, markdown), render_methods(rows, markdown), footnote(rows)]

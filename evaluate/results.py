@@ -1,35 +1,43 @@
-"""The file that a run writes: settings, provenance, and every problem's candidates and scores.
+"""A run: what was asked, of which base, and every candidate that came back.
 
-It is written whole and atomically after every batch, so a run that is killed loses at most the batch in flight, and
-the same command goes on from it.
+On disk it is X.jsonl: a line that says what results depend on (`run`), one a problem, one a method (again where more
+becomes known of it), one a problem and method (`result`). The file only grows (see evaluate.journal), so a run that is
+killed loses at most the batch in flight, and the same command goes on from it. Scores are computed from it, apart from
+generation, and lie beside it in X.scores.jsonl (see evaluate.score_file).
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from errors import PeftArenaError
+from evaluate.journal import Journal, read_records
+from evaluate.score_file import attach_scores
+from tasks.problem import AssertTest, Problem, StdioTest, Test
 
-VERSION = 1
+VERSION = 2
+_RESULT = ("method", "problem", "candidates", "examples", "seconds", "prompt_tokens", "tokens", "notes", "error")
+_TESTS: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTest, "stdio": StdioTest}
 
 
 @dataclass(frozen=True)
 class Result:
     """One method's answer to one problem. A failure has `error`, no candidates, and scores of 0.
 
-    `candidates` are records of text, code, logprob and tokens, best first; `examples` the ids of what the prompt
-    showed; `seconds` the batch's time divided by its problems; `tokens` those of the first candidate.
+    `scores` are empty until they are computed. `candidates` are records of text, code, logprob, tokens and times (how
+    many samples or beams said this code), best first; `examples` the ids of what the prompt showed; `seconds` the
+    batch's time divided by its problems; `tokens` those of the first candidate; `checks` one list a candidate, with a
+    record (the fields of evaluate.checking.TestResult) for each of the problem's tests.
     """
 
     method: str
     problem: str
-    scores: Mapping[str, float | None]
+    scores: Mapping[str, float | None] = field(default_factory=dict)
     candidates: Sequence[Mapping[str, Any]] = ()
     examples: Sequence[str] = ()
     seconds: float = 0.0
@@ -37,6 +45,7 @@ class Result:
     tokens: int = 0
     notes: Sequence[str] = ()
     error: str | None = None
+    checks: Sequence[Sequence[Mapping[str, Any]]] = ()
 
 
 @dataclass
@@ -44,7 +53,11 @@ class Run:
     """A run as it stands in its file.
 
     `settings` is everything that a result depends on whatever the method; `methods` holds the same for each method
-    (adapter and digest, examples, prompt style and fingerprint); `provenance` is what is worth knowing besides.
+    (adapter and digest, examples, prompt style and fingerprint) and its `peak_memory_bytes`; `provenance` is what is
+    worth knowing besides; `scored_with` says how scores were made: by kind (`text`, `tests`), metric versions, sandbox
+    layer and limits. `problems` are records of id, intent, reference, tests, entry_point and difficulty.
+
+    A run from `open_run` has its file to itself until `close`, best called by `with`.
     """
 
     path: Path
@@ -52,15 +65,18 @@ class Run:
     problems: list[dict[str, Any]]
     provenance: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scored_with: dict[str, dict[str, Any]] = field(default_factory=dict)
     _results: dict[tuple[str, str], Result] = field(default_factory=dict)
-    _lines: dict[tuple[str, str], str] = field(default_factory=dict)
+    _journal: Journal | None = None
+    _pending: list[dict[str, Any]] | None = None  # what the file lacks; None while there is no file of this run
 
     def add(self, results: Iterable[Result]) -> None:
-        """Keeps the results in memory; `save` puts them on disk."""
+        """Keeps the results in memory, the first one of a problem and method; `save` puts them on disk."""
         for result in results:
             key = (result.method, result.problem)
-            self._results[key] = result
-            self._lines[key] = json.dumps(asdict(result), ensure_ascii=True)
+            if key not in self._results:
+                self._results[key] = result
+                self._note(_result_record(result))
 
     def has(self, method: str, problem: str) -> bool:
         """Whether that problem is done."""
@@ -73,24 +89,68 @@ class Run:
 
     def claim(self, method: str, values: Mapping[str, Any]) -> None:
         """Notes what the method's results depend on; PeftArenaError where results made otherwise are here already."""
-        known = self.methods.setdefault(method, {})
+        known = self.methods.get(method, {})
         changed = {name: value for name, value in values.items() if name in known and known[name] != value}
-        if changed:
+        if changed and self.results(method):
             raise PeftArenaError(_refusal(self.path, f"'{method}'", known, changed))
-        known.update(values)
+        self.describe(method, values)
+
+    def describe(self, method: str, values: Mapping[str, Any]) -> None:
+        """Notes what is worth knowing of the method, in place of what was known before."""
+        known = self.methods.setdefault(method, {})
+        news = {name: value for name, value in values.items() if name not in known or known[name] != value}
+        if news:
+            known.update(news)
+            self._note({"kind": "method", "method": method, "values": news})
+
+    def score(self, method: str, problem: str, scores: Mapping[str, float | None], checks: Sequence[Any] = ()) -> None:
+        """Adds scores, and what the tests said of each candidate, to a result that is here."""
+        result = self._results[method, problem]
+        merged = {**result.scores, **scores}
+        self._results[method, problem] = replace(result, scores=merged, checks=checks or result.checks)
+
+    def forget_scores(self) -> None:
+        """Leaves the results as they were before anything was scored."""
+        for key, result in self._results.items():
+            if result.scores or result.checks:
+                self._results[key] = replace(result, scores={}, checks=())
+        self.scored_with = {}
 
     def save(self) -> None:
-        """Writes the file anew, one result a line, in the order of methods and problems."""
-        head = {
-            "version": VERSION,
-            "settings": self.settings,
-            "provenance": self.provenance,
-            "methods": self.methods,
-            "problems": self.problems,
-        }
-        keys = [(method, problem["id"]) for method in self.methods for problem in self.problems]
-        lines = ",\n".join(self._lines[key] for key in keys if key in self._lines)
-        write_atomically(self.path, json.dumps(head, indent=1)[:-2] + f',\n "results": [\n{lines}\n]\n}}\n')
+        """Puts on disk what the file lacks. The first time of a new run puts the whole in place of what was there."""
+        journal = self._journal = self._journal or Journal.open(self.path)
+        if self._pending is None:
+            journal.replace(self._records())
+        elif self._pending:
+            journal.append(self._pending)
+        self._pending = []
+
+    def close(self) -> None:
+        """Lets other processes write the file."""
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _note(self, record: dict[str, Any]) -> None:
+        if self._pending is not None:
+            self._pending.append(record)
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        yield {"kind": "run", "version": VERSION, "settings": self.settings, "provenance": self.provenance}
+        for problem in self.problems:
+            yield {"kind": "problem", **problem}
+        for method, values in self.methods.items():
+            yield {"kind": "method", "method": method, "values": values}
+        for method in self.methods:
+            yield from map(_result_record, self.results(method))
 
 
 def open_run(
@@ -100,61 +160,132 @@ def open_run(
     provenance: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Run:
-    """The run to go on with: the one in the file, or a new one.
+    """The run to go on with: the one in the file, or a new one. It has the file to itself until it is closed.
 
-    Refuses, in one sentence, a file that is no run or holds results made with other settings. With `overwrite` the
-    file is left alone until the first batch replaces it.
+    Refuses, in one sentence, a file that is no run, that holds results made with other settings, or that another
+    process is writing. With `overwrite` the file is left alone until the first batch replaces it.
     """
-    fresh = Run(path, json.loads(json.dumps(settings)), [dict(problem) for problem in problems], dict(provenance))
-    if overwrite or not path.exists():
-        return fresh
-    run = read_run(path)
-    changed = {name: value for name, value in fresh.settings.items() if run.settings.get(name) != value}
-    if changed:
-        raise PeftArenaError(_refusal(path, "a run", run.settings, changed))
-    if run.provenance.get("versions") != provenance.get("versions"):
-        run.provenance.setdefault("resumed_with", []).append(dict(provenance))
-    return run
+    journal = Journal.open(path)
+    try:
+        fresh = Run(path, _plain(settings), [_plain(problem) for problem in problems], dict(provenance))
+        fresh._journal = journal
+        if overwrite or not path.stat().st_size:
+            return fresh
+        run, whole = _read(path)
+        changed = _changes(run.settings, fresh.settings)
+        if changed:
+            raise PeftArenaError(_refusal(path, "a run", *changed))
+        journal.cut(whole)
+        run._journal = journal
+        if run.provenance.get("versions") != provenance.get("versions"):
+            run.provenance.setdefault("resumed_with", []).append(dict(provenance))
+            run._note({"kind": "resumed", "provenance": dict(provenance)})
+        return run
+    except BaseException:
+        journal.close()
+        raise
 
 
 def read_run(path: Path) -> Run:
-    """The run in a file; PeftArenaError in one sentence when there is none."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values["version"] != VERSION:
-            raise PeftArenaError(f"{path} has version {values['version']!r} and this program reads {VERSION}.")
-        run = Run(path, values["settings"], values["problems"], values["provenance"], values["methods"])
-        run.add(Result(**result) for result in values["results"])
-    except OSError as fault:
-        sentence = f"Cannot read {path} ({fault.strerror}): name a file that `python -m evaluate` wrote."
-        raise PeftArenaError(sentence) from fault
-    except (ValueError, KeyError, TypeError, AttributeError) as fault:
-        raise PeftArenaError(f"{path} is not a file that `python -m evaluate` wrote: choose another name.") from fault
+    """The run in a file, plain or packed (.jsonl.gz), with the scores beside it.
+
+    PeftArenaError in one sentence when there is none. Reading asks for no lock: of a run that goes on elsewhere it
+    gives what is finished.
+    """
+    run, _ = _read(path)
+    attach_scores(run)
     return run
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Puts `text` into the file in one step: a reader, or a crash, sees the old text or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def problem_record(problem: Problem) -> dict[str, Any]:
+    """What a run's file keeps of a problem; `problem_of` makes it a problem again."""
+    kinds = {made: kind for kind, made in _TESTS.items()}
+    return {
+        "id": problem.id,
+        "intent": problem.intent,
+        "reference": problem.reference,
+        "tests": [{"kind": kinds[type(test)], **asdict(test)} for test in problem.tests],
+        "entry_point": problem.entry_point,
+        "difficulty": problem.difficulty,
+    }
+
+
+def problem_of(record: Mapping[str, Any]) -> Problem:
+    """The problem that a run's file keeps; what it was written without is absent."""
+    tests: tuple[Test, ...] = tuple(
+        _TESTS[test["kind"]](**{name: value for name, value in test.items() if name != "kind"})
+        for test in record.get("tests", ())
+    )
+    return Problem(
+        record["id"],
+        record.get("intent", ""),
+        record.get("reference"),
+        tests,
+        record.get("entry_point"),
+        record.get("difficulty"),
+    )
+
+
+def _read(path: Path) -> tuple[Run, int]:
+    """The run without its scores, and how many bytes of the file are whole lines."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(path)
+        records, whole = read_records(path)
+        run = _run_of(path, records)
     except OSError as fault:
-        sentence = f"Cannot write {path} ({fault.strerror}): choose a place with room that you may write to."
+        sentence = f"Cannot read {path} ({fault.strerror or fault}): name a file that `python -m evaluate` wrote."
         raise PeftArenaError(sentence) from fault
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as fault:
+        raise PeftArenaError(f"{path} is not a file that `python -m evaluate` wrote: choose another name.") from fault
+    return run, whole
 
 
-def check_writable(path: Path) -> None:
-    """Fails now, not after an hour, where the file could not be written."""
-    if path.is_dir():
-        raise PeftArenaError(f"{path} is a folder: name a file.")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-    write_atomically(probe, "")
-    probe.unlink()
+def _run_of(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
+    head = records[0]
+    if head["kind"] != "run":
+        raise ValueError("no run")
+    if head["version"] != VERSION:
+        raise PeftArenaError(f"{path} has version {head['version']!r} and this program reads {VERSION}.")
+    run = Run(path, dict(head["settings"]), [], dict(head["provenance"]))
+    for record in records[1:]:
+        fields = {name: value for name, value in record.items() if name != "kind"}
+        if record["kind"] == "problem":
+            run.problems.append({"id": fields["id"], **fields})
+        elif record["kind"] == "method":
+            run.describe(fields["method"], fields["values"])
+        elif record["kind"] == "result":
+            run.add([Result(**fields)])
+        elif record["kind"] == "resumed":
+            run.provenance.setdefault("resumed_with", []).append(fields["provenance"])
+        else:
+            raise ValueError(f"unknown line {record['kind']!r}")
+    run._pending = []
+    return run
+
+
+def _result_record(result: Result) -> dict[str, Any]:
+    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT}}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from the file: tuples become lists."""
+    return dict(json.loads(json.dumps(values)))
+
+
+def _changes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What differs, there and here, with the parts of a nested setting by name; None where nothing does."""
+    there, here = _flat(known), _flat(wanted)
+    changed = {name: value for name, value in here.items() if there.get(name) != value}
+    return (there, changed) if changed else None
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{part}": inner for part, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _refusal(path: Path, what: str, known: Mapping[str, Any], changed: Mapping[str, Any]) -> str:

@@ -10,14 +10,14 @@ from threading import Event
 from typing import Any, Protocol
 
 from adapters.manifest import BaseIdentity
-from errors import PeftArenaError
+from errors import PeftArenaError, unknown
 from evaluate.results import Result, Run
-from evaluate.scoring import score_candidates
 from serve.method import Method, parse_method
 from serve.rows import Answer, Decoding, Request
 from tasks.problem import Problem
 from tasks.prompt import PROMPT_VERSION
 
+MODES = ("beam", "sample", "greedy")
 VERSIONED = ("torch", "transformers", "bitsandbytes", "peft", "codebleu", "tree-sitter-python")
 
 
@@ -68,11 +68,26 @@ class Plan:
         }
 
 
-def decoding_for(beams: int, max_new_tokens: int, seed: int) -> Decoding:
-    """Beam search that returns all its beams, as in the study; greedy for one beam."""
-    if beams == 1:
+def decoding_for(
+    mode: str,
+    candidates: int,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+) -> Decoding:
+    """Beam search that returns all its beams, samples, or the greedy answer (also for one beam).
+
+    Temperature and top-p matter for samples alone; elsewhere they stay as they are, so that they make no two runs
+    different that are the same.
+    """
+    if mode == "sample":
+        return Decoding("sample", max_new_tokens, candidates, temperature, top_p, seed)
+    if mode == "greedy" or (mode == "beam" and candidates == 1):
         return Decoding("greedy", max_new_tokens, seed=seed)
-    return Decoding("beam", max_new_tokens, candidates=beams, seed=seed)
+    if mode != "beam":
+        raise unknown("decoding", mode, MODES)
+    return Decoding("beam", max_new_tokens, candidates=candidates, seed=seed)
 
 
 def parse_methods(names: Iterable[str], adapters: Sequence[str]) -> list[Method]:
@@ -100,8 +115,6 @@ def claim_methods(engine: Engine, plan: Plan, methods: Sequence[Method], run: Ru
     A broken adapter or one that has changed since is refused here, in one sentence, not after an hour.
     """
     for method in methods:
-        if not run.results(method.name):
-            run.methods[method.name] = {}  # an earlier start may have noted another adapter without using it
         run.claim(
             method.name,
             {
@@ -116,7 +129,7 @@ def claim_methods(engine: Engine, plan: Plan, methods: Sequence[Method], run: Ru
 def run_methods(
     engine: Engine, plan: Plan, methods: Sequence[Method], run: Run, step: Callable[[int, str], None]
 ) -> None:
-    """Answers and scores what `run` lacks, saving it after every batch; `step` hears how many problems were done.
+    """Answers what `run` lacks, saving it after every batch; `step` hears how many problems were done.
 
     KeyboardInterrupt, and a batch that was cancelled, leave the file as the last whole batch made it.
     """
@@ -130,7 +143,7 @@ def run_methods(
                 raise KeyboardInterrupt
             for style in {answer.style for answer in answers if answer.style is not None}:
                 run.claim(method.name, {"style": style.name, "fingerprint": style.fingerprint})
-            run.add(results_of(batch, answers, plan.decoding.candidates, method.name))
+            run.add(results_of(batch, answers, method.name))
             run.save()
             step(len(batch), method.name)
 
@@ -142,7 +155,7 @@ def batches(problems: Sequence[Problem], size: int) -> Iterator[list[Problem]]:
         yield ordered[start : start + size]
 
 
-def results_of(batch: Sequence[Problem], answers: Sequence[Answer], asked: int, method: str) -> Iterator[Result]:
+def results_of(batch: Sequence[Problem], answers: Sequence[Answer], method: str) -> Iterator[Result]:
     """One result a problem; an answer that is missing is a failure like any other."""
     by_index: Mapping[int, Answer] = {answer.index: answer for answer in answers}
     seconds = max((answer.seconds for answer in answers), default=0.0) / len(batch)
@@ -150,13 +163,11 @@ def results_of(batch: Sequence[Problem], answers: Sequence[Answer], asked: int, 
         answer = by_index.get(index)
         if answer is None or answer.error is not None:
             error = "The engine gave no answer." if answer is None else answer.error
-            yield Result(method, problem.id, score_candidates([], problem.reference, asked), error=error)
+            yield Result(method, problem.id, error=error)
             continue
-        codes = [candidate.code for candidate in answer.candidates]
         yield Result(
             method,
             problem.id,
-            scores=score_candidates(codes, problem.reference, asked),
             candidates=tuple(asdict(candidate) for candidate in answer.candidates),
             examples=tuple(example.id for example in answer.examples),
             seconds=seconds,

@@ -56,9 +56,9 @@ class Pair:
 
 
 def method_rows(run: Run) -> list[MethodRow]:
-    """One row a method that has results, in the run's order."""
+    """One row a method that has scored results, in the run's order."""
     k, seed = int(run.settings["decoding"]["candidates"]), int(run.settings["seed"])
-    done = ((method, run.results(method)) for method in run.methods)
+    done = ((method, [each for each in run.results(method) if each.scores]) for method in run.methods)
     return [_method_row(method, results, k, seed) for method, results in done if results]
 
 

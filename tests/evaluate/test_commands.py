@@ -46,13 +46,13 @@ def test_a_run_prints_its_table_and_writes_json_and_markdown(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine())
-    output, page = tmp_path / "out" / "run.json", tmp_path / "out" / "run.md"
+    output, page = tmp_path / "out" / "run.jsonl", tmp_path / "out" / "run.md"
     methods = ["--methods", "zero-shot,icl-8,lora-tiny", "--limit", "4", "--markdown", str(page)]
     assert command.main(arguments(data, output, *methods)) == 0
     printed = capsys.readouterr()
     assert "lora-tiny" in printed.out
     assert "12/12 lora-tiny" in printed.err
-    assert len(json.loads(output.read_text())["results"]) == 12
+    assert sum(json.loads(line)["kind"] == "result" for line in output.read_text().splitlines()) == 12
     assert "--methods zero-shot,icl-8,lora-tiny --limit 4" in page.read_text()
 
     assert command.main(["report", str(output)]) == 0
@@ -62,7 +62,7 @@ def test_a_run_prints_its_table_and_writes_json_and_markdown(
 def test_an_interrupted_run_says_how_to_go_on_and_does(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "run.json"
+    output = tmp_path / "run.jsonl"
     words = arguments(data, output, "--methods", "zero-shot,icl-8", "--overwrite")
     engines += [FakeEngine(interrupt_at=2), FakeEngine()]
     assert command.main(words) == 130
@@ -80,9 +80,9 @@ def test_an_interrupt_before_the_first_batch_says_that_nothing_was_saved(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine(interrupt_at=0))
-    assert command.main(arguments(data, tmp_path / "run.json", "--methods", "zero-shot")) == 130
-    assert "nothing was saved" in capsys.readouterr().err
-    assert not (tmp_path / "run.json").exists()
+    assert command.main(arguments(data, tmp_path / "run.jsonl", "--methods", "zero-shot")) == 130
+    assert "before anything new was saved" in capsys.readouterr().err
+    assert not (tmp_path / "run.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,12 @@ def test_an_interrupt_before_the_first_batch_says_that_nothing_was_saved(
         (["--methods", "zero-shot", "--limit", "0"], "limit of 0"),
         (["--methods", "zero-shot", "--data", "conalla"], "did you mean 'conala'"),
         (["--methods", "zero-shot", "--data-dir", "/nowhere"], "/nowhere"),
-        (["--methods", "zero-shot", "--output", "/proc/run.json"], "Cannot write"),
-        (["--methods", "zero-shot", "--output", "/tmp"], "is a folder"),
+        (["--methods", "zero-shot", "--output", "/proc/run.jsonl"], "Cannot write"),
+        (["--methods", "zero-shot", "--output", "run.json"], "no .jsonl file"),
+        (["--methods", "zero-shot", "--samples", "5", "--beams", "5"], "--beams belongs to --mode beam"),
+        (["--methods", "zero-shot", "--temperature", "0.2"], "--temperature belongs to --mode sample"),
+        (["--methods", "zero-shot", "--mode", "sample", "--temperature", "0"], "temperature above 0"),
+        (["--methods", "zero-shot", "--output", "/tmp"], "no .jsonl file"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_status_two(
@@ -104,15 +108,15 @@ def test_mistakes_end_with_one_sentence_and_status_two(
     sentence: str,
 ) -> None:  # fmt: skip
     engines.append(FakeEngine())
-    assert command.main(arguments(data, tmp_path / "run.json", *words)) == 2
+    assert command.main(arguments(data, tmp_path / "run.jsonl", *words)) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
 
 
 def test_a_report_over_no_file_ends_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["report", str(tmp_path / "missing.json")]) == 2
-    assert "missing.json" in capsys.readouterr().err
+    assert command.main(["report", str(tmp_path / "missing.jsonl")]) == 2
+    assert "missing.jsonl" in capsys.readouterr().err
 
 
 def test_styles_are_ranked_on_validation_problems(

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
-import json
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from errors import PeftArenaError, UnknownNameError
-from evaluate.results import Run, open_run, read_run
+from evaluate.progress import Progress
+from evaluate.results import Run, open_run, problem_record, read_run
 from evaluate.run import Plan, batches, decoding_for, parse_methods, run_methods, versions
+from evaluate.score_run import score_run
 from serve.rows import Answer
 from tests.evaluate.fakes import BASE, FakeEngine, problems
 
@@ -16,11 +18,13 @@ NAMES = ["zero-shot", "icl-8", "lora-tiny+rag-4"]
 
 
 def plan(n: int = 7, batch: int = 2, beams: int = 3) -> Plan:
-    return Plan("conala", "test", problems(n), "sha256:d", lambda: "sha256:pool", decoding_for(beams, 64, 42), batch)
+    return Plan(
+        "conala", "test", problems(n), "sha256:d", lambda: "sha256:pool", decoding_for("beam", beams, 64, 42), batch
+    )
 
 
 def open_file(path: Path, wanted: Plan, overwrite: bool = False) -> Run:
-    described = [{"id": each.id, "intent": each.intent, "reference": each.reference} for each in wanted.problems]
+    described = [problem_record(each) for each in wanted.problems]
     provenance = {"started": "2025-01-01T00:00:00+00:00", "versions": versions()}
     return open_run(path, wanted.settings(BASE), described, provenance, overwrite)
 
@@ -29,12 +33,14 @@ def execute(path: Path, engine: FakeEngine, wanted: Plan | None = None, names: l
     wanted = wanted or plan()
     steps: list[str] = []
     methods = parse_methods(names or NAMES, engine.adapters())
-    run_methods(engine, wanted, methods, open_file(path, wanted), lambda count, label: steps.append(f"{count} {label}"))
+    with open_file(path, wanted) as run:
+        run_methods(engine, wanted, methods, run, lambda count, label: steps.append(f"{count} {label}"))
+        score_run(run, lambda total: Progress(total, io.StringIO()))
     return steps
 
 
 def test_every_problem_gets_a_result_with_candidates_and_scores(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     steps = execute(path, FakeEngine())
     run = read_run(path)
     assert list(run.methods) == NAMES
@@ -48,20 +54,20 @@ def test_every_problem_gets_a_result_with_candidates_and_scores(tmp_path: Path) 
 
 
 def test_the_file_says_what_made_it(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
-    values = json.loads(path.read_text())
-    assert values["settings"]["base_id"] == "tiny"
-    assert values["settings"]["base_revision"] == "sha256:0123456789abcdef"
-    assert values["settings"]["decoding"] == {
+    run = read_run(path)
+    assert run.settings["base_id"] == "tiny"
+    assert run.settings["base_revision"] == "sha256:0123456789abcdef"
+    assert run.settings["decoding"] == {
         "mode": "beam", "max_new_tokens": 64, "candidates": 3, "temperature": 0.6, "top_p": 0.95, "seed": 42,
     }  # fmt: skip
-    adapted = values["methods"]["lora-tiny+rag-4"]
+    adapted = run.methods["lora-tiny+rag-4"]
     assert adapted["adapter_digest"] == "lora-tiny:d1"
     assert adapted["pool_digest"] == "sha256:pool"
     assert len(adapted["fingerprint"]) == 16
-    assert values["methods"]["zero-shot"]["pool_digest"] is None
-    assert {"python", "torch", "transformers", "bitsandbytes"} <= set(values["provenance"]["versions"])
+    assert run.methods["zero-shot"]["pool_digest"] is None
+    assert {"python", "torch", "transformers", "bitsandbytes"} <= set(run.provenance["versions"])
 
 
 def test_problems_of_similar_length_share_a_batch() -> None:
@@ -71,7 +77,7 @@ def test_problems_of_similar_length_share_a_batch() -> None:
 
 @pytest.mark.parametrize("stop", range(12))
 def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: Path, stop: int) -> None:
-    whole, broken = tmp_path / "whole.json", tmp_path / "broken.json"
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     execute(whole, FakeEngine())
     with pytest.raises(KeyboardInterrupt):
         execute(broken, FakeEngine(interrupt_at=stop))
@@ -87,14 +93,14 @@ def test_a_cancelled_batch_is_not_kept(tmp_path: Path) -> None:
             answers = super().answer(*args, **kwargs)  # type: ignore[arg-type]
             return [replace(answers[0], cancelled=len(self.calls) > 1), *answers[1:]]
 
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     with pytest.raises(KeyboardInterrupt):
         execute(path, Cancelled())
     assert [result.problem for result in read_run(path).results("zero-shot")] == ["p1", "p0"]
 
 
 def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
     engine = FakeEngine()
@@ -104,7 +110,7 @@ def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
 
 
 def test_another_method_joins_the_same_file(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     engine = FakeEngine()
     execute(path, engine, names=["zero-shot", "rag-2"])
@@ -113,7 +119,7 @@ def test_another_method_joins_the_same_file(tmp_path: Path) -> None:
 
 
 def test_other_settings_are_refused_in_one_sentence_and_overwrite_starts_anew(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
     with pytest.raises(PeftArenaError, match=r"other settings \(batch 2 there and 3 here\).*--overwrite"):
@@ -123,21 +129,21 @@ def test_other_settings_are_refused_in_one_sentence_and_overwrite_starts_anew(tm
     with pytest.raises(PeftArenaError, match="decoding"):
         execute(path, FakeEngine(), plan(beams=1))
     assert path.read_bytes() == before
-    run = open_file(path, plan(batch=3), overwrite=True)
-    assert path.read_bytes() == before  # until the first batch is done
-    run_methods(FakeEngine(), plan(batch=3), parse_methods(["zero-shot"], []), run, lambda *_: None)
+    with open_file(path, plan(batch=3), overwrite=True) as run:
+        assert path.read_bytes() == before  # until the first batch is done
+        run_methods(FakeEngine(), plan(batch=3), parse_methods(["zero-shot"], []), run, lambda *_: None)
     assert list(read_run(path).methods) == ["zero-shot"]
 
 
 def test_an_adapter_that_was_trained_again_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     with pytest.raises(PeftArenaError, match=r"'lora-tiny\+rag-4'.*adapter_digest 'lora-tiny:d1' there"):
         execute(path, FakeEngine(digest="d2"))
 
 
 def test_an_adapter_that_had_no_result_yet_may_change(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     with pytest.raises(KeyboardInterrupt):
         execute(path, FakeEngine(interrupt_at=5))
     execute(path, FakeEngine(digest="d2"))
@@ -145,7 +151,7 @@ def test_an_adapter_that_had_no_result_yet_may_change(tmp_path: Path) -> None:
 
 
 def test_one_failure_is_a_result_with_an_error_scored_zero(tmp_path: Path) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(failing="p3"))
     results = read_run(path).results("lora-tiny+rag-4")
     assert len(results) == 7
@@ -156,33 +162,36 @@ def test_one_failure_is_a_result_with_an_error_scored_zero(tmp_path: Path) -> No
 
 
 def test_a_file_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "notes.json"
-    for text in ("my notes", "[]", '{"version": 1}', '{"version": 99}'):
+    path = tmp_path / "notes.jsonl"
+    for text in ("my notes", "[]", '{"version": 1}\n', '{"kind": "run", "version": 99}\n', '{"kind": "problem"}\n'):
         path.write_text(text)
-        with pytest.raises(PeftArenaError, match=r"notes\.json"):
+        with pytest.raises(PeftArenaError, match=r"notes\.jsonl"):
             execute(path, FakeEngine())
         assert path.read_text() == text
 
 
 def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     before = path.read_bytes()
 
-    def full(self: Path, target: Path) -> Path:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(PeftArenaError, match="No space left on device"):
-        execute(path, FakeEngine())
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(PeftArenaError, match="No space left on device"):
+            execute(path, FakeEngine())
     assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.jsonl", "run.scores.jsonl"]
+    execute(path, FakeEngine())
+    assert list(read_run(path).methods) == NAMES
 
 
 def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
     wanted = plan(1)
     wanted = replace(wanted, problems=[replace(wanted.problems[0], reference="x = '\ud800'")])
-    path = tmp_path / "run.json"
+    path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), wanted, ["lora-tiny"])
     assert read_run(path).results("lora-tiny")[0].candidates[0]["code"] == "x = '\ud800'"
 

@@ -161,7 +161,7 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
     from tasks.datasets import load_examples
     from tasks.prompt import completion, render, style_named
     from train.callbacks import StepClock
-    from train.memory import PeakMemory
+    from serve.backends.memory import PeakMemory
     from train.meter import Meter
     from train.targets import attention_modules
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from adapters.manifest import BaseIdentity
 from errors import PeftArenaError, unknown
 from evaluate.results import Result, Run
+from serve.backends.memory import PeakMemory
 from serve.method import Method, parse_method
 from serve.rows import Answer, Decoding, Request
 from tasks.problem import Problem
@@ -30,6 +31,8 @@ class Engine(Protocol):
     def adapters(self) -> list[str]: ...
 
     def adapter_digest(self, name: str) -> str: ...
+
+    def prompt_tokens(self, requests: Sequence[Request], decoding: Decoding) -> list[int]: ...
 
     def answer(self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None) -> list[Answer]: ...
 
@@ -50,7 +53,8 @@ class Plan:
     def settings(self, base: BaseIdentity) -> dict[str, Any]:
         """Everything that results depend on whatever the method; a file with other settings is not gone on with.
 
-        The batch is among them: with another one the padding differs, and with it the last bits of the arithmetic.
+        The batch and the order in which problems fill it are among them: with others the padding differs, and with it
+        the last bits of the arithmetic.
         """
         return {
             "base_id": base.id,
@@ -63,6 +67,7 @@ class Plan:
             "data_digest": self.data_digest,
             "decoding": asdict(self.decoding),
             "batch": self.batch,
+            "order": "prompt tokens",
             "seed": self.seed,
             "prompt_version": PROMPT_VERSION,
         }
@@ -135,7 +140,14 @@ def run_methods(
     """
     claim_methods(engine, plan, methods, run)
     for method in methods:
-        for batch in batches(plan.problems, plan.batch):
+        if all(run.has(method.name, problem.id) for problem in plan.problems):
+            continue
+        memory = PeakMemory(engine.base.device)
+        memory.start()
+        lengths = engine.prompt_tokens(
+            [Request(problem, method, plan.data) for problem in plan.problems], plan.decoding
+        )
+        for batch in batches(plan.problems, plan.batch, lengths):
             if all(run.has(method.name, problem.id) for problem in batch):
                 continue
             answers = engine.answer([Request(problem, method, plan.data) for problem in batch], plan.decoding)
@@ -144,13 +156,20 @@ def run_methods(
             for style in {answer.style for answer in answers if answer.style is not None}:
                 run.claim(method.name, {"style": style.name, "fingerprint": style.fingerprint})
             run.add(results_of(batch, answers, method.name))
+            if (peak := memory.bytes()) > run.methods[method.name].get("peak_memory_bytes", 0):
+                run.describe(method.name, {"peak_memory_bytes": peak})
             run.save()
             step(len(batch), method.name)
 
 
-def batches(problems: Sequence[Problem], size: int) -> Iterator[list[Problem]]:
-    """Problems of similar length together, so that little of a batch is padding; the same on every call."""
-    ordered = sorted(problems, key=lambda problem: (len(problem.intent), problem.id))
+def batches(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ()) -> Iterator[list[Problem]]:
+    """Problems of similar length together, so that little of a batch is padding; the same on every call.
+
+    `lengths` are the tokens of the problems' prompts; without them the intents' lengths stand in.
+    """
+    measured = lengths or [0] * len(problems)
+    keys = {problem.id: (tokens, len(problem.intent)) for problem, tokens in zip(problems, measured, strict=True)}
+    ordered = sorted(problems, key=lambda problem: (*keys[problem.id], problem.id))
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
 

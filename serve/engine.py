@@ -89,6 +89,14 @@ class Engine:
         answers = [event for event in self.stream(requests, decoding, cancel) if isinstance(event, Answer)]
         return sorted(answers, key=lambda answer: answer.index)
 
+    def prompt_tokens(self, requests: Sequence[Request], decoding: Decoding) -> list[int]:
+        """How many tokens each request's prompt has, examples and all; 0 where it cannot be answered."""
+
+        def measure() -> list[int]:
+            return [self._prompt_tokens(request, decoding) for request in requests]
+
+        return self._worker.submit(measure).result()
+
     def warm_up(self, pool: str) -> None:
         """Loads the pool and its index, so that the first person to use RAG does not wait for them."""
         self._worker.submit(self._pools.choose, parse_method("rag-1", ()), _PROBE, pool).result()
@@ -126,6 +134,12 @@ class Engine:
                 )
             else:
                 events.put(Partial(plan.answer.index, event.text, event.tokens))
+
+    def _prompt_tokens(self, request: Request, decoding: Decoding) -> int:
+        try:
+            return self._plan(0, request, decoding).answer.prompt_tokens
+        except PeftArenaError:
+            return 0
 
     def _plan(self, index: int, request: Request, decoding: Decoding) -> _Plan:
         method = request.method

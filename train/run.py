@@ -112,7 +112,7 @@ def _fit(
     finish: bool,
 ) -> tuple[Any, Outcome]:
     from train.callbacks import read_log
-    from train.memory import PeakMemory
+    from serve.backends.memory import PeakMemory
 
     place = workspace(config)
     memory = PeakMemory(loaded.identity.device)

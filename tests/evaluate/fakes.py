@@ -37,6 +37,9 @@ class FakeEngine:
     def adapter_digest(self, name: str) -> str:
         return f"{name}:{self._digest}"
 
+    def prompt_tokens(self, requests: Sequence[Request], decoding: Decoding) -> list[int]:
+        return [len(request.problem.intent) + 9 * request.method.examples.k for request in requests]
+
     def answer(self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None) -> list[Answer]:
         if len(self.calls) == self._interrupt_at:
             raise KeyboardInterrupt

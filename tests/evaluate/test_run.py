@@ -3,13 +3,16 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from errors import PeftArenaError, UnknownNameError
+from evaluate.journal import read_records
 from evaluate.progress import Progress
 from evaluate.results import Run, open_run, problem_record, read_run
 from evaluate.run import Plan, batches, decoding_for, parse_methods, run_methods, versions
+from evaluate.score_file import scores_path
 from evaluate.score_run import score_run
 from serve.rows import Answer
 from tests.evaluate.fakes import BASE, FakeEngine, problems
@@ -37,6 +40,15 @@ def execute(path: Path, engine: FakeEngine, wanted: Plan | None = None, names: l
         run_methods(engine, wanted, methods, run, lambda count, label: steps.append(f"{count} {label}"))
         score_run(run, lambda total: Progress(total, io.StringIO()))
     return steps
+
+
+def told(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file without the peaks of memory, which no two processes share."""
+    records, _ = read_records(path)
+    for record in records:
+        if record["kind"] == "method":
+            record["values"].pop("peak_memory_bytes", None)
+    return [record for record in records if record["kind"] != "method" or record["values"]]
 
 
 def test_every_problem_gets_a_result_with_candidates_and_scores(tmp_path: Path) -> None:
@@ -73,6 +85,16 @@ def test_the_file_says_what_made_it(tmp_path: Path) -> None:
 def test_problems_of_similar_length_share_a_batch() -> None:
     found = [[problem.id for problem in batch] for batch in batches(problems(5), 2)]
     assert found == [["p0", "p1"], ["p2", "p3"], ["p4"]]
+    by_prompt = batches(problems(5), 2, [40, 10, 30, 20, 10])
+    assert [[problem.id for problem in batch] for batch in by_prompt] == [["p0", "p3"], ["p1", "p2"], ["p4"]]
+
+
+def test_every_method_tells_its_peak_of_memory(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    execute(path, FakeEngine())
+    peaks = [method["peak_memory_bytes"] for method in read_run(path).methods.values()]
+    assert len(peaks) == 3
+    assert all(20e6 < peak < 100e9 for peak in peaks), "what a Python process holds at least, and no machine at most"
 
 
 @pytest.mark.parametrize("stop", range(12))
@@ -83,7 +105,8 @@ def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: 
         execute(broken, FakeEngine(interrupt_at=stop))
     second = FakeEngine()
     execute(broken, second)
-    assert broken.read_bytes() == whole.read_bytes()
+    assert told(broken) == told(whole)
+    assert scores_path(broken).read_bytes() == scores_path(whole).read_bytes()
     assert len(second.calls) == 12 - stop  # no batch was run twice
 
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from train import memory
-from train.memory import PeakMemory
+from serve.backends import memory
+from serve.backends.memory import PeakMemory
 
 MEGABYTE = 2**20
 

@@ -5,7 +5,7 @@ r"""What does each technique give, and what does it cost? Trains and scores all 
 
 One technique after the other: `python -m train`, then `python -m evaluate` on the base that it was trained on, each in
 a process of its own. What is finished is not done again, an unfinished run is resumed, so the same command goes on
-where it was stopped. The scores go to OUTPUT/*.json and into each adapter's manifest and card, the table to OUTPUT.md;
+where it was stopped. The scores go to OUTPUT/*.jsonl and into each adapter's manifest and card, the table to OUTPUT.md;
 --table prints it again from what is there.
 """
 
@@ -99,7 +99,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="only the first N test problems")
     parser.add_argument("--techniques", nargs="+", default=list(TECHNIQUES), choices=list(TECHNIQUES), metavar="NAME")
     parser.add_argument("--epochs", nargs="+", default=[], metavar="NAME=N", help="other than 2, by technique")
-    parser.add_argument("--output", type=Path, required=True, help="without an ending: OUTPUT.md and OUTPUT/*.json")
+    parser.add_argument("--output", type=Path, required=True, help="without an ending: OUTPUT.md and OUTPUT/*.jsonl")
     parser.add_argument("--table", action="store_true", help="only the table, of what is finished")
     options = parser.parse_args(arguments)
     options.epochs = dict(entry.split("=", 1) for entry in options.epochs)
@@ -128,7 +128,7 @@ def _served(technique: str) -> list[str]:
 
 
 def _scored(name: str, quantization: str, options: argparse.Namespace) -> Path:
-    return Path(options.output / f"{name}-{quantization}.json")
+    return Path(options.output / f"{name}-{quantization}.jsonl")
 
 
 def _finished(output: Path, options: argparse.Namespace, job: Job | None) -> bool:
@@ -137,11 +137,12 @@ def _finished(output: Path, options: argparse.Namespace, job: Job | None) -> boo
         return False
     run = read_run(output)
     enough = options.limit is None or len(run.problems) == options.limit
-    done = all(len(run.results(method)) == len(run.problems) for method in run.methods)
+    scored = (sum(bool(result.scores) for result in run.results(method)) for method in run.methods)
+    done = all(count == len(run.problems) for count in scored)
     if job is None or job.technique == "full":
         return enough and done
-    scored = {method.get("adapter_digest") for method in run.methods.values()}
-    return enough and done and scored == {Manifest.read(job.folder).weights_digest}
+    digests = {method.get("adapter_digest") for method in run.methods.values()}
+    return enough and done and digests == {Manifest.read(job.folder).weights_digest}
 
 
 def _call(module: str, arguments: Sequence[str]) -> None:

@@ -56,12 +56,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One finished answer: the raw text, its code, the sum of its tokens' log-probabilities, their number."""
+    """One finished answer: the raw text, its code, the sum of its tokens' log-probabilities, their number.
+
+    `times` is how many samples, or beams, said this same code: they are one candidate, and Pass@k counts them all.
+    """
 
     text: str
     code: str
     logprob: float
     tokens: int
+    times: int = 1
 
 
 @dataclass(frozen=True)

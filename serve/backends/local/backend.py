@@ -21,6 +21,7 @@ class LocalBackend:
     """Generates with a base in this process. Not thread-safe: the engine's worker is its only caller."""
 
     def __init__(self, loaded: LoadedBase) -> None:
+        from serve.backends.local.beginnings import Beginnings
         from serve.backends.local.speech import Vocabulary
         from serve.backends.local.wear import Wardrobe
 
@@ -29,6 +30,7 @@ class LocalBackend:
         self._identity = loaded.identity
         self._vocabulary = Vocabulary(loaded.tokenizer, loaded.model)
         self._wardrobe = Wardrobe(loaded.model)
+        self._beginnings = Beginnings()
 
     @property
     def base(self) -> BaseIdentity:
@@ -61,25 +63,29 @@ class LocalBackend:
         """Reads the adapter's tensors, whole or not at all; the base itself is not touched."""
         from serve.backends.local.wear import read_adapter
 
+        self._beginnings.forget(folder.name)
         self._wardrobe.add(folder.name, read_adapter(folder, self._model, self._adapter_dtype()))
 
     def unload_adapter(self, name: str) -> None:
         """Frees the adapter's memory."""
+        self._beginnings.forget(name)
         self._wardrobe.remove(name)
 
     def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
         """All rows in one batch. Yields Partials as they grow and one Finished a row, by index into `rows`."""
         from serve.backends.local.beams import decode_beams
-        from serve.backends.local.state import state_for
+        from serve.backends.local.state import Uniform, state_for
         from serve.backends.local.stepwise import decode_stepwise
 
         # Rows of one adapter stand together, so that they share one product.
         order = sorted(range(len(rows)), key=lambda index: rows[index].adapter or "")
         names = [rows[index].adapter for index in order]
         decode = decode_beams if decoding.mode == "beam" else decode_stepwise
+        uniform = Uniform(names[0], self._beginnings) if len(set(names)) == 1 else None
+        ahead = [self._wardrobe.ahead(name) for name in names]
         with self._wardrobe.worn(names):
             events = decode(
-                state_for(self._model, self._tokenizer.pad_token_id, [self._wardrobe.ahead(name) for name in names]),
+                state_for(self._model, self._tokenizer.pad_token_id, ahead, uniform),
                 [self._encode(rows[index]) for index in order],
                 [rows[index].style for index in order],
                 decoding,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
+from operator import itemgetter
 
 import torch
 
@@ -17,6 +19,9 @@ from serve.backends.local.speech import Speech, Vocabulary, merge
 from serve.backends.local.state import CancelledError, OnRows, State
 from serve.rows import Decoding, Finished, Partial
 from tasks.prompt import PromptStyle
+
+# Lines whose logits are looked at together: more would not fit a CPU's cache.
+_AT_ONCE = 8
 
 
 @dataclass
@@ -29,18 +34,20 @@ class Search:
     running: list[Speech] = field(default_factory=list)
     finished: list[tuple[float, Speech]] = field(default_factory=list)
 
-    def advance(self, logprobs: torch.Tensor, vocabulary: Vocabulary, limit: int) -> list[int]:
-        """Extends the running beams by one token; `logprobs` is (running, vocabulary).
+    def advance(self, likely: Sequence[Sequence[tuple[float, int]]], vocabulary: Vocabulary, limit: int) -> list[int]:
+        """Extends the running beams by one token; `likely` are the best (log-probability, token) of each.
 
         Returns for each beam that runs on the old beam it continues; an empty list when the search is over.
         """
-        total = logprobs + torch.tensor([beam.logprob for beam in self.running], device=logprobs.device)[:, None]
-        top = total.flatten().topk(min(2 * self.width, total.numel()))
+        choices = [
+            (beam.logprob + logprob, parent, token)
+            for parent, (beam, tokens) in enumerate(zip(self.running, likely, strict=True))
+            for logprob, token in tokens
+        ]
         running: list[Speech] = []
         parents: list[int] = []
-        places = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        for rank, (logprob, place) in enumerate(places):
-            parent, token = divmod(place, logprobs.shape[1])
+        best = nlargest(2 * self.width, choices, key=itemgetter(0))
+        for rank, (logprob, parent, token) in enumerate(best):
             beam = Speech(self.style, [*self.running[parent].tokens, token], logprob)
             if len(beam.tokens) >= limit or vocabulary.is_over(beam.tokens, self.style):
                 # Only the best `width` may finish; those behind them are there to run on.
@@ -89,7 +96,8 @@ def decode_beams(
         return Finished(search.row, candidates, time.perf_counter() - begin, stopped)
 
     try:
-        logprobs = state.start(prompts, on_rows, cancelled).log_softmax(-1)
+        likely = _likely(state.start(prompts, on_rows, cancelled), decoding.candidates)
+        state.branch()
         while searches:
             if cancelled():
                 raise CancelledError
@@ -98,7 +106,7 @@ def decode_beams(
             line = 0
             for search in searches:
                 width = len(search.running)
-                parents = search.advance(logprobs[line : line + width], vocabulary, decoding.max_new_tokens)
+                parents = search.advance(likely[line : line + width], vocabulary, decoding.max_new_tokens)
                 if parents:
                     sources += [line + parent for parent in parents]
                     alive.append(search)
@@ -112,7 +120,19 @@ def decode_beams(
                 beams = [(search.row, beam.tokens[-1]) for search in searches for beam in search.running]
                 state.select(torch.tensor(sources))
                 on_rows([row for row, _ in beams])
-                logprobs = state.step(torch.tensor([token for _, token in beams])).log_softmax(-1)
+                likely = _likely(state.step(torch.tensor([token for _, token in beams])), decoding.candidates)
     except CancelledError:
         for search in searches:
             yield finish(search, stopped=True)
+
+
+def _likely(logits: torch.Tensor, width: int) -> list[list[tuple[float, int]]]:
+    """The best tokens of each line with their log-probabilities: as many as its search can use, twice the width."""
+    found: list[list[tuple[float, int]]] = []
+    for few in logits.split(_AT_ONCE):
+        scores = few.float()
+        top = scores.topk(min(2 * width, scores.shape[-1]))
+        logprobs = top.values - scores.logsumexp(-1, keepdim=True)
+        for values, tokens in zip(logprobs.tolist(), top.indices.tolist(), strict=True):
+            found.append(list(zip(values, tokens, strict=True)))
+    return found

@@ -67,3 +67,66 @@ def new_cache(config: PreTrainedConfig) -> Any:
 def is_plain(cache: Any) -> bool:
     """Whether every layer is plain, so that caches of several groups can be joined."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+
+
+class TailLayer(DynamicLayer):
+    """What lines have said since they branched: keys and values by place, (columns, rows, heads, head size).
+
+    Beams reorder their rows at every step. Rows of one place lie together, so only what is there is copied, from one
+    buffer into the other; fresh memory of this size would cost more than the copying.
+    """
+
+    _buffers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Takes the shapes of the first column."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._length = 0
+        self._buffers = [self._room(states, ROOM) for states in (key_states, value_states)]
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        """How many columns there are."""
+        return self._length if self.is_initialized else 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends one column, (rows, heads, 1, head size), and returns all, (rows, heads, columns, head size)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        at = self._length
+        self._length += 1
+        seen = []
+        for number, states in enumerate((key_states, value_states)):
+            if at == len(self._buffers[number][0]):
+                old = self._buffers[number][0]
+                self._buffers[number] = self._room(states, 2 * at)
+                self._buffers[number][0][:at] = old
+            here = self._buffers[number][0]
+            here[at] = states[:, :, 0]
+            seen.append(here[: self._length].permute(1, 2, 0, 3))
+        return seen[0], seen[1]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps, reorders or repeats rows."""
+        for number in range(2 * self.is_initialized):
+            here, spare = self._buffers[number]
+            if len(indices) != here.shape[1]:
+                spare = here.new_empty((len(here), len(indices), *here.shape[2:]))
+            torch.index_select(here[: self._length], 1, indices, out=spare[: self._length])
+            if len(indices) != here.shape[1]:
+                here = torch.empty_like(spare)
+            self._buffers[number] = (spare, here)
+
+    @staticmethod
+    def _room(states: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (columns, states.shape[0], states.shape[1], states.shape[3])
+        return states.new_empty(shape), states.new_empty(shape)
+
+
+def new_tails(cache: Any) -> Any:
+    """Empty tails for lines that branch from the prompts in the plain `cache`."""
+    tails = DynamicCache()
+    tails.layers = [TailLayer() for _ in cache.layers]
+    return tails

@@ -97,6 +97,11 @@ def _read(model: Any, inputs: dict[str, torch.Tensor], name: str) -> Prefix:
                 "(a sliding window): train a LoRA or IA3 adapter instead."
             )
         model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return as_prefix(cache)
+
+
+def as_prefix(cache: Any) -> Prefix:
+    """What the one line of `cache` holds."""
     return Prefix(
         tuple(layer.keys[0].clone() for layer in cache.layers), tuple(layer.values[0].clone() for layer in cache.layers)
     )

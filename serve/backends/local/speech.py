@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from serve.rows import Candidate
@@ -69,5 +69,6 @@ def merge(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Candidates with equal code merged into the first of them: ten beams of one answer are one answer."""
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
-        unique.setdefault(candidate.code.strip(), candidate)
+        known = unique.get(candidate.code.strip())
+        unique[candidate.code.strip()] = replace(known, times=known.times + 1) if known else candidate
     return tuple(unique.values())

@@ -7,12 +7,16 @@ prompts) and `Seq2SeqState` (the prompt goes through the encoder once).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from serve.backends.local.cache import is_plain, new_cache
-from serve.backends.local.prefix import Ahead, Prefix, Virtual, begin_cache
+from serve.backends.local.beginnings import Beginnings
+from serve.backends.local.cache import is_plain, new_cache, new_tails
+from serve.backends.local.prefix import Ahead, Prefix, Virtual, as_prefix, begin_cache
+from serve.backends.local.stems import Stems, can_branch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +34,7 @@ class CancelledError(Exception):
 
 
 class State(Protocol):
-    """What decoding needs of a batch. Logits are (rows, vocabulary), float32."""
+    """What decoding needs of a batch. Logits are (rows, vocabulary), in the base's own precision."""
 
     def start(self, prompts: Sequence[Sequence[int]], on_rows: OnRows, cancelled: Callable[[], bool]) -> torch.Tensor:
         """Reads all prompts; the logits of each row's first new token. Raises CancelledError.
@@ -43,14 +47,27 @@ class State(Protocol):
         """Appends one token per row, shape (rows,); the logits of the next ones."""
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keeps, reorders, drops or repeats rows: new row i is old row `rows[i]`."""
+        """Keeps, reorders, drops or repeats rows: new row i is old row `rows[i]`; those of a prompt stay together."""
+
+    def branch(self) -> None:
+        """From here on prompts have several lines each: where the base can, these share what has been read."""
 
 
-def state_for(model: PreTrainedModel, pad_token: int, ahead: Sequence[Ahead | None]) -> State:
+@dataclass(frozen=True)
+class Uniform:
+    """Said of a batch whose rows all wear the same adapter, or none: then what their prompts share is read once."""
+
+    adapter: str | None
+    beginnings: Beginnings
+
+
+def state_for(
+    model: PreTrainedModel, pad_token: int, ahead: Sequence[Ahead | None], uniform: Uniform | None = None
+) -> State:
     """A fresh state of the kind that fits the model; `ahead[i]` is what stands before prompt i."""
     if model.config.is_encoder_decoder:
         return Seq2SeqState(model, pad_token, ahead)
-    return CausalState(model, pad_token, [each if isinstance(each, Prefix) else None for each in ahead])
+    return CausalState(model, pad_token, [each if isinstance(each, Prefix) else None for each in ahead], uniform)
 
 
 def _pad(prompts: Sequence[Sequence[int]], pad_token: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,16 +88,25 @@ class CausalState:
     A row's prefix stands before its padding. Its place counts, the padding's does not: position ids follow the mask.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_token: int, prefixes: Sequence[Prefix | None]) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pad_token: int,
+        prefixes: Sequence[Prefix | None],
+        uniform: Uniform | None = None,
+    ) -> None:
         self._model: Any = model
         self._pad = pad_token
         self._prefixes = prefixes
+        self._uniform = uniform
         self._cache: Any = None
+        self._stems: Stems | None = None
         self._mask = torch.empty(0)
         self._next = torch.empty(0)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], on_rows: OnRows, cancelled: Callable[[], bool]) -> torch.Tensor:
+        prompts = self._without_beginning(prompts, on_rows, cancelled)
         groups = self._groups([len(prompt) for prompt in prompts])
         parts = []
         for rows in groups:
@@ -89,11 +115,44 @@ class CausalState:
         order = torch.tensor([row for rows in groups for row in rows], device=self._model.device).argsort()
         self._cache = self._joined([cache for cache, _, _ in parts], order)
         longest = max(mask.shape[1] for _, mask, _ in parts)
-        padded = [torch.nn.functional.pad(mask, (longest - mask.shape[1], 0)) for _, mask, _ in parts]
-        self._mask = torch.cat(padded)[order]
+        self._mask = torch.cat([self._padded(mask, longest, 1) for _, mask, _ in parts])[order]
         self._next = self._mask.sum(-1, keepdim=True)
         on_rows(range(len(prompts)))
         return torch.cat([logits for _, _, logits in parts])[order]
+
+    def _without_beginning(
+        self, prompts: Sequence[Sequence[int]], on_rows: OnRows, cancelled: Callable[[], bool]
+    ) -> Sequence[Sequence[int]]:
+        """What is left of the prompts when the beginning that they share has become part of their prefix."""
+        if self._uniform is None or not is_plain(new_cache(self._model.config)):
+            return prompts
+        alone = self._prefixes[:1]
+
+        def read(tokens: Sequence[int]) -> Prefix:
+            on_rows([0])
+            cache, _, _ = self._read([tokens], alone, cancelled)
+            return as_prefix(cache)
+
+        found = self._uniform.beginnings.shared(prompts, self._uniform.adapter, read)
+        if found is None:
+            return prompts
+        length, prefix = found
+        self._prefixes = [prefix] * len(prompts)
+        return [prompt[length:] for prompt in prompts]
+
+    def _shared(self) -> Prefix | None:
+        """The prefix that stands before every prompt, if it is one and the same."""
+        first = self._prefixes[0]
+        return first if all(prefix is first for prefix in self._prefixes) else None
+
+    def _padded(self, part: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
+        """`part` with blank columns to the left of the prompts, after the prefix that all of them share."""
+        shared = self._shared()
+        at = 0 if shared is None else len(shared)
+        shape = list(part.shape)
+        shape[dim] = columns - shape[dim]
+        after = part.narrow(dim, at, part.shape[dim] - at)
+        return torch.cat([part.narrow(dim, 0, at), part.new_zeros(shape), after], dim)
 
     def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows by similar length, so that a short prompt is not padded to a prompt with examples.
@@ -140,15 +199,23 @@ class CausalState:
             pairs = []
             for kind in ("keys", "values"):
                 parts = [getattr(cache.layers[number], kind) for cache in caches]
-                padded = [torch.nn.functional.pad(part, (0, 0, longest - part.shape[2], 0)) for part in parts]
-                pairs.append(torch.cat(padded)[order])
+                pairs.append(torch.cat([self._padded(part, longest, 2) for part in parts])[order])
             joined.update(pairs[0], pairs[1], number)
         return joined
 
     @torch.inference_mode()
+    def branch(self) -> None:
+        if can_branch(self._model, self._cache):
+            self._stems = Stems(self._cache, self._mask, self._shared())
+            self._cache = new_tails(self._cache)
+
+    @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._mask = torch.cat([self._mask, self._mask.new_ones((len(tokens), 1))], dim=1)
-        logits = self._forward(tokens.to(self._model.device)[:, None], self._mask, self._next)
+        ids = tokens.to(self._model.device)[:, None]
+        if self._stems is None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones((len(tokens), 1))], dim=1)
+        with nullcontext() if self._stems is None else self._stems.attended(self._model):
+            logits = self._forward(ids, self._mask if self._stems is None else None, self._next)
         self._next = self._next + 1
         return logits
 
@@ -156,9 +223,13 @@ class CausalState:
     def select(self, rows: torch.Tensor) -> None:
         rows = rows.to(self._model.device)
         self._cache.batch_select_indices(rows)
-        self._mask, self._next = self._mask[rows], self._next[rows]
+        self._next = self._next[rows]
+        if self._stems is None:
+            self._mask = self._mask[rows]
+        else:
+            self._stems.select(rows)
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor | None, places: torch.Tensor) -> torch.Tensor:
         out = self._model(
             input_ids=ids,
             attention_mask=mask,
@@ -167,7 +238,7 @@ class CausalState:
             use_cache=True,
             logits_to_keep=1,
         )
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]
 
 
 class Seq2SeqState:
@@ -232,7 +303,10 @@ class Seq2SeqState:
             past_key_values=self._cache,
             use_cache=True,
         )
-        return out.logits[:, -1].float()
+        return out.logits[:, -1]
+
+    def branch(self) -> None:
+        """The decoder's own cache is short; the encoder's states are copied for each line."""
 
     @torch.inference_mode()
     def select(self, rows: torch.Tensor) -> None:

@@ -47,6 +47,7 @@ def decode_stepwise(
     try:
         logits = state.start(prompts, on_rows, cancelled)
         if copies > 1:
+            state.branch()
             state.select(torch.tensor(lines))
             logits = logits[torch.tensor(lines, device=logits.device)]
             on_rows(lines)
@@ -84,6 +85,7 @@ def _next_tokens(
     logits: torch.Tensor, speeches: Sequence[Speech], lines: Sequence[int], choose: Chooser[..., int] | None
 ) -> torch.Tensor:
     """Chooses one token a line, writes it and its log-probability down, and returns them, shape (lines,)."""
+    logits = logits.float()
     logprobs = logits.log_softmax(-1)
     if choose is None:
         tokens = logits.argmax(-1).cpu()

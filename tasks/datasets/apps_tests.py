@@ -21,6 +21,8 @@ def _apps_call(name, *arguments):
     found = getattr(Solution(), name) if "Solution" in globals() else globals()[name]
     return _apps_plain(found(*arguments))
 """
+# Runs before the code of such a problem: the starter codes, which are LeetCode's, write `List[int]` and import nothing.
+HEAD = "from typing import *"
 MAX_DIGITS = 4_000  # Python refuses to read or write more than 4,300 at once
 
 

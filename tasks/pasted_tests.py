@@ -1,0 +1,195 @@
+"""Tests as a person writes or pastes them. Three forms are understood, one at a time.
+
+Asserts, with imports or other lines before those that need them:
+
+    import math
+    assert area(1) == math.pi
+    assert area(0) == 0
+
+Calls with their answers, as in an interactive session (doctest):
+
+    >>> double(2)
+    4
+
+Program runs, what goes in and what must come out, on the same line or on lines below:
+
+    input:
+    2 3
+    output:
+    5
+
+    input: 1 1
+    output: 2
+
+A label stands at the beginning of its line, in any case; empty lines around a block don't count.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+import warnings
+from dataclasses import dataclass, field
+from typing import Literal, overload
+
+from errors import DataError
+from tasks.problem import AssertTest, StdioTest, Test
+
+MAX_CHARACTERS = 100_000
+MAX_TESTS = 200
+_LABEL = re.compile(r"^(input|output)[ \t]*:[ \t]*(.*)$", re.IGNORECASE)
+_HOW = "write lines like 'assert f(2) == 4', '>>> f(2)' with the answer below, or 'input:' and 'output:' blocks"
+
+
+def parse_pasted_tests(text: str) -> tuple[Test, ...]:
+    """The tests in `text`, at least one. DataError in one sentence, with the line, where it is none of the forms."""
+    if len(text) > MAX_CHARACTERS:
+        raise DataError(f"The tests have {len(text)} characters: paste at most {MAX_CHARACTERS}.")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if any(line.lstrip().startswith(">>>") for line in lines):
+        tests: tuple[Test, ...] = _session("\n".join(lines))
+    elif any(_LABEL.match(line) for line in lines):
+        tests = _runs(lines)
+    else:
+        tests = _asserts("\n".join(lines))
+    if len(tests) > MAX_TESTS:
+        raise DataError(f"There are {len(tests)} tests: paste at most {MAX_TESTS}.")
+    return tests
+
+
+def _asserts(text: str) -> tuple[Test, ...]:
+    body = _parsed(text, 1, "exec").body
+    setup: list[str] = []
+    tests: list[Test] = []
+    for statement in body:
+        source = ast.get_source_segment(text, statement) or ast.unparse(statement)
+        if isinstance(statement, ast.Assert):
+            tests.append(AssertTest(source, "\n".join(setup)))
+        elif any(isinstance(each, ast.Assert) for each in ast.walk(statement)):
+            raise DataError(f"Line {statement.lineno}: write each assert as a line of its own, not inside of a block.")
+        elif isinstance(statement, ast.Expr) and _is_comparison(statement.value):
+            raise DataError(f"Line {statement.lineno}: '{_short(source)}' checks nothing: put 'assert' before it.")
+        else:
+            setup.append(source)
+    if not tests:
+        raise DataError(f"There is no test in this text: {_HOW}.")
+    return tuple(tests)
+
+
+def _session(text: str) -> tuple[Test, ...]:
+    try:
+        examples = doctest.DocTestParser().get_examples(text)
+    except ValueError as fault:
+        raise DataError(f"The session cannot be read ({_short(str(fault))}): write '>>> ' before each call.") from None
+    setup: list[str] = []
+    tests: list[Test] = []
+    for example in examples:
+        line, source, want = example.lineno + 1, example.source.strip(), example.want.strip()
+        if example.exc_msg is not None:
+            raise DataError(f"Line {line}: an answer that is an error cannot be tested: write the value it gives.")
+        if not want:
+            _parsed(source, line, "exec")
+            setup.append(source)
+            continue
+        tests.append(AssertTest(_with_answer(source, want, line), "\n".join(setup)))
+    if not tests:
+        raise DataError(f"Line {_first_call(text)}: no call has an answer below it: {_HOW}.")
+    return tuple(tests)
+
+
+def _with_answer(source: str, want: str, line: int) -> str:
+    """The assert that says the same: by value where the answer is a literal, else by how it is written."""
+    call = _parsed(source, line, "eval").body
+    code = ast.get_source_segment(source, call) or source
+    if isinstance(call, ast.Call) and ast.unparse(call.func) == "print" and len(call.args) == 1 and not call.keywords:
+        return f"assert str({ast.get_source_segment(source, call.args[0])}) == {want!r}"
+    try:
+        ast.literal_eval(want)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return f"assert repr({code}) == {want!r}"
+    return f"assert {code} == ({want})" if "\n" in want else f"assert {code} == {want}"
+
+
+@dataclass
+class _Block:
+    """What stands behind one label."""
+
+    label: str
+    line: int
+    lines: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        lines = list(self.lines)
+        while lines and not lines[0].strip():
+            lines.pop(0)
+        while lines and not lines[-1].strip():
+            lines.pop()
+        return "".join(f"{line}\n" for line in lines)
+
+
+def _runs(lines: list[str]) -> tuple[Test, ...]:
+    tests: list[Test] = []
+    given: _Block | None = None
+    for block in _blocks(lines):
+        if block.label == "input":
+            if given is not None:
+                raise DataError(f"Line {given.line}: 'input:' has no 'output:' after it: add what must be printed.")
+            given = block
+        elif given is None:
+            raise DataError(
+                f"Line {block.line}: 'output:' has no 'input:' before it: add one, empty if nothing is read."
+            )
+        else:
+            tests.append(StdioTest(given.text(), block.text()))
+            given = None
+    if given is not None:
+        raise DataError(f"Line {given.line}: 'input:' has no 'output:' after it: add what must be printed.")
+    return tuple(tests)
+
+
+def _blocks(lines: list[str]) -> list[_Block]:
+    blocks: list[_Block] = []
+    for number, line in enumerate(lines, start=1):
+        label = _LABEL.match(line)
+        if label:
+            blocks.append(_Block(label[1].lower(), number, [label[2]]))
+        elif blocks:
+            blocks[-1].lines.append(line)
+        elif line.strip():
+            raise DataError(f"Line {number}: '{_short(line)}' stands before the first 'input:': move or remove it.")
+    return blocks
+
+
+@overload
+def _parsed(source: str, line: int, mode: Literal["exec"]) -> ast.Module: ...
+@overload
+def _parsed(source: str, line: int, mode: Literal["eval"]) -> ast.Expression: ...
+def _parsed(source: str, line: int, mode: Literal["exec", "eval"]) -> ast.AST:
+    """The syntax tree of `source`, whose first line is number `line` of what was pasted."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source, mode=mode)
+    except SyntaxError as fault:
+        shown = f" ('{_short(fault.text)}')" if fault.text and fault.text.strip() else ""
+        number = line + (fault.lineno or 1) - 1
+        raise DataError(f"Line {number}: this is no Python, {fault.msg}{shown}: {_HOW}.") from None
+    except (ValueError, MemoryError, RecursionError):
+        raise DataError(f"Line {line}: this cannot be read as Python: {_HOW}.") from None
+
+
+def _is_comparison(node: ast.expr) -> bool:
+    return isinstance(node, ast.Compare | ast.BoolOp) or (
+        isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
+    )
+
+
+def _first_call(text: str) -> int:
+    lines = text.split("\n")
+    return next(number for number, line in enumerate(lines, start=1) if line.lstrip().startswith(">>>"))
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,80 @@
+"""Pass@k against its definition: the share of all draws of k samples that hold a right one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from errors import PeftArenaError
+from evaluate import pass_at_k as module
+from evaluate.pass_at_k import pass_at_k
+
+COUNTS = st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
+SAMPLES = st.integers(1, 6).flatmap(
+    lambda tests: st.lists(st.lists(st.booleans(), min_size=tests, max_size=tests), min_size=1, max_size=8)
+)
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_it_is_the_share_of_draws_with_a_right_sample(n: int) -> None:
+    for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+        draws = list(itertools.combinations(range(n), k))
+        lucky = sum(any(sample < c for sample in draw) for draw in draws)
+        assert pass_at_k(n, c, k) == pytest.approx(lucky / len(draws), abs=1e-12)
+
+
+@given(COUNTS)
+def test_it_is_exact_where_the_binomials_are_huge(counts: tuple[int, int, int]) -> None:
+    n, c, k = counts
+    exact = 1 - math.comb(n - c, k) / math.comb(n, k)
+    assert pass_at_k(n, c, k) == pytest.approx(exact, abs=1e-9)
+
+
+@given(COUNTS)
+def test_it_stays_in_bounds_and_grows_with_k_and_with_c(counts: tuple[int, int, int]) -> None:
+    n, c, k = counts
+    value = pass_at_k(n, c, k)
+    assert 0 <= value <= 1
+    assert (value == 0) == (c == 0)
+    assert k == n or pass_at_k(n, c, k + 1) >= value - 1e-12
+    assert c == n or pass_at_k(n, c + 1, k) >= value - 1e-12
+    assert pass_at_k(n, n, k) == 1
+
+
+def test_pass_at_1_is_the_share_of_right_samples() -> None:
+    assert pass_at_k(5, 2, 1) == pytest.approx(0.4)
+    assert pass_at_k(200, 3, 100) == pytest.approx(1 - math.comb(197, 100) / math.comb(200, 100))
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(1, 0, 2), (5, 5, 6), (5, 1, 0), (0, 0, 1), (5, 1, -1)])
+def test_a_k_that_was_not_sampled_is_an_error_and_not_one(n: int, c: int, k: int) -> None:
+    with pytest.raises(PeftArenaError, match=rf"Pass@{k} is undefined for {n} samples"):
+        pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize("c", [-1, 6])
+def test_counts_that_cannot_be_are_an_error(c: int) -> None:
+    with pytest.raises(PeftArenaError, match="right samples of 5"):
+        pass_at_k(5, c, 1)
+
+
+@given(SAMPLES)
+def test_the_share_of_tests_is_a_mean_of_means(samples: list[list[bool]]) -> None:
+    value = module.tests_passed(samples)
+    assert 0 <= value <= 1
+    assert value == pytest.approx(sum(map(sum, samples)) / (len(samples) * len(samples[0])))
+    assert module.tests_passed([*samples, [True] * len(samples[0])]) >= value - 1e-12
+    assert (value == 1) == all(map(all, samples))
+
+
+def test_the_share_of_tests_needs_the_same_tests_for_each_sample() -> None:
+    assert module.tests_passed([[True, False], [True, True]]) == pytest.approx(0.75)
+    for samples in ([], [[], []]):
+        with pytest.raises(PeftArenaError, match="undefined without samples and tests"):
+            module.tests_passed(samples)
+    with pytest.raises(PeftArenaError, match="different numbers of tests"):
+        module.tests_passed([[True], [True, False]])

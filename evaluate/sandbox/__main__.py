@@ -1,0 +1,87 @@
+"""Shows what the sandbox is worth on this machine, and runs one program in it.
+
+    python -m evaluate.sandbox probe [--json]
+    python -m evaluate.sandbox run program.py [--stdin FILE] [--layer NAME] [--wall SECONDS] [--memory MB]
+
+The second prints one JSON object with `status`, `stdout`, `stderr`, `layer`, `seconds` and `limit`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from errors import PeftArenaError
+from evaluate.sandbox import probe
+from evaluate.sandbox.outcome import MEBIBYTE, Limits, Outcome, Program
+from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
+
+DEFAULTS = Limits()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; its exit status: 0 where a run took place, 1 where it was refused, 2 for a mistake of ours."""
+    options = _parser().parse_args(argv)
+    try:
+        return _probe(options) if options.command == "probe" else _run(options)
+    except PeftArenaError as fault:
+        print(fault, file=sys.stderr)
+        return 2
+
+
+def _probe(options: argparse.Namespace) -> int:
+    found = probe.findings()
+    print(json.dumps([asdict(each) for each in found], indent=2) if options.json else probe.table(found))
+    return 0 if any(each.works for each in found) else 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    limits = Limits(
+        wall_seconds=options.wall,
+        cpu_seconds=max(options.wall, DEFAULTS.cpu_seconds),
+        memory_bytes=int(options.memory * MEBIBYTE),
+    )
+    program = Program(_text(options.program), _text(options.stdin) if options.stdin else "", limits)
+    try:
+        with open_sandbox(options.layer, options.unsafe) as sandbox:
+            outcome = sandbox.run(program)
+            for reason in sandbox.passed_over:
+                print(f"{reason[0].upper()}{reason[1:]}.", file=sys.stderr)
+    except SandboxUnavailableError as fault:
+        outcome = Outcome("refused", "", str(fault), options.layer or "none", 0.0)
+    print(json.dumps(asdict(outcome)))
+    return 1 if outcome.status == "refused" else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as fault:
+        raise PeftArenaError(f"{path} cannot be read ({fault.strerror}): name a file that exists.") from None
+    except UnicodeDecodeError as fault:
+        raise PeftArenaError(f"{path} is not UTF-8 text (byte {fault.start}): save it as UTF-8.") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m evaluate.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    look = commands.add_parser("probe", help="attack every layer and say what it stops")
+    look.add_argument("--json", action="store_true", help="the same for programs")
+    run = commands.add_parser("run", help="run one program")
+    run.add_argument("program", type=Path, help="a file of Python")
+    run.add_argument("--stdin", type=Path, help="what it reads; empty otherwise")
+    run.add_argument("--layer", help="bubblewrap, landlock or rlimits; without it the best that works")
+    run.add_argument("--unsafe", action="store_true", help="allow --layer rlimits, which hardly protects")
+    run.add_argument("--wall", type=float, default=DEFAULTS.wall_seconds, help="seconds (%(default)s)")
+    run.add_argument("--memory", type=float, default=DEFAULTS.memory_bytes / MEBIBYTE, help="MB (%(default)s)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""bubblewrap: namespaces of its own (processes, network, mounts, ...) around the child, and little mounted in them.
+
+What is mounted: Python's library and the system's shared libraries, read-only; five harmless devices; a small tmpfs,
+which the child mounts itself because bubblewrap cannot limit the number of files in one. There is no /proc. Root needs
+no user namespace, and does without: in one, it would be root still, for whom the number of threads has no limit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from evaluate.sandbox import runtime
+
+SCRATCH = "/tmp"  # noqa: S108 - inside, where nobody else is
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+
+
+def program() -> str | None:
+    """Where bwrap is; None where it is not installed."""
+    return shutil.which("bwrap")
+
+
+def counts_threads() -> bool:
+    """Whether RLIMIT_NPROC counts a program's threads alone: it has its own user, or a user namespace since Linux 5.14."""
+    release = platform.release().split(".")
+    return os.geteuid() == 0 or (int(release[0]), int(release[1])) >= (5, 14)
+
+
+def command(bwrap: str, inside: list[str]) -> list[str]:
+    """The command that runs `inside` in the namespaces. Open descriptors are handed on."""
+    words = [bwrap, *NAMESPACES, "--hostname", "sandbox", "--die-with-parent", "--cap-drop", "ALL"]
+    # To mount the tmpfs and to become another user; the child gives up both before the program starts.
+    needed = ["CAP_SYS_ADMIN"]
+    if os.geteuid() == 0:
+        needed += ["CAP_SETUID", "CAP_SETGID"]
+    else:
+        words.append("--unshare-user")
+    for capability in needed:
+        words += ["--cap-add", capability]
+    mounted = dict.fromkeys([*runtime.readable(), runtime.executable()])
+    # Left to itself, bubblewrap makes the folders above a mount for root alone.
+    above = {str(folder) for path in mounted for folder in Path(path).parents}
+    for folder in sorted(above - {"/"}):
+        words += ["--dir", folder]
+    for path in mounted:
+        words += ["--ro-bind", path, path]
+    words += ["--perms", "0755", "--tmpfs", "/dev"]
+    for path in DEVICES:
+        words += ["--dev-bind", path, path]
+    words += ["--dir", SCRATCH, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    return [*words, "--", *inside]

@@ -1,0 +1,201 @@
+"""What runs inside: gives up every power, one after the other, and then runs the program in the same process.
+
+This file's code is compiled by the parent and handed over with the job (see launch.py), so the child reads nothing from
+the checkout. It may import the standard library alone. Until the program's first line all of it is ours; nothing here
+is trusted afterwards. The job's keys are those of `Job` in job.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+
+TYPE_CHECKING = False  # importing typing takes longer than all that this file does
+if TYPE_CHECKING:
+    from typing import Any
+
+NO_MEMORY = 97  # exit status of a program that ended in a MemoryError; its own exit statuses are made 0 or 1
+RESERVE_BYTES = 1 << 20  # freed when memory is out, so that the error can still be printed
+
+SET_PARENT_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES, FILTER, KILL = 1, 22, 38, 2, 9
+ADD_RULE, RESTRICT_SELF, CREATE_RULESET, PATH_BENEATH = 445, 446, 444, 1
+MOUNT_FLAGS = 2 | 4 | 8  # nosuid, nodev, noexec
+CAPABILITY_VERSION = 0x20080522
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(job: dict[str, Any], ready: int) -> None:
+    """Confines this process as the job says, tells the parent through `ready`, and runs the program.
+
+    Where a step fails the process ends before the program starts: the parent sees that `ready` stayed silent.
+    """
+    try:
+        confine(job, ready)
+        os.write(ready, b"+")
+        os.close(ready)
+    except BaseException as fault:  # noqa: BLE001 - whatever it is, the program must not start
+        os.write(2, f"{type(fault).__name__}: {fault}".encode(errors="replace"))
+        os._exit(1)
+    run(job["code"])
+
+
+def confine(job: dict[str, Any], ready: int) -> None:
+    """All of the fences, in the one order in which each is still allowed to be put up."""
+    if job["mount"]:
+        options = job["mount"].encode()
+        check(
+            libc.mount(b"tmpfs", job["scratch"].encode(), b"tmpfs", MOUNT_FLAGS, options), "mounting the scratch folder"
+        )
+    os.chdir(job["scratch"])
+    folders = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in job["readable"]}
+    for name, (soft, hard) in job["limits"].items():
+        resource.setrlimit(getattr(resource, name), (soft, hard))
+    sys.path += job["packages"]
+    give_up_powers(job["user"])
+    die_with(job["parent"])
+    kept = keep_reachable(folders)
+    check(libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
+    if job["ruleset"]:
+        restrict_files(job["ruleset"], job["rules"], folders)
+    close_others({0, 1, 2, ready, *kept})
+    if job["filter"]:
+        load_filter(job["filter"].replace(job["own_pid"], os.getpid().to_bytes(4, "little")))
+
+
+def give_up_powers(user: int | None) -> None:
+    """Becomes that user, of no group, where one is named; then gives up all capabilities."""
+    if user is not None:
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    nothing = (ctypes.c_uint32 * 6)()
+    call = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
+    check(libc.syscall(ctypes.c_long(call), header, nothing), "giving up capabilities")
+
+
+def die_with(parent: int | None) -> None:
+    """Ends this process when the one that started it ends; `parent` is its pid, to see if it has ended already.
+
+    Changing the user forgets this wish, so it comes after. Under bubblewrap its own process sees to it.
+    """
+    if parent is not None:
+        check(libc.prctl(SET_PARENT_DEATH_SIGNAL, KILL, 0, 0, 0), "asking to end with the parent")
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+def keep_reachable(folders: dict[str, int]) -> set[int]:
+    """Descriptors of the folders that the user we became cannot reach by name: they lie below a folder of mode 0700.
+
+    Python finds its modules below /proc/self/fd/<number> then: following such a link asks for no rights to the path.
+    """
+    kept = {
+        path: descriptor
+        for path, descriptor in folders.items()
+        if not os.access(path, os.R_OK) and os.access(f"/proc/self/fd/{descriptor}/.", os.R_OK)
+    }
+
+    def reachable(path: str) -> str:
+        for unreachable, descriptor in kept.items():
+            if path == unreachable or path.startswith(unreachable + "/"):
+                return f"/proc/self/fd/{descriptor}{path[len(unreachable) :]}"
+        return path
+
+    if kept:
+        sys.path[:] = map(reachable, sys.path)
+        for module in list(sys.modules.values()):
+            search = getattr(module, "__path__", None)
+            if isinstance(search, list):
+                search[:] = map(reachable, search)
+        sys.path_importer_cache.clear()
+    return set(kept.values())
+
+
+def restrict_files(ruleset: bytes, rules: list[tuple[str, int]], folders: dict[str, int]) -> None:
+    """Landlock: nothing but what the rules give back. `folders` are descriptors that were opened as the first user."""
+    number = libc.syscall(ctypes.c_long(CREATE_RULESET), ruleset, ctypes.c_size_t(len(ruleset)), ctypes.c_uint32(0))
+    check(number, "making Landlock's rules")
+    for path, rights in rules:
+        descriptor = folders[path] if path in folders else os.open(path, os.O_PATH | os.O_CLOEXEC)
+        rule = rights.to_bytes(8, "little") + descriptor.to_bytes(4, "little")
+        added = libc.syscall(ctypes.c_long(ADD_RULE), number, PATH_BENEATH, rule, ctypes.c_uint32(0))
+        check(added, f"adding Landlock's rule for {path}")
+    check(libc.syscall(ctypes.c_long(RESTRICT_SELF), number, ctypes.c_uint32(0)), "keeping to Landlock's rules")
+
+
+def close_others(kept: set[int]) -> None:
+    """Closes every descriptor but those."""
+    below = 0
+    for descriptor in [*sorted(kept), resource.getrlimit(resource.RLIMIT_NOFILE)[0] + 4096]:
+        if descriptor > below:  # an empty range from 0 is taken for all
+            os.closerange(below, descriptor)
+        below = descriptor + 1
+
+
+def load_filter(code: bytes) -> None:
+    """seccomp: from here on the kernel asks the filter before every system call, and there is no way back."""
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    program = Program(len(code) // 8, code)
+    check(libc.prctl(SET_SECCOMP, FILTER, ctypes.byref(program), 0, 0), "loading the filter")
+
+
+def check(answer: int, what: str) -> None:
+    """Raises OSError where a call of libc has failed."""
+    if answer < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what} failed: {os.strerror(number)}")
+
+
+def run(source: str) -> None:
+    """Runs the program as `python program.py` would: as __main__, with its own exit status and traceback."""
+    main_module = sys.modules["__main__"]
+    names = vars(main_module)
+    for name in [name for name in names if not name.startswith("__")]:
+        del names[name]
+    names["__file__"] = "program.py"
+    sys.argv[:] = ["program.py"]
+    reserve = [bytes(RESERVE_BYTES)]
+    try:
+        exec(compile(source, "program.py", "exec", dont_inherit=True), names)  # noqa: S102 - what all this is for
+    except SystemExit as stop:
+        reserve.clear()
+        if stop.code is None or (isinstance(stop.code, int) and stop.code == 0):
+            return
+        if not isinstance(stop.code, int):
+            print(stop.code, file=sys.stderr)  # noqa: T201
+    except BaseException as fault:  # noqa: BLE001 - the program's own, to be shown to whoever reads stderr
+        reserve.clear()
+        try:
+            show(fault, source)
+        finally:
+            if isinstance(fault, MemoryError):
+                leave(NO_MEMORY)
+    else:
+        return
+    sys.exit(1)
+
+
+def show(fault: BaseException, source: str) -> None:
+    """The traceback as Python prints it, without our own two frames and with the program's lines."""
+    import linecache
+    import traceback
+
+    linecache.cache["program.py"] = (len(source), None, source.splitlines(keepends=True), "program.py")
+    frames = fault.__traceback__.tb_next if fault.__traceback__ else None
+    traceback.print_exception(type(fault), fault, frames)
+
+
+def leave(status: int) -> None:
+    """Ends at once, after what was printed is out: there may be no memory for an orderly end."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)

@@ -1,0 +1,67 @@
+"""Landlock: which files a process may open, said by the process itself (Documentation/userspace-api/landlock.rst).
+
+Kernels know more or fewer rights, by the version of their interface (ABI): all that this one knows are denied, and then
+a few are given back beneath certain paths. What an older one lacks (truncating, sockets), the seccomp filter denies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every machine
+ASK_VERSION = 1
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << bit for bit in range(6))
+MAKE_CHAR, MAKE_DIR, MAKE_REG, MAKE_SOCK, MAKE_FIFO, MAKE_BLOCK, MAKE_SYM = (1 << bit for bit in range(6, 13))
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+
+RIGHTS_BY_VERSION = {1: (1 << 13) - 1, 2: REFER, 3: TRUNCATE, 5: IOCTL_DEV}
+NETWORK_SINCE, NETWORK = 4, 0b11  # bind, connect
+SCOPES_SINCE, SCOPES = 6, 0b11  # abstract Unix sockets, signals
+
+READ_ONLY = READ_FILE | READ_DIR
+FOLDER_OF_ITS_OWN = (
+    READ_ONLY | WRITE_FILE | TRUNCATE | MAKE_REG | MAKE_DIR | REMOVE_FILE | REMOVE_DIR | REFER
+)  # no links, sockets, devices
+DEVICES = {
+    "/dev/null": READ_FILE | WRITE_FILE,
+    "/dev/zero": READ_FILE,
+    "/dev/urandom": READ_FILE,
+    "/dev/random": READ_FILE,
+}
+OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # the rights that a rule for a single file may name
+
+Rule = tuple[str, int]  # a path and the rights beneath it
+
+
+def version() -> int:
+    """The kernel's ABI version; 0 where it has no Landlock, or has it switched off."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    answer = libc.syscall(ctypes.c_long(CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(ASK_VERSION))
+    return max(0, int(answer))
+
+
+def handled(known: int) -> int:
+    """All rights over files that ABI version `known` has."""
+    return sum(rights for since, rights in RIGHTS_BY_VERSION.items() if since <= known)
+
+
+def ruleset(known: int) -> bytes:
+    """`struct landlock_ruleset_attr` as long as that version has it: files, then network, then scopes."""
+    words = [handled(known)]
+    if known >= NETWORK_SINCE:
+        words.append(NETWORK)
+    if known >= SCOPES_SINCE:
+        words.append(SCOPES)
+    return struct.pack(f"<{len(words)}Q", *words)
+
+
+def rules(known: int, readable: tuple[str, ...], scratch: str) -> list[Rule]:
+    """What may be opened: Python's library to read, harmless devices, and the program's own folder."""
+    given = [(path, READ_ONLY) for path in readable]
+    given += [(path, rights) for path, rights in DEVICES.items() if os.path.exists(path)]  # noqa: PTH110
+    given.append((scratch, FOLDER_OF_ITS_OWN))
+    return [(path, rights & handled(known) & (-1 if Path(path).is_dir() else OF_FILES)) for path, rights in given]

@@ -1,0 +1,196 @@
+"""What each layer really stops on this machine, found by attacking it: nothing is taken from version numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from evaluate.sandbox import bubblewrap, landlock
+from evaluate.sandbox.job import LAYERS, UNSAFE
+from evaluate.sandbox.launch import launch
+from evaluate.sandbox.outcome import MEBIBYTE, Limits, Outcome, Program
+
+SECRET = "a secret of the host"  # noqa: S105 - it is one for the probe alone
+
+# What a probe tries, and what its success would mean.
+FENCES = {
+    "network": "connections to the network",
+    "reading": "reading other files",
+    "writing": "writing other files",
+    "processes": "starting processes",
+    "programs": "starting programs",
+    "signals": "signals to other processes",
+}
+LIMITS = {"time": "sleeping past the limit", "memory": "taking too much memory", "output": "printing too much"}
+
+ATTACKS = """
+import json, os, socket, sys
+port, parent, secret, target = json.loads(sys.stdin.readline())
+
+def network():
+    socket.create_connection(("127.0.0.1", port), 1).close()
+
+def reading():
+    assert open(secret).read()
+
+def writing():
+    open(target, "w").write("written")
+
+def processes():
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+
+def programs():
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitpid(child, 0)
+
+def signals():
+    os.kill(parent, 0)
+
+done = []
+for attack in (network, reading, writing, processes, programs, signals):
+    try:
+        attack()
+        done.append(attack.__name__)
+    except BaseException:
+        pass
+open("own.txt", "w").write("own")
+assert open("own.txt").read() == "own"
+print(json.dumps(done))
+"""
+
+LIMIT_PROGRAMS = {
+    "time": ("import time\ntime.sleep(30)", "timeout"),
+    "memory": ("x = []\nwhile True:\n    x.append(bytes(1 << 20))", "memory"),
+    "output": ("while True:\n    print('x' * 1000)", "output"),
+}
+SMALL = Limits(wall_seconds=1, cpu_seconds=1, memory_bytes=128 * MEBIBYTE, output_bytes=100_000)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found about a layer: which attacks it stopped, or in `reason` why it does not work here."""
+
+    layer: str
+    works: bool
+    stops: dict[str, bool]
+    reason: str = ""
+
+
+@cache
+def quick(layer: str) -> Finding:
+    """Attacks the layer's fences once a process of ours, within about 50 ms."""
+    if reason := _missing(layer):
+        return Finding(layer, False, {}, reason)
+    with _host() as (listener, secret, target):
+        stdin = json.dumps([listener.getsockname()[1], os.getpid(), str(secret), str(target)])
+        limits = Limits(wall_seconds=20, cpu_seconds=10)
+        outcome = launch(layer, Program(ATTACKS, stdin + "\n", limits), threading.Event())
+        if outcome.status != "ok":
+            return Finding(layer, False, {}, _why_not(layer, outcome))
+        succeeded = set(json.loads(outcome.stdout))
+        # What the program says of itself is not enough.
+        if _was_connected(listener):
+            succeeded.add("network")
+        if target.read_text(encoding="utf-8"):
+            succeeded.add("writing")
+    stops = {fence: fence not in succeeded for fence in FENCES}
+    leaks = [FENCES[fence] for fence, stopped in stops.items() if not stopped]
+    return Finding(layer, not leaks, stops, f"it does not stop {', '.join(leaks)}" if leaks else "")
+
+
+def thorough(layer: str) -> Finding:
+    """The quick probe, and the limits: a few seconds."""
+    found = quick(layer)
+    if not found.stops:
+        return found
+    kept = {
+        name: launch(layer, Program(code, limits=SMALL), threading.Event()).status == status
+        for name, (code, status) in LIMIT_PROGRAMS.items()
+    }
+    missed = [LIMITS[name] for name, stopped in kept.items() if not stopped]
+    reason = "; ".join(filter(None, [found.reason, f"it does not limit {', '.join(missed)}" if missed else ""]))
+    return replace(found, works=found.works and not missed, stops=found.stops | kept, reason=reason)
+
+
+def findings() -> list[Finding]:
+    """The thorough probe of every layer, the unsafe one last."""
+    return [thorough(layer) for layer in (*LAYERS, UNSAFE)]
+
+
+def table(found: list[Finding]) -> str:
+    """The findings for people: one line an attack, one column a layer."""
+    attacks = FENCES | LIMITS
+    width = max(map(len, attacks.values()))
+    columns = [max(len(each.layer), 14) for each in found]
+
+    def line(first: str, cells: list[str]) -> str:
+        return "  ".join(
+            [first.ljust(width), *(cell.ljust(size) for cell, size in zip(cells, columns, strict=True))]
+        ).rstrip()
+
+    rows = [line("", [each.layer for each in found])]
+    rows.append(line("works here", ["yes" if each.works else "no" for each in found]))
+    for name, words in attacks.items():
+        cells = ["-" if name not in each.stops else "stopped" if each.stops[name] else "LEAKS" for each in found]
+        rows.append(line(words, cells))
+    rows += ["", *(f"{each.layer}: {each.reason}." for each in found if each.reason)]
+    return "\n".join(rows).rstrip()
+
+
+def _missing(layer: str) -> str:
+    """What the layer needs and this machine has not; '' where it may be tried."""
+    if not sys.platform.startswith("linux"):
+        return f"it needs Linux, and this is {platform.system()}"
+    if layer == "bubblewrap" and bubblewrap.program() is None:
+        return "there is no bwrap program (apt install bubblewrap)"
+    if layer == "landlock" and landlock.version() == 0:
+        return "this kernel has no Landlock (Linux 5.13 or newer, with landlock among its security modules)"
+    if layer != UNSAFE and platform.machine() not in {"x86_64", "aarch64"}:
+        return f"there is no table of system calls for {platform.machine()}"
+    return ""
+
+
+def _why_not(layer: str, outcome: Outcome) -> str:
+    words = (outcome.stderr.strip().splitlines() or [outcome.limit or outcome.status])[-1].rstrip(".")
+    if layer == "bubblewrap" and "namespace" in words.lower():
+        words += " (a container needs permission for user namespaces)"
+    return words.removeprefix("The program was not started: ")
+
+
+@contextlib.contextmanager
+def _host() -> Iterator[tuple[socket.socket, Path, Path]]:
+    """A listener, a file with a secret, and a file that anybody may write: only a fence keeps a program from them."""
+    folder = Path(tempfile.mkdtemp(prefix="peft-arena-probe-"))
+    try:
+        folder.chmod(0o755)
+        secret, target = folder / "secret", folder / "target"
+        secret.write_text(SECRET, encoding="utf-8")
+        secret.chmod(0o644)
+        target.touch()
+        target.chmod(0o666)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield listener, secret, target
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _was_connected(listener: socket.socket) -> bool:
+    listener.setblocking(False)
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True

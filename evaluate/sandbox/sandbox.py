@@ -1,0 +1,131 @@
+"""Choosing a layer that works here, and running programs in it: one, or many over all cores."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from types import TracebackType
+
+from errors import PeftArenaError, unknown
+from evaluate.sandbox.job import LAYERS, UNSAFE
+from evaluate.sandbox.launch import launch
+from evaluate.sandbox.outcome import Outcome, Program
+from evaluate.sandbox.probe import quick
+
+logger = logging.getLogger(__name__)
+
+
+class SandboxUnavailableError(PeftArenaError):
+    """There is no layer here that stops what it must stop, so no code is run."""
+
+
+class Sandbox:
+    """Runs programs in one layer. Safe to use from several threads; `open_sandbox` makes one."""
+
+    def __init__(self, layer: str, passed_over: tuple[str, ...] = ()) -> None:
+        self.layer = layer
+        """ "bubblewrap", "landlock" or "unsafe-rlimits"; also in every outcome."""
+        self.passed_over = passed_over
+        """Why better layers were not taken, a sentence each."""
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends what still runs in it, within a tenth of a second; what is run afterwards is refused."""
+        self._closed.set()
+
+    def run(self, program: Program) -> Outcome:
+        """Runs one program to its end. Never raises for anything that the program does."""
+        return self._run(program, self._closed)
+
+    def run_many(self, programs: Iterable[Program], workers: int | None = None) -> Iterator[tuple[int, Outcome]]:
+        """Runs many at once, one a core by default: each one's place in `programs` and its outcome, as they finish.
+
+        `programs` is read as it is needed. Whoever stops listening ends what still runs. Raises PeftArenaError for
+        workers below 1.
+        """
+        workers = len(os.sched_getaffinity(0)) if workers is None else workers
+        if workers < 1:
+            raise PeftArenaError(f"The sandbox was asked for {workers} workers: give 1 or more.")
+        return self._run_many(programs, workers)
+
+    def _run_many(self, programs: Iterable[Program], workers: int) -> Iterator[tuple[int, Outcome]]:
+        stop = _Either(self._closed)
+        left = enumerate(programs)
+        with ThreadPoolExecutor(workers, thread_name_prefix="sandbox") as pool:
+            running: dict[Future[Outcome], int] = {}
+            try:
+                while True:
+                    for at, program in islice(left, 2 * workers - len(running)):
+                        running[pool.submit(self._run, program, stop)] = at
+                    if not running:
+                        return
+                    for done in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield running.pop(done), done.result()
+            finally:
+                stop.set()
+                for future in running:
+                    future.cancel()
+
+    def _run(self, program: Program, stop: threading.Event) -> Outcome:
+        if stop.is_set():
+            return Outcome("refused", "", "The program was not started: the sandbox is closed.", self.layer, 0.0)
+        return launch(self.layer, program, stop)
+
+
+class _Either(threading.Event):
+    """Set when it is set, or when the event that it was made with is."""
+
+    def __init__(self, other: threading.Event) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._other.is_set()
+
+
+def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
+    """A sandbox in the best layer that withstands an attack here, or in the one that is named.
+
+    `layer` is "bubblewrap", "landlock", or, with `unsafe=True` alone, "unsafe-rlimits" (also "rlimits"), which hardly
+    protects. Raises SandboxUnavailableError where the layer, or every layer, fails; UnknownNameError for another name.
+    """
+    if layer in {UNSAFE, "rlimits"}:
+        if not unsafe:
+            raise SandboxUnavailableError(
+                "Resource limits alone keep no code from the network, files or other processes: take another layer, or "
+                "add the unsafe flag for code that you trust."
+            )
+        if reason := "" if quick(UNSAFE).stops else quick(UNSAFE).reason:
+            raise SandboxUnavailableError(f"The sandbox layer '{UNSAFE}' does not work here: {reason}.")
+        return Sandbox(UNSAFE)
+    if layer is not None:
+        if layer not in LAYERS:
+            raise unknown("sandbox layer", layer, (*LAYERS, UNSAFE))
+        found = quick(layer)
+        if not found.works:
+            raise SandboxUnavailableError(f"The sandbox layer '{layer}' does not work here: {found.reason}.")
+        return Sandbox(layer)
+    passed_over: list[str] = []
+    for each in LAYERS:
+        found = quick(each)
+        if found.works:
+            for reason in passed_over:
+                logger.warning("Code runs in the sandbox layer '%s': %s.", each, reason)
+            return Sandbox(each, tuple(passed_over))
+        passed_over.append(f"{each} does not work here: {found.reason}")
+    raise SandboxUnavailableError(
+        f"No code is run, because no layer of the sandbox works here: {'; '.join(passed_over)}; "
+        "`python -m evaluate.sandbox probe` shows more."
+    )

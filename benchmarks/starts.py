@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.files import write_atomically
-from evaluate.table import grid
+from evaluate.grid import grid
 
 STEPS, BATCH, ROWS = 60, 8, 64
 # Technique, learning rates, and for virtual tokens where they start.

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.manifest import Manifest
+from evaluate.grid import grid, percent, share
+from evaluate.measures import title
 from evaluate.results import Result, Run
-from evaluate.table import MethodRow, compare, corrected, footnote, grid, method_rows, percent, render_pairs
+from evaluate.table import MethodRow, compare, corrected, footnote, method_rows, render_pairs
 from train.techniques import TECHNIQUES
 
 # arXiv 2308.10462 v3, Table 3, CodeGen-350M-mono on CoNaLa: parameters, EM@1, EM@10, CodeBLEU, all 543 test problems.
@@ -98,7 +100,8 @@ def scores(line: Line) -> list[dict[str, Any]]:
         "quantization": settings["quantization"],
         "decoding": f"{settings['decoding']['mode']}, {settings['decoding']['candidates']} candidates",
     }
-    found = (("EM@1", row.first), (f"EM@{row.k}", row.last), ("CodeBLEU", row.codebleu), ("parses", row.parses))
+    metrics = dict.fromkeys(["em@1", f"em@{row.k}", "codebleu", "parses"])
+    found = ((title(metric), row.interval(metric)) for metric in metrics)
     return [
         {"metric": name, "value": round(value.value, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
         | shared
@@ -109,7 +112,8 @@ def scores(line: Line) -> list[dict[str, Any]]:
 
 def _cells(line: Line) -> list[str]:
     row = line.row
-    quality = [percent(row.first), percent(row.last), percent(row.codebleu), f"{100 * row.parses.value:.1f}"]
+    scored = ("em@1", f"em@{row.k}", "codebleu")
+    quality = [*(percent(row.interval(metric)) for metric in scored), share(row.interval("parses"))]
     answers = line.run.settings["quantization"]
     if line.manifest is None:
         return [line.title, "-", "-", answers, "0", "-", "-", *quality]

@@ -15,18 +15,24 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from errors import PeftArenaError
+from evaluate.export import csv_metrics, csv_problems, json_report
 from evaluate.files import write_atomically
 from evaluate.options import INTERRUPTED, decoding_of, make_engine, report_parser, run_parser, score_parser
+from evaluate.plots import png_report
 from evaluate.progress import Progress
 from evaluate.report import markdown_report, text_report
 from evaluate.results import Run, open_run, problem_record, read_run
 from evaluate.run import Plan, parse_methods, run_methods, versions
-from evaluate.score_run import score_run
+from evaluate.score_run import has_tests, score_run
+
+if TYPE_CHECKING:
+    from evaluate.sandbox import Sandbox
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,15 +61,22 @@ def _report(options: argparse.Namespace, command: str) -> int:
 
 def _score(options: argparse.Namespace, command: str) -> int:
     runs = [read_run(path) for path in options.files]
-    for run in runs:
-        if not _scored(run, command):
-            return INTERRUPTED
+    with _sandbox(options, any(has_tests(run.problems) for run in runs)) as sandbox:
+        for run in runs:
+            if not _scored(run, command, sandbox):
+                return INTERRUPTED
     _show(runs, options, command)
     return 0
 
 
 def _run(options: argparse.Namespace, command: str) -> int:
     plan = _plan(options)
+    # Where no code can be run, that is said before anything is generated.
+    with _sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
+        return _generate_and_score(options, command, plan, sandbox)
+
+
+def _generate_and_score(options: argparse.Namespace, command: str, plan: Plan, sandbox: Sandbox | None) -> int:
     engine = make_engine(options)
     methods = parse_methods(options.methods.split(","), engine.adapters())
     provenance = {
@@ -85,7 +98,7 @@ def _run(options: argparse.Namespace, command: str) -> int:
             return _stopped(run, again)
         finally:
             progress.end()
-        if not _scored(run, again):
+        if not _scored(run, again, sandbox):
             return INTERRUPTED
         _show([run], options, command)
     return 0
@@ -113,10 +126,22 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _scored(run: Run, again: str) -> bool:
+def _sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManager[Sandbox | None]:
+    """The sandbox in which tests run, if there are any and they are wanted; PeftArenaError where none works."""
+    if not needed or options.no_tests:
+        return nullcontext()
+    from evaluate.sandbox import SandboxUnavailableError, open_sandbox
+
+    try:
+        return open_sandbox(options.sandbox)
+    except SandboxUnavailableError as fault:
+        raise PeftArenaError(f"{str(fault).rstrip('.')}; --no-tests goes without.") from fault
+
+
+def _scored(run: Run, again: str, sandbox: Sandbox | None) -> bool:
     """Scores what is not scored yet; False, with how to go on, where that was stopped."""
     try:
-        score_run(run, Progress)
+        score_run(run, Progress, sandbox)
     except KeyboardInterrupt:
         print(f"Stopped while scoring; to go on: {again}", file=sys.stderr)
         return False
@@ -132,9 +157,17 @@ def _stopped(run: Run, again: str) -> int:
 
 
 def _show(runs: Sequence[Run], options: argparse.Namespace, command: str) -> None:
-    print(text_report(runs))
-    if options.markdown:
-        write_atomically(options.markdown, markdown_report(runs, command))
+    # The tables are printed first: a file that cannot be written costs none of them.
+    print(text_report(runs, pairs=options.compare))
+    for path, content in (
+        (options.markdown, lambda: markdown_report(runs, command, options.compare)),
+        (options.csv, lambda: csv_metrics(runs)),
+        (options.csv_problems, lambda: csv_problems(runs)),
+        (options.json, lambda: json_report(runs, command, options.compare)),
+        (options.png, lambda: png_report(runs)),
+    ):
+        if path:
+            write_atomically(path, content())
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from errors import PeftArenaError
 from evaluate.files import check_writable, write_atomically
+from evaluate.grid import grid, percent
 from evaluate.options import INTERRUPTED, add_base_options, make_engine
 from evaluate.progress import Progress
 from evaluate.run import Engine, Plan, batches, decoding_for, results_of, versions
 from evaluate.scoring import score_candidates
 from evaluate.stats import Interval, bootstrap_mean, wilson
-from evaluate.table import grid, percent
 from serve.method import Fixed, Method, Nothing
 from serve.rows import Request
 from tasks.prompt import STYLES, PromptStyle, style_named

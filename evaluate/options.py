@@ -89,6 +89,7 @@ def run_parser(description: str) -> argparse.ArgumentParser:
         "--output", type=Path, required=True, help=".jsonl file for all candidates; scores lie beside it"
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew where the file holds another run")
+    _add_tests(parser)
     _add_outputs(parser)
     return parser
 
@@ -108,9 +109,29 @@ def score_parser() -> argparse.ArgumentParser:
         description="Scores the candidates in files of `python -m evaluate`, without a model, and prints the tables.",
     )
     parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
+    _add_tests(parser)
     _add_outputs(parser)
     return parser
 
 
+def _pair(text: str) -> tuple[str, str]:
+    left, colon, right = text.partition(":")
+    if not (left and colon and right):
+        raise argparse.ArgumentTypeError(f"'{text}' names no two methods: write them as A:B")
+    return left, right
+
+
+def _add_tests(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-tests", action="store_true", help="run no generated code: no Pass@k, no tests passed")
+    parser.add_argument("--sandbox", metavar="LAYER", help="bubblewrap or landlock; by default the best that works")
+
+
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compare", metavar="A:B", nargs="+", type=_pair, help="methods to compare; by default each with zero-shot"
+    )
+    parser.add_argument("--csv", type=Path, help="also write every metric of every method to this file")
+    parser.add_argument("--csv-problems", type=Path, help="also write every method's scores problem by problem")
+    parser.add_argument("--json", type=Path, help="also write settings, metrics and comparisons to this file")
+    parser.add_argument("--png", type=Path, help="also draw the metrics with their intervals, and EM@k over k")
     parser.add_argument("--markdown", type=Path, help="also write the tables to this Markdown file")

@@ -6,30 +6,37 @@ from collections.abc import Sequence
 
 from errors import PeftArenaError
 from evaluate.results import Run
+from evaluate.score_run import has_tests
 from evaluate.table import across, comparisons, footnote, method_rows, render_methods, render_pairs
 
+Pairs = Sequence[tuple[str, str]]
 
-def text_report(runs: Sequence[Run], markdown: bool = False) -> str:
-    """The table and comparisons of each run, then the methods that several runs share against one another."""
-    blocks = [_run_block(run, markdown) for run in runs]
+
+def text_report(runs: Sequence[Run], markdown: bool = False, pairs: Pairs | None = None) -> str:
+    """The table and comparisons of each run, then the methods that several runs share against one another.
+
+    `pairs` are the methods to compare, in place of the usual ones (see evaluate.table.comparisons).
+    """
+    blocks = [_run_block(run, markdown, pairs) for run in runs]
     if len(runs) > 1:
         try:
-            pairs = across(runs)
+            shared = across(runs)
         except PeftArenaError as refusal:
             blocks.append(str(refusal))
         else:
-            table = render_pairs(pairs, markdown)
-            blocks.append(f"Across files:\n\n{table}" if pairs else "The files share no method.")
+            table = render_pairs(shared, markdown)
+            blocks.append(f"Across files:\n\n{table}" if shared else "The files share no method.")
     return "\n\n".join(blocks)
 
 
-def markdown_report(runs: Sequence[Run], command: str) -> str:
+def markdown_report(runs: Sequence[Run], command: str, pairs: Pairs | None = None) -> str:
     """The report as a file of its own, with the command that makes it."""
     title = ", ".join(dict.fromkeys(str(run.settings["data"]) for run in runs))
-    return f"# Methods on {title}\n\n{text_report(runs, markdown=True)}\n\nMade by:\n\n```sh\n{command}\n```\n"
+    tables = text_report(runs, markdown=True, pairs=pairs)
+    return f"# Methods on {title}\n\n{tables}\n\nMade by:\n\n```sh\n{command}\n```\n"
 
 
-def _run_block(run: Run, markdown: bool) -> str:
+def _run_block(run: Run, markdown: bool, pairs: Pairs | None) -> str:
     rows = method_rows(run)
     unscored = sum(not result.scores for name in run.methods for result in run.results(name))
     if unscored:
@@ -45,11 +52,33 @@ def _run_block(run: Run, markdown: bool) -> str:
     if failed:
         first = f"{failed[0].method}, problem {failed[0].problem}: {failed[0].error}"
         parts.append(f"{len(failed)} failed, scored 0 and counted. The first: {first}")
-    pairs = comparisons(run)
-    if pairs:
-        parts.append(render_pairs(pairs, markdown))
+    compared = comparisons(run, pairs)
+    if compared:
+        parts.append(render_pairs(compared, markdown))
         parts.append("Paired over the same problems; bootstrap 95 % intervals; * is a corrected p below 0.05.")
     return "\n\n".join(parts)
+
+
+def _scoring(run: Run) -> list[str]:
+    """How tests were run, or that they were not."""
+    tests = run.scored_with.get("tests")
+    if not has_tests(run.problems):
+        return []
+    if tests is None:
+        return [f"Tests: have not run; `python -m evaluate score {run.path}` runs them"]
+    limits = tests["limits"]
+    memory = f"{limits['memory_bytes'] / 2**20:.0f} MB"
+    checks = [check for name in run.methods for result in run.results(name) for each in result.checks for check in each]
+    unprotected = sum(not check["protected"] for check in checks)
+    refused = sum(check["status"] == "refused" for check in checks)
+    notes = [
+        f"{len(checks)} ran",
+        *([f"{unprotected} with the expected value inside of the sandbox"] if unprotected else []),
+        *([f"{refused} could not be run and count as failed"] if refused else []),
+    ]
+    return [
+        f"Tests: sandbox layer {tests['layer']}, {limits['wall_seconds']:g} s and {memory} each; {', '.join(notes)}"
+    ]
 
 
 def _provenance(run: Run, markdown: bool) -> str:
@@ -69,6 +98,7 @@ def _provenance(run: Run, markdown: bool) -> str:
         f"Seed: {settings['seed']}",
         *(f"Prompt style: {style}: {', '.join(names)}" for style, names in styles.items()),
         *(f"Adapter: {name} {digest}" for name, digest in adapters.items()),
+        *_scoring(run),
         f"Versions: {versions}",
         f"Started: {run.provenance.get('started', 'unknown')}",
     ]

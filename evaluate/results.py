@@ -8,7 +8,6 @@ generation, and lie beside it in X.scores.jsonl (see evaluate.score_file).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from errors import PeftArenaError
 from evaluate.journal import Journal, read_records
 from evaluate.score_file import attach_scores
+from evaluate.settings import changes, plain, refusal
 from tasks.problem import AssertTest, Problem, StdioTest, Test
 
 VERSION = 2
@@ -92,7 +92,7 @@ class Run:
         known = self.methods.get(method, {})
         changed = {name: value for name, value in values.items() if name in known and known[name] != value}
         if changed and self.results(method):
-            raise PeftArenaError(_refusal(self.path, f"'{method}'", known, changed))
+            raise PeftArenaError(refusal(self.path, f"'{method}'", known, changed))
         self.describe(method, values)
 
     def describe(self, method: str, values: Mapping[str, Any]) -> None:
@@ -167,14 +167,14 @@ def open_run(
     """
     journal = Journal.open(path)
     try:
-        fresh = Run(path, _plain(settings), [_plain(problem) for problem in problems], dict(provenance))
+        fresh = Run(path, plain(settings), [plain(problem) for problem in problems], dict(provenance))
         fresh._journal = journal
         if overwrite or not path.stat().st_size:
             return fresh
         run, whole = _read(path)
-        changed = _changes(run.settings, fresh.settings)
-        if changed:
-            raise PeftArenaError(_refusal(path, "a run", *changed))
+        different = changes(run.settings, fresh.settings)
+        if different:
+            raise PeftArenaError(refusal(path, "a run", *different))
         journal.cut(whole)
         run._journal = journal
         if run.provenance.get("versions") != provenance.get("versions"):
@@ -198,7 +198,7 @@ def read_run(path: Path) -> Run:
 
 
 def problem_record(problem: Problem) -> dict[str, Any]:
-    """What a run's file keeps of a problem; `problem_of` makes it a problem again."""
+    """What a run's file keeps of a problem; `tests_of` reads its tests again."""
     kinds = {made: kind for kind, made in _TESTS.items()}
     return {
         "id": problem.id,
@@ -210,19 +210,11 @@ def problem_record(problem: Problem) -> dict[str, Any]:
     }
 
 
-def problem_of(record: Mapping[str, Any]) -> Problem:
-    """The problem that a run's file keeps; what it was written without is absent."""
-    tests: tuple[Test, ...] = tuple(
+def tests_of(record: Mapping[str, Any]) -> tuple[Test, ...]:
+    """The tests of a problem as a run's file keeps it; none where it was written without."""
+    return tuple(
         _TESTS[test["kind"]](**{name: value for name, value in test.items() if name != "kind"})
         for test in record.get("tests", ())
-    )
-    return Problem(
-        record["id"],
-        record.get("intent", ""),
-        record.get("reference"),
-        tests,
-        record.get("entry_point"),
-        record.get("difficulty"),
     )
 
 
@@ -264,31 +256,3 @@ def _run_of(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
 
 def _result_record(result: Result) -> dict[str, Any]:
     return {"kind": "result", **{name: getattr(result, name) for name in _RESULT}}
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from the file: tuples become lists."""
-    return dict(json.loads(json.dumps(values)))
-
-
-def _changes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """What differs, there and here, with the parts of a nested setting by name; None where nothing does."""
-    there, here = _flat(known), _flat(wanted)
-    changed = {name: value for name, value in here.items() if there.get(name) != value}
-    return (there, changed) if changed else None
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{part}": inner for part, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _refusal(path: Path, what: str, known: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
-    differences = ", ".join(f"{name} {known.get(name)!r} there and {value!r} here" for name, value in changed.items())
-    mend = "choose another --output, or --overwrite to start anew"
-    return f"{path} holds {what} with other settings ({differences}): {mend}."

@@ -6,11 +6,15 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from evaluate.results import Result, Run
+from evaluate.results import Result, Run, tests_of
 from evaluate.score_file import Kind, ScoreFile
+from evaluate.score_tests import checks_key, score_tests
 from evaluate.scoring import METRICS_VERSION, score_candidates
+
+if TYPE_CHECKING:
+    from evaluate.sandbox import Sandbox
 
 _SAVED_EVERY = 2.0  # seconds: what a kill can cost of the scoring
 _METRICS = ("codebleu", "tree-sitter", "tree-sitter-python")
@@ -26,23 +30,39 @@ class Meter(Protocol):
     def end(self) -> None: ...
 
 
-def score_run(run: Run, begin: Callable[[int], Meter]) -> None:
+def score_run(
+    run: Run, begin: Callable[[int], Meter], sandbox: Sandbox | None = None, workers: int | None = None
+) -> None:
     """Gives every result of the run its scores and keeps them in X.scores.jsonl beside its file.
 
-    `begin` gets the number of results that are to be scored. Stopped or killed at any moment, what was scored up to two
-    seconds before is kept.
+    `begin` gets the number of scorings that are to be done: one a result, and one more where its problem has tests.
+    These run in `sandbox`, `workers` at a time (one a core by default); without a sandbox no code runs, and scores of
+    tests that are in the file already stay. Stopped or killed at any moment, what was scored up to two seconds before
+    is kept.
     """
-    file = ScoreFile.open(run, {"text": text_key()})
+    keys: dict[Kind, Mapping[str, Any]] = {"text": text_key()}
+    if sandbox is not None and has_tests(run.problems):
+        keys["tests"] = checks_key(sandbox.layer)
+    file = ScoreFile.open(run, keys)
     try:
         results = [result for method in run.methods for result in run.results(method)]
-        unscored = [result for result in results if "parses" not in result.scores]
-        meter = begin(len(unscored))
+        tested = {problem["id"] for problem in run.problems if problem.get("tests")} if "tests" in keys else set()
+        texts = [result for result in results if "parses" not in result.scores]
+        tests = [result for result in results if result.problem in tested and "tests" not in result.scores]
+        meter = begin(len(texts) + len(tests))
         try:
-            _keep(file, run, "text", _score_texts(run, unscored), meter)
+            _keep(file, run, "text", _score_texts(run, texts), meter)
+            if sandbox is not None:
+                _keep(file, run, "tests", _score_tests(run, tests, sandbox, workers), meter)
         finally:
             meter.end()
     finally:
         file.close()
+
+
+def has_tests(problems: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether any of these problems of a run has tests."""
+    return any(problem.get("tests") for problem in problems)
 
 
 def text_key() -> dict[str, Any]:
@@ -64,6 +84,12 @@ def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[Scored]:
         yield result, score_candidates(codes, references[result.problem], asked), ()
 
 
+def _score_tests(run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None) -> Iterator[Scored]:
+    tests = {problem["id"]: tests_of(problem) for problem in run.problems}
+    wanted = ((result, tests[result.problem]) for result in results)
+    yield from score_tests(wanted, run.settings["decoding"], sandbox, workers)
+
+
 def _keep(file: ScoreFile, run: Run, kind: Kind, scored: Iterable[Scored], meter: Meter) -> None:
     """Appends what is scored every two seconds, and whatever there is when it ends or is stopped."""
     waiting: list[Scored] = []
@@ -71,7 +97,7 @@ def _keep(file: ScoreFile, run: Run, kind: Kind, scored: Iterable[Scored], meter
     try:
         for each in scored:
             waiting.append(each)
-            meter.step(1, f"scores, {each[0].method}")
+            meter.step(1, f"{'tests' if kind == 'tests' else 'scores'} of {each[0].method}")
             if time.monotonic() - saved >= _SAVED_EVERY:
                 file.append(run, kind, waiting)
                 waiting, saved = [], time.monotonic()

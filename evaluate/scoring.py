@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluate.codebleu import codebleu
+from evaluate.codebleu import codebleu, codebleu_pypi
 from evaluate.exact_match import exact_match, exact_match_at, same_tree
-from tasks.syntax import parses
+from evaluate.parse_rate import parse_score
 
 # Goes up when a score of the same candidates can come out otherwise: what was scored before is then scored again.
-METRICS_VERSION = 1
+METRICS_VERSION = 2
 NO_REFERENCE = "there is no reference to compare with"
 NO_DATA_FLOW = "the reference has no data flow"
 PARTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
@@ -32,7 +32,7 @@ def score_code(code: str, reference: str | None) -> list[Score]:
     `codebleu.syntax`, `codebleu.dataflow`, and `parses` (0 or 1). All lie in [0, 1]. A blank reference is none.
     Never raises.
     """
-    valid = Score("parses", float(parses(code)))
+    valid = Score("parses", parse_score(code))
     if reference is None or not reference.strip():
         names = ["em", "em_tree", "codebleu", *(f"codebleu.{part}" for part in PARTS)]
         return [*(Score(name, None, NO_REFERENCE) for name in names), valid]
@@ -52,8 +52,9 @@ def score_code(code: str, reference: str | None) -> list[Score]:
 def score_candidates(codes: Sequence[str], reference: str | None, asked: int) -> dict[str, float | None]:
     """Everything that is measured of one problem: `codes` are its candidates, best first, `asked` how many were wanted.
 
-    `em@k` and `em_tree@k` for k from 1 to `asked`; the rest as in `score_code`, of the first candidate. No candidate at
-    all (a failure) scores 0 wherever there is something to score against.
+    `em@k` and `em_tree@k` for k from 1 to `asked`; the rest as in `score_code`, of the first candidate, and
+    `codebleu-pypi`, which is None where the package fails. No candidate at all (a failure) scores 0 wherever there is
+    something to score against.
     """
     single = {score.metric: score.value for score in score_code(codes[0] if codes else "", reference)}
     scores: dict[str, float | None] = {}
@@ -62,4 +63,10 @@ def score_candidates(codes: Sequence[str], reference: str | None, asked: int) ->
         for k in range(1, asked + 1):
             hit = known and exact_match_at(reference or "", codes, k, asked, same)
             scores[f"{name}@{k}"] = float(hit) if known else None
-    return {**scores, **single}
+    return {**scores, **single, "codebleu-pypi": _published(codes, reference)}
+
+
+def _published(codes: Sequence[str], reference: str | None) -> float | None:
+    if reference is None or not reference.strip():
+        return None
+    return codebleu_pypi(reference, codes[0]) if codes else 0.0

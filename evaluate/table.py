@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from errors import PeftArenaError
+from errors import PeftArenaError, unknown
+from evaluate.cost import Cost, cost_of
+from evaluate.grid import gigabytes, grid, p_value, percent, points, share
+from evaluate.measures import Measure, counts_problems, measure, metrics_of, title, values_of
 from evaluate.results import Result, Run
-from evaluate.stats import Interval, bootstrap_mean, holm, mcnemar, paired_bootstrap, wilson
+from evaluate.stats import Interval, holm, mcnemar, paired_bootstrap
 
 BASELINE = "zero-shot"
+HEADLINES = ("tests", "pass@1", "em@1", "codebleu")
 _SIGNIFICANT = 0.05
 _ENOUGH = 30  # problems, for a percentile bootstrap to be near its level
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """What a method reached over its n problems.
+    """What a method reached over its n problems, and at what cost.
 
-    Shares and means are in [0, 1] and None where no problem has a reference. `last` is EM@k for the largest k that was
-    asked for. `seconds`, `prompt_tokens` and `tokens` are means over the problems that were answered. `errors` counts
-    failures, which score 0; `undefined_flow` the references without data flow.
+    `measures` are by metric name, for every metric that at least one problem has; `k` is the number of candidates asked
+    for. `errors` counts failures, which score 0; `undefined_flow` the references without data flow.
     """
 
     method: str
     n: int
     k: int
-    first: Interval | None
-    last: Interval | None
-    tree: Interval | None
-    codebleu: Interval | None
-    parses: Interval
-    seconds: float
-    prompt_tokens: float
-    tokens: float
+    measures: Mapping[str, Measure]
+    cost: Cost
     errors: int
     undefined_flow: int
+
+    def interval(self, metric: str) -> Interval | None:
+        """The metric's value with its interval; None where no problem has it."""
+        found = self.measures.get(metric)
+        return found.interval if found else None
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,23 @@ class Pair:
 def method_rows(run: Run) -> list[MethodRow]:
     """One row a method that has scored results, in the run's order."""
     k, seed = int(run.settings["decoding"]["candidates"]), int(run.settings["seed"])
-    done = ((method, [each for each in run.results(method) if each.scores]) for method in run.methods)
-    return [_method_row(method, results, k, seed) for method, results in done if results]
+    scored = ((method, [each for each in run.results(method) if each.scores]) for method in run.methods)
+    return [_method_row(method, results, k, seed, run.methods[method]) for method, results in scored if results]
 
 
-def comparisons(run: Run) -> list[Pair]:
-    """Every method against zero-shot, and the last against the first, in EM@1 and CodeBLEU, with Holm's correction."""
+def comparisons(run: Run, pairs: Sequence[tuple[str, str]] | None = None) -> list[Pair]:
+    """Pairs of methods on the run's problems in the headline metrics, with Holm's correction over all of them.
+
+    By default every method against zero-shot, and the last against the first. UnknownNameError for a method that the
+    run does not have.
+    """
     methods = [method for method in run.methods if run.results(method)]
-    pairs = [(method, BASELINE) for method in methods if method != BASELINE and BASELINE in methods]
-    if len(methods) > 1 and (methods[-1], methods[0]) not in pairs and (methods[0], methods[-1]) not in pairs:
-        pairs.append((methods[-1], methods[0]))
+    for name in (name for pair in pairs or () for name in pair):
+        if name not in methods:
+            raise unknown("method", name, methods)
     seed = int(run.settings["seed"])
-    return corrected([pair for a, b in pairs for pair in compare(run.results(a), run.results(b), a, b, seed)])
+    chosen = _usual_pairs(methods) if pairs is None else pairs
+    return corrected([pair for a, b in chosen for pair in compare(run.results(a), run.results(b), a, b, seed)])
 
 
 def across(runs: Sequence[Run]) -> list[Pair]:
@@ -88,16 +96,26 @@ def across(runs: Sequence[Run]) -> list[Pair]:
     return corrected(pairs)
 
 
-def compare(a: Sequence[Result], b: Sequence[Result], name_a: str, name_b: str, seed: int) -> list[Pair]:
-    """Both metrics of two methods; PeftArenaError when they answered different problems."""
+def compare(
+    a: Sequence[Result],
+    b: Sequence[Result],
+    name_a: str,
+    name_b: str,
+    seed: int,
+    metrics: Sequence[str] | None = None,
+) -> list[Pair]:
+    """Two methods in each of `metrics`, by default the headline ones that either has: not yet corrected.
+
+    PeftArenaError when they answered different problems. A metric that neither has is left out.
+    """
     pairs: list[Pair] = []
-    for metric in ("em@1", "codebleu"):
-        left, right = _values(a, metric), _values(b, metric)
+    for metric in HEADLINES if metrics is None else metrics:
+        left, right = values_of(a, metric), values_of(b, metric)
         if not left and not right:
             continue
         found = paired_bootstrap(left, right, seed)
         test, p = "sign flip", found.p
-        if metric == "em@1":
+        if counts_problems(metric, [*left.values(), *right.values()]):
             solved = [{problem: value == 1.0 for problem, value in side.items()} for side in (left, right)]
             test, p = "McNemar", mcnemar(*solved).p
         pairs.append(Pair(name_a, name_b, metric, Interval(found.value, found.low, found.high), found.n, test, p))
@@ -109,29 +127,37 @@ def corrected(pairs: Sequence[Pair]) -> list[Pair]:
     return [replace(pair, corrected=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
 
 
-def render_methods(rows: Sequence[MethodRow], markdown: bool = False) -> str:
-    """The table of methods; EM, CodeBLEU and parse rate in percent, with 95 % intervals."""
+def columns(rows: Sequence[MethodRow]) -> list[str]:
+    """The metrics that the table shows: where tests ran, they and CodeBLEU; else exact match, its trees, CodeBLEU."""
+    known = [metric for row in rows for metric in row.measures]
     k = max((row.k for row in rows), default=1)
-    at_k = [f"EM@{k}"] if k > 1 else []
-    header = ["method", "n", "EM@1", *at_k, "tree@1", "CodeBLEU", "parses", "s/problem", "tokens in", "out"]
+    by_tests = ["tests", "pass@1", f"pass@{k}"]
+    by_reference = ["em@1", f"em@{k}", "em_tree@1"]
+    shown = [*(by_tests if "tests" in known else by_reference), "codebleu", "parses"]
+    return [metric for metric in dict.fromkeys(shown) if metric in known]
+
+
+def render_methods(rows: Sequence[MethodRow], markdown: bool = False) -> str:
+    """The table of methods: scores in percent with 95 % intervals, then what they cost."""
+    shown = columns(rows)
     errors = any(row.errors for row in rows)
+    memory = any(row.cost.peak_memory_bytes for row in rows)
+    header = ["method", "n", *map(title, shown), "s/problem", "tokens in", "out", "tokens/s"]
     lines = [
         [
             row.method,
             str(row.n),
-            percent(row.first),
-            *([percent(row.last)] if at_k else []),
-            _share(row.tree),
-            percent(row.codebleu),
-            _share(row.parses),
-            f"{row.seconds:.2f}",
-            f"{row.prompt_tokens:.0f}",
-            f"{row.tokens:.0f}",
+            *(_cell_of(row, metric) for metric in shown),
+            f"{row.cost.seconds:.2f}",
+            f"{row.cost.prompt_tokens:.0f}",
+            f"{row.cost.tokens:.0f}",
+            f"{row.cost.tokens_per_second:.0f}",
+            *([gigabytes(row.cost.peak_memory_bytes)] if memory else []),
             *([str(row.errors)] if errors else []),
         ]
         for row in rows
     ]
-    return grid([*header, *(["errors"] if errors else [])], lines, markdown)
+    return grid([*header, *(["memory"] if memory else []), *(["errors"] if errors else [])], lines, markdown)
 
 
 def render_pairs(pairs: Sequence[Pair], markdown: bool = False) -> str:
@@ -141,11 +167,11 @@ def render_pairs(pairs: Sequence[Pair], markdown: bool = False) -> str:
         [
             pair.a,
             pair.b,
-            "EM@1" if pair.metric == "em@1" else "CodeBLEU",
-            _points(pair.difference),
+            title(pair.metric),
+            points(pair.difference),
             pair.test,
-            _p(pair.p),
-            _p(pair.corrected) + (" *" if pair.corrected < _SIGNIFICANT else ""),
+            p_value(pair.p),
+            p_value(pair.corrected) + (" *" if pair.corrected < _SIGNIFICANT else ""),
         ]
         for pair in pairs
     ]
@@ -156,86 +182,45 @@ def footnote(rows: Sequence[MethodRow]) -> str:
     """What a reader must know to read the table."""
     if not rows:
         return ""
-    undefined, n = rows[0].undefined_flow, rows[0].n
-    few = f" With {n} problems bootstrap intervals are too narrow: take 30 or more." if n < _ENOUGH else ""
-    return (
-        "EM and parses: Wilson 95 % intervals; CodeBLEU: bootstrap 95 %, first candidate; tree@1: equal syntax trees. "
-        f"Data flow is undefined for {undefined} of {n} references and left out of their CodeBLEU. "
-        f"Failures score 0.{few}"
-    )
+    row = rows[0]
+    said = [
+        "Intervals: Wilson 95 % for shares of problems (EM, trees, parses, Pass at all samples), bootstrap 95 % else."
+    ]
+    if "codebleu" in row.measures:
+        said.append(
+            f"CodeBLEU: first candidate; data flow is undefined for {row.undefined_flow} of {row.n} references."
+        )
+    if "em_tree@1" in columns(rows):
+        said.append("tree@1: equal syntax trees.")
+    if "tests" in row.measures:
+        said.append("tests passed: mean over problems of the mean over samples of the share of tests passed.")
+    said.append("Failures score 0.")
+    if row.n < _ENOUGH:
+        said.append(f"With {row.n} problems bootstrap intervals are too narrow: take {_ENOUGH} or more.")
+    return " ".join(said)
 
 
-def grid(header: Sequence[str], lines: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Aligned columns, the first to the left and the others to the right; as Markdown where asked."""
-    cells = [[_cell(cell, markdown) for cell in line] for line in [header, *lines]]
-    least = 3 if markdown else 1  # Markdown needs a rule of "-:" at least
-    widths = [max(least, *(len(line[at]) for line in cells)) for at in range(len(header))]
-
-    def text(line: Sequence[str], pad: Callable[[str, int], str]) -> str:
-        rest = (pad(cell, width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        columns = [line[0].ljust(widths[0]), *rest]
-        return "| " + " | ".join(columns) + " |" if markdown else "  ".join(columns).rstrip()
-
-    rule = ["-" * widths[0], *("-" * (width - 1) + (":" if markdown else "-") for width in widths[1:])]
-    return "\n".join([text(cells[0], str.rjust), text(rule, str.rjust), *(text(line, str.rjust) for line in cells[1:])])
+def _usual_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = [(method, BASELINE) for method in methods if method != BASELINE and BASELINE in methods]
+    if len(methods) > 1 and (methods[-1], methods[0]) not in pairs and (methods[0], methods[-1]) not in pairs:
+        pairs.append((methods[-1], methods[0]))
+    return pairs
 
 
-def _method_row(method: str, results: Sequence[Result], k: int, seed: int) -> MethodRow:
-    answered = [result for result in results if result.error is None]
+def _method_row(method: str, results: Sequence[Result], k: int, seed: int, known: Mapping[str, Any]) -> MethodRow:
     scored = [result for result in results if result.scores.get("codebleu") is not None]
-    bleu = list(_values(results, "codebleu").values())
+    found = (measure(results, metric, seed) for metric in metrics_of(results))
     return MethodRow(
         method,
         len(results),
         k,
-        _proportion(results, "em@1"),
-        _proportion(results, f"em@{k}"),
-        _proportion(results, "em_tree@1"),
-        bootstrap_mean(bleu, seed) if bleu else None,
-        wilson(sum(result.scores["parses"] == 1.0 for result in results), len(results)),
-        _mean([result.seconds for result in answered]),
-        _mean([result.prompt_tokens for result in answered]),
-        _mean([result.tokens for result in answered]),
-        len(results) - len(answered),
+        {each.metric: each for each in found if each is not None},
+        cost_of(results, known),
+        sum(result.error is not None for result in results),
         sum(result.scores.get("codebleu.dataflow") is None for result in scored),
     )
 
 
-def _values(results: Sequence[Result], metric: str) -> dict[str, float]:
-    values: Mapping[str, float | None] = {result.problem: result.scores.get(metric) for result in results}
-    return {problem: value for problem, value in values.items() if value is not None}
-
-
-def _proportion(results: Sequence[Result], metric: str) -> Interval | None:
-    values = list(_values(results, metric).values())
-    return wilson(sum(value == 1.0 for value in values), len(values)) if values else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
-
-
-def percent(interval: Interval | None) -> str:
-    """A value with its interval, in percent; 'none' where there is none."""
-    if interval is None:
-        return "none"
-    return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def _points(difference: Interval) -> str:
-    if difference.low == difference.high == 0:
-        return "0 (no problem differs)"  # an interval of no width would look like certainty
-    return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-
-
-def _share(interval: Interval | None) -> str:
-    return "none" if interval is None else f"{100 * interval.value:.1f}"
-
-
-def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "<0.001"
-
-
-def _cell(text: str, markdown: bool) -> str:
-    flat = " ".join(text.split())
-    return flat.replace("|", "\\|") if markdown else flat
+def _cell_of(row: MethodRow, metric: str) -> str:
+    interval = row.interval(metric)
+    return share(interval) if metric in ("em_tree@1", "parses") else percent(interval)

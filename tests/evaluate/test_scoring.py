@@ -65,6 +65,7 @@ def test_a_failure_scores_zero_and_not_none() -> None:
     assert scores == {
         "em@1": 0, "em@2": 0, "em_tree@1": 0, "em_tree@2": 0, "codebleu": 0, "codebleu.ngram": 0,
         "codebleu.weighted_ngram": 0, "codebleu.syntax": 0, "codebleu.dataflow": 0, "parses": 0,
+        "codebleu-pypi": 0,
     }  # fmt: skip
 
 

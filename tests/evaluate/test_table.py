@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from errors import PeftArenaError
+from evaluate.grid import grid
 from evaluate.report import markdown_report, text_report
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates
 from evaluate.stats import wilson
-from evaluate.table import across, compare, comparisons, grid, method_rows, render_methods, render_pairs
+from evaluate.table import across, compare, comparisons, method_rows, render_methods, render_pairs
 
 SETTINGS = {
     "base_id": "tiny",
@@ -48,14 +49,16 @@ def made_run(path: str = "run.json", reference: str | None = REFERENCE, n: int =
 def test_rows_hold_shares_with_wilsons_interval_and_count_failures() -> None:
     rows = {row.method: row for row in method_rows(made_run(reference=REFERENCE))}
     assert list(rows) == ["zero-shot", "icl-8", "lora-tiny"]
-    assert rows["zero-shot"].first == wilson(2, 20)
-    assert rows["zero-shot"].last == wilson(4, 20)
-    assert rows["lora-tiny"].last == wilson(20, 20)
+    assert rows["zero-shot"].interval("em@1") == wilson(2, 20)
+    assert rows["zero-shot"].interval("em@3") == wilson(4, 20)
+    assert rows["lora-tiny"].interval("em@3") == wilson(20, 20)
     assert rows["icl-8"].errors == 1
     assert rows["icl-8"].n == 20
-    assert rows["icl-8"].parses.value == pytest.approx(7 / 20)
-    assert rows["icl-8"].seconds == 0.5  # of those that were answered
-    bleu = rows["lora-tiny"].codebleu
+    parsed = rows["icl-8"].interval("parses")
+    assert parsed is not None
+    assert parsed.value == pytest.approx(7 / 20)
+    assert rows["icl-8"].cost.seconds == 0.5  # of those that were answered
+    bleu = rows["lora-tiny"].interval("codebleu")
     assert bleu is not None
     assert bleu.low < bleu.value < bleu.high
 
@@ -144,10 +147,11 @@ def test_without_references_only_the_parse_rate_is_shown() -> None:
         run.methods[method] = {}
         run.add(result(method, at, ["x = 1"], None) for at in range(3))
     row = method_rows(run)[0]
-    assert (row.first, row.last, row.tree, row.codebleu) == (None, None, None, None)
-    assert row.parses.value == 1
+    assert list(row.measures) == ["parses"]
+    assert row.measures["parses"].interval == wilson(3, 3)
     assert comparisons(run) == []
-    assert "none" in text_report([run])
+    assert "EM@1" not in text_report([run])
+    assert "parses" in text_report([run])
 
 
 def test_small_runs_and_missing_differences_are_not_dressed_up() -> None:

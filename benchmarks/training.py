@@ -158,10 +158,10 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
     from trl import SFTConfig, SFTTrainer
 
     from serve.backends.local.loading import load_base
+    from serve.backends.memory import PeakMemory
     from tasks.datasets import load_examples
     from tasks.prompt import completion, render, style_named
     from train.callbacks import StepClock
-    from serve.backends.memory import PeakMemory
     from train.meter import Meter
     from train.targets import attention_modules
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "peft_arena_stems"
 # Architectures whose attention is the plain one of `AttentionInterface`; tests hold each against `generate`.
-ARCHITECTURES = frozenset({"llama", "qwen2", "qwen3"})
+ARCHITECTURES = frozenset({"llama", "qwen2"})
 # Stems of finished prompts are dropped when at most this share of them is still in use: dropping copies the others.
 _WORTH_KEEPING = 0.5
 

@@ -1,0 +1,140 @@
+"""Ten beams over a prompt with eight examples: our batch against plain `generate`, one problem at a time.
+
+    python -m benchmarks.generation [--problems 16] [--runs 3] [--new-tokens 48]
+
+Both sides search the same prompts of ICL-8 with 10 beams and exactly `--new-tokens` tokens on the same NF4 base; the
+rule that ends an answer early is off on both, for equal work. Runs alternate, the medians of the problems per second
+are compared. Prints one JSON line; `generation_ratio` is ours divided by the peer's. `python -m benchmarks.scoring`
+includes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from errors import PeftArenaError
+from serve.build import build_engine
+from serve.method import parse_method
+from serve.quiet import quiet
+from serve.rows import Decoding, Finished, Request, Row
+from tasks.datasets import load_problems
+
+BEAMS = 10
+METHOD = "icl-8"
+# Problems that the peer answers in each run, as it takes as long for each of them.
+PEER_PROBLEMS = 2
+
+
+def main() -> int:
+    """Runs the benchmark; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__)
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--quantization", default="nf4")
+    parser.add_argument("--data", default="starter")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--problems", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    options = parser.parse_args()
+    try:
+        print(json.dumps(generation_ratio(**vars(options))))
+    except PeftArenaError as fault:
+        print(f"benchmarks.generation: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def generation_ratio(
+    base: str = "embedded",
+    quantization: str = "nf4",
+    data: str = "starter",
+    data_dir: Path | None = None,
+    problems: int = 16,
+    runs: int = 3,
+    new_tokens: int = 48,
+) -> dict[str, Any]:
+    """Times both sides in turn; `generation_ratio` with what it was measured on."""
+    quiet()
+    engine = build_engine(base, quantization, "auto", data_dir, report=_to_stderr)
+    backend: Any = engine._backend
+    method = parse_method(METHOD, ())
+    asked = [Request(problem, method, data) for problem in load_problems(data, "test", data_dir, problems)]
+    answers = engine.answer(asked, Decoding(max_new_tokens=1))
+    rows = [Row(answer.prompt, answer.style) for answer in answers if answer.style]
+    if len(rows) != len(asked):
+        raise PeftArenaError(next(answer.error for answer in answers if answer.error) or "A problem has no prompt.")
+    backend._vocabulary.is_over = lambda *_: False
+    ours, peer = [], []
+    for run in range(runs + 1):
+        first = run * PEER_PROBLEMS % len(rows)
+        times = _ours(backend, rows, new_tokens), _peer(backend, rows[first : first + PEER_PROBLEMS], new_tokens)
+        if run:  # The first one warms up.
+            ours.append(times[0])
+            peer.append(times[1])
+        _to_stderr(f"generation: run {run} of {runs} done")
+    rates = [statistics.median(values) for values in (ours, peer)]
+    return {
+        "generation_ratio": round(rates[0] / rates[1], 2),
+        "ours_problems_per_second": round(rates[0], 3),
+        "generate_problems_per_second": round(rates[1], 3),
+        "pair_ratios": [round(a / b, 2) for a, b in zip(ours, peer, strict=True)],
+        "prompt_tokens": round(statistics.mean(answer.prompt_tokens for answer in answers)),
+        "new_tokens": new_tokens,
+        "beams": BEAMS,
+        "batch": len(rows),
+        "base": engine.base.id,
+        "quantization": engine.base.quantization,
+        "device": engine.base.device,
+    }
+
+
+def _ours(backend: Any, rows: list[Row], new_tokens: int) -> float:
+    """Problems per second of one batch."""
+    begin = time.perf_counter()
+    events = backend.generate(rows, Decoding("beam", new_tokens, BEAMS), Event())
+    said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
+    seconds = time.perf_counter() - begin
+    if said != [new_tokens] * len(rows):
+        raise AssertionError(f"unequal work: {said}")
+    return len(rows) / seconds
+
+
+def _peer(backend: Any, rows: list[Row], new_tokens: int) -> float:
+    """Problems per second of `generate`, one problem after another."""
+    import torch
+
+    model = backend._model
+    ends = sorted(backend._vocabulary.ends)
+    begin = time.perf_counter()
+    for row in rows:
+        ids = torch.tensor([backend._encode(row)], device=model.device)
+        with torch.inference_mode():
+            said = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                num_beams=BEAMS,
+                num_return_sequences=BEAMS,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                eos_token_id=ends,
+                pad_token_id=ends[0],
+            )
+        if tuple(said.shape) != (BEAMS, ids.shape[1] + new_tokens):
+            raise AssertionError("unequal work")
+    return len(rows) / (time.perf_counter() - begin)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

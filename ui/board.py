@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import TypedDict
 
 from adapters.manifest import BaseIdentity
+from ui.agreement import agreements
 from ui.code_html import code_html
 from ui.columns import Card, finished_card, growing_card
 from ui.compare_run import Ask, Column
 from ui.labels import base_line, clock, day, decoding_line, model_line
 from ui.records import Record, make_record
+from ui.tests_html import tests_word
 from ui.verdict import best
 
 FIRST_EXAMPLE = Path(__file__).with_name("first_example.json")
@@ -63,7 +65,8 @@ def growing_board(columns: Sequence[Column], ask: Ask, base: BaseIdentity, creat
     ]
     about = f"{escape(base_line(base))} · {escape(decoding_line(asdict(ask.decoding)))}"
     reference = ask.problem.reference
-    return Board(run=created, head=_head(ask.problem.intent, about, reference), cards=cards, reference=reference)
+    head = _head(ask.problem.intent, about, reference, ask.tests_note)
+    return Board(run=created, head=head, cards=cards, reference=reference)
 
 
 def example_board(example: Example) -> Board:
@@ -76,21 +79,35 @@ def example_board(example: Example) -> Board:
     return _finished(example.records, f"{tag} chosen because the answers differ, recorded on {how}{source}")
 
 
-def finished_board(records: Sequence[Record]) -> Board:
-    """Columns from records."""
+def finished_board(records: Sequence[Record], pending: Collection[int] = ()) -> Board:
+    """Columns from records. While the tests of those at `pending` still run, none is marked as best."""
     first = records[0]
     model = model_line(first["base_id"], first["quantization"], first["device"])
-    return _finished(
-        records, f"{clock(first['created'])} · {escape(model)} · {escape(decoding_line(first['decoding']))}"
-    )
+    about = f"{clock(first['created'])} · {escape(model)} · {escape(decoding_line(first['decoding']))}"
+    return _finished(records, about, pending)
 
 
-def _finished(records: Sequence[Record], about: str) -> Board:
+def _finished(records: Sequence[Record], about: str, pending: Collection[int] = ()) -> Board:
     first = records[0]
-    marked = best(records)
-    cards = [finished_card(record, is_best=place in marked) for place, record in enumerate(records)]
+    marked = frozenset() if pending else best(records)
     reference = first["reference"]
-    return Board(run=first["created"], head=_head(first["intent"], about, reference), cards=cards, reference=reference)
+    agreed = [""] * len(records) if reference else agreements(records)
+    cards = [
+        finished_card(record, is_best=place in marked, agreement=agreed[place], testing=place in pending)
+        for place, record in enumerate(records)
+    ]
+    head = _head(first["intent"], about + _tested(records), reference, _tests_note(records))
+    return Board(run=first["created"], head=head, cards=cards, reference=reference)
+
+
+def _tested(records: Sequence[Record]) -> str:
+    """How many tests ran, and in which sandbox; escaped."""
+    ran = next((record for record in records if record["sandbox"]), None)
+    return f" · {tests_word(len(ran['tests']))} in the sandbox ({escape(ran['sandbox'] or '')})" if ran else ""
+
+
+def _tests_note(records: Sequence[Record]) -> str:
+    return next((record["tests_note"] for record in records if record["tests_note"]), "")
 
 
 def first_example(path: Path = FIRST_EXAMPLE) -> Example | None:
@@ -107,12 +124,19 @@ def first_example(path: Path = FIRST_EXAMPLE) -> Example | None:
     return example
 
 
-def _head(intent: str, about: str, reference: str | None) -> str:
-    fold = ""
+def _head(intent: str, about: str, reference: str | None, tests_note: str) -> str:
+    fold = note = ""
+    if tests_note:
+        note = f'<p class="sentence">{escape(tests_note)}</p>'
     if reference:
-        code = f'<pre class="code" tabindex="0" aria-label="Reference code"><code>{code_html(reference)}</code></pre>'
-        fold = f"<details><summary>Reference</summary>{code}</details>"
-    return f'<h2 class="asked">{escape(_short(intent))}</h2><div class="about"><p>{about}</p>{fold}</div>'
+        fold = reference_fold(reference)
+    return f'<h2 class="asked">{escape(_short(intent))}</h2><div class="about"><p>{about}</p>{fold}</div>{note}'
+
+
+def reference_fold(reference: str) -> str:
+    """The reference code, folded."""
+    code = f'<pre class="code" tabindex="0" aria-label="Reference code"><code>{code_html(reference)}</code></pre>'
+    return f"<details><summary>Reference</summary>{code}</details>"
 
 
 def _short(text: str, limit: int = 280) -> str:

@@ -5,17 +5,19 @@ Every text that a person, a model or a file wrote passes through `escape` or Pyg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ui.code_html import code_html, growing_html, plain_html
 from ui.compare_run import Column
 from ui.labels import method_hint, method_label
 from ui.records import Record
+from ui.tests_html import panel_html, tally, testing_html
 
 DASH = "–"
 _METRICS = {
+    "tests": "Tests passed",
     "parses": "Parses as Python",
     "em": "Exact match",
     "em_tree": "Same syntax tree",
@@ -25,6 +27,8 @@ _METRICS = {
     "codebleu.syntax": "· syntax",
     "codebleu.dataflow": "· data flow",
 }
+
+_PARTS = {"ngram": "n-gram", "weighted_ngram": "weighted", "syntax": "syntax", "dataflow": "data flow"}
 
 
 class Card(TypedDict):
@@ -36,6 +40,7 @@ class Card(TypedDict):
     head: str
     code: str
     numbers: str
+    tests: str
     folds: str
     raw: str
 
@@ -47,36 +52,50 @@ def growing_card(column: Column) -> Card:
         label=method_label(column.method),
         state=column.state,
         best=False,
-        head=_head(column.method, badge, can_copy=False),
+        head=_head(method_label(column.method), method_hint(column.method), badge, can_copy=False),
         code=f'<pre class="code" tabindex="0"><code>{growing_html(column.text)}</code></pre>',
         numbers=_numbers([("tokens", str(column.tokens) if column.tokens else DASH)]),
+        tests="",
         folds="",
         raw="",
     )
 
 
-def finished_card(record: Record, *, is_best: bool) -> Card:
-    """A column from its record: just answered, from the history, or from the recorded example."""
+def finished_card(
+    record: Record, *, is_best: bool, label: str = "", agreement: str = "", testing: bool = False
+) -> Card:
+    """A column from its record: just answered, from the history, or from the recorded example.
+
+    `label` stands for the method where its name is not enough; `agreement` says which other columns gave the same
+    answer; `testing` that its tests are still running.
+    """
     failed = record["error"] is not None
     state = "failed" if failed else "stopped" if record["cancelled"] else "done"
-    match = "matches" if record["scores"].get("em") == 1 else "closest"
-    badge = match if is_best else {"failed": "no answer", "stopped": "stopped"}.get(state, "")
+    badge = _praise(record) if is_best else {"failed": "no answer", "stopped": "stopped"}.get(state, "")
+    label = label or method_label(record["method"])
     return Card(
-        label=method_label(record["method"]),
+        label=label,
         state=state,
         best=is_best,
-        head=_head(record["method"], badge, can_copy=bool(record["code"].strip())),
+        head=_head(label, method_hint(record["method"]), badge, can_copy=bool(record["code"].strip())),
         code=_error(record["error"] or "") if failed else _code(record["code"]),
-        numbers="" if failed else _result_numbers(record),
+        numbers="" if failed else _result_numbers(record, agreement),
+        tests=testing_html(len(record["asked_tests"])) if testing else panel_html(record["tests"]),
         folds=_folds(record),
         raw=record["code"],
     )
 
 
-def _head(method: str, badge: str, *, can_copy: bool) -> str:
+def _praise(record: Record) -> str:
+    if record["scores"].get("tests") == 1:
+        return "passes"
+    return "matches" if record["scores"].get("em") == 1 else "closest"
+
+
+def _head(label: str, hint: str, badge: str, *, can_copy: bool) -> str:
     mark = f'<span class="badge">{escape(badge)}</span>' if badge else ""
     copy = '<button type="button" class="copy" data-copy>Copy</button>' if can_copy else ""
-    return f'<h3>{escape(method_label(method))}</h3>{mark}{copy}<p class="hint">{escape(method_hint(method))}</p>'
+    return f'<h3>{escape(label)}</h3>{mark}{copy}<p class="hint">{escape(hint)}</p>'
 
 
 def _code(code: str) -> str:
@@ -94,19 +113,36 @@ def _numbers(pairs: Sequence[tuple[str, str]], note: str = "") -> str:
     return f'<dl class="numbers">{cells}</dl>{note}'
 
 
-def _result_numbers(record: Record) -> str:
+def _result_numbers(record: Record, agreement: str) -> str:
     scores = record["scores"]
     rate = record["tokens_per_second"]
     pairs = [
         ("parses", _yes_no(scores.get("parses"))),
-        ("EM", _number(scores.get("em"), 0)),
-        ("CodeBLEU", _number(scores.get("codebleu"), 2)),
+        *(_against_reference(scores) if record["reference"] else []),
         ("tokens", str(record["tokens"])),
         ("seconds", f"{record['seconds']:.{1 if record['seconds'] >= 1 else 2}f}"),
         ("tokens/s", f"{rate:.0f}" if rate is not None else DASH),
     ]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in record["notes"])
-    return _numbers(pairs, notes)
+    agreed = f'<p class="note">{escape(agreement)}.</p>' if agreement else ""
+    return _numbers(pairs, _parts(scores) + agreed + notes)
+
+
+def _against_reference(scores: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    return [("EM", _number(scores.get("em"), 0)), ("CodeBLEU", _number(scores.get("codebleu"), 2))]
+
+
+def _parts(scores: Mapping[str, float | None]) -> str:
+    """The four parts of CodeBLEU, each with a bar; '' where there is no CodeBLEU."""
+    if scores.get("codebleu") is None:
+        return ""
+    cells = "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{_number(scores.get(f'codebleu.{part}'), 2)}"
+        f'<span class="bar" aria-hidden="true"><span style="width:{scores.get(f"codebleu.{part}") or 0:.0%}"></span>'
+        "</span></dd></div>"
+        for part, label in _PARTS.items()
+    )
+    return f'<dl class="parts" aria-label="The four parts of CodeBLEU">{cells}</dl>'
 
 
 def _yes_no(value: float | None) -> str:
@@ -159,10 +195,19 @@ def _text(text: str) -> str:
     return f'<pre class="code" tabindex="0"><code>{plain_html(text)}</code></pre>'
 
 
-def _candidate(candidate: dict[str, object]) -> str:
+def _candidate(candidate: Mapping[str, Any]) -> str:
     code = str(candidate["code"])
     body = f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>' if code.strip() else ""
-    return f'<p class="quiet">log-probability {candidate["logprob"]:.2f} · {candidate["tokens"]} tokens</p>{body}'
+    return f'<p class="quiet">{" · ".join(_about(candidate))}</p>{body}'
+
+
+def _about(candidate: Mapping[str, Any]) -> list[str]:
+    facts = [f"log-probability {candidate['logprob']:.2f}", f"{candidate['tokens']} tokens"]
+    if candidate.get("times", 1) > 1:
+        facts.append(f"said {candidate['times']} times")
+    if candidate.get("tests"):
+        facts.append(escape(tally(candidate["tests"])))
+    return facts
 
 
 def _score_table(record: Record) -> str:

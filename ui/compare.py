@@ -13,23 +13,24 @@ import gradio as gr
 from errors import PeftArenaError
 from tasks.problem import Problem
 from ui import widgets
+from ui.asked import TYPED_ID, Fields, problem_of
 from ui.board import empty_board, example_board, finished_board, first_example
 from ui.compare_run import make_ask
 from ui.context import Context
 from ui.history import History, export_file
-from ui.live import TYPED_ID, answers, live_steps, lost_reference, problem_of
+from ui.live import answers, live_steps
 from ui.method_form import MethodForm, build_method_form
 from ui.options import Options, build_options, decoding, decoding_fields
 from ui.problem_picker import Picker, build_beginners, build_picker, wire_picker
-from ui.records import Record
+from ui.records import Record, problem_tests
 from ui.verdict import verdict
 
 TITLE = "Compare"
 EXPORTS = ("json", "csv")
 DEFECT = "Something went wrong on our side, and the log says what. Nothing you typed is lost."
 NEW_WORDS = (
-    "You changed the words of the test problem, so its reference is no longer used. "
-    "To score the answers, give one under 'Reference and options'."
+    "You changed the words of the test problem, so its reference and its tests are no longer used. "
+    "To score the answers, give your own under 'Reference, tests and options'."
 )
 # Runs wait in our own line for the engine; this many may wait before Gradio's queue takes over.
 MAX_WAITING = 24
@@ -72,7 +73,7 @@ def build_compare(context: Context) -> MethodForm:
     saved = widgets.download()
     memory, chosen, number = gr.State(History(shown=example.records if example else ())), gr.State(None), gr.State(0)
     page = Page(intent, note, run, stop, form, options, status, board, history, exports, memory, chosen)
-    wire_picker(picker, begin, context.data_dir, chosen, [intent, options.reference, options.pool])
+    wire_picker(picker, begin, context.data_dir, chosen, [intent, options.reference, options.tests, options.pool])
     _wire_run(page, context)
     _wire_history(page)
     for kind, button in zip(EXPORTS, exports, strict=True):
@@ -84,13 +85,17 @@ def build_compare(context: Context) -> MethodForm:
 def endpoint(context: Context) -> Any:
     """The function behind `/compare`."""
 
-    def compare(intent: str, methods: list[str], reference: str | None = None) -> list[dict[str, Any]]:
+    def compare(
+        intent: str, methods: list[str], reference: str | None = None, tests: str | None = None
+    ) -> list[dict[str, Any]]:
         """Answers an intent with each method; one record a method, failures included.
 
-        `methods` are names such as zero-shot, icl-8, rag-8, lora-starter, lora-starter+rag-8.
+        `methods` are names such as zero-shot, icl-8, rag-8, lora-starter, lora-starter+rag-8. `tests` are asserts or
+        input and output pairs; each record's `tests` says what they found, or `tests_note` why they did not run.
         """
         try:
-            ask = make_ask(problem_of(intent, reference, None), methods)
+            problem, note = problem_of(Fields(intent, reference, tests))
+            ask = make_ask(problem, methods, tests_text=tests or "", tests_note=note)
             return [dict(record) for record in answers(context, ask)]
         except PeftArenaError as fault:
             raise gr.Error(str(fault), print_exception=False) from fault
@@ -116,12 +121,12 @@ def _question(context: Context) -> tuple[gr.Textbox, gr.Button, gr.Button, gr.HT
 
 def _wire_run(page: Page, context: Context) -> None:
     inputs = [
-        page.intent, page.options.reference, page.chosen, page.form.chips, page.memory,
+        page.intent, page.options.reference, page.options.tests, page.chosen, page.form.chips, page.memory,
         page.options.pool, *page.options.of_decoding,
     ]  # fmt: skip
     outputs = [
         page.note, page.run, page.stop, page.status, page.board, page.history, page.memory, *page.exports,
-        page.chosen, page.options.reference,
+        page.chosen, page.options.reference, page.options.tests,
     ]  # fmt: skip
     page.run.click(
         _runner(page, context),
@@ -145,20 +150,28 @@ def _runner(page: Page, context: Context) -> Any:
         request: gr.Request,
         intent: str,
         reference: str,
+        tests: str,
         chosen: Problem | None,
         chips: Any,
         memory: History,
-        pool: str,
         *values: Any,
     ) -> Iterator[dict[Any, Any]]:
+        fields = Fields(intent, reference, tests, chosen)
         try:
-            ask = make_ask(problem_of(intent, reference, chosen), widgets.chip_names(chips), decoding(*values), pool)
+            problem, tests_note = problem_of(fields)
+            names = widgets.chip_names(chips)
+            pool, *choices = values
+            ask = make_ask(problem, names, decoding(*choices), pool, tests_text=tests, tests_note=tests_note)
         except PeftArenaError as fault:
             yield {page.note: _sentence(fault)}
             return
-        start: dict[Any, Any] = {page.note: "", page.run: gr.Button(visible=False), page.stop: gr.Button(visible=True)}
-        if lost_reference(intent, reference, chosen):
-            start |= {page.note: _line(NEW_WORDS), page.chosen: None, page.options.reference: ""}
+        note = _sentence(tests_note) if tests_note else ""
+        start: dict[Any, Any] = {page.run: gr.Button(visible=False), page.stop: gr.Button(visible=True)}
+        start[page.note] = note
+        if fields.lost_reference or fields.lost_tests:
+            start |= {page.note: _line(NEW_WORDS), page.chosen: None}
+            start |= {page.options.reference: ""} if fields.lost_reference else {}
+            start |= {page.options.tests: ""} if fields.lost_tests else {}
         yield start
         ended = {page.run: gr.Button(visible=True), page.stop: gr.Button(visible=False)}
         try:
@@ -185,7 +198,7 @@ def _runner(page: Page, context: Context) -> Any:
 def _wire_history(page: Page) -> None:
     outputs = [
         page.memory, page.history, page.board, page.status, page.chosen, page.intent, page.options.reference,
-        page.form.chips, page.options.pool, *page.options.of_decoding,
+        page.options.tests, page.form.chips, page.options.pool, *page.options.of_decoding,
     ]  # fmt: skip
 
     def restore(memory: History, event: gr.EventData) -> list[Any]:
@@ -195,11 +208,12 @@ def _wire_history(page: Page) -> None:
         memory = memory.showing(index)
         records = memory.shown
         first: Record = records[0]
-        chosen = Problem(first["problem_id"], first["intent"], first["reference"])
+        chosen = Problem(first["problem_id"], first["intent"], first["reference"], problem_tests(first))
         return [
             memory, memory.items(), finished_board(records), _line(verdict(records)),
             None if chosen.id == TYPED_ID else chosen, first["intent"],
-            first["reference"] or "", widgets.chip_values([record["method"] for record in records]), first["pool"],
+            first["reference"] or "", first["tests_text"],
+            widgets.chip_values([record["method"] for record in records]), first["pool"],
             *decoding_fields(first["decoding"]),
         ]  # fmt: skip
 

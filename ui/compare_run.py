@@ -31,12 +31,17 @@ State = Literal["waiting", "streaming", "done", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Ask:
-    """What is compared: one problem, the names of the methods, how tokens are chosen, where examples come from."""
+    """What is compared: one problem, the names of the methods, how tokens are chosen, where examples come from.
+
+    `tests_text` is what stood in the field of tests, and `tests_note` says why that is no tests.
+    """
 
     problem: Problem
     methods: tuple[str, ...]
     decoding: Decoding = field(default_factory=Decoding)
     pool: str = "starter"
+    tests_text: str = ""
+    tests_note: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,15 @@ class Column:
     error: str | None = None
 
 
-def make_ask(problem: Problem, methods: Sequence[str], decoding: Decoding | None = None, pool: str = "starter") -> Ask:
+def make_ask(
+    problem: Problem,
+    methods: Sequence[str],
+    decoding: Decoding | None = None,
+    pool: str = "starter",
+    *,
+    tests_text: str = "",
+    tests_note: str = "",
+) -> Ask:
     """The comparison asked for; PeftArenaError in one sentence when there is nothing to answer or nobody to."""
     if not problem.intent.strip():
         raise PeftArenaError(EMPTY_INTENT)
@@ -60,7 +73,7 @@ def make_ask(problem: Problem, methods: Sequence[str], decoding: Decoding | None
         raise PeftArenaError(NO_METHOD)
     if len(methods) > MAX_COLUMNS:
         raise PeftArenaError(f"{len(methods)} methods asked for: compare at most {MAX_COLUMNS} at once.")
-    return Ask(problem, tuple(methods), decoding or Decoding(), pool)
+    return Ask(problem, tuple(methods), decoding or Decoding(), pool, tests_text, tests_note)
 
 
 def compare(
@@ -68,12 +81,14 @@ def compare(
 ) -> Generator[tuple[Column, ...]]:
     """All columns, again and again as they grow, at most once in `every` seconds; the last ones are complete.
 
-    A name that is no method fails in its own column. Closing the iterator, or `cancel`, stops the engine.
+    A name that is no method fails in its own column. Closing the iterator, or `cancel`, stops the engine; `cancel` is
+    left as it is, for what comes after the answers.
     """
+    stop = _Linked(cancel)
     columns, requests, places = _start(engine, ask)
     yield tuple(columns)
     painted = time.monotonic()
-    stream = engine.stream(requests, ask.decoding, cancel) if requests else iter(())
+    stream = engine.stream(requests, ask.decoding, stop) if requests else iter(())
     try:
         for event in stream:
             place = places[event.index]
@@ -85,12 +100,23 @@ def compare(
                 yield tuple(columns)
                 painted = time.monotonic()
     finally:
-        cancel.set()
+        stop.set()
         # Ended here and not left to the collector: whoever is next in line waits for the engine.
         close = getattr(stream, "close", None)
         if close is not None:
             close()
     yield tuple(columns)
+
+
+class _Linked(Event):
+    """Set when it is set itself, or when the event is that it was made with."""
+
+    def __init__(self, other: Event) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._other.is_set()
 
 
 def _start(engine: Engine, ask: Ask) -> tuple[list[Column], list[Request], list[int]]:

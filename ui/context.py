@@ -12,6 +12,7 @@ from evaluate.scoring import score_code
 from ui.compare_run import Scorer
 from ui.engine_source import EngineSource
 from ui.line import Line
+from ui.testing import TestBench
 
 
 class Stops:
@@ -52,3 +53,4 @@ class Context:
     line: Line = field(default_factory=Line)
     stops: Stops = field(default_factory=Stops)
     score: Scorer = score_code
+    bench: TestBench = field(default_factory=TestBench)

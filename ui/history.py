@@ -54,7 +54,8 @@ def export_file(records: Sequence[Record], kind: str, number: int) -> dict[str, 
 def _summary(records: Sequence[Record]) -> str:
     marked = [method_label(records[place]["method"]) for place in sorted(best(records))]
     if marked:
+        passes = any(record["scores"].get("tests") == 1 for record in records)
         matches = any(record["scores"].get("em") == 1 for record in records)
-        return f"{'match' if matches else 'closest'}: {', '.join(marked)}"
+        return f"{'passes' if passes else 'match' if matches else 'closest'}: {', '.join(marked)}"
     count = len(records)
     return f"{count} answer{'' if count == 1 else 's'}"

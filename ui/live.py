@@ -1,25 +1,24 @@
-"""A comparison from the click to its records: loading, place in line, growing columns, the end."""
+"""A comparison from the click to its records: loading, place in line, growing columns, tests, the end."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Event
 from typing import TYPE_CHECKING
 
-from tasks.problem import Problem
 from ui.board import Board, finished_board, growing_board
 from ui.compare_run import Ask, Column, compare
 from ui.context import Context
 from ui.records import Record, make_record
+from ui.testing import Testing, run_tests
 from ui.verdict import verdict
 
 if TYPE_CHECKING:
     from serve.engine import Engine
 
-TYPED_ID = "typed"
 STOPPED_EARLY = "Stopped before it began."
 _WAIT_SECONDS = 0.25
 
@@ -31,25 +30,6 @@ class Step:
     status: str
     board: Board | None = None
     records: tuple[Record, ...] = ()
-
-
-def problem_of(intent: str, reference: str | None, chosen: Problem | None) -> Problem:
-    """What is asked: the chosen test problem while its intent is untouched, else a problem of the person's own.
-
-    The chosen one keeps its id, and with it RAG never retrieves its own answer. Its reference does not go with
-    other words: scores against it would say nothing.
-    """
-    code = reference if reference and reference.strip() else None
-    if chosen is not None and chosen.intent.strip() == intent.strip():
-        return replace(chosen, reference=code)
-    return Problem(TYPED_ID, intent, None if lost_reference(intent, reference, chosen) else code)
-
-
-def lost_reference(intent: str, reference: str | None, chosen: Problem | None) -> bool:
-    """Whether the reference belongs to a test problem whose words are no longer those of the question."""
-    if chosen is None or not (reference or "").strip() or chosen.intent.strip() == intent.strip():
-        return False
-    return reference == chosen.reference
 
 
 def live_steps(context: Context, ask: Ask, cancel: Event) -> Iterator[Step]:
@@ -74,6 +54,11 @@ def live_steps(context: Context, ask: Ask, cancel: Event) -> Iterator[Step]:
         for columns in compare(engine, ask, cancel, context.score):
             yield Step(_progress(columns), growing_board(columns, ask, engine.base, created))
     records = tuple(make_record(column, ask, engine.base, created) for column in columns)
+    # The engine is free for the next in line: whatever tests run, run beside it.
+    for testing in _tests(context, ask, records, cancel):
+        records = testing.records
+        if testing.pending:
+            yield Step(testing.status, finished_board(records, testing.pending))
     yield Step(verdict(records), finished_board(records), records)
 
 
@@ -85,7 +70,15 @@ def answers(context: Context, ask: Ask) -> tuple[Record, ...]:
         while place.wait(_WAIT_SECONDS):
             pass
         last = deque(compare(engine, ask, Event(), context.score), maxlen=1)
-    return tuple(make_record(column, ask, engine.base, created) for column in last[0])
+    records = tuple(make_record(column, ask, engine.base, created) for column in last[0])
+    for testing in _tests(context, ask, records, Event()):
+        records = testing.records
+    return records
+
+
+def _tests(context: Context, ask: Ask, records: tuple[Record, ...], cancel: Event) -> Iterator[Testing]:
+    if ask.problem.tests:
+        yield from run_tests(context.bench, records, ask.problem.tests, cancel)
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""What most people leave as it is: the reference, how tokens are chosen, and where examples come from."""
+"""What most people leave as it is: the reference, tests, how tokens are chosen, and where examples come from."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ui.problem_picker import DEFAULT_DATA, data_choices
 MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5
 MAX_NEW_TOKENS = 1024
+TESTS_HINT = "Optional. Asserts, one a line:\nassert merge(['a'], [1]) == {'a': 1}"
 _QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -24,6 +25,7 @@ class Options:
     """The components, in the order in which `decoding` reads them."""
 
     reference: gr.Textbox
+    tests: gr.Textbox
     pool: gr.Dropdown
     mode: gr.Radio
     candidates: gr.Slider
@@ -61,10 +63,14 @@ def build_options(data_dir: Path | None) -> Options:
         with gr.Row():
             reference = gr.Textbox(
                 label="Reference code (the answers are scored against it)",
-                lines=5, max_lines=14, scale=3, min_width=280, elem_id="reference",
+                lines=6, max_lines=14, scale=3, min_width=280, elem_id="reference",
                 placeholder="Optional. A test problem brings its own.",
             )  # fmt: skip
-            with gr.Column(scale=2, min_width=280):
+            tests = gr.Textbox(
+                label="Tests (the answers run against them, in a sandbox)",
+                lines=6, max_lines=14, scale=3, min_width=280, elem_id="tests", placeholder=TESTS_HINT,
+            )  # fmt: skip
+            with gr.Column(scale=2, min_width=260):
                 pool = gr.Dropdown(
                     data_choices(data_dir),
                     value=DEFAULT_DATA,
@@ -89,7 +95,7 @@ def build_options(data_dir: Path | None) -> Options:
             temperature = gr.Slider(0.05, 2, 0.6, step=0.05, label="Temperature", visible=False, min_width=200)
             top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", visible=False, min_width=200)
             seed = gr.Number(0, label="Seed", precision=0, visible=False, min_width=120)
-    options = Options(reference, pool, mode, candidates, tokens, temperature, top_p, seed)
+    options = Options(reference, tests, pool, mode, candidates, tokens, temperature, top_p, seed)
     mode.change(_fields, mode, [candidates, temperature, top_p, seed], **_QUIET)
     changes = [component.change for component in [pool, *options.of_decoding]]
     gr.on(changes, _retitle, [pool, *options.of_decoding], fold, **_QUIET)
@@ -111,6 +117,5 @@ def _retitle(pool: str, *values: Any) -> Any:
 
 def _summary(pool: str, *values: Any) -> str:
     chosen = asdict(decoding(*values))
-    return (
-        f"Reference and options: {decoding_line(chosen)}, up to {chosen['max_new_tokens']} tokens, examples from {pool}"
-    )
+    how = f"{decoding_line(chosen)}, up to {chosen['max_new_tokens']} tokens, examples from {pool}"
+    return f"Reference, tests and options: {how}"

@@ -15,6 +15,7 @@ from errors import PeftArenaError
 from tasks.datasets import DATASETS, available, load_problems
 from tasks.problem import Problem
 from ui import widgets
+from ui.asked import shown_tests
 
 DEFAULT_DATA = "starter"
 BEGIN_WITH = 3
@@ -91,7 +92,7 @@ def wire_picker(
     chosen: gr.State,
     fill: Sequence[gr.components.Component],
 ) -> None:
-    """A choice goes to `chosen` (the Problem) and `fill`: intent, reference, and the pool of its own data set.
+    """A choice goes to `chosen` (the Problem) and `fill`: intent, reference, tests, and the pool of its own data set.
 
     With examples of another data set, ICL and RAG would be asked for one thing and shown another.
     """
@@ -102,7 +103,7 @@ def wire_picker(
 
     def pick(name: str, identity: str | None) -> list[object]:
         problem = _find(name, identity, data_dir)
-        return [problem, problem.intent, problem.reference or "", name] if problem else [gr.skip()] * 4
+        return _values(problem, name) if problem else [gr.skip()] * 5
 
     def throw(name: str) -> list[object]:
         choices, _ = _choices(name, data_dir)
@@ -111,11 +112,15 @@ def wire_picker(
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     for button, example in begin:
-        values = [example, example.intent, example.reference or "", DEFAULT_DATA]
+        values = _values(example, DEFAULT_DATA)
         button.click(lambda values=values: values, None, [chosen, *fill], **quiet)
     picker.data.input(show, picker.data, [picker.problem, picker.note], **quiet)
     picker.problem.input(pick, [picker.data, picker.problem], [chosen, *fill], **quiet)
     picker.dice.click(throw, picker.data, [picker.problem, chosen, *fill], **quiet)
+
+
+def _values(problem: Problem, data: str) -> list[object]:
+    return [problem, problem.intent, problem.reference or "", shown_tests(problem.tests), data]
 
 
 def _choices(name: str, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:

@@ -18,6 +18,7 @@ from errors import DataError, PeftArenaError, UnknownNameError
 from serve.quiet import quiet
 from tasks.datasets import load_problems
 from tasks.problem import Problem
+from ui.asked import shown_tests
 from ui.board import FIRST_EXAMPLE
 from ui.compare_run import make_ask
 from ui.context import Context
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         methods = (
             given.methods.split(",") if given.methods else default_methods(known_adapters(context.source.engine())[1])
         )
-        records = answers(context, make_ask(problem, methods, pool=given.data))
+        records = answers(context, make_ask(problem, methods, pool=given.data, tests_text=shown_tests(problem.tests)))
     except PeftArenaError as fault:
         sys.stderr.write(f"record_example: {fault}\n")
         return 2

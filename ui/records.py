@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypedDict
 
 from adapters.manifest import BaseIdentity
 from serve.method import Fixed, Method, Nearest
+from tasks.problem import AssertTest, StdioTest, Test
 from ui.compare_run import Ask, Column
 
 
 class Record(TypedDict):
-    """One method's answer to one problem, with all that is needed to make it again."""
+    """One method's answer to one problem, with all that is needed to make it again.
+
+    `asked_tests` are the problem's tests and `tests_text` what stood in their field; `tests` what each of them said of
+    this answer (evaluate.checking.TestResult), in the same order, empty while none ran; `tests_note` the sentence why
+    tests did not run; `sandbox` the layer in which they did.
+    """
 
     method: str
     text: str
@@ -42,6 +48,11 @@ class Record(TypedDict):
     problem_id: str
     intent: str
     reference: str | None
+    asked_tests: list[dict[str, str]]
+    tests_text: str
+    tests: list[dict[str, Any]]
+    tests_note: str
+    sandbox: str | None
     base_id: str
     base_revision: str
     architecture: str
@@ -83,6 +94,11 @@ def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> R
         problem_id=ask.problem.id,
         intent=ask.problem.intent,
         reference=ask.problem.reference,
+        asked_tests=[asdict(test) for test in ask.problem.tests],
+        tests_text=ask.tests_text,
+        tests=[],
+        tests_note=ask.tests_note,
+        sandbox=None,
         base_id=base.id,
         base_revision=base.revision,
         architecture=base.architecture,
@@ -90,6 +106,18 @@ def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> R
         device=base.device,
         created=created,
     )
+
+
+def with_tests(record: Record, results: Sequence[Mapping[str, Any]], sandbox: str) -> Record:
+    """The record with what the tests said; the score `tests` is the share of them that passed."""
+    tests = [dict(result) for result in results]
+    share = sum(bool(test["passed"]) for test in tests) / len(tests)
+    return {**record, "tests": tests, "sandbox": sandbox, "scores": {"tests": share, **record["scores"]}}
+
+
+def problem_tests(record: Record) -> tuple[Test, ...]:
+    """The tests of a record's problem, as the problem had them."""
+    return tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in record["asked_tests"])
 
 
 def _selection(method: Method | None) -> tuple[str, int]:

@@ -9,14 +9,17 @@ from ui.records import Record
 
 
 def best(records: Sequence[Record]) -> frozenset[int]:
-    """The places of the best answers by exact match, then CodeBLEU; none when nothing tells the answers apart."""
+    """The places of the best answers; none when nothing tells the answers apart.
+
+    Passing all tests beats everything; then come the share of tests passed, exact match, and CodeBLEU.
+    """
     keys = {place: _key(record) for place, record in enumerate(records)}
     scored = {place: key for place, key in keys.items() if key is not None}
     if not scored:
         return frozenset()
     top = max(scored.values())
     places = frozenset(place for place, key in scored.items() if key == top)
-    return frozenset() if top == (0.0, 0.0) or (len(places) == len(records) and len(records) > 1) else places
+    return frozenset() if not any(top) or (len(places) == len(records) and len(records) > 1) else places
 
 
 def verdict(records: Sequence[Record]) -> str:
@@ -36,9 +39,51 @@ def verdict(records: Sequence[Record]) -> str:
 
 
 def _judge(records: Sequence[Record]) -> str:
-    scored = [record for record in records if _key(record) is not None]
-    if not scored:
-        return _parsing(records)
+    tested = [record for record in records if record["tests"]]
+    scored = [record for record in records if record["scores"].get("em") is not None]
+    if not tested:
+        return _against_reference(scored) if scored else _parsing(records)
+    leaders = [record for record in tested if _share(record) == max(map(_share, tested))]
+    if _share(leaders[0]):
+        return _testing(tested, leaders) + _tie(leaders)
+    return _testing(tested, leaders) + (f" {_against_reference(scored)}" if scored else "")
+
+
+def _testing(tested: Sequence[Record], leaders: Sequence[Record]) -> str:
+    """What the tests say: who passes all, or how far the best came."""
+    total, share = len(tested[0]["tests"]), _share(leaders[0])
+    what = "the test" if total == 1 else f"all {total} tests"
+    if share == 1 and len(leaders) == len(tested):
+        return f"Every answer passes {what}." if len(tested) > 1 else f"The answer passes {what}."
+    if share == 1:
+        others = max(_share(record) for record in tested if record not in leaders)
+        rest = "none" if others == 0 else f"at most {round(others * total)}"
+        return f"{_names(leaders)} pass{'es' if len(leaders) == 1 else ''} {what}; the others pass {rest}."
+    if share == 0:
+        return "No answer passes the test." if total == 1 else f"No answer passes any of the {total} tests."
+    most = f"{round(share * total)} of {total}"
+    if len(leaders) == len(tested):
+        return f"No answer passes all {total} tests; {'each' if len(tested) > 1 else 'it'} passes {most}."
+    return (
+        f"No answer passes all {total} tests; {_names(leaders)} pass{'es' if len(leaders) == 1 else ''} most ({most})."
+    )
+
+
+def _tie(leaders: Sequence[Record]) -> str:
+    """What the reference adds about those whom the tests put first; '' where it adds nothing."""
+    matches = [record for record in leaders if record["scores"].get("em") == 1]
+    if matches:
+        who = "It" if len(leaders) == 1 else _names(matches)
+        return f" {who} also match{'es' if len(matches) == 1 else ''} the reference."
+    top = _top(leaders)
+    if len(leaders) == 1 or not top or len(top) == len(leaders):
+        return ""
+    come = "comes" if len(top) == 1 else "come"
+    return f" Of these, {_names(top)} {come} closest to the reference (CodeBLEU {_codebleu(top[0]):.2f})."
+
+
+def _against_reference(scored: Sequence[Record]) -> str:
+    """How near the answers come to the reference: who matches it, or who comes closest."""
     matches = [record for record in scored if record["scores"].get("em") == 1]
     if matches and len(matches) == len(scored) and len(scored) > 1:
         return "Every answer matches the reference."
@@ -64,7 +109,7 @@ def _parsing(records: Sequence[Record]) -> str:
         what = f"All {total} answers parse as Python"
     else:
         what = f"{parsing or 'None'} of {total} answers {'parses' if parsing == 1 else 'parse'} as Python"
-    return f"{what}; without a reference there is nothing more to score."
+    return f"{what}; without a reference or tests there is nothing more to score."
 
 
 def _top(records: Sequence[Record]) -> list[Record]:
@@ -72,9 +117,16 @@ def _top(records: Sequence[Record]) -> list[Record]:
     return [record for record in records if _codebleu(record) == highest] if highest > 0 else []
 
 
-def _key(record: Record) -> tuple[float, float] | None:
+def _key(record: Record) -> tuple[float, float, float, float] | None:
     em = record["scores"].get("em")
-    return None if em is None else (em, _codebleu(record))
+    if em is None and not record["tests"]:
+        return None
+    share = _share(record)
+    return float(share == 1), share, em or 0.0, _codebleu(record)
+
+
+def _share(record: Record) -> float:
+    return record["scores"].get("tests") or 0.0
 
 
 def _codebleu(record: Record) -> float:

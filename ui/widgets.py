@@ -30,7 +30,7 @@ def difference(pair: Mapping[str, Any]) -> str:
     return diff_html(str(pair.get("mine") or ""), str(pair.get("theirs") or ""))
 
 
-def board(value: Board) -> gr.HTML:
+def board(value: Board, *, elem_id: str = "board") -> gr.HTML:
     """The answers."""
     template = (
         '<section class="board" aria-label="Answers"><div class="board-head"></div>'
@@ -42,7 +42,7 @@ def board(value: Board) -> gr.HTML:
         js_on_load=script("board"),
         server_functions=[difference],
         apply_default_css=False,
-        elem_id="board",
+        elem_id=elem_id,
     )
 
 

@@ -24,12 +24,15 @@ ATTACKS = [
 ]
 OURS = {
     "h2", "h3", "p", "div", "dl", "dt", "dd", "span", "pre", "code", "button", "details", "summary", "label", "select",
-    "ol", "li", "table", "tbody", "tr", "th", "td", "header",
+    "ol", "ul", "li", "table", "tbody", "tr", "th", "td", "header",
 }  # fmt: skip
 HARMLESS = {
     "class", "data-copy", "data-diff", "data-diff-body", "tabindex", "type", "aria-hidden", "aria-label", "scope",
     "role", "aria-live", "style",
 }  # fmt: skip
+
+
+SECTIONS: tuple[Any, ...] = ("head", "code", "numbers", "tests", "folds")
 
 
 class Reader(HTMLParser):
@@ -57,6 +60,13 @@ def assert_harmless(html: Any) -> Any:
     return read.text
 
 
+def hostile_test(attack: Any) -> Any:
+    return {
+        "passed": False, "kind": "call", "given": attack, "expected": attack, "got": attack, "reason": attack,
+        "status": "ok", "protected": False, "seconds": 0.1,
+    }  # fmt: skip
+
+
 def hostile(attack: Any) -> Any:
     (record, *_) = records(("zero-shot",), attack)
     candidate = {"text": attack, "code": attack, "logprob": -1.0, "tokens": 3}
@@ -64,7 +74,8 @@ def hostile(attack: Any) -> Any:
     return record | {
         "code": attack, "text": attack, "prompt": attack, "reference": attack, "notes": [attack],
         "candidates": [candidate, candidate], "examples": [example], "score_reasons": {"em": attack},
-        "base_id": attack, "prompt_style": attack,
+        "base_id": attack, "prompt_style": attack, "tests": [hostile_test(attack)], "sandbox": attack,
+        "tests_note": attack,
     }  # fmt: skip
 
 
@@ -73,9 +84,11 @@ def test_no_text_becomes_markup(attack: Any) -> None:
     board = finished_board([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
     texts = [assert_harmless(board["head"])]
     for card in board["cards"]:
-        texts += [assert_harmless(card[section]) for section in ("head", "code", "numbers", "folds")]
+        sections: Any = dict(card)
+        texts += [assert_harmless(sections[name]) for name in SECTIONS]
     assert attack in texts[2], "the code is shown as it is"
-    assert sum(attack in text for text in texts) >= 5
+    assert attack in texts[4], "and so are the tests"
+    assert sum(attack in text for text in texts) >= 6
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -78,8 +78,8 @@ def test_closing_the_iterator_stops_the_engine() -> None:
     next(steps)
     next(steps)
     steps.close()
-    assert cancel.is_set()
     assert engine.cancelled == 1
+    assert not cancel.is_set(), "it is for whoever stops the run, and for what comes after the answers"
 
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])

@@ -16,7 +16,7 @@ from tests.fakes import FakeEngine
 from ui.compare_run import make_ask
 from ui.context import Context, Stops
 from ui.engine_source import EngineSource, Report
-from ui.live import STOPPED_EARLY, answers, live_steps, lost_reference, problem_of
+from ui.live import STOPPED_EARLY, answers, live_steps
 
 ASK = make_ask(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
 
@@ -81,16 +81,6 @@ def test_an_engine_that_breaks_gives_its_place_back() -> None:
         answers(context, ASK)
     with context.line.join() as place:
         assert place.wait(0) == 0
-
-
-def test_a_test_problem_keeps_its_id_while_its_words_are_its_own() -> None:
-    chosen = Problem("starter-test-1", "reverse a string", "s[::-1]")
-    assert problem_of(" reverse a string\n", "s[::-1]", chosen).id == "starter-test-1"
-    other = problem_of("sort a list", "s[::-1]", chosen)
-    assert (other.id, other.reference) == ("typed", None)
-    assert lost_reference("sort a list", "s[::-1]", chosen)
-    assert problem_of("sort a list", "sorted(l)", chosen).reference == "sorted(l)"
-    assert problem_of("sort a list", "  ", None).reference is None
 
 
 def test_stops_reach_only_their_session() -> None:

@@ -48,7 +48,7 @@ def test_nobody_is_best_where_all_are_the_same() -> None:
 )
 def test_without_a_reference_it_says_what_can_be_said(parsing: Any, sentence: Any) -> None:
     runs = [scored("zero-shot", None, None, parses=value) for value in parsing]
-    assert verdict(runs) == f"{sentence}; without a reference there is nothing more to score."
+    assert verdict(runs) == f"{sentence}; without a reference or tests there is nothing more to score."
     assert best(runs) == frozenset()
 
 
@@ -64,3 +64,41 @@ def test_failed_and_stopped_answers_are_counted_and_never_best() -> None:
     )
     assert best(runs) == {0}
     assert verdict([runs[1]]) == "1 method gave no answer; its column says why."
+
+
+def after_tests(method: Any, passed: int, em: Any = None, codebleu: Any = None, *, of: int = 4) -> Any:
+    record = scored(method, em, codebleu)
+    tests = [{"passed": place < passed} for place in range(of)]
+    return record | {"tests": tests, "scores": {"tests": passed / of, **record["scores"]}}
+
+
+def test_tests_come_before_exact_match_and_codebleu() -> None:
+    runs = [after_tests("zero-shot", 1, 1, 1.0), after_tests("rag-8", 4, 0, 0.2), after_tests("icl-8", 2, 0, 0.9)]
+    assert verdict(runs) == "RAG 8 passes all 4 tests; the others pass at most 2."
+    assert best(runs) == {1}
+    assert verdict(runs[::2]) == "No answer passes all 4 tests; ICL 8 passes most (2 of 4)."
+    assert best(runs[::2]) == {1}
+
+
+def test_the_reference_tells_apart_what_tests_do_not() -> None:
+    runs = [after_tests("zero-shot", 4, 0, 0.3), after_tests("rag-8", 4, 0, 0.8), after_tests("icl-8", 0, 0, 0.9)]
+    assert verdict(runs) == (
+        "zero-shot and RAG 8 pass all 4 tests; the others pass none. "
+        "Of these, RAG 8 comes closest to the reference (CodeBLEU 0.80)."
+    )
+    assert best(runs) == {1}
+    runs[0] = after_tests("zero-shot", 4, 1, 1.0)
+    assert verdict(runs[:2]) == "Every answer passes all 4 tests. zero-shot also matches the reference."
+    assert verdict(runs[:1]) == "The answer passes all 4 tests. It also matches the reference."
+
+
+def test_where_no_test_passes_the_reference_still_speaks() -> None:
+    runs = [after_tests("zero-shot", 0, 0, 0.3), after_tests("rag-8", 0, 0, 0.8)]
+    assert verdict(runs) == (
+        "No answer passes any of the 4 tests. No answer matches the reference; RAG 8 comes closest (CodeBLEU 0.80)."
+    )
+    assert best(runs) == {1}
+    nothing = [after_tests("zero-shot", 0), after_tests("rag-8", 0)]
+    assert (verdict(nothing), best(nothing)) == ("No answer passes any of the 4 tests.", frozenset())
+    same = [after_tests("zero-shot", 1, of=2), after_tests("rag-8", 1, of=2)]
+    assert (verdict(same), best(same)) == ("No answer passes all 2 tests; each passes 1 of 2.", frozenset())

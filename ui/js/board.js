@@ -3,7 +3,7 @@
 // selection lives and a scroll position holds while the other columns still grow.
 const head = element.querySelector(".board-head");
 const cards = element.querySelector(".cards");
-const SECTIONS = ["head", "code", "numbers", "folds"];
+const SECTIONS = ["head", "code", "numbers", "tests", "folds"];
 let painted = new WeakMap();
 let run = null;
 
@@ -31,7 +31,7 @@ function newCard() {
 function show() {
   const value = props.value || { run: "", head: "", cards: [] };
   if (value.run !== run) {
-    if (run !== null) reveal();
+    if (run !== null && value.run) reveal();
     run = value.run;
     cards.dataset.run = run;
     cards.replaceChildren();
@@ -52,7 +52,7 @@ function show() {
 
 function reveal() {
   // On a small screen the answers begin below its edge: whoever asked is brought to them.
-  const line = document.querySelector("#result-line");
+  const line = element.closest("#compare")?.querySelector("#result-line") || head;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (line && line.getBoundingClientRect().top > innerHeight * 0.5) {
     line.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });

@@ -1,0 +1,117 @@
+"""Tests of the answers once these stand: beside the engine's thread, and never outside a sandbox."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Event
+
+from errors import PeftArenaError
+from evaluate.checking import TestResult, check_many
+from evaluate.sandbox import Sandbox, open_sandbox
+from tasks.problem import Test
+from ui.line import Line
+from ui.records import Record, with_tests
+
+_WAIT_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class TestBench:
+    """How a comparison gets a sandbox of its own, and the line in front of the cores: one comparison at a time."""
+
+    __test__ = False  # nothing for pytest to collect
+
+    open: Callable[[], Sandbox] = open_sandbox
+    line: Line = field(default_factory=Line)
+
+
+@dataclass(frozen=True)
+class Testing:
+    """How far the tests are. `pending` are the places of records whose tests have not run yet."""
+
+    __test__ = False
+
+    status: str
+    records: tuple[Record, ...]
+    pending: frozenset[int]
+
+
+def run_tests(bench: TestBench, records: Sequence[Record], tests: Sequence[Test], cancel: Event) -> Iterator[Testing]:
+    """Each whole answer's tests, several answers at a time; the last value has nothing pending.
+
+    Without a sandbox no code runs, and every record says so in `tests_note`. Setting `cancel` ends it; what has not
+    run then is noted too.
+    """
+    places = [place for place, record in enumerate(records) if record["error"] is None and not record["cancelled"]]
+    if not places:
+        yield Testing("", tuple(records), frozenset())
+        return
+    try:
+        sandbox = bench.open()
+    except PeftArenaError as fault:
+        yield Testing("", noted(records, places, str(fault)), frozenset())
+        return
+    done, pending = list(records), set(places)
+    # Leaving the block ends at once what still runs.
+    with bench.line.join() as place, sandbox:
+        while (before := place.wait(_WAIT_SECONDS)) and not cancel.is_set():
+            line = f"Waiting to test: {before} before yours."
+            yield Testing(line, tuple(done), frozenset(pending))
+        # Equal answers are run once.
+        codes = {code: [p for p in places if records[p]["code"] == code] for code in _codes(records, places)}
+        yield _progress(done, pending, len(places))
+        for number, results in _checked([(code, tests) for code in codes], sandbox, cancel):
+            for found in list(codes.values())[number]:
+                done[found] = with_tests(done[found], [asdict(result) for result in results], sandbox.layer)
+                pending.discard(found)
+            yield _progress(done, pending, len(places))
+    if pending:
+        done = list(noted(done, sorted(pending), "The tests were stopped before they had run on every answer."))
+    yield Testing("", tuple(done), frozenset())
+
+
+def noted(records: Sequence[Record], places: Sequence[int], sentence: str) -> tuple[Record, ...]:
+    """The records, those at `places` with the sentence why their tests did not run."""
+    return tuple(
+        {**record, "tests_note": sentence} if place in places else record for place, record in enumerate(records)
+    )
+
+
+def _codes(records: Sequence[Record], places: Sequence[int]) -> dict[str, None]:
+    return dict.fromkeys(records[place]["code"] for place in places)
+
+
+def _progress(done: Sequence[Record], pending: set[int], total: int) -> Testing:
+    count = total - len(pending)
+    return Testing(f"Running the tests: {count} of {total} answers done.", tuple(done), frozenset(pending))
+
+
+def _checked(
+    jobs: Sequence[tuple[str, Sequence[Test]]], sandbox: Sandbox, cancel: Event
+) -> Iterator[tuple[int, list[TestResult]]]:
+    """`check_many` in a thread of its own, so that `cancel` is heard while a program still runs to its limit."""
+    events: SimpleQueue[tuple[int, list[TestResult]] | BaseException | None] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            for result in check_many(jobs, sandbox):
+                events.put(result)
+        except BaseException as fault:  # noqa: BLE001 - it is raised where the results are awaited
+            events.put(fault)
+        finally:
+            events.put(None)
+
+    threading.Thread(target=work, name="tests", daemon=True).start()
+    while not cancel.is_set():
+        try:
+            event = events.get(timeout=_WAIT_SECONDS)
+        except Empty:
+            continue
+        if event is None:
+            return
+        if isinstance(event, BaseException):
+            raise event
+        yield event

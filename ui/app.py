@@ -1,8 +1,9 @@
-"""All pages in one Gradio app. It stands before the model is loaded: the header shows how far the loading is."""
+"""All pages in one Gradio app, a tab each. It stands before the model is loaded: the header shows how far that is."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,47 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from ui import widgets
-from ui.compare import TITLE, build_compare
+from ui import compare, widgets
 from ui.context import Context
 from ui.engine_source import EngineSource
 from ui.header import build_header, header_html
 from ui.method_form import WITHOUT_ADAPTER, MethodForm, default_methods, known_adapters
-from ui.theme import STYLE, make_theme
+from ui.results import page as results
+from ui.results.shelf import DOCS, Shelf, runs_folder
+from ui.theme import STYLES, make_theme
 
 PRODUCT = "Peft Arena"
+PAGES = ("compare", "results")
 FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoint /compare</a> for gradio_client.</p>'
 MAX_QUEUED = 256
 
 
-def build_pages(engine_source: EngineSource, data_dir: Path | None = None, context: Context | None = None) -> gr.Blocks:
-    """The app, ready for `launch`. With one page there are no tabs; a second one brings them."""
+def build_pages(
+    engine_source: EngineSource,
+    data_dir: Path | None = None,
+    context: Context | None = None,
+    shelf: Shelf | None = None,
+) -> gr.Blocks:
+    """The app, ready for `launch`. `shelf` holds the runs that Results shows: those of `make_shelf` by default."""
     context = context or Context(engine_source, data_dir)
-    with gr.Blocks(title=f"{PRODUCT} · {TITLE}", fill_width=True, analytics_enabled=False) as pages:
+    shelf = shelf or make_shelf()
+    with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False) as pages:
         header, timer = build_header(context)
-        form = build_compare(context)
+        with gr.Tabs(selected=PAGES[0], elem_id="pages"):
+            with gr.Tab(compare.TITLE, id=PAGES[0], elem_id="tab-compare") as compare_tab:
+                form = compare.build_compare(context)
+            with gr.Tab(results.TITLE, id=PAGES[1], elem_id="tab-results") as results_tab:
+                runs = results.build_results(shelf)
         gr.HTML(FOOTER, apply_default_css=False, js_on_load=None, elem_id="foot")
         _wire_loading(pages, context, header, timer, form)
+        _wire_pages(pages, shelf, (compare_tab, results_tab), runs)
         pages.unload(_leaver(context))
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
+
+
+def make_shelf(runs_dir: Path | None = None) -> Shelf:
+    """The runs that come along, and the user's own: those in `runs_dir`, or in PEFT_ARENA_HOME."""
+    return Shelf([("docs/results", DOCS), ("runs", runs_dir or runs_folder())])
 
 
 def launch(pages: gr.Blocks, host: str = "127.0.0.1", port: int | None = 7860, **options: Any) -> Any:
@@ -42,7 +61,7 @@ def launch(pages: gr.Blocks, host: str = "127.0.0.1", port: int | None = 7860, *
         server_name=host,
         server_port=port,
         theme=make_theme(),
-        css_paths=STYLE,
+        css_paths=list(STYLES),
         head=f"<script>{widgets.script('page')}</script>",
         footer_links=[],
         ssr_mode=False,
@@ -59,6 +78,22 @@ def _leaver(context: Context) -> Any:
         context.stops.stop(request.session_hash or "")
 
     return leave
+
+
+def _wire_pages(pages: gr.Blocks, shelf: Shelf, each: Sequence[gr.Tab], runs: gr.Dropdown) -> None:
+    """`?tab=results` opens that page, and the address follows the tabs. Runs are read when somebody looks at them.
+
+    Gradio itself understands `?page=`: it names one of its own pages there.
+    """
+
+    def look(chosen: list[str]) -> Any:
+        return gr.skip() if chosen else results.opened(shelf)
+
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    pages.load(None, None, None, js="() => window.peftArenaOpen()", **quiet)
+    each[1].select(look, runs, runs, **quiet)
+    for tab, name in zip(each, PAGES, strict=True):
+        tab.select(None, None, None, js=f"() => window.peftArenaTab({name!r})", **quiet)
 
 
 def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> None:

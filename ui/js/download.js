@@ -1,9 +1,10 @@
-// Saves a text that the server made: no file has to lie on the server for it. `number` makes two equal ones differ.
+// Saves what the server made: no file has to lie on the server for it. `number` makes two equal ones differ.
 watch("value", () => {
   const file = props.value;
-  if (!file || !file.text) return;
+  if (!file) return;
+  const content = file.base64 ? Uint8Array.from(atob(file.base64), (letter) => letter.charCodeAt(0)) : file.text;
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([file.text], { type: file.type }));
+  link.href = URL.createObjectURL(new Blob([content], { type: file.type }));
   link.download = file.name;
   document.body.append(link);
   link.click();

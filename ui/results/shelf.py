@@ -1,0 +1,106 @@
+"""The runs that can be picked: the .jsonl files of a few folders, and nothing else whatever a browser asks for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import PeftArenaError, UnknownNameError
+from evaluate.results import Run, read_run
+from serve.home import home
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
+ENDINGS = (".jsonl", ".jsonl.gz")
+SCORES = (".scores.jsonl", ".scores.jsonl.gz")
+MAX_DEPTH = 3
+MAX_LISTED = 500
+KEPT = 8
+
+
+def runs_folder() -> Path:
+    """The user's own runs unless --runs-dir names another folder: `runs` in PEFT_ARENA_HOME."""
+    return home() / "runs"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that may be a run. `name` is what the page shows and sends back; the path never leaves this machine."""
+
+    name: str
+    path: Path
+
+
+class Shelf:
+    """Lists runs, and reads those that it listed. A run is read once while its files stay as they are."""
+
+    def __init__(self, folders: Sequence[tuple[str, Path]]) -> None:
+        self._folders = tuple(folders)
+        self._lock = threading.Lock()
+        self._read: OrderedDict[tuple[object, ...], Run] = OrderedDict()
+
+    @property
+    def folders(self) -> tuple[tuple[str, Path], ...]:
+        """The folders with the words that stand before their files' names."""
+        return self._folders
+
+    def entries(self) -> list[Entry]:
+        """All files that may be runs, newest first in each folder; a folder that is missing has none."""
+        found = []
+        for label, folder in self._folders:
+            files = sorted(_files(folder), key=lambda file: (-_modified(file), file.name))
+            found += [Entry(f"{label}/{file.relative_to(folder).as_posix()}", file) for file in files]
+        return found[:MAX_LISTED]
+
+    def run(self, name: str) -> Run:
+        """The run of that name; PeftArenaError in one sentence where it is not listed or its file is broken."""
+        path = next((entry.path for entry in self.entries() if entry.name == name), None)
+        if path is None:
+            raise UnknownNameError(f"There is no run '{name}' any more: choose another one.")
+        key = _state(path)
+        with self._lock:
+            if key in self._read:
+                self._read.move_to_end(key)
+                return self._read[key]
+        try:
+            run = read_run(path)
+        except PeftArenaError as fault:
+            # The path is this machine's business; the page names the file as it was listed.
+            raise PeftArenaError(str(fault).replace(str(path), f"'{name}'")) from fault
+        with self._lock:
+            self._read[key] = run
+            while len(self._read) > KEPT:
+                self._read.popitem(last=False)
+        return run
+
+
+def _files(folder: Path) -> list[Path]:
+    """Runs under the folder that really lie in it: a link that leads out of it is left out."""
+    if not folder.is_dir():
+        return []
+    inside = folder.resolve()
+    found = []
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or not path.name.endswith(ENDINGS) or path.name.endswith(SCORES):
+            continue
+        shallow = len(path.relative_to(folder).parts) <= MAX_DEPTH
+        if shallow and path.is_file() and path.resolve().is_relative_to(inside):
+            found.append(path)
+    return found
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """Changes whenever the run or the scores beside it do."""
+    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    around = (path, *(path.with_name(stem + ending) for ending in SCORES))
+    return (path, *((_modified(file), file.stat().st_size) for file in around if file.is_file()))

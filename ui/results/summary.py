@@ -1,0 +1,179 @@
+"""What the numbers of the chosen runs say: where they come from, a table with intervals, plots, comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from html import escape
+
+from errors import PeftArenaError
+from evaluate.grid import gigabytes
+from evaluate.measures import title
+from evaluate.results import Run
+from evaluate.stats import Interval
+from evaluate.table import (
+    HEADLINES,
+    MethodRow,
+    Pair,
+    across,
+    columns,
+    comparisons,
+    footnote,
+    method_rows,
+    render_pairs,
+)
+from ui.labels import day, decoding_line, method_label, model_line
+from ui.results.plots import Bar, curves, interval_bars
+from ui.results.view import View
+
+DASH = "–"
+# What a method costs, as text; None where it was not measured.
+COSTS: tuple[tuple[str, Callable[[MethodRow], str | None]], ...] = (
+    ("s/problem", lambda row: f"{row.cost.seconds:.2f}"),
+    ("tokens in", lambda row: f"{row.cost.prompt_tokens:.0f}"),
+    ("out", lambda row: f"{row.cost.tokens:.0f}"),
+    ("memory", lambda row: gigabytes(row.cost.peak_memory_bytes) if row.cost.peak_memory_bytes else None),
+    ("no answer", lambda row: str(row.errors) if row.errors else None),
+)
+EMPTY = (
+    "<h2>No results yet</h2><p>This page shows the runs of <code>python -m evaluate</code>: every method's scores with "
+    "their intervals, and behind each number the problems and the answers.</p>"
+    '<p>Make one with, for example:</p><pre class="code"><code>python -m evaluate --data starter --methods '
+    "zero-shot,rag-8,lora-starter --limit 20 --output {folder}/first.jsonl</code></pre>"
+)
+CHOOSE = "<p>Choose a run above to see its table, its plots and its problems.</p>"
+
+
+def empty_html(folder: str) -> str:
+    """What a person sees where there is no run at all: what this page is for, and how to fill it."""
+    return f'<div class="empty">{EMPTY.format(folder=escape(folder))}</div>'
+
+
+def choose_html() -> str:
+    """What a person sees while no run is chosen."""
+    return f'<div class="empty">{CHOOSE}</div>'
+
+
+def summary_html(runs: Sequence[tuple[str, Run]], view: View) -> str:
+    """All of it as HTML; every text of a run's file is escaped."""
+    several = len(runs) > 1
+    tables = "".join(_run(name, run, several=several) for name, run in runs)
+    return f"{tables}{_plots(view)}{_across(runs)}"
+
+
+def _run(name: str, run: Run, *, several: bool) -> str:
+    title = f"<h2>{escape(name)}</h2>" if several else ""
+    rows = method_rows(run)
+    about = f'<p class="about">{escape(_about(run))}</p>'
+    if not rows:
+        return f"<section>{title}{about}{_unscored(run, name)}</section>"
+    notes = f'<p class="quiet">{escape(footnote(rows))}</p>{_unfinished(run)}'
+    return f"<section>{title}{about}{_table(rows)}{notes}{_pairs(run)}</section>"
+
+
+def _about(run: Run) -> str:
+    settings = run.settings
+    model = model_line(settings["base_id"], settings["quantization"], settings["device"])
+    facts = [model, f"{settings['data']} {settings['split']}, {settings['n']} problems"]
+    facts.append(decoding_line(settings["decoding"]))
+    layer = run.scored_with.get("tests", {}).get("layer")
+    facts += [f"tests in the sandbox ({layer})"] if layer else []
+    with suppress(KeyError, ValueError):  # a file without a date is a run all the same
+        facts.append(day(str(run.provenance["started"])))
+    return " · ".join(facts)
+
+
+def _unscored(run: Run, name: str) -> str:
+    count = sum(len(run.results(method)) for method in run.methods)
+    if not count:
+        return '<p class="quiet">This run holds no results yet.</p>'
+    file = escape(name.rsplit("/", 1)[-1])
+    return f'<p class="quiet">{count} answers, not scored yet: <code>python -m evaluate score {file}</code></p>'
+
+
+def _unfinished(run: Run) -> str:
+    missing = [
+        f"{method_label(method)} {len(run.results(method))}"
+        for method in run.methods
+        if len(run.results(method)) < len(run.problems)
+    ]
+    text = f"Not finished, of {len(run.problems)} problems: {', '.join(missing)}." if missing else ""
+    return f'<p class="quiet">{escape(text)}</p>' if text else ""
+
+
+def _table(rows: Sequence[MethodRow]) -> str:
+    shown = columns(rows)
+    costs = [cost for cost in COSTS if any(cost[1](row) is not None for row in rows)]
+    names = ["n", *map(title, shown), *(name for name, _ in costs)]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    body = "".join(
+        f'<tr><th scope="row">{escape(method_label(row.method))}</th><td>{row.n}</td>'
+        + "".join(f"<td>{_score(row.interval(metric))}</td>" for metric in shown)
+        + "".join(f"<td>{escape(value(row) or DASH)}</td>" for _, value in costs)
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        '<div class="sheet" tabindex="0" role="region" aria-label="Scores of all methods"><table class="grid">'
+        f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _score(interval: Interval | None) -> str:
+    """A value in percent with its interval beneath it."""
+    if interval is None:
+        return DASH
+    return f"{100 * interval.value:.1f}<span>{100 * interval.low:.1f} to {100 * interval.high:.1f}</span>"
+
+
+def _pairs(run: Run) -> str:
+    pairs = comparisons(run)
+    note = "Paired over the same problems, in points; bootstrap 95 % intervals; * is a corrected p below 0.05."
+    return _pairs_fold("Comparisons", note, pairs) if pairs else ""
+
+
+def _across(runs: Sequence[tuple[str, Run]]) -> str:
+    """Methods that several runs share, against one another."""
+    if len(runs) < 2:
+        return ""
+    try:
+        pairs = across([run for _, run in runs])
+    except PeftArenaError:
+        return ""  # other problems: the page says so already
+    return _pairs_fold("The same methods across runs", "", pairs) if pairs else ""
+
+
+def _pairs_fold(name: str, note: str, pairs: Sequence[Pair]) -> str:
+    about = f'<p class="quiet">{note}</p>' if note else ""
+    return (
+        f'<details><summary>{name} <span class="count">{len(pairs)}</span></summary>{about}'
+        f'<pre class="code wide" tabindex="0"><code>{escape(render_pairs(pairs))}</code></pre></details>'
+    )
+
+
+def _plots(view: View) -> str:
+    """Bars for the headline metrics, and the curve over k where there are several candidates."""
+    found = {side.key: row for side in view.sides for row in method_rows(side.run) if row.method == side.method}
+    rows = [(side.label, found[side.key]) for side in view.sides if side.key in found]
+    bars = [
+        interval_bars(
+            f"{title(metric)}, percent with 95 % interval", [Bar(name, row.interval(metric)) for name, row in rows]
+        )
+        for metric in HEADLINES
+        if any(metric in row.measures for _, row in rows)
+    ]
+    return f'<div class="plots">{"".join(bars)}{_curves(rows)}</div>'
+
+
+def _curves(rows: Sequence[tuple[str, MethodRow]]) -> str:
+    for name in ("pass", "em"):
+        lines = {label: _over_k(row, name) for label, row in rows}
+        plot = curves(f"{title(name)}@k", "k, candidates looked at", lines)
+        if plot:
+            return plot
+    return ""
+
+
+def _over_k(row: MethodRow, name: str) -> list[float]:
+    found = (row.interval(f"{name}@{k}") for k in range(1, row.k + 1))
+    return [interval.value for interval in found if interval is not None]

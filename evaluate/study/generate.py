@@ -1,0 +1,161 @@
+"""Runs what is missing: one engine at a time, one Run file for each base, quantization, data set and decoding.
+
+A second question goes on in the files of the first. Ctrl-C, or a kill, loses at most the batch in flight.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errors import PeftArenaError
+from evaluate.progress import Progress
+from evaluate.results import Run, open_run, problem_record, read_run
+from evaluate.run import Engine, Plan, parse_methods, run_methods, versions
+from evaluate.score_run import score_run
+from evaluate.study.adapters import facts, needed
+from evaluate.study.cells import TRAINING
+from evaluate.study.config import StudyConfig
+from evaluate.study.jobs import Job, run_path
+from serve.home import Report
+from serve.quiet import quiet
+
+if TYPE_CHECKING:
+    from evaluate.sandbox import Sandbox
+
+Opener = Callable[[Job], AbstractContextManager[Engine]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Jobs that share a run file."""
+
+    path: Path
+    jobs: tuple[Job, ...]
+
+
+def missing(jobs: Sequence[Job], folder: Path) -> list[Batch]:
+    """Files and the jobs that they lack, files of one base together; jobs whose adapter is not there are left out."""
+    absent = {each.name for each in needed(jobs) if not each.is_there}
+    files: dict[Path, list[Job]] = {}
+    for job in jobs:
+        if job.adapter not in absent:
+            files.setdefault(run_path(folder, job), []).append(job)
+    batches = [Batch(path, tuple(job for job in found if not _done(path, job))) for path, found in files.items()]
+    order = {
+        key: at for at, key in enumerate(dict.fromkeys(_engine_key(batch.jobs[0]) for batch in batches if batch.jobs))
+    }
+    return sorted((batch for batch in batches if batch.jobs), key=lambda batch: order[_engine_key(batch.jobs[0])])
+
+
+def generate(
+    config: StudyConfig,
+    batches: Sequence[Batch],
+    data_dir: Path | None,
+    command: str,
+    open_engine: Opener,
+    sandbox: Sandbox | None = None,
+) -> None:
+    """Answers and scores the batches; each engine is closed before the next one is opened.
+
+    Tests are run in `sandbox`; without one they are left for later.
+    """
+    at = 0
+    while at < len(batches):
+        same = [batch for batch in batches[at:] if _engine_key(batch.jobs[0]) == _engine_key(batches[at].jobs[0])]
+        with open_engine(same[0].jobs[0]) as engine:
+            for batch in same:
+                run = _fill(config, batch, engine, data_dir, command)
+                score_run(run, Progress, sandbox)
+        at += len(same)
+
+
+def opener(config: StudyConfig, data_dir: Path | None, say: Report) -> Opener:
+    """Opens the real engine of a job's base, and frees it afterwards."""
+
+    @contextmanager
+    def opened(job: Job) -> Iterator[Engine]:
+        quiet()
+        from serve.build import build_engine
+
+        engine = build_engine(
+            base=job.base,
+            quantization=job.quantization,
+            device=config.device,
+            data_dir=data_dir,
+            trust_remote_code=job.model.trust_remote_code,
+            embedder=config.embedder,
+            report=say,
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
+            del engine
+            gc.collect()  # a model is full of cycles, and the next one needs its memory
+
+    return opened
+
+
+def check_bases(jobs: Sequence[Job]) -> None:
+    """PeftArenaError now, not after hours, for a base whose own code is to run without a pinned commit."""
+    for model in dict.fromkeys(job.model for job in jobs):
+        _, _, revision = model.base.partition("@")
+        if model.trust_remote_code and len(revision) != 40:
+            raise PeftArenaError(
+                f"{model.name} brings code of its own, which runs only from a pinned commit: read it, and write "
+                f"base: {model.base.partition('@')[0]}@<40 hex digits> in a copy of the study's file."
+            )
+
+
+def _fill(config: StudyConfig, batch: Batch, engine: Engine, data_dir: Path | None, command: str) -> Run:
+    from tasks.datasets import digest, load_examples, load_problems
+
+    data = batch.jobs[0].data
+    problems = load_problems(data.name, "test", data_dir, data.problems)
+    plan = Plan(
+        data.name,
+        "test",
+        problems,
+        digest(problems),
+        lambda: digest(load_examples(data.name, data_dir)),
+        data.decoding(config.seed),
+        data.batch,
+        config.seed,
+    )
+    described = [problem_record(problem) for problem in problems]
+    provenance = {
+        "command": command,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "architecture": engine.base.architecture,
+        "versions": versions(),
+    }
+    methods = parse_methods((job.method for job in batch.jobs), engine.adapters())
+    manifests = {each.name: each.manifest for each in needed(batch.jobs)}
+    with open_run(batch.path, plan.settings(engine.base), described, provenance) as run:
+        progress = Progress(sum(not run.has(method.name, problem.id) for method in methods for problem in problems))
+        try:
+            run_methods(engine, plan, methods, run, progress.step)
+        finally:
+            progress.end()
+        for job in batch.jobs:
+            if job.adapter:
+                run.describe(job.method, {TRAINING: facts(manifests[job.adapter])})
+        run.save()
+    return run
+
+
+def _done(path: Path, job: Job) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    run = read_run(path)
+    return bool(run.problems) and len(run.results(job.method)) == len(run.problems)
+
+
+def _engine_key(job: Job) -> tuple[str, str]:
+    return job.base, job.quantization

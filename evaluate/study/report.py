@@ -1,0 +1,131 @@
+"""A question's page: where the numbers come from, findings, the study's claims, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from evaluate.files import write_atomically
+from evaluate.study.cells import Cell, Found
+from evaluate.study.claims import checked
+from evaluate.study.config import StudyConfig
+from evaluate.study.figures import figures
+from evaluate.study.findings import Finding, findings
+from evaluate.study.tables import tables
+
+QUESTIONS = {
+    "rq1": "How well do models answer zero-shot and with random examples (ICL)?",
+    "rq2": "How well do they answer after fine-tuning, and what does quantization cost?",
+    "rq3": "How does LoRA compare with ICL and RAG, and with both together?",
+    "rq4": "Does LoRA make more programs pass their tests?",
+}
+_HOW = (
+    "Differences are paired over the same problems. One is called a difference where p is below 0.05 after Holm's "
+    "correction over all pairs of this page. The best number of examples is chosen on the test problems, as the study "
+    "does, which flatters ICL and RAG."
+)
+_FIGURES = {
+    "figure1": "Figure 1: peak memory of training",
+    "figure3": "Figure 3: EM over the number of random examples",
+    "figure4": "Figure 4: CodeBLEU and EM of models tuned with LoRA",
+    "figure5": "Figure 5: LoRA in 16, 8 and 4 bits",
+    "figure6": "Figure 6: ICL and LoRA",
+    "figure7": "Figure 7: RAG by the number of retrieved examples, LoRA and ICL",
+    "rank-alpha": "LoRA's rank and alpha",
+    "cost": "Exact match against time",
+}
+
+
+def write_report(config: StudyConfig, rq: str, found: Found, folder: Path, command: str) -> list[Path]:
+    """Writes rqN.md, a CSV for each table and findings, and a PNG for each figure; the paths, the page first."""
+    made = tables(config, rq, found)
+    drawn = figures(config, rq, found)
+    seen = findings(config, rq, found)
+    files: dict[str, str | bytes] = {f"{table.name}.csv": table.csv() for table in made}
+    files[f"{rq}-findings.csv"] = _findings_csv(seen)
+    files |= drawn
+    parts = [
+        f"# {rq.upper()}: {QUESTIONS[rq]}",
+        _provenance(config, found),
+        "## Findings",
+        _bullets(each.sentence() for each in seen) or "Nothing can be compared yet.",
+        _HOW,
+    ]
+    claims = checked(rq, found, seen)
+    if claims:
+        parts += ["## What the study claims, and what is seen here", _bullets(claims)]
+    parts += [table.markdown() for table in made]
+    parts += [f"## {_caption(name)}\n\n![{_caption(name)}]({name})" for name in drawn]
+    parts.append(f"Made by:\n\n```sh\n{command}\n```")
+    page = folder / f"{rq}.md"
+    write_atomically(page, "\n\n".join(parts) + "\n")
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    return [page, *(folder / name for name in files)]
+
+
+def _provenance(config: StudyConfig, found: Found) -> str:
+    cells = list(found.cells.values())
+    settings = [cell.run.settings for cell in cells]
+    bases = dict.fromkeys(f"{each['base_id']} at {each['base_revision']}, {each['device']}" for each in settings)
+    data = dict.fromkeys(f"{each['data']} {each['split']}, n = {each['n']}, {each['data_digest']}" for each in settings)
+    decodings = dict.fromkeys(_decoding(cell) for cell in cells)
+    styles: dict[str, list[str]] = {}
+    for cell in cells:
+        known = cell.run.methods.get(cell.job.method, {})
+        styles.setdefault(f"{known.get('style', 'unknown')} {known.get('fingerprint', '')}".strip(), []).append(
+            cell.job.method
+        )
+    layers = dict.fromkeys(
+        str(cell.run.scored_with["tests"]["layer"]) for cell in cells if "tests" in cell.run.scored_with
+    )
+    versions = dict(cells[0].run.provenance.get("versions", {}))
+    unfinished = [f"{job.method} ({done} of {n})" for job, (done, n) in found.unfinished.items()]
+    facts = [
+        *(f"Base: {each}" for each in bases),
+        *(f"Data: {each}" for each in data),
+        *(f"Decoding: {each}" for each in decodings),
+        f"Seed: {', '.join(dict.fromkeys(str(each['seed']) for each in settings))}; embeddings: {config.embedder}",
+        *(f"Prompt style: {style}: {', '.join(dict.fromkeys(names))}" for style, names in styles.items()),
+        *(f"Tests ran in the sandbox's layer {layer}" for layer in layers),
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in versions.items()),
+        *([f"Not finished, left out: {', '.join(unfinished)}"] if unfinished else []),
+    ]
+    return _bullets(facts)
+
+
+def _decoding(cell: Cell) -> str:
+    values = cell.run.settings["decoding"]
+    sampled = (
+        f", temperature {values['temperature']:g}, top-p {values['top_p']:g}" if values["mode"] == "sample" else ""
+    )
+    return (
+        f"{cell.job.data.name}: {values['mode']}, {values['candidates']} candidates{sampled}, at most "
+        f"{values['max_new_tokens']} new tokens; batch {cell.run.settings['batch']}"
+    )
+
+
+def _findings_csv(seen: Sequence[Finding]) -> str:
+    import csv
+    import io
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["model", "data", "part", "a", "b", "metric", "points", "low", "high", "n", "test", "p", "p holm", "tests"]
+    writer.writerow(head)
+    for each in seen:
+        job, found = each.a.job, each.difference
+        numbers = [f"{100 * value:.4f}" for value in (found.value, found.low, found.high)]
+        ps = [f"{each.p:.6g}", f"{each.corrected:.6g}", str(each.tests)]
+        names = [job.model.name, job.data.name, each.part, job.title, each.b.job.title, each.metric]
+        writer.writerow([*names, *numbers, str(each.n), each.test, *ps])
+    return out.getvalue()
+
+
+def _caption(name: str) -> str:
+    key = name.removesuffix(".png").partition("-")[2]
+    return _FIGURES.get(key, key.replace("tests-", "Tests passed on "))
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,58 @@
+"""A run with an engine that takes its time, in a process of its own, to be killed by test_killed.py."""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+
+from evaluate.progress import Progress
+from evaluate.results import open_run, problem_record
+from evaluate.run import Plan, decoding_for, parse_methods, run_methods
+from evaluate.score_run import score_run
+from serve.rows import Answer, Decoding, Request
+from tests.evaluate.fakes import BASE, FakeEngine, problems
+
+METHODS = ("zero-shot", "lora-tiny")
+PROBLEMS = 30
+
+
+class SlowEngine(FakeEngine):
+    """Says how many answers were asked for, one line a batch, before it gives them."""
+
+    def answer(self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None) -> list[Answer]:
+        time.sleep(0.01)
+        say("asked", len(requests))
+        return super().answer(requests, decoding, cancel)
+
+
+class SlowProgress(Progress):
+    """Scoring takes its time as well, and says each score."""
+
+    def step(self, count: int, label: str) -> None:
+        time.sleep(0.002)
+        say("scored", count)
+        super().step(count, label)
+
+
+def say(word: str, number: int) -> None:
+    sys.stdout.write(f"{word} {number}\n")
+    sys.stdout.flush()
+
+
+def main(path: Path) -> None:
+    plan = Plan("conala", "test", problems(PROBLEMS), "d", lambda: "p", decoding_for("beam", 3, 64, 42), 2)
+    described = [problem_record(each) for each in plan.problems]
+    engine = SlowEngine()
+    with open_run(path, plan.settings(BASE), described, {"started": "today"}) as run:
+        run_methods(engine, plan, parse_methods(METHODS, engine.adapters()), run, lambda count, _: say("saved", count))
+        say("scoring", 0)
+        score_run(run, lambda total: SlowProgress(total, io.StringIO()))
+    say("done", 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

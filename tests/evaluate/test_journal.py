@@ -1,0 +1,146 @@
+"""Files that only grow: what a crash tears off, what a second writer meets, what a full disk leaves."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import PeftArenaError
+from evaluate.journal import Journal, read_records
+
+RECORDS: list[dict[str, Any]] = [{"kind": "a", "n": at, "text": "é\ud800\n" * at} for at in range(4)]
+
+
+def written(path: Path) -> bytes:
+    journal = Journal.open(path)
+    journal.append(RECORDS)
+    journal.close()
+    return path.read_bytes()
+
+
+def test_what_is_appended_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "x.jsonl"
+    content = written(path)
+    assert read_records(path) == (RECORDS, len(content))
+    journal = Journal.open(path)
+    journal.append([{"more": True}])
+    journal.close()
+    assert read_records(path)[0] == [*RECORDS, {"more": True}]
+
+
+def test_wherever_a_crash_tears_the_file_only_the_torn_line_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    content = written(path)
+    for size in range(len(content)):
+        path.write_bytes(content[:size])
+        whole = content[:size].count(b"\n")
+        records, end = read_records(path)
+        assert records == RECORDS[:whole]
+        journal = Journal.open(path)
+        journal.cut(end)
+        journal.append([{"next": size}])
+        journal.close()
+        assert read_records(path)[0] == [*RECORDS[:whole], {"next": size}]
+
+
+def test_zeros_after_a_power_cut_are_torn_off_too(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    content = written(path)
+    path.write_bytes(content + b"\0\0\0\n\0\0")
+    assert read_records(path) == (RECORDS, len(content))
+
+
+@pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b"\n", b"7\n", b"\xff\n", b"[" * 100_000 + b"\n"])
+def test_a_broken_line_before_a_whole_one_is_no_torn_end(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "x.jsonl"
+    content = written(path)
+    path.write_bytes(content + line + b"{}\n")
+    with pytest.raises(ValueError, match="broken line"):
+        read_records(path)
+
+
+def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    first = Journal.open(path)
+    first.append(RECORDS)
+    with pytest.raises(PeftArenaError, match=r"Another process is writing .*x\.jsonl"):
+        Journal.open(path)
+    first.replace(RECORDS[:1])
+    with pytest.raises(PeftArenaError, match="Another process"):
+        Journal.open(path)
+    first.close()
+    Journal.open(path).close()
+    assert read_records(path)[0] == RECORDS[:1]
+
+
+def test_replacing_puts_the_new_file_in_place_of_the_old_in_one_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.jsonl"
+    before = written(path)
+    journal = Journal.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        with pytest.raises(PeftArenaError, match="No space left"):
+            journal.replace([{"new": True}])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl"]
+    journal.append([{"still": "ours"}])
+    journal.close()
+    assert read_records(path)[0] == [*RECORDS, {"still": "ours"}]
+
+
+def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jsonl"
+    before = written(path)
+    journal = Journal.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", _full)
+        with pytest.raises(PeftArenaError, match="No space left"):
+            journal.append([{"lost": True}])
+    journal.close()
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_nothing_was_written_to_is_not_left_behind(tmp_path: Path) -> None:
+    Journal.open(tmp_path / "x.jsonl").close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packed_files_are_read_and_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+    path.write_bytes(gzip.compress(lines))
+    assert read_records(path) == (RECORDS, len(lines))
+    with pytest.raises(PeftArenaError, match="gunzip"):
+        Journal.open(path)
+    for damaged in (path.read_bytes()[:-9], b"no archive"):
+        path.write_bytes(damaged)
+        with pytest.raises((ValueError, OSError)):
+            read_records(path)
+
+
+def test_a_folder_and_a_place_without_leave_are_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(PeftArenaError, match="is a folder"):
+        Journal.open(tmp_path)
+    with pytest.raises(PeftArenaError, match="Cannot write"):
+        Journal.open(Path("/proc/x.jsonl"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="Root may write everything.")
+def test_a_file_that_may_not_be_written_is_said_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    written(path)
+    path.chmod(stat.S_IRUSR)
+    with pytest.raises(PeftArenaError, match="Cannot write"):
+        Journal.open(path)
+
+
+def _full(_: int) -> None:
+    raise OSError(28, "No space left on device")

@@ -1,0 +1,93 @@
+"""A run that is really killed, again and again, loses at most the batch in flight and ends as one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from errors import PeftArenaError
+from evaluate.journal import read_records
+from evaluate.results import Run, read_run
+from evaluate.score_file import scores_path
+from tests.evaluate.killed_run import METHODS, PROBLEMS
+
+ROOT = Path(__file__).parents[2]
+BATCH = 2
+BATCHES = len(METHODS) * PROBLEMS // BATCH
+
+
+def start(path: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, "-m", "tests.evaluate.killed_run", str(path)]
+    # The published CodeBLEU moves with the seed of hashes.
+    environment = {**os.environ, "PYTHONHASHSEED": "0"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def told_until(process: subprocess.Popen[str], lines: int, stop: signal.Signals) -> list[str]:
+    """What the process said: it gets the signal after so many lines, and says at times a little more."""
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line.split()[0])
+        if len(said) == lines:
+            process.send_signal(stop)
+    process.wait()
+    return said
+
+
+def answers(run: Run) -> dict[tuple[str, str], tuple[object, ...]]:
+    return {
+        (method, each.problem): (each.candidates, each.scores) for method in run.methods for each in run.results(method)
+    }
+
+
+def test_killed_in_any_batch_it_loses_that_batch_at_most(tmp_path: Path) -> None:
+    path, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
+    assert told_until(start(whole), 10**9, signal.SIGKILL)[-1] == "done"
+    asked = saved = 0
+    # Somewhere in each quarter of the run, then to its end.
+    for place in (random.Random(5).randrange(3, 2 * BATCHES // 4), random.Random(6).randrange(3, BATCHES // 2), 10**9):
+        said = told_until(start(path), place, signal.SIGKILL)
+        asked, saved = asked + said.count("asked"), saved + BATCH * said.count("saved")
+        results = sum(map(len, map(read_run(path).results, METHODS)))
+        assert saved <= results <= saved + BATCH  # what was said to be saved is there, and of the batch in flight maybe
+        saved = results
+    assert asked <= BATCHES + 2  # two kills, a batch each
+    assert answers(read_run(path)) == answers(read_run(whole))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "run.jsonl", "run.scores.jsonl", "whole.jsonl", "whole.scores.jsonl",
+    ]  # fmt: skip
+
+
+def test_stopped_while_scoring_it_keeps_what_is_scored_and_scores_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    process = start(path)
+    said = told_until(process, 2 * BATCHES + 1 + 7, signal.SIGINT)  # with the seventh score
+    assert said.count("scored") >= 7
+    assert process.returncode == -signal.SIGINT
+    kept = [record for record in read_records(scores_path(path))[0] if record["kind"] == "scores"]
+    assert 7 <= len(kept) < len(METHODS) * PROBLEMS
+    said = told_until(start(path), 10**9, signal.SIGKILL)
+    assert said == ["scoring", *["scored"] * (len(METHODS) * PROBLEMS - len(kept)), "done"]
+    assert all(result.scores for method in METHODS for result in read_run(path).results(method))
+    again = [record for record in read_records(scores_path(path))[0] if record["kind"] == "scores"]
+    assert again[: len(kept)] == kept
+    assert len(again) == len(METHODS) * PROBLEMS
+
+
+def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    first = start(path)
+    assert first.stdout is not None
+    assert first.stdout.readline().split()[0] == "asked"
+    second = start(path)
+    _, said = second.communicate()
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert f"{PeftArenaError.__name__}: Another process is writing {path}" in said

@@ -180,7 +180,7 @@ class _Split:
                     return ast.BinOp(self.measured(node.left, loose), node.op, self.measured(node.right, loose))
             case ast.Call(func=ast.Name(id="abs" | "round" | "float")) if node.args and not node.keywords:
                 first, rest = node.args[0], node.args[1:]
-                if isinstance(first, ast.BinOp) and all(is_constant(each) for each in rest):
+                if isinstance(first, ast.BinOp | ast.Call) and all(is_constant(each) for each in rest):
                     inner = self.measured(first, loose)
                     if not isinstance(inner, Hole):
                         return ast.Call(node.func, [inner, *rest], [])

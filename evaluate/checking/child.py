@@ -84,7 +84,12 @@ class Writer:
         return f'{{"complex":["{plain.real.hex()}","{plain.imag.hex()}"]}}'
 
     def _str(self, value: str, _: int) -> str:
-        return self._text(str.__add__(value, ""))
+        plain = str.__add__(value, "")
+        try:
+            plain.encode()
+        except UnicodeEncodeError:  # a lone surrogate: JSON would join two of them to one character
+            return f'{{"str":{self._text(plain.encode("utf-8", "surrogatepass").hex())}}}'
+        return self._text(plain)
 
     def _bytes(self, value: bytes | bytearray, _: int) -> str:
         plain = bytes.__add__(value, b"") if isinstance(value, bytes) else bytes(bytearray.__add__(value, b""))

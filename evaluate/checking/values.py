@@ -3,9 +3,9 @@
 The child writes JSON (evaluate/checking/child.py). None, booleans, text and small numbers stand for themselves, a list
 is a list; everything else is an object with one key, its type:
 
-    {"int": "0x..."} {"float": "nan"} {"complex": ["0x1p+0", "0x0p+0"]} {"bytes": "hex"} {"tuple": [...]}
-    {"set": [...]} {"frozenset": [...]} {"dict": [[key, value], ...]} {"fraction": ["0x1", "0x2"]} {"decimal": "1.5"}
-    {"other": "name of the type"}
+    {"int": "0x..."} {"float": "nan"} {"complex": ["0x1p+0", "0x0p+0"]} {"bytes": "hex"} {"str": "hex of UTF-8"}
+    {"tuple": [...]} {"set": [...]} {"frozenset": [...]} {"dict": [[key, value], ...]}
+    {"fraction": ["0x1", "0x2"]} {"decimal": "1.5"} {"other": "name of the type"}
 
 An instance of a subclass arrives as the data of its base (a Counter as a dict, a NumPy number as a number), so methods
 like `__eq__` never decide here. Any other object arrives as the name of its type: an `Opaque`, equal to nothing.
@@ -124,6 +124,7 @@ _SCALARS: dict[str, Any] = {
     "float": lambda name: _FLOATS[name] if name in _FLOATS else _no_float(),
     "complex": _complex,
     "bytes": bytes.fromhex,
+    "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
     "fraction": _fraction,
     "decimal": _decimal,
     "other": lambda name: Opaque(str(name)[:100]),

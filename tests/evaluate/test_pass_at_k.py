@@ -73,7 +73,8 @@ def test_the_share_of_tests_is_a_mean_of_means(samples: list[list[bool]]) -> Non
 
 def test_the_share_of_tests_needs_the_same_tests_for_each_sample() -> None:
     assert module.tests_passed([[True, False], [True, True]]) == pytest.approx(0.75)
-    for samples in ([], [[], []]):
+    empty: list[list[list[bool]]] = [[], [[], []]]
+    for samples in empty:
         with pytest.raises(PeftArenaError, match="undefined without samples and tests"):
             module.tests_passed(samples)
     with pytest.raises(PeftArenaError, match="different numbers of tests"):

@@ -1,0 +1,178 @@
+"""Asserts taken apart: what goes into the child, what stays on the host, and which cannot be taken apart."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluate.checking.asserts import BrokenTestError, plan_of
+from evaluate.checking.constants import CannotError, is_constant, work_out
+from tasks.datasets import starter
+from tasks.problem import AssertTest
+
+
+@pytest.mark.parametrize(
+    ("statement", "calls"),
+    [
+        ("assert f(1) == 4", ["f(1)"]),
+        ("assert 4 == f(1)", ["f(1)"]),
+        ("assert f(1) != [4, (5, 6)]", ["f(1)"]),
+        ("assert f(g(2) + 1, key=lambda x: x == 2) == {4: None}", ["f(g(2) + 1, key=lambda x: x == 2)"]),
+        ("assert f(1) is True", ["f(1)"]),
+        ("assert f(1) is not None, 'a message'", ["f(1)"]),
+        ("assert f(1) == 1, 2", ["f(1)"]),
+        ("assert f(1)", ["f(1)"]),
+        ("assert not f(1)", ["f(1)"]),
+        ("assert Stack().push(1).is_full()", ["Stack().push(1).is_full()"]),
+        ("assert f(1) in [[4], 4]", ["f(1)"]),
+        ("assert 4 in f(1)", ["f(1)"]),
+        ("assert set(f(1)) == set([4, 5])", ["set(f(1))"]),
+        ("assert sorted(f(1)) == sorted([5, 4])", ["sorted(f(1))"]),
+        ("assert len(f(1).rows[0]) == 3", ["len(f(1).rows[0])"]),
+        ("assert [each.name for each in f(1)] == ['a']", ["[each.name for each in f(1)]"]),
+        ("assert (Ratio(1, 2) == Ratio(2, 4)) == True", ["Ratio(1, 2) == Ratio(2, 4)"]),
+        ("assert (3 in Interval(1, 5)) == True", ["3 in Interval(1, 5)"]),
+        ("assert (f(1) == 4) == True", ["f(1)"]),
+        ("assert f(1) == True", ["f(1)"]),
+        ("assert math.isclose(f(1), 0.1, rel_tol=1e-3)", ["f(1)"]),
+        ("assert isclose(0.1, f(1))", ["f(1)"]),
+        ("assert abs(f(1) - 1.0) < 1e-6", ["f(1)"]),
+        ("assert abs(1.0 - f(1)) <= 1e-6", ["f(1)"]),
+        ("assert round(abs(f(1) - 1.0), 6) == 0", ["f(1)"]),
+        ("assert f(1) - 1 == 0", ["f(1)"]),
+        ("assert round(f(1), 3) == 0.333", ["round(f(1), 3)"]),
+        ("assert 0 < f(1) < 10", ["f(1)"]),
+        ("assert -f(1) > 3", ["f(1)"]),
+        ("assert f(1) == 4 and f(2) == 5 or not f(3)", ["f(1)", "f(2)", "f(3)"]),
+        ("assert isinstance(f(1), (list, tuple))", ["f(1)"]),
+        ("assert f(1) == float('inf')", ["f(1)"]),
+        ("assert f(1) == -2 ** 31", ["f(1)"]),
+        ("assert f(1) == math.pi", ["f(1)"]),
+        ("assert f(1) == [0] * 3 + [1]", ["f(1)"]),
+        ("assert f(1) == {2} | {1} - set()", ["f(1)"]),
+        ("x = f(1); assert x == 4", ["x"]),
+        ("x = f(1)\ny = x\nassert y == 4", ["y"]),
+        ("    assert f(\n    1) == 4", ["f(\n1)"]),
+        ("assert f('ü') == 'ä'", ["f('ü')"]),
+    ],
+)
+def test_the_child_gets_calls_and_no_expected_value(statement: str, calls: list[str]) -> None:
+    plan = plan_of(AssertTest(statement, "s = 1"))
+    assert list(plan.shown) == calls
+    assert not plan.whole
+    assert plan.setup.startswith("s = 1")
+    assert all(ast.parse(hole, mode="eval") for hole in plan.holes)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "assert f(1) == g(1)",
+        "assert f(1) == sys.getsizeof(1)",
+        "assert all(f(x) == y for x, y in [(1, 2)])",
+        "assert np.allclose(f(1), [1, 2])",
+        "assert np.allclose(f(1), [1, 2]) == True",
+        "assert isclose(f(1), g(1))",
+        "assert isinstance(f(1), np.ndarray)",
+        "assert f(1).startswith('a')",
+        "assert f(1).equals(df)",
+        "assert any(f(1))",
+        "assert [x for x in f(1) if x == 2]",
+        "assert 'abc'.startswith(f(1))",
+        "ok = f(1) == 4\nassert ok",
+        "assert f(1) == 4\nassert f(2) == 5",
+        "for x in [1]:\n    assert f(x) == 4",
+        "assert f(1) == 4\nprint('done')",
+        "assert True",
+    ],
+)
+def test_other_asserts_run_whole_and_say_why(statement: str) -> None:
+    plan = plan_of(AssertTest(statement))
+    assert plan.whole == statement
+    assert plan.why
+    assert not plan.holes
+
+
+@pytest.mark.parametrize(
+    "code", ["", "f(1) == 4", "assert f(", "assert f(1) ==", "\0", "assert '\ud800'", "(" * 10_000]
+)
+def test_a_test_that_is_none_is_said_to_be_none(code: str) -> None:
+    with pytest.raises(BrokenTestError, match=r"no Python|asserts nothing"):
+        plan_of(AssertTest(code))
+
+
+def test_starters_own_tests_can_all_be_taken_apart() -> None:
+    tests = [test for split in ("train", "validation", "test") for each in starter.read(split) for test in each.tests]
+    assert len(tests) > 500
+    assert not [test.code for test in tests if isinstance(test, AssertTest) and plan_of(test).whole]
+
+
+def value(source: str) -> object:
+    return work_out(ast.parse(source, mode="eval").body)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "[1, -2.5, 'a', b'b', None, True, (3,), {4: {5}}, 1j, ...]",
+        "2 ** 10 - 7 // 2 + 7 % 4 / 2",
+        "1 < 2 <= 2 != 3",
+        "1 in [1] and 2 not in (3,) or None",
+        "sorted([3, 1]) + list('ab') + [len({1}), sum([1, 2]), min(2, 1), max([1]), abs(-1), round(1.256, 2)]",
+        "isinstance(True, (int, str))",
+        "not (None is None)",
+        "[0] * 3",
+        "{1, 2} & {2} | {3} ^ {4}",
+        "dict(a=1)",
+        "str(5) + 'x' * 2",
+        "float('-inf')",
+    ],
+)
+def test_constants_are_worked_out_as_python_does(source: str) -> None:
+    assert value(source) == eval(source)
+    assert is_constant(ast.parse(source, mode="eval").body)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "2 ** 10 ** 9",
+        "[0] * 10 ** 9",
+        "10 ** 6 * 'x' * 1000",
+        "bytes(10 ** 12)",
+        "'%1000000000d' % 1",
+        "1 << 10 ** 9",
+        "round(1, -10 ** 9)",
+        "'a'.join(['b'])",
+        "().__class__",
+        "open('/etc/passwd')",
+        "f'{1}'",
+        "[x for x in [1]]",
+        "lambda: 1",
+        "range(3)",
+        "isinstance(1, object)",
+        "__import__('os')",
+        "{**{}}",
+        "sorted([1], **{})",
+        "x",
+    ],
+)
+def test_what_is_no_bounded_constant_is_not_worked_out(source: str) -> None:
+    with pytest.raises(CannotError):
+        value(source)
+
+
+def test_a_whole_number_of_any_length_is_read() -> None:
+    assert value(f"int('{'9' * 6000}')") == 10**6000 - 1
+
+
+@given(st.text(alphabet="assertf(1)=<>[],.' \nnoti&|*-+", max_size=60))
+def test_any_text_is_a_plan_or_no_test(text: str) -> None:
+    try:
+        plan = plan_of(AssertTest(text))
+    except BrokenTestError:
+        return
+    assert bool(plan.holes) != bool(plan.whole)

@@ -1,0 +1,25 @@
+"""MBPP's own solutions pass MBPP's own tests, all 974 of them, inside of the sandbox."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evaluate.checking import check_many
+from evaluate.sandbox import Limits, Sandbox
+from tasks.datasets import mbpp
+from tasks.datasets.jsonl import read_rows
+
+# mbpp-123 takes seconds on a quiet machine.
+LIMITS = Limits(wall_seconds=60, cpu_seconds=60)
+
+
+def test_all_reference_solutions_pass(sandbox: Sandbox, data_dir: Path) -> None:
+    problems = mbpp._problems(read_rows(data_dir / "mbpp" / mbpp.FILE, "MBPP"))
+    assert len(problems) == 974
+    jobs = [(problem.reference or "", problem.tests) for problem in problems]
+    results = dict(check_many(jobs, sandbox, limits=LIMITS))
+    failed = {problems[at].id: result.reason for at, each in results.items() for result in each if not result.passed}
+    assert failed == {}
+    assert sum(map(len, results.values())) == 2922
+    # Three tests compare with `sys.getsizeof(...)`, which is no constant.
+    assert {problems[at].id for at, each in results.items() if not all(one.protected for one in each)} == {"mbpp-596"}

@@ -1,0 +1,202 @@
+"""Values that go from a child to the host: plain ones arrive as they are, others as what they cannot lie about."""
+
+from __future__ import annotations
+
+import collections
+import enum
+import json
+import math
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluate.checking.child import TooMuchError, Writer
+from evaluate.checking.values import Opaque, UnreadableError, read_line, read_value, show
+
+HASHABLE: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-(10**40), 10**40),
+    st.floats(allow_nan=False),
+    st.text(),
+    st.text(st.characters(categories=["Cs"])),
+    st.binary(),
+    st.complex_numbers(allow_nan=False),
+    st.fractions(),
+)
+HASHABLE = st.recursive(
+    HASHABLE, lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3)
+)
+VALUES = st.recursive(
+    HASHABLE | st.sets(HASHABLE, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(HASHABLE, inner, max_size=3)
+    ),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "int",
+                    "str",
+                    "set",
+                    "dict",
+                    "fraction",
+                    "decimal",
+                    "complex",
+                    "bytes",
+                    "tuple",
+                    "float",
+                    "no",
+                    "other",
+                ]
+            ),
+            inner,
+            max_size=2,
+        )
+    ),
+)
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Liar(int):
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __add__(self, other: object) -> Any:
+        return self
+
+    def __repr__(self) -> str:
+        return "4"
+
+    __class__ = int  # type: ignore[assignment]
+
+
+def sent(value: Any) -> Any:
+    """`value` as it arrives on the host."""
+    return read_value(read_line(Writer().write(value)))
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal, and of equal types all the way down."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    return bool(left == right)
+
+
+@given(VALUES)
+def test_plain_values_arrive_as_they_are(value: Any) -> None:
+    assert same(sent(value), value)
+
+
+def test_numbers_at_the_edge_arrive_too() -> None:
+    assert math.isnan(sent(math.nan))
+    assert sent([math.inf, -math.inf, 10**15, -(10**15), Decimal("1.50")]) == [
+        math.inf,
+        -math.inf,
+        10**15,
+        -(10**15),
+        Decimal("1.5"),
+    ]
+    assert math.copysign(1, sent(-0.0)) == -1
+    assert sent(7 ** (10**4)) == 7 ** (10**4)
+    assert show(sent(7 ** (10**4))) == "an integer of 28074 bits"
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        (Point(1, 2), (1, 2)),
+        (Colour.RED, 1),
+        (collections.Counter("aab"), {"a": 2, "b": 1}),
+        (collections.OrderedDict(a=1), {"a": 1}),
+        (collections.defaultdict(list, a=[1]), {"a": [1]}),
+        ({"a": 1}.keys(), {"a"}),
+        (bytearray(b"ab"), b"ab"),
+        (np.int64(3), 3),
+        (np.float64(0.5), 0.5),
+        (np.bool_(True), True),
+        (Liar(3), 3),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_subclass_arrives_as_the_data_of_its_base(value: Any, plain: Any) -> None:
+    assert same(sent(value), plain)
+
+
+def test_other_objects_arrive_as_the_name_of_their_type_and_equal_nothing() -> None:
+    arrived = sent([object(), np.zeros(2), range(3), {"a": 1}.values(), int])
+    assert [each.type_name for each in arrived] == ["object", "ndarray", "range", "dict_values", "type"]
+    assert arrived[0] != arrived[0]
+    assert show(arrived[2]) == "an object of type range"
+    assert sent({1: object()}) != {1: Opaque("object")}
+
+
+def test_values_without_end_are_refused_by_the_child() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    shared: Any = []
+    for _ in range(50):
+        shared = [shared, shared]
+    for value, says in ((endless, "nested more than 60 deep"), (shared, "characters"), ("x" * 200_001, "characters")):
+        with pytest.raises(TooMuchError, match=says):
+            Writer().write(value)
+
+
+@given(JSON)
+def test_any_json_is_read_or_refused(encoded: Any) -> None:
+    try:
+        value = read_value(encoded)
+    except UnreadableError:
+        return
+    assert isinstance(show(value), str)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[" * 100_000,
+        '"' + "x" * 300_000 + '"',
+        json.dumps({"set": [[1]]}),
+        json.dumps({"dict": [[{"dict": []}, 1]]}),
+        json.dumps({"int": "9" * 10}),
+        json.dumps({"int": "0xg"}),
+        json.dumps({"fraction": ["0x1", "0x0"]}),
+        json.dumps({"decimal": "1E999999999"}),
+        json.dumps({"complex": ["1", "x"]}),
+        json.dumps({"bytes": "0"}),
+        json.dumps({"float": "1.5"}),
+        json.dumps({"set": [1], "int": "0x1"}),
+        json.dumps({"__class__": [1]}),
+        "[" * 70 + "]" * 70,
+    ],
+    ids=lambda line: line[:20],
+)
+def test_what_is_no_value_is_refused(line: str) -> None:
+    with pytest.raises(UnreadableError):
+        read_value(read_line(line))

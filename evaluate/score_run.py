@@ -35,8 +35,8 @@ def score_run(
 ) -> None:
     """Gives every result of the run its scores and keeps them in X.scores.jsonl beside its file.
 
-    `begin` gets the number of scorings that are to be done: one a result, and one more where its problem has tests.
-    These run in `sandbox`, `workers` at a time (one a core by default); without a sandbox no code runs, and scores of
+    `begin` gets the number of results whose texts are to be scored, and then of those whose tests are to run, where
+    there are any: the two go at speeds of their own. Tests run in `sandbox`, `workers` at a time (one a core by default); without a sandbox no code runs, and scores of
     tests that are in the file already stay. Stopped or killed at any moment, what was scored up to two seconds before
     is kept.
     """
@@ -49,13 +49,10 @@ def score_run(
         tested = {problem["id"] for problem in run.problems if problem.get("tests")} if "tests" in keys else set()
         texts = [result for result in results if "parses" not in result.scores]
         tests = [result for result in results if result.problem in tested and "tests" not in result.scores]
-        meter = begin(len(texts) + len(tests))
-        try:
-            _keep(file, run, "text", _score_texts(run, texts), meter)
-            if sandbox is not None:
-                _keep(file, run, "tests", _score_tests(run, tests, sandbox, workers), meter)
-        finally:
-            meter.end()
+        if texts:
+            _keep(file, run, "text", _score_texts(run, texts), begin(len(texts)))
+        if tests and sandbox is not None:
+            _keep(file, run, "tests", _score_tests(run, tests, sandbox, workers), begin(len(tests)))
     finally:
         file.close()
 
@@ -102,5 +99,6 @@ def _keep(file: ScoreFile, run: Run, kind: Kind, scored: Iterable[Scored], meter
                 file.append(run, kind, waiting)
                 waiting, saved = [], time.monotonic()
     finally:
+        meter.end()
         if waiting:
             file.append(run, kind, waiting)

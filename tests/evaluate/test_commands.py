@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import json
 from pathlib import Path
@@ -112,6 +113,51 @@ def test_mistakes_end_with_one_sentence_and_status_two(
     said = capsys.readouterr().err
     assert sentence in said
     assert len(said.strip().splitlines()) == 1
+
+
+def test_tests_run_after_the_answers_and_all_files_are_written(
+    tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines.append(FakeEngine())
+    names = {"--csv": "a.csv", "--csv-problems": "p.csv", "--json": "a.json", "--png": "a.png", "--markdown": "a.md"}
+    files = [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+    words = ["--data", "starter", "--limit", "4", "--samples", "2", "--methods", "zero-shot,lora-tiny"]
+    assert command.main([*words, "--output", str(tmp_path / "run.jsonl"), *files]) == 0
+    printed = capsys.readouterr()
+    assert "Pass@1" in printed.out
+    assert "Tests: sandbox layer" in printed.out
+    assert "8/8 lora-tiny" in printed.err
+    assert "8/8 scores of lora-tiny" in printed.err
+    assert "8/8 tests of lora-tiny" in printed.err
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    passed = {row["method"]: float(row["value"]) for row in rows if row["metric"] == "pass@2"}
+    assert passed == {"zero-shot": 0, "lora-tiny": 1}, "one of its two samples is the reference"
+    assert all((tmp_path / name).stat().st_size > 100 for name in names.values())
+    assert command.main(["score", str(tmp_path / "run.jsonl"), "--compare", "zero-shot:lora-tiny"]) == 0
+    again = capsys.readouterr()
+    assert "zero-shot  lora-tiny" in again.out
+    assert "tests of" not in again.err, "nothing was left to score"
+
+
+def test_without_a_sandbox_nothing_is_generated_unless_tests_are_left_out(
+    tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines.append(FakeEngine())
+    words = ["--data", "starter", "--limit", "2", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]
+    assert command.main([*words, "--sandbox", "rlimits"]) == 2
+    said = capsys.readouterr().err
+    assert "--no-tests goes without" in said
+    assert len(said.strip().splitlines()) == 1
+    assert engines, "no engine was made"
+    assert list(tmp_path.iterdir()) == []
+    assert command.main([*words, "--no-tests"]) == 0
+    assert "Tests: have not run" in capsys.readouterr().out
+
+
+def test_only_two_methods_with_a_colon_can_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["report", str(tmp_path / "run.jsonl"), "--compare", "zero-shot"])
+    assert "write them as A:B" in capsys.readouterr().err
 
 
 def test_a_report_over_no_file_ends_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

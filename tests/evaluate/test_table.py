@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PeftArenaError, UnknownNameError
 from evaluate.grid import grid
 from evaluate.report import markdown_report, text_report
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates
-from evaluate.stats import wilson
+from evaluate.stats import holm, wilson
 from evaluate.table import across, compare, comparisons, method_rows, render_methods, render_pairs
 
 SETTINGS = {
@@ -81,6 +81,18 @@ def test_without_zero_shot_the_last_still_meets_the_first() -> None:
     run = made_run()
     del run.methods["zero-shot"]
     assert [(pair.a, pair.b) for pair in comparisons(run)] == [("lora-tiny", "icl-8")] * 2
+
+
+def test_pairs_can_be_chosen_and_share_one_correction() -> None:
+    run = made_run()
+    pairs = comparisons(run, [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")])
+    assert [(pair.a, pair.b) for pair in pairs[::2]] == [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")]
+    assert [pair.corrected for pair in pairs] == holm([pair.p for pair in pairs])
+    with pytest.raises(UnknownNameError, match="did you mean 'icl-8'"):
+        comparisons(run, [("icl-9", "zero-shot")])
+    results = run.results("lora-tiny"), run.results("icl-8")
+    one = compare(*results, "a", "b", 0, ["em@3"])
+    assert [(pair.metric, pair.test) for pair in one] == [("em@3", "McNemar")]
 
 
 def test_other_problems_refuse_to_be_compared() -> None:

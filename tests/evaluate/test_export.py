@@ -1,0 +1,139 @@
+"""What leaves a report: CSV, JSON and the picture, from runs made here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from errors import PeftArenaError
+from evaluate.export import csv_metrics, csv_problems, json_report
+from evaluate.plots import figure_of, png_report
+from evaluate.results import Result, Run
+from evaluate.stats import wilson
+from evaluate.table import comparisons, method_rows
+from tests.evaluate.test_table import made_run
+
+N = 20
+
+
+def run_with_tests() -> Run:
+    """A run with tests of 5 samples each: pass@1 and pass@5 are not the same."""
+    run = made_run("tested.jsonl", n=N)
+    run.settings["decoding"] = {"mode": "sample", "candidates": 5, "max_new_tokens": 64}
+    for method, right in (("zero-shot", 1), ("icl-8", 2), ("lora-tiny", 4)):
+        for at in range(N):
+            passed = right if at % 2 else 0
+            scores = {"tests": passed / 5, "pass@1": passed / 5, "pass@5": float(passed > 0)}
+            run.score(method, f"p{at}", scores)
+    run.scored_with["tests"] = {"layer": "bubblewrap", "limits": {"wall_seconds": 10.0, "memory_bytes": 2**29}}
+    return run
+
+
+def read(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_has_every_metric_of_every_method_with_what_it_depends_on() -> None:
+    rows = read(csv_metrics([made_run("a.jsonl")]))
+    first = next(row for row in rows if (row["method"], row["metric"]) == ("zero-shot", "em@1"))
+    expected = wilson(2, N)
+    assert (float(first["value"]), float(first["low"]), float(first["high"])) == (
+        expected.value, expected.low, expected.high,
+    )  # fmt: skip
+    assert (first["n"], first["interval"], first["base"], first["quantization"]) == ("20", "wilson", "tiny", "nf4")
+    assert (first["prompt"], first["seed"], first["file"], first["mode"]) == ("f" * 16, "42", "a.jsonl", "beam")
+    metrics = [row["metric"] for row in rows if row["method"] == "lora-tiny"]
+    assert metrics[:3] == ["em@1", "em@2", "em@3"], "EM@k for every k"
+    assert {"codebleu", "codebleu.ngram", "codebleu-pypi", "parses", "seconds", "tokens_per_second"} <= set(metrics)
+    cost = next(row for row in rows if (row["method"], row["metric"]) == ("icl-8", "seconds"))
+    assert (cost["value"], cost["low"], cost["n"]) == ("0.5", "", "19")
+
+
+def test_csv_of_problems_has_a_row_each_and_no_formula() -> None:
+    run = made_run("a.jsonl")
+    hostile = replace(run.results("zero-shot")[0], method="evil", candidates=({"code": "=1+1", "text": ""},))
+    run.methods["evil"] = {}
+    run.add([hostile])
+    rows = read(csv_problems([run]))
+    assert [row["id"] for row in rows] == [f"p{at}" for at in range(N)]
+    assert rows[0]["evil: answer"] == "'=1+1"
+    assert rows[1]["evil: answer"] == ""
+    assert (rows[1]["zero-shot: em@1"], rows[2]["zero-shot: em@1"], rows[2]["zero-shot: em@3"]) == ("1.0", "0.0", "1.0")
+    assert rows[19]["icl-8: error"] == "Too long."
+    both = read(csv_problems([run, made_run("b.jsonl")]))
+    assert both[0]["zero-shot (b): em@1"] == "1.0"
+
+
+def test_other_problems_have_no_common_table() -> None:
+    with pytest.raises(PeftArenaError, match="different problems"):
+        csv_problems([made_run("a.jsonl"), made_run("b.jsonl", n=7)])
+
+
+def test_json_says_what_the_report_says() -> None:
+    run, other = made_run("a.jsonl"), made_run("b.jsonl")
+    values = json.loads(json_report([run, other], "python -m evaluate report a.jsonl b.jsonl"))
+    assert [each["file"] for each in values["runs"]] == ["a.jsonl", "b.jsonl"]
+    [pair, *_] = values["runs"][0]["comparisons"]
+    expected = comparisons(run)[0]
+    assert (pair["a"], pair["b"], pair["metric"]) == ("icl-8", "zero-shot", "em@1")
+    assert (pair["difference"], pair["corrected"]) == (expected.difference.value, expected.corrected)
+    assert {each["a"] for each in values["across"]} == {f"{name} (b)" for name in run.methods}
+    other.settings["data_digest"] = "sha256:e"
+    assert json.loads(json_report([run, other], ""))["across"] == []
+
+
+def test_the_picture_has_a_panel_a_metric_and_curves_over_k() -> None:
+    def panels(*runs: Run) -> list[str]:
+        return [axes.get_title(loc="left").partition(",")[0] for axes in figure_of(runs).axes]
+
+    assert panels(made_run()) == ["EM@1", "EM@3", "tree@1", "CodeBLEU", "parses", "EM@k"]
+    tested = run_with_tests()
+    assert panels(tested) == ["tests passed", "Pass@1", "Pass@5", "CodeBLEU", "parses"]
+    for method in tested.methods:
+        for at in range(N):
+            tested.score(method, f"p{at}", {"pass@2": 0.5})
+    assert panels(tested)[-1] == "Pass@k"
+
+
+def test_bars_stand_where_the_numbers_are() -> None:
+    run = made_run()
+    [bars, *_] = figure_of([run]).axes
+    drawn = [float(np.asarray(line.get_xdata())[0]) for line in bars.get_lines() if line.get_marker() == "o"]
+    expected = [100 * row.measures["em@1"].interval.value for row in method_rows(run)]
+    assert drawn == pytest.approx(expected)
+    assert [label.get_text() for label in bars.get_yticklabels()] == list(run.methods)
+
+
+def test_the_picture_is_a_png_and_the_same_each_time() -> None:
+    runs = [made_run("a.jsonl"), made_run("b.jsonl")]
+    png = png_report(runs)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    assert (width, height) > (1200, 400)
+    assert png_report(runs) == png
+
+
+def test_nothing_scored_is_nothing_to_draw() -> None:
+    run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
+    run.methods["zero-shot"] = {}
+    run.add([Result("zero-shot", "p0")])
+    with pytest.raises(PeftArenaError, match="nothing to draw"):
+        png_report([run])
+
+
+def test_a_table_with_tests_shows_them_first() -> None:
+    rows: dict[str, Any] = {row.method: row for row in method_rows(run_with_tests())}
+    assert rows["lora-tiny"].interval("pass@5") == wilson(10, N)
+    assert rows["lora-tiny"].measures["pass@1"].kind == "bootstrap"
+    pairs = comparisons(run_with_tests(), [("lora-tiny", "icl-8")])
+    assert [(pair.metric, pair.test) for pair in pairs] == [
+        ("tests", "sign flip"), ("pass@1", "sign flip"), ("em@1", "McNemar"), ("codebleu", "sign flip"),
+    ]  # fmt: skip

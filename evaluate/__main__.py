@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from errors import PeftArenaError
@@ -141,11 +144,30 @@ def _sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManage
 def _scored(run: Run, again: str, sandbox: Sandbox | None) -> bool:
     """Scores what is not scored yet; False, with how to go on, where that was stopped."""
     try:
-        score_run(run, Progress, sandbox)
+        with _programs_stop_too(sandbox):
+            score_run(run, Progress, sandbox)
     except KeyboardInterrupt:
         print(f"Stopped while scoring; to go on: {again}", file=sys.stderr)
         return False
     return True
+
+
+@contextmanager
+def _programs_stop_too(sandbox: Sandbox | None) -> Iterator[None]:
+    """Ctrl-C ends the programs in the sandbox at once; else it would wait for their time limit."""
+    if sandbox is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        sandbox.close()
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def _stopped(run: Run, again: str) -> int:

@@ -44,7 +44,9 @@ _SHARES = ("em", "em_tree", "parses")
 class Measure:
     """A metric's mean over the n problems that have it, with its 95 % interval.
 
-    The interval is Wilson's where every problem counts 0 or 1, else a bootstrap one.
+    The interval is Wilson's where every problem counts 0 or 1, else a bootstrap one. Where all problems have the same
+    score resampling can show no spread, and an interval of no width would look like certainty: Wilson's, which is too
+    wide then, stands in.
     """
 
     metric: str
@@ -59,8 +61,9 @@ def measure(results: Sequence[Result], metric: str, seed: int) -> Measure | None
     if not values:
         return None
     scores = list(values.values())
-    if counts_problems(metric, scores):
-        return Measure(metric, len(scores), wilson(round(sum(scores)), len(scores)), "wilson")
+    if counts_problems(metric, scores) or min(scores) == max(scores):
+        # Rounding can carry the sum of n ones, or of n equal fractions, a hair past n.
+        return Measure(metric, len(scores), wilson(min(sum(scores), len(scores)), len(scores)), "wilson")
     return Measure(metric, len(scores), bootstrap_mean(scores, seed), "bootstrap")
 
 

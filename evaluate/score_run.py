@@ -36,9 +36,9 @@ def score_run(
     """Gives every result of the run its scores and keeps them in X.scores.jsonl beside its file.
 
     `begin` gets the number of results whose texts are to be scored, and then of those whose tests are to run, where
-    there are any: the two go at speeds of their own. Tests run in `sandbox`, `workers` at a time (one a core by default); without a sandbox no code runs, and scores of
-    tests that are in the file already stay. Stopped or killed at any moment, what was scored up to two seconds before
-    is kept.
+    there are any: the two go at speeds of their own. Tests run in `sandbox`, `workers` at a time (one a core by
+    default); without a sandbox no code runs, and scores of tests that are in the file already stay. Stopped or killed
+    at any moment, what was scored up to two seconds before is kept.
     """
     keys: dict[Kind, Mapping[str, Any]] = {"text": text_key()}
     if sandbox is not None and has_tests(run.problems):

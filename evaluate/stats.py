@@ -55,8 +55,12 @@ class McNemar:
     p: float
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927), without continuity correction."""
+def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval:
+    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927), without continuity correction.
+
+    For n scores in [0, 1] that are no mere yes or no, `successes` is their sum: the interval is then wider than it need
+    be, as no such score varies more than a proportion of the same mean.
+    """
     if not 0 <= successes <= n or n < 1:
         raise PeftArenaError(f"{successes} of {n} is no proportion: n must be at least 1 and hold the successes.")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)

@@ -14,7 +14,6 @@ from evaluate.results import Result, Run
 from evaluate.stats import Interval, holm, mcnemar, paired_bootstrap
 
 BASELINE = "zero-shot"
-HEADLINES = ("tests", "pass@1", "em@1", "codebleu")
 _SIGNIFICANT = 0.05
 _ENOUGH = 30  # problems, for a percentile bootstrap to be near its level
 
@@ -109,7 +108,7 @@ def compare(
     PeftArenaError when they answered different problems. A metric that neither has is left out.
     """
     pairs: list[Pair] = []
-    for metric in HEADLINES if metrics is None else metrics:
+    for metric in headlines([*a, *b]) if metrics is None else metrics:
         left, right = values_of(a, metric), values_of(b, metric)
         if not left and not right:
             continue
@@ -125,6 +124,11 @@ def compare(
 def corrected(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs with Holm's correction over all of them."""
     return [replace(pair, corrected=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
+
+
+def headlines(results: Sequence[Result]) -> tuple[str, ...]:
+    """What methods are compared in: where tests ran, they and CodeBLEU, else exact match and CodeBLEU."""
+    return ("tests", "pass@1", "codebleu") if any("tests" in each.scores for each in results) else ("em@1", "codebleu")
 
 
 def columns(rows: Sequence[MethodRow]) -> list[str]:

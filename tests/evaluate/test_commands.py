@@ -6,6 +6,11 @@ import argparse
 import csv
 import io
 import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +18,7 @@ import pytest
 from evaluate import __main__ as command
 from evaluate import choose_style
 from evaluate.progress import Progress
+from serve.rows import Answer, Candidate
 from tests.evaluate.fakes import FakeEngine
 
 
@@ -137,6 +143,31 @@ def test_tests_run_after_the_answers_and_all_files_are_written(
     again = capsys.readouterr()
     assert "zero-shot  lora-tiny" in again.out
     assert "tests of" not in again.err, "nothing was left to score"
+
+
+def test_an_interrupt_ends_the_programs_that_run(
+    tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Endless(FakeEngine):
+        def answer(self, *args: object, **kwargs: object) -> list[Answer]:
+            said = (Candidate("while True: pass", "while True: pass", -1.0, 3),)
+            return [replace(each, candidates=said) for each in super().answer(*args, **kwargs)]  # type: ignore[arg-type]
+
+    def interrupt_when_tests_run() -> None:
+        scores = tmp_path / "run.scores.jsonl"
+        while not (scores.exists() and scores.read_text().count('"kind": "scores"') == 2):
+            time.sleep(0.02)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    engines.append(Endless())
+    words = ["--data", "starter", "--limit", "2", "--mode", "greedy", "--methods", "zero-shot"]
+    waiting = threading.Thread(target=interrupt_when_tests_run, daemon=True)
+    waiting.start()
+    begun = time.monotonic()
+    assert command.main([*words, "--output", str(tmp_path / "run.jsonl")]) == 130
+    assert time.monotonic() - begun < 9, "the programs would have run for 10 s"
+    assert "Stopped while scoring; to go on: python -m evaluate --data starter" in capsys.readouterr().err
 
 
 def test_without_a_sandbox_nothing_is_generated_unless_tests_are_left_out(

@@ -28,6 +28,11 @@ def test_shares_of_problems_have_wilsons_interval_and_means_a_bootstrap_one() ->
     assert (share.kind, share.n, share.interval) == ("wilson", 3, wilson(2, 3))
     assert mean is not None
     assert (mean.kind, mean.n, mean.interval) == ("bootstrap", 2, bootstrap_mean([0.3, 0.9], 7))
+    alike = measure(results([{"codebleu": 0.3}] * 40), "codebleu", 7)
+    assert alike is not None
+    assert alike.kind == "wilson"
+    assert alike.interval.value == pytest.approx(0.3)
+    assert alike.interval.low < 0.2
     assert values_of(made, "codebleu") == {"p0": 0.3, "p1": 0.9}
     assert measure(made, "tests", 7) is None
 

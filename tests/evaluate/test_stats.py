@@ -21,6 +21,13 @@ def test_wilson_is_scipys(case: tuple[int, int]) -> None:
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=80))
+def test_wilson_of_scores_between_zero_and_one_holds_their_mean(scores: list[float]) -> None:
+    found = wilson(min(sum(scores), len(scores)), len(scores))
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.value == pytest.approx(sum(scores) / len(scores))
+
+
 def test_half_width_at_the_size_of_conala() -> None:
     found = wilson(round(0.39 * 543), 543)
     assert (found.high - found.low) / 2 == pytest.approx(0.041, abs=0.0005)

@@ -164,6 +164,16 @@ def test_a_prompt_that_never_fits_is_refused_with_the_count(engine: Engine) -> N
     )
 
 
+def test_prompts_are_measured_without_answering(engine: Engine, backend: CountingBackend) -> None:
+    requests = [_request(name) for name in ("zero-shot", "rag-3", "rag-8", "broken", "lora-1")]
+    decoding = Decoding(max_new_tokens=300)
+    measured = engine.prompt_tokens(requests, decoding)
+    assert backend.batches == []
+    assert measured == [answer.prompt_tokens for answer in engine.answer(requests, decoding)]
+    assert measured[3] == 0
+    assert measured[0] < measured[1] < measured[2] <= BASE.context_length - 300
+
+
 def test_virtual_tokens_take_places_of_the_context(engine: Engine) -> None:
     around = len("### Instruction:\n\n### Response:\n")
     for method, fits in (("lora-1", 500), ("lora-7", 440)):

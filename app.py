@@ -40,6 +40,7 @@ class Options:
     quantization: str
     device: str
     data_dir: Path | None
+    runs_dir: Path | None
     host: str
     port: int
     trust_remote_code: bool
@@ -66,6 +67,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--quantization", default="nf4", help=f"{', '.join(QUANTIZATIONS)} (%(default)s)")
     parser.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} (%(default)s)")
     parser.add_argument("--data-dir", type=Path, help="a folder with data sets, instead of the Hub's")
+    parser.add_argument("--runs-dir", type=Path, help="a folder with runs of `python -m evaluate` for Results")
     parser.add_argument(
         "--embedder",
         default="embedded",
@@ -87,7 +89,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
         base=_checked_base(given.base.strip()),
         quantization=given.quantization,
         device=given.device,
-        data_dir=_checked_folder(given.data_dir),
+        data_dir=_checked_folder(given.data_dir, "data", "--data-dir"),
+        runs_dir=_checked_folder(given.runs_dir, "runs", "--runs-dir"),
         host=given.host,
         port=_checked_port(given.port),
         trust_remote_code=given.trust_remote_code,
@@ -107,12 +110,12 @@ def _checked_base(base: str) -> str:
     return base
 
 
-def _checked_folder(folder: Path | None) -> Path | None:
+def _checked_folder(folder: Path | None, what: str, option: str) -> Path | None:
     if folder is None:
         return None
     folder = folder.expanduser()
     if not folder.is_dir():
-        raise DataError(f"There is no data folder {folder}: check the path given to --data-dir.")
+        raise DataError(f"There is no {what} folder {folder}: check the path given to {option}.")
     return folder
 
 
@@ -169,7 +172,7 @@ class Progress:
 
 def serve(options: Options) -> NoReturn:
     """Serves the pages until Ctrl-C; PeftArenaError when the model cannot be loaded."""
-    from ui.app import build_pages, launch
+    from ui.app import build_pages, launch, make_shelf
     from ui.engine_source import EngineSource
 
     progress = Progress()
@@ -192,7 +195,7 @@ def serve(options: Options) -> NoReturn:
         )
 
     source = EngineSource(build).start()
-    pages = build_pages(source, options.data_dir)
+    pages = build_pages(source, options.data_dir, shelf=make_shelf(options.runs_dir))
     try:
         launch(pages, options.host, options.port, prevent_thread_lock=True)
     except OSError:

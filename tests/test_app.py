@@ -55,6 +55,7 @@ def sentence_of(done: subprocess.CompletedProcess[str]) -> str:
         (["--quantization", "nf5"], "Unknown quantization 'nf5': did you mean 'nf4'? known are int8, nf4, none."),
         (["--device", "cudda"], "Unknown device 'cudda': did you mean 'cuda'? known are auto, cpu, cuda."),
         (["--data-dir", "no/such"], "There is no data folder no/such: check the path given to --data-dir."),
+        (["--runs-dir", "no/such"], "There is no runs folder no/such: check the path given to --runs-dir."),
         (
             ["--base", "./no-such"],
             "There is no base ./no-such: no such folder or file; check the path given to --base.",

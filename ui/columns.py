@@ -121,7 +121,7 @@ def _result_numbers(record: Record, agreement: str) -> str:
         *(_against_reference(scores) if record["reference"] else []),
         ("tokens", str(record["tokens"])),
         ("seconds", f"{record['seconds']:.{1 if record['seconds'] >= 1 else 2}f}"),
-        ("tokens/s", f"{rate:.0f}" if rate is not None else DASH),
+        *([("tokens/s", f"{rate:.0f}")] if rate is not None else []),
     ]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in record["notes"])
     agreed = f'<p class="note">{escape(agreement)}.</p>' if agreement else ""

@@ -10,11 +10,13 @@ from threading import Event
 
 from errors import PeftArenaError
 from evaluate.checking import TestResult, check_many
-from evaluate.sandbox import Sandbox, open_sandbox
+from evaluate.sandbox import Limits, Sandbox, open_sandbox
 from tasks.problem import Test
 from ui.line import Line
 from ui.records import Record, with_tests
 
+# A person waits for these: less time than a run of `python -m evaluate` gives, still a thousand times what most need.
+LIMITS = Limits(wall_seconds=4, cpu_seconds=4)
 _WAIT_SECONDS = 0.25
 
 
@@ -97,7 +99,7 @@ def _checked(
 
     def work() -> None:
         try:
-            for result in check_many(jobs, sandbox):
+            for result in check_many(jobs, sandbox, limits=LIMITS):
                 events.put(result)
         except BaseException as fault:  # noqa: BLE001 - it is raised where the results are awaited
             events.put(fault)

@@ -11,6 +11,7 @@ from ui.code_html import code_html
 # A failing test is worth reading, ten of them are a wall: the rest folds out.
 FAILURES_SHOWN = 2
 MAX_SHOWN = 1_200
+MAX_INPUT = 60
 UNPROTECTED = "ran unprotected: what was expected lay beside the answer's own code, which could have cheated"
 
 
@@ -24,7 +25,7 @@ def panel_html(results: Sequence[Mapping[str, Any]]) -> str:
     if not results:
         return ""
     failures = [result for result in results if not result["passed"]]
-    shown = "".join(f"<li>{escape(_cut(str(result['reason'])))}</li>" for result in failures[:FAILURES_SHOWN])
+    shown = "".join(f"<li>{escape(_cut(_reason(result)))}</li>" for result in failures[:FAILURES_SHOWN])
     rest = len(failures) - FAILURES_SHOWN
     more = f'<p class="quiet">and {rest} more below</p>' if rest > 0 else ""
     reasons = f'<ul class="reasons">{shown}</ul>' if shown else ""
@@ -50,6 +51,15 @@ def tally(results: Sequence[Mapping[str, Any]]) -> str:
 def tests_word(count: int) -> str:
     """'1 test', '5 tests'."""
     return f"{count} test{'' if count == 1 else 's'}"
+
+
+def _reason(result: Mapping[str, Any]) -> str:
+    """The reason with the input where it does not name it: a program's run speaks of what was printed alone."""
+    reason = str(result["reason"])
+    if result["kind"] != "stdio":
+        return reason
+    given = " ".join(str(result["given"]).split())
+    return f"input '{given[:MAX_INPUT]}{'…' if len(given) > MAX_INPUT else ''}': {reason}"
 
 
 def _cells(results: Sequence[Mapping[str, Any]]) -> str:

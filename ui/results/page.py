@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -17,7 +17,7 @@ from ui.results.answers import problem_board
 from ui.results.exports import KINDS, export
 from ui.results.problems import problem_list, problem_widget
 from ui.results.shelf import Shelf
-from ui.results.summary import choose_html, empty_html, summary_html
+from ui.results.summary import choose_html, empty_html, reading_html, summary_html
 from ui.results.view import SHOW, View, make_view, select
 
 TITLE = "Results"
@@ -84,7 +84,7 @@ def choices(shelf: Shelf) -> Any:
 
 
 def opened(shelf: Shelf) -> Any:
-    """What a person who opens the page finds chosen: the newest run of the first folder that has one."""
+    """What a person who opens the page finds chosen: the first run of all."""
     entries = shelf.entries()
     names = [entry.name for entry in entries]
     return gr.Dropdown(choices=[(name, name) for name in names], value=names[:1])
@@ -107,12 +107,12 @@ def _wire(page: Page, shelf: Shelf) -> None:
     def view_of(names: Sequence[str]) -> View:
         return make_view(read(shelf, names)[0])
 
-    def pick(names: list[str]) -> dict[Any, Any]:
+    def pick(names: list[str]) -> Iterator[dict[Any, Any]]:
         try:
-            return _picked(page, shelf, names)
+            yield from _picked(page, shelf, names)
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
             _log.exception("The runs %s could not be shown.", names)
-            return {page.note: _sentences([DEFECT])}
+            yield {page.note: _sentences([DEFECT])}
 
     def narrow(names: list[str], method: str, show: str, words: str) -> dict[Any, Any]:
         view = view_of(names)
@@ -139,25 +139,26 @@ def _wire(page: Page, shelf: Shelf) -> None:
         page.note, page.summary, page.downloads, page.filters, page.method, page.show, page.words, page.problems,
         page.board, page.shown,
     ]  # fmt: skip
-    page.runs.change(pick, page.runs, outputs, **_QUIET)
+    # In the queue, which its steps need; who chooses again while numbers are computed wants the last choice alone.
+    page.runs.change(
+        pick, page.runs, outputs, show_progress="hidden", api_visibility="private", trigger_mode="always_last"
+    )
     gr.on([page.method.input, page.show.input, page.words.change], narrow, chosen, [page.problems], **_QUIET)
     page.problems.select(click, [*chosen, page.shown], [page.problems, page.board, page.shown], **_QUIET)
 
 
-def _picked(page: Page, shelf: Shelf, names: Sequence[str]) -> dict[Any, Any]:
+def _picked(page: Page, shelf: Shelf, names: Sequence[str]) -> Iterator[dict[Any, Any]]:
+    """The problems at once, then the table and the plots, then the comparisons."""
     runs, sentences = read(shelf, names)
     view = make_view(runs)
     if view.left_out:
         others = ", ".join(f"'{name}'" for name in view.left_out)
         sentences.append(f"The plots and problems below leave out {others}: these are over other problems.")
-    if runs:
-        summary = summary_html(runs, view)
-    else:
-        summary = choose_html() if shelf.entries() else empty_html(str(shelf.folders[-1][1]))
+    summary = choose_html() if shelf.entries() else empty_html(str(shelf.folders[-1][1]))
     methods = [ALL_METHODS, *((side.label, side.key) for side in view.sides)]
-    return {
+    yield {
         page.note: _sentences(sentences),
-        page.summary: summary,
+        page.summary: reading_html(runs) if runs else summary,
         page.downloads: gr.Row(visible=bool(runs)),
         page.filters: gr.Row(visible=bool(view.rows)),
         page.method: gr.Dropdown(choices=methods, value=""),
@@ -167,6 +168,9 @@ def _picked(page: Page, shelf: Shelf, names: Sequence[str]) -> dict[Any, Any]:
         page.board: {"run": "", "head": "", "cards": [], "reference": None},
         page.shown: "",
     }
+    for compared in (False, True):
+        if runs:
+            yield {page.summary: summary_html(runs, view, compared=compared)}
 
 
 def _exporter(shelf: Shelf, kind: str) -> Any:

@@ -13,7 +13,7 @@ from evaluate.stats import Interval
 
 _SCALES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 _WIDTH, _HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 190, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 200, 12, 36
 _COLOURS = 6
 _LABEL_HEIGHT = 15
 _LABEL_LENGTH = 26
@@ -98,7 +98,7 @@ def _grid(axis: str, longest: int, most: float) -> str:
         f'<text x="{_x(k, longest):.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{k}</text>' for k in steps
     )
     name = f'<text x="{_LEFT}" y="{_HEIGHT - 2}">{escape(axis)}</text>'
-    return f'<g class="grid">{rows}{columns}{name}</g>'
+    return f'<g class="axes">{rows}{columns}{name}</g>'
 
 
 def _curve(place: int, label: str, points: Sequence[float], longest: int, most: float, height: float) -> str:

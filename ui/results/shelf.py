@@ -47,10 +47,13 @@ class Shelf:
         return self._folders
 
     def entries(self) -> list[Entry]:
-        """All files that may be runs, newest first in each folder; a folder that is missing has none."""
+        """All files that may be runs, folder by folder, at most MAX_LISTED; a folder that is missing has none.
+
+        In each folder those that lie in no folder of their own come first, and of these the largest one.
+        """
         found = []
         for label, folder in self._folders:
-            files = sorted(_files(folder), key=lambda file: (-_modified(file), file.name))
+            files = sorted(_files(folder), key=lambda file: (len(file.parts), -_size(file), file.name))
             found += [Entry(f"{label}/{file.relative_to(folder).as_posix()}", file) for file in files]
         return found[:MAX_LISTED]
 
@@ -92,15 +95,16 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _modified(path: Path) -> float:
+def _size(path: Path) -> int:
     try:
-        return path.stat().st_mtime
+        return path.stat().st_size
     except OSError:
-        return 0.0
+        return 0  # gone since it was listed
 
 
 def _state(path: Path) -> tuple[object, ...]:
     """Changes whenever the run or the scores beside it do."""
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     around = (path, *(path.with_name(stem + ending) for ending in SCORES))
-    return (path, *((_modified(file), file.stat().st_size) for file in around if file.is_file()))
+    found = (file.stat() for file in around if file.is_file())
+    return (path, *((state.st_mtime_ns, state.st_size, state.st_ino) for state in found))

@@ -6,27 +6,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from html import escape
 
-from errors import PeftArenaError
 from evaluate.grid import gigabytes
 from evaluate.measures import title
 from evaluate.results import Run
 from evaluate.stats import Interval
-from evaluate.table import (
-    HEADLINES,
-    MethodRow,
-    Pair,
-    across,
-    columns,
-    comparisons,
-    footnote,
-    method_rows,
-    render_pairs,
-)
+from evaluate.table import MethodRow, Pair, columns, footnote, render_pairs
 from ui.labels import day, decoding_line, method_label, model_line
+from ui.results.numbers import pairs_across, pairs_of, rows_of
 from ui.results.plots import Bar, curves, interval_bars
 from ui.results.view import View
 
 DASH = "–"
+# Each a plot of intervals where any method has it.
+PLOTTED = ("tests", "pass@1", "em@1", "codebleu")
 # What a method costs, as text; None where it was not measured.
 COSTS: tuple[tuple[str, Callable[[MethodRow], str | None]], ...] = (
     ("s/problem", lambda row: f"{row.cost.seconds:.2f}"),
@@ -54,21 +46,30 @@ def choose_html() -> str:
     return f'<div class="empty">{CHOOSE}</div>'
 
 
-def summary_html(runs: Sequence[tuple[str, Run]], view: View) -> str:
-    """All of it as HTML; every text of a run's file is escaped."""
+def reading_html(runs: Sequence[tuple[str, Run]]) -> str:
+    """What stands there while intervals are computed, which takes seconds for a large run."""
+    count = sum(len(run.results(method)) for _, run in runs for method in run.methods)
+    caret = '<span class="caret" aria-hidden="true"></span>'
+    return f'<div class="empty"><p>Computing the intervals of {count:,} answers {caret}</p></div>'
+
+
+def summary_html(runs: Sequence[tuple[str, Run]], view: View, *, compared: bool) -> str:
+    """All of it as HTML, the comparisons if `compared`; every text of a run's file is escaped."""
     several = len(runs) > 1
-    tables = "".join(_run(name, run, several=several) for name, run in runs)
-    return f"{tables}{_plots(view)}{_across(runs)}"
+    tables = "".join(_run(name, run, several=several, compared=compared) for name, run in runs)
+    shared = pairs_across([run for _, run in runs]) if compared else []
+    return f"{tables}{_plots(view)}{_pairs_fold('The same methods across runs', shared)}"
 
 
-def _run(name: str, run: Run, *, several: bool) -> str:
+def _run(name: str, run: Run, *, several: bool, compared: bool) -> str:
     title = f"<h2>{escape(name)}</h2>" if several else ""
-    rows = method_rows(run)
+    rows = rows_of(run)
     about = f'<p class="about">{escape(_about(run))}</p>'
     if not rows:
         return f"<section>{title}{about}{_unscored(run, name)}</section>"
+    pairs = _pairs_fold("Comparisons", pairs_of(run)) if compared else ""
     notes = f'<p class="quiet">{escape(footnote(rows))}</p>{_unfinished(run)}'
-    return f"<section>{title}{about}{_table(rows)}{notes}{_pairs(run)}</section>"
+    return f"<section>{title}{about}{_table(rows)}{notes}{pairs}</section>"
 
 
 def _about(run: Run) -> str:
@@ -126,40 +127,25 @@ def _score(interval: Interval | None) -> str:
     return f"{100 * interval.value:.1f}<span>{100 * interval.low:.1f} to {100 * interval.high:.1f}</span>"
 
 
-def _pairs(run: Run) -> str:
-    pairs = comparisons(run)
-    note = "Paired over the same problems, in points; bootstrap 95 % intervals; * is a corrected p below 0.05."
-    return _pairs_fold("Comparisons", note, pairs) if pairs else ""
-
-
-def _across(runs: Sequence[tuple[str, Run]]) -> str:
-    """Methods that several runs share, against one another."""
-    if len(runs) < 2:
+def _pairs_fold(name: str, pairs: Sequence[Pair]) -> str:
+    if not pairs:
         return ""
-    try:
-        pairs = across([run for _, run in runs])
-    except PeftArenaError:
-        return ""  # other problems: the page says so already
-    return _pairs_fold("The same methods across runs", "", pairs) if pairs else ""
-
-
-def _pairs_fold(name: str, note: str, pairs: Sequence[Pair]) -> str:
-    about = f'<p class="quiet">{note}</p>' if note else ""
+    note = "Paired over the same problems, in points; bootstrap 95 % intervals; * is a corrected p below 0.05."
     return (
-        f'<details><summary>{name} <span class="count">{len(pairs)}</span></summary>{about}'
+        f'<details><summary>{name} <span class="count">{len(pairs)}</span></summary><p class="quiet">{note}</p>'
         f'<pre class="code wide" tabindex="0"><code>{escape(render_pairs(pairs))}</code></pre></details>'
     )
 
 
 def _plots(view: View) -> str:
     """Bars for the headline metrics, and the curve over k where there are several candidates."""
-    found = {side.key: row for side in view.sides for row in method_rows(side.run) if row.method == side.method}
+    found = {side.key: row for side in view.sides for row in rows_of(side.run) if row.method == side.method}
     rows = [(side.label, found[side.key]) for side in view.sides if side.key in found]
     bars = [
         interval_bars(
             f"{title(metric)}, percent with 95 % interval", [Bar(name, row.interval(metric)) for name, row in rows]
         )
-        for metric in HEADLINES
+        for metric in PLOTTED
         if any(metric in row.measures for _, row in rows)
     ]
     return f'<div class="plots">{"".join(bars)}{_curves(rows)}</div>'

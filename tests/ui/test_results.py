@@ -1,0 +1,237 @@
+"""The Results page without a browser: which files it reads, what it shows of them, what it saves."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import gzip
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from errors import PeftArenaError
+from evaluate.results import Run, read_run
+from evaluate.stats import Interval
+from tests.ui.runs import EVIL, PROBLEMS, write_run
+from tests.ui.test_columns import SECTIONS, Reader, assert_harmless
+from ui.results.answers import problem_board
+from ui.results.exports import KINDS, export
+from ui.results.page import read
+from ui.results.plots import Bar, curves, interval_bars, scale
+from ui.results.problems import PAGE, problem_list
+from ui.results.shelf import DOCS, Shelf
+from ui.results.summary import empty_html, summary_html
+from ui.results.view import Row, View, make_view, mark, select
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("runs")
+    write_run(made / "first.jsonl")
+    return made
+
+
+@pytest.fixture
+def run(folder: Path) -> Run:
+    return read_run(folder / "first.jsonl")
+
+
+@pytest.fixture
+def view(run: Run) -> View:
+    return make_view([("runs/first.jsonl", run)])
+
+
+class Parts(HTMLParser):
+    """The names of all tags and attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attrs)
+
+
+def test_the_shelf_lists_runs_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "runs")
+    inside = tmp_path / "runs"
+    (inside / "notes.txt").write_text("no run")
+    (inside / ".hidden.jsonl").write_text("{}")
+    (inside / "deep" / "er").mkdir(parents=True)
+    shutil.copy(inside / "first.jsonl", inside / "deep" / "er" / "second.jsonl")
+    (tmp_path / "secret.jsonl").write_text("outside")
+    (inside / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    shelf = Shelf([("runs", inside), ("none", tmp_path / "missing")])
+    assert [entry.name for entry in shelf.entries()] == ["runs/first.jsonl", "runs/deep/er/second.jsonl"]
+    assert shelf.run("runs/first.jsonl") is shelf.run("runs/first.jsonl"), "read once"
+
+
+@pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
+def test_no_name_leads_out_of_the_folders(folder: Path, name: str) -> None:
+    with pytest.raises(PeftArenaError, match="There is no run"):
+        Shelf([("runs", folder)]).run(name)
+
+
+def test_a_run_that_grew_is_read_anew(tmp_path: Path) -> None:
+    write_run(tmp_path / "run.jsonl", scored=False)
+    shelf = Shelf([("runs", tmp_path)])
+    before = shelf.run("runs/run.jsonl")
+    with (tmp_path / "run.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "method", "method": "rag-8", "values": {}}) + "\n")
+    assert "rag-8" not in before.methods
+    assert "rag-8" in shelf.run("runs/run.jsonl").methods
+
+
+def test_a_broken_file_is_one_sentence_and_the_others_are_shown(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "broken.jsonl").write_text("this is no run\n")
+    runs, sentences = read(Shelf([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])
+    assert [name for name, _ in runs] == ["runs/first.jsonl"]
+    assert len(sentences) == 1
+    assert "'runs/broken.jsonl' is not a file that `python -m evaluate` wrote" in sentences[0]
+    assert str(tmp_path) not in sentences[0]
+
+
+def test_the_runs_that_come_along_can_be_read() -> None:
+    shelf = Shelf([("docs/results", DOCS)])
+    names = [entry.name for entry in shelf.entries()]
+    assert names
+    runs, sentences = read(shelf, names[:2])
+    assert (len(runs), sentences) == (len(names[:2]), [])
+
+
+def test_marks_say_who_solved_what(view: View) -> None:
+    marks = {row.id: [mark(row.results.get(side.key)) for side in view.sides] for row in view.rows}
+    assert marks == {"p1": ["wrong", "solved"], "p2": ["failed", "solved"], "p3": ["solved", "solved"]}
+    assert mark(None) == "missing"
+
+
+@pytest.mark.parametrize(
+    ("show", "method", "words", "found"),
+    [
+        ("all", "", "", ["p1", "p2", "p3"]),
+        ("failures", "", "", ["p1", "p2"]),
+        ("failures", "lora-starter", "", []),
+        ("only", "lora-starter", "", ["p1", "p2"]),
+        ("only", "zero-shot", "", []),
+        ("some", "", "", ["p1", "p2"]),
+        ("none", "", "", []),
+        ("all", "", "SORT list", ["p3"]),
+        ("all", "", "3 * x", ["p1"]),
+        ("all", "no such method", "", ["p1", "p2", "p3"]),
+    ],
+)
+def test_problems_are_filtered(view: View, show: str, method: str, words: str, found: list[str]) -> None:
+    key = next((side.key for side in view.sides if side.method == method), method)
+    assert [row.id for row in select(view, show, key, words)] == found
+
+
+def test_several_runs_over_the_same_problems_stand_side_by_side(run: Run, tmp_path: Path) -> None:
+    other = read_run(write_run(tmp_path / "other.jsonl", failing=False))
+    foreign = read_run(write_run(tmp_path / "foreign.jsonl", digest="sha256:2", scored=False))
+    view = make_view([("runs/first.jsonl", run), ("runs/other.jsonl", other), ("runs/foreign.jsonl", foreign)])
+    assert view.left_out == ("runs/foreign.jsonl",)
+    assert [side.label for side in view.sides] == [
+        "zero-shot (first)", "lora-starter (first)", "zero-shot (other)", "lora-starter (other)",
+    ]  # fmt: skip
+    assert len({side.key for side in view.sides}) == 4
+    assert "The same methods across runs" in summary_html([("a", run), ("b", other)], view, compared=True)
+
+
+def test_an_open_problem_shows_all_answers_with_their_tests(view: View) -> None:
+    board = problem_board(view, view.rows[0], view.sides[1].key)
+    best, wrong = board["cards"]
+    assert (best["label"], best["best"], wrong["label"]) == ("lora-starter", True, "zero-shot")
+    assert "All 2 tests pass" in Reader(best["tests"]).text
+    assert "double(2) gave 6, expected 4" in Reader(wrong["tests"]).text
+    assert "2 tests in the sandbox (" in Reader(board["head"]).text
+    assert "lora-starter passes all 2 tests; the others pass none." in Reader(board["head"]).text
+    failed = problem_board(view, view.rows[1], "")["cards"][0]
+    assert failed["state"] == "failed"
+    assert "shorten the intent" in Reader(failed["code"]).text
+
+
+def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run.jsonl", failing=False)
+    hostile = read_run(path)
+    hostile.methods = {EVIL: {"style": EVIL}}
+    hostile.add([])
+    hostile._results = {(EVIL, problem): result for (_, problem), result in hostile._results.items()}
+    hostile.settings |= {"base_id": EVIL, "data": EVIL}
+    view = make_view([(EVIL, hostile)])
+    for row in view.rows:
+        board: Any = problem_board(view, row, "")
+        for html in (board["head"], *(card[section] for card in board["cards"] for section in SECTIONS)):
+            assert_harmless(html)
+    parts = Parts(summary_html([(EVIL, hostile)], view, compared=True) + empty_html(EVIL))
+    assert not parts.tags & {"img", "script", "a", "iframe"}
+    assert not any(name.startswith("on") for name in parts.attributes)
+
+
+def test_the_summary_shows_values_with_their_intervals(run: Run, view: View) -> None:
+    text = Reader(summary_html([("first", run)], view, compared=True)).text
+    assert "SmolLM2-135M-Instruct · NF4 · CPU · starter test, 3 problems" in text
+    assert "tests in the sandbox (" in text
+    assert "Pass@1" in text
+    assert "100.0" in text
+    assert "Comparisons" in text
+    assert "Comparisons" not in summary_html([("first", run)], view, compared=False)
+
+
+def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run.jsonl", scored=False))
+    text = Reader(summary_html([("runs/run.jsonl", run)], make_view([("run", run)]), compared=True)).text
+    assert "6 answers, not scored yet: python -m evaluate score run.jsonl" in text
+
+
+def test_the_list_comes_in_pages() -> None:
+    rows = tuple(Row({"id": f"p{n}", "intent": "x"}, {}) for n in range(PAGE + 3))
+    view = View((), rows, (), {})
+    assert [len(problem_list(view, rows, start)["rows"]) for start in (0, PAGE, 10_000, -5)] == [PAGE, 3, 3, PAGE]
+    assert problem_list(view, rows, PAGE + 1)["from"] == PAGE
+    assert "None of 28 problems" in problem_list(view, ())["head"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_saved(run: Run, kind: str) -> None:
+    file = export([("runs/first.jsonl", run)], kind, 3)
+    assert (file["name"], file["number"]) == (f"first.{kind}", 3)
+    content = base64.b64decode(file["base64"])
+    if kind == "png":
+        assert content.startswith(b"\x89PNG")
+    elif kind == "csv":
+        assert {row["method"] for row in csv.DictReader(io.StringIO(content.decode()))} == {"zero-shot", "lora-starter"}
+    elif kind == "json":
+        assert json.loads(content)
+    elif kind == "md":
+        assert b"| lora-starter" in content
+    else:
+        lines = [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]
+        assert len(lines) == 2 * len(PROBLEMS)
+        assert lines[0]["candidates"][0]["code"] == "def double(x):\n    return 3 * x"
+        assert lines[0]["checks"][0][0]["passed"] is False
+
+
+def test_there_is_nothing_to_save_without_a_run() -> None:
+    with pytest.raises(PeftArenaError, match="Choose a run first"):
+        export([], "csv", 1)
+
+
+def test_bars_and_curves_keep_to_their_sheet() -> None:
+    bars = interval_bars("EM", [Bar("a <b>", Interval(0.1, 0.05, 0.18)), Bar("none", None)])
+    assert "left:50.00%" in bars
+    assert "a &lt;b&gt;" in bars
+    assert interval_bars("EM", [Bar("a", None)]) == ""
+    assert [scale(most) for most in (0.0, 0.05, 0.18, 0.99, 1.0)] == [0.05, 0.05, 0.2, 1.0, 1.0]
+    drawn = curves("EM@k", "k", {f"method {n}": [0.0, 0.5] for n in range(20)} | {"alone": [0.2]})
+    assert drawn.count("<polyline points") == 20
+    assert "alone" not in drawn
+    assert curves("EM@k", "k", {"alone": [0.2]}) == ""

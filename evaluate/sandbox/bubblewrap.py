@@ -14,7 +14,7 @@ from pathlib import Path
 
 from evaluate.sandbox import runtime
 
-SCRATCH = "/tmp"  # noqa: S108 - inside, where nobody else is
+SCRATCH = "/sandbox"  # not /tmp, where the virtual environment may lie
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 
@@ -25,7 +25,7 @@ def program() -> str | None:
 
 
 def counts_threads() -> bool:
-    """Whether RLIMIT_NPROC counts a program's threads alone: it has its own user, or a user namespace since Linux 5.14."""
+    """Whether RLIMIT_NPROC counts a program's threads alone: it has its own user, or user namespace (Linux 5.14)."""
     release = platform.release().split(".")
     return os.geteuid() == 0 or (int(release[0]), int(release[1])) >= (5, 14)
 

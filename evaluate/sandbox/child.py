@@ -7,16 +7,19 @@ is trusted afterwards. The job's keys are those of `Job` in job.py.
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import os
 import resource
 import sys
+from _sitebuiltins import Quitter
 
 TYPE_CHECKING = False  # importing typing takes longer than all that this file does
 if TYPE_CHECKING:
     from typing import Any
 
 NO_MEMORY = 97  # exit status of a program that ended in a MemoryError; its own exit statuses are made 0 or 1
+TRACEBACK_CHARACTERS = 20_000  # of one that is shown; a program's lines may be very long
 RESERVE_BYTES = 1 << 20  # freed when memory is out, so that the error can still be printed
 
 SET_PARENT_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES, FILTER, KILL = 1, 22, 38, 2, 9
@@ -39,7 +42,9 @@ def main(job: dict[str, Any], ready: int) -> None:
     except BaseException as fault:  # noqa: BLE001 - whatever it is, the program must not start
         os.write(2, f"{type(fault).__name__}: {fault}".encode(errors="replace"))
         os._exit(1)
-    run(job["code"])
+    source = job["code"]
+    job.clear()  # the program can walk up to here
+    run(source)
 
 
 def confine(job: dict[str, Any], ready: int) -> None:
@@ -161,12 +166,14 @@ def run(source: str) -> None:
         del names[name]
     names["__file__"] = "program.py"
     sys.argv[:] = ["program.py"]
+    for name in ("exit", "quit"):  # the start-up files that are left out would have made them
+        setattr(builtins, name, Quitter(name, "Ctrl-D"))
     reserve = [bytes(RESERVE_BYTES)]
     try:
         exec(compile(source, "program.py", "exec", dont_inherit=True), names)  # noqa: S102 - what all this is for
     except SystemExit as stop:
         reserve.clear()
-        if stop.code is None or (isinstance(stop.code, int) and stop.code == 0):
+        if stop.code is None or (type(stop.code) in {int, bool} and stop.code == 0):
             return
         if not isinstance(stop.code, int):
             print(stop.code, file=sys.stderr)  # noqa: T201
@@ -189,7 +196,11 @@ def show(fault: BaseException, source: str) -> None:
 
     linecache.cache["program.py"] = (len(source), None, source.splitlines(keepends=True), "program.py")
     frames = fault.__traceback__.tb_next if fault.__traceback__ else None
-    traceback.print_exception(type(fault), fault, frames)
+    text = "".join(traceback.format_exception(type(fault), fault, frames))
+    if len(text) > TRACEBACK_CHARACTERS:
+        half = TRACEBACK_CHARACTERS // 2
+        text = f"{text[:half]}\n...\n{text[-half:]}"
+    sys.stderr.write(text)
 
 
 def leave(status: int) -> None:

@@ -178,14 +178,18 @@ class _Run:
         """What an exit status means, where no limit was hit that we watch ourselves."""
         if self._layer == "bubblewrap" and status > 128:
             status = 128 - status  # bubblewrap says it as a shell does
-        killed_late = status == -signal.SIGKILL and self._usage_seconds >= self._limits.cpu_seconds
-        if status == -signal.SIGXCPU or killed_late:
+        if status == -signal.SIGXCPU or (status == -signal.SIGKILL and self._used_up()):
             return "timeout", f"{self._limits.cpu_seconds:g} s of processor time"
         if status == NO_MEMORY:
             return "memory", f"{_size(self._limits.memory_bytes)} of memory"
         if status < 0:
             return "killed", f"signal {_signal_name(-status)}"
         return ("ok" if status == 0 else "error"), ""
+
+    def _used_up(self) -> bool:
+        """Whether its processor time may be used up; bubblewrap keeps the figure, so wall time must tell."""
+        elapsed = (self._ended or 0.0) - (self._started or 0.0)
+        return max(self._usage_seconds, elapsed) >= self._limits.cpu_seconds
 
 
 @contextlib.contextmanager

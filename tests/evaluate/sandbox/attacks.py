@@ -1,0 +1,429 @@
+"""The hostile battery: what programs that mean ill try, as data.
+
+Each starts with PRELUDE: `host` says where its victims are (host.py), `claim()` is for success that only the program
+can know of, `attempt()` claims for every way that works, `call(x86_64, aarch64, ...)` asks the kernel without Python.
+After each the host looks for effects, and may find none; `statuses` are how it may end, any way where there are none;
+`unfenced` is the effect that it must have where there are no fences, '' where it is not let loose there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evaluate.sandbox.outcome import Limits
+
+PRELUDE = """
+import ctypes, fcntl, gc, glob, json, mmap, os, resource, signal, socket, stat, subprocess, sys, threading, time
+host = json.loads(sys.stdin.readline())
+libc = ctypes.CDLL(None, use_errno=True)
+arm = os.uname().machine == "aarch64"
+
+def claim(what=""):
+    print(host["claim"], what, flush=True)
+
+def attempt(*ways):
+    for way in ways:
+        try:
+            claim(way())
+        except Exception:
+            pass
+
+def call(on_x86, on_arm, *arguments):
+    done = libc.syscall(ctypes.c_long(on_arm if arm else on_x86), *arguments)
+    if done < 0:
+        raise OSError(ctypes.get_errno(), "denied")
+    return done
+"""
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    code: str
+    statuses: tuple[str, ...] = ()
+    unfenced: str = ""
+    wall_seconds: float = 8
+
+    @property
+    def source(self) -> str:
+        return PRELUDE + self.code
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(wall_seconds=self.wall_seconds, cpu_seconds=1, memory_bytes=192 << 20, output_bytes=200_000)
+
+
+NETWORK = (
+    Attack("TCP", "socket.create_connection(('127.0.0.1', host['tcp']))", unfenced="connected"),
+    Attack(
+        "UDP", "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', host['udp']))", (), "sent"
+    ),
+    Attack("abstract Unix socket", "socket.socket(1, 2).sendto(b'x', '\\0' + host['abstract'])", unfenced="sent"),
+    Attack(
+        "out of a pair of sockets", "socket.socketpair(1, 2)[0].sendto(b'x', '\\0' + host['abstract'])", unfenced="sent"
+    ),
+    Attack("listening socket", "attempt(lambda: socket.create_server(('127.0.0.1', 0)))", unfenced="claimed"),
+    Attack(
+        "netlink, raw and packet sockets",
+        "attempt(lambda: socket.socket(16, 3), lambda: socket.socket(2, 3, 1), lambda: socket.socket(17, 3))",
+    ),
+)
+
+FILES = (
+    Attack("read the secret", "print(open(host['secret']).read())", unfenced="read the secret"),
+    Attack("symlink", "os.symlink(host['secret'], 'a')\nprint(open('a').read())", unfenced="read the secret"),
+    Attack("hard link", "os.link(host['secret'], 'a')\nprint(open('a').read())"),
+    Attack("from above", "print(open('../' * 20 + host['secret'][1:]).read())", unfenced="read the secret"),
+    Attack(
+        "through /proc",
+        """
+for who in ("self", "thread-self", host["parent"], 1):
+    for way in ("root", "cwd/../../../.."):
+        attempt(lambda: print(open(f"/proc/{who}/{way}{host['secret']}").read()))
+""",
+        unfenced="read the secret",
+    ),
+    Attack(
+        "beneath an open descriptor",
+        """
+for at in range(3, 64):
+    try:
+        print(os.read(os.open("../" * 20 + host["secret"][1:], os.O_RDONLY, dir_fd=at), 100))
+    except OSError:
+        pass
+""",
+    ),
+    Attack(
+        "tests and answers on the disk",
+        """
+for path in (host["checkout"] + "/errors.py", host["checkout"] + "/.git/config", host["tests"], "/etc/passwd",
+             os.path.expanduser("~root/.bashrc"), "/proc/1/environ", "/proc/self/environ", "/etc/hostname"):
+    attempt(lambda: open(path).read())
+""",
+        unfenced="claimed",
+    ),
+    Attack("make a file", "open(host['folder'] + '/made', 'w').write('x')", unfenced="changed files"),
+    Attack("change a file", "open(host['victim'], 'a').write('x')", unfenced="changed files"),
+    Attack(
+        "truncate a file",
+        """
+attempt(lambda: os.truncate(host["victim"], 0), lambda: os.open(host["victim"], os.O_RDONLY | os.O_TRUNC))
+""",
+        unfenced="changed files",
+    ),
+    Attack("delete a file", "os.unlink(host['victim'])", unfenced="changed files"),
+    Attack("rename a file", "os.rename(host['victim'], host['victim'] + '2')", unfenced="changed files"),
+    Attack(
+        "change modes, times, owners and attributes",
+        """
+path = host["victim"]
+attempt(lambda: os.utime(path), lambda: os.chmod(path, 0), lambda: os.chown(path, os.getuid(), -1),
+        lambda: os.setxattr(path, "user.x", b"y"))
+""",
+        unfenced="changed files",
+    ),
+    Attack(
+        "make a folder, a pipe and a link",
+        """
+folder = host["folder"]
+attempt(lambda: os.mkdir(folder + "/d"), lambda: os.mkfifo(folder + "/p"), lambda: os.symlink("/", folder + "/l"))
+""",
+        unfenced="changed files",
+    ),
+    Attack(
+        "change Python's own library",
+        """
+for path in {json.__file__, os.__file__, sys.executable, *sys.path}:
+    attempt(lambda: open(path, "a"), lambda: open(path + "/x.py", "w"), lambda: os.rename(path, path + "x"))
+""",
+    ),
+    Attack(
+        "devices",
+        """
+for name in ("mem", "kmem", "kmsg", "tty", "console", "ptmx", "vda", "sda", "fuse", "kvm", "net/tun", "shm/x"):
+    attempt(lambda: os.open("/dev/" + name, os.O_RDWR | os.O_NONBLOCK), lambda: os.open("/dev/" + name, os.O_CREAT))
+""",
+    ),
+    Attack(
+        "watch a folder",
+        "attempt(lambda: call(254, 27, call(294, 26, 0), host['folder'].encode(), 0xfff))",
+        unfenced="claimed",
+    ),
+    Attack("open by handle", "attempt(lambda: call(304, 265, -100, ctypes.create_string_buffer(64), 0))"),
+)
+
+PROCESSES = (
+    Attack("fork", "if os.fork() == 0:\n    os._exit(0)\nclaim()", unfenced="claimed"),
+    Attack(
+        "fork by number",
+        """
+if not arm:
+    attempt(lambda: call(57, 0), lambda: call(58, 0), lambda: call(0x40000000 | 57, 0))
+attempt(lambda: call(56, 220, 17, 0, 0, 0, 0), lambda: call(435, 435, (ctypes.c_uint64 * 11)(), 88))
+""",
+    ),
+    Attack(
+        "fork bomb",
+        """
+while True:
+    try:
+        os.fork()
+    except OSError as fault:
+        raise SystemExit(str(fault))
+""",
+        ("error",),
+    ),
+    Attack(
+        "daemon that outlives it",
+        """
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(3)
+    os._exit(0)
+os.wait()
+""",
+        unfenced="left a process",
+    ),
+    Attack(
+        "start programs",
+        """
+made = host["folder"] + "/made"
+for way in (lambda: subprocess.run(["/bin/sh", "-c", f"echo x > {made}"]), lambda: os.system(f"echo x > {made}"),
+            lambda: os.posix_spawn("/bin/touch", ["touch", made], {})):
+    try:
+        way()
+    except OSError:
+        pass
+""",
+        unfenced="changed files",
+    ),
+    Attack("become another program", "os.execv('/bin/echo', ['echo', host['claim']])", unfenced="claimed"),
+    Attack(
+        "program in memory",
+        """
+file = call(319, 279, b"x", 0)
+os.write(file, b"#!/bin/sh\\necho " + host["claim"].encode())
+os.execve(file, ["x"], {})
+""",
+    ),
+    Attack(
+        "signals to others",
+        """
+information = ctypes.create_string_buffer(128)
+for who in (host["bystander"], host["parent"], os.getppid(), 1, -1, 0, -host["parent"]):
+    attempt(lambda: os.kill(who, signal.SIGCONT), lambda: call(129, 138, who, 18, information),
+            lambda: call(200, 130, who, 18), lambda: call(424, 424, call(434, 434, who, 0), 18, 0, 0))
+""",
+    ),
+    Attack(
+        "kill the bystander and the parent",
+        """
+for way, who in ((os.kill, host["bystander"]), (os.kill, host["parent"]), (os.kill, -1), (os.killpg, host["parent"])):
+    try:
+        way(who, signal.SIGKILL)
+    except OSError:
+        pass
+""",
+    ),
+    Attack(
+        "signals by way of a descriptor",
+        "attempt(lambda: fcntl.fcntl(0, fcntl.F_SETOWN, host['bystander']), lambda: fcntl.fcntl(0, 10, 9))",
+        unfenced="claimed",
+    ),
+    Attack(
+        "look into the parent",
+        """
+word = ctypes.c_uint64()
+here = (ctypes.c_uint64 * 2)(ctypes.addressof(word), 8)
+attempt(lambda: call(101, 117, 16, host["bystander"], 0, 0), lambda: call(101, 117, 0, 0, 0, 0),
+        lambda: call(310, 270, host["bystander"], here, 1, here, 1, 0))
+for name in ("mem", "environ", "maps", "cmdline", "status"):
+    attempt(lambda: open(f"/proc/{host['parent']}/{name}", "rb").read(1))
+""",
+        unfenced="claimed",
+    ),
+    Attack(
+        "limits and priorities of others",
+        """
+who = host["bystander"]
+attempt(lambda: resource.prlimit(who, resource.RLIMIT_NOFILE), lambda: os.setpriority(os.PRIO_PROCESS, who, 19),
+        lambda: os.sched_setaffinity(who, {0}), lambda: os.setpriority(os.PRIO_USER, 0, 19))
+""",
+    ),
+    Attack(
+        "raise its own limits",
+        """
+for which in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
+    attempt(lambda: resource.setrlimit(which, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)))
+""",
+    ),
+    Attack(
+        "powers over the machine",
+        """
+room = ctypes.create_string_buffer(256)
+attempt(
+    lambda: call(272, 97, 0x10000000), lambda: call(272, 97, 0x00020000), lambda: call(308, 268, 0, 0),  # namespaces
+    lambda: call(165, 40, b"none", b"/tmp", b"tmpfs", 0, 0), lambda: call(161, 51, b"/"),  # mount, chroot
+    lambda: call(250, 219, 0, -3, 1), lambda: call(248, 217, b"user", b"x", b"y", 1, -3),  # keyctl, add_key
+    lambda: call(321, 280, 0, room, 120), lambda: call(298, 241, room, 0, -1, -1, 0),  # bpf, perf_event_open
+    lambda: call(425, 425, 8, room), lambda: call(323, 282, 1), lambda: call(135, 92, 0x40000),  # io_uring, userfaultfd
+    lambda: call(105, 146, 0), lambda: call(29, 194, 0, 4096, 0o1600), lambda: call(103, 116, 3, room, 200),  # shmget
+    lambda: call(240, 180, b"x", 0o102, 0o666, 0), lambda: call(157, 167, 4, 1, 0, 0, 0),  # mq_open, prctl
+)
+""",
+    ),
+    Attack(
+        "through the door of another architecture",
+        """
+page = mmap.mmap(-1, 4096, prot=7)
+page.write(bytes.fromhex("b802000000cd80c3"))  # mov eax, 2 (fork); int 0x80; ret
+if arm:
+    os.kill(os.getpid(), signal.SIGKILL)
+ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+claim()
+""",
+        ("killed",),
+    ),
+)
+
+LIMITS = (
+    Attack("sleep past the limit", "time.sleep(60)", ("timeout",), wall_seconds=1),
+    Attack("stop itself", "os.kill(os.getpid(), signal.SIGSTOP)\nclaim()", ("timeout",), wall_seconds=1),
+    Attack("endless loop", "while True: pass", ("timeout",), wall_seconds=1),
+    Attack(
+        "loop that ignores signals",
+        """
+for each in range(1, 65):
+    try:
+        signal.signal(each, signal.SIG_IGN)
+    except (OSError, ValueError):
+        pass
+while True:
+    pass
+""",
+        ("timeout",),
+        wall_seconds=20,  # processor time ends it, by a signal that cannot be ignored
+    ),
+    Attack("hang with all closed", "os.closerange(0, 64)\nwhile True: time.sleep(1)", ("timeout",), wall_seconds=1),
+    Attack("memory bomb", "x = []\nwhile True: x.append(bytearray(1 << 24))", ("memory",)),
+    Attack("one huge object", "x = b'x' * (1 << 40)", ("memory",)),
+    Attack("huge power", "x = 10 ** (10 ** 10)", ("timeout", "memory"), wall_seconds=1),
+    Attack("flood of output", "while True: print('x' * 1000)", ("output",)),
+    Attack("flood of errors", "while True: os.write(2, b'x' * 65536)", ("output",)),
+    Attack("large file", "file = open('a', 'wb')\nwhile True: file.write(bytes(1 << 20))", ("error", "output")),
+    Attack("many files", "for at in range(10 ** 6): open(str(at), 'w').close()\ntime.sleep(60)", ("error", "output")),
+    Attack(
+        "many files out of sight",
+        "os.mkdir('d', 0o300)\nfor at in range(10 ** 6): open(f'd/{at}', 'w').close()\ntime.sleep(60)",
+        ("error", "output"),
+    ),
+    Attack(
+        "deep folders",
+        "for at in range(10 ** 5):\n    os.mkdir('d' * 200)\n    os.chdir('d' * 200)\ntime.sleep(60)",
+        ("error", "output"),
+    ),
+    Attack(
+        "threads without end",
+        """
+threading.stack_size(32768)
+while True:
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+""",
+        ("error", "killed"),
+    ),
+    Attack("descriptors without end", "x = []\nwhile True: x.append(os.pipe())", ("error",)),
+    Attack(
+        "huge recursion",
+        "sys.setrecursionlimit(10 ** 9)\ndef f(n): return f(n + 1) + 1\nf(0)",
+        ("error", "memory", "killed", "timeout"),
+        wall_seconds=2,
+    ),
+    Attack(
+        "recursion in C",
+        """
+x = ()
+for _ in range(10 ** 5):
+    x = (x,)
+threading.stack_size(1 << 18)
+threading.Thread(target=hash, args=(x,)).start()
+""",
+        ("killed",),
+    ),
+    Attack("crash", "ctypes.string_at(0)", ("killed",)),
+    Attack("abort", "os.abort()", ("killed",)),
+    Attack("kill itself", "os.kill(os.getpid(), signal.SIGKILL)", ("killed",)),
+)
+
+TRICKS = (
+    Attack("early end", "print('so far', flush=True)\nos._exit(0)", ("ok",)),
+    Attack(
+        "exit status that equals anything",
+        """
+class Zero(int):
+    def __eq__(self, other):
+        return True
+    __hash__ = int.__hash__
+
+sys.exit(Zero(5))
+""",
+        ("error",),
+    ),
+    Attack(
+        "error that looks like an exit",
+        "class Fault(Exception):\n    code = 0\n    __class__ = SystemExit\nraise Fault()",
+        ("error",),
+    ),
+    Attack(
+        "patched builtins",
+        """
+import builtins, traceback
+for name in ("compile", "exec", "isinstance", "type", "print", "SystemExit", "BaseException"):
+    setattr(builtins, name, lambda *_, **__: True)
+sys.exit = traceback.print_exception = lambda *_, **__: True
+raise KeyError(1)
+""",
+        ("error", "memory"),
+    ),
+    Attack(
+        "walk the frames and all objects",
+        """
+frame, found = sys._getframe(), [each for each in gc.get_objects() if type(each) is dict]
+while frame:
+    found += [frame.f_locals, frame.f_globals]
+    frame = frame.f_back
+if keys := {str(key) for each in found for key in each} & {"own_pid", "ruleset", "expected"}:
+    claim(keys)
+""",
+    ),
+    Attack(
+        "descriptors left open",
+        """
+for at in range(3, 4096):
+    try:
+        mode = os.fstat(at).st_mode
+    except OSError:
+        continue
+    if not stat.S_ISDIR(mode):
+        claim(at)
+    attempt(lambda: os.open("made", os.O_CREAT | os.O_WRONLY, dir_fd=at), lambda: os.listdir(at))
+""",
+    ),
+    Attack("rewrite its input", "attempt(lambda: os.write(0, b'x'), lambda: os.ftruncate(0, 0))"),
+    Attack(
+        "inherited environment", "if {'PATH', 'USER', 'PEFT_ARENA_CANARY'} & set(os.environ): claim(dict(os.environ))"
+    ),
+    Attack(
+        "what other programs left",
+        """
+for path in glob.glob("/tmp/*") + glob.glob("/var/tmp/*") + glob.glob("/dev/shm/*"):
+    if not any(own.startswith(path) for own in (os.getcwd(), *sys.path)):
+        attempt(lambda: open(path).read(1), lambda: os.listdir(path))
+if os.listdir("."):
+    claim("a folder that is not empty")
+""",
+    ),
+    Attack("bytes that are no text", "os.write(1, bytes(range(256)) * 4)\nos.write(2, b'\\xff\\xfe\\x00')", ("ok",)),
+)
+
+ATTACKS = (*NETWORK, *FILES, *PROCESSES, *LIMITS, *TRICKS)

@@ -1,0 +1,34 @@
+"""The layers that work on this machine, and a mark by which every process of a test's sandbox can be found."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from evaluate.sandbox import job, probe
+from evaluate.sandbox.job import LAYERS
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def layer(request: pytest.FixtureRequest) -> str:
+    """Each layer in turn; skipped where it does not work, but bubblewrap must where CI is set."""
+    name = str(request.param)
+    found = probe.quick(name)
+    if not found.works:
+        reason = f"The sandbox layer '{name}' does not work here: {found.reason}."
+        if os.environ.get("CI") and name == "bubblewrap":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return name
+
+
+@pytest.fixture(scope="module")
+def marker() -> Iterator[str]:
+    """Stands in the command line of every process of the sandbox, and of its forks."""
+    text = f"marker-{secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "BOOT", f"{job.BOOT}#{text}")
+        yield text

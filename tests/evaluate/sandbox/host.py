@@ -1,0 +1,133 @@
+"""What attacks are after: sockets that listen, files to read, change and make, a process to hurt; what they got."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from evaluate.sandbox.outcome import Outcome
+from tests.conftest import ROOT
+
+ORIGINAL = "as it was"
+
+
+class Host:
+    """One attack's own victims. All of them are open to any user: only a fence can keep a program from them."""
+
+    def __init__(self, bystander: subprocess.Popen[bytes]) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="peft-arena-victim-"))
+        self.folder.chmod(0o777)
+        self.secret, self.claim = secrets.token_hex(16), secrets.token_hex(16)
+        self.secret_file, self.victim = self.folder / "secret", self.folder / "victim"
+        self.secret_file.write_text(self.secret)
+        self.secret_file.chmod(0o644)
+        self.victim.write_text(ORIGINAL)
+        self.victim.chmod(0o666)
+        self.before = self._look()
+        self.bystander = bystander
+        self.abstract = f"peft-arena-{secrets.token_hex(8)}"
+        self.tcp = socket.create_server(("127.0.0.1", 0))
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.unix.bind("\0" + self.abstract)
+        for listener in (self.tcp, self.udp, self.unix):
+            listener.setblocking(False)
+
+    def facts(self) -> str:
+        """What the attack is told: everything but the secret."""
+        told: dict[str, Any] = {
+            "parent": os.getpid(),
+            "bystander": self.bystander.pid,
+            "folder": str(self.folder),
+            "secret": str(self.secret_file),
+            "victim": str(self.victim),
+            "tcp": self.tcp.getsockname()[1],
+            "udp": self.udp.getsockname()[1],
+            "abstract": self.abstract,
+            "claim": self.claim,
+            "checkout": str(ROOT),
+            "tests": __file__,
+        }
+        return json.dumps(told) + "\n"
+
+    def effects(self, outcome: Outcome) -> set[str]:
+        """What the attack achieved, by what is found here and not by what it says; and what it claims besides."""
+        found = set()
+        if _has(self.tcp.accept):
+            found.add("connected")
+        if any(_has(partial(listener.recv, 1000)) for listener in (self.udp, self.unix)):
+            found.add("sent")
+        if self._look() != self.before or self.victim.read_text() != ORIGINAL:
+            found.add("changed files")
+        said = outcome.stdout + outcome.stderr
+        if self.secret in said:
+            found.add("read the secret")
+        if self.claim in said:
+            found.add("claimed")
+        if self.bystander.poll() is not None:
+            found.add("hurt a bystander")
+        return found
+
+    def close(self) -> None:
+        for listener in (self.tcp, self.udp, self.unix):
+            listener.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _look(self) -> dict[str, tuple[int, ...]]:
+        """Every file of the folder and all that can be changed about it."""
+        look: dict[str, tuple[int, ...]] = {}
+        for path in sorted(self.folder.iterdir()):
+            facts = path.lstat()
+            look[path.name] = (
+                facts.st_size,
+                stat.S_IMODE(facts.st_mode),
+                facts.st_uid,
+                facts.st_nlink,
+                facts.st_mtime_ns,
+            )
+        return look
+
+
+def _has(receive: Any) -> bool:
+    try:
+        got = receive()
+    except BlockingIOError:
+        return False
+    if isinstance(got, tuple):
+        got[0].close()
+    return True
+
+
+def processes_with(marker: str) -> list[int]:
+    """Pids on this machine whose command line has the marker, which forks keep."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                line = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if marker.encode() in line and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return found
+
+
+def gone(marker: str) -> bool:
+    """Whether the processes with that mark are gone, once the kernel has had time to clear a namespace away."""
+    deadline = time.monotonic() + 2
+    while processes_with(marker):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

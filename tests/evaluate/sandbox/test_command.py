@@ -1,0 +1,119 @@
+"""`python -m evaluate.sandbox`: the table for people, one JSON object for programs, and one sentence for mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluate.sandbox import probe
+from evaluate.sandbox.__main__ import main
+from tests.conftest import ROOT
+
+KEYS = {"status", "stdout", "stderr", "layer", "seconds", "limit"}
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text("print(input().upper())")
+    (tmp_path / "stdin").write_text("abc\n")
+    return path
+
+
+def test_it_runs_a_program_in_a_layer(program: Path, layer: str) -> None:
+    command = [
+        "-m",
+        "evaluate.sandbox",
+        "run",
+        str(program),
+        "--stdin",
+        str(program.with_name("stdin")),
+        "--layer",
+        layer,
+    ]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert set(told) == KEYS
+    assert (told["status"], told["stdout"], told["layer"]) == ("ok", "ABC\n", layer)
+
+
+def test_without_a_layer_it_takes_the_best(program: Path, capsys: pytest.CaptureFixture[str], layer: str) -> None:
+    assert main(["run", str(program)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["status"] == "error"
+    assert told["stderr"].endswith("EOFError: EOF when reading a line\n")
+    assert told["layer"] == ("bubblewrap" if probe.quick("bubblewrap").works else "landlock")
+
+
+def test_limits_alone_are_refused_without_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(program), "--layer", "rlimits"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["status"], told["stdout"]) == ("refused", "")
+    assert "unsafe" in told["stderr"]
+    arguments = ["run", str(program), "--layer", "rlimits", "--unsafe", "--stdin", str(program.with_name("stdin"))]
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["status"], told["layer"]) == ("ok", "unsafe-rlimits")
+
+
+def test_a_layer_that_does_not_work_here_refuses(
+    program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = probe.Finding("bubblewrap", False, {}, "there is no bwrap program")
+    monkeypatch.setattr("evaluate.sandbox.sandbox.quick", lambda layer: missing)
+    assert main(["run", str(program), "--layer", "bubblewrap"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["status"], told["layer"]) == ("refused", "bubblewrap")
+    assert "there is no bwrap program" in told["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.py"], "missing.py cannot be read"),
+        (["{program}", "--stdin", "missing"], "missing cannot be read"),
+        (["{program}", "--wall", "0"], "wall_seconds is 0.0"),
+        (["{program}", "--layer", "landlok"], "did you mean 'landlock'"),
+        (["{binary}"], "is not UTF-8"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    arguments: list[str], words: str, program: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = program.with_name("binary")
+    binary.write_bytes(b"\xff\xfe")
+    assert main(["run", *(each.format(program=program, binary=binary) for each in arguments)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_the_probe_says_what_each_layer_stops(capsys: pytest.CaptureFixture[str], layer: str) -> None:
+    assert main(["probe", "--json"]) == 0
+    found = {each["layer"]: each for each in json.loads(capsys.readouterr().out)}
+    assert set(found) == {"bubblewrap", "landlock", "unsafe-rlimits"}
+    assert found[layer]["works"]
+    assert set(found[layer]["stops"]) == {*probe.FENCES, *probe.LIMITS}
+    assert all(found[layer]["stops"].values())
+    assert not found["unsafe-rlimits"]["works"]
+
+
+def test_the_table_can_be_read() -> None:
+    leaks = {name: name != "network" for name in (*probe.FENCES, *probe.LIMITS)}
+    table = probe.table(
+        [
+            probe.Finding("bubblewrap", True, dict.fromkeys(leaks, True)),
+            probe.Finding("landlock", False, {}, "there is none"),
+            probe.Finding("unsafe-rlimits", False, leaks, "it leaks"),
+        ]
+    )
+    lines = table.splitlines()
+    assert lines[1].split() == ["works", "here", "yes", "no", "no"]
+    assert lines[2].split()[-3:] == ["stopped", "-", "LEAKS"]
+    assert lines[-2:] == ["landlock: there is none.", "unsafe-rlimits: it leaks."]

@@ -1,0 +1,213 @@
+"""What a run gives back, how limits are told apart, and that one program costs no other its result."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from errors import PeftArenaError, UnknownNameError
+from evaluate.sandbox import Limits, Program, Sandbox, SandboxUnavailableError, open_sandbox, probe, runtime
+from tests.conftest import ROOT
+from tests.evaluate.sandbox.host import gone, processes_with
+
+ENDINGS = [
+    ("", "ok", ""),
+    ("import sys; sys.exit(0)", "ok", ""),
+    ("import os; os._exit(0)", "ok", ""),
+    ("import sys; sys.exit(3)", "error", ""),
+    ("import sys; sys.exit('why')", "error", ""),
+    ("import sys; sys.exit(139)", "error", ""),
+    ("import sys; sys.exit(97)", "error", ""),
+    ("1 / 0", "error", ""),
+    ("x = = 1", "error", ""),
+    ("x = 1\0", "error", ""),
+    ("x = '\ud800'", "error", ""),
+    ("(" * 300, "error", ""),
+    ("while True: pass", "timeout", "1 s of processor time"),
+    ("x = [0] * (1 << 60)", "memory", "128 MB of memory"),
+    ("class E(MemoryError): pass\nraise E", "memory", "128 MB of memory"),
+    ("print('x' * 5000)", "output", "2000 bytes of output"),
+    ("with open('a', 'w') as file: file.write('x' * 5000)", "error", ""),
+    ("import os; os.kill(os.getpid(), 15)", "killed", "signal SIGTERM"),
+    ("import ctypes; ctypes.string_at(0)", "killed", "signal SIGSEGV"),
+]
+SMALL = Limits(wall_seconds=20, cpu_seconds=1, memory_bytes=128 << 20, output_bytes=2000, file_bytes=4096)
+
+
+@pytest.fixture(scope="module")
+def sandbox(layer: str, marker: str) -> Iterator[Sandbox]:
+    with open_sandbox(layer) as opened:
+        yield opened
+
+
+def test_endings_are_told_apart(sandbox: Sandbox) -> None:
+    found = dict(sandbox.run_many([Program(code, limits=SMALL) for code, _, _ in ENDINGS], 4))
+    judged = [(code[:40], found[at].status, found[at].limit) for at, (code, _, _) in enumerate(ENDINGS)]
+    assert judged == [(code[:40], status, limit) for code, status, limit in ENDINGS]
+
+
+def test_what_was_printed_comes_back(sandbox: Sandbox) -> None:
+    outcome = sandbox.run(Program("import sys\nprint(input())\nprint('no', file=sys.stderr)\n1 / 0", "ü\n"))
+    assert outcome.stdout == "ü\n"
+    assert outcome.stderr.splitlines()[0] == "no"
+    assert '  File "program.py", line 4, in <module>\n    1 / 0\n' in outcome.stderr
+    assert outcome.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert "sandbox" not in outcome.stderr
+    assert outcome.layer == sandbox.layer
+    assert 0 < outcome.seconds < 10
+
+
+def test_what_was_printed_before_a_limit_comes_back(sandbox: Sandbox) -> None:
+    code = "import time\nprint('so far', flush=True)\ntime.sleep(60)"
+    outcome = sandbox.run(Program(code, limits=Limits(wall_seconds=0.5)))
+    assert (outcome.status, outcome.limit, outcome.stdout) == ("timeout", "0.5 s of time", "so far\n")
+
+
+def test_output_is_cut_at_the_limit(sandbox: Sandbox) -> None:
+    outcome = sandbox.run(Program("print('x' * 10 ** 6)", limits=Limits(output_bytes=1000)))
+    assert (outcome.status, outcome.stdout) == ("output", "x" * 1000)
+
+
+def test_hashes_do_not_change_from_run_to_run(sandbox: Sandbox) -> None:
+    assert len({sandbox.run(Program("print(hash('x'))")).stdout for _ in range(3)}) == 1
+
+
+def test_a_program_finds_nothing_of_the_one_before(sandbox: Sandbox) -> None:
+    code = "import builtins, os\nprint(os.listdir(), hasattr(builtins, 'x'))\nopen('x', 'w').close()\nbuiltins.x = 1"
+    assert [sandbox.run(Program(code)).stdout for _ in range(2)] == ["[] False\n"] * 2
+
+
+def test_bad_programs_cost_no_other_its_result(sandbox: Sandbox) -> None:
+    bad = ["while True: pass", "import os; os.abort()", "while True: print('x' * 999)", "x = [0] * (1 << 60)"]
+    codes = [code for at in range(4) for code in (bad[at], f"print({at})")]
+    found = dict(sandbox.run_many((Program(code, limits=SMALL) for code in codes), workers=3))
+    assert [found[2 * at + 1].stdout for at in range(4)] == ["0\n", "1\n", "2\n", "3\n"]
+    assert [found[2 * at].status for at in range(4)] == ["timeout", "killed", "output", "memory"]
+
+
+def test_whoever_stops_listening_ends_what_runs(sandbox: Sandbox, marker: str) -> None:
+    endless = (Program("while True: pass") for _ in iter(int, 1))
+    started = time.monotonic()
+    listening = sandbox.run_many([Program(""), *[next(endless) for _ in range(6)]], workers=2)
+    assert next(listening)[0] == 0
+    listening.close()  # type: ignore[attr-defined] # a generator is more than an iterator
+    assert time.monotonic() - started < 5
+    assert gone(marker)
+
+
+def test_closing_ends_what_runs_and_refuses_the_rest(layer: str) -> None:
+    sandbox = open_sandbox(layer)
+    timer = threading.Timer(0.3, sandbox.close)
+    timer.start()
+    outcome = sandbox.run(Program("import time; time.sleep(60)"))
+    timer.join()
+    assert (outcome.status, outcome.limit) == ("killed", "stopped from outside")
+    assert outcome.seconds < 5
+    assert sandbox.run(Program("")).status == "refused"
+
+
+def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str) -> None:
+    code = f"""
+from evaluate.sandbox import Program, job, open_sandbox
+sandbox = open_sandbox({layer!r})
+job.BOOT += "#{marker}"
+print("opened", flush=True)
+sandbox.run(Program("import time; time.sleep(60)"))
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    with owner, owner.stdout:
+        assert owner.stdout.readline() == b"opened\n"
+        time.sleep(0.5)
+        assert processes_with(marker)
+        owner.send_signal(signal.SIGKILL)
+    assert gone(marker)
+
+
+def test_packages_below_a_closed_folder_can_be_imported(
+    layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the virtual environment lies in a home folder of mode 0700, and we are root and become another user."""
+    tmp_path.chmod(0o700)
+    folder = tmp_path / "site-packages" / "closed"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from closed import inner\n")
+    (folder / "inner.py").write_text("value = 42\n")
+    secret = tmp_path / "secret"
+    secret.write_text("a secret")
+    secret.chmod(0o644)
+    monkeypatch.setattr(runtime, "packages", lambda: (str(folder.parent),))
+    readable = (*runtime.readable(), str(folder.parent))
+    monkeypatch.setattr(runtime, "readable", lambda: readable)
+    with open_sandbox(layer) as sandbox:
+        assert sandbox.run(Program("import closed\nprint(closed.inner.value)")).stdout == "42\n"
+        for path in (repr(str(secret)), "os.path.dirname(closed.__file__) + '/../../secret'"):
+            outcome = sandbox.run(Program(f"import closed, os\nprint(open({path}).read())"))
+            assert (outcome.status, outcome.stdout) == ("error", "")
+
+
+@pytest.mark.parametrize("name", ["wall_seconds", "memory_bytes", "output_bytes", "processes"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_limit_that_is_no_positive_number_is_refused(name: str, value: float) -> None:
+    with pytest.raises(PeftArenaError, match=rf"limit {name} is {value}"):
+        Limits(**{name: value})  # type: ignore[arg-type]
+
+
+def test_workers_below_one_are_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(PeftArenaError, match="0 workers"):
+        sandbox.run_many([], workers=0)
+
+
+def test_limits_alone_must_be_asked_for() -> None:
+    with pytest.raises(SandboxUnavailableError, match="unsafe flag"):
+        open_sandbox("rlimits")
+    assert open_sandbox("rlimits", unsafe=True).layer == "unsafe-rlimits"
+
+
+def test_an_unknown_layer_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'landlock'"):
+        open_sandbox("landlok")
+
+
+def finding(layer: str, works: bool) -> probe.Finding:
+    return probe.Finding(layer, works, {}, "" if works else f"{layer} is missing")
+
+
+def test_a_weaker_layer_is_taken_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("evaluate.sandbox.sandbox.quick", lambda layer: finding(layer, layer == "landlock"))
+    sandbox = open_sandbox()
+    assert sandbox.layer == "landlock"
+    assert sandbox.passed_over == ("bubblewrap does not work here: bubblewrap is missing",)
+    assert "bubblewrap is missing" in caplog.text
+
+
+def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluate.sandbox.sandbox.quick", lambda layer: finding(layer, False))
+    with pytest.raises(SandboxUnavailableError, match=r"bubblewrap is missing; .*landlock is missing"):
+        open_sandbox()
+    with pytest.raises(SandboxUnavailableError, match="'landlock' does not work here: landlock is missing"):
+        open_sandbox("landlock")
+
+
+def test_a_layer_that_lets_something_through_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe believes what it finds on the host, whatever layer it is."""
+    probe.quick.cache_clear()
+    found = probe.quick("unsafe-rlimits")
+    assert not found.works
+    assert not found.stops["network"]
+    assert not found.stops["writing"]
+    assert "connections to the network" in found.reason
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.which", lambda name: None)
+        probe.quick.cache_clear()
+        assert probe.quick("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
+        patch.setattr("evaluate.sandbox.landlock.version", lambda: 0)
+        assert "no Landlock" in probe.quick("landlock").reason
+    probe.quick.cache_clear()

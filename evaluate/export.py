@@ -11,6 +11,7 @@ from typing import Any
 
 from errors import PeftArenaError
 from evaluate.results import Run
+from evaluate.score_run import require_scores
 from evaluate.table import MethodRow, Pair, across, comparisons, method_rows
 
 # Scores of a single problem that go into the table of problems, where a run has them.
@@ -35,12 +36,17 @@ def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 
 
 def csv_metrics(runs: Sequence[Run]) -> str:
-    """`metric_records` as CSV."""
+    """`metric_records` as CSV; PeftArenaError for a run that is not scored to its end."""
+    require_scores(runs)
     return _csv(metric_records(runs))
 
 
 def csv_problems(runs: Sequence[Run]) -> str:
-    """One row a problem, with each method's scores, first answer and error; PeftArenaError for other problems."""
+    """One row a problem, with each method's scores, first answer and error.
+
+    PeftArenaError for runs over different problems, or not scored to their end.
+    """
+    require_scores(runs)
     first = runs[0]
     for run in runs[1:]:
         if [problem["id"] for problem in run.problems] != [problem["id"] for problem in first.problems]:
@@ -69,7 +75,11 @@ def csv_problems(runs: Sequence[Run]) -> str:
 
 
 def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, str]] | None = None) -> str:
-    """All that a report says, as JSON: settings, provenance, methods, metrics, and comparisons."""
+    """All that a report says, as JSON: settings, provenance, methods, metrics, and comparisons.
+
+    PeftArenaError for a run that is not scored to its end.
+    """
+    require_scores(runs)
     values = {
         "command": command,
         "runs": [
@@ -91,7 +101,10 @@ def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, st
 
 def _across(runs: Sequence[Run]) -> Sequence[Pair]:
     same = {run.settings["data_digest"] for run in runs}
-    return across(runs) if len(same) == 1 else []
+    try:
+        return across(runs) if len(same) == 1 else []
+    except PeftArenaError:  # not finished: one method has answered more problems than the other
+        return []
 
 
 def _shared(run: Run, row: MethodRow) -> dict[str, Any]:

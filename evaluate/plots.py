@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from errors import PeftArenaError
 from evaluate.measures import title
 from evaluate.results import Run
+from evaluate.score_run import require_scores
 from evaluate.table import MethodRow, columns, method_rows
 
 if TYPE_CHECKING:
@@ -38,15 +39,16 @@ def png_report(runs: Sequence[Run]) -> bytes:
 def figure_of(runs: Sequence[Run]) -> Figure:
     """One panel a metric of the table, with a bar a method, then one with curves over k for EM and for Pass.
 
-    PeftArenaError where nothing is scored yet.
+    PeftArenaError where there is no result yet, or a run is not scored to its end.
     """
+    require_scores(runs)
     # Without pyplot, whose global state is shared with whoever plots in the same process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = _labelled(runs)
     if not rows:
-        raise PeftArenaError("There is nothing to draw: no answer is scored yet, `python -m evaluate score` does it.")
+        raise PeftArenaError("There is nothing to draw: the files hold no answers yet.")
     metrics = columns([row for _, row in rows])
     curves = [name for name in ("pass", "em") if _is_curve(rows, name, metrics)]
     panels = len(metrics) + len(curves)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from errors import PeftArenaError
 from evaluate.results import Run
-from evaluate.score_run import has_tests
+from evaluate.score_run import has_tests, require_scores
 from evaluate.table import across, comparisons, footnote, method_rows, render_methods, render_pairs
 
 Pairs = Sequence[tuple[str, str]]
@@ -37,10 +37,11 @@ def markdown_report(runs: Sequence[Run], command: str, pairs: Pairs | None = Non
 
 
 def _run_block(run: Run, markdown: bool, pairs: Pairs | None) -> str:
+    try:
+        require_scores([run])
+    except PeftArenaError as refusal:
+        return str(refusal)
     rows = method_rows(run)
-    unscored = sum(not result.scores for name in run.methods for result in run.results(name))
-    if unscored:
-        return f"{run.path} holds {unscored} answers without scores: run `python -m evaluate score {run.path}` first."
     if not rows:
         return f"{run.path} holds no results yet."
     parts = [_provenance(run, markdown), render_methods(rows, markdown), footnote(rows)]

@@ -148,8 +148,10 @@ def run_methods(
             [Request(problem, method, plan.data) for problem in plan.problems], plan.decoding
         )
         for batch in batches(plan.problems, plan.batch, lengths):
-            if all(run.has(method.name, problem.id) for problem in batch):
+            missing = sum(not run.has(method.name, problem.id) for problem in batch)
+            if not missing:
                 continue
+            # All of it again, also where a kill left a part: beside others a row is padded otherwise.
             answers = engine.answer([Request(problem, method, plan.data) for problem in batch], plan.decoding)
             if any(answer.cancelled for answer in answers):
                 raise KeyboardInterrupt
@@ -159,7 +161,7 @@ def run_methods(
             if (peak := memory.bytes()) > run.methods[method.name].get("peak_memory_bytes", 0):
                 run.describe(method.name, {"peak_memory_bytes": peak})
             run.save()
-            step(len(batch), method.name)
+            step(missing, method.name)
 
 
 def batches(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ()) -> Iterator[list[Problem]]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from evaluate.results import Result, Run
 
 Kind = Literal["text", "tests"]
+_FIELDS = {
+    "key": {"of", "key", "values"},
+    "scores": {"of", "key", "method", "problem", "digest", "scores"},
+}
 _SUFFIX = ".scores.jsonl"
 
 
@@ -42,9 +46,10 @@ def attach_scores(run: Run) -> None:
 class ScoreFile:
     """The one writer of a run's scores. Opening it drops what no reader would take any more."""
 
-    def __init__(self, journal: Journal, keys: Mapping[str, str]) -> None:
+    def __init__(self, journal: Journal, keys: Mapping[Kind, Mapping[str, Any]]) -> None:
         self._journal = journal
-        self._keys = keys
+        self._values = {kind: dict(values) for kind, values in keys.items()}
+        self._keys = {kind: key_digest(values) for kind, values in keys.items()}
 
     @classmethod
     def open(cls, run: Run, keys: Mapping[Kind, Mapping[str, Any]]) -> ScoreFile:
@@ -62,13 +67,13 @@ class ScoreFile:
             wanted: list[dict[str, Any]] = [
                 {"kind": "key", "of": kind, "key": key_digest(key), "values": key} for kind, key in keys.items()
             ]
-            kept = _attach(run, [*found, *wanted])
+            kept = _attach(run, [*found, *wanted], keys)
             if kept != found:
                 journal.replace(kept)
         except BaseException:
             journal.close()
             raise
-        return cls(journal, {kind: key_digest(key) for kind, key in keys.items()})
+        return cls(journal, keys)
 
     def append(self, run: Run, kind: Kind, scored: Iterable[tuple[Result, Mapping[str, Any], Sequence[Any]]]) -> None:
         """Keeps the scores, and what tests said of each candidate, of these results; on disk when this returns."""
@@ -86,6 +91,7 @@ class ScoreFile:
             }
             records.append({**record, "checks": checks} if checks else record)
             run.score(result.method, result.problem, scores, checks)
+        run.scored_with[kind] = self._values[kind]
         self._journal.append(records)
 
     def close(self) -> None:
@@ -109,20 +115,20 @@ def scored_digest(run: Run, problem: Mapping[str, Any], result: Result) -> str:
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     try:
         records, whole = read_records(path)
-        if not records or any(record.get("kind") not in ("key", "scores") for record in records):
+        if not records or not all(_FIELDS.get(record.get("kind", ""), {""}) <= record.keys() for record in records):
             raise ValueError("no scores")
     except OSError as fault:
         raise PeftArenaError(
             f"Cannot read {path} ({fault.strerror or fault}): the run's scores belong there."
         ) from fault
-    except ValueError as fault:
+    except (ValueError, TypeError) as fault:
         sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
         raise PeftArenaError(sentence) from fault
     return records, whole
 
 
-def _attach(run: Run, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives the run what still holds of the records; these, with the current keys first."""
+def _attach(run: Run, records: Sequence[dict[str, Any]], wanted: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Gives the run what still holds of the records; these, after the keys of their kinds and of those `wanted`."""
     keys = {record["of"]: record for record in records if record["kind"] == "key"}  # the last one of each kind
     problems = {problem["id"]: problem for problem in run.problems}
     results = {(method, result.problem): result for method in run.methods for result in run.results(method)}
@@ -138,9 +144,10 @@ def _attach(run: Run, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
                 continue
             kept[record["of"], method, problem] = record
             run.score(method, problem, record["scores"], record.get("checks", ()))
-        run.scored_with = {kind: dict(key["values"]) for kind, key in keys.items()}
+        used = {kind for kind, _, _ in kept}
+        run.scored_with = {kind: dict(key["values"]) for kind, key in keys.items() if kind in used}
     except (KeyError, TypeError, AttributeError) as fault:
         path = scores_path(run.path)
         sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
         raise PeftArenaError(sentence) from fault
-    return [*(dict(key) for key in keys.values()), *kept.values()]
+    return [*(dict(key) for kind, key in keys.items() if kind in used or kind in wanted), *kept.values()]

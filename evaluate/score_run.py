@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
+from errors import PeftArenaError
 from evaluate.results import Result, Run, tests_of
 from evaluate.score_file import Kind, ScoreFile
 from evaluate.score_tests import checks_key, score_tests
@@ -55,6 +56,29 @@ def score_run(
             _keep(file, run, "tests", _score_tests(run, tests, sandbox, workers), begin(len(tests)))
     finally:
         file.close()
+
+
+def unscored(run: Run) -> int:
+    """How many results lack scores: any at all, or those of tests where others of the method have them.
+
+    A mean over the rest would not be the method's.
+    """
+    tested = {problem["id"] for problem in run.problems if problem.get("tests")}
+    count = 0
+    for results in map(run.results, run.methods):
+        begun = any("tests" in each.scores for each in results)
+        count += sum(not each.scores or (begun and each.problem in tested and "tests" not in each.scores)
+                     for each in results)  # fmt: skip
+    return count
+
+
+def require_scores(runs: Iterable[Run]) -> None:
+    """PeftArenaError where a run is not scored to its end: its numbers are not shown."""
+    for run in runs:
+        if count := unscored(run):
+            raise PeftArenaError(
+                f"{run.path} holds {count} answers without scores: run `python -m evaluate score {run.path}` first."
+            )
 
 
 def has_tests(problems: Iterable[Mapping[str, Any]]) -> bool:

@@ -67,15 +67,16 @@ def method_rows(run: Run) -> list[MethodRow]:
 def comparisons(run: Run, pairs: Sequence[tuple[str, str]] | None = None) -> list[Pair]:
     """Pairs of methods on the run's problems in the headline metrics, with Holm's correction over all of them.
 
-    By default every method against zero-shot, and the last against the first. UnknownNameError for a method that the
-    run does not have.
+    By default every method that is finished against zero-shot, and the last against the first. UnknownNameError for a
+    method that the run does not have, PeftArenaError for two that have answered different problems.
     """
     methods = [method for method in run.methods if run.results(method)]
     for name in (name for pair in pairs or () for name in pair):
         if name not in methods:
             raise unknown("method", name, methods)
     seed = int(run.settings["seed"])
-    chosen = _usual_pairs(methods) if pairs is None else pairs
+    finished = [method for method in methods if len(run.results(method)) == len(run.problems)]
+    chosen = _usual_pairs(finished) if pairs is None else pairs
     return corrected([pair for a, b in chosen for pair in compare(run.results(a), run.results(b), a, b, seed)])
 
 

@@ -16,6 +16,7 @@ import pytest
 from errors import PeftArenaError
 from evaluate.export import csv_metrics, csv_problems, json_report
 from evaluate.plots import figure_of, png_report
+from evaluate.report import text_report
 from evaluate.results import Result, Run
 from evaluate.stats import wilson
 from evaluate.table import comparisons, method_rows
@@ -123,10 +124,36 @@ def test_the_picture_is_a_png_and_the_same_each_time() -> None:
 
 def test_nothing_scored_is_nothing_to_draw() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
-    run.methods["zero-shot"] = {}
-    run.add([Result("zero-shot", "p0")])
     with pytest.raises(PeftArenaError, match="nothing to draw"):
         png_report([run])
+
+
+def test_what_is_not_scored_to_its_end_is_not_shown() -> None:
+    fresh, half = made_run("fresh.jsonl"), run_with_tests()
+    fresh.add([Result("rag-8", "p0")])
+    fresh.methods["rag-8"] = {}
+    half.add([Result("rag-8", "p0", {"tests": 1.0})])
+    half.add([Result("rag-8", at, {"parses": 1.0}) for at in ("p1", "p2")])  # whose tests have not run
+    half.methods["rag-8"] = {}
+    half.problems = [{**problem, "tests": [{"kind": "assert", "code": "assert f()"}]} for problem in half.problems]
+    for run, sentence in ((fresh, r"fresh\.jsonl holds 1 answers without"), (half, "holds 2 answers without scores")):
+        for write in (csv_metrics, csv_problems, png_report, lambda runs: json_report(runs, "")):
+            with pytest.raises(PeftArenaError, match=sentence):
+                write([run])
+        assert "without scores" in text_report([run])
+
+
+def test_an_unfinished_method_is_compared_with_none() -> None:
+    run, other = made_run("a.jsonl"), made_run("b.jsonl")
+    run.methods["rag-8"] = other.methods["rag-8"] = {}
+    run.add(replace(each, method="rag-8") for each in run.results("icl-8")[:5])
+    other.add(replace(each, method="rag-8") for each in run.results("icl-8"))
+    assert {pair.a for pair in comparisons(run)} == {"icl-8", "lora-tiny"}
+    with pytest.raises(PeftArenaError, match="different problems"):
+        comparisons(run, [("rag-8", "zero-shot")])
+    values = json.loads(json_report([run, other], ""))
+    assert values["across"] == []
+    assert len(values["runs"][0]["comparisons"]) == 4
 
 
 def test_a_table_with_tests_shows_them_first() -> None:

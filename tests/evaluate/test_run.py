@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,45 @@ def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: 
     assert told(broken) == told(whole)
     assert scores_path(broken).read_bytes() == scores_path(whole).read_bytes()
     assert len(second.calls) == 12 - stop  # no batch was run twice
+
+
+def test_of_a_batch_that_was_torn_what_is_there_stays_and_the_rest_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    execute(path, FakeEngine(), names=["zero-shot"])
+    whole, lines = told(path), path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-2]) + lines[-2][:-7])  # the last batch has one problem, the one before two
+    engine = FakeEngine()
+    assert execute(path, engine, names=["zero-shot"]) == ["1 zero-shot", "1 zero-shot"]
+    assert [[request.problem.id for request in call] for call in engine.calls] == [["p4", "p5"], ["p6"]]
+    assert told(path) == whole
+
+
+def test_a_packed_run_is_read_and_scored_but_not_gone_on_with(tmp_path: Path) -> None:
+    path, packed = tmp_path / "run.jsonl", tmp_path / "run.jsonl.gz"
+    execute(path, FakeEngine())
+    expected = [(each.problem, each.scores) for each in read_run(path).results("icl-8")]
+    for name in (path, scores_path(path)):
+        name.with_name(name.name + ".gz").write_bytes(gzip.compress(name.read_bytes()))
+        name.unlink()
+    assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
+    (tmp_path / "run.scores.jsonl.gz").unlink()
+    assert not read_run(packed).results("icl-8")[0].scores
+    score_run(read_run(packed), lambda total: Progress(total, io.StringIO()))
+    assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
+    with pytest.raises(PeftArenaError, match="gunzip"):
+        execute(packed, FakeEngine())
+
+
+def test_scores_that_are_none_of_ours_are_left_alone_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    execute(path, FakeEngine(), names=["zero-shot"])
+    for text in ("my notes\n", '{"kind": "other"}\n', '{"kind": "scores"}\n', '{"kind": "key", "of": "text"}\n'):
+        scores_path(path).write_text(text)
+        with pytest.raises(PeftArenaError, match=r"run\.scores\.jsonl holds no scores"):
+            read_run(path)
+        with pytest.raises(PeftArenaError, match=r"run\.scores\.jsonl holds no scores"):
+            execute(path, FakeEngine(), names=["zero-shot"])
+        assert scores_path(path).read_text() == text
 
 
 def test_a_cancelled_batch_is_not_kept(tmp_path: Path) -> None:

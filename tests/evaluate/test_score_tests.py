@@ -16,7 +16,7 @@ from evaluate.results import Result, Run, problem_record, read_run
 from evaluate.results import tests_of as stored_tests
 from evaluate.sandbox import Sandbox, open_sandbox
 from evaluate.score_file import scores_path
-from evaluate.score_run import score_run
+from evaluate.score_run import score_run, unscored
 from evaluate.score_tests import score_tests
 from tasks.problem import AssertTest, Problem, StdioTest
 
@@ -121,6 +121,11 @@ def test_without_a_sandbox_no_code_runs_and_what_tests_said_stays(tmp_path: Path
     assert keep_scores(read_run(path), sandbox) == 1
     assert keep_scores(read_run(path), None) == 0
     assert read_run(path).results("zero-shot")[0].scores["tests"] == 1
+    path.unlink()
+    other = made_run(path, [result(candidate(WRONG, 5))])
+    assert keep_scores(other, None) == 1
+    assert list(read_run(path).scored_with) == ["text"], "the tests of other candidates are no tests of these"
+    assert unscored(read_run(path)) == 0
 
 
 def test_another_layer_another_metric_or_other_candidates_are_scored_anew(

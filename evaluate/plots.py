@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ _ACROSS = 3
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6672", "#b8a900")
 _DASHES = ("-", "--", ":", "-.")
 _QUIET, _GRID = "#5f6672", "#d9dce1"
-_LONGEST = 34  # characters of a label
+_LONGEST = 40  # characters of a label
 
 Labelled = list[tuple[str, MethodRow]]
 
@@ -68,12 +69,10 @@ def figure_of(runs: Sequence[Run]) -> Figure:
 
 
 def _labelled(runs: Sequence[Run]) -> Labelled:
-    several = len(runs) > 1
-    return [
-        (_short(f"{row.method} ({run.path.name.partition('.')[0]})" if several else row.method), row)
-        for run in runs
-        for row in method_rows(run)
-    ]
+    """Each row under its method's name, with its file where several files have that method."""
+    rows = [(run.path.name.removesuffix(".gz").removesuffix(".jsonl"), row) for run in runs for row in method_rows(run)]
+    often = Counter(row.method for _, row in rows)
+    return [(_short(row.method if often[row.method] == 1 else f"{row.method} ({file})"), row) for file, row in rows]
 
 
 def _is_curve(rows: Labelled, name: str, metrics: Sequence[str]) -> bool:
@@ -142,4 +141,4 @@ def _colour(at: int) -> str:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST // 2]}…{label[1 - _LONGEST // 2 :]}"

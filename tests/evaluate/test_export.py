@@ -113,6 +113,18 @@ def test_bars_stand_where_the_numbers_are() -> None:
     assert [label.get_text() for label in bars.get_yticklabels()] == list(run.methods)
 
 
+def test_a_method_of_several_files_says_which_it_is_from() -> None:
+    run, other = made_run("a.jsonl"), made_run("folder/" + "b" * 60 + ".jsonl.gz")
+    other.methods["only-here"] = {}
+    other.add([replace(each, method="only-here") for each in other.results("icl-8")])
+    labels = [label.get_text() for label in figure_of([run, other]).axes[0].get_yticklabels()]
+    assert labels[0] == "zero-shot (a)"
+    assert labels[-1] == "only-here"
+    assert labels[3].startswith("zero-shot (bbb")
+    assert labels[3].endswith("b)")
+    assert max(map(len, labels)) <= 40
+
+
 def test_the_picture_is_a_png_and_the_same_each_time() -> None:
     runs = [made_run("a.jsonl"), made_run("b.jsonl")]
     png = png_report(runs)

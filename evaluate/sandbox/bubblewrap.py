@@ -25,9 +25,9 @@ def program() -> str | None:
 
 
 def counts_threads() -> bool:
-    """Whether RLIMIT_NPROC counts a program's threads alone: it has its own user, or user namespace (Linux 5.14)."""
+    """Whether RLIMIT_NPROC counts a program's threads alone, for it has a user namespace of its own (Linux 5.14)."""
     release = platform.release().split(".")
-    return os.geteuid() == 0 or (int(release[0]), int(release[1])) >= (5, 14)
+    return os.geteuid() != 0 and (int(release[0]), int(release[1])) >= (5, 14)
 
 
 def command(bwrap: str, inside: list[str]) -> list[str]:

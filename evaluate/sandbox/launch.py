@@ -45,7 +45,7 @@ class _Run:
         scratch = None if layer == "bubblewrap" else cleanup.enter_context(_folder())
         job = jobs.job_for(layer, program, scratch)
         if scratch and job.user is not None:
-            os.chown(scratch, job.user, job.user)
+            _hand_over(scratch, job.user)
         work = _file(marshal.dumps((jobs.child_code(), vars(job))), cleanup)
         stdin = _file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
         self._ready, ready = os.pipe()
@@ -203,6 +203,13 @@ def _folder() -> Iterator[str]:
             with contextlib.suppress(OSError):
                 Path(folder).chmod(0o700)
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _hand_over(folder: str, user: int) -> None:
+    try:
+        os.chown(folder, user, user)
+    except PermissionError:
+        raise OSError("root has lost its right to give files to other users (CAP_CHOWN)") from None
 
 
 def _file(content: bytes, cleanup: contextlib.ExitStack) -> int:

@@ -107,8 +107,9 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
                 "Resource limits alone keep no code from the network, files or other processes: take another layer, or "
                 "add the unsafe flag for code that you trust."
             )
-        if reason := "" if quick(UNSAFE).stops else quick(UNSAFE).reason:
-            raise SandboxUnavailableError(f"The sandbox layer '{UNSAFE}' does not work here: {reason}.")
+        found = quick(UNSAFE)
+        if not found.stops:
+            raise SandboxUnavailableError(f"The sandbox layer '{UNSAFE}' does not work here: {found.reason}.")
         return Sandbox(UNSAFE)
     if layer is not None:
         if layer not in LAYERS:

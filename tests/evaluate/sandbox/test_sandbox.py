@@ -196,18 +196,21 @@ def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         open_sandbox("landlock")
 
 
-def test_a_layer_that_lets_something_through_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_lets_something_through_does_not_count() -> None:
     """The probe believes what it finds on the host, whatever layer it is."""
-    probe.quick.cache_clear()
     found = probe.quick("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]
     assert not found.stops["writing"]
     assert "connections to the network" in found.reason
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.which", lambda name: None)
-        probe.quick.cache_clear()
-        assert probe.quick("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
-        patch.setattr("evaluate.sandbox.landlock.version", lambda: 0)
-        assert "no Landlock" in probe.quick("landlock").reason
-    probe.quick.cache_clear()
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_WORKING", {})
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert probe.quick("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
+    monkeypatch.setattr("evaluate.sandbox.landlock.version", lambda: 0)
+    assert "no Landlock" in probe.quick("landlock").reason
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    monkeypatch.setattr("evaluate.sandbox.landlock.version", lambda: 7)
+    assert probe.quick("landlock").reason == "there is no table of system calls for riscv64"

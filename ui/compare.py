@@ -165,9 +165,7 @@ def _runner(page: Page, context: Context) -> Any:
         except PeftArenaError as fault:
             yield {page.note: _sentence(fault)}
             return
-        note = _sentence(tests_note) if tests_note else ""
-        start: dict[Any, Any] = {page.run: gr.Button(visible=False), page.stop: gr.Button(visible=True)}
-        start[page.note] = note
+        start: dict[Any, Any] = {page.note: "", page.run: gr.Button(visible=False), page.stop: gr.Button(visible=True)}
         if fields.lost_reference or fields.lost_tests:
             start |= {page.note: _line(NEW_WORDS), page.chosen: None}
             start |= {page.options.reference: ""} if fields.lost_reference else {}

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
+from ui.context import Context
 from ui.engine_source import EngineSource, Report
+from ui.results.shelf import Shelf
 
 REFERENCE = "dict(zip(keys, values))"
 LONG = "values = [" + ", ".join(f"'{'x' * 12}{n}'" for n in range(60)) + "]\n" + "print('line')\n" * 500
@@ -28,9 +30,11 @@ DEFAULTS = ["zero-shot", "ICL 8", "RAG 8", "lora-starter"]
 
 
 @contextmanager
-def serve(build: Callable[[Report], FakeEngine]) -> Iterator[str]:
+def serve(
+    build: Callable[[Report], FakeEngine], context: Context | None = None, shelf: Shelf | None = None
+) -> Iterator[str]:
     """The pages on an engine that `build` makes, in this process."""
-    pages = build_pages(EngineSource(build).start())
+    pages = build_pages(EngineSource(build).start(), context=context, shelf=shelf)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield address
     pages.close()

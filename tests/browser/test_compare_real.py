@@ -66,7 +66,7 @@ def test_a_run_is_stopped(page: ComparePage) -> None:
     page.finish(20)
     stopped = [card for card in page.cards() if card["state"] == "stopped"]
     assert stopped
-    assert all(card["numbers"]["CodeBLEU"] == "–" for card in stopped)
+    assert not any("CodeBLEU" in card["numbers"] for card in stopped)
     page.screenshot("real-stopped")
 
 

@@ -56,6 +56,24 @@ def test_the_reference_is_optional(client: Any) -> None:
     assert record["scores"]["parses"] == 1
 
 
+def test_tests_run_in_the_sandbox_and_come_back_one_by_one(client: Any) -> None:
+    tests = "assert 1 + 1 == 2\nassert len('x') == 2"
+    (record,) = client.predict("reverse the string `s`", ["lora-starter"], None, tests, api_name="/compare")
+    assert record["tests_note"] == ""
+    assert len(record["tests"]) == 2
+    assert record["sandbox"] in ("bubblewrap", "landlock")
+    assert not any(test["passed"] for test in record["tests"]), "the answer needs a name that nobody defines"
+    assert "NameError" in record["tests"][0]["reason"]
+    assert record["scores"]["tests"] == 0
+
+
+def test_wrong_tests_get_a_sentence_and_the_answers_still_come(client: Any) -> None:
+    (record,) = client.predict("reverse", ["zero-shot"], None, "assert f(1) == 2\nassert (", api_name="/compare")
+    assert record["tests_note"].startswith("Line 2: ")
+    assert record["tests"] == []
+    assert record["code"] == SAYS["zero-shot"]
+
+
 @pytest.mark.parametrize(
     ("intent", "methods", "sentence"),
     [

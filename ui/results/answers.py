@@ -49,7 +49,7 @@ def record_of(side: Side, row: Row, result: Result) -> Record:
         score_reasons={},
         error=result.error,
         cancelled=False,
-        notes=[*result.notes, *_shown_examples(result)],
+        notes=list(result.notes),
         candidates=[_candidate(result, place) for place in range(len(result.candidates))],
         prompt_tokens=result.prompt_tokens,
         adapter=method.get("adapter"),
@@ -87,10 +87,6 @@ def _scores(result: Result, checks: list[dict[str, Any]]) -> dict[str, float | N
 def _candidate(result: Result, place: int) -> dict[str, Any]:
     checks = result.checks[place] if place < len(result.checks) else ()
     return {**result.candidates[place], "tests": [dict(check) for check in checks]}
-
-
-def _shown_examples(result: Result) -> list[str]:
-    return [f"Examples shown: {', '.join(result.examples)}"] if result.examples else []
 
 
 def _head(row: Row, records: list[Record]) -> str:

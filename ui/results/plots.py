@@ -72,8 +72,9 @@ def _line(bar: Bar, most: float) -> str:
     value, low, high = bar.interval.value, bar.interval.low, bar.interval.high
     figures = f"{100 * value:.1f} <span>[{100 * low:.1f}, {100 * high:.1f}]</span>"
     width = max((high - low) / most, 0.002)
+    label = escape(bar.label)
     return (
-        f'<li><span class="name">{escape(bar.label)}</span><span class="track" aria-hidden="true">'
+        f'<li><span class="name" title="{label}">{label}</span><span class="track" aria-hidden="true">'
         f'<span class="range" style="left:{low / most:.2%};width:{width:.2%}"></span>'
         f'<span class="dot" style="left:{value / most:.2%}"></span></span><span class="value">{figures}</span></li>'
     )

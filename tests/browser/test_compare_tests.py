@@ -1,0 +1,111 @@
+"""Tests on the Compare page: a fake engine answers, the real sandbox runs what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from evaluate.sandbox import SandboxUnavailableError
+from tests.browser.fake_app import serve
+from tests.browser.page import ComparePage, until
+from tests.fakes import FakeEngine
+from ui.context import Context
+from ui.engine_source import EngineSource
+from ui.testing import TestBench
+
+pytestmark = pytest.mark.browser
+
+SAYS = {
+    "zero-shot": "def double(x):\n    return x * x",
+    "icl-8": "import os\nos._exit(0)",
+    "rag-8": "def double(x):\n    return open('/etc/passwd').read()",
+    "lora-starter": "def double(x):\n    return x + x",
+}
+TESTS = "assert double(2) == 4\nassert double('ab') == 'abab'\nassert double([1]) == [1, 1]"
+NO_SANDBOX = "No code is run, because no layer of the sandbox works here."
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serve(lambda report: FakeEngine(SAYS)) as address:
+        yield address
+
+
+def panels(page: ComparePage) -> list[str]:
+    return [str(node.get_attribute("textContent")) for node in page.all("#board .card-tests")]
+
+
+def ask(page: ComparePage, tests: str) -> None:
+    page.intent("double a value")
+    page.unfold_options()
+    page.write("#tests textarea", tests)
+    page.run()
+    page.finish()
+    until(lambda: "answer" in page.text("#status") or "pass" in page.text("#status"))
+    until(lambda: "double a value" in page.text("#board .asked"))
+
+
+def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
+    ask(page, TESTS)
+    assert page.text("#status").startswith("lora-starter passes all 3 tests; the others pass at most 1.")
+    assert [card["badge"] for card in page.cards()] == ["", "", "", "passes"]
+    first, leaves, reads, passes = panels(page)
+    assert first.startswith("1 of 3 tests passes")
+    assert "double('ab') raised TypeError" in first
+    assert leaves.startswith("0 of 3 tests pass")
+    assert "PermissionError" in reads or "FileNotFoundError" in reads
+    assert passes.startswith("All 3 tests pass")
+    assert "3 tests in the sandbox (" in page.text("#board .about")
+    assert "expected" in page.fold(0, "All tests").text
+    assert page.complaints() == []
+    page.screenshot("compare-tests")
+
+
+def test_input_and_output_pairs_run_too(page: ComparePage) -> None:
+    ask(page, "input: 2\noutput: 4")
+    assert page.text("#status") == "No answer passes the test."
+    assert "input '2': printed nothing, expected '4'" in panels(page)[3]
+
+
+def test_wrong_tests_get_a_sentence_with_their_line_and_are_not_lost(page: ComparePage) -> None:
+    wrong = "assert double(2) == 4\nassert double(2 =="
+    ask(page, wrong)
+    until(lambda: page.text("#board .sentence").startswith("Line 2: "))
+    assert {card["state"] for card in page.cards()} == {"done"}
+    assert panels(page) == [""] * 4
+    assert page.find("#tests textarea").get_property("value") == wrong
+
+
+def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePage) -> None:
+    page.find("#begin button").click()
+    until(page.intent_text)
+    page.unfold_options()
+    until(lambda: str(page.find("#tests textarea").get_property("value")).startswith("assert "))
+    shown = page.find("#tests textarea").get_property("value")
+    page.run()
+    page.finish()
+    until(lambda: all("tests pass" in panel for panel in panels(page)))
+    page.write("#tests textarea", "")
+    page.intent("something else")
+    page.run()
+    page.finish()
+    until(lambda: panels(page) == [""] * 4)
+    page.history()[1].click()
+    until(lambda: page.find("#tests textarea").get_property("value") == shown)
+    until(lambda: all("tests pass" in panel for panel in panels(page)))
+
+
+def test_without_a_sandbox_there_is_one_sentence(driver: WebDriver) -> None:
+    def closed() -> Any:
+        raise SandboxUnavailableError(NO_SANDBOX)
+
+    source = EngineSource(lambda report: FakeEngine(SAYS))
+    with serve(lambda report: FakeEngine(SAYS), Context(source.start(), bench=TestBench(closed))) as url:
+        page = ComparePage(driver, url).open()
+        ask(page, TESTS)
+        until(lambda: page.text("#board .sentence") == NO_SANDBOX)
+        assert panels(page) == [""] * 4
+        assert len(page.cards()) == 4

@@ -23,12 +23,12 @@ from __future__ import annotations
 import logging
 import re
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 from evaluate.lexer import python_tokens
+from evaluate.ngrams import Grams, grams_of, ngram_scores
 from evaluate.trees import Trees, trees_of
 
 MAX_CHARACTERS = 20_000  # longer code is scored on its beginning; 1,024 tokens are about 4,000 characters
@@ -47,19 +47,11 @@ class CodeBleu:
     dataflow: float | None
 
 
-class _Weighted(tuple[Sequence[str], dict[str, int]]):
-    """Tokens and their weights, with the length that the package's brevity penalty should have asked for."""
-
-    __slots__ = ()
-
-    def __len__(self) -> int:
-        return len(self[0])
-
-
 @dataclass(frozen=True)
 class _Snippet:
-    tokens: tuple[str, ...]
+    grams: Grams
     trees: Trees
+    known: frozenset[bytes]
 
 
 def codebleu(reference: str, candidate: str) -> CodeBleu:
@@ -70,11 +62,10 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
     if reference.strip() == candidate.strip():
         return _combine(1.0, 1.0, 1.0, 1.0 if ref.trees.flow else None)
     cand = _snippet(candidate)
-    if not cand.tokens or not ref.tokens:
+    if not cand.grams.length or not ref.grams.length:
         return _combine(0.0, 0.0, 0.0, 0.0 if ref.trees.flow else None)
-    ngram, weighted = _ngrams(ref.tokens, cand.tokens)
-    known = set(cand.trees.subtrees)
-    syntax = sum(subtree in known for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
+    ngram, weighted = ngram_scores(ref.grams, cand.grams, _keywords(), KEYWORD_WEIGHT)
+    syntax = sum(subtree in cand.known for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
     flow: float | None = None
     if ref.trees.flow:
         flow = (ref.trees.flow & cand.trees.flow).total() / ref.trees.flow.total()
@@ -100,27 +91,12 @@ def _combine(ngram: float, weighted: float, syntax: float, flow: float | None) -
     return CodeBleu(sum(parts) / len(parts), ngram, weighted, syntax, flow)
 
 
-def _ngrams(reference: Sequence[str], candidate: Sequence[str]) -> tuple[float, float]:
-    """BLEU and keyword-weighted BLEU of one candidate.
-
-    The order is capped by the reference alone, so that all answers to one problem are measured with the same order.
-    """
-    package = _package()
-    order = min(4, len(reference))
-    uniform = (1 / order,) * order
-    words = _keywords()
-    weights = {token: KEYWORD_WEIGHT if token in words else 1 for token in reference}
-    plain = package.bleu.corpus_bleu([[reference]], [candidate], weights=uniform)
-    pair = _Weighted((reference, weights))
-    weighted = package.weighted_ngram_match.corpus_bleu([[pair]], [candidate], weights=uniform)
-    return min(1.0, float(plain)), min(1.0, float(weighted))
-
-
 @lru_cache(maxsize=512)
 def _snippet(code: str) -> _Snippet:
     text = _UNENCODABLE.sub("\ufffd", code).replace("\r\n", "\n").replace("\r", "\n")[:MAX_CHARACTERS]
     text = textwrap.dedent(text).strip()
-    return _Snippet(python_tokens(text), trees_of(text))
+    trees = trees_of(text)
+    return _Snippet(grams_of(python_tokens(text)), trees, frozenset(trees.subtrees))
 
 
 def _is_bounded(code: str) -> bool:

@@ -13,7 +13,7 @@ around them is done here instead, because there
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from typing import Any
@@ -25,6 +25,7 @@ Span = tuple[tuple[int, int], tuple[int, int]]
 FlowItem = tuple[str, str, tuple[str, ...]]
 _ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
 _LOOPS = {"for_statement", "while_statement"}
+_SIDES = {"left", "name"}
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,19 @@ def _parser() -> Any:
     return parser
 
 
-@dataclass
 class _Frame:
-    """A node on the way down to the current one."""
+    """A node on the way down to the current one. `parts` are its children's shapes, where it has any."""
 
-    kind: str
-    role: str | None
-    counted: bool
-    missing: bool
-    parts: list[bytes] = field(default_factory=list)
-    children: int = 0
-    documented: bool = False
-    leaves: int = 0
-    sides: dict[str, int] = field(default_factory=dict)
+    __slots__ = ("children", "counted", "documented", "kind", "leaves", "parts", "sides")
+
+    def __init__(self, kind: str, counted: bool) -> None:
+        self.kind = kind
+        self.counted = counted
+        self.parts: list[bytes] = []
+        self.children = 0
+        self.documented = False
+        self.leaves = 0
+        self.sides = 0
 
 
 class _Walk:
@@ -97,36 +98,75 @@ class _Walk:
         self._products = 0
         self._loops = 0
         self._stack: list[_Frame] = []
-        cursor = tree.walk()
+        self._cursor = tree.walk()
+        down, across, up = self._cursor.goto_first_child, self._cursor.goto_next_sibling, self._cursor.goto_parent
         while True:
-            self._enter(cursor)
-            if cursor.goto_first_child():
+            node = self._cursor.node
+            if node.child_count:
+                self._enter(node)
+                down()
                 continue
-            while True:
-                self._leave()
-                if cursor.goto_next_sibling():
-                    break
-                if not cursor.goto_parent():
+            self._leaf(node)
+            while not across():
+                if not up():
                     self.work = self._nodes * max(len(self.leaves), 1) + self._products
                     return
+                self._leave(self._stack.pop())
 
-    def _enter(self, cursor: Any) -> None:
-        node = cursor.node
+    def _enter(self, node: Any) -> None:
         kind: str = node.type
-        counted = (node.is_named or node.is_missing) and kind != "comment" and not self._is_docstring(node)
-        self._stack.append(_Frame(kind, cursor.field_name, counted, node.is_missing))
-        self.depth = max(self.depth, len(self._stack))
-        if kind in _LOOPS and node.is_named:
+        counted = node.is_named and kind != "comment"
+        if kind == "expression_statement":
+            counted = counted and not self._is_docstring(node)
+        elif kind == "string":
+            self.leaves.append((node.start_point, node.end_point))
+        elif kind in _LOOPS:
             self._loops += 1
         self._nodes += 1 << min(self._loops, 40)
-        inside_string = any(frame.kind == "string" for frame in self._stack[-3:-1])
-        if kind == "string" or (node.child_count == 0 and kind != "comment" and not inside_string):
-            self.leaves.append((tuple(node.start_point), tuple(node.end_point)))
-            self._stack[-1].leaves = 1
+        self._stack.append(_Frame(kind, counted))
+
+    def _leaf(self, node: Any) -> None:
+        """A node without children; it is among the leaves unless it is a comment or part of a string."""
+        kind: str = node.type
+        missing: bool = node.is_missing
+        self._nodes += 1 << min(self._loops, 40)
+        shape = _childless_shape(kind, missing)
+        stack = self._stack
+        self.depth = max(self.depth, len(stack) + 1)
+        is_leaf = kind == "string" or (kind != "comment" and all(frame.kind != "string" for frame in stack[-2:]))
+        if is_leaf:
+            self.leaves.append((node.start_point, node.end_point))
+        if stack:
+            self._tell(stack[-1], kind, (missing or node.is_named) and kind != "comment", shape, int(is_leaf))
+        else:
+            self.subtrees.append(shape)
+
+    def _leave(self, frame: _Frame) -> None:
+        if frame.kind in _ASSIGNMENTS:
+            self._products += (frame.sides * (frame.leaves - frame.sides)) << min(self._loops, 40)
+        if frame.kind in _LOOPS:
+            self._loops -= 1
+        shape = blake2b(frame.kind.encode() + b"".join(frame.parts), digest_size=16).digest()
+        # As in the package: the root, and every node that has children.
+        if not self._stack or (frame.counted and frame.children):
+            self.subtrees.append(shape)
+        if self._stack:
+            self._tell(self._stack[-1], frame.kind, frame.counted, shape, frame.leaves + (frame.kind == "string"))
+
+    def _tell(self, parent: _Frame, kind: str, counted: bool, shape: bytes, leaves: int) -> None:
+        """Adds the node at which the cursor stands to its parent."""
+        role: str | None = self._cursor.field_name
+        parent.leaves += leaves
+        if role in _SIDES:
+            parent.sides += leaves
+        if kind != "comment":
+            parent.children += 1
+        if counted:
+            parent.parts.append(f"{role or ''}:".encode() + shape)
 
     def _is_docstring(self, node: Any) -> bool:
         """A bare string that is the first of several statements of its module, class or function."""
-        if node.type != "expression_statement" or node.named_child_count != 1 or node.children[0].type != "string":
+        if node.named_child_count != 1 or node.children[0].type != "string" or not self._stack:
             return False
         body = self._stack[-1]
         owner = self._stack[-2].kind if len(self._stack) > 1 else ""
@@ -139,29 +179,10 @@ class _Walk:
         body.documented = following is not None
         return body.documented
 
-    def _leave(self) -> None:
-        frame = self._stack.pop()
-        if frame.kind in _ASSIGNMENTS:
-            left = frame.sides.get("left", 0) + frame.sides.get("name", 0)
-            self._products += (left * (frame.leaves - left)) << min(self._loops, 40)
-        if frame.kind in _LOOPS and frame.counted:
-            self._loops -= 1
-        shape = blake2b(frame.kind.encode() + (b"!" if frame.missing else b""), digest_size=16)
-        for part in frame.parts:
-            shape.update(part)
-        parent = self._stack[-1] if self._stack else None
-        # As in the package: the root, and every node that has children.
-        if parent is None or (frame.counted and frame.children):
-            self.subtrees.append(shape.digest())
-        if parent is None:
-            return
-        parent.leaves += frame.leaves
-        if frame.role:
-            parent.sides[frame.role] = parent.sides.get(frame.role, 0) + frame.leaves
-        if frame.kind != "comment":
-            parent.children += 1
-        if frame.counted:
-            parent.parts.append((frame.role or "").encode() + b":" + shape.digest())
+
+@cache
+def _childless_shape(kind: str, missing: bool) -> bytes:
+    return blake2b(kind.encode() + (b"!" if missing else b""), digest_size=16).digest()
 
 
 def _data_flow(root: Any, leaves: list[Span], data: bytes) -> Counter[FlowItem]:

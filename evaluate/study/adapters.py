@@ -95,7 +95,10 @@ def _look(name: str, job: Job) -> Needed:
                 manifest = Manifest.read(root / name)
             except AdapterError as fault:
                 return Needed(name, job, None, str(fault))
-            return Needed(name, job, manifest, _mismatch(manifest, job))
+            mismatch = _mismatch(manifest, job)
+            if mismatch and root == LIBRARY:
+                break  # one of the user's own will hide it
+            return Needed(name, job, manifest, mismatch)
     return Needed(name, job, None)
 
 

@@ -9,7 +9,7 @@ from evaluate.measures import title
 from evaluate.study import published
 from evaluate.study.cells import Found
 from evaluate.study.config import TITLES
-from evaluate.study.findings import LORA, Finding, best, named, top_metric
+from evaluate.study.findings import LORA, Finding, best, in_points, named, top_metric
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,8 @@ def _line(claim: Claim, finding: Finding) -> str:
     elif finding.is_shown:
         verdict = "seen here too" if finding.difference.value > 0 else "the opposite is seen here"
     pair = f"{named(finding.a, finding.b)} against {named(finding.b, finding.a)}"
-    return f"{claim.words}{_theirs(finding)}: **{verdict}**. {pair}, {finding.place}: {_numbers(finding)}."
-
-
-def _numbers(finding: Finding) -> str:
-    found = finding.difference
-    numbers = (
-        f"{100 * found.value:+.1f} points {title(finding.metric)} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    )
-    return f"{numbers}, {finding.probability()}, n = {finding.n}"
+    numbers = f"{in_points(finding.difference, finding.metric)}, {finding.probability()}, n = {finding.n}"
+    return f"{claim.words}{_theirs(finding)}: **{verdict}**. {pair}, {finding.place}: {numbers}."
 
 
 def _theirs(finding: Finding) -> str:

@@ -14,7 +14,9 @@ from evaluate.study.architectures import Architecture
 from serve.rows import Decoding
 
 RQS = ("rq1", "rq2", "rq3", "rq4")
-QUANTIZATIONS = ("nf4", "int8", "none")
+# As --quantization names them, and as people do.
+WEIGHTS: Mapping[str, str] = {"nf4": "4-bit", "int8": "8-bit", "none": "16-bit"}
+QUANTIZATIONS = tuple(WEIGHTS)
 # On which bases each technique trains, as train/techniques.py has it, and its name in tables.
 TECHNIQUES: Mapping[str, tuple[str, ...]] = {
     "full": ("none",),

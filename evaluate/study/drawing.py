@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from evaluate.stats import Interval
@@ -17,40 +16,51 @@ DOTS = 150
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F", "#8C564B")
 MARKS = "osD^vPX*h"
+HOLLOW = "o"  # of points, where it stands for ICL
+CROWD = 3  # lines or models, beyond which intervals would hide each other
 THEIRS, QUIET = "#9AA1AB", "#5F6672"
 
 Drawing = Callable[["Figure"], None]
 
 
-def draw_line(axes: Axes, points: Iterable[tuple[int, Interval | None]], at: int, label: str) -> None:
-    """A line with its band of intervals."""
+def draw_line(
+    axes: Axes, points: Iterable[tuple[int, Interval | None]], at: int, label: str, band: bool = True
+) -> None:
+    """A line, with its band of intervals where there are few of them."""
     known = [(x, each) for x, each in points if each]
     xs = [x for x, _ in known]
     colour = COLOURS[at % len(COLOURS)]
     axes.plot(xs, [100 * each.value for _, each in known], marker=MARKS[at % len(MARKS)], color=colour, label=label)
-    low, high = ([100 * each.low for _, each in known], [100 * each.high for _, each in known])
-    axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
-    if all(right - left >= 1 for left, right in pairwise(xs)):
-        axes.set_xticks(xs)
+    if band:
+        low, high = ([100 * each.low for _, each in known], [100 * each.high for _, each in known])
+        axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xticks(sorted({*xs, *(axes.get_xticks() if at else ())}))
 
 
-def draw_point(axes: Axes, across: Interval | None, up: Interval | None, at: int, label: str) -> None:
-    """A point with intervals both ways."""
-    if across and up:
-        reach = [[100 * (across.value - across.low)], [100 * (across.high - across.value)]]
-        height = [[100 * (up.value - up.low)], [100 * (up.high - up.value)]]
-        axes.errorbar(
-            100 * across.value,
-            100 * up.value,
-            yerr=height,
-            xerr=reach,
-            fmt=MARKS[at % len(MARKS)],
-            color=COLOURS[at % len(COLOURS)],
-            elinewidth=0.8,
-            capsize=2,
-            markersize=7,
-            label=label,
-        )
+def draw_point(axes: Axes, across: Interval, up: Interval, at: int, mark: str, bars: bool = True) -> None:
+    """A point in the colour of number `at`, with intervals both ways where there are few of them."""
+    reach = [[100 * (across.value - across.low)], [100 * (across.high - across.value)]]
+    height = [[100 * (up.value - up.low)], [100 * (up.high - up.value)]]
+    colour = COLOURS[at % len(COLOURS)]
+    axes.errorbar(
+        100 * across.value,
+        100 * up.value,
+        yerr=height if bars else None,
+        xerr=reach if bars else None,
+        fmt=mark,
+        color=colour,
+        markerfacecolor="white" if mark == HOLLOW else colour,
+        elinewidth=0.8,
+        capsize=2,
+        markersize=7,
+    )
+
+
+def explain(axes: Axes, entries: Iterable[tuple[str, str, str]]) -> None:
+    """Legend entries of mark, colour and words, for points that have no label of their own."""
+    for mark, colour, words in entries:
+        face = "white" if mark == HOLLOW else colour
+        axes.plot([], [], mark, color=colour, markerfacecolor=face, label=words)
 
 
 def draw_dots(axes: Axes, places: Iterable[float], intervals: Iterable[Interval | None], at: int, label: str) -> None:
@@ -86,7 +96,7 @@ def draw_bars(
             color=colour,
             label=label,
             yerr=_ends([each for _, each in known]),
-            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": QUIET},
+            error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
         )
 
 
@@ -97,11 +107,6 @@ def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
     ]
 
 
-def draw_reference(axes: Axes, value: float, label: str) -> None:
-    """A level line of the study's."""
-    axes.axhline(value, color=THEIRS, linestyle=":", linewidth=1.2, label=label)
-
-
 def panels(names: Sequence[str], panel: Callable[[Axes, str], None], width: float = 6.5) -> bytes | None:
     """One panel a name, side by side, three in a row."""
     columns = min(len(names), 3)
@@ -110,7 +115,7 @@ def panels(names: Sequence[str], panel: Callable[[Axes, str], None], width: floa
         for at, name in enumerate(names, start=1):
             panel(new_axes(figure, name, (-(-len(names) // columns), columns, at)), name)
 
-    return png(draw, width * columns, 4.6 * -(-len(names) // columns)) if names else None
+    return png(draw, width * columns, 5.2 * -(-len(names) // columns)) if names else None
 
 
 def labels(axes: Axes, heading: str, across: str, up: str) -> None:
@@ -119,8 +124,12 @@ def labels(axes: Axes, heading: str, across: str, up: str) -> None:
     axes.set_xlabel(across, fontsize=9)
     axes.set_ylabel(up, fontsize=9)
     axes.set_ylim(bottom=0)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=7.5, frameon=False, loc="best")
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries:
+        # Under the plot, where it hides nothing.
+        axes.legend(
+            fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(2, -(-entries // 2))
+        )
 
 
 def new_axes(figure: Figure, heading: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:

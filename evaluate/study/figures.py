@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 from evaluate.measures import title
 from evaluate.study import published
 from evaluate.study.cells import Found, having
-from evaluate.study.config import TITLES, StudyConfig
+from evaluate.study.config import TITLES, Model, StudyConfig
 from evaluate.study.drawing import (
     COLOURS,
+    CROWD,
+    MARKS,
     QUIET,
     THEIRS,
     draw_bars,
     draw_line,
     draw_point,
-    draw_reference,
+    explain,
     labels,
     new_axes,
     panels,
@@ -60,22 +62,22 @@ def figures(config: StudyConfig, rq: str, found: Found) -> dict[str, bytes]:
 def _figure1(found: Found) -> bytes | None:
     """Peak memory of training: the study's bars, our estimate for the same run, and what was measured here."""
     rows = memory_rows(found)
+    series = (("the study, one GPU", THEIRS), ("estimated here, one GPU", COLOURS[0]), ("measured here", COLOURS[1]))
+    height = 0.27
 
     def draw(figure: Figure) -> None:
         axes = new_axes(figure, "Peak memory of training, GB")
-        names = [f"{model} · {published.TUNING[technique]}" for model, technique, *_ in rows]
-        series = (("the study, one GPU", 2, THEIRS, -0.27), ("estimated here, one GPU", 3, COLOURS[0], 0.0))
-        for label, column, colour, shift in (*series, ("measured here", 4, COLOURS[1], 0.27)):
-            points = [(at + shift, row[column]) for at, row in enumerate(rows) if row[column] is not None]
-            if not points:
-                continue
-            bars = axes.barh(
-                [at for at, _ in points], [float(value or 0) for _, value in points], 0.26, color=colour, label=label
-            )
+        for column, (label, colour) in enumerate(series):
+            points = []
+            for at, row in enumerate(rows):
+                there = [each for each in range(3) if row[2 + each] is not None]
+                if column in there:
+                    shift = (there.index(column) - (len(there) - 1) / 2) * height
+                    points.append((at + shift, float(row[2 + column] or 0)))
+            bars = axes.barh([at for at, _ in points], [size for _, size in points], 0.26, color=colour, label=label)
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7, color=QUIET)
-        axes.axvline(24, color=QUIET, linewidth=1, linestyle=":")
-        axes.text(24.2, -0.8, "24 GB", fontsize=8, color=QUIET, va="center")
-        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.axvline(24, color=QUIET, linewidth=1, linestyle=":", label="24 GB, what the study had")
+        axes.set_yticks(range(len(rows)), [f"{row[0]} · {published.TUNING[row[1]]}" for row in rows], fontsize=8)
         axes.invert_yaxis()
         axes.margins(x=0.08, y=0.03)
         axes.legend(loc="lower right", fontsize=8, frameon=False)
@@ -89,19 +91,23 @@ def _figure3(found: Found, sets: Sequence[str]) -> bytes | None:
 
     def panel(axes: Axes, data: str) -> None:
         cells = [cell for cell in shots if cell.job.data.name == data]
-        for at, model in enumerate(dict.fromkeys(cell.job.model for cell in cells)):
+        models = list(dict.fromkeys(cell.job.model for cell in cells))
+        for at, model in enumerate(models):
             mine = sorted((cell for cell in cells if cell.job.model == model), key=lambda cell: cell.job.k)
-            draw_line(axes, [(cell.job.k, cell.interval(top_metric(cell))) for cell in mine], at, model.name)
-            stated = [
-                (label, published.em10(model.beside, data, kind))
-                for label, kind in (("zero-shot", "zero-shot"), ("best ICL", "icl"))
-            ]
-            for label, value in stated:
-                if value is not None:
-                    draw_reference(axes, value, f"the study, {model.beside}, {label}: {value:g}")
+            points = [(cell.job.k, cell.interval(top_metric(cell))) for cell in mine]
+            draw_line(axes, points, at, model.name + _stated(model, data), band=len(models) <= CROWD)
         labels(axes, data, "random examples in the prompt", title(top_metric(cells[0])) + ", %")
 
     return panels(having(shots, sets), panel)
+
+
+def _stated(model: Model, data: str) -> str:
+    """What the study states for this model, or for the one that is set beside it."""
+    kinds = (("zero-shot", "zero-shot"), ("best ICL", "icl"))
+    stated = [(label, published.em10(model.beside, data, kind)) for label, kind in kinds]
+    words = ", ".join(f"{label} {value:g}" for label, value in stated if value is not None)
+    whose = "" if model.beside == model.name else f", {model.beside}"
+    return f" (the study{whose}: {words})" if words else ""
 
 
 def _figure4(found: Found, sets: Sequence[str]) -> bytes | None:
@@ -110,30 +116,39 @@ def _figure4(found: Found, sets: Sequence[str]) -> bytes | None:
 
     def panel(axes: Axes, data: str) -> None:
         cells = [cell for cell in tuned if cell.job.data.name == data]
-        for model in published.models(data):
-            row = published.tuned(model, "lora", data)
-            if row:
-                axes.plot(row.em10, row.codebleu, "o", color=THEIRS, markersize=5)
-                axes.annotate(
-                    model, (row.em10, row.codebleu), xytext=(4, 3), textcoords="offset points", fontsize=7, color=QUIET
-                )
+        _their_points(axes, data)
         for at, cell in enumerate(cells):
-            draw_point(
-                axes,
-                cell.interval(top_metric(cell)),
-                cell.interval("codebleu"),
-                at,
-                f"{cell.job.model.name}, {cell.job.title}",
-            )
+            across, up = cell.interval(top_metric(cell)), cell.interval("codebleu")
+            if across and up:
+                draw_point(axes, across, up, at, MARKS[1 + at % 8], bars=len(cells) <= CROWD)
+                name = f"{cell.job.model.name}, {cell.job.title}"
+                explain(axes, [(MARKS[1 + at % 8], COLOURS[at % len(COLOURS)], name)])
         labels(axes, data, f"{title(top_metric(cells[0]))}, %", "CodeBLEU, %")
         axes.set_title(f"{data}: ours in colour, the study's LoRA in grey", fontsize=9)
 
     return panels(having(tuned, sets), panel)
 
 
+def _their_points(axes: Axes, data: str) -> None:
+    """The study's models, by number: their names would lie on one another."""
+    spots: dict[tuple[float, float], list[str]] = {}
+    for model in published.models(data):
+        row = published.tuned(model, "lora", data)
+        if row:
+            spots.setdefault((row.em10, row.codebleu), []).append(model)
+    for number, ((x, y), models) in enumerate(spots.items(), start=1):
+        below = any(0 < other[1] - y < 2 and abs(other[0] - x) < 2 for other in spots)
+        axes.plot(x, y, ".", color=THEIRS, markersize=9)
+        place = (3, -9 if below else 3)
+        axes.annotate(str(number), (x, y), xytext=place, textcoords="offset points", fontsize=7, color=QUIET)
+        explain(axes, [(".", THEIRS, f"{number} {' / '.join(models)}")])
+
+
 def _figure5(found: Found, sets: Sequence[str]) -> bytes | None:
     """EM@k of LoRA in 16, 8 and 4 bits by model, and under it the peak memory of training where it is known."""
-    tuned = [cell for name in LORA for cell in found.matching(kind=name, pair=None)]
+    every = [cell for name in LORA for cell in found.matching(kind=name, pair=None)]
+    quantized = {(cell.job.model, cell.job.data) for cell in every if cell.job.technique != "lora"}
+    tuned = [cell for cell in every if (cell.job.model, cell.job.data) in quantized]
     theirs = ("CodeLlama-7B-Python", "CodeLlama-13B-Python", "CodeLlama-34B-Python")
 
     def panel(axes: Axes, data: str) -> None:
@@ -156,7 +171,10 @@ def _figure5(found: Found, sets: Sequence[str]) -> bytes | None:
                 (place, published.quantized(names[place], data, technique)) for place in range(len(models), len(names))
             ]
             kept = [(place + shift, value) for place, value in stated if value is not None]
-            bars = axes.bar([x for x, _ in kept], [y for _, y in kept], 0.26, color=COLOURS[at], alpha=0.35)
+            label = "" if shown else TITLES[technique]
+            bars = axes.bar(
+                [x for x, _ in kept], [y for _, y in kept], 0.26, color=COLOURS[at], alpha=0.35, label=label
+            )
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1, color=QUIET)
             for place, cell in zip(places, shown, strict=True):
                 peak = cell.training.get("peak_memory_bytes")
@@ -171,9 +189,9 @@ def _figure5(found: Found, sets: Sequence[str]) -> bytes | None:
                         rotation=90,
                         color="white",
                     )
-        axes.set_xticks(
-            range(len(names)), [f"{n}\n(the study)" if p >= len(models) else n for p, n in enumerate(names)], fontsize=7
-        )
+        short = [name.replace("CodeLlama-", "CL-") for name in names]  # as the study's own figure has them
+        ticks = [f"{name}\n(the study)" if place >= len(models) else name for place, name in enumerate(short)]
+        axes.set_xticks(range(len(names)), ticks, fontsize=7)
         labels(axes, data, "", f"{title(top_metric(cells[0]))}, %")
 
     return panels(having(tuned, sets), panel, width=8)

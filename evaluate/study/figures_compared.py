@@ -11,11 +11,14 @@ from evaluate.study.cells import Cell, Found, having
 from evaluate.study.config import ALPHA, RANK, TITLES
 from evaluate.study.drawing import (
     COLOURS,
+    CROWD,
+    HOLLOW,
     MARKS,
     QUIET,
     draw_bars,
     draw_dots,
     draw_point,
+    explain,
     labels,
     new_axes,
     panels,
@@ -30,47 +33,38 @@ if TYPE_CHECKING:
 
 def draw_figure6(found: Found, sets: Sequence[str]) -> bytes | None:
     """CodeBLEU against EM@k: the best ICL and LoRA of each model, with a line between the two."""
+    marks = {"icl": HOLLOW, **dict(zip(LORA, MARKS[1:], strict=False))}
 
     def panel(axes: Axes, data: str) -> None:
-        cells = [cell for cell in found.cells.values() if cell.job.data.name == data]
-        k = top_metric(cells[0])
-        number = 0
-        for model in dict.fromkeys(cell.job.model for cell in cells):
+        cells = [cell for cell in found.cells.values() if cell.job.data.name == data and cell.job.kind in marks]
+        models = list(dict.fromkeys(cell.job.model for cell in cells))
+        for at, model in enumerate(models):
             mine = [cell for cell in cells if cell.job.model == model]
-            ends = [
-                cell
-                for cell in (
-                    best(each for each in mine if each.job.kind == "icl"),
-                    *(c for c in mine if c.job.kind in LORA),
-                )
-                if cell
-            ]
+            shots = best(cell for cell in mine if cell.job.kind == "icl")
             spots = []
-            for cell in ends:
-                across, up = cell.interval(k), cell.interval("codebleu")
+            for cell in [*([shots] if shots else []), *(cell for cell in mine if cell.job.kind != "icl")]:
+                across, up = cell.interval(top_metric(cell)), cell.interval("codebleu")
                 if across and up:
                     spots.append((100 * across.value, 100 * up.value))
-                    draw_point(axes, across, up, number, f"{model.name}, {cell.job.title}")
-                    number += 1
-            for one in spots[1:]:
-                axes.plot(*zip(spots[0], one, strict=True), color=QUIET, linewidth=0.8, zorder=1)
-        labels(axes, data, f"{title(k)}, %", "CodeBLEU, %")
+                    draw_point(axes, across, up, at, marks[cell.job.kind], bars=len(models) <= CROWD)
+            for one in spots[1:] if shots else ():
+                axes.plot(*zip(spots[0], one, strict=True), color=COLOURS[at % len(COLOURS)], linewidth=0.8, zorder=1)
+        explain(axes, [("-", COLOURS[at % len(COLOURS)], model.name) for at, model in enumerate(models)])
+        kinds = [kind for kind in marks if any(cell.job.kind == kind for cell in cells)]
+        explain(axes, [(marks[kind], QUIET, "best ICL" if kind == "icl" else TITLES[kind]) for kind in kinds])
+        labels(axes, data, f"{title(top_metric(cells[0]))}, %", "CodeBLEU, %")
 
-    return panels(having(found.cells.values(), sets), panel)
+    tuned = [cell for cell in found.cells.values() if cell.job.kind in marks]
+    return panels(having(tuned, sets), panel)
 
 
 def draw_figure7(found: Found, sets: Sequence[str]) -> bytes | None:
     """EM@k of RAG by the number of examples, with LoRA and the best ICL as lines: a panel a data set and model."""
     near = [cell for cell in found.cells.values() if cell.job.kind == "rag"]
-    places = [
-        f"{data} · {model}"
-        for data in sets
-        for model in dict.fromkeys(cell.job.model.name for cell in near if cell.job.data.name == data)
-    ]
+    places = _places(near, sets)
 
     def panel(axes: Axes, place: str) -> None:
-        data, _, name = place.partition(" · ")
-        cells = [cell for cell in found.cells.values() if (cell.job.data.name, cell.job.model.name) == (data, name)]
+        cells = [cell for cell in found.cells.values() if _place(cell) == place]
         bars = sorted((cell for cell in cells if cell.job.kind == "rag"), key=lambda cell: cell.job.k)
         k = top_metric(bars[0])
         draw_bars(axes, range(len(bars)), [cell.interval(k) for cell in bars], COLOURS[4], "RAG", width=0.7)
@@ -85,7 +79,7 @@ def draw_figure7(found: Found, sets: Sequence[str]) -> bytes | None:
             label = f"{'best ' if cell.job.examples else ''}{cell.job.title}: {100 * value:.1f}"
             axes.axhline(100 * value, color=COLOURS[at + 1], linestyle=styles[at % 4], linewidth=1.6, label=label)
         stated = [
-            (label, published.em10(bars[0].job.model.beside, data, kind))
+            (label, published.em10(bars[0].job.model.beside, bars[0].job.data.name, kind))
             for label, kind in (("LoRA", "lora"), ("best RAG", "rag"), ("best ICL", "icl"))
         ]
         words = ", ".join(f"{label} {value:g}" for label, value in stated if value is not None)
@@ -125,35 +119,34 @@ def draw_rank_alpha(found: Found, sets: Sequence[str]) -> bytes | None:
 
 
 def draw_cost(found: Found, sets: Sequence[str]) -> bytes | None:
-    """EM@1 against the seconds that a problem takes."""
+    """EM@1 against the seconds that a problem takes: a panel a data set and model."""
     every = [cell for cell in found.cells.values() if not cell.job.pair]
 
-    def panel(axes: Axes, data: str) -> None:
-        cells = [cell for cell in every if cell.job.data.name == data]
-        for at, kind in enumerate(dict.fromkeys((cell.job.model.name, cell.job.kind) for cell in cells)):
-            mine = [cell for cell in cells if (cell.job.model.name, cell.job.kind) == kind]
-            spots = sorted((_seconds(cell), 100 * (cell.mean("em@1") or 0.0), cell.job.title) for cell in mine)
-            axes.plot(
-                [x for x, *_ in spots],
-                [y for _, y, _ in spots],
-                MARKS[at % len(MARKS)],
-                color=COLOURS[at % len(COLOURS)],
-                markersize=7,
-                label=f"{kind[0]}, {mine[0].job.title.partition(' (')[0] if len(mine) > 1 else mine[0].job.title}",
+    def panel(axes: Axes, place: str) -> None:
+        cells = [cell for cell in every if _place(cell) == place]
+        for at, kind in enumerate(dict.fromkeys(cell.job.kind for cell in cells)):
+            mine = [cell for cell in cells if cell.job.kind == kind]
+            spots = sorted((_seconds(cell), 100 * (cell.mean("em@1") or 0.0), cell.job.k) for cell in mine)
+            name = (
+                mine[0].job.title if len(mine) == 1 else mine[0].job.title.rpartition(" (")[0] + ", number of examples"
             )
-            for x, y, name in spots:
-                if len(mine) > 1:
-                    axes.annotate(
-                        name.partition("(")[2].rstrip(")"),
-                        (x, y),
-                        xytext=(5, 4),
-                        textcoords="offset points",
-                        fontsize=7,
-                        color=QUIET,
-                    )
-        labels(axes, data, "seconds a problem, on the machine that answered", "EM@1, %")
+            colour, mark = COLOURS[at % len(COLOURS)], MARKS[at % len(MARKS)]
+            axes.plot([x for x, *_ in spots], [y for _, y, _ in spots], mark, color=colour, markersize=7, label=name)
+            for x, y, k in spots if len(mine) > 1 else ():
+                axes.annotate(str(k), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
+        axes.set_xlim(left=0)
+        labels(axes, place, "seconds a problem, on the machine that answered", "EM@1, %")
 
-    return panels(having(every, sets), panel)
+    return panels(_places(every, sets), panel)
+
+
+def _place(cell: Cell) -> str:
+    return f"{cell.job.data.name} · {cell.job.model.name}"
+
+
+def _places(cells: Sequence[Cell], sets: Sequence[str]) -> list[str]:
+    """A panel a data set and model, in the order of the data sets."""
+    return list(dict.fromkeys(_place(cell) for data in sets for cell in cells if cell.job.data.name == data))
 
 
 def draw_tests(cells: Sequence[Cell]) -> bytes | None:

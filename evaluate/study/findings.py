@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from evaluate.measures import title
 from evaluate.stats import Interval, holm
 from evaluate.study.cells import Cell, Found
-from evaluate.study.config import StudyConfig
+from evaluate.study.config import WEIGHTS, StudyConfig
 from evaluate.table import compare
 
 SIGNIFICANT = 0.05
@@ -55,8 +55,7 @@ class Finding:
         one, other, found = named(self.a, self.b), named(self.b, self.a), self.difference
         if self.is_shown and found.value < 0:
             one, other, found = other, one, Interval(-found.value, -found.high, -found.low)
-        numbers = f"{100 * found.value:+.1f} points {title(self.metric)} (95 % interval "
-        numbers += f"{100 * found.low:+.1f} to {100 * found.high:+.1f}), {self.probability()}, n = {self.n}"
+        numbers = f"{in_points(found, self.metric)}, {self.probability()}, n = {self.n}"
         if self.is_shown:
             return f"{one} over {other} ({self.place}): {numbers}."
         return f"No difference shown between {one} and {other} ({self.place}): {numbers}."
@@ -65,6 +64,14 @@ class Finding:
         """P after the correction, with the test and how many were corrected together."""
         p = f"p = {self.corrected:.3f}" if self.corrected >= 0.001 else "p < 0.001"
         return f"{p} ({self.test}, Holm over {self.tests})"
+
+
+def in_points(found: Interval, metric: str) -> str:
+    """A difference with its interval, which at no width would look like certainty."""
+    if found.low == found.high == 0:
+        return f"no problem differs in {title(metric)}"
+    interval = f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * found.value:+.1f} points {title(metric)} ({interval})"
 
 
 def findings(config: StudyConfig, rq: str, found: Found) -> list[Finding]:
@@ -96,7 +103,7 @@ def best(cells: Iterable[Cell]) -> Cell | None:
 def named(cell: Cell, other: Cell) -> str:
     """The method's title, with the weights that it answers on where those of the other are different."""
     same = cell.job.quantization == other.job.quantization
-    return cell.job.title if same else f"{cell.job.title} on {cell.job.quantization}"
+    return cell.job.title if same else f"{cell.job.title} on {WEIGHTS[cell.job.quantization]} weights"
 
 
 _Pair = tuple[Cell, Cell, tuple[str, str]]

@@ -120,11 +120,14 @@ def _architecture(parent: Section) -> Architecture:
 def _data(parent: Section, name: str) -> Data:
     section = parent.section(name, _DATA)
     mode = section.text("mode", "beam", ("beam", "sample", "greedy"))
+    candidates = section.whole("candidates", {"beam": 10, "sample": 5, "greedy": 1}[mode])
+    if mode == "greedy" and candidates > 1:
+        raise section.fault("candidates", "must be 1 where mode is greedy: choose beam or sample for more")
     return Data(
         name=name,
         problems=section.whole_or_all("problems"),
         mode=mode,
-        candidates=section.whole("candidates", {"beam": 10, "sample": 5, "greedy": 1}[mode]),
+        candidates=candidates,
         max_new_tokens=section.whole("max_new_tokens", 64),
         batch=section.whole("batch", 4),
         temperature=section.number("temperature", 0.6),

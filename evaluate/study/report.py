@@ -19,10 +19,11 @@ QUESTIONS = {
     "rq3": "How does LoRA compare with ICL and RAG, and with both together?",
     "rq4": "Does LoRA make more programs pass their tests?",
 }
+ENOUGH = 30  # problems, for a percentile bootstrap to be near its level
 _HOW = (
     "Differences are paired over the same problems. One is called a difference where p is below 0.05 after Holm's "
     "correction over all pairs of this page. The best number of examples is chosen on the test problems, as the study "
-    "does, which flatters ICL and RAG."
+    "does, which flatters ICL and RAG. The CSV of findings has every pair."
 )
 _FIGURES = {
     "figure1": "Figure 1: peak memory of training",
@@ -48,7 +49,7 @@ def write_report(config: StudyConfig, rq: str, found: Found, folder: Path, comma
         f"# {rq.upper()}: {QUESTIONS[rq]}",
         _provenance(config, found),
         "## Findings",
-        _bullets(each.sentence() for each in seen) or "Nothing can be compared yet.",
+        _bullets(_told(seen)) or "Nothing can be compared yet.",
         _HOW,
     ]
     claims = checked(rq, found, seen)
@@ -62,6 +63,22 @@ def write_report(config: StudyConfig, rq: str, found: Found, folder: Path, comma
     for name, content in files.items():
         write_atomically(folder / name, content)
     return [page, *(folder / name for name in files)]
+
+
+def _told(seen: Sequence[Finding]) -> list[str]:
+    """The differences that are shown; of the rest those in the first metric, and how many more there are."""
+    shown = [each for each in seen if each.is_shown]
+    rest = [each for each in seen if not each.is_shown]
+    first = [each for each in rest if each.metric in ("em@1", "tests")]
+    lines = [each.sentence() for each in [*shown, *first]]
+    few = min((each.n for each in seen), default=ENOUGH)
+    if few < ENOUGH:
+        lines.insert(
+            0, f"With {few} problems intervals are too narrow and hardly anything can be shown: take {ENOUGH} or more."
+        )
+    if len(rest) > len(first):
+        lines.append(f"Nor is a difference shown in {len(rest) - len(first)} more comparisons, in other metrics.")
+    return lines
 
 
 def _provenance(config: StudyConfig, found: Found) -> str:

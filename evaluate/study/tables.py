@@ -93,7 +93,11 @@ def _note(cells: Sequence[Cell]) -> str:
     known = any(cell.job.model.beside for cell in cells)
     theirs = _OTHER.format(beside=", ".join(others)) if others else _SAME if known else ""
     undefined = sum(result.scores.get("codebleu.dataflow") is None for result in cells[0].results) if cells else 0
-    flow = f"Data flow is undefined for {undefined} references and left out of their CodeBLEU." if undefined else ""
+    flow = (
+        f"Data flow is undefined for {undefined} of {len(cells[0].results)} references and left out of their CodeBLEU."
+        if undefined
+        else ""
+    )
     return " ".join(part for part in (INTERVALS, flow, theirs) if part)
 
 

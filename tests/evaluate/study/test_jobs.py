@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from evaluate.study.jobs import jobs, limited, run_path
+from evaluate.study.read_config import config_path, read_config
+
+DEFAULT = read_config(config_path("default"))
+PAPER = read_config(config_path("paper"))
+
+
+def methods(rq: str) -> list[str]:
+    return [job.method for job in jobs(DEFAULT, rq) if job.data.name == "conala"]
+
+
+def test_rq1_asks_zero_shot_and_icl() -> None:
+    assert methods("rq1") == ["zero-shot", "icl-1", "icl-2", "icl-4", "icl-8"]
+
+
+def test_rq2_has_the_untuned_base_with_the_weights_of_every_technique() -> None:
+    found = jobs(DEFAULT, "rq2")
+    plain = {job.quantization for job in found if job.method == "zero-shot"}
+    assert plain == {job.quantization for job in found if job.technique}
+    assert {job.pair for job in found if job.technique == "qlora-4bit"} == {None, (4, 8), (64, 128), (16, 16), (16, 64)}
+    assert "qlora-4bit-conala-r4-a8" in methods("rq2")
+
+
+def test_rq3_combines_adapters_with_examples() -> None:
+    found = methods("rq3")
+    assert {"icl-8", "rag-8", "lora-conala", "lora-conala+icl-8", "lora-conala+rag-8"} <= set(found)
+    titles = {job.method: job.title for job in jobs(DEFAULT, "rq3")}
+    assert titles["lora-conala+rag-8"] == "LoRA + RAG (8)"
+    assert titles["icl-1"] == "ICL (1)"
+
+
+def test_rq4_takes_the_adapter_that_goes_by_another_name() -> None:
+    found = {(job.data.name, job.method) for job in jobs(DEFAULT, "rq4")}
+    assert found == {
+        ("starter", "zero-shot"),
+        ("starter", "lora-starter"),
+        ("apps", "zero-shot"),
+        ("apps", "qlora-4bit-apps"),
+    }
+
+
+def test_questions_share_files_so_that_nothing_is_answered_twice() -> None:
+    folder = Path("out")
+    first = {(run_path(folder, job), job.method) for job in jobs(DEFAULT, "rq1")}
+    third = {(run_path(folder, job), job.method) for job in jobs(DEFAULT, "rq3")}
+    assert first < third
+
+
+def test_files_differ_by_all_that_a_run_stands_on() -> None:
+    every = [job for rq in PAPER.questions for job in jobs(PAPER, rq)]
+    keys = {}
+    for job in every:
+        key = (job.base_id, job.quantization, job.data)
+        assert keys.setdefault(run_path(Path("out"), job), key) == key
+    assert len(keys) == len(set(keys.values()))
+
+
+def test_a_fully_tuned_model_answers_as_a_base_of_its_own() -> None:
+    full = next(job for job in jobs(PAPER, "rq2") if job.technique == "full")
+    assert full.method == "zero-shot"
+    assert full.base_id == full.adapter == "full-conala-codet5-220m"
+    assert Path(full.base).name == full.adapter
+
+
+def test_a_limit_lowers_the_number_of_problems_and_never_raises_it() -> None:
+    assert {job.data.problems for job in limited(jobs(DEFAULT, "rq1"), 7)} == {7}
+    assert {job.data.problems for job in limited(jobs(DEFAULT, "rq1"), 700)} == {60}
+    assert limited(jobs(DEFAULT, "rq1"), None) == jobs(DEFAULT, "rq1")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from errors import PeftArenaError
+from evaluate.study.config import TECHNIQUES, TITLES
+from evaluate.study.jobs import jobs
+from evaluate.study.read_config import CONFIGS, config_path, read_config
+from train.techniques import TECHNIQUES as TRAINED
+
+GOOD = """
+models:
+  tiny: {base: tiny, quantization: nf4}
+data:
+  conala: {problems: 5, icl: [1, 2], rag: [2]}
+techniques: {lora: none, qlora-4bit: nf4}
+rq3: {}
+hardware: {memory_gb: 8, gigabytes_per_second: 10, teraflops: 0.2, step_milliseconds: 12}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_techniques_are_those_that_train() -> None:
+    assert {name: each.quantizations for name, each in TRAINED.items()} == TECHNIQUES
+    assert set(TITLES) == {"", *TRAINED}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_that_come_along_can_be_read_and_have_jobs(path: Path) -> None:
+    config = read_config(path)
+    for rq in config.questions:
+        found = jobs(config, rq)
+        assert found
+        assert len(set(found)) == len(found)
+
+
+def test_paper_is_the_studys_grid() -> None:
+    config = read_config(config_path("paper"))
+    assert len(config.models) == 11
+    assert all(model.architecture for model in config.models)
+    assert {name for model in config.models for name in model.techniques} == set(TECHNIQUES)
+    conala, alpaca, apps = (config.dataset(name) for name in ("conala", "codealpacapy", "apps"))
+    assert (conala.icl, alpaca.icl) == ((1, 2, 3, 4, 5, 8, 16), (1, 2, 3, 4, 5, 8))
+    assert (conala.rag, alpaca.rag) == ((1, 2, 3, 4, 5, 8, 16), (1, 2, 3, 4))
+    assert [each.max_new_tokens for each in (conala, alpaca, apps)] == [64, 128, 1024]
+    assert (conala.mode, conala.candidates) == ("beam", 10)
+    assert (apps.mode, apps.candidates, apps.temperature, apps.top_p) == ("sample", 5, 0.6, 0.95)
+    assert config.embedder == "thenlper/gte-small"
+    # Table 3 has 39 rows on each data set; Figure 5 adds the larger models and the quantized ones.
+    tuned = {(job.model.name, job.technique) for job in jobs(config, "rq2") if job.technique and not job.pair}
+    assert len([row for row in tuned if not row[1].startswith("qlora")]) == 39
+    assert ("CodeLlama-34B-Python", "qlora-4bit") in tuned
+
+
+def test_a_file_without_extras_takes_the_usual_values(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, GOOD))
+    model, data = config.models[0], config.data[0]
+    assert (model.techniques, model.architecture, model.beside) == (("lora", "qlora-4bit"), None, "")
+    assert (data.mode, data.candidates, data.max_new_tokens, data.batch) == ("beam", 10, 64, 4)
+    assert (config.seed, config.training.preset, config.training.epochs) == (42, "default", None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("quantization: nf4", "quantisation: nf4", "did you mean 'quantization'"),
+        ("quantization: nf4", "quantization: nf5", "did you mean 'nf4'"),
+        ("base: tiny, ", "", "models: tiny: base is missing"),
+        ("problems: 5", "problems: 0", "problems must be a whole number of at least 1, and is 0"),
+        ("problems: 5", "problems: true", "problems must be a whole number"),
+        ("icl: [1, 2]", "icl: 8", "icl must be a list, written [a, b], and is 8"),
+        ("icl: [1, 2]", "icl: [1, 1]", "icl names 1 twice"),
+        ("icl: [1, 2]", "icl: [99]", "icl may hold numbers up to 32, and holds 99"),
+        ("problems: 5", "mode: bean", "did you mean 'beam'"),
+        ("problems: 5", "mode: greedy, candidates: 3", "greedy"),
+        ("problems: 5", "candidates: 11", "11 candidates asked for"),
+        ("conala:", "konala:", "did you mean 'conala'"),
+        ("lora: none", "lora: nf4", "lora trains on a base with quantization none, not nf4"),
+        ("lora: none", "lorra: none", "did you mean 'lora'"),
+        ("rq3: {}", "rq5: {}", "did you mean"),
+        ("rq3: {}", "rq3: {models: [tinny]}", "did you mean 'tiny'"),
+        ("rq3: {}", "rq3: {techniques: [ia3]}", "known are lora, qlora-4bit"),
+        ("rq3: {}", "rq3: {together: [rag-0]}", "together takes icl-1 to icl-32"),
+        ("rq3: {}", "rq3: [conala]", "mine.yaml: rq3 must hold `name: value` lines, and is a list"),
+        ("memory_gb: 8", "memory_gb: much", "memory_gb must be a number above 0, and is 'much'"),
+        ("memory_gb: 8, ", "", "memory_gb is missing"),
+        ("rq3: {}", "rq3: {}\ntraining: {name: '{technique}'}", "must hold {technique} and {data}"),
+        ("rq3: {}", "rq3: {}\ntraining: {name: '{technique}-{data}-{size}'}", "may hold {model}"),
+        ("rq3: {}", "rq3: {}\ntraining: {name: '{technique'}", "cannot be"),
+        ("rq3: {}", "rq3: {}\nsensitivity: {model: tiny, data: conala, pairs: [8]}", "pairs such as [8, 16]"),
+        ("rq3: {}", "rq3: {}\nsensitivity: {model: tiny, data: conala, technique: ia3, pairs: [[8, 8]]}", "known are"),
+        ("rq3: {}", "rq3: {}\nrq3: {}", "line 8: 'rq3' stands twice"),
+        ("rq3: {}", "rq3: {", "mine.yaml, line"),
+        (GOOD, "", "must hold `name: value` lines, and is empty"),
+        ("  tiny: {base: tiny, quantization: nf4}", "", "models is missing"),
+    ],
+)
+def test_a_fault_is_one_sentence_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(PeftArenaError) as caught:
+        read_config(written(tmp_path, GOOD.replace(old, new, 1)))
+    sentence = str(caught.value)
+    assert said in sentence
+    assert "mine.yaml" in sentence
+    assert "\n" not in sentence
+
+
+def test_two_models_with_one_adapter_are_refused(tmp_path: Path) -> None:
+    two = GOOD.replace("data:\n", "  other: {base: other}\ndata:\n", 1)
+    with pytest.raises(
+        PeftArenaError, match=r"gives 'lora-conala' to LoRA on tiny, conala and to LoRA on other.*\{model\}"
+    ):
+        read_config(written(tmp_path, two))
+    named = two + "training: {name: '{technique}-{data}-{model}'}\n"
+    names = {job.adapter for job in jobs(read_config(written(tmp_path, named)), "rq3") if job.adapter}
+    assert names == {f"{each}-conala-{model}" for each in ("lora", "qlora-4bit") for model in ("tiny", "other")}
+
+
+def test_a_study_is_named_by_file_or_by_name(tmp_path: Path) -> None:
+    assert config_path("default").is_file()
+    mine = written(tmp_path, GOOD)
+    assert config_path(str(mine)) == mine
+    with pytest.raises(PeftArenaError, match="did you mean 'default'"):
+        config_path("defualt")
+    with pytest.raises(PeftArenaError, match=r"There is no file nowhere\.yaml"):
+        config_path("nowhere.yaml")

@@ -1,0 +1,213 @@
+"""Pages, tables and figures from Run files alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from errors import PeftArenaError
+from evaluate.measures import values_of
+from evaluate.results import read_run
+from evaluate.study import published
+from evaluate.study.__main__ import main
+from evaluate.study.cells import Found, collect, read_runs, require
+from evaluate.study.config import StudyConfig
+from evaluate.study.jobs import Job, jobs, run_path
+from evaluate.study.read_config import read_config
+from evaluate.study.report import write_report
+from evaluate.study.tables import tables
+from tests.evaluate.study.conftest import STUDY
+from tests.evaluate.study.runs import made_problems, write_runs
+
+FACTS = {"trainable_parameters": 1290240, "train_seconds": 812.5, "peak_memory_bytes": 2_000_000_000}
+
+
+def facts(job: Job) -> dict[str, Any]:
+    return FACTS if job.technique else {}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of all four questions, finished."""
+    base = tmp_path_factory.mktemp("made")
+    (base / "study.yaml").write_text(STUDY, encoding="utf-8")
+    config, out = read_config(base / "study.yaml"), base / "out"
+    every = [job for rq in ("rq1", "rq2", "rq3") for job in jobs(config, rq)]
+    write_runs(config, list(dict.fromkeys(every)), out, made_problems(40), facts)
+    write_runs(config, jobs(config, "rq4"), out, made_problems(40, tests=True), facts)
+    return out
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "out"))
+
+
+def found_in(config: StudyConfig, rq: str, folder: Path) -> Found:
+    return collect(jobs(config, rq), read_runs(folder), folder)
+
+
+def rows_of(config: StudyConfig, rq: str, folder: Path, name: str) -> list[dict[str, str]]:
+    (table,) = [each for each in tables(config, rq, found_in(config, rq, folder)) if each.name == name]
+    return list(csv.DictReader(io.StringIO(table.csv())))
+
+
+def test_scores_are_means_with_intervals_and_the_studys_beside_them(config: StudyConfig, folder: Path) -> None:
+    rows = {(row["method"], row["weights"]): row for row in rows_of(config, "rq2", folder, "rq2-scores-conala")}
+    lora = rows["LoRA", "none"]
+    job = next(job for job in jobs(config, "rq2") if job.technique == "lora")
+    values = values_of(read_run(run_path(folder, job)).results(job.method), "em@1")
+    assert float(lora["EM@1"]) == pytest.approx(100 * sum(values.values()) / len(values))
+    assert float(lora["EM@1 low"]) < float(lora["EM@1"]) < float(lora["EM@1 high"])
+    assert float(lora["parameters"]) == 1290240
+    theirs = published.tuned("CodeLlama-7B", "lora", "conala")
+    assert theirs is not None
+    assert (float(lora["study EM@1"]), float(lora["study EM@10"])) == (theirs.em1, theirs.em10) == (20.07, 39.31)
+    assert set(rows) == {("zero-shot", "nf4"), ("zero-shot", "none"), ("LoRA", "none"), ("QLoRA-4bit", "nf4")}
+
+
+def test_table_4_is_by_difficulty_and_in_all(config: StudyConfig, folder: Path) -> None:
+    rows = rows_of(config, "rq4", folder, "rq4-tests-apps")
+    tuned = {row["difficulty"]: row for row in rows if row["method"] == "QLoRA-4bit"}
+    assert [int(float(row["n"])) for row in tuned.values()] == [14, 13, 13, 40]
+    parts = sum(float(row["n"]) * float(row["Pass@1"]) for name, row in tuned.items() if name != "all")
+    assert parts / 40 == pytest.approx(float(tuned["all"]["Pass@1"]), abs=0.001)
+    assert float(tuned["introductory"]["study tests passed"]) == 20.84
+    assert tuned["all"]["study tests passed"] == ""
+
+
+def test_cost_is_time_and_tokens_over_what_was_solved(config: StudyConfig, folder: Path) -> None:
+    rows = {row["method"]: row for row in rows_of(config, "rq3", folder, "rq3-cost-conala")}
+    shots = rows["ICL (4)"]
+    solved = float(shots["solved"])
+    assert solved > 0
+    # 40 problems of 0.8 s, 180 tokens read and 3 candidates of 5 tokens written.
+    assert float(shots["s an exact match"]) == pytest.approx(40 * 0.8 / solved, rel=1e-4)
+    assert float(shots["tokens an exact match"]) == pytest.approx(40 * (180 + 15) / solved, rel=1e-4)
+    assert float(rows["LoRA"]["training s"]) == 812.5
+    assert shots["training s"] == ""
+
+
+def test_rank_and_alpha_stand_beside_the_usual_pair(config: StudyConfig, folder: Path) -> None:
+    rows = rows_of(config, "rq2", folder, "rq2-rank-alpha-conala")
+    assert [(float(row["rank"]), float(row["alpha"])) for row in rows] == [(4, 8), (16, 32)]
+
+
+def test_figure_1_has_the_studys_runs_and_what_was_measured(config: StudyConfig, folder: Path) -> None:
+    rows = {(row["model"], row["technique"]): row for row in rows_of(config, "rq2", folder, "rq2-memory")}
+    assert float(rows["CodeLlama-7B", "LoRA"]["study"]) == 19.06
+    assert float(rows["CodeLlama-7B", "LoRA"]["estimated here"]) == pytest.approx(20.9, abs=0.1)
+    assert float(rows["tiny", "LoRA"]["measured here"]) == 2.0
+    assert len([row for row in rows.values() if row["study"]]) == 10
+
+
+@pytest.mark.parametrize(
+    ("rq", "names"),
+    [
+        ("rq1", {"rq1-figure3.png"}),
+        ("rq2", {"rq2-figure1.png", "rq2-figure4.png", "rq2-figure5.png", "rq2-rank-alpha.png"}),
+        ("rq3", {"rq3-figure6.png", "rq3-figure7.png", "rq3-cost.png"}),
+        ("rq4", {"rq4-tests-apps.png"}),
+    ],
+)
+def test_a_page_shows_every_figure_that_is_drawn(config: StudyConfig, folder: Path, rq: str, names: set[str]) -> None:
+    pages = write_report(config, rq, found_in(config, rq, folder), folder, "the command")
+    assert {path.name for path in pages if path.suffix == ".png"} == names
+    text = pages[0].read_text(encoding="utf-8")
+    for name in names:
+        assert f"]({name})" in text
+        with Image.open(folder / name) as image:
+            assert min(image.size) >= 500
+            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+        # What is ours is drawn, in colour: the first of a figure's, or RAG's.
+        assert colours & {(0x00, 0x72, 0xB2), (0x56, 0xB4, 0xE9)}
+    for words in ("## Findings", "95 % interval", "the command", "Seed: 42", "sha256:0"):
+        assert words in text
+
+
+def test_pages_are_the_same_every_time(config: StudyConfig, folder: Path) -> None:
+    found = found_in(config, "rq1", folder)
+    first = [path.read_bytes() for path in write_report(config, "rq1", found, folder, "c")]
+    assert [path.read_bytes() for path in write_report(config, "rq1", found, folder, "c")] == first
+
+
+def test_a_method_that_is_not_finished_is_named_and_left_out(config: StudyConfig, folder: Path) -> None:
+    wanted = jobs(config, "rq1")
+    path = run_path(folder, wanted[0])
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    last = max(at for at, line in enumerate(lines) if '"kind": "result"' in line and '"icl-4"' in line)
+    path.write_text("".join(line for at, line in enumerate(lines) if at != last), encoding="utf-8")
+    found = collect(wanted, read_runs(folder), folder)
+    assert list(found.unfinished.values()) == [(39, 40)]
+    text = write_report(config, "rq1", found, folder, "c")[0].read_text(encoding="utf-8")
+    assert "Not finished, left out: icl-4 (39 of 40)" in text
+
+
+def test_files_are_known_by_what_is_in_them(config: StudyConfig, folder: Path) -> None:
+    wanted = jobs(config, "rq1")
+    path = run_path(folder, wanted[0])
+    path.rename(folder / "mine.jsonl")
+    path.with_name(f"{path.stem}.scores.jsonl").rename(folder / "mine.scores.jsonl")
+    assert list(collect(wanted, read_runs(folder), folder).cells) == wanted
+    other = [replace(job, data=replace(job.data, problems=20)) for job in wanted]
+    assert not collect(other, read_runs(folder), folder).cells
+
+
+def test_nothing_finished_is_one_sentence(config: StudyConfig, tmp_path: Path) -> None:
+    with pytest.raises(PeftArenaError, match="holds no finished results of rq1"):
+        require(collect(jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
+
+
+class TestCommand:
+    def write(self, tmp_path: Path) -> str:
+        path = tmp_path / "study.yaml"
+        path.write_text(STUDY, encoding="utf-8")
+        return str(path)
+
+    def test_tables_need_no_model(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["rq3", self.write(tmp_path), "--tables", "--output", str(folder)]) == 0
+        assert "rq3.md" in capsys.readouterr().out
+        assert "--tables" not in (folder / "rq3.md").read_text(encoding="utf-8")
+
+    def test_scores_that_are_missing_are_made_first(self, folder: Path, tmp_path: Path) -> None:
+        for path in folder.glob("*-conala-*.scores.jsonl"):
+            path.unlink()
+        assert main(["rq1", self.write(tmp_path), "--tables", "--output", str(folder)]) == 0
+        assert "EM@1" in (folder / "rq1.md").read_text(encoding="utf-8")
+
+    def test_a_plan_writes_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["rq2", self.write(tmp_path), "--plan", "--output", str(tmp_path / "new")]) == 0
+        out = capsys.readouterr().out
+        assert "python -m train --preset default --technique lora" in out
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["rq1", "nothing.yaml", "--plan"], "There is no file nothing.yaml"),
+            (["rq1", "--limit", "0", "--plan"], "A limit of 0 problems asks for none"),
+            (["rq4", "conala-full", "--plan"], "conala-full.yaml has no section rq4"),
+            (["rq1", "--tables", "--output", "nowhere"], "nowhere holds no finished results of rq1"),
+        ],
+    )
+    def test_faults_are_one_sentence(
+        self,
+        words: list[str],
+        said: str,
+        capsys: pytest.CaptureFixture[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1

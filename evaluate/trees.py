@@ -21,7 +21,7 @@ from typing import Any
 MAX_DEPTH = 250  # DFG_python and its helpers recurse once a level
 MAX_WORK = 50_000_000  # estimated steps; no reference of CoNaLa, CodeAlpacaPy and MBPP takes over 1.2 million
 
-Span = tuple[tuple[int, int], tuple[int, int]]
+Span = tuple[int, int]  # in bytes
 FlowItem = tuple[str, str, tuple[str, ...]]
 _ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
 _LOOPS = {"for_statement", "while_statement"}
@@ -50,7 +50,7 @@ def trees_of(code: str) -> Trees:
     walk = _Walk(tree)
     if walk.depth > MAX_DEPTH or walk.work > MAX_WORK:
         return Trees(tuple(walk.subtrees), Counter(), bounded=False)
-    return Trees(tuple(walk.subtrees), _data_flow(tree.root_node, walk.leaves, data))
+    return Trees(tuple(walk.subtrees), _data_flow(walk.root, walk.leaves, data))
 
 
 @cache
@@ -68,19 +68,34 @@ def _parser() -> Any:
     return parser
 
 
-class _Frame:
-    """A node on the way down to the current one. `parts` are its children's shapes, where it has any."""
+class _Node:
+    """A node of the tree as Python's own object, for `DFG_python`: it asks each node for much, and often.
 
-    __slots__ = ("children", "counted", "documented", "kind", "leaves", "parts", "sides")
+    The places are bytes from the beginning. Besides, on the way down to the current one: `parts` are the shapes of its
+    children, `count` how many of them are no comments, `leaves` how many leaves it holds, `sides` how many of those
+    are assigned to.
+    """
 
-    def __init__(self, kind: str, counted: bool) -> None:
-        self.kind = kind
+    __slots__ = (
+        *("children", "count", "counted", "documented", "end_point", "fields", "leaves", "parts", "sides"),
+        *("start_point", "type"),
+    )
+
+    def __init__(self, node: Any, kind: str, counted: bool) -> None:
+        self.type = kind
+        self.start_point: int = node.start_byte
+        self.end_point: int = node.end_byte
+        self.children: list[_Node] = []
+        self.fields: dict[str, _Node] = {}
         self.counted = counted
         self.parts: list[bytes] = []
-        self.children = 0
+        self.count = 0
         self.documented = False
         self.leaves = 0
         self.sides = 0
+
+    def child_by_field_name(self, name: str) -> _Node | None:
+        return self.fields.get(name)
 
 
 class _Walk:
@@ -93,11 +108,12 @@ class _Walk:
     def __init__(self, tree: Any) -> None:
         self.subtrees: list[bytes] = []
         self.leaves: list[Span] = []
+        self.root: _Node
         self.depth = 0
         self._nodes = 0
         self._products = 0
         self._loops = 0
-        self._stack: list[_Frame] = []
+        self._stack: list[_Node] = []
         self._cursor = tree.walk()
         down, across, up = self._cursor.goto_first_child, self._cursor.goto_next_sibling, self._cursor.goto_parent
         while True:
@@ -118,50 +134,57 @@ class _Walk:
         counted = node.is_named and kind != "comment"
         if kind == "expression_statement":
             counted = counted and not self._is_docstring(node)
-        elif kind == "string":
-            self.leaves.append((node.start_point, node.end_point))
         elif kind in _LOOPS:
             self._loops += 1
+        made = _Node(node, kind, counted)
+        if kind == "string":
+            self.leaves.append((made.start_point, made.end_point))
         self._nodes += 1 << min(self._loops, 40)
-        self._stack.append(_Frame(kind, counted))
+        self._stack.append(made)
 
     def _leaf(self, node: Any) -> None:
         """A node without children; it is among the leaves unless it is a comment or part of a string."""
         kind: str = node.type
         missing: bool = node.is_missing
-        self._nodes += 1 << min(self._loops, 40)
-        shape = _childless_shape(kind, missing)
         stack = self._stack
+        made = _Node(node, kind, (missing or node.is_named) and kind != "comment")
+        self._nodes += 1 << min(self._loops, 40)
         self.depth = max(self.depth, len(stack) + 1)
-        is_leaf = kind == "string" or (kind != "comment" and all(frame.kind != "string" for frame in stack[-2:]))
-        if is_leaf:
-            self.leaves.append((node.start_point, node.end_point))
-        if stack:
-            self._tell(stack[-1], kind, (missing or node.is_named) and kind != "comment", shape, int(is_leaf))
-        else:
-            self.subtrees.append(shape)
+        inside = any([each.type == "string" for each in stack[-2:]])  # noqa: C419 - a list is faster for two
+        if kind == "string" or (kind != "comment" and not inside):
+            self.leaves.append((made.start_point, made.end_point))
+            made.leaves = 1
+        self._tell(made, _childless_shape(kind, missing))
 
-    def _leave(self, frame: _Frame) -> None:
-        if frame.kind in _ASSIGNMENTS:
-            self._products += (frame.sides * (frame.leaves - frame.sides)) << min(self._loops, 40)
-        if frame.kind in _LOOPS:
+    def _leave(self, made: _Node) -> None:
+        if made.type in _ASSIGNMENTS:
+            self._products += (made.sides * (made.leaves - made.sides)) << min(self._loops, 40)
+        if made.type in _LOOPS:
             self._loops -= 1
-        shape = blake2b(frame.kind.encode() + b"".join(frame.parts), digest_size=16).digest()
-        # As in the package: the root, and every node that has children.
-        if not self._stack or (frame.counted and frame.children):
+        made.leaves += made.type == "string"
+        shape = blake2b(made.type.encode() + b"".join(made.parts), digest_size=16).digest()
+        # As in the package: every node that has children, and below the root, whatever it has.
+        if self._stack and made.counted and made.count:
             self.subtrees.append(shape)
-        if self._stack:
-            self._tell(self._stack[-1], frame.kind, frame.counted, shape, frame.leaves + (frame.kind == "string"))
+        self._tell(made, shape)
 
-    def _tell(self, parent: _Frame, kind: str, counted: bool, shape: bytes, leaves: int) -> None:
+    def _tell(self, made: _Node, shape: bytes) -> None:
         """Adds the node at which the cursor stands to its parent."""
+        if not self._stack:
+            self.subtrees.append(shape)
+            self.root = made
+            return
+        parent = self._stack[-1]
         role: str | None = self._cursor.field_name
-        parent.leaves += leaves
-        if role in _SIDES:
-            parent.sides += leaves
-        if kind != "comment":
-            parent.children += 1
-        if counted:
+        parent.children.append(made)
+        parent.leaves += made.leaves
+        if role is not None:
+            parent.fields.setdefault(role, made)
+            if role in _SIDES:
+                parent.sides += made.leaves
+        if made.type != "comment":
+            parent.count += 1
+        if made.counted:
             parent.parts.append(f"{role or ''}:".encode() + shape)
 
     def _is_docstring(self, node: Any) -> bool:
@@ -169,9 +192,9 @@ class _Walk:
         if node.named_child_count != 1 or node.children[0].type != "string" or not self._stack:
             return False
         body = self._stack[-1]
-        owner = self._stack[-2].kind if len(self._stack) > 1 else ""
-        named = body.kind == "module" or (body.kind == "block" and owner in {"function_definition", "class_definition"})
-        if not named or body.documented or body.children:
+        owner = self._stack[-2].type if len(self._stack) > 1 else ""
+        named = body.type == "module" or (body.type == "block" and owner in {"function_definition", "class_definition"})
+        if not named or body.documented or body.count:
             return False
         following = node.next_named_sibling
         while following is not None and following.type == "comment":
@@ -185,13 +208,12 @@ def _childless_shape(kind: str, missing: bool) -> bytes:
     return blake2b(kind.encode() + (b"!" if missing else b""), digest_size=16).digest()
 
 
-def _data_flow(root: Any, leaves: list[Span], data: bytes) -> Counter[FlowItem]:
+def _data_flow(root: _Node, leaves: list[Span], data: bytes) -> Counter[FlowItem]:
     """The normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
-    from codebleu.parser import DFG_python, index_to_code_token
+    from codebleu.parser import DFG_python
 
-    # Columns count bytes. As Latin-1 every byte is one character, so that slices by column are right.
-    lines = data.decode("latin-1").split("\n")
-    texts = [index_to_code_token(span, lines) for span in leaves]
+    # Places count bytes: as Latin-1 every byte is one character. The package joins the lines of a token.
+    texts = [data[start:end].decode("latin-1").replace("\n", "") for start, end in leaves]
     try:
         items, _ = DFG_python(root, {span: (at, texts[at]) for at, span in enumerate(leaves)}, {})
     except Exception:  # noqa: BLE001 - on trees with errors it fails in ways of its own: no data flow then

@@ -54,12 +54,12 @@ def tests_word(count: int) -> str:
 
 
 def _reason(result: Mapping[str, Any]) -> str:
-    """The reason with the input where it does not name it: a program's run speaks of what was printed alone."""
-    reason = str(result["reason"])
-    if result["kind"] != "stdio":
+    """The reason, with what was given where the reason does not name it."""
+    reason, given = str(result["reason"]), " ".join(str(result["given"]).split())
+    if result["kind"] != "stdio" and given in reason:
         return reason
-    given = " ".join(str(result["given"]).split())
-    return f"input '{given[:MAX_INPUT]}{'…' if len(given) > MAX_INPUT else ''}': {reason}"
+    short = given if len(given) <= MAX_INPUT else f"{given[:MAX_INPUT]}…"
+    return f"input '{short}': {reason}" if result["kind"] == "stdio" else f"{short}: {reason}"
 
 
 def _cells(results: Sequence[Mapping[str, Any]]) -> str:

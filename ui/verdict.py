@@ -58,7 +58,8 @@ def _testing(tested: Sequence[Record], leaders: Sequence[Record]) -> str:
     if share == 1:
         others = max(_share(record) for record in tested if record not in leaders)
         rest = "none" if others == 0 else f"at most {round(others * total)}"
-        return f"{_names(leaders)} pass{'es' if len(leaders) == 1 else ''} {what}; the others pass {rest}."
+        they = "the other passes" if len(tested) - len(leaders) == 1 else "the others pass"
+        return f"{_names(leaders)} pass{'es' if len(leaders) == 1 else ''} {what}; {they} {rest}."
     if share == 0:
         return "No answer passes the test." if total == 1 else f"No answer passes any of the {total} tests."
     most = f"{round(share * total)} of {total}"

@@ -153,7 +153,7 @@ def test_an_open_problem_shows_all_answers_with_their_tests(view: View) -> None:
     assert "All 2 tests pass" in Reader(best["tests"]).text
     assert "double(2) gave 6, expected 4" in Reader(wrong["tests"]).text
     assert "2 tests in the sandbox (" in Reader(board["head"]).text
-    assert "lora-starter passes all 2 tests; the others pass none." in Reader(board["head"]).text
+    assert "lora-starter passes all 2 tests; the other passes none." in Reader(board["head"]).text
     failed = problem_board(view, view.rows[1], "")["cards"][0]
     assert failed["state"] == "failed"
     assert "shorten the intent" in Reader(failed["code"]).text

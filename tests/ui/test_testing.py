@@ -104,6 +104,13 @@ def test_the_panel_says_how_many_pass_and_why_the_others_fail() -> None:
     assert panel_html([]) == ""
 
 
+def test_a_reason_names_what_was_given() -> None:
+    printed = result(reason="printed nothing, expected '4'") | {"kind": "stdio", "given": "2\n3\n"}
+    assert "input '2 3': printed nothing, expected '4'" in Reader(panel_html([printed])).text
+    assert "f(1): ended before it answered" in Reader(panel_html([result(reason="ended before it answered")])).text
+    assert Reader(panel_html([result(reason="f(1) gave 3, expected 2")])).text.count("f(1) gave 3") == 2
+
+
 def test_the_panel_says_what_ran_unprotected() -> None:
     assert "1 test ran unprotected" in Reader(panel_html([result(), result(protected=False)])).text
     assert "The tests ran unprotected" in Reader(panel_html([result(protected=False)] * 2)).text

@@ -83,7 +83,7 @@ def test_tests_come_before_exact_match_and_codebleu() -> None:
 def test_the_reference_tells_apart_what_tests_do_not() -> None:
     runs = [after_tests("zero-shot", 4, 0, 0.3), after_tests("rag-8", 4, 0, 0.8), after_tests("icl-8", 0, 0, 0.9)]
     assert verdict(runs) == (
-        "zero-shot and RAG 8 pass all 4 tests; the others pass none. "
+        "zero-shot and RAG 8 pass all 4 tests; the other passes none. "
         "Of these, RAG 8 comes closest to the reference (CodeBLEU 0.80)."
     )
     assert best(runs) == {1}

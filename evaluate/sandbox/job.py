@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import marshal
 import math
 import os
 import platform
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from evaluate.sandbox import bubblewrap, landlock, runtime, seccomp
 from evaluate.sandbox.outcome import MEBIBYTE, Program
@@ -29,7 +29,7 @@ _USERS: Iterator[int] = itertools.count(random.randrange(LAST_USER - FIRST_USER)
 
 # Reads the child's code and the job from a descriptor, and closes it before anything else happens.
 BOOT = (
-    "import marshal,sys;f=open(int(sys.argv[1]),'rb');code,job=marshal.loads(f.read());f.close();"
+    "import marshal,sys;f=open(int(sys.argv[1]),'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
     "space={'__name__':'sandbox'};exec(code,space);space['main'](job,int(sys.argv[2]))"
 )
 
@@ -83,7 +83,7 @@ def job_for(layer: str, program: Program, scratch: str | None) -> Job:
         readable=runtime.readable(),
         packages=runtime.packages(),
         ruleset=landlock.ruleset(known) if known else b"",
-        rules=landlock.rules(known, runtime.readable(), folder) if known else [],
+        rules=[*landlock.shared(known, runtime.readable()), landlock.own(known, folder)] if known else [],
         filter=b"" if layer == UNSAFE else system_calls(platform.machine()),
     )
 
@@ -101,10 +101,10 @@ def system_calls(machine: str) -> bytes:
 
 
 @cache
-def child_code() -> Any:
-    """child.py, compiled."""
-    path = Path(__file__).with_name("child.py")
-    return compile(path.read_text(encoding="utf-8"), "sandbox", "exec", dont_inherit=True, optimize=2)
+def child_code() -> bytes:
+    """child.py, compiled and marshalled."""
+    source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
+    return marshal.dumps(compile(source, "sandbox", "exec", dont_inherit=True, optimize=2))
 
 
 @cache

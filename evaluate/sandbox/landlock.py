@@ -7,8 +7,8 @@ a few are given back beneath certain paths. What an older one lacks (truncating,
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
+from functools import cache
 from pathlib import Path
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every machine
@@ -23,9 +23,7 @@ NETWORK_SINCE, NETWORK = 4, 0b11  # bind, connect
 SCOPES_SINCE, SCOPES = 6, 0b11  # abstract Unix sockets, signals
 
 READ_ONLY = READ_FILE | READ_DIR
-FOLDER_OF_ITS_OWN = (
-    READ_ONLY | WRITE_FILE | TRUNCATE | MAKE_REG | MAKE_DIR | REMOVE_FILE | REMOVE_DIR | REFER
-)  # no links, sockets, devices
+FOLDER_OF_ITS_OWN = READ_ONLY | WRITE_FILE | TRUNCATE | MAKE_REG | MAKE_DIR | REMOVE_FILE | REMOVE_DIR | REFER
 DEVICES = {
     "/dev/null": READ_FILE | WRITE_FILE,
     "/dev/zero": READ_FILE,
@@ -37,6 +35,7 @@ OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # the rights
 Rule = tuple[str, int]  # a path and the rights beneath it
 
 
+@cache
 def version() -> int:
     """The kernel's ABI version; 0 where it has no Landlock, or has it switched off."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -59,9 +58,14 @@ def ruleset(known: int) -> bytes:
     return struct.pack(f"<{len(words)}Q", *words)
 
 
-def rules(known: int, readable: tuple[str, ...], scratch: str) -> list[Rule]:
-    """What may be opened: Python's library to read, harmless devices, and the program's own folder."""
+@cache
+def shared(known: int, readable: tuple[str, ...]) -> tuple[Rule, ...]:
+    """What every program may open: Python's library to read, and harmless devices."""
     given = [(path, READ_ONLY) for path in readable]
-    given += [(path, rights) for path, rights in DEVICES.items() if os.path.exists(path)]  # noqa: PTH110
-    given.append((scratch, FOLDER_OF_ITS_OWN))
-    return [(path, rights & handled(known) & (-1 if Path(path).is_dir() else OF_FILES)) for path, rights in given]
+    given += [(path, rights) for path, rights in DEVICES.items() if Path(path).exists()]
+    return tuple((path, rights & handled(known) & (-1 if Path(path).is_dir() else OF_FILES)) for path, rights in given)
+
+
+def own(known: int, folder: str) -> Rule:
+    """What one program may do in its own folder: all but links, sockets and devices."""
+    return folder, FOLDER_OF_ITS_OWN & handled(known)

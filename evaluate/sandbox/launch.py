@@ -46,7 +46,7 @@ class _Run:
         job = jobs.job_for(layer, program, scratch)
         if scratch and job.user is not None:
             _hand_over(scratch, job.user)
-        work = _file(marshal.dumps((jobs.child_code(), vars(job))), cleanup)
+        work = _file(jobs.child_code() + marshal.dumps(vars(job)), cleanup)
         stdin = _file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
         self._ready, ready = os.pipe()
         cleanup.callback(os.close, self._ready)
@@ -107,7 +107,7 @@ class _Run:
         try:
             for descriptor in (*self._printed, self._ready, ended):
                 poll.register(descriptor, select.POLLIN)
-            next_look = 0.0
+            next_look = time.monotonic() + TICK_SECONDS
             while True:
                 now = time.monotonic()
                 if now >= next_look:

@@ -77,6 +77,14 @@ def test_problems_are_filtered_and_searched(page: ComparePage) -> None:
     until(lambda: "None of 3 problems" in page.text("#problems .found"))
 
 
+def test_a_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
+    page.find("#summary button[data-method$='|zero-shot']").click()
+    until(lambda: len(rows(page)) == 2)
+    assert page.find("#filter-method input").get_property("value") == "zero-shot"
+    page.find("#summary button[data-method$='|lora-starter']").click()
+    until(lambda: "None of 3 problems" in page.text("#problems .found"))
+
+
 def test_broken_and_foreign_runs_are_a_sentence_each(page: ComparePage) -> None:
     page.choose("#runs", "runs/broken.jsonl")
     until(lambda: "'runs/broken.jsonl' is not a file that" in page.text("#results-note"))

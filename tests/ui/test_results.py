@@ -98,6 +98,8 @@ def test_a_broken_file_is_one_sentence_and_the_others_are_shown(folder: Path, tm
     assert len(sentences) == 1
     assert "'runs/broken.jsonl' is not a file that `python -m evaluate` wrote" in sentences[0]
     assert str(tmp_path) not in sentences[0]
+    (tmp_path / "first.scores.jsonl").write_text("no scores\n")
+    assert str(tmp_path) not in read(Shelf([("runs", tmp_path)]), ["runs/first.jsonl"])[1][0]
 
 
 def test_the_runs_that_come_along_can_be_read() -> None:

@@ -15,7 +15,7 @@ from evaluate.results import Run
 from ui import widgets
 from ui.results.answers import problem_board
 from ui.results.exports import KINDS, export
-from ui.results.problems import problem_list, problem_widget
+from ui.results.problems import problem_list, problem_widget, summary_widget
 from ui.results.shelf import Shelf
 from ui.results.summary import choose_html, empty_html, reading_html, summary_html
 from ui.results.view import SHOW, View, make_view, select
@@ -54,7 +54,7 @@ def build_results(shelf: Shelf) -> gr.Dropdown:
             )
             again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="look-again")
         note = widgets.live("", elem_id="results-note", role="alert")
-        summary = widgets.live(choose_html(), elem_id="summary")
+        summary = summary_widget(choose_html())
         with gr.Row(visible=False, elem_id="downloads") as downloads:
             buttons = {kind: gr.Button(label, size="sm", scale=0, min_width=92) for kind, label in KINDS.items()}
         with gr.Row(visible=False, elem_id="filters") as filters:
@@ -135,6 +135,15 @@ def _wire(page: Page, shelf: Shelf) -> None:
             page.shown: row.id,
         }
 
+    def failures(names: list[str], event: gr.EventData) -> dict[Any, Any]:
+        asked = event._data if isinstance(event._data, dict) else {}
+        view = view_of(names)
+        key = str(asked.get("method"))
+        if key not in {side.key for side in view.sides}:
+            return {}
+        listed = problem_list(view, select(view, "failures", key, ""))
+        return {page.method: key, page.show: "failures", page.words: "", page.problems: listed}
+
     outputs = [
         page.note, page.summary, page.downloads, page.filters, page.method, page.show, page.words, page.problems,
         page.board, page.shown,
@@ -144,6 +153,7 @@ def _wire(page: Page, shelf: Shelf) -> None:
         pick, page.runs, outputs, show_progress="hidden", api_visibility="private", trigger_mode="always_last"
     )
     gr.on([page.method.input, page.show.input, page.words.change], narrow, chosen, [page.problems], **_QUIET)
+    page.summary.select(failures, page.runs, [page.method, page.show, page.words, page.problems], **_QUIET)
     page.problems.select(click, [*chosen, page.shown], [page.problems, page.board, page.shown], **_QUIET)
 
 

@@ -28,6 +28,17 @@ def problem_list(view: View, rows: Sequence[Row], start: int = 0, shown: str = "
     }
 
 
+def summary_widget(value: str) -> gr.HTML:
+    """The tables and plots. Its value is HTML; a click on a method triggers `select` with {"method"}: a side's key."""
+    return gr.HTML(
+        value,
+        html_template='<div role="status" aria-live="polite">${value}</div>',
+        js_on_load=widgets.script("summary"),
+        apply_default_css=False,
+        elem_id="summary",
+    )
+
+
 def problem_widget() -> gr.HTML:
     """The list. A click triggers `select` with {"id"} for a problem and {"from"} for another page."""
     template = (

@@ -70,8 +70,9 @@ class Shelf:
         try:
             run = read_run(path)
         except PeftArenaError as fault:
-            # The path is this machine's business; the page names the file as it was listed.
-            raise PeftArenaError(str(fault).replace(str(path), f"'{name}'")) from fault
+            # Where it lies is this machine's business; the page names the file as it was listed.
+            sentence = str(fault).replace(str(path), f"'{name}'").replace(f"{path.parent}/", "")
+            raise PeftArenaError(sentence) from fault
         with self._lock:
             self._read[key] = run
             while len(self._read) > KEPT:

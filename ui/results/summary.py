@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 
@@ -56,20 +56,21 @@ def reading_html(runs: Sequence[tuple[str, Run]]) -> str:
 def summary_html(runs: Sequence[tuple[str, Run]], view: View, *, compared: bool) -> str:
     """All of it as HTML, the comparisons if `compared`; every text of a run's file is escaped."""
     several = len(runs) > 1
-    tables = "".join(_run(name, run, several=several, compared=compared) for name, run in runs)
+    tables = "".join(_run(name, run, view, several=several, compared=compared) for name, run in runs)
     shared = pairs_across([run for _, run in runs]) if compared else []
     return f"{tables}{_plots(view)}{_pairs_fold('The same methods across runs', shared)}"
 
 
-def _run(name: str, run: Run, *, several: bool, compared: bool) -> str:
+def _run(name: str, run: Run, view: View, *, several: bool, compared: bool) -> str:
     title = f"<h2>{escape(name)}</h2>" if several else ""
     rows = rows_of(run)
+    keys = {side.method: side.key for side in view.sides if side.run is run}
     about = f'<p class="about">{escape(_about(run))}</p>'
     if not rows:
         return f"<section>{title}{about}{_unscored(run, name)}</section>"
     pairs = _pairs_fold("Comparisons", pairs_of(run)) if compared else ""
     notes = f'<p class="quiet">{escape(footnote(rows))}</p>{_unfinished(run)}'
-    return f"<section>{title}{about}{_table(rows)}{notes}{pairs}</section>"
+    return f"<section>{title}{about}{_table(rows, keys)}{notes}{pairs}</section>"
 
 
 def _about(run: Run) -> str:
@@ -102,13 +103,21 @@ def _unfinished(run: Run) -> str:
     return f'<p class="quiet">{escape(text)}</p>' if text else ""
 
 
-def _table(rows: Sequence[MethodRow]) -> str:
+def _method(method: str, keys: Mapping[str, str]) -> str:
+    """The method's name; where its problems are listed below, a button that shows those where it fails."""
+    label = escape(method_label(method))
+    if method not in keys:
+        return label
+    return f'<button type="button" data-method="{escape(keys[method])}" title="Show its failures">{label}</button>'
+
+
+def _table(rows: Sequence[MethodRow], keys: Mapping[str, str]) -> str:
     shown = columns(rows)
     costs = [cost for cost in COSTS if any(cost[1](row) is not None for row in rows)]
     names = ["n", *map(title, shown), *(name for name, _ in costs)]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     body = "".join(
-        f'<tr><th scope="row">{escape(method_label(row.method))}</th><td>{row.n}</td>'
+        f'<tr><th scope="row">{_method(row.method, keys)}</th><td>{row.n}</td>'
         + "".join(f"<td>{_score(row.interval(metric))}</td>" for metric in shown)
         + "".join(f"<td>{escape(value(row) or DASH)}</td>" for _, value in costs)
         + "</tr>"

@@ -112,11 +112,17 @@ def _train(lesson: Lesson) -> None:
     if lesson.adapter.problem:
         raise PeftArenaError(lesson.adapter.problem)
     _say("$ python -m train " + shlex.join(lesson.command))
-    done = subprocess.run([sys.executable, "-m", "train", *lesson.command], check=False)
-    if done.returncode == INTERRUPTED:
+    process = subprocess.Popen([sys.executable, "-m", "train", *lesson.command])
+    interrupted, status = False, None
+    while status is None:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            interrupted = True  # it has heard Ctrl-C as well, and needs its time to save a checkpoint
+    if interrupted or status == INTERRUPTED:
         raise KeyboardInterrupt
-    if done.returncode:
-        raise PeftArenaError(f"Training {lesson.adapter.name} ended with status {done.returncode}: see what it said.")
+    if status:
+        raise PeftArenaError(f"Training {lesson.adapter.name} ended with status {status}: see what it said.")
 
 
 def _say(line: str) -> None:

@@ -53,6 +53,11 @@ class Cell:
         values = list(values_of(self.results, metric).values())
         return sum(values) / len(values) if values else None
 
+    @property
+    def is_the_studys_apps(self) -> bool:
+        """Whether the problems are APPS's test rows; a folder of APPS has train rows (tasks/datasets/apps.py)."""
+        return self.job.data.name == "apps" and all(each["id"].startswith("apps-test-") for each in self.run.problems)
+
     def difficulties(self) -> dict[str, set[str]]:
         """Problem ids by difficulty, in the order of the run; "all" where the data set has none."""
         found: dict[str, set[str]] = {}

@@ -85,7 +85,7 @@ def _theirs(finding: Finding) -> str:
     job, beside = finding.a.job, finding.a.job.model.beside
     if finding.metric in ("tests", "pass@5"):
         rows = [published.apps("" if role == "zero-shot" else role, finding.part) for role in finding.roles]
-        values = [row.get(finding.metric) for row in rows] if job.data.name == "apps" else [None]
+        values = [row.get(finding.metric) for row in rows] if finding.a.is_the_studys_apps else [None]
         beside = "CodeLlama-7B-Instruct"
     else:
         values = [published.em10(beside, job.data.name, role) for role in finding.roles] if beside else [None]

@@ -226,6 +226,8 @@ def _totals(plan: StudyPlan) -> str:
     learning = _total(lesson.seconds for lesson in plan.lessons if not lesson.adapter.problem)
     if plan.lessons:
         sentence += f". To train: {NOT_ESTIMATED if learning is None else hours(learning)} more"
+        after = _total(line.left for line in waiting)
+        sentence += f", and to answer with what was trained: {NOT_ESTIMATED if after is None else hours(after)}"
     too_much = [line for line in todo if line.memory is not None and line.memory > limit * 1e9]
     sentence += f". {len(too_much)} need more than {limit:g} GB (marked !): lower batch" if too_much else ""
     return sentence + "."

@@ -93,11 +93,11 @@ def _note(cells: Sequence[Cell]) -> str:
     known = any(cell.job.model.beside for cell in cells)
     theirs = _OTHER.format(beside=", ".join(others)) if others else _SAME if known else ""
     undefined = sum(result.scores.get("codebleu.dataflow") is None for result in cells[0].results) if cells else 0
-    flow = (
-        f"Data flow is undefined for {undefined} of {len(cells[0].results)} references and left out of their CodeBLEU."
-        if undefined
-        else ""
-    )
+    flow = ""
+    if undefined:
+        flow = (
+            f"Data flow is undefined for {undefined} of {len(cells[0].results)} references, left out of their CodeBLEU."
+        )
     return " ".join(part for part in (INTERVALS, flow, theirs) if part)
 
 
@@ -123,7 +123,7 @@ def _tests(data: str, cells: Sequence[Cell]) -> Table:
         if len(parts) > 1:
             parts["all"] = None
         for difficulty, problems in parts.items():
-            theirs = published.apps(cell.job.technique, difficulty) if data == "apps" else {}
+            theirs = published.apps(cell.job.technique, difficulty) if cell.is_the_studys_apps else {}
             count = float(len(values_of(cell.among(problems), "tests")))
             values = [cell.interval(metric, problems) for metric in metrics]
             head: list[Value] = [cell.job.model.name, cell.job.title, cell.job.quantization, difficulty, count]
@@ -132,8 +132,10 @@ def _tests(data: str, cells: Sequence[Cell]) -> Table:
         "Average tests passed: the mean over problems of the mean over samples of the share of tests passed. Pass@k: "
         "unbiased, of sampled candidates (arXiv 2107.03374). Bootstrap 95 % intervals; in percent."
     )
-    if data == "apps":
+    if any(cell.is_the_studys_apps for cell in cells):
         note += " The study's numbers are CodeLlama-7B-Instruct's, 250 problems of each difficulty."
+    elif data == "apps":
+        note += " These problems come from APPS's train rows: never compare their figures with the study's."
     return Table(f"rq4-tests-{data}", f"Table 4: programs that pass tests, {data}", columns, rows, note)
 
 

@@ -23,7 +23,7 @@ def made_problems(count: int, tests: bool = False) -> list[Problem]:
     levels = ("introductory", "interview", "competition")
     return [
         Problem(
-            f"p{at}",
+            f"apps-test-{at}" if tests else f"p{at}",
             f"add {at} to x",
             f"y = x + {at}",
             (AssertTest(f"assert f({at}) == {at}"),) * 2 if tests else (),

@@ -52,7 +52,7 @@ def test_questions_share_files_so_that_nothing_is_answered_twice() -> None:
 
 def test_files_differ_by_all_that_a_run_stands_on() -> None:
     every = [job for rq in PAPER.questions for job in jobs(PAPER, rq)]
-    keys = {}
+    keys: dict[Path, tuple[object, ...]] = {}
     for job in every:
         key = (job.base_id, job.quantization, job.data)
         assert keys.setdefault(run_path(Path("out"), job), key) == key

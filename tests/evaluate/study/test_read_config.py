@@ -59,6 +59,15 @@ def test_paper_is_the_studys_grid() -> None:
     assert ("CodeLlama-34B-Python", "qlora-4bit") in tuned
 
 
+def test_the_example_in_the_docs_is_one(tmp_path: Path) -> None:
+    text = (CONFIGS.parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    example = text.partition("```yaml\n")[2].partition("```")[0]
+    config = read_config(written(tmp_path, example))
+    assert [job.method for job in jobs(config, "rq3")][-1] == "qlora-4bit-conala-qwen2.5-coder-0.5b+rag-8"
+    assert config.models[0].architecture is not None
+    assert config.models[0].architecture.parameters() == pytest.approx(0.494e9, rel=0.01)
+
+
 def test_a_file_without_extras_takes_the_usual_values(tmp_path: Path) -> None:
     config = read_config(written(tmp_path, GOOD))
     model, data = config.models[0], config.data[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ def test_table_4_is_by_difficulty_and_in_all(config: StudyConfig, folder: Path) 
     assert tuned["all"]["study tests passed"] == ""
 
 
+def test_train_rows_of_apps_are_never_set_beside_the_study(config: StudyConfig, folder: Path) -> None:
+    for path in folder.glob("*-apps-*.jsonl"):
+        path.write_text(path.read_text(encoding="utf-8").replace("apps-test-", "apps-train-"), encoding="utf-8")
+    (table,) = [
+        each for each in tables(config, "rq4", found_in(config, "rq4", folder)) if each.name == "rq4-tests-apps"
+    ]
+    assert "study tests passed" not in table.markdown()
+    assert "never compare" in table.note
+
+
 def test_cost_is_time_and_tokens_over_what_was_solved(config: StudyConfig, folder: Path) -> None:
     rows = {row["method"]: row for row in rows_of(config, "rq3", folder, "rq3-cost-conala")}
     shots = rows["ICL (4)"]
@@ -126,7 +137,7 @@ def test_a_page_shows_every_figure_that_is_drawn(config: StudyConfig, folder: Pa
         assert f"]({name})" in text
         with Image.open(folder / name) as image:
             assert min(image.size) >= 500
-            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+            colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or ()}
         # What is ours is drawn, in colour: the first of a figure's, or RAG's.
         assert colours & {(0x00, 0x72, 0xB2), (0x56, 0xB4, 0xE9)}
     for words in ("## Findings", "95 % interval", "the command", "Seed: 42", "sha256:0"):
@@ -188,6 +199,40 @@ class TestCommand:
         out = capsys.readouterr().out
         assert "python -m train --preset default --technique lora" in out
         assert not (tmp_path / "new").exists()
+
+    def train(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ends: int | None) -> tuple[int, list[list[str]]]:
+        """What `--train` comes to, and starts, where each process ends so; None is a Ctrl-C while it runs, then 130."""
+        started: list[list[str]] = []
+        waiting = list(ends)
+
+        class Process:
+            def __init__(self, command: list[str]) -> None:
+                started.append(command[1:])
+
+            def wait(self) -> int:
+                end = waiting.pop(0)
+                if end is None:
+                    raise KeyboardInterrupt
+                return end
+
+        monkeypatch.setattr(subprocess, "Popen", Process)
+        return main(["rq2", self.write(tmp_path), "--train", "--output", str(tmp_path / "new")]), started
+
+    def test_train_runs_the_missing_adapters_one_after_the_other_and_stops_where_one_fails(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, started = self.train(tmp_path, monkeypatch, 0, 3)
+        assert status == 2
+        assert [command[:2] for command in started] == [["-m", "train"]] * 2
+        assert started[0][8:10] == ["--adapter-name", "lora-conala"]
+        assert "Training qlora-4bit-conala ended with status 3" in capsys.readouterr().err
+
+    def test_ctrl_c_lets_a_training_save_its_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        status, started = self.train(tmp_path, monkeypatch, None, 130)
+        assert (status, len(started)) == (130, 1)
+        assert "To go on: python -m evaluate.study rq2" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("words", "said"),

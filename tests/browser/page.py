@@ -120,8 +120,8 @@ class ComparePage:
         return [chip.text.removesuffix("×").strip() for chip in self.all("#chips li")]
 
     def remove_chip(self, label: str) -> None:
-        self.find(f"#chips button[aria-label='Remove {label}']").click()
-        until(lambda: label not in self.chips())
+        # The chips are painted anew when the model is ready: a click may meet one that is gone by then.
+        until(lambda: label not in self.chips() or self.find(f"#chips button[aria-label='Remove {label}']").click())
 
     def open_method_form(self) -> None:
         self.find("#add-method").click()
@@ -147,6 +147,23 @@ class ComparePage:
         before = said()
         self.find("#run").click()
         until(lambda: self.running() or self.text("#intent-note") or said() != before, describe="Run did nothing")
+
+    def watch_columns(self) -> None:
+        """From now on notes how many columns grow at a time; asking again and again could miss a short run."""
+        script = """
+            const cards = document.querySelector("#board .cards");
+            window.mostGrowing = 0;
+            const count = () => {
+              const growing = cards.querySelectorAll("[data-state=streaming]").length;
+              window.mostGrowing = Math.max(window.mostGrowing, growing);
+            };
+            new MutationObserver(count).observe(cards, { subtree: true, childList: true, attributes: true });
+        """
+        self.driver.execute_script(script)
+
+    def most_growing(self) -> int:
+        """The most columns that grew at a time since `watch_columns`."""
+        return int(self.driver.execute_script("return window.mostGrowing"))
 
     def stop(self) -> None:
         self.find("#stop").click()

@@ -19,9 +19,11 @@ pytestmark = pytest.mark.browser
 def test_one_run_from_the_question_to_the_verdict(page: ComparePage) -> None:
     page.intent("map two lists `keys` and `values` into a dictionary")
     page.reference(REFERENCE)
+    until(lambda: page.chips() == DEFAULTS)
+    page.watch_columns()
     page.run()
-    until(lambda: sum(card["state"] == "streaming" for card in page.cards()) >= 2, describe="no two columns grew")
     page.finish()
+    assert page.most_growing() >= 2, "no two columns grew at a time"
     cards = page.cards()
     assert [card["name"] for card in cards] == DEFAULTS
     assert cards[0]["code"] == SAYS["zero-shot"].removeprefix("```python\n").removesuffix("\n```")

@@ -55,7 +55,7 @@ def confine(job: dict[str, Any], ready: int) -> None:
             libc.mount(b"tmpfs", job["scratch"].encode(), b"tmpfs", MOUNT_FLAGS, options), "mounting the scratch folder"
         )
     os.chdir(job["scratch"])
-    folders = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in job["readable"]}
+    folders = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (*job["readable"], job["scratch"])}
     for name, (soft, hard) in job["limits"].items():
         resource.setrlimit(getattr(resource, name), (soft, hard))
     sys.path += job["packages"]
@@ -96,7 +96,8 @@ def die_with(parent: int | None) -> None:
 def keep_reachable(folders: dict[str, int]) -> set[int]:
     """Descriptors of the folders that the user we became cannot reach by name: they lie below a folder of mode 0700.
 
-    Python finds its modules below /proc/self/fd/<number> then: following such a link asks for no rights to the path.
+    Python finds its modules, and the program its folder, below /proc/self/fd/<number> then: following such a link asks
+    for no rights to the path.
     """
     kept = {
         path: descriptor
@@ -117,6 +118,8 @@ def keep_reachable(folders: dict[str, int]) -> set[int]:
             if isinstance(search, list):
                 search[:] = map(reachable, search)
         sys.path_importer_cache.clear()
+        for name in ("HOME", "TMPDIR"):
+            os.environ[name] = reachable(os.environ[name])
     return set(kept.values())
 
 

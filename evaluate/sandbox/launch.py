@@ -7,17 +7,14 @@ import fcntl
 import marshal
 import os
 import select
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from evaluate.sandbox import job as jobs
-from evaluate.sandbox import runtime
+from evaluate.sandbox import runtime, scratch
 from evaluate.sandbox.child import NO_MEMORY
 from evaluate.sandbox.outcome import MEBIBYTE, Limits, Outcome, Program, Status
 from evaluate.sandbox.watch import Excess, watch_files, watch_threads
@@ -42,10 +39,10 @@ class _Run:
 
     def __init__(self, layer: str, program: Program, stop: threading.Event, cleanup: contextlib.ExitStack) -> None:
         self._layer, self._limits, self._stop = layer, program.limits, stop
-        scratch = None if layer == "bubblewrap" else cleanup.enter_context(_folder())
-        job = jobs.job_for(layer, program, scratch)
-        if scratch and job.user is not None:
-            _hand_over(scratch, job.user)
+        own = None if layer == "bubblewrap" else cleanup.enter_context(scratch.folder())
+        job = jobs.job_for(layer, program, own)
+        if own and job.user is not None:
+            scratch.hand_over(own, job.user)
         work = _file(jobs.child_code() + marshal.dumps(vars(job)), cleanup)
         stdin = _file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
         self._ready, ready = os.pipe()
@@ -71,9 +68,9 @@ class _Run:
             cleanup.callback(stream.close)
             self._printed[stream.fileno()] = bytearray()
         self._watchers: list[Callable[[Limits], Excess | None]] = []
-        if scratch:
+        if own:
             # bubblewrap's tmpfs and RLIMIT_NPROC see to both.
-            self._watchers = [watch_files(scratch), watch_threads(self._process.pid)]
+            self._watchers = [watch_files(own), watch_threads(self._process.pid)]
         self._started: float | None = None  # when the program's first line ran
         self._ended: float | None = None
         self._usage_seconds = 0.0
@@ -190,26 +187,6 @@ class _Run:
         """Whether its processor time may be used up; bubblewrap keeps the figure, so wall time must tell."""
         elapsed = (self._ended or 0.0) - (self._started or 0.0)
         return max(self._usage_seconds, elapsed) >= self._limits.cpu_seconds
-
-
-@contextlib.contextmanager
-def _folder() -> Iterator[str]:
-    """An empty folder on the host that is gone afterwards."""
-    path = tempfile.mkdtemp(prefix="peft-arena-sandbox-")
-    try:
-        yield path
-    finally:
-        for folder, _, _ in os.walk(path):
-            with contextlib.suppress(OSError):
-                Path(folder).chmod(0o700)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _hand_over(folder: str, user: int) -> None:
-    try:
-        os.chown(folder, user, user)
-    except PermissionError:
-        raise OSError("root has lost its right to give files to other users (CAP_CHOWN)") from None
 
 
 def _file(content: bytes, cleanup: contextlib.ExitStack) -> int:

@@ -15,6 +15,7 @@ from evaluate.sandbox.job import LAYERS, UNSAFE
 from evaluate.sandbox.launch import launch
 from evaluate.sandbox.outcome import Outcome, Program
 from evaluate.sandbox.probe import quick
+from evaluate.sandbox.scratch import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
     `layer` is "bubblewrap", "landlock", or, with `unsafe=True` alone, "unsafe-rlimits" (also "rlimits"), which hardly
     protects. Raises SandboxUnavailableError where the layer, or every layer, fails; UnknownNameError for another name.
     """
+    sweep()
     if layer in {UNSAFE, "rlimits"}:
         if not unsafe:
             raise SandboxUnavailableError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from errors import PeftArenaError, UnknownNameError
-from evaluate.sandbox import Limits, Program, Sandbox, SandboxUnavailableError, open_sandbox, probe, runtime
+from evaluate.sandbox import Limits, Program, Sandbox, SandboxUnavailableError, open_sandbox, probe, runtime, scratch
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import gone, processes_with
 
@@ -113,7 +115,7 @@ def test_closing_ends_what_runs_and_refuses_the_rest(layer: str) -> None:
     assert sandbox.run(Program("")).status == "refused"
 
 
-def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str) -> None:
+def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str, tmp_path: Path) -> None:
     code = f"""
 from evaluate.sandbox import Program, job, open_sandbox
 sandbox = open_sandbox({layer!r})
@@ -121,7 +123,8 @@ job.BOOT += "#{marker}"
 print("opened", flush=True)
 sandbox.run(Program("import time; time.sleep(60)"))
 """
-    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    owner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, env=environment)
     assert owner.stdout is not None
     with owner, owner.stdout:
         assert owner.stdout.readline() == b"opened\n"
@@ -129,6 +132,23 @@ sandbox.run(Program("import time; time.sleep(60)"))
         assert processes_with(marker)
         owner.send_signal(signal.SIGKILL)
     assert gone(marker)
+
+
+def test_a_killed_owners_folder_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{scratch.PREFIX}left"
+    (left / "inner").mkdir(parents=True)
+    (left / "inner").chmod(0o300)
+    (left / "link").symlink_to(tmp_path)
+    scratch.sweep()
+    assert left.exists()  # it is too young: its owner may just be about to lock it
+    monkeypatch.setattr(scratch, "STALE_SECONDS", 0)
+    with scratch.folder() as used:
+        mode = tmp_path.stat().st_mode
+        scratch.sweep()
+        assert list(tmp_path.iterdir()) == [Path(used)]
+    assert list(tmp_path.iterdir()) == []
+    assert tmp_path.stat().st_mode == mode
 
 
 def test_packages_below_a_closed_folder_can_be_imported(
@@ -151,6 +171,18 @@ def test_packages_below_a_closed_folder_can_be_imported(
         for path in (repr(str(secret)), "os.path.dirname(closed.__file__) + '/../../secret'"):
             outcome = sandbox.run(Program(f"import closed, os\nprint(open({path}).read())"))
             assert (outcome.status, outcome.stdout) == ("error", "")
+
+
+def test_the_folder_of_a_program_may_lie_below_a_closed_one(
+    layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "import tempfile\nwith tempfile.NamedTemporaryFile('w+') as file:\n    print(file.write('abc'))"
+    with open_sandbox(layer) as sandbox:
+        outcome = sandbox.run(Program(code))
+    assert (outcome.status, outcome.stdout) == ("ok", "3\n"), outcome
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["wall_seconds", "memory_bytes", "output_bytes", "processes"])

@@ -15,6 +15,7 @@ from evaluate.measures import measure, values_of
 from evaluate.results import Result, Run, read_run
 from evaluate.run import decoding_for
 from evaluate.stats import Interval
+from evaluate.study.adapters import facts, needed
 from evaluate.study.jobs import Job, run_path
 
 TRAINING = "training"  # the name under which a run keeps what training an adapter took
@@ -35,9 +36,15 @@ class Cell:
 
     @property
     def training(self) -> Mapping[str, Any]:
-        """What training the adapter took: trainable_parameters, train_seconds, ... as far as it is known."""
-        found = self.run.methods.get(self.job.method, {}).get(TRAINING)
-        return found if isinstance(found, Mapping) else {}
+        """What training the adapter took: trainable_parameters, train_seconds, ... as far as it is known.
+
+        The run has it, or the manifest of the adapter with these very weights, where that lies here.
+        """
+        known = self.run.methods.get(self.job.method, {})
+        if known.get(TRAINING):
+            return dict(known[TRAINING])
+        manifests = [each.manifest for each in needed([self.job]) if each.manifest]
+        return facts(next((m for m in manifests if m.weights_digest == known.get("adapter_digest")), None))
 
     def among(self, problems: set[str] | None = None) -> list[Result]:
         """The results, of these problems alone where they are given."""

@@ -49,4 +49,6 @@ def add_adapter(
     folder = home / "adapters" / name
     folder.mkdir(parents=True)
     facts = {"trainable_parameters": 1234, "train_seconds": 60.5, "peak_memory_bytes": 2_000_000_000}
-    Manifest(name, technique, base, "r1", quantization, "plain", "f", data, "d", 42, "mit", facts).write(folder)
+    Manifest(
+        name, technique, base, "r1", quantization, "plain", "f", data, "d", 42, "mit", facts, weights_digest="sha256:w"
+    ).write(folder)

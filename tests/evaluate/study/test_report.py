@@ -24,7 +24,7 @@ from evaluate.study.jobs import Job, jobs, run_path
 from evaluate.study.read_config import read_config
 from evaluate.study.report import write_report
 from evaluate.study.tables import tables
-from tests.evaluate.study.conftest import STUDY
+from tests.evaluate.study.conftest import STUDY, add_adapter
 from tests.evaluate.study.runs import made_problems, write_runs
 
 FACTS = {"trainable_parameters": 1290240, "train_seconds": 812.5, "peak_memory_bytes": 2_000_000_000}
@@ -170,6 +170,19 @@ def test_files_are_known_by_what_is_in_them(config: StudyConfig, folder: Path) -
     assert list(collect(wanted, read_runs(folder), folder).cells) == wanted
     other = [replace(job, data=replace(job.data, problems=20)) for job in wanted]
     assert not collect(other, read_runs(folder), folder).cells
+
+
+def test_a_run_without_facts_takes_them_from_the_adapter_with_its_very_weights(
+    config: StudyConfig, tmp_path: Path, home: Path
+) -> None:
+    add_adapter(home, "lora-conala", "lora", "none")
+    job = next(job for job in jobs(config, "rq2") if job.technique == "lora")
+    for digest, seconds in (("sha256:w", 60.5), ("sha256:other", None)):
+        out = tmp_path / digest.partition(":")[2]
+        write_runs(config, [job], out, made_problems(40))
+        runs = read_runs(out)
+        runs[0].describe(job.method, {"adapter_digest": digest})
+        assert collect([job], runs, out).cells[job].training.get("train_seconds") == seconds
 
 
 def test_nothing_finished_is_one_sentence(config: StudyConfig, tmp_path: Path) -> None:

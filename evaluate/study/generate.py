@@ -46,7 +46,7 @@ def missing(jobs: Sequence[Job], folder: Path) -> list[Batch]:
     for job in jobs:
         if job.adapter not in absent:
             files.setdefault(run_path(folder, job), []).append(job)
-    batches = [Batch(path, tuple(job for job in found if not _done(path, job))) for path, found in files.items()]
+    batches = [Batch(path, _lacking(path, found)) for path, found in files.items()]
     order = {
         key: at for at, key in enumerate(dict.fromkeys(_engine_key(batch.jobs[0]) for batch in batches if batch.jobs))
     }
@@ -150,11 +150,12 @@ def _fill(config: StudyConfig, batch: Batch, engine: Engine, data_dir: Path | No
     return run
 
 
-def _done(path: Path, job: Job) -> bool:
+def _lacking(path: Path, jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """The jobs that the file has not finished."""
     if not path.is_file() or not path.stat().st_size:
-        return False
+        return tuple(jobs)
     run = read_run(path)
-    return bool(run.problems) and len(run.results(job.method)) == len(run.problems)
+    return tuple(job for job in jobs if not run.problems or len(run.results(job.method)) < len(run.problems))
 
 
 def _engine_key(job: Job) -> tuple[str, str]:

@@ -2,8 +2,9 @@
 
 Definition: Ren et al., arXiv 2009.10297: the mean of four parts, each in [0, 1]: BLEU over tokens; the same with
 unigrams weighted, keywords five times as much as the rest; the share of the reference's subtrees that the candidate
-has; the share of the reference's data-flow items that the candidate has. The parts come from the `codebleu` package
-(0.7.0); they are combined here so that
+has; the share of the reference's data-flow items that the candidate has. The parts are those of the `codebleu` package
+(0.7.0), by its parser, data-flow rules and formulas (evaluate/trees.py, dataflow.py, ngrams.py); they are computed once
+a snippet, and combined here so that
 
 - tokens are Python's own (evaluate/lexer.py), and the BLEU order is at most the reference's number of tokens;
 - token weights are 5 and 1, not 1 and 0.2: the ratio is the same, but the package takes at least 1 as the sum of the
@@ -91,7 +92,7 @@ def _combine(ngram: float, weighted: float, syntax: float, flow: float | None) -
     return CodeBleu(sum(parts) / len(parts), ngram, weighted, syntax, flow)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)  # the references of a test set: all methods are scored against them
 def _snippet(code: str) -> _Snippet:
     text = _UNENCODABLE.sub("\ufffd", code).replace("\r\n", "\n").replace("\r", "\n")[:MAX_CHARACTERS]
     text = textwrap.dedent(text).strip()

@@ -53,18 +53,18 @@ def python_tokens(code: str) -> tuple[str, ...]:
 def _lexed(code: str) -> Iterator[str]:
     lines = io.StringIO(code).readlines()  # not splitlines(): the lexer's lines end at a line feed alone
     depth, start = 0, (1, 0)
-    for token in tokenize.generate_tokens(io.StringIO(code).readline):
-        if token.type == tokenize.ERRORTOKEN:
+    for kind, string, first, last, _ in tokenize.generate_tokens(iter(lines).__next__):
+        if kind == tokenize.ERRORTOKEN:
             raise tokenize.TokenError
-        if token.type in _STRING_START:
+        if kind in _STRING_START:
             depth += 1
-            start = token.start if depth == 1 else start
-        elif token.type in _STRING_END:
+            start = first if depth == 1 else start
+        elif kind in _STRING_END:
             depth -= 1
             if depth == 0:
-                yield _between(lines, start, token.end)
-        elif depth == 0 and token.type not in _LAYOUT:
-            yield token.string
+                yield _between(lines, start, last)
+        elif depth == 0 and kind not in _LAYOUT:
+            yield string
 
 
 def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:

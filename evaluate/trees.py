@@ -12,20 +12,24 @@ around them is done here instead, because there
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from typing import Any
 
+from evaluate.dataflow import FlowItem, Span, data_flow
+
 MAX_DEPTH = 250  # DFG_python and its helpers recurse once a level
 MAX_WORK = 50_000_000  # estimated steps; no reference of CoNaLa, CodeAlpacaPy and MBPP takes over 1.2 million
 
-Span = tuple[int, int]  # in bytes
-FlowItem = tuple[str, str, tuple[str, ...]]
 _ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
 _LOOPS = {"for_statement", "while_statement"}
-_SIDES = {"left", "name"}
+_ASSIGNED = {"left", "name"}
+# What `DFG_python` looks at child by child: there, and on the sides of an assignment, tokens like a comma count.
+_LISTED = {*_ASSIGNMENTS, *_LOOPS, "if_statement"}
+_SIDES = {"left", "right", "name", "value"}
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ def trees_of(code: str) -> Trees:
     """
     data = code.encode()
     tree = _parser().parse(data)
-    walk = _Walk(tree)
+    walk = _Walk(tree, data)
     if walk.depth > MAX_DEPTH or walk.work > MAX_WORK:
         return Trees(tuple(walk.subtrees), Counter(), bounded=False)
-    return Trees(tuple(walk.subtrees), _data_flow(walk.root, walk.leaves, data))
+    return Trees(tuple(walk.subtrees), data_flow(walk.root, walk.leaves, data))
 
 
 @cache
@@ -60,33 +64,64 @@ def _language() -> Any:
     return get_tree_sitter_language("python")
 
 
-def _parser() -> Any:
-    from tree_sitter import Parser
+class _Parsers(threading.local):
+    """One parser a thread: a parser is not safe in two."""
 
-    parser = Parser()  # not shared: a parser is not safe in two threads
-    parser.language = _language()
-    return parser
+    def __init__(self) -> None:
+        from tree_sitter import Parser
+
+        self.parser = Parser()
+        self.parser.language = _language()
+
+
+@cache
+def _parsers() -> _Parsers:
+    return _Parsers()
+
+
+def _parser() -> Any:
+    return _parsers().parser
+
+
+class _Leaf:
+    """A node without children as Python's own object, for `DFG_python`: it asks each node for much, and often.
+
+    The places are bytes from the beginning. `mute` are tokens that are their own kind, as `(` and `in`: the data flow
+    has nothing to say of them.
+    """
+
+    __slots__ = ("end_point", "mute", "start_point", "type")
+    children = ()
+
+    def __init__(self, kind: str, start: int, end: int, mute: bool) -> None:
+        self.type = kind
+        self.start_point = start
+        self.end_point = end
+        self.mute = mute
+
+    def child_by_field_name(self, _: str) -> None:
+        return None
 
 
 class _Node:
-    """A node of the tree as Python's own object, for `DFG_python`: it asks each node for much, and often.
+    """A node with children, for `DFG_python` too.
 
-    The places are bytes from the beginning. Besides, on the way down to the current one: `parts` are the shapes of its
-    children, `count` how many of them are no comments, `leaves` how many leaves it holds, `sides` how many of those
-    are assigned to.
+    Besides, on the way down to the current one: `parts` are the shapes of its children, `count` how many of them are no
+    comments, `leaves` how many leaves it holds, `sides` how many of those are assigned to.
     """
 
     __slots__ = (
         *("children", "count", "counted", "documented", "end_point", "fields", "leaves", "parts", "sides"),
         *("start_point", "type"),
     )
+    mute = False
 
     def __init__(self, node: Any, kind: str, counted: bool) -> None:
         self.type = kind
         self.start_point: int = node.start_byte
         self.end_point: int = node.end_byte
-        self.children: list[_Node] = []
-        self.fields: dict[str, _Node] = {}
+        self.children: list[_Node | _Leaf] = []
+        self.fields: dict[str, _Node | _Leaf] = {}
         self.counted = counted
         self.parts: list[bytes] = []
         self.count = 0
@@ -94,7 +129,7 @@ class _Node:
         self.leaves = 0
         self.sides = 0
 
-    def child_by_field_name(self, name: str) -> _Node | None:
+    def child_by_field_name(self, name: str) -> _Node | _Leaf | None:
         return self.fields.get(name)
 
 
@@ -105,14 +140,16 @@ class _Walk:
     Comments and docstrings are left out.
     """
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Any, data: bytes) -> None:
         self.subtrees: list[bytes] = []
         self.leaves: list[Span] = []
-        self.root: _Node
+        self.root: _Node | _Leaf
         self.depth = 0
+        self._data = data
         self._nodes = 0
         self._products = 0
         self._loops = 0
+        self._weight = 1  # every loop doubles what its body costs
         self._stack: list[_Node] = []
         self._cursor = tree.walk()
         down, across, up = self._cursor.goto_first_child, self._cursor.goto_next_sibling, self._cursor.goto_parent
@@ -129,62 +166,82 @@ class _Walk:
                     return
                 self._leave(self._stack.pop())
 
+    def _loop(self, more: int) -> None:
+        self._loops += more
+        self._weight = 1 << min(self._loops, 40)
+
     def _enter(self, node: Any) -> None:
         kind: str = node.type
         counted = node.is_named and kind != "comment"
         if kind == "expression_statement":
             counted = counted and not self._is_docstring(node)
         elif kind in _LOOPS:
-            self._loops += 1
+            self._loop(1)
         made = _Node(node, kind, counted)
         if kind == "string":
             self.leaves.append((made.start_point, made.end_point))
-        self._nodes += 1 << min(self._loops, 40)
+        self._nodes += self._weight
         self._stack.append(made)
 
     def _leaf(self, node: Any) -> None:
         """A node without children; it is among the leaves unless it is a comment or part of a string."""
         kind: str = node.type
-        missing: bool = node.is_missing
+        start: int = node.start_byte
+        end: int = node.end_byte
+        missing: bool = start == end and node.is_missing  # what the parser made up has no length
+        named: bool = node.is_named
         stack = self._stack
-        made = _Node(node, kind, (missing or node.is_named) and kind != "comment")
-        self._nodes += 1 << min(self._loops, 40)
-        self.depth = max(self.depth, len(stack) + 1)
-        inside = any([each.type == "string" for each in stack[-2:]])  # noqa: C419 - a list is faster for two
+        made = _Leaf(kind, start, end, not named and self._data[start:end] == kind.encode())
+        self._nodes += self._weight
+        if len(stack) >= self.depth:
+            self.depth = len(stack) + 1
+        leaves = 0
+        inside = stack and (stack[-1].type == "string" or (len(stack) > 1 and stack[-2].type == "string"))
         if kind == "string" or (kind != "comment" and not inside):
-            self.leaves.append((made.start_point, made.end_point))
-            made.leaves = 1
-        self._tell(made, _childless_shape(kind, missing))
+            self.leaves.append((start, end))
+            leaves = 1
+        if not stack:
+            self.root = made
+            self.subtrees.append(_childless_shape(kind, missing))
+        elif made.mute:  # the grammar names no role for such a token that matters
+            parent = stack[-1]
+            parent.children.append(made)
+            parent.leaves += leaves
+            parent.count += 1
+        else:
+            shape = _childless_shape(kind, missing) if (missing or named) and kind != "comment" else None
+            self._tell(made, self._cursor.field_name, leaves, shape)
 
     def _leave(self, made: _Node) -> None:
         if made.type in _ASSIGNMENTS:
-            self._products += (made.sides * (made.leaves - made.sides)) << min(self._loops, 40)
+            self._products += (made.sides * (made.leaves - made.sides)) * self._weight
         if made.type in _LOOPS:
-            self._loops -= 1
-        made.leaves += made.type == "string"
+            self._loop(-1)
         shape = blake2b(made.type.encode() + b"".join(made.parts), digest_size=16).digest()
-        # As in the package: every node that has children, and below the root, whatever it has.
-        if self._stack and made.counted and made.count:
-            self.subtrees.append(shape)
-        self._tell(made, shape)
-
-    def _tell(self, made: _Node, shape: bytes) -> None:
-        """Adds the node at which the cursor stands to its parent."""
+        # As in the package: the root, and every node that has children.
         if not self._stack:
             self.subtrees.append(shape)
             self.root = made
             return
-        parent = self._stack[-1]
+        if made.counted and made.count:
+            self.subtrees.append(shape)
         role: str | None = self._cursor.field_name
+        if made.type not in _LISTED and role not in _SIDES:
+            made.children = [each for each in made.children if not each.mute] or made.children
+        self._tell(made, role, made.leaves + (made.type == "string"), shape if made.counted else None)
+
+    def _tell(self, made: _Node | _Leaf, role: str | None, leaves: int, shape: bytes | None) -> None:
+        """Adds a node to its parent, with its `shape` where it counts."""
+        parent = self._stack[-1]
         parent.children.append(made)
-        parent.leaves += made.leaves
+        parent.leaves += leaves
         if role is not None:
             parent.fields.setdefault(role, made)
-            if role in _SIDES:
-                parent.sides += made.leaves
+            if role in _ASSIGNED:
+                parent.sides += leaves
         if made.type != "comment":
             parent.count += 1
-        if made.counted:
+        if shape is not None:
             parent.parts.append(f"{role or ''}:".encode() + shape)
 
     def _is_docstring(self, node: Any) -> bool:
@@ -206,30 +263,3 @@ class _Walk:
 @cache
 def _childless_shape(kind: str, missing: bool) -> bytes:
     return blake2b(kind.encode() + (b"!" if missing else b""), digest_size=16).digest()
-
-
-def _data_flow(root: _Node, leaves: list[Span], data: bytes) -> Counter[FlowItem]:
-    """The normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
-    from codebleu.parser import DFG_python
-
-    # Places count bytes: as Latin-1 every byte is one character. The package joins the lines of a token.
-    texts = [data[start:end].decode("latin-1").replace("\n", "") for start, end in leaves]
-    try:
-        items, _ = DFG_python(root, {span: (at, texts[at]) for at, span in enumerate(leaves)}, {})
-    except Exception:  # noqa: BLE001 - on trees with errors it fails in ways of its own: no data flow then
-        return Counter()
-    related = {item[1] for item in items if item[4]} | {parent for item in items for parent in item[4]}
-    merged: dict[int, tuple[str, set[int]]] = {}
-    for _, at, relation, _, parents in sorted(items, key=lambda item: item[1]):
-        if at in related:
-            merged[at] = (relation, merged.get(at, ("", set()))[1] | set(parents))
-    # The names of the parents are read off their places in the code, each name once, because the package's own list
-    # of names has the order of a set.
-    names: dict[str, str] = {}
-    flow: Counter[FlowItem] = Counter()
-    for at in sorted(merged):
-        relation, places = merged[at]
-        parents = [names.setdefault(texts[place], f"var_{len(names)}") for place in sorted(places)]
-        name = names.setdefault(texts[at], f"var_{len(names)}")
-        flow[name, relation, tuple(dict.fromkeys(parents))] += 1
-    return flow

@@ -1,0 +1,186 @@
+"""How fast answers are scored: programs in the sandbox, CodeBLEU against its package, generation against `generate`.
+
+    python -m benchmarks.scoring [--data-dir DIR] [--runs 5] [--skip-generation]
+
+Prints one JSON line:
+
+- `sandbox_programs_per_second_per_core` by layer: MBPP's reference solutions, each with a call that is printed, on all
+  cores at once, divided by their number; null for a layer that does not work here.
+- `codebleu_ratio`: our pairs per second of CPU time divided by the `codebleu` package's, on CoNaLa's test references,
+  each against answers of `ANSWERS` methods (itself with a slip, and other references), as a run of several methods is
+  scored; `codebleu_ratio_cold` is the same with nothing remembered from one pair to the next.
+- `generation_ratio` and what else `python -m benchmarks.generation` says of it.
+
+Runs of both sides alternate, so that a drift of the machine meets both alike; medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from errors import PeftArenaError
+from evaluate import codebleu as ours
+from evaluate.checking.asserts import plan_of
+from evaluate.sandbox import Program, SandboxUnavailableError, open_sandbox
+from serve.quiet import quiet
+from tasks.datasets import load_problems
+from tasks.problem import AssertTest, Problem
+
+LAYERS = ("bubblewrap", "landlock")
+ANSWERS = 8
+Pair = tuple[str, str]
+
+
+def main() -> int:
+    """Runs the benchmark; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, help="the folder with CoNaLa and MBPP; the Hub's are used without it")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--references", type=int, default=60, help="of CoNaLa; each is in several pairs")
+    parser.add_argument("--programs", type=int, default=100)
+    parser.add_argument("--skip-generation", action="store_true", help="measure nothing that needs a model")
+    arguments = parser.parse_args()
+    quiet()
+    try:
+        print(json.dumps(measure(arguments)))
+    except PeftArenaError as fault:
+        print(f"benchmarks.scoring: {fault}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the JSON line says."""
+    programs = _programs(load_problems("mbpp", "test", arguments.data_dir), arguments.programs)
+    references = [problem.reference or "" for problem in load_problems("conala", "test", arguments.data_dir)]
+    pairs = _pairs(references, arguments.references, random.Random(42))
+    return {
+        "sandbox_programs_per_second_per_core": _sandbox(programs, arguments.runs),
+        "programs": len(programs),
+        **_codebleu(pairs, arguments.runs),
+        **({} if arguments.skip_generation else _generation()),
+        "runs": arguments.runs,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "codebleu": version("codebleu"),
+    }
+
+
+def _programs(problems: list[Problem], number: int) -> list[Program]:
+    """Reference solutions that print what the call of their first test gives."""
+    programs = []
+    for problem in problems:
+        test = problem.tests[0]
+        plan = plan_of(test) if isinstance(test, AssertTest) else None
+        if plan is not None and plan.holes and not plan.setup:
+            programs.append(Program(f"{problem.reference}\nprint({plan.holes[0]})\n"))
+    return programs[:number]
+
+
+def _sandbox(programs: list[Program], runs: int) -> dict[str, float | None]:
+    cores = len(os.sched_getaffinity(0))
+    times: dict[str, list[float]] = {}
+    boxes = {}
+    for layer in LAYERS:
+        try:
+            boxes[layer] = open_sandbox(layer)
+        except SandboxUnavailableError as fault:
+            _to_stderr(str(fault))
+    for _ in range(runs):
+        for layer, box in boxes.items():
+            begin = time.perf_counter()
+            outcomes = [outcome for _, outcome in box.run_many(programs, cores)]
+            times.setdefault(layer, []).append(time.perf_counter() - begin)
+            failed = next((outcome for outcome in outcomes if outcome.status != "ok"), None)
+            if failed is not None:
+                raise PeftArenaError(
+                    f"A program of MBPP ended with {failed.status} under {layer}: {failed.stderr[-200:]}"
+                )
+            _to_stderr(f"{layer}: {len(programs) / times[layer][-1] / cores:.1f} programs/s a core")
+    for box in boxes.values():
+        box.close()
+    return {
+        layer: round(len(programs) / statistics.median(times[layer]) / cores, 1) if layer in times else None
+        for layer in LAYERS
+    }
+
+
+def _pairs(references: list[str], number: int, rng: random.Random) -> list[Pair]:
+    """References in the order of the test set, each against ANSWERS others or itself with one slip."""
+    chosen = [reference for reference in references if reference.strip()][:number]
+    return [
+        (reference, _slip(reference, rng) if answer % 2 else rng.choice(references))
+        for answer in range(ANSWERS)
+        for reference in chosen
+    ]
+
+
+def _slip(code: str, rng: random.Random) -> str:
+    """`code` with one name changed, as an answer that is nearly right; code without names as it is."""
+    try:
+        names = sorted({node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)})
+    except SyntaxError:
+        names = []
+    return code.replace(rng.choice(names), "other") if names else f"{code} "
+
+
+def _codebleu(pairs: list[Pair], runs: int) -> dict[str, Any]:
+    package = ours._package()
+
+    def warm() -> None:
+        ours._snippet.cache_clear()
+        for reference, candidate in pairs:
+            ours.codebleu(reference, candidate)
+
+    def cold() -> None:
+        for reference, candidate in pairs:
+            ours._snippet.cache_clear()
+            ours.codebleu(reference, candidate)
+
+    def peer() -> None:
+        for reference, candidate in pairs:
+            package.calc_codebleu([reference], [candidate], "python")
+
+    sides: dict[str, Callable[[], None]] = {"ours": warm, "cold": cold, "package": peer}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for run in range(runs + 1):
+        for name, call in sides.items():
+            begin = time.process_time()
+            call()
+            if run:  # The first one warms up.
+                times[name].append(time.process_time() - begin)
+    rates = {name: len(pairs) / statistics.median(values) for name, values in times.items()}
+    _to_stderr("; ".join(f"{name}: {rate:.0f} pairs/s" for name, rate in rates.items()))
+    return {
+        "codebleu_ratio": round(rates["ours"] / rates["package"], 2),
+        "codebleu_ratio_cold": round(rates["cold"] / rates["package"], 2),
+        "codebleu_pairs_per_second": {name: round(rate) for name, rate in rates.items()},
+        "pairs": len(pairs),
+        "answers_per_reference": ANSWERS,
+    }
+
+
+def _generation() -> dict[str, Any]:
+    from benchmarks.generation import generation_ratio
+
+    return generation_ratio()
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -66,7 +66,7 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run the base's own code; needs a revision")
     parser.add_argument("--embedder", default="embedded", help="for RAG: embedded, or a Hub id: thenlper/gte-small")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=4, help="problems a batch")
+    parser.add_argument("--batch", type=int, default=16, help="problems a batch")
     parser.add_argument(
         "--seed", type=int, default=42, help="of samples and of the bootstrap (icl-8@7 sets that of the examples)"
     )

@@ -103,9 +103,16 @@ def training_bytes(
     return round(weight_bytes(base, quantization) + adapter + passing)
 
 
-def generation_bytes(base: Architecture, quantization: str, rows: int, tokens: int) -> int:
-    """GPU memory while `rows` rows of `tokens` tokens each are decoded."""
-    return round(weight_bytes(base, quantization) + rows * (tokens * base.cache_bytes() + base.vocabulary * _LOGIT))
+def cached_tokens(base: Architecture, batch: int, candidates: int, prompt: int, new: float) -> float:
+    """Tokens in the cache of a batch: the candidates of a problem share its prompt on bases that allow it."""
+    shared = 1 if base.family == "llama" else candidates
+    return batch * (shared * prompt + candidates * new)
+
+
+def generation_bytes(base: Architecture, quantization: str, batch: int, candidates: int, prompt: int, new: int) -> int:
+    """GPU memory while a batch of problems with `candidates` rows each is decoded."""
+    cache = cached_tokens(base, batch, candidates, prompt, new) * base.cache_bytes()
+    return round(weight_bytes(base, quantization) + cache + batch * candidates * base.vocabulary * _LOGIT)
 
 
 def generation_seconds(
@@ -114,7 +121,7 @@ def generation_seconds(
     """Seconds a problem: the prompts are read once, then `new` steps of batch times candidates rows."""
     operations, reading = hardware.teraflops * 1e12, hardware.gigabytes_per_second * 1e9
     rows = batch * candidates
-    cache = rows * (prompt + new / 2) * base.cache_bytes()
+    cache = cached_tokens(base, batch, candidates, prompt, new / 2) * base.cache_bytes()
     step = hardware.step_milliseconds / 1e3 + (weight_bytes(base, quantization) + cache) / reading
     step += rows * 2 * base.parameters() / operations
     return (batch * prompt * 2 * base.parameters() / operations + new * step) / batch

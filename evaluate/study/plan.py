@@ -114,7 +114,7 @@ def _line(config: StudyConfig, job: Job, found: Found, factors: Mapping[Path, fl
     if base is None:
         return Line(job, count, done, None, None)
     tokens = prompt_tokens(data.name, job.k)
-    memory = generation_bytes(base, job.quantization, data.batch * data.candidates, tokens + data.max_new_tokens)
+    memory = generation_bytes(base, job.quantization, data.batch, data.candidates, tokens, data.max_new_tokens)
     steps = steps_expected(data.name, data.max_new_tokens, bool(job.technique))
     seconds = generation_seconds(base, job.quantization, config.hardware, data.batch, data.candidates, tokens, steps)
     return Line(job, count, done, memory, count * seconds * factors.get(run_path(Path(), job), 1.0))

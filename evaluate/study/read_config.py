@@ -129,7 +129,7 @@ def _data(parent: Section, name: str) -> Data:
         mode=mode,
         candidates=candidates,
         max_new_tokens=section.whole("max_new_tokens", 64),
-        batch=section.whole("batch", 4),
+        batch=section.whole("batch", 16),
         temperature=section.number("temperature", 0.6),
         top_p=section.number("top_p", 0.95),
         icl=section.wholes("icl", MAX_EXAMPLES),

@@ -11,6 +11,7 @@ from evaluate.study.estimate import (
     EPOCHS,
     LENGTHS,
     WEIGHT_BYTES,
+    cached_tokens,
     generation_bytes,
     generation_seconds,
     training_bytes,
@@ -84,9 +85,12 @@ def test_fewer_bits_and_checkpointing_take_less_memory() -> None:
 
 def test_generation_grows_with_rows_tokens_and_steps() -> None:
     base, hardware = KNOWN["CodeLlama-7B"], Hardware("a GPU", 24, 400, 40, 25)
-    assert generation_bytes(base, "none", 10, 100) < generation_bytes(base, "none", 10, 900)
-    few = generation_bytes(base, "none", 1, 0) - weight_bytes(base, "none")
-    assert generation_bytes(base, "none", 10, 0) - weight_bytes(base, "none") == 10 * few
+    assert generation_bytes(base, "none", 1, 10, 100, 64) < generation_bytes(base, "none", 1, 10, 900, 64)
+    few = generation_bytes(base, "none", 1, 1, 0, 0) - weight_bytes(base, "none")
+    assert generation_bytes(base, "none", 2, 5, 0, 0) - weight_bytes(base, "none") == 10 * few
+    # Ten beams hold one prompt where the base can share it, and ten where not.
+    assert cached_tokens(base, 4, 10, 100, 8) == 4 * (100 + 10 * 8)
+    assert cached_tokens(KNOWN["CodeGen-350M-mono"], 4, 10, 100, 8) == 40 * (100 + 8)
     one = generation_seconds(base, "none", hardware, 1, 10, 100, 64)
     assert generation_seconds(base, "none", hardware, 1, 10, 100, 128) > 1.9 * one
     # Several problems a batch share the reading of the weights.

@@ -72,7 +72,7 @@ def test_a_file_without_extras_takes_the_usual_values(tmp_path: Path) -> None:
     config = read_config(written(tmp_path, GOOD))
     model, data = config.models[0], config.data[0]
     assert (model.techniques, model.architecture, model.beside) == (("lora", "qlora-4bit"), None, "")
-    assert (data.mode, data.candidates, data.max_new_tokens, data.batch) == ("beam", 10, 64, 4)
+    assert (data.mode, data.candidates, data.max_new_tokens, data.batch) == ("beam", 10, 64, 16)
     assert (config.seed, config.training.preset, config.training.epochs) == (42, "default", None)
 
 

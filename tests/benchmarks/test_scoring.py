@@ -1,0 +1,42 @@
+"""What benchmarks.scoring measures on: real programs and pairs, the same ones each time."""
+
+from __future__ import annotations
+
+import ast
+import random
+
+import pytest
+
+from benchmarks.scoring import ANSWERS, _codebleu, _pairs, _programs, _slip
+from tasks.problem import AssertTest, Problem, StdioTest
+
+REFERENCES = ["x = sorted(d)", "print(sum(x))", " ", "a b c", "df.groupby(k).sum()"]
+
+
+def test_each_reference_meets_the_same_answers_each_time() -> None:
+    pairs = _pairs(REFERENCES, 3, random.Random(1))
+    assert pairs == _pairs(REFERENCES, 3, random.Random(1))
+    assert len(pairs) == 3 * ANSWERS
+    assert {reference for reference, _ in pairs} == {"x = sorted(d)", "print(sum(x))", "a b c"}
+
+
+@pytest.mark.parametrize("code", REFERENCES)
+def test_a_slip_is_another_text(code: str) -> None:
+    assert _slip(code, random.Random(1)) != code
+
+
+def test_programs_print_what_the_first_test_calls() -> None:
+    problems = [
+        Problem("a", "a", "def f(x): return x", (AssertTest("assert f(2) == 2"),)),
+        Problem("b", "b", "def f(x): return x", (AssertTest("assert all(f(x) == x for x in [1])"),)),
+        Problem("c", "c", "print(1)", (StdioTest("", "1"),)),
+    ]
+    (program,) = _programs(problems, 9)
+    assert ast.unparse(ast.parse(program.code)) == "def f(x):\n    return x\nprint(f(2))"
+
+
+def test_both_sides_of_codebleu_are_timed() -> None:
+    found = _codebleu(_pairs(REFERENCES[:2], 2, random.Random(1)), runs=1)
+    assert found["pairs"] == 2 * ANSWERS
+    assert found["codebleu_ratio"] > 0
+    assert set(found["codebleu_pairs_per_second"]) == {"ours", "cold", "package"}

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 # A prompt is read in pieces, so that a cancel during a long one takes effect between two of them.
 PREFILL_CHUNK = 512
-# Prompts are read together when the shorter one has at least this share of the longer one's tokens.
+# Prompts are read together when the shorter one has at least this share of the longer one's tokens,
 SIMILAR = 0.6
+# and while they are no more tokens than this: what comes of them must fit a CPU's cache. More than that read at once
+# takes three times as long on a CPU; a GPU has enough to do with it on small bases too.
+READ_AT_ONCE = 512
 
 OnRows = Callable[[Sequence[int]], None]
 
@@ -155,7 +158,7 @@ class CausalState:
         return torch.cat([part.narrow(dim, 0, at), part.new_zeros(shape), after], dim)
 
     def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows by similar length, so that a short prompt is not padded to a prompt with examples.
+        """Rows by similar length, so that a short prompt is not padded to a prompt with examples; few if they are long.
 
         Caches other than plain ones (a sliding window, say) cannot be joined: then all rows are one group.
         """
@@ -164,7 +167,9 @@ class CausalState:
             return [order]
         groups: list[list[int]] = []
         for row in order:
-            if groups and lengths[row] >= SIMILAR * lengths[groups[-1][0]]:
+            longest = lengths[groups[-1][0]] if groups else 0
+            fits = groups and (len(groups[-1]) + 1) * longest <= READ_AT_ONCE
+            if fits and lengths[row] >= SIMILAR * longest:
                 groups[-1].append(row)
             else:
                 groups.append([row])

@@ -191,7 +191,9 @@ def _check_names(config: StudyConfig) -> None:
             raise PeftArenaError(f"{config.name}: the models {slugs[model.slug]} and {model.name} would share files.")
         slugs[model.slug] = model.name
     users: dict[str, str] = {}
-    for job in (job for rq in config.questions for job in jobs(config, rq) if job.adapter):
+    # Whoever writes a name under `known` may mean one adapter for two data sets.
+    meant = {"", *config.training.known.values()}
+    for job in (job for rq in config.questions for job in jobs(config, rq) if job.adapter not in meant):
         user = f"{job.title.partition(' + ')[0]} on {job.model.name}, {job.data.name}"
         if users.setdefault(job.adapter, user) != user:
             raise PeftArenaError(

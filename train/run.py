@@ -111,8 +111,8 @@ def _fit(
     resume: bool,
     finish: bool,
 ) -> tuple[Any, Outcome]:
-    from train.callbacks import read_log
     from serve.backends.memory import PeakMemory
+    from train.callbacks import read_log
 
     place = workspace(config)
     memory = PeakMemory(loaded.identity.device)

@@ -19,7 +19,7 @@ from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.deltas import weight_norm
 from serve.backends.local.loading import load_base
-from serve.backends.local.state import state_for
+from serve.backends.local.states import state_for
 from serve.rows import Candidate, Decoding, Finished, Row
 from tasks.prompt import STYLES
 from tests.serve.test_techniques import FINGERPRINTS, PROMPTS, configs

@@ -74,7 +74,8 @@ class LocalBackend:
     def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
         """All rows in one batch. Yields Partials as they grow and one Finished a row, by index into `rows`."""
         from serve.backends.local.beams import decode_beams
-        from serve.backends.local.state import Uniform, state_for
+        from serve.backends.local.causal import Uniform
+        from serve.backends.local.states import state_for
         from serve.backends.local.stepwise import decode_stepwise
 
         # Rows of one adapter stand together, so that they share one product.

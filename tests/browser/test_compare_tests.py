@@ -16,7 +16,7 @@ from ui.context import Context
 from ui.engine_source import EngineSource
 from ui.testing import TestBench
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
 SAYS = {
     "zero-shot": "def double(x):\n    return x * x",

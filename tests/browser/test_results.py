@@ -15,7 +15,7 @@ from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
 from ui.results.shelf import Shelf
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from evaluate.journal import read_records
 from evaluate.progress import Progress
 from evaluate.results import Result, Run, problem_record, read_run
 from evaluate.results import tests_of as stored_tests
-from evaluate.sandbox import Sandbox, open_sandbox
+from evaluate.sandbox import Sandbox
 from evaluate.score_file import scores_path
 from evaluate.score_run import score_run, unscored
 from evaluate.score_tests import score_tests
@@ -23,12 +23,6 @@ from tasks.problem import AssertTest, Problem, StdioTest
 RIGHT, HALF, WRONG = "def f(x): return x + 1", "def f(x): return 2", "def f(x): return None"
 TESTS = (AssertTest("assert f(1) == 2"), AssertTest("assert f(2) == 3"))
 SAMPLE = {"mode": "sample", "candidates": 5, "max_new_tokens": 64}
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with open_sandbox() as opened:
-        yield opened
 
 
 def candidate(code: str, times: int = 1) -> dict[str, Any]:

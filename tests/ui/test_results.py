@@ -28,6 +28,8 @@ from ui.results.shelf import DOCS, Shelf
 from ui.results.summary import empty_html, summary_html
 from ui.results.view import Row, View, make_view, mark, select
 
+pytestmark = pytest.mark.usefixtures("sandbox")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

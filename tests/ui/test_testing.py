@@ -21,6 +21,8 @@ from ui.live import answers, live_steps
 from ui.testing import TestBench
 from ui.tests_html import panel_html, tally
 
+pytestmark = pytest.mark.usefixtures("sandbox")
+
 TESTS = (AssertTest("assert double(2) == 4"), AssertTest("assert double('a') == 'aa'"))
 RIGHT = "def double(x):\n    return x * 2"
 WRONG = "def double(x):\n    return x * x"

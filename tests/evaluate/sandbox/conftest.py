@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator
 
@@ -14,14 +13,11 @@ from evaluate.sandbox.job import LAYERS
 
 @pytest.fixture(scope="module", params=LAYERS)
 def layer(request: pytest.FixtureRequest) -> str:
-    """Each layer in turn; skipped where it does not work, but bubblewrap must where CI is set."""
+    """Each layer in turn; skipped where it does not work. That one of them works is the `sandbox` fixture's matter."""
     name = str(request.param)
     found = probe.quick(name)
     if not found.works:
-        reason = f"The sandbox layer '{name}' does not work here: {found.reason}."
-        if os.environ.get("CI") and name == "bubblewrap":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        pytest.skip(f"The sandbox layer '{name}' does not work here: {found.reason}.")
     return name
 
 

@@ -30,10 +30,12 @@ def text_report(runs: Sequence[Run], markdown: bool = False, pairs: Pairs | None
 
 
 def markdown_report(runs: Sequence[Run], command: str, pairs: Pairs | None = None) -> str:
-    """The report as a file of its own, with the command that makes it."""
+    """The report as a file of its own, with the commands that gave the answers and the one that makes it."""
     title = ", ".join(dict.fromkeys(str(run.settings["data"]) for run in runs))
     tables = text_report(runs, markdown=True, pairs=pairs)
-    return f"# Methods on {title}\n\n{tables}\n\nMade by:\n\n```sh\n{command}\n```\n"
+    made = [str(run.provenance["command"]) for run in runs if run.provenance.get("command")]
+    commands = "\n".join(dict.fromkeys([*made, command]))
+    return f"# Methods on {title}\n\n{tables}\n\nMade by:\n\n```sh\n{commands}\n```\n"
 
 
 def _run_block(run: Run, markdown: bool, pairs: Pairs | None) -> str:

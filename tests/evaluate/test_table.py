@@ -123,10 +123,15 @@ def test_the_report_shows_table_provenance_failures_and_comparisons() -> None:
     assert len({len(line.rstrip()) for line in table[1:]}) == 1  # columns are aligned
 
 
-def test_a_markdown_report_has_tables_and_the_command() -> None:
-    text = markdown_report([made_run()], "python -m evaluate --data conala")
+def test_a_markdown_report_has_tables_and_the_commands() -> None:
+    run = made_run()
+    run.provenance["command"] = "python -m evaluate --data conala"
+    text = markdown_report([run], "python -m evaluate report x.jsonl")
     assert "| method" in text
-    assert "```sh\npython -m evaluate --data conala\n```" in text
+    assert "```sh\npython -m evaluate --data conala\npython -m evaluate report x.jsonl\n```" in text
+    assert text.count("--data conala") == markdown_report([run], "python -m evaluate --data conala").count(
+        "--data conala"
+    )
     assert "- Base: tiny at abc" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ def say(word: str, number: int) -> None:
 
 
 def main(path: Path) -> None:
+    # A process that a script starts behind itself is born deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = Plan("conala", "test", problems(PROBLEMS), "d", lambda: "p", decoding_for("beam", 3, 64, 42), 2)
     described = [problem_record(each) for each in plan.problems]
     engine = SlowEngine()

@@ -12,7 +12,7 @@ STUDY = """
 models:
   tiny: {base: tiny, quantization: nf4, beside: CodeLlama-7B, architecture: ARCHITECTURE}
 data:
-  conala: {problems: 40, max_new_tokens: 64, candidates: 3, icl: [1, 4], rag: [2]}
+  conala: {problems: 40, max_new_tokens: 64, candidates: 3, batch: 4, icl: [1, 4], rag: [2]}
   apps: {problems: 40, mode: sample, candidates: 5, max_new_tokens: 64}
 techniques: {lora: none, qlora-4bit: nf4}
 rq1: {data: [conala]}

@@ -39,7 +39,7 @@ def test_rq4_takes_the_adapter_that_goes_by_another_name() -> None:
         ("starter", "zero-shot"),
         ("starter", "lora-starter"),
         ("apps", "zero-shot"),
-        ("apps", "qlora-4bit-apps"),
+        ("apps", "qlora-4bit-mbpp"),
     }
 
 

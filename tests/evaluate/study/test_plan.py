@@ -23,7 +23,7 @@ def test_a_plan_adds_up(config: StudyConfig, tmp_path: Path) -> None:
     base = config.models[0].architecture
     assert base is not None
     expected = sum(
-        40 * generation_seconds(base, "nf4", config.hardware, 16, 3, prompt_tokens("conala", job.k), 64)
+        40 * generation_seconds(base, "nf4", config.hardware, 4, 3, prompt_tokens("conala", job.k), 64)
         for job in wanted
     )
     assert plan.seconds_left() == pytest.approx(expected)

@@ -247,12 +247,17 @@ class TestCommand:
         assert (status, len(started)) == (130, 1)
         assert "To go on: python -m evaluate.study rq2" in capsys.readouterr().err
 
+    def test_a_question_that_the_file_does_not_ask(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        file = tmp_path / "small.yaml"
+        file.write_text(STUDY.replace("rq4:", "# rq4:"), encoding="utf-8")
+        assert main(["rq4", str(file), "--plan"]) == 2
+        assert "small.yaml has no section rq4" in capsys.readouterr().err
+
     @pytest.mark.parametrize(
         ("words", "said"),
         [
             (["rq1", "nothing.yaml", "--plan"], "There is no file nothing.yaml"),
             (["rq1", "--limit", "0", "--plan"], "A limit of 0 problems asks for none"),
-            (["rq4", "conala-full", "--plan"], "conala-full.yaml has no section rq4"),
             (["rq1", "--tables", "--output", "nowhere"], "nowhere holds no finished results of rq1"),
         ],
     )

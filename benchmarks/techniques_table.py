@@ -100,7 +100,7 @@ def scores(line: Line) -> list[dict[str, Any]]:
         "quantization": settings["quantization"],
         "decoding": f"{settings['decoding']['mode']}, {settings['decoding']['candidates']} candidates",
     }
-    metrics = dict.fromkeys(["em@1", f"em@{row.k}", "codebleu", "parses"])
+    metrics = dict.fromkeys(["pass@1", f"pass@{row.k}", "tests", "em@1", f"em@{row.k}", "codebleu", "parses"])
     found = ((title(metric), row.interval(metric)) for metric in metrics)
     return [
         {"metric": name, "value": round(value.value, 4), "low": round(value.low, 4), "high": round(value.high, 4)}

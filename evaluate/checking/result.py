@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,8 +47,8 @@ def shorten(text: str, most: int = MAX_TEXT) -> str:
 
 
 def in_words(text: str) -> str:
-    """`text` as part of a sentence: one line, short."""
-    return shorten(" ".join(text.split()), MAX_SHOWN)
+    """`text` as part of a sentence: one line, short, and without the folder in which this machine's Python lies."""
+    return shorten(" ".join(text.replace(f"{sys.base_prefix}/", "").split()), MAX_SHOWN)
 
 
 def stopped(outcome: Outcome, limits: Limits) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -276,3 +277,10 @@ def test_hostile_text_never_raises(sandbox: Sandbox) -> None:
     for _, results in check_many(jobs, sandbox, limits=QUICK):
         assert [result.passed for result in results] == [False, False]
         assert all(result.reason for result in results)
+
+
+def test_a_reason_does_not_say_where_this_machine_keeps_its_python(sandbox: Sandbox) -> None:
+    code = "def f():\n    from math import no_such_name"
+    result = check(code, [AssertTest("assert f() == 1")], sandbox)[0]
+    assert "cannot import name 'no_such_name' from 'math'" in result.reason
+    assert sys.base_prefix not in result.reason

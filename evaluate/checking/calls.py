@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from evaluate.checking import child
-from evaluate.checking.result import megabytes, stopped
+from evaluate.checking.result import megabytes, stopped, without_folder
 from evaluate.checking.values import UnreadableError, read_line, read_value
 from evaluate.sandbox import Limits, Outcome, Program, Sandbox
 
@@ -132,7 +132,7 @@ class _Reader:
             status, fault = content
             if status == "memory":
                 return Given(fault=self._memory, status="memory", seconds=seconds)
-            return Given(fault=str(fault), status="error", seconds=seconds)
+            return Given(fault=without_folder(str(fault)), status="error", seconds=seconds)
         (value,) = content
         token = self._calls[at].token
         if said == "value" and token is None:

@@ -47,8 +47,13 @@ def shorten(text: str, most: int = MAX_TEXT) -> str:
 
 
 def in_words(text: str) -> str:
-    """`text` as part of a sentence: one line, short, and without the folder in which this machine's Python lies."""
-    return shorten(" ".join(text.replace(f"{sys.base_prefix}/", "").split()), MAX_SHOWN)
+    """`text` as part of a sentence: one line, short."""
+    return shorten(" ".join(text.split()), MAX_SHOWN)
+
+
+def without_folder(text: str) -> str:
+    """`text` without the folder in which this machine keeps its Python, which some errors name."""
+    return text.replace(f"{sys.base_prefix}/", "")
 
 
 def stopped(outcome: Outcome, limits: Limits) -> str:

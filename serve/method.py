@@ -7,6 +7,9 @@ The names people type are a grammar, the same everywhere (page, API, command lin
     rag-8                   the 8 examples whose intents are nearest to the problem's
     lora-conala             the adapter `lora-conala`, no examples
     lora-conala+rag-8       both
+    lora-conala*0.5         the adapter at half its strength
+
+`icl` and `rag` alone mean 8 examples.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from dataclasses import dataclass
 from errors import PeftArenaError, unknown
 
 DEFAULT_SEED = 42
+DEFAULT_K = 8
 MAX_EXAMPLES = 32
+MAX_SCALE = 4.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Method:
     name: str
     examples: Selection
     adapter: str | None = None
+    scale: float = 1.0
 
 
 def parse_method(name: str, adapters: Iterable[str]) -> Method:
@@ -63,24 +69,28 @@ def parse_method(name: str, adapters: Iterable[str]) -> Method:
     known = set(adapters)
     parts = [part.strip() for part in name.strip().split("+")]
     adapter: str | None = None
+    scale = 1.0
     selection: Selection = Nothing()
     for part in parts:
+        wearable, star, factor = part.partition("*")
         chosen = _selection(part)
         if chosen is not None:
             if selection.k:
                 raise PeftArenaError(f"Method '{name}' chooses examples twice: keep one of icl-k and rag-k.")
             selection = chosen
-        elif part in known:
+        elif wearable in known:
             if adapter is not None:
                 raise PeftArenaError(f"Method '{name}' names two adapters: one row can wear only one.")
-            adapter = part
+            adapter, scale = wearable, _scale(factor, part) if star else 1.0
         elif part != "zero-shot" or len(parts) > 1:
             raise unknown("method", part or name, known | {"zero-shot", "icl-8", "rag-8"})
-    return Method(name_of(selection, adapter), selection, adapter)
+    return Method(name_of(selection, adapter, scale), selection, adapter, scale)
 
 
-def name_of(selection: Selection, adapter: str | None) -> str:
+def name_of(selection: Selection, adapter: str | None, scale: float = 1.0) -> str:
     """The one canonical name of a choice of examples and an adapter."""
+    if adapter is not None and scale != 1:
+        adapter = f"{adapter}*{scale:g}"
     if isinstance(selection, Fixed):
         examples = f"icl-{selection.k}" + (f"@{selection.seed}" if selection.seed != DEFAULT_SEED else "")
     elif isinstance(selection, Nearest):
@@ -91,10 +101,17 @@ def name_of(selection: Selection, adapter: str | None) -> str:
 
 
 def _selection(part: str) -> Selection | None:
-    match = re.fullmatch(r"(icl|rag)-(\d+)(?:@(\d+))?", part)
+    match = re.fullmatch(r"(icl|rag)(?:-(\d+))?(?:@(\d+))?", part)
     if match is None or (match[1] == "rag" and match[3]):
         return None
-    k = int(match[2])
+    k = int(match[2] or DEFAULT_K)
     if not 1 <= k <= MAX_EXAMPLES:
         raise PeftArenaError(f"'{part}' asks for {k} examples: choose 1 to {MAX_EXAMPLES}.")
     return Fixed(k, int(match[3] or DEFAULT_SEED)) if match[1] == "icl" else Nearest(k)
+
+
+def _scale(factor: str, part: str) -> float:
+    """The number behind the star."""
+    if re.fullmatch(r"\d{1,4}(\.\d{1,6})?", factor) is None or not 0 < float(factor) <= MAX_SCALE:
+        raise PeftArenaError(f"'{part}' has no valid strength: give a number above 0, at most {MAX_SCALE:g}.")
+    return float(factor)

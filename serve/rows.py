@@ -15,6 +15,8 @@ from tasks.problem import Example, Problem
 from tasks.prompt import Message, PromptStyle
 
 MAX_CANDIDATES = 10
+MAX_STOPS = 4
+MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Decoding:
     """How tokens are chosen.
 
     `candidates` is the number of answers per row: beams for "beam", independent samples for "sample", 1 for
-    "greedy". `temperature`, `top_p` and `seed` matter for "sample" alone.
+    "greedy". `temperature`, `top_p` and `seed` matter for "sample" alone. An answer also ends before the first of the
+    `stop` strings. With `top_logprobs` candidates carry each token's log-probability and those of that many others.
     """
 
     mode: Literal["greedy", "sample", "beam"] = "greedy"
@@ -31,6 +34,8 @@ class Decoding:
     temperature: float = 0.6
     top_p: float = 0.95
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("greedy", "sample", "beam"):
@@ -43,15 +48,37 @@ class Decoding:
             raise PeftArenaError("max_new_tokens must be at least 1.")
         if self.mode == "sample" and not (self.temperature > 0 and 0 < self.top_p <= 1):
             raise PeftArenaError("Sampling needs a temperature above 0 and a top-p above 0, at most 1.")
+        if len(self.stop) > MAX_STOPS or not all(self.stop):
+            raise PeftArenaError(f"Give at most {MAX_STOPS} stop strings, none of them empty.")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise PeftArenaError(
+                f"{self.top_logprobs} top log-probabilities asked for: choose 0 to {MAX_TOP_LOGPROBS}."
+            )
+        if self.mode == "beam" and (self.stop or self.top_logprobs is not None):
+            raise PeftArenaError("Beam search has neither stop strings nor log-probabilities: choose greedy or sample.")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the batch: the text that the model reads and the adapter that bends it."""
+    """One line of the batch: the text that the model reads and the adapter that bends it.
+
+    Without a `style` the answer is the raw text and ends at the end token alone. `scale` multiplies what a LoRA or
+    IA3 adapter changes; 1 is the adapter as it was trained.
+    """
 
     prompt: str
-    style: PromptStyle
+    style: PromptStyle | None
     adapter: str | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One said token: its text, its natural log-probability before temperature, and the likeliest tokens there."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +86,7 @@ class Candidate:
     """One finished answer: the raw text, its code, the sum of its tokens' log-probabilities, their number.
 
     `times` is how many samples, or beams, said this same code: they are one candidate, and Pass@k counts them all.
+    `finish` says why it ended: by itself or at a stop string, at its limit of tokens, or because nobody waited.
     """
 
     text: str
@@ -66,15 +94,18 @@ class Candidate:
     logprob: float
     tokens: int
     times: int = 1
+    finish: Literal["stop", "length", "cancelled"] = "stop"
+    token_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What row `index` has said so far (the best beam's text under beam search)."""
+    """What row `index` has said so far: sample number `candidate`, or the best beam."""
 
     index: int
     text: str
     tokens: int
+    candidate: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,11 +118,40 @@ class Finished:
     cancelled: bool = False
 
 
+class Batch(Protocol):
+    """Rows in flight. One thread works with it; several batches may be in flight, one step of each at a time."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows may be added while others are in flight."""
+
+    def __len__(self) -> int:
+        """How many lines are in flight or waiting to be read: a row with several candidates has as many."""
+
+    def add(self, key: int, row: Row, decoding: Decoding) -> None:
+        """Takes a row in under a number that is not in use; its prompt is read by the steps to come.
+
+        Raises PeftArenaError where the row cannot be answered; nothing has changed then.
+        """
+
+    def step(self) -> list[Partial | Finished]:
+        """One piece of a prompt, one token for every line that has been read, or both; `index` is the row's key.
+
+        A row's last event is its Finished. After an exception the batch is empty and the model is as before.
+        """
+
+    def cancel(self, key: int) -> Finished:
+        """Takes the row out at once; what it has said is its answer."""
+
+
 class Backend(Protocol):
-    """The only place that generates. One call of `generate` at a time; the engine sees to that."""
+    """The only place that generates. Batches are stepped by one thread, the engine's worker."""
 
     @property
     def base(self) -> BaseIdentity: ...
+
+    def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
+        """An empty batch: "step" is for greedy decoding and sampling, mixed as they come; "beam" for beam search."""
 
     def chat(self, messages: Sequence[Message]) -> str:
         """The base's own chat template around `messages`, open for the assistant's answer."""
@@ -99,12 +159,19 @@ class Backend(Protocol):
     def count_tokens(self, text: str) -> int: ...
 
     def load_adapter(self, folder: AdapterFolder) -> None:
-        """Makes the adapter's rows possible. Loaded whole or not at all; raises AdapterError."""
+        """Makes the adapter's rows possible, from any thread. Loaded whole or not at all; raises AdapterError.
 
-    def unload_adapter(self, name: str) -> None: ...
+        One of the same name is replaced for rows to come; rows in flight keep what they wear.
+        """
+
+    def unload_adapter(self, name: str) -> None:
+        """Frees the adapter's memory, from any thread; rows in flight keep what they wear until they end."""
+
+    def adapter_bytes(self, name: str) -> int:
+        """How much memory the loaded adapter takes."""
 
     def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
-        """All rows in one batch. Every row ends with one Finished, a cancelled one within a step."""
+        """All rows in one batch, to the end. Every row ends with one Finished, a cancelled one within a step."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +179,15 @@ class Request:
     """One problem for one method.
 
     `pool` names the data set whose training split gives the examples. `style` overrides the prompt style that the
-    engine would choose (an adapter's own, or the one recorded for the base).
+    engine would choose (an adapter's own, or the one recorded for the base). `raw` is a prompt to be read as it
+    is: the method may show no examples then, and the answer is raw text.
     """
 
     problem: Problem
     method: Method
     pool: str = "starter"
     style: PromptStyle | None = None
+    raw: str | None = None
 
 
 @dataclass(frozen=True)

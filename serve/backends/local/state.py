@@ -1,15 +1,17 @@
-"""What a batch in flight is to decoding: the cache of its rows and all else that goes from one step to the next.
+"""What a batch in flight is to decoding: the cache of its lines and all else that goes from one step to the next.
 
-Two kinds with the same methods, so that decoding need not know what the base is: `CausalState` (causal.py) and
-`Seq2SeqState` (seq2seq.py).
+Kinds with the same methods, so that decoding need not know what the base is: see states.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from serve.backends.local.worn import Worn
 
 OnRows = Callable[[Sequence[int]], None]
 
@@ -18,21 +20,37 @@ class CancelledError(Exception):
     """The person who asked has stopped waiting."""
 
 
+@dataclass(frozen=True)
+class Line:
+    """A prompt to be read, and what its line wears until it ends."""
+
+    tokens: tuple[int, ...]
+    worn: Worn | None = None
+
+
 class State(Protocol):
-    """What decoding needs of a batch. Logits are (rows, vocabulary), in the base's own precision."""
+    """What decoding needs of a batch. Logits are (lines, vocabulary), in the base's own precision."""
 
-    def start(self, prompts: Sequence[Sequence[int]], on_rows: OnRows, cancelled: Callable[[], bool]) -> torch.Tensor:
-        """Reads all prompts; the logits of each row's first new token. Raises CancelledError.
+    @property
+    def joins(self) -> bool:
+        """Whether lines may be read while others are in flight."""
 
-        Prompts may be read in several groups: `on_rows` is told which prompts the next lines are, and at the end
-        that they are all of them in order.
+    def read(self, lines: Sequence[Line]) -> Iterator[torch.Tensor | None]:
+        """Reads prompts piece by piece; after each piece None, at last the logits of each line's first new token.
+
+        The lines are the state's last ones from then on, and none of them before; in between `step` and `select` may
+        be called for those in flight, where the state `joins`. Closing the iterator, or an error, leaves the state
+        as it was.
         """
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Appends one token per row, shape (rows,); the logits of the next ones."""
+        """Appends one token per line, shape (lines,); the logits of the next ones."""
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keeps, reorders, drops or repeats rows: new row i is old row `rows[i]`; those of a prompt stay together."""
+    def select(self, lines: torch.Tensor) -> None:
+        """Keeps, reorders, drops or repeats lines: new line i is old line `lines[i]`; those of a prompt stay together.
+
+        A selection of no lines leaves an empty state, which may `read` anew.
+        """
 
     def branch(self) -> None:
         """From here on prompts have several lines each: where the base can, these share what has been read."""

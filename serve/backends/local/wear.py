@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,18 +20,11 @@ from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError
 from serve.backends.local.deltas import Delta, ia3_deltas, lora_deltas
 from serve.backends.local.prefix import Ahead, prefix_tuning, prompt_tuning
+from serve.backends.local.worn import Adapter
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """An adapter in memory: its deltas by module name, or what it puts before the prompt."""
-
-    deltas: Mapping[str, Delta] = field(default_factory=dict)
-    ahead: Ahead | None = None
 
 
 def read_adapter(folder: AdapterFolder, model: PreTrainedModel, dtype: torch.dtype) -> Adapter:

@@ -42,6 +42,17 @@ class DiskSpaceError(PeftArenaError):
     """A folder has too little room for what must be written to it."""
 
 
+class BusyError(PeftArenaError):
+    """Too much is being answered at present: nothing was begun, the same may be asked again later.
+
+    `seconds` is about how long to wait.
+    """
+
+    def __init__(self, sentence: str, seconds: float) -> None:
+        super().__init__(sentence)
+        self.seconds = seconds
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UnknownNameError:
     """The error for an unknown name: the nearest known one first, then the whole list."""
     known = sorted(choices)

@@ -26,7 +26,7 @@ from serve.quiet import quiet
 
 if TYPE_CHECKING:
     from serve.engine import Engine
-    from ui.engine_source import EngineSource
+    from serve.engine_source import EngineSource
 
 DEFAULT_PORT = 7860
 _PERCENT = re.compile(r"\s*\d+(?:\.\d+)?\s?%.*")
@@ -172,8 +172,8 @@ class Progress:
 
 def serve(options: Options) -> NoReturn:
     """Serves the pages until Ctrl-C; PeftArenaError when the model cannot be loaded."""
+    from serve.engine_source import EngineSource
     from ui.app import build_pages, launch, make_shelf
-    from ui.engine_source import EngineSource
 
     progress = Progress()
 

@@ -53,7 +53,15 @@ def test_app_leaves_models_and_widgets_to_their_rooms() -> None:
 
 @pytest.mark.parametrize(
     "modules",
-    ["app", "tasks.prompt, tasks.datasets", "adapters.store", "evaluate", "ui.engine_source", "serve.build", "train"],
+    [
+        "app",
+        "tasks.prompt, tasks.datasets",
+        "adapters.store",
+        "evaluate",
+        "serve.engine_source",
+        "serve.build",
+        "train",
+    ],
 )
 def test_importing_a_room_loads_no_model_library(modules: str) -> None:
     done = run(sys.executable, "-c", f"import {modules}, sys; print(*sorted(sys.modules))")

@@ -12,9 +12,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
+from serve.engine_source import EngineSource
 from ui import compare, widgets
 from ui.context import Context
-from ui.engine_source import EngineSource
 from ui.header import build_header, header_html
 from ui.method_form import WITHOUT_ADAPTER, MethodForm, default_methods, known_adapters
 from ui.results import page as results

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluate.scoring import score_code
+from serve.engine_source import EngineSource
 from ui.compare_run import Scorer
-from ui.engine_source import EngineSource
 from ui.line import Line
 from ui.testing import TestBench
 

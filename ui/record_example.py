@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import DataError, PeftArenaError, UnknownNameError
+from serve.engine_source import EngineSource, Report
 from serve.quiet import quiet
 from tasks.datasets import load_problems
 from tasks.problem import Problem
@@ -22,7 +23,6 @@ from ui.asked import shown_tests
 from ui.board import FIRST_EXAMPLE
 from ui.compare_run import make_ask
 from ui.context import Context
-from ui.engine_source import EngineSource, Report
 from ui.live import answers
 from ui.method_form import default_methods, known_adapters
 from ui.records import Record

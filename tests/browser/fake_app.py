@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from serve.engine_source import EngineSource, Report
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.engine_source import EngineSource, Report
 from ui.results.shelf import Shelf
 
 REFERENCE = "dict(zip(keys, values))"

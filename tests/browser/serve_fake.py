@@ -6,10 +6,10 @@ import argparse
 import time
 
 from errors import BaseModelError
+from serve.engine_source import EngineSource, Report
 from tests.browser.fake_app import make_engine
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
-from ui.engine_source import EngineSource, Report
 
 
 def main() -> None:

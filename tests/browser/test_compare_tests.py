@@ -9,11 +9,11 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from evaluate.sandbox import SandboxUnavailableError
+from serve.engine_source import EngineSource
 from tests.browser.fake_app import serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 from ui.context import Context
-from ui.engine_source import EngineSource
 from ui.testing import TestBench
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]

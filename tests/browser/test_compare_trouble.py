@@ -8,10 +8,10 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from errors import BaseModelError
+from serve.engine_source import Report
 from tests.browser.fake_app import DEFAULTS, FAILS, SAYS, serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
-from ui.engine_source import Report
 
 pytestmark = pytest.mark.browser
 

@@ -11,9 +11,9 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from serve.engine_source import EngineSource
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
-from ui.engine_source import EngineSource
 
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
 SAYS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}

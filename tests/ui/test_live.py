@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from errors import BaseModelError, PeftArenaError
+from serve.engine_source import EngineSource, Report
 from serve.rows import Answer, Partial
 from tasks.problem import Problem
 from tests.fakes import FakeEngine
 from ui.compare_run import make_ask
 from ui.context import Context, Stops
-from ui.engine_source import EngineSource, Report
 from ui.live import STOPPED_EARLY, answers, live_steps
 
 ASK = make_ask(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])

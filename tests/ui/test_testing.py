@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from evaluate.sandbox import SandboxUnavailableError, open_sandbox
+from serve.engine_source import EngineSource
 from tasks.problem import AssertTest, Problem
 from tests.fakes import FakeEngine
 from tests.ui.test_columns import Reader, assert_harmless
 from ui.board import finished_board
 from ui.compare_run import make_ask
 from ui.context import Context
-from ui.engine_source import EngineSource
 from ui.live import answers, live_steps
 from ui.testing import TestBench
 from ui.tests_html import panel_html, tally

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from errors import BaseModelError, PeftArenaError
+from serve.engine_source import EngineSource, Report
 from tests.fakes import FakeEngine
-from ui.engine_source import EngineSource, Report
 
 
 def test_engine_waits_until_the_model_is_loaded() -> None:

@@ -1,4 +1,4 @@
-"""Where the pages get their engine from: the page stands while the model is still being loaded behind it."""
+"""Where pages and the API get their engine from: both stand while the model is loaded behind them."""
 
 from __future__ import annotations
 

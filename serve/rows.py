@@ -110,12 +110,17 @@ class Partial:
 
 @dataclass(frozen=True)
 class Finished:
-    """Row `index` is done: its candidates, best first, and the seconds since the batch began."""
+    """Row `index` is done: its candidates, best first, and the seconds since the batch began.
+
+    `samples` are the row's samples as they were said, in the order of Partial.candidate; `candidates` are the same
+    with equal ones merged. Empty for beams.
+    """
 
     index: int
     candidates: tuple[Candidate, ...]
     seconds: float
     cancelled: bool = False
+    samples: tuple[Candidate, ...] = ()
 
 
 class Batch(Protocol):
@@ -192,7 +197,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """All that is known of one method's answer to one problem. A failure has `error` and no candidates."""
+    """All that is known of one method's answer to one problem. A failure has `error` and no candidates.
+
+    `samples` are what Finished.samples says: a client that asked for n answers gets n, equal ones too.
+    """
 
     index: int
     request: Request
@@ -205,6 +213,7 @@ class Answer:
     notes: tuple[str, ...] = field(default=())
     error: str | None = None
     cancelled: bool = False
+    samples: tuple[Candidate, ...] = ()
 
     @property
     def code(self) -> str:

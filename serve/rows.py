@@ -113,7 +113,8 @@ class Finished:
     """Row `index` is done: its candidates, best first, and the seconds since the batch began.
 
     `samples` are the row's samples as they were said, in the order of Partial.candidate; `candidates` are the same
-    with equal ones merged. Empty for beams.
+    with equal ones merged. Empty for beams. `error` is the sentence of a row that failed by itself, as one does whose
+    connection breaks; the candidates then hold what it had said before. `notes` go to the answer's.
     """
 
     index: int
@@ -121,6 +122,8 @@ class Finished:
     seconds: float
     cancelled: bool = False
     samples: tuple[Candidate, ...] = ()
+    error: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Batch(Protocol):
@@ -197,7 +200,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """All that is known of one method's answer to one problem. A failure has `error` and no candidates.
+    """All that is known of one method's answer to one problem.
+
+    A failure has `error`; its candidates, where it has any, are what had been said before.
 
     `samples` are what Finished.samples says: a client that asked for n answers gets n, equal ones too.
     """

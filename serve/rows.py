@@ -204,7 +204,9 @@ class Answer:
 
     A failure has `error`; its candidates, where it has any, are what had been said before.
 
-    `samples` are what Finished.samples says: a client that asked for n answers gets n, equal ones too.
+    `samples` are what Finished.samples says: a client that asked for n answers gets n, equal ones too. `seconds` run
+    from the start of its generation to its end, `first_token_seconds` from there to its first token, and
+    `queued_seconds` from the call to that start.
     """
 
     index: int
@@ -219,6 +221,8 @@ class Answer:
     error: str | None = None
     cancelled: bool = False
     samples: tuple[Candidate, ...] = ()
+    queued_seconds: float = 0.0
+    first_token_seconds: float = 0.0
 
     @property
     def code(self) -> str:

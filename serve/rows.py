@@ -206,7 +206,8 @@ class Answer:
 
     `samples` are what Finished.samples says: a client that asked for n answers gets n, equal ones too. `seconds` run
     from the start of its generation to its end, `first_token_seconds` from there to its first token, and
-    `queued_seconds` from the call to that start.
+    `queued_seconds` from the call to that start. `fault` is the error whose sentence `error` holds, for who must tell
+    kinds of them apart.
     """
 
     index: int
@@ -223,6 +224,7 @@ class Answer:
     samples: tuple[Candidate, ...] = ()
     queued_seconds: float = 0.0
     first_token_seconds: float = 0.0
+    fault: PeftArenaError | None = field(default=None, compare=False, repr=False)
 
     @property
     def code(self) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_LISTED = 100
+
 
 class PeftArenaError(Exception):
     """Base of all errors whose text is meant for the person who runs the program."""
@@ -54,9 +56,10 @@ class BusyError(PeftArenaError):
 
 
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UnknownNameError:
-    """The error for an unknown name: the nearest known one first, then the whole list."""
+    """The error for an unknown name: the nearest known one first, then the list, of which thousands are left out."""
     known = sorted(choices)
     near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    listing = ", ".join(known) if known else "none"
+    more = f" and {len(known) - _MOST_LISTED} more" if len(known) > _MOST_LISTED else ""
+    listing = ", ".join(known[:_MOST_LISTED]) + more if known else "none"
     return UnknownNameError(f"Unknown {kind} '{name}': {hint}known are {listing}.")

@@ -7,7 +7,7 @@ weights are any good.
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest
+from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest, missing
+from adapters.reading import contents, parse
 from adapters.weights import WEIGHTS_NAME, shown
 from errors import AdapterError
 
@@ -24,6 +25,7 @@ MAX_CONFIG_BYTES = 256 << 10
 MAX_CONFIG_KEYS = 200
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_FOLDER_BYTES = 2 << 30
+MAX_FILES = 1000
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _METHOD_NAME = re.compile(r"zero-shot|icl-.*|rag-.*")
@@ -45,11 +47,8 @@ def check_files(folder: Path, name: str) -> None:
     """No links, no pickles, nothing oversized, and both files of an adapter there."""
     if folder.is_symlink():
         raise AdapterError(f"Adapter '{name}' is a symbolic link: copy the folder itself to where the link is.")
-    try:
-        entries = {entry.name: entry.lstat() for entry in sorted(folder.iterdir())}
-    except OSError as fault:
-        raise AdapterError(f"Adapter '{name}' cannot be read ({fault.strerror or fault}).") from fault
-    for entry, status in entries.items():
+    entries = _entries(folder, name)
+    for entry, status in sorted(entries.items()):
         if stat.S_ISLNK(status.st_mode):
             raise AdapterError(f"Adapter '{name}': {shown(entry)} is a symbolic link: put the file itself there.")
         if entry.lower().endswith(PICKLES):
@@ -68,11 +67,10 @@ def check_files(folder: Path, name: str) -> None:
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """PEFT's config as it stands in the file, within limits."""
-    path = folder / CONFIG_NAME
-    _check_size(path, MAX_CONFIG_BYTES, name)
+    raw = contents(folder / CONFIG_NAME, MAX_CONFIG_BYTES, name)
     try:
-        config = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as fault:
+        config = parse(raw)
+    except ValueError as fault:
         raise AdapterError(
             f"Adapter '{name}': {CONFIG_NAME} cannot be read ({shown(str(fault))}): copy it again."
         ) from fault
@@ -87,12 +85,11 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 def read_manifest(folder: Path, name: str) -> Manifest:
     """The manifest, within limits and with values of the types it promises."""
     path = folder / MANIFEST_NAME
-    if path.is_file():
-        _check_size(path, MAX_MANIFEST_BYTES, name)
+    if not path.is_file():
+        raise AdapterError(missing(name))
+    raw = contents(path, MAX_MANIFEST_BYTES, name)
     try:
-        manifest = Manifest.read(folder)
-    except RecursionError as fault:
-        raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} is nested without end: train it again.") from fault
+        manifest = Manifest.parse(raw, name)
     except AdapterError as fault:  # its sentence may quote the file
         raise AdapterError(shown(str(fault), 400)) from fault
     for field in fields(manifest):
@@ -129,13 +126,18 @@ def check_prompt(manifest: Manifest, fingerprints: Mapping[str, str], name: str)
         )
 
 
-def _check_size(path: Path, limit: int, name: str) -> None:
+def _entries(folder: Path, name: str) -> dict[str, os.stat_result]:
+    """What lies in the folder, links as links."""
+    found: dict[str, os.stat_result] = {}
     try:
-        size = path.stat().st_size
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if len(found) == MAX_FILES:
+                    raise AdapterError(f"Adapter '{name}' has more than {MAX_FILES} files: leave only its own there.")
+                found[entry.name] = entry.stat(follow_symlinks=False)
     except OSError as fault:
-        raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({fault.strerror or fault}).") from fault
-    if size > limit:
-        raise AdapterError(f"Adapter '{name}': {path.name} has {size} bytes, the limit is {limit}: copy it again.")
+        raise AdapterError(f"Adapter '{name}' cannot be read ({fault.strerror or fault}).") from fault
+    return found
 
 
 def _has_type(value: Any, annotation: str) -> bool:

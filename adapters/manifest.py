@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from adapters.reading import parse
 from adapters.weights import shown
 from errors import AdapterError
 
@@ -76,43 +77,55 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest in `folder`; AdapterError when it is missing, broken, or from a newer version.
+        """The manifest in `folder`; AdapterError when it is missing, broken, or from a newer version."""
+        path = folder / MANIFEST_NAME
+        if not path.is_file():
+            raise AdapterError(missing(folder.name))
+        try:
+            raw = path.read_bytes()
+        except OSError as fault:
+            raise AdapterError(
+                f"Adapter '{folder.name}': {MANIFEST_NAME} cannot be read ({fault.strerror or fault}): train it again."
+            ) from fault
+        return cls.parse(raw, folder.name)
+
+    @classmethod
+    def parse(cls, raw: bytes, name: str) -> Manifest:
+        """The manifest that the bytes of a file hold; AdapterError, naming the adapter, where they hold none.
 
         What the file says is quoted within limits, whoever wrote it. Of its values only the names are checked here.
         """
-        path = folder / MANIFEST_NAME
-        if not path.is_file():
-            raise AdapterError(f"Adapter '{folder.name}' has no {MANIFEST_NAME}: train it with `python -m train`.")
-        values = _json(path)
+        values = _object(raw, name)
         if values.get("version") != MANIFEST_VERSION:
             raise AdapterError(
-                f"Adapter '{folder.name}': {MANIFEST_NAME} has version {shown(values.get('version'), 40)}, "
+                f"Adapter '{name}': {MANIFEST_NAME} has version {shown(values.get('version'), 40)}, "
                 f"this program reads version {MANIFEST_VERSION}; update Peft Arena or train it again."
             )
         known = {each.name: each for each in fields(cls)}
-        strange = [name for name in values if name not in known]
-        missing = [name for name, each in known.items() if name not in values and _is_needed(each)]
-        if strange or missing:
-            fault = f"has no field '{missing[0]}'" if missing else f"has an unknown field {shown(strange[0], 60)}"
-            raise AdapterError(
-                f"Adapter '{folder.name}': {MANIFEST_NAME} {fault}; update Peft Arena or train it again."
-            )
-        for name in ("log", "scores"):
-            if not isinstance(values.get(name, []), list):
-                raise AdapterError(f"Adapter '{folder.name}': '{name}' in {MANIFEST_NAME} is no list: train it again.")
-            values[name] = tuple(values.get(name, ()))
+        strange = [key for key in values if key not in known]
+        lacking = [key for key, each in known.items() if key not in values and _is_needed(each)]
+        if strange or lacking:
+            fault = f"has no field '{lacking[0]}'" if lacking else f"has an unknown field {shown(strange[0], 60)}"
+            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {fault}; update Peft Arena or train it again.")
+        for key in ("log", "scores"):
+            if not isinstance(values.get(key, []), list):
+                raise AdapterError(f"Adapter '{name}': '{key}' in {MANIFEST_NAME} is no list: train it again.")
+            values[key] = tuple(values.get(key, ()))
         return cls(**values)
 
 
-def _json(path: Path) -> dict[str, Any]:
-    name = path.parent.name
+def missing(name: str) -> str:
+    """The sentence for an adapter without a manifest."""
+    return f"Adapter '{name}' has no {MANIFEST_NAME}: train it with `python -m train`."
+
+
+def _object(raw: bytes, name: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as fault:
-        raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} is nested without end: train it again.") from fault
-    except (ValueError, OSError) as fault:
-        reason = shown((isinstance(fault, OSError) and fault.strerror) or str(fault))
-        raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({reason}): train it again.") from fault
+        values = parse(raw)
+    except ValueError as fault:
+        raise AdapterError(
+            f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({shown(str(fault))}): train it again."
+        ) from fault
     if not isinstance(values, dict):
         raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} must be a JSON object: train it again.")
     return values

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from adapters import checks, configs, weights
+from adapters.listing import Listing, looks_like_adapter, looks_like_model
 from adapters.manifest import BaseIdentity, Manifest
+from adapters.remembered import Remembered, lasting, stamp
 from adapters.shapes import check_shapes
 from errors import AdapterError, PeftArenaError, unknown
 
 LIBRARY = Path(__file__).parent / "library"
+MAX_REGISTERED = 10_000
 
 
 def user_root() -> Path:
@@ -24,13 +28,17 @@ def user_root() -> Path:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter that passed its checks: where it lies, its manifest, PEFT's config, and the weights' digest."""
+    """An adapter that passed its checks: where it lies, its manifest, PEFT's config, and the weights' digest.
+
+    `sha256` is the digest in full: weights with any other are not those that were checked.
+    """
 
     name: str
     path: Path
     manifest: Manifest
     config: Mapping[str, Any]
     digest: str
+    sha256: str = ""
 
     @property
     def virtual_tokens(self) -> int:
@@ -52,16 +60,35 @@ class Store:
     """Adapter folders under one or more roots; a later root's adapter hides an earlier one of the same name.
 
     `fingerprints` maps the names of the prompt styles that this version knows to their fingerprints
-    (tasks.prompt.STYLES, which this room does not import).
+    (tasks.prompt.STYLES, which this room does not import). Folders inside `allowed`, by default the roots, may be
+    registered under a name of their own. What was found out about a folder is kept until the folder changes, and what
+    changes is seen at the next call: a store of thousands may be asked at every request, from any thread.
     """
 
-    def __init__(self, roots: Sequence[Path] = (LIBRARY,), *, fingerprints: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Path] = (LIBRARY,),
+        *,
+        fingerprints: Mapping[str, str] | None = None,
+        allowed: Sequence[Path] | None = None,
+    ) -> None:
         self.roots = tuple(roots)
         self.fingerprints = dict(fingerprints or {})
+        self._allowed = self.roots if allowed is None else tuple(allowed)
+        self._listings = [Listing(root) for root in self.roots]
+        self._listed: tuple[Any, list[str]] = ((), [])
+        self._remembered = Remembered()
+        self._registering = Lock()
+        self._registered: Mapping[str, Path] = {}
 
     def names(self) -> list[str]:
-        """Names of all folders that look like adapters, sorted; none of them is checked yet."""
-        return sorted(self._folders(_looks_like_adapter))
+        """Names of all folders that look like adapters, and those registered, sorted; none of them is checked yet."""
+        found = (tuple(self._registered), *(listing.names() for listing in self._listings))
+        before, names = self._listed
+        if found != before:
+            names = sorted({name for each in found for name in each})
+            self._listed = (found, names)
+        return list(names)
 
     def open(self, name: str, base: BaseIdentity) -> AdapterFolder:
         """The folder of that name after every check against `base`; AdapterError in one sentence otherwise.
@@ -76,34 +103,97 @@ class Store:
 
     def status(self, base: BaseIdentity | None = None) -> list[AdapterStatus]:
         """Every adapter, with the reason why it cannot be used on `base` (or, without one, at all)."""
-        return [self._status(name, folder, base) for name, folder in sorted(self._folders(_looks_like_adapter).items())]
+        return [self._status(name, base) for name in self.names()]
+
+    def register(self, name: str, path: Path, base: BaseIdentity | None = None) -> AdapterFolder:
+        """Makes the folder at `path` known under `name`, after the checks of `open`; the same again changes nothing.
+
+        AdapterError where it lies outside the allowed folders, is unsound, or the name is taken by another folder.
+        """
+        checks.check_name(name)
+        folder = self._inside(path)
+        with self._registering:
+            here = self._in_roots(name) or self._registered.get(name)
+            if here is not None and here.resolve() != folder:
+                raise AdapterError(f"There is another adapter '{name}': choose another name, or unload that one first.")
+            if len(self._registered) >= MAX_REGISTERED:
+                raise AdapterError(f"{MAX_REGISTERED} adapters are registered, which is the limit: unload one first.")
+            opened = self._open(folder, name, base)
+            if here is None:
+                self._registered = {**self._registered, name: folder}
+        return opened
+
+    def unregister(self, name: str) -> None:
+        """Forgets a registered name; nothing is deleted. AdapterError for an adapter that lies in a root."""
+        checks.check_name(name)
+        with self._registering:
+            if name in self._registered:
+                self._registered = {each: path for each, path in self._registered.items() if each != name}
+                return
+        if self._in_roots(name) is not None:
+            raise AdapterError(f"Adapter '{name}' lies in the store itself: delete its folder to be rid of it.")
+        raise unknown("registered adapter", name, self._registered)
 
     def full_models(self) -> dict[str, Path]:
         """Name -> folder of the whole models that full fine-tuning left beside the adapters: bases of their own."""
-        return dict(sorted(self._folders(_looks_like_model).items()))
-
-    def _folders(self, wanted: Callable[[Path], bool]) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for root in self.roots:
             if not root.is_dir():
                 continue
             try:
-                inside = [entry for entry in root.iterdir() if wanted(entry)]
+                found.update({entry.name: entry for entry in root.iterdir() if looks_like_model(entry)})
             except OSError as fault:
                 raise AdapterError(f"The adapters in {root} cannot be read ({fault.strerror or fault}).") from fault
-            found.update({entry.name: entry for entry in inside})
-        return found
+        return dict(sorted(found.items()))
 
     def _folder(self, name: str) -> Path:
         checks.check_name(name)
-        folders = self._folders(_looks_like_adapter)
-        if name not in folders:
-            refuse_full_model(self.full_models().get(name))
-            raise unknown("adapter", name, folders)
-        return folders[name]
+        folder = self._in_roots(name)
+        if folder is not None:
+            return folder
+        registered = self._registered.get(name)
+        if registered is None:
+            for root in reversed(self.roots):
+                refuse_full_model(root / name)
+            raise unknown("adapter", name, self.names())
+        if Path(os.path.realpath(registered)) != registered:
+            raise AdapterError(f"Adapter '{name}' was registered as a folder and is behind a link now: load it again.")
+        return registered
+
+    def _in_roots(self, name: str) -> Path | None:
+        return next((root / name for root in reversed(self.roots) if looks_like_adapter(root / name)), None)
+
+    def _inside(self, path: Path) -> Path:
+        """The adapter folder at `path`, links followed, if it lies inside an allowed one."""
+        try:
+            folder = path.resolve()
+        except (OSError, ValueError, RuntimeError) as fault:  # a name too long, a zero byte, a ring of links
+            raise AdapterError(f"{weights.shown(str(path))} cannot be the path of an adapter's folder.") from fault
+        if not any(root.resolve() in folder.parents for root in self._allowed):
+            raise AdapterError(
+                f"{weights.shown(str(path))} is not inside a folder that adapters may be loaded from: copy it there."
+            )
+        refuse_full_model(folder)
+        if not looks_like_adapter(folder):
+            raise AdapterError(f"There is no adapter in {weights.shown(str(path))}: give the folder that train wrote.")
+        return folder
 
     def _open(self, path: Path, name: str, base: BaseIdentity | None) -> AdapterFolder:
-        checks.check_name(name)
+        now = stamp(path)
+        found = self._remembered.get(path, name, now, base)
+        if found is not None:
+            return found
+        try:
+            found = self._check(path, name, base)
+        except AdapterError as fault:
+            if now is not None and lasting(fault):
+                self._remembered.put(path, name, now, base, str(fault))
+            raise
+        if now is not None:
+            self._remembered.put(path, name, now, base, found)
+        return found
+
+    def _check(self, path: Path, name: str, base: BaseIdentity | None) -> AdapterFolder:
         checks.check_files(path, name)
         config = checks.read_config(path, name)
         configs.check_config(config, name)
@@ -111,39 +201,28 @@ class Store:
         if base is not None:
             checks.check_base(manifest, base, name)
             checks.check_prompt(manifest, self.fingerprints, name)
-        file = path / weights.WEIGHTS_NAME
-        check_shapes(weights.read_shapes(file, name), config, base, name)
-        return AdapterFolder(name, path, manifest, config, weights.digest(file, name))
+        found = weights.examine(path / weights.WEIGHTS_NAME, name)
+        check_shapes(found.shapes, config, base, name)
+        return AdapterFolder(name, path, manifest, config, weights.short(found.sha256), found.sha256)
 
-    def _status(self, name: str, path: Path, base: BaseIdentity | None) -> AdapterStatus:
+    def _status(self, name: str, base: BaseIdentity | None) -> AdapterStatus:
+        path = None
         try:
+            path = self._in_roots(name) or self._folder(name)
+            checks.check_name(name)
             return AdapterStatus(name, True, "", self._open(path, name, base).manifest)
         except PeftArenaError as fault:
             reason = str(fault)
         try:
-            checks.check_files(path, name)  # no manifest is shown that lies behind a link
-            return AdapterStatus(name, False, reason, checks.read_manifest(path, name))
+            if path is not None:
+                checks.check_files(path, name)  # no manifest is shown that lies behind a link
+                return AdapterStatus(name, False, reason, checks.read_manifest(path, name))
         except PeftArenaError:
-            return AdapterStatus(name, False, reason, None)
+            pass
+        return AdapterStatus(name, False, reason, None)
 
 
 def refuse_full_model(folder: Path | None) -> None:
     """AdapterError where `folder` holds a whole model, as full fine-tuning and `merge` leave it."""
-    if folder is not None and _looks_like_model(folder):
+    if folder is not None and looks_like_model(folder):
         raise AdapterError(f"'{folder.name}' is a whole model, not an adapter: use it with --base {folder}.")
-
-
-def _looks_like_adapter(entry: Path) -> bool:
-    """Hidden folders are left out: that is how a folder is named while it is being written."""
-    return not entry.name.startswith(".") and _has(entry, checks.CONFIG_NAME)
-
-
-def _looks_like_model(entry: Path) -> bool:
-    return not entry.name.startswith(".") and _has(entry, "config.json") and not _has(entry, checks.CONFIG_NAME)
-
-
-def _has(folder: Path, name: str) -> bool:
-    try:
-        return (folder / name).is_file()
-    except OSError:  # a folder that may not be entered
-        return False

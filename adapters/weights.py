@@ -7,56 +7,97 @@ and place, then the tensors one after the other without holes (github.com/huggin
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
+from adapters.reading import opened, parse
 from errors import AdapterError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 MAX_HEADER = 8 << 20
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-_SETTLED_NS = 2_000_000_000
+SETTLED_NS = 2_000_000_000
 _digests: dict[tuple[str, int, int, int, int], str] = {}
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one reading of a weights file found: tensor name -> shape, and the SHA-256 of its bytes in hex."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    sha256: str
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies in `Body.data`: its dtype as safetensors names it, its shape, its first byte and the next."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Body:
+    """All tensors of a file, by name, and the bytes that hold them."""
+
+    tensors: Mapping[str, Tensor]
+    data: bytearray
 
 
 def read_shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, of every tensor in the file; AdapterError where its header is broken or it is empty."""
-    try:
-        with path.open("rb") as file:
-            header = _header(file, path.stat().st_size, name)
-    except OSError as fault:
-        raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({fault.strerror or fault}).") from fault
-    if not header:
-        raise AdapterError(f"Adapter '{name}' has no tensors in {path.name}: train it again.")
-    for key, tensor in header.items():
-        if 0 in tensor["shape"]:
-            raise AdapterError(
-                f"Adapter '{name}': tensor {shown(key)} has shape {tensor['shape']}, so it is empty: train it again."
-            )
-    return {key: tuple(tensor["shape"]) for key, tensor in header.items()}
+    with opened(path, name) as (file, status):
+        return _shapes(_tensors(_header(file, status.st_size, name), status.st_size, name), name)
+
+
+def examine(path: Path, name: str) -> Examined:
+    """The file's shapes and digest, of the same bytes: somebody may be writing it.
+
+    A digest is remembered for as long as the file's size, times and inode stay as they are; a file that changed a
+    moment ago is read each time, because a second change within one tick of the clock would not show.
+    """
+    with opened(path, name) as (file, status):
+        now = time.time_ns()
+        key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        raw = _header(file, status.st_size, name)
+        shapes = _shapes(_tensors(raw, status.st_size, name), name)
+        if key in _digests:
+            return Examined(shapes, _digests[key])
+        hasher = hashlib.sha256(len(raw).to_bytes(8, "little") + raw)
+        sha256 = hashlib.file_digest(file, lambda: hasher).hexdigest()
+    if now - status.st_ctime_ns > SETTLED_NS:
+        _digests[key] = sha256
+    return Examined(shapes, sha256)
 
 
 def digest(path: Path, name: str) -> str:
-    """`sha256:` and 16 hex digits of the file's bytes.
+    """`sha256:` and 16 hex digits of the file's bytes, whatever they are."""
+    with opened(path, name) as (file, _):
+        return short(hashlib.file_digest(file, "sha256").hexdigest())
 
-    Remembered for as long as the file's size, times and inode stay as they are; a file that changed a moment ago is
-    read each time, because a second change within one tick of the clock would not show.
-    """
-    try:
-        stat = path.stat()
-        key = (str(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        if key in _digests:
-            return _digests[key]
-        with path.open("rb") as file:
-            value = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
-    except OSError as fault:
-        raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({fault.strerror or fault}).") from fault
-    if time.time_ns() - stat.st_ctime_ns > _SETTLED_NS:
-        _digests[key] = value
-    return value
+
+def short(sha256: str) -> str:
+    """A digest as manifests state it."""
+    return f"sha256:{sha256[:16]}"
+
+
+def read_body(path: Path, sha256: str, name: str) -> Body:
+    """The tensors of the very file that was checked: read once, and AdapterError where its digest is another."""
+    with opened(path, name) as (file, status):
+        raw = _header(file, status.st_size, name)
+        data = bytearray(status.st_size - 8 - len(raw))
+        filled = file.readinto(data)
+    hasher = hashlib.sha256(len(raw).to_bytes(8, "little") + raw)
+    hasher.update(data)
+    if filled != len(data) or hasher.hexdigest() != sha256:
+        raise AdapterError(f"Adapter '{name}' was changed while it was being loaded: ask for it again.")
+    return Body(_tensors(raw, status.st_size, name), data)
 
 
 def shown(value: object, width: int = 100) -> str:
@@ -65,51 +106,54 @@ def shown(value: object, width: int = 100) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _header(file: BinaryIO, size: int, name: str) -> dict[str, Any]:
-    """The tensors' entries, after checking that they fill the rest of the file exactly."""
+def _header(file: BufferedReader, size: int, name: str) -> bytes:
+    """The JSON that names the tensors, not parsed yet; `size` is the file's."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > MAX_HEADER or length > size - 8:
         big = size >= 8 and MAX_HEADER < length <= size - 8
         fault = f"has a header of {length} bytes, more than {MAX_HEADER}" if big else "is cut short or not safetensors"
         raise AdapterError(f"Adapter '{name}': {WEIGHTS_NAME} {fault}: copy it again or train it again.")
+    return file.read(length)
+
+
+def _tensors(raw: bytes, size: int, name: str) -> dict[str, Tensor]:
+    """The tensors that the header names, after checking that they fill the rest of the file exactly."""
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as fault:
+        header = parse(raw)
+    except ValueError as fault:
         raise AdapterError(
             f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({shown(str(fault))}): train it again."
         ) from fault
     if not isinstance(header, dict):
         raise AdapterError(f"Adapter '{name}': the header of {WEIGHTS_NAME} is not an object: train it again.")
     header.pop("__metadata__", None)
+    tensors = {key: _tensor(key, tensor, name) for key, tensor in header.items()}
     end = 0
-    for key, tensor in sorted(header.items(), key=lambda item: _begin(item[1])):
-        begin, stop = _place(key, tensor, name)
-        if begin != end:
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
+        if tensor.begin != end:
             raise AdapterError(f"Adapter '{name}': tensor {shown(key)} overlaps another or leaves a hole: train again.")
-        end = stop
-    if end != size - 8 - length:
+        end = tensor.end
+    if end != size - 8 - len(raw):
         raise AdapterError(
-            f"Adapter '{name}': {WEIGHTS_NAME} has {size - 8 - length} bytes of tensors where its header names {end}: "
-            "it is cut short or damaged, copy it again."
+            f"Adapter '{name}': {WEIGHTS_NAME} has {size - 8 - len(raw)} bytes of tensors where its header names "
+            f"{end}: it is cut short or damaged, copy it again."
         )
-    return header
+    return tensors
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
-    return found
+def _shapes(tensors: Mapping[str, Tensor], name: str) -> dict[str, tuple[int, ...]]:
+    if not tensors:
+        raise AdapterError(f"Adapter '{name}' has no tensors in {WEIGHTS_NAME}: train it again.")
+    for key, tensor in tensors.items():
+        if 0 in tensor.shape:
+            raise AdapterError(
+                f"Adapter '{name}': tensor {shown(key)} has shape {list(tensor.shape)}, so it is empty: train it again."
+            )
+    return {key: tensor.shape for key, tensor in tensors.items()}
 
 
-def _begin(tensor: Any) -> int:
-    """Where a tensor says it begins, for sorting; -1 for one that `_place` will refuse."""
-    place = tensor.get("data_offsets") if isinstance(tensor, dict) else None
-    return place[0] if isinstance(place, list) and place and type(place[0]) is int else -1
-
-
-def _place(key: str, tensor: Any, name: str) -> tuple[int, int]:
-    """Begin and end of a tensor's bytes; AdapterError when they contradict its dtype and shape."""
+def _tensor(key: str, tensor: Any, name: str) -> Tensor:
+    """What the header says of a tensor; AdapterError when its place contradicts its dtype and shape."""
     dtype = tensor.get("dtype") if isinstance(tensor, dict) else None
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise AdapterError(
@@ -120,7 +164,7 @@ def _place(key: str, tensor: Any, name: str) -> tuple[int, int]:
         raise AdapterError(f"Adapter '{name}': tensor {shown(key)} has no valid shape and place: train it again.")
     if place[1] - place[0] != math.prod(shape) * ITEM_BYTES[dtype]:
         raise AdapterError(f"Adapter '{name}': tensor {shown(key)} does not fill its shape: copy it again.")
-    return place[0], place[1]
+    return Tensor(dtype, tuple(shape), place[0], place[1])
 
 
 def _whole_numbers(value: Any) -> bool:

@@ -187,8 +187,10 @@ class Request:
     """One problem for one method.
 
     `pool` names the data set whose training split gives the examples. `style` overrides the prompt style that the
-    engine would choose (an adapter's own, or the one recorded for the base). `raw` is a prompt to be read as it
-    is: the method may show no examples then, and the answer is raw text.
+    engine would choose (an adapter's own, or the one recorded for the base). `turns` are what was asked and answered
+    before: they stand in the prompt like examples, behind the method's own, and the oldest goes first where the
+    prompt gets too long. `raw` is a prompt to be read as it is: the method may show no examples then, there are no
+    turns, and the answer is raw text.
     """
 
     problem: Problem
@@ -196,6 +198,7 @@ class Request:
     pool: str = "starter"
     style: PromptStyle | None = None
     raw: str | None = None
+    turns: tuple[Example, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
-"""What a row has said: its tokens, their log-probability, and whether the answer is over."""
+"""What a line has said: its tokens, their text as it grows, their log-probability, and whether the answer is over."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from serve.rows import Candidate
 from tasks.extract import answer_end, extract_code
-from tasks.prompt import PromptStyle
+from tasks.prompt import INSTRUCTION, RESPONSE, PromptStyle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # An answer can only be over right after one of these (see tasks/extract.py), so other tokens need no look.
 _ENDERS = frozenset("`:>\n")
+# A line that begins so is a further turn, and no part of the answer (see tasks/extract.py).
+_TURNS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
+# So many tokens are decoded again with each new one, at most; their text depends on none before them.
+_WINDOW = 16
+_BROKEN = "\ufffd"
 
 
 class Vocabulary:
@@ -26,49 +31,154 @@ class Vocabulary:
         listed = ends if isinstance(ends, list) else [ends]
         self.ends = frozenset(end for end in (*listed, tokenizer.eos_token_id) if end is not None)
         self._may_end: dict[int, bool] = {}
+        self._pieces: dict[int, str] = {}
+        # Some tokenizers drop the blank that a text's first token brings, so pieces are read after another token.
+        self._before = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
+        self._skip = len(self._decode(self._before))
 
     def text(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` without special tokens; an unfinished character at the end is left out."""
+        return self.unfinished(tokens).rstrip(_BROKEN)
+
+    def unfinished(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens` without special tokens, with U+FFFD where a character is not complete."""
         said = self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(said).rstrip("\ufffd")
+        return str(said)
+
+    def said(self, tokens: Sequence[int]) -> str:
+        """The text of a whole answer: `text` without the end token that closed it, special or not."""
+        return self.text(tokens[:-1] if tokens and tokens[-1] in self.ends else tokens)
+
+    def piece(self, token: int) -> str:
+        """What a text grows by with this token: a special token's name, U+FFFD for a part of a character."""
+        if token not in self._pieces:
+            self._pieces[token] = self._decode([*self._before, token])[self._skip :]
+        return self._pieces[token]
 
     def may_end(self, token: int) -> bool:
         """Whether an answer can be over with this token."""
         if token not in self._may_end:
-            said = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
-            self._may_end[token] = not _ENDERS.isdisjoint(said)
+            self._may_end[token] = not _ENDERS.isdisjoint(self._decode([token]))
         return self._may_end[token]
 
-    def is_over(self, tokens: Sequence[int], style: PromptStyle) -> bool:
-        """Whether the answer is over after `tokens`: the end token, or where its text clearly ends."""
+    def is_over(self, tokens: Sequence[int], style: PromptStyle | None) -> bool:
+        """Whether the answer is over after `tokens`: the end token, or where its text clearly ends.
+
+        Raw text, which has no style, ends at the end token alone.
+        """
         last = tokens[-1]
-        return last in self.ends or (self.may_end(last) and answer_end(self.text(tokens), style) is not None)
+        if last in self.ends:
+            return True
+        return style is not None and self.may_end(last) and self.ends_answer(last, self.text(tokens), style)
+
+    def ends_answer(self, token: int, text: str, style: PromptStyle) -> bool:
+        """Whether `text`, whose last token this is, clearly ends with it."""
+        return self.may_end(token) and answer_end(text, style) is not None
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+
+class Telling:
+    """The text of tokens as they come. A token costs the same whether it is the tenth or the thousandth.
+
+    Only the last few tokens are decoded anew, from a place where a character had just been completed: the text of
+    those that follow does not depend on those before. `text` only grows, and is what `Vocabulary.text` says of all
+    tokens whenever a character is complete.
+    """
+
+    __slots__ = ("_before", "_complete", "_known", "_vocabulary", "_window", "text")
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.text = ""
+        self._vocabulary = vocabulary
+        self._window: list[int] = []
+        # The text up to here, how many characters of the window's own text are part of it, and how many tokens of
+        # the window were there when its text last ended with a whole character.
+        self._before, self._known, self._complete = "", 0, 0
+
+    def add(self, token: int) -> None:
+        """The next token."""
+        self._window.append(token)
+        said = self._vocabulary.unfinished(self._window)
+        whole = said.rstrip(_BROKEN)
+        is_whole = len(whole) == len(said)
+        text = self._before + whole[self._known :]
+        # Some tokenizers show a whole run of bytes as broken while its last character is.
+        if is_whole or len(text) > len(self.text):
+            self.text = text
+        if not is_whole:
+            return
+        if len(self._window) > _WINDOW:
+            self._move()
+        self._complete = len(self._window)
+
+    def _move(self) -> None:
+        """Lets the window begin where a character was last completed before its newest tokens."""
+        rest = self._window[self._complete :]
+        known = self._vocabulary.unfinished(rest)
+        if known:  # special tokens alone say nothing of what the next one's text will be
+            self._window, self._before, self._known = rest, self.text, len(known)
 
 
 @dataclass
 class Speech:
-    """One growing answer of one row."""
+    """One growing answer of one row; `finish` says why it ended, and "cancelled" until it has."""
 
-    style: PromptStyle
+    style: PromptStyle | None
     tokens: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    finish: Literal["stop", "length", "cancelled"] = "cancelled"
 
-    def candidate(self, vocabulary: Vocabulary) -> Candidate:
+    def candidate(self, vocabulary: Vocabulary, stops: Sequence[str] = ()) -> Candidate:
         """The finished answer, cut where it is over, with its code."""
-        text = vocabulary.text(self.tokens)
-        end = answer_end(text, self.style)
+        text = vocabulary.said(self.tokens)
+        text = text[: stop_at(text, stops)]
+        end = None if self.style is None else answer_end(text, self.style)
         return Candidate(
             text=text if end is None else text[:end],
-            code=extract_code(text, self.style),
+            code=text if self.style is None else extract_code(text, self.style),
             logprob=self.logprob,
             tokens=len(self.tokens),
+            finish=self.finish,
         )
 
 
-def merge(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Candidates with equal code merged into the first of them: ten beams of one answer are one answer."""
+def stop_at(text: str, stops: Sequence[str], begin: int = 0) -> int | None:
+    """Where the first of the stop strings begins in `text`; those that end before `begin` are known not to be there."""
+    found = [text.find(stop, max(0, begin - len(stop) + 1)) for stop in stops]
+    return min((place for place in found if place >= 0), default=None)
+
+
+def settled(text: str, stops: Sequence[str], style: PromptStyle | None) -> str:
+    """As much of a growing answer as will stay: not what may be the beginning of a stop string or of another turn."""
+    keep = min((_begun(text, stop) for stop in stops), default=len(text))
+    if style is not None:
+        line = text.rfind("\n") + 1
+        begin = text[line:].lstrip(" \t")
+        if any(turn.startswith(begin) for turn in _TURNS):
+            keep = min(keep, line)
+    return text[:keep]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Where in `text` the longest of its ends begins that `stop` begins with; the length of `text` where none does."""
+    place = max(0, len(text) - len(stop) + 1)
+    while (place := text.find(stop[0], place)) >= 0:
+        if stop.startswith(text[place:]):
+            return place
+        place += 1
+    return len(text)
+
+
+def merge(candidates: Sequence[Candidate], raw: bool = False) -> tuple[Candidate, ...]:
+    """Candidates with equal code merged into the first of them: ten beams of one answer are one answer.
+
+    Of `raw` text every character counts.
+    """
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
-        known = unique.get(candidate.code.strip())
-        unique[candidate.code.strip()] = replace(known, times=known.times + 1) if known else candidate
+        code = candidate.code if raw else candidate.code.strip()
+        known = unique.get(code)
+        unique[code] = replace(known, times=known.times + 1) if known else candidate
     return tuple(unique.values())

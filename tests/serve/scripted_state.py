@@ -1,0 +1,135 @@
+"""A state without a base: what comes next is a function of all tokens that a line has read, and of what it wears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+from zlib import crc32
+
+import torch
+
+from serve.backends.local.beams import BeamBatch
+from serve.backends.local.speech import Vocabulary
+from serve.backends.local.state import Line
+from serve.backends.local.stepwise import StepBatch
+from serve.rows import Row
+from tests.serve.tiny import tokenizer
+
+Script = Callable[[tuple[int, ...], Any], torch.Tensor]
+END = 2
+
+
+def vocabulary() -> Vocabulary:
+    """One token a byte; END ends."""
+    model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=END))
+    return Vocabulary(tokenizer(), model)
+
+
+def encode(row: Row) -> list[int]:
+    return list(tokenizer()(row.prompt)["input_ids"])
+
+
+def noise(scale: float = 4.0) -> Script:
+    """Logits that any other token anywhere before would have made others. The end token is never the likeliest."""
+
+    def logits(read: tuple[int, ...], worn: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(crc32(repr((read, worn)).encode()))
+        scores = scale * torch.randn(len(tokenizer()), generator=generator)
+        scores[:3] = -30.0
+        return scores
+
+    return logits
+
+
+def saying(answers: dict[str, str], end: bool = True) -> Script:
+    """After each prompt its answer, byte by byte, and then the end token (or "." on and on)."""
+    known = {tuple(tokenizer()(prompt)["input_ids"]): answer for prompt, answer in answers.items()}
+
+    def logits(read: tuple[int, ...], worn: Any) -> torch.Tensor:
+        prompt, answer = next(pair for pair in known.items() if read[: len(pair[0])] == pair[0])
+        said = [*tokenizer()(answer)["input_ids"], *([END] if end else [])]
+        place = len(read) - len(prompt)
+        scores = torch.zeros(len(tokenizer()))
+        scores[said[place] if place < len(said) else tokenizer()(".")["input_ids"][0]] = 9.0
+        return scores
+
+    return logits
+
+
+class ScriptedState:
+    """Keeps each line's tokens and holds decoding to what State asks of it."""
+
+    def __init__(self, script: Script, joins: bool = True, piece: int = 1000) -> None:
+        self.script = script
+        self.joins = joins
+        self.piece = piece
+        self.lines: list[tuple[int, tuple[int, ...], Any]] = []
+        self.calls: list[str] = []
+        self.reads = 0
+        self.reading = False
+        self.break_at: str | None = None
+
+    def read(self, lines: Sequence[Line]) -> Iterator[torch.Tensor | None]:
+        assert lines
+        assert not self.reading, "one read at a time"
+        assert self.joins or not self.lines, "this state cannot be joined"
+        self.reading = True
+        try:
+            self._note("read")
+            for _ in range(self.piece, max(len(line.tokens) for line in lines), self.piece):
+                yield None
+                self._note("piece")
+            fresh = [(self.reads + number, line.tokens, line.worn) for number, line in enumerate(lines)]
+            self.reads += len(lines)
+            self.lines += fresh
+        finally:
+            self.reading = False
+        yield self._logits(fresh)
+
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        self._note("step")
+        assert len(tokens) == len(self.lines) > 0
+        added = zip(self.lines, tokens.tolist(), strict=True)
+        self.lines = [(prompt, (*read, token), worn) for (prompt, read, worn), token in added]
+        return self._logits(self.lines)
+
+    def select(self, lines: torch.Tensor) -> None:
+        self._note("select")
+        self.lines = [self.lines[line] for line in lines.tolist()]
+        prompts = [prompt for prompt, _, _ in self.lines]
+        runs = [prompt for place, prompt in enumerate(prompts) if place == 0 or prompts[place - 1] != prompt]
+        assert len(runs) == len(set(runs)), "the lines of a prompt stay together"
+
+    def branch(self) -> None:
+        self._note("branch")
+        assert not self.reading
+
+    def _logits(self, lines: Sequence[tuple[int, tuple[int, ...], Any]]) -> torch.Tensor:
+        return torch.stack([self.script(read, worn) for _, read, worn in lines])
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if call == self.break_at:
+            raise RuntimeError("the base broke")
+
+
+class Bench:
+    """A batch over scripted states, with all the states that it has made."""
+
+    def __init__(self, script: Script, kind: str = "step", joins: bool = True, piece: int = 1000) -> None:
+        self.states: list[ScriptedState] = []
+
+        def make() -> ScriptedState:
+            self.states.append(ScriptedState(script, joins, piece))
+            return self.states[-1]
+
+        def worn(row: Row) -> Any:
+            return row.adapter
+
+        made = StepBatch if kind == "step" else BeamBatch
+        self.batch: StepBatch | BeamBatch = made(make, encode, worn, vocabulary())
+
+    @property
+    def state(self) -> ScriptedState:
+        return self.states[-1]

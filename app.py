@@ -3,10 +3,12 @@
 python app.py                                              the embedded base, on http://127.0.0.1:7860
 python app.py --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda
 python app.py --base ~/models/mine --quantization int8 --data-dir ~/data --port 8000
+python app.py --backend openai --url http://127.0.0.1:8000/v1       another engine answers (docs/other-engines.md)
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from errors import PeftArenaError
+from serve.backends.local.source import EMBEDDED
+from serve.backends.openai.options import Remote, add_remote_options, remote_of
 from serve.command import (
     Parser,
     Progress,
@@ -38,7 +42,7 @@ DEFAULT_PORT = 7860
 class Options:
     """What the command line and the environment ask for, checked as far as it can be without loading anything."""
 
-    base: str
+    base: str | None  # None: what the server behind `remote` says
     quantization: str
     device: str
     data_dir: Path | None
@@ -47,23 +51,28 @@ class Options:
     port: int
     trust_remote_code: bool
     embedder: str
+    remote: Remote | None
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
     """The options in `arguments`, with defaults from the environment; PeftArenaError in one sentence otherwise."""
     on_a_space = bool(os.environ.get("SPACE_ID"))
-    base = os.environ.get("PEFT_ARENA_BASE") or "embedded"
+    base = os.environ.get("PEFT_ARENA_BASE") or None
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_a_space else "127.0.0.1")  # noqa: S104
     port = os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
     parser = Parser(prog="app.py", description="Peft Arena: four answers to one intent, side by side.")
-    add_model_options(parser, base)
+    add_model_options(parser, base or EMBEDDED)
+    add_remote_options(parser)
     parser.add_argument("--runs-dir", type=Path, help="a folder with runs of `python -m evaluate` for Results")
     parser.add_argument("--host", default=host, help="the address to serve on (%(default)s)")
     parser.add_argument("--port", default=port, help="the port to serve on (%(default)s)")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(arguments, argparse.Namespace(base=None))
+    named = base if given.base is None else given.base
+    given.base = EMBEDDED if named is None else named
     check_model_options(given)
+    remote = remote_of(given)
     return Options(
-        base=given.base,
+        base=None if named is None and remote is not None else given.base,
         quantization=given.quantization,
         device=given.device,
         data_dir=given.data_dir,
@@ -72,6 +81,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         port=checked_port(given.port),
         trust_remote_code=given.trust_remote_code,
         embedder=given.embedder,
+        remote=remote,
     )
 
 
@@ -97,6 +107,7 @@ def serve(options: Options) -> NoReturn:
             trust_remote_code=options.trust_remote_code,
             embedder=options.embedder,
             report=tell,
+            remote=options.remote,
         )
 
     source = EngineSource(build).start()

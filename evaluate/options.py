@@ -8,6 +8,7 @@ from pathlib import Path
 
 from errors import PeftArenaError
 from evaluate.run import MODES, Engine, decoding_for
+from serve.backends.openai.options import add_remote_options, remote_of
 from serve.quiet import quiet
 from serve.rows import Decoding
 
@@ -21,6 +22,8 @@ def make_engine(options: argparse.Namespace) -> Engine:
     quiet()
     from serve.build import build_engine
 
+    remote = remote_of(options)
+
     def report(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
@@ -32,6 +35,7 @@ def make_engine(options: argparse.Namespace) -> Engine:
         trust_remote_code=options.trust_remote_code,
         embedder=options.embedder,
         report=report,
+        remote=remote,
     )
 
 
@@ -60,11 +64,12 @@ def add_base_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data set: starter, conala, codealpacapy, mbpp or apps")
     parser.add_argument("--data-dir", type=Path, help="folder with a folder for each data set; else the Hub is read")
     parser.add_argument("--limit", type=int, help="only the first N problems")
-    parser.add_argument("--base", default="embedded", help="embedded, a Hub id[@revision], a folder or a .gguf file")
+    parser.add_argument("--base", help="embedded (the default), a Hub id[@revision], a folder or a .gguf file")
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "none"])
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--trust-remote-code", action="store_true", help="run the base's own code; needs a revision")
     parser.add_argument("--embedder", default="embedded", help="for RAG: embedded, or a Hub id: thenlper/gte-small")
+    add_remote_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16, help="problems a batch")
     parser.add_argument(

@@ -5,31 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapters.store import LIBRARY, Store
+from serve.backends.local.source import EMBEDDED
+from serve.backends.openai.options import Remote
 from serve.engine import Engine
 from serve.examples import Pools
 from serve.home import Report, home
+from serve.rows import Backend
 from tasks.datasets import digest, load_examples
 from tasks.prompt import STYLES
 
 
 def build_engine(
-    base: str = "embedded",
+    base: str | None = None,
     quantization: str = "nf4",
     device: str = "auto",
     data_dir: Path | None = None,
     trust_remote_code: bool = False,
     embedder: str = "embedded",
     report: Report = lambda _: None,
+    *,
+    remote: Remote | None = None,
 ) -> Engine:
     """Loads the base (converting or downloading it first where needed) and puts the engine around it.
 
-    `report` gets one line of progress at a time. Raises BaseModelError in one sentence.
+    With `remote` that server answers instead, and `base`, where it is given, says which base the server has; without
+    either the embedded base is loaded. `report` gets one line of progress at a time. Raises BaseModelError, or
+    another PeftArenaError, in one sentence.
     """
-    from serve.backends.local.backend import LocalBackend
-    from serve.backends.local.loading import load_base
     from serve.backends.retrieval import Embedder, FaissRetriever
 
-    loaded = load_base(base, quantization, device, report, trust_remote_code)
+    backend: Backend
+    if remote is None:
+        from serve.backends.local.backend import LocalBackend
+        from serve.backends.local.loading import load_base
+
+        backend = LocalBackend(load_base(base or EMBEDDED, quantization, device, report, trust_remote_code))
+    else:
+        from serve.backends.openai.backend import OpenAIBackend
+
+        backend = OpenAIBackend(remote.url, remote.model, remote.api_key, base, report)
     model = Embedder(embedder)
     pools = Pools(
         load=lambda name: load_examples(name, data_dir),
@@ -37,4 +51,4 @@ def build_engine(
     )
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home() / "adapters"), fingerprints=fingerprints)
-    return Engine(LocalBackend(loaded), store, pools)
+    return Engine(backend, store, pools)

@@ -93,6 +93,8 @@ def compare(
         for event in stream:
             place = places[event.index]
             if isinstance(event, Partial):
+                if event.candidate:
+                    continue  # a column shows the first sample as it grows
                 columns[place] = replace(columns[place], state="streaming", text=event.text, tokens=event.tokens)
             else:
                 columns[place] = _finish(columns[place], event, ask.problem.reference, score)

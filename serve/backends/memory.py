@@ -15,11 +15,13 @@ class PeakMemory:
     """The peak since `start`: of what torch allocated on a GPU ("cuda"), of what this process holds resident on a CPU.
 
     What a process holds on a CPU includes Python and its libraries, the base, and pages of files that it reads; on a
-    GPU neither the CUDA context nor what torch's allocator keeps in reserve counts, as in torch's own figures.
+    GPU neither the CUDA context nor what torch's allocator keeps in reserve counts, as in torch's own figures. Of
+    another engine nothing is known: 0.
     """
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
+        self._here = self._cuda or device == "cpu"
         self._device = device
 
     def start(self) -> bool:
@@ -41,7 +43,7 @@ class PeakMemory:
             import torch
 
             return int(torch.cuda.max_memory_allocated(self._device))
-        return _peak_resident()
+        return _peak_resident() if self._here else 0
 
 
 def _peak_resident() -> int:

@@ -1,0 +1,120 @@
+"""What the base behind a server is: what the server says, made exact by --base and what this machine knows of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.manifest import BaseIdentity
+from errors import BaseModelError, PeftArenaError
+from serve.backends.local.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve
+from serve.backends.openai.facts import Facts
+from serve.home import Report
+from tasks.prompt import Message
+
+UNKNOWN = "unknown"
+PLAIN = "plain"
+# Bases of today read more; a prompt that fits this fits them all.
+_SAFE_CONTEXT = 2048
+
+
+@dataclass(frozen=True)
+class Known:
+    """A base by its name, with its files where they are on this machine (configuration and tokenizer, not weights)."""
+
+    id: str
+    revision: str = ""
+    folder: Path | None = None
+
+
+class LocalTokenizer:
+    """The base's own tokenizer and chat template, read from its files on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, ImportError) as fault:
+            raise BaseModelError(f"The tokenizer in {folder} cannot be read: check --base.") from fault
+        bos = self._tokenizer.bos_token
+        adds = self._tokenizer("", verbose=False)["input_ids"]
+        self._added = bos if bos and adds[:1] == [self._tokenizer.bos_token_id] else ""
+
+    @property
+    def has_template(self) -> bool:
+        """Whether it knows how a chat is written."""
+        return bool(self._tokenizer.chat_template)
+
+    def chat(self, messages: Sequence[Message]) -> str:
+        """The template around `messages`, without the token that the server puts first itself."""
+        text = str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        return text.removeprefix(self._added) if self._added else text
+
+    def count(self, text: str) -> int:
+        """How many tokens `text` has."""
+        return len(self._tokenizer(text, verbose=False)["input_ids"])
+
+
+def known_base(base: str, report: Report) -> Known:
+    """What is known here of the base that --base names; nothing is downloaded from the Hub.
+
+    BaseModelError where it is a folder or file that does not exist.
+    """
+    name, _, revision = base.partition("@")
+    is_here = base in (EMBEDDED, EMBEDDED_ID) or base.endswith(".gguf") or Path(base).expanduser().is_dir()
+    if is_here or base.startswith((".", "/", "~")):
+        found = resolve(base, report)
+        return Known(found.id, found.revision, found.folder)
+    folder = _cached(name, revision or None)
+    if folder is not None:
+        return Known(name, folder.name, folder)
+    return Known(name, revision if is_commit(revision) else "")
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot in the Hub's cache, where it has a tokenizer."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception:  # noqa: BLE001 - the client raises several libraries' errors for what it does not have
+        return None
+    return folder if (folder / "tokenizer_config.json").is_file() else None
+
+
+def identity(facts: Facts, known: Known | None, tokenizer: LocalTokenizer | None, engine: str) -> BaseIdentity:
+    """What adapters, results and pages must know of the base that `engine` serves.
+
+    Shapes stay unknown: the engine that holds the weights checks them. Without the base's own chat template every
+    prompt is a plain one.
+    """
+    config = _config(known)
+    read = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
+    context = facts.context or (read if type(read) is int else 0) or _SAFE_CONTEXT
+    has_template = tokenizer is not None and tokenizer.has_template
+    architectures = config.get("architectures") or [UNKNOWN]
+    return BaseIdentity(
+        id=known.id if known else facts.base_id,
+        revision=(known.revision if known else facts.revision) or UNKNOWN,
+        architecture=str(architectures[0]),
+        quantization=facts.quantization or UNKNOWN,
+        device=engine,
+        context_length=context,
+        has_chat_template=has_template,
+        is_encoder_decoder=bool(config.get("is_encoder_decoder")),
+        prompt_style="" if has_template else PLAIN,
+    )
+
+
+def _config(known: Known | None) -> dict[str, Any]:
+    if known is None or known.folder is None:
+        return {}
+    try:
+        value = json.loads((known.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise PeftArenaError(f"The config.json in {known.folder} cannot be read: check --base.") from fault
+    return value if isinstance(value, dict) else {}

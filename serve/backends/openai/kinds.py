@@ -1,0 +1,43 @@
+"""The engines that this program knows by what they say of themselves, and how their dialects differ.
+
+Sources: the manuals and servers of vLLM (docs/features/lora.md, /v1/models), LoRAX (router/src/lib.rs), llama.cpp
+(tools/server/README.md) and llama-cpp-python (llama_cpp/server).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One engine's dialect.
+
+    `takes_n`: several samples come from one call. `greedy`: what asks for the likeliest token. `neutral`: what switches
+    off the samplers and penalties that the server would add by itself (vLLM takes those of the model's
+    generation_config.json), so that all engines decode alike. `every_technique`: not LoRA alone. `loads`: it may have
+    /v1/load_lora_adapter. `scales`: an adapter's strength can be chosen.
+    """
+
+    name: str
+    takes_n: bool = False
+    greedy: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    every_technique: bool = False
+    loads: bool = False
+    scales: bool = False
+
+
+OURS = Kind("Peft Arena", takes_n=True, every_technique=True, loads=True, scales=True)
+VLLM = Kind("vLLM", takes_n=True, neutral={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}, loads=True)
+# LoRAX refuses a temperature of 0, and samples as soon as there is an `n`.
+LORAX = Kind("LoRAX", greedy={})
+_LLAMA_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
+LLAMA_CPP = Kind("llama.cpp", neutral=_LLAMA_NEUTRAL, scales=True)
+LLAMA_CPP_PYTHON = Kind("llama-cpp-python", neutral=_LLAMA_NEUTRAL)
+OTHER = Kind("OpenAI-compatible server")
+
+# `owned_by` of the entries of /v1/models.
+OWNERS: Mapping[str, Kind] = {"peft-arena": OURS, "vllm": VLLM, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}

@@ -1,0 +1,177 @@
+"""One row's conversation with the server: its calls, what they say as they say it, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from errors import BusyError, PeftArenaError
+from serve.backends.local.speech import merge
+from serve.backends.openai.events import Events
+from serve.backends.openai.said import Said
+from serve.backends.openai.wire import MAX_BODY, Wire, read_json
+from serve.rows import Decoding, Finished, Partial, Row
+
+# What a token may cost on the wire, its twenty likeliest neighbours included, and what a stream costs by itself.
+_BYTES_A_TOKEN, _BYTES_A_STREAM = 8 << 10, 256 << 10
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds: until the first token (a server has a queue of its own), from one to the next, and for a busy server."""
+
+    first: float = 300.0
+    between: float = 60.0
+    busy: float = 30.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One POST to /completions; its first choice is sample number `first`."""
+
+    body: Mapping[str, Any]
+    first: int
+    count: int
+
+
+class Talk:
+    """All calls of one row. `run` works on the loop's thread; `finished` may be asked from any other."""
+
+    def __init__(self, key: int, row: Row, decoding: Decoding, calls: Sequence[Call], notes: tuple[str, ...]) -> None:
+        self.key = key
+        self.lines = decoding.candidates
+        self._decoding = decoding
+        self._calls = calls
+        self._notes = notes
+        self._said = [Said(row.style, decoding) for _ in range(decoding.candidates)]
+        self._began = time.perf_counter()
+
+    def finished(self, *, cancelled: bool = False, error: str | None = None) -> Finished:
+        """The row's end, with all that was said."""
+        samples = tuple(said.candidate() for said in self._said if said.is_over or said.text)
+        return Finished(
+            self.key,
+            merge(samples),
+            time.perf_counter() - self._began,
+            cancelled=cancelled,
+            samples=samples if self._decoding.mode == "sample" else (),
+            error=error,
+            notes=self._notes,
+        )
+
+    async def run(
+        self, wire: Wire, client: httpx.AsyncClient, patience: Patience, tell: Callable[[Partial | Finished], None]
+    ) -> None:
+        """The whole conversation. `tell` hears of every growth, and of one end unless this is cancelled."""
+        calls = [self._patient(call, wire, client, patience, tell) for call in self._calls]
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        faults = [end for end in ends if isinstance(end, Exception)]
+        known = [str(fault) for fault in faults if isinstance(fault, PeftArenaError)]
+        if faults and not known:
+            raise faults[0]
+        tell(self.finished(error=known[0] if known else None))
+
+    async def _patient(
+        self,
+        call: Call,
+        wire: Wire,
+        client: httpx.AsyncClient,
+        patience: Patience,
+        tell: Callable[[Partial | Finished], None],
+    ) -> None:
+        """One call, asked again where the server says that it is busy and for not too long."""
+        left = patience.busy
+        while True:
+            try:
+                return await self._call(call, wire, client, patience, tell)
+            except BusyError as busy:
+                left -= busy.seconds
+                if left < 0:
+                    raise
+                await asyncio.sleep(busy.seconds)
+
+    async def _call(
+        self,
+        call: Call,
+        wire: Wire,
+        client: httpx.AsyncClient,
+        patience: Patience,
+        tell: Callable[[Partial | Finished], None],
+    ) -> None:
+        most = _BYTES_A_STREAM + _BYTES_A_TOKEN * self._decoding.max_new_tokens * call.count
+        events = Events(wire.host, most, wire.clean)
+        clock = asyncio.get_running_loop().time
+        try:
+            async with (
+                asyncio.timeout(patience.first) as alarm,
+                client.stream("POST", f"{wire.url}/completions", json=call.body) as response,
+            ):
+                await _require_stream(response, wire, str(call.body["model"]))
+                async for chunk in response.aiter_raw():
+                    news = [self._hear(event, call, wire, tell) for event in events.feed(chunk)]
+                    if any(news):
+                        alarm.reschedule(clock() + patience.between)
+                    if events.done or self._is_cut(call):
+                        break
+            if not self._is_over(call):
+                raise PeftArenaError(f"The server at {wire.host} ended in the middle of the answer.")
+        except (httpx.HTTPError, TimeoutError) as fault:
+            if not self._is_over(call):
+                raise self._kept(call, wire.failure(fault)) from fault
+        except PeftArenaError as fault:
+            raise self._kept(call, fault) from fault
+
+    def _hear(self, event: Mapping[str, Any], call: Call, wire: Wire, tell: Callable[[Partial], None]) -> bool:
+        """Takes one event in; whether it brought anything new."""
+        if "error" in event:
+            raise wire.refusal(200, {}, event)
+        choices = event.get("choices")
+        new = False
+        for choice in choices if isinstance(choices, list) else []:
+            place = choice.get("index", 0) if isinstance(choice, dict) else None
+            if type(place) is not int or not 0 <= place < call.count or self._said[call.first + place].is_over:
+                continue
+            said = self._said[call.first + place]
+            said.hear(choice)
+            new = True
+            tell(Partial(self.key, said.text, said.tokens, call.first + place))
+        usage = event.get("usage")
+        if call.count == 1 and isinstance(usage, dict) and self._said[call.first].is_over:
+            self._said[call.first].count(usage.get("completion_tokens"))
+        return new
+
+    def _of(self, call: Call) -> list[Said]:
+        return self._said[call.first : call.first + call.count]
+
+    def _is_over(self, call: Call) -> bool:
+        return all(said.is_over for said in self._of(call))
+
+    def _is_cut(self, call: Call) -> bool:
+        """Whether nothing that comes is wanted. What the server ended itself is read to its last word, the usage."""
+        return self._is_over(call) and not all(said.was_ended for said in self._of(call))
+
+    def _kept(self, call: Call, fault: PeftArenaError) -> PeftArenaError:
+        """The same fault; where something was said before it, the sentence says that it is kept."""
+        if isinstance(fault, BusyError) or not any(said.text for said in self._of(call)):
+            return fault
+        return PeftArenaError(f"{str(fault).rstrip('.')}; what it had said before is kept, half an answer.")
+
+
+async def _require_stream(response: httpx.Response, wire: Wire, model: str) -> None:
+    """PeftArenaError unless the server begins a stream of events."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if response.status_code == 200 and kind == "text/event-stream":
+        return
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        content += chunk
+        if len(content) > MAX_BODY:
+            break
+    if response.status_code != 200:
+        raise wire.refusal(response.status_code, response.headers, read_json(bytes(content))[0], model)
+    raise PeftArenaError(f"The server at {wire.host} does not stream (it sent {wire.clean(kind) or 'nothing'}).")

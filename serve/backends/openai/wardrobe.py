@@ -1,0 +1,121 @@
+"""Which adapters the server can put on a row, under which name, and why it cannot put on the others."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from adapters.handover import rules
+from adapters.store import AdapterFolder
+from errors import AdapterError, PeftArenaError
+from serve.backends.openai import facts as asked
+from serve.backends.openai.facts import Facts
+from serve.backends.openai.kinds import LLAMA_CPP, LORAX, VLLM
+from serve.backends.openai.wire import Wire, message_of
+
+_LOAD_SECONDS = 120.0
+_TITLES = {"IA3": "IA3", "PROMPT_TUNING": "Prompt tuning", "PREFIX_TUNING": "Prefix tuning"}
+
+
+class Wardrobe:
+    """The adapters at one server. Thread-safe: adapters are loaded while others answer."""
+
+    def __init__(self, wire: Wire, facts: Facts) -> None:
+        self._wire = wire
+        self._facts = facts
+        self._name = f"{facts.kind.name} at {wire.host}"
+        self._listed = asked.names(asked.models(wire) or ())
+        self._can_load = facts.kind.loads and self._has_door()
+        # name -> (digest, folder) of what we had the server load, or gave to it by its folder
+        self._ours: dict[str, AdapterFolder] = {}
+        self._lock = threading.Lock()
+
+    def refuses(self, folder: AdapterFolder | None, scale: float = 1.0) -> str | None:
+        """Why this engine cannot answer with the adapter at that strength; None where it can, as far as is known."""
+        if folder is None:
+            return None
+        if scale != 1 and not self._facts.kind.scales:
+            return f"{self._name} wears an adapter at its full strength only: ask for '{folder.name}' alone."
+        if folder.name in self._listed and folder.name not in self._ours:
+            return None
+        technique = str(folder.config.get("peft_type"))
+        if technique != "LORA" and not self._facts.kind.every_technique:
+            return (
+                f"This engine serves LoRA adapters only; '{folder.name}' is {_TITLES.get(technique, technique)}: "
+                "answer with the local engine (leave --backend out), or train a LoRA."
+            )
+        return self._refuses_folder(folder)
+
+    def _refuses_folder(self, folder: AdapterFolder) -> str | None:
+        kind = self._facts.kind
+        if kind is LLAMA_CPP:
+            if folder.name in (self._facts.slots or {}):
+                return None
+            return (
+                f"{self._name} was not started with '{folder.name}': convert it with convert_lora_to_gguf.py and start "
+                f"the server with --lora {folder.name}.gguf."
+            )
+        if kind in (VLLM, LORAX):
+            for rule in rules(folder):
+                if not rule.holds:
+                    return f"{self._name} cannot wear '{folder.name}': {rule.reason}."
+        if kind is LORAX or self._can_load:
+            return None
+        mend = (
+            " with --lora-modules, or let it load adapters (VLLM_ALLOW_RUNTIME_LORA_UPDATING)" if kind is VLLM else ""
+        )
+        return f"{self._name} does not list '{folder.name}' among its models: start it with that adapter{mend}."
+
+    def load(self, folder: AdapterFolder) -> None:
+        """Has the server load the adapter where it must; AdapterError in one sentence where it will not."""
+        with self._lock:
+            if folder.name not in self._listed:
+                self._listed = asked.names(asked.models(self._wire) or ())
+            known = self._ours.get(folder.name)
+            if reason := self.refuses(folder):
+                raise AdapterError(reason)
+            if known is not None and known.digest == folder.digest:
+                return
+            if known is None and folder.name in self._listed:
+                return  # the server's own, by its name
+            if self._facts.kind.loads:
+                if known is not None:
+                    self._tell("/unload_lora_adapter", {"lora_name": folder.name}, folder.name)
+                body = {"lora_name": folder.name, "lora_path": str(folder.path.resolve())}
+                self._tell("/load_lora_adapter", body, folder.name)
+            self._ours[folder.name] = folder
+
+    def unload(self, name: str) -> None:
+        """Has the server forget what we had it load; a server that is gone has forgotten it."""
+        with self._lock:
+            if self._ours.pop(name, None) is not None and self._facts.kind.loads:
+                try:
+                    self._tell("/unload_lora_adapter", {"lora_name": name}, name)
+                except PeftArenaError:
+                    return
+
+    def dress(self, name: str | None, scale: float) -> dict[str, Any]:
+        """The fields of a request that put the adapter on it: `model`, and what the engine wants besides."""
+        kind = self._facts.kind
+        if kind is LLAMA_CPP and self._facts.slots:
+            # Without this list every adapter that the server was started with is on every row.
+            worn = [{"id": slot, "scale": scale if each == name else 0.0} for each, slot in self._facts.slots.items()]
+            return {"model": self._facts.model, "lora": worn}
+        if name is None:
+            return {"model": self._facts.model}
+        if kind is LORAX and name in self._ours:
+            return {"model": str(self._ours[name].path.resolve()), "adapter_source": "local"}
+        return {"model": name if scale == 1 else f"{name}*{scale:g}"}
+
+    def _has_door(self) -> bool:
+        """Whether the server has the address that loads adapters; an empty name is refused there, and not unknown."""
+        return self._wire.post("/load_lora_adapter", {"lora_name": "", "lora_path": ""}).status not in (404, 405)
+
+    def _tell(self, path: str, body: dict[str, str], name: str) -> None:
+        reply = self._wire.post(path, body, seconds=_LOAD_SECONDS)
+        if reply.status != 200:
+            said = self._wire.clean(message_of(reply.value) or reply.text)
+            raise AdapterError(
+                f"{self._name} does not load '{name}' (status {reply.status}: {said or 'no reason given'}): "
+                "its folder must lie on a disk that the server sees."
+            )

@@ -1,0 +1,77 @@
+"""The options that choose another engine, and the start with one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import app
+from errors import PeftArenaError
+from evaluate.options import run_parser
+from serve.backends.openai.options import Remote, remote_of
+from serve.build import build_engine
+from serve.method import parse_method
+from serve.rows import Decoding, Request
+from tasks.problem import Problem
+from tests.serve.remote.standin import VLLM_MODELS, StandIn, saying
+
+URL = "http://127.0.0.1:8000/v1"
+
+
+def test_a_server_is_named_with_its_model_and_the_variable_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVER_KEY", " secret ")
+    options = app.parse_options(
+        ["--backend", "openai", "--url", URL, "--model", "owner/base", "--api-key-env", "SERVER_KEY"]
+    )
+    assert options.remote == Remote(URL, "owner/base", "secret")
+    assert "secret" not in repr(options)
+
+
+def test_the_base_is_the_servers_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PEFT_ARENA_BASE", raising=False)
+    remote = ["--backend", "openai", "--url", URL]
+    assert app.parse_options(remote).base is None
+    assert app.parse_options([*remote, "--base", "embedded"]).base == "embedded"
+    assert app.parse_options([]).base == "embedded"
+    assert app.parse_options([]).remote is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--backend", "opnai"], "Unknown backend 'opnai': did you mean 'openai'"),
+        (["--backend", "openai"], "needs the server's address: add --url"),
+        (["--url", URL], "--url belongs to --backend openai"),
+        (["--api-key-env", "X"], "--api-key-env belongs to --backend openai"),
+        (["--backend", "openai", "--url", URL, "--api-key-env", "NO_SUCH_VARIABLE"], "is not set, or empty"),
+    ],
+)
+def test_options_that_contradict_one_another_are_one_sentence(arguments: list[str], expected: str) -> None:
+    with pytest.raises(PeftArenaError, match=expected):
+        app.parse_options(arguments)
+
+
+def test_the_study_takes_the_same_options() -> None:
+    given = run_parser("").parse_args(
+        ["--data", "starter", "--methods", "rag-8", "--output", "x.jsonl", "--backend", "openai", "--url", URL]
+    )
+    assert remote_of(given) == Remote(URL)
+    assert given.base is None
+
+
+def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
+    standin = serve(StandIn(saying("s[::-1]", logprob=-0.5), VLLM_MODELS))
+    said: list[str] = []
+    engine = build_engine(remote=Remote(standin.url), report=said.append)
+    try:
+        request = Request(Problem("typed", "reverse the string `s`"), parse_method("icl-2", ()))
+        (answer,) = engine.answer([request], Decoding(max_new_tokens=16))
+        assert answer.error is None
+        assert answer.code == "s[::-1]"
+        assert len(answer.examples) == 2
+        assert (engine.base.id, engine.base.device) == ("owner/base", f"vLLM at {standin.host}")
+        assert answer.prompt == standin.bodies()[-1]["prompt"]
+        assert any("Prompts are plain ones" in line for line in said)
+    finally:
+        engine.close()

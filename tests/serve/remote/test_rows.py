@@ -1,0 +1,201 @@
+"""Rows as streams of another server: what they say, where they end, and that each is its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from errors import PeftArenaError
+from serve.rows import Decoding, Finished, Partial, Row
+from tasks.prompt import STYLES
+from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, chunk, saying
+
+PLAIN = STYLES["plain"]
+OPEN = STYLES["chat-python-open"]
+GREEDY = Decoding(max_new_tokens=32)
+
+
+def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, Finished], list[Partial]]:
+    """Steps until every row is done."""
+    ends: dict[int, Finished] = {}
+    grown: list[Partial] = []
+    until = time.monotonic() + seconds
+    while len(batch):
+        assert time.monotonic() < until, "rows do not end"
+        for event in batch.step():
+            if isinstance(event, Finished):
+                ends[event.index] = event
+            else:
+                grown.append(event)
+    return ends, grown
+
+
+def answer(backend: Any, decoding: Decoding = GREEDY, style: Any = PLAIN, prompt: str = "p") -> Finished:
+    batch = backend.open_batch("step")
+    batch.add(0, Row(prompt, style), decoding)
+    return finish(batch)[0][0]
+
+
+def test_a_row_grows_and_ends_as_it_was_said(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("x", " = ", "1", delay=0.02, logprob=-0.25), VLLM_MODELS))
+    batch = connect(standin.url).open_batch("step")
+    batch.add(7, Row("### Instruction:\nadd", PLAIN), GREEDY)
+    assert len(batch) == 1
+    ends, grown = finish(batch)
+    (said,) = ends[7].candidates
+    assert (said.text, said.code, said.tokens, said.finish, said.logprob) == ("x = 1", "x = 1", 3, "stop", -0.75)
+    assert [part.text for part in grown][-1] in ("x", "x = ", "x = 1")
+    assert {part.index for part in grown} == {7}
+    assert ends[7].error is None
+    assert ends[7].seconds > 0
+
+
+def test_greedy_asks_for_the_likeliest_token_and_switches_off_what_the_server_adds(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("1"), VLLM_MODELS))
+    answer(connect(standin.url), Decoding(max_new_tokens=9, stop=("\n\n",)), prompt="exactly\nthis ")
+    (body,) = standin.bodies()
+    expected = {"model": "owner/base", "prompt": "exactly\nthis ", "max_tokens": 9, "stream": True, "temperature": 0}
+    assert expected.items() <= body.items()
+    assert {"top_k": -1, "repetition_penalty": 1.0, "stop": ["\n\n"], "logprobs": 1}.items() <= body.items()
+    assert "n" not in body
+    assert "seed" not in body
+
+
+def test_our_own_rule_ends_an_answer_and_closes_its_stream(serve: Any, connect: Any) -> None:
+    def fenced(body: dict[str, Any]) -> Any:
+        yield from (chunk(piece) for piece in ("x = 1", "\n", "```", "\n", "Now"))
+        for _ in range(1000):
+            time.sleep(0.01)
+            yield chunk(" chatter")
+
+    standin = serve(StandIn(fenced, VLLM_MODELS))
+    end = answer(connect(standin.url), Decoding(max_new_tokens=5000), OPEN)
+    assert end.candidates[0].code == "x = 1"
+    assert end.candidates[0].finish == "stop"
+    assert "Now" not in end.candidates[0].text
+    until = time.monotonic() + 5
+    while standin.open and time.monotonic() < until:
+        time.sleep(0.01)
+    assert standin.cut == 1, "the server was left generating"
+
+
+def test_a_stop_string_ends_raw_text_even_where_the_server_does_not_know_it(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("one", " tw", "o STOP", " three"), VLLM_MODELS))
+    end = answer(connect(standin.url), Decoding(stop=("STOP",)), style=None)
+    assert (end.candidates[0].text, end.candidates[0].code) == ("one two ", "one two ")
+
+
+def test_samples_come_in_one_call_with_their_seed(serve: Any, connect: Any) -> None:
+    def stream(body: dict[str, Any]) -> Any:
+        for index in range(body["n"]):
+            yield chunk(f"x = {index % 2}", index, logprob=-1.0)
+            yield chunk("", index, "stop")
+
+    standin = serve(StandIn(stream, VLLM_MODELS))
+    batch = connect(standin.url).open_batch("step")
+    batch.add(0, Row("p", PLAIN), Decoding("sample", candidates=3, temperature=0.7, top_p=0.9, seed=11))
+    assert len(batch) == 3
+    ends, grown = finish(batch)
+    assert [sample.code for sample in ends[0].samples] == ["x = 0", "x = 1", "x = 0"]
+    assert [(candidate.code, candidate.times) for candidate in ends[0].candidates] == [("x = 0", 2), ("x = 1", 1)]
+    assert {part.candidate for part in grown} <= {0, 1, 2}
+    (body,) = standin.bodies()
+    assert {"n": 3, "temperature": 0.7, "top_p": 0.9, "seed": 11}.items() <= body.items()
+
+
+def test_an_unknown_server_gets_a_call_a_sample_each_with_its_own_seed(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("a"), [{"id": "m"}]))
+    end = answer(connect(standin.url), Decoding("sample", candidates=3, seed=5))
+    assert sorted(body["seed"] for body in standin.bodies()) == [5, 6, 7]
+    assert len(end.samples) == 3
+    assert all(body["n"] == 1 for body in standin.bodies())
+
+
+def test_beam_search_is_refused_in_one_sentence(serve: Any, connect: Any) -> None:
+    batch = connect(serve(StandIn(saying("a"), VLLM_MODELS)).url).open_batch("beam")
+    with pytest.raises(PeftArenaError, match="has no beam search: choose sampling"):
+        batch.add(0, Row("p", PLAIN), Decoding("beam", candidates=4))
+    assert len(batch) == 0
+
+
+def test_rows_run_beside_one_another_and_join_at_any_time(serve: Any, connect: Any) -> None:
+    def stream(body: dict[str, Any]) -> Any:
+        for piece in body["prompt"]:
+            time.sleep(0.01)
+            yield chunk(piece)
+        yield chunk("", 0, "stop")
+
+    standin = serve(StandIn(stream, VLLM_MODELS))
+    batch = connect(standin.url).open_batch("step")
+    assert batch.joins
+    prompts = [f"row {number} says so" for number in range(12)]
+    for key, prompt in enumerate(prompts[:6]):
+        batch.add(key, Row(prompt, None), GREEDY)
+    batch.step()
+    for key, prompt in enumerate(prompts[6:], 6):
+        batch.add(key, Row(prompt, None), GREEDY)
+    ends, _ = finish(batch)
+    assert [ends[key].candidates[0].text for key in range(12)] == prompts
+    assert standin.most_open > 6
+
+
+def test_cancel_frees_the_row_at_once_and_keeps_what_it_said(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying(*["word "] * 1000, delay=0.01), VLLM_MODELS))
+    batch = connect(standin.url).open_batch("step")
+    batch.add(0, Row("p", None), Decoding(max_new_tokens=2000))
+    batch.add(1, Row("p", None), Decoding(max_new_tokens=2000))
+    while not any(isinstance(event, Partial) and event.index == 0 for event in batch.step()):
+        pass
+    end = batch.cancel(0)
+    assert end.cancelled
+    assert end.candidates[0].text.startswith("word")
+    assert end.candidates[0].finish == "cancelled"
+    assert len(batch) == 1
+    assert all(event.index == 1 for _ in range(5) for event in batch.step())
+    batch.cancel(1)
+    assert batch.step() == []
+    until = time.monotonic() + 5
+    while standin.cut < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert standin.cut == 2
+
+
+def test_generate_runs_rows_to_their_end_and_stops_when_told(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying(*["word "] * 500, delay=0.01), VLLM_MODELS))
+    cancel = threading.Event()
+    ends = []
+    for event in connect(standin.url).generate([Row("p", None), Row("q", None)], Decoding(), cancel):
+        if isinstance(event, Finished):
+            ends.append(event)
+        else:
+            cancel.set()
+    assert sorted(end.index for end in ends) == [0, 1]
+    assert all(end.cancelled for end in ends)
+
+
+def test_log_probabilities_come_with_their_neighbours(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("a", "b", logprob=-0.5), VLLM_MODELS))
+    end = answer(connect(standin.url), Decoding(top_logprobs=2), style=None)
+    assert [(token.token, token.logprob, token.top) for token in end.candidates[0].token_logprobs] == [
+        ("a", -0.5, (("a", -0.5),)),
+        ("b", -0.5, (("b", -0.5),)),
+    ]
+    assert standin.bodies()[0]["logprobs"] == 2
+
+
+def test_a_server_that_refuses_log_probabilities_is_asked_without(serve: Any, connect: Any) -> None:
+    standin = StandIn(saying("a"), VLLM_MODELS)
+
+    def whole(body: dict[str, Any]) -> Reply | None:
+        if body.get("logprobs"):
+            return Reply({"error": {"message": "logprobs are not supported"}}, 500)
+        return None if body.get("stream") else Reply({"choices": [{"text": "y"}]})
+
+    standin.pages["/v1/completions"] = whole  # type: ignore[assignment]
+    end = answer(connect(serve(standin).url), Decoding("sample", candidates=2))
+    assert end.error is None
+    assert end.notes[-1] == "This engine gives no log-probabilities: they stand as 0."
+    assert "logprobs" not in standin.bodies()[-1]

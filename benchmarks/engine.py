@@ -1,0 +1,179 @@
+r"""How fast the engine is: one batch for everything, against transformers + PEFT and llama.cpp.
+
+    pip install --no-deps -r requirements-benchmarks.txt
+    python -m benchmarks.engine [--runs 5] [--only columns,llama] [--output docs/results/engine-speed]
+    python -m benchmarks.engine --device cuda --random-llama 7b [--quantization none]
+
+Prints one JSON line. Its questions, each in a module of its own that says how it is measured:
+
+    columns    six_columns_ratio, slowest_column_ratio              engine_columns.py
+    llama      llama_cpp_total_ratio, llama_cpp_single_ratio        engine_llama.py
+    eight      eight_adapters_ratio                                 engine_adapters.py
+    thousand   thousand_adapters_ratio                              engine_thousand.py
+    cold       cold_load_ms                                         engine_adapters.py
+    memory     adapter_memory_ratio                                 engine_adapters.py
+    prefix     warm_prefix_ratio                                    engine_prefix.py
+    limit      share_of_limit                                       engine_limit.py
+
+Both sides of a question take turns, and their medians are compared. With --output the line is also written to
+OUTPUT.json, and as a page to OUTPUT.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from errors import PeftArenaError, unknown
+from serve.quiet import quiet
+
+if TYPE_CHECKING:
+    from benchmarks.engine_bench import Bench, Settings
+
+QUESTIONS = ("columns", "llama", "eight", "thousand", "cold", "memory", "prefix", "limit")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+Question = Callable[["Bench"], dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 2 with one sentence where something is missing, else 0."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _options(given)
+    quiet()
+    # Before torch is imported: its threads ask once, each of them.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
+    try:
+        line = measure(options)
+        if options.output is not None:
+            _write(options.output, line, _command(given))
+    except PeftArenaError as fault:
+        print(f"benchmarks.engine: {fault}", file=sys.stderr)
+        return 2
+    print(json.dumps(line))
+    return 0
+
+
+def _options(given: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--quantization", default="nf4", choices=("nf4", "int8", "none"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=int, default=5, help="rounds that count; one more warms up")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2, help="of torch, and of llama.cpp")
+    parser.add_argument("--only", default=",".join(QUESTIONS), help=f"questions with commas between: {QUESTIONS}")
+    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
+    parser.add_argument("--gguf", type=Path, help="the base for llama.cpp; not needed for the embedded one")
+    parser.add_argument("--random-llama", choices=("7b", "tiny"), help="a base of that size with random weights")
+    parser.add_argument("--output", type=Path, help="a page and its JSON, without an ending")
+    return parser.parse_args(given)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """What the JSON line says; what is missing for a question is said before the first one is measured."""
+    from benchmarks.engine_bench import open_bench
+
+    chosen = _chosen(options)
+    questions = _questions(chosen, options)
+    settings = _settings(options)
+    with open_bench(settings) as bench:
+        found = [questions[name](bench) for name in chosen]
+        base = bench.engine.base
+    headlines = {name: value for each in found for name, value in each.items() if not isinstance(value, Mapping)}
+    details = {name: value for each in found for name, value in each.items() if isinstance(value, Mapping)}
+    return {
+        **headlines,
+        **details,
+        "runs": settings.runs,
+        "new_tokens": settings.new_tokens,
+        "threads": settings.threads,
+        "cores": len(os.sched_getaffinity(0)),
+        "base": base.id,
+        "revision": base.revision,
+        "quantization": base.quantization,
+        "device": _device(base.device),
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+    }
+
+
+def _chosen(options: argparse.Namespace) -> list[str]:
+    """The questions asked for, in their own order; llama.cpp only where the base is no random one."""
+    asked = [name.strip() for name in options.only.split(",")]
+    for name in asked:
+        if name not in QUESTIONS:
+            raise unknown("question", name, QUESTIONS)
+    return [name for name in QUESTIONS if name in asked and not (name == "llama" and options.random_llama)]
+
+
+def _questions(chosen: Sequence[str], options: argparse.Namespace) -> dict[str, Question]:
+    from benchmarks import engine_adapters, engine_columns, engine_limit, engine_llama, engine_prefix, engine_thousand
+
+    questions: dict[str, Question] = {
+        "columns": engine_columns.columns,
+        "eight": engine_adapters.eight,
+        "thousand": engine_thousand.thousand,
+        "cold": engine_adapters.cold,
+        "memory": engine_adapters.memory,
+        "prefix": engine_prefix.prefix,
+        "limit": engine_limit.limit,
+    }
+    if "llama" in chosen:
+        engine_llama.check_python(options.llama_python)
+        gguf = engine_llama.gguf_file(options.base, options.gguf)
+        questions["llama"] = lambda bench: engine_llama.llama(bench, options.llama_python, gguf)
+    return questions
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from benchmarks.engine_bench import Settings
+    from benchmarks.engine_random import random_llama
+    from benchmarks.engine_timing import report
+
+    base = options.base
+    if options.random_llama is not None:
+        base = str(random_llama(options.random_llama, options.device, report))
+    return Settings(
+        base, options.quantization, options.device, options.runs, options.new_tokens, threads=options.threads
+    )
+
+
+def _device(device: str) -> str:
+    """The device by its own name where it has one."""
+    if device.startswith("cuda"):
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name()})"
+    return device
+
+
+def _command(given: Sequence[str]) -> str:
+    """The command as a page names it: without where this machine has its Pythons."""
+    kept: list[str] = []
+    for argument in given:
+        if not argument.startswith("--llama-python=") and kept[-1:] != ["--llama-python"]:
+            kept.append(argument)
+        elif kept[-1:] == ["--llama-python"]:
+            kept.pop()
+    return " ".join(["python -m benchmarks.engine", *kept])
+
+
+def _write(output: Path, line: Mapping[str, Any], command: str) -> None:
+    from benchmarks.engine_page import page
+    from evaluate.files import write_atomically
+
+    write_atomically(output.with_suffix(".json"), json.dumps(line, indent=1) + "\n")
+    write_atomically(output.with_suffix(".md"), page(line, command, output.with_suffix(".json").name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""llama.cpp in a process of its own, for benchmarks.engine_llama: a line of JSON in, a line of JSON out.
+
+Run with the Python that has llama-cpp-python, by this file's path: it imports nothing of ours. The first line says
+what to load, `{"model": path, "context": 2048, "threads": 2, "flash_attention": true}`; it is answered with the
+settings and versions. Every other line, `{"prompts": [[1, 2, ...], ...], "new_tokens": 64}`, is answered with what each
+prompt took: `seconds` with its prompt, `decode_seconds` after its first token, and the tokens it said.
+
+llama.cpp's own C functions are called, with its greedy sampler and without a look at the end token, and nothing is
+left of one prompt when the next begins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Worker:
+    """One model with one context."""
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self._llama: Any = importlib.import_module("llama_cpp")
+        self._model: Any = self._llama.Llama(
+            asked["model"],
+            n_ctx=asked["context"],
+            n_threads=asked["threads"],
+            n_threads_batch=asked["threads"],
+            flash_attn=asked["flash_attention"],
+            verbose=False,
+        )
+        self._context = self._model._ctx.ctx
+        self._greedy = self._llama.llama_sampler_init_greedy()
+
+    def settings(self) -> dict[str, Any]:
+        """What is measured, in the peer's own words."""
+        return {
+            "llama_cpp_python": self._llama.__version__,
+            "system": self._llama.llama_print_system_info().decode(),
+            "threads": self._llama.llama_n_threads(self._context),
+            "threads_batch": self._llama.llama_n_threads_batch(self._context),
+            "n_batch": self._llama.llama_n_batch(self._context),
+            "context": self._llama.llama_n_ctx(self._context),
+        }
+
+    def say(self, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:
+        """Reads one prompt in pieces of its batch size and says exactly `new_tokens` tokens."""
+        llama, context = self._llama, self._context
+        size = llama.llama_n_batch(context)
+        begin = time.perf_counter()
+        llama.llama_memory_clear(llama.llama_get_memory(context), True)
+        for start in range(0, len(prompt), size):
+            self._read(prompt[start : start + size])
+        said = [llama.llama_sampler_sample(self._greedy, context, -1)]
+        first = time.perf_counter()
+        while len(said) < new_tokens:
+            self._read(said[-1:])
+            said.append(llama.llama_sampler_sample(self._greedy, context, -1))
+        end = time.perf_counter()
+        return {"seconds": end - begin, "decode_seconds": end - first, "tokens": said}
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        array = (ctypes.c_int32 * len(tokens))(*tokens)
+        if self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens))):
+            raise RuntimeError("llama_decode failed")
+
+
+def main() -> int:
+    """Answers until its standard input ends."""
+    # What llama.cpp itself prints must not stand between the answers.
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    worker = None
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if worker is None:
+            worker = Worker(asked)
+            answer: Any = worker.settings()
+        else:
+            answer = [worker.say(prompt, asked["new_tokens"]) for prompt in asked["prompts"]]
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.path.remove(str(Path(__file__).parent))  # our modules are not the peer's
+    sys.exit(main())

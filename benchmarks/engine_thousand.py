@@ -1,0 +1,97 @@
+"""A thousand adapters in the store, 64 of them in memory, and requests of which 95 % find theirs there.
+
+The same load, eight clients that each wait for an answer before they ask again, goes through the engine twice: once
+for adapters drawn from the thousand, once for a single one. The draw: 95 % of the requests ask for one of `HOT`
+adapters, few enough to stay in memory, and every other one for an adapter that was not asked for before. So each of
+these loads one and pushes another out. The hit rate that is reported is what the engine counted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from benchmarks.engine_bench import LORA, Bench, endless
+from benchmarks.engine_timing import compared, digits, interleaved, medians, timed
+from errors import PeftArenaError
+from serve.method import Method, Nothing
+from serve.rows import Decoding, Request
+from tasks.datasets import load_problems
+
+REGISTERED = 1000
+HOT = 48
+HIT_RATE = 0.95
+CLIENTS = 8
+REQUESTS = 80
+
+
+def thousand(bench: Bench) -> dict[str, Any]:
+    """`thousand_adapters_ratio`: tokens a second over the thousand, divided by those of the one adapter."""
+    residents = bench.engine.residents
+    with bench.adapters(REGISTERED) as names:
+        hot, cold = names[:HOT], iter(names[HOT:])
+        limit = residents.status().max_count
+        room = limit - residents.status().count - HOT
+        for name in [*hot, *(next(cold) for _ in range(room))]:
+            residents.acquire(name).release()
+        rng = random.Random(42)
+        before = residents.status()
+        drawn = {"hits": 0, "loads": 0}
+
+        def many() -> None:
+            start = residents.status()
+            _serve(bench, draw(hot, cold, REQUESTS, rng))
+            end = residents.status()
+            drawn["hits"] += end.hits - start.hits
+            drawn["loads"] += end.loads - start.loads
+
+        sides = {"thousand": timed(many), "one": timed(lambda: _serve(bench, [LORA] * REQUESTS))}
+        times = interleaved("thousand adapters", sides, bench.settings.runs)
+        evictions = residents.status().evictions - before.evictions
+        for name in names:
+            residents.unload(name)
+    found = compared(times, "one", "thousand")  # The same tokens on both sides: seconds turned over.
+    tokens = REQUESTS * bench.settings.new_tokens
+    return {
+        "thousand_adapters_ratio": found["ratio"],
+        "thousand_adapters": {
+            "registered": REGISTERED,
+            "resident": limit,
+            "hit_rate": digits(drawn["hits"] / sum(drawn.values())),
+            "evictions": evictions,
+            "clients": CLIENTS,
+            "requests": REQUESTS,
+            "tokens_per_second": {side: digits(tokens / seconds) for side, seconds in medians(times).items()},
+            "pair_ratios": found["pair_ratios"],
+        },
+    }
+
+
+def draw(hot: Sequence[str], cold: Iterator[str], number: int, rng: random.Random) -> list[str]:
+    """Names for that many requests: exactly `HIT_RATE` of them are hot ones, the others the next of `cold`."""
+    missing = round(number * (1 - HIT_RATE))
+    names = [*(next(cold) for _ in range(missing)), *(rng.choice(hot) for _ in range(number - missing))]
+    rng.shuffle(names)
+    return names
+
+
+def _serve(bench: Bench, names: Sequence[str]) -> None:
+    """One request for each adapter, from clients that wait for their answers; all say the same number of tokens."""
+    problems = load_problems("starter", "test", None, None)
+    requests = [
+        Request(problems[place % len(problems)], Method(name, Nothing(), name)) for place, name in enumerate(names)
+    ]
+    decoding = Decoding(max_new_tokens=bench.settings.new_tokens)
+
+    def client(number: int) -> None:
+        for request in requests[number::CLIENTS]:
+            (answer,) = bench.engine.answer([request], decoding, owner=f"client {number}")
+            if answer.error:
+                raise PeftArenaError(answer.error)
+            if answer.tokens != decoding.max_new_tokens:
+                raise AssertionError(f"unequal work: {answer.tokens} tokens")
+
+    with endless(bench.backend), ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(client, range(CLIENTS)))

@@ -158,11 +158,13 @@ def test_base_rows_are_the_bare_base_bit_for_bit_before_and_after(arena: Arena) 
     decoding = Decoding(max_new_tokens=TOKENS)
     bare = [event for event in fresh.generate(rows, decoding, Event()) if isinstance(event, Finished)]
     expected = {event.index: event.candidates for event in bare}
+    arena.backend.prefixes.clear()
     assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
     arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
     for name in arena.names[1:]:
         assert name is not None
         arena.backend.load_adapter(arena.store.open(name, arena.backend.base))
+    arena.backend.prefixes.clear()  # a prompt that is read in two pieces is rounded in other places
     assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
 
 

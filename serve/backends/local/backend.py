@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
 from errors import PeftArenaError
 from serve.backends.local.loading import LoadedBase
-from serve.rows import Decoding, Finished, Partial, Row
+from serve.rows import Batch, Decoding, Finished, Partial, Row
 from tasks.prompt import Message
-
-if TYPE_CHECKING:
-    import torch
 
 
 class LocalBackend:
-    """Generates with a base in this process. Not thread-safe: the engine's worker is its only caller."""
+    """Generates with a base in this process. Batches belong to one thread; adapters come and go from any."""
 
     def __init__(self, loaded: LoadedBase) -> None:
-        from serve.backends.local.beginnings import Beginnings
+        from serve.backends.local.prefixes import Prefixes
         from serve.backends.local.speech import Vocabulary
+        from serve.backends.local.states import state_maker
         from serve.backends.local.wear import Wardrobe
 
         self._model: Any = loaded.model
         self._tokenizer: Any = loaded.tokenizer
         self._identity = loaded.identity
         self._vocabulary = Vocabulary(loaded.tokenizer, loaded.model)
-        self._wardrobe = Wardrobe(loaded.model)
-        self._beginnings = Beginnings()
+        self._modules = dict(loaded.model.named_modules())
+        self._wardrobe = Wardrobe()
+        self.prefixes = Prefixes()
+        self._make_state = state_maker(loaded.model, loaded.tokenizer.pad_token_id, self.prefixes)
 
     @property
     def base(self) -> BaseIdentity:
@@ -60,56 +60,42 @@ class LocalBackend:
         return len(self._tokenizer(text, verbose=False)["input_ids"])
 
     def load_adapter(self, folder: AdapterFolder) -> None:
-        """Reads the adapter's tensors, whole or not at all; the base itself is not touched."""
+        """Reads the adapter's tensors, whole or not at all, in any thread; the base itself is not touched."""
         from serve.backends.local.wear import read_adapter
 
-        self._beginnings.forget(folder.name)
-        self._wardrobe.add(folder.name, read_adapter(folder, self._model, self._adapter_dtype()))
+        old = self._wardrobe.add(folder.name, read_adapter(folder, self._model, self._modules))
+        if old is not None:
+            self.prefixes.forget(old)
 
     def unload_adapter(self, name: str) -> None:
-        """Frees the adapter's memory."""
-        self._beginnings.forget(name)
-        self._wardrobe.remove(name)
+        """Frees the adapter's memory, and what was read under it."""
+        old = self._wardrobe.remove(name)
+        if old is not None:
+            self.prefixes.forget(old)
+
+    def adapter_bytes(self, name: str) -> int:
+        """The size of the adapter's tensors."""
+        return self._wardrobe[name].size
+
+    def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
+        """An empty batch."""
+        from serve.backends.local.beams import BeamBatch
+        from serve.backends.local.stepwise import StepBatch
+
+        kind = BeamBatch if mode == "beam" else StepBatch
+        return kind(self._make_state, self._encode, self._wardrobe.worn, self._vocabulary)
 
     def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
         """All rows in one batch. Yields Partials as they grow and one Finished a row, by index into `rows`."""
-        from serve.backends.local.beams import decode_beams
-        from serve.backends.local.causal import Uniform
-        from serve.backends.local.states import state_for
-        from serve.backends.local.stepwise import decode_stepwise
+        from serve.backends.local.flight import run_to_end
 
-        # Rows of one adapter stand together, so that they share one product.
-        order = sorted(range(len(rows)), key=lambda index: rows[index].adapter or "")
-        names = [rows[index].adapter for index in order]
-        decode = decode_beams if decoding.mode == "beam" else decode_stepwise
-        uniform = Uniform(names[0], self._beginnings) if len(set(names)) == 1 else None
-        ahead = [self._wardrobe.ahead(name) for name in names]
-        with self._wardrobe.worn(names):
-            events = decode(
-                state_for(self._model, self._tokenizer.pad_token_id, ahead, uniform),
-                [self._encode(rows[index]) for index in order],
-                [rows[index].style for index in order],
-                decoding,
-                self._vocabulary,
-                lambda lines: self._wardrobe.set_rows([names[line] for line in lines]),
-                cancel.is_set,
-            )
-            for event in events:
-                if isinstance(event, Partial):
-                    yield Partial(order[event.index], event.text, event.tokens)
-                else:
-                    yield Finished(order[event.index], event.candidates, event.seconds, event.cancelled)
+        return run_to_end(self.open_batch("beam" if decoding.mode == "beam" else "step"), rows, decoding, cancel)
 
     def _encode(self, row: Row) -> list[int]:
         # A chat template writes the special tokens itself; a plain prompt gets what the tokenizer adds.
-        ids = self._tokenizer(row.prompt, add_special_tokens=row.style.format == "plain", verbose=False)["input_ids"]
+        plain = row.style is None or row.style.format == "plain"
+        ids = self._tokenizer(row.prompt, add_special_tokens=plain, verbose=False)["input_ids"]
         return list(ids)
-
-    def _adapter_dtype(self) -> torch.dtype:
-        """Products of LoRA's size take 2 microseconds in float32 on a CPU and 13 in bfloat16, which is less exact."""
-        import torch
-
-        return torch.float32 if self._identity.device == "cpu" else self._model.dtype
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:

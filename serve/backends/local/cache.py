@@ -123,10 +123,3 @@ class TailLayer(DynamicLayer):
     def _room(states: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (columns, states.shape[0], states.shape[1], states.shape[3])
         return states.new_empty(shape), states.new_empty(shape)
-
-
-def new_tails(cache: Any) -> Any:
-    """Empty tails for lines that branch from the prompts in the plain `cache`."""
-    tails = DynamicCache()
-    tails.layers = [TailLayer() for _ in cache.layers]
-    return tails

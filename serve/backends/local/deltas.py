@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,12 @@ class Delta:
 
     changes_inputs = False
 
+    def scaled(self, factor: float) -> Delta:
+        """The same change, `factor` times as strong. Raises ValueError where that has no meaning."""
+        if factor != 1:
+            raise ValueError(f"{type(self).__name__} has one strength only.")
+        return self
+
     def change_inputs(self, inputs: torch.Tensor) -> None:
         """Changes, in place, what the layer will read."""
 
@@ -36,18 +42,23 @@ class Delta:
 
 @dataclass(frozen=True)
 class Lora(Delta):
-    """A is (r, in), B is (out, r) with the scale multiplied in."""
+    """A is (r, in), B is (out, r), both in the dtype of the adapter's file: float32 would double its memory."""
 
     a: torch.Tensor
     b: torch.Tensor
+    scale: float
+
+    def scaled(self, factor: float) -> Delta:
+        return replace(self, scale=self.scale * factor)
 
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
         outputs.add_(self.product(inputs))
 
     def product(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What is added, (lines, places, out), in the dtype of A."""
-        low = torch.nn.functional.linear(inputs.to(self.a.dtype), self.a)
-        return torch.nn.functional.linear(low, self.b)
+        """What is added, (lines, places, out), in float32 on a CPU, where small products in 16 bits are slower."""
+        dtype = torch.float32 if self.a.device.type == "cpu" else self.a.dtype
+        low = torch.nn.functional.linear(inputs.to(dtype), self.a.to(dtype))
+        return torch.nn.functional.linear(low, self.b.to(dtype)).mul_(self.scale)
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,9 @@ class ScaledOutputs(Delta):
 
     scale: torch.Tensor
 
+    def scaled(self, factor: float) -> Delta:
+        return ScaledOutputs(1 + factor * (self.scale - 1))
+
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:  # noqa: ARG002
         outputs.mul_(self.scale)
 
@@ -80,6 +94,9 @@ class ScaledInputs(Delta):
     scale: torch.Tensor
     changes_inputs = True
 
+    def scaled(self, factor: float) -> Delta:
+        return ScaledInputs(1 + factor * (self.scale - 1))
+
     def change_inputs(self, inputs: torch.Tensor) -> None:
         inputs.mul_(self.scale)
 
@@ -89,19 +106,18 @@ def lora_deltas(
     tensors: Mapping[str, torch.Tensor],
     modules: Mapping[str, torch.nn.Module],
     device: torch.device,
-    dtype: torch.dtype,
 ) -> dict[str, Delta]:
     """Module name -> delta, of a LoRA or DoRA folder whose shapes have been checked."""
     rank = int(config["r"])
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     deltas: dict[str, Delta] = {}
     for name in sorted({key.removeprefix(_MODULE).rsplit(".lora_", 1)[0] for key in tensors}):
-        a = tensors[f"{_MODULE}{name}.lora_A.weight"].float().to(device)
-        b = tensors[f"{_MODULE}{name}.lora_B.weight"].float().to(device) * scale
-        lora = Lora(a.to(dtype), b.to(dtype))
+        a = tensors[f"{_MODULE}{name}.lora_A.weight"].to(device)
+        b = tensors[f"{_MODULE}{name}.lora_B.weight"].to(device)
+        lora = Lora(a, b, scale)
         if config.get("use_dora"):
             magnitude = tensors[f"{_MODULE}{name}.lora_magnitude_vector"].float().to(device)
-            ratio = magnitude / weight_norm(modules[name], a, b)
+            ratio = magnitude / weight_norm(modules[name], a.float(), b.float() * scale)
             bias = modules[name].bias
             deltas[name] = Dora(lora, ratio, None if bias is None else (1 - ratio) * bias.detach().float())
         else:

@@ -1,8 +1,8 @@
 """Row prefixes: keys and values that stand before a line's prompt as if they had been read.
 
 Prompt tuning (arXiv 2104.08691) and Prefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
-the first are read once by the bare base, the second brings its keys and values along. Nothing is computed anew per
-answer, and rows with and without a prefix share a batch.
+the first are read by the bare base when they are first worn, the second brings its keys and values along. Rows with
+and without a prefix share a batch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Virtual:
-    """Virtual tokens that stand before the input of an encoder, (tokens, hidden size)."""
+    """Virtual tokens that stand before what the base, or its encoder, reads, (tokens, hidden size)."""
 
     embeddings: torch.Tensor
 
@@ -42,14 +42,12 @@ Ahead = Prefix | Virtual
 
 
 def prompt_tuning(model: PreTrainedModel, config: Any, embeddings: torch.Tensor, name: str) -> Ahead:
-    """What `embeddings`, (tokens, hidden size) as PEFT saves them, put before a prompt. No hook may be on the base."""
+    """What `embeddings`, (tokens, hidden size) as PEFT saves them, put before a prompt; read when first worn."""
     # The second half, where there is one, is for the decoder: PEFT keeps it and does not use it.
     embeddings = embeddings[: config["num_virtual_tokens"]]
     place = model.get_input_embeddings().weight
-    embeddings = embeddings.to(place.device, place.dtype)
-    if model.config.is_encoder_decoder:
-        return Virtual(embeddings)
-    return _read(model, {"inputs_embeds": embeddings[None]}, name)
+    _check_cache(model, name)
+    return Virtual(embeddings.to(place.device, place.dtype))
 
 
 def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name: str) -> Prefix:
@@ -67,41 +65,41 @@ def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name:
         # PEFT deals the layers out in fours, for the decoder's own attention and for that to the encoder, and drops
         # the second half. So layer i finds its keys where twice i is written.
         places = [2 * place % layers for place in places]
-    bare = _read(model, {"input_ids": torch.zeros((1, 1), dtype=torch.long, device=model.device)}, name)
+    _check_cache(model, name)
     heads = config["num_attention_heads"]
     pairs = flat.view(len(flat), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[places]
-    keys, values = (
-        tuple(pair[side].to(like.device, like.dtype).contiguous() for pair, like in zip(pairs, known, strict=True))
-        for side, known in enumerate((bare.keys, bare.values))
-    )
-    for one, like in zip(keys + values, bare.keys + bare.values, strict=True):
-        if (one.shape[0], one.shape[2]) != (like.shape[0], like.shape[2]):
-            raise AdapterError(
-                f"Adapter '{name}' has a prefix of {one.shape[0]} heads of {one.shape[2]} and the base keeps "
-                f"{like.shape[0]} of {like.shape[2]}: train it again on this base."
-            )
+    keys, values = (tuple(pair[side].to(model.device, model.dtype).contiguous() for pair in pairs) for side in (0, 1))
+    kept = _kept_heads(model.config.get_text_config())
+    if (heads, keys[0].shape[2]) != kept:
+        raise AdapterError(
+            f"Adapter '{name}' has a prefix of {heads} heads of {keys[0].shape[2]} and the base keeps "
+            f"{kept[0]} of {kept[1]}: train it again on this base."
+        )
     return Prefix(keys, values)
 
 
+def _kept_heads(config: Any) -> tuple[int, int]:
+    """How many heads of keys a base of this configuration keeps, and their size."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, size
+
+
+def _check_cache(model: Any, name: str) -> None:
+    if not model.config.is_encoder_decoder and not is_plain(new_cache(model.config)):
+        raise AdapterError(
+            f"Adapter '{name}' puts virtual tokens before the prompt, and this base forgets what stands far back "
+            "(a sliding window): train a LoRA or IA3 adapter instead."
+        )
+
+
 @torch.inference_mode()
-def _read(model: Any, inputs: dict[str, torch.Tensor], name: str) -> Prefix:
-    """Keys and values that the base, or its decoder, computes for one line of `inputs`."""
-    if model.config.is_encoder_decoder:
-        given = {**inputs, "decoder_input_ids": inputs["input_ids"]}
-        cache = model(**given, use_cache=True).past_key_values.self_attention_cache
-    else:
-        cache = new_cache(model.config)
-        if not is_plain(cache):
-            raise AdapterError(
-                f"Adapter '{name}' puts virtual tokens before the prompt, and this base forgets what stands far back "
-                "(a sliding window): train a LoRA or IA3 adapter instead."
-            )
-        model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return as_prefix(cache)
-
-
-def as_prefix(cache: Any) -> Prefix:
-    """What the one line of `cache` holds."""
+def as_prefix_of(model: Any, ahead: Ahead) -> Prefix:
+    """Keys and values of what stands before a prompt of a decoder-only base; the bare base reads virtual tokens."""
+    if isinstance(ahead, Prefix):
+        return ahead
+    cache = new_cache(model.config)
+    model(inputs_embeds=ahead.embeddings[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
     return Prefix(
         tuple(layer.keys[0].clone() for layer in cache.layers), tuple(layer.values[0].clone() for layer in cache.layers)
     )

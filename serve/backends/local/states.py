@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from serve.backends.local.causal import CausalState, Uniform
-from serve.backends.local.prefix import Ahead, Prefix
+from serve.backends.local.causal import CausalState
+from serve.backends.local.fused import FusedModel, can_fuse
+from serve.backends.local.fused_state import Base, FusedState
+from serve.backends.local.prefixes import Prefixes
 from serve.backends.local.seq2seq import Seq2SeqState
 
 if TYPE_CHECKING:
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
     from serve.backends.local.state import State
 
 
-def state_for(
-    model: PreTrainedModel, pad_token: int, ahead: Sequence[Ahead | None], uniform: Uniform | None = None
-) -> State:
-    """A fresh state of the kind that fits the model; `ahead[i]` is what stands before prompt i."""
+def state_maker(model: PreTrainedModel, pad_token: int, prefixes: Prefixes) -> Callable[[], State]:
+    """Makes fresh states of the kind that fits the model."""
+    modules = dict(model.named_modules())
     if model.config.is_encoder_decoder:
-        return Seq2SeqState(model, pad_token, ahead)
-    return CausalState(model, pad_token, [each if isinstance(each, Prefix) else None for each in ahead], uniform)
+        return lambda: Seq2SeqState(model, pad_token, modules)
+    if can_fuse(model):
+        base = Base(FusedModel(model), modules, prefixes)
+        return lambda: FusedState(base)
+    return lambda: CausalState(model, pad_token, modules)

@@ -8,54 +8,52 @@ put together by their log-sum-exp, which is exact (bifurcated attention, arXiv 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import torch
-from transformers import AttentionInterface
 
-from serve.backends.local.cache import is_plain
-from serve.backends.local.prefix import Prefix
+from serve.backends.local.cache import TailLayer
+from serve.backends.local.fused import Attend
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-NAME = "peft_arena_stems"
-# Architectures whose attention is the plain one of `AttentionInterface`; tests hold each against `generate`.
-ARCHITECTURES = frozenset({"llama", "qwen2"})
 # Stems of finished prompts are dropped when at most this share of them is still in use: dropping copies the others.
 _WORTH_KEEPING = 0.5
-
-
-def can_branch(model: PreTrainedModel, cache: Any) -> bool:
-    """Whether lines of this base can share a stem; where not, their caches are copied."""
-    return model.config.model_type in ARCHITECTURES and is_plain(cache)
 
 
 class Stems:
     """The stems of a batch, and which line grows from which. Lines are those of the batch at every step."""
 
-    def __init__(self, cache: Any, mask: torch.Tensor, shared: Prefix | None) -> None:
-        """Takes over the plain `cache` of prompts just read, with its `mask`, (prompts, columns).
+    def __init__(self, own: torch.Tensor, mask: torch.Tensor, shared: torch.Tensor | None, scale: float) -> None:
+        """`own` are keys and values of the prompts, (layers, 2, prompts, heads, columns, head size).
 
-        `shared` is the beginning of every line; it takes the first columns of the cache.
+        `mask`, (prompts, columns), says which columns are not padding. `shared` is the beginning that stands before
+        all of them, (layers, 2, heads, places, head size). `scale` is what scores are multiplied by.
         """
-        self._shared = None if shared is None else [(k[None], v[None]) for k, v in _layers(shared)]
-        first = 0 if shared is None else len(shared)
-        self._own = [(layer.keys[:, :, first:], layer.values[:, :, first:]) for layer in cache.layers]
-        kept = mask[:, first:].bool()
-        dtype = self._own[0][0].dtype
+        self._shared = None if shared is None else [(known[0][None], known[1][None]) for known in shared]
+        self._own = [(known[0], known[1]) for known in own]
+        self._tails = [TailLayer() for _ in own]
+        self._scale = scale
+        kept = mask.bool()
+        dtype = own.dtype
         self._bias = None if bool(kept.all()) else torch.zeros(kept.shape, dtype=dtype, device=mask.device)
         if self._bias is not None:
             self._bias.masked_fill_(~kept, torch.finfo(dtype).min)
+        self.places = mask.sum(-1) + (0 if shared is None else shared.shape[3])
         self._owners = torch.arange(len(mask), device=mask.device)
         self._arrange()
-        self._asked = 0
+
+    order: torch.Tensor | None = None  # lines stand as callers number them
+
+    def begin_step(self) -> tuple[torch.Tensor, Attend]:
+        """The places that the lines speak at, and how they attend, for one forward."""
+        places = self.places
+        self.places = places + 1
+        return places, self.attend
 
     def select(self, rows: torch.Tensor) -> None:
         """New line i grows from the stem of old line `rows[i]`."""
+        for tail in self._tails:
+            tail.batch_select_indices(rows)
+        self.places = self.places[rows]
         self._owners = self._owners[rows]
         alive, owners = self._owners.unique(return_inverse=True)
         if len(alive) <= _WORTH_KEEPING * len(self._own[0][0]):
@@ -64,35 +62,20 @@ class Stems:
             self._owners = owners
         self._arrange()
 
-    @contextmanager
-    def attended(self, model: PreTrainedModel) -> Iterator[None]:
-        """In this context the base's layers attend to the stems too, and see no mask: tails have no padding."""
-        before = model.config._attn_implementation
-        token = _ACTIVE.set(self)
-        self._asked = 0
-        model.config._attn_implementation = NAME
-        try:
-            yield
-        finally:
-            model.config._attn_implementation = before
-            _ACTIVE.reset(token)
-        if self._asked != len(self._own):
-            raise RuntimeError(f"{self._asked} of {len(self._own)} layers have attended to the stems.")
-
-    def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> Any:
-        """What each line's one query sees in stem and tail; (lines, 1, heads, head size) as `query` has it turned."""
-        self._asked += 1
-        lines, heads, _, size = query.shape
+    def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What each line's one place, (lines, heads, head size), sees in stem and tail."""
+        keys, values = self._tails[layer].update(keys[:, :, None], values[:, :, None])
+        lines, heads, size = query.shape
         groups = keys.shape[1]
         query = query.reshape(lines, groups, heads // groups, size)
-        parts = [_attention(query, keys, values, scale)]
-        parts.append(self._to_own(layer, query, scale))
+        parts = [_attention(query, keys, values, self._scale)]
+        parts.append(self._to_own(layer, query, self._scale))
         if self._shared is not None:
             flat = query.transpose(0, 1).reshape(1, groups, -1, size)
-            seen, weight = _attention(flat, *self._shared[layer], scale)
+            seen, weight = _attention(flat, *self._shared[layer], self._scale)
             shape = (groups, lines, heads // groups)
             parts.append((seen.view(*shape, size).transpose(0, 1), weight.view(shape).transpose(0, 1)))
-        return _together(parts).to(query.dtype).reshape(lines, 1, heads, size)
+        return _together(parts).to(query.dtype).reshape(lines, heads, size)
 
     def _to_own(self, layer: int, query: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention to each line's own stem: the lines of one stem are one query of many places."""
@@ -119,29 +102,6 @@ class Stems:
         self._width = int(counts.max())
         self._slots = self._owners * self._width + rank
         self._is_grid = len(order) == len(counts) * self._width and bool((self._slots.diff() == 1).all())
-
-
-_ACTIVE: ContextVar[Stems] = ContextVar("stems")
-
-
-def _forward(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001 - transformers' signature; there is none
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _ACTIVE.get().attend(int(module.layer_idx), query, key, value, scale), None
-
-
-AttentionInterface.register(NAME, _forward)
-
-
-def _layers(prefix: Prefix) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return zip(prefix.keys, prefix.values, strict=True)
 
 
 def _attention(

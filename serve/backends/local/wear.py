@@ -1,124 +1,75 @@
-"""Adapters by the row: each line of the batch can wear one of its own, on a base that is never touched.
-
-PEFT wraps the base's layers and calls `state_dict()` when it loads or removes an adapter; on a quantized CPU base
-that ruins the weights (see loading.py), and it refuses adapters of several kinds in one model. Here the base keeps
-its modules: a hook changes the lines that wear an adapter (deltas.py), and what an adapter puts before the prompt is
-where the line's cache begins (prefix.py). So base rows are exactly what the bare base computes, and adapters come
-and go without a trace.
-"""
+"""The adapters in memory, by name; a base is never touched by any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import torch
 
 from adapters.store import AdapterFolder
-from adapters.weights import WEIGHTS_NAME
-from errors import AdapterError
-from serve.backends.local.deltas import Delta, ia3_deltas, lora_deltas
-from serve.backends.local.prefix import Ahead, prefix_tuning, prompt_tuning
-from serve.backends.local.worn import Adapter
+from errors import AdapterError, PeftArenaError
+from serve.backends.local.deltas import Dora, ia3_deltas, lora_deltas
+from serve.backends.local.prefix import prefix_tuning, prompt_tuning
+from serve.backends.local.tensors import read_tensors
+from serve.backends.local.worn import Adapter, Worn
+from serve.rows import Row
 
 if TYPE_CHECKING:
-    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 
-def read_adapter(folder: AdapterFolder, model: PreTrainedModel, dtype: torch.dtype) -> Adapter:
-    """Reads the tensors of a checked folder; AdapterError where one holds NaN or infinite values.
-
-    Virtual tokens are read by the base here, so no other adapter may be worn meanwhile.
-    """
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder.path / WEIGHTS_NAME)
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(f"Adapter '{folder.name}' has NaN or infinite values in {name}: train it again.")
+def read_adapter(folder: AdapterFolder, model: PreTrainedModel, modules: Mapping[str, torch.nn.Module]) -> Adapter:
+    """Reads the tensors of a checked folder; AdapterError where one holds NaN or infinite values. For any thread."""
+    tensors = read_tensors(folder)
     config, technique = folder.config, folder.config["peft_type"]
+    size = sum(tensor.nbytes for tensor in tensors.values())
     if technique == "LORA":
-        adapter = Adapter(lora_deltas(config, tensors, dict(model.named_modules()), model.device, dtype))
-    elif technique == "IA3":
-        adapter = Adapter(ia3_deltas(config, tensors, model.device))
-    else:
-        read = prompt_tuning if technique == "PROMPT_TUNING" else prefix_tuning
-        adapter = Adapter(ahead=read(model, config, tensors["prompt_embeddings"], folder.name))
-    return adapter
+        return Adapter(lora_deltas(config, tensors, modules, model.device), size=size)
+    if technique == "IA3":
+        return Adapter(ia3_deltas(config, tensors, model.device), size=size)
+    read = prompt_tuning if technique == "PROMPT_TUNING" else prefix_tuning
+    return Adapter(ahead=read(model, config, tensors["prompt_embeddings"], folder.name), size=size)
 
 
 class Wardrobe:
-    """The resident adapters of one base, and which lines of the batch in flight wear which."""
+    """The resident adapters of one base. Thread-safe; lines in flight keep the adapter that they wear."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._modules = dict(model.named_modules())
+    def __init__(self) -> None:
         self._adapters: dict[str, Adapter] = {}
-        self._spans: list[tuple[slice, Mapping[str, Delta]]] = []
+        self._lock = Lock()
 
-    def add(self, name: str, adapter: Adapter) -> None:
-        """Makes the adapter known; one of the same name is replaced as a whole."""
-        self._adapters[name] = adapter
+    def add(self, name: str, adapter: Adapter) -> Adapter | None:
+        """Makes the adapter known; one of the same name is replaced as a whole, and returned."""
+        with self._lock:
+            old = self._adapters.get(name)
+            self._adapters[name] = adapter
+            return old
 
-    def remove(self, name: str) -> None:
-        """Forgets the adapter and frees its memory."""
-        self._adapters.pop(name, None)
+    def remove(self, name: str) -> Adapter | None:
+        """Forgets the adapter, and returns it."""
+        with self._lock:
+            return self._adapters.pop(name, None)
 
     def __contains__(self, name: str) -> bool:
         return name in self._adapters
 
-    def ahead(self, name: str | None) -> Ahead | None:
-        """What the adapter puts before the prompt."""
-        return None if name is None else self._adapters[name].ahead
+    def __getitem__(self, name: str) -> Adapter:
+        return self._adapters[name]
 
-    @contextmanager
-    def worn(self, names: Sequence[str | None]) -> Iterator[None]:
-        """For the length of the block, line i wears `names[i]`. Hooks exist only inside and are always removed."""
-        handles: list[RemovableHandle] = []
-        try:
-            self.set_rows(names)
-            deltas = [self._adapters[name].deltas for name in set(names) if name is not None]
-            for module in sorted({module for each in deltas for module in each}):
-                handles.append(self._modules[module].register_forward_hook(self._after(module)))
-                if any(module in each and each[module].changes_inputs for each in deltas):
-                    handles.append(self._modules[module].register_forward_pre_hook(self._before(module)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._spans = []
-
-    def set_rows(self, names: Sequence[str | None]) -> None:
-        """Says anew which line wears what, after lines were dropped or multiplied. Neighbours share one product."""
-        self._spans = []
-        start = 0
-        for end in range(1, len(names) + 1):
-            if end == len(names) or names[end] != names[start]:
-                name = names[start]
-                if name is not None:
-                    self._spans.append((slice(start, end), self._adapters[name].deltas))
-                start = end
-
-    def _of(self, module: str) -> Iterator[tuple[slice, Delta]]:
-        for lines, deltas in self._spans:
-            if module in deltas:
-                yield lines, deltas[module]
-
-    def _before(self, module: str) -> Any:
-        def change_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            # A copy: other layers may read the same tensor.
-            changed = inputs[0].clone()
-            for lines, delta in self._of(module):
-                delta.change_inputs(changed[lines])
-            return changed, *inputs[1:]
-
-        return change_inputs
-
-    def _after(self, module: str) -> Any:
-        def change_outputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            for lines, delta in self._of(module):
-                # In place: the base's output of the other lines is left bit for bit as it is.
-                delta.change_outputs(inputs[0][lines], output[lines])
-
-        return change_outputs
+    def worn(self, row: Row) -> Worn | None:
+        """What the row wears; PeftArenaError where its adapter is not here or cannot be worn at that strength."""
+        if row.adapter is None:
+            return None
+        adapter = self._adapters.get(row.adapter)
+        if adapter is None:
+            raise AdapterError(f"Adapter '{row.adapter}' is not in memory any more: ask again.")
+        if row.scale != 1 and (
+            adapter.ahead is not None or any(isinstance(delta, Dora) for delta in adapter.deltas.values())
+        ):
+            raise PeftArenaError(
+                f"Adapter '{row.adapter}' has one strength only: leave the number behind '*' out (LoRA without DoRA, "
+                "and IA3, have others)."
+            )
+        return Worn(adapter, row.scale)

@@ -1,0 +1,222 @@
+"""Lines that speak, in groups: those of a group attend together, padded on the left to end at the same column.
+
+A group costs every step a fixed time, and padding costs time by the column: lines stand in one group while padding is
+the smaller of the two. A group keeps spare lines and columns, so that a line joins or leaves without the others being
+copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from serve.backends.local.fused import Attend, FusedModel
+
+# Columns and lines that a group has beyond what it needs.
+ROOM = 64
+_SPARE = 4
+# One more group costs a step as much as this many padded columns of one line: two products and a softmax a layer have
+# a fixed cost of some 50 microseconds on a CPU, and 15 nanoseconds a column.
+PADDING = 3000
+# Up to so many columns of a single line torch's fused attention is quicker on a CPU than two products.
+_FEW_COLUMNS = 256
+_attention = torch.nn.functional.scaled_dot_product_attention
+
+
+class Group:
+    """Keys and values of some lines, (layers, 2, lines, key/value heads, columns, head size), with room to grow."""
+
+    def __init__(self, model: FusedModel, known: Sequence[torch.Tensor]) -> None:
+        """`known[i]` are the keys and values of all that line i has read, as a `Reading` has them; they are copied."""
+        layers, heads, size = model.kv_shape
+        self._scale = model.scale
+        self.lengths: list[int] = []
+        self.columns = max(each.shape[3] for each in known)
+        shape = (layers, 2, len(known) + _SPARE, heads, self.columns + ROOM, size)
+        self._known = torch.empty(shape, device=model.device, dtype=model.dtype)
+        self._bias = torch.zeros((shape[2], 1, 1, shape[4]), device=model.device, dtype=model.dtype)
+        self._views = list(self._known.unbind(0))
+        self._padded = True
+        self._nothing = self._bias.new_zeros(1)
+        for each in known:
+            self.join(each)
+
+    @property
+    def padding(self) -> int:
+        """How many columns of padding its lines have."""
+        return len(self.lengths) * self.columns - sum(self.lengths)
+
+    def fits(self, length: int) -> bool:
+        """Whether a line of that many columns can join without the others being copied."""
+        return length <= self.columns and len(self.lengths) < self._known.shape[2]
+
+    def join(self, known: torch.Tensor) -> None:
+        """Takes one more line in, which `fits`."""
+        line, length = len(self.lengths), known.shape[3]
+        blank = self.columns - length
+        self._known[:, :, line, :, blank : self.columns] = known
+        self._known[:, :, line, :, :blank] = 0
+        self._bias[line] = 0
+        self._bias[line, :, :, :blank] = torch.finfo(self._bias.dtype).min
+        self.lengths.append(length)
+
+    def leave(self, line: int) -> None:
+        """Drops a line; the last one takes its place."""
+        last = len(self.lengths) - 1
+        if line < last:
+            self._known[:, :, line, :, : self.columns] = self._known[:, :, last, :, : self.columns]
+            self._bias[line] = self._bias[last]
+            self.lengths[line] = self.lengths[last]
+        self.lengths.pop()
+
+    def known(self, line: int) -> torch.Tensor:
+        """Keys and values of one line, as a `Reading` has them; a view."""
+        return self._known[:, :, line, :, self.columns - self.lengths[line] : self.columns]
+
+    def begin_step(self) -> None:
+        """Makes room for the column that the next forward writes."""
+        if self.columns == self._known.shape[4]:
+            shape = self._known.shape
+            self._known = torch.cat([self._known, self._known.new_empty((*shape[:4], ROOM, shape[5]))], 4)
+            self._bias = torch.nn.functional.pad(self._bias, (0, ROOM))
+            self._views = list(self._known.unbind(0))
+        self.columns += 1
+        self.lengths = [length + 1 for length in self.lengths]
+        self._padded = bool(self.padding)
+
+    def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What each line's one place sees, (lines, heads, head size)."""
+        lines, heads, size = query.shape
+        mine, at = self._views[layer], self.columns
+        mine[0, :lines, :, at - 1] = keys
+        mine[1, :lines, :, at - 1] = values
+        groups = keys.shape[1]
+        query = query.reshape(lines, groups, heads // groups, size)
+        keys, values = mine[0, :lines, :, :at], mine[1, :lines, :, :at]
+        bias = self._bias[:lines, :, :, :at] if self._padded else None
+        if query.device.type != "cpu" or (lines == 1 and at <= _FEW_COLUMNS):
+            seen = _attention(query, keys, values, bias, scale=self._scale)
+        else:
+            seen = self._products(query, keys, values, bias)
+        return seen.reshape(lines, heads, size)
+
+    def _products(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attention as two plain products: for so few queries torch 2.13's fused kernels are slower on a CPU."""
+        flat = query.flatten(0, 1)
+        if bias is None:
+            scores = torch.baddbmm(self._nothing, flat, keys.flatten(0, 1).transpose(1, 2), beta=0, alpha=self._scale)
+        else:
+            groups, each = query.shape[1:3]
+            spread = bias.expand(-1, groups, each, -1).reshape(len(flat), each, -1)
+            scores = torch.baddbmm(spread, flat, keys.flatten(0, 1).transpose(1, 2), alpha=self._scale)
+        shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+        return torch.bmm(shares, values.flatten(0, 1)).view(query.shape)
+
+
+class Groups:
+    """All lines that speak, under the numbers 0, 1, ... that callers know them by."""
+
+    def __init__(self, model: FusedModel) -> None:
+        self._model = model
+        self._groups: list[Group] = []
+        # For each group the numbers of its lines.
+        self._members: list[list[int]] = []
+        self.order: torch.Tensor | None = None
+        self._places = torch.empty(0)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._members))
+
+    def join(self, known: Sequence[torch.Tensor]) -> None:
+        """Takes lines in as the last ones; their keys and values are copied."""
+        number = len(self)
+        for each in sorted(range(len(known)), key=lambda line: -known[line].shape[3]):
+            self._place(known[each], number + each)
+        self._arranged()
+
+    def select(self, lines: Sequence[int]) -> None:
+        """New line i is old line `lines[i]`."""
+        new: dict[int, list[int]] = {}
+        for number, old in enumerate(lines):
+            new.setdefault(old, []).append(number)
+        repeated: list[tuple[torch.Tensor, int]] = []
+        for group, members in zip(self._groups, self._members, strict=True):
+            for line in reversed(range(len(members))):
+                numbers = new.get(members[line], [])
+                if not numbers:
+                    group.leave(line)
+                    members[line] = members[-1]
+                    members.pop()
+                else:
+                    members[line] = numbers[0]
+                    repeated += [(group.known(line).clone(), number) for number in numbers[1:]]
+        self._tidy()
+        for known, number in repeated:
+            self._place(known, number)
+        self._arranged()
+
+    def begin_step(self) -> tuple[torch.Tensor, Attend]:
+        """The places that the lines, in `order`, speak at, and how they attend, for one forward."""
+        places = self._places
+        self._places = places + 1
+        for group in self._groups:
+            group.begin_step()
+        if len(self._groups) == 1:
+            return places, self._groups[0].attend
+        ends = torch.tensor([len(members) for members in self._members]).cumsum(0).tolist()
+        rows = [slice(end - len(members), end) for end, members in zip(ends, self._members, strict=True)]
+
+        def attend(layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            return torch.cat(
+                [
+                    group.attend(layer, query[mine], keys[mine], values[mine])
+                    for mine, group in zip(rows, self._groups, strict=True)
+                ]
+            )
+
+        return places, attend
+
+    def _tidy(self) -> None:
+        """Drops groups without lines, and arranges those anew whose longest lines have left much padding behind."""
+        groups = list(zip(self._groups, self._members, strict=True))
+        self._groups, self._members = [], []
+        for group, members in groups:
+            if members and group.padding <= PADDING:
+                self._groups.append(group)
+                self._members.append(members)
+        for group, members in groups:
+            if members and group.padding > PADDING:
+                for line in sorted(range(len(members)), key=lambda line: -group.lengths[line]):
+                    self._place(group.known(line), members[line])
+
+    def _place(self, known: torch.Tensor, number: int) -> None:
+        """Puts a line where it costs least: into a group, making one longer where it must, or into one of its own."""
+        length = known.shape[3]
+        costs = [_padding([*group.lengths, length]) - _padding(group.lengths) for group in self._groups]
+        best = min(range(len(costs)), key=costs.__getitem__, default=None)
+        if best is None or costs[best] > PADDING:
+            self._groups.append(Group(self._model, [known]))
+            self._members.append([number])
+            return
+        group = self._groups[best]
+        if group.fits(length):
+            group.join(known)
+        else:
+            # The longest first, so that the new group has its columns from the start.
+            self._groups[best] = Group(self._model, [*map(group.known, range(len(group.lengths))), known])
+        self._members[best].append(number)
+
+    def _arranged(self) -> None:
+        """Notes which line stands where."""
+        device = self._model.device
+        order = [number for members in self._members for number in members]
+        self.order = None if order == list(range(len(order))) else torch.tensor(order, device=device)
+        self._places = torch.tensor([n for group in self._groups for n in group.lengths], device=device)
+
+
+def _padding(lengths: Sequence[int]) -> int:
+    """How many columns of padding lines of these lengths have in one group."""
+    return len(lengths) * max(lengths, default=0) - sum(lengths)

@@ -1,0 +1,125 @@
+"""One product for several linear layers that read the same input: query, key and value, or gate and up.
+
+At a few rows a step a product costs more to begin than to compute, so a layer of four products is quicker than one of
+seven. NF4 weights that bitsandbytes has packed for its CPU kernel are laid out by blocks of output features: those of
+several layers stand one after the other, and the kernel is called without what lies around it (autograd's function,
+checks of the quantization state), which takes longer than the product itself. A fused product is used only if it
+gives bit for bit what its layers give; else each layer computes its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+# (places, in) -> (places, out of all layers, one after the other)
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A product and how wide each layer's share of its result is."""
+
+    compute: Product
+    widths: tuple[int, ...]
+
+
+@torch.inference_mode()
+def fused(layers: Sequence[nn.Module]) -> Fused:
+    """The product of `layers`. Weights that are fused are held once: the layers then read them from there."""
+    modules: list[Any] = list(layers)
+    widths = tuple(int(module.out_features) for module in modules)
+    trial = torch.linspace(-1, 1, 3 * modules[0].in_features, device=modules[0].weight.device).view(3, -1)
+    trial = trial.to(_dtype(modules[0]))
+    before = _separate(modules)(trial)  # this is also when bitsandbytes packs its weights
+    made = _packed(modules) if _is_packed(modules) else _dense(modules) if _is_dense(modules) else None
+    if made is not None and torch.equal(made.product(trial), before):
+        made.share(modules)
+        return Fused(made.product, widths)
+    return Fused(_separate(modules), widths)
+
+
+def _separate(modules: Sequence[Any]) -> Product:
+    if len(modules) == 1:
+        alone: Product = modules[0]
+        return alone
+    return lambda x: torch.cat([module(x) for module in modules], -1)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A fused product, and what lets its layers compute from the fused weight."""
+
+    product: Product
+    weight: torch.Tensor
+
+    def share(self, modules: Sequence[Any]) -> None:
+        for module, part in zip(modules, self.weight.split([module.out_features for module in modules]), strict=True):
+            module.weight.data = part
+
+
+def _is_dense(modules: Sequence[Any]) -> bool:
+    return all(type(module) is nn.Linear for module in modules)
+
+
+def _dense(modules: Sequence[Any]) -> _Made:
+    weight = torch.cat([module.weight for module in modules]) if len(modules) > 1 else modules[0].weight.data
+    bias = _bias(modules)
+    return _Made(lambda x: nn.functional.linear(x, weight, bias), weight)
+
+
+def _is_packed(modules: Sequence[Any]) -> bool:
+    states: list[Any] = [getattr(module.weight, "quant_state", None) for module in modules]
+    return all(getattr(state, "packing_format_for_cpu", False) for state in states) and all(
+        state.quant_type == "nf4" and state.blocksize == states[0].blocksize for state in states
+    )
+
+
+def _packed(modules: Sequence[Any]) -> _Made | None:
+    from bitsandbytes.cextension import lib
+
+    try:
+        kernel = lib.gemv_4bit_inference_cpu_nf4_bf16
+    except (AttributeError, RuntimeError):  # a library without this kernel
+        return None
+    weight = torch.cat([module.weight.data for module in modules])
+    scales = torch.cat([module.weight.quant_state.absmax for module in modules], 1).contiguous()
+    bias = _bias(modules)
+    out_features, in_features = len(weight), int(modules[0].in_features)
+    outs, ins = c_int64(out_features), c_int64(in_features)
+    weights_at, scales_at = c_void_p(weight.data_ptr()), c_void_p(scales.data_ptr())
+    block = c_int64(modules[0].weight.quant_state.blocksize)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        x = x.contiguous()
+        if x.dtype is not torch.bfloat16 or x.shape[1] != in_features:
+            raise ValueError(f"The packed product reads (places, {in_features}) in bfloat16, not {x.shape}, {x.dtype}.")
+        out = x.new_empty((x.shape[0], out_features))
+        kernel(
+            c_int64(x.shape[0]), outs, ins, c_void_p(x.data_ptr()), weights_at, scales_at, c_void_p(out.data_ptr()),
+            block, ins, outs,
+        )  # fmt: skip
+        return out if bias is None else out.add_(bias)
+
+    # The closure keeps both tensors: the kernel knows their addresses only.
+    product.__dict__["kept"] = (weight, scales)
+    return _Made(product, weight)
+
+
+def _bias(modules: Sequence[Any]) -> torch.Tensor | None:
+    if all(module.bias is None for module in modules):
+        return None
+    like = modules[0].weight if modules[0].bias is None else modules[0].bias
+    parts = [like.new_zeros(module.out_features) if module.bias is None else module.bias.detach() for module in modules]
+    return torch.cat(parts)
+
+
+def _dtype(module: Any) -> torch.dtype:
+    """The dtype in which a layer is asked."""
+    dtype: torch.dtype = module.weight.dtype
+    return dtype if dtype.is_floating_point else (getattr(module, "compute_dtype", None) or torch.bfloat16)

@@ -21,8 +21,11 @@ _EMBEDDINGS = "prompt_embeddings"
 def check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: BaseIdentity | None, name: str) -> None:
     """AdapterError unless `shapes` (tensor name -> shape) are what `config` promises and `base` needs.
 
-    `config` has passed `configs.check_config`. Without a base only what the folder says of itself is checked.
+    `config` has passed `configs.check_config`. Without a base only what the folder says of itself is checked, and so
+    with a base whose shapes are not known: the engine that holds its weights checks them.
     """
+    if base is not None and not base.shapes:
+        base = None
     technique = config["peft_type"]
     if technique in ("PROMPT_TUNING", "PREFIX_TUNING"):
         _check_embeddings(shapes, config, name)

@@ -12,6 +12,7 @@ from adapters.manifest import BaseIdentity
 _EXAMPLES = {"icl": "fixed", "rag": "nearest"}
 _QUANTIZATION = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
 _DEVICE = {"cpu": "CPU", "cuda": "GPU"}
+UNKNOWN = "unknown"  # what another engine does not say of its base
 
 
 def method_label(name: str) -> str:
@@ -33,7 +34,7 @@ def method_hint(name: str) -> str:
 
 
 def base_line(base: BaseIdentity) -> str:
-    """'SmolLM2-135M-Instruct · NF4 · CPU'."""
+    """'SmolLM2-135M-Instruct · NF4 · CPU', 'base · vLLM at 127.0.0.1:8000'."""
     return model_line(base.id, base.quantization, base.device)
 
 
@@ -41,7 +42,8 @@ def model_line(base_id: str, quantization: str, device: str) -> str:
     """The same from a record's fields."""
     name = base_id.rstrip("/").rsplit("/", 1)[-1] or base_id
     kind = device.split(":", 1)[0]
-    return " · ".join((name, _QUANTIZATION.get(quantization, quantization), _DEVICE.get(kind, device)))
+    known = (name, _QUANTIZATION.get(quantization, quantization), _DEVICE.get(kind, device))
+    return " · ".join(part for part in known if part != UNKNOWN)
 
 
 def decoding_line(decoding: Mapping[str, Any]) -> str:

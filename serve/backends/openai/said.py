@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from serve.backends.local.speech import settled, stop_at
 from serve.rows import Candidate, Decoding, TokenLogprob
 from tasks.extract import answer_end, extract_code
 from tasks.prompt import PromptStyle
@@ -40,6 +41,11 @@ class Said:
     def text(self) -> str:
         """What has been said so far, up to the end."""
         return self._text if self._end is None else self._text[: self._end]
+
+    @property
+    def grown(self) -> str:
+        """As much of it as will stay, whatever comes."""
+        return settled(self.text, self._decoding.stop, self._style) if self._end is None else self.text
 
     @property
     def tokens(self) -> int:
@@ -84,10 +90,9 @@ class Said:
         )
 
     def _find_end(self) -> int | None:
-        ends = [place for stop in self._decoding.stop if (place := self._text.find(stop)) >= 0]
-        if self._style is not None and (end := answer_end(self._text, self._style)) is not None:
-            ends.append(end)
-        return min(ends, default=None)
+        text = self._text[: stop_at(self._text, self._decoding.stop)]
+        end = None if self._style is None else answer_end(text, self._style)
+        return end if end is not None or len(text) == len(self._text) else len(text)
 
     def _is_too_much(self) -> bool:
         most = self._decoding.max_new_tokens

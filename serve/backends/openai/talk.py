@@ -48,6 +48,7 @@ class Talk:
         self._decoding = decoding
         self._calls = calls
         self._notes = notes
+        self._raw = row.style is None
         self._said = [Said(row.style, decoding) for _ in range(decoding.candidates)]
         self._began = time.perf_counter()
 
@@ -56,7 +57,7 @@ class Talk:
         samples = tuple(said.candidate() for said in self._said if said.is_over or said.text)
         return Finished(
             self.key,
-            merge(samples),
+            merge(samples, raw=self._raw),
             time.perf_counter() - self._began,
             cancelled=cancelled,
             samples=samples if self._decoding.mode == "sample" else (),
@@ -139,7 +140,7 @@ class Talk:
             said = self._said[call.first + place]
             said.hear(choice)
             new = True
-            tell(Partial(self.key, said.text, said.tokens, call.first + place))
+            tell(Partial(self.key, said.grown, said.tokens, call.first + place))
         usage = event.get("usage")
         if call.count == 1 and isinstance(usage, dict) and self._said[call.first].is_over:
             self._said[call.first].count(usage.get("completion_tokens"))

@@ -61,9 +61,7 @@ class Wardrobe:
                     return f"{self._name} cannot wear '{folder.name}': {rule.reason}."
         if kind is LORAX or self._can_load:
             return None
-        mend = (
-            " with --lora-modules, or let it load adapters (VLLM_ALLOW_RUNTIME_LORA_UPDATING)" if kind is VLLM else ""
-        )
+        mend = " (--lora-modules), or let it load adapters (VLLM_ALLOW_RUNTIME_LORA_UPDATING)" if kind is VLLM else ""
         return f"{self._name} does not list '{folder.name}' among its models: start it with that adapter{mend}."
 
     def load(self, folder: AdapterFolder) -> None:
@@ -109,7 +107,12 @@ class Wardrobe:
 
     def _has_door(self) -> bool:
         """Whether the server has the address that loads adapters; an empty name is refused there, and not unknown."""
-        return self._wire.post("/load_lora_adapter", {"lora_name": "", "lora_path": ""}).status not in (404, 405)
+        return self._wire.post("/load_lora_adapter", {"lora_name": "", "lora_path": ""}).status not in (
+            401,
+            403,
+            404,
+            405,
+        )
 
     def _tell(self, path: str, body: dict[str, str], name: str) -> None:
         reply = self._wire.post(path, body, seconds=_LOAD_SECONDS)

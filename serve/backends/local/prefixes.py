@@ -44,6 +44,7 @@ class Prefixes:
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self.max_bytes = max_bytes
+        # Lines that began with what was known; whoever reads counts them.
         self.hits = 0
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._bytes = 0
@@ -68,7 +69,6 @@ class Prefixes:
             entry, length = self._entries[key], common[key] if common[key] >= LEAST else 0
             if length == 0 and entry.ahead == 0:
                 return None
-            self.hits += 1
             self._entries.move_to_end(key)
             known = entry.known[:, :, :, : entry.ahead + length]
             if length < len(key[1]):

@@ -85,6 +85,7 @@ class Reader:
             if self._waits(line, 0 if known is None else known[0], [other for other, _ in piece]):
                 break
             skipped, before = known or (0, None)
+            self._prefixes.hits += skipped > 0
             reading = Reading(self._model, len(self._lines[line].tokens) - skipped, before)
             self._begun.append(reading)
             piece.append((line, reading.take(room)))

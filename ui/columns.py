@@ -78,7 +78,7 @@ def finished_card(
         state=state,
         best=is_best,
         head=_head(label, method_hint(record["method"]), badge, can_copy=bool(record["code"].strip())),
-        code=_error(record["error"] or "") if failed else _code(record["code"]),
+        code=_failed(record) if failed else _code(record["code"]),
         numbers="" if failed else _result_numbers(record, agreement),
         tests=testing_html(len(record["asked_tests"])) if testing else panel_html(record["tests"]),
         folds=_folds(record),
@@ -106,6 +106,12 @@ def _code(code: str) -> str:
 
 def _error(sentence: str) -> str:
     return f'<p class="sentence">{escape(sentence)}</p>'
+
+
+def _failed(record: Record) -> str:
+    """The sentence, and what had been said before it, where there was anything."""
+    said = record["code"]
+    return _error(record["error"] or "") + (_code(said) if said.strip() else "")
 
 
 def _numbers(pairs: Sequence[tuple[str, str]], note: str = "") -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any, TypedDict
 
 from adapters.manifest import BaseIdentity
+from evaluate.settings import plain
 from serve.method import Fixed, Method, Nearest
 from tasks.problem import AssertTest, StdioTest, Test
 from ui.compare_run import Ask, Column
@@ -82,7 +83,7 @@ def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> R
         error=column.error,
         cancelled=column.state == "stopped",
         notes=list(answer.notes) if answer else [],
-        candidates=[asdict(candidate) for candidate in answer.candidates] if answer else [],
+        candidates=[plain(asdict(candidate)) for candidate in answer.candidates] if answer else [],
         prompt_tokens=answer.prompt_tokens if answer else 0,
         adapter=method.adapter if method else None,
         examples_kind=kind,
@@ -90,7 +91,7 @@ def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> R
         pool=ask.pool,
         prompt_style=style.name if style else None,
         prompt_fingerprint=style.fingerprint if style else None,
-        decoding=asdict(ask.decoding),
+        decoding=plain(asdict(ask.decoding)),
         problem_id=ask.problem.id,
         intent=ask.problem.intent,
         reference=ask.problem.reference,

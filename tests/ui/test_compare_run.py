@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from errors import PeftArenaError
-from serve.rows import Decoding
+from serve.rows import Answer, Candidate, Decoding, Partial
 from tasks.problem import Problem
 from tests.fakes import FakeEngine
+from ui.columns import finished_card
 from ui.compare_run import compare, make_ask
+from ui.records import make_record
 
 REFERENCE = "dict(zip(keys, values))"
 PROBLEM = Problem("typed", "map two lists into a dictionary", REFERENCE)
@@ -33,6 +35,38 @@ def test_all_columns_grow_together() -> None:
     assert any(sum(column.state == "streaming" for column in step) >= 2 for step in steps)
     assert [column.answer and column.answer.code for column in steps[-1]] == list(SAYS.values())
     assert {score.metric: score.value for score in steps[-1][3].scores}["em"] == 1
+
+
+class Samples(FakeEngine):
+    """Says three samples at once, as an engine of samples does."""
+
+    def stream(self, requests: Any, decoding: Any, cancel: Any = None) -> Any:
+        for candidate, text in ((0, "first"), (2, "third"), (1, "second")):
+            yield Partial(0, text, 1, candidate)
+
+
+def test_a_column_grows_by_its_first_sample_alone() -> None:
+    steps = list(compare(Samples(), make_ask(PROBLEM, ["zero-shot"]), Event(), every=0))
+    assert {step[0].text for step in steps} == {"", "first"}
+
+
+class Broken(FakeEngine):
+    """Its connection breaks in the middle of an answer."""
+
+    def stream(self, requests: Any, decoding: Any, cancel: Any = None) -> Any:
+        said = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
+        yield Answer(0, requests[0], (said,), error="The server ended in the middle; what it had said is kept.")
+
+
+def test_half_an_answer_is_kept_beside_the_sentence_and_has_no_score() -> None:
+    ask = make_ask(PROBLEM, ["zero-shot"])
+    engine = Broken()
+    (column,) = last(engine, ask)
+    assert (column.state, column.scores) == ("failed", ())
+    card = finished_card(make_record(column, ask, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
+    assert "ended in the middle" in card["code"]
+    assert "y" in card["code"].split("ended in the middle")[1]
+    assert card["state"] == "failed"
 
 
 def test_repaints_are_throttled() -> None:

@@ -40,6 +40,7 @@ def test_a_record_says_how_it_was_made() -> None:
     assert WILD in first["prompt"]
     assert first["decoding"] == {
         "mode": "sample", "max_new_tokens": 64, "candidates": 2, "temperature": 0.6, "top_p": 0.95, "seed": 7,
+        "stop": [], "top_logprobs": None,
     }  # fmt: skip
     assert len(first["candidates"]) == 2
     assert first["seconds"] > 0

@@ -7,8 +7,7 @@ not only at the end token. A base that chatters on would else give ten times the
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from operator import itemgetter
@@ -18,9 +17,8 @@ import torch
 from serve.backends.local.choosing import AT_ONCE
 from serve.backends.local.flight import Answering, Flight, Growth
 from serve.backends.local.speech import Speech, Vocabulary, merge
-from serve.backends.local.state import CancelledError, Line, OnRows, State
+from serve.backends.local.state import Line
 from serve.rows import Decoding, Finished, Partial, Row
-from tasks.prompt import PromptStyle
 
 
 @dataclass(eq=False, kw_only=True)
@@ -129,105 +127,3 @@ def _likely(logits: torch.Tensor, width: int) -> list[list[tuple[float, int]]]:
         for values, tokens in zip(logprobs.tolist(), top.indices.tolist(), strict=True):
             found.append(list(zip(values, tokens, strict=True)))
     return found
-
-
-@dataclass
-class OldSearch:
-    """The beams of one problem: those still running, best first, and the finished ones with their scores."""
-
-    row: int
-    style: PromptStyle
-    width: int
-    running: list[Speech] = field(default_factory=list)
-    finished: list[tuple[float, Speech]] = field(default_factory=list)
-
-    def advance(self, likely: Sequence[Sequence[tuple[float, int]]], vocabulary: Vocabulary, limit: int) -> list[int]:
-        """Extends the running beams by one token; `likely` are the best (log-probability, token) of each.
-
-        Returns for each beam that runs on the old beam it continues; an empty list when the search is over.
-        """
-        choices = [
-            (beam.logprob + logprob, parent, token)
-            for parent, (beam, tokens) in enumerate(zip(self.running, likely, strict=True))
-            for logprob, token in tokens
-        ]
-        running: list[Speech] = []
-        parents: list[int] = []
-        best = nlargest(2 * self.width, choices, key=itemgetter(0))
-        for rank, (logprob, parent, token) in enumerate(best):
-            beam = Speech(self.style, [*self.running[parent].tokens, token], logprob)
-            if len(beam.tokens) >= limit or vocabulary.is_over(beam.tokens, self.style):
-                # Only the best `width` may finish; those behind them are there to run on.
-                if rank < self.width:
-                    self.finished.append((logprob / len(beam.tokens), beam))
-            elif len(running) < self.width:
-                running.append(beam)
-                parents.append(parent)
-        self.finished = sorted(self.finished, key=lambda scored: -scored[0])[: self.width]
-        self.running = running
-        return [] if self._is_over() else parents
-
-    def _is_over(self) -> bool:
-        if not self.running:
-            return True
-        full = len(self.finished) == self.width
-        return full and self.running[0].logprob / len(self.running[0].tokens) <= self.finished[-1][0]
-
-    def best(self) -> Speech:
-        """What the row would answer now: the best finished beam, else the best running one."""
-        return self.finished[0][1] if self.finished else self.running[0]
-
-    def result(self) -> list[Speech]:
-        """All answers, best first: finished beams by score, then running ones where there were too few."""
-        return ([beam for _, beam in self.finished] + self.running)[: self.width]
-
-
-def decode_beams(
-    state: State,
-    prompts: Sequence[Sequence[int]],
-    styles: Sequence[PromptStyle],
-    decoding: Decoding,
-    vocabulary: Vocabulary,
-    on_rows: OnRows,
-    cancelled: Callable[[], bool],
-) -> Iterator[Partial | Finished]:
-    """Yields a Partial with each row's best answer so far per step, and one Finished per row.
-
-    Parameters as of `decode_stepwise`; `decoding.candidates` is the number of beams.
-    """
-    begin = time.perf_counter()
-    searches = [OldSearch(row, style, decoding.candidates, [Speech(style)]) for row, style in enumerate(styles)]
-
-    def finish(search: OldSearch, stopped: bool = False) -> Finished:
-        candidates = merge([beam.candidate(vocabulary) for beam in search.result()])
-        return Finished(search.row, candidates, time.perf_counter() - begin, stopped)
-
-    try:
-        likely = _likely(state.start(prompts, on_rows, cancelled), decoding.candidates)
-        state.branch()
-        while searches:
-            if cancelled():
-                raise CancelledError
-            sources: list[int] = []
-            alive: list[OldSearch] = []
-            line = 0
-            for search in searches:
-                width = len(search.running)
-                parents = search.advance(likely[line : line + width], vocabulary, decoding.max_new_tokens)
-                if parents:
-                    sources += [line + parent for parent in parents]
-                    alive.append(search)
-                    best = search.best()
-                    yield Partial(search.row, vocabulary.text(best.tokens), len(best.tokens))
-                else:
-                    yield finish(search)
-                line += width
-            searches = alive
-            if searches:
-                beams = [(search.row, beam.tokens[-1]) for search in searches for beam in search.running]
-                state.select(torch.tensor(sources))
-                on_rows([row for row, _ in beams])
-                likely = _likely(state.step(torch.tensor([token for _, token in beams])), decoding.candidates)
-    except CancelledError:
-        for search in searches:
-            yield finish(search, stopped=True)

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from threading import Event
 from typing import Any
 
+from benchmarks.engine_bench import endless
 from errors import PeftArenaError
 from serve.build import build_engine
 from serve.method import parse_method
@@ -92,11 +93,11 @@ def _ours(engine: Any, answers: list[Answer], new_tokens: int) -> Callable[[], N
     """The rows of those answers in one batch. The rule that ends an answer early is off, for equal work."""
     backend = engine._backend
     rows = [Row(answer.prompt, answer.style, answer.request.method.adapter) for answer in answers if answer.style]
-    backend._vocabulary.is_over = lambda *_: False
 
     def call() -> None:
-        events = backend.generate(rows, Decoding(max_new_tokens=new_tokens), Event())
-        said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
+        with endless(backend):
+            events = backend.generate(rows, Decoding(max_new_tokens=new_tokens), Event())
+            said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
         if said != [new_tokens] * len(rows):
             raise AssertionError(f"unequal work: {said}")
 

@@ -47,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(given)
     quiet()
-    # Before torch is imported: its threads ask once, each of them.
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
     try:
         line = measure(options)
         if options.output is not None:
@@ -80,10 +78,12 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """What the JSON line says; what is missing for a question is said before the first one is measured."""
-    from benchmarks.engine_bench import open_bench
-
     chosen = _chosen(options)
     questions = _questions(chosen, options)
+    # Before torch is imported: each of its threads asks once how many there may be.
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
+    from benchmarks.engine_bench import open_bench
+
     settings = _settings(options)
     with open_bench(settings) as bench:
         found = [questions[name](bench) for name in chosen]

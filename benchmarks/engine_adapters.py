@@ -74,7 +74,7 @@ def memory(bench: Bench) -> dict[str, Any]:
         counted = sum(backend.adapter_bytes(name) for name in names)
         for name in names:
             backend.unload_adapter(name)
-        after = used_bytes(device)
+        after, settled = used_bytes(device), settled_bytes(device)
     report(f"memory: {RESIDENT} adapters, {(loaded - before) / 1e6:.0f} MB for {files / 1e6:.0f} MB of files")
     return {
         "adapter_memory_ratio": digits((loaded - before) / files),
@@ -84,6 +84,7 @@ def memory(bench: Bench) -> dict[str, Any]:
             "grown_bytes": (loaded - before) // RESIDENT,
             "counted_bytes": counted // RESIDENT,
             "given_back": digits((loaded - after) / max(loaded - before, 1)),
+            "given_back_settled": digits((loaded - settled) / max(loaded - before, 1)),
         },
     }
 

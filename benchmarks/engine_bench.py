@@ -111,7 +111,7 @@ class Bench:
 
     def forget(self) -> None:
         """Empties the prefix cache."""
-        self.backend._beginnings.clear()
+        self.backend.prefixes.clear()
 
     def read_before(self, rows: Sequence[Row]) -> None:
         """Leaves in the prefix cache what `rows`, an earlier request, left there, and nothing else."""
@@ -121,13 +121,15 @@ class Bench:
 
 @contextmanager
 def endless(backend: Any) -> Iterator[None]:
-    """Turns off the rule that ends an answer early, so that all sides say the same number of tokens."""
+    """Turns off the rules that end an answer early, so that all sides say the same number of tokens."""
     vocabulary = backend._vocabulary
-    vocabulary.is_over = lambda *_: False
+    ends = vocabulary.ends
+    vocabulary.ends, vocabulary.ends_answer = frozenset(), lambda *_: False
     try:
         yield
     finally:
-        del vocabulary.is_over
+        vocabulary.ends = ends
+        del vocabulary.ends_answer
 
 
 @contextmanager

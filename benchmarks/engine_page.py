@@ -107,7 +107,8 @@ def _notes(line: Mapping[str, Any]) -> list[str]:
     if found := line.get("adapter_memory"):
         notes.append(
             f"Memory: {found['adapters']} adapters of {found['file_bytes'] / 1e6:.2f} MB took "
-            f"{found['grown_bytes'] / 1e6:.2f} MB each; unloading them gave {100 * found['given_back']:.0f} % back."
+            f"{found['grown_bytes'] / 1e6:.2f} MB each; unloading them gave {100 * found['given_back']:.0f} % back "
+            f"to the system at once, and {100 * found['given_back_settled']:.0f} % when the allocator was asked to."
         )
     if found := line.get("prefix"):
         seconds = found["seconds"]

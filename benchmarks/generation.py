@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from benchmarks.engine_bench import endless
 from errors import PeftArenaError
 from serve.build import build_engine
 from serve.method import parse_method
@@ -70,7 +71,6 @@ def generation_ratio(
     rows = [Row(answer.prompt, answer.style) for answer in answers if answer.style]
     if len(rows) != len(asked):
         raise PeftArenaError(next(answer.error for answer in answers if answer.error) or "A problem has no prompt.")
-    backend._vocabulary.is_over = lambda *_: False
     ours, peer = [], []
     for run in range(runs + 1):
         first = run * PEER_PROBLEMS % len(rows)
@@ -98,8 +98,9 @@ def generation_ratio(
 def _ours(backend: Any, rows: list[Row], new_tokens: int) -> float:
     """Problems per second of one batch."""
     begin = time.perf_counter()
-    events = backend.generate(rows, Decoding("beam", new_tokens, BEAMS), Event())
-    said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
+    with endless(backend):
+        events = backend.generate(rows, Decoding("beam", new_tokens, BEAMS), Event())
+        said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
     seconds = time.perf_counter() - begin
     if said != [new_tokens] * len(rows):
         raise AssertionError(f"unequal work: {said}")

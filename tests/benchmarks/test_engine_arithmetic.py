@@ -1,0 +1,216 @@
+"""The benchmark of the engine: how times become ratios, a step's share of the limit, the draw, and the page."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import engine, engine_limit, engine_timing
+from benchmarks.engine_page import AIMS, page
+from benchmarks.engine_thousand import HOT, draw
+from benchmarks.engine_timing import Watch, compared, digits, interleaved, medians, timed
+from errors import PeftArenaError
+from serve.rows import Candidate, Finished, Partial
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(engine_timing.time, "perf_counter", clock)
+    return clock
+
+
+def test_sides_take_turns_and_the_first_round_is_not_kept() -> None:
+    turns: list[str] = []
+
+    def side(name: str, seconds: list[float]) -> Any:
+        def call() -> float:
+            turns.append(name)
+            return seconds.pop(0)
+
+        return call
+
+    times = interleaved("test", {"a": side("a", [9.0, 1.0, 2.0]), "b": side("b", [99.0, 10.0, 10.0])}, runs=2)
+    assert times == {"a": [1.0, 2.0], "b": [10.0, 10.0]}
+    assert turns == ["b", "a", "a", "b", "b", "a"]
+
+
+def test_what_makes_ready_does_not_count(clock: Clock) -> None:
+    def work() -> None:
+        clock.now += 3
+
+    def make_ready() -> None:
+        clock.now += 50
+
+    assert timed(work, before=make_ready)() == 3
+
+
+def test_a_ratio_is_of_medians_and_every_round_has_its_own() -> None:
+    times = {"ours": [1.0, 2.0, 30.0], "theirs": [4.0, 5.0, 6.0]}
+    assert compared(times, "ours", "theirs") == {"ratio": 0.4, "pair_ratios": [0.25, 0.4, 5.0]}
+    assert medians(times) == {"ours": 2.0, "theirs": 5.0}
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.123456, 0.1235), (1234.56, 1235), (0.00098765, 0.0009877), (0, 0)])
+def test_figures_have_four_digits(value: float, shown: float) -> None:
+    assert digits(value) == shown
+
+
+def finished(index: int, tokens: int) -> Finished:
+    return Finished(index, (Candidate("", "", 0.0, tokens),), 0.0)
+
+
+def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
+    """Row 1 begins a second late; from then on a step takes 0.5 s, until row 0 ends with its fifth token."""
+
+    def events() -> Iterator[Partial | Finished]:
+        for seconds, event in [
+            (2.0, Partial(0, "", 1)),
+            (1.0, Partial(0, "", 2)),
+            (0.0, Partial(1, "", 1)),
+            (0.5, Partial(0, "", 3)),
+            (0.0, Partial(1, "", 2)),
+            (0.5, Partial(0, "", 4)),
+            (0.0, Partial(1, "", 3)),
+            (0.5, finished(0, 5)),
+            (0.0, Partial(1, "", 4)),
+            (0.1, finished(1, 5)),
+        ]:
+            clock.now += seconds
+            yield event
+
+    watch = Watch(events())
+    assert watch.first_token() == 2.0
+    # Row 1 spoke at 3.0, when row 0 had said two tokens; row 0 ended at 4.5.
+    assert watch.step() == pytest.approx(0.5)
+
+
+def test_rows_one_after_the_other_have_no_common_step() -> None:
+    events = [Partial(0, "", 1), finished(0, 2), Partial(1, "", 1), finished(1, 2)]
+    with pytest.raises(PeftArenaError, match="not in flight together"):
+        Watch(iter(events)).step()
+
+
+def test_the_draw_asks_for_a_new_adapter_in_exactly_five_of_a_hundred_requests() -> None:
+    hot, cold = [f"hot-{place}" for place in range(HOT)], iter([f"cold-{place}" for place in range(20)])
+    rng = random.Random(0)
+    rounds = [draw(hot, cold, 100, rng) for _ in range(4)]
+    missing = [[name for name in names if name not in hot] for names in rounds]
+    assert [len(names) for names in missing] == [5, 5, 5, 5]
+    assert sorted(name for names in missing for name in names) == sorted(f"cold-{place}" for place in range(20))
+    assert next(cold, None) is None
+    assert len({name for name in rounds[0] if name in hot}) > HOT / 2
+
+
+class Model(torch.nn.Module):
+    """Input embeddings (10, 4), a layer of 4 by 4 with a bias, and an output of its own or the embeddings again."""
+
+    def __init__(self, is_tied: bool) -> None:
+        super().__init__()
+        self.inputs = torch.nn.Embedding(10, 4, dtype=torch.bfloat16)
+        self.layer = torch.nn.Linear(4, 4, dtype=torch.bfloat16)
+        self.outputs = torch.nn.Linear(4, 10, bias=False, dtype=torch.bfloat16)
+        if is_tied:
+            self.outputs.weight = self.inputs.weight
+
+    def get_input_embeddings(self) -> Any:
+        return self.inputs
+
+    def get_output_embeddings(self) -> Any:
+        return self.outputs
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_step_reads_every_weight_once_and_no_input_embeddings(is_tied: bool) -> None:
+    assert engine_limit.weight_bytes(Model(is_tied)) == 2 * (4 * 4 + 4 + 10 * 4)
+
+
+def test_four_bits_have_scales_that_are_read_too() -> None:
+    from bitsandbytes.nn import Linear4bit
+
+    model = Model(is_tied=True)
+    layer = Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=False)
+    layer.load_state_dict({"weight": torch.randn(64, 128)})
+    model.layer = layer.to("cpu")
+    # Half a byte a weight, a float32 for every 64 of them, and the table of 16 values.
+    assert engine_limit.weight_bytes(model) == 64 * 128 // 2 + 4 * 64 * 128 // 64 + 4 * 16 + 2 * 10 * 4
+
+
+def test_a_place_has_keys_and_values_in_every_layer() -> None:
+    assert engine_limit.place_bytes(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
+
+
+def test_bandwidth_is_what_a_copy_reads_and_writes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(engine_limit.COPY_BYTES, "cpu", 1000)
+    monkeypatch.setattr(engine_limit.time, "perf_counter", iter(range(0, 100, 4)).__next__)
+    assert engine_limit.bandwidth("cpu") == 2 * 1000 / 4
+
+
+LINE: dict[str, Any] = {
+    "six_columns_ratio": 0.25,
+    "slowest_column_ratio": 1.6,
+    "warm_prefix_ratio": 0.35,
+    "share_of_limit": 0.5,
+    "prefix": {"seconds": {"warm": 0.1, "cold": 0.4}, "shared_tokens": 600, "prompt_tokens": 640},
+    "runs": 5,
+    "new_tokens": 64,
+    "threads": 2,
+    "cores": 2,
+    "base": "b",
+    "revision": "r",
+    "quantization": "nf4",
+    "device": "cpu",
+    "python": "3.11",
+    **dict.fromkeys(("torch", "transformers", "peft", "bitsandbytes"), "1.0"),
+}
+
+
+def test_the_page_says_what_was_measured_and_whether_it_keeps_the_promise() -> None:
+    text = page(LINE, "python -m benchmarks.engine --only columns", "engine-speed.json")
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    titles = {aim.figure: aim.title for aim in AIMS}
+    cells = {
+        figure: [cell.strip() for cell in lines[title].split("|")[2:5]]
+        for figure, title in titles.items()
+        if title in lines
+    }
+    assert cells == {
+        "six_columns_ratio": ["0.25", "at most 0.3", "yes"],
+        "slowest_column_ratio": ["1.6", "at most 1.5", "**no**"],
+        "warm_prefix_ratio": ["0.35", "at most 0.35", "yes"],
+        "share_of_limit": ["0.5", "", ""],
+    }
+    assert "0.100 s warm, 0.400 s cold; 600 of 640 tokens" in text
+    assert "python -m benchmarks.engine --only columns" in text
+    assert "llama.cpp (" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["--runs", "3"], " --runs 3"),
+        (["--llama-python", "/somewhere/python", "--runs", "3"], " --runs 3"),
+        (["--llama-python=/somewhere/python"], ""),
+    ],
+)
+def test_the_page_does_not_say_where_this_machine_has_its_pythons(given: list[str], shown: str) -> None:
+    assert engine._command(given) == f"python -m benchmarks.engine{shown}"
+
+
+def test_an_unknown_question_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert engine.main(["--only", "column"]) == 2
+    assert "columns" in capsys.readouterr().err

@@ -1,0 +1,109 @@
+"""The process of llama.cpp: what is asked of it, what it answers, and what is said where it is missing.
+
+A module that stands in for llama_cpp notes its calls, as the real one takes minutes to build; where the real one is
+installed, it answers too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from benchmarks import engine, engine_llama
+from errors import BaseModelError, PeftArenaError
+
+STANDIN = '''
+    """Says the number of tokens that it has read; notes pieces, and the variables that must not be there."""
+    import os
+
+    __version__ = "0"
+
+    class Llama:
+        def __init__(self, model, **settings):
+            if model.endswith("broken.gguf"):
+                raise ValueError("broken")
+            settings.pop("verbose")
+            self.settings = settings
+            self.read = 0
+            self._ctx = self
+            self.ctx = self
+
+    def llama_sampler_init_greedy(): return None
+    def llama_print_system_info(): return b"SPINS = %d" % ("OMP_WAIT_POLICY" not in os.environ)
+    def llama_n_threads(context): return context.settings["n_threads"]
+    def llama_n_threads_batch(context): return context.settings["n_threads_batch"]
+    def llama_n_ctx(context): return context.settings["n_ctx"]
+    def llama_n_batch(context): return 4
+    def llama_get_memory(context): return context
+    def llama_memory_clear(memory, data): memory.read = 0
+    def llama_batch_get_one(tokens, number):
+        assert number <= 4
+        return number
+    def llama_decode(context, number):
+        context.read += number
+        return 0
+    def llama_sampler_sample(sampler, context, place): return context.read
+'''
+
+
+@pytest.fixture
+def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama_cpp.py").write_text(textwrap.dedent(STANDIN), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.mark.usefixtures("standin")
+def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> None:
+    with engine_llama.worker(sys.executable, Path("model.gguf"), context=64, threads=2, new_tokens=3) as (
+        ask,
+        settings,
+    ):
+        assert settings == {
+            "llama_cpp_python": "0",
+            "system": "SPINS = 1",
+            "threads": 2,
+            "threads_batch": 2,
+            "n_batch": 4,
+            "context": 64,
+        }
+        first, second = ask([[7] * 10, [7]])
+        again = ask([[7] * 10])[0]
+    # Nothing of a prompt is left when the next one begins.
+    assert first["tokens"] == again["tokens"] == [10, 11, 12]
+    assert second["tokens"] == [1, 2, 3]
+    assert first["seconds"] >= first["decode_seconds"] >= 0
+
+
+@pytest.mark.usefixtures("standin")
+def test_a_worker_that_fails_says_so_and_is_gone() -> None:
+    with (
+        pytest.raises(PeftArenaError, match="process ended"),
+        engine_llama.worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
+    ):
+        pytest.fail("it began")
+
+
+def test_what_is_missing_is_said_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2
+    assert "pip install --no-deps -r requirements-benchmarks.txt" in capsys.readouterr().err
+    with pytest.raises(PeftArenaError, match="--gguf"):
+        engine_llama.gguf_file("Qwen/Qwen2.5-Coder-0.5B-Instruct", None)
+    with pytest.raises(BaseModelError, match="no GGUF file"):
+        engine_llama.gguf_file("embedded", tmp_path / "none.gguf")
+
+
+@pytest.mark.model
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed here")
+def test_the_real_one_answers_with_the_embedded_base() -> None:
+    file = engine_llama.gguf_file("embedded", None)
+    with engine_llama.worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (ask, settings):
+        answers = ask([[1, 2, 3], [1, 2, 3]])
+    assert settings["threads"] == 1
+    assert answers[0]["tokens"] == answers[1]["tokens"]

@@ -50,7 +50,7 @@ class OpenAIBackend:
         self._identity = identity(self._facts, known, self._tokenizer, self._name)
         self._counter = Counter(self._wire, self._facts.model, self._tokenizer.count if self._tokenizer else None)
         self._wardrobe = Wardrobe(self._wire, self._facts)
-        self._line = Line(self._wire, patience or Patience())
+        self._line = Line(self._wire, patience or Patience(), self._facts.kind.at_once)
         for sentence in self._remarks():
             report(sentence)
 

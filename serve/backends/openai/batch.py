@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
-import httpx
-
 from errors import PeftArenaError
-from serve.backends.openai.talk import Patience, Talk
+from serve.backends.openai.talk import Patience, Talk, Way
 from serve.backends.openai.wire import Wire
 from serve.rows import Decoding, Finished, Partial, Row
 
@@ -25,47 +23,46 @@ Event = Partial | Finished
 class Line:
     """The thread on which all conversations with one server run, and its connections. Starts when first used."""
 
-    def __init__(self, wire: Wire, patience: Patience) -> None:
+    def __init__(self, wire: Wire, patience: Patience, at_once: int) -> None:
         self._wire = wire
         self._patience = patience
+        self._at_once = at_once
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: httpx.AsyncClient | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, Way] | None = None
 
     def begin(self, talk: Talk, tell: Callable[[Event], None]) -> Future[None]:
         """Starts a conversation; cancelling the future closes its streams."""
-        loop, client = self._start()
-        return asyncio.run_coroutine_threadsafe(self._run(talk, client, tell), loop)
+        with self._lock:
+            if self._running is None:
+                loop = asyncio.new_event_loop()
+                places = asyncio.Semaphore(self._at_once)
+                self._running = loop, Way(self._wire, self._wire.streaming_client(), self._patience, places)
+                threading.Thread(target=_run, args=(loop,), name="remote-rows", daemon=True).start()
+            loop, way = self._running
+        return asyncio.run_coroutine_threadsafe(self._talk(talk, way, tell), loop)
 
-    async def _run(self, talk: Talk, client: httpx.AsyncClient, tell: Callable[[Event], None]) -> None:
+    async def _talk(self, talk: Talk, way: Way, tell: Callable[[Event], None]) -> None:
         try:
-            await talk.run(self._wire, client, self._patience, tell)
+            await talk.run(way, tell)
         except Exception as fault:  # noqa: BLE001 - one row's defect is that row's alone; it is logged whole
             _log.exception("A row's conversation with %s failed.", self._wire.host)
             sentence = f"The answer of {self._wire.host} could not be read ({type(fault).__name__}): see the log."
             tell(talk.finished(error=sentence))
 
-    def _start(self) -> tuple[asyncio.AbstractEventLoop, httpx.AsyncClient]:
-        with self._lock:
-            if self._loop is None or self._client is None:
-                self._loop = asyncio.new_event_loop()
-                self._client = self._wire.streaming_client()
-                threading.Thread(target=_run, args=(self._loop,), name="remote-rows", daemon=True).start()
-            return self._loop, self._client
-
     def close(self) -> None:
         """Ends all conversations and the thread."""
         with self._lock:
-            loop, client, self._loop, self._client = self._loop, self._client, None, None
-        if loop is None or client is None:
+            running, self._running = self._running, None
+        if running is None:
             return
+        loop, way = running
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
-            await client.aclose()
+            await way.client.aclose()
             await loop.shutdown_asyncgens()
             loop.stop()
 

@@ -18,7 +18,7 @@ class Kind:
     `takes_n`: several samples come from one call. `greedy`: what asks for the likeliest token. `neutral`: what switches
     off the samplers and penalties that the server would add by itself (vLLM takes those of the model's
     generation_config.json), so that all engines decode alike. `every_technique`: not LoRA alone. `loads`: it may have
-    /v1/load_lora_adapter. `scales`: an adapter's strength can be chosen.
+    /v1/load_lora_adapter. `scales`: an adapter's strength can be chosen. `at_once`: how many streams it may be sent.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Kind:
     every_technique: bool = False
     loads: bool = False
     scales: bool = False
+    at_once: int = 64
 
 
 OURS = Kind("Peft Arena", takes_n=True, every_technique=True, loads=True, scales=True)
@@ -36,7 +37,8 @@ VLLM = Kind("vLLM", takes_n=True, neutral={"top_k": -1, "min_p": 0.0, "repetitio
 LORAX = Kind("LoRAX", greedy={})
 _LLAMA_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 LLAMA_CPP = Kind("llama.cpp", neutral=_LLAMA_NEUTRAL, scales=True)
-LLAMA_CPP_PYTHON = Kind("llama-cpp-python", neutral=_LLAMA_NEUTRAL)
+# It answers one request at a time and, by default, breaks off a stream when the next one comes.
+LLAMA_CPP_PYTHON = Kind("llama-cpp-python", neutral=_LLAMA_NEUTRAL, at_once=1)
 OTHER = Kind("OpenAI-compatible server")
 
 # `owned_by` of the entries of /v1/models.

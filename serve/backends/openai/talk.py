@@ -31,6 +31,16 @@ class Patience:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How rows reach the server: `places` bounds how many streams are open at once."""
+
+    wire: Wire
+    client: httpx.AsyncClient
+    patience: Patience
+    places: asyncio.Semaphore
+
+
+@dataclass(frozen=True)
 class Call:
     """One POST to /completions; its first choice is sample number `first`."""
 
@@ -65,11 +75,9 @@ class Talk:
             notes=self._notes,
         )
 
-    async def run(
-        self, wire: Wire, client: httpx.AsyncClient, patience: Patience, tell: Callable[[Partial | Finished], None]
-    ) -> None:
+    async def run(self, way: Way, tell: Callable[[Partial | Finished], None]) -> None:
         """The whole conversation. `tell` hears of every growth, and of one end unless this is cancelled."""
-        calls = [self._patient(call, wire, client, patience, tell) for call in self._calls]
+        calls = [self._patient(call, way, tell) for call in self._calls]
         ends = await asyncio.gather(*calls, return_exceptions=True)
         faults = [end for end in ends if isinstance(end, Exception)]
         known = [str(fault) for fault in faults if isinstance(fault, PeftArenaError)]
@@ -77,46 +85,34 @@ class Talk:
             raise faults[0]
         tell(self.finished(error=known[0] if known else None))
 
-    async def _patient(
-        self,
-        call: Call,
-        wire: Wire,
-        client: httpx.AsyncClient,
-        patience: Patience,
-        tell: Callable[[Partial | Finished], None],
-    ) -> None:
+    async def _patient(self, call: Call, way: Way, tell: Callable[[Partial], None]) -> None:
         """One call, asked again where the server says that it is busy and for not too long."""
-        left = patience.busy
+        left = way.patience.busy
         while True:
             try:
-                return await self._call(call, wire, client, patience, tell)
+                async with way.places:
+                    return await self._call(call, way, tell)
             except BusyError as busy:
                 left -= busy.seconds
                 if left < 0:
                     raise
                 await asyncio.sleep(busy.seconds)
 
-    async def _call(
-        self,
-        call: Call,
-        wire: Wire,
-        client: httpx.AsyncClient,
-        patience: Patience,
-        tell: Callable[[Partial | Finished], None],
-    ) -> None:
+    async def _call(self, call: Call, way: Way, tell: Callable[[Partial], None]) -> None:
+        wire = way.wire
         most = _BYTES_A_STREAM + _BYTES_A_TOKEN * self._decoding.max_new_tokens * call.count
         events = Events(wire.host, most, wire.clean)
         clock = asyncio.get_running_loop().time
         try:
             async with (
-                asyncio.timeout(patience.first) as alarm,
-                client.stream("POST", f"{wire.url}/completions", json=call.body) as response,
+                asyncio.timeout(way.patience.first) as alarm,
+                way.client.stream("POST", f"{wire.url}/completions", json=call.body) as response,
             ):
                 await _require_stream(response, wire, str(call.body["model"]))
                 async for chunk in response.aiter_raw():
                     news = [self._hear(event, call, wire, tell) for event in events.feed(chunk)]
                     if any(news):
-                        alarm.reschedule(clock() + patience.between)
+                        alarm.reschedule(clock() + way.patience.between)
                     if events.done or self._is_cut(call):
                         break
             if not self._is_over(call):

@@ -142,6 +142,16 @@ def test_rows_run_beside_one_another_and_join_at_any_time(serve: Any, connect: A
     assert standin.most_open > 6
 
 
+def test_llama_cpp_python_is_sent_one_row_at_a_time(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("x", " = 1", delay=0.01), [{"id": "base.gguf", "owned_by": "me"}]))
+    batch = connect(standin.url).open_batch("step")
+    for key in range(4):
+        batch.add(key, Row("p", PLAIN), GREEDY)
+    ends, _ = finish(batch)
+    assert [ends[key].candidates[0].code for key in range(4)] == ["x = 1"] * 4
+    assert standin.most_open == 1
+
+
 def test_cancel_frees_the_row_at_once_and_keeps_what_it_said(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying(*["word "] * 1000, delay=0.01), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")

@@ -1,0 +1,132 @@
+"""Folders registered under a name: inside what is allowed, checked like any other, hiding nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adapters.store import Store
+from errors import AdapterError, UnknownNameError
+from tests.adapters.folders import BASE, FINGERPRINTS, MANIFEST, write_adapter
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Store:
+    write_adapter(tmp_path / "root" / "good")
+    write_adapter(tmp_path / "more" / "deep" / "other", manifest=replace(MANIFEST, seed=5))
+    write_adapter(tmp_path / "outside" / "other")
+    return Store((tmp_path / "root",), fingerprints=FINGERPRINTS, allowed=(tmp_path / "root", tmp_path / "more"))
+
+
+def test_a_registered_folder_is_an_adapter_like_any_other(found: Store, tmp_path: Path) -> None:
+    opened = found.register("mine", tmp_path / "more" / "deep" / "other")
+    assert (opened.name, opened.manifest.seed) == ("mine", 5)
+    assert found.names() == ["good", "mine"]
+    assert found.open("mine", BASE).manifest.seed == 5
+    assert [(each.name, each.usable) for each in found.status(BASE)] == [("good", True), ("mine", True)]
+    found.register("mine", tmp_path / "more" / "deep" / "other")
+    found.unregister("mine")
+    assert found.names() == ["good"]
+    with pytest.raises(UnknownNameError):
+        found.open("mine", BASE)
+
+
+def test_the_path_must_lie_inside_an_allowed_folder(found: Store, tmp_path: Path) -> None:
+    for path in (
+        tmp_path / "outside" / "other",
+        tmp_path / "root" / ".." / "outside" / "other",
+        tmp_path / "root",
+        tmp_path,
+        Path("/"),
+        Path("/etc"),
+        tmp_path / "rootless" / "other",
+        tmp_path / "outside" / "none",
+    ):
+        with pytest.raises(AdapterError, match="is not inside a folder that adapters may be loaded from: copy it"):
+            found.register("mine", path)
+    assert found.names() == ["good"]
+
+
+def test_the_roots_are_allowed_where_nothing_else_is_said(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "root" / "good")
+    write_adapter(tmp_path / "outside" / "other")
+    plain = Store((tmp_path / "root",), fingerprints=FINGERPRINTS)
+    assert plain.register("alias", tmp_path / "root" / "good").name == "alias"
+    with pytest.raises(AdapterError, match="is not inside"):
+        plain.register("mine", tmp_path / "outside" / "other")
+    with pytest.raises(AdapterError, match="is not inside"):
+        Store((tmp_path / "root",), allowed=()).register("mine", tmp_path / "root" / "good")
+
+
+def test_a_link_leads_nowhere_else(found: Store, tmp_path: Path) -> None:
+    (tmp_path / "more" / "link").symlink_to(tmp_path / "outside" / "other", target_is_directory=True)
+    (tmp_path / "more" / "ring").symlink_to(tmp_path / "more" / "ring")
+    for name in ("link", "ring", "link/../other"):
+        with pytest.raises(AdapterError):
+            found.register("mine", tmp_path / "more" / name)
+    found.register("mine", tmp_path / "more" / "deep" / "other")
+    (tmp_path / "more" / "deep").rename(tmp_path / "more" / "was")
+    (tmp_path / "more" / "deep").symlink_to(tmp_path / "outside", target_is_directory=True)
+    with pytest.raises(AdapterError, match="was registered as a folder and is behind a link now"):
+        found.open("mine", BASE)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "a/" * 3000])
+def test_a_path_that_can_be_none(found: Store, tmp_path: Path, path: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        found.register("mine", tmp_path / "root" / path)
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+def test_what_is_registered_is_checked(found: Store, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="There is no adapter in"):
+        found.register("mine", tmp_path / "more" / "deep")
+    with pytest.raises(AdapterError, match="There is no adapter in"):
+        found.register("mine", tmp_path / "more" / "none")
+    (tmp_path / "more" / "model").mkdir()
+    (tmp_path / "more" / "model" / "config.json").touch()
+    with pytest.raises(AdapterError, match="is a whole model"):
+        found.register("mine", tmp_path / "more" / "model")
+    write_adapter(tmp_path / "more" / "bare", manifest=None)
+    with pytest.raises(AdapterError, match=r"Adapter 'mine' has no manifest.json"):
+        found.register("mine", tmp_path / "more" / "bare")
+    with pytest.raises(AdapterError, match="the base here is another/base"):
+        found.register("mine", tmp_path / "more" / "deep" / "other", replace(BASE, id="another/base"))
+    for name in ("../x", "", "Mine", "zero-shot"):
+        with pytest.raises(AdapterError):
+            found.register(name, tmp_path / "more" / "deep" / "other")
+    assert found.names() == ["good"]
+
+
+def test_a_name_that_is_taken_stays_with_its_folder(found: Store, tmp_path: Path) -> None:
+    other = tmp_path / "more" / "deep" / "other"
+    with pytest.raises(AdapterError, match="There is another adapter 'good': choose another name"):
+        found.register("good", other)
+    assert found.register("good", tmp_path / "root" / "good").path == tmp_path / "root" / "good"
+    found.register("mine", other)
+    with pytest.raises(AdapterError, match="There is another adapter 'mine'"):
+        found.register("mine", tmp_path / "root" / "good")
+    assert found.open("mine", BASE).path == other.resolve()
+    write_adapter(tmp_path / "root" / "mine")
+    assert found.open("mine", BASE).path == tmp_path / "root" / "mine"
+    assert found.names() == ["good", "mine"]
+
+
+def test_unregistering_what_is_not_registered(found: Store) -> None:
+    with pytest.raises(AdapterError, match="'good' lies in the store itself: delete its folder"):
+        found.unregister("good")
+    with pytest.raises(UnknownNameError, match="Unknown registered adapter 'x'"):
+        found.unregister("x")
+    with pytest.raises(AdapterError, match="cannot name an adapter"):
+        found.unregister("../x")
+
+
+def test_registering_has_a_limit(found: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.store.MAX_REGISTERED", 2)
+    for name in ("one", "two"):
+        found.register(name, tmp_path / "more" / "deep" / "other")
+    with pytest.raises(AdapterError, match="2 adapters are registered, which is the limit: unload one first"):
+        found.register("three", tmp_path / "more" / "deep" / "other")

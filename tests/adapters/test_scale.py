@@ -1,0 +1,231 @@
+"""A store that is asked at every request: nothing is looked into twice, and nothing that changes is missed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import checks, weights
+from adapters.store import AdapterFolder, Store
+from errors import AdapterError, UnknownNameError
+from tests.adapters.folders import BASE, CONFIG, FINGERPRINTS, MANIFEST, store, write_adapter
+
+MANY = 5000
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock that says whether a file has just been written is a minute ahead: what is remembered is used."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 60_000_000_000)
+
+
+class Counted:
+    """How often folders were read since the last look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        real = checks.read_config
+
+        def read(folder: Path, name: str) -> dict[str, Any]:
+            self.count += 1
+            return real(folder, name)
+
+        monkeypatch.setattr(checks, "read_config", read)
+
+    def __call__(self) -> int:
+        count, self.count = self.count, 0
+        return count
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch, settled: None) -> Counted:
+    return Counted(monkeypatch)
+
+
+def test_a_folder_is_checked_once_for_each_base(good: Path, checked: Counted) -> None:
+    found = store(good.parent)
+    first = found.open("good", BASE)
+    assert found.open("good", BASE) is first
+    assert checked() == 1
+    assert found.inspect("good") is found.inspect("good")
+    assert checked() == 1
+    with pytest.raises(AdapterError, match="the base here is other"):
+        found.open("good", replace(BASE, id="other"))
+    assert found.open("good", BASE) == first
+
+
+def changes(good: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    config = (good / "adapter_config.json").read_text()
+    tensors = (good / "adapter_model.safetensors").read_bytes()
+    yield (
+        "config",
+        lambda: (good / "adapter_config.json").write_text(config.replace('"lora_alpha": 8', '"lora_alpha": 9')),
+    )
+    yield "manifest", lambda: replace(MANIFEST, seed=7).write(good)
+    yield "weights", lambda: (good / "adapter_model.safetensors").write_bytes(tensors[:-1] + b"\x01")
+    yield "another folder", lambda: (good.rename(good.with_name(".old")), write_adapter(good))
+
+
+def test_whatever_changes_is_seen_at_the_next_call(good: Path, checked: Counted) -> None:
+    found = store(good.parent)
+    for what, change in changes(good):
+        found.open("good", BASE)
+        checked()
+        change()
+        before = found.open("good", BASE)
+        assert checked() == 1, what
+        assert found.open("good", BASE) is before
+
+
+def test_a_file_of_the_same_size_and_time_is_another_file(good: Path, checked: Counted) -> None:
+    found = store(good.parent)
+    first = found.open("good", BASE)
+    path = good / "adapter_model.safetensors"
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert found.open("good", BASE).digest != first.digest
+
+
+def test_what_becomes_unsafe_is_refused_and_what_is_mended_opens(good: Path, checked: Counted) -> None:
+    found = store(good.parent)
+    found.open("good", BASE)
+    (good / "x.bin").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(AdapterError, match=r"x\.bin is a pickle"):
+            found.open("good", BASE)
+    (good / "x.bin").unlink()
+    found.open("good", BASE)
+    (good / "README.md").symlink_to("/etc/hostname")
+    with pytest.raises(AdapterError, match=r"README.md is a symbolic link"):
+        found.open("good", BASE)
+
+
+def test_a_refusal_is_remembered_but_not_one_of_the_system(
+    good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = store(good.parent)
+    (good / "adapter_config.json").write_text("{")
+    for _ in range(3):
+        with pytest.raises(AdapterError, match=r"adapter_config.json cannot be read"):
+            found.open("good", BASE)
+    assert checked() == 1
+    write_adapter(good.parent / "other")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+        with pytest.raises(AdapterError, match="Too many open files"):
+            found.open("other", BASE)
+    assert found.open("other", BASE).name == "other"
+
+
+def test_a_folder_that_has_just_changed_is_looked_at_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, checked = store(good.parent), Counted(monkeypatch)
+    found.open("good", BASE)
+    found.open("good", BASE)
+    assert checked() == 2
+
+
+def test_names_follow_the_roots(tmp_path: Path, settled: None) -> None:
+    found = Store((tmp_path / "one", tmp_path / "two"), fingerprints=FINGERPRINTS)
+    assert found.names() == []
+    write_adapter(tmp_path / "one" / "a")
+    assert found.names() == ["a"]
+    write_adapter(tmp_path / "two" / "b")
+    assert found.names() == found.names() == ["a", "b"]
+    (tmp_path / "two" / "c").mkdir()
+    assert found.names() == ["a", "b"]
+    write_adapter(tmp_path / "elsewhere")
+    for file in (tmp_path / "elsewhere").iterdir():  # into a folder that was there: the root's times stay
+        file.rename(tmp_path / "two" / "c" / file.name)
+    assert found.names() == ["a", "b", "c"]
+    (tmp_path / "two" / "b").rename(tmp_path / "two" / ".b")
+    assert found.names() == ["a", "c"]
+    with pytest.raises(UnknownNameError):
+        found.open("b", BASE)
+
+
+def test_a_folder_that_is_no_adapter_any_more_leaves_the_names(
+    good: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = store(good.parent)
+    assert found.names() == ["good"]
+    (good / "adapter_config.json").unlink()
+    with pytest.raises(UnknownNameError):
+        found.open("good", BASE)
+    now = time.monotonic() + 1
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert found.names() == []
+
+
+def test_thousands_of_folders_cost_one_scan(tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(MANY):
+        folder = tmp_path / f"lora-{number:04d}"
+        folder.mkdir()
+        (folder / "adapter_config.json").touch()
+    write_adapter(tmp_path / "good")
+    found = store(tmp_path)
+    monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+    assert len(found.names()) == MANY + 1
+    scans: list[str] = []
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        scans.append(str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for _ in range(20):
+        assert len(found.names()) == MANY + 1
+        found.open("good", BASE)
+    assert scans == [str(tmp_path / "good")]
+    with pytest.raises(UnknownNameError, match=r"did you mean 'lora-0007'.* and \d+ more") as caught:
+        found.open("lora-0007x", BASE)
+    assert len(str(caught.value)) < 3000
+
+
+def test_what_is_remembered_is_bounded(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adapters.remembered._MAX_BYTES", 4000)
+    for number in range(6):
+        write_adapter(good.parent / f"other-{number}")
+    found = store(good.parent)
+    for name in (*found.names(), "other-5", "good"):
+        found.open(name, BASE)
+    assert checked() == 8  # the last one was remembered, the first one no more
+
+
+def test_many_threads_ask_while_folders_come_and_go(tmp_path: Path) -> None:
+    found = store(tmp_path)
+    write_adapter(tmp_path / "stays")
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            assert "stays" in found.names()
+            assert found.open("stays", BASE).name == "stays"
+            assert [each.name for each in found.status(BASE) if each.usable or each.name == "stays"][-1] == "stays"
+
+    with ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask) for _ in range(4)]
+        for _ in range(15):
+            write_adapter(tmp_path / "comes", CONFIG).rename(tmp_path / ".went")
+            shutil.rmtree(tmp_path / ".went")
+        done.set()
+        for each in asking:
+            each.result(20)
+    assert found.names() == ["stays"]
+
+
+def test_the_whole_digest_is_kept_beside_the_short_one(good: Path) -> None:
+    folder: AdapterFolder = store(good.parent).open("good", BASE)
+    assert weights.short(folder.sha256) == folder.digest
+    assert len(folder.sha256) == 64

@@ -117,6 +117,7 @@ def test_attention_over_stem_and_tail_is_attention_over_both(shared: int) -> Non
     assert owners == [1, 1, 2], "the first stem is dropped, the others have lines in different number"
     query = noise(len(owners), groups * each, size)
     own_keys, own_values = noise(len(owners), groups, tail, size), noise(len(owners), groups, tail, size)
+    seen = torch.empty(0)
     for column in range(tail):
         seen = stems.attend(0, query, own_keys[:, :, column], own_values[:, :, column])
     for line, owner in enumerate(owners):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 from zlib import crc32
@@ -10,14 +11,33 @@ from zlib import crc32
 import torch
 
 from serve.backends.local.beams import BeamBatch
+from serve.backends.local.flight import run_to_end
 from serve.backends.local.speech import Vocabulary
 from serve.backends.local.state import Line
 from serve.backends.local.stepwise import StepBatch
-from serve.rows import Row
+from serve.rows import Decoding, Finished, Partial, Row
+from tasks.prompt import STYLES
 from tests.serve.tiny import tokenizer
 
 Script = Callable[[tuple[int, ...], Any], torch.Tensor]
 END = 2
+PLAIN = STYLES["plain"]
+ROWS = [
+    Row("sort a list", None),
+    Row("x", None, "one"),
+    Row("sort a list", None, "two"),
+    Row("a much longer prompt " * 3, None, "one"),
+    Row("sort", PLAIN),
+    Row("y", None),
+]
+DECODINGS = [
+    Decoding(max_new_tokens=12),
+    Decoding("sample", 9, 3, 1.5, 0.9, 5),
+    Decoding("sample", 20, 1, 0.7, 1.0, 6),
+    Decoding(max_new_tokens=3),
+    Decoding(max_new_tokens=1),
+    Decoding("sample", 7, 2, 1.0, 0.5, 7, top_logprobs=2),
+]
 
 
 def vocabulary() -> Vocabulary:
@@ -133,3 +153,29 @@ class Bench:
     @property
     def state(self) -> ScriptedState:
         return self.states[-1]
+
+
+def alone(row: Row, decoding: Decoding) -> Finished:
+    """What the row says in a batch of its own."""
+    batch = Bench(noise(), "beam" if decoding.mode == "beam" else "step").batch
+    (finished,) = (event for event in run_to_end(batch, [row], decoding, Event()) if isinstance(event, Finished))
+    return finished
+
+
+def drain(bench: Bench, events: list[Partial | Finished] | None = None) -> dict[int, Finished]:
+    """Steps to the end; what finished, here and in `events`, which takes all events up."""
+    events = [] if events is None else events
+    for _ in range(300):
+        if not len(bench.batch):
+            break
+        events += bench.batch.step()
+    assert not len(bench.batch)
+    return by_key(events)
+
+
+def by_key(events: Iterable[Partial | Finished]) -> dict[int, Finished]:
+    return {event.index: event for event in events if isinstance(event, Finished)}
+
+
+def said(finished: Finished) -> list[str]:
+    return [sample.text for sample in finished.samples]

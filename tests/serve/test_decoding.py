@@ -90,6 +90,34 @@ def test_rows_with_adapters_say_what_peft_says_alone(kind: str, tmp_path: Path) 
     assert len(same_prompt) == 2, "the adapter changes nothing, so this test would prove nothing"
 
 
+def test_rows_that_come_while_others_speak_say_what_each_says_alone(kind: str, tmp_path: Path) -> None:
+    backend, model = _load(kind, tmp_path / "base")
+    targets = {"llama": ["q_proj", "down_proj"], "codegen": ["qkv_proj"], "t5": ["q", "wo"]}[kind]
+    make_lora(tmp_path / "store" / "one", backend.base, model, 8, targets, 1)
+    backend.load_adapter(Store((tmp_path / "store",), fingerprints=FINGERPRINTS).open("one", backend.base))
+    rows = [Row(prompt, None, adapter) for adapter in (None, "one") for prompt in (*PROMPTS, "sort " * 30)]
+    wishes = [
+        Decoding(max_new_tokens=20) if place % 2 else Decoding("sample", 16, 2, 1.5, seed=place)
+        for place in range(len(rows))
+    ]
+    batch = backend.open_batch("step")
+    events: list[Partial | Finished] = []
+    for key, (row, decoding) in enumerate(zip(rows, wishes, strict=True)):
+        batch.add(key, row, decoding)
+        events += batch.step() + batch.step() + batch.step()
+    batch.add(len(rows), rows[0], wishes[0])
+    events += batch.step()
+    assert batch.cancel(len(rows)).cancelled
+    while len(batch):
+        events += batch.step()
+    found = {event.index: event.candidates for event in events if isinstance(event, Finished)}
+    alone = [_finished(backend, [row], decoding)[0] for row, decoding in zip(rows, wishes, strict=True)]
+    for key, expected in enumerate(alone):
+        assert [each.text for each in found[key]] == [each.text for each in expected.candidates], rows[key]
+    assert batch.joins == (kind == "llama")
+    assert len({event.candidates[0].text for event in alone}) > 5
+
+
 def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(tmp_path: Path) -> None:
     backend, _ = _load("llama", tmp_path)
     decoding = Decoding(mode="sample", candidates=3, temperature=2.0, max_new_tokens=12, seed=7)

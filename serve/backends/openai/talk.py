@@ -60,15 +60,16 @@ class Talk:
         self._notes = notes
         self._raw = row.style is None
         self._said = [Said(row.style, decoding) for _ in range(decoding.candidates)]
-        self._began = time.perf_counter()
+        self._began: float | None = None
 
     def finished(self, *, cancelled: bool = False, error: str | None = None) -> Finished:
         """The row's end, with all that was said."""
+        seconds = 0.0 if self._began is None else time.perf_counter() - self._began
         samples = tuple(said.candidate() for said in self._said if said.is_over or said.text)
         return Finished(
             self.key,
             merge(samples, raw=self._raw),
-            time.perf_counter() - self._began,
+            seconds,
             cancelled=cancelled,
             samples=samples if self._decoding.mode == "sample" else (),
             error=error,
@@ -103,6 +104,8 @@ class Talk:
         most = _BYTES_A_STREAM + _BYTES_A_TOKEN * self._decoding.max_new_tokens * call.count
         events = Events(wire.host, most, wire.clean)
         clock = asyncio.get_running_loop().time
+        if self._began is None:  # what it waited for its place is not the server's time
+            self._began = time.perf_counter()
         try:
             async with (
                 asyncio.timeout(way.patience.first) as alarm,

@@ -10,7 +10,7 @@ from adapters.store import AdapterFolder
 from errors import AdapterError, PeftArenaError
 from serve.backends.openai import facts as asked
 from serve.backends.openai.facts import Facts
-from serve.backends.openai.kinds import LLAMA_CPP, LORAX, VLLM
+from serve.backends.openai.kinds import LLAMA_CPP, LLAMA_CPP_PYTHON, LORAX, VLLM
 from serve.backends.openai.wire import Wire, message_of
 
 _LOAD_SECONDS = 120.0
@@ -55,6 +55,8 @@ class Wardrobe:
                 f"{self._name} was not started with '{folder.name}': convert it with convert_lora_to_gguf.py and start "
                 f"the server with --lora {folder.name}.gguf."
             )
+        if kind is LLAMA_CPP_PYTHON:
+            return f"{self._name} has no adapters that a request can choose: use llama.cpp's own server, or vLLM."
         if kind in (VLLM, LORAX):
             for rule in rules(folder):
                 if not rule.holds:

@@ -139,6 +139,11 @@ def test_a_folder_that_the_server_does_not_see_is_one_sentence(serve: Any, conne
     assert "\n" not in str(caught.value)
 
 
+def test_llama_cpp_python_has_no_adapters_of_a_request(serve: Any, connect: Any, tmp_path: Path) -> None:
+    backend = connect(serve(StandIn(saying("x"), [{"id": "base.gguf", "owned_by": "me"}])).url)
+    assert "has no adapters that a request can choose" in backend.refuses(lora(tmp_path))
+
+
 def test_a_strength_is_for_engines_that_have_one(serve: Any, connect: Any, tmp_path: Path) -> None:
     folder = lora(tmp_path)
     vllm = connect(serve(loading(StandIn(saying("x")))).url)

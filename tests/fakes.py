@@ -48,11 +48,14 @@ class FakeStore(Store):
 class FakeEngine(Engine):
     """Per method name: what it says, or the sentence with which it fails; `words` a step, `delay` seconds a step.
 
+    `refused` says per adapter why this engine cannot wear it.
+
     Whoever has an Engine cannot tell the difference; `cancelled` counts the runs that were stopped.
     """
 
     says: Mapping[str, str] = field(default_factory=dict)
     fails: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     words: Mapping[str, int] = field(default_factory=dict)
     names: Sequence[str] = ("lora-starter", "lora-conala")
@@ -77,8 +80,11 @@ class FakeEngine(Engine):
     def methods(self) -> list[str]:
         return ["zero-shot", "icl-8", "rag-8", *self.names]
 
+    def unavailable(self, method: Method) -> str | None:
+        return self.refused.get(method.adapter or "")
+
     def stream(
-        self, requests: Sequence[Request], decoding: Decoding, cancel: threading.Event | None = None
+        self, requests: Sequence[Request], decoding: Decoding, cancel: threading.Event | None = None, owner: str = ""
     ) -> Iterator[Partial | Answer]:
         cancel = cancel or threading.Event()
         with self._lock:
@@ -113,7 +119,7 @@ class FakeEngine(Engine):
                 raise
 
     def answer(
-        self, requests: Sequence[Request], decoding: Decoding, cancel: threading.Event | None = None
+        self, requests: Sequence[Request], decoding: Decoding, cancel: threading.Event | None = None, owner: str = ""
     ) -> list[Answer]:
         answers = [event for event in self.stream(requests, decoding, cancel) if isinstance(event, Answer)]
         return sorted(answers, key=lambda answer: answer.index)

@@ -2,93 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any, cast
 
 import pytest
 
-from adapters.manifest import BaseIdentity, Manifest
-from adapters.store import AdapterFolder, Store
-from errors import AdapterError, unknown
-from serve import engine as engine_module
-from serve.engine import Engine
+from adapters.store import Store
+from errors import AdapterError, PromptTooLongError
+from serve.engine import Engine, EngineLimits
 from serve.examples import Pools
 from serve.method import parse_method
-from serve.rows import Answer, Candidate, Decoding, Finished, Partial, Request, Row
+from serve.rows import Answer, Decoding, Partial, Request
 from tasks.problem import Example, Problem
-from tasks.prompt import STYLES, Message
-
-POOL = [Example(f"e{place}", f"intent number {place}", f"x = {place}") for place in range(20)]
-BASE = BaseIdentity("tiny", "sha256:0", "Tiny", "none", "cpu", context_length=600, has_chat_template=False)
-
-
-class CountingBackend:
-    """Says its prompt's number of characters, one digit a step."""
-
-    base = BASE
-
-    def __init__(self) -> None:
-        self.loaded: list[str] = []
-        self.batches: list[list[Row]] = []
-        self.steps = 0
-
-    def chat(self, messages: Sequence[Message]) -> str:
-        raise AssertionError("a base without a chat template gets plain prompts")
-
-    def count_tokens(self, text: str) -> int:
-        return len(text)
-
-    def load_adapter(self, folder: AdapterFolder) -> None:
-        self.loaded.append(folder.name)
-
-    def unload_adapter(self, name: str) -> None:
-        self.loaded.remove(name)
-
-    def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
-        self.batches.append(list(rows))
-        for step in range(1, decoding.max_new_tokens + 1):
-            for index, row in enumerate(rows):
-                if cancel.is_set():
-                    yield Finished(index, (), 0.1, cancelled=True)
-                    continue
-                yield Partial(index, f"{len(row.prompt)}"[:step], step)
-            if cancel.is_set():
-                return
-            self.steps += 1
-            time.sleep(0.001)
-        for index, row in enumerate(rows):
-            text = str(len(row.prompt))
-            yield Finished(index, (Candidate(text, text, -1.0, decoding.max_new_tokens),), 0.2)
-
-
-class OneStore:
-    """A store in which every name but 'broken' opens."""
-
-    def names(self) -> list[str]:
-        return ["broken", *(f"lora-{place}" for place in range(20))]
-
-    def open(self, name: str, base: BaseIdentity) -> AdapterFolder:
-        if name == "broken":
-            raise AdapterError("Adapter 'broken' is broken: train it again.")
-        if name not in self.names():
-            raise unknown("adapter", name, self.names())
-        trained = "nf4" if name == "lora-8" else "none"
-        manifest = Manifest(
-            name, "lora", base.id, base.revision, trained, "plain", STYLES["plain"].fingerprint, "starter", "", 0, ""
-        )
-        config = {"num_virtual_tokens": 60} if name == "lora-7" else {}
-        return AdapterFolder(name, Path(name), manifest, config, f"digest of {name}")
-
-
-class ByLength:
-    """Retrieves the examples in their order."""
-
-    def nearest(self, intent: str, k: int) -> list[Example]:
-        return POOL[:k]
+from tasks.prompt import STYLES
+from tests.serve.counting import BASE, POOL, CountingBackend, InOrder, OneStore
 
 
 @pytest.fixture
@@ -97,9 +26,11 @@ def backend() -> CountingBackend:
 
 
 @pytest.fixture
-def engine(backend: CountingBackend) -> Engine:
-    pools = Pools(load=lambda _: POOL, index=lambda *_: ByLength())
-    return Engine(cast("Any", backend), cast("Store", OneStore()), pools)
+def engine(backend: CountingBackend) -> Iterator[Engine]:
+    pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
+    engine = Engine(cast("Any", backend), cast("Store", OneStore()), pools)
+    yield engine
+    engine.close()
 
 
 def _request(method: str, intent: str = "sort a list", problem_id: str = "p") -> Request:
@@ -109,7 +40,8 @@ def _request(method: str, intent: str = "sort a list", problem_id: str = "p") ->
 def test_all_requests_of_a_call_are_one_batch(engine: Engine, backend: CountingBackend) -> None:
     answers = engine.answer([_request(name) for name in ("zero-shot", "icl-3", "rag-3", "lora-1")], Decoding())
     assert len(backend.batches) == 1
-    assert [row.adapter for row in backend.batches[0]] == [None, None, None, "lora-1"]
+    assert set(backend.batches[0].sizes) == {4}, "all in flight from the first step to the last"
+    assert [row.adapter for row in backend.rows] == [None, None, None, "lora-1"]
     assert [len(answer.examples) for answer in answers] == [0, 3, 3, 0]
     assert [answer.error for answer in answers] == [None] * 4
     assert all(answer.style == STYLES["plain"] for answer in answers)
@@ -136,6 +68,7 @@ def test_what_fails_leaves_the_others_alone(engine: Engine) -> None:
     answers = engine.answer([_request(name) for name in ("broken", "zero-shot", "gone", "rag-2")], Decoding())
     assert [answer.index for answer in answers] == [0, 1, 2, 3]
     assert answers[0].error == "Adapter 'broken' is broken: train it again."
+    assert isinstance(answers[0].fault, AdapterError)
     assert answers[2].error is not None
     assert "Unknown adapter 'gone'" in answers[2].error
     assert answers[1].code
@@ -196,9 +129,66 @@ def test_a_problem_is_never_its_own_example(engine: Engine) -> None:
 
 
 def test_a_pool_with_too_few_examples_says_so(backend: CountingBackend) -> None:
-    few = Engine(cast("Any", backend), cast("Store", OneStore()), Pools(lambda _: POOL[:2], lambda *_: ByLength()))
+    few = Engine(cast("Any", backend), cast("Store", OneStore()), Pools(lambda _: POOL[:2], lambda *_: InOrder()))
     answer = few.answer([_request("icl-4")], Decoding())[0]
     assert answer.notes == ("The pool has only 2 of the 4 examples asked for.",)
+
+
+def test_a_raw_prompt_is_read_as_it_is(engine: Engine, backend: CountingBackend) -> None:
+    raw = "def fibonacci(n):\n"
+    answers = engine.answer(
+        [
+            Request(Problem("p", ""), parse_method(name, OneStore().names()), raw=text)
+            for name, text in (("zero-shot", raw), ("lora-1*0.5", raw), ("icl-2", raw), ("zero-shot", ""))
+        ],
+        Decoding(max_new_tokens=2),
+    )
+    assert [(row.prompt, row.style, row.adapter, row.scale) for row in backend.rows] == [
+        (raw, None, None, 1.0),
+        (raw, None, "lora-1", 0.5),
+    ]
+    assert [answer.prompt for answer in answers] == [raw, raw, "", ""]
+    assert answers[2].error == (
+        "Method 'icl-2' shows examples, and a raw prompt is read as it is: choose a method without examples, or give "
+        "an intent instead of a prompt."
+    )
+    assert answers[3].error == "The prompt is empty: give at least one character to go on from."
+    long = Request(Problem("p", ""), parse_method("zero-shot", ()), raw="x" * 601)
+    refused = engine.answer([long], Decoding(max_new_tokens=100))[0]
+    assert isinstance(refused.fault, PromptTooLongError)
+    assert str(refused.fault).endswith("shorten the prompt.")
+
+
+def test_earlier_turns_stand_behind_the_examples_and_the_oldest_goes_first(
+    engine: Engine, backend: CountingBackend
+) -> None:
+    turns = tuple(Example(f"t{place}", f"turn number {place}", f"y = {place}") for place in range(3))
+    asked = Request(Problem("p", "and now sorted"), parse_method("icl-2", ()), turns=turns)
+    shown = engine.answer([asked], Decoding(max_new_tokens=2))[0]
+    assert len(shown.examples) == 2, "turns are no examples"
+    places = [shown.prompt.index(each.intent) for each in (*shown.examples, *turns)]
+    assert places == sorted(places)
+    room = 600 - shown.prompt_tokens
+    short = engine.answer([asked], Decoding(max_new_tokens=room + 1))[0]
+    assert turns[0].intent not in short.prompt
+    assert turns[1].intent in short.prompt
+    assert len(short.examples) == 2
+    assert short.notes == ("1 of 3 earlier turns were left out: the prompt would not fit the context.",)
+    raw = Request(Problem("p", ""), parse_method("zero-shot", ()), raw="x", turns=turns)
+    assert str(engine.answer([raw], Decoding())[0].error).startswith("A raw prompt is read as it is")
+
+
+def test_what_the_backend_cannot_do_is_said_before_it_is_asked(engine: Engine, backend: CountingBackend) -> None:
+    names = ("zero-shot", "lora-1", "lora-2*0.5", "broken")
+    methods = [parse_method(name, OneStore().names()) for name in names]
+    assert [engine.unavailable(method) for method in methods] == [
+        None,
+        None,
+        None,
+        "Adapter 'broken' is broken: train it again.",
+    ]
+    backend.refuses = lambda folder, scale: "Not here." if folder and scale != 1 else None  # type: ignore[attr-defined]
+    assert [engine.unavailable(method) for method in methods[:3]] == [None, None, "Not here."]
 
 
 def test_closing_the_stream_cancels_the_batch(engine: Engine, backend: CountingBackend) -> None:
@@ -219,6 +209,7 @@ def test_cancelled_rows_answer(engine: Engine) -> None:
         if isinstance(event, Answer):
             answers.append(event)
     assert [answer.cancelled for answer in answers] == [True, True]
+    assert all(0 < answer.tokens < 400 for answer in answers), "what they had said is their answer"
 
 
 def test_callers_in_several_threads_each_get_their_own(engine: Engine) -> None:
@@ -233,24 +224,37 @@ def test_callers_in_several_threads_each_get_their_own(engine: Engine) -> None:
     for thread in threads:
         thread.join()
     empty = len("### Instruction:\n\n### Response:\n")
-    assert found == {place: str(empty + place) for place in range(1, 20)}
+    assert {place: int(text.split("|")[0]) for place, text in found.items()} == {
+        place: empty + place for place in range(1, 20)
+    }
 
 
-def test_residence_is_bounded_but_never_below_one_batch(
-    engine: Engine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_module, "MAX_RESIDENT", 2)
-    engine.answer([_request("lora-1"), _request("lora-2"), _request("lora-3")], Decoding())
-    assert sorted(backend.loaded) == ["lora-1", "lora-2", "lora-3"]
-    engine.answer([_request("lora-3")], Decoding())
-    assert "lora-3" in backend.loaded
+def test_residence_is_bounded_even_below_one_call(backend: CountingBackend) -> None:
+    pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
+    small = Engine(cast("Any", backend), cast("Store", OneStore()), pools, limits=EngineLimits(max_resident=2))
+    answers = small.answer([_request(f"lora-{place}") for place in (1, 2, 3)], Decoding(max_new_tokens=4))
+    assert [answer.text.split("|")[2] for answer in answers] == ["lora-1", "lora-2", "lora-3"]
     assert len(backend.loaded) == 2
+    assert "lora-3" in backend.loaded
+    assert small.residents.status().evictions == 1
 
 
 def test_a_fault_of_ours_reaches_the_caller(engine: Engine, backend: CountingBackend) -> None:
-    def fail(*_: object) -> Iterator[Partial | Finished]:
-        raise RuntimeError("a defect")
-
-    backend.generate = fail  # type: ignore[method-assign,assignment]
+    backend.fault = RuntimeError("a defect")
     with pytest.raises(RuntimeError, match="a defect"):
         engine.answer([_request("zero-shot")], Decoding())
+    assert engine.answer([_request("zero-shot")], Decoding())[0].code
+
+
+def test_a_fault_while_planning_reaches_its_caller_alone(engine: Engine, backend: CountingBackend) -> None:
+    def fail(folder: object) -> None:
+        raise RuntimeError("a defect")
+
+    stream = engine.stream([_request("zero-shot")], Decoding(max_new_tokens=100))
+    assert isinstance(next(stream), Partial)
+    backend.loading = fail
+    with pytest.raises(RuntimeError, match="a defect"):
+        engine.answer([_request("zero-shot"), _request("lora-1")], Decoding(max_new_tokens=300))
+    answer = list(stream)[-1]
+    assert isinstance(answer, Answer)
+    assert answer.tokens == 100

@@ -14,11 +14,11 @@ import torch
 from serve.backends.local.fused import Attend, FusedModel
 
 # Columns and lines that a group has beyond what it needs.
-ROOM = 64
+ROOM = 32
 _SPARE = 4
-# One more group costs a step as much as this many padded columns of one line: two products and a softmax a layer have
-# a fixed cost of some 50 microseconds on a CPU, and 15 nanoseconds a column.
-PADDING = 3000
+# One more group costs a step as much as this many padded columns of one line: two products and a softmax a layer cost
+# some 50 microseconds on a CPU before they have done anything, and a column is 0.8 kB to be read a layer.
+PADDING = 1500
 # Up to so many columns of a single line torch's fused attention is quicker on a CPU than two products.
 _FEW_COLUMNS = 256
 _attention = torch.nn.functional.scaled_dot_product_attention
@@ -31,14 +31,14 @@ class Group:
         """`known[i]` are the keys and values of all that line i has read, as a `Reading` has them; they are copied."""
         layers, heads, size = model.kv_shape
         self._scale = model.scale
+        self._hidden = torch.finfo(model.dtype).min
         self.lengths: list[int] = []
         self.columns = max(each.shape[3] for each in known)
         shape = (layers, 2, len(known) + _SPARE, heads, self.columns + ROOM, size)
-        self._known = torch.empty(shape, device=model.device, dtype=model.dtype)
-        self._bias = torch.zeros((shape[2], 1, 1, shape[4]), device=model.device, dtype=model.dtype)
+        self._known = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        # Added to scores: what hides padding and the columns to come.
+        self._bias = torch.full((shape[2], 1, 1, shape[4]), self._hidden, device=model.device, dtype=model.dtype)
         self._views = list(self._known.unbind(0))
-        self._padded = True
-        self._nothing = self._bias.new_zeros(1)
         for each in known:
             self.join(each)
 
@@ -56,9 +56,8 @@ class Group:
         line, length = len(self.lengths), known.shape[3]
         blank = self.columns - length
         self._known[:, :, line, :, blank : self.columns] = known
-        self._known[:, :, line, :, :blank] = 0
-        self._bias[line] = 0
-        self._bias[line, :, :, :blank] = torch.finfo(self._bias.dtype).min
+        self._bias[line] = self._hidden
+        self._bias[line, :, :, blank : self.columns] = 0
         self.lengths.append(length)
 
     def leave(self, line: int) -> None:
@@ -78,12 +77,12 @@ class Group:
         """Makes room for the column that the next forward writes."""
         if self.columns == self._known.shape[4]:
             shape = self._known.shape
-            self._known = torch.cat([self._known, self._known.new_empty((*shape[:4], ROOM, shape[5]))], 4)
-            self._bias = torch.nn.functional.pad(self._bias, (0, ROOM))
+            self._known = torch.cat([self._known, self._known.new_zeros((*shape[:4], ROOM, shape[5]))], 4)
+            self._bias = torch.nn.functional.pad(self._bias, (0, ROOM), value=self._hidden)
             self._views = list(self._known.unbind(0))
+        self._bias[..., self.columns] = 0
         self.columns += 1
         self.lengths = [length + 1 for length in self.lengths]
-        self._padded = bool(self.padding)
 
     def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What each line's one place sees, (lines, heads, head size)."""
@@ -93,27 +92,24 @@ class Group:
         mine[1, :lines, :, at - 1] = values
         groups = keys.shape[1]
         query = query.reshape(lines, groups, heads // groups, size)
-        keys, values = mine[0, :lines, :, :at], mine[1, :lines, :, :at]
-        bias = self._bias[:lines, :, :, :at] if self._padded else None
+        keys, values, bias = mine[0, :lines], mine[1, :lines], self._bias[:lines]
         if query.device.type != "cpu" or (lines == 1 and at <= _FEW_COLUMNS):
-            seen = _attention(query, keys, values, bias, scale=self._scale)
+            seen = _attention(query, keys[:, :, :at], values[:, :, :at], bias[..., :at], scale=self._scale)
         else:
             seen = self._products(query, keys, values, bias)
         return seen.reshape(lines, heads, size)
 
     def _products(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
     ) -> torch.Tensor:
-        """Attention as two plain products: for so few queries torch 2.13's fused kernels are slower on a CPU."""
-        flat = query.flatten(0, 1)
-        if bias is None:
-            scores = torch.baddbmm(self._nothing, flat, keys.flatten(0, 1).transpose(1, 2), beta=0, alpha=self._scale)
-        else:
-            groups, each = query.shape[1:3]
-            spread = bias.expand(-1, groups, each, -1).reshape(len(flat), each, -1)
-            scores = torch.baddbmm(spread, flat, keys.flatten(0, 1).transpose(1, 2), alpha=self._scale)
+        """Attention as two plain products: for so few queries torch 2.13's fused kernels are slower on a CPU.
+
+        Over all columns that there is room for: oneDNN copies keys and values that do not lie together.
+        """
+        scores = torch.bmm((query * self._scale).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
+        scores = scores.view(*query.shape[:3], -1).add_(bias)
         shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
-        return torch.bmm(shares, values.flatten(0, 1)).view(query.shape)
+        return torch.bmm(shares.flatten(0, 1), values.flatten(0, 1)).view(query.shape)
 
 
 class Groups:

@@ -84,6 +84,8 @@ class Worker:
         """Lets rows join where they may, and takes one step."""
         with self._board.changed:
             joining = self._joining(mode)
+            if joining:
+                self._board.changed.notify_all()  # an owner with fewer rows made ready may have the next one planned
         for job in joining:
             self._join(job)
         batch = self._batches.get(mode)
@@ -180,7 +182,7 @@ class Worker:
         """The batch is lost with all that was in it; the next row opens another."""
         self._metrics.fault()
         batch = self._batches.pop(mode, None)
-        for call in {job.call: None for job in batch.jobs.values()} if batch else ():
+        for call in {} if batch is None else {job.call: None for job in batch.jobs.values()}:
             self._fail(call, fault)
 
     def _fail(self, call: Call, fault: Exception) -> None:

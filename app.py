@@ -3,6 +3,7 @@
 python app.py                                              the embedded base, on http://127.0.0.1:7860
 python app.py --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda
 python app.py --base ~/models/mine --quantization int8 --data-dir ~/data --port 8000
+python app.py --api                                        an OpenAI-compatible API beside them (docs/serving.md)
 python app.py --backend openai --url http://127.0.0.1:8000/v1       another engine answers (docs/other-engines.md)
 """
 
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from errors import PeftArenaError
+from serve.api.app import Api
+from serve.api.options import ApiOptions, add_api_options, read_api_options
 from serve.backends.local.source import EMBEDDED
 from serve.backends.openai.options import Remote, add_remote_options, remote_of
 from serve.command import (
@@ -52,6 +55,7 @@ class Options:
     trust_remote_code: bool
     embedder: str
     remote: Remote | None
+    api: ApiOptions | None
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -66,6 +70,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--runs-dir", type=Path, help="a folder with runs of `python -m evaluate` for Results")
     parser.add_argument("--host", default=host, help="the address to serve on (%(default)s)")
     parser.add_argument("--port", default=port, help="the port to serve on (%(default)s)")
+    parser.add_argument("--api", action="store_true", help="serve the OpenAI-compatible API beside the pages")
+    add_api_options(parser)
     given = parser.parse_args(arguments, argparse.Namespace(base=None))
     named = base if given.base is None else given.base
     given.base = EMBEDDED if named is None else named
@@ -82,6 +88,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         trust_remote_code=given.trust_remote_code,
         embedder=given.embedder,
         remote=remote,
+        api=read_api_options(given, given.host) if given.api else None,
     )
 
 
@@ -111,18 +118,26 @@ def serve(options: Options) -> NoReturn:
         )
 
     source = EngineSource(build).start()
+    api = Api(source, options.api.keys, options.api.settings) if options.api else None
+    routes = api.routes() if api else []
     pages = build_pages(source, options.data_dir, shelf=make_shelf(options.runs_dir))
     try:
-        launch(pages, options.host, options.port, prevent_thread_lock=True)
+        launch(pages, options.host, options.port, prevent_thread_lock=True, app_kwargs={"routes": routes})
     except OSError:
         require_port(options.host, options.port)  # taken since we looked
         raise
     shown = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
     progress(f"The page is up on http://{shown}:{options.port} while the model loads; Ctrl-C stops it.")
-    _wait_for(source)
-    progress(f"Ready: http://{shown}:{options.port}")
-    while True:
-        time.sleep(3600)
+    if api:
+        progress(f"The API is up on http://{shown}:{options.port}/v1.")
+    try:
+        _wait_for(source)
+        progress(f"Ready: http://{shown}:{options.port}")
+        while True:
+            time.sleep(3600)
+    finally:
+        if api:
+            api.stop()
 
 
 def _wait_for(source: EngineSource) -> None:

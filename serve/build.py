@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.store import LIBRARY, Store
@@ -11,11 +12,12 @@ from serve.engine import Engine
 from serve.examples import Pools
 from serve.home import Report, home
 from serve.rows import Backend
+from serve.scheduling.limits import EngineLimits
 from tasks.datasets import digest, load_examples
 from tasks.prompt import STYLES
 
 
-def build_engine(
+def build_engine(  # noqa: PLR0913 - each is an option of a command line
     base: str | None = None,
     quantization: str = "nf4",
     device: str = "auto",
@@ -25,12 +27,15 @@ def build_engine(
     report: Report = lambda _: None,
     *,
     remote: Remote | None = None,
+    adapter_dirs: Sequence[Path] = (),
+    limits: EngineLimits | None = None,
 ) -> Engine:
     """Loads the base (converting or downloading it first where needed) and puts the engine around it.
 
     With `remote` that server answers instead, and `base`, where it is given, says which base the server has; without
-    either the embedded base is loaded. `report` gets one line of progress at a time. Raises BaseModelError, or
-    another PeftArenaError, in one sentence.
+    either the embedded base is loaded. Adapters lie in the library, in the user's own folder and in `adapter_dirs`;
+    others are registered from the last of these alone, where there are any. `report` gets one line of progress at a
+    time. Raises BaseModelError, or another PeftArenaError, in one sentence.
     """
     from serve.backends.retrieval import Embedder, FaissRetriever
 
@@ -50,5 +55,6 @@ def build_engine(
         index=lambda _, examples: FaissRetriever(model, examples, digest(examples)),
     )
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
-    store = Store((LIBRARY, home() / "adapters"), fingerprints=fingerprints)
-    return Engine(backend, store, pools)
+    roots = (LIBRARY, home() / "adapters", *adapter_dirs)
+    store = Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)
+    return Engine(backend, store, pools, limits=limits)

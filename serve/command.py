@@ -70,9 +70,12 @@ def checked_base(base: str) -> str:
 
 
 def checked_folder(folder: Path | None, what: str, option: str) -> Path | None:
+    """The folder with ~ resolved, or None where none was given; DataError where there is no such folder."""
+    return None if folder is None else require_folder(folder, what, option)
+
+
+def require_folder(folder: Path, what: str, option: str) -> Path:
     """The folder with ~ resolved; DataError where there is none."""
-    if folder is None:
-        return None
     folder = folder.expanduser()
     if not folder.is_dir():
         raise DataError(f"There is no {what} folder {folder}: check the path given to {option}.")

@@ -1,0 +1,153 @@
+"""Serves the methods and adapters of one base to programs that speak OpenAI's API.
+
+python -m serve                                            the embedded base, on http://127.0.0.1:8000/v1
+python -m serve --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda --adapter-dir ~/adapters
+python -m serve --host 0.0.0.0 --api-key-file keys.txt
+
+docs/serving.md says what it answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from errors import PeftArenaError
+from serve.api.options import ApiOptions, add_api_options, checked_count, read_api_options
+from serve.command import (
+    Parser,
+    Progress,
+    add_model_options,
+    check_model_options,
+    checked_port,
+    require_folder,
+    require_port,
+)
+from serve.quiet import quiet
+from serve.scheduling.limits import EngineLimits
+
+if TYPE_CHECKING:
+    from serve.engine import Engine
+
+DEFAULT_PORT = 8000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for, checked as far as it can be without loading anything."""
+
+    model: argparse.Namespace
+    host: str
+    port: int
+    api: ApiOptions
+    adapter_dirs: tuple[Path, ...]
+    limits: EngineLimits
+
+
+def parse_options(arguments: Sequence[str]) -> Options:
+    """The options in `arguments`; PeftArenaError in one sentence where something is wrong with them."""
+    parser = Parser(prog="-m serve", description="Peft Arena's methods and adapters behind an OpenAI-compatible API.")
+    add_model_options(parser, os.environ.get("PEFT_ARENA_BASE") or "embedded")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to serve on (%(default)s)")
+    parser.add_argument("--port", default=str(DEFAULT_PORT), help="the port to serve on (%(default)s)")
+    add_api_options(parser)
+    parser.add_argument(
+        "--adapter-dir",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a further folder of adapters; with it, /v1/load_lora_adapter loads from such folders alone",
+    )
+    usual = EngineLimits()
+    for option, value, text in (
+        ("--max-lines", usual.max_lines, "answers that grow at once"),
+        ("--max-queued", usual.max_queued, "rows that may wait"),
+        ("--max-resident", usual.max_resident, "adapters in memory"),
+    ):
+        parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
+    given = parser.parse_args(arguments)
+    check_model_options(given)
+    return Options(
+        model=given,
+        host=given.host,
+        port=checked_port(given.port),
+        api=read_api_options(given, given.host),
+        adapter_dirs=tuple(_folder(folder) for folder in given.adapter_dir),
+        limits=EngineLimits(
+            max_lines=checked_count(given.max_lines, "--max-lines"),
+            max_queued=checked_count(given.max_queued, "--max-queued"),
+            max_resident=checked_count(given.max_resident, "--max-resident"),
+        ),
+    )
+
+
+def _folder(folder: Path) -> Path:
+    return require_folder(folder, "adapter", "--adapter-dir").resolve()
+
+
+def serve(options: Options) -> None:
+    """Serves until a signal; PeftArenaError when the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
+    from serve.api.app import Api
+    from serve.api.server import ApiServer, listen
+    from serve.engine_source import EngineSource
+
+    progress = Progress()
+    shown = f"http://{'127.0.0.1' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"  # noqa: S104
+
+    def build(report: Callable[[str], None]) -> Engine:
+        from serve.build import build_engine
+
+        def tell(line: str) -> None:
+            progress(line)
+            report(line)
+
+        engine = build_engine(
+            base=options.model.base,
+            quantization=options.model.quantization,
+            device=options.model.device,
+            data_dir=options.model.data_dir,
+            trust_remote_code=options.model.trust_remote_code,
+            embedder=options.model.embedder,
+            report=tell,
+            adapter_dirs=options.adapter_dirs,
+            limits=options.limits,
+        )
+        progress(f"Ready: {shown}/v1")
+        return engine
+
+    listener = listen(options.host, options.port)
+    source = EngineSource(build).start()
+    api = Api(source, options.api.keys, options.api.settings)
+    progress(f"The API is up on {shown}/v1 while the model loads; Ctrl-C stops it.")
+    ApiServer(api, lambda: source.state().phase == "failed").run(sockets=[listener])
+    if source.state().phase == "failed":
+        raise PeftArenaError(source.state().message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the server and gives its exit status: 2 for an error that a person can mend, 130 after Ctrl-C."""
+    quiet()
+    try:
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        require_port(options.host, options.port)
+        serve(options)
+        return 0
+    except PeftArenaError as error:
+        print(f"peft-arena: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # the model's thread may be deep inside a library: nothing of it must delay or spoil the exit

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API over the engine, for `python -m serve` and beside the pages."""

@@ -1,0 +1,73 @@
+"""The API's options on a command line, the same for `python -m serve` and for `python app.py --api`."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from errors import PeftArenaError, unknown
+from serve.api.app import ApiSettings
+from serve.api.keys import VARIABLE, Keys, read_keys
+from tasks.datasets import DATASETS
+
+
+@dataclass(frozen=True)
+class ApiOptions:
+    """Who may ask, and the API's bounds."""
+
+    keys: Keys
+    settings: ApiSettings
+
+
+def add_api_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; `read_api_options` reads them."""
+    usual = ApiSettings()
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line: see docs/serving.md")
+    parser.add_argument("--open", action="store_true", help="serve other machines without any API key")
+    parser.add_argument("--rows-per-minute", metavar="N", help="answers a minute for whose key says nothing else")
+    parser.add_argument(
+        "--pool",
+        default=usual.pool,
+        help=f"whose examples icl and rag show: {', '.join(DATASETS)} (%(default)s)",
+    )
+    for option, value, text in (
+        ("--max-body-kb", usual.body_bytes // 1000, "the largest body of a request, in kB"),
+        ("--timeout", int(usual.answer_seconds), "seconds that one request may take"),
+    ):
+        parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
+
+
+def read_api_options(given: argparse.Namespace, host: str) -> ApiOptions:
+    """What was given, with the keys read; PeftArenaError in one sentence, also where `host` needs keys."""
+    keys = read_keys(given.api_key_file)
+    if not (len(keys) or given.open or is_loopback(host)):
+        raise PeftArenaError(
+            f"Without keys anybody could ask on {host}: give --api-key-file, set {VARIABLE}, or allow it with --open."
+        )
+    if given.pool not in DATASETS:
+        raise unknown("data set", given.pool, DATASETS)
+    rows = given.rows_per_minute
+    settings = ApiSettings(
+        pool=given.pool,
+        body_bytes=checked_count(given.max_body_kb, "--max-body-kb") * 1000,
+        answer_seconds=checked_count(given.timeout, "--timeout"),
+        rows_per_minute=None if rows is None else checked_count(rows, "--rows-per-minute"),
+    )
+    return ApiOptions(keys, settings)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def checked_count(text: str, option: str) -> int:
+    """A number of something; PeftArenaError where it is none."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
+        raise PeftArenaError(f"'{text}' is no number for {option}: give one from 1 to 1000000.")
+    return int(text)

@@ -1,0 +1,107 @@
+"""The HTTP server around the API: uvicorn, with a limit on how long a request's head may take, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from serve.api.app import Api
+
+HEAD_SECONDS = 15.0
+# A request's line and headers together.
+HEAD_BYTES = 32_768
+MAX_CONNECTIONS = 1024
+# How long answers that were ended may take to reach their clients.
+END_SECONDS = 5
+
+
+class HeadTimedProtocol(H11Protocol):
+    """Closes a connection whose next request has begun, or should have, and whose head does not come to an end.
+
+    uvicorn itself waits for ever for the head of a connection's first request, so that a few thousand idle clients
+    would keep all others out.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._time()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _time(self) -> None:
+        """Starts the clock when a head is awaited and stops it when it is there."""
+        if self.conn.their_state is not h11.IDLE:
+            self._stop()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+            self.transport.close()
+
+
+class ApiServer(uvicorn.Server):
+    """Serves an API on a socket, until a signal or until `over` says so.
+
+    Before uvicorn waits for answers on their way, those are told that it ends.
+    """
+
+    def __init__(self, api: Api, over: Callable[[], bool] = lambda: False) -> None:
+        self._api = api
+        self._over = over
+        super().__init__(
+            uvicorn.Config(
+                api,
+                http=HeadTimedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=MAX_CONNECTIONS,
+                h11_max_incomplete_event_size=HEAD_BYTES,
+                timeout_graceful_shutdown=END_SECONDS,
+            )
+        )
+
+    async def on_tick(self, counter: int) -> bool:
+        return self._over() or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._api.close()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that waits for connections; OSError where there is none to be had."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener

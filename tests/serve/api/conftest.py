@@ -1,0 +1,122 @@
+"""The API on a real socket, with a real engine around a backend that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from adapters.store import Store
+from serve.api.app import Api, ApiSettings
+from serve.api.keys import Keys
+from serve.api.server import ApiServer, listen
+from serve.engine import Engine
+from serve.engine_source import EngineSource
+from serve.examples import Pools
+from serve.scheduling.limits import EngineLimits
+from tasks.datasets import load_examples
+from tests.adapters.folders import FINGERPRINTS, write_adapter
+from tests.serve.api.scripted import ScriptedBackend
+
+
+class FirstOnes:
+    """Finds the first examples nearest, without embeddings."""
+
+    def __init__(self, examples: Any) -> None:
+        self._examples = list(examples)
+
+    def nearest(self, intent: str, k: int) -> list[Any]:
+        return self._examples[:k]
+
+
+@dataclass
+class Served:
+    """A server that answers: its address, what stands behind it, and clients for it."""
+
+    url: str
+    backend: ScriptedBackend
+    engine: Engine
+    stop: Callable[[], None]
+    adapters: Path
+
+    def client(self, key: str = "none", **options: Any) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, **{"max_retries": 0, "timeout": 20, **options})
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, **{"timeout": 20, **options})
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        with self.http() as client:
+            return client.post(path, json=body, headers=headers)
+
+
+@contextmanager
+def running(api: Api) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Serves `api` on a free port in a thread of its own; its address, and what ends it."""
+    listener = listen("127.0.0.1", 0)
+    over = threading.Event()
+    server = ApiServer(api, over.is_set)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", over.set
+    finally:
+        over.set()
+        thread.join(15)
+        assert not thread.is_alive(), "the server did not end"
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    backend: ScriptedBackend | None = None,
+    settings: ApiSettings | None = None,
+    keys: Keys | None = None,
+    limits: EngineLimits | None = None,
+) -> Iterator[Served]:
+    """The API over a scripted backend with the adapters `lora-a` and `lora-b`, and the folder `outside` beside."""
+    backend = backend or ScriptedBackend()
+    root = folder / "root"
+    for name in ("lora-a", "lora-b"):
+        if not (root / name).exists():
+            write_adapter(root / name)
+    pools = Pools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    store = Store((root,), fingerprints=FINGERPRINTS, allowed=(root, folder / "more"))
+    engine = Engine(backend, store, pools, limits=limits or EngineLimits())
+    api = Api(EngineSource(lambda report: engine).start(), keys or Keys(), settings or ApiSettings())
+    try:
+        with running(api) as (url, stop):
+            wait_for(lambda: httpx.get(f"{url}/health").status_code == 200)
+            yield Served(url, backend, engine, stop, folder)
+    finally:
+        engine.close()
+
+
+def wait_for(truth: Callable[[], bool], seconds: float = 10) -> None:
+    """Returns as soon as `truth` holds; fails the test when it does not in time."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not truth():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with serving(tmp_path_factory.mktemp("api")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[OpenAI]:
+    with served.client() as found:
+        yield found

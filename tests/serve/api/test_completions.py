@@ -1,0 +1,89 @@
+"""Completions through the real `openai` client: a prompt is read as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.serve.api.conftest import Served
+
+
+def test_a_prompt_is_read_as_it_is(client: OpenAI, served: Served) -> None:
+    reply = client.completions.create(model="lora-a", prompt="  def f(x):\n", max_tokens=60)
+    assert "  def f(x):\n" in served.backend.seen
+    assert reply.choices[0].text == "print('def f(x):') # lora-a*1"
+    assert reply.object == "text_completion"
+    assert reply.choices[0].finish_reason == "stop"
+    assert reply.usage.prompt_tokens == 2
+
+
+def test_a_stream_says_the_same(client: OpenAI) -> None:
+    asked: Any = {"model": "zero-shot", "prompt": ["count 12", "count 4"], "max_tokens": 9}
+    whole = client.completions.create(**asked)
+    texts = {0: "", 1: ""}
+    ends = {}
+    *chunks, last = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.text
+        if choice.finish_reason:
+            ends[choice.index] = choice.finish_reason
+    assert texts == {choice.index: choice.text for choice in whole.choices}
+    assert ends == {0: "length", 1: "stop"}
+    assert last.usage == whole.usage
+
+
+def test_sixteen_tokens_are_usual(client: OpenAI) -> None:
+    reply = client.completions.create(model="zero-shot", prompt="count 40")
+    assert reply.usage.completion_tokens == 16
+
+
+def test_choices_go_prompt_by_prompt(client: OpenAI) -> None:
+    reply = client.completions.create(
+        model="zero-shot", prompt=["one", "two"], n=2, temperature=1, seed=5, max_tokens=60
+    )
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in reply.choices] == [
+        f"print('{word}') # base*1 # sample {place} of seed 5" for word in ("one", "two") for place in (0, 1)
+    ]
+
+
+def test_log_probabilities_are_lists(client: OpenAI) -> None:
+    reply = client.completions.create(model="zero-shot", prompt="count 3", logprobs=1)
+    found = reply.choices[0].logprobs
+    assert found.tokens == ["1", " 2", " 3"]
+    assert found.token_logprobs == [-0.5] * 3
+    assert found.top_logprobs == [{"other0": -1.0}] * 3
+    assert found.text_offset == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "words"),
+    [
+        ({"model": "icl-2"}, "model", "use /v1/chat/completions"),
+        ({"prompt": [1, 2, 3]}, "prompt", "token numbers"),
+        ({"prompt": [[1, 2], [3]]}, "prompt", "token numbers"),
+        ({"prompt": ["x"] * 11}, "prompt", "at most 10"),
+        ({"prompt": ""}, "prompt", "empty entry"),
+        ({"prompt": " \n"}, "prompt", "missing or empty"),
+        ({"prompt": []}, "prompt", "missing or empty"),
+        ({"prompt": {"a": 1}}, "prompt", "give a text"),
+        ({"echo": True}, "echo", "not repeated"),
+        ({"suffix": "x"}, "suffix", "suffix"),
+        ({"best_of": 5}, "best_of", "best of"),
+        ({"logprobs": 50}, "logprobs", "from 0 to 20"),
+    ],
+)
+def test_what_is_not_served_is_named(client: OpenAI, more: Any, param: str, words: str) -> None:
+    asked: Any = {"model": "zero-shot", "prompt": "x", **more}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(**asked)
+    assert caught.value.param == param
+    assert words in caught.value.body["message"]
+
+
+def test_a_neutral_echo_and_best_of_are_accepted(client: OpenAI) -> None:
+    assert client.completions.create(model="zero-shot", prompt="x", echo=False, best_of=1).choices[0].text

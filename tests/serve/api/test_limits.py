@@ -1,0 +1,227 @@
+"""Keys, limits, and clients that go, wait, send too much or too slowly."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from serve.api import server as http_server
+from serve.api.app import ApiSettings
+from serve.api.keys import Keys, read_keys
+from serve.scheduling.limits import EngineLimits
+from tests.serve.api.conftest import Served, serving, wait_for
+from tests.serve.api.scripted import ScriptedBackend
+from tests.serve.api.test_refusals import ASKED, CHAT, error_of
+
+ANNA, BERT, ROOT = "anna-key-0123456789", "bert-key-0123456789", "root-key-0123456789"
+
+
+def keys(tmp_path: Path, text: str) -> Keys:
+    file = tmp_path / "keys.txt"
+    file.write_text(text)
+    return read_keys(file)
+
+
+def counting(words: int, **more: Any) -> dict[str, Any]:
+    return {"model": "zero-shot", "messages": [{"role": "user", "content": f"count {words}"}], **more}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("guarded")
+    found = keys(folder, f"# who may ask\nanna:{ANNA}:6\n\nbert:{BERT}\nroot:{ROOT}::admin\n")
+    with serving(folder, keys=found) as served:
+        yield served
+
+
+def test_without_a_known_key_nothing_is_answered(guarded: Served) -> None:
+    for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": ANNA}, {"authorization": f"Basic {BERT}"}):
+        for path in (CHAT, "/v1/completions", "/tokenize", "/v1/load_lora_adapter"):
+            answer = httpx.post(guarded.url + path, json=ASKED, headers=header)
+            assert error_of(answer, 401)["code"] == "invalid_api_key"
+            assert answer.headers["www-authenticate"] == "Bearer"
+        assert httpx.get(f"{guarded.url}/v1/models", headers=header).status_code == 401
+    with guarded.client("wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    with guarded.client(BERT) as client:
+        assert client.models.list().data
+
+
+def test_health_metrics_and_version_need_no_key(guarded: Served) -> None:
+    assert all(httpx.get(guarded.url + path).status_code == 200 for path in ("/health", "/metrics", "/version"))
+
+
+def test_rows_a_minute_are_counted_per_key(guarded: Served) -> None:
+    with guarded.client(ANNA) as anna, guarded.client(BERT) as bert:
+        messages: Any = ASKED["messages"]
+        anna.chat.completions.create(model="zero-shot", messages=messages, n=5, temperature=1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            anna.chat.completions.create(model="zero-shot", messages=messages, n=3, temperature=1)
+        assert caught.value.code == "rate_limit_exceeded"
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 20
+        with pytest.raises(openai.BadRequestError, match="6 a minute"):
+            anna.completions.create(model="zero-shot", prompt=["x"] * 7)
+        assert bert.chat.completions.create(model="zero-shot", messages=messages, n=5, temperature=1)
+
+
+def test_the_minute_passes(tmp_path: Path) -> None:
+    from serve.api.errors import ApiError
+    from serve.api.keys import Meter
+
+    now = [0.0]
+    meter = Meter(6, 100, lambda: now[0])
+
+    def ask(rows: int) -> bool:
+        try:
+            with meter.rows("x", None, rows):
+                return True
+        except ApiError:
+            return False
+
+    assert [ask(4), ask(2), ask(1)] == [True, True, False]
+    now[0] = 20.0
+    assert [ask(2), ask(1)] == [True, False]
+    now[0] = 10_000.0
+    assert [ask(6), ask(1)] == [True, False]
+
+
+def test_rows_at_once_are_bounded_per_caller(tmp_path: Path) -> None:
+    settings = ApiSettings(rows_at_once=2)
+    with serving(tmp_path, ScriptedBackend(delay=0.01), settings) as served, ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(served.post, CHAT, counting(60)) for _ in range(2)]
+        wait_for(lambda: served.backend.steps > 0)
+        wait_for(lambda: len(served.backend.seen) == 2)
+        answer = served.post(CHAT, ASKED)
+        assert error_of(answer, 429)["code"] == "concurrency_limit_exceeded"
+        assert all(job.result().status_code == 200 for job in jobs)
+        assert served.post(CHAT, ASKED).status_code == 200
+        assert error_of(served.post(CHAT, {**ASKED, "n": 3, "temperature": 1}), 400)["code"] == "too_many_rows"
+
+
+def test_a_full_queue_is_busy_and_says_how_long(tmp_path: Path) -> None:
+    limits = EngineLimits(max_lines=1, max_queued=2)
+    with serving(tmp_path, ScriptedBackend(delay=0.01), limits=limits) as served, ThreadPoolExecutor(8) as pool:
+        answers = [job.result() for job in [pool.submit(served.post, CHAT, counting(30)) for _ in range(8)]]
+        refused = [answer for answer in answers if answer.status_code == 429]
+        assert 0 < len(refused) < 8
+        for answer in refused:
+            error = error_of(answer, 429)
+            assert (error["code"], error["type"]) == ("server_busy", "rate_limit_error")
+            assert "busy" in error["message"]
+            assert int(answer.headers["retry-after"]) >= 1
+        with served.client(max_retries=3) as patient:
+            assert patient.chat.completions.create(**ASKED).choices[0].message.content
+
+
+def test_too_many_requests_at_once_are_busy(tmp_path: Path) -> None:
+    with serving(tmp_path, ScriptedBackend(delay=0.01), ApiSettings(calls=1)) as served:
+        with served.client().chat.completions.create(**counting(100), stream=True) as stream:
+            next(iter(stream))
+            assert error_of(served.post(CHAT, ASKED), 429)["code"] == "server_busy"
+        wait_for(lambda: served.post(CHAT, ASKED).status_code == 200)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_frees_its_rows(tmp_path: Path, stream: bool) -> None:
+    with serving(tmp_path, ScriptedBackend(delay=0.01)) as served:
+        body = json.dumps(counting(5000, stream=stream, max_tokens=1900)).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2]))) as client:
+            client.sendall(head.encode() + body)
+            wait_for(lambda: served.backend.steps > 3)
+        wait_for(lambda: served.backend.cancelled == 1, 2)
+        steps = served.backend.steps
+        time.sleep(0.1)
+        assert served.backend.steps <= steps + 1
+        assert served.post(CHAT, ASKED).status_code == 200
+
+
+def test_an_answer_that_takes_too_long_ends_with_an_error(tmp_path: Path) -> None:
+    settings = ApiSettings(answer_seconds=0.3)
+    with serving(tmp_path, ScriptedBackend(delay=0.01), settings) as served:
+        answer = served.post(CHAT, counting(5000, max_tokens=1900))
+        assert error_of(answer, 504)["code"] == "timeout"
+        assert answer.headers["x-should-retry"] == "false"
+        with served.client() as client, pytest.raises(openai.APIError, match="The answer took longer"):
+            list(client.chat.completions.create(**counting(5000, max_tokens=1900), stream=True))
+        wait_for(lambda: served.backend.cancelled == 2)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_large_body_is_refused_however_it_is_sent(served: Served, chunked: bool) -> None:
+    body = json.dumps({**ASKED, "user": "x" * 1_200_000}).encode()
+    pieces = (body[place : place + 65_536] for place in range(0, len(body), 65_536))
+    with served.http() as client:
+        content: Any = pieces if chunked else body
+        answer = client.post(CHAT, content=content, headers={"content-type": "application/json"})
+    assert error_of(answer, 413)["code"] == "request_too_large"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    with serving(tmp_path, settings=ApiSettings(body_seconds=0.2)) as served:
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
+            client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
+            client.sendall(b"Content-Length: 100\r\n\r\n{")
+            assert client.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_head_that_does_not_end_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
+    for dripped in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n"):
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
+            client.sendall(dripped)
+            assert client.recv(100) == b""
+    assert served.post(CHAT, ASKED).status_code == 200
+
+
+def test_the_end_of_the_server_is_an_error_for_who_waits(tmp_path: Path) -> None:
+    with serving(tmp_path, ScriptedBackend(delay=0.01)) as served, ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(served.post, CHAT, counting(5000, max_tokens=1900))
+        with served.client().chat.completions.create(**counting(5000, max_tokens=1900), stream=True) as stream:
+            chunks = iter(stream)
+            next(chunks)
+            served.stop()
+            with pytest.raises(openai.APIError, match="about to end"):
+                list(chunks)
+        assert error_of(whole.result(), 503)["code"] == "shutting_down"
+        wait_for(lambda: served.backend.cancelled == 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("anna", "write name:key"),
+        ("an na:0123456789abcdef", "write name:key"),
+        ("anna:short", "too weak"),
+        ("anna:0123456789abcdef:many", "rows per minute of 'anna'"),
+        ("anna:0123456789abcdef:5:king", "only one is 'admin'"),
+        (f"anna:{ANNA}\nanna:{BERT}", "there twice"),
+        (f"anna:{ANNA}\nbert:{ANNA}", "there twice"),
+        ("# nobody", "There is no key in"),
+    ],
+)
+def test_a_wrong_key_file_is_one_sentence_without_the_key(tmp_path: Path, line: str, words: str) -> None:
+    from errors import PeftArenaError
+
+    with pytest.raises(PeftArenaError, match=words) as caught:
+        keys(tmp_path, line)
+    assert not any(key in str(caught.value) for key in (ANNA, BERT, "0123456789abcdef"))
+
+
+def test_keys_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_ARENA_API_KEYS", f"anna:{ANNA}, root:{ROOT}:9:admin")
+    found = read_keys(None)
+    key = found.find(f"Bearer {ROOT}")
+    assert (len(found), key.name, key.rows_per_minute, key.admin) == (2, "root", 9, True)
+    assert ROOT not in repr(key)

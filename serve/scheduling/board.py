@@ -72,6 +72,7 @@ class Board:
             call.open -= 1
             if not call.open:
                 self.calls.pop(call, None)
+            self.changed.notify_all()
         if job.plan is not None:
             job.plan.release()
 

@@ -114,6 +114,8 @@ class Worker:
             joining.append(job)
             in_flight += job.lines
             alike = job.call.decoding if mode == "beam" else None
+        if joining:
+            self._board.changed.notify_all()  # their owners may be planned further ahead
         return joining
 
     def _join(self, job: Job) -> None:

@@ -20,8 +20,6 @@ from serve.home import Report
 from serve.rows import Decoding, Finished, Partial, Row
 from tasks.prompt import Message
 
-NO_LOGPROBS = "This engine gives no log-probabilities: they stand as 0."
-
 
 class OpenAIBackend:
     """Implements Backend (serve.rows) over HTTP. Rows are independent: one that fails leaves the others alone."""
@@ -131,10 +129,8 @@ class OpenAIBackend:
             raise PeftArenaError(
                 f"{self._name} wears an adapter at its full strength only: ask for '{row.adapter}' alone."
             )
-        notes = [ESTIMATED] if self._counter.estimates else []
-        if not self._logprobs and (decoding.candidates > 1 or decoding.top_logprobs is not None):
-            notes.append(NO_LOGPROBS)
-        return Talk(key, row, decoding, list(self._calls(row, decoding)), tuple(notes))
+        notes = (ESTIMATED,) if self._counter.estimates else ()
+        return Talk(key, row, decoding, list(self._calls(row, decoding)), notes)
 
     def _calls(self, row: Row, decoding: Decoding) -> Iterator[Call]:
         """One call for all samples where the server gives several at once, else one a sample with a seed of its own."""
@@ -149,7 +145,7 @@ class OpenAIBackend:
             "prompt": row.prompt,
             "max_tokens": decoding.max_new_tokens,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": True, **kind.counting},
             **kind.neutral,
         }
         if decoding.mode == "sample":

@@ -17,7 +17,8 @@ class Kind:
 
     `takes_n`: several samples come from one call. `greedy`: what asks for the likeliest token. `neutral`: what switches
     off the samplers and penalties that the server would add by itself (vLLM takes those of the model's
-    generation_config.json), so that all engines decode alike. `every_technique`: not LoRA alone. `loads`: it may have
+    generation_config.json), so that all engines decode alike. `counting`: what makes a stream tell its tokens as they
+    come, which an answer that we cut would never tell. `every_technique`: not LoRA alone. `loads`: it may have
     /v1/load_lora_adapter. `scales`: an adapter's strength can be chosen. `at_once`: how many streams it may be sent.
     """
 
@@ -25,14 +26,18 @@ class Kind:
     takes_n: bool = False
     greedy: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
     neutral: Mapping[str, Any] = field(default_factory=dict)
+    counting: Mapping[str, Any] = field(default_factory=dict)
     every_technique: bool = False
     loads: bool = False
     scales: bool = False
     at_once: int = 64
 
 
-OURS = Kind("Peft Arena", takes_n=True, every_technique=True, loads=True, scales=True)
-VLLM = Kind("vLLM", takes_n=True, neutral={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}, loads=True)
+_COUNTING = {"continuous_usage_stats": True}
+OURS = Kind("Peft Arena", takes_n=True, counting=_COUNTING, every_technique=True, loads=True, scales=True)
+VLLM = Kind(
+    "vLLM", takes_n=True, counting=_COUNTING, neutral={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}, loads=True
+)
 # LoRAX refuses a temperature of 0, and samples as soon as there is an `n`.
 LORAX = Kind("LoRAX", greedy={})
 _LLAMA_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}

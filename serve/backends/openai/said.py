@@ -38,6 +38,11 @@ class Said:
         return self.finish is not None
 
     @property
+    def told(self) -> bool:
+        """Whether the server tells log-probabilities with this answer."""
+        return bool(self._tokens)
+
+    @property
     def text(self) -> str:
         """What has been said so far, up to the end."""
         return self._text if self._end is None else self._text[: self._end]
@@ -74,8 +79,8 @@ class Said:
             self.finish = "length"
 
     def count(self, tokens: object) -> None:
-        """The server's own count, of an answer that it ended itself."""
-        if type(tokens) is int and 0 <= tokens <= self._decoding.max_new_tokens and self._end is None:
+        """The server's own count so far."""
+        if type(tokens) is int and 0 <= tokens <= self._decoding.max_new_tokens:
             self._counted = tokens
 
     def candidate(self) -> Candidate:

@@ -17,6 +17,7 @@ from serve.backends.openai.said import Said
 from serve.backends.openai.wire import MAX_BODY, Wire, read_json
 from serve.rows import Decoding, Finished, Partial, Row
 
+NO_LOGPROBS = "This engine did not tell all log-probabilities: those that are missing stand as 0."
 # What a token may cost on the wire, its twenty likeliest neighbours included, and what a stream costs by itself.
 _BYTES_A_TOKEN, _BYTES_A_STREAM = 8 << 10, 256 << 10
 
@@ -73,8 +74,13 @@ class Talk:
             cancelled=cancelled,
             samples=samples if self._decoding.mode == "sample" else (),
             error=error,
-            notes=self._notes,
+            notes=(*self._notes, *self._without_logprobs()),
         )
+
+    def _without_logprobs(self) -> tuple[str, ...]:
+        """What to say where somebody reads log-probabilities and the server did not tell them, or not yet."""
+        is_read = self._decoding.candidates > 1 or self._decoding.top_logprobs is not None
+        return (NO_LOGPROBS,) if is_read and any(said.text and not said.told for said in self._said) else ()
 
     async def run(self, way: Way, tell: Callable[[Partial | Finished], None]) -> None:
         """The whole conversation. `tell` hears of every growth, and of one end unless this is cancelled."""
@@ -130,7 +136,8 @@ class Talk:
         """Takes one event in; whether it brought anything new."""
         if "error" in event:
             raise wire.refusal(200, {}, event)
-        choices = event.get("choices")
+        choices, usage = event.get("choices"), event.get("usage")
+        counted = [said for said in self._of(call) if said.was_ended or not said.is_over]
         new = False
         for choice in choices if isinstance(choices, list) else []:
             place = choice.get("index", 0) if isinstance(choice, dict) else None
@@ -140,9 +147,8 @@ class Talk:
             said.hear(choice)
             new = True
             tell(Partial(self.key, said.grown, said.tokens, call.first + place))
-        usage = event.get("usage")
-        if call.count == 1 and isinstance(usage, dict) and self._said[call.first].is_over:
-            self._said[call.first].count(usage.get("completion_tokens"))
+        if call.count == 1 and counted and isinstance(usage, dict):
+            counted[0].count(usage.get("completion_tokens"))
         return new
 
     def _of(self, call: Call) -> list[Said]:

@@ -12,6 +12,7 @@ from errors import PeftArenaError
 from serve.rows import Decoding, Finished, Partial, Row
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, chunk, saying
+from tests.serve.remote.standin import event as sse
 
 PLAIN = STYLES["plain"]
 OPEN = STYLES["chat-python-open"]
@@ -80,6 +81,18 @@ def test_our_own_rule_ends_an_answer_and_closes_its_stream(serve: Any, connect: 
     while standin.open and time.monotonic() < until:
         time.sleep(0.01)
     assert standin.cut == 1, "the server was left generating"
+
+
+def test_tokens_are_the_servers_count_even_where_we_cut(serve: Any, connect: Any) -> None:
+    def merged(body: dict[str, Any]) -> Any:
+        for tokens, piece in ((4, "x = 1"), (7, "\n```\nNow"), (9, " chatter")):
+            choice = {"index": 0, "text": piece, "finish_reason": None}
+            yield sse({"choices": [choice], "usage": {"completion_tokens": tokens}})
+
+    standin = serve(StandIn(merged, VLLM_MODELS))
+    end = answer(connect(standin.url), style=OPEN)
+    assert (end.candidates[0].code, end.candidates[0].tokens) == ("x = 1", 7)
+    assert standin.bodies()[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
 
 
 def test_a_stop_string_ends_raw_text_even_where_the_server_does_not_know_it(serve: Any, connect: Any) -> None:
@@ -207,5 +220,5 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without(serve: Any, co
     standin.pages["/v1/completions"] = whole  # type: ignore[assignment]
     end = answer(connect(serve(standin).url), Decoding("sample", candidates=2))
     assert end.error is None
-    assert end.notes[-1] == "This engine gives no log-probabilities: they stand as 0."
+    assert end.notes[-1] == "This engine did not tell all log-probabilities: those that are missing stand as 0."
     assert "logprobs" not in standin.bodies()[-1]

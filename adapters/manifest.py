@@ -14,6 +14,8 @@ from errors import AdapterError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+# A base's revision, architecture or quantization where the engine that serves it does not tell.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder, Store
 from errors import PeftArenaError, PromptTooLongError
 from serve.examples import Pools
@@ -157,8 +158,8 @@ def _left_out(wanted: int, shown: int, what: str) -> tuple[str, ...]:
 
 
 def _base_notes(worn: AdapterFolder | None, quantization: str) -> tuple[str, ...]:
-    """An adapter answers best on the very weights that it was trained on."""
-    if worn is None or worn.manifest.trained_quantization == quantization:
+    """An adapter answers best on the very weights that it was trained on; another engine may not tell its own."""
+    if worn is None or quantization in (worn.manifest.trained_quantization, UNKNOWN):
         return ()
     names = {"none": "unquantized", "nf4": "NF4", "int8": "INT8"}
     trained, here = (names.get(name, name) for name in (worn.manifest.trained_quantization, quantization))

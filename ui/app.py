@@ -103,16 +103,16 @@ def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr
         state = context.source.state()
         shown = header_html(context)
         if state.phase == "loading":
-            return [shown, gr.Timer(active=True), gr.skip(), gr.skip()]
+            return [shown, gr.Timer(active=True), gr.skip(), gr.skip(), gr.skip()]
         if state.phase == "failed":
-            return [shown, gr.Timer(active=False), gr.skip(), gr.skip()]
-        choices, usable = known_adapters(context.source.engine())
+            return [shown, gr.Timer(active=False), gr.skip(), gr.skip(), gr.skip()]
+        known = known_adapters(context.source.engine())
         # Chips that a person has changed stay as they are.
         untouched = widgets.chip_names(chips) == list(WITHOUT_ADAPTER)
-        names = widgets.chip_values(default_methods(usable)) if untouched else gr.skip()
-        return [shown, gr.Timer(active=False), names, gr.Dropdown(choices=choices)]
+        names = widgets.chip_values(default_methods(known.usable)) if untouched else gr.skip()
+        return [shown, gr.Timer(active=False), names, gr.Dropdown(choices=known.choices), known.reasons]
 
-    outputs = [header, timer, form.chips, form.adapter]
+    outputs = [header, timer, form.chips, form.adapter, form.reasons]
     gr.on(
         [pages.load, timer.tick],
         tick,

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from adapters.manifest import BaseIdentity
+from adapters.manifest import UNKNOWN, BaseIdentity
 
 _EXAMPLES = {"icl": "fixed", "rag": "nearest"}
 _QUANTIZATION = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
 _DEVICE = {"cpu": "CPU", "cuda": "GPU"}
-UNKNOWN = "unknown"  # what another engine does not say of its base
 
 
 def method_label(name: str) -> str:

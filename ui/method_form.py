@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
 from errors import PeftArenaError
-from serve.method import MAX_EXAMPLES, parse_method
+from serve.method import MAX_EXAMPLES, Method, Nothing, parse_method
 from ui import widgets
 from ui.compare_run import MAX_COLUMNS
 from ui.labels import method_label
@@ -38,20 +38,33 @@ class MethodForm:
 
     chips: gr.HTML
     adapter: gr.Dropdown
+    reasons: gr.State
 
 
-def known_adapters(engine: Engine) -> tuple[list[tuple[str, str]], list[str]]:
-    """The choices of the form, and the names of those that this base can use.
+class Adapters(NamedTuple):
+    """The form's choices, the names that can be used on this base and engine, and why the others cannot."""
 
-    One that cannot be used stays a choice: its column says why, which a missing name would not.
-    """
+    choices: list[tuple[str, str]]
+    usable: list[str]
+    reasons: dict[str, str]
+
+
+def known_adapters(engine: Engine) -> Adapters:
+    """All adapters. One that cannot be used stays a choice: its reason is shown, which a missing name would not be."""
     try:
         known = engine.store.status(engine.base)
     except PeftArenaError as fault:
         _log.warning("%s", fault)
-        return [], []
-    choices = [(entry.name if entry.usable else f"{entry.name} (cannot be used here)", entry.name) for entry in known]
-    return choices, [entry.name for entry in known if entry.usable]
+        return Adapters([], [], {})
+    reasons: dict[str, str] = {}
+    for entry in known:
+        method = Method(entry.name, Nothing(), entry.name)
+        reason = engine.unavailable(method) if entry.usable else entry.reason
+        if reason is not None:
+            reasons[entry.name] = reason
+    names = [entry.name for entry in known]
+    choices = [(f"{name} (cannot be used here)" if name in reasons else name, name) for name in names]
+    return Adapters(choices, [name for name in names if name not in reasons], reasons)
 
 
 def default_methods(usable: Sequence[str]) -> list[str]:
@@ -107,12 +120,13 @@ def build_method_form() -> MethodForm:
         )
         add = gr.Button("Add", size="md", scale=0, min_width=88, elem_id="method-add")
     note = widgets.live("", elem_id="method-note")
-    is_open = gr.State(False)
+    is_open, reasons = gr.State(False), gr.State({})
 
     opener.click(_toggle, is_open, [is_open, form, opener, note], **_QUIET)
     gr.on([kind.input, examples.input], _fields, [kind, examples], [adapter, examples, count], **_QUIET)
+    gr.on([adapter.input, kind.input], _why, [kind, adapter, reasons], note, **_QUIET)
     add.click(_add, [chips, kind, count, adapter, examples], [chips, note], **_QUIET)
-    return MethodForm(chips, adapter)
+    return MethodForm(chips, adapter, reasons)
 
 
 def _toggle(is_open: bool) -> tuple[Any, ...]:
@@ -125,6 +139,12 @@ def _fields(kind: str, examples: str) -> tuple[Any, ...]:
     is_adapter = kind == "adapter"
     needs_count = kind in ("icl", "rag") or (is_adapter and examples != "none")
     return gr.Dropdown(visible=is_adapter), gr.Dropdown(visible=is_adapter), gr.Number(visible=needs_count)
+
+
+def _why(kind: str, adapter: str | None, reasons: dict[str, str]) -> str:
+    """Why the chosen adapter cannot be used; '' where it can."""
+    reason = reasons.get(adapter or "") if kind == "adapter" else None
+    return f'<p class="sentence">{escape(reason)}</p>' if reason else ""
 
 
 def _add(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:

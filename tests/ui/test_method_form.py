@@ -9,7 +9,7 @@ import pytest
 from errors import PeftArenaError
 from tests.fakes import FakeEngine
 from ui.labels import method_hint, method_label, model_line
-from ui.method_form import add_method, default_methods, known_adapters, method_name
+from ui.method_form import _why, add_method, default_methods, known_adapters, method_name
 from ui.widgets import chip_names, chip_values
 
 
@@ -52,9 +52,21 @@ def test_the_starter_adapter_is_the_first_choice() -> None:
 
 
 def test_an_adapter_that_cannot_be_used_is_no_default() -> None:
-    choices, usable = known_adapters(FakeEngine(fails={"lora-starter": "It was made for another base."}))
-    assert choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
-    assert default_methods(usable)[-1] == "lora-conala"
+    known = known_adapters(FakeEngine(fails={"lora-starter": "It was made for another base."}))
+    assert known.choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
+    assert default_methods(known.usable)[-1] == "lora-conala"
+    assert known.reasons == {"lora-starter": "It was made for another base."}
+
+
+def test_an_adapter_that_the_engine_cannot_wear_says_why() -> None:
+    engine = FakeEngine(refused={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
+    known = known_adapters(engine)
+    assert known.usable == ["lora-conala"]
+    assert _why("adapter", "lora-starter", known.reasons) == (
+        '<p class="sentence">This engine serves LoRA adapters only; &lt;b&gt;it&lt;/b&gt; is IA3.</p>'
+    )
+    assert _why("adapter", "lora-conala", known.reasons) == ""
+    assert _why("icl", "lora-starter", known.reasons) == ""
 
 
 def test_chips_survive_any_value_a_browser_sends() -> None:
@@ -70,3 +82,4 @@ def test_labels_read_well() -> None:
     assert method_hint("icl-1") == "1 fixed example"
     assert method_hint("lora-conala+rag-8") == "trained adapter · 8 nearest examples"
     assert model_line("Qwen/Qwen2.5-Coder-0.5B", "int8", "cuda:0") == "Qwen2.5-Coder-0.5B · int8 · GPU"
+    assert model_line("owner/base", "unknown", "vLLM at 127.0.0.1:8000") == "base · vLLM at 127.0.0.1:8000"

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.manifest import BaseIdentity
+from adapters.manifest import UNKNOWN, BaseIdentity
 from errors import BaseModelError, PeftArenaError
 from serve.backends.local.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve
 from serve.backends.openai.facts import Facts
 from serve.home import Report
 from tasks.prompt import Message
 
-UNKNOWN = "unknown"
 PLAIN = "plain"
 # Bases of today read more; a prompt that fits this fits them all.
 _SAFE_CONTEXT = 2048

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder
 from errors import AdapterError, PeftArenaError
-from serve.backends.openai.identity import UNKNOWN
 from serve.rows import Decoding, Row
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, store, tensors, write_adapter
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying

@@ -1,0 +1,139 @@
+"""Our own server in another process, behind the same engine: the same answers as the model here gives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import IA3Config, LoraConfig, PromptTuningConfig
+
+from adapters.store import Store
+from serve.backends.local.backend import LocalBackend
+from serve.backends.local.loading import load_base
+from serve.backends.openai.backend import OpenAIBackend
+from serve.engine import Engine
+from serve.examples import Pools
+from serve.method import parse_method
+from serve.rows import Answer, Decoding, Request
+from tasks.problem import Example, Problem
+from tasks.prompt import STYLES
+from tests.serve.tiny import make_adapter, make_base
+
+ROOT = Path(__file__).resolve().parents[3]
+ADAPTERS: dict[str, Any] = {
+    "lora-tiny": LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    "ia3-tiny": IA3Config(target_modules=["k_proj", "v_proj"], feedforward_modules=[]),
+    "prompt-tiny": PromptTuningConfig(num_virtual_tokens=5),
+}
+METHODS = ["zero-shot", "icl-2", "rag-2", *ADAPTERS, "lora-tiny*0.5", "ia3-tiny+rag-1"]
+POOL = [Example(f"e{number}", f"add {number} to x", f"x + {number}") for number in range(6)]
+PROBLEM = Problem("typed", "subtract two from x")
+
+
+class First:
+    """Finds the first examples near enough."""
+
+    def nearest(self, intent: str, k: int) -> list[Example]:
+        return POOL[:k]
+
+
+@contextmanager
+def serving(base: Path, adapters: Path, home: Path) -> Iterator[str]:
+    """`python -m serve` in a process of its own; its address once it answers."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "serve", "--base", str(base), "--quantization", "none", "--device", "cpu"]
+    command += ["--port", str(port), "--adapter-dir", str(adapters)]
+    environment = os.environ | {"PEFT_ARENA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    log = (home / "log").open("wb")
+    server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until = time.monotonic() + 120
+        while not _healthy(port):
+            assert server.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < until, (home / "log").read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.kill()
+        server.wait()
+        log.close()
+
+
+def _healthy(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Engine, OpenAIBackend]]:
+    """The same base and adapters twice: here, and behind our own server."""
+    root = tmp_path_factory.mktemp("own")
+    base, adapters, home = make_base("llama", root / "tiny-llama"), root / "adapters", root / "home"
+    home.mkdir()
+    local = LocalBackend(load_base(str(base), "none", "cpu", lambda _: None))
+    for seed, (name, config) in enumerate(ADAPTERS.items()):
+        wrapped = load_base(str(base), "none", "cpu", lambda _: None, dtype="auto").model
+        make_adapter(adapters / name, local.base, wrapped, config, seed)
+    store = Store((adapters,), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
+    pools = Pools(load=lambda _: POOL, index=lambda *_: First())
+    with serving(base, adapters, home) as url:
+        remote = OpenAIBackend(url, base=str(base))
+        here, there = Engine(local, store, pools), Engine(remote, store, pools)
+        yield here, there, remote
+        here.close()
+        there.close()
+        remote.close()
+
+
+def ask(engine: Engine, methods: list[str], decoding: Decoding) -> list[Answer]:
+    """One call a method, so that neither side's batch depends on the other's timing."""
+    requests = [Request(PROBLEM, parse_method(name, engine.adapters())) for name in methods]
+    return [engine.answer([request], decoding)[0] for request in requests]
+
+
+def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
+    here, there, _ = engines
+    decoding = Decoding(max_new_tokens=12)
+    ours, theirs = ask(here, METHODS, decoding), ask(there, METHODS, decoding)
+    for name, one, other in zip(METHODS, ours, theirs, strict=True):
+        assert other.error is None, (name, other.error)
+        assert (other.prompt, other.prompt_tokens) == (one.prompt, one.prompt_tokens), name
+        assert (other.text, other.code) == (one.text, one.code), name
+        assert other.candidates[0].finish == one.candidates[0].finish, name
+        if other.candidates[0].finish == "length":  # a server's list leaves the end token out
+            assert other.candidates[0].logprob == pytest.approx(one.candidates[0].logprob, abs=0.05), name
+    assert len({answer.text for answer in theirs}) >= 6, "the adapters bend nothing"
+
+
+def test_all_methods_at_once_are_answered_apart(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
+    _, there, _ = engines
+    requests = [Request(PROBLEM, parse_method(name, there.adapters())) for name in METHODS]
+    answers = there.answer(requests, Decoding("sample", max_new_tokens=6, candidates=2, seed=3))
+    assert [answer.error for answer in answers] == [None] * len(METHODS)
+    assert all(len(answer.samples) == 2 for answer in answers)
+
+
+def test_what_the_server_says_of_itself_is_believed(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
+    here, there, remote = engines
+    assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
+    assert there.base.device.startswith("Peft Arena at 127.0.0.1:")
+    assert there.base.context_length == here.base.context_length
+    assert all(there.unavailable(parse_method(name, there.adapters())) is None for name in METHODS)
+    folder = there.store.open("ia3-tiny", there.base)
+    assert "does not list 'ia3-other'" in (remote.refuses(replace(folder, name="ia3-other")) or "")

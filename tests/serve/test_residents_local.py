@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -57,8 +57,10 @@ class Place:
         return Residents(self.backend, self.store, max_count=count)
 
     def says(self, name: str | None, prompt: str = "sort a list") -> str:
-        events = self.backend.generate([Row(prompt, PLAIN, name)], DECODING, Event())
-        return next(event for event in events if isinstance(event, Finished)).candidates[0].text
+        return self.finished([Row(prompt, PLAIN, name)], DECODING)[0].candidates[0].text
+
+    def finished(self, rows: list[Row], decoding: Decoding) -> list[Finished]:
+        return [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, Finished)]
 
     def says_of(self, residents: Residents, name: str) -> str:
         with residents.acquire(name):
@@ -291,3 +293,23 @@ def test_a_version_that_is_spoiled_leaves_the_one_that_is_worn(place: Place) -> 
             found.acquire("hot")
         assert place.says("hot") == said
         assert [(each.name, each.leases) for each in found.status().adapters] == [("hot", 1)]
+
+
+@pytest.mark.parametrize("mode", ["greedy", "sample", "beam"])
+def test_an_adapter_of_absurd_weights_harms_its_own_rows_alone(
+    place: Place, mode: Literal["greedy", "sample", "beam"]
+) -> None:
+    """Each value is finite, their products are not: the other rows of the batch say what they say without it."""
+    folder = shutil.copytree(place.folders / "one", place.folders / "absurd")
+    tensors = load_file(folder / WEIGHTS_NAME)
+    save_file({name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
+    found = place.residents()
+    decoding = Decoding(mode, 10, 1 if mode == "greedy" else 2, temperature=1e-30, seed=3)
+    with found.acquire("one"), found.acquire("absurd"):
+        rows = [Row("sort a list", PLAIN, name) for name in (None, "one")]
+        alone, beside = (
+            {each.index: [one.text for one in each.candidates] for each in place.finished(batch, decoding)}
+            for batch in (rows, [*rows, Row("sort a list", PLAIN, "absurd")])
+        )
+    assert len(beside) == 3
+    assert {index: beside[index] for index in alone} == alone

@@ -17,6 +17,8 @@ from serve.rows import Decoding
 AT_ONCE = 8
 # How many of the likeliest tokens are sorted first; only where the draw may lie behind them, more are.
 _SORTED = (64, 2048)
+# Colder than this there is one token left, and still colder the division overflows.
+_COLDEST = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def _tops(logprobs: torch.Tensor, counts: Sequence[int]) -> list[tuple[tuple[int
 def _draw(scores: torch.Tensor, wishes: Sequence[Wish]) -> list[int]:
     """A token for each line: one random number in [0, 1) each, looked up in the sums of the sorted nucleus."""
     numbers = [float(torch.rand((), generator=wish.source, dtype=torch.float64)) for wish in wishes]
-    temperatures = torch.tensor([wish.decoding.temperature for wish in wishes], device=scores.device)
+    temperatures = torch.tensor([max(wish.decoding.temperature, _COLDEST) for wish in wishes], device=scores.device)
     limits = torch.tensor([wish.decoding.top_p for wish in wishes], dtype=torch.float64)
     points = torch.tensor(numbers, dtype=torch.float64)
     return nucleus_tokens((scores / temperatures[:, None]).softmax(-1), limits, points).tolist()
@@ -106,7 +108,8 @@ def nucleus_tokens(shares: torch.Tensor, limits: torch.Tensor, points: torch.Ten
         known = torch.where(everything, place < ids.shape[-1], sums[:, -1] >= limit)
         if count >= shares.shape[-1]:
             known[:] = True
-        last = (weights > 0).sum(-1) - 1
+        # A line whose logits are not finite has no nucleus; its neighbours in the batch must not suffer for it.
+        last = ((weights > 0).sum(-1) - 1).clamp(min=0)
         picked = ids.gather(-1, torch.minimum(place, last)[:, None])[:, 0]
         tokens[open_lines[known]] = picked[known]
         open_lines = open_lines[~known]

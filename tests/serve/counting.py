@@ -92,7 +92,10 @@ class CountingBatch:
 
 
 class CountingBackend:
-    """Opens such batches. `gate`, where it is set, lets that many steps happen; `pause` is how long one takes."""
+    """Opens such batches. `gate`, where it is set, lets that many steps happen; `pause` is how long one takes.
+
+    `fault` is raised by the next step that is none of a beam search.
+    """
 
     base = BASE
 
@@ -120,7 +123,7 @@ class CountingBackend:
             self.gate.acquire()
         time.sleep(self.pause)
         self.steps += 1
-        if self.fault is not None:
+        if self.fault is not None and batch.mode == "step":
             fault, self.fault, batch.broken = self.fault, None, True
             raise fault
 

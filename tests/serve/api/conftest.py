@@ -74,6 +74,17 @@ def running(api: Api) -> Iterator[tuple[str, Callable[[], None]]]:
         assert not thread.is_alive(), "the server did not end"
 
 
+def engine_over(folder: Path, backend: ScriptedBackend, limits: EngineLimits | None = None) -> Engine:
+    """An engine with the adapters `lora-a` and `lora-b` of `folder`, which may register those in its folder `more`."""
+    root = folder / "root"
+    for name in ("lora-a", "lora-b"):
+        if not (root / name).exists():
+            write_adapter(root / name)
+    pools = Pools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    store = Store((root,), fingerprints=FINGERPRINTS, allowed=(root, folder / "more"))
+    return Engine(backend, store, pools, limits=limits)
+
+
 @contextmanager
 def serving(
     folder: Path,
@@ -82,15 +93,9 @@ def serving(
     keys: Keys | None = None,
     limits: EngineLimits | None = None,
 ) -> Iterator[Served]:
-    """The API over a scripted backend with the adapters `lora-a` and `lora-b`, and the folder `outside` beside."""
+    """The API over a scripted backend."""
     backend = backend or ScriptedBackend()
-    root = folder / "root"
-    for name in ("lora-a", "lora-b"):
-        if not (root / name).exists():
-            write_adapter(root / name)
-    pools = Pools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
-    store = Store((root,), fingerprints=FINGERPRINTS, allowed=(root, folder / "more"))
-    engine = Engine(backend, store, pools, limits=limits or EngineLimits())
+    engine = engine_over(folder, backend, limits)
     api = Api(EngineSource(lambda report: engine).start(), keys or Keys(), settings or ApiSettings())
     try:
         with running(api) as (url, stop):

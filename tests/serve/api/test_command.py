@@ -1,0 +1,131 @@
+"""`python -m serve`: its options, and the whole way with the embedded base, from loading to Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from errors import PeftArenaError
+from serve.__main__ import parse_options
+from tests.conftest import ROOT
+from tests.test_app import free_port
+
+MESSAGES: Any = [{"role": "user", "content": "sort the list `xs` in reverse"}]
+
+
+def test_options_reach_their_places(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("anna:anna-key-0123456789::admin")
+    given = ["--max-lines", "8", "--max-queued", "9", "--max-resident", "3", "--adapter-dir", str(tmp_path)]
+    given += ["--api-key-file", str(tmp_path / "keys"), "--host", "0.0.0.0", "--port", "9000", "--pool", "conala"]
+    given += ["--max-body-kb", "5", "--timeout", "7", "--rows-per-minute", "11", "--quantization", "none"]
+    options = parse_options(given)
+    limits, settings = options.limits, options.api.settings
+    assert (limits.max_lines, limits.max_queued, limits.max_resident) == (8, 9, 3)
+    assert (settings.pool, settings.body_bytes, settings.answer_seconds) == ("conala", 5000, 7)
+    assert settings.rows_per_minute == 11
+    assert (options.host, options.port, options.adapter_dirs) == ("0.0.0.0", 9000, (tmp_path.resolve(),))
+    assert (len(options.api.keys), options.model.quantization) == (1, "none")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_only_this_machine_is_served_without_keys(host: str) -> None:
+    assert not len(parse_options(["--host", host]).api.keys)
+    with pytest.raises(PeftArenaError, match="Without keys"):
+        parse_options(["--host", "192.168.0.9"])
+    assert parse_options(["--host", "192.168.0.9", "--open"]).host == "192.168.0.9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "x"], "'x' is no port"),
+        (["--max-lines", "0"], "'0' is no number for --max-lines"),
+        (["--timeout", "1.5"], "'1.5' is no number for --timeout"),
+        (["--rows-per-minute", "-3"], "'-3' is no number for --rows-per-minute"),
+        (["--pool", "starters"], "did you mean 'starter'"),
+        (["--adapter-dir", "no/such"], "There is no adapter folder no/such"),
+        (["--api-key-file", "no/such"], "The keys in no/such cannot be read"),
+        (["--quantization", "nf5"], "Unknown quantization 'nf5'"),
+        (["--base", "./no-such"], "There is no base ./no-such"),
+        (["--bass", "x"], "`python -m serve --help` lists all options"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence(arguments: list[str], words: str) -> None:
+    with pytest.raises(PeftArenaError, match=re.escape(words)):
+        parse_options(arguments)
+
+
+def test_a_wrong_start_is_one_line_and_status_2() -> None:
+    command = [sys.executable, "-m", "serve", "--host", "192.0.2.1", "--open"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"{done.stderr.strip()}\n"
+    assert re.fullmatch(r"peft-arena: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", done.stderr)
+
+
+@pytest.fixture
+def started(home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    port = free_port()
+    command = [sys.executable, "-m", "serve", "--port", str(port)]
+    environment = os.environ | {"PEFT_ARENA_HOME": str(home)}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process, f"http://127.0.0.1:{port}"
+        process.kill()
+
+
+def health(url: str) -> int:
+    try:
+        return httpx.get(f"{url}/health").status_code
+    except httpx.TransportError:
+        return 0
+
+
+@pytest.mark.model
+def test_the_embedded_base_answers_and_ctrl_c_ends_it_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
+    process, url = started
+    codes: list[int] = []
+    while not codes or codes[-1] != 200:
+        assert process.poll() is None, process.communicate()[1]
+        codes.append(health(url))
+        time.sleep(0.1)
+    assert 503 in codes, "the port is open before the model is loaded"
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert {"zero-shot", "icl", "rag", "lora-starter"} <= {model.id for model in client.models.list()}
+        asked: Any = {"messages": MESSAGES, "max_tokens": 24, "model": "lora-starter"}
+        whole = client.chat.completions.create(**asked)
+        message = whole.choices[0].message
+        assert "sort" in message.content
+        compile(message.code, "answer", "exec")
+        chunks = list(
+            client.chat.completions.create(model="lora-starter", messages=MESSAGES, max_tokens=24, stream=True)
+        )
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == message.content
+        raw = client.completions.create(
+            model="zero-shot", prompt="def add(a, b):\n    return", max_tokens=4, logprobs=1
+        )
+        assert len(raw.choices[0].logprobs.tokens) == raw.usage.completion_tokens
+        stream = iter(
+            client.chat.completions.create(model="zero-shot", messages=MESSAGES, max_tokens=2000, stream=True)
+        )
+        next(stream)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError, match="about to end"):
+            list(stream)
+    said, wrong = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert wrong == "\nStopped.\n"
+    assert said.splitlines()[-1] == f"Ready: {url}/v1"

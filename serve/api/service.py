@@ -173,7 +173,9 @@ class Service:
 
     def _base(self) -> dict[str, Any]:
         base = self.engine().base
-        return {**self._entry(base.id), "parent": None, "max_model_len": base.context_length}
+        # The last two are ours: they tell a client which adapters belong to this base.
+        known = {"max_model_len": base.context_length, "revision": base.revision, "quantization": base.quantization}
+        return {**self._entry(base.id), "parent": None, **known}
 
     def _entry(self, name: str, created: int | None = None) -> dict[str, Any]:
         base = self.engine().base

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapters.manifest import UNKNOWN, BaseIdentity
+from adapters.weights import shown
 from errors import BaseModelError, PeftArenaError
 from serve.backends.local.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve
 from serve.backends.openai.facts import Facts
+from serve.backends.openai.kinds import OURS
 from serve.home import Report
 from tasks.prompt import Message
 
 PLAIN = "plain"
 # Bases of today read more; a prompt that fits this fits them all.
 _SAFE_CONTEXT = 2048
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,10 @@ def identity(facts: Facts, known: Known | None, tokenizer: LocalTokenizer | None
     """What adapters, results and pages must know of the base that `engine` serves.
 
     Shapes stay unknown: the engine that holds the weights checks them. Without the base's own chat template every
-    prompt is a plain one.
+    prompt is a plain one. PeftArenaError where the server says that it has another base than `known`.
     """
+    if known is not None:
+        _require_same(facts, known, engine)
     config = _config(known)
     read = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
     context = facts.context or (read if type(read) is int else 0) or _SAFE_CONTEXT
@@ -107,6 +113,20 @@ def identity(facts: Facts, known: Known | None, tokenizer: LocalTokenizer | None
         is_encoder_decoder=bool(config.get("is_encoder_decoder")),
         prompt_style="" if has_template else PLAIN,
     )
+
+
+def _require_same(facts: Facts, known: Known, engine: str) -> None:
+    """--base may say more than the server does, and nothing else."""
+    named = facts.kind is OURS or (_HUB_ID.fullmatch(facts.base_id) and _HUB_ID.fullmatch(known.id))
+    if named and facts.base_id.casefold() != known.id.casefold():
+        raise BaseModelError(
+            f"{engine} serves {shown(facts.base_id)} and --base says {known.id}: name the base that it serves."
+        )
+    if facts.revision and known.revision and facts.revision != known.revision:
+        raise BaseModelError(
+            f"{engine} serves revision {shown(facts.revision)} of {known.id} and --base says {known.revision}: "
+            "name the revision that it serves."
+        )
 
 
 def _config(known: Known | None) -> dict[str, Any]:

@@ -174,6 +174,18 @@ def test_adapters_of_an_unknown_revision_name_the_way_out(serve: Any, connect: A
     assert store(tmp_path).open("lora-mine", named.base).name == "lora-mine"
 
 
+def test_a_base_that_the_server_does_not_have_is_refused(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("x"), OURS))
+    with pytest.raises(PeftArenaError, match="serves tiny/base and --base says other/base: name the base"):
+        connect(standin.url, base="other/base")
+    with pytest.raises(PeftArenaError, match="serves revision a+ of tiny/base and --base says b+:"):
+        connect(standin.url, base=f"tiny/base@{'b' * 40}")
+    assert connect(standin.url, base=f"tiny/base@{BASE.revision}").base.revision == BASE.revision
+    vllm = serve(StandIn(saying("x"), VLLM_MODELS))
+    with pytest.raises(PeftArenaError, match="serves owner/base and --base says tiny/base"):
+        connect(vllm.url, base="tiny/base")
+
+
 def test_llama_cpp_wears_nothing_that_was_not_asked_for(serve: Any, connect: Any, tmp_path: Path) -> None:
     slots = [{"id": 0, "path": "/x/lora-mine.gguf", "scale": 1.0}, {"id": 1, "path": "other.gguf", "scale": 1.0}]
     pages: Any = {

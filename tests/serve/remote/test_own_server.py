@@ -93,7 +93,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, 
     store = Store((adapters,), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
     pools = Pools(load=lambda _: POOL, index=lambda *_: First())
     with serving(base, adapters, home) as url:
-        remote = OpenAIBackend(url, base=str(base))
+        remote = OpenAIBackend(url)
         here, there = Engine(local, store, pools), Engine(remote, store, pools)
         yield here, there, remote
         here.close()
@@ -132,6 +132,7 @@ def test_all_methods_at_once_are_answered_apart(engines: tuple[Engine, Engine, O
 def test_what_the_server_says_of_itself_is_believed(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
     here, there, remote = engines
     assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
+    assert there.base.quantization == here.base.quantization == "none"
     assert there.base.device.startswith("Peft Arena at 127.0.0.1:")
     assert there.base.context_length == here.base.context_length
     assert all(there.unavailable(parse_method(name, there.adapters())) is None for name in METHODS)

@@ -47,12 +47,13 @@ class Group:
         """How many columns of padding its lines have."""
         return len(self.lengths) * self.columns - sum(self.lengths)
 
-    def fits(self, length: int) -> bool:
-        """Whether a line of that many columns can join without the others being copied."""
-        return length <= self.columns and len(self.lengths) < self._known.shape[2]
+    def fits(self, known: Sequence[torch.Tensor]) -> bool:
+        """Whether lines that have read this can join without the others being copied."""
+        longest = max(each.shape[3] for each in known)
+        return longest <= self.columns and len(self.lengths) + len(known) <= self._known.shape[2]
 
     def join(self, known: torch.Tensor) -> None:
-        """Takes one more line in, which `fits`."""
+        """Takes one more line in; it must fit."""
         line, length = len(self.lengths), known.shape[3]
         blank = self.columns - length
         self._known[:, :, line, :, blank : self.columns] = known
@@ -112,6 +113,10 @@ class Group:
         return torch.bmm(shares.flatten(0, 1), values.flatten(0, 1)).view(query.shape)
 
 
+# What a line has read, and its number.
+_Arrival = tuple[torch.Tensor, int]
+
+
 class Groups:
     """All lines that speak, under the numbers 0, 1, ... that callers know them by."""
 
@@ -129,8 +134,7 @@ class Groups:
     def join(self, known: Sequence[torch.Tensor]) -> None:
         """Takes lines in as the last ones; their keys and values are copied."""
         number = len(self)
-        for each in sorted(range(len(known)), key=lambda line: -known[line].shape[3]):
-            self._place(known[each], number + each)
+        self._place([(each, number + place) for place, each in enumerate(known)])
         self._arranged()
 
     def select(self, lines: Sequence[int]) -> None:
@@ -138,7 +142,7 @@ class Groups:
         new: dict[int, list[int]] = {}
         for number, old in enumerate(lines):
             new.setdefault(old, []).append(number)
-        repeated: list[tuple[torch.Tensor, int]] = []
+        repeated: list[_Arrival] = []
         for group, members in zip(self._groups, self._members, strict=True):
             for line in reversed(range(len(members))):
                 numbers = new.get(members[line], [])
@@ -149,9 +153,7 @@ class Groups:
                 else:
                     members[line] = numbers[0]
                     repeated += [(group.known(line).clone(), number) for number in numbers[1:]]
-        self._tidy()
-        for known, number in repeated:
-            self._place(known, number)
+        self._place(repeated + self._tidied())
         self._arranged()
 
     def begin_step(self) -> tuple[torch.Tensor, Attend]:
@@ -175,35 +177,37 @@ class Groups:
 
         return places, attend
 
-    def _tidy(self) -> None:
-        """Drops groups without lines, and arranges those anew whose longest lines have left much padding behind."""
+    def _tidied(self) -> list[_Arrival]:
+        """Drops groups without lines, and those whose longest lines have left much padding behind: their lines."""
         groups = list(zip(self._groups, self._members, strict=True))
-        self._groups, self._members = [], []
-        for group, members in groups:
-            if members and group.padding <= PADDING:
-                self._groups.append(group)
-                self._members.append(members)
-        for group, members in groups:
-            if members and group.padding > PADDING:
-                for line in sorted(range(len(members)), key=lambda line: -group.lengths[line]):
-                    self._place(group.known(line), members[line])
+        kept = [(group, members) for group, members in groups if members and group.padding <= PADDING]
+        self._groups, self._members = [group for group, _ in kept], [members for _, members in kept]
+        return [
+            (group.known(line), number)
+            for group, members in groups
+            if members and group.padding > PADDING
+            for line, number in enumerate(members)
+        ]
 
-    def _place(self, known: torch.Tensor, number: int) -> None:
-        """Puts a line where it costs least: into a group, making one longer where it must, or into one of its own."""
-        length = known.shape[3]
-        costs = [_padding([*group.lengths, length]) - _padding(group.lengths) for group in self._groups]
-        best = min(range(len(costs)), key=costs.__getitem__, default=None)
-        if best is None or costs[best] > PADDING:
-            self._groups.append(Group(self._model, [known]))
-            self._members.append([number])
-            return
-        group = self._groups[best]
-        if group.fits(length):
-            group.join(known)
-        else:
-            # The longest first, so that the new group has its columns from the start.
-            self._groups[best] = Group(self._model, [*map(group.known, range(len(group.lengths))), known])
-        self._members[best].append(number)
+    def _place(self, arrivals: Sequence[_Arrival]) -> None:
+        """Puts lines where they cost least: those of similar length together, in a group that is there or a new one."""
+        ordered = sorted(arrivals, key=lambda arrival: -arrival[0].shape[3])
+        lengths = [known.shape[3] for known, _ in ordered]
+        for cluster in _clusters(lengths):
+            known, numbers = zip(*ordered[cluster], strict=True)
+            costs = [_padding([*group.lengths, *lengths[cluster]]) - _padding(group.lengths) for group in self._groups]
+            best = min(range(len(costs)), key=costs.__getitem__, default=None)
+            if best is None or costs[best] > PADDING:
+                self._groups.append(Group(self._model, known))
+                self._members.append(list(numbers))
+                continue
+            group = self._groups[best]
+            if group.fits(known):
+                for each in known:
+                    group.join(each)
+            else:
+                self._groups[best] = Group(self._model, [*map(group.known, range(len(group.lengths))), *known])
+            self._members[best] += numbers
 
     def _arranged(self) -> None:
         """Notes which line stands where."""
@@ -216,3 +220,19 @@ class Groups:
 def _padding(lengths: Sequence[int]) -> int:
     """How many columns of padding lines of these lengths have in one group."""
     return len(lengths) * max(lengths, default=0) - sum(lengths)
+
+
+def _clusters(lengths: Sequence[int]) -> list[slice]:
+    """Where to cut a falling sequence of lengths, so that padding and groups cost least together."""
+    cheapest: list[tuple[int, int]] = [(0, 0)]  # of the first n lengths: the cost, and where the last group begins
+    for end in range(1, len(lengths) + 1):
+        cheapest.append(
+            min((cheapest[begin][0] + _padding(lengths[begin:end]) + PADDING, begin) for begin in range(end))
+        )
+    cuts = []
+    end = len(lengths)
+    while end:
+        begin = cheapest[end][1]
+        cuts.append(slice(begin, end))
+        end = begin
+    return cuts[::-1]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Of JSON in the files; what is made of it takes several times as much memory.
 _MAX_BYTES = 32 << 20
 _READ = (CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME)
-_Key = tuple[str, str, bool]
+_Key = tuple[str, str, bool, bool]
 Stamp = tuple[tuple[int, ...], ...]
 
 
@@ -45,27 +45,41 @@ class Remembered:
         self._checked: OrderedDict[_Key, _Checked] = OrderedDict()
         self._bytes = 0
 
-    def get(self, folder: Path, name: str, stamp: Stamp | None, base: BaseIdentity | None) -> AdapterFolder | None:
-        """What was found when the folder had this stamp, None where that is not known; AdapterError as it was."""
-        key = (str(folder), name, base is None)
+    def get(
+        self, folder: Path, name: str, stamp: Stamp | None, base: BaseIdentity | None, *, whole: bool
+    ) -> AdapterFolder | None:
+        """What was found when the folder had this stamp, None where that is not known; AdapterError as it was.
+
+        Where the `whole` is not needed, its digests may be missing.
+        """
         with self._lock:
-            checked = self._checked.get(key)
-            if checked is None or checked.stamp != stamp or checked.base != base:
+            for key in [_key(folder, name, base, each) for each in ((True,) if whole else (True, False))]:
+                checked = self._checked.get(key)
+                if checked is not None and checked.stamp == stamp and checked.base == base:
+                    self._checked.move_to_end(key)
+                    break
+            else:
                 return None
-            self._checked.move_to_end(key)
         if isinstance(checked.result, str):
             raise AdapterError(checked.result)
         return checked.result
 
     def put(
-        self, folder: Path, name: str, stamp: Stamp, base: BaseIdentity | None, result: AdapterFolder | str
+        self,
+        folder: Path,
+        name: str,
+        stamp: Stamp,
+        base: BaseIdentity | None,
+        result: AdapterFolder | str,
+        *,
+        whole: bool,
     ) -> None:
         """Keeps what was found; what was asked for longest ago goes."""
         cost = 256 + sum(size for _, size, *_ in stamp[1:-1])
-        key = (str(folder), name, base is None)
         with self._lock:
-            self._forget(key)
-            self._checked[key] = _Checked(stamp, base, result, cost)
+            for each in (True, False):
+                self._forget(_key(folder, name, base, each))
+            self._checked[_key(folder, name, base, whole)] = _Checked(stamp, base, result, cost)
             self._bytes += cost
             while self._bytes > _MAX_BYTES:
                 self._forget(next(iter(self._checked)))
@@ -74,6 +88,10 @@ class Remembered:
         checked = self._checked.pop(key, None)
         if checked is not None:
             self._bytes -= checked.cost
+
+
+def _key(folder: Path, name: str, base: BaseIdentity | None, whole: bool) -> _Key:
+    return (str(folder), name, base is None, whole)
 
 
 def stamp(folder: Path) -> Stamp | None:

@@ -178,22 +178,23 @@ class Store:
             raise AdapterError(f"There is no adapter in {weights.shown(str(path))}: give the folder that train wrote.")
         return folder
 
-    def _open(self, path: Path, name: str, base: BaseIdentity | None) -> AdapterFolder:
+    def _open(self, path: Path, name: str, base: BaseIdentity | None, *, whole: bool = True) -> AdapterFolder:
+        """The folder after its checks. Where not the `whole` is needed, its weights are not read and have no digest."""
         now = stamp(path)
-        found = self._remembered.get(path, name, now, base)
+        found = self._remembered.get(path, name, now, base, whole=whole)
         if found is not None:
             return found
         try:
-            found = self._check(path, name, base)
+            found = self._check(path, name, base, whole)
         except AdapterError as fault:
             if now is not None and lasting(fault):
-                self._remembered.put(path, name, now, base, str(fault))
+                self._remembered.put(path, name, now, base, str(fault), whole=whole)
             raise
         if now is not None:
-            self._remembered.put(path, name, now, base, found)
+            self._remembered.put(path, name, now, base, found, whole=whole)
         return found
 
-    def _check(self, path: Path, name: str, base: BaseIdentity | None) -> AdapterFolder:
+    def _check(self, path: Path, name: str, base: BaseIdentity | None, whole: bool) -> AdapterFolder:
         checks.check_files(path, name)
         config = checks.read_config(path, name)
         configs.check_config(config, name)
@@ -201,7 +202,11 @@ class Store:
         if base is not None:
             checks.check_base(manifest, base, name)
             checks.check_prompt(manifest, self.fingerprints, name)
-        found = weights.examine(path / weights.WEIGHTS_NAME, name)
+        file = path / weights.WEIGHTS_NAME
+        if not whole:
+            check_shapes(weights.read_shapes(file, name), config, base, name)
+            return AdapterFolder(name, path, manifest, config, "")
+        found = weights.examine(file, name)
         check_shapes(found.shapes, config, base, name)
         return AdapterFolder(name, path, manifest, config, weights.short(found.sha256), found.sha256)
 
@@ -210,7 +215,7 @@ class Store:
         try:
             path = self._in_roots(name) or self._folder(name)
             checks.check_name(name)
-            return AdapterStatus(name, True, "", self._open(path, name, base).manifest)
+            return AdapterStatus(name, True, "", self._open(path, name, base, whole=False).manifest)
         except PeftArenaError as fault:
             reason = str(fault)
         try:

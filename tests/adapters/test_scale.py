@@ -128,6 +128,17 @@ def test_a_refusal_is_remembered_but_not_one_of_the_system(
     assert found.open("other", BASE).name == "other"
 
 
+def test_a_list_of_all_adapters_reads_no_weights(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = store(good.parent)
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "examine", lambda *_: pytest.fail("the weights were read"))
+        assert [status.usable for status in found.status(BASE) + found.status(BASE)] == [True, True]
+    assert checked() == 1
+    assert found.open("good", BASE).sha256
+    assert found.status(BASE)[0].manifest is found.open("good", BASE).manifest
+    assert checked() == 1
+
+
 def test_a_folder_that_has_just_changed_is_looked_at_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, checked = store(good.parent), Counted(monkeypatch)
     found.open("good", BASE)

@@ -1,0 +1,154 @@
+"""Fifty clients at once on a real, tiny base: each gets what it would have got alone, whoever else is in the batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+from transformers import LlamaForCausalLM
+
+from adapters.store import Store
+from serve.backends.local.backend import LocalBackend
+from serve.backends.local.loading import load_base
+from serve.engine import Engine, EngineLimits
+from serve.examples import Pools
+from serve.method import parse_method
+from serve.rows import Answer, Candidate, Decoding, Request
+from tasks.problem import Problem
+from tasks.prompt import STYLES
+from tests.serve.counting import POOL, InOrder
+from tests.serve.tiny import make_adapter, make_base
+
+CLIENTS = 50
+TURNS = 4
+RANKS = {"lora-a": 2, "lora-b": 4, "lora-c": 8, "lora-d": 16}
+METHODS = ["zero-shot", "icl-2", "rag-1", *RANKS, "lora-a*0.5", "ia3-a", "ia3-b", "prompt", "prefix", "lora-b+icl-1"]
+INTENTS = ["sort a list", "open the file `a.txt` and count its lines"]
+DECODINGS = [Decoding(max_new_tokens=14), Decoding("sample", max_new_tokens=10, candidates=2, seed=5)]
+Case = tuple[str, str, Decoding]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base with eight adapters of four techniques, no two alike."""
+    root = tmp_path_factory.mktemp("many")
+    make_base("llama", root / "base")
+    base = load_base(str(root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32).identity
+    targets = ["q_proj", "v_proj", "down_proj"]
+    configs: dict[str, Any] = {
+        name: LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, init_lora_weights=False)
+        for name, rank in RANKS.items()
+    }
+    configs |= {
+        name: IA3Config(target_modules=targets, feedforward_modules=["down_proj"]) for name in ("ia3-a", "ia3-b")
+    }
+    configs |= {"prompt": PromptTuningConfig(num_virtual_tokens=7), "prefix": PrefixTuningConfig(num_virtual_tokens=5)}
+    for seed, (name, config) in enumerate(configs.items()):
+        model = LlamaForCausalLM.from_pretrained(root / "base", dtype=torch.float32)
+        make_adapter(root / "store" / name, base, model, config, seed)
+    return root
+
+
+@pytest.fixture
+def engine(folder: Path) -> Iterator[Engine]:
+    """Five of the eight adapters have room in memory."""
+    backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
+    store = Store((folder / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
+    pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
+    engine = Engine(backend, store, pools, limits=EngineLimits(max_resident=5, max_queued=1000))
+    yield engine
+    engine.close()
+
+
+def request(method: str, intent: str) -> Request:
+    return Request(Problem("p", intent), parse_method(method, [*RANKS, "ia3-a", "ia3-b", "prompt", "prefix"]))
+
+
+def said(candidates: tuple[Candidate, ...]) -> list[tuple[str, int]]:
+    return [(candidate.text, candidate.tokens) for candidate in candidates]
+
+
+@pytest.fixture
+def alone(engine: Engine) -> dict[Case, Answer]:
+    """What each says when nobody else is there."""
+    return {
+        case: engine.answer([request(case[0], case[1])], case[2])[0] for case in product(METHODS, INTENTS, DECODINGS)
+    }
+
+
+def test_fifty_clients_get_what_they_would_get_alone(engine: Engine, alone: dict[Case, Answer]) -> None:
+    assert all(answer.error is None for answer in alone.values())
+    texts = {answer.text for case, answer in alone.items() if case[1] == INTENTS[0] and case[2] == DECODINGS[0]}
+    assert len(texts) == len(METHODS), "a row with another's adapter or prefix would be noticed"
+
+    def ask(client: int) -> tuple[int, int]:
+        chance = random.Random(client)
+        whole = cut = 0
+        for _ in range(TURNS):
+            decoding = chance.choice(DECODINGS)
+            cases = [(chance.choice(METHODS), chance.choice(INTENTS), decoding) for _ in range(chance.randint(1, 4))]
+            cancel = Event()
+            gives_up = chance.randint(1, 60)
+            stream = engine.stream([request(*case[:2]) for case in cases], decoding, cancel, owner=f"{client % 9}")
+            for number, event in enumerate(stream):
+                if number == gives_up:
+                    cancel.set()
+                expected = alone[cases[event.index]]
+                if isinstance(event, Answer):
+                    assert event.error is None
+                    assert event.prompt in ("", expected.prompt)
+                    if event.cancelled:
+                        cut += 1
+                        assert decoding.mode == "sample" or expected.text.startswith(event.text)
+                    else:
+                        whole += 1
+                        assert said(event.candidates) == said(expected.candidates), cases[event.index]
+                elif decoding.mode == "greedy":
+                    assert expected.text.startswith(event.text), cases[event.index]
+        return whole, cut
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        counts = list(clients.map(ask, range(CLIENTS)))
+    assert sum(whole for whole, _ in counts) > 200
+    assert sum(cut for _, cut in counts) > 20
+    status = engine.residents.status()
+    assert status.evictions > 0
+    assert not any(each.leases for each in status.adapters)
+    # And the base is as it was; how much of a prompt was known before moves the last bits alone.
+    for case in (("zero-shot", INTENTS[0], DECODINGS[0]), ("lora-c", INTENTS[1], DECODINGS[0])):
+        again = engine.answer([request(case[0], case[1])], case[2])[0]
+        assert said(again.candidates) == said(alone[case].candidates)
+        assert again.candidates[0].logprob == pytest.approx(alone[case].candidates[0].logprob, abs=1e-4)
+
+
+def test_after_a_fault_in_the_middle_the_next_answers_are_those_of_a_fresh_engine(
+    engine: Engine, alone: dict[Case, Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = engine._backend._model  # type: ignore[attr-defined]
+    layer = model.model.layers[1].mlp.act_fn
+    calls = 0
+    genuine = type(layer).forward
+
+    def fail(self: Any, value: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise RuntimeError("CUDA out of memory at 0x7f")
+        return genuine(self, value)
+
+    monkeypatch.setattr(type(layer), "forward", fail)
+    names = ["zero-shot", "icl-2", "lora-c", "ia3-a", "prompt"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.answer([request(name, INTENTS[0]) for name in names], replace(DECODINGS[0], max_new_tokens=20))
+    again = engine.answer([request(name, INTENTS[0]) for name in names], DECODINGS[0])
+    for name, answer in zip(names, again, strict=True):
+        assert said(answer.candidates) == said(alone[name, INTENTS[0], DECODINGS[0]].candidates), name

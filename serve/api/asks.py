@@ -52,7 +52,7 @@ class Ask:
     """One request to the API, whichever of the two endpoints it came to.
 
     `prompts` are read as they are; a chat has a `conversation` instead. Every prompt gets `n` answers.
-    `top_logprobs` is None where no log-probabilities are asked for.
+    `include_usage` says the usage in a last chunk of a stream, `count_on` in each chunk as far as it is known then.
     """
 
     kind: Literal["chat", "text"]
@@ -63,6 +63,7 @@ class Ask:
     conversation: Conversation | None = None
     stream: bool = False
     include_usage: bool = False
+    count_on: bool = False
 
     @property
     def lines(self) -> int:
@@ -85,9 +86,9 @@ def read_chat(body: Mapping[str, Any]) -> Ask:
     fields.refuse(_REFUSED_CHAT)
     n = fields.integer("n", 1, MAX_CANDIDATES) or 1
     decoding = _decoding(fields, n, limit or older or CHAT_TOKENS, (top or 0) if asked else None)
-    stream, include_usage = _streaming(fields)
+    stream, include_usage, count_on = _streaming(fields)
     fields.finish(_HARMLESS)
-    return Ask("chat", model, decoding, n, (), conversation, stream, include_usage)
+    return Ask("chat", model, decoding, n, (), conversation, stream, include_usage, count_on)
 
 
 def read_text(body: Mapping[str, Any]) -> Ask:
@@ -103,9 +104,9 @@ def read_text(body: Mapping[str, Any]) -> Ask:
         raise unsupported("best_of", "Choosing the best of more answers is not served: leave 'best_of' out.")
     fields.refuse(_REFUSED_TEXT)
     decoding = _decoding(fields, n, limit or TEXT_TOKENS, top)
-    stream, include_usage = _streaming(fields)
+    stream, include_usage, count_on = _streaming(fields)
     fields.finish(_HARMLESS)
-    return Ask("text", model, decoding, n, prompts, None, stream, include_usage)
+    return Ask("text", model, decoding, n, prompts, None, stream, include_usage, count_on)
 
 
 def read_prompts(fields: Fields) -> tuple[str, ...]:
@@ -147,12 +148,12 @@ def _decoding(fields: Fields, n: int, limit: int, top_logprobs: int | None) -> D
         raise invalid(str(fault)) from fault
 
 
-def _streaming(fields: Fields) -> tuple[bool, bool]:
-    """Whether to stream, and whether the last chunk says the usage."""
+def _streaming(fields: Fields) -> tuple[bool, bool, bool]:
+    """Whether to stream, whether a last chunk says the usage, and whether every chunk does (vLLM's extension)."""
     stream = fields.boolean("stream")
     options = fields.take("stream_options")
     if options is None:
-        return stream, False
+        return stream, False, False
     if not stream:
         raise invalid("'stream_options' needs 'stream': set 'stream' to true, or leave both out.", "stream_options")
     if not isinstance(options, dict):
@@ -160,9 +161,9 @@ def _streaming(fields: Fields) -> tuple[bool, bool]:
             "'stream_options' must be an object: give {\"include_usage\": true}, or leave it out.", "stream_options"
         )
     inner = Fields(options)
-    usage = inner.boolean("include_usage")
-    inner.finish(frozenset({"include_obfuscation", "continuous_usage_stats"}))
-    return stream, usage
+    usage, count_on = inner.boolean("include_usage"), inner.boolean("continuous_usage_stats")
+    inner.finish(frozenset({"include_obfuscation"}))
+    return stream, usage, usage and count_on
 
 
 def _check_format(fields: Fields) -> None:

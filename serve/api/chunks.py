@@ -24,6 +24,7 @@ class Chunks:
         self._ask = reply.ask
         self._head = reply.head(chunk=True)
         self._sent: dict[int, str] = {}
+        self._tokens: dict[int, int] = {}
         self._answers: list[Answer] = []
 
     def of(self, event: Partial | Answer) -> Iterator[bytes]:
@@ -48,11 +49,14 @@ class Chunks:
         text = partial.text if self._ask.kind == "text" else settled(partial.text)
         copies = range(self._ask.n) if self._ask.decoding.mode == "greedy" else (partial.candidate,)
         for copy in copies:
-            yield from self._text(partial.index * self._ask.n + copy, text)
+            place = partial.index * self._ask.n + copy
+            self._tokens[place] = partial.tokens
+            yield from self._text(place, text)
 
     def _finished(self, answer: Answer) -> Iterator[bytes]:
         self._answers.append(answer)
         for place, candidate in enumerate(samples(answer, self._ask), answer.index * self._ask.n):
+            self._tokens[place] = candidate.tokens
             yield from self._text(place, candidate.text)
             more = extras(candidate, answer) if self._ask.kind == "chat" else {}
             yield self._chunk(place, "", more, finish_reason(candidate), logprobs(candidate, self._ask))
@@ -81,8 +85,15 @@ class Chunks:
         else:
             choice = {"index": place, "delta": delta if delta is not None else {"content": text}}
         choice |= {"finish_reason": finish, "logprobs": logprobs}
-        more = {"usage": None} if self._ask.include_usage else {}
+        more = {"usage": self._usage_so_far()} if self._ask.include_usage else {}
         return _sse({**self._head, "choices": [choice], **more})
+
+    def _usage_so_far(self) -> dict[str, int] | None:
+        """Where it is asked for in every chunk. A prompt's tokens are known once its answer is whole."""
+        if not self._ask.count_on:
+            return None
+        read, said = sum(answer.prompt_tokens for answer in self._answers), sum(self._tokens.values())
+        return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 
 
 def settled(text: str) -> str:

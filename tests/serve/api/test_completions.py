@@ -36,6 +36,17 @@ def test_a_stream_says_the_same(client: OpenAI) -> None:
     assert last.usage == whole.usage
 
 
+def test_a_stream_may_count_as_it_goes(client: OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = list(
+        client.completions.create(model="zero-shot", prompt="count 9", stream=True, stream_options=options)
+    )
+    counted = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counted == sorted(counted)
+    assert (counted[-1], last.usage.completion_tokens) == (9, 9)
+    assert chunks[-1].usage == last.usage
+
+
 def test_sixteen_tokens_are_usual(client: OpenAI) -> None:
     reply = client.completions.create(model="zero-shot", prompt="count 40")
     assert reply.usage.completion_tokens == 16

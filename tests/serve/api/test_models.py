@@ -41,7 +41,7 @@ def test_the_base_the_methods_and_the_adapters_are_listed(client: OpenAI) -> Non
     assert [model.id for model in models] == ["tiny/base", "zero-shot", "icl", "rag", "lora-a", "lora-b"]
     base, *others = models
     assert base.parent is None
-    assert base.max_model_len == 2048
+    assert (base.max_model_len, base.revision, base.quantization) == (2048, "a" * 40, "nf4")
     assert all(model.parent == model.root == "tiny/base" for model in others)
     assert {model.owned_by for model in models} == {"peft-arena"}
     assert all(model.created > 0 and model.object == "model" for model in models)

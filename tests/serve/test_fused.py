@@ -1,0 +1,207 @@
+"""Lines of many adapters in one forward: whatever they wear, whoever joins, each says what PEFT says of it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
+
+from adapters.store import Store
+from errors import PeftArenaError
+from serve.backends.local.backend import LocalBackend
+from serve.backends.local.fused_state import FusedState
+from serve.backends.local.loading import load_base
+from serve.backends.local.rack import Rack
+from serve.backends.local.state import Line
+from serve.backends.local.worn import Worn
+from serve.rows import Decoding, Finished, Row
+from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, text
+from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
+
+PROMPTS = ["sort a list", "x", "open the file `a.txt` and count all of its lines and words, then print them"]
+# Ranks and layers that differ, so that slots are of several widths and some adapters skip some products.
+LORAS: dict[str, tuple[int, list[str]]] = {
+    "attention": (8, ["q_proj", "k_proj", "v_proj", "o_proj"]),
+    "two": (2, ["q_proj", "v_proj"]),
+    "wide": (20, ["k_proj"]),
+    "mlp": (4, ["gate_proj", "up_proj", "down_proj"]),
+    "all": (16, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]),
+    "up": (3, ["up_proj", "o_proj"]),
+}
+
+
+class Arena:
+    """A tiny base with many LoRA adapters, and an IA3 that reads an input which another layer shares."""
+
+    def __init__(self, kind: str, root: Path) -> None:
+        self.root = root
+        make_base(kind, root / "base")
+        self.backend = LocalBackend(load_base(str(root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
+        self.store = Store((root / "store",), fingerprints=FINGERPRINTS)
+        for seed, (name, (rank, targets)) in enumerate(LORAS.items()):
+            make_lora(root / "store" / name, self.backend.base, self.bare(), rank, targets, seed)
+        ia3 = IA3Config(target_modules=["q_proj", "up_proj", "down_proj"], feedforward_modules=["up_proj", "down_proj"])
+        make_adapter(root / "store" / "ia3", self.backend.base, self.bare(), ia3, 50)
+        self.load(*LORAS, "ia3")
+
+    def load(self, *names: str) -> None:
+        for name in names:
+            self.backend.load_adapter(self.store.open(name, self.backend.base))
+
+    def bare(self) -> Any:
+        return AutoModelForCausalLM.from_pretrained(self.root / "base", dtype=torch.float32).eval()
+
+    def peft(self, name: str | None, scale: float = 1.0) -> Any:
+        bare = self.bare()
+        if name is None:
+            return bare
+        model = PeftModel.from_pretrained(bare, self.root / "store" / name).eval()
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                module.scale_layer(scale)
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if "ia3_l" in parameter_name:
+                    parameter.copy_(1 + scale * (parameter - 1))
+        return model
+
+    def expected(self, row: Row) -> str:
+        return text(greedy(self.peft(row.adapter, row.scale), row.prompt)[0])
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    return Arena(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def _said(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]:
+    """What rows say that join before the given steps."""
+    batch = arena.backend.open_batch("step")
+    assert batch.joins
+    rows: list[Row] = []
+    found: dict[int, str] = {}
+    step = 0
+    while len(batch) or step <= max(arrivals):
+        for row in arrivals.get(step, ()):
+            batch.add(len(rows), row, Decoding(max_new_tokens=TOKENS))
+            rows.append(row)
+        for event in batch.step():
+            if isinstance(event, Finished):
+                found[event.index] = event.candidates[0].text
+        step += 1
+    return [(row, found[key]) for key, row in enumerate(rows)]
+
+
+def test_rows_with_all_adapters_in_one_batch(arena: Arena) -> None:
+    names = [None, *LORAS, "ia3"]
+    rows = [Row(PROMPTS[place % 3], PLAIN, name) for place, name in enumerate([*names, *reversed(names)])]
+    for row, said in _said(arena, {0: rows}):
+        assert said == arena.expected(row), row
+
+
+def test_rows_that_join_in_the_middle_take_the_slots_of_those_that_have_gone(arena: Arena) -> None:
+    names: Iterator[str | None] = iter([*LORAS, None, "ia3", *LORAS, *LORAS])
+    arrivals = {
+        step: [Row(PROMPTS[step % 3], PLAIN, name)] for step, name in zip(range(0, 200, 3), names, strict=False)
+    }
+    for row, said in _said(arena, arrivals):
+        assert said == arena.expected(row), row
+
+
+def test_a_row_wears_its_adapter_as_strongly_as_it_says(arena: Arena) -> None:
+    rows = [Row(PROMPTS[0], PLAIN, name, scale) for name in ("all", "attention", "ia3") for scale in (0.25, 1.0, 2.0)]
+    found = _said(arena, {0: rows})
+    for row, said in found:
+        assert said == arena.expected(row), row
+    assert len({said for _, said in found}) > 5, "the strength changes nothing, so this test would prove little"
+
+
+def test_what_has_one_strength_only_is_refused_at_another(arena: Arena) -> None:
+    dora = LoraConfig(r=4, use_dora=True, target_modules=["q_proj"], init_lora_weights=False)
+    for name, config in (("dora", dora), ("prompt", PromptTuningConfig(num_virtual_tokens=4))):
+        make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
+        arena.load(name)
+        batch = arena.backend.open_batch("step")
+        with pytest.raises(PeftArenaError, match=f"'{name}' has one strength only"):
+            batch.add(0, Row("x", PLAIN, name, 0.5), Decoding())
+        assert len(batch) == 0
+
+
+def test_a_row_in_flight_keeps_the_adapter_that_it_began_with(arena: Arena, tmp_path: Path) -> None:
+    before = arena.expected(Row(PROMPTS[0], PLAIN, "two"))
+    batch = arena.backend.open_batch("step")
+    batch.add(0, Row(PROMPTS[0], PLAIN, "two"), Decoding(max_new_tokens=TOKENS))
+    batch.step()
+    old = arena.root / "store" / "two"
+    old.rename(tmp_path / "old")
+    make_lora(old, arena.backend.base, arena.bare(), 2, ["q_proj", "v_proj"], 77)
+    arena.load("two")
+    batch.add(1, Row(PROMPTS[0], PLAIN, "two"), Decoding(max_new_tokens=TOKENS))
+    found: dict[int, str] = {}
+    while len(batch):
+        found |= {event.index: event.candidates[0].text for event in batch.step() if isinstance(event, Finished)}
+    assert found[0] == before
+    assert found[1] == arena.expected(Row(PROMPTS[0], PLAIN, "two")) != before
+
+
+def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Row(PROMPTS[0], PLAIN, name) for name in (None, "all", "ia3", "mlp")]
+    for name in ("prefill", "step"):
+        batch = arena.backend.open_batch("step")
+        for key, row in enumerate(rows):
+            batch.add(key, row, Decoding(max_new_tokens=TOKENS))
+        if name == "step":
+            batch.step()
+        calls = iter(range(1000))
+        whole = Rack.add
+
+        def broken(self: Rack, *given: Any, whole: Any = whole, calls: Iterator[int] = calls) -> None:
+            whole(self, *given)
+            if next(calls) == 3:
+                raise RuntimeError("in the middle")
+
+        monkeypatch.setattr(Rack, "add", broken)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            batch.step()
+        monkeypatch.undo()
+        assert len(batch) == 0
+        for row, said in _said(arena, {0: rows}):
+            assert said == arena.expected(row), f"after an error in a {name}: {row}"
+
+
+def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.backends.local.reader.PIECE", 16)
+    long = Row(PROMPTS[2], PLAIN, "all")
+    found = _said(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
+    for row, said in found:
+        assert said == arena.expected(row), row
+    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "one piece, so this test would prove nothing"
+
+
+def test_what_lines_say_is_what_the_base_says_of_the_whole_text_bit_by_bit_close(arena: Arena) -> None:
+    """Logits, not only tokens: of lines in groups, by themselves and out of order."""
+    state = arena.backend._make_state()
+    assert isinstance(state, FusedState)
+    prompts = [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+    wear = [None, "all", "up"]
+    lines = [
+        Line(tuple(prompt), None if name is None else Worn(arena.backend._wardrobe[name]))
+        for prompt, name in zip(prompts, wear, strict=True)
+    ]
+    *_, logits = state.read(lines)
+    assert logits is not None
+    models = [arena.peft(name) for name in wear]
+    for step in range(4):
+        for line, model in enumerate(models):
+            with torch.no_grad():
+                whole = model(torch.tensor([prompts[line]])).logits[0, -1]
+            assert torch.allclose(logits[line], whole, atol=2e-3, rtol=1e-3), (step, line)
+        tokens = logits.argmax(-1)
+        prompts = [[*prompt, int(token)] for prompt, token in zip(prompts, tokens, strict=True)]
+        logits = state.step(tokens)

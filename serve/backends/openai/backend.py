@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from threading import Event
 from typing import Any, Literal
 
 from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
-from errors import PeftArenaError
+from errors import BusyError, PeftArenaError
 from serve.backends.openai.batch import Line, RemoteBatch
 from serve.backends.openai.counting import ESTIMATED, Counter
-from serve.backends.openai.facts import discover, gives_logprobs
+from serve.backends.openai.facts import Facts, discover, gives_logprobs
 from serve.backends.openai.identity import LocalTokenizer, identity, known_base
 from serve.backends.openai.talk import Call, Patience, Talk
 from serve.backends.openai.wardrobe import Wardrobe
@@ -38,17 +39,17 @@ class OpenAIBackend:
         `model` is what the base is called there, by default the first one that the server lists; `base` says which
         base that is, as --base does, so that its adapters can be told and its chat template be found.
         """
+        patience = patience or Patience()
         self._wire = Wire(url, api_key)
         report(f"Asking {self._wire.host} which model it serves ...")
-        self._facts = discover(self._wire, model)
-        self._logprobs = gives_logprobs(self._wire, self._facts)
+        self._facts, self._logprobs = _meet(self._wire, model, patience.start, report)
         known = known_base(base, report) if base else None
         self._tokenizer = LocalTokenizer(known.folder) if known and known.folder else None
         self._name = f"{self._facts.kind.name} at {self._wire.host}"
         self._identity = identity(self._facts, known, self._tokenizer, self._name)
         self._counter = Counter(self._wire, self._facts.model, self._tokenizer.count if self._tokenizer else None)
         self._wardrobe = Wardrobe(self._wire, self._facts)
-        self._line = Line(self._wire, patience or Patience(), self._facts.kind.at_once)
+        self._line = Line(self._wire, patience, self._facts.kind.at_once)
         for sentence in self._remarks():
             report(sentence)
 
@@ -61,6 +62,8 @@ class OpenAIBackend:
             )
         if self._counter.estimates:
             yield ESTIMATED
+        if self._wire.is_open:
+            yield f"The API key goes to {self._wire.host} unencrypted: use https where others share the network."
 
     @property
     def base(self) -> BaseIdentity:
@@ -158,3 +161,17 @@ class OpenAIBackend:
         if self._logprobs:
             body["logprobs"] = max(1, decoding.top_logprobs or 0)
         return body
+
+
+def _meet(wire: Wire, model: str | None, seconds: float, report: Report) -> tuple[Facts, bool]:
+    """What the server is, and whether it gives log-probabilities. One that still loads is waited for."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            facts = discover(wire, model)
+            return facts, gives_logprobs(wire, facts)
+        except BusyError as busy:
+            if time.monotonic() + busy.seconds > until:
+                raise
+            report(f"{busy} Waiting for it ...")
+            time.sleep(busy.seconds)

@@ -19,8 +19,8 @@ _MOST_NAMED = 8
 class Facts:
     """One server. `model` is what its base is called there, `base_id` what that base is, as far as the server says.
 
-    `revision`, `quantization` and `context` are '' and 0 where it does not. `logprobs` tells whether it gives
-    log-probabilities, `slots` which LoRA adapters llama.cpp was started with: name -> number.
+    `revision`, `quantization` and `context` are '' and 0 where it does not. `slots` are the LoRA adapters that
+    llama.cpp was started with: name -> number.
     """
 
     kind: Kind
@@ -29,7 +29,6 @@ class Facts:
     revision: str = ""
     quantization: str = ""
     context: int = 0
-    logprobs: bool = False
     slots: Mapping[str, int] | None = None
 
 

@@ -20,12 +20,17 @@ from serve.rows import Decoding, Finished, Partial, Row
 NO_LOGPROBS = "This engine did not tell all log-probabilities: those that are missing stand as 0."
 # What a token may cost on the wire, its twenty likeliest neighbours included, and what a stream costs by itself.
 _BYTES_A_TOKEN, _BYTES_A_STREAM = 8 << 10, 256 << 10
+# How long the usage may take behind an answer that is over.
+_LAST_WORD_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds: until the first token (a server has a queue of its own), from one to the next, and for a busy server."""
+    """Seconds: for a server that still loads its model, until a row's first token (a server has a queue of its own),
+    from one token to the next, and for a row that finds the server busy.
+    """
 
+    start: float = 600.0
     first: float = 300.0
     between: float = 60.0
     busy: float = 30.0
@@ -93,8 +98,11 @@ class Talk:
         tell(self.finished(error=known[0] if known else None))
 
     async def _patient(self, call: Call, way: Way, tell: Callable[[Partial], None]) -> None:
-        """One call, asked again where the server says that it is busy and for not too long."""
-        left = way.patience.busy
+        """One call, asked again where the server says that it is busy and for not too long.
+
+        Once it is also asked again where the connection was gone before it answered: servers close idle ones.
+        """
+        left, is_first = way.patience.busy, True
         while True:
             try:
                 async with way.places:
@@ -104,6 +112,10 @@ class Talk:
                 if left < 0:
                     raise
                 await asyncio.sleep(busy.seconds)
+            except httpx.HTTPError as fault:
+                if not is_first:
+                    raise way.wire.failure(fault) from fault
+                is_first = False
 
     async def _call(self, call: Call, way: Way, tell: Callable[[Partial], None]) -> None:
         wire = way.wire
@@ -112,21 +124,26 @@ class Talk:
         clock = asyncio.get_running_loop().time
         if self._began is None:  # what it waited for its place is not the server's time
             self._began = time.perf_counter()
+        has_begun = False
         try:
             async with (
                 asyncio.timeout(way.patience.first) as alarm,
                 way.client.stream("POST", f"{wire.url}/completions", json=call.body) as response,
             ):
+                has_begun = True
                 await _require_stream(response, wire, str(call.body["model"]))
                 async for chunk in response.aiter_raw():
                     news = [self._hear(event, call, wire, tell) for event in events.feed(chunk)]
                     if any(news):
-                        alarm.reschedule(clock() + way.patience.between)
+                        patience = _LAST_WORD_SECONDS if self._is_over(call) else way.patience.between
+                        alarm.reschedule(clock() + patience)
                     if events.done or self._is_cut(call):
                         break
             if not self._is_over(call):
                 raise PeftArenaError(f"The server at {wire.host} ended in the middle of the answer.")
         except (httpx.HTTPError, TimeoutError) as fault:
+            if not has_begun and isinstance(fault, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+                raise
             if not self._is_over(call):
                 raise self._kept(call, wire.failure(fault)) from fault
         except PeftArenaError as fault:

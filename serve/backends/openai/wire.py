@@ -59,6 +59,11 @@ class Wire:
         }
         self._client = httpx.Client(**self._options, timeout=self._timeout(_WAIT_SECONDS))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a key travels where others can read it."""
+        return self._key is not None and self.url.startswith("http://") and self._options["trust_env"]
+
     def __repr__(self) -> str:
         return f"Wire({self.host!r})"
 

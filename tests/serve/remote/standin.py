@@ -45,7 +45,8 @@ class StandIn:
     """What the server knows and does. `stream` answers POST /v1/completions with pieces of bytes.
 
     `models` are the entries of /v1/models (None: there is no such list), `pages` whole answers by path, `asked` what
-    came in: path, body and headers. `cut` counts streams that the client closed before their end.
+    came in: path, body and headers. `cut` counts streams that the client closed before their end. So many requests for
+    a stream as `drops` says get no answer: their connection is closed.
     """
 
     stream: Stream
@@ -55,6 +56,7 @@ class StandIn:
     content_type: str = "text/event-stream; charset=utf-8"
     asked: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     cut: int = 0
+    drops: int = 0
     open: int = 0
     most_open: int = 0
     host: str = ""
@@ -104,6 +106,10 @@ def served(standin: StandIn) -> Iterator[StandIn]:
             with standin.lock:
                 standin.asked.append((self.path, body, {name.lower(): value for name, value in self.headers.items()}))
             reply = standin.answer(self.path, body)
+            if reply is None and standin.drops:
+                standin.drops -= 1
+                self.close_connection = True
+                return
             if reply is None:
                 self._stream(body)
                 return
@@ -140,6 +146,7 @@ def served(standin: StandIn) -> Iterator[StandIn]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        request_queue_size = 128
 
         def handle_error(self, *_: Any) -> None:
             """A client that has gone is no error here."""

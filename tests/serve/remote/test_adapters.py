@@ -178,7 +178,7 @@ def test_a_base_that_the_server_does_not_have_is_refused(serve: Any, connect: An
     standin = serve(StandIn(saying("x"), OURS))
     with pytest.raises(PeftArenaError, match="serves tiny/base and --base says other/base: name the base"):
         connect(standin.url, base="other/base")
-    with pytest.raises(PeftArenaError, match="serves revision a+ of tiny/base and --base says b+:"):
+    with pytest.raises(PeftArenaError, match=r"serves revision a+ of tiny/base and --base says b+:"):
         connect(standin.url, base=f"tiny/base@{'b' * 40}")
     assert connect(standin.url, base=f"tiny/base@{BASE.revision}").base.revision == BASE.revision
     vllm = serve(StandIn(saying("x"), VLLM_MODELS))

@@ -152,6 +152,54 @@ def test_a_busy_server_is_waited_for_and_then_named(serve: Any, connect: Any) ->
     assert fault.seconds == 7
 
 
+def test_a_server_that_still_loads_is_waited_for(serve: Any, connect: Any) -> None:
+    standin = StandIn(saying("x"), VLLM_MODELS)
+    said: list[str] = []
+
+    def loading(body: dict[str, Any]) -> Reply:
+        pages = sum(path == "/v1/models" for path, _, _ in standin.asked)
+        wait = Reply({"error": {"message": "the model is loading"}}, 503, {"Retry-After": "1"})
+        return wait if pages < 2 else Reply({"data": VLLM_MODELS})
+
+    standin.pages["/v1/models"] = loading
+    serve(standin)
+    assert connect(standin.url, report=said.append).base.id == "owner/base"
+    assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in said
+    standin.asked.clear()
+    with pytest.raises(BusyError, match="the model is loading"):
+        connect(standin.url, patience=Patience(start=0.5))
+
+
+def test_a_key_that_others_could_read_is_told(serve: Any) -> None:
+    assert Wire("http://models.example/v1", KEY).is_open
+    assert not Wire("https://models.example/v1", KEY).is_open
+    assert not Wire("http://127.0.0.1:1/v1", KEY).is_open
+    assert not Wire("http://models.example/v1").is_open
+
+
+def test_a_connection_that_was_gone_is_tried_once_more(serve: Any, connect: Any) -> None:
+    standin = serve(StandIn(saying("x"), VLLM_MODELS))
+    backend = connect(standin.url)
+    standin.drops = 1
+    assert answer(backend).candidates[0].code == "x"
+    standin.drops = 2
+    assert "broke off (RemoteProtocolError)" in one_sentence(answer(backend).error or "")
+    assert standin.drops == 0
+
+
+def test_what_comes_behind_an_answer_is_not_waited_for(serve: Any, connect: Any) -> None:
+    def lingering(body: dict[str, Any]) -> Any:
+        yield chunk("x", 0, "stop")
+        for _ in range(200):
+            time.sleep(0.05)
+            yield b": the usage comes later\n\n"
+
+    began = time.monotonic()
+    end = answer(connect(serve(StandIn(lingering, VLLM_MODELS)).url))
+    assert (end.candidates[0].code, end.error) == ("x", None)
+    assert time.monotonic() - began < 3
+
+
 def cut(body: dict[str, Any]) -> Any:
     yield chunk("half")
     yield chunk(" an")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,9 +16,9 @@ from evaluate.options import run_parser
 from serve.backends.openai.options import Remote, remote_of
 from serve.build import build_engine
 from serve.method import parse_method
-from serve.rows import Decoding, Request
+from serve.rows import Answer, Decoding, Partial, Request
 from tasks.problem import Problem
-from tests.serve.remote.standin import VLLM_MODELS, StandIn, saying
+from tests.serve.remote.standin import VLLM_MODELS, StandIn, chunk, saying
 
 URL = "http://127.0.0.1:8000/v1"
 
@@ -58,6 +62,36 @@ def test_the_study_takes_the_same_options() -> None:
     )
     assert remote_of(given) == Remote(URL)
     assert given.base is None
+
+
+def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(serve: Any) -> None:
+    def echo(body: dict[str, Any]) -> Any:
+        said = re.findall(r"number (\d+)", body["prompt"])[-1]
+        for piece in ("x", " = ", said, " "):
+            time.sleep(0.005)
+            yield chunk(piece)
+        yield chunk("", 0, "stop")
+
+    engine = build_engine(remote=Remote(serve(StandIn(echo, VLLM_MODELS)).url))
+
+    def ask(number: int) -> str:
+        request = Request(Problem("typed", f"number {number}"), parse_method("zero-shot", ()))
+        cancel = threading.Event()
+        stream = engine.stream([request], Decoding(max_new_tokens=16), cancel, owner=f"owner {number % 8}")
+        for event in stream:
+            if isinstance(event, Partial) and number % 5 == 0:
+                cancel.set()
+            if isinstance(event, Answer):
+                return "gone" if event.cancelled else event.error or event.code
+        raise AssertionError("no answer")
+
+    try:
+        with ThreadPoolExecutor(40) as callers:
+            said = list(callers.map(ask, range(120)))
+    finally:
+        engine.close()
+    for number, answer in enumerate(said):
+        assert answer in (f"x = {number}", "gone" if number % 5 == 0 else "")
 
 
 def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:

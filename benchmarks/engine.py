@@ -85,6 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.engine_bench import open_bench
 
     settings = _settings(options)
+    load = os.getloadavg()[0]
     with open_bench(settings) as bench:
         found = [questions[name](bench) for name in chosen]
         base = bench.engine.base
@@ -97,6 +98,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "new_tokens": settings.new_tokens,
         "threads": settings.threads,
         "cores": len(os.sched_getaffinity(0)),
+        "load_before": round(load, 2),
         "base": base.id,
         "revision": base.revision,
         "quantization": base.quantization,

@@ -16,7 +16,7 @@ from benchmarks.engine_timing import compared, digits, interleaved, medians, rep
 
 ROWS = 8
 COLD_LOADS = 24
-RESIDENT = 200
+IN_MEMORY = 200
 
 
 def eight(bench: Bench) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def cold(bench: Bench) -> dict[str, Any]:
 def memory(bench: Bench) -> dict[str, Any]:
     """`adapter_memory_ratio`: bytes that the process, or the GPU, grows by for adapters in memory, by their files'."""
     device, backend = bench.engine.base.device, bench.backend
-    with bench.adapters(RESIDENT) as names:
+    with bench.adapters(IN_MEMORY) as names:
         files = sum((bench.folder / name / WEIGHTS_NAME).stat().st_size for name in names)
         before = settled_bytes(device)
         for name in names:  # past the engine, which holds fewer
@@ -75,14 +75,14 @@ def memory(bench: Bench) -> dict[str, Any]:
         for name in names:
             backend.unload_adapter(name)
         after, settled = used_bytes(device), settled_bytes(device)
-    report(f"memory: {RESIDENT} adapters, {(loaded - before) / 1e6:.0f} MB for {files / 1e6:.0f} MB of files")
+    report(f"memory: {IN_MEMORY} adapters, {(loaded - before) / 1e6:.0f} MB for {files / 1e6:.0f} MB of files")
     return {
         "adapter_memory_ratio": digits((loaded - before) / files),
         "adapter_memory": {
-            "adapters": RESIDENT,
-            "file_bytes": files // RESIDENT,
-            "grown_bytes": (loaded - before) // RESIDENT,
-            "counted_bytes": counted // RESIDENT,
+            "adapters": IN_MEMORY,
+            "file_bytes": files // IN_MEMORY,
+            "grown_bytes": (loaded - before) // IN_MEMORY,
+            "counted_bytes": counted // IN_MEMORY,
             "given_back": digits((loaded - after) / max(loaded - before, 1)),
             "given_back_settled": digits((loaded - settled) / max(loaded - before, 1)),
         },

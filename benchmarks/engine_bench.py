@@ -11,15 +11,15 @@ from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
-from adapters.store import LIBRARY, Store
 from benchmarks.engine_folders import copies, make_adapter
 from benchmarks.engine_timing import Watch, report
 from errors import AdapterError, PeftArenaError
 from serve.build import build_engine
 from serve.engine import Engine
-from serve.home import home
+from serve.home import home, make_folder
 from serve.method import parse_method
 from serve.rows import Decoding, Finished, Request, Row
+from serve.scheduling.limits import EngineLimits
 from tasks.datasets import load_problems
 from tasks.problem import Problem
 
@@ -30,6 +30,8 @@ EARLIER = "remove the duplicates of a list `names` and keep its order"
 # what a step costs does not depend on the values.
 ADAPTERS = {"qlora-4bit-conala": "lora", "ia3-conala": "ia3", "prompt-tuning-conala": "prompt-tuning"}
 LORA = "qlora-4bit-conala"
+# Adapters that the engine holds in memory.
+RESIDENT = 64
 
 
 @dataclass(frozen=True)
@@ -135,22 +137,25 @@ def endless(backend: Any) -> Iterator[None]:
 @contextmanager
 def open_bench(settings: Settings) -> Iterator[Bench]:
     """Loads the base, sees to it that every technique has an adapter for it, and closes the engine in the end."""
-    first = build_engine(settings.base, settings.quantization, settings.device, report=report)
-    backend: Any = first._backend
-    with TemporaryDirectory(prefix="benchmark-", dir=home()) as folder:
+    with TemporaryDirectory(prefix="benchmark-", dir=make_folder(home())) as folder:
         root = Path(folder)
-        store = Store((LIBRARY, root), fingerprints=first.store.fingerprints)
-        for name, technique in ADAPTERS.items():
-            try:
-                store.open(name, first.base)
-            except AdapterError:
-                make_adapter(root / name, technique, first.base)
-        engine = Engine(backend, store, first._pools)
-        first.close()
-        bench = Bench(settings, engine, backend, root)
+        # As many adapters as the questions say, whatever their size.
+        limits = EngineLimits(max_resident=RESIDENT, max_resident_bytes=16 << 30)
+        engine = build_engine(
+            settings.base,
+            settings.quantization,
+            settings.device,
+            report=report,
+            adapter_dirs=(root,),
+            limits=limits,
+        )
         try:
-            for name in ADAPTERS:
+            for name, technique in ADAPTERS.items():
+                try:
+                    engine.store.open(name, engine.base)
+                except AdapterError:
+                    make_adapter(root / name, technique, engine.base)
                 engine.residents.pin(name)
-            yield bench
+            yield Bench(settings, engine, engine._backend, root)
         finally:
             engine.close()

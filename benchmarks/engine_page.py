@@ -62,7 +62,8 @@ def page(line: Mapping[str, Any], command: str, file: str) -> str:
         + f"- Medians of {line['runs']} rounds after one that warms up; in a round every side has one turn. "
         f"{line['new_tokens']} greedy tokens an answer on every side; the rule that ends an answer early is off.\n"
         f"- {line['base']} at {line['revision']}, {line['quantization']}, on {line['device']}, {line['threads']} "
-        f"threads on {line['cores']} cores; {libraries}, Python {line['python']}.\n"
+        f"threads on {line['cores']} cores that had a load of {line['load_before']:g} before; {libraries}, "
+        f"Python {line['python']}.\n"
         f"\nAll numbers, with the ratio of every round: [{file}]({file}). What is measured how stands at the top of\n"
         f"each `benchmarks/engine_*.py`.\n\n```sh\n{command}\n```\n"
     )

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.engine_bench import LORA, Bench, endless
+from benchmarks.engine_bench import LORA, RESIDENT, Bench, endless
 from benchmarks.engine_timing import compared, digits, interleaved, medians, timed
 from errors import PeftArenaError
 from serve.method import Method, Nothing
 from serve.rows import Decoding, Request
 from tasks.datasets import load_problems
+from tasks.problem import Problem
 
 REGISTERED = 1000
 HOT = 48
@@ -32,9 +33,9 @@ def thousand(bench: Bench) -> dict[str, Any]:
     residents = bench.engine.residents
     with bench.adapters(REGISTERED) as names:
         hot, cold = names[:HOT], iter(names[HOT:])
-        limit = residents.status().max_count
-        room = limit - residents.status().count - HOT
-        for name in [*hot, *(next(cold) for _ in range(room))]:
+        room = RESIDENT - residents.status().count - HOT
+        # The hot ones last: what was used longest ago goes first.
+        for name in [*(next(cold) for _ in range(room)), *hot]:
             residents.acquire(name).release()
         rng = random.Random(42)
         before = residents.status()
@@ -47,7 +48,10 @@ def thousand(bench: Bench) -> dict[str, Any]:
             drawn["hits"] += end.hits - start.hits
             drawn["loads"] += end.loads - start.loads
 
-        sides = {"thousand": timed(many), "one": timed(lambda: _serve(bench, [LORA] * REQUESTS))}
+        sides = {
+            "thousand": timed(many, before=bench.forget),
+            "one": timed(lambda: _serve(bench, [LORA] * REQUESTS), before=bench.forget),
+        }
         times = interleaved("thousand adapters", sides, bench.settings.runs)
         evictions = residents.status().evictions - before.evictions
         for name in names:
@@ -58,7 +62,7 @@ def thousand(bench: Bench) -> dict[str, Any]:
         "thousand_adapters_ratio": found["ratio"],
         "thousand_adapters": {
             "registered": REGISTERED,
-            "resident": limit,
+            "resident": RESIDENT,
             "hit_rate": digits(drawn["hits"] / sum(drawn.values())),
             "evictions": evictions,
             "clients": CLIENTS,
@@ -80,8 +84,11 @@ def draw(hot: Sequence[str], cold: Iterator[str], number: int, rng: random.Rando
 def _serve(bench: Bench, names: Sequence[str]) -> None:
     """One request for each adapter, from clients that wait for their answers; all say the same number of tokens."""
     problems = load_problems("starter", "test", None, None)
+    # No prompt comes twice, else a single adapter would find all of it in the prefix cache.
+    intents = [f"task {place}: {problems[place % len(problems)].intent}" for place in range(len(names))]
     requests = [
-        Request(problems[place % len(problems)], Method(name, Nothing(), name)) for place, name in enumerate(names)
+        Request(Problem("bench", intent), Method(name, Nothing(), name))
+        for intent, name in zip(intents, names, strict=True)
     ]
     decoding = Decoding(max_new_tokens=bench.settings.new_tokens)
 

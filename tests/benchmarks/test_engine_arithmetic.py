@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import engine, engine_limit, engine_timing
+from benchmarks import engine, engine_limit
 from benchmarks.engine_page import AIMS, page
 from benchmarks.engine_thousand import HOT, draw
 from benchmarks.engine_timing import Watch, compared, digits, interleaved, medians, timed
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(engine_timing.time, "perf_counter", clock)
+    monkeypatch.setattr("benchmarks.engine_timing.time.perf_counter", clock)
     return clock
 
 
@@ -78,7 +78,7 @@ def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
     """Row 1 begins a second late; from then on a step takes 0.5 s, until row 0 ends with its fifth token."""
 
     def events() -> Iterator[Partial | Finished]:
-        for seconds, event in [
+        script: list[tuple[float, Partial | Finished]] = [
             (2.0, Partial(0, "", 1)),
             (1.0, Partial(0, "", 2)),
             (0.0, Partial(1, "", 1)),
@@ -89,7 +89,8 @@ def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
             (0.5, finished(0, 5)),
             (0.0, Partial(1, "", 4)),
             (0.1, finished(1, 5)),
-        ]:
+        ]
+        for seconds, event in script:
             clock.now += seconds
             yield event
 
@@ -100,7 +101,7 @@ def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
 
 
 def test_rows_one_after_the_other_have_no_common_step() -> None:
-    events = [Partial(0, "", 1), finished(0, 2), Partial(1, "", 1), finished(1, 2)]
+    events: list[Partial | Finished] = [Partial(0, "", 1), finished(0, 2), Partial(1, "", 1), finished(1, 2)]
     with pytest.raises(PeftArenaError, match="not in flight together"):
         Watch(iter(events)).step()
 
@@ -156,7 +157,7 @@ def test_a_place_has_keys_and_values_in_every_layer() -> None:
 
 def test_bandwidth_is_what_a_copy_reads_and_writes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(engine_limit.COPY_BYTES, "cpu", 1000)
-    monkeypatch.setattr(engine_limit.time, "perf_counter", iter(range(0, 100, 4)).__next__)
+    monkeypatch.setattr("benchmarks.engine_limit.time.perf_counter", iter(range(0, 100, 4)).__next__)
     assert engine_limit.bandwidth("cpu") == 2 * 1000 / 4
 
 
@@ -170,6 +171,7 @@ LINE: dict[str, Any] = {
     "new_tokens": 64,
     "threads": 2,
     "cores": 2,
+    "load_before": 0.1,
     "base": "b",
     "revision": "r",
     "quantization": "nf4",

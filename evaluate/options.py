@@ -49,7 +49,7 @@ def decoding_of(options: argparse.Namespace) -> Decoding:
                 f"--{name.replace('_', '-')} belongs to --mode {its_mode} and the mode is {mode}: leave one out."
             )
     wanted, usual = (options.samples, SAMPLES) if mode == "sample" else (options.beams, BEAMS)
-    return decoding_for(
+    decoding = decoding_for(
         mode,
         usual if wanted is None else wanted,
         options.max_new_tokens,
@@ -57,6 +57,11 @@ def decoding_of(options: argparse.Namespace) -> Decoding:
         TEMPERATURE if options.temperature is None else options.temperature,
         TOP_P if options.top_p is None else options.top_p,
     )
+    if decoding.mode == "beam" and options.backend == "openai":
+        raise PeftArenaError(
+            "Another engine has no beam search: add --mode sample for several candidates, or --beams 1 for one."
+        )
+    return decoding
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import app
 from errors import PeftArenaError
-from evaluate.options import run_parser
+from evaluate.options import decoding_of, run_parser
 from serve.backends.openai.options import Remote, remote_of
 from serve.build import build_engine
 from serve.method import parse_method
@@ -62,6 +62,10 @@ def test_the_study_takes_the_same_options() -> None:
     )
     assert remote_of(given) == Remote(URL)
     assert given.base is None
+    with pytest.raises(PeftArenaError, match="add --mode sample for several candidates, or --beams 1"):
+        decoding_of(given)
+    given.beams = 1
+    assert decoding_of(given).mode == "greedy"
 
 
 def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(serve: Any) -> None:

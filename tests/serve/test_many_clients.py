@@ -118,8 +118,8 @@ def test_fifty_clients_get_what_they_would_get_alone(engine: Engine, alone: dict
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         counts = list(clients.map(ask, range(CLIENTS)))
-    assert sum(whole for whole, _ in counts) > 200
-    assert sum(cut for _, cut in counts) > 20
+    assert sum(whole for whole, _ in counts) > 150
+    assert sum(cut for _, cut in counts) > 10
     status = engine.residents.status()
     assert status.evictions > 0
     assert not any(each.leases for each in status.adapters)

@@ -109,7 +109,7 @@ class Group:
         """
         scores = torch.bmm((query * self._scale).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2))
         scores = scores.view(*query.shape[:3], -1).add_(bias)
-        shares = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+        shares = scores.softmax(-1)  # in float32 inside
         return torch.bmm(shares.flatten(0, 1), values.flatten(0, 1)).view(query.shape)
 
 

@@ -98,7 +98,8 @@ def serve(options: Options) -> None:
     from serve.engine_source import EngineSource
 
     progress = Progress()
-    shown = f"http://{'127.0.0.1' if options.host in ('0.0.0.0', '::') else options.host}:{options.port}"  # noqa: S104
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
+    shown = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
     def build(report: Callable[[str], None]) -> Engine:
         from serve.build import build_engine

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -22,13 +20,14 @@ from serve.api.asks import Ask, read_chat, read_text
 from serve.api.calls import Calls, ClientGoneError
 from serve.api.chunks import Chunks
 from serve.api.errors import ApiError, from_ours, internal
+from serve.api.events import log_defect, send_stream, sound
 from serve.api.fields import MAX_NAME, Fields, parse_json
-from serve.api.keys import Key, Keys, Meter
+from serve.api.keys import Key, Keys, Meter, is_loopback
 from serve.api.messages import Conversation, read_messages
 from serve.api.replies import Reply
-from serve.api.service import Service, failure
+from serve.api.service import Service
 from serve.api.wire import Out, read_body
-from serve.rows import Answer, Partial
+from serve.rows import Answer
 
 if TYPE_CHECKING:
     from serve.engine_source import EngineSource
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 VERSION = "0.1.0"
 PATHS = ("/v1/{rest:path}", "/tokenize", "/health", "/metrics", "/version")
 _OPEN = frozenset({"/health", "/metrics", "/version"})
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class ApiSettings:
     """Bounds of the API. Beyond `calls` requests at once, or `rows_at_once` answers a caller, it says busy.
 
     `stall_seconds` is how long a client may leave an answer unread, `rows_per_minute` holds for callers whose key
-    says nothing else, and `pool` names the data set whose examples `icl` and `rag` show.
+    says nothing else, `pool` names the data set whose examples `icl` and `rag` show, and `local` answers those alone
+    who name this machine: a web page whose name was made to point here does not.
     """
 
     pool: str = "starter"
@@ -55,6 +54,7 @@ class ApiSettings:
     calls: int = 512
     rows_at_once: int = 128
     rows_per_minute: int | None = None
+    local: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,9 @@ class Api:
         if len(self._keys) and path not in _OPEN:
             key = self._keys.find(Headers(scope=scope).get("authorization", ""))
             return Caller(f"key {key.name}", key)
+        if self._settings.local and not is_loopback(_host(Headers(scope=scope).get("host", ""))):
+            message = "Without API keys only 'localhost' is served: ask that, or start the server with keys or --open."
+            raise ApiError(421, message, code="misdirected_request")
         client = scope.get("client")
         return Caller(f"address {client[0]}" if client else "address unknown")
 
@@ -159,9 +162,9 @@ class Api:
                 start = partial(self._service.start, ask, asked.caller.name)
                 async with aclosing(call.events(start)) as events:
                     if ask.stream:
-                        await _stream(events, Chunks(reply), asked.out)
+                        await send_stream(events, Chunks(reply), asked.out)
                     else:
-                        answers = [event async for event in _sound(events) if isinstance(event, Answer)]
+                        answers = [event async for event in sound(events) if isinstance(event, Answer)]
                         answers.sort(key=lambda answer: answer.index)
                         await asked.out.json(200, reply.whole(answers))
 
@@ -222,39 +225,6 @@ class Api:
         await asked.out.json(200, {"version": VERSION})
 
 
-async def _stream(events: AsyncGenerator[Partial | Answer], chunks: Chunks, out: Out) -> None:
-    """Sends events as they come. Once something has been sent, a failure becomes the last event."""
-    try:
-        async for event in _sound(events):
-            pieces = b"".join(chunks.of(event))
-            if pieces:
-                await out.event(pieces)
-        last = chunks.end()
-    except PeftArenaError as fault:
-        if not out.started:
-            raise
-        last = chunks.broken(from_ours(fault))
-    except ClientGoneError:
-        raise
-    except Exception as fault:
-        if not out.started:
-            raise
-        log_defect(fault)
-        last = chunks.broken(internal())
-    await out.event(b"".join(last))
-    await out.end()
-
-
-async def _sound(events: AsyncIterator[Partial | Answer]) -> AsyncIterator[Partial | Answer]:
-    """The events; ApiError where an answer has failed."""
-    async for event in events:
-        fault = failure(event) if isinstance(event, Answer) else None
-        if fault is not None:
-            raise fault
-        yield event
-
-
-def log_defect(fault: BaseException) -> None:
-    """Writes down where a defect of ours happened, but no values: they may be what a person asked."""
-    where = "".join(traceback.format_tb(fault.__traceback__))
-    _log.error("A request failed with %s:\n%s", type(fault).__name__, where)
+def _host(header: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    return header.removeprefix("[").partition("]")[0] if header.startswith("[") else header.partition(":")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import re
 import time
@@ -87,6 +88,14 @@ def read_keys(file: Path | None) -> Keys:
     if file is not None and not keys:
         raise PeftArenaError(f"There is no key in {file}: write one a line, as {_LINE}.")
     return Keys(tuple(keys.values()))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine as it calls itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _key(line: str, where: str) -> Key:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
 from errors import PeftArenaError, unknown
 from serve.api.app import ApiSettings
-from serve.api.keys import VARIABLE, Keys, read_keys
+from serve.api.keys import VARIABLE, Keys, is_loopback, read_keys
 from tasks.datasets import DATASETS
 
 
@@ -54,16 +53,9 @@ def read_api_options(given: argparse.Namespace, host: str) -> ApiOptions:
         body_bytes=checked_count(given.max_body_kb, "--max-body-kb") * 1000,
         answer_seconds=checked_count(given.timeout, "--timeout"),
         rows_per_minute=None if rows is None else checked_count(rows, "--rows-per-minute"),
+        local=not (len(keys) or given.open),
     )
     return ApiOptions(keys, settings)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def checked_count(text: str, option: str) -> int:

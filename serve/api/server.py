@@ -16,18 +16,22 @@ HEAD_SECONDS = 15.0
 # A request's line and headers together.
 HEAD_BYTES = 32_768
 MAX_CONNECTIONS = 1024
+# How long a connection may refuse what is sent to it.
+STALL_SECONDS = 90.0
 # How long answers that were ended may take to reach their clients.
 END_SECONDS = 5
 
 
 class HeadTimedProtocol(H11Protocol):
-    """Closes a connection whose next request has begun, or should have, and whose head does not come to an end.
+    """Closes a connection whose next request has begun, or should have, and whose head does not come to an end, and
+    one whose client does not read.
 
-    uvicorn itself waits for ever for the head of a connection's first request, so that a few thousand idle clients
-    would keep all others out.
+    uvicorn itself waits for ever for the head of a connection's first request, and for a client to read on, so that a
+    few thousand idle clients would keep all others out.
     """
 
     _timer: asyncio.TimerHandle | None = None
+    _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -39,7 +43,21 @@ class HeadTimedProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
+        self._reads_on()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._stalled = self._stalled or self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._reads_on()
+        super().resume_writing()
+
+    def _reads_on(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _time(self) -> None:
         """Starts the clock when a head is awaited and stops it when it is there."""
@@ -75,6 +93,7 @@ class ApiServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,

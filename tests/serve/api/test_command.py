@@ -42,9 +42,11 @@ def test_options_reach_their_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_only_this_machine_is_served_without_keys(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
+    assert parse_options(["--host", host]).api.settings.local
     with pytest.raises(PeftArenaError, match="Without keys"):
         parse_options(["--host", "192.168.0.9"])
-    assert parse_options(["--host", "192.168.0.9", "--open"]).host == "192.168.0.9"
+    opened = parse_options(["--host", "192.168.0.9", "--open"])
+    assert (opened.host, opened.api.settings.local) == ("192.168.0.9", False)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,13 @@ def test_a_wrong_start_is_one_line_and_status_2() -> None:
     assert done.returncode == 2
     assert done.stderr == f"{done.stderr.strip()}\n"
     assert re.fullmatch(r"peft-arena: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", done.stderr)
+
+
+def test_a_base_that_cannot_be_loaded_ends_it_with_its_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "serve", "--port", str(free_port()), "--base", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == f"peft-arena: The folder {tmp_path} holds no model: it has no config.json.\n"
 
 
 @pytest.fixture

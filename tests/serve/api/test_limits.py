@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import pytest
 from serve.api import server as http_server
 from serve.api.app import ApiSettings
 from serve.api.keys import Keys, read_keys
+from serve.api.server import listen
 from serve.scheduling.limits import EngineLimits
+from tests.serve.api import conftest
 from tests.serve.api.conftest import Served, serving, wait_for
 from tests.serve.api.scripted import ScriptedBackend
 from tests.serve.api.test_refusals import ASKED, CHAT, error_of
@@ -183,6 +187,38 @@ def test_a_head_that_does_not_end_is_not_waited_for(served: Served, monkeypatch:
             client.sendall(dripped)
             assert client.recv(100) == b""
     assert served.post(CHAT, ASKED).status_code == 200
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def small(host: str, port: int) -> socket.socket:
+        listener = listen(host, port)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        return listener
+
+    monkeypatch.setattr(http_server, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(conftest, "listen", small)
+    asked = {"model": "zero-shot", "prompt": ["count 200"] * 10, "max_tokens": 200, "logprobs": 20}
+    with serving(tmp_path, ScriptedBackend(delay=0)) as served, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
+        body = json.dumps(asked)
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        client.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+        first = client.recv(1000)
+        whole = int(re.findall(rb"content-length: (\d+)", first)[0])
+        time.sleep(0.5)
+        with suppress(ConnectionError):
+            while piece := client.recv(1 << 16):
+                first += piece
+        assert len(first) < whole
+
+
+def test_only_who_names_this_machine_is_answered_without_keys(tmp_path: Path) -> None:
+    with serving(tmp_path, settings=ApiSettings(local=True)) as served, served.http() as client:
+        for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
+            assert client.get("/v1/models", headers={"host": host}).status_code == 200
+        answer = client.get("/v1/models", headers={"host": "evil.example"})
+        assert error_of(answer, 421)["code"] == "misdirected_request"
 
 
 def test_the_end_of_the_server_is_an_error_for_who_waits(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ that the other lines stay bit for bit what the bare base computes.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -157,9 +158,16 @@ def _columns(layer: Any, begin: int, end: int, like: torch.Tensor) -> torch.Tens
         return layer.weight[:, begin:end].float()
     units = torch.zeros((end - begin, like.shape[1]), device=like.device)
     units[torch.arange(end - begin), torch.arange(begin, end)] = 1
-    unbiased = {} if layer.bias is None else {"bias": torch.zeros_like(layer.bias)}
-    computed = torch.func.functional_call(layer, unbiased, (units.to(_dtype(layer)),))
-    return torch.as_tensor(computed).float().T
+    return torch.as_tensor(_bare(layer)(units.to(_dtype(layer)))).float().T
+
+
+def _bare(layer: Any) -> Any:
+    """The layer with the same weight, without its bias and whatever is hooked to it: the worker may be using it."""
+    bare = object.__new__(type(layer))
+    bare.__dict__.update(layer.__dict__)
+    bare.__dict__["_parameters"] = {**layer._parameters, "bias": None}
+    bare.__dict__["_forward_hooks"], bare.__dict__["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
+    return bare
 
 
 def _dtype(layer: Any) -> torch.dtype:

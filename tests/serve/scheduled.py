@@ -78,6 +78,12 @@ def planned(engine: Engine) -> int:
     return sum(engine._board.lanes.ready.values())
 
 
+def ready(engine: Engine, owner: str) -> int:
+    """How many rows of the owner are ready to join."""
+    lane = engine._board.lanes._lanes.get(owner)
+    return 0 if lane is None else sum(map(len, lane.ready.values()))
+
+
 def last(stream: Iterator[Partial | Answer]) -> list[Answer]:
     """The answers of a stream that ends soon."""
     answers: list[Answer] = []

@@ -109,16 +109,15 @@ def test_a_full_queue_says_about_how_long(build: Build) -> None:
 
 def test_the_estimate_follows_what_rows_took(build: Build) -> None:
     engine, _ = build(EngineLimits(max_lines=1, max_queued=3), pause=0.002)
-    for _ in range(20):
-        engine.answer([request()], Decoding(max_new_tokens=20))
+    took = [engine.answer([request()], Decoding(max_new_tokens=20))[0].seconds for _ in range(20)]
     going = engine.stream([request()] * 4, Decoding(max_new_tokens=400))
     wait_for(lambda: engine.status().queued == 3)
-    assert 0.1 < engine.status().seconds < 1, "four rows of about 50 ms, one at a time"
+    assert min(took) <= engine.status().seconds / 4 <= max(took), "four rows like those before, one at a time"
     del going
 
 
 def test_adapters_that_have_no_room_keep_their_owner_waiting_alone(build: Build) -> None:
-    engine, backend = build(EngineLimits(max_resident=1, adapter_seconds=0.2), gated=True)
+    engine, backend = build(EngineLimits(max_resident=1, adapter_seconds=0.5), gated=True)
     first = engine.stream([request("lora-1")], Decoding(max_new_tokens=10), owner="a")
     wait_for(lambda: engine.status().lines == 1)
     second = engine.stream([request("lora-2")], Decoding(max_new_tokens=10), owner="b")
@@ -128,7 +127,7 @@ def test_adapters_that_have_no_room_keep_their_owner_waiting_alone(build: Build)
     assert [answer.tokens for answer in last(third)] == [2, 2]
     refused = last(second)[0]
     assert isinstance(refused.fault, BusyError)
-    assert 0.2 <= refused.queued_seconds < 2
+    assert refused.queued_seconds >= 0.5
     fourth = engine.stream([request("lora-2")], Decoding(max_new_tokens=1), owner="b")
     run_on(backend)
     assert last(first)[0].tokens == 10

@@ -7,7 +7,7 @@ import time
 from adapters.store import AdapterFolder
 from serve.engine import EngineLimits
 from serve.rows import Decoding, Partial
-from tests.serve.scheduled import LINES, MANY, Build, build, last, planned, request, run_on, step, wait_for
+from tests.serve.scheduled import LINES, MANY, Build, build, last, planned, ready, request, run_on, step, wait_for
 
 __all__ = ["build"]
 
@@ -18,7 +18,7 @@ def test_a_short_row_does_not_wait_for_a_hundred_long_ones(build: Build) -> None
     wait_for(lambda: engine.status().lines == MANY)
     step(backend, 50)
     short = engine.stream([request("rag-2")], Decoding(max_new_tokens=5), owner="one")
-    wait_for(lambda: planned(engine) > MANY)
+    wait_for(lambda: ready(engine, "one") == 1)
     before = backend.steps
     step(backend, 6)
     assert last(short)[0].tokens == 5
@@ -32,7 +32,7 @@ def test_owners_share_the_batch_evenly(build: Build) -> None:
     first = engine.stream([request(intent="a" * 9)] * 90, Decoding(max_new_tokens=10), owner="first")
     wait_for(lambda: engine.status().lines == MANY)
     second = engine.stream([request(intent="b" * 5)] * 90, Decoding(max_new_tokens=10), owner="second")
-    wait_for(lambda: planned(engine) > 2 * MANY - 1)
+    wait_for(lambda: ready(engine, "second") >= MANY)
     # Whatever ends makes room for the one who has less, so that both soon have the same.
     step(backend, 25)
     whose = [each.row.prompt.count("b" * 5) for each in backend.batches[0].rows.values()]
@@ -64,16 +64,13 @@ def test_rows_join_those_in_flight_while_others_load(build: Build) -> None:
     engine, backend = build()
     going = engine.stream([request()], Decoding(max_new_tokens=200))
     assert isinstance(next(going), Partial)
-    began, ended = [], []
 
     def load(_: AdapterFolder) -> None:
-        began.append(backend.steps)
-        time.sleep(0.03)
-        ended.append(backend.steps)
+        began = backend.steps
+        wait_for(lambda: backend.steps >= began + 5)  # nobody who is being answered waits for a disk
 
     backend.loading = load
     engine.answer([request("lora-1")], Decoding(max_new_tokens=2))
-    assert ended[0] - began[0] >= 5, "nobody who is being answered waits for a disk"
     assert max(backend.batches[0].sizes) == 2
     assert len(backend.batches) == 1
     assert last(going)[0].tokens == 200

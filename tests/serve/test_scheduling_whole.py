@@ -21,9 +21,9 @@ __all__ = ["build"]
 def test_times_and_metrics_say_what_happened(build: Build) -> None:
     engine, backend = build(EngineLimits(max_lines=1), pause=0.005)
     first, second = engine.answer([request("lora-1"), request("lora-1")], Decoding(max_new_tokens=10))
-    assert 0 <= first.queued_seconds < 0.045
-    assert 0.05 <= first.seconds < 0.5
-    assert 0.005 <= first.first_token_seconds < first.seconds / 2
+    assert first.queued_seconds > 0
+    assert first.seconds >= 0.05
+    assert 0.005 <= first.first_token_seconds <= first.seconds - 0.045
     assert second.queued_seconds >= first.seconds
     backend.fault = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):

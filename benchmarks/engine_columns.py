@@ -65,6 +65,7 @@ class Peer:
         from peft import PeftModel
 
         self._new_tokens = bench.settings.new_tokens
+        self._dtype = bench.backend._model.dtype
         self._prompts = [torch.tensor([tokens]) for tokens in bench.tokens(rows)]
         self._models: list[Any] = []
         self._cast: list[bool] = []
@@ -96,7 +97,7 @@ class Peer:
 
         model = self._models[place]
         ids = self._prompts[place].to(model.device)
-        with torch.inference_mode(), torch.autocast(ids.device.type, torch.bfloat16, enabled=self._cast[place]):
+        with torch.inference_mode(), torch.autocast(ids.device.type, self._dtype, enabled=self._cast[place]):
             said = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),

@@ -1,0 +1,170 @@
+"""A server that is down, refuses, redirects or is busy: one sentence each, and the key stays where it belongs."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from errors import BusyError, PeftArenaError
+from serve.backends.openai.talk import Patience
+from serve.backends.openai.wire import MAX_BODY, Wire
+from serve.rows import Row
+from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
+from tests.serve.remote.test_rows import GREEDY, PLAIN, answer, finish
+
+KEY = "sk-very-secret-0123456789"
+
+
+def one_sentence(text: str) -> str:
+    assert text.endswith(".")
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert KEY not in text
+    return text
+
+
+def test_nobody_there_is_one_sentence(connect: Any) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(PeftArenaError, match=rf"No server answers at http://127\.0\.0\.1:{port}/v1: start it"):
+        connect(f"http://127.0.0.1:{port}/v1")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("localhost:8000", "is no server's address"),
+        ("ftp://x/v1", "is no server's address"),
+        ("http://", "is no server's address"),
+        ("http://host:99999/v1", "is no address"),
+        (f"http://me:{KEY}@host/v1", "holds a name or password"),
+    ],
+)
+def test_an_address_that_is_none_is_named(url: str, expected: str) -> None:
+    with pytest.raises(PeftArenaError, match=expected) as caught:
+        Wire(url)
+    one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (Reply({"error": {"message": f"Incorrect API key provided: {KEY}"}}, 401), "refuses the key"),
+        (Reply({"data": []}), "lists no model"),
+        (Reply({"models": 1}), "is no list of models"),
+        (Reply(b"<html>hello</html>"), "is no list of models"),
+        (Reply(b"", 302, {"Location": "http://elsewhere.example/v1"}), "sends elsewhere"),
+        (Reply({"error": {"message": f"boom {KEY}\nsecond"}}, 500), r"answered with status 500 \(boom … second\)"),
+        (Reply(b"x" * (MAX_BODY + 1)), "with more than 4 MB"),
+        (Reply(b"[" * 100_000), "is no list of models"),
+    ],
+)
+def test_a_list_of_models_that_is_none_is_one_sentence(serve: Any, connect: Any, page: Reply, expected: str) -> None:
+    standin = serve(StandIn(saying("a"), pages={"/v1/models": page}))
+    with pytest.raises(PeftArenaError, match=expected) as caught:
+        connect(standin.url, api_key=KEY)
+    one_sentence(str(caught.value))
+
+
+def test_the_key_goes_to_the_server_alone_and_is_shown_nowhere(serve: Any, connect: Any) -> None:
+    other = serve(StandIn(saying("stolen"), VLLM_MODELS))
+    standin = StandIn(saying("a"), VLLM_MODELS)
+
+    def elsewhere(body: dict[str, Any]) -> Reply | None:
+        moved = Reply(b"", 307, {"Location": f"{other.url}/completions"})
+        return moved if body.get("stream") else standin._one_token(body)
+
+    standin.pages["/v1/completions"] = elsewhere  # type: ignore[assignment]
+    backend = connect(serve(standin).url, api_key=KEY)
+    end = answer(backend)
+    assert "sends elsewhere" in one_sentence(end.error or "")
+    assert not other.asked
+    assert all(headers["authorization"] == f"Bearer {KEY}" for _, _, headers in standin.asked)
+    assert KEY not in repr(backend._wire)
+
+
+def test_a_key_that_no_header_takes_is_refused_without_showing_it() -> None:
+    with pytest.raises(PeftArenaError, match="characters that no header takes") as caught:
+        Wire("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
+    one_sentence(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (Reply({"error": {"message": "no"}}, 401), "wants a key and none was given"),
+        (Reply({"message": "The model `x` does not exist."}, 404), r"does not have the model 'owner/base' \(The model"),
+        (Reply({"detail": [{"msg": "field required"}]}, 422), r"status 422 \(field required\)"),
+        (Reply({"error": "context too long"}, 400), r"status 400 \(context too long\)"),
+        (Reply(b"<html>", 502), "answered with status 502"),
+    ],
+)
+def test_a_refused_row_says_why_and_the_others_go_on(serve: Any, connect: Any, reply: Reply, expected: str) -> None:
+    import re
+
+    standin = StandIn(saying("x"), VLLM_MODELS)
+
+    def some(body: dict[str, Any]) -> Reply | None:
+        if not body.get("stream"):
+            return standin._one_token(body)
+        return reply if body["prompt"] == "bad" else None
+
+    standin.pages["/v1/completions"] = some  # type: ignore[assignment]
+    batch = connect(serve(standin).url).open_batch("step")
+    for key, prompt in enumerate(("good", "bad", "good")):
+        batch.add(key, Row(prompt, PLAIN), GREEDY)
+    ends, _ = finish(batch)
+    assert re.search(expected, one_sentence(ends[1].error or ""))
+    assert ends[1].candidates == ()
+    assert [ends[key].candidates[0].code for key in (0, 2)] == ["x", "x"]
+
+
+def test_a_busy_server_is_waited_for_and_then_named(serve: Any, connect: Any) -> None:
+    standin = StandIn(saying("x"), VLLM_MODELS)
+    times: list[float] = []
+
+    def busy(body: dict[str, Any]) -> Reply | None:
+        if not body.get("stream"):
+            return standin._one_token(body)
+        times.append(time.monotonic())
+        wait = "90" if body["prompt"] == "never" else "1"
+        return None if len(times) == 2 else Reply({"error": {"message": "full"}}, 429, {"Retry-After": wait})
+
+    standin.pages["/v1/completions"] = busy  # type: ignore[assignment]
+    backend = connect(serve(standin).url)
+    assert answer(backend).candidates[0].code == "x"
+    assert times[1] - times[0] >= 1
+    end = answer(backend, prompt="never")
+    assert one_sentence(end.error or "") == f"The server at {standin.host} is busy, about 90 s (full)."
+    fault = Wire(standin.url).refusal(429, {"retry-after": "7"}, None)
+    assert isinstance(fault, BusyError)
+    assert fault.seconds == 7
+
+
+def test_a_server_that_still_loads_is_waited_for(serve: Any, connect: Any) -> None:
+    standin = StandIn(saying("x"), VLLM_MODELS)
+    said: list[str] = []
+
+    def loading(body: dict[str, Any]) -> Reply:
+        pages = sum(path == "/v1/models" for path, _, _ in standin.asked)
+        wait = Reply({"error": {"message": "the model is loading"}}, 503, {"Retry-After": "1"})
+        return wait if pages < 2 else Reply({"data": VLLM_MODELS})
+
+    standin.pages["/v1/models"] = loading
+    serve(standin)
+    assert connect(standin.url, report=said.append).base.id == "owner/base"
+    assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in said
+    standin.asked.clear()
+    with pytest.raises(BusyError, match="the model is loading"):
+        connect(standin.url, patience=Patience(start=0.5))
+
+
+def test_a_key_that_others_could_read_is_told(serve: Any) -> None:
+    assert Wire("http://models.example/v1", KEY).is_open
+    assert not Wire("https://models.example/v1", KEY).is_open
+    assert not Wire("http://127.0.0.1:1/v1", KEY).is_open
+    assert not Wire("http://models.example/v1").is_open

@@ -114,8 +114,9 @@ class FusedState:
 
     def _hold(self, lines: Sequence[Line]) -> None:
         """Gives the adapters of new lines their place beside those in use."""
-        asked = {line.worn.adapter for line in lines if line.worn is not None}
-        held: set[Adapter] = asked | {worn.adapter for worn in self._worn if worn is not None}
+        # In the order of the lines, so that these need not be sorted for their slots.
+        asked = dict.fromkeys(line.worn.adapter for line in lines if line.worn is not None)
+        held: set[Adapter] = {*asked, *(worn.adapter for worn in self._worn if worn is not None)}
         for adapter in asked:
             self._rack.hold(adapter, held)
         self._dress = None  # the stacks may have grown

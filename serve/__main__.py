@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,7 @@ def serve(options: Options) -> None:
             limits=options.limits,
         )
         progress(f"Ready: {shown}/v1")
+        threading.Thread(target=_warm_up, args=(engine, options.api.settings.pool, progress), daemon=True).start()
         return engine
 
     listener = listen(options.host, options.port)
@@ -129,6 +131,14 @@ def serve(options: Options) -> None:
     ApiServer(api, lambda: source.state().phase == "failed").run(sockets=[listener])
     if source.state().phase == "failed":
         raise PeftArenaError(source.state().message)
+
+
+def _warm_up(engine: Engine, pool: str, progress: Progress) -> None:
+    """Loads what RAG needs while nobody waits: whoever asked for it first would hold up those behind."""
+    try:
+        engine.warm_up(pool)
+    except PeftArenaError as fault:
+        progress(f"No examples to show: {fault}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

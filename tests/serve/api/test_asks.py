@@ -1,0 +1,75 @@
+"""Whatever JSON a body holds, it is an ask within its bounds or a refusal in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.api.asks import Ask, read_chat, read_text
+from serve.api.errors import ApiError
+from serve.api.fields import parse_json
+
+NAMES = [
+    "model", "messages", "prompt", "n", "stop", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens",
+    "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "modalities", "tools", "logit_bias",
+    "presence_penalty", "best_of", "echo", "suffix", "user", "nonsense",
+]  # fmt: skip
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.integers(1, 9)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner))
+PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"]), "text": VALUES})
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | VALUES, "content": VALUES | st.lists(PARTS)}
+    ),
+    max_size=4,
+)
+SOUND: dict[str, Any] = {
+    "model": st.just("zero-shot"), "messages": MESSAGES, "prompt": st.text(min_size=1) | st.lists(st.text(), max_size=3)
+}  # fmt: skip
+BODIES = st.builds(
+    lambda sound, wild: {**sound, **wild},
+    st.fixed_dictionaries({}, optional=SOUND),
+    st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
+)
+
+
+def outcome(read: Callable[[Any], Any], body: Any) -> Any:
+    """What reading gave, or the refusal."""
+    try:
+        return read(body)
+    except ApiError as fault:
+        return fault
+
+
+@settings(max_examples=150)
+@pytest.mark.parametrize("read", [read_chat, read_text])
+@given(body=BODIES)
+def test_any_body_is_an_ask_or_a_refusal(read: Callable[[Mapping[str, Any]], Ask], body: dict[str, Any]) -> None:
+    found = outcome(read, body)
+    if isinstance(found, ApiError):
+        assert found.status == 400
+        assert "\n" not in found.message
+        assert json.loads(found.encoded()) == found.body()
+    else:
+        assert 1 <= found.n <= 10
+        assert 1 <= found.lines <= 100
+        assert found.model
+        assert found.prompts or found.conversation
+
+
+@given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789eE+-.truefalsn\\u', max_size=40).map(str.encode))
+def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
+    found = outcome(parse_json, body)
+    assert isinstance(found, dict) or (found.status, found.code) == (400, "invalid_json")
+
+
+def test_seeds_of_any_size_reach_the_sampler_in_its_range() -> None:
+    for seed in (-(2**63), -1, 0, 7, 2**63, 2**64 - 1):
+        body = {"model": "m", "prompt": "x", "temperature": 1, "seed": seed}
+        assert 0 <= read_text(body).decoding.seed < 2**31
+    assert read_text({"model": "m", "prompt": "x", "temperature": 1, "seed": 7}).decoding.seed == 7

@@ -37,6 +37,7 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
     others are registered from the last of these alone, where there are any. `report` gets one line of progress at a
     time. Raises BaseModelError, or another PeftArenaError, in one sentence.
     """
+    from serve.backends.openmp import let_go
     from serve.backends.retrieval import Embedder, FaissRetriever
 
     backend: Backend
@@ -45,6 +46,7 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
         from serve.backends.local.loading import load_base
 
         backend = LocalBackend(load_base(base or EMBEDDED, quantization, device, report, trust_remote_code))
+        let_go()
     else:
         from serve.backends.openai.backend import OpenAIBackend
 

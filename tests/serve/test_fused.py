@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 from adapters.store import Store
 from errors import PeftArenaError
 from serve.backends.local.backend import LocalBackend
+from serve.backends.local.dress import Dressing
 from serve.backends.local.fused_state import FusedState
 from serve.backends.local.loading import load_base
-from serve.backends.local.rack import Rack
 from serve.backends.local.state import Line
 from serve.backends.local.worn import Worn
 from serve.rows import Decoding, Finished, Row
@@ -159,14 +159,14 @@ def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeyp
         if name == "step":
             batch.step()
         calls = iter(range(1000))
-        whole = Rack.add
+        whole = Dressing.change_outputs
 
-        def broken(self: Rack, *given: Any, whole: Any = whole, calls: Iterator[int] = calls) -> None:
+        def broken(self: Dressing, *given: Any, whole: Any = whole, calls: Iterator[int] = calls) -> None:
             whole(self, *given)
             if next(calls) == 3:
                 raise RuntimeError("in the middle")
 
-        monkeypatch.setattr(Rack, "add", broken)
+        monkeypatch.setattr(Dressing, "change_outputs", broken)
         with pytest.raises(RuntimeError, match="in the middle"):
             batch.step()
         monkeypatch.undo()

@@ -40,8 +40,9 @@ class Dressing:
         sites: Mapping[str, Site],
         modules: Mapping[str, torch.nn.Module],
     ) -> None:
-        self._rack = rack
-        self._grids = _grids(spans, rack)
+        grids = _grids(spans, rack)
+        made = {name: [rack.product(name, grid) for grid in grids] for name in sites} if grids else {}
+        self._low_rank = {name: [one for one in ready if one is not None] for name, ready in made.items()}
         self._before: dict[str, list[_Change]] = {}
         self._after: dict[str, list[_Change]] = {}
         homes = {module: (site, number) for site in sites.values() for number, module in enumerate(site.modules)}
@@ -72,8 +73,8 @@ class Dressing:
 
     def change_outputs(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Changes, in place, what the product has computed of `x`."""
-        for grid in self._grids:
-            self._rack.add(site, grid, x, y)
+        for change_low_rank in self._low_rank.get(site, ()):
+            change_low_rank(x, y)
         for change in self._after.get(site, ()):
             rows, columns = change.rows, change.columns
             if change.delta.changes_inputs:

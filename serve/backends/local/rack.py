@@ -9,7 +9,7 @@ this size take a third of the time that they take in bfloat16. So an adapter cos
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import cast
@@ -23,6 +23,10 @@ from serve.backends.local.worn import Adapter, Worn
 
 # A slot's width is a multiple of this, so that a second adapter of another rank seldom means new stacks.
 _RANKS = 8
+
+
+# Adds to what a site has computed of its places, (places, in) and (places, out), in place.
+Change = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 @dataclass
@@ -113,31 +117,29 @@ class Rack:
         width = rows.stop - rows.start
         return Grid(slice(slot, slot + 1), width, rows, None, rows, self._scales([worn.scale] * width, 1))
 
-    def add(self, site: str, grid: Grid, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Adds to `y`, (places, out), what the slots make of `x`, (places, in)."""
+    def product(self, site: str, grid: Grid) -> Change | None:
+        """What the grid's slots change at a site, made ready to be called at every step; None where they do nothing."""
         stack = self._stacks.get(site)
         if stack is None:
-            return
+            return None
         a, b = stack.a[grid.slots], stack.b[grid.slots]
-        slots, width, blocks = len(a), grid.width, b.shape[1]
-        low = torch.bmm(x[grid.places].to(self._dtype).view(slots, width, -1), a)
-        if grid.scales is not None:
-            low *= grid.scales
-        low = low.view(slots, width, -1, b.shape[2])
-        if blocks > 1:
-            low = low[:, :, stack.owner]
-        if width > 1:
-            low = low.transpose(1, 2)
-        added = torch.bmm(low.reshape(slots * blocks, width, -1), b.flatten(0, 1))
-        if width > 1:
-            added = added.view(slots, blocks, width, -1).transpose(1, 2)
-        added = added.reshape(slots * width, -1)
-        if grid.kept is not None:
-            added = added[grid.kept]
-        if isinstance(grid.written, slice):
-            y[grid.written] += added
+        if len(a) == 1:
+            made = _one(a[0], _dense(b[0], stack.owner), self._dtype)
+        elif grid.width == 1:
+            made = _one_each(a, b, stack.owner, self._dtype)
         else:
-            y.index_add_(0, grid.written, added.to(y.dtype))
+            made = _several_each(a, b, stack.owner, self._dtype)
+
+        def change(x: torch.Tensor, y: torch.Tensor) -> None:
+            added = made(x[grid.places], grid.scales)
+            if grid.kept is not None:
+                added = added[grid.kept]
+            if isinstance(grid.written, slice):
+                y[grid.written] += added
+            else:
+                y.index_add_(0, grid.written, added.to(y.dtype))
+
+        return change
 
     def _slot(self, adapter: Adapter) -> int | None:
         return next((at for at, slot in enumerate(self._slots) if slot is not None and slot() is adapter), None)
@@ -200,3 +202,62 @@ class Rack:
         stack.a[slot, :, column : column + rank] = delta.a.t()
         b = delta.b.to(self._dtype).mul(delta.scale)  # (out, rank)
         stack.b[slot, blocks, :rank] = b.view(-1, stack.b.shape[3], rank).transpose(1, 2)
+
+
+# From what the cells of a grid read, (cells, in), and their scales to what is added, (cells, out).
+_Made = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _one(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> _Made:
+    """All lines wear one adapter: two plain products. `b` is (modules * rank, out)."""
+
+    def made(x: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+        low = torch.mm(x.to(dtype), a)
+        if scales is not None:
+            low *= scales[0]
+        return torch.mm(low, b)
+
+    return made
+
+
+def _one_each(a: torch.Tensor, b: torch.Tensor, owner: torch.Tensor, dtype: torch.dtype) -> _Made:
+    """A line for each slot. This runs twice a layer and step, so it does no more than it must."""
+    slots, blocks, rank, block = b.shape
+    modules, flat = a.shape[2] // rank, b.flatten(0, 1)
+
+    def made(x: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+        low = torch.bmm(x.to(dtype).unsqueeze(1), a)
+        if scales is not None:
+            low *= scales
+        if blocks > 1:
+            low = low.view(slots, modules, rank).index_select(1, owner).view(slots * blocks, 1, rank)
+        return torch.bmm(low, flat).view(slots, blocks * block)
+
+    return made
+
+
+def _several_each(a: torch.Tensor, b: torch.Tensor, owner: torch.Tensor, dtype: torch.dtype) -> _Made:
+    """Several lines for each slot."""
+    slots, blocks, rank, block = b.shape
+    modules, flat = a.shape[2] // rank, b.flatten(0, 1)
+
+    def made(x: torch.Tensor, scales: torch.Tensor | None) -> torch.Tensor:
+        low = torch.bmm(x.to(dtype).view(slots, -1, a.shape[1]), a)
+        if scales is not None:
+            low *= scales
+        width = low.shape[1]
+        low = low.view(slots, width, modules, rank)[:, :, owner].transpose(1, 2)
+        added = torch.bmm(low.reshape(slots * blocks, width, rank), flat)
+        return added.view(slots, blocks, width, block).transpose(1, 2).reshape(slots * width, blocks * block)
+
+    return made
+
+
+def _dense(b: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    """One slot's blocks, (blocks, rank, block), as one matrix, (modules * rank, blocks * block)."""
+    blocks, rank, block = b.shape
+    if blocks == 1:
+        return b[0]
+    whole = b.new_zeros((int(owner[-1]) + 1, rank, blocks, block))
+    whole[owner, :, torch.arange(blocks, device=b.device)] = b
+    return whole.view(-1, blocks * block)

@@ -12,9 +12,12 @@ import warnings
 
 def quiet() -> None:
     """Keeps the console for our own progress and for errors, and the cores for work."""
-    # Threads of torch that wait by spinning slow one another down many times as soon as two pools of them, or another
-    # program, share the cores: a step on a busy machine took 1 s, and 25 ms with threads that sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # How long threads of torch spin before they sleep. Hundreds of kernels a step follow one another within
+    # microseconds, and waking a thread takes 50 of them: threads that always sleep make a step of a small model twice as
+    # long. Threads that spin for milliseconds, as is libgomp's way, slow it down many times as soon as another program
+    # wants one of the cores. This is about as long as the gap between two kernels.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -9,7 +9,7 @@ this size take a third of the time that they take in bfloat16. So an adapter cos
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import cast
@@ -21,6 +21,8 @@ from serve.backends.local.deltas import Lora
 from serve.backends.local.fused import Site
 from serve.backends.local.worn import Adapter, Worn
 
+# Slots that may stay filled while nobody wears them.
+_KEPT = 8
 # A slot's width is a multiple of this, so that a second adapter of another rank seldom means new stacks.
 _RANKS = 8
 
@@ -58,7 +60,9 @@ class Grid:
 
 
 class Rack:
-    """The slots of one batch. Adapters that nobody wears any more stay until their slot is needed."""
+    """The slots of one base. An adapter that nobody wears any more keeps its slot until another needs it, so its memory
+    is given back when it is unloaded but for that of the slot, of which there are as many as were ever worn at once.
+    """
 
     def __init__(self, sites: Mapping[str, Site], device: torch.device, dtype: torch.dtype) -> None:
         self._sites = sites
@@ -68,20 +72,24 @@ class Rack:
         self._rank = 0
         self._stacks: dict[str, _Stack] = {}
 
-    def hold(self, adapter: Adapter, worn: set[Adapter]) -> None:
-        """Gives the adapter a slot, in place of one that is not in `worn` where there is one."""
-        if not adapter.low_rank or self._slot(adapter) is not None:
+    def hold(self, adapters: Iterable[Adapter], worn: Container[Adapter]) -> None:
+        """Gives each adapter a slot, in place of one that is not `worn` where there is one."""
+        new = [adapter for adapter in adapters if adapter.low_rank and self._slot(adapter) is None]
+        if not new:
             return
         holders = [None if slot is None else slot() for slot in self._slots]
-        free = next((at for at, holder in enumerate(holders) if holder is None or holder not in worn), len(holders))
-        rank = max(delta.a.shape[0] for delta in adapter.low_rank.values())
-        self._reserve(free + 1, -(-rank // _RANKS) * _RANKS, adapter)
-        self._fill(free, adapter)
-        self._slots[free] = ref(adapter)
+        free = [at for at, holder in enumerate(holders) if holder is None or holder not in worn]
+        free += range(len(holders), len(holders) + len(new))
+        for adapter in new:
+            self._reserve(free[len(new) - 1] + 1, adapter)
+        for at, adapter in zip(free, new, strict=False):
+            self._fill(at, adapter)
+            self._slots[at] = ref(adapter)
 
-    def clear(self) -> None:
-        """Frees all slots and their memory."""
-        self._slots, self._stacks, self._rank = [], {}, 0
+    def rest(self) -> None:
+        """Nobody wears anything now: what was last worn stays ready, unless it is much."""
+        if len(self._slots) > _KEPT or not any(slot is not None and slot() for slot in self._slots):
+            self._slots, self._stacks, self._rank = [], {}, 0
 
     def grid(self, places: Sequence[tuple[int, Worn]]) -> Grid | None:
         """Single places and what they wear; None when none of them wears LoRA."""
@@ -135,7 +143,7 @@ class Rack:
             if grid.kept is not None:
                 added = added[grid.kept]
             if isinstance(grid.written, slice):
-                y[grid.written] += added
+                y[grid.written].add_(added)
             else:
                 y.index_add_(0, grid.written, added.to(y.dtype))
 
@@ -155,9 +163,10 @@ class Rack:
             return None
         return torch.tensor(scales, device=self._device, dtype=self._dtype).view(slots, -1, 1)
 
-    def _reserve(self, slots: int, rank: int, adapter: Adapter) -> None:
-        """Room for that many slots of that rank, in every site that the adapter changes."""
+    def _reserve(self, slots: int, adapter: Adapter) -> None:
+        """Room for that many slots of the adapter's rank, in every site that it changes."""
         known = len(self._slots)
+        rank = -(-max(delta.a.shape[0] for delta in adapter.low_rank.values()) // _RANKS) * _RANKS
         # Twice as many as before: growing copies all of them.
         count = known if slots <= known else max(slots, 2 * known)
         wider = max(rank, self._rank)

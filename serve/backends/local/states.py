@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from serve.backends.local.causal import CausalState
 from serve.backends.local.fused import FusedModel, can_fuse
-from serve.backends.local.fused_state import Base, FusedState
+from serve.backends.local.fused_state import FusedState, share_base
 from serve.backends.local.prefixes import Prefixes
 from serve.backends.local.seq2seq import Seq2SeqState
 
@@ -23,6 +23,6 @@ def state_maker(model: PreTrainedModel, pad_token: int, prefixes: Prefixes) -> C
     if model.config.is_encoder_decoder:
         return lambda: Seq2SeqState(model, pad_token, modules)
     if can_fuse(model):
-        base = Base(FusedModel(model), modules, prefixes)
+        base = share_base(FusedModel(model), modules, prefixes)
         return lambda: FusedState(base)
     return lambda: CausalState(model, pad_token, modules)

@@ -11,10 +11,13 @@ from evaluate.run import MODES, Engine, decoding_for
 from serve.backends.openai.options import add_remote_options, remote_of
 from serve.quiet import quiet
 from serve.rows import Decoding
+from serve.scheduling.limits import EngineLimits
 
 INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 BEAMS, SAMPLES = 10, 5  # as in the study
 TEMPERATURE, TOP_P = 0.6, 0.95
+# Nobody else asks this engine: a batch of problems goes in as a whole.
+_LINES, _QUEUED = 512, 100_000
 
 
 def make_engine(options: argparse.Namespace) -> Engine:
@@ -35,6 +38,7 @@ def make_engine(options: argparse.Namespace) -> Engine:
         trust_remote_code=options.trust_remote_code,
         embedder=options.embedder,
         report=report,
+        limits=EngineLimits(max_lines=_LINES, max_beam_lines=_LINES, max_queued=_QUEUED),
         remote=remote,
     )
 

@@ -65,7 +65,7 @@ class Plan:
             "split": self.split,
             "n": len(self.problems),
             "data_digest": self.data_digest,
-            "decoding": asdict(self.decoding),
+            "decoding": _settings_of(self.decoding),
             "batch": self.batch,
             "order": "prompt tokens",
             "seed": self.seed,
@@ -164,6 +164,11 @@ def run_methods(
             step(missing, method.name)
 
 
+def _settings_of(decoding: Decoding) -> dict[str, Any]:
+    """What a result depends on; what no run here can ask for is left out, as it is in the files of older versions."""
+    return {name: value for name, value in asdict(decoding).items() if name not in ("stop", "top_logprobs")}
+
+
 def batches(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ()) -> Iterator[list[Problem]]:
     """Problems of similar length together, so that little of a batch is padding; the same on every call.
 
@@ -179,7 +184,8 @@ def batches(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ())
 def results_of(batch: Sequence[Problem], answers: Sequence[Answer], method: str) -> Iterator[Result]:
     """One result a problem; an answer that is missing is a failure like any other."""
     by_index: Mapping[int, Answer] = {answer.index: answer for answer in answers}
-    seconds = max((answer.seconds for answer in answers), default=0.0) / len(batch)
+    # Of a batch that the engine takes in piece by piece, the last row began last.
+    seconds = max((answer.queued_seconds + answer.seconds for answer in answers), default=0.0) / len(batch)
     for index, problem in enumerate(batch):
         answer = by_index.get(index)
         if answer is None or answer.error is not None:

@@ -133,3 +133,7 @@ class Engine:
     def close(self) -> None:
         """Takes nothing in any more. Rows that wait are given up, those that grow go on to their end."""
         self._scheduler.close()
+        # Another engine's connections end; a backend in this process has nothing to close.
+        close = getattr(self._backend, "close", None)
+        if close is not None:
+            close()

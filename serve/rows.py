@@ -110,7 +110,7 @@ class Partial:
 
 @dataclass(frozen=True)
 class Finished:
-    """Row `index` is done: its candidates, best first, and the seconds since the batch began.
+    """Row `index` is done: its candidates, best first, and the seconds since it was added to the batch.
 
     `samples` are the row's samples as they were said, in the order of Partial.candidate; `candidates` are the same
     with equal ones merged. Empty for beams. `error` is the sentence of a row that failed by itself, as one does whose

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -162,6 +162,7 @@ def _runner(page: Page, context: Context) -> Any:
             names = widgets.chip_names(chips)
             pool, *choices = values
             ask = make_ask(problem, names, decoding(*choices), pool, tests_text=tests, tests_note=tests_note)
+            ask = replace(ask, owner=request.session_hash or "")
         except PeftArenaError as fault:
             yield {page.note: _sentence(fault)}
             return

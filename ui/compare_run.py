@@ -33,7 +33,8 @@ State = Literal["waiting", "streaming", "done", "failed", "stopped"]
 class Ask:
     """What is compared: one problem, the names of the methods, how tokens are chosen, where examples come from.
 
-    `tests_text` is what stood in the field of tests, and `tests_note` says why that is no tests.
+    `tests_text` is what stood in the field of tests, and `tests_note` says why that is no tests. `owner` is who asks:
+    owners share the engine evenly.
     """
 
     problem: Problem
@@ -42,6 +43,7 @@ class Ask:
     pool: str = "starter"
     tests_text: str = ""
     tests_note: str = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def compare(
     columns, requests, places = _start(engine, ask)
     yield tuple(columns)
     painted = time.monotonic()
-    stream = engine.stream(requests, ask.decoding, stop) if requests else iter(())
+    stream = engine.stream(requests, ask.decoding, stop, ask.owner) if requests else iter(())
     try:
         for event in stream:
             place = places[event.index]

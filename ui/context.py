@@ -14,6 +14,9 @@ from ui.compare_run import Scorer
 from ui.line import Line
 from ui.testing import TestBench
 
+# Runs of several people share the engine's batch; more of them would make each other slow.
+RUNS_AT_ONCE = 4
+
 
 class Stops:
     """For every session that runs, the event that stops it."""
@@ -50,7 +53,7 @@ class Context:
 
     source: EngineSource
     data_dir: Path | None = None
-    line: Line = field(default_factory=Line)
+    line: Line = field(default_factory=lambda: Line(RUNS_AT_ONCE))
     stops: Stops = field(default_factory=Stops)
     score: Scorer = score_code
     bench: TestBench = field(default_factory=TestBench)

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 
 
 class Line:
-    """A first-in, first-out line of runs; whoever is first has the engine."""
+    """A first-in, first-out line of runs; the first `at_once` of them have the engine, which answers them together."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
+        self._at_once = at_once
         self._changed = threading.Condition()
         self._waiting: list[Place] = []
 
@@ -32,10 +33,10 @@ class Line:
                 self._changed.notify_all()
 
     def before(self, place: Place, seconds: float) -> int:
-        """How many are before `place`; returns at once when nobody is, else after at most `seconds`."""
+        """How many must end before `place` has its turn; returns at once when none, else after at most `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting[0] is place, timeout=seconds)
-            return self._waiting.index(place)
+            self._changed.wait_for(lambda: place in self._waiting[: self._at_once], timeout=seconds)
+            return max(0, self._waiting.index(place) + 1 - self._at_once)
 
 
 class Place:

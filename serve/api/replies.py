@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -101,7 +102,12 @@ def _chat_logprobs(said: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode("utf-8", "replace"))}
+    return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode("utf-8", "replace"))}
+
+
+def _finite(logprob: float) -> float:
+    """JSON knows no infinity: what OpenAI says of a token that is as good as impossible."""
+    return logprob if math.isfinite(logprob) else -9999.0
 
 
 def _text_logprobs(said: Sequence[TokenLogprob]) -> dict[str, Any]:
@@ -112,7 +118,7 @@ def _text_logprobs(said: Sequence[TokenLogprob]) -> dict[str, Any]:
         place += len(each.token)
     return {
         "tokens": [each.token for each in said],
-        "token_logprobs": [each.logprob for each in said],
-        "top_logprobs": [dict(each.top) for each in said],
+        "token_logprobs": [_finite(each.logprob) for each in said],
+        "top_logprobs": [{token: _finite(value) for token, value in each.top} for each in said],
         "text_offset": offsets,
     }

@@ -154,11 +154,13 @@ class Service:
         with self._changing:
             if name not in engine.adapters():
                 raise ApiError(404, _unknown(name, engine.adapters()), param="lora_name", code="model_not_found")
-            engine.residents.unload(name)
             try:
+                # First, so that nobody loads it again in between.
                 engine.store.unregister(name)
             except AdapterError:  # it lies in the store itself, where whoever asks for it finds it again
                 return f"Success: LoRA adapter '{name}' left memory; it stays in the store."
+            finally:
+                engine.residents.unload(name)
         return f"Success: LoRA adapter '{name}' removed successfully."
 
     def health(self) -> tuple[int, Mapping[str, str]]:

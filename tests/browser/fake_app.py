@@ -9,6 +9,7 @@ from serve.engine_source import EngineSource, Report
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
+from ui.line import Line
 from ui.results.shelf import Shelf
 
 REFERENCE = "dict(zip(keys, values))"
@@ -33,8 +34,9 @@ DEFAULTS = ["zero-shot", "ICL 8", "RAG 8", "lora-starter"]
 def serve(
     build: Callable[[Report], FakeEngine], context: Context | None = None, shelf: Shelf | None = None
 ) -> Iterator[str]:
-    """The pages on an engine that `build` makes, in this process."""
-    pages = build_pages(EngineSource(build).start(), context=context, shelf=shelf)
+    """The pages on an engine that `build` makes, in this process; one run at a time, so that a line is to be seen."""
+    source = EngineSource(build).start()
+    pages = build_pages(source, context=context or Context(source, line=Line()), shelf=shelf)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield address
     pages.close()

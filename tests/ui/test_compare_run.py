@@ -40,7 +40,7 @@ def test_all_columns_grow_together() -> None:
 class Samples(FakeEngine):
     """Says three samples at once, as an engine of samples does."""
 
-    def stream(self, requests: Any, decoding: Any, cancel: Any = None) -> Any:
+    def stream(self, requests: Any, decoding: Any, cancel: Any = None, owner: str = "") -> Any:
         for candidate, text in ((0, "first"), (2, "third"), (1, "second")):
             yield Partial(0, text, 1, candidate)
 
@@ -53,7 +53,7 @@ def test_a_column_grows_by_its_first_sample_alone() -> None:
 class Broken(FakeEngine):
     """Its connection breaks in the middle of an answer."""
 
-    def stream(self, requests: Any, decoding: Any, cancel: Any = None) -> Any:
+    def stream(self, requests: Any, decoding: Any, cancel: Any = None, owner: str = "") -> Any:
         said = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
         yield Answer(0, requests[0], (said,), error="The server ended in the middle; what it had said is kept.")
 

@@ -48,3 +48,11 @@ def test_leaving_from_the_middle_moves_the_others_up() -> None:
             assert last.wait(0) == 2
             middle.__exit__(None, None, None)
             assert last.wait(0) == 1
+
+
+def test_several_are_first_at_once_and_the_next_counts_those_that_must_end() -> None:
+    line = Line(at_once=2)
+    with line.join() as first, line.join() as second, line.join() as third, line.join() as fourth:
+        assert [place.wait(0) for place in (first, second, third, fourth)] == [0, 0, 1, 2]
+    with line.join() as again:
+        assert again.wait(0) == 0

@@ -16,13 +16,14 @@ from tasks.problem import Problem
 from tests.fakes import FakeEngine
 from ui.compare_run import make_ask
 from ui.context import Context, Stops
+from ui.line import Line
 from ui.live import STOPPED_EARLY, answers, live_steps
 
 ASK = make_ask(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
 
 
 def context_of(engine: Any) -> Any:
-    return Context(EngineSource(lambda report: engine).start())
+    return Context(EngineSource(lambda report: engine).start(), line=Line())
 
 
 def test_it_waits_for_the_model_and_then_runs() -> None:
@@ -64,7 +65,7 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence() -> None:
     def build(report: Report) -> FakeEngine:
         raise BaseModelError("No base 'x'.")
 
-    context = Context(EngineSource(build))
+    context = Context(EngineSource(build), line=Line())
     with pytest.raises(PeftArenaError, match=r"No base 'x'\."):
         list(live_steps(context, ASK, Event()))
     with pytest.raises(PeftArenaError, match=r"No base 'x'\."):
@@ -73,7 +74,9 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence() -> None:
 
 def test_an_engine_that_breaks_gives_its_place_back() -> None:
     class Broken(FakeEngine):
-        def stream(self, requests: Any, decoding: Any, cancel: Any = None) -> Iterator[Partial | Answer]:
+        def stream(
+            self, requests: Any, decoding: Any, cancel: Any = None, owner: str = ""
+        ) -> Iterator[Partial | Answer]:
             raise RuntimeError("out of memory")
 
     context = context_of(Broken())

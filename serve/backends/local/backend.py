@@ -10,6 +10,7 @@ from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
 from errors import PeftArenaError
 from serve.backends.local.loading import LoadedBase
+from serve.backends.memory import give_back
 from serve.backends.openmp import one_core
 from serve.rows import Batch, Decoding, Finished, Partial, Row
 from tasks.prompt import Message
@@ -75,6 +76,8 @@ class LocalBackend:
         old = self._wardrobe.remove(name)
         if old is not None:
             self.prefixes.forget(old)
+        del old
+        give_back()
 
     def adapter_bytes(self, name: str) -> int:
         """The size of the adapter's tensors."""

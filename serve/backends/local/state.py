@@ -5,19 +5,13 @@ Kinds with the same methods, so that decoding need not know what the base is: se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from serve.backends.local.worn import Worn
-
-OnRows = Callable[[Sequence[int]], None]
-
-
-class CancelledError(Exception):
-    """The person who asked has stopped waiting."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import warnings
 def quiet() -> None:
     """Keeps the console for our own progress and for errors, and the cores for work."""
     # How long threads of torch spin before they sleep. Hundreds of kernels a step follow one another within
-    # microseconds, and waking a thread takes 50 of them: threads that always sleep make a step of a small model twice
-    # as long. Threads that spin for milliseconds, as is libgomp's way, slow it down many times as soon as another
-    # program wants one of the cores. This is about as long as the gap between two kernels.
+    # microseconds, and waking a thread takes longer than most of them. Threads that spin for milliseconds, as is
+    # libgomp's way, slow everything down as soon as another program wants one of the cores. This is about as long as
+    # the gap between two kernels; `OMP_WAIT_POLICY=passive` is best where other programs keep the cores busy.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -3,8 +3,8 @@
 torch's kernels for CPUs share their work among a team of OpenMP threads, and every thread that calls them keeps a team
 of its own. Between two kernels a team spins for a moment, ready for the next; but once a process has more such threads
 than there are cores, libgomp lets none of them spin (`gomp_throttled_spin_count_var`), and each kernel begins by waking
-threads up, some 50 microseconds. A step of a small model is hundreds of kernels: on two cores it takes twice as long,
-for as long as another thread so much as keeps a team. So what runs beside the model works alone, or lets its team go.
+threads up. A step of a small model is hundreds of kernels: waking takes longer than they do, for as long as another
+thread so much as keeps a team. So what runs beside the model works alone, or lets its team go.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def _check_the_base_stays(place: Path, name: str, quantization: str) -> None:
     bare = Row(prompt, STYLES["plain"])
     before = _answers(backend, [bare])[0]
     backend.load_adapter(Store((place / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
+    backend.prefixes.clear()  # a prompt that is read in two pieces is rounded in other places
     after = _answers(backend, [bare])[0]
     assert after == before
     assert _answers(backend, [Row(prompt, STYLES["plain"], name)])[0] != before

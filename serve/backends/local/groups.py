@@ -16,8 +16,8 @@ from serve.backends.local.fused import Attend, FusedModel
 # Columns and lines that a group has beyond what it needs.
 ROOM = 32
 _SPARE = 4
-# One more group costs a step as much as this many padded columns of one line: two products and a softmax a layer cost
-# some 50 microseconds on a CPU before they have done anything, and a column is 0.8 kB to be read a layer.
+# One more group costs a step about as much as this many padded columns of one line: two products and a softmax a layer
+# take their time on a CPU before they have done anything, and a column must be read.
 PADDING = 1500
 # Up to so many columns of a single line torch's fused attention is quicker on a CPU than two products.
 _FEW_COLUMNS = 256

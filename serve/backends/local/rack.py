@@ -3,7 +3,7 @@
 Each adapter in use has a slot in stacks of A and B, one stack a fused product of the base; lines are sorted into a
 grid of slots by lines and multiplied in two batched products, however many adapters there are (Punica's BGMV, arXiv
 2310.18547, and S-LoRA, arXiv 2311.03285, do the same on GPUs). On a CPU the stacks are float32: batched products of
-this size take a third of the time that they take in bfloat16. So an adapter costs memory twice while a line wears it.
+this size are quicker so than in bfloat16. What is worn is held once more for that, beside what Residents count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from serve.backends.local.worn import Adapter, Worn
 _KEPT = 8
 # A slot's width is a multiple of this, so that a second adapter of another rank seldom means new stacks.
 _RANKS = 8
-
 
 # Adds to what a site has computed of its places, (places, in) and (places, out), in place.
 Change = Callable[[torch.Tensor, torch.Tensor], None]

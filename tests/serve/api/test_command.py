@@ -84,10 +84,17 @@ def test_a_base_that_cannot_be_loaded_ends_it_with_its_sentence(tmp_path: Path) 
     assert done.stderr == f"peft-arena: The folder {tmp_path} holds no model: it has no config.json.\n"
 
 
+# `python -m serve`, also where whoever runs the tests has them in the background, so that they ignore Ctrl-C.
+PROGRAM = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('serve', run_name='__main__', alter_sys=True)"
+)
+
+
 @pytest.fixture
 def started(home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
-    command = [sys.executable, "-m", "serve", "--port", str(port)]
+    command = [sys.executable, "-c", PROGRAM, "--port", str(port)]
     environment = os.environ | {"PEFT_ARENA_HOME": str(home)}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -41,6 +41,7 @@ class Scheduler:
         self._threads = (self._preparer.thread, Worker(board, backend, metrics).thread)
         for thread in self._threads:
             thread.start()
+            _THREADS.add(thread)
         _RUNNING.add(self)
 
     def submit(
@@ -83,6 +84,8 @@ class Scheduler:
 
 
 _RUNNING: WeakSet[Scheduler] = WeakSet()
+# Those of schedulers that nobody holds any more too: they are ending, and may not have ended yet.
+_THREADS: WeakSet[threading.Thread] = WeakSet()
 
 
 @atexit.register
@@ -90,3 +93,5 @@ def _close_all() -> None:
     """A thread within torch when the interpreter is torn down would crash it."""
     for scheduler in list(_RUNNING):
         scheduler.close(abandon=True)
+    for thread in list(_THREADS):
+        thread.join(_CLOSE_SECONDS)

@@ -1,0 +1,43 @@
+"""A program that has had an engine ends cleanly, also where nobody holds the engine any more when it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.serve.tiny import make_base
+
+PROGRAM = """
+import sys
+from serve.build import build_engine
+from serve.method import parse_method
+from serve.rows import Decoding, Request
+from tasks.problem import Problem
+
+def ask():
+    engine = build_engine(sys.argv[1], "none", "cpu")
+    if sys.argv[2] == "asked":
+        answer, = engine.answer([Request(Problem("p", "x"), parse_method("zero-shot", ()))], Decoding(max_new_tokens=2))
+        assert not answer.error, answer.error
+
+ask()
+"""
+
+
+@pytest.mark.parametrize("what", ["asked", "only built"])
+def test_a_program_whose_engine_was_dropped_ends_with_status_0(what: str, tmp_path: Path) -> None:
+    base = make_base("llama", tmp_path / "base")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PEFT_ARENA_HOME": str(tmp_path)}
+    for _ in range(2):  # whether its threads were still ending was a matter of chance
+        ended = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(base), what],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr

@@ -32,12 +32,6 @@ ask()
 def test_a_program_whose_engine_was_dropped_ends_with_status_0(what: str, tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PEFT_ARENA_HOME": str(tmp_path)}
-    for _ in range(2):  # whether its threads were still ending was a matter of chance
-        ended = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(base), what],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
+    command = [sys.executable, "-c", PROGRAM, str(base), what]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

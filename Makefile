@@ -44,9 +44,10 @@ setup-test: .venv/.installed-test
 	@$(PIP) --no-deps -r requirements-embedded.txt
 	@touch $@
 
-.venv/.installed-test: .venv/.installed requirements-test.txt
+.venv/.installed-test: .venv/.installed requirements-test.txt requirements-test-files.txt
 	@echo "Installing what the tests need ..."
 	@$(PIP) -r requirements.txt -r requirements-test.txt
+	@$(PIP) --no-deps -r requirements-test-files.txt
 	@touch $@
 
 clean:

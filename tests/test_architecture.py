@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"adapters", "app", "benchmarks", "evaluate", "serve", "space", "tasks", "tests", "train", "ui"}
+ROOMS = {"adapters", "app", "benchmarks", "evaluate", "jobs", "serve", "space", "tasks", "tests", "train", "ui"}
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "sentence_transformers", "faiss"}
 
 
@@ -58,6 +58,8 @@ def test_app_leaves_models_and_widgets_to_their_rooms() -> None:
         "tasks.prompt, tasks.datasets",
         "adapters.store",
         "evaluate",
+        "evaluate.arena",
+        "jobs.job",
         "serve.engine_source",
         "serve.build",
         "train",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,24 @@ import gradio as gr
 
 from serve.engine_source import EngineSource
 from ui import compare, widgets
+from ui.adapters import page as adapters
+from ui.arena import page as arena
 from ui.context import Context
 from ui.header import build_header, header_html
 from ui.method_form import WITHOUT_ADAPTER, MethodForm, default_methods, known_adapters
 from ui.results import page as results
 from ui.results.shelf import DOCS, Shelf, runs_folder
 from ui.theme import STYLES, make_theme
+from ui.train import page as train
 
 PRODUCT = "Peft Arena"
-PAGES = ("compare", "results")
+PAGES = (
+    ("compare", compare.TITLE),
+    ("arena", arena.TITLE),
+    ("train", train.TITLE),
+    ("results", results.TITLE),
+    ("adapters", adapters.TITLE),
+)
 FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoint /compare</a> for gradio_client.</p>'
 MAX_QUEUED = 256
 
@@ -38,14 +47,21 @@ def build_pages(
     shelf = shelf or make_shelf()
     with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False) as pages:
         header, timer = build_header(context)
-        with gr.Tabs(selected=PAGES[0], elem_id="pages"):
-            with gr.Tab(compare.TITLE, id=PAGES[0], elem_id="tab-compare") as compare_tab:
+        with gr.Tabs(selected=PAGES[0][0], elem_id="pages"):
+            tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
+            with tabs["compare"]:
                 form = compare.build_compare(context)
-            with gr.Tab(results.TITLE, id=PAGES[1], elem_id="tab-results") as results_tab:
+            with tabs["arena"]:
+                arena.build_arena(context, tabs["arena"])
+            with tabs["train"]:
+                train.build_train(context, tabs["train"], form)
+            with tabs["results"]:
                 runs = results.build_results(shelf)
+            with tabs["adapters"]:
+                adapters.build_adapters(context, tabs["adapters"], form)
         gr.HTML(FOOTER, apply_default_css=False, js_on_load=None, elem_id="foot")
         _wire_loading(pages, context, header, timer, form)
-        _wire_pages(pages, shelf, (compare_tab, results_tab), runs)
+        _wire_pages(pages, context, shelf, tabs, form, runs)
         pages.unload(_leaver(context))
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
 
@@ -80,7 +96,9 @@ def _leaver(context: Context) -> Any:
     return leave
 
 
-def _wire_pages(pages: gr.Blocks, shelf: Shelf, each: Sequence[gr.Tab], runs: gr.Dropdown) -> None:
+def _wire_pages(
+    pages: gr.Blocks, context: Context, shelf: Shelf, tabs: Mapping[str, gr.Tab], form: MethodForm, runs: gr.Dropdown
+) -> None:
     """`?tab=results` opens that page, and the address follows the tabs. Runs are read when somebody looks at them.
 
     Gradio itself understands `?page=`: it names one of its own pages there.
@@ -89,10 +107,18 @@ def _wire_pages(pages: gr.Blocks, shelf: Shelf, each: Sequence[gr.Tab], runs: gr
     def look(chosen: list[str]) -> Any:
         return gr.skip() if chosen else results.opened(shelf)
 
+    def adapters_now() -> list[Any]:
+        if context.source.state().phase != "ready":
+            return [gr.skip(), gr.skip()]
+        known = known_adapters(context.source.engine())
+        return [gr.Dropdown(choices=known.choices), known.reasons]
+
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     pages.load(None, None, None, js="() => window.peftArenaOpen()", **quiet)
-    each[1].select(look, runs, runs, **quiet)
-    for tab, name in zip(each, PAGES, strict=True):
+    tabs["results"].select(look, runs, runs, **quiet)
+    # An adapter may have been trained, added or removed since the page came up.
+    tabs["compare"].select(adapters_now, None, [form.adapter, form.reasons], **quiet)
+    for name, tab in tabs.items():
         tab.select(None, None, None, js=f"() => window.peftArenaTab({name!r})", **quiet)
 
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluate.scoring import score_code
+from jobs.job import Serving
 from serve.engine_source import EngineSource
+from serve.home import home
 from ui.compare_run import Scorer
 from ui.line import Line
 from ui.testing import TestBench
+from ui.visitors import Visitors
 
 # Runs of several people share the engine's batch; more of them would make each other slow.
 RUNS_AT_ONCE = 4
@@ -49,7 +52,7 @@ class Stops:
 
 @dataclass(frozen=True)
 class Context:
-    """One for the whole app; a page gets it when it is built."""
+    """One for the whole app; a page gets it when it is built. `home` holds what people made: jobs, uploads, votes."""
 
     source: EngineSource
     data_dir: Path | None = None
@@ -57,3 +60,6 @@ class Context:
     stops: Stops = field(default_factory=Stops)
     score: Scorer = score_code
     bench: TestBench = field(default_factory=TestBench)
+    visitors: Visitors = field(default_factory=Visitors)
+    serving: Serving = field(default_factory=Serving)
+    home: Path = field(default_factory=home)

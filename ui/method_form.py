@@ -96,6 +96,18 @@ def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list
     return [*names, canonical]
 
 
+def opened_with(engine: Engine, chips: Any, adapter: str) -> list[Any]:
+    """Updates for [form.chips, form.adapter, form.reasons] that put this adapter among the compared methods.
+
+    Other pages use it for 'Open in Compare', followed by `window.peftArenaGo("compare")` in the browser.
+    """
+    known = known_adapters(engine)
+    names = widgets.chip_names(chips)
+    if adapter in known.usable and adapter not in names:
+        names = [*names[: MAX_COLUMNS - 1], adapter]
+    return [widgets.chip_values(names), gr.Dropdown(choices=known.choices), known.reasons]
+
+
 def build_method_form() -> MethodForm:
     """Draws the chips and the form, and wires them; adapters come once the engine is ready."""
     with gr.Row(elem_id="methods"):

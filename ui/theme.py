@@ -7,7 +7,8 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils import colors, sizes
 
-STYLES = tuple(Path(__file__).with_name(name) for name in ("style.css", "results.css"))
+_HERE = Path(__file__).parent
+STYLES = (_HERE / "style.css", *(_HERE / page / f"{page}.css" for page in ("arena", "train", "results", "adapters")))
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 

@@ -34,3 +34,6 @@ window.peftArenaOpen = () => {
   if (button) button.click();
   else { wantedTab = null; window.peftArenaTab("compare"); }
 };
+
+// Opens a page by its name, as a click on its tab does.
+window.peftArenaGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();

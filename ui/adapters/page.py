@@ -1,0 +1,16 @@
+"""The Adapters page."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ui.context import Context
+from ui.method_form import MethodForm
+
+TITLE = "Adapters"
+
+
+def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:  # noqa: ARG001
+    """Draws the page inside `tab` and wires it."""
+    with gr.Column(elem_id="adapters"):
+        gr.HTML("<h1>Which adapters are there?</h1>", apply_default_css=False, js_on_load=None, elem_classes="title")

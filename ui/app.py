@@ -47,7 +47,7 @@ def build_pages(
     shelf = shelf or make_shelf()
     with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False) as pages:
         header, timer = build_header(context)
-        with gr.Tabs(selected=PAGES[0][0], elem_id="pages"):
+        with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
             with tabs["compare"]:
                 form = compare.build_compare(context)

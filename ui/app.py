@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,23 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
+
 from serve.engine_source import EngineSource
 from ui import compare, widgets
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.context import Context
 from ui.header import build_header, header_html
+from ui.limits import Limits
 from ui.method_form import WITHOUT_ADAPTER, MethodForm, default_methods, known_adapters
 from ui.results import page as results
 from ui.results.shelf import DOCS, Shelf, runs_folder
 from ui.theme import STYLES, make_theme
 from ui.train import page as train
+from ui.upload_limit import UploadLimit
+from ui.visitors import VisitorCookie
 
 PRODUCT = "Peft Arena"
 PAGES = (
@@ -71,8 +77,24 @@ def make_shelf(runs_dir: Path | None = None) -> Shelf:
     return Shelf([("docs/results", DOCS), ("runs", runs_dir or runs_folder())])
 
 
-def launch(pages: gr.Blocks, host: str = "127.0.0.1", port: int | None = 7860, **options: Any) -> Any:
-    """Serves the app with its own look, on any free port where `port` is None. `options` go to Gradio's `launch`."""
+def launch(
+    pages: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int | None = 7860,
+    *,
+    limits: Limits | None = None,
+    accounts: Sequence[tuple[str, str]] = (),
+    routes: Sequence[BaseRoute] = (),
+    **options: Any,
+) -> Any:
+    """Serves the app with its own look, on any free port where `port` is None. `options` go to Gradio's `launch`.
+
+    `limits` bounds what one request may upload, `accounts` are (name, password) of those who may come in, `routes`
+    stand beside the pages.
+    """
+    limits = limits or Limits()
+    largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
+    layers = [Middleware(VisitorCookie), *([Middleware(UploadLimit, most=largest)] if largest else [])]
     return pages.launch(
         server_name=host,
         server_port=port,
@@ -83,6 +105,9 @@ def launch(pages: gr.Blocks, host: str = "127.0.0.1", port: int | None = 7860, *
         ssr_mode=False,
         run_history=False,  # the page keeps its own, and nothing of it in the browser
         quiet=True,
+        auth=list(accounts) or None,
+        max_file_size=largest or None,
+        app_kwargs={"routes": list(routes), "middleware": layers},
         **options,
     )
 

@@ -1,0 +1,130 @@
+"""Who may come in, who may train, and how much one person may have: the options of `app.py` that say so."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from errors import PeftArenaError, unknown
+from serve.api.keys import is_loopback
+from ui.limits import Limits
+from ui.visitors import Policy, Training
+
+VARIABLE = "PEFT_ARENA_AUTH"
+SHORTEST_PASSWORD = 8
+TRAINING: tuple[Training, ...] = ("everyone", "owner", "nobody")
+# Of whole settings a Limits field is made with this many of its units.
+_LIMITS = {
+    "rows_at_once": ("--rows-at-once", 1, "answers under way for one person"),
+    "rows_per_hour": ("--rows-per-hour", 1, "answers an hour for one person"),
+    "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
+    "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
+    "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
+}
+
+
+@dataclass(frozen=True)
+class Access:
+    """What the options ask for. `accounts` are (name, password); `note` is said at the start, '' for nothing."""
+
+    policy: Policy = field(default_factory=Policy)
+    accounts: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+
+def add_access_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; `read_access` reads them."""
+    group = parser.add_argument_group("who may do what")
+    group.add_argument(
+        "--auth", type=Path, metavar="FILE", help=f"a login for the pages: name:password, one a line (or {VARIABLE})"
+    )
+    group.add_argument("--owner", action="append", metavar="NAME", help="a login that owns this app (repeatable)")
+    group.add_argument(
+        "--train",
+        metavar="WHO",
+        help="who may train and change adapters: everyone, owner or nobody (default: everyone on this machine or "
+        "with --auth; the owner on a Space; nobody where strangers can come in)",
+    )
+    for name, (option, unit, words) in _LIMITS.items():
+        usual = getattr(Limits(), name) // unit
+        group.add_argument(option, dest=name, metavar="N", help=f"{words}; 0: no limit ({usual})")
+
+
+def read_access(given: argparse.Namespace, host: str, space_owner: str = "", *, zero_gpu: bool = False) -> Access:
+    """The options, checked; PeftArenaError in one sentence. `space_owner` is whose Space this is, '' elsewhere."""
+    accounts = _accounts(given.auth)
+    names = [name.casefold() for name, _ in accounts]
+    owners = frozenset(given.owner or ([space_owner] if space_owner else [name for name, _ in accounts[:1]]))
+    for owner in owners:
+        if accounts and owner.casefold() not in names:
+            raise PeftArenaError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
+    training, note = _training(given.train, host, owners, bool(accounts), bool(space_owner), zero_gpu)
+    policy = Policy(training=training, owners=owners, limits=_limits(given))
+    return Access(policy, accounts, note)
+
+
+def _training(
+    asked: str | None, host: str, owners: frozenset[str], login: bool, space: bool, zero_gpu: bool
+) -> tuple[Training, str]:
+    """Who may train, and a line for whoever started the program where that is not what they may expect."""
+    known: Mapping[str, Training] = {name: name for name in TRAINING}
+    if zero_gpu:
+        return "nobody", "ZeroGPU lends its GPU for seconds, so nobody can train here."
+    if asked is not None:
+        if asked not in known:
+            raise unknown("choice for --train", asked, TRAINING)
+        if asked == "owner" and not owners:
+            raise PeftArenaError("--train owner needs an owner: name one with --owner and give logins with --auth.")
+        return known[asked], ""
+    if space:
+        return "owner", ""
+    if login or is_loopback(host):
+        return "everyone", ""
+    return "nobody", (
+        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth, or say "
+        "--train everyone."
+    )
+
+
+def _limits(given: argparse.Namespace) -> Limits:
+    limits = Limits()
+    for name, (option, unit, _) in _LIMITS.items():
+        text = getattr(given, name)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise PeftArenaError(f"{option} '{text}' is no whole number: give one, or 0 for no limit.")
+        limits = replace(limits, **{name: int(text) * unit})
+    return limits
+
+
+def _accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
+    """The logins of the file and of the environment; no message repeats a password."""
+    lines: list[tuple[str, str]] = []
+    if file is not None:
+        try:
+            text = file.expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
+            raise PeftArenaError(f"The logins in {file} cannot be read ({reason}): check --auth.") from fault
+        lines += [(f"line {number} of {file}", line) for number, line in enumerate(text.splitlines(), 1)]
+    given = os.environ.get(VARIABLE, "")
+    lines += [(f"entry {number} of {VARIABLE}", line) for number, line in enumerate(given.split(","), 1)]
+    accounts: dict[str, tuple[str, str]] = {}
+    for where, line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, colon, password = line.strip().partition(":")
+        if not name or not colon or len(password) < SHORTEST_PASSWORD:
+            raise PeftArenaError(
+                f"{where[:1].upper()}{where[1:]} is no login: write name:password, the password with at least "
+                f"{SHORTEST_PASSWORD} characters."
+            )
+        if accounts.setdefault(name.casefold(), (name, password)) != (name, password):
+            raise PeftArenaError(f"{where[:1].upper()}{where[1:]} gives '{name}' a second time: keep one line a name.")
+    if file is not None and not accounts:
+        raise PeftArenaError(f"There is no login in {file}: write name:password, one a line.")
+    return tuple(accounts.values())

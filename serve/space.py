@@ -1,0 +1,88 @@
+"""What a Hugging Face Space says of itself through its environment. At home there is nothing to say.
+
+Sources: the Hub's manual (Spaces overview, "Helper environment variables"; Spaces storage; ZeroGPU) and, for
+SPACES_ZERO_GPU, the package `spaces` (spaces/config.py).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+# Where a Space mounts the storage that outlives its restarts, when it has any.
+STORAGE = Path("/data")
+
+
+@dataclass(frozen=True)
+class SpaceSettings:
+    """What follows from running on a Space; at home all fields are empty.
+
+    `id` is the Space's own, "owner/name". `owner` is the person or organisation it belongs to, and `owners` are all who
+    count as such: nobody can log in as an organisation, so it names its people in PEFT_ARENA_OWNERS. `persistent_home`
+    is where PEFT_ARENA_HOME belongs so that jobs, votes and adapters outlive a restart; None where no storage is
+    mounted, or where PEFT_ARENA_HOME is set already. `host` is the name under which browsers reach the Space. With
+    `oauth` people can log in with the Hub.
+    """
+
+    id: str = ""
+    owner: str = ""
+    owners: frozenset[str] = frozenset()
+    zero_gpu: bool = False
+    persistent_home: Path | None = None
+    host: str = ""
+    oauth: bool = False
+
+    @property
+    def on_a_space(self) -> bool:
+        return bool(self.id)
+
+    @property
+    def training(self) -> Literal["everyone", "owner", "nobody"]:
+        """Who may train where nobody says otherwise: ZeroGPU lends its GPU for seconds, so nobody can there."""
+        if not self.on_a_space:
+            return "everyone"
+        return "nobody" if self.zero_gpu else "owner"
+
+
+def space_settings(environ: Mapping[str, str], storage: Path = STORAGE) -> SpaceSettings:
+    """Reads `environ`; looks besides only at `storage`, where it writes nothing that stays."""
+    id = environ.get("SPACE_ID", "").strip()
+    if not id:
+        return SpaceSettings()
+    owner = environ.get("SPACE_AUTHOR_NAME", "").strip() or id.partition("/")[0]
+    named = (name.strip() for name in environ.get("PEFT_ARENA_OWNERS", "").split(","))
+    kept = not environ.get("PEFT_ARENA_HOME") and takes_databases(storage)
+    return SpaceSettings(
+        id=id,
+        owner=owner,
+        owners=frozenset(name for name in (owner, *named) if name),
+        zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
+        persistent_home=storage / "peft-arena" if kept else None,
+        host=environ.get("SPACE_HOST", "").split(",")[0].strip(),
+        oauth=bool(environ.get("OAUTH_CLIENT_ID")),
+    )
+
+
+def takes_databases(folder: Path) -> bool:
+    """Whether SQLite can work in `folder`: it must be writable in the middle of files and lock them.
+
+    Storage that is mounted over the network does not always do that, and votes and the jobs' queue are databases.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".peft-arena-", dir=folder) as probe:
+            connection = sqlite3.connect(Path(probe) / "probe.sqlite", timeout=5)
+            try:
+                with connection:
+                    connection.execute("CREATE TABLE probe (value INTEGER)")
+                    connection.execute("INSERT INTO probe VALUES (1)")
+                with connection:
+                    connection.execute("UPDATE probe SET value = 2")
+                return bool(connection.execute("SELECT value FROM probe").fetchone() == (2,))
+            finally:
+                connection.close()
+    except (OSError, sqlite3.Error):
+        return False

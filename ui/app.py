@@ -11,7 +11,6 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
-
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
@@ -40,6 +39,8 @@ PAGES = (
 )
 FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoint /compare</a> for gradio_client.</p>'
 MAX_QUEUED = 256
+# Gradio's own copies of uploads and downloads go after a day, looked at every hour; what people made lies elsewhere.
+CACHE_SECONDS = (3600, 24 * 3600)
 
 
 def build_pages(
@@ -51,7 +52,7 @@ def build_pages(
     """The app, ready for `launch`. `shelf` holds the runs that Results shows: those of `make_shelf` by default."""
     context = context or Context(engine_source, data_dir)
     shelf = shelf or make_shelf()
-    with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False) as pages:
+    with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
         header, timer = build_header(context)
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}

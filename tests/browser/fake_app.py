@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from serve.engine_source import EngineSource, Report
 from tests.fakes import FakeEngine
@@ -32,12 +33,18 @@ DEFAULTS = ["zero-shot", "ICL 8", "RAG 8", "lora-starter"]
 
 @contextmanager
 def serve(
-    build: Callable[[Report], FakeEngine], context: Context | None = None, shelf: Shelf | None = None
+    build: Callable[[Report], FakeEngine],
+    context: Context | None = None,
+    shelf: Shelf | None = None,
+    **options: Any,
 ) -> Iterator[str]:
-    """The pages on an engine that `build` makes, in this process; one run at a time, so that a line is to be seen."""
+    """The pages on an engine that `build` makes, in this process; one run at a time, so that a line is to be seen.
+
+    `options` go to `ui.app.launch`.
+    """
     source = EngineSource(build).start()
     pages = build_pages(source, context=context or Context(source, line=Line()), shelf=shelf)
-    _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
+    _, address, _ = launch(pages, port=None, prevent_thread_lock=True, **options)
     yield address
     pages.close()
 

@@ -1,0 +1,46 @@
+"""Where the owner gave logins, nobody sees a page or reaches an endpoint without one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from tests.browser.fake_app import make_engine, serve
+from tests.browser.page import ComparePage, until
+
+LOGIN = ("ada", "correct horse")
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[str]:
+    with serve(lambda report: make_engine(), accounts=[LOGIN]) as address:
+        yield address
+
+
+def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
+    driver.get(locked)
+    fields = until(lambda: driver.find_elements(By.CSS_SELECTOR, "input"))
+    assert not driver.find_elements(By.CSS_SELECTOR, "#run")
+    for field, text in zip(fields, LOGIN, strict=False):
+        field.send_keys(text)
+    fields[1].send_keys(Keys.ENTER)
+    page = ComparePage(driver, locked)
+    until(lambda: page.find("#run").is_displayed(), 60)
+    until(lambda: page.find(".model.ready"), 60)
+    page.intent("say hello")
+    page.run()
+    until(lambda: page.all(".card[data-state=done]"), 60)
+
+
+def test_without_a_login_no_endpoint_answers(locked: str) -> None:
+    with httpx.Client(base_url=locked) as stranger:
+        refused = stranger.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
+        assert refused.status_code == 401
+        assert stranger.post("gradio_api/upload", files={"files": ("a.csv", b"a,b")}).status_code == 401
+        wrong = stranger.post("login", data={"username": LOGIN[0], "password": "battery staple"})
+        assert wrong.status_code == 400

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from errors import PeftArenaError, unknown
 from serve.api.keys import is_loopback
+from serve.space import SpaceSettings
 from ui.limits import Limits
 from ui.visitors import Policy, Training
 
@@ -53,25 +54,26 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(option, dest=name, metavar="N", help=f"{words}; 0: no limit ({usual})")
 
 
-def read_access(given: argparse.Namespace, host: str, space_owner: str = "", *, zero_gpu: bool = False) -> Access:
-    """The options, checked; PeftArenaError in one sentence. `space_owner` is whose Space this is, '' elsewhere."""
+def read_access(given: argparse.Namespace, host: str, space: SpaceSettings | None = None) -> Access:
+    """The options, checked; PeftArenaError in one sentence. `space` says on whose Space this runs, if on one."""
+    space = space or SpaceSettings()
     accounts = _accounts(given.auth)
     names = [name.casefold() for name, _ in accounts]
-    owners = frozenset(given.owner or ([space_owner] if space_owner else [name for name, _ in accounts[:1]]))
+    owners = frozenset(given.owner or space.owners or [name for name, _ in accounts[:1]])
     for owner in owners:
         if accounts and owner.casefold() not in names:
             raise PeftArenaError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
-    training, note = _training(given.train, host, owners, bool(accounts), bool(space_owner), zero_gpu)
+    training, note = _training(given.train, host, owners, bool(accounts), space)
     policy = Policy(training=training, owners=owners, limits=_limits(given))
     return Access(policy, accounts, note)
 
 
 def _training(
-    asked: str | None, host: str, owners: frozenset[str], login: bool, space: bool, zero_gpu: bool
+    asked: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
 ) -> tuple[Training, str]:
     """Who may train, and a line for whoever started the program where that is not what they may expect."""
     known: Mapping[str, Training] = {name: name for name in TRAINING}
-    if zero_gpu:
+    if space.zero_gpu:
         return "nobody", "ZeroGPU lends its GPU for seconds, so nobody can train here."
     if asked is not None:
         if asked not in known:
@@ -79,8 +81,8 @@ def _training(
         if asked == "owner" and not owners:
             raise PeftArenaError("--train owner needs an owner: name one with --owner and give logins with --auth.")
         return known[asked], ""
-    if space:
-        return "owner", ""
+    if space.on_a_space:
+        return space.training, ""
     if login or is_loopback(host):
         return "everyone", ""
     return "nobody", (

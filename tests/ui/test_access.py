@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from errors import PeftArenaError
+from serve.space import SpaceSettings
 from ui.access import VARIABLE, Access, add_access_options, read_access
 
 HERE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
 
-def access(*arguments: str, host: str = HERE, space_owner: str = "", zero_gpu: bool = False) -> Access:
+SPACE = SpaceSettings(id="ada/arena", owner="ada", owners=frozenset({"ada"}))
+
+
+def access(*arguments: str, host: str = HERE, space: SpaceSettings | None = None) -> Access:
     parser = ArgumentParser()
     add_access_options(parser)
-    return read_access(parser.parse_args(arguments), host, space_owner, zero_gpu=zero_gpu)
+    return read_access(parser.parse_args(arguments), host, space)
 
 
 @pytest.fixture
@@ -47,10 +52,11 @@ def test_logins_open_training_and_the_first_one_owns(logins: Path) -> None:
 
 
 def test_a_space_is_trained_on_by_its_owner_and_zerogpu_by_nobody() -> None:
-    policy = access(host=EVERYWHERE, space_owner="ada").policy
+    policy = access(host=EVERYWHERE, space=SPACE).policy
     assert policy.training == "owner"
     assert policy.owners == {"ada"}
-    assert access("--train", "everyone", host=EVERYWHERE, space_owner="ada", zero_gpu=True).policy.training == "nobody"
+    lent = replace(SPACE, zero_gpu=True)
+    assert access("--train", "everyone", host=EVERYWHERE, space=lent).policy.training == "nobody"
 
 
 def test_logins_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

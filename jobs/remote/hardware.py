@@ -1,0 +1,65 @@
+"""The machines of Hugging Face Jobs: their names, and what they cost as the Hub states it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from errors import TrainingError, unknown
+
+DEFAULT_FLAVOR = "a10g-small"
+# Hours until the Hub ends a job by itself: what a job can cost at most is this many hours of its machine.
+MOST_HOURS = 6
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One machine. `dollars_an_hour` is None where the Hub was not asked."""
+
+    name: str
+    title: str
+    memory: str = ""
+    dollars_an_hour: float | None = None
+
+    @property
+    def label(self) -> str:
+        """For a list to choose from."""
+        price = "" if self.dollars_an_hour is None else f"{self.dollars_an_hour:.2f} $ an hour"
+        return " · ".join(part for part in (self.title, self.memory, price) if part)
+
+
+def names() -> list[str]:
+    """All machines that the client knows, as it lists them."""
+    from huggingface_hub import JobHardware
+
+    return [each.value for each in JobHardware]
+
+
+def check_flavor(name: str) -> None:
+    """UnknownNameError with the nearest name for a machine that does not exist."""
+    if name not in names():
+        raise unknown("machine of Hugging Face Jobs", name, names())
+
+
+def known() -> list[Hardware]:
+    """All machines without their prices; asks nobody."""
+    return [Hardware(name, name) for name in names()]
+
+
+def priced(token: str) -> list[Hardware]:
+    """All machines as the Hub lists them now, with prices; TrainingError in one sentence where it does not answer."""
+    from huggingface_hub import HfApi
+
+    from adapters.hub_errors import client_errors
+
+    with client_errors("the list of machines", "asking for", error=TrainingError):
+        found = HfApi(token=token).list_jobs_hardware()
+    factors = {"second": 3600.0, "minute": 60.0, "hour": 1.0}
+    return [
+        Hardware(
+            each.name,
+            each.pretty_name,
+            f"{each.accelerator.vram} of GPU memory" if each.accelerator else f"{each.ram}, no GPU",
+            each.unit_cost_usd * factors[each.unit_label] if each.unit_label in factors else None,
+        )
+        for each in found
+    ]

@@ -1,0 +1,227 @@
+"""Publishes a finished adapter in a process of its own, as `python -m train publish` does, and keeps its lines.
+
+The token stands in that process's environment alone: in no command line, no file, no line that is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from adapters.hub_errors import client_errors
+from errors import PeftArenaError, TrainingError
+from serve.home import make_folder
+from train.publish_access import check_repo_id, find_token
+
+ROOT = Path(__file__).resolve().parents[1]
+_MOST_LINES = 200
+_SENTENCE = "train: "
+_ADDRESS = re.compile(r"Published as (https?://\S+)\.")
+_SECONDS_TO_END = 10.0
+
+State = Literal["running", "done", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be published and where. Without a token it is the login of this machine.
+
+    `base` is the base as `--base` names it; it matters where the adapter's base came from a folder or file.
+    """
+
+    folder: Path
+    repo_id: str
+    private: bool = True
+    base: str | None = None
+    device: str = "auto"
+    trust_remote_code: bool = False
+    token: str | None = field(default=None, repr=False)
+
+    def command(self) -> list[str]:
+        """The program and its arguments; nothing in them is secret."""
+        words = [sys.executable, "-m", "train", "publish", str(self.folder), self.repo_id, "--device", self.device]
+        words += ["--private"] if self.private else []
+        words += ["--base", self.base] if self.base else []
+        return words + (["--trust-remote-code"] if self.trust_remote_code else [])
+
+    def environment(self) -> dict[str, str]:
+        """This process's own, with the token in place of every other one."""
+        values = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.token:
+            values.pop("HUGGING_FACE_HUB_TOKEN", None)
+            values["HF_TOKEN"] = self.token
+        return values
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is remembered of a publication: the repository, the page of that state, and when (ISO 8601, UTC)."""
+
+    repo_id: str
+    url: str
+    when: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far it is. `message` is one sentence: the last line, or why it failed; `url` is the page it is on."""
+
+    state: State
+    message: str
+    lines: tuple[str, ...] = ()
+    url: str = ""
+
+
+class Publishing:
+    """One publication under way. Thread-safe."""
+
+    def __init__(self, order: Order, note: Path | None = None) -> None:
+        """Begins at once. `note` is the file that remembers a publication that ended well."""
+        check_repo_id(order.repo_id)
+        self.order = order
+        self._note = note
+        self._lock = threading.Lock()
+        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
+        self._ended: Progress | None = None
+        self._stopped = False
+        self._process = subprocess.Popen(
+            order.command(),
+            cwd=ROOT,
+            env=order.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, name="publish", daemon=True)
+        self._reader.start()
+
+    def progress(self) -> Progress:
+        """How far it is now."""
+        with self._lock:
+            lines = tuple(self._lines)
+            return self._ended or Progress("running", lines[-1] if lines else "Checking what would be sent ...", lines)
+
+    def stop(self) -> None:
+        """Ends it; what is on the Hub stays as it was, for all files become visible in one step at the very end."""
+        with self._lock:
+            if self._ended is not None:
+                return
+            self._stopped = True
+        self._signal(signal.SIGTERM)
+        self._reader.join(_SECONDS_TO_END)
+        if self._reader.is_alive():
+            self._signal(signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> Progress:
+        """How it ended, or how far it is after so many seconds."""
+        self._reader.join(seconds)
+        return self.progress()
+
+    def _signal(self, number: signal.Signals) -> None:
+        # Not reaped yet, or `poll` would tell: the id is still its own.
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def _read(self) -> None:
+        stream = self._process.stdout
+        for line in stream or ():
+            text = self._without_token(line.strip())
+            if text:
+                with self._lock:
+                    self._lines.append(text)
+        status = self._process.wait()
+        if stream:
+            stream.close()
+        with self._lock:
+            self._ended = self._end(status, tuple(self._lines))
+
+    def _end(self, status: int, lines: tuple[str, ...]) -> Progress:
+        found = next((_ADDRESS.fullmatch(line) for line in reversed(lines) if _ADDRESS.fullmatch(line)), None)
+        if status == 0 and found:
+            self._remember(found[1])
+            return Progress("done", f"Published as {self.order.repo_id}.", lines, found[1])
+        if self._stopped:
+            return Progress("stopped", "Stopped before anything was published.", lines)
+        said = next((line.removeprefix(_SENTENCE) for line in reversed(lines) if line.startswith(_SENTENCE)), "")
+        reason = said or f"Publishing '{self.order.repo_id}' broke off (exit status {status}): see the log, try again."
+        return Progress("failed", reason, lines)
+
+    def _remember(self, url: str) -> None:
+        if self._note is not None:
+            note = Note(self.order.repo_id, url, datetime.now(UTC).isoformat(timespec="seconds"))
+            aside = self._note.with_name(f".{self._note.name}.new")
+            aside.write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
+            aside.replace(self._note)
+
+    def _without_token(self, line: str) -> str:
+        token = self.order.token
+        return line.replace(token, "[token]") if token else line
+
+
+class Publications:
+    """The publications of one app, by job. One runs at a time, as each loads the base once more. Thread-safe."""
+
+    def __init__(self, jobs: Path) -> None:
+        """`jobs` holds a folder for each job, where what was published is remembered."""
+        self._jobs = jobs
+        self._lock = threading.Lock()
+        self._known: dict[str, Publishing] = {}
+
+    def start(self, id: str, order: Order) -> Publishing:
+        """Begins to publish the adapter of a job; PeftArenaError in one sentence where one is under way."""
+        with self._lock:
+            if any(each.progress().state == "running" for each in self._known.values()):
+                raise PeftArenaError("An adapter is being published already: wait until it has arrived, or stop it.")
+            self._known[id] = Publishing(order, make_folder(self._jobs / id) / "published.json")
+            return self._known[id]
+
+    def of(self, id: str) -> Publishing | None:
+        """The publication of that job since the app began, None where there is none."""
+        with self._lock:
+            return self._known.get(id)
+
+    def note(self, id: str) -> Note | None:
+        """What is remembered of the last publication that ended well."""
+        try:
+            values = json.loads((self._jobs / id / "published.json").read_text(encoding="utf-8"))
+            return Note(str(values["repo_id"]), str(values["url"]), str(values["when"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def full_name(name: str, token: str | None) -> str:
+    """`user/name` of a repository that may be named without its user; asks the Hub who the token belongs to.
+
+    PeftArenaError in one sentence for a name that cannot be, and where there is no token or no answer.
+    """
+    wanted = name.strip()
+    if "/" in wanted:
+        check_repo_id(wanted)
+        return wanted
+    check_repo_id(f"you/{wanted}")
+    key = find_token(wanted, token)
+    return f"{person_of(key, wanted)}/{wanted}"
+
+
+def person_of(token: str, what: str) -> str:
+    """The name of the person whose token it is; TrainingError in one sentence where the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    with client_errors(what, "looking up the owner of", error=TrainingError):
+        person: Mapping[str, object] = HfApi().whoami(token=token)
+    return str(person.get("name", ""))

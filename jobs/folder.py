@@ -1,0 +1,217 @@
+"""The folder of one job, `<home>/jobs/<id>`: what was asked for, and how it stands, which is replaced in one step.
+
+- job.json: the request, which never changes
+- state.json: how it stands
+- stop: there while a person wants the running process to stop
+- running: locked by the process that works on the job
+- log.txt, log.jsonl, scores.jsonl, verdict.json, data/<uploaded file>
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from errors import UnknownNameError
+from evaluate.files import write_atomically
+from jobs.job import Compared, Job, Serving, Stage, State, Verdict
+from jobs.locks import hold, is_held
+from serve.home import make_folder
+
+_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{6}")
+_PATIENCE = 60.0  # seconds; whoever changes a state is done within milliseconds
+_REQUEST = ("id", "adapter", "config", "data_name", "owner", "where", "flavor", "created")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What state.json holds: Job's changing fields, and what the worker needs.
+
+    `queued` says since when it waits: the longest waiting job is next. `ticket` is the number of the one entry of the
+    queue that counts; entries with another are old. `finish` asks for the adapter of the best checkpoint. `trained`
+    says that the adapter is written. `crashes` counts ends that nobody asked for since the job last got further than
+    `reached`. `steps` is the length of the training, 0 before it is known; `anchor` the first step that this attempt
+    finished, with the time (seconds since 1970) when it did.
+    """
+
+    state: State = "queued"
+    stage: Stage = ""
+    message: str = ""
+    started: str = ""
+    ended: str = ""
+    queued: str = ""
+    ticket: int = 0
+    attempts: int = 0
+    finish: bool = False
+    trained: bool = False
+    crashes: int = 0
+    reached: tuple[int, int] = (0, 0)
+    steps: int = 0
+    anchor: tuple[int, float] = (0, 0.0)
+
+
+class JobFolder:
+    """The files of one job. `root` is `<home>/jobs`; `path` another place while the folder is being made.
+
+    UnknownNameError for an id that can be none: no other path is ever reached.
+    """
+
+    def __init__(self, root: Path, id: str, path: Path | None = None) -> None:
+        if not _ID.fullmatch(id):
+            raise no_such_job(id)
+        self.id = id
+        self.path = path or root / id
+
+    @property
+    def log(self) -> Path:
+        """Lines for people."""
+        return self.path / "log.txt"
+
+    @property
+    def curve(self) -> Path:
+        """The training's log.jsonl once that is over, which outlives the adapter; of a job elsewhere, as it grows."""
+        return self.path / "log.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        """A run of `python -m evaluate`."""
+        return self.path / "scores.jsonl"
+
+    @property
+    def stop(self) -> Path:
+        """There while a person wants the running process to stop."""
+        return self.path / "stop"
+
+    @property
+    def running(self) -> Path:
+        """Locked by the process that works on the job."""
+        return self.path / "running"
+
+    def is_running(self) -> bool:
+        """Whether a living process works on it."""
+        return is_held(self.running)
+
+    def write_request(self, job: Job) -> None:
+        """Keeps what was asked for."""
+        values = {name: getattr(job, name) for name in _REQUEST} | {"serving": asdict(job.serving)}
+        _write(self.path / "job.json", values)
+
+    def standing(self) -> Standing:
+        """How it stands. A file that cannot be read is a failure that a person can retry."""
+        try:
+            return _standing(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            message = "It is lost how this job stood (state.json cannot be read): resume it, or delete it."
+            return Standing(state="failed", message=message)
+
+    def write_standing(self, standing: Standing) -> None:
+        """Replaces how it stands, in one step; only within `changing`."""
+        _write(self.path / "state.json", asdict(standing))
+
+    def job(self, before: int = 0) -> Job:
+        """The job as it stands; UnknownNameError where there is none."""
+        if not self.path.is_dir():
+            raise no_such_job(self.id)
+        standing = self.standing()
+        try:
+            request = json.loads((self.path / "job.json").read_text(encoding="utf-8"))
+            asked = {name: request[name] for name in _REQUEST if name != "config"}
+            config, serving = dict(request["config"]), Serving(**request["serving"])
+        except (OSError, ValueError, TypeError, KeyError):
+            asked = {"id": self.id, "adapter": "", "data_name": "", "created": _created(self.id)}
+            config, serving = {}, Serving()
+            message = "What was asked for is lost (job.json cannot be read): delete this job and begin a new one."
+            standing = Standing(state="failed", message=message)
+        return Job(
+            **asked,
+            config=config,
+            serving=serving,
+            started=standing.started,
+            ended=standing.ended,
+            state=standing.state,
+            stage=standing.stage,
+            message=standing.message,
+            attempts=standing.attempts,
+            before=before,
+        )
+
+    def write_verdict(self, verdict: Verdict) -> None:
+        """Keeps the finding."""
+        _write(self.path / "verdict.json", asdict(verdict))
+
+    def verdict(self) -> Verdict | None:
+        """The finding; None before there is one."""
+        try:
+            values = json.loads((self.path / "verdict.json").read_text(encoding="utf-8"))
+            compared = tuple(Compared(**each) for each in values.pop("compared"))
+            return Verdict(compared=compared, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    def forget_scores(self) -> None:
+        """Removes what was scored: another adapter will come."""
+        for name in ("scores.jsonl", "scores.scores.jsonl", "verdict.json", "log.jsonl"):
+            with suppress(OSError):
+                (self.path / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def changing(root: Path) -> Iterator[None]:
+    """Only one process, and one thread of it, changes states and the queue at a time."""
+    make_folder(root)
+    with hold(root / "lock", _PATIENCE):
+        yield
+
+
+def folders(root: Path) -> list[JobFolder]:
+    """All jobs, in the order in which they were begun."""
+    try:
+        names = [path.name for path in root.iterdir()]
+    except OSError:
+        return []
+    return [JobFolder(root, name) for name in sorted(names) if _ID.fullmatch(name)]
+
+
+def new_id() -> str:
+    """An id that sorts by the time at which the job was begun."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"
+
+
+def now() -> str:
+    """This moment, as all times of jobs are written."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def no_such_job(id: str) -> UnknownNameError:
+    """The error for an id that no job has."""
+    return UnknownNameError(f"There is no job '{id[:60]}': `python -m jobs list` shows those that there are.")
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(values, indent=1) + "\n")
+
+
+def _standing(values: Any) -> Standing:
+    if not isinstance(values, dict) or values.get("state") not in get_args(State):
+        raise ValueError("no state")
+    known = {field.name: values[field.name] for field in fields(Standing) if field.name in values}
+    for name, default in asdict(Standing()).items():
+        given = known.get(name, default)
+        if isinstance(default, tuple):
+            known[name] = tuple(type(part)(value) for part, value in zip(default, given, strict=True))
+        elif not isinstance(given, type(default)):
+            raise TypeError(name)
+    return Standing(**known)
+
+
+def _created(id: str) -> str:
+    with suppress(ValueError):
+        return datetime.strptime(id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).isoformat(timespec="milliseconds")
+    return ""

@@ -1,4 +1,4 @@
-"""Lists, shows, verifies, merges, deletes and pulls adapters.
+"""Lists, shows, verifies, merges, deletes, pulls, packs and unpacks adapters.
 
     python -m adapters list
     python -m adapters show lora-starter
@@ -6,6 +6,8 @@
     python -m adapters merge lora-starter ~/models/merged
     python -m adapters delete lora-mine
     python -m adapters pull user/name@revision
+    python -m adapters pack lora-mine lora-mine.zip
+    python -m adapters unpack lora-mine.zip
 
 Only `merge`, and `verify` with --base, load a base.
 """
@@ -17,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapters.steps import Step
 from adapters.store import LIBRARY, Store, user_root
 from errors import AdapterError, PeftArenaError
 
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m adapters", description="Lists, shows, verifies, merges, deletes and pulls adapters."
+        prog="python -m adapters",
+        description="Lists, shows, verifies, merges, deletes, pulls, packs and unpacks adapters.",
     )
     parser.add_argument(
         "--root",
@@ -71,7 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--name", help="what it is called here (default: its name on the Hub)")
     pull.add_argument("--overwrite", action="store_true", help="replace the adapter of that name")
     pull.set_defaults(run=_pull)
+    _add_zip_commands(commands)
     return parser
+
+
+def _add_zip_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    pack = commands.add_parser("pack", help="write an adapter as one zip")
+    pack.add_argument("target", metavar="NAME|FOLDER")
+    pack.add_argument("out", type=Path, metavar="FILE.zip", help="the zip to write; one that is there is replaced")
+    pack.set_defaults(run=_pack)
+    unpack = commands.add_parser("unpack", help="install an adapter from a zip, after all checks")
+    unpack.add_argument("archive", type=Path, metavar="FILE.zip")
+    unpack.add_argument("--name", help="what it is called here (default: its folder in the zip)")
+    unpack.add_argument("--overwrite", action="store_true", help="replace the adapter of that name")
+    unpack.set_defaults(run=_unpack)
 
 
 def _add_base(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -149,6 +166,27 @@ def _pull(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     folder = pull(options.spec, roots[-1], _report, name=options.name, overwrite=options.overwrite)
     print(f"The adapter is ready in {folder}.")
     return 0
+
+
+def _pack(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.archive import pack
+    from adapters.verify import find
+
+    out = pack(find(options.target, Store(roots)).path, options.out)
+    print(f"The adapter is packed in {out} ({out.stat().st_size / 1e6:.1f} MB).")
+    return 0
+
+
+def _unpack(options: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from adapters.archive import unpack
+
+    folder = unpack(options.archive, roots[-1], _tick, name=options.name, overwrite=options.overwrite)
+    print(f"The adapter is ready in {folder}.")
+    return 0
+
+
+def _tick(step: Step) -> None:
+    _report(f"{'passed' if step.ok else 'FAILED'}  {step.name}")
 
 
 def _report(line: str) -> None:

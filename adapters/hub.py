@@ -7,6 +7,7 @@ lies about everything, and weights that are well-formed and bad.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -19,6 +20,8 @@ from pathlib import Path
 from adapters import checks
 from adapters.hub_errors import client_errors, of_disk
 from adapters.manifest import MANIFEST_NAME
+from adapters.origin import write_origin
+from adapters.steps import Steps, step, unheard
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME, shown
 from errors import AdapterError, DiskSpaceError
@@ -26,6 +29,12 @@ from errors import AdapterError, DiskSpaceError
 NEEDED = (checks.CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)
 FILES = (*NEEDED, "README.md", "config.yaml", "log.jsonl", "loss.png")
 MAX_OTHER_BYTES = 32 << 20
+NAME_FREE = "The name is free"
+FOUND = "The repository is on the Hub"
+FITS = "It is an adapter, without pickles and of a size that fits"
+ARRIVED = "Every file arrived whole"
+SOUND = "Settings, weights and manifest belong together"
+STEPS = (NAME_FREE, FOUND, FITS, ARRIVED, SOUND)
 # Seconds until a Hub that does not answer counts as unreachable.
 PATIENCE = 10
 # The Hub's own rules for names (huggingface_hub.utils.validate_repo_id), with the owner always named.
@@ -53,30 +62,54 @@ def pull(
     name: str | None = None,
     overwrite: bool = False,
     token: str | None = None,
+    steps: Steps = unheard,
 ) -> Path:
     """Installs `user/name@revision` as the folder `name` (default: the repository's name) under `root`.
 
-    Without a revision, the newest commit at this moment. Raises PeftArenaError in one sentence; the folder is then
-    as it was before, and nothing half-installed is left.
+    Without a revision, the newest commit at this moment. `report` gets lines for people, `steps` each check of STEPS
+    as it passes or fails. Raises PeftArenaError in one sentence; the folder is then as it was before, and nothing
+    half-installed is left.
     """
-    repo, revision = parse(spec)
-    name = name or repo.split("/")[1].lower()
-    checks.check_name(name)
-    target = root / name
-    if target.exists() and not overwrite:
-        raise AdapterError(
-            f"There is an adapter '{name}' in {root} already: pull under another --name, or add --overwrite."
-        )
-    report(f"Looking up {repo} on the Hugging Face Hub ...")
-    commit, files = listing(repo, revision, token)
-    _check_listing(repo, files)
+    with step(steps, NAME_FREE):
+        repo, revision = parse(spec)
+        name = name or default_name(repo)
+        target = free_place(root, name, overwrite)
+    with step(steps, FOUND):
+        report(f"Looking up {repo} on the Hugging Face Hub ...")
+        commit, files = listing(repo, revision, token)
+    with step(steps, FITS):
+        _check_listing(repo, files)
     with scratch(root, name) as aside:
         folder = aside / name
-        download(repo, commit, {path: files[path] for path in FILES if path in files}, folder, report, token=token)
-        digest = checked(folder).digest
-        _install(folder, target, aside, overwrite)
+        with step(steps, ARRIVED):
+            wanted = {path: files[path] for path in FILES if path in files}
+            download(repo, commit, wanted, folder, report, token=token)
+        with step(steps, SOUND):
+            digest = checked(folder).digest
+        write_origin(folder, "hub", f"{repo}@{commit}")
+        install(folder, target, aside, overwrite)
     report(f"Installed '{name}' from {repo}@{commit} ({digest}).")
     return target
+
+
+def default_name(repo: str) -> str:
+    """What `user/Name` is called here unless somebody says otherwise."""
+    return repo.split("/")[1].lower()
+
+
+def free_place(root: Path, name: str, overwrite: bool = False) -> Path:
+    """The folder `name` under `root`; AdapterError where it cannot be named so, or is there and not to be replaced."""
+    checks.check_name(name)
+    if (root / name).exists() and not overwrite:
+        raise AdapterError(
+            f"There is an adapter '{name}' in {root} already: choose another one with --name, or add --overwrite."
+        )
+    return root / name
+
+
+def file_limit(path: str) -> int:
+    """How many bytes the file of that name may have."""
+    return _LIMITS.get(path, MAX_OTHER_BYTES)
 
 
 def parse(spec: str) -> tuple[str, str | None]:
@@ -184,7 +217,7 @@ def _check_listing(repo: str, files: Mapping[str, RemoteFile]) -> None:
                 "`python -m train`."
             )
     for path in FILES:
-        limit = _LIMITS.get(path, MAX_OTHER_BYTES)
+        limit = file_limit(path)
         if path in files and files[path].size > limit:
             raise AdapterError(
                 f"'{repo}': {path} has {files[path].size / 1e6:.1f} MB, the limit is {limit / 1e6:.1f} MB: "
@@ -206,7 +239,7 @@ def _check_arrival(repo: str, path: str, fetched: Path, expected: RemoteFile) ->
         )
 
 
-def _install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
+def install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
     """Renames the folder to its place; one that stood there comes back if that fails."""
     old = aside / "replaced"
     replaced = overwrite and target.exists()
@@ -214,7 +247,11 @@ def _install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
         target.rename(old)
     try:
         folder.rename(target)
-    except OSError:
+    except OSError as fault:
         if replaced:
             old.rename(target)
+        if fault.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise AdapterError(
+                f"An adapter '{target.name}' was put into {target.parent} in the meantime: choose another name."
+            ) from fault
         raise

@@ -13,6 +13,7 @@ import pytest
 
 from adapters.hub import parse, pull
 from adapters.manifest import Manifest
+from adapters.origin import ORIGIN_NAME, read_origin
 from adapters.weights import digest
 from errors import AdapterError, DiskSpaceError, PeftArenaError
 from tests.adapters.folders import MANIFEST, store, tensors, write_adapter
@@ -64,12 +65,17 @@ def test_a_pulled_adapter_is_the_published_one(hub: Hub, good: Path, root: Path)
     folder = pull(REPO, root, lines.append)
     assert folder == root / "good"
     assert sorted(path.name for path in folder.iterdir()) == [
+        ORIGIN_NAME,
         "README.md",
         "adapter_config.json",
         WEIGHTS,
         "manifest.json",
     ]
-    assert all((folder / path.name).read_bytes() == (good / path.name).read_bytes() for path in folder.iterdir())
+    same = [path.name for path in folder.iterdir() if path.name != ORIGIN_NAME]
+    assert all((folder / name).read_bytes() == (good / name).read_bytes() for name in same)
+    origin = read_origin(folder)
+    assert origin is not None
+    assert (origin.kind, origin.what) == ("hub", f"{REPO}@{commit}")
     assert store(root).inspect("good").digest == digest(good / WEIGHTS, "good")
     assert f"{REPO}@{commit}" in lines[-1]
     assert [path.name for path in root.iterdir()] == ["good"], "what was needed on the way is gone"

@@ -1,0 +1,38 @@
+"""Zips as people make them, and as nobody should: each entry as its writer wants it."""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def entry(name: str, mode: int = stat.S_IFREG | 0o644, method: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
+    """An entry of that very name, which zipfile would otherwise make harmless."""
+    info = zipfile.ZipInfo("x")
+    info.filename = info.orig_filename = name
+    info.external_attr = mode << 16
+    info.compress_type = method
+    return info
+
+
+def files_of(folder: Path, prefix: str = "good/") -> list[tuple[zipfile.ZipInfo, bytes]]:
+    """The files of a sound adapter, ready to be zipped."""
+    return [(entry(prefix + path.name), path.read_bytes()) for path in sorted(folder.iterdir())]
+
+
+def make_zip(path: Path, entries: Sequence[tuple[zipfile.ZipInfo, bytes]]) -> Path:
+    """The zip of these entries, in this order."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in entries:
+            archive.writestr(info, content)
+    return path
+
+
+def patched(path: Path, old: bytes, new: bytes, *, count: int = -1) -> Path:
+    """The same file with some bytes replaced: what no library would write."""
+    raw = path.read_bytes()
+    assert old in raw
+    path.write_bytes(raw.replace(old, new, count))
+    return path

@@ -38,7 +38,7 @@ def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
 def csv_metrics(runs: Sequence[Run]) -> str:
     """`metric_records` as CSV; PeftArenaError for a run that is not scored to its end."""
     require_scores(runs)
-    return _csv(metric_records(runs))
+    return csv_text(metric_records(runs))
 
 
 def csv_problems(runs: Sequence[Run]) -> str:
@@ -71,7 +71,7 @@ def csv_problems(runs: Sequence[Run]) -> str:
             record[f"{label}: error"] = result.error if result else None
         records.append(record)
     empty = {name for name in records[0] if all(record[name] is None for record in records)} if records else set()
-    return _csv({name: value for name, value in record.items() if name not in empty} for record in records)
+    return csv_text({name: value for name, value in record.items() if name not in empty} for record in records)
 
 
 def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, str]] | None = None) -> str:
@@ -134,7 +134,8 @@ def _pair(pair: Pair) -> dict[str, Any]:
             "high": values["difference"]["high"]}  # fmt: skip
 
 
-def _csv(records: Iterable[Mapping[str, Any]]) -> str:
+def csv_text(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as CSV with a column for every name that any of them has; no cell can be taken for a formula."""
     rows = [dict(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()

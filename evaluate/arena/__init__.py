@@ -1,1 +1,1 @@
-"""Blind votes between two methods: kept in SQLite, and turned into ratings with intervals."""
+"""Blind votes between two methods: what a vote is, where votes lie, how the next pair is drawn, and the ratings."""

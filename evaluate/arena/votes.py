@@ -1,0 +1,185 @@
+"""Where votes lie: one SQLite file. A vote that was confirmed outlives any crash, and nobody votes twice.
+
+The database itself keeps the rules, so that they hold for any number of threads, windows and processes: UNIQUE for one
+vote a person, base, problem and unordered pair, CHECK for what a vote may be. `synchronous=FULL` makes a commit wait
+until the disk has it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from errors import PeftArenaError
+from evaluate.arena.tallies import Bout
+from evaluate.arena.vote import SCHEMA, Base, Pair, Player, Vote, pair_of, problem_key
+
+FILE = "votes.sqlite"
+_WAIT_SECONDS = 20.0
+_TABLE = """
+CREATE TABLE votes (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    created TEXT NOT NULL,
+    visitor TEXT NOT NULL,
+    base TEXT NOT NULL,
+    data TEXT NOT NULL,
+    problem_key TEXT NOT NULL,
+    pair TEXT NOT NULL,
+    left_method TEXT NOT NULL, left_digest TEXT NOT NULL,
+    right_method TEXT NOT NULL, right_digest TEXT NOT NULL,
+    winner TEXT NOT NULL CHECK (winner IN ('left', 'right', 'tie', 'both bad')),
+    seconds REAL NOT NULL,
+    tests_run INTEGER NOT NULL, reference_seen INTEGER NOT NULL,
+    details TEXT NOT NULL,
+    UNIQUE (visitor, base, problem_key, pair)
+) STRICT
+"""
+_COLUMNS = (
+    "id", "created", "visitor", "base", "data", "problem_key", "pair", "left_method", "left_digest", "right_method",
+    "right_digest", "winner", "seconds", "tests_run", "reference_seen", "details",
+)  # fmt: skip
+T = TypeVar("T")
+
+
+class VotesError(PeftArenaError):
+    """The file of votes cannot be read or written."""
+
+
+class AlreadyVotedError(PeftArenaError):
+    """This person has voted on this pair and problem before: that vote stands."""
+
+
+class Votes:
+    """The votes in one file, which is made when the first vote comes. Thread-safe, and safe among processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, vote: Vote) -> None:
+        """Keeps the vote; when this returns it is on the disk.
+
+        Adding the very same vote again (a retry that did not hear the answer) changes nothing. AlreadyVotedError where
+        the person has voted on this pair and problem with this base, VotesError where the file cannot be written.
+        """
+        insert = f"INSERT INTO votes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
+        try:
+            self._do(lambda database: database.execute(insert, _row(vote)), writes=True)
+        except sqlite3.IntegrityError as fault:
+            if self._read("SELECT 1 FROM votes WHERE id = ?", (vote.id,)):
+                return
+            raise AlreadyVotedError(
+                "You have voted on this pair and problem already, and that vote stands: go on to the next one."
+            ) from fault
+
+    def count(self) -> int:
+        """All votes, of all bases."""
+        found: list[tuple[Any, ...]] = self._read("SELECT COUNT(*) FROM votes")
+        return int(found[0][0]) if found else 0
+
+    def bases(self) -> list[tuple[Base, int]]:
+        """Bases that have votes, and how many; the one with most votes first."""
+        rows = self._read("SELECT base, COUNT(*) AS n FROM votes GROUP BY base ORDER BY n DESC, base")
+        return [(Base(*json.loads(base)), int(number)) for base, number in rows]
+
+    def bouts(self, base: Base) -> list[tuple[str, Bout]]:
+        """The votes of a base as ratings need them, oldest first, each with its data set."""
+        rows = self._read(
+            "SELECT data, left_method, left_digest, right_method, right_digest, winner, visitor "
+            "FROM votes WHERE base = ? ORDER BY number",
+            (_base_text(base),),
+        )
+        return [(row[0], Bout(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows]
+
+    def voted(self, visitor: str, base: Base) -> set[tuple[str, Pair]]:
+        """What this person has voted on: (problem key, pair)."""
+        rows = self._read(
+            "SELECT problem_key, left_method, left_digest, right_method, right_digest "
+            "FROM votes WHERE visitor = ? AND base = ?",
+            (visitor, _base_text(base)),
+        )
+        return {(row[0], pair_of(Player(*row[1:3]), Player(*row[3:5]))) for row in rows}
+
+    def export(self) -> Iterator[dict[str, Any]]:
+        """Every vote with all that is kept of it, oldest first, for `evaluate.arena.export`.
+
+        People appear as numbers in the order of their first vote: even the hash of a login's name could be guessed.
+        """
+        people: dict[str, int] = {}
+        for row in self._read("SELECT * FROM votes ORDER BY number"):
+            record = dict(zip(("number", *_COLUMNS), row, strict=True))
+            person = people.setdefault(record.pop("visitor"), len(people) + 1)
+            base, details = json.loads(record.pop("base")), json.loads(record.pop("details"))
+            del record["pair"]
+            record |= {name: bool(record[name]) for name in ("tests_run", "reference_seen")}
+            named = dict(zip(("base_id", "base_revision", "quantization"), base, strict=True))
+            yield {"schema": SCHEMA, **record, "person": person, **named, **details}
+
+    def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """All rows; none where there is no file yet."""
+        if not self.path.exists():
+            return []
+        return self._do(lambda database: database.execute(query, values).fetchall())
+
+    def _do(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
+        """`work` on a connection of its own; sqlite3.IntegrityError goes through.
+
+        What writes is one transaction, and takes its lock at the start: to take it later could meet another's.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)) as database:
+                self._prepare(database)
+                if writes:
+                    database.execute("BEGIN IMMEDIATE")
+                with database:
+                    return work(database)
+        except sqlite3.IntegrityError:
+            raise
+        except (sqlite3.Error, OSError) as fault:
+            raise VotesError(
+                f"The votes in {self.path} cannot be read or written ({fault}): check the disk and its permissions, or "
+                "move the file away to begin with a new one."
+            ) from fault
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
+        """The table, made once; VotesError for the file of a newer version."""
+        database.execute("PRAGMA journal_mode=WAL")  # where the disk cannot, SQLite stays with its own journal
+        database.execute("PRAGMA synchronous=FULL")
+        if self._version(database):
+            return
+        database.execute("BEGIN IMMEDIATE")
+        with database:
+            if not self._version(database):
+                database.execute(_TABLE)
+                database.execute(f"PRAGMA user_version={SCHEMA}")
+
+    def _version(self, database: sqlite3.Connection) -> int:
+        version = int(database.execute("PRAGMA user_version").fetchone()[0])
+        if version > SCHEMA:
+            raise VotesError(
+                f"The votes in {self.path} were written by a newer Peft Arena (version {version} of the file, this "
+                f"program knows {SCHEMA}): update Peft Arena, or move the file away."
+            )
+        return version
+
+
+def _row(vote: Vote) -> tuple[Any, ...]:
+    left, right = vote.left.player, vote.right.player
+    return (
+        vote.id, vote.created, vote.visitor, _base_text(vote.base), vote.data, problem_key(vote.problem),
+        _pair_text(vote.pair), left.method, left.digest, right.method, right.digest, vote.winner, vote.seconds,
+        int(vote.tests_run), int(vote.reference_seen), json.dumps(vote.details()),
+    )  # fmt: skip
+
+
+def _base_text(base: Base) -> str:
+    return json.dumps([base.id, base.revision, base.quantization])
+
+
+def _pair_text(pair: Pair) -> str:
+    return json.dumps([[player.method, player.digest] for player in pair])

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Literal
 
 from adapters.hub_errors import client_errors
 from errors import PeftArenaError, TrainingError
-from serve.home import make_folder
+from evaluate.files import write_atomically
 from train.publish_access import check_repo_id, find_token
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,11 +163,12 @@ class Publishing:
         return Progress("failed", reason, lines)
 
     def _remember(self, url: str) -> None:
-        if self._note is not None:
+        if self._note is None or not self._note.parent.is_dir():
+            return
+        # What is on the Hub is there, remembered or not.
+        with suppress(PeftArenaError):
             note = Note(self.order.repo_id, url, datetime.now(UTC).isoformat(timespec="seconds"))
-            aside = self._note.with_name(f".{self._note.name}.new")
-            aside.write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
-            aside.replace(self._note)
+            write_atomically(self._note, json.dumps(asdict(note)) + "\n")
 
     def _without_token(self, line: str) -> str:
         token = self.order.token
@@ -187,7 +189,7 @@ class Publications:
         with self._lock:
             if any(each.progress().state == "running" for each in self._known.values()):
                 raise PeftArenaError("An adapter is being published already: wait until it has arrived, or stop it.")
-            self._known[id] = Publishing(order, make_folder(self._jobs / id) / "published.json")
+            self._known[id] = Publishing(order, self._jobs / id / "published.json")
             return self._known[id]
 
     def of(self, id: str) -> Publishing | None:

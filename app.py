@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from errors import PeftArenaError
+from jobs.job import Serving
 from serve.api.app import Api
 from serve.api.options import ApiOptions, add_api_options, read_api_options
 from serve.backends.local.source import EMBEDDED
@@ -33,8 +34,11 @@ from serve.command import (
     require_port,
 )
 from serve.quiet import quiet
+from serve.space import space_settings
+from ui.access import Access, add_access_options, read_access
 
 if TYPE_CHECKING:
+    from jobs.board import JobBoard
     from serve.engine import Engine
     from serve.engine_source import EngineSource
 
@@ -56,13 +60,14 @@ class Options:
     embedder: str
     remote: Remote | None
     api: ApiOptions | None
+    access: Access
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
     """The options in `arguments`, with defaults from the environment; PeftArenaError in one sentence otherwise."""
-    on_a_space = bool(os.environ.get("SPACE_ID"))
+    space = space_settings(os.environ)
     base = os.environ.get("PEFT_ARENA_BASE") or None
-    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if on_a_space else "127.0.0.1")  # noqa: S104
+    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if space.on_a_space else "127.0.0.1")  # noqa: S104
     port = os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
     parser = Parser(prog="app.py", description="Peft Arena: four answers to one intent, side by side.")
     add_model_options(parser, base or EMBEDDED)
@@ -72,6 +77,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--port", default=port, help="the port to serve on (%(default)s)")
     parser.add_argument("--api", action="store_true", help="serve the OpenAI-compatible API beside the pages")
     add_api_options(parser)
+    add_access_options(parser)
     given = parser.parse_args(arguments, argparse.Namespace(base=None))
     named = base if given.base is None else given.base
     given.base = EMBEDDED if named is None else named
@@ -89,13 +95,17 @@ def parse_options(arguments: Sequence[str]) -> Options:
         embedder=given.embedder,
         remote=remote,
         api=read_api_options(given, given.host) if given.api else None,
+        access=read_access(given, given.host, space),
     )
 
 
 def serve(options: Options) -> NoReturn:
     """Serves the pages until Ctrl-C; PeftArenaError when the model cannot be loaded."""
+    from jobs.board import JobBoard
     from serve.engine_source import EngineSource
     from ui.app import build_pages, launch, make_shelf
+    from ui.context import Context
+    from ui.visitors import Visitors
 
     progress = Progress()
 
@@ -119,10 +129,20 @@ def serve(options: Options) -> NoReturn:
 
     source = EngineSource(build).start()
     api = Api(source, options.api.keys, options.api.settings) if options.api else None
-    routes = api.routes() if api else []
-    pages = build_pages(source, options.data_dir, shelf=make_shelf(options.runs_dir))
+    context = Context(source, options.data_dir, visitors=Visitors(options.access.policy), serving=_serving(options))
+    pages = build_pages(source, context=context, shelf=make_shelf(options.runs_dir))
+    board = JobBoard(context.home)
+    _go_on_with_jobs(board, progress)
     try:
-        launch(pages, options.host, options.port, prevent_thread_lock=True, app_kwargs={"routes": routes})
+        launch(
+            pages,
+            options.host,
+            options.port,
+            limits=options.access.policy.limits,
+            accounts=options.access.accounts,
+            routes=api.routes() if api else [],
+            prevent_thread_lock=True,
+        )
     except OSError:
         require_port(options.host, options.port)  # taken since we looked
         raise
@@ -130,6 +150,8 @@ def serve(options: Options) -> NoReturn:
     progress(f"The page is up on http://{shown}:{options.port} while the model loads; Ctrl-C stops it.")
     if api:
         progress(f"The API is up on http://{shown}:{options.port}/v1.")
+    if options.access.note:
+        progress(options.access.note)
     try:
         _wait_for(source)
         progress(f"Ready: http://{shown}:{options.port}")
@@ -138,6 +160,33 @@ def serve(options: Options) -> NoReturn:
     finally:
         if api:
             api.stop()
+        _tell_of_jobs(board, progress)
+
+
+def _serving(options: Options) -> Serving:
+    """What a training job is for: the base that answers here, none where another engine answers."""
+    return Serving(
+        base="" if options.remote else options.base or EMBEDDED,
+        quantization=options.quantization,
+        device=options.device,
+        data_dir=str(options.data_dir) if options.data_dir else None,
+        trust_remote_code=options.trust_remote_code,
+        embedder=options.embedder,
+    )
+
+
+def _go_on_with_jobs(board: JobBoard, progress: Progress) -> None:
+    """Training that a restart of this program or of the machine cut off goes on by itself."""
+    waiting = [job.adapter for job in board.jobs() if not job.over]
+    if waiting:
+        progress(f"Going on with the training of {', '.join(waiting)}.")
+        board.ensure_worker()
+
+
+def _tell_of_jobs(board: JobBoard, progress: Progress) -> None:
+    going = [job.adapter for job in board.jobs() if not job.over]
+    if going:
+        progress(f"The training of {', '.join(going)} goes on by itself; `python -m jobs list` shows it.")
 
 
 def _wait_for(source: EngineSource) -> None:
@@ -151,6 +200,9 @@ def _wait_for(source: EngineSource) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and gives its exit status: 2 for an error that a person can mend, 130 after Ctrl-C."""
     quiet()
+    lasting = space_settings(os.environ).persistent_home
+    if lasting:
+        os.environ["PEFT_ARENA_HOME"] = str(lasting)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         require_port(options.host, options.port)

@@ -19,7 +19,7 @@ from ui import compare, widgets
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.context import Context
-from ui.header import build_header, header_html
+from ui.header import account_html, build_header, header_html
 from ui.limits import Limits
 from ui.method_form import WITHOUT_ADAPTER, MethodForm, default_methods, known_adapters
 from ui.results import page as results
@@ -53,7 +53,7 @@ def build_pages(
     context = context or Context(engine_source, data_dir)
     shelf = shelf or make_shelf()
     with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
-        header, timer = build_header(context)
+        header, account, timer = build_header(context)
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
             with tabs["compare"]:
@@ -68,6 +68,7 @@ def build_pages(
                 adapters.build_adapters(context, tabs["adapters"], form)
         gr.HTML(FOOTER, apply_default_css=False, js_on_load=None, elem_id="foot")
         _wire_loading(pages, context, header, timer, form)
+        pages.load(_account(context), None, account, queue=False, show_progress="hidden", api_visibility="private")
         _wire_pages(pages, context, shelf, tabs, form, runs)
         pages.unload(_leaver(context))
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
@@ -111,6 +112,13 @@ def launch(
         app_kwargs={"routes": list(routes), "middleware": layers},
         **options,
     )
+
+
+def _account(context: Context) -> Any:
+    def account(request: gr.Request) -> str:
+        return account_html(context.visitors.of(request))
+
+    return account
 
 
 def _leaver(context: Context) -> Any:

@@ -8,6 +8,8 @@ import gradio as gr
 
 from ui.context import Context
 from ui.labels import base_line
+from ui.login import build_login, login_possible
+from ui.visitors import Visitor
 
 TICK_SECONDS = 0.7
 
@@ -30,8 +32,17 @@ def header_html(context: Context) -> str:
     )
 
 
-def build_header(context: Context) -> tuple[gr.HTML, gr.Timer]:
-    """The header and the timer that ticks while the model is being loaded."""
+def account_html(visitor: Visitor) -> str:
+    """Who is logged in, with the way out; '' for nobody."""
+    if not visitor.name or login_possible():  # the button of a Space says it itself
+        return ""
+    return f'<p class="account">Logged in as {escape(visitor.name)} · <a href="logout">Log out</a></p>'
+
+
+def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
+    """The header, the line for who is logged in, and the timer that ticks while the model is being loaded."""
     shown = gr.HTML(header_html(context), elem_id="top", apply_default_css=False, js_on_load=None)
+    account = gr.HTML("", elem_id="account", apply_default_css=False, js_on_load=None)
+    build_login("top-login")
     timer = gr.Timer(TICK_SECONDS)
-    return shown, timer
+    return shown, account, timer

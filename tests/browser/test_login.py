@@ -32,9 +32,12 @@ def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
     page = ComparePage(driver, locked)
     until(lambda: page.find("#run").is_displayed(), 60)
     until(lambda: page.find(".model.ready"), 60)
+    until(lambda: "Logged in as ada" in page.text("#account"))
     page.intent("say hello")
     page.run()
     until(lambda: page.all(".card[data-state=done]"), 60)
+    page.find("#account a").click()
+    until(lambda: driver.find_elements(By.CSS_SELECTOR, "input[type=password]"), 60)
 
 
 def test_without_a_login_no_endpoint_answers(locked: str) -> None:

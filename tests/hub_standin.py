@@ -2,7 +2,8 @@
 
 It knows repositories (folders on disk, or created over HTTP with as many commits as are made), accounts with tokens
 that may do more or less, gated and private repositories, and lines that break half way. Large files travel by LFS, or
-by Xet where it is given a folder for them (tests/hub/xet.py).
+by Xet where it is given a folder for them (tests/hub/xet.py). Data sets are repositories whose names begin with
+`datasets/`. Jobs are in tests/hub/jobs.py.
 """
 
 from __future__ import annotations
@@ -10,26 +11,27 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.hub import reading, writing, xet
+from tests.hub import jobs, reading, writing, xet
 from tests.hub.reading import Reply
 from tests.hub.state import Account, Hub
 
 __all__ = ["Account", "Hub", "hub_standin"]
 
-_NAME = r"([^/]+/[^/]+)"
-_INFO = re.compile(rf"/api/models/{_NAME}(?:/revision/(.+))?")
-_TREE = re.compile(rf"/api/models/{_NAME}/tree/([^/]+)")
+_NAME = r"((?:datasets/)?[^/]+/[^/]+)"
+_API = rf"/api/(?:models/)?{_NAME}"
+_INFO = re.compile(rf"{_API}(?:/revision/(.+))?")
+_TREE = re.compile(rf"{_API}/tree/([^/]+)")
 _FILE = re.compile(rf"/{_NAME}/resolve/([^/]+)/(.+)")
-_ACCESS = re.compile(rf"/api/models/{_NAME}/auth-check(/write)?")
-_XET = re.compile(rf"/api/models/{_NAME}/xet-(read|write)-token/([^/]+)")
-_PREUPLOAD = re.compile(rf"/api/models/{_NAME}/preupload/main")
-_COMMIT = re.compile(rf"/api/models/{_NAME}/commit/main")
+_ACCESS = re.compile(rf"{_API}/auth-check(/write)?")
+_XET = re.compile(rf"{_API}/xet-(read|write)-token/([^/]+)")
+_PREUPLOAD = re.compile(rf"{_API}/preupload/main")
+_COMMIT = re.compile(rf"{_API}/commit/main")
 _BATCH = re.compile(rf"/{_NAME}\.git/info/lfs/objects/batch")
 _OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
 
@@ -91,6 +93,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub, account = self.known, self._account()
         if path == "/api/whoami-v2":
             return writing.whoami(account)
+        if (reply := jobs.read(hub, account, path, urlsplit(self.path).query)) is not None:
+            return reply
         for pattern in (_TREE, _ACCESS, _XET, _INFO, _FILE):
             match = pattern.fullmatch(path)
             if match:
@@ -129,6 +133,10 @@ class _Handler(BaseHTTPRequestHandler):
             return writing.validate(self._body())
         if path == "/api/repos/create":
             return writing.create(hub, account, self._body())
+        if (answer := jobs.write(hub, account, path, self._body)) is not None:
+            if answer[1]:
+                raise _CutError
+            return answer[0]
         for pattern in (_PREUPLOAD, _BATCH, _COMMIT):
             match = pattern.fullmatch(path)
             if match:
@@ -172,6 +180,9 @@ class _Handler(BaseHTTPRequestHandler):
         errors = {"X-Error-Code": reply.error, "X-Error-Message": reply.message}
         for key, value in (reply.headers | {key: text for key, text in errors.items() if text}).items():
             self.send_header(key, value)
+        if reply.stream is not None:
+            self._send_stream(reply.stream)
+            return
         self.send_header("Content-Length", str(len(reply.content)))
         self.end_headers()
         if reply.cut:
@@ -179,3 +190,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise _CutError
         if self.command != "HEAD":
             self.wfile.write(reply.content)
+
+    def _send_stream(self, parts: Iterator[bytes]) -> None:
+        """Events as they come; the end of the line is their end."""
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        with suppress(OSError):  # whoever listened has left
+            for part in parts:
+                self.wfile.write(part)
+                self.wfile.flush()

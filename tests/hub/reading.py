@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.hub.state import Account, Blob, Commit, Hub
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. With `cut` the line breaks after half of its content."""
+    """One answer. With `cut` the line breaks after half of its content; a `stream` takes the place of content."""
 
     status: int = 200
     content: bytes = b""
@@ -19,6 +20,7 @@ class Reply:
     error: str = ""
     message: str = ""
     cut: bool = False
+    stream: Iterator[bytes] | None = None
 
 
 def reply_json(values: Any, status: int = 200) -> Reply:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.hub.machines import Jobs
+
 # Endings of the files that are kept as large ones.
 LARGE = (".safetensors", ".png")
 
@@ -28,7 +30,7 @@ class Account:
 
     def may_write(self, repo: str) -> bool:
         """Whether the token may create or change this repository."""
-        namespace = repo.split("/", maxsplit=1)[0]
+        namespace = repo.removeprefix("datasets/").split("/", maxsplit=1)[0]
         if self.role == "fineGrained":
             return namespace in self.scopes
         return self.role == "write" and (
@@ -65,9 +67,9 @@ class Hub:
 
     `repositories` are folders on disk, one commit each; `history` holds what was created and written over HTTP, the
     oldest commit first. `requests` lists the method and path of all that was asked. `cuts` says how many more times
-    the line breaks: half way through an "upload", a "commit" or a "download", before a commit's "reply", or instead of
-    an "answer" to whoever wants a file, or the address of "xet". With `xet`, a folder, large files travel by Xet,
-    otherwise by LFS.
+    the line breaks: half way through an "upload", a "commit" or a "download", before a commit's "reply" or that of a
+    "job" that was begun, in the middle of a job's "log", or instead of an "answer" to whoever wants a file, or the
+    address of "xet". With `xet`, a folder, large files travel by Xet, otherwise by LFS.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)
     cuts: Counter[str] = field(default_factory=Counter)
     xet: Path | None = None
+    jobs: Jobs = field(default_factory=Jobs)
     url: str = ""
 
     def add(self, name: str, folder: Path) -> str:

@@ -43,12 +43,13 @@ def refusal(account: Account | None, repo: str) -> Reply | None:
 def create(hub: Hub, account: Account | None, body: bytes) -> Reply:
     """A new repository, with the one file that every repository begins with."""
     values = json.loads(body)
-    name = f"{values['organization'] or (account.name if account else '')}/{values['name']}"
+    kind = "datasets/" if values.get("type") == "dataset" else ""
+    name = f"{kind}{values['organization'] or (account.name if account else '')}/{values['name']}"
     refused = refusal(account, name)
     if refused:
         return refused
     if hub.knows(name):
-        return reply_json({"error": "You already created this model repo", "url": f"{hub.url}/{name}"}, 409)
+        return reply_json({"error": "You already created this repo", "url": f"{hub.url}/{name}"}, 409)
     if values.get("visibility") == "private":
         hub.private.add(name)
     first = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"

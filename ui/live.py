@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,15 @@ _WAIT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Step:
-    """One repaint: a line of status, the board where it changed, and the records once there are any."""
+    """One repaint: a line of status, the columns as far as they are, and the records once there are any.
+
+    `board` draws what a page shows where that changed; a program has no use for it.
+    """
 
     status: str
-    board: Board | None = None
+    board: Callable[[], Board] | None = None
     records: tuple[Record, ...] = ()
+    columns: tuple[Column, ...] = ()
 
 
 def live_steps(context: Context, ask: Ask, cancel: Event) -> Iterator[Step]:
@@ -52,28 +57,21 @@ def live_steps(context: Context, ask: Ask, cancel: Event) -> Iterator[Step]:
                 yield Step(STOPPED_EARLY)
                 return
         for columns in compare(engine, ask, cancel, context.score):
-            yield Step(_progress(columns), growing_board(columns, ask, engine.base, created))
+            draw = partial(growing_board, columns, ask, engine.base, created)
+            yield Step(_progress(columns), draw, columns=columns)
     records = tuple(make_record(column, ask, engine.base, created) for column in columns)
     # The engine is free for the next in line: whatever tests run, run beside it.
     for testing in _tests(context, ask, records, cancel):
         records = testing.records
         if testing.pending:
-            yield Step(testing.status, finished_board(records, testing.pending))
-    yield Step(verdict(records), finished_board(records), records)
+            yield Step(testing.status, partial(finished_board, records, testing.pending), columns=columns)
+    yield Step(verdict(records), partial(finished_board, records), records, columns)
 
 
-def answers(context: Context, ask: Ask) -> tuple[Record, ...]:
-    """The same comparison for a program: one record a method, in the order asked for."""
-    engine = context.source.engine()
-    created = now()
-    with context.line.join() as place:
-        while place.wait(_WAIT_SECONDS):
-            pass
-        last = deque(compare(engine, ask, Event(), context.score), maxlen=1)
-    records = tuple(make_record(column, ask, engine.base, created) for column in last[0])
-    for testing in _tests(context, ask, records, Event()):
-        records = testing.records
-    return records
+def answers(context: Context, ask: Ask, cancel: Event | None = None) -> tuple[Record, ...]:
+    """The same comparison for a program: one record a method, in the order asked for; none where it never began."""
+    (last,) = deque(live_steps(context, ask, cancel or Event()), maxlen=1)
+    return last.records
 
 
 def _tests(context: Context, ask: Ask, records: tuple[Record, ...], cancel: Event) -> Iterator[Testing]:

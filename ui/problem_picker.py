@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -32,6 +33,12 @@ class Picker:
     problem: gr.Dropdown
     dice: gr.Button
     note: gr.HTML
+
+    def opened(self, name: str, identity: str, data_dir: Path | None) -> tuple[Any, Any, str]:
+        """Updates for `data`, `problem` and `note` that show this data set with this problem, '' for none."""
+        choices, said = _choices(name, data_dir)
+        known = identity if identity in {each for _, each in choices} else ""
+        return name, gr.Dropdown(choices=[NO_CHOICE, *choices], value=known), _sentence(said)
 
 
 @lru_cache(maxsize=16)
@@ -97,9 +104,9 @@ def wire_picker(
     With examples of another data set, ICL and RAG would be asked for one thing and shown another.
     """
 
-    def show(name: str) -> tuple[object, str]:
-        choices, sentence = _choices(name, data_dir)
-        return gr.Dropdown(choices=[NO_CHOICE, *choices], value=""), _sentence(sentence)
+    def show(name: str) -> tuple[Any, str]:
+        _, problem, note = picker.opened(name, "", data_dir)
+        return problem, note
 
     def pick(name: str, identity: str | None) -> list[object]:
         problem = _find(name, identity, data_dir)
@@ -112,11 +119,15 @@ def wire_picker(
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     for button, example in begin:
-        values = _values(example, DEFAULT_DATA)
-        button.click(lambda values=values: values, None, [chosen, *fill], **quiet)
+        button.click(filler(example), None, [chosen, *fill], **quiet)
     picker.data.input(show, picker.data, [picker.problem, picker.note], **quiet)
     picker.problem.input(pick, [picker.data, picker.problem], [chosen, *fill], **quiet)
     picker.dice.click(throw, picker.data, [picker.problem, chosen, *fill], **quiet)
+
+
+def filler(example: Problem) -> Callable[[], list[object]]:
+    """An event's function that fills `chosen` and `fill` of `wire_picker` with this problem of the starter set."""
+    return partial(_values, example, DEFAULT_DATA)
 
 
 def _values(problem: Problem, data: str) -> list[object]:

@@ -7,7 +7,9 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypedDict
+from typing import Any
+
+from typing_extensions import TypedDict
 
 from adapters.manifest import BaseIdentity
 from evaluate.settings import plain

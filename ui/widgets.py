@@ -71,13 +71,18 @@ def chip_names(value: Any) -> list[str]:
 
 def history() -> gr.HTML:
     """The session's runs, newest first; a click triggers `select` with {"index"}."""
-    template = '<p class="quiet">Your runs are kept here until you close the page.</p><ol class="history"></ol>'
+    template = '<p class="quiet">Your runs come here: a click shows one again.</p><ol class="history"></ol>'
     return gr.HTML([], html_template=template, js_on_load=script("history"), apply_default_css=False, elem_id="history")
 
 
 def download() -> gr.HTML:
     """Saves a file in the browser when its value becomes {"name", "type", "text", "number"}."""
     return gr.HTML(None, html_template="", js_on_load=script("download"), visible="hidden")
+
+
+def keeper() -> gr.HTML:
+    """Hands its value to the browser's storage: {"at", ...}, see js/keep.js."""
+    return gr.HTML(None, html_template="", js_on_load=script("keep"), visible="hidden")
 
 
 def live(value: str, *, elem_id: str, role: str = "status") -> gr.HTML:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,9 @@ from gradio_client.exceptions import AppError
 from serve.engine_source import EngineSource
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
+from ui.context import Context
+from ui.limits import Limits
+from ui.visitors import COOKIE, Policy, Visitors
 
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
 SAYS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
@@ -98,8 +102,43 @@ def test_several_clients_get_their_own_answers(client: Any, engine: Any) -> None
         assert [job.result()[0]["intent"] for job in jobs] == [f"intent {n}" for n in range(4)]
 
 
-def test_compare_is_the_only_public_endpoint(client: Any) -> None:
-    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare"}
+def test_a_stream_says_how_far_every_column_is_and_ends_with_the_records(client: Any) -> None:
+    job = client.submit("reverse the string `s`", ["lora-starter", "lora-conala"], "s[::-1]", api_name="/stream")
+    changes = list(job)
+    assert changes[0]["records"] == []
+    seen = [column for change in changes for column in change["columns"] if column["method"] == "lora-starter"]
+    assert {"waiting", "done"} <= {column["state"] for column in seen}
+    assert [len(column["text"]) for column in seen] == sorted(len(column["text"]) for column in seen)
+    first, second = changes[-1]["records"]
+    assert (first["code"], first["scores"]["em"]) == ("s[::-1]", 1)
+    assert second["error"] == "Adapter 'lora-conala' is broken: train it again."
+    assert [column["state"] for column in changes[-1]["columns"]] == ["done", "failed"]
+
+
+def test_a_stream_that_cannot_begin_is_one_sentence(client: Any) -> None:
+    with pytest.raises(AppError, match="Add at least one method"):
+        client.predict("reverse", [], api_name="/stream")
+
+
+def test_a_program_has_the_limits_of_a_visitor(url: Any) -> None:
+    with contextlib.ExitStack() as held:
+        engine = FakeEngine({"zero-shot": "word " * 400}, delay=0.02)
+        source = EngineSource(lambda report: engine).start()
+        limited = Visitors(Policy(limits=Limits(rows_at_once=2)))
+        pages = build_pages(source, context=Context(source, visitors=limited))
+        _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
+        held.callback(pages.close)
+        one, other = (Client(address, verbose=False, headers={"cookie": f"{COOKIE}={letter * 32}"}) for letter in "ab")
+        job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
+        next(iter(job))
+        with pytest.raises(AppError, match="You have 2 answers under way and 2 at once is the limit"):
+            one.predict("talk", ["zero-shot"], api_name="/compare")
+        assert other.submit("talk", ["zero-shot"], api_name="/stream").__next__()["records"] == []
+        job.cancel()
+
+
+def test_only_these_endpoints_are_public(client: Any) -> None:
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare", "/stream"}
     assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
 
 

@@ -37,3 +37,59 @@ window.peftArenaOpen = () => {
 
 // Opens a page by its name, as a click on its tab does.
 window.peftArenaGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();
+
+// What a person did on the Compare page stays in this browser and comes back when the page does. Storage may be full
+// or closed to us (a frame of another site): then there is nothing to keep, and everything else works.
+const KEPT = ["fields", "chosen", "runs", "shown", "seen"];
+const MOST_RUNS = 20;
+const MOST_LETTERS = 2000000;
+let keeping = false;
+
+function stored(name) {
+  try {
+    return JSON.parse(localStorage.getItem("peft-arena." + name));
+  } catch {
+    return null;
+  }
+}
+
+window.peftArenaStore = (name, value) => {
+  try {
+    localStorage.setItem("peft-arena." + name, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+window.peftArenaKept = () => Object.fromEntries(KEPT.map((name) => [name, stored(name)]));
+
+// Fields that change before they were filled from the storage hold what a new page begins with.
+window.peftArenaKeeping = () => { keeping = true; };
+
+window.peftArenaKeep = (names, values) => {
+  if (keeping) window.peftArenaStore("fields", Object.fromEntries(names.map((name, place) => [name, values[place]])));
+};
+
+window.peftArenaKeepRun = (records) => {
+  const before = stored("runs");
+  const runs = [records, ...(Array.isArray(before) ? before : [])].slice(0, MOST_RUNS);
+  // The oldest go first when there is no room for all.
+  while (runs.length && (JSON.stringify(runs).length > MOST_LETTERS || !window.peftArenaStore("runs", runs))) runs.pop();
+  window.peftArenaStore("shown", records[0].created);
+};
+
+window.peftArenaForget = () => {
+  const question = "Forget your question, your settings and your runs? They are kept in this browser alone.";
+  if (!confirm(question)) return;
+  KEPT.forEach((name) => localStorage.removeItem("peft-arena." + name));
+  location.href = location.pathname;
+};
+
+// The introduction is for a first visit: gone with the first run, and back when it is asked for.
+window.peftArenaWelcome = (wanted) => {
+  document.documentElement.classList.toggle("pa-known", !wanted);
+  window.peftArenaStore("seen", !wanted);
+  if (wanted) document.querySelector("#run-example")?.focus();
+};
+document.documentElement.classList.toggle("pa-known", stored("seen") === true);

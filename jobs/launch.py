@@ -13,7 +13,7 @@ from errors import PeftArenaError
 from jobs.locks import is_held
 from serve.home import make_folder
 
-_PROGRAM = Path(__file__).resolve().parents[1]
+PROGRAM = Path(__file__).resolve().parents[1]
 # A worker that ends at once, say of a full disk, is not started again and again.
 _PAUSE_SECONDS = 5.0
 
@@ -48,7 +48,7 @@ class Launcher:
             with (self._home / "jobs" / "worker.log").open("ab") as log:
                 return subprocess.Popen(
                     [sys.executable, "-m", "jobs", "work"],
-                    cwd=_PROGRAM,
+                    cwd=PROGRAM,
                     env=environment(self._home),
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -1,0 +1,110 @@
+"""Training jobs on the command line: what the Train page shows, and the processes that work on them.
+
+    python -m jobs list
+    python -m jobs show ID | log ID | cancel ID | resume ID | finish ID | delete ID
+    python -m jobs work          takes jobs from the queue; the app starts this by itself
+    python -m jobs run ID        works on one job that waits, here and now
+
+Jobs lie in the folder that PEFT_ARENA_HOME names, ~/.cache/peft-arena without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from errors import PeftArenaError
+from jobs.board import JobBoard
+from jobs.job import Job
+from serve.home import home
+
+_ASKED = {
+    "show": "how a job stands",
+    "log": "the last lines that it said",
+    "cancel": "stop it, with a checkpoint",
+    "resume": "go on from the checkpoint, or begin again",
+    "finish": "make the adapter of its best checkpoint",
+    "delete": "remove an ended job and its checkpoints",
+    "run": "work on one job that waits, here and now",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; the exit status."""
+    options = _parser().parse_args(arguments)
+    board = JobBoard(home())
+    try:
+        return _do(board, options)
+    except PeftArenaError as fault:
+        print(f"jobs: {fault}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _do(board: JobBoard, options: argparse.Namespace) -> int:
+    if options.command == "list":
+        _list(board)
+    elif options.command == "work":
+        from jobs.worker import work
+
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        work(board.home)
+    elif options.command == "run":
+        from jobs.runner import run_job
+        from serve.quiet import quiet
+
+        quiet()
+        return run_job(board.home, options.id, options.attached)
+    elif options.command == "delete":
+        board.delete(options.id)
+    elif options.command == "log":
+        print("\n".join(board.log(options.id)))
+    else:
+        ask = {"show": board.get, "cancel": board.cancel, "resume": board.resume, "finish": board.finish}
+        _show(board, ask[options.command](options.id))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m jobs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("list", help="all jobs, newest first")
+    commands.add_parser("work", help="take jobs from the queue until there is none")
+    for name, words in _ASKED.items():
+        command = commands.add_parser(name, help=words)
+        command.add_argument("id", metavar="ID", help="as `list` shows it")
+        if name == "run":
+            # Set by the worker, which holds the other end of standard input.
+            command.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _list(board: JobBoard) -> None:
+    for job in board.jobs():
+        print(f"{job.id}  {job.state:8}  {job.adapter}  ({job.data_name})  {job.message}")
+
+
+def _show(board: JobBoard, job: Job) -> None:
+    progress, verdict, adapter = board.progress(job.id), board.verdict(job.id), board.adapter_folder(job.id)
+    print(f"{job.adapter}: {job.state}{f', {job.stage}' if job.stage else ''}. {job.message}")
+    if job.before:
+        print(f"{job.before} {'job' if job.before == 1 else 'jobs'} before it.")
+    if progress.step:
+        left = "" if progress.left_seconds is None else f", about {progress.left_seconds:.0f} s left"
+        print(
+            f"Step {progress.step} of {progress.steps}, {progress.seconds:.0f} s of training, "
+            f"{progress.tokens_per_second:.0f} tokens/s{left}."
+        )
+    if verdict is not None and verdict.sentence != job.message:
+        print(verdict.sentence)
+    if adapter is not None:
+        print(f"Its adapter: {adapter}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+// The losses by step. The value is {job, training: [[step, loss]], validation, steps, mean, said}. The sheet is drawn at
+// the width it has, so that its letters keep their size; pointer and arrow keys read a value off it.
+const figure = element.querySelector("figure");
+const SVG = "http://www.w3.org/2000/svg";
+const HEIGHT = 270, LEFT = 46, RIGHT = 14, TOP = 22, BOTTOM = 40;
+let drawn = null; // {points by series, x, y, steps, marks}
+let at = null; // the step that is read off
+
+function node(name, attributes = {}, ...children) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  made.append(...children);
+  return made;
+}
+
+function tag(name, className, ...children) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+
+// About `count` round numbers from `low` to `high`, each with its text: 1, 2 or 5 times a power of ten apart.
+function ticks(low, high, count) {
+  const rough = Math.max(high - low, 1e-9) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+  const found = [];
+  const decimals = Math.max(0, -Math.floor(Math.log10(step)));
+  for (let tick = Math.ceil(low / step); tick * step <= high + step / 1000; tick += 1) {
+    found.push([tick * step, (tick * step).toFixed(decimals)]);
+  }
+  return found;
+}
+
+function frame() {
+  figure.replaceChildren();
+  const svg = node("svg", { height: HEIGHT, role: "img" });
+  const reader = tag("div", "reader");
+  for (const [key, value] of Object.entries({ role: "slider", tabindex: "0", "aria-label": "Step to read off" })) {
+    reader.setAttribute(key, value);
+  }
+  const legend = tag("ul", "legend");
+  for (const name of ["training", "validation", "best"]) legend.append(tag("li", name, swatch(name), tag("span")));
+  figure.append(tag("figcaption", "", "Loss by step"), legend, tag("div", "sheet-of", svg, reader), tag("p", "read"), tag("p", "said quiet"));
+  reader.addEventListener("pointermove", (event) => read(nearest(event.clientX)));
+  reader.addEventListener("pointerdown", (event) => read(nearest(event.clientX)));
+  reader.addEventListener("pointerleave", () => { if (document.activeElement !== reader) read(null); });
+  reader.addEventListener("focus", () => read(at ?? drawn.marks.at(-1)));
+  reader.addEventListener("blur", () => read(null));
+  reader.addEventListener("keydown", move);
+}
+
+function swatch(name) {
+  const line = node("svg", { width: 26, height: 10, "aria-hidden": "true" });
+  if (name === "best") line.append(node("circle", { cx: 13, cy: 5, r: 4, class: "best" }));
+  else line.append(node("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: name }));
+  return line;
+}
+
+function move(event) {
+  const marks = drawn.marks;
+  const now = Math.max(0, marks.indexOf(at));
+  const far = Math.max(1, Math.round(marks.length / 10));
+  const to = {
+    ArrowRight: now + 1, ArrowUp: now + 1, ArrowLeft: now - 1, ArrowDown: now - 1,
+    PageUp: now + far, PageDown: now - far, Home: 0, End: marks.length - 1,
+  }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  read(marks[Math.min(Math.max(to, 0), marks.length - 1)]);
+}
+
+function nearest(clientX) {
+  const left = figure.querySelector("svg[role=img]").getBoundingClientRect().left;
+  return drawn.marks.reduce((best, step) =>
+    Math.abs(drawn.x(step) + left - clientX) < Math.abs(drawn.x(best) + left - clientX) ? step : best);
+}
+
+// Of a series the point at the step, or the last one before it.
+function valueAt(points, step) {
+  return points.filter((point) => point[0] <= step).at(-1);
+}
+
+function read(step) {
+  at = step;
+  const line = figure.querySelector(".cursor"), reader = figure.querySelector(".reader"), text = figure.querySelector(".read");
+  line.setAttribute("visibility", step === null ? "hidden" : "visible");
+  text.textContent = step === null ? "" : words(step);
+  if (step === null) return;
+  line.setAttribute("x1", drawn.x(step));
+  line.setAttribute("x2", drawn.x(step));
+  reader.setAttribute("aria-valuenow", step);
+  reader.setAttribute("aria-valuetext", words(step));
+}
+
+function words(step) {
+  const training = valueAt(drawn.training, step), validation = valueAt(drawn.validation, step);
+  const parts = [`Step ${step}`];
+  if (training) parts.push(`training loss ${training[1].toFixed(3)}`);
+  if (validation) parts.push(`validation loss ${validation[1].toFixed(3)}` + (validation[0] === step ? "" : ` (at step ${validation[0]})`));
+  return parts.join(" · ");
+}
+
+function path(points, x, y) {
+  return points.map(([step, loss]) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`).join(" ");
+}
+
+function draw(value) {
+  const width = figure.clientWidth;
+  if (!width) return;
+  const { training, validation } = value;
+  const losses = [...training, ...validation].map((point) => point[1]);
+  const low = Math.min(...losses), high = Math.max(...losses), room = Math.max((high - low) * 0.08, high * 0.02, 0.01);
+  const bottom = Math.max(0, low - room), top = high + room;
+  const x = (step) => LEFT + (width - LEFT - RIGHT) * step / Math.max(value.steps, 1);
+  const y = (loss) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (loss - bottom) / (top - bottom));
+  const axes = node("g", { class: "axes" });
+  for (const [tick, text] of ticks(bottom, top, 5)) {
+    axes.append(node("line", { x1: LEFT, x2: width - RIGHT, y1: y(tick), y2: y(tick) }));
+    axes.append(node("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, text));
+  }
+  for (const [tick, text] of ticks(0, value.steps, width < 480 ? 4 : 8)) {
+    if (!Number.isInteger(tick)) continue;
+    axes.append(node("text", { x: x(tick), y: HEIGHT - BOTTOM + 18, "text-anchor": "middle" }, text));
+  }
+  axes.append(node("text", { x: LEFT - 8, y: 11, "text-anchor": "end" }, "loss"));
+  axes.append(node("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, "step"));
+  const best = validation.reduce((least, point) => (!least || point[1] < least[1] ? point : least), null);
+  const dots = validation.map(([step, loss]) => node("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "look" }));
+  if (best) dots.push(node("circle", { cx: x(best[0]), cy: y(best[1]), r: 5.5, class: "best" }));
+  const svg = figure.querySelector("svg[role=img]");
+  svg.setAttribute("width", width);
+  svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
+  svg.setAttribute("aria-label", "Loss by step. " + value.said);
+  svg.replaceChildren(axes,
+    node("polyline", { points: path(training, x, y), class: "training" }),
+    node("polyline", { points: path(validation, x, y), class: "validation" }), ...dots,
+    node("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "cursor", visibility: "hidden" }));
+  const marks = [...new Set([...training, ...validation].map((point) => point[0]))].sort((one, other) => one - other);
+  drawn = { training, validation, x, marks };
+  label(value, best);
+}
+
+function label(value, best) {
+  const [training, validation, lowest] = figure.querySelectorAll(".legend li");
+  const mean = value.mean > 1 ? ` (mean of ${value.mean} steps)` : "";
+  training.lastChild.textContent = "Training loss" + mean;
+  validation.lastChild.textContent = "Validation loss";
+  lowest.lastChild.textContent = "Lowest validation loss";
+  validation.hidden = lowest.hidden = !best;
+  figure.querySelector(".said").textContent = value.said;
+  const reader = figure.querySelector(".reader");
+  reader.setAttribute("aria-valuemin", drawn.marks[0]);
+  reader.setAttribute("aria-valuemax", drawn.marks.at(-1));
+  if (!reader.hasAttribute("aria-valuenow")) reader.setAttribute("aria-valuenow", drawn.marks.at(-1));
+  if (at !== null) read(drawn.marks.includes(at) ? at : drawn.marks.at(-1));
+}
+
+function show() {
+  const value = props.value;
+  const some = Boolean(value && value.training.length + value.validation.length);
+  figure.hidden = !some;
+  if (!some) return;
+  if (figure.dataset.job !== value.job) {
+    at = null;
+    figure.dataset.job = value.job;
+    frame();
+  }
+  draw(value);
+}
+
+// The sheet follows the window, and is drawn when a tab that was hidden opens.
+let width = 0;
+new ResizeObserver(() => {
+  if (figure.clientWidth === width) return;
+  width = figure.clientWidth;
+  show();
+}).observe(figure);
+watch("value", show);
+show();

@@ -1,0 +1,183 @@
+"""The panel's values: the list for js/job_list.js as plain texts, the chosen job as HTML in which all is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from jobs.job import Compared, Job, Progress, Verdict
+from ui.train import panel_words as words
+from ui.train.panel_curve import finite, lowest
+
+EMPTY_TITLE = "No training yet"
+EMPTY = (
+    "Start one above: it runs in a process of its own, in a line with the others, and stays when you close the page."
+)
+METRICS = {"em": "EM@1", "codebleu": "CodeBLEU"}
+_END_OF_LOG = 12
+_LONGEST = 600
+
+
+def list_value(jobs: Sequence[Job], shown: str, mine: Sequence[str]) -> dict[str, Any]:
+    """The list: newest first, the shown one marked; `mine` are the ids of this visitor's own."""
+    return {
+        "jobs": [
+            {
+                "id": job.id,
+                "adapter": job.adapter,
+                "state": job.state,
+                "word": words.state_word(job),
+                "about": f"{words.technique(job)} on {job.data_name}",
+                "when": job.ended or job.started or job.created,
+                "mine": job.id in mine,
+                "shown": job.id == shown,
+            }
+            for job in jobs
+        ]
+    }
+
+
+def empty_html() -> str:
+    """What stands here before the first job."""
+    return f'<div class="empty"><h3>{EMPTY_TITLE}</h3><p>{EMPTY}</p></div>'
+
+
+def closed_html(sentence: str) -> str:
+    """For visitors who may not train: why, and nothing of anybody's data."""
+    return f'<div class="empty"><h3>The jobs are not shown here</h3><p>{escape(sentence)}</p></div>'
+
+
+def head_html(job: Job, progress: Progress) -> str:
+    """Name, data, bar and figures of the chosen job."""
+    return (
+        f'<h3 class="job-name">{escape(_short(job.adapter))}'
+        f'<span class="job-state {job.state}">{words.state_word(job)}</span></h3>'
+        f'<p class="job-about">{_about(job)}</p>{_bar(progress)}{_figures(job, progress)}'
+    )
+
+
+def line_html(job: Job, left: words.Left, steps: int) -> str:
+    """Where it stands, in a sentence that screen readers speak."""
+    line = f"<p>{escape(words.state_line(job, left, steps))}</p>"
+    if job.state == "failed":
+        return f'<p class="sentence">{escape(_short(job.message))}</p>{line}'
+    return line
+
+
+def message_html(job: Job, progress: Progress) -> str:
+    """The last line of progress, where nothing else says it: figures, a sentence, a verdict."""
+    figures = job.stage == "training" and progress.step
+    if job.state not in ("running", "stopping") or figures or not job.message.strip():
+        return ""
+    return f'<p class="job-message">{escape(_short(job.message.strip()))}</p>'
+
+
+def failed_html(log: Sequence[str]) -> str:
+    """The end of a failed job's log."""
+    if not log:
+        return ""
+    text = escape("\n".join(line[:_LONGEST] for line in log[-_END_OF_LOG:]))
+    return f'<p class="quiet">The end of its log:</p><pre class="job-end" tabindex="0">{text}</pre>'
+
+
+def verdict_html(verdict: Verdict) -> str:
+    """The finding in words, its figures with their intervals, and what repeats them."""
+    most = max([0.05, *(max(abs(one.low), abs(one.high)) for one in verdict.compared)])
+    rows = "".join(_compared(one, most) for one in verdict.compared)
+    table = (
+        '<div class="sheet" tabindex="0" role="group" aria-label="Scores"><table class="grid"><thead><tr>'
+        '<th scope="col">Against</th><th scope="col">Score</th><th scope="col">The adapter</th>'
+        '<th scope="col">The other</th><th scope="col">Difference, 95 % interval</th>'
+        '<th scope="col">p (Holm)</th><th scope="col">Rows</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+        if rows
+        else ""
+    )
+    note = (
+        '<p class="quiet">EM@1: the share of answers that equal the reference. CodeBLEU: how near they come to it. '
+        "An interval that holds 0 shows no difference.</p>"
+        if rows
+        else ""
+    )
+    return (
+        f'<h4>Was it worth it?</h4><p class="verdict-said">{escape(verdict.sentence)}</p>{table}{note}'
+        f"{_provenance(verdict.provenance)}"
+    )
+
+
+def _about(job: Job) -> str:
+    told = words.joined(
+        [words.technique(job), "on", _short(job.data_name), "for", words.base_words(job), words.place_words(job)]
+    )
+    what, when = next(
+        (name, time)
+        for name, time in (("ended", job.ended), ("begun", job.started), ("asked for", job.created))
+        if time or name == "asked for"
+    )
+    tries = f", attempt {job.attempts}" if job.attempts > 1 else ""
+    stamp = f', {what} <time datetime="{escape(when)}">{escape(when)}</time>' if when else ""
+    return f"{escape(told)}{stamp}{tries}"
+
+
+def _bar(progress: Progress) -> str:
+    if not progress.steps:
+        return ""
+    share = min(progress.step / progress.steps, 1.0)
+    return (
+        f'<div class="job-bar" role="progressbar" aria-label="Training" aria-valuemin="0" '
+        f'aria-valuemax="{progress.steps}" aria-valuenow="{min(progress.step, progress.steps)}" '
+        f'aria-valuetext="step {progress.step} of {progress.steps}"><span style="width:{share:.2%}"></span></div>'
+    )
+
+
+def _figures(job: Job, progress: Progress) -> str:
+    if not progress.steps:
+        return ""
+    shown = [("Step", f"{progress.step} of {progress.steps}"), ("Time gone", words.duration(progress.seconds))]
+    if job.state == "running" and job.stage == "training":
+        left = progress.left_seconds
+        shown.append(("Time left", "not known yet" if left is None else f"about {words.duration(left)}"))
+    if progress.tokens_per_second:
+        shown.append(("Tokens/s", f"{progress.tokens_per_second:,.0f}"))
+    if progress.memory_bytes:
+        shown.append(("Memory", words.size(progress.memory_bytes)))
+    best = lowest(finite(progress.validation))
+    if best:
+        shown.append(("Best validation loss", f"{best[1]:.3f} (step {best[0]})"))
+    cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown)
+    return f'<dl class="job-numbers">{cells}</dl>'
+
+
+def _compared(one: Compared, most: float) -> str:
+    points = f"{100 * one.value:+.1f} <span>[{100 * one.low:+.1f}, {100 * one.high:+.1f}]</span>"
+    left, width, dot = (one.low + most) / (2 * most), (one.high - one.low) / (2 * most), (one.value + most) / (2 * most)
+    track = (
+        '<span class="span" aria-hidden="true"><span class="zero"></span>'
+        f'<span class="range" style="left:{left:.2%};width:{max(width, 0.005):.2%}"></span>'
+        f'<span class="dot" style="left:{dot:.2%}"></span></span>'
+    )
+    return (
+        f'<tr><th scope="row">{escape(one.other)}</th><td>{escape(METRICS.get(one.metric, one.metric))}</td>'
+        f"<td>{100 * one.adapter_score:.1f}</td><td>{100 * one.other_score:.1f}</td>"
+        f'<td class="difference">{points}{track}</td><td>{_probability(one.p)}</td><td>{one.n}</td></tr>'
+    )
+
+
+def _probability(p: float) -> str:
+    return "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _provenance(values: Mapping[str, Any]) -> str:
+    if not values:
+        return ""
+    cells = "".join(
+        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd><code>{escape(str(value))}</code></dd></div>"
+        for name, value in values.items()
+        if value not in (None, "")
+    )
+    return f'<details><summary>What repeats this</summary><dl class="provenance">{cells}</dl></details>'
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

@@ -3,7 +3,8 @@
 It knows repositories (folders on disk, or created over HTTP with as many commits as are made), accounts with tokens
 that may do more or less, gated and private repositories, and lines that break half way. Large files travel by LFS, or
 by Xet where it is given a folder for them (tests/hub/xet.py). Data sets are repositories whose names begin with
-`datasets/`. Jobs are in tests/hub/jobs.py.
+`datasets/`. Jobs are in tests/hub/jobs.py, Spaces in
+tests/hub/spaces.py.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.hub import jobs, reading, writing, xet
+from tests.hub import jobs, reading, spaces, writing, xet
 from tests.hub.reading import Reply
 from tests.hub.state import Account, Hub
 
@@ -93,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub, account = self.known, self._account()
         if path == "/api/whoami-v2":
             return writing.whoami(account)
+        if (reply := spaces.read(hub, account, path)) is not None:
+            return reply
         if (reply := jobs.read(hub, account, path, urlsplit(self.path).query)) is not None:
             return reply
         for pattern in (_TREE, _ACCESS, _XET, _INFO, _FILE):
@@ -131,8 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
             return writing.lfs_store(hub, match[1], self._body("upload"))
         if path == "/api/validate-yaml":
             return writing.validate(self._body())
-        if path == "/api/repos/create":
-            return writing.create(hub, account, self._body())
+        if path == "/api/repos/create" or path.startswith(("/api/spaces/", "/spaces/", "/api/buckets/")):
+            body = self._body("commit" if path.endswith("/commit/main") else "")
+            return spaces.write(hub, account, path, body) or writing.create(hub, account, body)
         if (answer := jobs.write(hub, account, path, self._body)) is not None:
             if answer[1]:
                 raise _CutError

@@ -34,14 +34,14 @@ def check_access(repo_id: str, token: str | None = None, *, whole_model: bool = 
     key = find_token(repo_id, token)
     with client_errors(repo_id, "checking access to", error=TrainingError):
         person = HfApi().whoami(token=key)
-    _check_owner(repo_id, person)
+    check_owner(repo_id, person)
     with client_errors(repo_id, "checking access to", error=TrainingError):
         try:
             found = HfApi().model_info(repo_id, timeout=PATIENCE, token=key)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
-            return _check_scopes(repo_id, person)
+            return check_scopes(repo_id, person)
         HfApi().auth_check(repo_id, write=True, token=key)
     return _check_contents(repo_id, [each.rfilename for each in found.siblings or ()], whole_model)
 
@@ -99,8 +99,11 @@ def find_token(repo_id: str, token: str | None = None) -> str:
     return key
 
 
-def _check_owner(repo_id: str, person: Mapping[str, Any]) -> None:
-    """The namespace must be the person's own, or one of an organisation in which they may write."""
+def check_owner(repo_id: str, person: Mapping[str, Any]) -> None:
+    """TrainingError unless the namespace is the person's own, or an organisation's in which they may write.
+
+    `person` is what `HfApi.whoami` says.
+    """
     owner, _, rest = repo_id.partition("/")
     namespace = owner.casefold()
     name = str(person.get("name", ""))
@@ -118,8 +121,11 @@ def _check_owner(repo_id: str, person: Mapping[str, Any]) -> None:
         raise TrainingError(f"The token may only read, so '{repo_id}' cannot be written: make one at {_TOKENS}.")
 
 
-def _check_scopes(repo_id: str, person: Mapping[str, Any]) -> None:
-    """A fine-grained token must name the namespace, because a repository that does not exist yet cannot be named."""
+def check_scopes(repo_id: str, person: Mapping[str, Any]) -> None:
+    """TrainingError unless the token may create `repo_id`.
+
+    A fine-grained one must name the namespace, because a repository that does not exist yet cannot be named.
+    """
     if _access(person).get("role") != "fineGrained":
         return
     scoped = (_access(person).get("fineGrained") or {}).get("scoped") or ()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.hub.machines import Jobs
+from tests.hub.space_state import Spaces
 
 # Endings of the files that are kept as large ones.
 LARGE = (".safetensors", ".png")
@@ -82,6 +83,7 @@ class Hub:
     cuts: Counter[str] = field(default_factory=Counter)
     xet: Path | None = None
     jobs: Jobs = field(default_factory=Jobs)
+    spaces: Spaces = field(default_factory=Spaces)
     url: str = ""
 
     def add(self, name: str, folder: Path) -> str:

@@ -1,0 +1,55 @@
+"""Builds the Space's files, and publishes them.
+
+python -m space build DIR                    the files of a Space, in a folder
+python -m space publish user/peft-arena      creates or updates the Space on the Hub and waits until it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import PeftArenaError
+from serve.quiet import quiet
+from space.build import build
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; 0, 2 for an error that a person can mend, 130 after Ctrl-C."""
+    quiet()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = {"build": _build, "publish": _publish}.get(given[0] if given else "")
+    if command is None:
+        print(__doc__)
+        asked_for_help = bool(given) and given[0] in ("-h", "--help")
+        return 0 if asked_for_help else 2
+    try:
+        command(given[1:])
+        return 0
+    except PeftArenaError as error:
+        print(f"space: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped; what was published goes on by itself.", file=sys.stderr)
+        return 130
+
+
+def _build(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m space build", description="Writes the files of a Space.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="an empty or new folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a Space that was built there before")
+    options = parser.parse_args(arguments)
+    built = build(options.folder.expanduser(), overwrite=options.overwrite)
+    print(f"{built.folder}: {len(built.files)} files, {built.size / 1e6:.1f} MB; `python app.py` there starts it.")
+
+
+def _publish(arguments: Sequence[str]) -> None:
+    from space.publish import publish_command
+
+    publish_command(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""`python -m space build`: exactly the files that a Space needs, and never a person's own."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from errors import PeftArenaError
+from space import build as building
+from space.__main__ import main
+from space.build import MAX_BYTES, ROOMS, THUMBNAIL, build, contents, ours
+from space.card import ROOT, front_matter
+
+TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", *ROOMS}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> building.Built:
+    return build(tmp_path_factory.mktemp("space") / "built")
+
+
+def digest(folder: Path) -> str:
+    state = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        state.update(f"{path.relative_to(folder)} {path.stat().st_mode & 0o777:o}\n".encode() + path.read_bytes())
+    return state.hexdigest()
+
+
+def test_it_holds_the_program_and_nothing_around_it(built: building.Built) -> None:
+    assert {path.name for path in built.folder.iterdir()} == TOP
+    there = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
+    assert there == set(built.files)
+    for name in ("serve/engine.py", "ui/style.css", "ui/js/page.js", "tasks/starter/train.jsonl", "jobs/job.py"):
+        assert name in there, name
+    assert not [name for name in there if "__pycache__" in name or "/." in name or name.endswith(".pyc")]
+    assert not [name for name in there if name.split("/")[0] in ("tests", "benchmarks", "space", ".ci")]
+
+
+def test_every_module_of_the_rooms_goes_along(built: building.Built) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert modules == {name for name in built.files if name.endswith(".py")} - {"app.py", "errors.py"}
+
+
+def test_of_the_docs_only_the_runs_go_along(built: building.Built) -> None:
+    docs = [name for name in built.files if name.startswith("docs/")]
+    assert docs
+    assert all(name.startswith("docs/results/") and name.endswith((".jsonl", ".jsonl.gz")) for name in docs)
+    assert "docs/results/study/conala.jsonl.gz" in docs
+    assert "docs/results/study/conala.scores.jsonl.gz" in docs
+
+
+def test_the_library_goes_along_whole(built: building.Built) -> None:
+    names = sorted(path.name for path in (ROOT / "adapters" / "library").iterdir() if path.is_dir())
+    for name in names:
+        for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
+            assert f"adapters/library/{name}/{file}" in built.files
+
+
+def test_it_stays_under_thirty_megabytes(built: building.Built) -> None:
+    size = sum(path.stat().st_size for path in built.folder.rglob("*") if path.is_file())
+    assert size == built.size <= MAX_BYTES == 30_000_000
+
+
+def test_what_needs_apt_is_named_a_line_each(built: building.Built) -> None:
+    assert (built.folder / "packages.txt").read_text() == "bubblewrap\n"
+
+
+def test_the_same_checkout_gives_the_same_bytes(built: building.Built, tmp_path: Path) -> None:
+    again = build(tmp_path / "again")
+    assert again.files == built.files
+    assert digest(again.folder) == digest(built.folder)
+
+
+def test_a_published_card_names_the_spaces_own_thumbnail() -> None:
+    found = contents("someone/arena")
+    card = found["README.md"]
+    assert isinstance(card, bytes)
+    address = f"https://huggingface.co/spaces/someone/arena/resolve/main/{THUMBNAIL}"
+    assert front_matter(card.decode())["thumbnail"] == address
+    picture = found[THUMBNAIL]
+    assert isinstance(picture, Path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["build", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"space: The folder {tmp_path} is not empty: name another one, or add --overwrite.\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_overwriting_never_touches_what_is_no_space(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("mine")
+    (tmp_path / "holiday.jpg").write_text("mine")
+    with pytest.raises(PeftArenaError, match=r"holds more than a Space \(holiday\.jpg\): name another one"):
+        build(tmp_path, overwrite=True)
+    assert (tmp_path / "app.py").read_text() == "mine"
+
+
+def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, built: building.Built) -> None:
+    target = tmp_path / "space"
+    (target / "ui").mkdir(parents=True)
+    (target / "ui" / "gone.py").write_text("of a former version")
+    (target / ".git").mkdir()
+    (target / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    assert main(["build", str(target), "--overwrite"]) == 0
+    assert not (target / "ui" / "gone.py").exists()
+    assert (target / ".git" / "HEAD").is_file()
+    assert {path.name for path in target.iterdir()} == TOP | {".git"}
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PeftArenaError, match="is a file: name a folder"):
+        build(tmp_path / "file")
+
+
+def test_a_space_that_grew_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
+    with pytest.raises(PeftArenaError, match=r"would have \d+\.\d MB and 1 MB is the limit"):
+        build(tmp_path / "space")
+    assert not (tmp_path / "space").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("serve/engine.py", True), ("docs/results/a.jsonl", True), ("README.md", True), (".gitattributes", False),
+     ("docs/mine.md", False), ("notes.txt", False)],
+)  # fmt: skip
+def test_what_a_space_has_of_ours(path: str, expected: bool) -> None:
+    assert ours(path) is expected
+
+
+@pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["paint"], 2)])
+def test_without_a_command_it_says_which_there_are(
+    arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == status
+    assert "python -m space publish user/peft-arena" in capsys.readouterr().out

@@ -1,0 +1,79 @@
+"""The card of the Space: what the Hub reads from it, and that it agrees with the program."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+import pytest
+from huggingface_hub import SpaceHardware
+
+from errors import PeftArenaError
+from space.card import CARD, REQUIREMENTS, check_card, front_matter, pinned, with_thumbnail
+
+TEXT = CARD.read_text(encoding="utf-8")
+LIST = REQUIREMENTS.read_text(encoding="utf-8")
+# The manual's "Currently supported scopes"; these write nothing that the Space did not create itself.
+NARROW_SCOPES = {"openid", "profile", "contribute-repos", "jobs"}
+
+
+def test_the_card_is_one_that_the_hub_takes() -> None:
+    values = check_card(TEXT, LIST)
+    assert values["sdk"] == "gradio"
+    assert values["app_file"] == "app.py"
+    assert values["license"] == "apache-2.0"
+    assert values["models"]
+    assert values["datasets"]
+    assert values["tags"]
+    assert values["suggested_hardware"] in {str(each.value) for each in SpaceHardware}
+    assert re.fullmatch(r"\d+[hm]", values["startup_duration_timeout"])
+
+
+def test_gradio_is_the_same_in_the_card_the_requirements_and_here() -> None:
+    assert front_matter(TEXT)["sdk_version"] == pinned("gradio", LIST) == version("gradio")
+
+
+def test_python_is_one_that_zero_gpu_has_and_this_program_runs_on() -> None:
+    # ZeroGPU has 3.10.13 and 3.12.12 ("Spaces ZeroGPU", Supported Versions); this program needs 3.11 or newer.
+    assert front_matter(TEXT)["python_version"] == "3.12.12"
+
+
+def test_a_login_asks_for_no_more_than_publishing_and_jobs_need() -> None:
+    values = front_matter(TEXT)
+    assert values["hf_oauth"] is True
+    assert set(values["hf_oauth_scopes"]) <= NARROW_SCOPES
+    assert {"contribute-repos", "jobs"} <= set(values["hf_oauth_scopes"])
+    assert values["hf_oauth_expiration_minutes"] <= 43_200
+
+
+def test_the_body_links_to_nothing_that_a_space_has_not() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", TEXT)
+    assert all(target.startswith("https://") for target in targets)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("sdk_version: 6.31.0", "sdk_version: 5.0.0"), r"is 5\.0\.0 and requirements\.txt pins gradio .*: write"),
+        (("license: apache-2.0\n", ""), "lacks license: add it"),
+        (("colorTo: gray", "colorTo: mauve"), "colorTo of README.md is 'mauve': choose one of red"),
+        (("Prompt it", "Prompt it " * 6), r"has \d+ characters and 60 are allowed: shorten it"),
+        (("title: Peft", "title: [Peft"), "is no YAML"),
+        (("---\n", "", 1), "has no front matter"),
+    ],
+)
+def test_a_card_that_would_not_work_is_one_sentence(change: tuple[str, str], expected: str) -> None:
+    with pytest.raises(PeftArenaError, match=expected) as caught:
+        check_card(TEXT.replace(*change), LIST)
+    assert str(caught.value).endswith(".")
+
+
+def test_requirements_without_a_pin_are_one_sentence() -> None:
+    with pytest.raises(PeftArenaError, match=r"pins no version of gradio: add gradio==VERSION"):
+        check_card(TEXT, "gradio>=6\n")
+
+
+def test_the_thumbnail_stands_in_the_front_matter() -> None:
+    text = with_thumbnail(TEXT, "https://example.org/a.png")
+    assert front_matter(text) == front_matter(TEXT) | {"thumbnail": "https://example.org/a.png"}
+    assert text.count("thumbnail:") == 1

@@ -78,7 +78,11 @@ class Desk:
     def delete(self, request: Any, id: str | None, *, adapter: bool) -> None:
         """Takes an ended job away, and with `adapter` what came of it."""
         job = self.job(request, id)
-        if adapter:
+        if adapter and job.over and self.board.adapter_folder(job.id):
+            if any(each.adapter == job.adapter and each.created > job.created for each in self.board.jobs()):
+                raise PeftArenaError(
+                    f"'{job.adapter}' was made anew by a later job: delete this job alone, or the later one with it."
+                )
             delete(own_folder(job.adapter, [self.context.home / "adapters"]))
         self.board.delete(job.id)
 

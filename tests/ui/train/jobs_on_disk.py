@@ -86,7 +86,8 @@ def train(board: JobBoard, id: str, step: int, *, since: int = 0) -> None:
             if at % 12 == 0:
                 looked = {"step": at, "epoch": at / 24, "eval_loss": 0.9 + 1.4 * math.exp(-at / 35) + (at / 900) ** 1.5}
                 file.write(json.dumps({**entry, **looked} | {"loss": None}) + "\n")
-    stand(board, id, state="running", stage="training", started=now(), attempts=1, steps=STEPS, message=f"step {step}")
+    begun = standing(board, id).started or now()
+    stand(board, id, state="running", stage="training", started=begun, attempts=1, steps=STEPS, message=f"step {step}")
 
 
 def keep_checkpoint(board: JobBoard, id: str, step: int) -> None:

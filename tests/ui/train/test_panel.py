@@ -1,0 +1,319 @@
+"""The jobs' panel: what it says of each state, what a visitor sees and may do, and that only changes are sent."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from adapters.store import LIBRARY
+from errors import PeftArenaError
+from jobs.job import Job, Progress, Serving, Verdict
+from serve.engine_source import EngineSource
+from tests.fakes import FakeEngine
+from tests.ui.train import jobs_on_disk as on_disk
+from tests.ui.train.jobs_on_disk import QuietBoard
+from ui.context import Context
+from ui.limits import Limits
+from ui.train import panel_views as views
+from ui.train import panel_words as words
+from ui.train.panel_actions import WAKE_SECONDS, Desk
+from ui.train.panel_curve import MOST_POINTS, curve
+from ui.train.panel_look import BUSY_SECONDS, GONE, IDLE_SECONDS, Look, doing, look
+from ui.train.panel_words import Left
+from ui.visitors import COOKIE, Policy, Visitors
+
+EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
+ADA, BOB = "a" * 32, "b" * 32
+JOB = Job("1", "lora-mine", {"technique": "lora"}, Serving(), "mine.csv")
+
+
+def request(cookie: str = ADA) -> Any:
+    """What an event of the page gets, as far as visitors are told apart by it."""
+    headers = [(b"cookie", f"{COOKIE}={cookie}".encode())]
+    return SimpleNamespace(
+        request=Request({"type": "http", "headers": headers, "client": ("10.0.0.9", 1)}), username=""
+    )
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> QuietBoard:
+    return QuietBoard(tmp_path)
+
+
+def desk_of(board: QuietBoard, policy: Policy | None = None) -> Desk:
+    context = Context(EngineSource(lambda _: FakeEngine()), visitors=Visitors(policy), home=board.home)
+    return Desk(context, board)
+
+
+def seen(desk: Desk, chosen: str = "", cookie: str = ADA, **asked: Any) -> Look:
+    return look(desk, desk.context.visitors.of(request(cookie)), chosen, asked)
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "says"),
+    [
+        ({}, Left(), "it is next"),
+        ({"before": 1}, Left(), "one job is ahead"),
+        ({"before": 3}, Left(), "3 jobs are ahead"),
+        ({"state": "running"}, Left(), "Starting"),
+        ({"state": "running", "stage": "training"}, Left(), "Training"),
+        ({"state": "running", "stage": "scoring"}, Left(), "Trained. Now"),
+        ({"state": "stopping"}, Left(), "saves a checkpoint"),
+        ({"state": "stopped"}, Left(step=60), "'Resume' goes on from step 60 of 120"),
+        ({"state": "stopped"}, Left(), "'Start again' begins anew"),
+        ({"state": "stopped"}, Left(adapter=True), "'Resume' goes on with the scoring"),
+        ({"state": "failed"}, Left(step=60), "'Retry' goes on from step 60"),
+        ({"state": "done"}, Left(adapter=True), "among the methods of the Compare page"),
+    ],
+)
+def test_every_state_is_told_in_words(changes: dict[str, Any], left: Left, says: str) -> None:
+    assert says in words.state_line(replace(JOB, **changes), left, 120)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.4, "0 s"), (59, "59 s"), (187, "3 min 07 s"), (7500, "2 h 05 min"), (100_000, "1 d 03 h")]
+)
+def test_durations_have_two_units_at_most(seconds: float, told: str) -> None:
+    assert words.duration(seconds) == told
+
+
+def test_a_job_elsewhere_says_where_and_an_unknown_technique_its_own_name() -> None:
+    assert words.place_words(replace(JOB, where="hub", flavor="a10g-small")) == "on Hugging Face Jobs (a10g-small)"
+    assert words.technique(replace(JOB, config={"technique": "new"})) == "new"
+    assert words.base_words(JOB) == "the embedded base · NF4"
+
+
+# The curve
+
+
+def test_a_long_training_is_thinned_to_means_and_the_best_is_named() -> None:
+    losses = tuple((step, 1000.0 / step) for step in range(1, 1001))
+    drawn = curve(Progress(step=1000, steps=1200, losses=losses, validation=((100, 2.0), (200, 1.5), (300, 1.8))))
+    assert drawn["mean"] == 5
+    assert len(drawn["training"]) == 200 <= MOST_POINTS
+    assert drawn["training"][0] == [5, pytest.approx(sum(1000 / step for step in range(1, 6)) / 5)]
+    assert drawn["steps"] == 1200
+    assert "lowest 1.5 at step 200" in drawn["said"]
+
+
+def test_a_loss_that_is_no_number_has_no_place_and_nothing_is_said_of_nothing() -> None:
+    broken = curve(Progress(step=2, steps=4, losses=((1, math.nan), (2, 2.0), (3, math.inf))))
+    assert broken["training"] == [[2, 2.0]]
+    assert json.dumps(broken, allow_nan=False)
+    assert curve(Progress())["said"] == ""
+
+
+# What is shown
+
+
+def test_texts_of_people_and_models_are_escaped() -> None:
+    job = replace(JOB, adapter=EVIL, data_name=EVIL, message=EVIL, state="failed", flavor=EVIL, where="hub")
+    verdict = replace(on_disk.VERDICT, sentence=EVIL, provenance={EVIL: EVIL})
+    html = views.head_html(job, Progress(1, 2)) + views.line_html(job, Left(), 2) + views.failed_html([EVIL])
+    html += views.verdict_html(verdict) + views.message_html(replace(job, state="running"), Progress())
+    assert "<img" not in html
+    assert html.count("&lt;img src=x") >= 7
+
+
+def test_a_verdict_shows_its_table_and_an_honest_one_without_scores_none() -> None:
+    html = views.verdict_html(on_disk.VERDICT)
+    assert "12.5 points" in html
+    assert "+12.5 <span>[+5.0, +20.0]</span>" in html
+    assert "prompt fingerprint" in html
+    short = views.verdict_html(Verdict("Too few rows were held out to score it.", 2, ()))
+    assert "<table" not in short
+    assert "Too few rows" in short
+
+
+def test_nothing_yet_is_told_and_asked_for_rarely(board: QuietBoard) -> None:
+    found = seen(desk_of(board))
+    assert views.EMPTY_TITLE in found.changed["empty"]
+    assert found.job == ""
+    assert found.pulse["every"] == IDLE_SECONDS
+
+
+def test_a_look_sends_only_what_changed_since_the_last_one(board: QuietBoard) -> None:
+    job = on_disk.begin(board)
+    on_disk.train(board, job.id, 20)
+    desk = desk_of(board)
+    first = seen(desk)
+    assert {"list", "head", "curve", "line", "doing"} <= set(first.changed)
+    assert first.pulse["every"] == BUSY_SECONDS
+    assert seen(desk, job.id, **first.pulse).changed == {}
+    on_disk.train(board, job.id, 21, since=20)
+    assert set(seen(desk, job.id, **first.pulse).changed) == {"head", "curve"}
+    # What a browser says of itself may be anything.
+    assert set(seen(desk, job.id, seen=["strange"]).changed) == set(first.changed)
+
+
+def test_the_log_comes_when_it_is_open(board: QuietBoard) -> None:
+    job = on_disk.begin(board)
+    on_disk.write_log(board, job.id, "one", "two")
+    assert seen(desk_of(board)).changed["log"]["lines"] is None
+    assert seen(desk_of(board), log=True).changed["log"]["lines"][-2:] == ["one", "two"]
+
+
+def test_the_shown_job_is_the_chosen_else_the_addressed_else_the_running_one(board: QuietBoard) -> None:
+    old, running, new = (on_disk.begin(board, f"lora-{n}") for n in range(3))
+    on_disk.train(board, running.id, 3)
+    desk = desk_of(board)
+    assert seen(desk).job == running.id
+    assert seen(desk, job=old.id).job == old.id
+    assert seen(desk, new.id, job=old.id).job == new.id
+    gone = seen(desk, job="20200101-000000-000000-abcdef")
+    assert (gone.job, gone.changed["note"]) == (running.id, GONE)
+    assert seen(desk, job="../../etc/passwd").job == running.id
+
+
+@pytest.mark.parametrize(
+    ("state", "left", "stands"),
+    [
+        ("queued", Left(), {"cancel"}),
+        ("running", Left(), {"cancel"}),
+        ("stopping", Left(), set()),
+        ("stopped", Left(step=6), {"again", "finish", "delete"}),
+        ("stopped", Left(), {"again", "delete"}),
+        ("failed", Left(step=6), {"again", "delete"}),
+        ("done", Left(adapter=True), {"open", "download", "delete"}),
+        ("done", Left(), {"delete"}),
+    ],
+)
+def test_buttons_stand_where_they_can_do_something(state: Any, left: Left, stands: set[str]) -> None:
+    labels = doing(replace(JOB, state=state), left, mine=True)
+    assert {name for name, label in labels.items() if label} == stands
+    others = doing(replace(JOB, state=state), left, mine=False)
+    assert {name for name, label in others.items() if label} == stands & {"open"}
+
+
+# Who may do what
+
+
+def test_whoever_may_not_train_sees_no_job_and_moves_none(board: QuietBoard) -> None:
+    job = on_disk.begin(board)
+    desk = desk_of(board, Policy("owner", frozenset({"ada"})))
+    found = seen(desk, job.id)
+    assert set(found.changed) == {"note", "empty"}
+    assert "lora-mine" not in str(found)
+    for act in (desk.cancel, desk.again, desk.finish, desk.packed):
+        with pytest.raises(PeftArenaError, match="Only ada may train"):
+            act(request(), job.id)
+    assert board.get(job.id).state == "queued"
+
+
+def test_a_visitor_sees_all_jobs_and_changes_their_own(board: QuietBoard) -> None:
+    desk = desk_of(board, Policy("everyone", frozenset({"ada"})))
+    mine = on_disk.begin(board, "lora-a", owner=desk.context.visitors.of(request(ADA)).id)
+    others = on_disk.begin(board, "lora-b", owner=desk.context.visitors.of(request(BOB)).id)
+    listed = {each["id"]: each["mine"] for each in seen(desk).changed["list"]["jobs"]}
+    assert listed == {mine.id: True, others.id: False}
+    with pytest.raises(PeftArenaError, match="another visitor's"):
+        desk.cancel(request(ADA), others.id)
+    desk.cancel(request(ADA), mine.id)
+    assert [board.get(job.id).state for job in (mine, others)] == ["stopped", "queued"]
+    with pytest.raises(PeftArenaError, match="no job"):
+        desk.cancel(request(ADA), "../../etc")
+    with pytest.raises(PeftArenaError, match="Choose a job"):
+        desk.cancel(request(ADA), "")
+
+
+def test_a_stopped_job_goes_on_or_becomes_an_adapter(board: QuietBoard) -> None:
+    desk = desk_of(board)
+    job = on_disk.begin(board)
+    on_disk.stop(board, job.id, 60)
+    assert desk.left(board.get(job.id)) == Left(60)
+    desk.again(request(), job.id)
+    assert (board.get(job.id).state, on_disk.standing(board, job.id).finish) == ("queued", False)
+    on_disk.stand(board, job.id, state="stopped")
+    desk.finish(request(), job.id)
+    assert (board.get(job.id).state, on_disk.standing(board, job.id).finish) == ("queued", True)
+
+
+def test_resuming_counts_against_the_limit_of_one_person(board: QuietBoard) -> None:
+    desk = desk_of(board, Policy(limits=Limits(jobs_at_once=1)))
+    me = desk.context.visitors.of(request()).id
+    stopped = on_disk.begin(board, "lora-a", owner=me)
+    desk.cancel(request(), stopped.id)
+    on_disk.begin(board, "lora-b", owner=me)
+    with pytest.raises(PeftArenaError, match="1 is the limit"):
+        desk.again(request(), stopped.id)
+
+
+def test_a_job_is_deleted_with_its_adapter_or_without(board: QuietBoard) -> None:
+    desk = desk_of(board)
+    first, second = on_disk.begin(board, "lora-a"), on_disk.begin(board, "lora-b")
+    for job in (first, second):
+        on_disk.complete(board, job.id)
+        (board.home / "adapters" / job.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    desk.delete(request(), first.id, adapter=False)
+    desk.delete(request(), second.id, adapter=True)
+    assert board.jobs() == []
+    assert sorted(path.name for path in (board.home / "adapters").iterdir()) == ["lora-a"]
+
+
+def test_an_adapter_that_a_later_job_made_is_not_deleted_with_an_old_one(board: QuietBoard) -> None:
+    desk = desk_of(board)
+    old = on_disk.begin(board)
+    on_disk.complete(board, old.id)
+    (board.home / "adapters" / old.adapter).rmdir()
+    new = on_disk.begin(board)
+    on_disk.complete(board, new.id)
+    with pytest.raises(PeftArenaError, match="later job"):
+        desk.delete(request(), old.id, adapter=True)
+    assert board.adapter_folder(new.id) is not None
+
+
+def test_a_running_job_keeps_its_adapter_and_itself(board: QuietBoard) -> None:
+    desk = desk_of(board)
+    job = on_disk.begin(board)
+    on_disk.train(board, job.id, 5)
+    with pytest.raises(PeftArenaError, match="stop it before"):
+        desk.delete(request(), job.id, adapter=True)
+    assert board.get(job.id).state == "running"
+
+
+def test_an_adapter_is_packed_for_who_made_it(board: QuietBoard, lora_folder: Path) -> None:
+    desk = desk_of(board)
+    job = on_disk.begin(board)
+    on_disk.complete(board, job.id, lora_folder)
+    zipped = desk.packed(request(), job.id)
+    assert zipped.name == "lora-mine.zip"
+    assert "lora-mine/adapter_model.safetensors" in zipfile.ZipFile(zipped).namelist()
+
+
+@pytest.fixture
+def lora_folder(tmp_path: Path) -> Path:
+    """A real adapter's folder, copied from the library."""
+    return Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "copied"))
+
+
+def test_a_worker_is_looked_after_while_something_waits_and_not_at_every_look(board: QuietBoard) -> None:
+    clock = SimpleNamespace(now=0.0)
+    desk = desk_of(board)
+    desk.clock = lambda: clock.now
+    seen(desk)
+    assert board.woken == 0
+    job = on_disk.begin(board)
+    begun = board.woken
+    for _ in range(5):
+        seen(desk)
+    assert board.woken == begun + 1
+    clock.now += WAKE_SECONDS
+    seen(desk)
+    assert board.woken == begun + 2
+    desk.cancel(request(), job.id)
+    begun = board.woken
+    clock.now += WAKE_SECONDS
+    seen(desk)
+    assert board.woken == begun

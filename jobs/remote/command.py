@@ -15,6 +15,7 @@ IMAGE = "python:3.11"
 REPOSITORY = "peft-arena-jobs"
 # What of the program a training needs; `*` stands for slashes too.
 PROGRAM = ("errors.py", "adapters/*.py", "serve/*.py", "tasks/*", "train/*", "requirements*.txt")
+_LEFT_OUT = "*.pyc"
 _FIRST = ("adapter_name", "dataset_name", "technique", "preset")
 _MOUNTED = "/peft-arena"
 
@@ -36,12 +37,8 @@ def commands(
 
 def settled(config: Mapping[str, Any], serving: Serving) -> dict[str, Any]:
     """The settings, with the base that the app serves where they name none."""
-    base, _, revision = serving.base.partition("@")
-    served = {"model_name_or_path": base, "model_revision": revision or None}
-    trusted = {"trust_remote_code": True} if serving.trust_remote_code else {}
-    if "model_name_or_path" in config:
-        return dict(config)
-    return {**trusted, **served, **config}
+    served = {"model_name_or_path": serving.base, "trust_remote_code": serving.trust_remote_code}
+    return {**served, **config}
 
 
 def train_arguments(config: Mapping[str, Any], serving: Serving, upload_name: str = "") -> list[list[str]]:
@@ -78,7 +75,7 @@ def _on_jobs(settings: Sequence[Sequence[str]], upload_name: str, flavor: str) -
     sent = [*PROGRAM, *([_pattern(upload_name)] if upload_name else [])]
     upload = _lines(
         ["hf", "upload"],
-        [["--repo-type", "dataset"], ["--private"], *(["--include", each] for each in sent)],
+        [["--repo-type", "dataset"], ["--private"], *(["--include", each] for each in sent), ["--exclude", _LEFT_OUT]],
         raw=[f'"$me/{REPOSITORY}"', ".", "."],
     )
     train = " ".join(shlex.join(each) for each in settings)

@@ -106,7 +106,10 @@ def _data_dir(job: Job, values: Mapping[str, Any]) -> str:
 def _archive(contents: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO()
     # Without times, owners and the order of a disk, equal contents make equal bytes.
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as archive,
+    ):
         for name in sorted(contents):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(contents[name]), 0o644

@@ -8,7 +8,11 @@ import gradio as gr
 from gradio.themes.utils import colors, sizes
 
 _HERE = Path(__file__).parent
-STYLES = (_HERE / "style.css", *(_HERE / page / f"{page}.css" for page in ("arena", "train", "results", "adapters")))
+STYLES = (
+    _HERE / "style.css",
+    *(_HERE / page / f"{page}.css" for page in ("arena", "train", "results", "adapters")),
+    _HERE / "train" / "jobs.css",
+)
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 

@@ -1,0 +1,132 @@
+"""The upper half of the Train page as components: rows, their report, technique, settings, place, start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from ui import widgets
+from ui.context import Context
+from ui.train import cards, settings_form
+from ui.train.where import Where, build_where
+
+HEAD = (
+    "<h1>Can it learn your kind of code?</h1>"
+    '<ol class="lead"><li><strong>Show it pairs</strong> of what you ask and the code you want: some hundred rows, or '
+    "sixty to try.</li><li><strong>It learns a small file</strong> (an adapter, a few MB) that bends the model towards "
+    "your rows; the model itself stays as it is.</li><li><strong>It is scored on rows it never saw</strong>, so you "
+    "know whether it was worth it.</li></ol>"
+)
+FULL = (
+    "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "
+    "base instead of an adapter, so it is no job here. On a machine with memory for it: "
+    "<code>python -m train --technique full</code>, then start Peft Arena with its folder as <code>--base</code>."
+    "</p></details>"
+)
+OTHER_ENGINE = (
+    "Another engine answers here, and training needs the base itself: start Peft Arena without --backend, or with "
+    "--base, to train."
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The components. `fields` are in the order of settings_form.ALL; `shown` knows which rows are reported."""
+
+    file: gr.File
+    named: gr.Textbox
+    use_named: gr.Button
+    example: gr.Button
+    note: gr.HTML
+    busy: gr.HTML
+    report: gr.HTML
+    mapping: gr.Row
+    intent: gr.Dropdown
+    code: gr.Dropdown
+    forget: gr.Button
+    examples: gr.HTML
+    technique: gr.Radio
+    fields: Sequence[Any]
+    where: Where
+    cost: gr.HTML
+    start: gr.Button
+    start_note: gr.HTML
+    shown: gr.State
+    chosen: gr.State
+
+    @property
+    def filled(self) -> list[Any]:
+        """What every event reads, in the order of `events.Filled`."""
+        return [self.intent, self.code, self.technique, self.where.place, self.where.flavor, *self.fields]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What every event may change."""
+        return [
+            self.file, self.named, self.note, self.busy, self.report, self.mapping, self.intent, self.code,
+            self.examples, self.technique, *self.fields, *self.where.commands, self.cost, self.start, self.start_note,
+            self.shown, self.chosen,
+        ]  # fmt: skip
+
+
+def build_form(context: Context, chosen: gr.State) -> Form:
+    """Draws it inside the current column."""
+    gr.HTML(HEAD, apply_default_css=False, js_on_load=widgets.script("radios"), elem_id="train-head")
+    with gr.Row(elem_id="train-rows", equal_height=True):
+        file = gr.File(label="A file: JSONL, JSON, CSV or Parquet", height=150, scale=3, elem_id="train-file")
+        with gr.Column(scale=2, min_width=280, elem_id="train-other-rows"):
+            with gr.Row(elem_id="train-by-name"):
+                named = gr.Textbox(
+                    label="Or a data set by name", placeholder="user/name on the Hub, conala, mbpp …", max_lines=1,
+                    min_width=180, elem_id="train-named",
+                )  # fmt: skip
+                use = gr.Button("Use it", size="md", scale=0, min_width=88, elem_id="train-use-named")
+            example = gr.Button(
+                "Try it with 60 example rows", size="md", variant="secondary", scale=0, elem_id="train-example"
+            )
+    note = widgets.live("", elem_id="train-note", role="alert")
+    report = _html("", elem_id="train-report")
+    with gr.Row(visible=False, elem_id="train-mapping") as mapping:
+        intent = gr.Dropdown(
+            [], value=None, label="Column with what to do", min_width=170, elem_id="train-intent-column"
+        )
+        code = gr.Dropdown([], value=None, label="Column with the code", min_width=170, elem_id="train-code-column")
+        forget = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-forget")
+    busy = widgets.live("", elem_id="train-busy")
+    examples = _html("", elem_id="train-examples")
+    technique = _technique(context)
+    with gr.Row(elem_id="train-main"):
+        main = settings_form.build_main(cards.recommended(context.serving))
+    with gr.Accordion("More settings", open=False, elem_id="train-more"):
+        more = settings_form.build_more(cards.recommended(context.serving))
+    with gr.Column(elem_id="train-place"):
+        where = build_where(context)
+    cost = _html("", elem_id="train-cost")
+    with gr.Row(elem_id="train-begin"):
+        start = gr.Button("Start training", variant="primary", size="lg", scale=0, min_width=200, elem_id="train-start")
+        start_note = widgets.live("", elem_id="train-start-note", role="alert")
+    return Form(
+        file, named, use, example, note, busy, report, mapping, intent, code, forget, examples, technique,
+        [*main, *more], where, cost, start, start_note, gr.State(""), chosen,
+    )  # fmt: skip
+
+
+def _technique(context: Context) -> gr.Radio:
+    measured = cards.read_measured()
+    technique = gr.Radio(
+        cards.choices(context.serving, measured),
+        value=cards.recommended(context.serving),
+        label="How it learns",
+        elem_id="train-technique",
+    )
+    about = cards.note(context.serving, measured)
+    _html((f'<p class="quiet">{escape(about)}</p>' if about else "") + FULL, elem_id="train-technique-note")
+    return technique
+
+
+def _html(value: str, *, elem_id: str) -> gr.HTML:
+    return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_id=elem_id)

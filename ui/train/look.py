@@ -1,0 +1,154 @@
+"""Looks at rows in a process of its own: which columns they have, what is wrong with them, what training would take.
+
+    python -m ui.train.look < requests.jsonl
+
+One request a line: TrainConfig's fields by name. Events come back, one JSON object a line: {"table"}, {"facts"},
+{"line"} for progress, and at the end one of {"preflight"}, {"question"} (which columns?), {"refused"} or {"defect"}.
+
+A process of its own, because the estimate builds the base's skeleton with torch's global settings changed, which a
+model that is answering must not meet; and because it can be ended when nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from errors import DataError, PeftArenaError
+from serve.backends.local.source import Source
+from serve.quiet import quiet
+from tasks.datasets import DATASETS
+from tasks.datasets.columns import Columns, listed, recognise
+from tasks.datasets.hub_files import fetch_tables, is_hub_id
+from tasks.datasets.tables import open_table
+from tasks.datasets.upload import read_upload
+from train.config import TrainConfig
+from train.prepare import Prepared
+from train.settings import make_config
+
+Event = dict[str, Any]
+# Faults of rows that are told; all are counted.
+FAULTS = 50
+
+
+def look(values: Mapping[str, Any], say: Any) -> Iterator[Event]:
+    """All events of one request but the lines of progress, which go to `say` as they come."""
+    from train.preflight import preflight
+
+    try:
+        config = make_config(values)
+        yield from _rows(config, say)
+        if not config.model_name_or_path:
+            return
+        say("Counting what would be learned ...")
+        yield {"preflight": preflight(config, say, _estimator).values()}
+    except _QuestionError as fault:
+        yield {"question": str(fault)}
+    except PeftArenaError as fault:
+        yield {"refused": plain(str(fault), str(values.get("dataset_name", "")))}
+
+
+class _QuestionError(PeftArenaError):
+    """The columns are there, and which of them to read is not known."""
+
+
+def _rows(config: TrainConfig, say: Any) -> Iterator[Event]:
+    """The table and the facts, of a file or a data set of the Hub; our own data sets are known to be sound."""
+    name = config.dataset_name
+    if name in DATASETS:
+        return
+    if is_hub_id(name) and not Path(name).is_file():
+        say(f"Fetching {name} from the Hub ...")
+        paths = list(fetch_tables(name).train)
+    else:
+        paths = [Path(name)]
+    table = open_table(paths[0])
+    try:
+        found = recognise(paths[0], table.columns)
+    except DataError:
+        found = Columns()
+    chosen = (config.intent_column, config.code_column)
+    yield {"table": {"columns": list(table.columns), "recognised": pair(found), "chosen": list(chosen)}}
+    if not pair(found) and None in chosen:
+        raise _QuestionError(
+            f"{paths[0].name} has the columns {listed(table.columns)}: choose which one says what the code should do, "
+            "and which one holds the code."
+        )
+    uploads = [read_upload(path, *chosen) for path in paths]
+    faults = [f"{fault.sentence}" for upload in uploads for fault in upload.faults]
+    yield {
+        "facts": {
+            "rows": sum(upload.rows for upload in uploads),
+            "sound": sum(len(upload.examples) for upload in uploads),
+            "mapping": str(uploads[0].mapping),
+            "faults": {"count": len(faults), "shown": faults[:FAULTS]},
+        }
+    }
+
+
+def pair(columns: Columns) -> list[str]:
+    """The two columns that a page shows; the same one twice for a chat. Empty where none are known."""
+    both = [columns.turns or columns.intent, columns.turns or columns.code]
+    return both if all(both) else []
+
+
+def plain(sentence: str, path: str) -> str:
+    """The sentence with the file's name where it names its path on this machine, and without flags of a command."""
+    return sentence.replace(path, Path(path).name) if "/" in path and Path(path).is_absolute() else sentence
+
+
+def _estimator(config: TrainConfig, source: Source, prepared: Prepared) -> Event:
+    """The estimate in numbers, with the memory that is free now; {"reason"} where there is none."""
+    from train.estimate import foreseen
+
+    guess = foreseen(config, source.folder, prepared)
+    if isinstance(guess, str):
+        return {"reason": f"What it takes is {guess}"}
+    return {**asdict(guess), "free_bytes": _free_memory(config.device)}
+
+
+def _free_memory(device: str) -> int | None:
+    """Bytes that a run could take now, on the GPU where it would use one; None where nobody can say."""
+    import torch
+
+    if device != "cpu" and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def main() -> None:
+    """Answers requests until there are no more."""
+    # What libraries print must not stand among the events.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    quiet()
+    with suppress(OSError, AttributeError):
+        os.nice(5)  # whoever waits for an answer of the model comes first
+
+    def send(event: Event) -> None:
+        out.write(json.dumps(event) + "\n")
+        out.flush()
+
+    for line in sys.stdin:
+        try:
+            for event in look(json.loads(line), lambda text: send({"line": text})):
+                send(event)
+        except Exception:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
+            traceback.print_exc()
+            send({"defect": "Something went wrong on our side while looking at the rows, and the log says what."})
+        send({"over": True})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Asks `python -m ui.train.look` about rows: one request at a time, the newest of each visitor, answers remembered."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+_ROOT = Path(__file__).resolve().parents[2]
+Event = dict[str, Any]
+TICK = 0.2
+# What is no longer wanted may end by itself for so long, as a new process has to import torch again.
+GRACE = 4.0
+MOST_SECONDS = 600.0
+_IDLE_SECONDS = 180.0
+_REMEMBERED = 24
+ENDED = {"defect": "The look at your rows ended unexpectedly (perhaps for want of memory): try again, or fewer rows."}
+SLOW = {"defect": "Looking at your rows takes too long here: try fewer of them, or `python -m train --dry-run`."}
+_log = logging.getLogger(__name__)
+
+
+class Turn:
+    """One look of one visitor; it is over when the same visitor asks for another one."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+
+    def end(self) -> None:
+        self._over.set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._over.is_set()
+
+    def settle(self, seconds: float) -> bool:
+        """Waits for a moment; False when the visitor has changed something meanwhile."""
+        return not self._over.wait(seconds)
+
+
+class Looker:
+    """Thread-safe. The process starts with the first question and ends when none has come for a while."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = threading.Lock()  # held while the process works
+        self._turns: dict[str, Turn] = {}
+        self._known: OrderedDict[str, list[Event]] = OrderedDict()
+        self._process: _Process | None = None
+        self._rest: threading.Timer | None = None
+
+    def turn(self, asker: str) -> Turn:
+        """A new turn, which ends the asker's earlier one."""
+        turn = Turn()
+        before = self._turns.get(asker)
+        self._turns[asker] = turn
+        if before is not None:
+            before.end()
+        return turn
+
+    def leave(self, asker: str) -> None:
+        """The asker is gone: nobody waits for their look."""
+        turn = self._turns.pop(asker, None)
+        if turn is not None:
+            turn.end()
+
+    def look(self, turn: Turn, request: Mapping[str, Any]) -> Iterator[Event]:
+        """The events of `ui.train.look`; none any more when the turn is over."""
+        key = json.dumps(request, sort_keys=True, default=str)
+        known = self._known.get(key)
+        if known is not None:
+            yield from known
+            return
+        waited = False
+        while not self._lock.acquire(timeout=TICK):
+            if turn.over:
+                return
+            if not waited:
+                waited = True
+                yield {"line": "Waiting for another look to end ..."}
+        try:
+            said = []
+            for event in self._ask(turn, key):
+                if "line" not in event:
+                    said.append(event)
+                yield event
+            if said and "defect" not in said[-1] and not turn.over:
+                self._remember(key, said)
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with self._lock:
+            self._stop()
+
+    def _remember(self, key: str, said: list[Event]) -> None:
+        self._known[key] = said
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+    def _ask(self, turn: Turn, request: str) -> Iterator[Event]:
+        """Gives up, and ends the process, when the turn has been over for a while or the reader is gone."""
+        process, whole = self._running(), False
+        began, unwanted = time.monotonic(), None
+        try:
+            process.send(request)
+            while True:
+                event = process.event(TICK)
+                now = time.monotonic()
+                if turn.over:
+                    unwanted = unwanted or now
+                if event is None and now - began < MOST_SECONDS and now - (unwanted or now) < GRACE:
+                    continue
+                if event is None or "ended" in event:
+                    if not turn.over:
+                        yield SLOW if event is None else ENDED
+                    return
+                if "over" in event:
+                    whole = True
+                    return
+                if not turn.over:
+                    yield event
+        finally:
+            if whole:
+                self._rest = threading.Timer(_IDLE_SECONDS, self._idle)
+                self._rest.daemon = True
+                self._rest.start()
+            else:
+                self._stop()
+
+    def _running(self) -> _Process:
+        if self._rest is not None:
+            self._rest.cancel()
+        if self._process is None or not self._process.alive():
+            self._process = _Process(self._home)
+        return self._process
+
+    def _idle(self) -> None:
+        if self._lock.acquire(blocking=False):
+            try:
+                self._stop()
+            finally:
+                self._lock.release()
+
+    def _stop(self) -> None:
+        if self._rest is not None:
+            self._rest.cancel()
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+
+class _Process:
+    """The child and a thread that reads what it says. It ends by itself when its parent is gone."""
+
+    def __init__(self, home: Path) -> None:
+        paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            **os.environ,
+            "PEFT_ARENA_HOME": str(home.absolute()),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "ui.train.look"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=environment,
+        )
+        # Both are pipes, as asked for.
+        self._stdin, self._stdout = cast(IO[str], self._child.stdin), cast(IO[str], self._child.stdout)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        threading.Thread(target=self._read, name="look", daemon=True).start()
+
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    def send(self, request: str) -> None:
+        try:
+            self._stdin.write(request + "\n")
+            self._stdin.flush()
+        except OSError:
+            self._events.put({"ended": True})
+
+    def event(self, seconds: float) -> Event | None:
+        """The next event, None where none comes in time; {"ended"} when the process is gone."""
+        try:
+            return self._events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def end(self) -> None:
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._stdin, self._stdout):
+            try:
+                pipe.close()
+            except OSError as fault:  # what was still to be written
+                _log.debug("%s", fault)
+
+    def _read(self) -> None:
+        try:
+            for line in self._stdout:
+                self._events.put(json.loads(line))
+        except ValueError as fault:  # closed while it was read, or not whole
+            _log.debug("%s", fault)
+        self._events.put({"ended": True})

@@ -1,0 +1,222 @@
+"""What a look at rows found, as HTML: counts, problems, examples with what is learned marked, what it would take.
+
+Every text of a person, a file or a model is escaped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from ui.train.drafts import Draft
+
+Values = Mapping[str, Any]
+# Sentences that stand open; the others of a kind are folded.
+OPEN = 3
+_LINES = 24
+_VISIBLE = {"\t": "⇥\t", "\r": "␍", " ": "·"}
+
+
+def title(draft: Draft) -> str:
+    """While nothing is known yet but what the rows are called."""
+    return f"<h3>{escape(draft.name)}{f': {size(draft.size)}' if draft.is_file else ''}</h3>"
+
+
+def label(column: str) -> str:
+    """A column's name as a choice: on one line, and not too long."""
+    clean = "".join(each if each.isprintable() else "?" for each in column)
+    return clean if len(clean) <= 60 else f"{clean[:59]}…"
+
+
+def progress(line: str) -> str:
+    """One line of what is being done."""
+    return f'<p class="busy"><span class="dot" aria-hidden="true"></span>{escape(line)}</p>'
+
+
+def sentence(text: str) -> str:
+    """One sentence that says what is wrong."""
+    return f'<p class="sentence">{escape(text)}</p>'
+
+
+def facts_html(draft: Draft, facts: Values) -> str:
+    """What reading the file alone tells: rows and faults."""
+    rows, sound = facts["rows"], facts["sound"]
+    head = f"<h3>{escape(draft.name)}: {_count(rows, 'row')}, {sound:,} to use</h3>"
+    return head + _problems([("left out", facts["faults"], "")])
+
+
+def report_html(draft: Draft, facts: Values | None, found: Values) -> str:
+    """The whole report; `found` is a Preflight's values, `facts` what reading the file told (all its faults)."""
+    rows = found["rows"]
+    long = found["too_long"]
+    learned = rows["train"] - long["train"]["count"]
+    held_out = rows["validation"] - long["validation"]["count"]
+    head = (
+        f"<h3>{escape(draft.name)}: {_count(rows['read'], 'row')}, {learned:,} to learn, {held_out:,} held out</h3>"
+        f'<p class="quiet">{escape(_about(found))}</p>'
+    )
+    groups = [
+        ("left out", facts["faults"] if facts else found["faults"], ""),
+        ("too long", long["train"], f"to learn, over {long['limit']} tokens, left out whole: nothing is cut"),
+        ("too long", long["validation"], f"held out, over {long['limit']} tokens, left out whole"),
+        ("repeated", found["duplicates"], "with intent and code of an earlier row"),
+        ("contradicting", found["conflicts"], "with the intent of an earlier row and other code"),
+        ("not Python", found["unparsable"], "whose code does not parse"),
+        ("with special tokens", found["special"], "a text that the base reads as a mark of its own"),
+        (
+            "on both sides",
+            _leak(found["leak"]),
+            "held out, and to learn with the same intent or code: scores look too good",
+        ),
+    ]
+    changes = "".join(
+        f'<li class="quiet">{_count(times, "row")} had {escape(change)}</li>'
+        for change, times in found["changes"].items()
+    )
+    return head + _problems(groups) + (f'<ul class="changes">{changes}</ul>' if changes else "")
+
+
+def examples_html(found: Values) -> str:
+    """Three rows as the model gets them; what is learned is tinted and underlined."""
+    shown = "".join(_example(each) for each in found["examples"])
+    return (
+        "<h3>As the model reads them</h3>"
+        '<p class="quiet">It learns what is <mark>tinted and underlined</mark>; the rest it only reads.</p>'
+        f'<div class="shown" role="list">{shown}</div>'
+    )
+
+
+def cost_html(found: Values) -> str:
+    """Time, memory, size and steps, as numbers to take in at a glance."""
+    guess = found.get("estimate") or {}
+    if "memory_bytes" not in guess:
+        return f'<p class="quiet">{escape(str(guess.get("reason", "")))}</p>'
+    cells = []
+    if guess.get("seconds") is not None:
+        cells.append(("Time", duration(guess["seconds"] + (guess["evaluation_seconds"] or 0)), "training, validation"))
+    free = guess.get("free_bytes")
+    cells += [
+        ("Memory", size(guess["memory_bytes"]), f"{size(free)} are free now" if free else "at the peak"),
+        ("Adapter", size(guess["adapter_bytes"]), "on disk"),
+        ("Steps", f"{found['steps']:,}", f"{found['steps_per_epoch']:,} an epoch"),
+    ]
+    short = free is not None and guess["memory_bytes"] > free
+    warning = sentence(
+        "This needs more memory than is free now, so it may be ended by the system: choose fewer rows in a batch, "
+        "shorter rows, or another machine."
+    )
+    listed = "".join(
+        f"<div><dt>{name}</dt><dd>{escape(value)}<span>{escape(hint)}</span></dd></div>" for name, value, hint in cells
+    )
+    return f'<dl class="cost">{listed}</dl>{warning if short else ""}'
+
+
+def size(count: float) -> str:
+    """'3.6 GB', '3.7 MB', '12 kB', in units of 1000."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if count >= unit * 0.95:
+            return f"{count / unit:.1f} {name}"
+    return f"{max(1, round(count / 1e3))} kB"
+
+
+def duration(seconds: float) -> str:
+    """'about 14 min'; below two minutes in seconds, above two hours in hours."""
+    if seconds < 120:
+        return f"about {max(1, round(seconds))} s"
+    if seconds < 7200:
+        return f"about {round(seconds / 60)} min"
+    return f"about {seconds / 3600:.1f} h"
+
+
+def visible(text: str) -> str:
+    """The text escaped, with what an eye would miss: tabs, spaces at the ends of lines, control characters."""
+    lines = []
+    for line in text.split("\n"):
+        bare = line.rstrip(" ")
+        marks = "".join(_character(each) for each in bare) + _unseen("·") * (len(line) - len(bare))
+        lines.append(marks)
+    return "\n".join(lines)
+
+
+def _character(each: str) -> str:
+    if each in _VISIBLE and each != " ":
+        return _unseen(_VISIBLE[each])
+    return escape(each) if each.isprintable() else _unseen(f"\\u{ord(each):04x}")
+
+
+def _unseen(mark: str) -> str:
+    return f'<span class="unseen">{mark}</span>'
+
+
+def _about(found: Values) -> str:
+    source = str(found["source"]).removesuffix(".")
+    held_out = source.partition(", validated on ")[2] or source
+    mapping = str(found["mapping"]).replace(" -> ", " → ")
+    columns = f"{mapping}. " if mapping else ""
+    return f"{columns}Held out: {held_out}. Learned tokens: {found['response_tokens']['total']:,} an epoch."
+
+
+def _leak(leak: Values) -> Values:
+    return {"count": leak["rows"], "shown": leak["shown"]}
+
+
+def _problems(groups: Sequence[tuple[str, Values, str]]) -> str:
+    """One entry a kind of problem, and one line for the kinds that there are none of."""
+    if len(groups) == 1 and not groups[0][1]["count"]:
+        return ""
+    there = [_problem(name, found, words) for name, found, words in groups if found["count"]]
+    none = list(dict.fromkeys(name for name, found, _ in groups if not found["count"]))
+    none = [name for name in none if not any(name == each and found["count"] for each, found, _ in groups)]
+    sound = f'<p class="quiet sound">Looked for and not found: {escape(", ".join(none))}.</p>' if none else ""
+    return (f'<ul class="problems-list">{"".join(there)}</ul>' if there else "") + sound
+
+
+def _problem(name: str, found: Values, words: str) -> str:
+    shown = [str(each) for each in found["shown"]]
+    first, rest = shown[:OPEN], shown[OPEN:]
+    more = found["count"] - len(shown)
+    hidden = [*rest, *([f"and {more:,} more"] if more else [])]
+    fold = (
+        f"<details><summary>{found['count'] - len(first):,} more</summary><ol>{_items(hidden)}</ol></details>"
+        if hidden
+        else ""
+    )
+    said = f" {escape(words)}" if words else ""
+    return (
+        f"<li><p><strong>{_count(found['count'], 'row')} {escape(name)}</strong>"
+        f"{',' if said else ''}{said}</p><ol>{_items(first)}</ol>{fold}</li>"
+    )
+
+
+def _items(sentences: Sequence[str]) -> str:
+    return "".join(f"<li>{visible(each)}</li>" for each in sentences)
+
+
+def _example(example: Values) -> str:
+    about = f"{example['place']} · {example['tokens']} tokens, {example['learned_tokens']} learned"
+    parts = []
+    for text, learned in _clipped(example["pieces"]):
+        spoken = '<span class="pa-sr">learned: </span>' if learned else ""
+        parts.append(f"<mark>{spoken}{visible(text)}</mark>" if learned else visible(text))
+    return (
+        f'<figure role="listitem"><figcaption>{escape(about)}</figcaption>'
+        f'<pre tabindex="0">{"".join(parts)}</pre></figure>'
+    )
+
+
+def _clipped(pieces: Sequence[Sequence[Any]]) -> list[tuple[str, bool]]:
+    """The pieces, the middle of a long one left out: beginning and end say most."""
+    clipped = []
+    for text, learned in pieces:
+        lines = str(text).split("\n")
+        if len(lines) > _LINES:
+            hidden = len(lines) - _LINES
+            half = _LINES // 2
+            lines = [*lines[:half], f"… {hidden} more lines …", *lines[-half:]]
+        clipped.append(("\n".join(line if len(line) <= 400 else f"{line[:400]} …" for line in lines), bool(learned)))
+    return clipped
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -68,12 +68,14 @@ def unpack(
     name: str | None = None,
     overwrite: bool = False,
     max_bytes: int = checks.MAX_FOLDER_BYTES,
+    reserved: Collection[str] = (),
 ) -> Path:
     """Installs the adapter in the zip `archive` as the folder `name` under `root`; returns that folder.
 
-    The name is by default that of the folder in the zip, or else the zip's own. `report` gets each check of STEPS as
-    it passes or fails. Neither the zip nor what it unpacks to may have more than `max_bytes`. Only the files of
-    adapters.hub.FILES are unpacked. Raises PeftArenaError in one sentence; the store is then as it was before.
+    The name is by default that of the folder in the zip, or else the zip's own; those in `reserved` count as taken.
+    `report` gets each check of STEPS as it passes or fails. Neither the zip nor what it unpacks to may have more than
+    `max_bytes`. Only the files of adapters.hub.FILES are unpacked. Raises PeftArenaError in one sentence; the store is
+    then as it was before.
     """
     shown_name = shown(archive.name)
     with _zip_of(archive, max_bytes, report) as opened_archive:
@@ -87,7 +89,7 @@ def unpack(
             check_sizes(parcel, shown_name, max_bytes)
         with step(report, NAME_FREE):
             name = name or (parcel.folder or archive.name.removesuffix(".zip")).lower()
-            target = free_place(root, name, overwrite)
+            target = free_place(root, name, overwrite, reserved)
         with scratch(root, name) as aside:
             folder = aside / name
             with step(report, WHOLE):

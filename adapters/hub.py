@@ -12,7 +12,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,17 +63,18 @@ def pull(
     overwrite: bool = False,
     token: str | None = None,
     steps: Steps = unheard,
+    reserved: Collection[str] = (),
 ) -> Path:
     """Installs `user/name@revision` as the folder `name` (default: the repository's name) under `root`.
 
-    Without a revision, the newest commit at this moment. `report` gets lines for people, `steps` each check of STEPS
-    as it passes or fails. Raises PeftArenaError in one sentence; the folder is then as it was before, and nothing
-    half-installed is left.
+    Without a revision, the newest commit at this moment. Names in `reserved` count as taken. `report` gets lines for
+    people, `steps` each check of STEPS as it passes or fails. Raises PeftArenaError in one sentence; the folder is then
+    as it was before, and nothing half-installed is left.
     """
     with step(steps, NAME_FREE):
         repo, revision = parse(spec)
         name = name or default_name(repo)
-        target = free_place(root, name, overwrite)
+        target = free_place(root, name, overwrite, reserved)
     with step(steps, FOUND):
         report(f"Looking up {repo} on the Hugging Face Hub ...")
         commit, files = listing(repo, revision, token)
@@ -97,9 +98,11 @@ def default_name(repo: str) -> str:
     return repo.split("/")[1].lower()
 
 
-def free_place(root: Path, name: str, overwrite: bool = False) -> Path:
+def free_place(root: Path, name: str, overwrite: bool, reserved: Collection[str]) -> Path:
     """The folder `name` under `root`; AdapterError where it cannot be named so, or is there and not to be replaced."""
     checks.check_name(name)
+    if name in reserved:
+        raise AdapterError(f"There is an adapter '{name}' already: give this one another name, or delete that one.")
     if (root / name).exists() and not overwrite:
         raise AdapterError(
             f"There is an adapter '{name}' in {root} already: choose another one with --name, or add --overwrite."

@@ -76,7 +76,7 @@ def test_what_was_packed_is_unpacked(
 ) -> None:
     place = tmp_path_factory.mktemp("round")
     random = np.random.default_rng(seed)
-    weights: Tensors = {key: random.random(each.shape, np.float32) for key, each in tensors(rank).items()}
+    weights: Tensors = {key: np.asarray(random.random(each.shape), np.float32) for key, each in tensors(rank).items()}
     manifest = replace(MANIFEST, dataset=dataset, seed=seed)
     folder = write_adapter(place / "good", {**CONFIG, "r": rank}, manifest, weights)
     (folder / "README.md").write_bytes(card.encode())

@@ -1,16 +1,257 @@
-"""The Adapters page."""
+"""The Adapters page: what is there, what it scored and whether it can be used here; adding and removing."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
+from errors import PeftArenaError
+from ui import widgets
+from ui.adapters.acts import Desk
+from ui.adapters.adding import Adding, checks_html, from_hub, from_zip
+from ui.adapters.listing import SHOW, adapter_list, list_widget, start_of
+from ui.adapters.shelf import Shelf
 from ui.context import Context
-from ui.method_form import MethodForm
+from ui.login import token_of
+from ui.method_form import MethodForm, opened_with
 
 TITLE = "Adapters"
+DEFECT = "Something went wrong on our side, and the log says what."
+TICK_SECONDS = 1.5
+# A pull and its checks take a core and much of the line: others wait their turn.
+ADDED_AT_ONCE = 2
+INTRO = (
+    "<h1>Which adapters are there?</h1><p>An adapter is a small file of extra weights, trained for one kind of "
+    "snippet. The model that answers here puts it on for one answer and takes it off again.</p>"
+)
+_AFTER = """(list, file) => {
+  if (list?.after === "compare") window.peftArenaGo("compare");
+  if (list?.after === "save" && file) window.peftArenaSaveZip(file);
+}"""
+_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_log = logging.getLogger(__name__)
 
 
-def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:  # noqa: ARG001
-    """Draws the page inside `tab` and wires it."""
+@dataclass(frozen=True)
+class Page:
+    """The components that events read and change."""
+
+    note: gr.HTML
+    may: gr.HTML
+    adding: gr.Accordion
+    spec: gr.Textbox
+    name: gr.Textbox
+    pull: gr.Button
+    file: gr.File
+    add_note: gr.HTML
+    checks: gr.HTML
+    words: gr.Textbox
+    show: gr.Dropdown
+    again: gr.Button
+    list: gr.HTML
+    saved: gr.DownloadButton
+    timer: gr.Timer
+
+
+def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:
+    """Draws the page inside `tab` and wires it. `form` is Compare's, for 'Open in Compare'."""
+    shelf = Shelf(context)
+    page = _draw(shelf)
+    # Pages serve files from Gradio's own folder: a zip that is made there is not copied once more.
+    desk = Desk(context, shelf, Path(page.saved.GRADIO_CACHE) / "adapter-zips")
+    _wire_list(context, shelf, page, tab)
+    _wire_acts(context, shelf, page, desk, form)
+    _wire_adding(context, shelf, page, desk)
+
+
+def _draw(shelf: Shelf) -> Page:
     with gr.Column(elem_id="adapters"):
-        gr.HTML("<h1>Which adapters are there?</h1>", apply_default_css=False, js_on_load=None, elem_classes="title")
+        gr.HTML(INTRO, apply_default_css=False, js_on_load=None, elem_id="adapters-title")
+        may = widgets.live("", elem_id="adapters-may")
+        with gr.Accordion("Add an adapter, from the Hub or from a zip", open=False, elem_id="adapters-add") as adding:
+            with gr.Row(elem_id="adapters-add-row"):
+                with gr.Column(elem_id="adapters-hub", min_width=280):
+                    spec = gr.Textbox(
+                        label="Repository on the Hugging Face Hub",
+                        placeholder="user/name or user/name@revision",
+                        lines=1,
+                        max_lines=1,
+                        elem_id="adapters-spec",
+                    )
+                    name = gr.Textbox(
+                        label="Name here, if not its own (counts for a zip too)",
+                        lines=1,
+                        max_lines=1,
+                        max_length=64,
+                        elem_id="adapters-name",
+                    )
+                    pull = gr.Button("Add from the Hub", variant="primary", elem_id="adapters-pull")
+                file = gr.File(
+                    label="Or drop a zip of an adapter's folder",
+                    file_types=[".zip"],
+                    type="filepath",
+                    height=176,
+                    min_width=280,
+                    elem_id="adapters-zip",
+                )
+            add_note = widgets.live("", elem_id="adapters-add-note", role="alert")
+            checks = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="adapters-checks")
+        with gr.Row(elem_id="adapters-filters"):
+            words = gr.Textbox(
+                label="Search: name, technique, data, base, licence",
+                lines=1,
+                max_lines=1,
+                max_length=200,
+                scale=3,
+                min_width=220,
+                elem_id="adapters-words",
+            )
+            show = gr.Dropdown(
+                [(label, key) for key, label in SHOW.items()],
+                value="all",
+                label="Show",
+                scale=1,
+                min_width=180,
+                elem_id="adapters-show",
+            )
+            again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-again")
+        note = widgets.live("", elem_id="adapters-note")
+        listed = list_widget(shelf)
+        saved = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
+        timer = gr.Timer(TICK_SECONDS, active=False)
+    return Page(
+        note, may, adding, spec, name, pull, file, add_note, checks, words, show, again, listed, saved, timer
+    )  # fmt: skip
+
+
+def _wire_list(context: Context, shelf: Shelf, page: Page, tab: gr.Tab) -> None:
+    def look(words: str, show: str, request: gr.Request) -> dict[Any, Any]:
+        visitor = context.visitors.of(request)
+        try:
+            listed = adapter_list(context, shelf, visitor, words=words, show=show)
+        except PeftArenaError as fault:
+            return {page.note: _sentence(str(fault)), page.timer: gr.Timer(active=False)}
+        refused = context.visitors.may_train(visitor)
+        return {
+            page.note: "",
+            page.list: listed,
+            page.may: f'<p class="quiet">{escape(refused)}</p>' if refused else "",
+            page.adding: gr.Accordion(visible=refused is None),
+            # While the model is being loaded the page asks on: then it is known what can be used.
+            page.timer: gr.Timer(active=listed["phase"] == "loading"),
+        }
+
+    def tick(words: str, show: str, request: gr.Request) -> Any:
+        # Nothing changes before the model is there, and a list that is painted anew takes the focus along.
+        return {} if context.source.state().phase == "loading" else look(words, show, request)
+
+    chosen, outputs = [page.words, page.show], [page.note, page.list, page.may, page.adding, page.timer]
+    gr.on([tab.select, page.again.click, page.words.input, page.show.input], look, chosen, outputs, **_QUIET)
+    page.timer.tick(tick, chosen, outputs, **_QUIET)
+
+
+def _wire_acts(context: Context, shelf: Shelf, page: Page, desk: Desk, form: MethodForm) -> None:
+    def act(words: str, show: str, chips: Any, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
+        asked = event._data if isinstance(event._data, dict) else {}
+        do, name = str(asked.get("do")), str(asked.get("name"))
+        visitor = context.visitors.of(request)
+        changes: dict[Any, Any] = {page.note: ""}
+        after = ""
+        try:
+            if do in desk.acts:
+                changes[page.note] = f"<p>{escape(desk.acts[do](visitor, name))}</p>"
+            elif do == "save":
+                changes[page.saved] = gr.DownloadButton(value=str(desk.packed(name)))
+                after = do
+            elif do == "open":
+                updates = opened_with(desk.opening(name), chips, name)
+                changes |= dict(zip((form.chips, form.adapter, form.reasons), updates, strict=True))
+                after = "compare"
+        except PeftArenaError as fault:
+            changes[page.note] = _sentence(str(fault))
+        except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
+            _log.exception("Adapter %r: %r failed.", name, do)
+            changes[page.note] = _sentence(DEFECT)
+        start = start_of(asked)
+        listed = adapter_list(context, shelf, visitor, words=words, show=show, start=start, after=after)
+        return {**changes, page.list: listed}
+
+    outputs = [page.note, page.list, page.saved, form.chips, form.adapter, form.reasons]
+    acting = page.list.select(
+        act, [page.words, page.show, form.chips], outputs, show_progress="hidden", api_visibility="private"
+    )
+    acting.then(None, [page.list, page.saved], None, js=_AFTER, **_QUIET)
+
+
+def _wire_adding(context: Context, shelf: Shelf, page: Page, desk: Desk) -> None:
+    def pull(spec: str, name: str, request: gr.Request, login: gr.OAuthToken | None = None) -> Iterator[dict[Any, Any]]:
+        if not spec.strip():
+            yield {page.add_note: _sentence("Write the repository first: user/name, as on the Hub.")}
+            return
+        yield from add(request, lambda: from_hub(shelf, spec, name, token_of(login)))
+
+    def drop(file: str | None, name: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        if not file:
+            return
+        most = context.visitors.policy.limits.archive_bytes
+        try:
+            yield from add(request, lambda: from_zip(shelf, Path(file), name, most))
+        finally:
+            Path(file).unlink(missing_ok=True)
+
+    def add(request: gr.Request, begin: Any) -> Iterator[dict[Any, Any]]:
+        visitor = context.visitors.of(request)
+        try:
+            desk.require_rights(visitor)
+        except PeftArenaError as fault:
+            yield {page.add_note: _sentence(str(fault)), page.checks: "", page.file: None}
+            return
+        adding: Adding
+        for adding in begin():
+            painted = {page.add_note: f"<p>{escape(adding.line)}</p>", page.checks: checks_html(adding)}
+            if adding.fault:
+                painted |= {page.add_note: _sentence(adding.fault), page.file: None}
+            elif adding.made is not None:
+                painted |= added(visitor, adding.made.name)
+            yield painted
+
+    def added(visitor: Any, name: str) -> dict[Any, Any]:
+        listed = adapter_list(context, shelf, visitor, fresh=name)
+        card = next((each for each in listed["cards"] if each["name"] == name), None)
+        if card is not None and card["usable"] == "no":
+            said = f"'{name}' is added, but it cannot be used with the model here: {card['reason']}"
+        else:
+            said = f"'{name}' is added: it is a method in Compare now."
+        return {
+            page.add_note: f"<p>{escape(said)}</p>",
+            page.list: listed,
+            page.words: "",
+            page.show: "all",
+            page.spec: "",
+            page.name: "",
+            page.file: None,
+        }
+
+    outputs = [
+        page.add_note, page.checks, page.list, page.words, page.show, page.spec, page.name, page.file,
+    ]  # fmt: skip
+    options = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": ADDED_AT_ONCE}
+    gr.on(
+        [page.pull.click, page.spec.submit],
+        pull,
+        [page.spec, page.name],
+        outputs,
+        concurrency_id="add-adapter",
+        **options,
+    )
+    page.file.upload(drop, [page.file, page.name], outputs, concurrency_id="add-adapter", **options)
+
+
+def _sentence(text: str) -> str:
+    return f'<p class="sentence">{escape(text)}</p>'

@@ -1,0 +1,125 @@
+"""A real engine over the real library, on a backend without a model that says it is the embedded base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from adapters.manifest import BaseIdentity, Manifest
+from adapters.store import LIBRARY, Store
+from serve.engine import Engine
+from serve.engine_source import EngineSource
+from serve.examples import Pools
+from tasks.datasets import load_examples
+from tasks.prompt import STYLES
+from tests.adapters.folders import write_adapter
+from tests.serve.api.conftest import FirstOnes
+from tests.serve.api.scripted import ScriptedBackend
+from ui.context import Context
+from ui.visitors import Policy, Visitors
+
+_LINEAR = {
+    "self_attn.q_proj": (576, 576), "self_attn.k_proj": (192, 576), "self_attn.v_proj": (192, 576),
+    "self_attn.o_proj": (576, 576), "mlp.gate_proj": (1536, 576), "mlp.up_proj": (1536, 576),
+    "mlp.down_proj": (576, 1536),
+}  # fmt: skip
+BASE = BaseIdentity(
+    id="embedded/SmolLM2-135M-Instruct-Q4_1",
+    revision="sha256:b179c9523d0e6a0f",
+    architecture="LlamaForCausalLM",
+    quantization="nf4",
+    device="cpu",
+    context_length=2048,
+    has_chat_template=True,
+    shapes={f"model.layers.{n}.{name}": shape for n in range(30) for name, shape in _LINEAR.items()},
+    hidden_size=576,
+    num_layers=30,
+    num_key_value_heads=3,
+    head_dim=64,
+)
+SMALL = "prompt-tuning-conala"
+EVIL = (
+    "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
+    "${document.title = 'owned'}{{value}}</p></li>"
+)
+
+
+class Embedded(ScriptedBackend):
+    """Says that it is the embedded base; an adapter takes as much memory as its file."""
+
+    @property
+    def base(self) -> BaseIdentity:
+        return BASE
+
+    def adapter_bytes(self, name: str) -> int:
+        return (self.worn[name] / "adapter_model.safetensors").stat().st_size
+
+
+def request(cookie: str = "") -> Any:
+    """What an event gets as its gr.Request, as far as the page asks it."""
+    inner = SimpleNamespace(cookies={}, scope={"client": ("127.0.0.1", 1), "headers": [], "session": {}})
+    return SimpleNamespace(request=inner, username=cookie or None, session_hash="s")
+
+
+def copy_of(source: str, folder: Path, **changes: Any) -> Path:
+    """One of the library's adapters under another name and with another manifest."""
+    shutil.copytree(LIBRARY / source, folder)
+    replace(Manifest.read(folder), name=folder.name, **changes).write(folder)
+    return folder
+
+
+def furnish(home: Path) -> Path:
+    """A home with an adapter of every kind: sound, of another base, broken, hostile; and a whole model."""
+    root = home / "adapters"
+    copy_of(SMALL, root / "prompt-mine", dataset="my.csv", created="2026-11-20", licence="CC0-1.0")
+    write_adapter(root / "other-base")
+    (root / "broken").mkdir()
+    (root / "broken" / "adapter_config.json").write_text("{ this is no JSON")
+    evil = copy_of(
+        SMALL,
+        root / "evil",
+        dataset=EVIL,
+        licence=EVIL,
+        technique=EVIL,
+        created=EVIL,
+        scores=({"metric": EVIL, "value": EVIL, "n": "many", "dataset": EVIL}, {"metric": "EM@1", "value": 1e400}),
+    )
+    (evil / "README.md").write_text(f"---\nlicense: {EVIL}\n---\n# {EVIL}\n![x](http://127.0.0.1:9/pixel.png)\n")
+    (root / "tuned").mkdir()
+    (root / "tuned" / "config.json").write_text("{}")
+    return home
+
+
+def engine_of(home: Path, backend: ScriptedBackend | None = None) -> Engine:
+    """The engine over the library and the home's own adapters, as serve.build makes it."""
+    pools = Pools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
+    store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)
+    return Engine(backend or Embedded(), store, pools)
+
+
+@contextmanager
+def context_of(home: Path, policy: Policy | None = None) -> Iterator[Context]:
+    """What the pages share, with the engine ready."""
+    engine = engine_of(home)
+    source = EngineSource(lambda report: engine).start()
+    source.engine()
+    try:
+        yield Context(source, home=home, visitors=Visitors(policy))
+    finally:
+        engine.close()
+
+
+def unstarted(home: Path, build: Callable[[Any], Engine] | None = None) -> Context:
+    """The same while the model is being loaded."""
+    return Context(EngineSource(build or (lambda report: engine_of(home))), home=home)
+
+
+def manifest_json(folder: Path) -> Mapping[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text()))

@@ -1,0 +1,150 @@
+"""Which adapters there are, where each lies and whether it can be used here; with or without a model behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adapters.checks import check_name
+from adapters.listing import looks_like_adapter
+from adapters.manifest import Manifest
+from adapters.origin import Origin, read_origin
+from adapters.store import LIBRARY, AdapterStatus, Store
+from adapters.weights import WEIGHTS_NAME
+from errors import PeftArenaError
+from serve.method import Method, Nothing
+from tasks.prompt import STYLES
+from ui.context import Context
+
+if TYPE_CHECKING:
+    from serve.engine import Engine
+
+Place = Literal["library", "own", "registered"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapter. `usable` is None until the model is ready; `reason` says why not, and `memory` its bytes there."""
+
+    name: str
+    place: Place
+    path: Path | None
+    manifest: Manifest | None
+    usable: bool | None
+    reason: str = ""
+    memory: int | None = None
+    weight_bytes: int = 0
+    origin: Origin | None = None
+
+
+class Shelf:
+    """The adapters that the engine knows, and those it will know while it is being loaded."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
+        self._alone = Store((LIBRARY, self.own_root), fingerprints=fingerprints)
+
+    @property
+    def own_root(self) -> Path:
+        """Where adapters are added."""
+        return self._context.home / "adapters"
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine where it is ready."""
+        return self._context.source.engine() if self._context.source.state().phase == "ready" else None
+
+    @property
+    def store(self) -> Store:
+        """The engine's own, as far as there is one."""
+        engine = self.engine
+        return self._alone if engine is None else engine.store
+
+    def states(self) -> list[AdapterStatus]:
+        """All adapters: those that were added here first and the newest of them first, then the others by name."""
+        engine = self.engine
+        states = self.store.status(None if engine is None else engine.base)
+        roots = self._roots()
+        return sorted(states, key=lambda state: (*_age(*_place(state.name, roots)), state.name))
+
+    def entries(self, states: Sequence[AdapterStatus]) -> list[Entry]:
+        """What is to be shown of these few: each is looked at on the disk and in the engine."""
+        engine = self.engine
+        resident = {} if engine is None else {each.name: each.bytes for each in engine.residents.status().adapters}
+        roots = self._roots()
+        return [_entry(state, engine, resident, *_place(state.name, roots)) for state in states]
+
+    def names_at(self, place: Place) -> set[str]:
+        """The names of the adapters that lie there."""
+        roots = self._roots()
+        return {name for name in self.store.names() if _place(name, roots)[0] == place}
+
+    def resident(self) -> set[str]:
+        """The names of the adapters in memory."""
+        engine = self.engine
+        return set() if engine is None else {each.name for each in engine.residents.status().adapters}
+
+    def folder(self, name: str) -> Path:
+        """The folder of a listed adapter, sound or not; PeftArenaError where there is none of that name."""
+        check_name(name)
+        path = _place(name, self._roots())[1]
+        return self.store.inspect(name).path if path is None else path
+
+    def _roots(self) -> list[tuple[Place, Path]]:
+        """The folders that adapters lie in, the one that hides the others first."""
+        library = LIBRARY.resolve()
+        return [("library" if root.resolve() == library else "own", root) for root in reversed(self.store.roots)]
+
+
+def _place(name: str, roots: Sequence[tuple[Place, Path]]) -> tuple[Place, Path | None]:
+    return next(
+        ((place, root / name) for place, root in roots if looks_like_adapter(root / name)), ("registered", None)
+    )
+
+
+def _age(place: Place, path: Path | None) -> tuple[int, float]:
+    if place != "own" or path is None:
+        return 1, 0.0
+    try:
+        return 0, -path.stat().st_mtime
+    except OSError:  # gone since it was listed
+        return 0, 0.0
+
+
+def _entry(
+    state: AdapterStatus, engine: Engine | None, resident: dict[str, int], place: Place, path: Path | None
+) -> Entry:
+    usable, reason = _usable(state, engine)
+    return Entry(
+        name=state.name,
+        place=place,
+        path=path,
+        manifest=state.manifest,
+        usable=usable,
+        reason=reason,
+        memory=resident.get(state.name),
+        weight_bytes=_size(path),
+        origin=None if path is None else read_origin(path),
+    )
+
+
+def _usable(state: AdapterStatus, engine: Engine | None) -> tuple[bool | None, str]:
+    if not state.usable:
+        return False, state.reason
+    if engine is None:
+        return None, ""
+    try:
+        reason = engine.unavailable(Method(state.name, Nothing(), state.name))
+    except PeftArenaError as fault:
+        reason = str(fault)
+    return reason is None, reason or ""
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return 0 if path is None else (path / WEIGHTS_NAME).stat().st_size
+    except OSError:
+        return 0

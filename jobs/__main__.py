@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,8 @@ from jobs.board import JobBoard
 from jobs.job import Job
 from serve.home import home
 
+# Pages answer while a job trains: where both want a core, they go first.
+_NICE = 5
 _ASKED = {
     "show": "how a job stands",
     "log": "the last lines that it said",
@@ -57,6 +60,8 @@ def _do(board: JobBoard, options: argparse.Namespace) -> int:
         from serve.quiet import quiet
 
         quiet()
+        if hasattr(os, "nice"):
+            os.nice(_NICE)
         return run_job(board.home, options.id, options.attached)
     elif options.command == "delete":
         board.delete(options.id)

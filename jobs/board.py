@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -31,9 +32,9 @@ class JobBoard:
     """
 
     def __init__(self, home: Path) -> None:
-        self.home = home
-        self.root = home / "jobs"
-        self._launcher = Launcher(home)
+        self.home = home.absolute()
+        self.root = self.home / "jobs"
+        self._launcher = Launcher(self.home)
 
     def submit(
         self,
@@ -75,12 +76,12 @@ class JobBoard:
         for folder in folders(self.root):
             with suppress(PeftArenaError):  # deleted at this moment
                 found.append((folder.job(), folder.standing()))
-        waiting = sorted(standing.queued for job, standing in found if job.state == "queued")
-        busy = sum(job.state in ("running", "stopping") for job, _ in found)
-        return [
-            replace(job, before=busy + waiting.index(standing.queued)) if job.state == "queued" else job
-            for job, standing in reversed(found)
-        ]
+        busy = Counter(job.where for job, _ in found if job.state in ("running", "stopping"))
+        waiting = [(job.where, standing.queued, job.id) for job, standing in found if job.state == "queued"]
+        before = {id: busy[where] + sum(each[0] == where and each < (where, since, id) for each in waiting)
+                  for where, since, id in waiting}  # fmt: skip
+        newest = sorted((job for job, _ in found), key=lambda job: (job.created, job.id), reverse=True)
+        return [replace(job, before=before.get(job.id, 0)) for job in newest]
 
     def get(self, id: str) -> Job:
         """The job as it stands."""
@@ -184,7 +185,7 @@ class JobBoard:
             new.write_standing(standing)
             staged.rename(folder.path)
             with opened(self.root) as queue:
-                queue.put(job.id, standing.ticket)
+                queue.put(job, standing.ticket)
 
     def _again(self, id: str, finish: bool) -> Job:
         folder = JobFolder(self.root, id)
@@ -210,7 +211,7 @@ class JobBoard:
             )
             folder.write_standing(standing)
             with opened(self.root) as queue:
-                queue.put(id, standing.ticket)
+                queue.put(job, standing.ticket)
         self.ensure_worker()
         return self.get(id)
 

@@ -11,15 +11,15 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 from huey import SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
 
 from errors import PeftArenaError
+from jobs.job import Job, Where
 
-NAME = "jobs"
 _BUSY_SECONDS = 30
 _BROKEN = ("malformed", "not a database")
 
@@ -58,35 +58,49 @@ def opened(root: Path, work: Work | None = None) -> Iterator[Queue]:
     except sqlite3.Error as fault:
         raise _unusable(path, fault) from fault
     finally:
-        queue.huey.storage.close()
+        queue.close()
 
 
 class Queue:
-    """What Huey is asked for here."""
+    """What Huey is asked for here. A job elsewhere only waits for another machine, so it keeps no job here waiting:
+    each place has a queue of its own, in the same file.
+    """
 
-    def __init__(self, huey: SqliteHuey, task: Any) -> None:
-        self.huey = huey
-        self._task = task
+    def __init__(self, path: Path, work: Work | None) -> None:
+        self.hueys: dict[Where, SqliteHuey] = {where: _huey(path, where) for where in get_args(Where)}
+        self._tasks = {where: huey.task(name="run")(_task(work)) for where, huey in self.hueys.items()}
 
-    def put(self, id: str, ticket: int, first: bool = False) -> None:
+    def put(self, job: Job, ticket: int, first: bool = False) -> None:
         """Puts the job behind all that wait, or before them."""
-        self.huey.enqueue(self._task.s(id, ticket, priority=1 if first else 0))
+        self.hueys[job.where].enqueue(self._tasks[job.where].s(job.id, ticket, priority=1 if first else 0))
 
     def waiting(self) -> set[tuple[str, int]]:
         """Jobs and tickets of all messages."""
-        return {(str(task.args[0]), int(task.args[1])) for task in self.huey.pending()}
+        return {(str(task.args[0]), int(task.args[1])) for huey in self.hueys.values() for task in huey.pending()}
+
+    def close(self) -> None:
+        """Closes the file."""
+        for huey in self.hueys.values():
+            huey.storage.close()
 
 
 def _open(path: Path, work: Work | None) -> Queue:
-    huey = SqliteHuey(NAME, filename=str(path), timeout=_BUSY_SECONDS, results=False, serializer=JsonMessages())
-    huey.storage.sql("select count(*) from task")  # a broken file shows here at the latest
+    queue = Queue(path, work)
+    queue.waiting()  # a broken file shows here at the latest
+    return queue
 
+
+def _huey(path: Path, where: Where) -> SqliteHuey:
+    return SqliteHuey(where, filename=str(path), timeout=_BUSY_SECONDS, results=False, serializer=JsonMessages())
+
+
+def _task(work: Work | None) -> Work:
     # Huey names a task by its function's module, so the function is one of this module in every program.
     def run(id: str, ticket: int) -> None:
         if work is not None:
             work(id, ticket)
 
-    return Queue(huey, huey.task(name="run")(run))
+    return run
 
 
 def _unusable(path: Path, fault: sqlite3.Error) -> PeftArenaError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,9 +43,11 @@ def settle(folder: JobFolder, queue: Queue, ticket: int | None = None) -> None:
             _wait_again(folder, standing, queue)
 
 
-def sweep(root: Path, queue: Queue) -> None:
-    """Settles jobs without a process and puts waiting ones into the queue that it lacks; while nothing is worked on."""
+def sweep(root: Path, queue: Queue, busy: Collection[str] = ()) -> None:
+    """Settles jobs without a process and puts waiting ones into the queue that it lacks, but for those in `busy`."""
     for folder in folders(root):
+        if folder.id in busy:
+            continue
         standing = folder.standing()
         if standing.state in ("running", "stopping"):
             settle(folder, queue)
@@ -75,11 +78,11 @@ def _wait_again(folder: JobFolder, standing: Standing, queue: Queue) -> None:
         anchor=(0, 0.0),
     )
     folder.write_standing(waiting)
-    queue.put(folder.id, waiting.ticket, first=True)
+    queue.put(folder.job(), waiting.ticket, first=True)
 
 
 def _put_if_lost(folder: JobFolder, queue: Queue) -> None:
     with changing(folder.path.parent):
         standing = folder.standing()
         if standing.state == "queued" and (folder.id, standing.ticket) not in queue.waiting():
-            queue.put(folder.id, standing.ticket)
+            queue.put(folder.job(), standing.ticket)

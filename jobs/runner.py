@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 DONE, FAILED, STOPPED = 0, 1, 130
 _STEPS = re.compile(r"step (\d+)/(\d+)")
 _TOLD_EVERY = 0.5  # seconds between two lines that state.json hears of
-# Pages answer while a job trains: where both want a core, they go first.
-_NICE = 5
 
 
 def run_job(home: Path, id: str, attached: bool = False) -> int:
@@ -61,8 +59,6 @@ class _Runner:
 
     def run(self) -> int:
         job = self._begin()
-        if hasattr(os, "nice"):
-            os.nice(_NICE)
         with Watch(self._folder.stop, self._attached, self._note_pace) as watch:
             try:
                 adapter = self._train(job, watch)

@@ -1,7 +1,7 @@
-"""The worker: takes jobs from the queue, one at a time, each in a process of its own. One worker a home.
+"""The worker: takes jobs from the queue, one at a time (here, and elsewhere), each in a process of its own.
 
-It outlives the app, and ends by itself a while after there is nothing left to do. Should it be killed, the process of
-its job notices, saves a checkpoint and ends; the next worker waits for that and goes on.
+There is one worker a home. It outlives the app, and ends by itself a while after there is nothing left to do. Should it
+be killed, the process of its job notices, saves a checkpoint and ends; the next worker waits for that and goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from serve.home import make_folder
 
 IDLE_SECONDS = 60.0
 _POLL_SECONDS = 0.25
-_SWEEP_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 # How long a job whose worker died may take to save its checkpoint before the next worker begins another job.
 _ORPHAN_SECONDS = 120.0
 _log = logging.getLogger(__name__)
@@ -52,34 +53,33 @@ class _Worker:
         self._root = root
         self._idle_seconds = idle_seconds
         self._ended = threading.Event()
-        self._busy = False
+        self._busy: set[str] = set()
         self._active = time.monotonic()
         self._queue: Queue | None = None
 
     def serve(self, queue: Queue) -> None:
-        """Runs Huey's consumer until there is nothing left to do."""
+        """Runs Huey's consumers until there is nothing left to do."""
         self._queue = queue
         remove_stale(self._root)
         self._wait_for_orphans()
         sweep(self._root, queue)
-        consumer = queue.huey.create_consumer(
-            workers=1, periodic=False, initial_delay=0.1, max_delay=1.0, scheduler_interval=60
-        )
-        consumer.start()
+        consumers = [
+            huey.create_consumer(workers=1, periodic=False, initial_delay=0.1, max_delay=1.0, scheduler_interval=60)
+            for huey in queue.hueys.values()
+        ]
+        for consumer in consumers:
+            consumer.start()
         for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             signal.signal(number, self._on_signal)
-        self._active = swept = time.monotonic()
-        while not self._ended.wait(_POLL_SECONDS):
-            if self._busy or time.monotonic() - swept < _SWEEP_SECONDS:
-                continue
-            swept = time.monotonic()
-            consumer.check_worker_health()
-            self._look_around(queue, consumer)
-        consumer.stop()
+        self._active = time.monotonic()
+        while not self._ended.wait(_LOOK_SECONDS):
+            self._look_around(queue, consumers)
+        for consumer in consumers:
+            consumer.stop()
 
     def run(self, id: str, ticket: int) -> None:
         """Works on one job in a process of its own: what Huey calls with each message."""
-        self._busy = True
+        self._busy.add(id)
         try:
             folder = JobFolder(self._root, id)
             standing = folder.standing()
@@ -87,7 +87,7 @@ class _Worker:
                 self._run(folder, ticket)
         finally:
             self._active = time.monotonic()
-            self._busy = False
+            self._busy.discard(id)
 
     def _run(self, folder: JobFolder, ticket: int) -> None:
         assert self._queue is not None  # noqa: S101 - for mypy; the consumer starts after it is set
@@ -114,19 +114,22 @@ class _Worker:
         while any(folder.is_running() for folder in folders(self._root)) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
 
-    def _look_around(self, queue: Queue, consumer: Any) -> None:
+    def _look_around(self, queue: Queue, consumers: Sequence[Any]) -> None:
         try:
-            sweep(self._root, queue)
-            if time.monotonic() - self._active >= self._idle_seconds:
-                self._end_if_idle(consumer)
+            for consumer in consumers:
+                consumer.check_worker_health()
+            sweep(self._root, queue, self._busy)
+            if not self._busy and time.monotonic() - self._active >= self._idle_seconds:
+                self._end_if_idle(consumers)
         except PeftArenaError as fault:  # a full disk, say: what waits goes on waiting
             _log.warning("%s", fault)
 
-    def _end_if_idle(self, consumer: Any) -> None:
+    def _end_if_idle(self, consumers: Sequence[Any]) -> None:
         """Whoever adds a job does so under the same lock, and then finds no worker and starts the next one."""
         with changing(self._root):
-            if not anything_to_do(self._root) and not self._busy:
-                consumer.stop(graceful=True)
+            if not anything_to_do(self._root):
+                for consumer in consumers:
+                    consumer.stop(graceful=True)
                 self._lock.close()
                 self._ended.set()
 

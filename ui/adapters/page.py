@@ -152,7 +152,9 @@ def _wire_list(context: Context, shelf: Shelf, page: Page, tab: gr.Tab) -> None:
         return {} if context.source.state().phase == "loading" else look(words, show, request)
 
     chosen, outputs = [page.words, page.show], [page.note, page.list, page.may, page.adding, page.timer]
-    gr.on([tab.select, page.again.click, page.words.input, page.show.input], look, chosen, outputs, **_QUIET)
+    # Who types on while the list is being painted wants the last of it.
+    looks = [tab.select, page.again.click, page.words.change, page.show.input]
+    gr.on(looks, look, chosen, outputs, trigger_mode="always_last", **_QUIET)
     page.timer.tick(tick, chosen, outputs, **_QUIET)
 
 

@@ -7,7 +7,7 @@ const models = element.querySelector(".models");
 const unfolded = new Map();
 const USABLE = { yes: "Usable here", no: "Not usable here", unknown: "Usable? Known when the model is ready" };
 let asking = "";
-let lastFresh = "";
+let fresh = "";
 
 function node(tag, name, text) {
   const made = document.createElement(tag);
@@ -155,7 +155,7 @@ function draw(card, value) {
   const head = node("div", "adapter-head");
   head.append(node("h2", "", card.name));
   if (card.kind) head.append(node("span", "kind", card.kind));
-  if (card.name === value.fresh) { item.classList.add("fresh"); head.append(node("span", "kind new", "just added")); }
+  if (card.name === fresh) { item.classList.add("fresh"); head.append(node("span", "kind new", "just added")); }
   item.append(head, state(card));
   if (card.reason) item.append(node("p", "reason", card.reason));
   if (card.facts.length) item.append(pairs("facts", card.facts));
@@ -194,6 +194,8 @@ function refocus() {
 function show() {
   const value = props.value;
   if (!value) return;
+  const arrived = value.fresh && value.fresh !== fresh;
+  fresh = value.fresh || fresh;
   found.textContent = value.none ? "There is no adapter yet: train one, or add one from the Hub or a zip." : value.head;
   list.replaceChildren(...value.cards.map((card) => draw(card, value)));
   const fits = value.total <= value.size;
@@ -205,8 +207,7 @@ function show() {
   models.hidden = !value.models.length;
   models.querySelector("ul").replaceChildren(...value.models.map(model));
   refocus();
-  if (value.fresh && value.fresh !== lastFresh) list.querySelector(".fresh")?.scrollIntoView({ block: "nearest" });
-  lastFresh = value.fresh;
+  if (arrived) list.querySelector(".fresh")?.scrollIntoView({ block: "nearest" });
 }
 window.peftArenaSaveZip = (file) => {
   const link = document.createElement("a");

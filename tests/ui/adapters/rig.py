@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from adapters.manifest import BaseIdentity, Manifest
@@ -17,9 +15,9 @@ from serve.engine import Engine
 from serve.engine_source import EngineSource
 from serve.examples import Pools
 from tasks.datasets import load_examples
+from tasks.problem import Example
 from tasks.prompt import STYLES
 from tests.adapters.folders import write_adapter
-from tests.serve.api.conftest import FirstOnes
 from tests.serve.api.scripted import ScriptedBackend
 from ui.context import Context
 from ui.visitors import Policy, Visitors
@@ -50,6 +48,16 @@ EVIL = (
 )
 
 
+class FirstOnes:
+    """Finds the first examples nearest, without embeddings."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = list(examples)
+
+    def nearest(self, intent: str, k: int) -> list[Example]:
+        return self._examples[:k]
+
+
 class Embedded(ScriptedBackend):
     """Says that it is the embedded base; an adapter takes as much memory as its file."""
 
@@ -59,12 +67,6 @@ class Embedded(ScriptedBackend):
 
     def adapter_bytes(self, name: str) -> int:
         return (self.worn[name] / "adapter_model.safetensors").stat().st_size
-
-
-def request(cookie: str = "") -> Any:
-    """What an event gets as its gr.Request, as far as the page asks it."""
-    inner = SimpleNamespace(cookies={}, scope={"client": ("127.0.0.1", 1), "headers": [], "session": {}})
-    return SimpleNamespace(request=inner, username=cookie or None, session_hash="s")
 
 
 def copy_of(source: str, folder: Path, **changes: Any) -> Path:
@@ -119,7 +121,3 @@ def context_of(home: Path, policy: Policy | None = None) -> Iterator[Context]:
 def unstarted(home: Path, build: Callable[[Any], Engine] | None = None) -> Context:
     """The same while the model is being loaded."""
     return Context(EngineSource(build or (lambda report: engine_of(home))), home=home)
-
-
-def manifest_json(folder: Path) -> Mapping[str, Any]:
-    return dict(json.loads((folder / "manifest.json").read_text()))

@@ -1,0 +1,300 @@
+"""The Adapters page as a person uses it: a real engine and the real library, on a backend without a model."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.remote.webelement import WebElement
+
+from adapters.archive import pack
+from adapters.store import LIBRARY
+from serve.engine import Engine
+from serve.engine_source import EngineSource, Report
+from tests.adapters.zipped import entry, files_of, make_zip
+from tests.browser.page import ComparePage, until
+from tests.hub.client import use_hub
+from tests.hub_standin import hub_standin
+from tests.ui.adapters.rig import SMALL, copy_of, engine_of, furnish
+from ui.app import build_pages, launch
+from ui.context import Context
+from ui.visitors import Policy, Visitors
+
+pytestmark = pytest.mark.browser
+
+
+@dataclass
+class App:
+    """The pages, and the folder that adapters are added to."""
+
+    url: str
+    root: Path
+
+
+@contextmanager
+def serving(home: Path, build: Callable[[Report], Engine], policy: Policy | None = None) -> Iterator[App]:
+    source = EngineSource(build).start()
+    pages = build_pages(source, context=Context(source, home=home, visitors=Visitors(policy)))
+    _, url, _ = launch(pages, port=None, prevent_thread_lock=True)
+    yield App(url, home / "adapters")
+    pages.close()
+    source.engine().close()
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    home = furnish(tmp_path_factory.mktemp("home"))
+    with serving(home, lambda report: engine_of(home)) as found:
+        yield found
+
+
+@pytest.fixture
+def page(driver: WebDriver, app: App) -> ComparePage:
+    return open_adapters(driver, app)
+
+
+def open_adapters(driver: WebDriver, app: App, theme: str = "light", width: int = 1440) -> ComparePage:
+    page = ComparePage(driver, app.url)
+    page.resize(width, 900)
+    driver.get(f"{app.url}?tab=adapters&__theme={theme}")
+    until(lambda: page.all(".adapter"), 40, "the adapters did not come up")
+    return page
+
+
+def names(page: ComparePage) -> list[str]:
+    return [each.text for each in page.all(".adapter h2")]
+
+
+def card(page: ComparePage, name: str) -> WebElement:
+    return page.find(f'.adapter[data-name="{name}"]')
+
+
+def press(page: ComparePage, name: str, label: str) -> None:
+    """A click on that button of that card, once nothing else is under way."""
+    until(lambda: page.driver.execute_script("arguments[0].click(); return true", button(page, name, label)))
+
+
+def button(page: ComparePage, name: str, label: str) -> WebElement:
+    found = card(page, name).find_elements(By.CSS_SELECTOR, ".acts button:not(:disabled)")
+    return next(each for each in found if each.text.startswith(label))
+
+
+def labels(page: ComparePage, name: str) -> list[str]:
+    return [each.text for each in card(page, name).find_elements(By.CSS_SELECTOR, ".acts button")]
+
+
+def unfold_add(page: ComparePage) -> None:
+    page.find("#adapters-add button").click()
+    until(lambda: page.find("#adapters-spec input").is_displayed())
+
+
+def drop(page: ComparePage, path: Path) -> None:
+    """Gives the zip to the drop zone; waits until the checks are over."""
+    unfold_add(page)
+    until(lambda: page.all("#adapters-zip input[type=file]"))[0].send_keys(str(path))
+    until(lambda: page.text("#adapters-add-note") and not page.all(".checks .going"), 30, "the checks did not end")
+
+
+def marks(page: ComparePage) -> list[str]:
+    return [str(each.get_attribute("class")) for each in page.all(".checks li")]
+
+
+def test_the_address_opens_all_there_is_to_know(page: ComparePage) -> None:
+    assert page.driver.title == "Peft Arena · Adapters"
+    assert page.text("#adapters-list .found") == "11 adapters"
+    text = card(page, "lora-conala").text
+    for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.7 MB", "cc-by-sa-4.0", "0.041"):
+        assert part in text
+    assert "0.027 to 0.061" in text
+    assert "Comes with Peft Arena" in text
+    assert "was trained for tiny/base" in card(page, "other-base").text
+    assert not card(page, "other-base").find_element(By.CSS_SELECTOR, ".acts .main").is_enabled()
+    assert labels(page, "lora-conala") == ["Open in Compare", "Load", "Download zip"]
+    assert labels(page, "prompt-mine")[-1] == "Delete"
+    assert "--base" in page.text(".models code")
+    assert page.complaints() == []
+    page.screenshot("adapters-list")
+
+
+def test_words_and_kinds_find(page: ComparePage) -> None:
+    page.write("#adapters-words input", "qlora conala")
+    until(lambda: names(page) == ["qlora-4bit-conala"])
+    assert page.text("#adapters-list .found") == "1 of 11 adapters"
+    page.write("#adapters-words input", "nothing like it")
+    until(lambda: names(page) == [])
+    assert page.text("#adapters-list .found").startswith("None of 11 adapters is like that")
+    page.write("#adapters-words input", "")
+    page.choose("#adapters-show", "Not usable here")
+    until(lambda: sorted(names(page)) == ["broken", "other-base"])
+
+
+def test_a_hostile_card_is_text(page: ComparePage) -> None:
+    card(page, "evil").find_element(By.CSS_SELECTOR, "summary").click()
+    until(lambda: "onerror" in card(page, "evil").find_element(By.CSS_SELECTOR, "pre.text").text)
+    assert page.all("#adapters-list img, #adapters-list script") == []
+    assert page.driver.title == "Peft Arena · Adapters"
+    card(page, "lora-conala").find_element(By.CSS_SELECTOR, "summary").click()
+    until(lambda: "A LoRA adapter that answers intents" in card(page, "lora-conala").text)
+    assert "parses" in card(page, "lora-conala").find_element(By.CSS_SELECTOR, ".wide").text
+    assert page.complaints() == []
+    page.screenshot("adapters-unfolded")
+
+
+def test_into_memory_and_out_of_it(page: ComparePage) -> None:
+    press(page, "ia3-conala", "Load")
+    until(lambda: "In memory, 387 kB" in card(page, "ia3-conala").text)
+    assert page.text("#adapters-note") == "'ia3-conala' is in memory."
+    press(page, "ia3-conala", "Unload")
+    until(lambda: "Not in memory" in card(page, "ia3-conala").text)
+
+
+def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: App, tmp_path: Path) -> None:
+    drop(page, pack(copy_of(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
+    assert page.text("#adapters-add-note") == "'from-mail' is added: it is a method in Compare now."
+    assert marks(page) == ["passed"] * 8
+    assert names(page)[0] == "from-mail"
+    assert "just added" in card(page, "from-mail").text
+    assert "From the zip mail.zip" in card(page, "from-mail").text
+    page.screenshot("adapters-added")
+    press(page, "from-mail", "Open in Compare")
+    until(lambda: page.driver.title == "Peft Arena · Compare")
+    assert page.chips()[-1] == "from-mail"
+    page.intent("count 3")
+    page.run()
+    page.finish()
+    answered = {each["name"]: each["code"] for each in page.cards()}
+    assert answered["from-mail"].strip() == "1 2 3"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "mode", "sentence"),
+    [
+        ("../../evil.txt", b"owned", stat.S_IFREG | 0o644, "which would lie outside its folder"),
+        ("good/README.md", b"/etc/passwd", stat.S_IFLNK | 0o777, "is a symbolic link"),
+        ("good/training_args.bin", b"\x80\x04.", stat.S_IFREG | 0o644, "a pickle, which can run code"),
+    ],
+    ids=["outside", "link", "pickle"],
+)
+def test_a_hostile_zip_is_refused_and_leaves_nothing(
+    page: ComparePage, app: App, tmp_path: Path, name: str, content: bytes, mode: int, sentence: str
+) -> None:
+    before = sorted(app.root.parent.rglob("*"))
+    folder = copy_of(SMALL, tmp_path / "good")
+    files = [each for each in files_of(folder) if not each[0].filename.endswith("README.md")]
+    drop(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
+    assert sentence in page.text("#adapters-add-note .sentence")
+    assert marks(page).count("failed") == 1
+    assert marks(page)[0] == "passed"
+    assert marks(page)[-1] == "waits"
+    assert sorted(app.root.parent.rglob("*")) == before
+    assert not (tmp_path.parent / "evil.txt").exists()
+    page.screenshot(f"adapters-refused-{name.rpartition('.')[2]}")
+
+
+def test_an_adapter_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hub_standin() as hub:
+        use_hub(hub, monkeypatch, tmp_path / "client")
+        commit = hub.add("someone/Pulled", copy_of(SMALL, tmp_path / "pulled"))
+        unfold_add(page)
+        page.write("#adapters-spec input", "someone/nothing")
+        page.find("#adapters-pull").click()
+        until(lambda: "no repository 'someone/nothing'" in page.text("#adapters-add-note"))
+        assert marks(page) == ["passed", "failed", "waits", "waits", "waits"]
+        page.write("#adapters-spec input", "someone/Pulled")
+        page.find("#adapters-pull").click()
+        until(lambda: "'pulled' is added" in page.text("#adapters-add-note"))
+    assert marks(page) == ["passed"] * 5
+    assert f"From the Hub: someone/Pulled@{commit[:8]}" in card(page, "pulled").text
+    assert (app.root / "pulled" / "manifest.json").is_file()
+
+
+def test_a_download_is_the_packed_adapter(page: ComparePage, tmp_path: Path) -> None:
+    folder = tmp_path / "saved"
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    press(page, SMALL, "Download zip")
+    until((folder / f"{SMALL}.zip").is_file, describe="nothing was saved")
+    assert (folder / f"{SMALL}.zip").read_bytes() == pack(LIBRARY / SMALL, tmp_path / "own.zip").read_bytes()
+
+
+def test_deleting_asks_first(page: ComparePage, app: App) -> None:
+    copy_of(SMALL, app.root / "unwanted")
+    page.find("#adapters-again").click()
+    until(lambda: "unwanted" in names(page))
+    press(page, "unwanted", "Delete")
+    assert page.driver.switch_to.active_element.text == "Keep it"
+    page.screenshot("adapters-asked")
+    page.driver.switch_to.active_element.click()
+    assert labels(page, "unwanted")[-1] == "Delete"
+    assert (app.root / "unwanted").is_dir()
+    press(page, "unwanted", "Delete")
+    press(page, "unwanted", "Delete unwanted")
+    until(lambda: "unwanted" not in names(page))
+    assert page.text("#adapters-note") == "'unwanted' is deleted."
+    assert not (app.root / "unwanted").exists()
+
+
+def test_a_phone_has_no_sideways_scroll(driver: WebDriver, app: App) -> None:
+    page = open_adapters(driver, app, "dark", 390)
+    unfold_add(page)
+    card(page, "prompt-mine").find_element(By.CSS_SELECTOR, "summary").click()
+    until(lambda: card(page, "prompt-mine").find_elements(By.CSS_SELECTOR, "pre.text"))
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    page.screenshot("adapters-phone")
+
+
+def test_a_visitor_without_rights_sees_and_changes_nothing(driver: WebDriver, tmp_path: Path) -> None:
+    home = furnish(tmp_path / "home")
+    policy = Policy(training="owner", owners=frozenset({"ada"}))
+    with serving(home, lambda report: engine_of(home), policy) as app:
+        page = open_adapters(driver, app)
+        assert "Only ada may train and change adapters here" in page.text("#adapters-may")
+        assert not any(each.is_displayed() for each in page.all("#adapters-add"))
+        assert labels(page, "prompt-mine") == ["Open in Compare", "Download zip"]
+        assert not page.find(".models").is_displayed(), "where folders lie is the owner's business"
+        refused = send(app.url, {"do": "delete", "name": "prompt-mine", "from": 0})
+        assert "Only ada may train" in refused
+        assert (app.root / "prompt-mine").is_dir()
+
+
+def send(url: str, asked: dict[str, object]) -> str:
+    """The event of a card's button as a program sends it, without a page; everything that comes back."""
+    config = httpx.get(f"{url}config").json()
+    listed = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "adapters-list")
+    act = next(each["id"] for each in config["dependencies"] if [listed, "select"] in each["targets"])
+    body = {
+        "data": ["", "all", []],
+        "event_data": asked,
+        "fn_index": act,
+        "session_hash": "program",
+        "trigger_id": listed,
+    }
+    httpx.post(f"{url}gradio_api/queue/join", json=body).raise_for_status()
+    with httpx.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": "program"}, timeout=30) as lines:
+        return "\n".join(
+            line for line in lines.iter_lines() if "process_completed" in line or "process_generating" in line
+        )
+
+
+def test_before_the_model_is_there_the_list_is(driver: WebDriver, tmp_path: Path) -> None:
+    ready = threading.Event()
+
+    def build(report: Report) -> Engine:
+        ready.wait(60)
+        return engine_of(tmp_path)
+
+    with serving(tmp_path, build) as app:
+        page = open_adapters(driver, app)
+        assert "Known when the model is ready" in card(page, "lora-conala").text
+        assert labels(page, "lora-conala") == ["Open in Compare", "Download zip"]
+        assert not card(page, "lora-conala").find_element(By.CSS_SELECTOR, ".acts .main").is_enabled()
+        page.screenshot("adapters-loading")
+        ready.set()
+        until(lambda: "Usable here" in card(page, "lora-conala").text)

@@ -157,7 +157,7 @@ class JobFolder:
 
     def forget_scores(self) -> None:
         """Removes what was scored: another adapter will come."""
-        for name in ("scores.jsonl", "scores.scores.jsonl", "verdict.json", "log.jsonl"):
+        for name in ("scores.jsonl", "scores.scores.jsonl", "verdict.json"):
             with suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
 

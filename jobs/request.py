@@ -26,7 +26,7 @@ EVAL_EVERY = 0.1
 _SERVED = ("data_dir", "device", "trust_remote_code")
 _NOT_ASKED = ("output_dir", "overwrite", "validation_file", "push_to_hub", "hub_model_id", "hub_private_repo")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_LONGEST_NAME = 80
+_LONGEST_NAME, _LONGEST_ENDING = 80, 12
 _SPARE_BYTES = 100_000_000
 
 
@@ -81,10 +81,9 @@ def check_name(name: str, home: Path, others: Iterable[Job]) -> None:
 
 def safe_name(name: str) -> str:
     """A file name that is nothing but a name, with its ending, which says the format."""
-    last = PurePosixPath(name.replace("\\", "/")).name
-    stem, dot, ending = _UNSAFE.sub("-", last).rpartition(".")
-    room = _LONGEST_NAME - len(ending) - 1
-    return f"{stem.strip('.-')[:room] or 'data'}{dot}{ending}" if dot else (ending.strip(".-") or "data")
+    last = PurePosixPath(_UNSAFE.sub("-", PurePosixPath(name.replace("\\", "/")).name))
+    ending = last.suffix[:_LONGEST_ENDING]
+    return (last.stem.strip(".-")[: _LONGEST_NAME - len(ending)] or "data") + ending
 
 
 def copy_data(source: Path, target: Path) -> None:

@@ -98,7 +98,7 @@ class _Runner:
     def _reached(self, job: Job) -> tuple[int, int]:
         """The step of the last checkpoint (past all steps once trained), and how far the scoring is."""
         checkpoint = checkpoint_of(job, self._home)
-        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0
+        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve)
         scored = self._folder.scores.stat().st_size if self._folder.scores.exists() else 0
         return (sys.maxsize if self._folder.standing().trained else step), scored
 

@@ -51,6 +51,7 @@ def _train_here(job: Job, folder: JobFolder, home: Path, report: Report, finish:
         if finish:
             raise TrainingError("There is no whole checkpoint to make an adapter of: resume the job.")
         folder.forget_scores()
+        folder.curve.unlink(missing_ok=True)
     else:
         report(f"Going on from the checkpoint of step {place.step()}.")
     try:

@@ -1,0 +1,53 @@
+"""What the tests of jobs share: a board whose worker no test starts by accident, and a job that trains in a second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jobs.board import JobBoard
+from jobs.job import Job, Serving
+
+
+class QuietBoard(JobBoard):
+    """Begins no process; counts how often it would have seen to one."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.asked = 0
+
+    def ensure_worker(self) -> None:
+        self.asked += 1
+
+
+def tiny(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], Serving]:
+    """The settings of a job on the tiny base, and how that is served."""
+    config = {
+        "adapter_name": name,
+        "dataset_name": "starter",
+        "max_train_samples": 24,
+        "max_eval_samples": 6,
+        "num_train_epochs": 2.0,
+        "learning_rate": 3e-3,
+        "eval_every": 0.34,
+        "max_length": 480,
+        "max_tokens_at_once": 100_000,
+    }
+    return {**config, **changes}, Serving(base=str(base), quantization="none", device="cpu")
+
+
+def named(board: JobBoard, name: str, **more: Any) -> Job:
+    """A job of that name that nothing ever runs."""
+    return board.submit({"adapter_name": name, "dataset_name": "starter"}, Serving(), **more)
+
+
+def wait(ready: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+    """What `ready` gives as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := ready():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}")

@@ -37,7 +37,7 @@ PAGES = (
     ("results", results.TITLE),
     ("adapters", adapters.TITLE),
 )
-FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoint /compare</a> for gradio_client.</p>'
+FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoints /compare and /stream</a>.</p>'
 MAX_QUEUED = 256
 # Gradio's own copies of uploads and downloads go after a day, looked at every hour; what people made lies elsewhere.
 CACHE_SECONDS = (3600, 24 * 3600)
@@ -57,19 +57,20 @@ def build_pages(
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
             with tabs["compare"]:
-                form = compare.build_compare(context)
+                form, restore = compare.build_compare(context)
             with tabs["arena"]:
                 arena.build_arena(context, tabs["arena"])
             with tabs["train"]:
                 train.build_train(context, tabs["train"], form)
             with tabs["results"]:
-                runs = results.build_results(shelf)
+                results.build_results(shelf, tabs["results"])
             with tabs["adapters"]:
                 adapters.build_adapters(context, tabs["adapters"], form)
         gr.HTML(FOOTER, apply_default_css=False, js_on_load=None, elem_id="foot")
-        _wire_loading(pages, context, header, timer, form)
+        # What the browser kept comes after the chips that the page begins with, and replaces them.
+        restore(_wire_loading(pages, context, header, timer, form))
         pages.load(_account(context), None, account, queue=False, show_progress="hidden", api_visibility="private")
-        _wire_pages(pages, context, shelf, tabs, form, runs)
+        _wire_pages(pages, context, tabs, form)
         pages.unload(_leaver(context))
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
 
@@ -130,16 +131,11 @@ def _leaver(context: Context) -> Any:
     return leave
 
 
-def _wire_pages(
-    pages: gr.Blocks, context: Context, shelf: Shelf, tabs: Mapping[str, gr.Tab], form: MethodForm, runs: gr.Dropdown
-) -> None:
-    """`?tab=results` opens that page, and the address follows the tabs. Runs are read when somebody looks at them.
+def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], form: MethodForm) -> None:
+    """`?tab=results` opens that page, and the address follows the tabs.
 
     Gradio itself understands `?page=`: it names one of its own pages there.
     """
-
-    def look(chosen: list[str]) -> Any:
-        return gr.skip() if chosen else results.opened(shelf)
 
     def adapters_now() -> list[Any]:
         if context.source.state().phase != "ready":
@@ -149,15 +145,17 @@ def _wire_pages(
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     pages.load(None, None, None, js="() => window.peftArenaOpen()", **quiet)
-    tabs["results"].select(look, runs, runs, **quiet)
     # An adapter may have been trained, added or removed since the page came up.
     tabs["compare"].select(adapters_now, None, [form.adapter, form.reasons], **quiet)
     for name, tab in tabs.items():
         tab.select(None, None, None, js=f"() => window.peftArenaTab({name!r})", **quiet)
 
 
-def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> None:
-    """Repaints the header while the model loads; when it is ready, adapters become choices and a column."""
+def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> Any:
+    """Repaints the header while the model loads; when it is ready, adapters become choices and a column.
+
+    Returns the event of a page that has come up.
+    """
 
     def tick(chips: Any) -> list[Any]:
         state = context.source.state()
@@ -173,12 +171,6 @@ def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr
         return [shown, gr.Timer(active=False), names, gr.Dropdown(choices=known.choices), known.reasons]
 
     outputs = [header, timer, form.chips, form.adapter, form.reasons]
-    gr.on(
-        [pages.load, timer.tick],
-        tick,
-        form.chips,
-        outputs,
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    timer.tick(tick, form.chips, outputs, **quiet)
+    return pages.load(tick, form.chips, outputs, **quiet)

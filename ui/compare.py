@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -20,12 +21,16 @@ from ui.welcome import build_welcome, build_welcome_again
 
 TITLE = "Compare"
 EXPORTS = ("json", "csv")
-KEPT = "Your question, your settings and these runs stay in this browser, on this machine, until you forget them."
+KEPT = "Your question, your settings and your runs stay in this browser, and nowhere else, until you forget them."
 _QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-def build_compare(context: Context) -> MethodForm:
-    """Draws the page inside the current Blocks and wires it. Returns the form, which learns the adapters later."""
+def build_compare(context: Context) -> tuple[MethodForm, Callable[[Any], None]]:
+    """Draws the page inside the current Blocks and wires it.
+
+    Returns the form, which learns the adapters later, and what brings back the state that the browser kept: to be
+    called with the event after which that shall happen.
+    """
     example = first_example()
     with gr.Column(elem_id="compare"):
         show = build_welcome(example=bool(beginners(context.data_dir)))
@@ -42,21 +47,22 @@ def build_compare(context: Context) -> MethodForm:
     memory, chosen, number = gr.State(History(shown=example.records if example else ())), gr.State(None), gr.State(0)
     page = Page(
         intent, note, run, stop, picker, form, options, status, board, history, exports, memory, chosen,
-        widgets.keeper(), widgets.keeper(),
+        widgets.keeper(),
     )  # fmt: skip
     fill = [intent, options.reference, options.tests, options.pool]
-    wire_picker(picker, begin, context.data_dir, chosen, fill)
+    choosing = wire_picker(picker, begin, context.data_dir, chosen, fill)
     triggers = [run.click]
     if begin:
         filled = show.click(filler(begin[0][1]), None, [chosen, *fill], **_QUIET)
         triggers.append(filled.success)
+        choosing.append(filled)
     wire_run(page, context, triggers)
     wire_history(page)
-    wire_kept(page, context)
+    restore = wire_kept(page, context, choosing)
     for kind, button in zip(EXPORTS, exports, strict=True):
         button.click(_exporter(kind), [memory, number], [saved, number], **_QUIET)
     build_endpoints(context)
-    return form
+    return form, restore
 
 
 def _history() -> gr.HTML:

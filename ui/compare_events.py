@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from html import escape
-from typing import Any, cast
+from typing import Any
 
 import gradio as gr
-from gradio.context import Context as Building
 
 from errors import PeftArenaError
 from tasks.problem import Problem
@@ -23,7 +23,7 @@ from ui.context import Context
 from ui.endpoints import MAX_WAITING
 from ui.history import History
 from ui.kept import DECODING, FIELDS, TEXTS, read_kept
-from ui.live import Step, live_steps, now
+from ui.live import Step, live_steps
 from ui.method_form import MethodForm
 from ui.options import Options, decoding, decoding_fields
 from ui.problem_picker import Picker
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 class Page:
     """The components that events read and change.
 
-    `keeper` hands runs to the browser's storage, `chosen_keeper` the test problem that is asked about: see js/keep.js.
+    `keeper` hands runs and the test problem that is asked about to the browser's storage: see js/keep.js.
     """
 
     intent: gr.Textbox
@@ -60,7 +60,6 @@ class Page:
     memory: gr.State
     chosen: gr.State
     keeper: gr.HTML
-    chosen_keeper: gr.HTML
 
     @property
     def of_history(self) -> list[gr.components.Component]:
@@ -93,7 +92,7 @@ def wire_run(page: Page, context: Context, triggers: Sequence[Callable[..., Any]
     ]  # fmt: skip
     runner = _runner(page, context)
     for trigger in triggers:
-        trigger(
+        running = trigger(
             runner,
             inputs,
             outputs,
@@ -102,6 +101,8 @@ def wire_run(page: Page, context: Context, triggers: Sequence[Callable[..., Any]
             concurrency_limit=MAX_WAITING,
             concurrency_id="pages",
         )
+        # Run comes back when Gradio holds the event as over: a click before that would be dropped without a word.
+        running.then(_ended, None, [page.run, page.stop], **_QUIET)
 
     def stop(request: gr.Request) -> None:
         context.stops.stop(request.session_hash or "")
@@ -131,20 +132,22 @@ def _runner(page: Page, context: Context) -> Any:
                 yield {page.note: sentence(fault)}
                 return
             yield _started(page, fields)
-            ended = {page.run: gr.Button(visible=True), page.stop: gr.Button(visible=False)}
             try:
                 cancel = held.enter_context(context.stops.running(request.session_hash or ""))
                 for step in live_steps(context, ask, cancel):
                     changes, memory = _step(page, step, memory)
                     yield changes
             except PeftArenaError as fault:
-                ended[page.status] = sentence(fault)
+                yield {page.status: sentence(fault)}
             except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
                 _log.exception("A comparison failed.")
-                ended[page.status] = sentence(DEFECT)
-        yield ended  # when the room is given back: whoever runs again at once finds it
+                yield {page.status: sentence(DEFECT)}
 
     return run
+
+
+def _ended() -> list[Any]:
+    return [gr.Button(visible=True), gr.Button(visible=False)]
 
 
 def _ask(fields: Fields, chips: Any, values: Sequence[Any]) -> Ask:
@@ -160,13 +163,14 @@ def _started(page: Page, fields: Fields) -> dict[Any, Any]:
         page.note: "",
         page.run: gr.Button(visible=False),
         page.stop: gr.Button(visible=True),
-        page.keeper: {"at": now(), "begun": True},
     }
+    kept: dict[str, Any] = {"at": time.time_ns(), "begun": True}
     if fields.lost_reference or fields.lost_tests:
         changes |= {page.note: line(NEW_WORDS), page.chosen: None}
+        kept["chosen"] = None
         changes |= {page.options.reference: ""} if fields.lost_reference else {}
         changes |= {page.options.tests: ""} if fields.lost_tests else {}
-    return changes
+    return changes | {page.keeper: kept}
 
 
 def _step(page: Page, step: Step, memory: History) -> tuple[dict[Any, Any], History]:
@@ -177,7 +181,7 @@ def _step(page: Page, step: Step, memory: History) -> tuple[dict[Any, Any], Hist
         memory = memory.with_run(step.records)
         changes |= {page.memory: memory, page.history: memory.items()}
         changes |= {button: gr.Button(visible=True) for button in page.exports}
-        changes[page.keeper] = {"at": now(), "run": list(step.records)}
+        changes[page.keeper] = {"at": time.time_ns(), "run": list(step.records)}
     return changes, memory
 
 
@@ -190,24 +194,29 @@ def wire_history(page: Page) -> None:
             return [gr.skip()] * (len(page.of_history) + 1)
         memory = memory.showing(index)
         first: Record = memory.shown[0]
-        chosen = Problem(first["problem_id"], first["intent"], first["reference"], problem_tests(first))
+        problem = Problem(first["problem_id"], first["intent"], first["reference"], problem_tests(first))
+        chosen = None if problem.id == TYPED_ID else problem
         return [
-            *_shown(memory), None if chosen.id == TYPED_ID else chosen, first["intent"],
+            *_shown(memory), chosen, first["intent"],
             first["reference"] or "", first["tests_text"],
             widgets.chip_values([record["method"] for record in memory.shown]), first["pool"],
-            *decoding_fields(first["decoding"]), {"at": now(), "shown": first["created"]},
+            *decoding_fields(first["decoding"]), _keep_chosen(chosen) | {"shown": first["created"]},
         ]  # fmt: skip
 
     page.history.select(restore, page.memory, [*page.of_history, page.keeper], **_QUIET)
 
 
-def wire_kept(page: Page, context: Context) -> None:
-    """What the fields say stays in the browser as it changes; a page that comes up again has it back, and the runs."""
+def wire_kept(page: Page, context: Context, choosing: Sequence[Any]) -> Callable[[Any], None]:
+    """What the fields say stays in the browser as it changes, and so does the problem after the events `choosing` it.
+
+    Returns what brings all of it back, with the runs, after the event of a page that has come up.
+    """
     fields = page.kept
     picker = page.picker
     keep = f"(...values) => window.peftArenaKeep({json.dumps(FIELDS)}, values)"
     gr.on([field.change for field in fields.values()], None, list(fields.values()), None, js=keep, **_QUIET)
-    page.chosen.change(_keep_chosen, page.chosen, page.chosen_keeper, **_QUIET)
+    for event in choosing:
+        event.then(_keep_chosen, page.chosen, page.keeper, **_QUIET)
     outputs = [*page.of_history, picker.data, picker.problem, picker.note, *page.exports]
 
     def restore(value: Any) -> dict[Any, Any]:
@@ -228,14 +237,17 @@ def wire_kept(page: Page, context: Context) -> None:
             changes |= {button: gr.Button(visible=True) for button in page.exports}
         return changes
 
-    root = cast("gr.Blocks", Building.root_block)  # a page is built inside the Blocks
-    come_up = root.load(restore, page.keeper, outputs, js="() => [window.peftArenaKept()]", **_QUIET)
-    # Only now: what the fields said before they were filled is nothing to keep.
-    come_up.then(None, None, None, js="() => window.peftArenaKeeping()", **_QUIET)
+    def after(came_up: Any) -> None:
+        filled = came_up.then(restore, page.keeper, outputs, js="() => [window.peftArenaKept()]", **_QUIET)
+        # Only now: what the fields said before they were filled is nothing to keep.
+        begin = keep.replace("peftArenaKeep(", "peftArenaKeeping(")
+        filled.then(None, list(fields.values()), None, js=begin, **_QUIET)
+
+    return after
 
 
 def _keep_chosen(chosen: Problem | None) -> dict[str, Any]:
-    return {"at": now(), "chosen": asdict(chosen) if chosen else None}
+    return {"at": time.time_ns(), "chosen": asdict(chosen) if chosen else None}
 
 
 def _shown(memory: History) -> list[Any]:

@@ -53,8 +53,9 @@ def _fields(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict):
         return {}
     fields: dict[str, Any] = {name: given[name] for name in TEXTS if isinstance(given.get(name), str)}
-    if isinstance(given.get("chips"), list):
-        fields["chips"] = [name for name in chip_names(given["chips"]) if len(name) <= _LONGEST_NAME][:MAX_COLUMNS]
+    chips = given.get("chips")
+    if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
+        fields["chips"] = [name for name in chip_names(chips) if len(name) <= _LONGEST_NAME][:MAX_COLUMNS]
     fields |= {name: given[name] for name in ("data", "pool") if given.get(name) in DATASETS}
     if isinstance(given.get("problem"), str):
         fields["problem"] = given["problem"]

@@ -98,10 +98,11 @@ def wire_picker(
     data_dir: Path | None,
     chosen: gr.State,
     fill: Sequence[gr.components.Component],
-) -> None:
+) -> list[Any]:
     """A choice goes to `chosen` (the Problem) and `fill`: intent, reference, tests, and the pool of its own data set.
 
-    With examples of another data set, ICL and RAG would be asked for one thing and shown another.
+    With examples of another data set, ICL and RAG would be asked for one thing and shown another. Returns the events
+    that choose.
     """
 
     def show(name: str) -> tuple[Any, str]:
@@ -118,11 +119,12 @@ def wire_picker(
         return [identity or gr.skip(), *pick(name, identity)]
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    for button, example in begin:
-        button.click(filler(example), None, [chosen, *fill], **quiet)
     picker.data.input(show, picker.data, [picker.problem, picker.note], **quiet)
-    picker.problem.input(pick, [picker.data, picker.problem], [chosen, *fill], **quiet)
-    picker.dice.click(throw, picker.data, [picker.problem, chosen, *fill], **quiet)
+    return [
+        *(button.click(filler(example), None, [chosen, *fill], **quiet) for button, example in begin),
+        picker.problem.input(pick, [picker.data, picker.problem], [chosen, *fill], **quiet),
+        picker.dice.click(throw, picker.data, [picker.problem, chosen, *fill], **quiet),
+    ]
 
 
 def filler(example: Problem) -> Callable[[], list[object]]:

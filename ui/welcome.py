@@ -14,7 +14,7 @@ COLUMNS = (
 LINES = (
     (
         "What this is",
-        "A small language model on this machine writes Python from one sentence, in several ways at once.",
+        "A small language model writes Python from one sentence, in several ways at once, side by side.",
     ),
     ("The four columns", COLUMNS),
     ("What to do", "Ask for a piece of Python below, compare the answers, and see which way suits your kind of code."),

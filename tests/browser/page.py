@@ -41,14 +41,29 @@ class ComparePage:
         self.driver = driver
         self.url = url
 
-    def open(self, *, theme: str = "light", width: int = 1440, height: int = 1000, ready: bool = True) -> ComparePage:
-        """Loads the page anew, in a window of this size; waits until it is there, and the model too if `ready`."""
+    def open(
+        self, *, theme: str = "light", width: int = 1440, height: int = 1000, ready: bool = True, first: bool = True
+    ) -> ComparePage:
+        """Loads the page anew, in a window of this size; waits until it is there, and the model too if `ready`.
+
+        `first`: as somebody whose browser has never been here.
+        """
         self.resize(width, height)
+        if first:
+            self.forget()
         self.driver.get(f"{self.url}?__theme={theme}")
         until(lambda: self.find("#run").is_displayed(), 60, "the page did not come up")
         if ready:
             until(lambda: self.find(".model.ready"), 240, "the model did not become ready")
         return self
+
+    def forget(self) -> None:
+        """Empties what the browser keeps of the page."""
+        if self.driver.current_url.startswith(self.url):
+            self.driver.execute_script("localStorage.clear()")
+        else:
+            stored = {"origin": self.url.rstrip("/"), "storageTypes": "local_storage"}
+            self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
 
     def resize(self, width: int, height: int) -> None:
         """A desktop's or, below 600 pixels, a phone's window."""

@@ -35,6 +35,21 @@ window.peftArenaOpen = () => {
   else { wantedTab = null; window.peftArenaTab("compare"); }
 };
 
+// What else a page wants in the address, as {name: values}; another page's part of it stays as it is.
+window.peftArenaReadAddress = (names) => {
+  const found = new URL(location.href).searchParams;
+  return Object.fromEntries(names.map((name) => [name, found.getAll(name)]));
+};
+
+window.peftArenaWriteAddress = (names, values) => {
+  const address = new URL(location.href);
+  names.forEach((name, place) => {
+    address.searchParams.delete(name);
+    [values[place] ?? ""].flat().forEach((value) => value && address.searchParams.append(name, value));
+  });
+  history.replaceState(history.state, "", address);
+};
+
 // Opens a page by its name, as a click on its tab does.
 window.peftArenaGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();
 
@@ -65,7 +80,10 @@ window.peftArenaStore = (name, value) => {
 window.peftArenaKept = () => Object.fromEntries(KEPT.map((name) => [name, stored(name)]));
 
 // Fields that change before they were filled from the storage hold what a new page begins with.
-window.peftArenaKeeping = () => { keeping = true; };
+window.peftArenaKeeping = (names, values) => {
+  keeping = true;
+  window.peftArenaKeep(names, values);
+};
 
 window.peftArenaKeep = (names, values) => {
   if (keeping) window.peftArenaStore("fields", Object.fromEntries(names.map((name, place) => [name, values[place]])));

@@ -1,0 +1,154 @@
+"""What a refresh keeps of Compare and Results, how it is forgotten, and what a first visit reads, on a fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from tests.browser.fake_app import DEFAULTS, EVIL, REFERENCE, make_engine, serve
+from tests.browser.page import ComparePage, until
+from tests.ui.runs import write_run
+from ui.results.shelf import Shelf
+
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("runs")
+    write_run(folder / "first.jsonl", failing=False)
+    write_run(folder / "other.jsonl", failing=True)
+    engine = make_engine()
+    engine.delay = 0.0
+    with serve(lambda report: engine, shelf=Shelf([("runs", folder)])) as address:
+        yield address
+
+
+def again(page: ComparePage) -> ComparePage:
+    return page.open(first=False)
+
+
+def value(page: ComparePage, css: str) -> str:
+    return str(page.find(css).get_property("value"))
+
+
+def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePage) -> None:
+    page.intent(EVIL)
+    page.run()
+    page.finish()
+    page.intent("map two lists into a dictionary")
+    page.reference(REFERENCE)
+    page.remove_chip("RAG 8")
+    page.find("#mode input[value=beam]").click()
+    until(lambda: "beam search" in page.text("#options button"))
+    page.run()
+    page.finish()
+    said, cards = page.text("#status"), page.cards()
+    page.intent("and now something that is not asked yet")
+    again(page)
+    until(lambda: page.intent_text() == "and now something that is not asked yet")
+    until(lambda: page.chips() == [label for label in DEFAULTS if label != "RAG 8"])
+    until(lambda: "beam search, 5 candidates" in page.text("#options button"))
+    assert page.text("#status") == said
+    assert page.text(".asked") == "map two lists into a dictionary"
+    assert [card["code"] for card in page.cards()] == [card["code"] for card in cards]
+    page.unfold_options()
+    assert value(page, "#reference textarea") == REFERENCE
+    assert len(page.history()) == 2
+    page.history()[1].click()
+    until(lambda: page.intent_text() == EVIL)
+    again(page)
+    until(lambda: page.history() and page.history()[1].get_attribute("aria-current") == "true")
+    assert page.driver.title == "Peft Arena · Compare"
+    assert page.all("#board script, #board img, #history img") == []
+
+
+def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage) -> None:
+    page.find("#random").click()
+    until(page.intent_text)
+    until(lambda: value(page, "#problem input") != "Pick a test problem")
+    problem, intent = value(page, "#problem input"), page.intent_text()
+    until(lambda: page.driver.execute_script("return localStorage['peft-arena.chosen']"))
+    again(page)
+    until(lambda: page.intent_text() == intent)
+    until(lambda: value(page, "#problem input") == problem)
+    page.intent("words of my own")
+    page.run()
+    page.finish()
+    until(lambda: "its reference and its tests are no longer used" in page.text("#intent-note"))
+
+
+def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
+    page.intent("something private")
+    page.run()
+    page.finish()
+    page.find("#forget").click()
+    page.driver.switch_to.alert.accept()
+    until(lambda: page.find("#run-example").is_displayed())
+    until(lambda: page.find(".model.ready"))
+    assert page.intent_text() == ""
+    assert page.history() == []
+    kept = page.driver.execute_script("return Object.values(localStorage).join()")
+    assert "something private" not in kept
+
+
+def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePage) -> None:
+    script = """
+        localStorage.setItem("peft-arena.runs", '[[{"method": "<img src=x onerror=alert(1)>"}], 7, null]');
+        localStorage.setItem("peft-arena.fields", '{"intent": 5, "mode": "loud", "chips": [{"name": 3}, "x"]}');
+        localStorage.setItem("peft-arena.chosen", '{"id": {}}');
+        localStorage.setItem("peft-arena.shown", "no JSON");
+    """
+    page.driver.execute_script(script)
+    again(page)
+    page.intent("reverse the string `s`")
+    until(lambda: len(page.chips()) > 0)
+    page.run()
+    page.finish()
+    assert {card["state"] for card in page.cards()} == {"done"}
+    assert len(page.history()) == 1
+
+
+def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page: ComparePage) -> None:
+    assert len(page.all("#welcome .welcome p")) == 3
+    until(lambda: page.chips() == DEFAULTS)
+    page.find("#run-example").click()
+    until(lambda: not page.find("#welcome").is_displayed(), describe="the introduction stays")
+    page.finish()
+    assert page.intent_text()
+    assert len(page.cards()) == 4
+    assert len(page.history()) == 1
+    again(page)
+    assert not page.find("#welcome").is_displayed()
+    page.find("#show-welcome").click()
+    assert page.find("#welcome").is_displayed()
+    page.find("#hide-welcome").click()
+    assert not page.find("#welcome").is_displayed()
+
+
+def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: WebDriver, url: str) -> None:
+    page = ComparePage(driver, url)
+    page.resize(1440, 900)
+    driver.get(f"{url}?tab=results&run=runs/other.jsonl&run=no/such.jsonl&show=some&words=double")
+    until(lambda: [row.text for row in page.all("#problems li .intent")] == ["double a value"])
+    until(lambda: "other" in page.text("#summary h2"))
+    page.find("#problems li button").click()
+    until(lambda: page.all("#answers .card"))
+    asked = page.text("#answers .asked")
+    until(lambda: "problem=" in driver.current_url)
+    driver.refresh()
+    until(lambda: page.all("#answers .card"))
+    assert page.text("#answers .asked") == asked
+    assert value(page, "#filter-words textarea, #filter-words input") == "double"
+    assert [row.text for row in page.all("#problems li .intent")] == ["double a value"]
+    page.write("#filter-words textarea, #filter-words input", "")
+    until(lambda: "words=" not in driver.current_url)
+
+
+def test_a_hostile_address_is_only_an_address(driver: WebDriver, url: str) -> None:
+    page = ComparePage(driver, url)
+    driver.get(f"{url}?tab=results&run=../../etc/passwd&method=%3Cimg src=x onerror=alert(1)%3E&show=x&words=%24{{1}}")
+    until(lambda: len(page.all("#problems li")) == 3)
+    assert page.all("#results img, #results script") == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -79,6 +80,9 @@ class FakeEngine(Engine):
 
     def methods(self) -> list[str]:
         return ["zero-shot", "icl-8", "rag-8", *self.names]
+
+    def adapter_digest(self, name: str) -> str:
+        return f"sha256:{zlib.crc32(name.encode()):08x}"
 
     def unavailable(self, method: Method) -> str | None:
         return self.refused.get(method.adapter or "")

@@ -13,7 +13,8 @@ from evaluate.arena.vote import Pair, Player, pair_of
 from evaluate.stats import CONFIDENCE, Interval
 
 MEAN, SCALE = 1000.0, 400.0
-_ADVANCE = 0.5  # votes that each method gets in advance, half won and half lost
+_ADVANCE = 0.5  # votes of tie that each method gets in advance
+_LEAST = 1e-3  # of a vote: with none at all a rating could be infinite
 
 Floats = NDArray[np.float64]
 
@@ -22,7 +23,8 @@ def strengths(bouts: Sequence[Bout], players: Sequence[Player]) -> dict[Player, 
     """The ratings alone, without intervals, of players that have all met directly or through others."""
     pairs = _met(bouts)
     counts = _counts(_outcomes(bouts, pairs), len(pairs))
-    return dict(zip(players, (float(each) for each in _fit(counts, pairs, players)), strict=True))
+    ratings = _fit(counts, _ADVANCE * len(players) / len(pairs), pairs, players)
+    return {player: float(rating) for player, rating in zip(players, ratings, strict=True)}
 
 
 def fit_with_intervals(
@@ -31,14 +33,15 @@ def fit_with_intervals(
     """The same with intervals: the middle 95 % of the ratings of as many resamples of people and their votes."""
     pairs = _met(bouts)
     outcomes = _outcomes(bouts, pairs)
-    values = _fit(_counts(outcomes, len(pairs)), pairs, players)
+    advance = _ADVANCE * len(players) / len(pairs)
+    values = _fit(_counts(outcomes, len(pairs)), advance, pairs, players)
     people = _people(bouts)
     generator = np.random.default_rng(seed)
-    advance = _ADVANCE * len(players)
     drawn = []
     for _ in range(resamples):
         sample = _smoothed(outcomes[people.drawn(generator)], len(pairs), advance, generator)
-        drawn.append(_fit(_counts(sample, len(pairs)), pairs, players))
+        weights = np.maximum(generator.gamma(advance, size=len(pairs)), _LEAST)
+        drawn.append(_fit(_counts(sample, len(pairs)), weights, pairs, players))
     tail = (1 - CONFIDENCE) / 2
     lows, highs = np.quantile(drawn, [tail, 1 - tail], axis=0)
     # Few votes can put the value itself outside of what was drawn, by a hair.
@@ -51,12 +54,12 @@ def fit_with_intervals(
 def _smoothed(
     outcomes: NDArray[np.intp], pairs: int, advance: float, generator: np.random.Generator
 ) -> NDArray[np.intp]:
-    """The drawn votes, of which as many as were given in advance are drawn from these: any pair, either side.
+    """The drawn votes, some of them replaced by those given in advance, which are of any pair and for either side.
 
     Without it ten wins of ten would be ten in every resample, and the interval would claim to be certain.
     """
     n = len(outcomes)
-    replaced = generator.random(n) < advance / (n + advance)
+    replaced = generator.random(n) < pairs * advance / (n + pairs * advance)
     other = 3 * generator.integers(0, pairs, n) + generator.integers(0, 2, n)
     return np.where(replaced, other, outcomes)
 
@@ -102,15 +105,18 @@ def _people(bouts: Sequence[Bout]) -> _People:
     return _People(np.argsort(person, kind="stable"), np.cumsum(sizes) - sizes, sizes)
 
 
-def _fit(counts: Floats, pairs: Sequence[Pair], players: Sequence[Player]) -> Floats:
-    """Ratings in the order of `players`. `counts` has for each pair: first won, second won, neither."""
+def _fit(counts: Floats, advance: Floats | float, pairs: Sequence[Pair], players: Sequence[Player]) -> Floats:
+    """Ratings in the order of `players`. `counts` has for each pair: first won, second won, neither.
+
+    `advance` are the votes of tie that each pair gets besides.
+    """
     import pandas as pd
     from evalica import Winner as Outcome
     from evalica import bradley_terry
 
     index = {player: at for at, player in enumerate(players)}
     weights = counts.copy()
-    weights[2::3] += _ADVANCE * len(players) / len(pairs)
+    weights[2::3] += advance
     result = bradley_terry(
         [index[pair[0]] for pair in pairs for _ in range(3)],
         [index[pair[1]] for pair in pairs for _ in range(3)],

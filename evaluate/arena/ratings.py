@@ -12,7 +12,8 @@ to both counts of an odds ratio (Biometrika 43, 1956), and their distance is 400
 
 Intervals are percentile bootstrap over people and then over each drawn person's votes (Davison and Hinkley, 1997, 3.8):
 who votes often is of one mind, so their votes are no independent ones. Of one person only the votes are drawn. The
-votes given in advance are drawn along, so that ten wins of ten are not taken for certain.
+votes given in advance are drawn along, and weigh at random (gamma, as in Rubin's Bayesian bootstrap, Annals of
+Statistics 9, 1981): else they would hide that after few votes a method could be far better or worse than it looks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from evaluate.arena.fit import fit_with_intervals
+from evaluate.arena.fit import fit_with_intervals, strengths
 from evaluate.arena.tallies import MIN_EACH, MIN_VOTES, Bout, Tally, rated_players, tallies
 from evaluate.arena.vote import Pair, Player
 from evaluate.stats import Interval
@@ -83,6 +84,13 @@ def rate(bouts: Sequence[Bout], seed: int = 0, resamples: int = RESAMPLES) -> Ra
     )
 
 
+def points(bouts: Sequence[Bout]) -> dict[Player, float]:
+    """The ratings alone, without intervals: quick enough to ask before and after each vote. Empty where none are."""
+    rated = rated_players(tallies(bouts))
+    chosen = [bout for bout in bouts if bout.left in rated and bout.right in rated]
+    return strengths(chosen, sorted(rated)) if rated else {}
+
+
 def _places(found: Mapping[Player, Interval]) -> dict[Player, tuple[int, int]]:
     """The best and the worst place that each may have: only intervals that do not touch tell two apart."""
     above = Counter[Player]()
@@ -97,8 +105,8 @@ def _places(found: Mapping[Player, Interval]) -> dict[Player, tuple[int, int]]:
 
 def _reason(votes: int) -> str:
     return (
-        f"Too few votes to say: {votes or 'none'} so far, and a rating needs {MIN_VOTES}, at least {MIN_EACH} of them "
-        "for each method."
+        f"Too few votes to say who is ahead: a rating needs {MIN_VOTES}, and at least {MIN_EACH} for each method "
+        f"against the others. There {'is' if votes == 1 else 'are'} {votes or 'none'}."
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evaluate.arena.vote import Pair, Player, Winner
 
 MIN_VOTES = 10  # among the methods that are rated
-MIN_EACH = 5  # of a method, with others that have as many
+MIN_EACH = 3  # of a method, with others that have as many
 
 
 @dataclass(frozen=True)

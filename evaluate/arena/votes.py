@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -70,7 +71,7 @@ class Votes:
         try:
             self._do(lambda database: database.execute(insert, _row(vote)), writes=True)
         except sqlite3.IntegrityError as fault:
-            if self._read("SELECT 1 FROM votes WHERE id = ?", (vote.id,)):
+            if self._read("SELECT 1 FROM votes WHERE id = ? AND winner = ?", (vote.id, vote.winner)):
                 return
             raise AlreadyVotedError(
                 "You have voted on this pair and problem already, and that vote stands: go on to the next one."
@@ -94,6 +95,18 @@ class Votes:
             (_base_text(base),),
         )
         return [(row[0], Bout(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows]
+
+    def by_pair(self, base: Base) -> Counter[Pair]:
+        """How many votes each pair has."""
+        rows = self._read(
+            "SELECT left_method, left_digest, right_method, right_digest, COUNT(*) FROM votes WHERE base = ? "
+            "GROUP BY 1, 2, 3, 4",
+            (_base_text(base),),
+        )
+        counts = Counter[Pair]()
+        for *names, number in rows:
+            counts[pair_of(Player(*names[:2]), Player(*names[2:]))] += number
+        return counts
 
     def voted(self, visitor: str, base: Base) -> set[tuple[str, Pair]]:
         """What this person has voted on: (problem key, pair)."""

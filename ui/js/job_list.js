@@ -16,7 +16,7 @@ function make(id) {
   const item = document.createElement("li");
   const button = document.createElement("button");
   button.type = "button";
-  for (const name of ["adapter", "job-state", "about", "when"]) {
+  for (const name of ["job-adapter", "job-state", "job-on", "job-when"]) {
     const span = document.createElement("span");
     span.className = name;
     button.append(span);

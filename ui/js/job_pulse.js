@@ -4,6 +4,7 @@ const UNANSWERED = 15000; // an app that was restarted answers again
 let asked = 0;
 let answered = true;
 let shown = null;
+const named = new URL(location.href).searchParams.get("job") || "";
 
 const panel = () => document.querySelector("#train-jobs");
 const seen = () => !document.hidden && Boolean(panel()?.getClientRects().length);
@@ -11,7 +12,7 @@ const seen = () => !document.hidden && Boolean(panel()?.getClientRects().length)
 function look() {
   asked = Date.now();
   answered = false;
-  const value = props.value || { job: new URL(location.href).searchParams.get("job") || "", seen: {} };
+  const value = props.value || { job: named, seen: {} };
   const log = Boolean(document.querySelector("#train-job-log details")?.open);
   trigger("tick", { job: value.job, seen: value.seen, log });
 }
@@ -50,8 +51,8 @@ watch("value", () => {
   answered = true;
   const job = props.value?.job || "";
   enter(job);
-  // Whoever chose or started a job is brought to it; whoever opened the page stays at its top.
-  if (shown !== null && job && job !== shown) setTimeout(reveal, 100);
+  // Whoever chose, started or addressed a job is brought to it; whoever just opened the page stays at its top.
+  if (job && job !== (shown ?? (named === job ? "" : job))) setTimeout(reveal, 100);
   shown = job;
 });
 

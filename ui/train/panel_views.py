@@ -153,7 +153,7 @@ def _compared(one: Compared, most: float) -> str:
     points = f"{100 * one.value:+.1f} <span>[{100 * one.low:+.1f}, {100 * one.high:+.1f}]</span>"
     left, width, dot = (one.low + most) / (2 * most), (one.high - one.low) / (2 * most), (one.value + most) / (2 * most)
     track = (
-        '<span class="span" aria-hidden="true"><span class="zero"></span>'
+        '<span class="job-span" aria-hidden="true"><span class="zero"></span>'
         f'<span class="range" style="left:{left:.2%};width:{max(width, 0.005):.2%}"></span>'
         f'<span class="dot" style="left:{dot:.2%}"></span></span>'
     )

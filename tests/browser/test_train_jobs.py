@@ -1,0 +1,289 @@
+"""The jobs on the Train page as a person meets them; a fake trainer writes what the real one writes."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from adapters.store import LIBRARY
+from jobs.board import JobBoard
+from jobs.folder import now
+from jobs.job import Job
+from serve.engine_source import EngineSource
+from tests.browser.fake_app import EVIL, make_engine
+from tests.browser.page import ComparePage, until
+from tests.ui.train import jobs_on_disk as on_disk
+from ui.app import build_pages, launch
+from ui.context import Context
+
+# Counts what asks for the jobs, among all that the pages ask for.
+COUNT_LOOKS = """
+    const fetched = window.fetch;
+    window.looks = 0;
+    window.fetch = (...given) => {
+      if (String(given[1]?.body || "").includes('"seen":')) window.looks += 1;
+      return fetched(...given);
+    };
+"""
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobBoard]:
+    """The jobs of the app that is served; no process works on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobBoard, "ensure_worker", lambda _: None)
+        yield JobBoard(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def url(board: JobBoard) -> Iterator[str]:
+    source = EngineSource(lambda _: make_engine()).start()
+    pages = build_pages(source, context=Context(source, home=board.home))
+    _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
+    yield address
+    pages.close()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(board: JobBoard) -> None:
+    """Every test begins without jobs and adapters."""
+    for folder in ("jobs", "adapters"):
+        shutil.rmtree(board.home / folder, ignore_errors=True)
+
+
+@pytest.fixture
+def page(driver: WebDriver, url: str) -> ComparePage:
+    return ComparePage(driver, url)
+
+
+def opened(page: ComparePage, job: Job | None = None, *, theme: str = "light", width: int = 1440) -> None:
+    """Opens the Train page anew, at this job or at whatever it chooses."""
+    page.resize(width, 900)
+    at = f"&job={job.id}" if job else ""
+    page.driver.get(f"{page.url}?tab=train{at}&__theme={theme}")
+    until(lambda: page.all("#train-pulse") and "Looking for jobs" not in page.text("#train-jobs"), 40)
+    if job:
+        until(lambda: job.adapter in page.text("#train-job-head"), describe=f"{job.adapter} is not shown")
+
+
+def line(page: ComparePage) -> str:
+    return page.text("#train-job-line")
+
+
+def press(page: ComparePage, name: str) -> None:
+    until(lambda: page.find(f"#{name}").is_displayed(), describe=f"{name} does not stand")
+    page.find(f"#{name}").click()
+
+
+def points(page: ComparePage, series: str) -> int:
+    found = page.all(f"#train-job-curve polyline.{series}")
+    return len((found[0].get_attribute("points") or "").split()) if found else 0
+
+
+def shown_buttons(page: ComparePage) -> set[str]:
+    return {button.text for button in page.all("#train-job-actions button") if button.is_displayed()}
+
+
+def test_before_the_first_job_two_lines_say_what_will_be_here(page: ComparePage) -> None:
+    opened(page)
+    until(lambda: "No training yet" in page.text("#train-jobs"))
+    assert not page.find("#train-jobs-room").is_displayed() if page.all("#train-jobs-room") else True
+    page.screenshot("train-empty")
+
+
+def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board, "lora-snippets", data_name="my-snippets.csv")
+    other = on_disk.begin(board, "lora-next")
+    opened(page)
+    until(lambda: page.all("#train-job-list li"))
+    assert [item.text.split("\n")[:2] for item in page.all("#train-job-list li")] == [
+        ["lora-next", "Waiting"],
+        ["lora-snippets", "Waiting"],
+    ]
+    page.all("#train-job-list button")[1].click()
+    until(lambda: "it is next" in line(page))
+    on_disk.train(board, job.id, 30)
+    until(lambda: points(page, "training") == 30)
+    assert points(page, "validation") == 2
+    assert "Step\n30 of 120" in page.text("#train-job-head")
+    on_disk.train(board, job.id, 48, since=30)
+    until(lambda: points(page, "training") == 48)
+    page.screenshot("train-live")
+    assert f"job={job.id}" in page.driver.current_url
+    page.driver.refresh()
+    until(lambda: points(page, "training") == 48, 40)
+    assert "Training" in line(page)
+    first = page.driver.current_window_handle
+    page.driver.switch_to.new_window("window")
+    try:
+        opened(page)
+        # Nobody named a job: the one that runs.
+        until(lambda: points(page, "training") == 48)
+        on_disk.stand(board, job.id, stage="scoring")
+        until(lambda: "Trained. Now it answers" in line(page))
+        page.driver.close()
+    finally:
+        page.driver.switch_to.window(first)
+    until(lambda: "Trained. Now it answers" in line(page))
+    opened(page, other)
+    assert "one job is ahead" in line(page)
+    assert page.complaints() == []
+
+
+def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board)
+    on_disk.train(board, job.id, 24)
+    opened(page, job)
+    reader = until(lambda: page.find("#train-job-curve [role=slider]"))
+    reader.send_keys(Keys.HOME)
+    assert page.text("#train-job-curve .read").startswith("Step 1 · training loss 2.5")
+    reader.send_keys(Keys.END)
+    assert "validation loss" in page.text("#train-job-curve .read")
+    assert reader.get_attribute("aria-valuetext") == page.text("#train-job-curve .read")
+    drawn = page.find("#train-job-curve svg[role=img]").get_attribute("aria-label") or ""
+    assert "at step 24 of 120" in drawn
+
+
+def test_cancel_resume_and_the_best_checkpoint_reach_the_board(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board)
+    on_disk.train(board, job.id, 36)
+    opened(page, job)
+    press(page, "train-job-cancel")
+    until(lambda: "Stopping" in line(page))
+    assert board.get(job.id).state == "stopping"
+    on_disk.stop(board, job.id, 36)
+    until(lambda: "goes on from step 36 of 120" in line(page))
+    assert shown_buttons(page) == {"Resume", "Make the adapter of the best checkpoint", "Delete"}
+    page.screenshot("train-stopped")
+    press(page, "train-job-again")
+    until(lambda: "it is next" in line(page))
+    assert board.get(job.id).state == "queued"
+    on_disk.stand(board, job.id, state="stopped", ended=now())
+    press(page, "train-job-finish")
+    until(lambda: on_disk.standing(board, job.id).finish)
+
+
+def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board)
+    sentence = "The base needs 3.1 GB of memory and 1.2 GB are free: close other programs."
+    on_disk.fail(board, job.id, sentence)
+    opened(page, job)
+    assert sentence in line(page)
+    assert page.text("#train-job-failed pre").endswith(sentence)
+    page.screenshot("train-failed")
+    press(page, "train-job-again")
+    until(lambda: board.get(job.id).state == "queued")
+    until(lambda: not page.text("#train-job-failed"))
+
+
+def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board)
+    on_disk.write_log(board, job.id, *(f"line {n}" for n in range(100)))
+    opened(page, job)
+    assert page.find("#train-job-log pre").get_property("textContent") == ""
+    page.find("#train-job-log summary").click()
+    until(lambda: "line 99" in page.text("#train-job-log pre"))
+    on_disk.write_log(board, job.id, "the newest")
+    until(lambda: "the newest" in page.text("#train-job-log pre"))
+    at_end = "const log = arguments[0]; return log.scrollTop + log.clientHeight >= log.scrollHeight - 4"
+    assert page.driver.execute_script(at_end, page.find("#train-job-log pre"))
+
+
+def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board, "lora-long")  # which the engine has
+    on_disk.complete(board, job.id)
+    opened(page, job)
+    until(lambda: "beats RAG-8 by 12.5 points" in page.text("#train-job-verdict"))
+    assert len(page.all("#train-job-verdict tbody tr")) == 4
+    page.find("#train-job-verdict summary").click()
+    assert "sha256:0123456789abcdef" in page.text("#train-job-verdict")
+    page.screenshot("train-done")
+    until(lambda: page.all(".model.ready"))
+    press(page, "train-job-open")
+    until(lambda: page.find("#run").is_displayed())
+    until(lambda: "lora-long" in page.chips())
+    until(lambda: "job=" not in page.driver.current_url)
+
+
+def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board, "lora-broken")
+    on_disk.complete(board, job.id)
+    opened(page, job)
+    until(lambda: page.all(".model.ready"))
+    press(page, "train-job-open")
+    until(lambda: "cannot be used here" in page.text("#train-job-note"))
+    assert "tab=train" in page.driver.current_url
+
+
+def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board, "lora-mine")
+    copied = Path(shutil.copytree(LIBRARY / "lora-starter", board.home / "copied"))
+    on_disk.complete(board, job.id, copied)
+    opened(page, job)
+    page.driver.execute_script("window.peftArenaSave = (file) => { window.saved = file; }")
+    press(page, "train-job-download")
+    file = until(lambda: page.driver.execute_script("return window.saved"))
+    assert file["orig_name"] == "lora-mine.zip"
+    cookies = {cookie["name"]: cookie["value"] for cookie in page.driver.get_cookies()}
+    answer = requests.get(file["url"], cookies=cookies, timeout=10)
+    assert "lora-mine/adapter_config.json" in zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+
+    press(page, "train-job-delete")
+    until(lambda: "Delete the job of 'lora-mine'?" in page.text("#train-job-asked"))
+    page.screenshot("train-question")
+    press(page, "train-delete-keep")
+    until(lambda: not page.find("#train-delete-both").is_displayed() if page.all("#train-delete-both") else True)
+    assert board.get(job.id).state == "done"
+    press(page, "train-job-delete")
+    press(page, "train-delete-both")
+    until(lambda: "No training yet" in page.text("#train-jobs"))
+    assert board.jobs() == []
+    assert not (board.home / "adapters" / "lora-mine").exists()
+
+
+def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board, data_name=f"{EVIL}.csv")
+    on_disk.fail(board, job.id, EVIL)
+    opened(page, job)
+    page.find("#train-job-log summary").click()
+    until(lambda: "onerror" in page.text("#train-job-log pre"))
+    for place in ("#train-job-head", "#train-job-line", "#train-job-failed", "#train-job-list"):
+        assert "onerror" in page.text(place) or place == "#train-job-list"
+    assert page.all("#train-jobs img, #train-jobs script") == []
+    assert page.driver.title == "Peft Arena · Train"
+
+
+def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board, "a" * 64, data_name="long" * 30 + ".csv")
+    on_disk.complete(board, job.id)
+    for theme in ("light", "dark"):
+        opened(page, job, theme=theme, width=390)
+        until(lambda: points(page, "training") == on_disk.STEPS)
+        width = page.driver.execute_script("return document.documentElement.scrollWidth")
+        assert width <= 390
+        page.screenshot(f"train-done-phone-{theme}")
+
+
+def test_nobody_looks_nobody_asks(page: ComparePage, board: JobBoard) -> None:
+    job = on_disk.begin(board)
+    on_disk.train(board, job.id, 5)
+    opened(page, job)
+    page.driver.execute_script(COUNT_LOOKS)
+    until(lambda: page.driver.execute_script("return window.looks") > 0)
+    page.driver.execute_script("window.peftArenaGo('compare')")
+    until(lambda: "tab=" not in page.driver.current_url and "job=" not in page.driver.current_url)
+    page.driver.execute_script("window.looks = 0")
+    on_disk.train(board, job.id, 9, since=5)
+    page.driver.execute_async_script("setTimeout(arguments[0], 3500)")
+    assert page.driver.execute_script("return window.looks") == 0
+    page.driver.execute_script("window.peftArenaGo('train')")
+    until(lambda: points(page, "training") == 9)

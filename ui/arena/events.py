@@ -86,9 +86,7 @@ class Events:
             return cast(self._arena.votes, visitor, duel, winner)
 
         def vote(request: gr.Request, shown: str) -> Update:
-            section = self._page.section
-            changes = self._changed(request, shown, keep)
-            return changes | dict(zip(section.outputs, section.updates(), strict=True))
+            return self._changed(request, shown, keep)
 
         return vote
 

@@ -46,8 +46,8 @@ def build_form(context: Context) -> Form:
     with gr.Row(elem_id="arena-form"):
         question = gr.Textbox(
             label="Your own question, or nothing for a test problem", lines=1, max_lines=6, scale=3, min_width=260,
-            elem_id="arena-question",
-            info="It is kept with your vote, and everyone who comes here can save the votes.", placeholder="reverse the words of a sentence",
+            info="It is kept with your vote, and everyone who comes here can save the votes.",
+            placeholder="reverse the words of a sentence", elem_id="arena-question",
         )  # fmt: skip
         data = gr.Dropdown(
             data_choices(context.data_dir), value=DEFAULT_DATA, label="Test problems from", scale=1, min_width=180,

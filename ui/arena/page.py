@@ -100,4 +100,6 @@ def _wire(page: Page, events: Events, tab: gr.Tab) -> None:
     page.run.click(events.run_tests, page.shown, page.of_duel, **slow)
     page.reference.click(events.show_reference, page.shown, page.of_duel, **_QUIET)
     for winner, button in page.votes.items():
-        button.click(events.voter(winner), page.shown, [*page.of_duel, *ratings], **_QUIET)
+        voted = button.click(events.voter(winner), page.shown, page.of_duel, **_QUIET)
+        # The names come at once; intervals take a moment.
+        voted.then(page.section.updates, [page.section.base, page.section.data], ratings, **_QUIET)

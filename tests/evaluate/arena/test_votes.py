@@ -1,0 +1,166 @@
+"""The file of votes: one vote a person, pair and problem, nothing confirmed is lost, and faults are a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from errors import PeftArenaError
+from evaluate.arena.vote import Side, problem_key
+from evaluate.arena.votes import AlreadyVotedError, Votes, VotesError
+from tasks.problem import Problem
+from tests.conftest import ROOT
+from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, make_vote
+
+
+@pytest.fixture
+def votes(tmp_path: Path) -> Votes:
+    return Votes(tmp_path / "home" / "votes.sqlite")
+
+
+def test_before_the_first_vote_there_is_no_file(votes: Votes) -> None:
+    assert (votes.count(), votes.bases(), votes.voted("browser-0", BASE), list(votes.export())) == (0, [], set(), [])
+    assert not votes.path.exists()
+
+
+def test_a_vote_comes_back_whole(votes: Votes) -> None:
+    vote = make_vote(7, tests_run=True, reference_seen=True)
+    votes.add(vote)
+    (record,) = Votes(votes.path).export()
+    assert record["problem"] == {
+        "id": "p7", "intent": "intent 7", "reference": "x = 1", "tests": [{"code": "assert x == 1", "setup": ""}],
+        "entry_point": None, "difficulty": None,
+    }  # fmt: skip
+    assert (record["base_id"], record["base_revision"], record["quantization"]) == ("org/base", "abc", "nf4")
+    assert (record["left_method"], record["right_method"], record["right_digest"]) == (
+        "zero-shot", "lora-starter", "sha256:1",
+    )  # fmt: skip
+    assert record["left"] == {"text": "```\n=1+1\n```", "code": "=1+1", "tokens": 3}
+    assert record["settings"] == {"decoding": {"mode": "greedy", "seed": 0}}
+    assert (record["winner"], record["seconds"], record["schema"], record["person"]) == ("left", 4.5, 1, 1)
+    assert record["tests_run"] is record["reference_seen"] is True
+    assert "browser-0" not in json.dumps(record)
+
+
+def test_one_vote_a_person_pair_and_problem(votes: Votes) -> None:
+    votes.add(make_vote(1))
+    swapped = make_vote(1, id="again", winner="tie", left=Side(LORA, "", ""), right=Side(ZERO, "", ""))
+    with pytest.raises(AlreadyVotedError, match="You have voted on this pair and problem already"):
+        votes.add(swapped)
+    spaced = replace(make_vote(1, id="spaced"), problem=Problem("other", "  intent\n1 "))
+    with pytest.raises(AlreadyVotedError):
+        votes.add(spaced)
+    votes.add(make_vote(1, id="other person", visitor="browser-1"))
+    votes.add(make_vote(1, id="other pair", right=Side(RAG, "", "")))
+    votes.add(make_vote(1, id="other adapter", right=Side(replace(LORA, digest="sha256:2"), "", "")))
+    votes.add(make_vote(1, id="other base", base=replace(BASE, quantization="none")))
+    votes.add(make_vote(2))
+    assert votes.count() == 6
+    assert votes.voted("browser-0", BASE) >= {
+        (problem_key(Problem("", "intent 1")), (LORA, ZERO)), (problem_key(Problem("", "intent 1")), (RAG, ZERO)),
+    }  # fmt: skip
+
+
+def test_a_retry_of_the_same_vote_changes_nothing(votes: Votes) -> None:
+    votes.add(make_vote())
+    votes.add(make_vote())
+    with pytest.raises(AlreadyVotedError):
+        votes.add(make_vote(winner="right"))
+    assert votes.count() == 1
+
+
+def test_what_is_no_vote_is_refused() -> None:
+    with pytest.raises(PeftArenaError, match="'middle' is no vote: choose one of left, right, tie, both bad"):
+        make_vote(winner="middle")
+    with pytest.raises(PeftArenaError, match="cannot be compared with itself"):
+        make_vote(right=Side(ZERO, "", ""))
+
+
+def test_bases_are_kept_apart(votes: Votes) -> None:
+    other = replace(BASE, revision="def")
+    for number in range(3):
+        votes.add(make_vote(number, data="conala" if number else "starter"))
+    votes.add(make_vote(3, base=other))
+    assert votes.bases() == [(BASE, 3), (other, 1)]
+    assert [data for data, _ in votes.bouts(BASE)] == ["starter", "conala", "conala"]
+    assert len(votes.bouts(other)) == 1
+    assert votes.by_pair(BASE) == {(LORA, ZERO): 3}
+
+
+def test_threads_vote_at_once_and_each_counts_once(votes: Votes) -> None:
+    """Eight threads cast the same twenty votes of one person: each is kept once and refused seven times."""
+
+    def cast(number: int) -> bool:
+        try:
+            votes.add(make_vote(number % 20, id=f"try-{number}"))
+        except AlreadyVotedError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        kept = list(pool.map(cast, range(160)))
+    assert (sum(kept), votes.count()) == (20, 20)
+
+
+def test_killed_processes_lose_no_confirmed_vote(votes: Votes) -> None:
+    """Three processes vote into one file and are killed (SIGKILL) while they do."""
+    command = [sys.executable, "-m", "tests.evaluate.arena.voter", str(votes.path)]
+    voters = [
+        subprocess.Popen([*command, f"browser-{who}"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for who in range(3)
+    ]
+    first = [voter.stdout.readline() if voter.stdout else "" for voter in voters]
+    time.sleep(0.5)
+    for voter in voters:
+        os.kill(voter.pid, signal.SIGKILL)
+    confirmed = "".join([*first, *(voter.communicate(timeout=20)[0] for voter in voters)]).split()
+    assert len(confirmed) > 10
+    assert {record["id"] for record in votes.export()} >= set(confirmed)
+    votes.add(make_vote(visitor="browser-3"))
+    with sqlite3.connect(votes.path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_confirmed_vote_is_on_the_disk(votes: Votes) -> None:
+    """SQLite waits for the disk at every commit: a power cut after `add` takes nothing back."""
+    seen: list[int] = []
+    prepare = votes._prepare
+
+    def prepared(database: sqlite3.Connection) -> None:
+        prepare(database)
+        seen.append(database.execute("PRAGMA synchronous").fetchone()[0])
+
+    votes._prepare = prepared  # type: ignore[method-assign]
+    votes.add(make_vote())
+    assert set(seen) == {2}  # FULL
+
+
+def test_what_is_no_database_is_a_sentence(votes: Votes) -> None:
+    votes.path.parent.mkdir(parents=True)
+    votes.path.write_bytes(b"this is no database, however long it may be" * 100)
+    for attempt in (votes.count, lambda: votes.add(make_vote())):
+        with pytest.raises(VotesError, match=r"votes.sqlite cannot be read or written \(file is not a database\)"):
+            attempt()
+
+
+def test_the_file_of_a_newer_version_is_left_alone(votes: Votes) -> None:
+    votes.add(make_vote())
+    with sqlite3.connect(votes.path) as database:
+        database.execute("PRAGMA user_version=2")
+    with pytest.raises(VotesError, match="written by a newer Peft Arena"):
+        votes.add(make_vote(1))
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(VotesError, match="check the disk"):
+        Votes(tmp_path / "home" / "votes.sqlite").add(make_vote())

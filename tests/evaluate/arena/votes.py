@@ -1,0 +1,48 @@
+"""Votes as tests make them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evaluate.arena.tallies import Bout
+from evaluate.arena.vote import Base, Player, Side, Vote, Winner
+from tasks.problem import AssertTest, Problem
+
+BASE = Base("org/base", "abc", "nf4")
+ZERO, RAG, LORA = Player("zero-shot"), Player("rag-8"), Player("lora-starter", "sha256:1")
+
+
+def make_vote(number: int = 0, **changes: Any) -> Vote:
+    """A vote number `number` of one person on one pair; problems differ by number."""
+    values: dict[str, Any] = {
+        "id": f"vote-{number}", "created": "2026-11-22T18:00:00+00:00", "visitor": "browser-0", "base": BASE,
+        "data": "starter", "winner": "left", "seconds": 4.5, "settings": {"decoding": {"mode": "greedy", "seed": 0}},
+        "problem": Problem(f"p{number}", f"intent {number}", "x = 1", (AssertTest("assert x == 1"),)),
+        "left": Side(ZERO, "```\n=1+1\n```", "=1+1", {"tokens": 3}), "right": Side(LORA, "x = 1", "x = 1"),
+    }  # fmt: skip
+    return Vote(**{**values, **changes})
+
+
+def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0) -> list[Bout]:
+    """So many votes of the first against the second, each of a person of its own."""
+    outcomes: list[Winner] = ["left"] * wins + ["right"] * losses + ["tie"] * ties + ["both bad"] * both_bad
+    return [Bout(*pair, winner, f"{pair[0].method}-{at}") for at, winner in enumerate(outcomes)]
+
+
+def simulated(
+    ratings: Mapping[Player, float], votes: int, people: int, chance: random.Random, ties: float = 0.2
+) -> list[Bout]:
+    """Votes as Bradley and Terry's model gives them, a share of them ties, by people in turn."""
+    players: Sequence[Player] = list(ratings)
+    found = []
+    for at in range(votes):
+        left, right = chance.sample(players, 2)
+        wins = 1 / (1 + 10 ** ((ratings[right] - ratings[left]) / 400))
+        # Ties take from both sides alike, so that wins plus half the ties stay the model's share.
+        tie = ties * 4 * wins * (1 - wins)
+        draw = chance.random()
+        winner: Winner = "tie" if draw < tie else "left" if draw < wins + tie / 2 else "right"
+        found.append(Bout(left, right, winner, str(at % people)))
+    return found

@@ -156,8 +156,8 @@ class _Storm:
 
     def _strike(self, others: Mapping[str, _Kept]) -> None:
         victims: dict[str, Callable[[], psutil.Process | None]] = {
-            "job": lambda: _process(self._home, "run"),
-            "worker": lambda: _process(self._home, "work"),
+            "job": lambda: process_of(self._home, "run"),
+            "worker": lambda: process_of(self._home, "work"),
             **{name: other.process for name, other in others.items()},
         }
         name = self._random.choice(sorted(victims))
@@ -259,7 +259,7 @@ def _kept_alive(commands: Mapping[str, Sequence[str]], home: Path) -> Iterator[d
             each.end()
 
 
-def _process(home: Path, what: str) -> psutil.Process | None:
+def process_of(home: Path, what: str) -> psutil.Process | None:
     """The worker ("work") or the job's process ("run") of this home."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -270,7 +270,7 @@ def _process(home: Path, what: str) -> psutil.Process | None:
 
 
 def _end_worker(home: Path) -> None:
-    worker = _process(home, "work")
+    worker = process_of(home, "work")
     if worker is not None:
         worker.terminate()
         worker.wait(60)

@@ -43,7 +43,7 @@ def named(board: JobBoard, name: str, **more: Any) -> Job:
     return board.submit({"adapter_name": name, "dataset_name": "starter"}, Serving(), **more)
 
 
-def wait(ready: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
+def wait(ready: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
     """What `ready` gives as soon as it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -1,0 +1,74 @@
+"""How far a training is, from whole and torn logs, and how long it still takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.folder import Standing
+from jobs.progress import last_step, progress_of
+
+
+def write(path: Path, *entries: dict[str, Any], torn: str = "") -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + torn)
+    return path
+
+
+def entry(step: int, **more: Any) -> dict[str, Any]:
+    return {"step": step, "epoch": round(step / 7, 4), "seconds": 2.0 * step, "tokens_per_second": 250.0, **more}
+
+
+def test_before_the_first_step_there_is_little_to_say(tmp_path: Path) -> None:
+    progress = progress_of(Standing(), [tmp_path / "none.jsonl"], 2.0)
+    assert (progress.step, progress.steps, progress.left_seconds, progress.losses) == (0, 0, None, ())
+
+
+def test_curves_are_in_order_and_a_step_that_was_done_again_counts_once(tmp_path: Path) -> None:
+    log = write(
+        tmp_path / "log.jsonl",
+        entry(1, loss=3.0, memory_bytes=5),
+        entry(2, loss=2.0, memory_bytes=9),
+        entry(2, eval_loss=2.5, memory_bytes=7),
+        entry(2, loss=1.9),
+        entry(3, loss=1.5),
+        torn='{"step": 4, "lo',
+    )
+    progress = progress_of(Standing(), [tmp_path / "none.jsonl", log], 2.0)
+    assert progress.losses == ((1, 3.0), (2, 1.9), (3, 1.5))
+    assert progress.validation == ((2, 2.5),)
+    assert (progress.step, progress.steps, progress.seconds, progress.memory_bytes) == (3, 14, 6.0, 9)
+    assert progress.tokens_per_second == 250.0
+    assert last_step(log) == 3
+
+
+def test_the_trainings_own_number_of_steps_is_believed_first(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", entry(3, loss=1.0))
+    assert progress_of(Standing(steps=20), [log], 2.0).steps == 20
+
+
+def test_a_log_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    broken = tmp_path / "log.jsonl"
+    broken.write_bytes(b'{"step": 1}\nnonsense\n{"step": 2}\n')
+    assert progress_of(Standing(), [broken, tmp_path], 2.0).step == 0
+    assert last_step(broken) == 0
+
+
+def test_the_pace_is_that_of_this_attempt(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", *(entry(step, loss=1.0) for step in range(1, 11)))
+    now = time.time()
+    os.utime(log, (now, now))
+    # Resumed at step 4, whose end was noted 12 s ago: six steps since, two seconds each, and ten more to go.
+    running = Standing(state="running", stage="training", steps=20, anchor=(4, now - 12))
+    left = progress_of(running, [log], 2.0).left_seconds
+    assert left == pytest.approx(20.0, abs=1.0)
+    for other in (
+        Standing(state="running", stage="training", steps=20),  # no step of this attempt is done
+        Standing(state="running", stage="scoring", steps=20, anchor=(4, now - 12)),
+        Standing(state="stopped", steps=20, anchor=(4, now - 12)),
+    ):
+        assert progress_of(other, [log], 2.0).left_seconds is None

@@ -1,0 +1,252 @@
+"""One job's own process, here within the test's: trains, scores, stops, goes on, fails in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.manifest import Manifest
+from errors import PeftArenaError
+from evaluate.results import read_run
+from jobs import runner, training
+from jobs.folder import JobFolder, changing
+from jobs.job import Job
+from jobs.locks import take
+from jobs.progress import last_step
+from jobs.runner import DONE, FAILED, STOPPED, run_job
+from jobs.watch import Watch
+from tests.jobs.board import QuietBoard, tiny, wait
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QuietBoard, Job]]:
+    """A job that nobody disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("calm") / "home"
+        patch.setenv("PEFT_ARENA_HOME", str(home))
+        board = QuietBoard(home)
+        config, serving = tiny(base, "lora-calm")
+        job = board.submit(config, serving)
+        assert run_job(home, job.id) == DONE
+        yield board, board.get(job.id)
+
+
+@pytest.fixture
+def unscored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scoring takes seconds, and is not what these tests are about."""
+    monkeypatch.setattr(runner._Runner, "_score", lambda *_: (None, []))
+
+
+def begin(board: QuietBoard, base: Path, name: str, **changes: Any) -> Job:
+    config, serving = tiny(base, name, **changes)
+    return board.submit(config, serving)
+
+
+def log_of(board: QuietBoard, job: Job) -> Path:
+    return board.home / "adapters" / f".{job.adapter}.run" / "log.jsonl"
+
+
+@contextmanager
+def at_step(board: QuietBoard, job: Job, step: int, act: Any) -> Iterator[None]:
+    """Acts as soon as the training of the block has done that step."""
+
+    def look() -> None:
+        wait(lambda: last_step(log_of(board, job)) >= step, f"step {step}")
+        act()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_a_job_trains_is_scored_and_stands_in_the_store(calm: tuple[QuietBoard, Job]) -> None:
+    board, job = calm
+    assert (job.state, job.stage, job.attempts) == ("done", "", 1)
+    assert job.started <= job.ended
+    folder = board.adapter_folder(job.id)
+    assert folder == board.home / "adapters" / "lora-calm"
+    verdict = board.verdict(job.id)
+    assert verdict is not None
+    assert verdict.n == 6
+    assert job.message == verdict.sentence
+    assert "LoRA" in verdict.sentence
+    scores = {score["metric"]: score for score in Manifest.read(folder).scores}
+    assert scores["EM@1"]["n"] == 6
+    assert scores["CodeBLEU"]["value"] == pytest.approx(verdict.compared[1].adapter_score, abs=1e-4)
+    assert "held-out rows" in (folder / "README.md").read_text()
+    run = read_run(board.root / job.id / "scores.jsonl")
+    assert [len(run.results(name)) for name in ("zero-shot", "rag-8", "lora-calm")] == [6, 6, 6]
+    assert "8 of 8 examples" in run.results("rag-8")[0].notes[0], "were chosen, and too long for this base"
+
+
+def test_its_curve_and_log_stay_when_its_adapter_goes(calm: tuple[QuietBoard, Job]) -> None:
+    board, job = calm
+    progress = board.progress(job.id)
+    assert (progress.step, progress.steps) == (6, 6)
+    assert [step for step, _ in progress.losses] == [1, 2, 3, 4, 5, 6]
+    assert len(progress.validation) == 6
+    assert progress.memory_bytes > 1e6
+    assert any("held-out rows" in line for line in board.log(job.id))
+    assert not any(str(board.home) in line for line in board.log(job.id)), "folders of this machine are nobody's news"
+    folder = board.adapter_folder(job.id)
+    assert folder is not None
+    aside = folder.rename(folder.parent / ".aside")
+    try:
+        assert board.adapter_folder(job.id) is None
+        assert board.progress(job.id) == progress
+    finally:
+        aside.rename(folder)
+
+
+def test_a_finished_job_is_not_run_again(calm: tuple[QuietBoard, Job]) -> None:
+    board, job = calm
+    with pytest.raises(PeftArenaError, match="does not wait to be run: it is done"):
+        run_job(board.home, job.id)
+
+
+@pytest.mark.usefixtures("unscored")
+def test_stopped_and_resumed_it_has_the_bytes_of_the_undisturbed(
+    board: QuietBoard, base: Path, calm: tuple[QuietBoard, Job]
+) -> None:
+    job = begin(board, base, "lora-stopped")
+    with at_step(board, job, 2, lambda: board.cancel(job.id)):
+        assert run_job(board.home, job.id) == STOPPED
+    stopped = board.get(job.id)
+    assert stopped.state == "stopped"
+    assert "the checkpoint of step" in stopped.message
+    assert board.has_checkpoint(job.id)
+    assert 2 <= board.progress(job.id).step < 6
+    torn = log_of(board, job).parent / "checkpoints" / "checkpoint-999"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"log_history": [')  # as a power cut leaves it
+    assert board.resume(job.id).state == "queued"
+    assert run_job(board.home, job.id) == DONE
+    assert board.get(job.id).attempts == 2
+    ours, calms = board.home / "adapters" / "lora-stopped", calm[0].home / "adapters" / "lora-calm"
+    assert (ours / WEIGHTS).read_bytes() == (calms / WEIGHTS).read_bytes()
+    assert board.progress(job.id).losses == calm[0].progress(calm[1].id).losses
+    assert [path.name for path in (board.home / "adapters").iterdir()] == ["lora-stopped"]
+
+
+@pytest.mark.usefixtures("unscored")
+def test_a_stopped_job_can_become_an_adapter_at_once(board: QuietBoard, base: Path) -> None:
+    job = begin(board, base, "lora-early")
+    with at_step(board, job, 2, lambda: board.cancel(job.id)):
+        run_job(board.home, job.id)
+    step = board.progress(job.id).step
+    board.finish(job.id)
+    assert run_job(board.home, job.id) == DONE
+    assert board.progress(job.id).step == step, "nothing was learned since"
+    assert board.adapter_folder(job.id) is not None
+
+
+@pytest.mark.usefixtures("unscored")
+def test_the_end_of_the_system_is_no_wish_of_a_person(board: QuietBoard, base: Path) -> None:
+    job = begin(board, base, "lora-shutdown")
+    before = signal.getsignal(signal.SIGTERM)
+    with at_step(board, job, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        # As under a worker, which leaves the test's standard input alone.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Watch, "_wait_for_end_of_worker", lambda _: None)
+            assert run_job(board.home, job.id, attached=True) == STOPPED
+    assert board.get(job.id).state == "running", "the next worker finds it so, and goes on"
+    assert board.has_checkpoint(job.id)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_cancelled_before_it_learns_anything_it_has_no_checkpoint(
+    board: QuietBoard, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begin(board, base, "lora-none")
+
+    def slow(*_: object) -> Path:
+        board.cancel(job.id)
+        threading.Event().wait(30)
+        raise AssertionError("the wait should have been ended")
+
+    monkeypatch.setattr(runner, "train_job", slow)
+    assert run_job(board.home, job.id) == STOPPED
+    assert board.get(job.id).message == "Stopped before the first checkpoint."
+    assert not board.has_checkpoint(job.id)
+
+
+def test_a_fault_is_one_sentence_and_an_unforeseen_one_is_in_the_log(
+    board: QuietBoard, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begin(board, base, "lora-wrong", per_device_train_batch_size=64)
+    assert run_job(board.home, job.id) == FAILED
+    assert "fewer than one batch of 64" in board.get(job.id).message
+    monkeypatch.setattr(training, "_train_here", lambda *_, **__: json.loads("{"))
+    board.resume(job.id)
+    assert run_job(board.home, job.id) == FAILED
+    assert "nobody foresaw (JSONDecodeError" in board.get(job.id).message
+    assert any("Traceback" in line for line in board.log(job.id))
+
+
+@pytest.mark.usefixtures("unscored")
+def test_a_full_disk_while_it_trains_is_a_failure_that_goes_on(
+    board: QuietBoard, base: Path, calm: tuple[QuietBoard, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    job, write = begin(board, base, "lora-full"), Trainer._save_optimizer_and_scheduler
+
+    def fail_later(self: Trainer, output_dir: str) -> None:
+        if self.state.global_step > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, output_dir)
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
+    assert run_job(board.home, job.id) == FAILED
+    assert "is full, so the checkpoint of step 3" in board.get(job.id).message
+    monkeypatch.undo()
+    monkeypatch.setenv("PEFT_ARENA_HOME", str(board.home))
+    monkeypatch.setattr(runner._Runner, "_score", lambda *_: (None, []))
+    board.resume(job.id)
+    assert run_job(board.home, job.id) == DONE
+    ours, calms = board.home / "adapters" / "lora-full", calm[0].home / "adapters" / "lora-calm"
+    assert (ours / WEIGHTS).read_bytes() == (calms / WEIGHTS).read_bytes()
+
+
+def test_killed_between_the_adapter_and_its_note_it_is_not_trained_twice(
+    calm: tuple[QuietBoard, Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, job = calm
+    folder = JobFolder(board.root, job.id)
+    finished = folder.standing()
+    left = board.home / "adapters" / ".lora-calm.new"
+    left.mkdir()
+    (left / "half").write_text("written")
+    with changing(board.root):
+        folder.write_standing(replace(finished, state="queued", trained=False))
+    monkeypatch.setattr(training, "_train_here", lambda *_, **__: pytest.fail("it is trained already"))
+    monkeypatch.setattr(runner._Runner, "_score", lambda *_: (None, []))
+    try:
+        assert run_job(board.home, job.id) == DONE
+        assert folder.standing().trained
+        assert not left.exists()
+    finally:
+        with changing(board.root):
+            folder.write_standing(finished)
+
+
+def test_two_processes_never_work_on_one_job(board: QuietBoard, base: Path) -> None:
+    job = begin(board, base, "lora-one")
+    lock = take(JobFolder(board.root, job.id).running)
+    assert lock is not None
+    with lock, pytest.raises(PeftArenaError, match="Another process works on the job 'lora-one'"):
+        run_job(board.home, job.id)
+    assert board.get(job.id).state == "queued"

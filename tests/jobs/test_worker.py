@@ -1,0 +1,188 @@
+"""Real processes: a worker that works jobs off, both killed in the middle, and everything comes to its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks.kills import process_of
+from jobs.__main__ import main
+from jobs.board import JobBoard
+from jobs.folder import JobFolder
+from jobs.launch import Launcher, worker_lock
+from jobs.locks import is_held
+from jobs.progress import last_step
+from jobs.worker import work
+from tests.jobs.board import QuietBoard, named, tiny, wait
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def real(own_home: Path) -> Iterator[JobBoard]:
+    """A board that does start its worker, which is ended with the test."""
+    yield JobBoard(own_home)
+    worker = process_of(own_home, "work")
+    if worker is not None:
+        job = process_of(own_home, "run")
+        worker.terminate()
+        psutil.wait_procs([each for each in (worker, job) if each], timeout=30)
+
+
+def the(home: Path, what: str) -> psutil.Process:
+    return wait(lambda: process_of(home, what), f"the process that does `jobs {what}`")
+
+
+def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_been(
+    real: JobBoard, base: Path, own_home: Path
+) -> None:
+    config, serving = tiny(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
+    job = real.submit(config, serving)
+    behind = real.submit({**config, "adapter_name": "lora-behind"}, serving)
+    log = own_home / "adapters" / ".lora-killed.run" / "log.jsonl"
+    first = the(own_home, "work")
+    wait(lambda: last_step(log) >= 3, "three steps")
+    os.kill(the(own_home, "run").pid, signal.SIGKILL)
+    wait(lambda: real.get(job.id).attempts == 2, "the worker to begin the job again")
+    assert first.is_running()
+    wait(lambda: real.get(job.id).stage == "scoring", "the scoring")
+    os.kill(first.pid, signal.SIGKILL)
+    wait(lambda: process_of(own_home, "run") is None, "the job's process to notice")
+    assert {each.id for each in real.jobs()} == {job.id, behind.id}
+    time.sleep(0.1)  # its parent, this test, may still have to hear of the worker's end
+    real = JobBoard(own_home)  # as another program would
+    real.ensure_worker()
+    wait(lambda: real.get(behind.id).over, "both jobs")
+    assert [real.get(each.id).state for each in (job, behind)] == ["done", "done"]
+    store = own_home / "adapters"
+    assert sorted(path.name for path in store.iterdir()) == ["lora-behind", "lora-killed"]
+    assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-behind" / WEIGHTS).read_bytes()
+    killed, calm = real.verdict(job.id), real.verdict(behind.id)
+    assert killed is not None
+    assert calm is not None
+    assert killed.compared == calm.compared
+    assert any("ended by signal 9" in line for line in real.log(job.id))
+    second = the(own_home, "work")
+    assert second.pid != first.pid
+    second.terminate()
+    wait(lambda: not psutil.pid_exists(second.pid), "no zombie", 10)
+
+
+@contextmanager
+def in_a_thread(home: Path, idle_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
+    """A worker without a process of its own; it can take no signals there."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    thread = threading.Thread(target=work, args=(home, idle_seconds))
+    thread.start()
+    yield thread
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def fake_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """In place of `python -m jobs run ID`, with the folder of the job as its argument."""
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        folder = Path(os.environ["PEFT_ARENA_HOME"]) / "jobs" / command[4]
+        return start([sys.executable, "-c", script, str(folder)], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+
+
+def test_a_worker_ends_by_itself_when_there_is_nothing_left(
+    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = "import sys, pathlib as p; f = p.Path(sys.argv[1]) / 'state.json'; f.write_text('{\"state\": \"done\"}')"
+    fake_process(monkeypatch, done)
+    jobs = [named(board, "lora-1"), named(board, "lora-2", where="hub", flavor="cpu-basic"), named(board, "lora-3")]
+    with in_a_thread(own_home, 0.1, monkeypatch):
+        wait(lambda: all(board.get(job.id).state == "done" for job in jobs), "all jobs", 30)
+        wait(lambda: not is_held(worker_lock(own_home)), "the worker's end", 30)
+
+
+def test_a_second_worker_leaves_the_first_alone(
+    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "jobs.worker")
+    with in_a_thread(own_home, 1.5, monkeypatch):
+        wait(lambda: is_held(worker_lock(own_home)), "the worker", 10)
+        began = time.monotonic()
+        work(own_home)
+        assert time.monotonic() - began < 5
+    assert "Another worker lives" in caplog.text
+
+
+def test_a_process_that_dies_before_it_begins_fails_the_job_in_the_end(
+    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import recovery
+
+    fake_process(monkeypatch, "raise SystemExit('nothing works here')")
+    monkeypatch.setattr(recovery, "MOST_CRASHES", 2)
+    job = named(board, "lora-1")
+    with in_a_thread(own_home, 0.1, monkeypatch):
+        wait(lambda: board.get(job.id).over, "the job's failure", 30)
+    assert board.get(job.id).state == "failed"
+    assert any("nothing works here" in line for line in board.log(job.id))
+
+
+def test_a_worker_is_started_only_where_there_is_work_and_none_lives(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board, started = JobBoard(own_home), list[int]()
+
+    def launch(_: Launcher) -> subprocess.Popen[bytes]:
+        started.append(1)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(Launcher, "_launch", launch)
+    board.ensure_worker()
+    assert started == []
+    job = named(board, "lora-1")
+    assert started == [1]
+    board.ensure_worker()
+    assert started == [1], "one that ends at once is not started again and again"
+    board.cancel(job.id)
+    board._launcher._started = float("-inf")
+    board.ensure_worker()
+    assert started == [1]
+
+
+def test_the_commands_say_what_there_is_and_what_is_wrong(
+    board: QuietBoard, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = named(board, "lora-1")
+    JobFolder(board.root, job.id).log.write_text("one line\n")
+    for command, said in (
+        (["list"], "lora-1"),
+        (["show", job.id], "lora-1: queued. Waits for its turn."),
+        (["log", job.id], "one line"),
+    ):
+        assert main(command) == 0
+        assert said in capsys.readouterr().out
+    for command, said in (
+        (["show", "nonsense"], "There is no job 'nonsense'"),
+        (["resume", job.id], "only one that was stopped goes on"),
+        (["delete", job.id], "stop it before you delete it"),
+        (["finish", job.id], "no checkpoint"),
+        (["run", "../../etc"], "There is no job"),
+    ):
+        assert main(command) == 2
+        complaint = capsys.readouterr().err
+        assert complaint.startswith("jobs: ")
+        assert complaint.count("\n") == 1
+        assert said in complaint

@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tests.hub import jobs, reading, spaces, writing, xet
+from tests.hub import jobs, openid, reading, spaces, writing, xet
 from tests.hub.reading import Reply
 from tests.hub.state import Account, Hub
 
@@ -96,8 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
             return writing.whoami(account)
         if (reply := spaces.read(hub, account, path)) is not None:
             return reply
-        if (reply := jobs.read(hub, account, path, urlsplit(self.path).query)) is not None:
-            return reply
+        query = urlsplit(self.path).query
+        for others in (openid.read(hub, path, query), jobs.read(hub, account, path, query)):
+            if others is not None:
+                return others
         for pattern in (_TREE, _ACCESS, _XET, _INFO, _FILE):
             match = pattern.fullmatch(path)
             if match:
@@ -137,6 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create" or path.startswith(("/api/spaces/", "/spaces/", "/api/buckets/")):
             body = self._body("commit" if path.endswith("/commit/main") else "")
             return spaces.write(hub, account, path, body) or writing.create(hub, account, body)
+        if (login := openid.write(hub, path, self.headers.get("Authorization", ""), self._body)) is not None:
+            return login
         if (answer := jobs.write(hub, account, path, self._body)) is not None:
             if answer[1]:
                 raise _CutError

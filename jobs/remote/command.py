@@ -37,7 +37,9 @@ def commands(
 
 def settled(config: Mapping[str, Any], serving: Serving) -> dict[str, Any]:
     """The settings, with the base that the app serves where they name none."""
-    served = {"model_name_or_path": serving.base, "trust_remote_code": serving.trust_remote_code}
+    served: dict[str, Any] = {"trust_remote_code": serving.trust_remote_code}
+    # Where another engine answers there is no base here.
+    served |= {"model_name_or_path": serving.base} if serving.base else {}
     return {**served, **config}
 
 

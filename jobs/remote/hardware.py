@@ -23,7 +23,7 @@ class Hardware:
     @property
     def label(self) -> str:
         """For a list to choose from."""
-        price = "" if self.dollars_an_hour is None else f"{self.dollars_an_hour:.2f} $ an hour"
+        price = "" if self.dollars_an_hour is None else f"${self.dollars_an_hour:.2f} an hour"
         return " · ".join(part for part in (self.title, self.memory, price) if part)
 
 

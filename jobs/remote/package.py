@@ -17,6 +17,7 @@ from errors import TrainingError
 from jobs.job import Job
 from jobs.remote.command import settled
 from tasks.datasets import DATASETS, STARTER, available
+from train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = "job.tar.gz"
@@ -36,12 +37,17 @@ def check_sendable(job: Job) -> None:
         raise TrainingError(
             "Full fine-tuning makes a whole model, which is not fetched from elsewhere: train here, or by a command."
         )
-    base = str(settled(job.config, job.serving)["model_name_or_path"])
+    base = base_of(job)
     if base.endswith(".gguf") or base.startswith((".", "/", "~")) or Path(base).exists():
         raise TrainingError(
             f"The base {Path(base).name} lies on this machine and is not sent: train here, or start the app with a "
             "base of the Hub."
         )
+
+
+def base_of(job: Job) -> str:
+    """The base that the job trains, as `--base` names it."""
+    return str(settled(job.config, job.serving).get("model_name_or_path", TrainConfig.model_name_or_path))
 
 
 def settings_there(job: Job, adapter: str) -> dict[str, Any]:

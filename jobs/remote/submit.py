@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from errors import TrainingError
 from jobs.job import Job
-from jobs.remote.command import IMAGE, REPOSITORY, settled
+from jobs.remote.command import IMAGE, REPOSITORY
 from jobs.remote.faults import is_unreachable, jobs_errors
 from jobs.remote.follow import Told
 from jobs.remote.hardware import MOST_HOURS
-from jobs.remote.package import ARCHIVE, SETTINGS, pack
+from jobs.remote.package import ARCHIVE, SETTINGS, base_of, pack
 from jobs.remote.record import Record, write_record
 from serve.home import Report
 from train.publish_access import check_access, check_base_access
@@ -45,7 +45,7 @@ def send(api: HfApi, job: Job, folder: Path, before: Record, report: Report) -> 
         namespace = str(api.whoami()["name"])
     adapter = before.adapter or _free_repository(api, namespace, job)
     check_access(adapter, token)
-    check_base_access(str(settled(job.config, job.serving)["model_name_or_path"]), token)
+    check_base_access(base_of(job), token)
     source = f"{namespace}/{REPOSITORY}"
     commit = _upload(api, source, job, pack(job, adapter), report)
     attempt = before.attempt + 1

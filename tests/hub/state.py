@@ -70,7 +70,8 @@ class Hub:
     oldest commit first. `requests` lists the method and path of all that was asked. `cuts` says how many more times
     the line breaks: half way through an "upload", a "commit" or a "download", before a commit's "reply" or that of a
     "job" that was begun, in the middle of a job's "log", or instead of an "answer" to whoever wants a file, or the
-    address of "xet". With `xet`, a folder, large files travel by Xet, otherwise by LFS.
+    address of "xet". With `xet`, a folder, large files travel by Xet, otherwise by LFS. `login` is the token that
+    logging in on a Space gives; `codes` are the logins under way.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
@@ -83,6 +84,8 @@ class Hub:
     cuts: Counter[str] = field(default_factory=Counter)
     xet: Path | None = None
     jobs: Jobs = field(default_factory=Jobs)
+    login: str = ""
+    codes: dict[str, str] = field(default_factory=dict)
     spaces: Spaces = field(default_factory=Spaces)
     url: str = ""
 

@@ -1,0 +1,22 @@
+"""Points processes that a test starts at the stand-in: they read their client's settings from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.hub.state import Hub
+
+
+def use_hub_in_children(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Every process that is started from now on asks `hub`, and keeps what it keeps under `folder`."""
+    for name, value in {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(folder / "huggingface"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PEFT_ARENA_HOME": str(folder / "home"),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+    }.items():
+        monkeypatch.setenv(name, value)

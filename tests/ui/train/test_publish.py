@@ -1,0 +1,262 @@
+"""Publishing from the Train page: who may, with which token, what the page says; and the login of a Space for real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.cookies import SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import gradio as gr
+import httpx
+import pytest
+from gradio import oauth
+
+from adapters.store import LIBRARY
+from errors import PeftArenaError
+from jobs.job import Job
+from jobs.publishing import Order, Progress
+from serve.engine_source import EngineSource
+from tests.fakes import FakeEngine
+from tests.hub import openid
+from tests.hub.client import OWNER, TOKEN, log_in, use_hub
+from tests.hub.state import Account
+from tests.hub_standin import Hub, hub_standin
+from tests.ui.train import jobs_on_disk as on_disk
+from tests.ui.train.jobs_on_disk import QuietBoard
+from ui.context import Context
+from ui.login import build_login, login_possible, token_of
+from ui.train.publish import Publisher, build_publish, status_html
+from ui.visitors import Policy, Visitor, Visitors
+
+EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
+ADA, BOB, BOSS = Visitor("ada"), Visitor("bob"), Visitor("boss", "boss", owner=True)
+# What a Space gives its program; `hub.url` is the provider.
+SPACE = {
+    "SYSTEM": "spaces", "SPACE_ID": "someone/arena", "SPACE_HOST": "testserver", "OAUTH_CLIENT_ID": openid.CLIENT,
+    "OAUTH_CLIENT_SECRET": openid.SECRET, "OAUTH_SCOPES": "openid profile write-repos",
+}  # fmt: skip
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_standin() as standin:
+        use_hub(standin, monkeypatch, tmp_path / "client")
+        yield standin
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> QuietBoard:
+    return QuietBoard(tmp_path / "home")
+
+
+@pytest.fixture
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
+    """What would be published: the program behind it says at once that it has done so."""
+    found: list[Order] = []
+
+    def command(order: Order) -> list[str]:
+        found.append(order)
+        return ["echo", f"Published as https://huggingface.co/{order.repo_id}/tree/{'a' * 40}."]
+
+    monkeypatch.setattr(Order, "command", command)
+    return found
+
+
+def context_of(board: QuietBoard, policy: Policy | None = None) -> Context:
+    return Context(EngineSource(lambda _: FakeEngine()), visitors=Visitors(policy), home=board.home)
+
+
+def finished(board: QuietBoard, owner: str = "ada") -> Job:
+    """A job that is done, with an adapter."""
+    job = on_disk.begin(board, owner=owner)
+    adapter = board.home / "one"
+    shutil.copytree(LIBRARY / "lora-starter", adapter)
+    on_disk.complete(board, job.id, adapter)
+    return board.get(job.id)
+
+
+def test_a_finished_adapter_is_published_under_its_own_name_and_privately(
+    hub: Hub, board: QuietBoard, orders: list[Order]
+) -> None:
+    job = finished(board)
+    publisher = Publisher(context_of(board))
+    assert publisher.progress(job.id) is None
+    assert publisher.suggested(job.id) == "lora-mine"
+    publisher.start(ADA, job.id, "lora-mine", True, TOKEN)
+    (order,) = orders
+    assert order.folder == board.home / "adapters" / "lora-mine"
+    assert (order.repo_id, order.private) == (f"{OWNER}/lora-mine", True)
+    assert (order.base, order.device, order.token) == ("embedded", "auto", TOKEN)
+    publisher._known.of(job.id).wait(10)  # type: ignore[union-attr]
+    for asked in (publisher, Publisher(context_of(board))):  # also after the app was started anew
+        progress = asked.progress(job.id)
+        assert progress is not None
+        assert (progress.state, progress.message) == ("done", f"Published as {OWNER}/lora-mine.")
+        assert progress.url.startswith("https://huggingface.co/someone/lora-mine/tree/")
+
+
+@pytest.mark.parametrize(
+    ("visitor", "policy", "token", "sentence"),
+    [
+        (BOB, None, TOKEN, "another person's"),
+        (ADA, Policy(training="nobody"), TOKEN, "Training is switched off here"),
+        (ADA, Policy(training="owner", owners=frozenset({"boss"})), TOKEN, "Only boss may train"),
+        (ADA, None, None, "Publishing needs a token of your own"),
+    ],
+)
+def test_who_may_not_publish_hears_why_and_nothing_is_started(
+    hub: Hub, board: QuietBoard, orders: list[Order], monkeypatch: pytest.MonkeyPatch,
+    visitor: Visitor, policy: Policy | None, token: str | None, sentence: str,
+) -> None:  # fmt: skip
+    log_in(monkeypatch)  # the login of the machine is its owner's
+    job = finished(board)
+    with pytest.raises(PeftArenaError, match=sentence):
+        Publisher(context_of(board, policy)).start(visitor, job.id, "lora-mine", True, token)
+    assert not orders
+
+
+def test_the_owner_may_use_the_login_of_the_machine(
+    hub: Hub, board: QuietBoard, orders: list[Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in(monkeypatch)
+    job = finished(board)
+    Publisher(context_of(board)).start(BOSS, job.id, "", False, None)
+    assert [(order.repo_id, order.private, order.token) for order in orders] == [(f"{OWNER}/lora-mine", False, None)]
+
+
+@pytest.mark.parametrize("id", ["", "../..", "20300101-000000-000000-aaaaaa"])
+def test_an_id_that_no_job_has_is_refused(hub: Hub, board: QuietBoard, orders: list[Order], id: str) -> None:
+    publisher = Publisher(context_of(board))
+    with pytest.raises(PeftArenaError):
+        publisher.start(BOSS, id, "lora-mine", True, TOKEN)
+    assert publisher.progress(id) is None
+    assert publisher.suggested(id) == ""
+    assert not orders
+
+
+def test_a_job_without_an_adapter_has_nothing_to_publish(hub: Hub, board: QuietBoard, orders: list[Order]) -> None:
+    job = on_disk.begin(board, owner="ada")
+    with pytest.raises(PeftArenaError, match="has no adapter yet"):
+        Publisher(context_of(board)).start(ADA, job.id, "lora-mine", True, TOKEN)
+    assert not orders
+
+
+def test_the_page_never_shows_a_text_as_html() -> None:
+    shown = status_html(Progress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
+    assert "<img" not in shown
+    assert status_html(Progress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
+
+
+def test_a_fold_stands_only_when_it_no_longer_runs() -> None:
+    assert "<details>" not in status_html(Progress("running", "Uploading ...", ("Uploading ...",)))
+    assert "<details>" in status_html(Progress("failed", "No.", ("train: No.",)))
+    assert status_html(None) == ""
+
+
+def test_away_from_a_space_there_is_no_button_and_no_account_is_mocked(
+    hub: Hub, board: QuietBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_in(monkeypatch)
+    monkeypatch.setenv("OAUTH_CLIENT_ID", "of another program")
+    with gr.Blocks() as pages:
+        build_publish(context_of(board), gr.State(""))
+        assert build_login() is None
+    assert not login_possible()
+    assert not pages.expects_oauth
+    assert not hub.requests
+
+
+def test_the_login_beats_what_was_typed() -> None:
+    login = gr.OAuthToken(token="hf_login", scope="", expires_at=0)
+    assert token_of(login, "hf_typed") == "hf_login"
+    assert token_of(None, "  hf_typed ") == "hf_typed"
+    assert token_of(None, "  ") is None
+
+
+class Page:
+    """The form on a page of its own, as a Space serves it, and a browser that keeps its cookies."""
+
+    def __init__(self, context: Context, id: str) -> None:
+        with gr.Blocks() as self.blocks:
+            build_publish(context, gr.State(id))
+        _, self.address, _ = self.blocks.queue().launch(prevent_thread_lock=True, quiet=True, ssr_mode=False)
+        self._cookies: dict[str, str] = {}
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One request to the page. Its cookies are for HTTPS alone, which stands in front of a Space."""
+        cookies = "; ".join(f"{name}={value}" for name, value in self._cookies.items())
+        answer = httpx.request(method, self.address + path, headers={"Cookie": cookies}, timeout=20, **options)
+        for line in answer.headers.get_list("set-cookie"):
+            self._cookies |= {name: each.value for name, each in SimpleCookie(line).items()}
+        return answer
+
+    def log_in(self) -> None:
+        """Through Gradio's routes and the provider's, as a browser goes."""
+        there = self.ask("GET", "login/huggingface").headers["location"]
+        back = urlsplit(httpx.get(there).headers["location"])
+        assert back.netloc == SPACE["SPACE_HOST"]
+        assert self.ask("GET", f"{back.path[1:]}?{back.query}").is_redirect
+
+    def click(self, name: str, *values: Any) -> list[Any]:
+        """What the event behind the button answers. The chosen job is the server's to know."""
+        (index,) = [number for number, event in self.blocks.fns.items() if event.fn and event.fn.__name__ == name]
+        body = {"data": [None, *values], "fn_index": index, "session_hash": "one"}
+        assert self.ask("POST", "gradio_api/queue/join", json=body).status_code == 200
+        lines = self.ask("GET", "gradio_api/queue/data?session_hash=one").text.splitlines()
+        messages = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+        (done,) = [message for message in messages if message["msg"] == "process_completed"]
+        assert done["success"], done
+        answers: list[Any] = done["output"]["data"]
+        return answers
+
+
+@contextmanager
+def opened(context: Context, id: str) -> Iterator[Page]:
+    """The page for the length of the block."""
+    page = Page(context, id)
+    try:
+        yield page
+    finally:
+        page.blocks.close()
+
+
+@pytest.fixture
+def on_a_space(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    hub.login = TOKEN
+    monkeypatch.setattr("gradio.http_server.watchfn_spaces", lambda _: None)  # Spaces in development reload themselves
+    for name, value in {**SPACE, "OPENID_PROVIDER_URL": hub.url}.items():
+        monkeypatch.setenv(name, value)
+        # Gradio reads these when it is imported.
+        if hasattr(oauth, name):
+            monkeypatch.setattr(oauth, name, value)
+    return hub
+
+
+def test_on_a_space_people_publish_with_their_own_login(
+    on_a_space: Hub, board: QuietBoard, orders: list[Order]
+) -> None:
+    on_a_space.accounts[TOKEN] = Account("visitor")
+    visitors = Policy(training="owner", owners=frozenset({"visitor"}))
+    job = finished(board, owner="nobody")
+    with opened(context_of(board, visitors), job.id) as page:
+        token, *_, status, _ = page.click("start", "lora-mine", True, "")
+        assert "Only visitor may train and change adapters here: log in as the owner" in status
+        page.log_in()
+        token, *_, status, _ = page.click("start", "lora-mine", True, "")
+    assert "visitor/lora-mine" in status or "Checking what would be sent" in status
+    assert token == ""
+    (order,) = orders
+    assert (order.repo_id, order.token) == ("visitor/lora-mine", TOKEN)
+
+
+def test_on_a_space_nobody_publishes_without_a_login(on_a_space: Hub, board: QuietBoard, orders: list[Order]) -> None:
+    job = finished(board, owner="nobody")
+    with opened(context_of(board), job.id) as page:
+        *_, status, _ = page.click("start", "lora-mine", True, "")
+    assert "Log in with Hugging Face first" in status
+    assert not orders

@@ -15,7 +15,9 @@ def player_names(players: Sequence[Player]) -> dict[Player, str]:
     """What to call each: the method, and a piece of the adapter's digest where two adapters share a name."""
     often = Counter(player.method for player in players)
     return {
-        player: player.method if often[player.method] == 1 else f"{player.method} ({player.digest[:6] or 'no adapter'})"
+        player: player.method
+        if often[player.method] == 1
+        else f"{player.method} ({player.digest.rpartition(':')[2][:6] or 'no adapter'})"
         for player in players
     }
 

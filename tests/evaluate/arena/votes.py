@@ -27,8 +27,9 @@ def make_vote(number: int = 0, **changes: Any) -> Vote:
 
 def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0) -> list[Bout]:
     """So many votes of the first against the second, each of a person of its own."""
-    outcomes: list[Winner] = ["left"] * wins + ["right"] * losses + ["tie"] * ties + ["both bad"] * both_bad
-    return [Bout(*pair, winner, f"{pair[0].method}-{at}") for at, winner in enumerate(outcomes)]
+    counts: dict[Winner, int] = {"left": wins, "right": losses, "tie": ties, "both bad": both_bad}
+    winners = [winner for winner, count in counts.items() for _ in range(count)]
+    return [Bout(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
 
 
 def simulated(

@@ -34,11 +34,19 @@ def sound_checkpoint(place: Workspace) -> Path | None:
 
 
 def is_trained(job: Job, standing: Standing, home: Path) -> bool:
-    """Whether the finished adapter is there, and is this job's."""
+    """Whether the finished adapter is there, and is this job's: the name may be another's by now.
+
+    One that was trained elsewhere cannot be told by its settings, so what the job noted is believed.
+    """
     folder = home / "adapters" / job.adapter
     if not job.config or not folder.is_dir():
         return False
-    return standing.trained or (job.where == "here" and made_by(folder, config_of(job, home)))
+    if job.where == "hub":
+        return standing.trained
+    try:
+        return made_by(folder, config_of(job, home))
+    except PeftArenaError:
+        return False
 
 
 def made_by(folder: Path, config: TrainConfig) -> bool:

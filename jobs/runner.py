@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from errors import PeftArenaError
-from jobs.checkpoints import checkpoint_of, remove_leftovers
+from jobs.checkpoints import checkpoint_of, is_trained, remove_leftovers
 from jobs.folder import JobFolder, Standing, changing, now
 from jobs.job import Job, Stage, Verdict
 from jobs.locks import take
@@ -56,6 +56,7 @@ class _Runner:
         self._attached = attached
         self._told = 0.0
         self._began = time.time()
+        self._first = 0
 
     def run(self) -> int:
         job = self._begin()
@@ -78,7 +79,10 @@ class _Runner:
             job, standing = self._folder.job(), self._folder.standing()
             if job.state != "queued":
                 raise PeftArenaError(f"The job '{job.adapter}' does not wait to be run: it is {job.state}.")
-            reached = self._reached(job)
+            trained = is_trained(job, standing, self._home)
+            self._first = self._step(job)
+            # Past all steps once it is trained, and then as far as the scoring is.
+            reached = (sys.maxsize if trained else self._first), self._scored()
             self._folder.stop.unlink(missing_ok=True)
             self._folder.write_standing(
                 replace(
@@ -88,6 +92,7 @@ class _Runner:
                     message="Starting.",
                     started=standing.started or now(),
                     attempts=standing.attempts + 1,
+                    trained=trained,
                     crashes=standing.crashes if reached <= standing.reached else 0,
                     reached=max(reached, standing.reached),
                     anchor=(0, 0.0),
@@ -95,12 +100,14 @@ class _Runner:
             )
         return self._folder.job()
 
-    def _reached(self, job: Job) -> tuple[int, int]:
-        """The step of the last checkpoint (past all steps once trained), and how far the scoring is."""
+    def _step(self, job: Job) -> int:
+        """The step from which this attempt goes on."""
         checkpoint = checkpoint_of(job, self._home)
-        step = int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve)
-        scored = self._folder.scores.stat().st_size if self._folder.scores.exists() else 0
-        return (sys.maxsize if self._folder.standing().trained else step), scored
+        return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve)
+
+    def _scored(self) -> int:
+        scores = self._folder.scores
+        return scores.stat().st_size if scores.exists() else 0
 
     def _train(self, job: Job, watch: Watch) -> Path:
         self._enter("training")
@@ -187,7 +194,7 @@ class _Runner:
         log = self._home / "adapters" / f".{self._folder.job().adapter}.run" / "log.jsonl"
         with suppress(OSError, PeftArenaError):
             written = log.stat().st_mtime
-            if written > self._began and (step := last_step(log)) > standing.reached[0]:
+            if written > self._began and (step := last_step(log)) > self._first:
                 self._update(lambda standing: replace(standing, anchor=(step, written)))
 
     def _update(self, change: Callable[[Standing], Standing]) -> None:

@@ -111,6 +111,42 @@ def test_its_curve_and_log_stay_when_its_adapter_goes(calm: tuple[QuietBoard, Jo
         aside.rename(folder)
 
 
+def test_an_adapter_of_the_same_name_is_not_taken_for_the_jobs_own(calm: tuple[QuietBoard, Job]) -> None:
+    board, job = calm
+    folder = board.adapter_folder(job.id)
+    assert folder is not None
+    ours = Manifest.read(folder)
+    replace(ours, config={**ours.config, "learning_rate": 0.5}).write(folder)
+    try:
+        assert board.adapter_folder(job.id) is None
+        (folder / "manifest.json").write_text("{")
+        assert board.adapter_folder(job.id) is None
+    finally:
+        ours.write(folder)
+    assert board.adapter_folder(job.id) == folder
+
+
+def test_the_pace_is_counted_from_the_first_step_of_an_attempt(board: QuietBoard, base: Path) -> None:
+    job = begin(board, base, "lora-pace")
+    attempt = runner._Runner(board.home, JobFolder(board.root, job.id), attached=True)
+    log = log_of(board, job)
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 3, "loss": 1.0}\n')
+    os.utime(log, (1.0, 1.0))  # what the attempt before it wrote
+    attempt._begin()
+    attempt._enter("training")
+    attempt._note_pace()
+    assert JobFolder(board.root, job.id).standing().anchor == (0, 0.0)
+    later = attempt._began + 20.0
+    log.write_text('{"step": 3, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n')
+    os.utime(log, (later, later))
+    attempt._note_pace()
+    assert JobFolder(board.root, job.id).standing().anchor == (4, later)
+    log.write_text(log.read_text() + '{"step": 5, "loss": 1.0}\n')
+    attempt._note_pace()
+    assert JobFolder(board.root, job.id).standing().anchor == (4, later), "the first one is kept"
+
+
 def test_a_finished_job_is_not_run_again(calm: tuple[QuietBoard, Job]) -> None:
     board, job = calm
     with pytest.raises(PeftArenaError, match="does not wait to be run: it is done"):

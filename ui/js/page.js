@@ -14,6 +14,13 @@ document.addEventListener("focusin", (event) => {
   if (event.target.matches?.("#compare input[role=combobox]")) setTimeout(() => event.target.select(), 0);
 });
 
+// Chromium lets the keyboard into a list that scrolls, and Gradio takes a dropdown's list away as the focus leaves its
+// field: whoever tabs on would land nowhere.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Tab" || !event.target.matches?.("input[role=combobox]")) return;
+  document.querySelectorAll("ul[role=listbox]").forEach((list) => { list.tabIndex = -1; });
+}, true);
+
 // The address names the tab that is open, so that it can be kept and sent; the window's title follows. `?tab=results`
 // opens that tab when the page has come up; until then the tab that stands first leaves the address alone.
 let wantedTab = new URL(location.href).searchParams.get("tab");
@@ -49,6 +56,25 @@ window.peftArenaWriteAddress = (names, values) => {
   });
   history.replaceState(history.state, "", address);
 };
+
+// The first thing the keyboard meets: a way past header and tabs, to the page that is open.
+document.documentElement.lang = "en";
+function addSkip() {
+  const skip = document.createElement("a");
+  skip.id = "skip";
+  skip.href = "#pages";
+  skip.textContent = "Skip to the page";
+  skip.addEventListener("click", (event) => {
+    event.preventDefault();
+    const panel = Array.from(document.querySelectorAll("[role=tabpanel]")).find((each) => each.getClientRects().length);
+    if (!panel) return;
+    panel.tabIndex = -1;
+    panel.focus();
+  });
+  document.body.prepend(skip);
+}
+if (document.body) addSkip();
+else document.addEventListener("DOMContentLoaded", addSkip);
 
 // Opens a page by its name, as a click on its tab does.
 window.peftArenaGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();

@@ -101,6 +101,6 @@ def _head(row: Row, records: list[Record]) -> str:
     shown = intent if len(intent) <= MAX_INTENT else intent[:MAX_INTENT] + " …"
     about = escape(" · ".join(filter(None, facts)))
     return (
-        f'<h3 class="asked long">{escape(shown)}</h3><div class="about"><p>{about}</p>{fold}</div>'
+        f'<h2 class="asked long">{escape(shown)}</h2><div class="about"><p>{about}</p>{fold}</div>'
         f'<p class="said">{escape(verdict(records))}</p>'
     )

@@ -35,7 +35,7 @@ def interval_bars(title: str, bars: Sequence[Bar]) -> str:
     most = scale(max(interval.high for interval in known))
     lines = "".join(_line(bar, most) for bar in bars)
     ends = f'<div class="axis" aria-hidden="true"><span>0</span><span>{most:.0%}</span></div>'
-    return f'<figure class="plot"><figcaption>{escape(title)}</figcaption><ul class="bars">{lines}</ul>{ends}</figure>'
+    return f'<figure class="plot" tabindex="0"><figcaption>{escape(title)}</figcaption><ul class="bars">{lines}</ul>{ends}</figure>'
 
 
 def scale(most: float) -> float:
@@ -60,7 +60,7 @@ def curves(title: str, axis: str, lines: Mapping[str, Sequence[float]]) -> str:
     )
     last = max(_HEIGHT, max(heights.values()) + _LABEL_HEIGHT)
     return (
-        f'<figure class="plot"><figcaption>{escape(title)}</figcaption>'
+        f'<figure class="plot" tabindex="0"><figcaption>{escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {_WIDTH} {last:.0f}" role="img" aria-label="{escape(title)}">'
         f"{_grid(axis, longest, most)}{body}</svg></figure>"
     )

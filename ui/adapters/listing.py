@@ -43,8 +43,8 @@ def adapter_list(
     `after` says what the browser does next ('compare' or 'save'), `fresh` names the adapter that was just added.
     """
     phase = context.source.state().phase
-    states = shelf.states()
-    found = [state for state in states if _matches(state, words) and _is(show, shelf)(state)]
+    states, wanted = shelf.states(), _is(show, shelf)
+    found = [state for state in states if wanted(state) and _matches(state, words)]
     start = min(max(start, 0), max(len(found) - 1, 0)) // PAGE * PAGE
     engine = shelf.engine
     base = None if engine is None else engine.base

@@ -6,6 +6,7 @@ const pager = element.querySelector(".pager");
 const models = element.querySelector(".models");
 const unfolded = new Map();
 const USABLE = { yes: "Usable here", no: "Not usable here", unknown: "Usable? Known when the model is ready" };
+const HEADS = ["metric", "score", "95 % interval", "n"];
 let asking = "";
 let fresh = "";
 
@@ -102,14 +103,10 @@ function fill(place, told) {
   if (told.fault) { place.replaceChildren(node("p", "sentence", told.fault)); return; }
   const parts = [];
   if (told.facts.length) parts.push(pairs("identity", told.facts));
-  if (told.scores.length) {
-    const rows = told.scores.map(([where, metric, score, range, count]) => [metric, score, range, count, where]);
-    const wide = node("div", "wide");
-    wide.tabIndex = 0;
-    wide.setAttribute("role", "group");
-    wide.setAttribute("aria-label", "All scores");
-    wide.append(table("All scores", ["metric", "score", "95 % interval", "n", "measured on"], rows));
-    parts.push(wide);
+  // One table for each place that scores were measured at: numbers of two places are not to be compared.
+  for (const where of new Set(told.scores.map((row) => row[0]))) {
+    const rows = told.scores.filter((row) => row[0] === where).map((row) => row.slice(1));
+    parts.push(table(where || "Measured on: not said", HEADS, rows));
   }
   for (const [title, text] of [["Its card", told.readme], ["Its manifest", told.manifest]]) {
     const block = node("pre", "text", text || "There is none.");
@@ -159,7 +156,7 @@ function draw(card, value) {
   item.append(head, state(card));
   if (card.reason) item.append(node("p", "reason", card.reason));
   if (card.facts.length) item.append(pairs("facts", card.facts));
-  if (card.scores.length) item.append(table(card.scored_on, ["metric", "score", "95 % interval", "n"], card.scores));
+  if (card.scores.length) item.append(table(card.scored_on, HEADS, card.scores));
   item.append(node("p", "place", card.place), acts(card, value), fold(card));
   return item;
 }

@@ -72,8 +72,9 @@ class Duels:
 
     def open(self, visitor: str) -> Duel | None:
         """The visitor's duel; None where there is none, or its file cannot be read."""
+        path = self._path(visitor)
         try:
-            return _duel(json.loads(self._path(visitor).read_text(encoding="utf-8")))
+            return _duel(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as fault:

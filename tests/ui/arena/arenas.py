@@ -1,0 +1,50 @@
+"""An arena on a fake engine in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+from evaluate.arena.votes import FILE, Votes
+from serve.engine_source import EngineSource
+from tests.fakes import FakeEngine
+from ui.arena.answering import Arena, Step
+from ui.arena.drawing import Wish
+from ui.arena.duels import FOLDER, Duel, Duels
+from ui.context import Context
+from ui.visitors import Visitor
+
+ANNA = Visitor("browser-00000000000000aa")
+BERT = Visitor("browser-00000000000000bb")
+EVIL = "<img src=x onerror=\"document.title = 'owned'\">${document.title = 'owned'}{{value}}"
+SAYS = {
+    "zero-shot": "def zero(): ...", "icl-8": "one = 1", "rag-8": "two = 2", "lora-quokka": "three = 3",
+    "lora-evil": EVIL,
+}  # fmt: skip
+FAILS = {"lora-broken": "Adapter 'lora-broken': its weights are missing; train it again."}
+THREE = ("zero-shot", "rag-8", "lora-quokka")
+
+
+def make_arena(home: Path, engine: FakeEngine | None = None) -> Arena:
+    """The engine's adapters are lora-quokka, lora-evil and lora-broken, of which the last one cannot be used."""
+    engine = engine or FakeEngine(SAYS, FAILS, names=("lora-quokka", "lora-evil", "lora-broken"))
+    source = EngineSource(lambda report: engine).start()
+    source.engine()
+    context = Context(source, home=home)
+    return Arena(context, Votes(home / FILE), Duels(home / FOLDER))
+
+
+def draw(
+    arena: Arena, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE, known: str = ""
+) -> Iterator[Step]:
+    """The steps of the next duel."""
+    return arena.next_duel(visitor, "session", Wish(question, "starter", methods), known, Event())
+
+
+def answered(arena: Arena, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE) -> Duel:
+    """A duel with both answers; any earlier one is known to the page."""
+    earlier = arena.duels.open(visitor.id)
+    *_, last = draw(arena, visitor, question, methods, earlier.id if earlier else "")
+    assert last.duel is not None
+    return last.duel

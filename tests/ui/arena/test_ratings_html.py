@@ -1,0 +1,74 @@
+"""The ratings on the page: figures in words too, everything escaped, and the choice of a base."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from evaluate.arena.ratings import Ratings, rate
+from evaluate.arena.vote import Player
+from evaluate.arena.votes import Votes
+from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, bouts, make_vote
+from ui.arena.ratings_html import NO_VOTES, ratings_html
+from ui.arena.ratings_view import ALL, Section, build_ratings
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> Section:
+    votes = Votes(tmp_path / "votes.sqlite")
+    with gr.Blocks():
+        return build_ratings(votes, lambda: BASE)
+
+
+def test_without_votes_the_section_says_so() -> None:
+    assert NO_VOTES in ratings_html(None, Ratings())
+    assert NO_VOTES in ratings_html(BASE, rate([]))
+
+
+def test_few_votes_are_shown_without_a_rating() -> None:
+    html = ratings_html(BASE, rate(bouts((LORA, ZERO), 2, 1)))
+    assert html.count("too few votes to say") == 2
+    assert "Too few votes to say who is ahead" in html
+    assert "3 votes of 3 people" in html
+    assert "Rating with its 95 % interval" not in html
+
+
+def test_enough_votes_have_dots_intervals_and_a_matrix() -> None:
+    html = ratings_html(BASE, rate([*bouts((LORA, ZERO), 9, 3, 2), *bouts((RAG, ZERO), 1, 0)]))
+    assert html.count('class="dot"') == 2
+    assert "1 to 2" in html or "<td>1</td>" in html
+    assert "71%<span>14 votes</span>" in html
+    assert "29%<span>14 votes</span>" in html
+    assert '<td class="none">–</td>' in html
+    assert "RAG 8" in html
+
+
+def test_names_are_escaped() -> None:
+    evil = Player("<img src=x>", "sha256:1")
+    html = ratings_html(BASE, rate(bouts((evil, ZERO), 9, 3)))
+    assert "<img" not in html
+    assert "&lt;img src=x&gt;" in html
+
+
+def test_the_section_shows_one_base_and_one_data_set_at_a_time(section: Section) -> None:
+    other = replace(BASE, id="org/other")
+    for number in range(3):
+        section.votes.add(make_vote(number, data="conala" if number else "starter"))
+    section.votes.add(make_vote(9, base=other))
+    base, data, html, buttons = section.updates()
+    assert (base.value, base.visible, [label for label, _ in base.choices]) == (
+        "org/base|abc|nf4", True, ["base · NF4", "other · NF4"],
+    )  # fmt: skip
+    assert [name for _, name in data.choices] == [ALL, "conala", "starter"]
+    assert "3 votes of one person" in html
+    assert buttons.visible
+    assert "2 votes of one person" in section.updates(None, "conala")[2]
+    assert "1 vote of one person" in section.updates("org/other|abc|nf4", "conala")[2]
+
+
+def test_a_broken_file_is_a_sentence_on_the_page(section: Section) -> None:
+    section.votes.path.write_bytes(b"no database" * 1000)
+    assert "file is not a database" in section.updates()[2]

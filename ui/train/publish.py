@@ -23,7 +23,11 @@ _ABOUT = (
     "<p>Puts the adapter, its card and its scores on huggingface.co, reads them back and compares the answers token by "
     "token. Your rows are not sent.</p>"
 )
-_HELP = "Make one with write access at huggingface.co/settings/tokens. It is used for this once and kept nowhere."
+_HELP = "With write access. Used for this once, kept nowhere."
+_WHERE = (
+    '<p>A token is made at <a href="https://huggingface.co/settings/tokens" target="_blank" rel="noopener noreferrer">'
+    "huggingface.co/settings/tokens</a>.</p>"
+)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ class Publisher:
 
 def _draw() -> _Form:
     with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish"):
-        gr.HTML(_ABOUT, apply_default_css=False, js_on_load=None, elem_classes="quiet")
+        about = _ABOUT if login_possible() else _ABOUT + _WHERE
+        gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="quiet")
         with gr.Row(elem_id="train-publish-fields"):
             repo = gr.Textbox(
                 label="Repository",

@@ -90,7 +90,10 @@ def build_where(context: Context) -> Where:
         if chosen == "here" or refused:
             yield [gr.Dropdown(visible=False), _sentence(refused)]
             return
-        yield [gr.Dropdown(visible=True), about(machine, prices.have()) + "<p>Asking what the machines cost ...</p>"]
+        yield [
+            gr.Dropdown(visible=True),
+            about(machine, prices.have()) + '<p class="quiet">Asking what the machines cost ...</p>',
+        ]
         try:
             found = prices.get()
         except PeftArenaError as fault:
@@ -136,10 +139,11 @@ def about(machine: str, machines: Sequence[Hardware]) -> str:
             f"You pay the Hub for the time it takes, ${price:.2f} an hour, and a job ends after {MOST_HOURS} hours: "
             f"<strong>${price * MOST_HOURS:.2f} at most</strong>."
         )
-    return (
-        "<p>Your rows, the settings and the program go to a private data set of this machine's account on the Hub. The "
-        f"adapter comes back by itself and is scored here. {cost}</p>"
+    what = (
+        "Your rows, the settings and the program go to a private data set of this machine's account on the Hub. The "
+        "adapter comes back by itself and is scored here."
     )
+    return f'<p class="quiet">{what} {cost}</p>'
 
 
 def _not_sendable(base: str) -> str | None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import httpx
 import pytest
 from gradio import oauth
 
+from adapters.manifest import Manifest
 from adapters.store import LIBRARY
 from errors import PeftArenaError
 from jobs.job import Job
 from jobs.publishing import Order, Progress
+from jobs.request import config_of
 from serve.engine_source import EngineSource
 from tests.fakes import FakeEngine
 from tests.hub import openid
@@ -76,6 +79,8 @@ def finished(board: QuietBoard, owner: str = "ada") -> Job:
     job = on_disk.begin(board, owner=owner)
     adapter = board.home / "one"
     shutil.copytree(LIBRARY / "lora-starter", adapter)
+    # A job knows its adapter by the settings in the manifest.
+    replace(Manifest.read(adapter), config=config_of(job, board.home).public()).write(adapter)
     on_disk.complete(board, job.id, adapter)
     return board.get(job.id)
 

@@ -90,7 +90,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(board: JobBoard) -> None:
-    for job in board.jobs():
+    jobs = board.jobs()
+    if not jobs:
+        print(f"There are no jobs in {board.root}.")
+    for job in jobs:
         print(f"{job.id}  {job.state:8}  {job.adapter}  ({job.data_name})  {job.message}")
 
 

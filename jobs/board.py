@@ -67,7 +67,8 @@ class JobBoard:
             self._place(job, JobFolder(self.root, id), staged)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        self.ensure_worker()
+        with suppress(PeftArenaError):  # the job waits all the same, and whoever looks at it tries again
+            self.ensure_worker()
         return self.get(id)
 
     def jobs(self) -> list[Job]:
@@ -75,7 +76,7 @@ class JobBoard:
         found = []
         for folder in folders(self.root):
             with suppress(PeftArenaError):  # deleted at this moment
-                found.append((folder.job(), folder.standing()))
+                found.append(folder.read())
         busy = Counter(job.where for job, _ in found if job.state in ("running", "stopping"))
         waiting = [(job.where, standing.queued, job.id) for job, standing in found if job.state == "queued"]
         before = {id: busy[where] + sum(each[0] == where and each < (where, since, id) for each in waiting)
@@ -93,11 +94,11 @@ class JobBoard:
     def progress(self, id: str) -> Progress:
         """How far its training is, also when it is over."""
         folder = JobFolder(self.root, id)
-        job = folder.job()
+        job, standing = folder.read()
         run = self.home / "adapters" / f".{job.adapter}.run" / "log.jsonl"
         ours = not job.over or self.has_checkpoint(id)
         logs = [folder.curve, *([run] if ours else [])]
-        return progress_of(folder.standing(), logs, float(job.config.get("num_train_epochs", 0.0)))
+        return progress_of(standing, logs, float(job.config.get("num_train_epochs", 0.0)))
 
     def log(self, id: str, lines: int = 200) -> list[str]:
         """The last lines that it said."""
@@ -121,7 +122,7 @@ class JobBoard:
         """Stops it: one that waits at once, one that runs as soon as a checkpoint is saved."""
         folder = JobFolder(self.root, id)
         with changing(self.root):
-            job, standing = folder.job(), folder.standing()
+            job, standing = folder.read()
             if job.over:
                 raise PeftArenaError(f"The job '{job.adapter}' is not running: it is {job.state}.")
             if job.state == "queued":
@@ -167,8 +168,8 @@ class JobBoard:
     def adapter_folder(self, id: str) -> Path | None:
         """The adapter that it made; None before that, and when it was deleted since."""
         folder = JobFolder(self.root, id)
-        job = folder.job()
-        return self.home / "adapters" / job.adapter if is_trained(job, folder.standing(), self.home) else None
+        job, standing = folder.read()
+        return self.home / "adapters" / job.adapter if is_trained(job, standing, self.home) else None
 
     def ensure_worker(self) -> None:
         """Starts the process that works the queue off where there is work and none lives."""
@@ -190,7 +191,7 @@ class JobBoard:
     def _again(self, id: str, finish: bool) -> Job:
         folder = JobFolder(self.root, id)
         with changing(self.root):
-            job, standing = folder.job(), folder.standing()
+            job, standing = folder.read()
             if job.state not in ("stopped", "failed"):
                 raise PeftArenaError(f"The job '{job.adapter}' is {job.state}: only one that was stopped goes on.")
             if not job.config:

@@ -27,6 +27,7 @@ from serve.home import make_folder
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{6}")
 _PATIENCE = 60.0  # seconds; whoever changes a state is done within milliseconds
+_SHOWN = ("state", "stage", "message", "started", "ended", "attempts")
 _REQUEST = ("id", "adapter", "config", "data_name", "owner", "where", "flavor", "created")
 
 
@@ -115,8 +116,12 @@ class JobFolder:
         """Replaces how it stands, in one step; only within `changing`."""
         _write(self.path / "state.json", asdict(standing))
 
-    def job(self, before: int = 0) -> Job:
+    def job(self) -> Job:
         """The job as it stands; UnknownNameError where there is none."""
+        return self.read()[0]
+
+    def read(self) -> tuple[Job, Standing]:
+        """The job as it stands, and all else of its state, from one look at the files."""
         if not self.path.is_dir():
             raise no_such_job(self.id)
         standing = self.standing()
@@ -129,18 +134,8 @@ class JobFolder:
             config, serving = {}, Serving()
             message = "What was asked for is lost (job.json cannot be read): delete this job and begin a new one."
             standing = Standing(state="failed", message=message)
-        return Job(
-            **asked,
-            config=config,
-            serving=serving,
-            started=standing.started,
-            ended=standing.ended,
-            state=standing.state,
-            stage=standing.stage,
-            message=standing.message,
-            attempts=standing.attempts,
-            before=before,
-        )
+        shown = {name: getattr(standing, name) for name in _SHOWN}
+        return Job(**asked, config=config, serving=serving, **shown), standing
 
     def write_verdict(self, verdict: Verdict) -> None:
         """Keeps the finding."""

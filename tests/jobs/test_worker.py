@@ -164,6 +164,8 @@ def test_a_worker_is_started_only_where_there_is_work_and_none_lives(
 def test_the_commands_say_what_there_is_and_what_is_wrong(
     board: QuietBoard, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["list"]) == 0
+    assert "There are no jobs" in capsys.readouterr().out
     job = named(board, "lora-1")
     JobFolder(board.root, job.id).log.write_text("one line\n")
     for command, said in (

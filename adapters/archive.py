@@ -15,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from adapters import checks
-from adapters.hub import FILES, NAME_FREE, SOUND, checked, free_place, install, scratch
+from adapters.hub import FILES, NAME_FREE, SOUND, checked
 from adapters.hub_errors import of_disk
+from adapters.installing import free_place, install, scratch
 from adapters.origin import write_origin
 from adapters.reading import opened
 from adapters.steps import Steps, step, unheard

@@ -7,18 +7,16 @@ lies about everything, and weights that are well-formed and bad.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import checks
-from adapters.hub_errors import client_errors, of_disk
+from adapters.hub_errors import client_errors
+from adapters.installing import free_place, install, scratch
 from adapters.manifest import MANIFEST_NAME
 from adapters.origin import write_origin
 from adapters.steps import Steps, step, unheard
@@ -98,18 +96,6 @@ def default_name(repo: str) -> str:
     return repo.split("/")[1].lower()
 
 
-def free_place(root: Path, name: str, overwrite: bool, reserved: Collection[str]) -> Path:
-    """The folder `name` under `root`; AdapterError where it cannot be named so, or is there and not to be replaced."""
-    checks.check_name(name)
-    if name in reserved:
-        raise AdapterError(f"There is an adapter '{name}' already: give this one another name, or delete that one.")
-    if (root / name).exists() and not overwrite:
-        raise AdapterError(
-            f"There is an adapter '{name}' in {root} already: choose another one with --name, or add --overwrite."
-        )
-    return root / name
-
-
 def file_limit(path: str) -> int:
     """How many bytes the file of that name may have."""
     return _LIMITS.get(path, MAX_OTHER_BYTES)
@@ -184,25 +170,6 @@ def checked(folder: Path) -> AdapterFolder:
     return found
 
 
-@contextmanager
-def scratch(root: Path, name: str) -> Iterator[Path]:
-    """A hidden folder under `root` (so that a rename installs), gone when the block ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{name}-pull-", dir=root))
-    except OSError as fault:
-        raise AdapterError(
-            f"Cannot write to {root} ({fault.strerror or fault}): choose another folder with --root, "
-            "or set PEFT_ARENA_HOME to one that you may write to."
-        ) from fault
-    try:
-        yield aside
-    except OSError as fault:
-        raise of_disk(fault, f"'{name}' could not be written to {root}") from fault
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def _check_listing(repo: str, files: Mapping[str, RemoteFile]) -> None:
     """Refuses what could not be installed, before a byte of it is downloaded."""
     for path in sorted(files):
@@ -240,21 +207,3 @@ def _check_arrival(repo: str, path: str, fetched: Path, expected: RemoteFile) ->
             f"{path} of '{repo}' arrived damaged ({size} of {expected.size} bytes, or other ones than the Hub "
             "announced): run the same command again."
         )
-
-
-def install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
-    """Renames the folder to its place; one that stood there comes back if that fails."""
-    old = aside / "replaced"
-    replaced = overwrite and target.exists()
-    if replaced:
-        target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError as fault:
-        if replaced:
-            old.rename(target)
-        if fault.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise AdapterError(
-                f"An adapter '{target.name}' was put into {target.parent} in the meantime: choose another name."
-            ) from fault
-        raise

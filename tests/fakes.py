@@ -8,12 +8,14 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from adapters.manifest import BaseIdentity
 from adapters.store import AdapterStatus, Store
 from serve.engine import Engine
 from serve.method import Method
-from serve.rows import Answer, Candidate, Decoding, Partial, Request
+from serve.residents import Residents
+from serve.rows import Answer, Backend, Candidate, Decoding, Partial, Request
 from tasks.problem import Example
 from tasks.prompt import STYLES, render
 
@@ -74,6 +76,11 @@ class FakeEngine(Engine):
     @property
     def store(self) -> Store:
         return FakeStore(self.names, self.fails)
+
+    @property
+    def residents(self) -> Residents:
+        """Nothing is ever in memory: there is none."""
+        return Residents(cast("Backend", self), self.store)
 
     def adapters(self) -> list[str]:
         return list(self.names)

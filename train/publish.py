@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.checks import CONFIG_NAME, read_manifest
-from adapters.hub import FILES, RemoteFile, checked, download, listing, pull, scratch
+from adapters.hub import FILES, RemoteFile, checked, download, listing, pull
 from adapters.hub_errors import client_errors
+from adapters.installing import scratch
 from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.weights import digest, shown
 from errors import AdapterError, TrainingError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -193,6 +194,24 @@ def test_an_adapter_of_that_name_stays_unless_asked(hub: Hub, good: Path, root: 
         pull(REPO, root, _silent, overwrite=True)
     assert Manifest.read(root / "good").seed == 9, "a broken version must not cost the sound one"
     assert store(root).inspect("good").digest.startswith("sha256:")
+
+
+def test_a_reserved_name_is_refused_before_anything_is_asked(hub: Hub, good: Path, root: Path) -> None:
+    hub.add(REPO, good)
+    with pytest.raises(AdapterError, match="There is an adapter 'good' already: give this one another name"):
+        pull(REPO, root, _silent, reserved=["good"])
+    assert not hub.requests
+    assert pull(REPO, root, _silent, name="mine", reserved=["good"]).is_dir()
+
+
+def test_what_a_killed_process_left_is_swept_away(hub: Hub, good: Path, root: Path) -> None:
+    old, fresh = root / ".good-pull-old", root / ".good-pull-fresh"
+    for folder in (old, fresh):
+        (folder / "good").mkdir(parents=True)
+    os.utime(old, (0, 0))
+    hub.add(REPO, good)
+    pull(REPO, root, _silent)
+    assert sorted(path.name for path in root.iterdir()) == [fresh.name, "good"]
 
 
 @pytest.mark.parametrize(

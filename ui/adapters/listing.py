@@ -101,8 +101,8 @@ def _matches(state: AdapterStatus, words: str) -> bool:
 
 def _is(show: str, shelf: Shelf) -> Callable[[AdapterStatus], bool]:
     kinds: Mapping[str, Callable[[], Callable[[AdapterStatus], bool]]] = {
-        "usable": lambda: lambda state: state.usable,
-        "unusable": lambda: lambda state: not state.usable,
+        "usable": lambda: shelf.usable,
+        "unusable": lambda: lambda state: not shelf.usable(state),
         "own": lambda: _among(shelf.names_at("own")),
         "library": lambda: _among(shelf.names_at("library")),
         "memory": lambda: _among(shelf.resident()),

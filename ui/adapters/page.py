@@ -135,8 +135,8 @@ def _wire_list(context: Context, shelf: Shelf, page: Page, tab: gr.Tab) -> None:
         visitor = context.visitors.of(request)
         try:
             listed = adapter_list(context, shelf, visitor, words=words, show=show)
-        except PeftArenaError as fault:
-            return {page.note: _sentence(str(fault)), page.timer: gr.Timer(active=False)}
+        except Exception as fault:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
+            return {page.note: _told(fault), page.timer: gr.Timer(active=False)}
         refused = context.visitors.may_train(visitor)
         return {
             page.note: "",
@@ -175,13 +175,13 @@ def _wire_acts(context: Context, shelf: Shelf, page: Page, desk: Desk, form: Met
                 updates = opened_with(desk.opening(name), chips, name)
                 changes |= dict(zip((form.chips, form.adapter, form.reasons), updates, strict=True))
                 after = "compare"
-        except PeftArenaError as fault:
-            changes[page.note] = _sentence(str(fault))
-        except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
-            _log.exception("Adapter %r: %r failed.", name, do)
-            changes[page.note] = _sentence(DEFECT)
-        start = start_of(asked)
-        listed = adapter_list(context, shelf, visitor, words=words, show=show, start=start, after=after)
+        except Exception as fault:  # noqa: BLE001 - as above
+            changes[page.note] = _told(fault)
+        try:
+            start = start_of(asked)
+            listed = adapter_list(context, shelf, visitor, words=words, show=show, start=start, after=after)
+        except Exception as fault:  # noqa: BLE001 - as above
+            return {page.note: _told(fault)}
         return {**changes, page.list: listed}
 
     outputs = [page.note, page.list, page.saved, form.chips, form.adapter, form.reasons]
@@ -253,6 +253,14 @@ def _wire_adding(context: Context, shelf: Shelf, page: Page, desk: Desk) -> None
         **options,
     )
     page.file.upload(drop, [page.file, page.name], outputs, concurrency_id="add-adapter", **options)
+
+
+def _told(fault: Exception) -> str:
+    """What a person is told of it: its own sentence, or that it is a defect of ours, which is logged."""
+    if isinstance(fault, PeftArenaError):
+        return _sentence(str(fault))
+    _log.error("The adapters could not be shown or changed.", exc_info=fault)
+    return _sentence(DEFECT)
 
 
 def _sentence(text: str) -> str:

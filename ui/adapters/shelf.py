@@ -77,6 +77,10 @@ class Shelf:
         roots = self._roots()
         return [_entry(state, engine, resident, *_place(state.name, roots)) for state in states]
 
+    def usable(self, state: AdapterStatus) -> bool:
+        """Whether it can be used here, as far as that is known."""
+        return _usable(state, self.engine)[0] is not False
+
     def names_at(self, place: Place) -> set[str]:
         """The names of the adapters that lie there."""
         roots = self._roots()

@@ -5,7 +5,8 @@ const found = element.querySelector(".found");
 const pager = element.querySelector(".pager");
 const models = element.querySelector(".models");
 const unfolded = new Map();
-const USABLE = { yes: "Usable here", no: "Not usable here", unknown: "Usable? Known when the model is ready" };
+const USABLE = { yes: "Usable here", no: "Not usable here" };
+const UNKNOWN = { failed: "Usable? Not known: the model could not be loaded" };
 const HEADS = ["metric", "score", "95 % interval", "n"];
 let asking = "";
 let fresh = "";
@@ -57,9 +58,10 @@ function table(caption, heads, rows) {
   return made;
 }
 
-function state(card) {
+function state(card, value) {
   const made = node("p", "state");
-  const usable = node("span", "usable " + card.usable, USABLE[card.usable]);
+  const said = USABLE[card.usable] || UNKNOWN[value.phase] || "Usable? Known when the model is ready";
+  const usable = node("span", "usable " + card.usable, said);
   const memory = node("span", card.memory ? "memory in" : "memory", card.memory || "Not in memory");
   made.append(usable, memory);
   return made;
@@ -153,7 +155,7 @@ function draw(card, value) {
   head.append(node("h2", "", card.name));
   if (card.kind) head.append(node("span", "kind", card.kind));
   if (card.name === fresh) { item.classList.add("fresh"); head.append(node("span", "kind new", "just added")); }
-  item.append(head, state(card));
+  item.append(head, state(card, value));
   if (card.reason) item.append(node("p", "reason", card.reason));
   if (card.facts.length) item.append(pairs("facts", card.facts));
   if (card.scores.length) item.append(table(card.scored_on, HEADS, card.scores));

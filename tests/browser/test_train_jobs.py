@@ -134,8 +134,9 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     finally:
         page.driver.switch_to.window(first)
     until(lambda: "Trained. Now it answers" in line(page))
-    opened(page, other)
-    assert "one job is ahead" in line(page)
+    page.all("#train-job-list button")[0].click()
+    until(lambda: "one job is ahead" in line(page))
+    assert f"job={other.id}" in page.driver.current_url
     assert page.complaints() == []
 
 

@@ -1,6 +1,6 @@
 // The losses by step. The value is {job, training: [[step, loss]], validation, steps, mean, said}. The sheet is drawn at
 // the width it has, so that its letters keep their size; pointer and arrow keys read a value off it.
-const figure = element.querySelector("figure");
+const sheet = element.querySelector("div");
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 270, LEFT = 46, RIGHT = 14, TOP = 22, BOTTOM = 40;
 let drawn = null; // {points by series, x, y, steps, marks}
@@ -34,7 +34,7 @@ function ticks(low, high, count) {
 }
 
 function frame() {
-  figure.replaceChildren();
+  sheet.replaceChildren();
   const svg = node("svg", { height: HEIGHT, role: "img" });
   const reader = tag("div", "reader");
   for (const [key, value] of Object.entries({ role: "slider", tabindex: "0", "aria-label": "Step to read off" })) {
@@ -42,7 +42,7 @@ function frame() {
   }
   const legend = tag("ul", "legend");
   for (const name of ["training", "validation", "best"]) legend.append(tag("li", name, swatch(name), tag("span")));
-  figure.append(tag("figcaption", "", "Loss by step"), legend, tag("div", "sheet-of", svg, reader), tag("p", "read"), tag("p", "said quiet"));
+  sheet.append(tag("h4", "", "Loss by step"), legend, tag("div", "sheet-of", svg, reader), tag("p", "read"), tag("p", "said quiet"));
   reader.addEventListener("pointermove", (event) => read(nearest(event.clientX)));
   reader.addEventListener("pointerdown", (event) => read(nearest(event.clientX)));
   reader.addEventListener("pointerleave", () => { if (document.activeElement !== reader) read(null); });
@@ -72,7 +72,7 @@ function move(event) {
 }
 
 function nearest(clientX) {
-  const left = figure.querySelector("svg[role=img]").getBoundingClientRect().left;
+  const left = sheet.querySelector("svg[role=img]").getBoundingClientRect().left;
   return drawn.marks.reduce((best, step) =>
     Math.abs(drawn.x(step) + left - clientX) < Math.abs(drawn.x(best) + left - clientX) ? step : best);
 }
@@ -84,7 +84,7 @@ function valueAt(points, step) {
 
 function read(step) {
   at = step;
-  const line = figure.querySelector(".cursor"), reader = figure.querySelector(".reader"), text = figure.querySelector(".read");
+  const line = sheet.querySelector(".cursor"), reader = sheet.querySelector(".reader"), text = sheet.querySelector(".read");
   line.setAttribute("visibility", step === null ? "hidden" : "visible");
   text.textContent = step === null ? "" : words(step);
   if (step === null) return;
@@ -107,7 +107,7 @@ function path(points, x, y) {
 }
 
 function draw(value) {
-  const width = figure.clientWidth;
+  const width = sheet.clientWidth;
   if (!width) return;
   const { training, validation } = value;
   const losses = [...training, ...validation].map((point) => point[1]);
@@ -129,7 +129,7 @@ function draw(value) {
   const best = validation.reduce((least, point) => (!least || point[1] < least[1] ? point : least), null);
   const dots = validation.map(([step, loss]) => node("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "look" }));
   if (best) dots.push(node("circle", { cx: x(best[0]), cy: y(best[1]), r: 5.5, class: "best" }));
-  const svg = figure.querySelector("svg[role=img]");
+  const svg = sheet.querySelector("svg[role=img]");
   svg.setAttribute("width", width);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   svg.setAttribute("aria-label", "Loss by step. " + value.said);
@@ -143,14 +143,14 @@ function draw(value) {
 }
 
 function label(value, best) {
-  const [training, validation, lowest] = figure.querySelectorAll(".legend li");
+  const [training, validation, lowest] = sheet.querySelectorAll(".legend li");
   const mean = value.mean > 1 ? ` (mean of ${value.mean} steps)` : "";
   training.lastChild.textContent = "Training loss" + mean;
   validation.lastChild.textContent = "Validation loss";
   lowest.lastChild.textContent = "Lowest validation loss";
   validation.hidden = lowest.hidden = !best;
-  figure.querySelector(".said").textContent = value.said;
-  const reader = figure.querySelector(".reader");
+  sheet.querySelector(".said").textContent = value.said;
+  const reader = sheet.querySelector(".reader");
   reader.setAttribute("aria-valuemin", drawn.marks[0]);
   reader.setAttribute("aria-valuemax", drawn.marks.at(-1));
   if (!reader.hasAttribute("aria-valuenow")) reader.setAttribute("aria-valuenow", drawn.marks.at(-1));
@@ -160,11 +160,11 @@ function label(value, best) {
 function show() {
   const value = props.value;
   const some = Boolean(value && value.training.length + value.validation.length);
-  figure.hidden = !some;
+  sheet.hidden = !some;
   if (!some) return;
-  if (figure.dataset.job !== value.job) {
+  if (sheet.dataset.job !== value.job) {
     at = null;
-    figure.dataset.job = value.job;
+    sheet.dataset.job = value.job;
     frame();
   }
   draw(value);
@@ -173,9 +173,9 @@ function show() {
 // The sheet follows the window, and is drawn when a tab that was hidden opens.
 let width = 0;
 new ResizeObserver(() => {
-  if (figure.clientWidth === width) return;
-  width = figure.clientWidth;
+  if (sheet.clientWidth === width) return;
+  width = sheet.clientWidth;
   show();
-}).observe(figure);
+}).observe(sheet);
 watch("value", show);
 show();

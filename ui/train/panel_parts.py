@@ -42,7 +42,7 @@ def curve() -> gr.HTML:
     """The losses by step; its value is ui.train.panel_curve.Curve with the job's id."""
     return gr.HTML(
         None,
-        html_template='<figure class="loss-curve" hidden></figure>',
+        html_template='<div class="loss-curve" role="group" aria-label="Loss by step" hidden></div>',
         js_on_load=script("curve"),
         apply_default_css=False,
         elem_id="train-job-curve",

@@ -87,8 +87,8 @@ def verdict_html(verdict: Verdict) -> str:
     rows = "".join(_compared(one, most) for one in verdict.compared)
     table = (
         '<div class="sheet" tabindex="0" role="group" aria-label="Scores"><table class="grid"><thead><tr>'
-        '<th scope="col">Against</th><th scope="col">Score</th><th scope="col">The adapter</th>'
-        '<th scope="col">The other</th><th scope="col">Difference, 95 % interval</th>'
+        '<th scope="col">Against</th><th scope="col">Score</th><th scope="col">Difference, 95 % interval</th>'
+        '<th scope="col">The adapter</th><th scope="col">The other</th>'
         '<th scope="col">p (Holm)</th><th scope="col">Rows</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
         if rows
@@ -96,7 +96,7 @@ def verdict_html(verdict: Verdict) -> str:
     )
     note = (
         '<p class="quiet">EM@1: the share of answers that equal the reference. CodeBLEU: how near they come to it. '
-        "An interval that holds 0 shows no difference.</p>"
+        "A difference is shown where its interval leaves out 0 and p is under 0.05.</p>"
         if rows
         else ""
     )
@@ -159,8 +159,8 @@ def _compared(one: Compared, most: float) -> str:
     )
     return (
         f'<tr><th scope="row">{escape(one.other)}</th><td>{escape(METRICS.get(one.metric, one.metric))}</td>'
-        f"<td>{100 * one.adapter_score:.1f}</td><td>{100 * one.other_score:.1f}</td>"
-        f'<td class="difference">{points}{track}</td><td>{_probability(one.p)}</td><td>{one.n}</td></tr>'
+        f'<td class="difference">{points}{track}</td><td>{100 * one.adapter_score:.1f}</td>'
+        f"<td>{100 * one.other_score:.1f}</td><td>{_probability(one.p)}</td><td>{one.n}</td></tr>"
     )
 
 

@@ -115,7 +115,8 @@ class Publishing:
         """How far it is now."""
         with self._lock:
             lines = tuple(self._lines)
-            return self._ended or Progress("running", lines[-1] if lines else "Checking what would be sent ...", lines)
+            last = lines[-1].removeprefix(_SENTENCE) if lines else "Checking what would be sent ..."
+            return self._ended or Progress("running", last, lines)
 
     def stop(self) -> None:
         """Ends it; what is on the Hub stays as it was, for all files become visible in one step at the very end."""

@@ -12,6 +12,7 @@ STYLES = (
     _HERE / "style.css",
     *(_HERE / page / f"{page}.css" for page in ("arena", "train", "results", "adapters")),
     _HERE / "train" / "jobs.css",
+    _HERE / "train" / "publish.css",
 )
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")

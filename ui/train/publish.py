@@ -32,6 +32,7 @@ _WHERE = (
 
 @dataclass(frozen=True)
 class _Form:
+    place: gr.Accordion
     repo: gr.Textbox
     private: gr.Checkbox
     token: gr.Textbox
@@ -79,7 +80,8 @@ def build_publish(context: Context, chosen: gr.State) -> None:
     )
     form.stop.click(stop, chosen, form.running, **_QUIET)
     form.timer.tick(lambda id: _running(publisher.progress(id)), chosen, form.running, **_QUIET)
-    chosen.change(show, chosen, [form.repo, *form.running], **_QUIET)
+    # What a closed fold holds is not in the page, so nothing reaches it before it is opened.
+    gr.on([chosen.change, form.place.expand], show, chosen, [form.repo, *form.running], **_QUIET)
 
 
 class Publisher:
@@ -153,7 +155,7 @@ class Publisher:
 
 
 def _draw() -> _Form:
-    with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish"):
+    with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish") as place:
         about = _ABOUT if login_possible() else _ABOUT + _WHERE
         gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="quiet")
         with gr.Row(elem_id="train-publish-fields"):
@@ -161,6 +163,7 @@ def _draw() -> _Form:
                 label="Repository",
                 info="A name, or user/name; it is made where it does not exist.",
                 placeholder="lora-mydata",
+                min_width=260,
                 max_length=200,
                 elem_id="train-publish-repo",
             )
@@ -168,6 +171,7 @@ def _draw() -> _Form:
                 label="Your token of the Hub",
                 info=_HELP,
                 type="password",
+                min_width=260,
                 placeholder="empty: the login of this machine",
                 visible=not login_possible(),
                 html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
@@ -184,7 +188,7 @@ def _draw() -> _Form:
             start = gr.Button("Publish", variant="primary", size="md", scale=0, elem_id="train-publish-start")
             stop = gr.Button("Stop", visible=False, size="md", scale=0, elem_id="train-publish-stop")
         status = widgets.live("", elem_id="train-publish-status")
-    return _Form(repo, private, token, start, stop, status, gr.Timer(TICK_SECONDS, active=False))
+    return _Form(place, repo, private, token, start, stop, status, gr.Timer(TICK_SECONDS, active=False))
 
 
 def _running(progress: Progress | None, sentence: str = "") -> list[Any]:

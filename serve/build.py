@@ -38,7 +38,6 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
     time. Raises BaseModelError, or another PeftArenaError, in one sentence.
     """
     from serve.backends.openmp import let_go
-    from serve.backends.retrieval import Embedder, FaissRetriever
 
     backend: Backend
     if remote is None:
@@ -51,12 +50,46 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
         from serve.backends.openai.backend import OpenAIBackend
 
         backend = OpenAIBackend(remote.url, remote.model, remote.api_key, base, report)
+    return Engine(backend, _store(adapter_dirs), _pools(embedder, data_dir), limits=limits)
+
+
+def build_zero_engine(
+    base: str | None = None,
+    quantization: str = "nf4",
+    data_dir: Path | None = None,
+    trust_remote_code: bool = False,
+    embedder: str = "embedded",
+    report: Report = lambda _: None,
+) -> Engine:
+    """The engine on ZeroGPU, which lends a GPU for each call (serve.zero); the options are those of `build_engine`.
+
+    To be called in the main thread, before anything uses CUDA and before the pages are launched. Raises PeftArenaError
+    in one sentence.
+    """
+    from serve.backends.local.backend import LocalBackend
+    from serve.backends.openmp import let_go
+    from serve.zero.engine import ZeroEngine
+    from serve.zero.lending import enter, lend, load_lent
+
+    spaces = enter()
+    backend = LocalBackend(load_lent(base or EMBEDDED, quantization, report, trust_remote_code))
+    let_go()
+    return ZeroEngine(backend, _store(()), _pools(embedder, data_dir), lend(backend, spaces))
+
+
+def _pools(embedder: str, data_dir: Path | None) -> Pools:
+    """The data sets that give examples, and the indexes over them, loaded when they are first used."""
+    from serve.backends.retrieval import Embedder, FaissRetriever
+
     model = Embedder(embedder)
-    pools = Pools(
+    return Pools(
         load=lambda name: load_examples(name, data_dir),
         index=lambda _, examples: FaissRetriever(model, examples, digest(examples)),
     )
+
+
+def _store(adapter_dirs: Sequence[Path]) -> Store:
+    """The adapters of the library, of the user's own folder and of `adapter_dirs`."""
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     roots = (LIBRARY, home() / "adapters", *adapter_dirs)
-    store = Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)
-    return Engine(backend, store, pools, limits=limits)
+    return Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)

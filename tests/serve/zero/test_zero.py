@@ -1,0 +1,319 @@
+"""Answers on a lent GPU: the forked process says what one process alone says, and every end has its sentence."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.store import Store
+from errors import BusyError, PeftArenaError
+from serve.backends.local.backend import LocalBackend
+from serve.backends.local.loading import load_base
+from serve.engine import Engine
+from serve.examples import Pools
+from serve.method import parse_method
+from serve.rows import Answer, Decoding, Finished, Partial, Request, Row
+from serve.zero import engine as zero
+from serve.zero.engine import ZeroEngine
+from serve.zero.lending import MOST_SECONDS, Refused, Work, enter, lend, load_lent, seconds
+from tasks.problem import Example, Problem
+from tasks.prompt import STYLES
+from tests.serve.tiny import make_base, make_lora
+from tests.serve.zero.standin import ASKS, Spaces, WorkerError
+
+PLAIN = STYLES["plain"]
+FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
+POOL = [Example(f"e{place}", f"intent {place}", f"f({place})") for place in range(4)]
+DECODING = Decoding(max_new_tokens=16)
+
+
+class Nearest:
+    def nearest(self, intent: str, k: int, exclude: Any = ()) -> list[Example]:
+        return POOL[:k]
+
+
+def quiet(_: str) -> None:
+    return
+
+
+def pools() -> Pools:
+    return Pools(load=lambda name: POOL, index=lambda name, examples: Nearest())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base, and a store with two adapters for it."""
+    made = tmp_path_factory.mktemp("zero")
+    make_base("llama", made / "base")
+    for name, seed in (("one", 1), ("two", 2)):
+        loaded = load_base(str(made / "base"), "none", "cpu", quiet)
+        make_lora(made / "store" / name, loaded.identity, loaded.model, 4, ["q_proj", "v_proj"], seed)
+    return made
+
+
+@pytest.fixture
+def here(folder: Path) -> LocalBackend:
+    """The usual backend, in this process; each time a fresh one, as what it has read before changes the last digits."""
+    backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", quiet))
+    for name in ("one", "two"):
+        backend.load_adapter(Store((folder / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
+    return backend
+
+
+@pytest.fixture
+def alone(here: LocalBackend, folder: Path) -> Iterator[Engine]:
+    """The usual engine, in this process."""
+    engine = Engine(here, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def lent(folder: Path) -> LocalBackend:
+    """The base as it is loaded for the forked processes; there is no GPU here, so it stays where it is."""
+    return LocalBackend(load_lent(str(folder / "base"), "none", quiet, place="cpu"))
+
+
+@pytest.fixture
+def spaces() -> Iterator[Spaces]:
+    made = Spaces()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def engine(lent: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroEngine]:
+    store = Store((folder / "store",), fingerprints=FINGERPRINTS)
+    made = ZeroEngine(lent, store, pools(), lend(lent, spaces))
+    yield made
+    made.close()
+
+
+def request(method: str, intent: str = "sort the list `a`") -> Request:
+    return Request(Problem("p", intent), parse_method(method, ["one", "two"]), style=None if "+" in method else PLAIN)
+
+
+METHODS = ["zero-shot", "icl-2", "one", "two", "one"]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [DECODING, Decoding("sample", 12, 2, 1.2, seed=3), Decoding("beam", 8, 3)],
+    ids=["greedy", "sample", "beam"],
+)
+def test_a_forked_process_says_what_one_process_says(
+    decoding: Decoding, engine: ZeroEngine, here: LocalBackend, spaces: Spaces
+) -> None:
+    requests = [request(method) for method in METHODS]
+    found = engine.answer(requests, decoding)
+    rows = [
+        Row(answer.prompt, answer.style, asked.method.adapter) for answer, asked in zip(found, requests, strict=True)
+    ]
+    expected = {
+        event.index: event for event in here.generate(rows, decoding, threading.Event()) if isinstance(event, Finished)
+    }
+    for place, answer in enumerate(found):
+        assert answer.error is None
+        assert answer.candidates == expected[place].candidates
+        assert answer.samples == expected[place].samples
+    assert len({answer.text for answer in found}) >= 3, "the adapters change nothing, so this test would prove nothing"
+    (worker,) = spaces.workers
+    assert worker.process.pid != os.getpid()
+
+
+def test_rows_are_made_ready_as_ever(engine: ZeroEngine, alone: Engine) -> None:
+    requests = [request(method) for method in METHODS]
+    for ours, theirs in zip(engine.answer(requests, DECODING), alone.answer(requests, DECODING), strict=True):
+        assert (ours.prompt, ours.style, ours.examples) == (theirs.prompt, theirs.style, theirs.examples)
+        assert (ours.prompt_tokens, ours.notes) == (theirs.prompt_tokens, theirs.notes)
+
+
+def test_this_process_loads_no_adapter_and_the_other_keeps_them(
+    engine: ZeroEngine, lent: LocalBackend, spaces: Spaces
+) -> None:
+    first = engine.answer([request("one")], DECODING)
+    with pytest.raises(KeyError):
+        lent.adapter_bytes("one")
+    again = engine.answer([request("one"), request("two")], DECODING)
+    assert again[0].text == first[0].text
+    assert len(spaces.workers) == 1, "the process is used again"
+
+
+def test_answers_grow_and_end_once(engine: ZeroEngine) -> None:
+    events = list(engine.stream([request("zero-shot"), request("one")], Decoding(max_new_tokens=48)))
+    answers = [event for event in events if isinstance(event, Answer)]
+    assert sorted(answer.index for answer in answers) == [0, 1]
+    for answer in answers:
+        grown = [event.text for event in events if isinstance(event, Partial) and event.index == answer.index]
+        assert grown, "what grows is seen before it is whole"
+        assert all(answer.text.startswith(text.rstrip("\ufffd")) for text in grown)
+
+
+def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroEngine, spaces: Spaces) -> None:
+    token = ASKS.set("ada")
+    try:
+        engine.answer([request("zero-shot")], DECODING)
+    finally:
+        ASKS.reset(token)
+    assert spaces.asked == [("ada", 11)]
+
+
+def test_one_request_that_cannot_be_answered_leaves_the_others_alone(engine: ZeroEngine) -> None:
+    found = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
+    assert "The intent is empty" in str(found[0].error)
+    assert found[1].error is None
+    assert found[1].text
+
+
+def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroEngine, spaces: Spaces) -> None:
+    spaces.refuses = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
+    found = engine.answer([request("zero-shot"), request("one")], DECODING)
+    expected = (
+        "ZeroGPU quota exceeded (You have exceeded your free ZeroGPU quota (11s left)): try again later, or log in "
+        "with Hugging Face for more time on GPUs."
+    )
+    assert [answer.error for answer in found] == [expected, expected]
+    spaces.refuses = None
+    assert engine.answer([request("zero-shot")], DECODING)[0].error is None
+
+
+def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroEngine, spaces: Spaces) -> None:
+    stream = engine.stream([request("zero-shot"), request("one")], Decoding(max_new_tokens=400))
+    answers: list[Answer] = []
+    for event in stream:
+        if isinstance(event, Partial) and event.text and not answers:
+            pid = spaces.workers[0].process.pid
+            assert pid is not None
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                break
+        elif isinstance(event, Answer):
+            answers.append(event)
+    assert len(answers) == 2
+    for answer in answers:
+        assert "GPU task aborted" in str(answer.error)
+    assert any(answer.text for answer in answers), "what was said before stays"
+    assert engine.answer([request("zero-shot")], DECODING)[0].error is None, "the next call has another process"
+
+
+def test_stopping_ends_the_other_process_too(engine: ZeroEngine, spaces: Spaces) -> None:
+    cancel = threading.Event()
+    answers = []
+    for event in engine.stream([request("zero-shot"), request("two")], Decoding(max_new_tokens=400), cancel):
+        if isinstance(event, Partial):
+            cancel.set()
+        else:
+            answers.append(event)
+    assert [answer.cancelled for answer in answers] == [True, True]
+    assert [answer.error for answer in answers] == [None, None]
+    assert any(answer.text for answer in answers)
+    assert spaces.stops == 1
+    assert engine.answer([request("zero-shot")], DECODING)[0].text
+
+
+def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroEngine, spaces: Spaces) -> None:
+    stream = engine.submit([request("zero-shot")], Decoding(max_new_tokens=400))
+    next(stream)
+    stream.close()
+    engine.answer([request("one")], DECODING)
+    assert spaces.stops == 1
+
+
+def test_a_fault_over_there_is_one_sentence(
+    engine: ZeroEngine, lent: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Iterator[Any]:
+        raise ZeroDivisionError("in the other process")
+
+    monkeypatch.setattr(lent, "generate", broken)
+    (answer,) = engine.answer([request("zero-shot")], DECODING)
+    assert answer.error is not None
+    assert answer.error.startswith("ZeroGPU worker error (ZeroDivisionError)")
+
+
+def test_many_rows_are_asked_for_in_parts(engine: ZeroEngine, spaces: Spaces) -> None:
+    found = engine.answer([request("zero-shot", f"do {place}") for place in range(33)], Decoding(max_new_tokens=2))
+    assert [answer.index for answer in found] == list(range(33))
+    assert [answer.error for answer in found] == [None] * 33
+    assert len(spaces.asked) == 2
+
+
+def test_more_callers_than_may_wait_are_told_to_come_back(engine: ZeroEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zero, "MOST_CALLS", 1)
+    stream = engine.stream([request("zero-shot")], Decoding(max_new_tokens=400))
+    assert engine.status().phase == "generating"
+    with pytest.raises(BusyError, match="wait for a GPU: busy"):
+        engine.stream([request("zero-shot")], DECODING)
+    list(stream)
+    ends = time.monotonic() + 10
+    while engine.status().phase != "idle":
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert engine.answer([request("zero-shot")], DECODING)[0].error is None
+
+
+def test_a_closed_engine_takes_nothing_in(engine: ZeroEngine) -> None:
+    engine.close()
+    assert engine.status().phase == "closed"
+    with pytest.raises(PeftArenaError, match="was closed"):
+        engine.stream([request("zero-shot")], DECODING)
+
+
+def test_what_this_process_knows_needs_no_gpu(engine: ZeroEngine, alone: Engine, spaces: Spaces) -> None:
+    requests = [request("icl-2"), request("one")]
+    assert engine.prompt_tokens(requests, DECODING) == alone.prompt_tokens(requests, DECODING)
+    assert engine.count_tokens("abc") == alone.count_tokens("abc")
+    assert engine.adapters() == ["one", "two"]
+    assert engine.unavailable(parse_method("one", ["one"])) is None
+    assert spaces.asked == []
+
+
+def test_an_adapter_that_breaks_after_its_check_is_refused_over_there(
+    lent: LocalBackend, folder: Path, alone: Engine
+) -> None:
+    found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
+    gone = replace(found, name="gone", path=folder / "nowhere")
+
+    class Here:
+        """Decorates nothing, as `spaces` does on other hardware."""
+
+        def GPU(self, task: Any, duration: Any) -> Any:  # noqa: N802
+            return task
+
+    (news,) = list(lend(lent, Here())(Work((), (gone,), DECODING)))
+    (refused,) = news
+    assert isinstance(refused, Refused)
+    assert "gone" in refused.sentence
+
+
+def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: Engine) -> None:
+    found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
+    work = Work((), (found,), Decoding(top_logprobs=2, stop=("\n",)))
+    assert pickle.loads(pickle.dumps(work)) == work
+
+
+@pytest.mark.parametrize(
+    ("decoding", "expected"),
+    [
+        (Decoding(max_new_tokens=256), 23),
+        (Decoding("beam", 256, 10), 36),
+        (Decoding(max_new_tokens=9999), MOST_SECONDS),
+    ],
+)
+def test_longer_answers_ask_for_more_time(decoding: Decoding, expected: int) -> None:
+    assert seconds(Work((), (), decoding)) == expected
+
+
+def test_without_the_package_the_way_out_is_named() -> None:
+    with pytest.raises(PeftArenaError, match="choose the Gradio SDK, which brings it"):
+        enter()

@@ -19,7 +19,7 @@ from tasks.problem import Problem
 from ui.board import finished_board
 from ui.compare_run import MAX_COLUMNS
 from ui.history import HISTORY_LENGTH, History
-from ui.options import decoding
+from ui.options import MODES, decoding
 from ui.records import Record, to_csv
 from ui.verdict import verdict
 from ui.widgets import chip_names
@@ -60,6 +60,8 @@ def _fields(given: Any) -> dict[str, Any]:
     if isinstance(given.get("problem"), str):
         fields["problem"] = given["problem"]
     choices = [given.get(name) for name in DECODING]
+    if choices[0] not in {name for _, name in MODES}:
+        return fields
     try:
         decoding(*choices)  # type: ignore[arg-type]  # of whatever kind: this is the check
     except (PeftArenaError, TypeError, ValueError):

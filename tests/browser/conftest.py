@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,16 +45,25 @@ def chromium() -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
     """A Chromium of its own for each file of tests."""
-    browser, service = chromium()
+    with browser(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[WebDriver]:
+    """A Chromium whose cookies and storage lie in `profile` alone: a person of their own."""
+    binary, service = chromium()
     options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    options.binary_location = binary
+    for argument in (*ARGUMENTS, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     running = webdriver.Chrome(options=options, service=Service(service))
     running.set_script_timeout(20)
-    yield running
-    running.quit()
+    try:
+        yield running
+    finally:
+        running.quit()
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ def interval_bars(title: str, bars: Sequence[Bar]) -> str:
     most = scale(max(interval.high for interval in known))
     lines = "".join(_line(bar, most) for bar in bars)
     ends = f'<div class="axis" aria-hidden="true"><span>0</span><span>{most:.0%}</span></div>'
-    return f'<figure class="plot" tabindex="0"><figcaption>{escape(title)}</figcaption><ul class="bars">{lines}</ul>{ends}</figure>'
+    caption = f"<figcaption>{escape(title)}</figcaption>"
+    return f'<figure class="plot" tabindex="0">{caption}<ul class="bars">{lines}</ul>{ends}</figure>'
 
 
 def scale(most: float) -> float:

@@ -1,0 +1,121 @@
+"""`python app.py` in a process of its own, and how much memory it takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from serve.home import home
+
+ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS = 300
+SAMPLE_SECONDS = 1.0
+MIB = 1 << 20
+
+
+@dataclass
+class App:
+    """The running program."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def crashed(self) -> bool:
+        """Whether it has ended by itself."""
+        return self.process.poll() is not None
+
+
+@contextmanager
+def running_app(folder: Path) -> Iterator[App]:
+    """The program on the embedded base, with a home of its own in `folder` that shares what was converted before."""
+    for shared in ("bases", "indexes"):
+        (home() / shared).mkdir(parents=True, exist_ok=True)
+        (folder / shared).symlink_to(home() / shared)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", str(port)]
+    environment = {**os.environ, "PEFT_ARENA_HOME": str(folder)}
+    with (folder / "app.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            app = App(f"http://127.0.0.1:{port}/", process)
+            _wait(app, folder / "app.log")
+            yield app
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+def _wait(app: App, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if app.crashed():
+            raise SystemExit(f"app.py ended:\n{log.read_text()}")
+        try:
+            urllib.request.urlopen(app.url, timeout=5).close()
+            if "Ready:" in log.read_text():
+                return
+        except OSError:
+            pass
+        time.sleep(0.3)
+    raise SystemExit(f"app.py was not ready after {START_SECONDS} s:\n{log.read_text()}")
+
+
+@dataclass
+class Memory:
+    """Samples the resident memory of a process once a second inside the block."""
+
+    pid: int
+    samples: list[tuple[float, float]] = field(default_factory=list)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Memory:
+        threading.Thread(target=self._sample, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+
+    def figures(self) -> dict[str, Any]:
+        """MiB at the beginning, in the middle and at the end (medians of ten seconds), and MiB a minute since a third
+        of the time, when everything that is loaded when it is first needed has been.
+        """
+        sizes = [size for _, size in self.samples]
+        late = self.samples[len(self.samples) // 3 :]
+        middle = len(sizes) // 2
+        slope = statistics.linear_regression(*zip(*late, strict=True)).slope * 60 if len(late) > 1 else 0.0
+        return {
+            "memory_begin_mib": round(statistics.median(sizes[:10]), 1),
+            "memory_middle_mib": round(statistics.median(sizes[middle : middle + 10]), 1),
+            "memory_end_mib": round(statistics.median(sizes[-10:]), 1),
+            "memory_slope_mib_per_minute": round(slope, 2),
+        }
+
+    def _sample(self) -> None:
+        began = time.monotonic()
+        while not self._ended.wait(SAMPLE_SECONDS):
+            try:
+                pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+            except OSError:
+                return  # it has ended; `App.crashed` says so
+            self.samples.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / MIB))

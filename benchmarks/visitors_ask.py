@@ -1,0 +1,60 @@
+"""One question of a visitor through /stream, with its times."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from gradio_client import Client
+
+_BEFORE = re.compile(r"Waiting: (\d+) run")
+# The sentences with which a visitor is asked to come back later.
+BUSY = ("limit for one person", "busy", "queue is full", "too many")
+
+
+@dataclass(frozen=True)
+class Request:
+    """An intent and the methods that answer it."""
+
+    intent: str
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of it: the records, or why it was refused for now, or what went wrong. Times in seconds from asking.
+
+    `most_before` is how many runs were before it in the line at most.
+    """
+
+    seconds: float
+    first_token: float | None = None
+    most_before: int = 0
+    records: list[dict[str, Any]] | None = None
+    refused: str | None = None
+    error: str | None = None
+
+
+def ask(client: Client, request: Request) -> Asked:
+    """Asks and waits for the end. The first token is that of whichever method begins first."""
+    began = time.monotonic()
+    first: float | None = None
+    before, records = 0, None
+    try:
+        for change in client.submit(request.intent, list(request.methods), api_name="/stream"):
+            if first is None and any(column["tokens"] for column in change["columns"]):
+                first = time.monotonic() - began
+            if found := _BEFORE.match(change["status"]):
+                before = max(before, int(found[1]))
+            records = change["records"] or None
+    except Exception as fault:  # noqa: BLE001 - whatever a client raises is counted
+        seconds, said = time.monotonic() - began, f"{type(fault).__name__}: {fault}"
+        if any(word in said.casefold() for word in BUSY):
+            return Asked(seconds, first, before, refused=said)
+        return Asked(seconds, first, before, error=said)
+    seconds = time.monotonic() - began
+    if records is None:
+        return Asked(seconds, first, before, error="The stream ended without records.")
+    return Asked(seconds, first, before, records)

@@ -1,0 +1,48 @@
+"""The page that `python -m benchmarks.visitors --output` writes from its JSON line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evaluate.grid import grid
+
+_FIGURES = (
+    ("asked", "questions asked"),
+    ("answered", "of them answered"),
+    ("busy", "refused for now, with a sentence"),
+    ("failed", "failed in any other way"),
+    ("answers", "answers (a question has one or two methods)"),
+    ("wrong", "wrong: of another question, adapter, prompt or example"),
+    ("identical_share", "share that is letter by letter what the request gets alone"),
+    ("first_token_p50_seconds", "seconds to the first token, half of the questions"),
+    ("first_token_p95_seconds", "seconds to the first token, 95 of 100"),
+    ("first_token_alone_p50_seconds", "the same for somebody alone, half of the questions"),
+    ("whole_p50_seconds", "seconds to the end, half"),
+    ("whole_p95_seconds", "seconds to the end, 95 of 100"),
+    ("most_waiting_before", "longest line: runs before somebody's own"),
+    ("memory_begin_mib", "memory of the program in the first ten seconds, MiB"),
+    ("memory_middle_mib", "in the middle"),
+    ("memory_end_mib", "in the last ten seconds"),
+    ("memory_slope_mib_per_minute", "its slope over the last two thirds, MiB a minute"),
+)
+
+
+def page(line: Mapping[str, Any], command: str, file: str) -> str:
+    """The page in Markdown; it says only what was measured. `file` is the JSON beside it."""
+    rows = [[title, "–" if line[name] is None else f"{line[name]:g}"] for name, title in _FIGURES]
+    crashed = "The program ended by itself: see its log." if line["crashed"] else "The program was still up at the end."
+    return (
+        f"# {line['visitors']} visitors at once\n\n"
+        f"{line['visitors']} programs ask through `/stream` for {line['seconds']:g} seconds, each as a visitor of its "
+        f"own, one question after the other with a short pause. {crashed}\n\n"
+        f"{grid(('', 'measured'), rows, markdown=True)}\n\n"
+        "- The time to the first token has the wait in line in it: four runs have the engine at a time, first come, "
+        "first served.\n"
+        "- On a quantized base the rows beside a row move the last bits of its numbers, and a token of almost equal "
+        "probability can change ([engine.md](../engine.md)): such an answer is its own, and not counted as wrong.\n"
+        f"- {line['tokens']:,} tokens. {line['base']}, {line['quantization']}, on {line['device']}; {line['cores']} "
+        f"cores with a load of {line['load_before']:g} before, on which the visitors ran too. Python {line['python']}."
+        f"\n\nAll numbers: [{file}]({file}). What is measured how stands at the top of `benchmarks/visitors.py`.\n\n"
+        f"```sh\n{command}\n```\n"
+    )

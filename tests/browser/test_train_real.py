@@ -1,0 +1,143 @@
+"""The whole story on the embedded base: rows, a training that is watched, stopped and resumed, a verdict, an answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from jobs.board import JobBoard
+from jobs.folder import JobFolder
+from tests.browser.conftest import chromium, free_port, wait_for
+from tests.browser.page import ComparePage, until
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.browser, pytest.mark.model]
+
+ROWS = [(f"add {n} to the number x", f"x + {n}") for n in range(24)]
+FINISH_SECONDS = 600  # a minute or two on two free cores
+
+
+@dataclass(frozen=True)
+class App:
+    """The program, and the home in which its jobs lie."""
+
+    url: str
+    board: JobBoard
+
+
+@pytest.fixture(scope="module")
+def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """`python app.py` with a home of its own, which shares the converted base; in the end nothing of it runs."""
+    chromium()
+    folder = tmp_path_factory.mktemp("home")
+    for shared in ("bases", "indexes"):
+        (home / shared).mkdir(exist_ok=True)
+        (folder / shared).symlink_to(home / shared)
+    port, log = free_port(), tmp_path_factory.mktemp("log") / "app.log"
+    environment = {**os.environ, "PEFT_ARENA_HOME": str(folder)}
+    with log.open("w") as out:
+        program = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port)],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(program, port, log)
+        yield App(f"http://127.0.0.1:{port}/", JobBoard(folder))
+    finally:
+        os.killpg(program.pid, signal.SIGTERM)
+        program.wait(20)
+        end_workers(folder)
+
+
+def end_workers(home: Path) -> None:
+    """The worker outlives the app, as it should; it and its job go when the tests are over."""
+    ours = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PEFT_ARENA_HOME") == str(home) and "jobs" in process.cmdline():
+                ours.append(process)
+    for process in ours:
+        with suppress(psutil.Error):
+            process.terminate()
+    for process in psutil.wait_procs(ours, 30)[1]:
+        process.kill()
+
+
+def points(page: ComparePage) -> int:
+    lines = page.all("#train-job-curve polyline.training")
+    return len((lines[0].get_attribute("points") or "").split()) if lines else 0
+
+
+def upload(page: ComparePage, file: Path) -> None:
+    """Drops the rows onto the form, and settles for eight epochs of LoRA under a name of its own."""
+    until(lambda: page.all("#train-file input[type=file]"))[0].send_keys(str(file))
+    until(lambda: "24" in page.text("#train-report"), 60, "the rows were not reported")
+    page.find("#train-technique input[value=lora]").click()
+    page.write("#train-adapter-name input, #train-adapter-name textarea", "lora-adder")
+    page.write("#train-num-train-epochs input, #train-num-train-epochs textarea", "8")
+
+
+def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: App, tmp_path: Path) -> None:
+    file = tmp_path / "adder.csv"
+    file.write_text("intent,snippet\n" + "".join(f"{intent},{code}\n" for intent, code in ROWS), encoding="utf-8")
+    page = ComparePage(driver, app.url)
+    page.resize(1440, 1000)
+    driver.get(f"{app.url}?tab=train")
+    until(lambda: page.all(".model.ready"), 240, "the model did not become ready")
+    upload(page, file)
+    page.find("#train-start").click()
+    until(lambda: page.all("#train-job-head h3"), 60, "no job was shown")
+    (job,) = app.board.jobs()
+
+    until(lambda: points(page) >= 3, 240, "the curve did not begin")
+    before = points(page)
+    driver.refresh()
+    until(lambda: points(page) >= before, 60, "a refresh lost the curve")
+    assert f"job={job.id}" in driver.current_url
+    page.screenshot("train-real-live")
+
+    page.find("#train-job-cancel").click()
+    until(lambda: "goes on from step" in page.text("#train-job-line"), 120, "it did not stop with a checkpoint")
+    stopped = app.board.progress(job.id).step
+    assert app.board.get(job.id).state == "stopped"
+    page.find("#train-job-again").click()
+    until(lambda: app.board.progress(job.id).step > stopped, 240, "it did not go on")
+
+    until(lambda: app.board.get(job.id).over, FINISH_SECONDS, "the job did not end")
+    log = "\n".join(app.board.log(job.id))
+    assert app.board.get(job.id).state == "done", log
+    steps = [step for step, _ in app.board.progress(job.id).losses]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 1
+    assert steps[-1] == JobFolder(app.board.root, job.id).standing().steps
+    until(lambda: page.text("#train-job-verdict"), 30)
+    verdict = app.board.verdict(job.id)
+    assert verdict is not None
+    assert verdict.sentence in page.text("#train-job-verdict")
+    page.screenshot("train-real-done")
+
+    page.find("#train-job-open").click()
+    until(lambda: "lora-adder" in page.chips(), 30, "the adapter is not among the methods")
+    for label in [chip for chip in page.chips() if chip != "lora-adder"]:
+        page.remove_chip(label)
+    page.intent("add 30 to the number x")
+    page.run()
+    page.finish(120)
+    (card,) = page.cards()
+    assert card["name"] == "lora-adder"
+    assert card["state"] == "done"
+    assert "x + 30" in card["code"]

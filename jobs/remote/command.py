@@ -78,7 +78,7 @@ def _on_jobs(settings: Sequence[Sequence[str]], upload_name: str, flavor: str) -
     upload = _lines(
         ["hf", "upload"],
         [["--repo-type", "dataset"], ["--private"], *(["--include", each] for each in sent), ["--exclude", _LEFT_OUT]],
-        raw=[f'"$me/{REPOSITORY}"', ".", "."],
+        raw=[f'"$me/{REPOSITORY}" . .'],
     )
     train = " ".join(shlex.join(each) for each in settings)
     adapter = shlex.quote(settings[0][1])

@@ -58,7 +58,7 @@ def priced(token: str) -> list[Hardware]:
         Hardware(
             each.name,
             each.pretty_name,
-            f"{each.accelerator.vram} of GPU memory" if each.accelerator else f"{each.ram}, no GPU",
+            f"{each.accelerator.vram} GPU" if each.accelerator else f"{each.ram}, no GPU",
             each.unit_cost_usd * factors[each.unit_label] if each.unit_label in factors else None,
         )
         for each in found

@@ -97,10 +97,12 @@ def build_where(context: Context) -> Where:
         try:
             found = prices.get()
         except PeftArenaError as fault:
-            yield [gr.skip(), about(machine, prices.have()) + _sentence(f"Prices are not known: {fault}")]
+            unknown = _sentence(f"Prices are not known: {fault}")
+            yield [gr.Dropdown(visible=True), about(machine, prices.have()) + unknown]
             return
         value = machine if machine in [each.name for each in found] else None
-        yield [gr.Dropdown(_choices(found), value=value), about(machine, found)]
+        # Of updates that follow one another quickly a browser may see the last alone, so each is whole.
+        yield [gr.Dropdown(_choices(found), value=value, visible=True), about(machine, found)]
 
     place.change(choose, [place, flavor], [flavor, note], **_QUIET)
     flavor.input(lambda machine: about(machine, prices.have()), flavor, note, queue=False, **_QUIET)

@@ -74,7 +74,7 @@ def test_prices_are_those_of_the_hub_and_asked_for_once(hub: Hub, monkeypatch: p
     prices = Prices()
     assert all(each.dollars_an_hour is None for each in prices.have())
     found = {each.name: each for each in prices.get()}
-    assert found["a10g-small"].label == "Nvidia A10G - small · 24 GB of GPU memory · $1.00 an hour"
+    assert found["a10g-small"].label == "Nvidia A10G - small · 24 GB GPU · $1.00 an hour"
     assert found["cpu-basic"].label == "CPU Basic · 16 GB, no GPU · $0.01 an hour"
     assert prices.have() == prices.get()
     assert [path for path in hub.requests if "hardware" in path] == ["GET /api/jobs/hardware"]

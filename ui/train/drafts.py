@@ -64,12 +64,12 @@ class Drafts:
         """The visitor's draft, None where there is none or its file is gone."""
         try:
             values = json.loads((self._folder(visitor) / _STATE).read_text(encoding="utf-8"))
+            if not (isinstance(values["name"], str) and isinstance(values.get("settings", {}), dict)):
+                return None
             draft = Draft(**{each.name: _tupled(values[each.name]) for each in fields(Draft) if each.name in values})
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        if draft.is_file and not self.path(visitor, draft).is_file():
-            return None
-        return draft
+        return None if draft.is_file and not self.path(visitor, draft).is_file() else draft
 
     def path(self, visitor: str, draft: Draft) -> Path:
         """Where an uploaded draft's file lies."""

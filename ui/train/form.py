@@ -44,7 +44,6 @@ class Form:
     note: gr.HTML
     busy: gr.HTML
     report: gr.HTML
-    mapping: gr.Row
     intent: gr.Dropdown
     code: gr.Dropdown
     forget: gr.Button
@@ -67,7 +66,7 @@ class Form:
     def outputs(self) -> list[Any]:
         """What every event may change."""
         return [
-            self.file, self.named, self.note, self.busy, self.report, self.mapping, self.intent, self.code,
+            self.file, self.named, self.note, self.busy, self.report, self.intent, self.code,
             self.examples, self.technique, *self.fields, *self.where.commands, self.cost, self.start, self.start_note,
             self.shown, self.chosen,
         ]  # fmt: skip
@@ -90,7 +89,7 @@ def build_form(context: Context, chosen: gr.State) -> Form:
             )
     note = widgets.live("", elem_id="train-note", role="alert")
     report = _html("", elem_id="train-report")
-    with gr.Row(visible=False, elem_id="train-mapping") as mapping:
+    with gr.Row(elem_id="train-mapping"):
         intent = gr.Dropdown(
             [], value=None, label="Column with what to do", min_width=170, elem_id="train-intent-column"
         )
@@ -110,7 +109,7 @@ def build_form(context: Context, chosen: gr.State) -> Form:
         start = gr.Button("Start training", variant="primary", size="lg", scale=0, min_width=200, elem_id="train-start")
         start_note = widgets.live("", elem_id="train-start-note", role="alert")
     return Form(
-        file, named, use, example, note, busy, report, mapping, intent, code, forget, examples, technique,
+        file, named, use, example, note, busy, report, intent, code, forget, examples, technique,
         [*main, *more], where, cost, start, start_note, gr.State(""), chosen,
     )  # fmt: skip
 

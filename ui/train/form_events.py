@@ -64,6 +64,7 @@ class FormDesk:
 
     def upload(self, request: gr.Request, path: str | None, *values: Any) -> Iterator[Updates]:
         """A file came."""
+        yield self._as_it_is
         if path:
             limit = self.context.visitors.policy.limits.upload_bytes
             yield from self._taken(request, values, lambda visitor: self.drafts.take(visitor, Path(path), limit))
@@ -87,6 +88,7 @@ class FormDesk:
 
     def remap(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Other columns were chosen."""
+        yield self._as_it_is
         visitor, filled = self.context.visitors.of(request), Filled.of(values)
         draft = self.drafts.get(visitor.id)
         if draft is None or not (filled.intent and filled.code):
@@ -102,12 +104,26 @@ class FormDesk:
 
     def rechoose(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         """Another technique or preset was chosen, which decides some of the settings."""
+        yield self._as_it_is
         filled = Filled.of(values)
         if filled.technique not in cards.offered(self.context.serving):
             return
         settings = settings_form.decided(filled.technique, filled.settings)
+        draft = self.drafts.get(self.context.visitors.of(request).id)
+        if draft and settings.get("adapter_name", "").startswith(suggested(draft.technique, draft.name)):
+            settings["adapter_name"] = self._named(filled.technique, draft)
         yield self.reporter.fields(settings_form.filled(filled.technique, settings))
         yield from self._changed(request, replace(filled, settings=settings))
+
+    def place(self, request: gr.Request, *values: Any) -> Updates:
+        """Another machine was chosen: whether this visitor may use it, and the command for it."""
+        visitor, filled = self.context.visitors.of(request), Filled.of(values)
+        updates: Updates = {self.form.start_note: _sentence(self._refused(visitor, filled.place))}
+        draft = self.drafts.get(visitor.id)
+        if draft is not None:
+            draft = replace(draft, technique=filled.technique, settings=filled.settings)
+            updates |= self.reporter.commands(draft, filled.flavor)
+        return updates
 
     def forget(self, request: gr.Request) -> Updates:
         """The visitor wants nothing of theirs kept."""
@@ -115,7 +131,7 @@ class FormDesk:
         self.drafts.forget(self.context.visitors.of(request).id)
         form = self.form
         empty = dict.fromkeys((form.note, form.busy, form.report, form.examples, form.cost, form.named, form.shown), "")
-        return {**empty, form.mapping: gr.Row(visible=False), form.file: None}
+        return {**empty, form.file: None}
 
     def start(self, request: gr.Request, *values: Any) -> Updates:
         """Begins a job; the panel below shows it."""
@@ -149,6 +165,11 @@ class FormDesk:
             form.chosen: job.id,
         }
 
+    @property
+    def _as_it_is(self) -> Updates:
+        """No change: Gradio empties all outputs of a generator that ends without a word."""
+        return {self.form.shown: gr.skip()}
+
     def _refused(self, visitor: Visitor, place: str) -> str | None:
         return refusal(self.context, visitor, place) or (None if self.context.serving.base else OTHER_ENGINE)
 
@@ -157,9 +178,13 @@ class FormDesk:
         going = sum(job.owner == visitor.id and not job.over for job in self.board.jobs())
         if 0 < most <= going:
             raise PeftArenaError(
-                f"You have {going} jobs that wait or run, and {most} is the limit for one person: wait for one of "
-                "them to end, or cancel it."
+                f"You have {going} job{'' if going == 1 else 's'} under way, and {most} is the limit for one person: "
+                "wait until one has ended, or cancel one."
             )
+
+    def _named(self, technique: str, draft: Draft) -> str:
+        """A name for an adapter of these rows that is free now."""
+        return free_name(suggested(technique, draft.name), self.context.home, self.board.jobs())
 
     def _taken(self, request: gr.Request, values: Sequence[Any], take: Callable[[str], Draft]) -> Iterator[Updates]:
         """New rows: they are kept, get a name, and are looked at."""
@@ -169,7 +194,7 @@ class FormDesk:
         except PeftArenaError as fault:
             yield {form.note: _sentence(str(fault)), form.file: None}
             return
-        name = free_name(suggested(filled.technique, draft.name), self.context.home, self.board.jobs())
+        name = self._named(filled.technique, draft)
         settings = {**settings_form.decided(filled.technique, filled.settings), "adapter_name": name}
         draft = replace(draft, technique=filled.technique, settings=settings)
         self.drafts.save(visitor.id, draft)
@@ -177,12 +202,12 @@ class FormDesk:
             **self.reporter.fields(settings_form.filled(filled.technique, settings)),
             form.file: None,
             form.named: "" if draft.is_file else draft.name,
-            form.mapping: gr.Row(visible=False),
         }
         yield from self._report(request, visitor, draft, fresh=True)
 
     def _changed(self, request: gr.Request, filled: Filled) -> Iterator[Updates]:
         """Settings are kept with the rows when nobody types any more, and the rows are looked at again."""
+        yield self._as_it_is
         visitor = self.context.visitors.of(request)
         turn = self.reporter.looker.turn(request.session_hash or "")
         draft = self.drafts.get(visitor.id)

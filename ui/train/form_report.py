@@ -25,6 +25,8 @@ DEFECT = "Something went wrong on our side, and the log says what. Your rows are
 LOOKING = "Looking at your rows ..."
 LOADING = "The model is still being loaded; what it makes of your rows is counted as soon as it is there ..."
 _TICK = 0.3
+# A dropdown that is still being drawn forgets its value (gradio 6.31); so it is told again so many seconds later.
+_MOUNTED = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -45,13 +47,17 @@ class Reporter:
         try:
             path = self.drafts.path(visitor, draft) if draft.is_file else None
             values = settled(config(draft, self.context.serving), self.context.serving, path)
-            yield self.fields(settings_form.marked("", "")) | self._commands(draft)
+            yield self.fields(settings_form.marked("", "")) | self.commands(draft)
             facts: Mapping[str, Any] | None = None
+            table: Mapping[str, Any] | None = None
             for event in self._events(turn, values):
-                facts = event.get("facts", facts)
+                facts, table = event.get("facts", facts), event.get("table", table)
                 if "table" in event:
                     draft = self._recognised(visitor, draft, event["table"])
-                yield self._updates(draft, facts, event, fresh=fresh)
+                if updates := self._updates(draft, facts, event, fresh=fresh):
+                    yield updates
+            if fresh and table and turn.settle(_MOUNTED):
+                yield self._mapping(draft, table)
         except PeftArenaError as fault:
             yield {form.busy: "", **self.wrong(fault, form.note)}
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
@@ -95,7 +101,8 @@ class Reporter:
         if "line" in event:
             return {form.busy: report.progress(event["line"]) if event["line"] else ""}
         if "table" in event:
-            return self._mapping(draft, event["table"])
+            heading = {form.report: report.title(draft, columns=True)} if fresh else {}
+            return self._mapping(draft, event["table"]) | heading
         if "facts" in event:
             return {form.report: report.facts_html(draft, event["facts"])} if fresh else {}
         if "preflight" in event:
@@ -122,16 +129,16 @@ class Reporter:
         intent, code = draft.columns or draft.recognised or (None, None)
         choices = [(report.label(name), name) for name in table["columns"]]
         return {
-            self.form.mapping: gr.Row(visible=True),
             self.form.intent: gr.Dropdown(choices=choices, value=intent),
             self.form.code: gr.Dropdown(choices=choices, value=code),
         }
 
-    def _commands(self, draft: Draft) -> Updates:
-        if not self.context.serving.base:
-            return {}
+    def commands(self, draft: Draft, flavor: str = "") -> Updates:
+        """The commands that do the same elsewhere."""
         serving = self.context.serving
-        updates = shown(config(draft, serving), serving, draft.name if draft.is_file else "")
+        if not serving.base:
+            return {}
+        updates = shown(config(draft, serving), serving, draft.name if draft.is_file else "", flavor)
         return dict(zip(self.form.where.commands, updates, strict=True))
 
 

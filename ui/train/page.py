@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
+from gradio.context import Context as Building
 
 from jobs.board import JobBoard
 from ui.context import Context
@@ -22,6 +23,7 @@ _LOOKING = {
     "concurrency_limit": MOST_LOOKS,
     "concurrency_id": "train-looks",
 }
+_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # The job that has just begun is shown.
 _TO_THE_JOBS = """() => {
   if (document.querySelector("#train-start-note .started"))
@@ -48,6 +50,9 @@ def _wire(form: Form, desk: FormDesk, tab: gr.Tab) -> None:
     fields = dict(zip((each.name for each in settings_form.ALL), form.fields, strict=True))
     gr.on([form.technique.input, fields.pop("preset").input], desk.rechoose, filled, outputs, **_LOOKING)
     gr.on([each.input for each in fields.values()], desk.retune, filled, outputs, **_LOOKING)
-    form.forget.click(desk.forget, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
+    form.forget.click(desk.forget, None, outputs, **_QUIET)
+    gr.on([form.where.place.input, form.where.flavor.input], desk.place, filled, outputs, **_QUIET)
     begun = form.start.click(desk.start, filled, outputs, show_progress="hidden", api_visibility="private")
-    begun.then(None, None, None, js=_TO_THE_JOBS, queue=False, show_progress="hidden", api_visibility="private")
+    if Building.root_block is not None:
+        Building.root_block.unload(desk.left)
+    begun.then(None, None, None, js=_TO_THE_JOBS, **_QUIET)

@@ -18,9 +18,9 @@ _LINES = 24
 _VISIBLE = {"\t": "⇥\t", "\r": "␍", " ": "·"}
 
 
-def title(draft: Draft) -> str:
-    """While nothing is known yet but what the rows are called."""
-    return f"<h3>{escape(draft.name)}{f': {size(draft.size)}' if draft.is_file else ''}</h3>"
+def title(draft: Draft, *, columns: bool = False) -> str:
+    """While nothing is known yet but what the rows are called, and perhaps their columns."""
+    return _heading(f"{draft.name}{f': {size(draft.size)}' if draft.is_file else ''}", columns=columns)
 
 
 def label(column: str) -> str:
@@ -42,7 +42,7 @@ def sentence(text: str) -> str:
 def facts_html(draft: Draft, facts: Values) -> str:
     """What reading the file alone tells: rows and faults."""
     rows, sound = facts["rows"], facts["sound"]
-    head = f"<h3>{escape(draft.name)}: {_count(rows, 'row')}, {sound:,} to use</h3>"
+    head = _heading(f"{draft.name}: {_count(rows, 'row')}, {sound:,} to use", columns=True)
     return head + _problems([("left out", facts["faults"], "")])
 
 
@@ -52,10 +52,9 @@ def report_html(draft: Draft, facts: Values | None, found: Values) -> str:
     long = found["too_long"]
     learned = rows["train"] - long["train"]["count"]
     held_out = rows["validation"] - long["validation"]["count"]
-    head = (
-        f"<h3>{escape(draft.name)}: {_count(rows['read'], 'row')}, {learned:,} to learn, {held_out:,} held out</h3>"
-        f'<p class="quiet">{escape(_about(found))}</p>'
-    )
+    counts = f"{_count(rows['read'], 'row')}, {learned:,} to learn, {held_out:,} held out"
+    head = _heading(f"{draft.name}: {counts}", columns=bool(found["columns"]))
+    head += f'<p class="quiet">{escape(_about(found))}</p>'
     groups = [
         ("left out", facts["faults"] if facts else found["faults"], ""),
         ("too long", long["train"], f"to learn, over {long['limit']} tokens, left out whole: nothing is cut"),
@@ -143,6 +142,12 @@ def _character(each: str) -> str:
     if each in _VISIBLE and each != " ":
         return _unseen(_VISIBLE[each])
     return escape(each) if each.isprintable() else _unseen(f"\\u{ord(each):04x}")
+
+
+def _heading(text: str, *, columns: bool) -> str:
+    # train.css shows the choice of columns beside a heading of this class: parts of the page that come and go by
+    # Gradio's `visible` get lost where two changes follow each other at once (gradio 6.31).
+    return f'<h3 class="{"mapped" if columns else "plain"}">{escape(text)}</h3>'
 
 
 def _unseen(mark: str) -> str:

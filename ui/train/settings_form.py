@@ -98,7 +98,7 @@ def build_more(technique: str) -> list[Any]:
 
 def defaults(technique: str, preset: str = "default") -> dict[str, Any]:
     """The values of all settings that a technique has under a preset, as text or a truth."""
-    chosen = {"eval_every": EVAL_EVERY, **technique_named(technique).settings(preset)}
+    chosen = {**technique_named(technique).settings(preset), "eval_every": EVAL_EVERY}
     return {each.name: _text(each, chosen.get(each.name, FIELDS[each.name].default)) for each in ALL}
 
 

@@ -24,7 +24,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ METHODS = (
     ("prompt-tuning-conala", "zero-shot"), ("qlora-4bit-conala",), ("qlora-4bit-mbpp",), ("lora-starter+rag-2",),
 )  # fmt: skip
 REQUESTS = 20
+DRAIN_SECONDS = 240
 PAUSE = 0.5  # seconds between two questions of one visitor, on average
 
 
@@ -67,10 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"Alone already: {broken}", file=sys.stderr)
             return 1
         with Memory(app.pid) as memory:
-            asked = crowd(app.url, requests, options.visitors, options.seconds, options.seed)
+            asked, hung = crowd(app.url, requests, options.visitors, options.seconds, options.seed)
         line = figures(asked, alone, requests, options.seconds) | memory.figures()
         line |= {
             "visitors": options.visitors,
+            "hung": hung,
             "crashed": app.crashed(),
             "asked_alone": len(alone),
             "cores": os.cpu_count(),
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = " ".join(["python -m benchmarks.visitors", *given])
         write_atomically(options.output.with_suffix(".json"), json.dumps(line, indent=1) + "\n")
         write_atomically(options.output.with_suffix(".md"), page(line, command, options.output.name + ".json"))
-    return int(bool(line["wrong"] or line["failed"] or line["crashed"]))
+    return int(bool(line["wrong"] or line["failed"] or line["hung"] or line["crashed"]))
 
 
 def broken_alone(alone: Sequence[Asked]) -> str:
@@ -110,24 +111,33 @@ def make_requests(seed: int) -> list[Request]:
     return [Request(problem.intent, METHODS[place % len(METHODS)]) for place, problem in enumerate(problems)]
 
 
-def crowd(url: str, requests: Sequence[Request], visitors: int, seconds: float, seed: int) -> list[tuple[int, Asked]]:
-    """What all visitors got, each with the place of its request; who has asked when time is up is waited for."""
-    clients = [visitor(url) for _ in range(visitors)]
-    until = time.monotonic() + seconds
-    together = threading.Barrier(visitors)
+def crowd(
+    url: str, requests: Sequence[Request], visitors: int, seconds: float, seed: int
+) -> tuple[list[tuple[int, Asked]], int]:
+    """What all visitors got, each with the place of its request, and how many of them never got their last answer.
 
-    def visit(place: int) -> list[tuple[int, Asked]]:
+    Who has asked when time is up is waited for, but not for ever.
+    """
+    clients = [visitor(url) for _ in range(visitors)]
+    together = threading.Barrier(visitors)
+    got: list[tuple[int, Asked]] = []
+
+    def visit(place: int) -> None:
         chance = random.Random(f"{seed}-{place}")
-        got = []
         together.wait()
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             which = chance.randrange(len(requests))
             got.append((which, ask(clients[place], requests[which])))
             time.sleep(chance.uniform(0, 2 * PAUSE))
-        return got
 
-    with ThreadPoolExecutor(visitors) as pool:
-        return [each for got in pool.map(visit, range(visitors)) for each in got]
+    threads = [threading.Thread(target=visit, args=(place,), daemon=True) for place in range(visitors)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + seconds + DRAIN_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return list(got), sum(thread.is_alive() for thread in threads)
 
 
 def figures(
@@ -189,4 +199,6 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # a visitor who still waits must not keep the program

@@ -12,6 +12,7 @@ _FIGURES = (
     ("answered", "of them answered"),
     ("busy", "refused for now, with a sentence"),
     ("failed", "failed in any other way"),
+    ("hung", "visitors whose last answer never came"),
     ("answers", "answers (a question has one or two methods)"),
     ("wrong", "wrong: of another question, adapter, prompt or example"),
     ("identical_share", "share that is letter by letter what the request gets alone"),

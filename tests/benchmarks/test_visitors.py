@@ -87,7 +87,7 @@ def test_requests_are_the_same_for_a_seed_and_the_page_says_what_was_measured() 
     assert make_requests(3) == make_requests(3)
     assert len({request.intent for request in make_requests(3)}) == len(make_requests(3))
     memory = Memory(1, [(float(second), 100.0) for second in range(30)]).figures()
-    about = {"visitors": 50, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
+    about = {"visitors": 50, "hung": 0, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
              "quantization": "nf4", "device": "cpu"}  # fmt: skip
     text = page(counted((0, ALONE[0])) | memory | about, "python -m benchmarks.visitors", "visitors.json")
     assert text.startswith("# 50 visitors at once")

@@ -1,0 +1,133 @@
+"""What was built runs on what it asks for and nothing else: a fresh environment, the environment of a Space, an answer.
+
+This is the slowest test of the Space: installing takes most of its time.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from gradio_client import Client
+
+from space.build import build
+
+INTENT = "map two lists `keys` and `values` into a dictionary"
+METHODS = ["zero-shot", "rag-2", "lora-starter"]
+START_SECONDS = 300  # the embedded base may have to be converted first
+
+
+@dataclass(frozen=True)
+class Running:
+    """A Space that runs: where it is, the Python it runs on, its files, and what it has said."""
+
+    url: str
+    python: Path
+    folder: Path
+    environment: dict[str, str]
+    log: Path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def space_environment(port: int, home: Path) -> dict[str, str]:
+    """What the Hub gives a Space with a login, and nothing of this environment that would help it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "HF_"))}
+    return kept | {
+        "SYSTEM": "spaces",
+        "SPACE_ID": "someone/peft-arena",
+        "SPACE_AUTHOR_NAME": "someone",
+        "SPACE_REPO_NAME": "peft-arena",
+        "SPACE_HOST": "someone-peft-arena.hf.space",
+        "OAUTH_CLIENT_ID": "client",
+        "OAUTH_CLIENT_SECRET": "secret",
+        "OAUTH_SCOPES": "openid profile contribute-repos jobs",
+        "OPENID_PROVIDER_URL": "https://huggingface.co",
+        "GRADIO_SERVER_PORT": str(port),
+        "PEFT_ARENA_HOME": str(home),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "passive",
+    }
+
+
+@pytest.fixture(scope="module")
+def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Builds the Space, installs its requirements alone, and starts it as the Hub does."""
+    folder = tmp_path_factory.mktemp("fresh")
+    space = build(folder / "space").folder
+    own = folder / "home"
+    own.mkdir()
+    for shared in ("bases", "indexes"):  # so that nothing is converted twice
+        (home / shared).mkdir(exist_ok=True)
+        (own / shared).symlink_to(home / shared)
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    # Modules are compiled when they are imported, which few of all installed ones ever are.
+    install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", "requirements.txt"]
+    done = subprocess.run(install, cwd=space, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    port = free_port()
+    environment = space_environment(port, own)
+    log = folder / "log.txt"
+    with log.open("w") as said:
+        process = subprocess.Popen([python, "app.py"], cwd=space, env=environment, stdout=said, stderr=said)
+    try:
+        wait_for("Ready: ", log, process)
+        yield Running(f"http://127.0.0.1:{port}", python, space, environment, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        shutil.rmtree(folder / "venv")  # gigabytes, which pytest would keep for days
+
+
+def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
+    ends = time.monotonic() + START_SECONDS
+    while line not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < ends, log.read_text()
+        time.sleep(0.2)
+
+
+@pytest.mark.model
+def test_a_space_of_its_own_requirements_answers(running: Running) -> None:
+    with urllib.request.urlopen(running.url, timeout=20) as answer:
+        assert "Peft Arena" in answer.read().decode()
+    client = Client(running.url, verbose=False)
+    records = client.predict(INTENT, METHODS, api_name="/compare")
+    assert [record["method"] for record in records] == METHODS
+    for record in records:
+        assert record["error"] is None, record
+        assert record["code"].strip(), record
+    assert [len(record["examples"]) for record in records] == [0, 2, 0]
+    # An adapter of the library, on the real base, says Python to this.
+    ast.parse(records[-1]["code"])
+    assert "zip" in records[-1]["code"]
+    # Gradio itself misses the package `spaces` here, which the Hub installs besides; nothing of ours may fail.
+    assert str(running.folder) not in running.log.read_text()
+
+
+@pytest.mark.model
+def test_training_and_jobs_start_from_the_same_files(running: Running) -> None:
+    for command in (["-m", "jobs", "list"], ["-m", "train", "--help"]):
+        done = subprocess.run(
+            [running.python, *command], cwd=running.folder, env=running.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr

@@ -94,11 +94,15 @@ function read(step) {
   reader.setAttribute("aria-valuetext", words(step));
 }
 
+function told(loss) {
+  return loss >= 0.1 ? loss.toFixed(3) : loss.toPrecision(3);
+}
+
 function words(step) {
   const training = valueAt(drawn.training, step), validation = valueAt(drawn.validation, step);
   const parts = [`Step ${step}`];
-  if (training) parts.push(`training loss ${training[1].toFixed(3)}`);
-  if (validation) parts.push(`validation loss ${validation[1].toFixed(3)}` + (validation[0] === step ? "" : ` (at step ${validation[0]})`));
+  if (training) parts.push(`training loss ${told(training[1])}`);
+  if (validation) parts.push(`validation loss ${told(validation[1])}` + (validation[0] === step ? "" : ` (at step ${validation[0]})`));
   return parts.join(" · ");
 }
 

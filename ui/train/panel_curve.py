@@ -28,8 +28,9 @@ def curve(progress: Progress) -> Curve:
     training, validation = finite(progress.losses), finite(progress.validation)
     mean = math.ceil(len(training) / MOST_POINTS) or 1
     return {
-        "training": [[step, round(loss, 5)] for step, loss in thinned(training, mean)],
-        "validation": [[step, round(loss, 5)] for step, loss in validation],
+        "training": [[step, float(f"{loss:.6g}")] for step, loss in thinned(training, mean)],
+        # As they are: the lowest one stays the lowest, however small all of them have become.
+        "validation": [[step, loss] for step, loss in validation],
         "steps": max(progress.steps, *(step for step, _ in (*training, *validation, (0, 0.0)))),
         "mean": mean,
         "said": said(training, validation, progress.steps),

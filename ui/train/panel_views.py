@@ -144,7 +144,7 @@ def _figures(job: Job, progress: Progress) -> str:
         shown.append(("Memory", words.size(progress.memory_bytes)))
     best = lowest(finite(progress.validation))
     if best:
-        shown.append(("Best validation loss", f"{best[1]:.3f} (step {best[0]})"))
+        shown.append(("Best validation loss", f"{best[1]:.3g} (step {best[0]})"))
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in shown)
     return f'<dl class="job-numbers">{cells}</dl>'
 

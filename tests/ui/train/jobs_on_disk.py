@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from adapters.manifest import Manifest
 from jobs.board import JobBoard
 from jobs.folder import JobFolder, Standing, changing, now
-from jobs.job import Compared, Job, Serving, Verdict
+from jobs.job import Compared, Job, Serving, Verdict, Where
 from jobs.request import config_of
+from train.config import TrainConfig
 from train.workspace import Workspace, workspace
 
 CSV = "intent,snippet\n" + "".join(f"add {n} to x,x + {n}\n" for n in range(24))
@@ -46,14 +48,20 @@ class QuietBoard(JobBoard):
 
 
 def begin(
-    board: JobBoard, adapter: str = "lora-mine", *, data_name: str = "mine.csv", owner: str = "", **config: Any
+    board: JobBoard,
+    adapter: str = "lora-mine",
+    *,
+    data_name: str = "mine.csv",
+    owner: str = "",
+    where: Where = "here",
+    **config: Any,
 ) -> Job:
     """A new job in the queue, over an uploaded file."""
     file = board.home / "upload.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(CSV, encoding="utf-8")
     values = {"adapter_name": adapter, **config}
-    return board.submit(values, Serving(), owner=owner, data_name=data_name, data=file)
+    return board.submit(values, Serving(), owner=owner, data_name=data_name, data=file, where=where)
 
 
 def stand(board: JobBoard, id: str, **changes: Any) -> None:
@@ -123,12 +131,34 @@ def complete(board: JobBoard, id: str, folder: Path | None = None, verdict: Verd
     here = JobFolder(board.root, id)
     place.log.replace(here.curve)
     place.remove()
+    target = board.home / "adapters" / job.adapter
     if folder:
-        folder.rename(board.home / "adapters" / job.adapter)
+        folder.rename(target)
     else:
-        (board.home / "adapters" / job.adapter).mkdir(parents=True)
+        target.mkdir(parents=True)
+        (target / "adapter_config.json").write_text("{}", encoding="utf-8")
+    sign(target, config_of(job, board.home))
     here.write_verdict(verdict)
     stand(board, id, state="done", stage="", ended=now(), trained=True, message="Done.")
+
+
+def sign(folder: Path, config: TrainConfig) -> None:
+    """Writes the manifest that says with which settings the adapter in `folder` was trained."""
+    manifest = Manifest(
+        name=folder.name,
+        technique=config.technique,
+        base_id=config.model_name_or_path,
+        base_revision="sha256:0123456789abcdef",
+        trained_quantization=config.quantization,
+        prompt_style=config.prompt_style,
+        prompt_fingerprint="5f0c2a91",
+        dataset="mine.csv",
+        dataset_digest="sha256:0",
+        seed=config.seed,
+        licence="mit",
+        config=config.public(),
+    )
+    manifest.write(folder)
 
 
 def standing(board: JobBoard, id: str) -> Standing:

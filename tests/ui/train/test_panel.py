@@ -108,6 +108,13 @@ def test_a_long_training_is_thinned_to_means_and_the_best_is_named() -> None:
     assert "lowest 1.5 at step 200" in drawn["said"]
 
 
+def test_the_lowest_of_tiny_losses_is_drawn_where_it_is_named() -> None:
+    drawn = curve(Progress(step=3, steps=3, validation=((1, 0.0003862), (2, 0.0003861), (3, 0.0003863))))
+    assert min(drawn["validation"], key=lambda point: point[1])[0] == 2
+    assert "at step 2" in drawn["said"]
+    assert "0.000386 (step 2)" in views.head_html(JOB, Progress(3, 3, validation=((2, 0.0003861),)))
+
+
 def test_a_loss_that_is_no_number_has_no_place_and_nothing_is_said_of_nothing() -> None:
     broken = curve(Progress(step=2, steps=4, losses=((1, math.nan), (2, 2.0), (3, math.inf))))
     assert broken["training"] == [[2, 2.0]]
@@ -255,7 +262,6 @@ def test_a_job_is_deleted_with_its_adapter_or_without(board: QuietBoard) -> None
     first, second = on_disk.begin(board, "lora-a"), on_disk.begin(board, "lora-b")
     for job in (first, second):
         on_disk.complete(board, job.id)
-        (board.home / "adapters" / job.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
     desk.delete(request(), first.id, adapter=False)
     desk.delete(request(), second.id, adapter=True)
     assert board.jobs() == []
@@ -264,9 +270,9 @@ def test_a_job_is_deleted_with_its_adapter_or_without(board: QuietBoard) -> None
 
 def test_an_adapter_that_a_later_job_made_is_not_deleted_with_an_old_one(board: QuietBoard) -> None:
     desk = desk_of(board)
-    old = on_disk.begin(board)
+    old = on_disk.begin(board, where="hub")
     on_disk.complete(board, old.id)
-    (board.home / "adapters" / old.adapter).rmdir()
+    shutil.rmtree(board.home / "adapters" / old.adapter)
     new = on_disk.begin(board)
     on_disk.complete(board, new.id)
     with pytest.raises(PeftArenaError, match="later job"):

@@ -97,7 +97,9 @@ def _margin(compared: Compared, sign: int) -> str:
     low, high = sorted((sign * compared.low, sign * compared.high))
     value = points(sign * compared.value)
     unit = "point" if value in ("1", "-1") else "points"
-    return f"{value} {unit} of {name}, 95 % interval {points(low)} to {points(high)}"
+    # With few rows the interval is too narrow: the test decides, and says so.
+    doubt = f" but p = {compared.p:.2f}" if low * high > 0 and not is_shown(compared) else ""
+    return f"{value} {unit} of {name}, 95 % interval {points(low)} to {points(high)}{doubt}"
 
 
 def points(share: float) -> str:

@@ -56,6 +56,8 @@ def test_no_difference_is_said_as_that() -> None:
     assert sentence(unclear, "LoRA", 40).endswith(
         "No difference shown between LoRA and RAG-8 at n = 40: -2 points of EM@1, 95 % interval -9 to 5."
     )
+    few = both(value=-0.16, low=-0.307, high=-0.047, p=0.25)
+    assert sentence(few, "LoRA", 5).endswith("-16 points of EM@1, 95 % interval -30.7 to -4.7 but p = 0.25.")
     same = both(value=0.0, low=0.0, high=0.0, p=1.0)
     assert "at n = 40: the same EM@1 on every row." in sentence(same, "LoRA", 40)
 

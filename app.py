@@ -34,7 +34,7 @@ from serve.command import (
     require_port,
 )
 from serve.quiet import quiet
-from serve.space import space_settings
+from serve.space import SpaceSettings, space_settings
 from ui.access import Access, add_access_options, read_access
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Options:
     remote: Remote | None
     api: ApiOptions | None
     access: Access
+    space: SpaceSettings
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
@@ -96,43 +97,31 @@ def parse_options(arguments: Sequence[str]) -> Options:
         remote=remote,
         api=read_api_options(given, given.host) if given.api else None,
         access=read_access(given, given.host, space),
+        space=space,
     )
 
 
 def serve(options: Options) -> NoReturn:
     """Serves the pages until Ctrl-C; PeftArenaError when the model cannot be loaded."""
     from jobs.board import JobBoard
-    from serve.engine_source import EngineSource
     from ui.app import build_pages, launch, make_shelf
     from ui.context import Context
     from ui.visitors import Visitors
 
     progress = Progress()
-
-    def build(report: Callable[[str], None]) -> Engine:
-        from serve.build import build_engine
-
-        def tell(line: str) -> None:
-            progress(line)
-            report(line)
-
-        return build_engine(
-            base=options.base,
-            quantization=options.quantization,
-            device=options.device,
-            data_dir=options.data_dir,
-            trust_remote_code=options.trust_remote_code,
-            embedder=options.embedder,
-            report=tell,
-            remote=options.remote,
-        )
-
-    source = EngineSource(build).start()
+    source = _source(options, progress)
     api = Api(source, options.api.keys, options.api.settings) if options.api else None
-    context = Context(source, options.data_dir, visitors=Visitors(options.access.policy), serving=_serving(options))
+    context = Context(
+        source,
+        options.data_dir,
+        visitors=Visitors(options.access.policy),
+        serving=_serving(options),
+        lasting=not options.space.on_a_space or bool(os.environ.get("PEFT_ARENA_HOME")),
+    )
     pages = build_pages(source, context=context, shelf=make_shelf(options.runs_dir))
     board = JobBoard(context.home)
-    _go_on_with_jobs(board, progress)
+    if options.access.policy.training != "nobody":
+        _go_on_with_jobs(board, progress)
     try:
         launch(
             pages,
@@ -161,6 +150,41 @@ def serve(options: Options) -> NoReturn:
         if api:
             api.stop()
         _tell_of_jobs(board, progress)
+
+
+def _source(options: Options, progress: Progress) -> EngineSource:
+    """Where the pages get their engine from: it is being loaded, but on ZeroGPU, where it must stand before them."""
+    from serve.build import build_engine, build_zero_engine
+    from serve.engine_source import EngineSource
+
+    if options.space.zero_gpu and options.remote is None:
+        engine = build_zero_engine(
+            base=options.base,
+            quantization=options.quantization,
+            data_dir=options.data_dir,
+            trust_remote_code=options.trust_remote_code,
+            embedder=options.embedder,
+            report=progress,
+        )
+        return EngineSource(lambda _: engine).start()
+
+    def build(report: Callable[[str], None]) -> Engine:
+        def tell(line: str) -> None:
+            progress(line)
+            report(line)
+
+        return build_engine(
+            base=options.base,
+            quantization=options.quantization,
+            device=options.device,
+            data_dir=options.data_dir,
+            trust_remote_code=options.trust_remote_code,
+            embedder=options.embedder,
+            report=tell,
+            remote=options.remote,
+        )
+
+    return EngineSource(build).start()
 
 
 def _serving(options: Options) -> Serving:

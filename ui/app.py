@@ -38,6 +38,10 @@ PAGES = (
     ("adapters", adapters.TITLE),
 )
 FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoints /compare and /stream</a>.</p>'
+PASSING = (
+    '<p class="passing">This Space has no storage of its own: adapters, uploads, jobs and votes are gone when it '
+    "restarts. Save what you want to keep.</p>"
+)
 MAX_QUEUED = 256
 # Gradio's own copies of uploads and downloads go after a day, looked at every hour; what people made lies elsewhere.
 CACHE_SECONDS = (3600, 24 * 3600)
@@ -66,7 +70,7 @@ def build_pages(
                 results.build_results(shelf, tabs["results"])
             with tabs["adapters"]:
                 adapters.build_adapters(context, tabs["adapters"], form)
-        gr.HTML(FOOTER, apply_default_css=False, js_on_load=None, elem_id="foot")
+        gr.HTML(FOOTER + ("" if context.lasting else PASSING), apply_default_css=False, js_on_load=None, elem_id="foot")
         # What the browser kept comes after the chips that the page begins with, and replaces them.
         restore(_wire_loading(pages, context, header, timer, form))
         pages.load(_account(context), None, account, queue=False, show_progress="hidden", api_visibility="private")

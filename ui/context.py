@@ -52,7 +52,10 @@ class Stops:
 
 @dataclass(frozen=True)
 class Context:
-    """One for the whole app; a page gets it when it is built. `home` holds what people made: jobs, uploads, votes."""
+    """One for the whole app; a page gets it when it is built. `home` holds what people made: jobs, uploads, votes.
+
+    `lasting` says whether the home outlives a restart: a Space without storage starts from nothing each time.
+    """
 
     source: EngineSource
     data_dir: Path | None = None
@@ -63,3 +66,4 @@ class Context:
     visitors: Visitors = field(default_factory=Visitors)
     serving: Serving = field(default_factory=Serving)
     home: Path = field(default_factory=home)
+    lasting: bool = True

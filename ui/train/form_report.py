@@ -56,7 +56,7 @@ class Reporter:
                     draft = self._recognised(visitor, draft, event["table"])
                 if updates := self._updates(draft, facts, event, fresh=fresh):
                     yield updates
-            if fresh and table and turn.settle(_MOUNTED):
+            if fresh and table and (draft.columns or draft.recognised) and turn.settle(_MOUNTED):
                 yield self._mapping(draft, table)
         except PeftArenaError as fault:
             yield {form.busy: "", **self.wrong(fault, form.note)}

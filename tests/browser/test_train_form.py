@@ -1,0 +1,182 @@
+"""The upper half of the Train page in a real Chromium, with the tokenizer of the embedded base: rows, report, start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from jobs.board import JobBoard
+from serve.engine_source import EngineSource
+from tests.browser.fake_app import make_engine, serve
+from tests.browser.page import ComparePage, until
+from ui.context import Context
+
+EVIL = "<img src=x onerror=\"document.title='owned'\">${document.title='owned'}"
+FAULTY = (
+    f"{EVIL},wish,gold\n"
+    "t,reverse the string `s`,s[::-1]\n"
+    "t,no code,\n"
+    f't,"{EVIL.replace(chr(34), chr(34) * 2)}",print(1)\n'
+    "t,,print(2)\n"
+    "t,one,too,many\n" + "".join(f"t,make {n} zeros,[0] * {n}\n" for n in range(24))
+)
+# The first look imports torch in a process of its own, on a machine that may be busy.
+FIRST_LOOK = 120.0
+
+
+class TrainPage(ComparePage):
+    """The page behind words."""
+
+    def open(
+        self, *, theme: str = "light", width: int = 1440, height: int = 1000, ready: bool = True, first: bool = True
+    ) -> TrainPage:
+        self.resize(width, height)
+        self.driver.get(f"{self.url}?__theme={theme}&tab=train")
+        until(lambda: self.find("#train-example").is_displayed(), 60, "the page did not come up")
+        until(lambda: self.find("#train-technique[role=radiogroup]"), 10, "the radio buttons are no group")
+        return self
+
+    def upload(self, path: Path) -> None:
+        self.find("#train-file input[type=file]").send_keys(str(path))
+
+    def report(self, begins: str, seconds: float = FIRST_LOOK) -> str:
+        """The report's text when its heading begins so and nothing is counted any more."""
+
+        def there() -> bool:
+            return self.text("#train-report").startswith(begins) and not self.text("#train-busy")
+
+        until(there, seconds, f"no report '{begins}'")
+        return self.text("#train-report")
+
+    def value(self, css: str) -> str:
+        return str(self.find(f"{css} input").get_property("value"))
+
+    def type(self, css: str, text: str) -> None:
+        """Replaces a field's text by keys, as the page checks settings while they are typed."""
+        field = self.find(f"{css} input")
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text)
+
+    def sideways(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return int(self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth"))
+
+
+@pytest.fixture(scope="module")
+def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The pages' address and their home, which shares the converted base; no worker is started."""
+    folder = tmp_path_factory.mktemp("train-home")
+    (home / "bases").mkdir(exist_ok=True)
+    (folder / "bases").symlink_to(home / "bases")
+    quiet = pytest.MonkeyPatch()
+    quiet.setattr(JobBoard, "ensure_worker", lambda self: None)
+    source = EngineSource(lambda report: make_engine()).start()
+    with serve(lambda report: make_engine(), Context(source, home=folder)) as address:
+        yield address, folder
+    quiet.undo()
+
+
+@pytest.fixture
+def page(driver: WebDriver, place: tuple[str, Path]) -> TrainPage:
+    driver.delete_all_cookies()
+    return TrainPage(driver, place[0]).open()
+
+
+def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
+    page: TrainPage, place: tuple[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "my rows.csv"
+    path.write_text(FAULTY, encoding="utf-8")
+    page.upload(path)
+
+    # Nobody knows these columns: the page asks, and offers them.
+    until(lambda: "choose which one says what the code should do" in page.text("#train-note"), 60)
+    page.screenshot("train-columns")
+    page.choose("#train-intent-column", "wish")
+    page.choose("#train-code-column", "gold")
+
+    said = page.report("my_rows.csv: 29 rows, 23 to learn, 3 held out")
+    assert "3 rows left out" in said
+    for line in ("line 3: column 'gold' is empty.", "line 5: column 'wish' is empty.", "line 6: has 4 cells"):
+        assert line in said
+    assert page.text("#train-note") == ""
+    learned = page.all("#train-examples figure mark")
+    assert len(learned) == 3
+    assert all(mark.text.endswith("<|im_end|>") for mark in learned)
+    assert "underline" in learned[0].value_of_css_property("text-decoration-line")
+    assert "### Instruction:" in page.find("#train-examples figure pre").text
+    assert "Memory" in page.text("#train-cost")
+    assert page.value("#train-adapter-name") == "qlora-my-rows"
+    page.screenshot("train-report")
+
+    page.open()
+    page.report("my_rows.csv: 29 rows", 20)
+    until(lambda: page.value("#train-intent-column") == "wish")
+    assert page.value("#train-adapter-name") == "qlora-my-rows"
+
+    page.find("#train-start").click()
+    until(lambda: "qlora-my-rows has its place below" in page.text("#train-start-note"))
+    (job,) = JobBoard(place[1]).jobs()
+    assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my_rows.csv", "queued")
+    assert (job.config["intent_column"], job.config["code_column"]) == ("wish", "gold")
+    until(lambda: "qlora-my-rows" in page.text("#train-jobs"), 20, "the panel does not show the job")
+    assert "owned" not in page.driver.title
+    assert page.complaints() == []
+
+
+def test_settings_are_checked_and_a_technique_brings_its_own(page: TrainPage) -> None:
+    page.find("#train-example").click()
+    page.report("example-60.csv: 60 rows, 54 to learn, 6 held out")
+    page.type("#train-learning-rate", "quick")
+    until(lambda: page.all("#train-learning-rate.wrong"), 20, "the field does not say what is wrong")
+    assert "must be a number" in page.text("#train-learning-rate")
+    assert page.value("#train-adapter-name") == "qlora-example-60"
+
+    # Arrow keys move within the group, as in any group of radio buttons.
+    chosen = page.find("#train-technique input:checked")
+    page.driver.execute_script("arguments[0].focus()", chosen)
+    page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    until(lambda: page.value("#train-adapter-name") == "ia3-example-60", 20)
+    assert page.value("#train-learning-rate") == "0.01"
+    assert not any(field.is_displayed() for field in page.all("#train-lora-r"))
+    until(lambda: "kB" in page.text("#train-cost"), FIRST_LOOK, "IA3's adapter is not small")
+    assert page.all(".wrong") == []
+
+    page.find("#train-commands button").click()
+    until(lambda: "--technique ia3" in page.find("#train-command-here textarea").get_property("value"), 20)
+    page.find("#train-forget").click()
+    until(lambda: not page.find("#train-report").is_displayed())
+    page.open()
+    assert page.text("#train-report") == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("empty.csv", b"", "empty.csv is empty"),
+        ("picture.csv", bytes(range(256)), "NUL bytes"),
+        ("few.csv", b"intent,code\nadd,a + b\nsub,a - b\n", "fewer than one batch of 8"),
+        ("program.exe", b"MZ", "of no known format"),
+    ],
+)
+def test_what_cannot_be_learned_is_one_sentence(
+    page: TrainPage, tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    page.upload(tmp_path / name)
+    until(lambda: sentence in page.text("#train-note"), FIRST_LOOK)
+    assert len(page.all("#train-note p")) == 1
+
+
+def test_a_phone_and_the_dark_theme(page: TrainPage) -> None:
+    page.open(theme="dark", width=390, height=844)
+    page.find("#train-example").click()
+    page.report("example-60.csv")
+    page.screenshot("train-phone")
+    assert page.sideways() == 0
+    assert page.find("#train-start").size["height"] >= 44

@@ -106,25 +106,13 @@ def plain(sentence: str, path: str) -> str:
 
 def _estimator(config: TrainConfig, source: Source, prepared: Prepared) -> Event:
     """The estimate in numbers, with the memory that is free now; {"reason"} where there is none."""
+    from serve.backends.memory import free_memory
     from train.estimate import foreseen
 
     guess = foreseen(config, source.folder, prepared)
     if isinstance(guess, str):
         return {"reason": f"What it takes is {guess}"}
-    return {**asdict(guess), "free_bytes": _free_memory(config.device)}
-
-
-def _free_memory(device: str) -> int | None:
-    """Bytes that a run could take now, on the GPU where it would use one; None where nobody can say."""
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return {**asdict(guess), "free_bytes": free_memory(config.device)}
 
 
 def main() -> None:

@@ -110,7 +110,7 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
         ["lora-snippets", "Waiting"],
     ]
     page.all("#train-job-list button")[1].click()
-    until(lambda: "it is next" in line(page))
+    until(lambda: "it is next" in line(page), 6)
     on_disk.train(board, job.id, 30)
     until(lambda: points(page, "training") == 30)
     assert points(page, "validation") == 2

@@ -1,7 +1,9 @@
 // Asks how the jobs are: as often as the last answer said, only while somebody sees them, and never twice at a time.
-// The value is {job, seen, every}: what the page shows now. The address names the job, so that a refresh finds it.
+// The value is {job, seen, every, number}: what the page shows now. The number of a look comes back with its answer, so
+// that an answer is noticed in which nothing changed. The address names the job, so that a refresh finds it.
 const UNANSWERED = 15000; // an app that was restarted answers again
 let asked = 0;
+let number = 0;
 let answered = true;
 let shown = null;
 const named = new URL(location.href).searchParams.get("job") || "";
@@ -12,9 +14,10 @@ const seen = () => !document.hidden && Boolean(panel()?.getClientRects().length)
 function look() {
   asked = Date.now();
   answered = false;
+  number += 1;
   const value = props.value || { job: named, seen: {} };
   const log = Boolean(document.querySelector("#train-job-log details")?.open);
-  trigger("tick", { job: value.job, seen: value.seen, log });
+  trigger("tick", { job: value.job, seen: value.seen, log, number });
 }
 
 function due() {

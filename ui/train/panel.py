@@ -120,7 +120,8 @@ def _wire_look(panel: Panel, desk: Desk) -> None:
     def choose(event: gr.EventData) -> tuple[Any, str]:
         return str(event._data.get("id") or "") if isinstance(event._data, dict) else gr.skip(), ""
 
-    panel.jobs.select(choose, None, [panel.chosen, panel.press_note], **_QUIET)
+    # In the queue: only there does Gradio notice that a State changed, which others wait for too.
+    panel.jobs.select(choose, None, [panel.chosen, panel.press_note], show_progress="hidden", api_visibility="private")
 
 
 def _painted(panel: Panel, seen: Look, chosen: str | None) -> dict[Any, Any]:

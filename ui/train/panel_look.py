@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 class Look:
     """`job` is the shown job's id, '' for none. `changed` has the parts that the browser does not show yet.
 
-    `pulse` is what js/job_pulse.js keeps and says at the next look: {"job", "seen": part -> stamp, "every"}.
+    `pulse` is what js/job_pulse.js keeps and says at the next look: {"job", "seen": part -> stamp, "every", "number"}.
     """
 
     job: str
@@ -37,7 +37,8 @@ class Look:
 
 
 def look(desk: Desk, visitor: Visitor, chosen: str | None, asked: Mapping[str, Any]) -> Look:
-    """What there is to see. `asked` came from the browser: {"job": of the address, "seen": stamps, "log": open or not}.
+    """What there is to see. `asked` came from the browser: {"job": of the address, "seen": stamps, "log": open or not,
+    "number": of the look}.
 
     The job is `chosen` (a click, or a start), else the address's, else one that runs, else the newest.
     """
@@ -62,7 +63,7 @@ def look(desk: Desk, visitor: Visitor, chosen: str | None, asked: Mapping[str, A
 
 def no_look(asked: Mapping[str, Any]) -> dict[str, Any]:
     """The pulse after a look that failed: it goes on, slowly."""
-    return {"job": str(asked.get("job") or ""), "seen": {}, "every": IDLE_SECONDS}
+    return _pulse(asked, str(asked.get("job") or ""), {}, IDLE_SECONDS)
 
 
 def default(jobs: Sequence[Job]) -> Job:
@@ -123,7 +124,12 @@ def _made(asked: Mapping[str, Any], job: str, values: Mapping[str, Any], every: 
     seen = seen if isinstance(seen, dict) else {}
     stamps = {name: _stamp(value) for name, value in values.items()}
     changed = {name: value for name, value in values.items() if seen.get(name) != stamps[name]}
-    return Look(job, changed, {"job": job, "seen": stamps, "every": every})
+    return Look(job, changed, _pulse(asked, job, stamps, every))
+
+
+def _pulse(asked: Mapping[str, Any], job: str, seen: Mapping[str, str], every: float) -> dict[str, Any]:
+    number = asked.get("number")
+    return {"job": job, "seen": dict(seen), "every": every, "number": number if isinstance(number, int) else 0}
 
 
 def _stamp(value: Any) -> str:

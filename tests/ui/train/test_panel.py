@@ -158,7 +158,10 @@ def test_a_look_sends_only_what_changed_since_the_last_one(board: QuietBoard) ->
     first = seen(desk)
     assert {"list", "head", "curve", "line", "doing"} <= set(first.changed)
     assert first.pulse["every"] == BUSY_SECONDS
-    assert seen(desk, job.id, **first.pulse).changed == {}
+    again = seen(desk, job.id, **{**first.pulse, "number": 7})
+    assert again.changed == {}
+    # An answer in which nothing changed is told from none by the number of its look.
+    assert again.pulse == {**first.pulse, "number": 7}
     on_disk.train(board, job.id, 21, since=20)
     assert set(seen(desk, job.id, **first.pulse).changed) == {"head", "curve"}
     # What a browser says of itself may be anything.

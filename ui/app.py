@@ -43,6 +43,8 @@ PASSING = (
     "restarts. Save what you want to keep.</p>"
 )
 MAX_QUEUED = 256
+# A run keeps one while it waits in our line, and ticks of other pages must still find one.
+THREADS = 128
 # Gradio's own copies of uploads and downloads go after a day, looked at every hour; what people made lies elsewhere.
 CACHE_SECONDS = (3600, 24 * 3600)
 
@@ -110,10 +112,11 @@ def launch(
         head=f"<script>{widgets.script('page')}</script>",
         footer_links=[],
         ssr_mode=False,
-        run_history=False,  # the page keeps its own, and nothing of it in the browser
+        run_history=False,  # the page keeps its own
         quiet=True,
         auth=list(accounts) or None,
         max_file_size=largest or None,
+        max_threads=THREADS,
         app_kwargs={"routes": list(routes), "middleware": layers},
         **options,
     )

@@ -83,12 +83,20 @@ def points(page: ComparePage) -> int:
 
 
 def upload(page: ComparePage, file: Path) -> None:
-    """Drops the rows onto the form, and settles for eight epochs of LoRA under a name of its own."""
+    """Drops the rows onto the form, and settles for twelve epochs of LoRA under a name of its own."""
     until(lambda: page.all("#train-file input[type=file]"))[0].send_keys(str(file))
     until(lambda: "24" in page.text("#train-report"), 60, "the rows were not reported")
     page.find("#train-technique input[value=lora]").click()
-    page.write("#train-adapter-name input, #train-adapter-name textarea", "lora-adder")
-    page.write("#train-num-train-epochs input, #train-num-train-epochs textarea", "8")
+    for field, text in (("adapter-name", "lora-adder"), ("num-train-epochs", "12")):
+        until(lambda field=field, text=text: kept(page, field, text), 30, f"{field} was not kept")  # type: ignore[misc]
+
+
+def kept(page: ComparePage, field: str, text: str) -> bool:
+    """Writes into a field, and says whether it is still there when the technique's own settings have come."""
+    css = f"#train-{field} input, #train-{field} textarea"
+    page.write(css, text)
+    page.driver.execute_async_script("setTimeout(arguments[0], 1500)")
+    return page.find(css).get_property("value") == text
 
 
 def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: App, tmp_path: Path) -> None:

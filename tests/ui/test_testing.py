@@ -57,12 +57,12 @@ def test_the_page_sees_the_answers_before_the_tests(bench: TestBench) -> None:
     testing = [step for step in steps if step.status.startswith("Running the tests")]
     assert testing[0].status == "Running the tests: 0 of 4 answers done."
     assert testing[0].board is not None
-    assert "Running 2 tests" in Reader(testing[0].board["cards"][0]["tests"]).text
+    assert "Running 2 tests" in Reader(testing[0].board()["cards"][0]["tests"]).text
     assert all(step.records == () for step in steps[:-1])
     assert "ICL 2 and lora-starter pass all 2 tests" in steps[-1].status
     assert steps[-1].board is not None
-    assert [card["best"] for card in steps[-1].board["cards"]] == [False, True, True, False, False]
-    assert f"2 tests in the sandbox ({open_sandbox().layer})" in Reader(steps[-1].board["head"]).text
+    assert [card["best"] for card in steps[-1].board()["cards"]] == [False, True, True, False, False]
+    assert f"2 tests in the sandbox ({open_sandbox().layer})" in Reader(steps[-1].board()["head"]).text
 
 
 def test_a_stop_is_heard_while_a_program_runs(bench: TestBench) -> None:

@@ -19,7 +19,8 @@ HEAD = (
     '<ol class="lead"><li><strong>Show it pairs</strong> of what you ask and the code you want: some hundred rows, or '
     "sixty to try.</li><li><strong>It learns a small file</strong> (an adapter, a few MB) that bends the model towards "
     "your rows; the model itself stays as it is.</li><li><strong>It is scored on rows it never saw</strong>, so you "
-    'know whether it was worth it.</li></ol><p class="lead-on"><a href="#train-jobs">To the jobs that run or ended</a></p>'
+    "know whether it was worth it.</li></ol>"
+    '<p class="lead-on"><a href="#train-jobs">To the jobs that run or ended</a></p>'
 )
 FULL = (
     "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import os
 import re
 import socket
 import sys
@@ -80,6 +81,24 @@ def require_folder(folder: Path, what: str, option: str) -> Path:
     if not folder.is_dir():
         raise DataError(f"There is no {what} folder {folder}: check the path given to {option}.")
     return folder
+
+
+def secret_lines(file: Path | None, variable: str, what: str, option: str) -> list[tuple[str, str]]:
+    """The lines of `file`, and what the environment has in `variable` between commas, each with where it stands.
+
+    `what` and `option` are for the sentence, which repeats none of it, where the file cannot be read: PeftArenaError.
+    """
+    lines: list[tuple[str, str]] = []
+    if file is not None:
+        try:
+            text = file.expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as fault:
+            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
+            raise PeftArenaError(f"The {what} in {file} cannot be read ({reason}): check {option}.") from fault
+        lines += [(f"line {number} of {file}", line) for number, line in enumerate(text.splitlines(), 1)]
+    given = os.environ.get(variable, "")
+    lines += [(f"entry {number} of {variable}", line) for number, line in enumerate(given.split(","), 1)]
+    return lines
 
 
 def checked_port(text: str) -> int:

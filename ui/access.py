@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from errors import PeftArenaError, unknown
 from serve.api.keys import is_loopback
+from serve.command import secret_lines
 from serve.space import SpaceSettings
 from ui.limits import Limits
 from ui.visitors import Policy, Training
@@ -105,16 +105,7 @@ def _limits(given: argparse.Namespace) -> Limits:
 
 def _accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
     """The logins of the file and of the environment; no message repeats a password."""
-    lines: list[tuple[str, str]] = []
-    if file is not None:
-        try:
-            text = file.expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
-            raise PeftArenaError(f"The logins in {file} cannot be read ({reason}): check --auth.") from fault
-        lines += [(f"line {number} of {file}", line) for number, line in enumerate(text.splitlines(), 1)]
-    given = os.environ.get(VARIABLE, "")
-    lines += [(f"entry {number} of {VARIABLE}", line) for number, line in enumerate(given.split(","), 1)]
+    lines = secret_lines(file, VARIABLE, "logins", "--auth")
     accounts: dict[str, tuple[str, str]] = {}
     for where, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):

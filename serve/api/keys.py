@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import os
 import re
 import time
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from errors import PeftArenaError
 from serve.api.errors import ApiError, too_many
+from serve.command import secret_lines
 
 VARIABLE = "PEFT_ARENA_API_KEYS"
 SHORTEST_KEY = 16
@@ -67,16 +67,7 @@ def read_keys(file: Path | None) -> Keys:
 
     No message repeats a key.
     """
-    lines: list[tuple[str, str]] = []
-    if file is not None:
-        try:
-            text = file.expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
-            raise PeftArenaError(f"The keys in {file} cannot be read ({reason}): check --api-key-file.") from fault
-        lines += [(f"line {number} of {file}", line) for number, line in enumerate(text.splitlines(), 1)]
-    given = os.environ.get(VARIABLE, "")
-    lines += [(f"entry {number} of {VARIABLE}", line) for number, line in enumerate(given.split(","), 1)]
+    lines = secret_lines(file, VARIABLE, "keys", "--api-key-file")
     keys: dict[bytes, Key] = {}
     for where, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):

@@ -19,7 +19,7 @@ from ui.context import Context
 from ui.live import Step, answers, live_steps
 
 # Runs wait in our own line for the engine, in order; only beyond this many does Gradio's queue keep them.
-MAX_WAITING = 24
+MAX_WAITING = 48
 STOPPED = "The comparison was stopped before it began: ask again."
 
 

@@ -30,7 +30,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     source = EngineSource(lambda report: engine).start()
     api = Api(source, Keys(), ApiSettings(body_bytes=5000))
     pages = build_pages(source)
-    _, address, _ = launch(pages, port=None, prevent_thread_lock=True, app_kwargs={"routes": api.routes()})
+    _, address, _ = launch(pages, port=None, prevent_thread_lock=True, routes=api.routes())
     yield Served(address.rstrip("/"), backend, engine, api.stop, folder)
     pages.close()
     engine.close()

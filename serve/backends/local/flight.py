@@ -19,10 +19,13 @@ from errors import PeftArenaError
 from serve.backends.local.speech import Vocabulary
 from serve.backends.local.state import Line, State
 from serve.backends.local.worn import Worn
+from serve.backends.memory import give_back
 from serve.backends.openmp import let_go
 from serve.rows import Batch, Decoding, Finished, Partial, Row
 
 Events = list[Partial | Finished]
+# Prompts of all lengths come and go, and glibc keeps the gaps that they leave: after so many rows it gives them back.
+ROWS_BETWEEN_TIDYING = 8
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,6 +84,7 @@ class Flight(ABC, Generic[A]):
         self._worn = worn
         self._vocabulary = vocabulary
         self._reading: Iterator[torch.Tensor | None] | None = None
+        self._untidied = 0
         self._clear()
 
     def _clear(self) -> None:
@@ -114,6 +118,7 @@ class Flight(ABC, Generic[A]):
         answer = self._begin(key, row, decoding, Line(tuple(tokens), self._worn(row)))
         self._answers[key] = answer
         self._waiting.append(answer)
+        self._untidied += 1
 
     def cancel(self, key: int) -> Finished:
         """Takes the row out; its lines leave the state before anything else is done with that."""
@@ -137,6 +142,9 @@ class Flight(ABC, Generic[A]):
             self._clear()
             raise
         finally:
+            if self._untidied >= ROWS_BETWEEN_TIDYING:
+                self._untidied = 0
+                give_back()
             if not self._answers:
                 let_go()  # another thread may be the next to run the model
 

@@ -17,8 +17,7 @@ from ui.line import Line
 from ui.testing import TestBench
 from ui.visitors import Visitors
 
-# Runs of several people share the engine's batch. With 50 people asking (benchmarks/visitors.py) twelve at once got a
-# third more answered than four, and the slowest first token came in 0.6 of the time.
+# Runs of several people share the engine's batch; benchmarks/visitors.py tells what another number gives.
 RUNS_AT_ONCE = 12
 
 

@@ -18,35 +18,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from errors import PeftArenaError
-from jobs.job import Serving
+from errors import PromptOrTuneError
+from jobs.job import ServingOptions
 from serve.api.app import Api
 from serve.api.options import ApiOptions, add_api_options, read_api_options
 from serve.backends.local.source import EMBEDDED
-from serve.backends.openai.options import Remote, add_remote_options, remote_of
+from serve.backends.openai.options import RemoteOptions, add_remote_options, parse_remote_options
 from serve.command import (
-    Parser,
-    Progress,
+    ArgumentParser,
+    ProgressPrinter,
     add_model_options,
     check_model_options,
-    checked_folder,
-    checked_port,
-    require_port,
+    check_port_free,
+    optional_folder,
+    parse_port,
 )
-from serve.quiet import quiet
+from serve.quiet import configure_environment
 from serve.space import SpaceSettings, space_settings
-from ui.access import Access, add_access_options, read_access
+from ui.access import AccessOptions, add_access_options, parse_access_options
 
 if TYPE_CHECKING:
-    from jobs.board import JobBoard
-    from serve.engine import Engine
-    from serve.engine_source import EngineSource
+    from jobs.board import JobService
+    from serve.engine import LLMEngine
+    from serve.engine_source import EngineLoader
 
 DEFAULT_PORT = 7860
 
 
 @dataclass(frozen=True)
-class Options:
+class AppOptions:
     """What the command line and the environment ask for, checked as far as it can be without loading anything."""
 
     base: str | None  # None: what the server behind `remote` says
@@ -58,19 +58,19 @@ class Options:
     port: int
     trust_remote_code: bool
     embedder: str
-    remote: Remote | None
+    remote: RemoteOptions | None
     api: ApiOptions | None
-    access: Access
+    access: AccessOptions
     space: SpaceSettings
 
 
-def parse_options(arguments: Sequence[str]) -> Options:
-    """The options in `arguments`, with defaults from the environment; PeftArenaError in one sentence otherwise."""
+def parse_options(arguments: Sequence[str]) -> AppOptions:
+    """The options in `arguments`, with defaults from the environment; PromptOrTuneError in one sentence otherwise."""
     space = space_settings(os.environ)
     base = os.environ.get("PEFT_ARENA_BASE") or None
-    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if space.on_a_space else "127.0.0.1")  # noqa: S104
+    host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if space.is_space else "127.0.0.1")  # noqa: S104
     port = os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
-    parser = Parser(prog="app.py", description="Peft Arena: four answers to one intent, side by side.")
+    parser = ArgumentParser(prog="app.py", description="Peft Arena: four answers to one intent, side by side.")
     add_model_options(parser, base or EMBEDDED)
     add_remote_options(parser)
     parser.add_argument("--runs-dir", type=Path, help="a folder with runs of `python -m evaluate` for Results")
@@ -83,45 +83,45 @@ def parse_options(arguments: Sequence[str]) -> Options:
     named = base if given.base is None else given.base
     given.base = EMBEDDED if named is None else named
     check_model_options(given)
-    remote = remote_of(given)
-    return Options(
+    remote = parse_remote_options(given)
+    return AppOptions(
         base=None if named is None and remote is not None else given.base,
         quantization=given.quantization,
         device=given.device,
         data_dir=given.data_dir,
-        runs_dir=checked_folder(given.runs_dir, "runs", "--runs-dir"),
+        runs_dir=optional_folder(given.runs_dir, "runs", "--runs-dir"),
         host=given.host,
-        port=checked_port(given.port),
+        port=parse_port(given.port),
         trust_remote_code=given.trust_remote_code,
         embedder=given.embedder,
         remote=remote,
         api=read_api_options(given, given.host) if given.api else None,
-        access=read_access(given, given.host, space),
+        access=parse_access_options(given, given.host, space),
         space=space,
     )
 
 
-def serve(options: Options) -> NoReturn:
-    """Serves the pages until Ctrl-C; PeftArenaError when the model cannot be loaded."""
-    from jobs.board import JobBoard
-    from ui.app import build_pages, launch, make_shelf
+def serve(options: AppOptions) -> NoReturn:
+    """Serves the pages until Ctrl-C; PromptOrTuneError when the model cannot be loaded."""
+    from jobs.board import JobService
+    from ui.app import build_pages, launch, make_run_library
     from ui.context import Context
-    from ui.visitors import Visitors
+    from ui.visitors import VisitorRegistry
 
-    progress = Progress()
-    source = _source(options, progress)
+    progress = ProgressPrinter()
+    source = _start_engine_loader(options, progress)
     api = Api(source, options.api.keys, options.api.settings) if options.api else None
     context = Context(
         source,
         options.data_dir,
-        visitors=Visitors(options.access.policy),
-        serving=_serving(options),
-        lasting=not options.space.on_a_space or bool(os.environ.get("PEFT_ARENA_HOME")),
+        visitors=VisitorRegistry(options.access.policy),
+        serving=_job_serving(options),
+        persistent=not options.space.is_space or bool(os.environ.get("PEFT_ARENA_HOME")),
     )
-    pages = build_pages(source, context=context, shelf=make_shelf(options.runs_dir))
-    board = JobBoard(context.home)
+    pages = build_pages(source, context=context, run_library=make_run_library(options.runs_dir))
+    board = JobService(context.home)
     if options.access.policy.training != "nobody":
-        _go_on_with_jobs(board, progress)
+        _resume_jobs(board, progress)
     try:
         launch(
             pages,
@@ -133,7 +133,7 @@ def serve(options: Options) -> NoReturn:
             prevent_thread_lock=True,
         )
     except OSError:
-        require_port(options.host, options.port)  # taken since we looked
+        check_port_free(options.host, options.port)  # taken since we looked
         raise
     shown = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
     progress(f"The page is up on http://{shown}:{options.port} while the model loads; Ctrl-C stops it.")
@@ -142,23 +142,23 @@ def serve(options: Options) -> NoReturn:
     if options.access.note:
         progress(options.access.note)
     try:
-        _wait_for(source)
+        _wait_until_loaded(source)
         progress(f"Ready: http://{shown}:{options.port}")
         while True:
             time.sleep(3600)
     finally:
         if api:
             api.stop()
-        _tell_of_jobs(board, progress)
+        _report_running_jobs(board, progress)
 
 
-def _source(options: Options, progress: Progress) -> EngineSource:
+def _start_engine_loader(options: AppOptions, progress: ProgressPrinter) -> EngineLoader:
     """Where the pages get their engine from: it is being loaded, but on ZeroGPU, where it must stand before them."""
-    from serve.build import build_engine, build_zero_engine
-    from serve.engine_source import EngineSource
+    from serve.build import build_engine, build_zero_gpu_engine
+    from serve.engine_source import EngineLoader
 
     if options.space.zero_gpu and options.remote is None:
-        engine = build_zero_engine(
+        engine = build_zero_gpu_engine(
             base=options.base,
             quantization=options.quantization,
             data_dir=options.data_dir,
@@ -166,9 +166,9 @@ def _source(options: Options, progress: Progress) -> EngineSource:
             embedder=options.embedder,
             report=progress,
         )
-        return EngineSource(lambda _: engine).start()
+        return EngineLoader(lambda _: engine).start()
 
-    def build(report: Callable[[str], None]) -> Engine:
+    def build(report: Callable[[str], None]) -> LLMEngine:
         def tell(line: str) -> None:
             progress(line)
             report(line)
@@ -184,12 +184,12 @@ def _source(options: Options, progress: Progress) -> EngineSource:
             remote=options.remote,
         )
 
-    return EngineSource(build).start()
+    return EngineLoader(build).start()
 
 
-def _serving(options: Options) -> Serving:
+def _job_serving(options: AppOptions) -> ServingOptions:
     """What a training job is for: the base that answers here, none where another engine answers."""
-    return Serving(
+    return ServingOptions(
         base="" if options.remote else options.base or EMBEDDED,
         quantization=options.quantization,
         device=options.device,
@@ -199,40 +199,40 @@ def _serving(options: Options) -> Serving:
     )
 
 
-def _go_on_with_jobs(board: JobBoard, progress: Progress) -> None:
+def _resume_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
     """Training that a restart of this program or of the machine cut off goes on by itself."""
-    waiting = [job.adapter for job in board.jobs() if not job.over]
+    waiting = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
     if waiting:
         progress(f"Going on with the training of {', '.join(waiting)}.")
-        board.ensure_worker()
+        job_service.ensure_worker()
 
 
-def _tell_of_jobs(board: JobBoard, progress: Progress) -> None:
-    going = [job.adapter for job in board.jobs() if not job.over]
+def _report_running_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
+    going = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
     if going:
         progress(f"The training of {', '.join(going)} goes on by itself; `python -m jobs list` shows it.")
 
 
-def _wait_for(source: EngineSource) -> None:
-    while source.state().phase == "loading":
+def _wait_until_loaded(loader: EngineLoader) -> None:
+    while loader.state().phase == "loading":
         time.sleep(0.1)
-    if source.state().phase == "failed":
+    if loader.state().phase == "failed":
         time.sleep(2)  # an open page asks once a second: let it show the reason before it is gone
-        raise PeftArenaError(source.state().message)
+        raise PromptOrTuneError(loader.state().message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program and gives its exit status: 2 for an error that a person can mend, 130 after Ctrl-C."""
-    quiet()
-    lasting = space_settings(os.environ).persistent_home
+    configure_environment()
+    lasting = space_settings(os.environ).persistent_cache_dir
     if lasting:
         os.environ["PEFT_ARENA_HOME"] = str(lasting)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
-        require_port(options.host, options.port)
+        check_port_free(options.host, options.port)
         print("Starting Peft Arena ...", flush=True)
         serve(options)
-    except PeftArenaError as error:
+    except PromptOrTuneError as error:
         print(f"peft-arena: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from adapters.steps import Step
 from adapters.store import LIBRARY, Store, user_root
-from errors import AdapterError, PeftArenaError
+from errors import AdapterError, PromptOrTuneError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     roots = tuple(options.root or (LIBRARY, user_root()))
     try:
         return int(options.run(options, roots))
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         print(fault, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -98,41 +98,41 @@ def _add_base(parser: argparse.ArgumentParser, purpose: str) -> None:
 
 
 def _list(_options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.describe import listing
+    from adapters.describe import format_adapter_list
 
-    print(listing(Store(roots)))
+    print(format_adapter_list(Store(roots)))
     return 0
 
 
 def _show(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.describe import description
+    from adapters.describe import describe_adapter
 
-    print(description(Store(roots).inspect(options.name)))
+    print(describe_adapter(Store(roots).inspect(options.name)))
     return 0
 
 
 def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.verify import find, verify
+    from adapters.verify import find_adapter, verify_adapter
 
-    folder = find(options.target, Store(roots))
-    print(verify(folder))
+    folder = find_adapter(options.target, Store(roots))
+    print(verify_adapter(folder))
     if options.base:
-        from train.trial import Place, try_adapter
+        from train.trial import TestTarget, smoke_test_adapter
 
-        place = Place(options.base, options.quantization, options.device, options.trust_remote_code)
-        print(try_adapter(folder, place, _report))
+        place = TestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
+        print(smoke_test_adapter(folder, place, _print_progress))
     return 0
 
 
 def _merge(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.verify import find
-    from train.merge import merge
+    from adapters.verify import find_adapter
+    from train.merge import merge_adapter
 
-    folder = find(options.target, Store(roots))
-    out = merge(
+    folder = find_adapter(options.target, Store(roots))
+    out = merge_adapter(
         folder,
         options.out,
-        _report,
+        _print_progress,
         base=options.base,
         device=options.device,
         trust_remote_code=options.trust_remote_code,
@@ -142,12 +142,12 @@ def _merge(options: argparse.Namespace, roots: Sequence[Path]) -> int:
 
 
 def _delete(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.delete import delete, own_folder
+    from adapters.delete import delete_adapter, user_adapter_folder
 
-    folder = own_folder(options.name, roots)
+    folder = user_adapter_folder(options.name, roots)
     if not options.yes and not _confirmed(options.name, folder):
         raise AdapterError(f"'{options.name}' was not deleted: type its name to confirm, or add --yes.")
-    delete(folder)
+    delete_adapter(folder)
     print(f"Deleted {folder}.")
     return 0
 
@@ -163,16 +163,16 @@ def _pull(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     from adapters.hub import pull
 
     # The last root is the one that hides the others, and by default the user's own.
-    folder = pull(options.spec, roots[-1], _report, name=options.name, overwrite=options.overwrite)
+    folder = pull(options.spec, roots[-1], _print_progress, name=options.name, overwrite=options.overwrite)
     print(f"The adapter is ready in {folder}.")
     return 0
 
 
 def _pack(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     from adapters.archive import pack
-    from adapters.verify import find
+    from adapters.verify import find_adapter
 
-    out = pack(find(options.target, Store(roots)).path, options.out)
+    out = pack(find_adapter(options.target, Store(roots)).path, options.out)
     print(f"The adapter is packed in {out} ({out.stat().st_size / 1e6:.1f} MB).")
     return 0
 
@@ -180,17 +180,17 @@ def _pack(options: argparse.Namespace, roots: Sequence[Path]) -> int:
 def _unpack(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     from adapters.archive import unpack
 
-    folder = unpack(options.archive, roots[-1], _tick, name=options.name, overwrite=options.overwrite)
+    folder = unpack(options.archive, roots[-1], _print_step, name=options.name, overwrite=options.overwrite)
     print(f"The adapter is ready in {folder}.")
     return 0
 
 
-def _tick(step: Step) -> None:
-    _report(f"{'passed' if step.ok else 'FAILED'}  {step.name}")
+def _print_step(step: Step) -> None:
+    _print_progress(f"{'passed' if step.ok else 'FAILED'}  {step.name}")
 
 
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _print_progress(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

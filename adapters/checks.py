@@ -15,9 +15,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest, missing
-from adapters.reading import contents, parse
-from adapters.weights import WEIGHTS_NAME, shown
+from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest, missing_manifest_message
+from adapters.reading import parse_json, read_limited
+from adapters.weights import WEIGHTS_NAME, quote_untrusted
 from errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
@@ -36,7 +36,7 @@ def check_name(name: str) -> None:
     """A name is a slug, never a path, and never one that a method without an adapter has."""
     if not _NAME.fullmatch(name):
         raise AdapterError(
-            f"{shown(name)!r} cannot name an adapter: use small letters, digits, '.', '_' and '-', at most 64, "
+            f"{quote_untrusted(name)!r} cannot name an adapter: use small letters, digits, '.', '_' and '-', at most 64, "
             "starting with a letter or digit."
         )
     if _METHOD_NAME.fullmatch(name):
@@ -50,10 +50,12 @@ def check_files(folder: Path, name: str) -> None:
     entries = _entries(folder, name)
     for entry, status in sorted(entries.items()):
         if stat.S_ISLNK(status.st_mode):
-            raise AdapterError(f"Adapter '{name}': {shown(entry)} is a symbolic link: put the file itself there.")
+            raise AdapterError(
+                f"Adapter '{name}': {quote_untrusted(entry)} is a symbolic link: put the file itself there."
+            )
         if entry.lower().endswith(PICKLES):
             mend = "delete it" if WEIGHTS_NAME in entries else f"convert it to safetensors ({WEIGHTS_NAME})"
-            raise AdapterError(f"Adapter '{name}': {shown(entry)} is a pickle, which can run code: {mend}.")
+            raise AdapterError(f"Adapter '{name}': {quote_untrusted(entry)} is a pickle, which can run code: {mend}.")
     for needed in (CONFIG_NAME, WEIGHTS_NAME):
         if needed not in entries or not stat.S_ISREG(entries[needed].st_mode):
             raise AdapterError(f"Adapter '{name}' has no file {needed}: copy it there, or train it again.")
@@ -67,12 +69,12 @@ def check_files(folder: Path, name: str) -> None:
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
     """PEFT's config as it stands in the file, within limits."""
-    raw = contents(folder / CONFIG_NAME, MAX_CONFIG_BYTES, name)
+    raw = read_limited(folder / CONFIG_NAME, MAX_CONFIG_BYTES, name)
     try:
-        config = parse(raw)
+        config = parse_json(raw)
     except ValueError as fault:
         raise AdapterError(
-            f"Adapter '{name}': {CONFIG_NAME} cannot be read ({shown(str(fault))}): copy it again."
+            f"Adapter '{name}': {CONFIG_NAME} cannot be read ({quote_untrusted(str(fault))}): copy it again."
         ) from fault
     if not isinstance(config, dict) or len(config) > MAX_CONFIG_KEYS:
         raise AdapterError(
@@ -86,12 +88,12 @@ def read_manifest(folder: Path, name: str) -> Manifest:
     """The manifest, within limits and with values of the types it promises."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
-        raise AdapterError(missing(name))
-    raw = contents(path, MAX_MANIFEST_BYTES, name)
+        raise AdapterError(missing_manifest_message(name))
+    raw = read_limited(path, MAX_MANIFEST_BYTES, name)
     try:
         manifest = Manifest.parse(raw, name)
     except AdapterError as fault:  # its sentence may quote the file
-        raise AdapterError(shown(str(fault), 400)) from fault
+        raise AdapterError(quote_untrusted(str(fault), 400)) from fault
     for field in fields(manifest):
         if not _has_type(getattr(manifest, field.name), str(field.type)):
             raise AdapterError(f"Adapter '{name}': '{field.name}' in {MANIFEST_NAME} is not valid: train it again.")
@@ -104,9 +106,9 @@ def check_base(manifest: Manifest, base: BaseIdentity, name: str) -> None:
         return
     commit = f"@{manifest.base_revision}" if _COMMIT.fullmatch(manifest.base_revision) else ""
     raise AdapterError(
-        f"Adapter '{name}' was trained for {shown(manifest.base_id)} (revision {shown(manifest.base_revision)}), "
+        f"Adapter '{name}' was trained for {quote_untrusted(manifest.base_id)} (revision {quote_untrusted(manifest.base_revision)}), "
         f"the base here is {base.id} (revision {base.revision}): "
-        f"start with --base {shown(manifest.base_id)}{commit} or train it again."
+        f"start with --base {quote_untrusted(manifest.base_id)}{commit} or train it again."
     )
 
 
@@ -116,13 +118,13 @@ def check_prompt(manifest: Manifest, fingerprints: Mapping[str, str], name: str)
     if style not in fingerprints:
         known = ", ".join(sorted(fingerprints)) or "none"
         raise AdapterError(
-            f"Adapter '{name}' was trained with the prompt style '{shown(style)}', which is unknown here "
+            f"Adapter '{name}' was trained with the prompt style '{quote_untrusted(style)}', which is unknown here "
             f"(known are {known}): train it again."
         )
     if manifest.prompt_fingerprint != fingerprints[style]:
         raise AdapterError(
             f"Adapter '{name}' was trained with prompt style '{style}' as it was then "
-            f"(fingerprint {shown(manifest.prompt_fingerprint)}), it is {fingerprints[style]} here: train it again."
+            f"(fingerprint {quote_untrusted(manifest.prompt_fingerprint)}), it is {fingerprints[style]} here: train it again."
         )
 
 

@@ -5,67 +5,71 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adapters.weights import shown
+from adapters.weights import quote_untrusted
 from errors import AdapterError
 
 MAX_RANK = 256
 MAX_ALPHA = 65_536
 MAX_VIRTUAL_TOKENS = 512
 # Start values that leave the base's weights alone; PiSSA, OLoRA, LoftQ and CorDA train against a changed base.
-_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+_INIT_VALUES = (None, True, False, "gaussian", "orthogonal", "eva")
 # Settings that are applied, or that change nothing once an adapter is trained. Any other must be off.
-_ALWAYS = frozenset(
+_COMMON_SETTINGS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
         "task_type",
     }
 )  # fmt: skip
-_LORA = frozenset(
+_LORA_SETTINGS = frozenset(
     {
         "bias", "eva_config", "init_lora_weights", "lora_alpha", "lora_dropout", "megatron_core", "qalora_group_size",
         "r", "runtime_config", "target_modules", "use_dora", "use_rslora",
     }
 )  # fmt: skip
-_IA3 = frozenset({"feedforward_modules", "init_ia3_weights", "target_modules"})
-_VIRTUAL = frozenset(
+_IA3_SETTINGS = frozenset({"feedforward_modules", "init_ia3_weights", "target_modules"})
+_VIRTUAL_TOKEN_SETTINGS = frozenset(
     {"num_attention_heads", "num_layers", "num_transformer_submodules", "num_virtual_tokens", "token_dim"}
 )
-_PROMPT = _VIRTUAL | {
+_PROMPT_SETTINGS = _VIRTUAL_TOKEN_SETTINGS | {
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
 }  # fmt: skip
 # PEFT saves what the projection gives, not the projection: a file that does otherwise has another shape.
-_PREFIX = _VIRTUAL | {"encoder_hidden_size", "init_weights", "prefix_projection"}
+_PREFIX_SETTINGS = _VIRTUAL_TOKEN_SETTINGS | {"encoder_hidden_size", "init_weights", "prefix_projection"}
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
-    """LoRA (rsLoRA and DoRA too), IA3, Prompt or Prefix tuning, with nothing that serving would have to ignore."""
+    """LoRA (rsLoRA and DoRA too), IA3, Prompt or KVPrefix tuning, with nothing that serving would have to ignore."""
     technique = config.get("peft_type")
     if not isinstance(technique, str) or technique not in _TECHNIQUES:
         raise AdapterError(
-            f"Adapter '{name}' is a {shown(technique, 40)} adapter; this version serves LoRA, IA3, Prompt tuning and "
+            f"Adapter '{name}' is a {quote_untrusted(technique, 40)} adapter; this version serves LoRA, IA3, Prompt tuning and "
             "Prefix tuning: train one of these instead."
         )
     check, applied = _TECHNIQUES[technique]
     check(config, name)
     for key, value in config.items():
-        if key not in _ALWAYS and key not in applied and value:
-            raise AdapterError(f"Adapter '{name}' sets {shown(key)}, which this version does not apply: train without.")
+        if key not in _COMMON_SETTINGS and key not in applied and value:
+            raise AdapterError(
+                f"Adapter '{name}' sets {quote_untrusted(key)}, which this version does not apply: train without."
+            )
 
 
-def _check_lora(config: Mapping[str, Any], name: str) -> None:
+def _check_lora_config(config: Mapping[str, Any], name: str) -> None:
     if config.get("bias", "none") != "none":
         raise AdapterError(f"Adapter '{name}' trains biases (bias), which are not served: train it with bias 'none'.")
-    if config.get("init_lora_weights", True) not in _STARTS:
+    if config.get("init_lora_weights", True) not in _INIT_VALUES:
         raise AdapterError(
-            f"Adapter '{name}' starts from {shown(config['init_lora_weights'], 40)} (init_lora_weights), which changes "
+            f"Adapter '{name}' starts from {quote_untrusted(config['init_lora_weights'], 40)} (init_lora_weights), which changes "
             "the base's weights: convert it to plain LoRA with PEFT, or train it again."
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
-        raise AdapterError(f"Adapter '{name}' has rank r = {shown(rank)}: 1 to {MAX_RANK} is served, train it again.")
+        raise AdapterError(
+            f"Adapter '{name}' has rank r = {quote_untrusted(rank)}: 1 to {MAX_RANK} is served, train it again."
+        )
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= MAX_ALPHA:  # NaN: no
         raise AdapterError(
-            f"Adapter '{name}' has lora_alpha = {shown(alpha)}: it must be a number of common size, train again."
+            f"Adapter '{name}' has lora_alpha = {quote_untrusted(alpha)}: it must be a number of common size, train again."
         )
     for key in ("use_dora", "use_rslora"):
         if not isinstance(config.get(key, False), bool | None):
@@ -73,28 +77,28 @@ def _check_lora(config: Mapping[str, Any], name: str) -> None:
     _check_modules(config, "target_modules", name)
 
 
-def _check_ia3(config: Mapping[str, Any], name: str) -> None:
+def _check_ia3_config(config: Mapping[str, Any], name: str) -> None:
     _check_modules(config, "target_modules", name)
     _check_modules(config, "feedforward_modules", name, may_be_empty=True)
     strange = sorted(set(config["feedforward_modules"]) - set(config["target_modules"]))
     if strange:
         raise AdapterError(
-            f"Adapter '{name}': {shown(', '.join(strange))} is in feedforward_modules and not in target_modules: "
+            f"Adapter '{name}': {quote_untrusted(', '.join(strange))} is in feedforward_modules and not in target_modules: "
             "train it again."
         )
 
 
-def _check_prompt(config: Mapping[str, Any], name: str) -> None:
+def _check_prompt_config(config: Mapping[str, Any], name: str) -> None:
     _check_number(config, "num_virtual_tokens", MAX_VIRTUAL_TOKENS, name)
     if config.get("num_transformer_submodules") not in (1, 2):
         raise AdapterError(
-            f"Adapter '{name}' has num_transformer_submodules = {shown(config.get('num_transformer_submodules'))}: "
+            f"Adapter '{name}' has num_transformer_submodules = {quote_untrusted(config.get('num_transformer_submodules'))}: "
             "it must be 1 or 2, train it again."
         )
 
 
-def _check_prefix(config: Mapping[str, Any], name: str) -> None:
-    _check_prompt(config, name)
+def _check_prefix_config(config: Mapping[str, Any], name: str) -> None:
+    _check_prompt_config(config, name)
     for key in ("num_attention_heads", "num_layers", "token_dim"):
         _check_number(config, key, 1 << 20, name)
     if config["token_dim"] % config["num_attention_heads"]:
@@ -117,14 +121,16 @@ def _check_modules(config: Mapping[str, Any], key: str, name: str, may_be_empty:
 def _check_number(config: Mapping[str, Any], key: str, limit: int, name: str) -> None:
     number = config.get(key)
     if type(number) is not int or not 1 <= number <= limit:
-        raise AdapterError(f"Adapter '{name}' has {key} = {shown(number)}: 1 to {limit} is served, train it again.")
+        raise AdapterError(
+            f"Adapter '{name}' has {key} = {quote_untrusted(number)}: 1 to {limit} is served, train it again."
+        )
 
 
-_Check = Callable[[Mapping[str, Any], str], None]
+_ConfigCheck = Callable[[Mapping[str, Any], str], None]
 # What each of PEFT's types must pass, and the settings that it may have beside those of all types.
-_TECHNIQUES: dict[str, tuple[_Check, frozenset[str]]] = {
-    "LORA": (_check_lora, _LORA),
-    "IA3": (_check_ia3, _IA3),
-    "PROMPT_TUNING": (_check_prompt, _PROMPT),
-    "PREFIX_TUNING": (_check_prefix, _PREFIX),
+_TECHNIQUES: dict[str, tuple[_ConfigCheck, frozenset[str]]] = {
+    "LORA": (_check_lora_config, _LORA_SETTINGS),
+    "IA3": (_check_ia3_config, _IA3_SETTINGS),
+    "PROMPT_TUNING": (_check_prompt_config, _PROMPT_SETTINGS),
+    "PREFIX_TUNING": (_check_prefix_config, _PREFIX_SETTINGS),
 }

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from adapters import checks
 from adapters.store import LIBRARY, Store
-from errors import AdapterError, unknown
+from errors import AdapterError, unknown_name_error
 
 
-def own_folder(name: str, roots: Sequence[Path]) -> Path:
+def user_adapter_folder(name: str, roots: Sequence[Path]) -> Path:
     """The folder that `delete` would take away; AdapterError where the adapter is the library's, or no adapter.
 
     It need not be sound: a broken adapter is what people want to be rid of.
@@ -29,10 +29,10 @@ def own_folder(name: str, roots: Sequence[Path]) -> Path:
     models = everywhere.full_models()
     if name in models:
         raise AdapterError(f"'{name}' is a whole model, not an adapter: delete the folder {models[name]} yourself.")
-    raise unknown("adapter", name, Store(own).names())
+    raise unknown_name_error("adapter", name, Store(own).names())
 
 
-def delete(folder: Path) -> None:
+def delete_adapter(folder: Path) -> None:
     """Takes the folder away at once, as far as anybody else can see, and then frees its room."""
     try:
         if folder.is_symlink():

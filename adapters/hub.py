@@ -15,26 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import checks
-from adapters.hub_errors import client_errors
-from adapters.installing import free_place, install, scratch
+from adapters.hub_errors import hub_errors
+from adapters.installing import install, staging_folder, target_folder
 from adapters.manifest import MANIFEST_NAME
 from adapters.origin import write_origin
-from adapters.steps import Steps, step, unheard
+from adapters.steps import StepFn, ignore_steps, report_step
 from adapters.store import AdapterFolder, Store
-from adapters.weights import WEIGHTS_NAME, shown
+from adapters.weights import WEIGHTS_NAME, quote_untrusted
 from errors import AdapterError, DiskSpaceError
 
-NEEDED = (checks.CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)
-FILES = (*NEEDED, "README.md", "config.yaml", "log.jsonl", "loss.png")
+REQUIRED_FILES = (checks.CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)
+ADAPTER_FILES = (*REQUIRED_FILES, "README.md", "config.yaml", "log.jsonl", "loss.png")
 MAX_OTHER_BYTES = 32 << 20
-NAME_FREE = "The name is free"
-FOUND = "The repository is on the Hub"
-FITS = "It is an adapter, without pickles and of a size that fits"
-ARRIVED = "Every file arrived whole"
-SOUND = "Settings, weights and manifest belong together"
-STEPS = (NAME_FREE, FOUND, FITS, ARRIVED, SOUND)
+STEP_NAME = "The name is free"
+STEP_REPOSITORY = "The repository is on the Hub"
+STEP_CONTENTS = "It is an adapter, without pickles and of a size that fits"
+STEP_DOWNLOAD = "Every file arrived whole"
+STEP_CONSISTENT = "Settings, weights and manifest belong together"
+STEPS = (STEP_NAME, STEP_REPOSITORY, STEP_CONTENTS, STEP_DOWNLOAD, STEP_CONSISTENT)
 # Seconds until a Hub that does not answer counts as unreachable.
-PATIENCE = 10
+REQUEST_TIMEOUT_S = 10
 # The Hub's own rules for names (huggingface_hub.utils.validate_repo_id), with the owner always named.
 _REPO = re.compile(r"\b[\w.-]{1,96}\b/\b[\w.-]{1,96}\b", re.ASCII)
 _LIMITS = {
@@ -60,31 +60,31 @@ def pull(
     name: str | None = None,
     overwrite: bool = False,
     token: str | None = None,
-    steps: Steps = unheard,
+    steps: StepFn = ignore_steps,
     reserved: Collection[str] = (),
 ) -> Path:
     """Installs `user/name@revision` as the folder `name` (default: the repository's name) under `root`.
 
     Without a revision, the newest commit at this moment. Names in `reserved` count as taken. `report` gets lines for
-    people, `steps` each check of STEPS as it passes or fails. Raises PeftArenaError in one sentence; the folder is then
+    people, `steps` each check of STEPS as it passes or fails. Raises PromptOrTuneError in one sentence; the folder is then
     as it was before, and nothing half-installed is left.
     """
-    with step(steps, NAME_FREE):
-        repo, revision = parse(spec)
+    with report_step(steps, STEP_NAME):
+        repo, revision = parse_repo_spec(spec)
         name = name or default_name(repo)
-        target = free_place(root, name, overwrite, reserved)
-    with step(steps, FOUND):
+        target = target_folder(root, name, overwrite, reserved)
+    with report_step(steps, STEP_REPOSITORY):
         report(f"Looking up {repo} on the Hugging Face Hub ...")
-        commit, files = listing(repo, revision, token)
-    with step(steps, FITS):
-        _check_listing(repo, files)
-    with scratch(root, name) as aside:
+        commit, files = list_repo_files(repo, revision, token)
+    with report_step(steps, STEP_CONTENTS):
+        _check_file_list(repo, files)
+    with staging_folder(root, name) as aside:
         folder = aside / name
-        with step(steps, ARRIVED):
-            wanted = {path: files[path] for path in FILES if path in files}
+        with report_step(steps, STEP_DOWNLOAD):
+            wanted = {path: files[path] for path in ADAPTER_FILES if path in files}
             download(repo, commit, wanted, folder, report, token=token)
-        with step(steps, SOUND):
-            digest = checked(folder).digest
+        with report_step(steps, STEP_CONSISTENT):
+            digest = inspect_verified(folder).digest
         write_origin(folder, "hub", f"{repo}@{commit}")
         install(folder, target, aside, overwrite)
     report(f"Installed '{name}' from {repo}@{commit} ({digest}).")
@@ -101,25 +101,25 @@ def file_limit(path: str) -> int:
     return _LIMITS.get(path, MAX_OTHER_BYTES)
 
 
-def parse(spec: str) -> tuple[str, str | None]:
+def parse_repo_spec(spec: str) -> tuple[str, str | None]:
     """Repository and revision of `user/name@revision`; AdapterError when it is something else."""
     repo, at, revision = spec.partition("@")
     # The Hub's own rules for names: huggingface_hub.utils.validate_repo_id.
     named = _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo and not repo.endswith(".git")
     if not named or (at and (not revision or not revision.isprintable() or " " in revision)):
         raise AdapterError(
-            f"{shown(spec)!r} is no repository on the Hub: write user/name or user/name@revision, "
+            f"{quote_untrusted(spec)!r} is no repository on the Hub: write user/name or user/name@revision, "
             "such as someone/lora-conala@main."
         )
     return repo, revision or None
 
 
-def listing(repo: str, revision: str | None, token: str | None = None) -> tuple[str, dict[str, RemoteFile]]:
+def list_repo_files(repo: str, revision: str | None, token: str | None = None) -> tuple[str, dict[str, RemoteFile]]:
     """The commit that `revision` (default: main) stands for, and the files it has by their paths."""
     from huggingface_hub import HfApi
 
-    with client_errors(repo, "looking up", revision):
-        found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=PATIENCE, token=token)
+    with hub_errors(repo, "looking up", revision):
+        found = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=REQUEST_TIMEOUT_S, token=token)
     files = {
         each.rfilename: RemoteFile(each.size or 0, each.lfs.sha256 if each.lfs else "") for each in found.siblings or ()
     }
@@ -149,44 +149,44 @@ def download(
     workplace = folder.with_name(f"{folder.name}.download")
     folder.mkdir()
     for path, expected in files.items():
-        with client_errors(repo, "downloading", commit):
+        with hub_errors(repo, "downloading", commit):
             fetched = Path(
                 hf_hub_download(repo, path, revision=commit, local_dir=workplace, force_download=True, token=token)
             )
-        _check_arrival(repo, path, fetched, expected)
+        _check_download(repo, path, fetched, expected)
         fetched.replace(folder / path)
         (folder / path).chmod(0o644)
 
 
-def checked(folder: Path) -> AdapterFolder:
+def inspect_verified(folder: Path) -> AdapterFolder:
     """The adapter in `folder`, after the store's checks that need no base and with the weights of its manifest."""
     found = Store((folder.parent,)).inspect(folder.name)
     stated = found.manifest.weights_digest
     if stated and stated != found.digest:
         raise AdapterError(
             f"Adapter '{folder.name}': {WEIGHTS_NAME} is {found.digest} and {MANIFEST_NAME} states "
-            f"{shown(stated, 40)}: the weights are not those that were trained, ask whoever published it."
+            f"{quote_untrusted(stated, 40)}: the weights are not those that were trained, ask whoever published it."
         )
     return found
 
 
-def _check_listing(repo: str, files: Mapping[str, RemoteFile]) -> None:
+def _check_file_list(repo: str, files: Mapping[str, RemoteFile]) -> None:
     """Refuses what could not be installed, before a byte of it is downloaded."""
     for path in sorted(files):
         if path.lower().endswith(checks.PICKLES):
             raise AdapterError(
-                f"'{repo}' holds {shown(path)}, a pickle, which can run code: ask its owner for a revision "
+                f"'{repo}' holds {quote_untrusted(path)}, a pickle, which can run code: ask its owner for a revision "
                 f"with {WEIGHTS_NAME} alone."
             )
     if checks.CONFIG_NAME not in files and "config.json" in files:
         raise AdapterError(f"'{repo}' is a whole model, not an adapter: use it as a base, with --base {repo}.")
-    for path in NEEDED:
+    for path in REQUIRED_FILES:
         if path not in files:
             raise AdapterError(
                 f"'{repo}' has no {path}, so it is no adapter of Peft Arena: check the name, or train one with "
                 "`python -m train`."
             )
-    for path in FILES:
+    for path in ADAPTER_FILES:
         limit = file_limit(path)
         if path in files and files[path].size > limit:
             raise AdapterError(
@@ -195,7 +195,7 @@ def _check_listing(repo: str, files: Mapping[str, RemoteFile]) -> None:
             )
 
 
-def _check_arrival(repo: str, path: str, fetched: Path, expected: RemoteFile) -> None:
+def _check_download(repo: str, path: str, fetched: Path, expected: RemoteFile) -> None:
     size = fetched.stat().st_size
     if size == expected.size and expected.sha256:
         with fetched.open("rb") as file:

@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters import checks
-from adapters.hub_errors import of_disk
+from adapters.hub_errors import disk_error
 from errors import AdapterError
 
 # After this long nobody is at work in a scratch folder.
 ABANDONED_SECONDS = 24 * 3600
 
 
-def free_place(root: Path, name: str, overwrite: bool, reserved: Collection[str]) -> Path:
+def target_folder(root: Path, name: str, overwrite: bool, reserved: Collection[str]) -> Path:
     """The folder `name` under `root`; AdapterError where it cannot be named so, or is there and not to be replaced."""
     checks.check_name(name)
     if name in reserved:
@@ -31,11 +31,11 @@ def free_place(root: Path, name: str, overwrite: bool, reserved: Collection[str]
 
 
 @contextmanager
-def scratch(root: Path, name: str) -> Iterator[Path]:
+def staging_folder(root: Path, name: str) -> Iterator[Path]:
     """A hidden folder under `root` (so that a rename installs), gone when the block ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
+        _remove_abandoned(root)
         aside = Path(tempfile.mkdtemp(prefix=f".{name}-pull-", dir=root))
     except OSError as fault:
         raise AdapterError(
@@ -45,14 +45,14 @@ def scratch(root: Path, name: str) -> Iterator[Path]:
     try:
         yield aside
     except OSError as fault:
-        raise of_disk(fault, f"'{name}' could not be written to {root}") from fault
+        raise disk_error(fault, f"'{name}' could not be written to {root}") from fault
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
+def install(folder: Path, target: Path, staging: Path, overwrite: bool) -> None:
     """Renames the folder to its place; one that stood there comes back if that fails."""
-    old = aside / "replaced"
+    old = staging / "replaced"
     replaced = overwrite and target.exists()
     if replaced:
         target.rename(old)
@@ -68,7 +68,7 @@ def install(folder: Path, target: Path, aside: Path, overwrite: bool) -> None:
         raise
 
 
-def _sweep(root: Path) -> None:
+def _remove_abandoned(root: Path) -> None:
     """Removes what a process that was killed half way left behind, once nobody can be at it any more."""
     for left in root.glob(".*-pull-*"):
         if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:

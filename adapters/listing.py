@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.checks import CONFIG_NAME
-from adapters.weights import SETTLED_NS
+from adapters.weights import MIN_STAT_AGE_NS
 from errors import AdapterError
 
 # A folder that stays, but is no adapter any more, is noticed within this time; whoever opens it sees it at once.
@@ -16,21 +16,21 @@ _RECHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class _Scan:
+class _DirectoryScan:
     """What a root held: its adapters, and the folders that may become some without the root showing it."""
 
-    stamp: tuple[int, int, int]
-    at: float
+    stat_key: tuple[int, int, int]
+    scanned_at: float
     adapters: tuple[str, ...]
     others: tuple[str, ...]
 
 
-class Listing:
+class AdapterDirectory:
     """The names of one root's adapters. Of any thread; a folder that is added or removed is seen at the next call."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._known: _Scan | None = None
+        self._last_scan: _DirectoryScan | None = None
 
     def names(self) -> tuple[str, ...]:
         """Names of the folders that look like adapters, in no order; none of them is checked yet."""
@@ -39,19 +39,19 @@ class Listing:
                 return ()
             status = self.root.stat()
             stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-            known = self._known
-            if known is None or not self._holds(known, stamp):
-                now, settled = time.monotonic(), time.time_ns() - status.st_ctime_ns > SETTLED_NS
-                known = _Scan(stamp, now, *self._scan())
+            known = self._last_scan
+            if known is None or not self._is_current(known, stamp):
+                now, settled = time.monotonic(), time.time_ns() - status.st_ctime_ns > MIN_STAT_AGE_NS
+                known = _DirectoryScan(stamp, now, *self._scan())
                 # A second change within one tick of the clock would not show in the root's times.
-                self._known = known if settled else None
+                self._last_scan = known if settled else None
             return known.adapters
         except OSError as fault:
             raise AdapterError(f"The adapters in {self.root} cannot be read ({fault.strerror or fault}).") from fault
 
-    def _holds(self, known: _Scan, stamp: tuple[int, int, int]) -> bool:
-        fresh = known.stamp == stamp and time.monotonic() - known.at < _RECHECK_SECONDS
-        return fresh and not any(has(f"{self.root}/{name}", CONFIG_NAME) for name in known.others)
+    def _is_current(self, scan: _DirectoryScan, stat_key: tuple[int, int, int]) -> bool:
+        fresh = scan.stat_key == stat_key and time.monotonic() - scan.scanned_at < _RECHECK_SECONDS
+        return fresh and not any(has_file(f"{self.root}/{name}", CONFIG_NAME) for name in scan.others)
 
     def _scan(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         adapters, others = [], []
@@ -59,7 +59,7 @@ class Listing:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if has(entry.path, CONFIG_NAME):
+                if has_file(entry.path, CONFIG_NAME):
                     adapters.append(entry.name)
                 elif entry.is_symlink() or entry.is_dir():
                     others.append(entry.name)
@@ -68,14 +68,18 @@ class Listing:
 
 def looks_like_adapter(folder: Path) -> bool:
     """Hidden folders are left out: that is how a folder is named while it is being written."""
-    return not folder.name.startswith(".") and has(str(folder), CONFIG_NAME)
+    return not folder.name.startswith(".") and has_file(str(folder), CONFIG_NAME)
 
 
 def looks_like_model(folder: Path) -> bool:
     """Whether a whole model lies there, as full fine-tuning and `merge` leave it."""
-    return not folder.name.startswith(".") and has(str(folder), "config.json") and not has(str(folder), CONFIG_NAME)
+    return (
+        not folder.name.startswith(".")
+        and has_file(str(folder), "config.json")
+        and not has_file(str(folder), CONFIG_NAME)
+    )
 
 
-def has(folder: str, name: str) -> bool:
+def has_file(folder: str, name: str) -> bool:
     """Whether there is such a file, or a link to one; False for a folder that may not be entered."""
     return os.path.isfile(f"{folder}/{name}")  # noqa: PTH113 - five times as fast, and asked thousands of times

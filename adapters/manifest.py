@@ -8,8 +8,8 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from adapters.reading import parse
-from adapters.weights import shown
+from adapters.reading import parse_json
+from adapters.weights import quote_untrusted
 from errors import AdapterError
 
 MANIFEST_NAME = "manifest.json"
@@ -82,7 +82,7 @@ class Manifest:
         """The manifest in `folder`; AdapterError when it is missing, broken, or from a newer version."""
         path = folder / MANIFEST_NAME
         if not path.is_file():
-            raise AdapterError(missing(folder.name))
+            raise AdapterError(missing_manifest_message(folder.name))
         try:
             raw = path.read_bytes()
         except OSError as fault:
@@ -97,17 +97,19 @@ class Manifest:
 
         What the file says is quoted within limits, whoever wrote it. Of its values only the names are checked here.
         """
-        values = _object(raw, name)
+        values = _parse_object(raw, name)
         if values.get("version") != MANIFEST_VERSION:
             raise AdapterError(
-                f"Adapter '{name}': {MANIFEST_NAME} has version {shown(values.get('version'), 40)}, "
+                f"Adapter '{name}': {MANIFEST_NAME} has version {quote_untrusted(values.get('version'), 40)}, "
                 f"this program reads version {MANIFEST_VERSION}; update Peft Arena or train it again."
             )
         known = {each.name: each for each in fields(cls)}
         strange = [key for key in values if key not in known]
-        lacking = [key for key, each in known.items() if key not in values and _is_needed(each)]
+        lacking = [key for key, each in known.items() if key not in values and _is_required(each)]
         if strange or lacking:
-            fault = f"has no field '{lacking[0]}'" if lacking else f"has an unknown field {shown(strange[0], 60)}"
+            fault = (
+                f"has no field '{lacking[0]}'" if lacking else f"has an unknown field {quote_untrusted(strange[0], 60)}"
+            )
             raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {fault}; update Peft Arena or train it again.")
         for key in ("log", "scores"):
             if not isinstance(values.get(key, []), list):
@@ -116,22 +118,22 @@ class Manifest:
         return cls(**values)
 
 
-def missing(name: str) -> str:
+def missing_manifest_message(name: str) -> str:
     """The sentence for an adapter without a manifest."""
     return f"Adapter '{name}' has no {MANIFEST_NAME}: train it with `python -m train`."
 
 
-def _object(raw: bytes, name: str) -> dict[str, Any]:
+def _parse_object(raw: bytes, name: str) -> dict[str, Any]:
     try:
-        values = parse(raw)
+        values = parse_json(raw)
     except ValueError as fault:
         raise AdapterError(
-            f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({shown(str(fault))}): train it again."
+            f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({quote_untrusted(str(fault))}): train it again."
         ) from fault
     if not isinstance(values, dict):
         raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} must be a JSON object: train it again.")
     return values
 
 
-def _is_needed(value: Field[Any]) -> bool:
+def _is_required(value: Field[Any]) -> bool:
     return value.default is MISSING and value.default_factory is MISSING

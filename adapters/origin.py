@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from adapters.reading import contents, parse
-from adapters.weights import shown
+from adapters.reading import parse_json, read_limited
+from adapters.weights import quote_untrusted
 from errors import AdapterError
 
 # Hidden, and not among adapters.hub.FILES: what is unpacked or downloaded never has it.
 ORIGIN_NAME = ".origin.json"
-_MAX_BYTES = 4096
+_MAX_ORIGIN_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Origin:
 
 def write_origin(folder: Path, kind: Literal["hub", "zip"], what: str) -> None:
     """Notes in `folder` where it came from, now."""
-    note = Origin(kind, shown(what, 300), datetime.now(UTC).isoformat(timespec="seconds"))
+    note = Origin(kind, quote_untrusted(what, 300), datetime.now(UTC).isoformat(timespec="seconds"))
     (folder / ORIGIN_NAME).write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
 
 
@@ -38,7 +38,7 @@ def read_origin(folder: Path) -> Origin | None:
     if not path.is_file():
         return None
     try:
-        values = parse(contents(path, _MAX_BYTES, folder.name))
+        values = parse_json(read_limited(path, _MAX_ORIGIN_BYTES, folder.name))
         found = Origin(**values)
     except (AdapterError, ValueError, TypeError):
         return None

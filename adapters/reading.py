@@ -20,17 +20,17 @@ from errors import AdapterError
 
 MAX_DEPTH = 32
 # Not on Windows, where links need rights of their own and pipes are no files.
-_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
-def opened(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.stat_result]]:
+def open_untrusted(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.stat_result]]:
     """The file and its status, for reading; AdapterError, naming the adapter, for what is no file or cannot be read.
 
     Without O_NONBLOCK the opening of a pipe would wait for somebody to write into it.
     """
     try:
-        with os.fdopen(os.open(path, _FLAGS), "rb") as file:
+        with os.fdopen(os.open(path, _OPEN_FLAGS), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise AdapterError(f"Adapter '{name}': {path.name} is no regular file: copy it again.")
@@ -43,9 +43,9 @@ def opened(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.stat_resu
         raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({fault.strerror or fault}).") from fault
 
 
-def contents(path: Path, limit: int, name: str) -> bytes:
+def read_limited(path: Path, limit: int, name: str) -> bytes:
     """The whole file, of at most `limit` bytes."""
-    with opened(path, name) as (file, status):
+    with open_untrusted(path, name) as (file, status):
         # One more than the limit: the file may have grown since.
         raw = file.read(limit + 1)
     if len(raw) > limit:
@@ -54,10 +54,10 @@ def contents(path: Path, limit: int, name: str) -> bytes:
     return raw
 
 
-def parse(raw: bytes) -> Any:
+def parse_json(raw: bytes) -> Any:
     """JSON in UTF-8; ValueError where it is none, where a name stands twice in one object, or for endless nesting."""
     try:
-        values = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        values = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
     except RecursionError as fault:
         raise ValueError("it is nested without end") from fault
     # What is nested deeply, though not too deeply for the parser, would break whoever prints or copies it.
@@ -74,7 +74,7 @@ def parse(raw: bytes) -> Any:
     raise ValueError("it is nested without end")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands twice")

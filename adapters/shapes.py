@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from adapters.manifest import BaseIdentity
-from adapters.weights import shown
+from adapters.weights import quote_untrusted
 from errors import AdapterError
 
 Shape = tuple[int, ...]
@@ -15,7 +15,7 @@ _LORA_KEY = re.compile(
     r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)"
 )
 _IA3_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>ia3_l)")
-_EMBEDDINGS = "prompt_embeddings"
+_EMBEDDINGS_KEY = "prompt_embeddings"
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: BaseIdentity | None, name: str) -> None:
@@ -36,9 +36,9 @@ def check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: B
     modules = _by_module(shapes, pattern, title, name)
     _check_targets(modules, config["target_modules"], name)
     if technique == "LORA":
-        _check_lora(modules, config, base, name)
+        _check_lora_shapes(modules, config, base, name)
     else:
-        _check_ia3(modules, config, base, name)
+        _check_ia3_shapes(modules, config, base, name)
 
 
 def is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
@@ -55,7 +55,7 @@ def _by_module(
         match = pattern.fullmatch(key)
         if match is None:
             raise AdapterError(
-                f"Adapter '{name}' holds the tensor {shown(key)}, which is not of {_article(title)} {title} "
+                f"Adapter '{name}' holds the tensor {quote_untrusted(key)}, which is not of {_article(title)} {title} "
                 f"(peft_type in adapter_config.json): train it again as plain {title}."
             )
         modules.setdefault(match["module"], {})[match["part"].removesuffix(".weight")] = shape
@@ -71,12 +71,12 @@ def _check_targets(modules: Collection[str], targets: Collection[str], name: str
     for module in modules:
         if not any(module == target or module.endswith(f".{target}") for target in targets):
             raise AdapterError(
-                f"Adapter '{name}' has weights for module {shown(module)}, which is not in target_modules "
-                f"({shown(', '.join(sorted(targets)))}) of adapter_config.json: train it again."
+                f"Adapter '{name}' has weights for module {quote_untrusted(module)}, which is not in target_modules "
+                f"({quote_untrusted(', '.join(sorted(targets)))}) of adapter_config.json: train it again."
             )
 
 
-def _check_lora(
+def _check_lora_shapes(
     modules: Mapping[str, Mapping[str, Shape]], config: Mapping[str, Any], base: BaseIdentity | None, name: str
 ) -> None:
     needed = ("lora_A", "lora_B", "lora_magnitude_vector") if config.get("use_dora") else ("lora_A", "lora_B")
@@ -85,29 +85,29 @@ def _check_lora(
         a, b = found["lora_A"], found["lora_B"]
         if len(a) != 2 or len(b) != 2:
             raise AdapterError(
-                f"Adapter '{name}': module {shown(module)} has shape {list(a)} and {list(b)}, "
+                f"Adapter '{name}': module {quote_untrusted(module)} has shape {list(a)} and {list(b)}, "
                 "a LoRA's have two dimensions: train it again."
             )
         if a[0] != config["r"] or b[1] != config["r"]:
             raise AdapterError(
-                f"Adapter '{name}': module {shown(module)} has A {a} and B {b}, which do not fit "
+                f"Adapter '{name}': module {quote_untrusted(module)} has A {a} and B {b}, which do not fit "
                 f"the rank r = {config['r']} of adapter_config.json: train it again."
             )
         if config.get("use_dora") and found["lora_magnitude_vector"] != (b[0],):
             raise AdapterError(
-                f"Adapter '{name}': module {shown(module)} has a magnitude vector {found['lora_magnitude_vector']} "
+                f"Adapter '{name}': module {quote_untrusted(module)} has a magnitude vector {found['lora_magnitude_vector']} "
                 f"and B {b}: train it again."
             )
         if base is not None:
-            features_out, features_in = _linear(base, module, name)
+            features_out, features_in = _linear_features(base, module, name)
             if a[1] != features_in or b[0] != features_out:
                 raise AdapterError(
-                    f"Adapter '{name}': module {shown(module)} has A {a} and B {b}, the base needs "
+                    f"Adapter '{name}': module {quote_untrusted(module)} has A {a} and B {b}, the base needs "
                     f"A ({a[0]}, {features_in}) and B ({features_out}, {b[1]}): train it again on this base."
                 )
 
 
-def _check_ia3(
+def _check_ia3_shapes(
     modules: Mapping[str, Mapping[str, Shape]], config: Mapping[str, Any], base: BaseIdentity | None, name: str
 ) -> None:
     for module, found in modules.items():
@@ -115,16 +115,16 @@ def _check_ia3(
         inwards = is_feedforward(module, config)
         if len(shape) != 2 or shape[0 if inwards else 1] != 1:
             raise AdapterError(
-                f"Adapter '{name}': module {shown(module)} has an IA3 vector {shape}, which is "
+                f"Adapter '{name}': module {quote_untrusted(module)} has an IA3 vector {shape}, which is "
                 f"({'1, inputs' if inwards else 'outputs, 1'}) where feedforward_modules is as in adapter_config.json: "
                 "train it again."
             )
         if base is not None:
-            features_out, features_in = _linear(base, module, name)
+            features_out, features_in = _linear_features(base, module, name)
             expected = (1, features_in) if inwards else (features_out, 1)
             if shape != expected:
                 raise AdapterError(
-                    f"Adapter '{name}': module {shown(module)} has an IA3 vector {shape}, the base needs {expected}: "
+                    f"Adapter '{name}': module {quote_untrusted(module)} has an IA3 vector {shape}, the base needs {expected}: "
                     "train it again on this base."
                 )
 
@@ -132,46 +132,46 @@ def _check_ia3(
 def _check_parts(found: Mapping[str, Shape], needed: Collection[str], module: str, name: str) -> None:
     for part in needed:
         if part not in found:
-            raise AdapterError(f"Adapter '{name}' lacks {part} of module {shown(module)}: train it again.")
+            raise AdapterError(f"Adapter '{name}' lacks {part} of module {quote_untrusted(module)}: train it again.")
     for part in found:
         if part not in needed:
             raise AdapterError(
-                f"Adapter '{name}' has {part} of module {shown(module)} without use_dora in adapter_config.json: "
+                f"Adapter '{name}' has {part} of module {quote_untrusted(module)} without use_dora in adapter_config.json: "
                 "train it again."
             )
 
 
-def _linear(base: BaseIdentity, module: str, name: str) -> tuple[int, int]:
+def _linear_features(base: BaseIdentity, module: str, name: str) -> tuple[int, int]:
     """(out_features, in_features) of the base's linear layer."""
     if module not in base.shapes:
         raise AdapterError(
-            f"Adapter '{name}' has weights for module {shown(module)}, which the base does not have: "
+            f"Adapter '{name}' has weights for module {quote_untrusted(module)}, which the base does not have: "
             "train it again on this base."
         )
     return base.shapes[module]
 
 
 def _check_embeddings(shapes: Mapping[str, Shape], config: Mapping[str, Any], name: str) -> None:
-    if set(shapes) != {_EMBEDDINGS}:
-        other = next(iter(set(shapes) - {_EMBEDDINGS}), "")
+    if set(shapes) != {_EMBEDDINGS_KEY}:
+        other = next(iter(set(shapes) - {_EMBEDDINGS_KEY}), "")
         raise AdapterError(
-            f"Adapter '{name}' holds {shown(other) or 'no tensor'} where virtual tokens are one tensor, {_EMBEDDINGS}: "
+            f"Adapter '{name}' holds {quote_untrusted(other) or 'no tensor'} where virtual tokens are one tensor, {_EMBEDDINGS_KEY}: "
             "train it again."
         )
-    shape, wanted = shapes[_EMBEDDINGS], config["num_virtual_tokens"]
+    shape, wanted = shapes[_EMBEDDINGS_KEY], config["num_virtual_tokens"]
     length = wanted
     if config["peft_type"] == "PROMPT_TUNING":
         # For an encoder-decoder base PEFT may keep a second half, for the decoder, that it never reads.
         length *= config["num_transformer_submodules"]
     if len(shape) != 2 or shape[0] != length:
         raise AdapterError(
-            f"Adapter '{name}' has {_EMBEDDINGS} {shape}, which do not fit num_virtual_tokens = {wanted} of "
+            f"Adapter '{name}' has {_EMBEDDINGS_KEY} {shape}, which do not fit num_virtual_tokens = {wanted} of "
             "adapter_config.json: train it again."
         )
 
 
 def _check_prompt_base(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: BaseIdentity, name: str) -> None:
-    width = shapes[_EMBEDDINGS][1]
+    width = shapes[_EMBEDDINGS_KEY][1]
     if width != base.hidden_size:
         raise AdapterError(
             f"Adapter '{name}' has virtual tokens of {width} features, the base has {base.hidden_size}: "
@@ -192,7 +192,7 @@ def _check_prefix_base(shapes: Mapping[str, Shape], config: Mapping[str, Any], b
         )
     found = (config["num_layers"], config["num_attention_heads"], config["token_dim"] // config["num_attention_heads"])
     needed = (base.num_layers, base.num_key_value_heads, base.head_dim)
-    width, fitting = shapes[_EMBEDDINGS][1], base.num_layers * 2 * base.num_key_value_heads * base.head_dim
+    width, fitting = shapes[_EMBEDDINGS_KEY][1], base.num_layers * 2 * base.num_key_value_heads * base.head_dim
     if found != needed or width != fitting:
         raise AdapterError(
             f"Adapter '{name}' has a prefix of {width} features for {found[0]} layers, {found[1]} heads of {found[2]}; "

@@ -15,15 +15,15 @@ class Step:
     ok: bool
 
 
-Steps = Callable[[Step], None]
+StepFn = Callable[[Step], None]
 
 
-def unheard(_: Step) -> None:
+def ignore_steps(_: Step) -> None:
     """For whoever wants to hear of errors alone."""
 
 
 @contextmanager
-def step(report: Steps, name: str) -> Iterator[None]:
+def report_step(report: StepFn, name: str) -> Iterator[None]:
     """Reports the check as passed when the block ends, and as failed when it raises."""
     try:
         yield

@@ -10,11 +10,11 @@ from threading import Lock
 from typing import Any
 
 from adapters import checks, configs, weights
-from adapters.listing import Listing, looks_like_adapter, looks_like_model
+from adapters.listing import AdapterDirectory, looks_like_adapter, looks_like_model
 from adapters.manifest import BaseIdentity, Manifest
-from adapters.remembered import Remembered, lasting, stamp
+from adapters.remembered import CheckCache, is_permanent, stat_key
 from adapters.shapes import check_shapes
-from errors import AdapterError, PeftArenaError, unknown
+from errors import AdapterError, PromptOrTuneError, unknown_name_error
 
 LIBRARY = Path(__file__).parent / "library"
 MAX_REGISTERED = 10_000
@@ -75,19 +75,19 @@ class Store:
         self.roots = tuple(roots)
         self.fingerprints = dict(fingerprints or {})
         self._allowed = self.roots if allowed is None else tuple(allowed)
-        self._listings = [Listing(root) for root in self.roots]
-        self._listed: tuple[Any, list[str]] = ((), [])
-        self._remembered = Remembered()
-        self._registering = Lock()
+        self._directories = [AdapterDirectory(root) for root in self.roots]
+        self._names_cache: tuple[Any, list[str]] = ((), [])
+        self._check_cache = CheckCache()
+        self._register_lock = Lock()
         self._registered: Mapping[str, Path] = {}
 
     def names(self) -> list[str]:
         """Names of all folders that look like adapters, and those registered, sorted; none of them is checked yet."""
-        found = (tuple(self._registered), *(listing.names() for listing in self._listings))
-        before, names = self._listed
+        found = (tuple(self._registered), *(listing.names() for listing in self._directories))
+        before, names = self._names_cache
         if found != before:
             names = sorted({name for each in found for name in each})
-            self._listed = (found, names)
+            self._names_cache = (found, names)
         return list(names)
 
     def open(self, name: str, base: BaseIdentity) -> AdapterFolder:
@@ -111,8 +111,8 @@ class Store:
         AdapterError where it lies outside the allowed folders, is unsound, or the name is taken by another folder.
         """
         checks.check_name(name)
-        folder = self._inside(path)
-        with self._registering:
+        folder = self._resolve_allowed(path)
+        with self._register_lock:
             here = self._in_roots(name) or self._registered.get(name)
             if here is not None and here.resolve() != folder:
                 raise AdapterError(f"There is another adapter '{name}': choose another name, or unload that one first.")
@@ -126,13 +126,13 @@ class Store:
     def unregister(self, name: str) -> None:
         """Forgets a registered name; nothing is deleted. AdapterError for an adapter that lies in a root."""
         checks.check_name(name)
-        with self._registering:
+        with self._register_lock:
             if name in self._registered:
                 self._registered = {each: path for each, path in self._registered.items() if each != name}
                 return
         if self._in_roots(name) is not None:
             raise AdapterError(f"Adapter '{name}' lies in the store itself: delete its folder to be rid of it.")
-        raise unknown("registered adapter", name, self._registered)
+        raise unknown_name_error("registered adapter", name, self._registered)
 
     def full_models(self) -> dict[str, Path]:
         """Name -> folder of the whole models that full fine-tuning left beside the adapters: bases of their own."""
@@ -155,7 +155,7 @@ class Store:
         if registered is None:
             for root in reversed(self.roots):
                 refuse_full_model(root / name)
-            raise unknown("adapter", name, self.names())
+            raise unknown_name_error("adapter", name, self.names())
         if Path(os.path.realpath(registered)) != registered:
             raise AdapterError(f"Adapter '{name}' was registered as a folder and is behind a link now: load it again.")
         return registered
@@ -163,38 +163,42 @@ class Store:
     def _in_roots(self, name: str) -> Path | None:
         return next((root / name for root in reversed(self.roots) if looks_like_adapter(root / name)), None)
 
-    def _inside(self, path: Path) -> Path:
+    def _resolve_allowed(self, path: Path) -> Path:
         """The adapter folder at `path`, links followed, if it lies inside an allowed one."""
         try:
             folder = path.resolve()
         except (OSError, ValueError, RuntimeError) as fault:  # a name too long, a zero byte, a ring of links
-            raise AdapterError(f"{weights.shown(str(path))} cannot be the path of an adapter's folder.") from fault
+            raise AdapterError(
+                f"{weights.quote_untrusted(str(path))} cannot be the path of an adapter's folder."
+            ) from fault
         if not any(root.resolve() in folder.parents for root in self._allowed):
             raise AdapterError(
-                f"{weights.shown(str(path))} is not inside a folder that adapters may be loaded from: copy it there."
+                f"{weights.quote_untrusted(str(path))} is not inside a folder that adapters may be loaded from: copy it there."
             )
         refuse_full_model(folder)
         if not looks_like_adapter(folder):
-            raise AdapterError(f"There is no adapter in {weights.shown(str(path))}: give the folder that train wrote.")
+            raise AdapterError(
+                f"There is no adapter in {weights.quote_untrusted(str(path))}: give the folder that train wrote."
+            )
         return folder
 
-    def _open(self, path: Path, name: str, base: BaseIdentity | None, *, whole: bool = True) -> AdapterFolder:
+    def _open(self, path: Path, name: str, base: BaseIdentity | None, *, need_digest: bool = True) -> AdapterFolder:
         """The folder after its checks. Where not the `whole` is needed, its weights are not read and have no digest."""
-        now = stamp(path)
-        found = self._remembered.get(path, name, now, base, whole=whole)
+        now = stat_key(path)
+        found = self._check_cache.get(path, name, now, base, need_digest=need_digest)
         if found is not None:
             return found
         try:
-            found = self._check(path, name, base, whole)
+            found = self._check(path, name, base, need_digest)
         except AdapterError as fault:
-            if now is not None and lasting(fault):
-                self._remembered.put(path, name, now, base, str(fault), whole=whole)
+            if now is not None and is_permanent(fault):
+                self._check_cache.put(path, name, now, base, str(fault), has_digest=need_digest)
             raise
         if now is not None:
-            self._remembered.put(path, name, now, base, found, whole=whole)
+            self._check_cache.put(path, name, now, base, found, has_digest=need_digest)
         return found
 
-    def _check(self, path: Path, name: str, base: BaseIdentity | None, whole: bool) -> AdapterFolder:
+    def _check(self, path: Path, name: str, base: BaseIdentity | None, need_digest: bool) -> AdapterFolder:
         checks.check_files(path, name)
         config = checks.read_config(path, name)
         configs.check_config(config, name)
@@ -203,26 +207,26 @@ class Store:
             checks.check_base(manifest, base, name)
             checks.check_prompt(manifest, self.fingerprints, name)
         file = path / weights.WEIGHTS_NAME
-        if not whole:
+        if not need_digest:
             check_shapes(weights.read_shapes(file, name), config, base, name)
             return AdapterFolder(name, path, manifest, config, "")
-        found = weights.examine(file, name)
+        found = weights.inspect(file, name)
         check_shapes(found.shapes, config, base, name)
-        return AdapterFolder(name, path, manifest, config, weights.short(found.sha256), found.sha256)
+        return AdapterFolder(name, path, manifest, config, weights.short_digest(found.sha256), found.sha256)
 
     def _status(self, name: str, base: BaseIdentity | None) -> AdapterStatus:
         path = None
         try:
             path = self._in_roots(name) or self._folder(name)
             checks.check_name(name)
-            return AdapterStatus(name, True, "", self._open(path, name, base, whole=False).manifest)
-        except PeftArenaError as fault:
+            return AdapterStatus(name, True, "", self._open(path, name, base, need_digest=False).manifest)
+        except PromptOrTuneError as fault:
             reason = str(fault)
         try:
             if path is not None:
                 checks.check_files(path, name)  # no manifest is shown that lies behind a link
                 return AdapterStatus(name, False, reason, checks.read_manifest(path, name))
-        except PeftArenaError:
+        except PromptOrTuneError:
             pass
         return AdapterStatus(name, False, reason, None)
 

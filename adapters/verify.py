@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adapters.describe import columns
-from adapters.handover import rules
+from adapters.describe import format_pairs
+from adapters.handover import vllm_checks
 from adapters.store import AdapterFolder, Store, refuse_full_model
-from adapters.weights import WEIGHTS_NAME, shown
+from adapters.weights import WEIGHTS_NAME, quote_untrusted
 from errors import AdapterError
 
-_CARD = "README.md"
+_MODEL_CARD = "README.md"
 _MAX_CARD_BYTES = 1 << 20
 # The bits of the exponent: all of them are set in infinities and in what is not a number.
-_EXPONENTS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+_EXPONENT_BITS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
 
-def find(target: str, store: Store) -> AdapterFolder:
+def find_adapter(target: str, store: Store) -> AdapterFolder:
     """The adapter of that name in the store, or the one in that folder, after the store's checks."""
     path = Path(target).expanduser()
     if "/" not in target and "\\" not in target and not target.startswith((".", "~")):
@@ -34,7 +34,7 @@ def find(target: str, store: Store) -> AdapterFolder:
     return Store((path.resolve().parent,)).inspect(path.resolve().name)
 
 
-def verify(folder: AdapterFolder) -> str:
+def verify_adapter(folder: AdapterFolder) -> str:
     """What was found sound, one a line, and which rules of the hand-over hold; AdapterError for what is not sound."""
     pairs = [
         ("folder", f"{folder.path}: files, settings and shapes are sound"),
@@ -42,10 +42,10 @@ def verify(folder: AdapterFolder) -> str:
         ("values", _check_values(folder)),
         ("base", _check_base(folder)),
     ]
-    found = rules(folder)
-    broken = [(f"vLLM: {rule.name}", rule.reason) for rule in found if not rule.holds]
+    found = vllm_checks(folder)
+    broken = [(f"vLLM: {rule.name}", rule.reason) for rule in found if not rule.passed]
     held = f"{len(found) - len(broken)} of {len(found)} rules of the hand-over hold"
-    return columns([*pairs, ("vLLM", held), *broken])
+    return format_pairs([*pairs, ("vLLM", held), *broken])
 
 
 def _check_digest(folder: AdapterFolder) -> str:
@@ -55,24 +55,24 @@ def _check_digest(folder: AdapterFolder) -> str:
     if stated != folder.digest:
         raise AdapterError(
             f"Adapter '{folder.name}': {WEIGHTS_NAME} is {folder.digest} and the manifest states "
-            f"{shown(stated, 40)}: the weights are not those of this manifest, copy both again."
+            f"{quote_untrusted(stated, 40)}: the weights are not those of this manifest, copy both again."
         )
     return f"{folder.digest}, as the manifest states"
 
 
 def _check_values(folder: AdapterFolder) -> str:
     count = 0
-    for key, is_finite in _tensors(folder.path / WEIGHTS_NAME):
+    for key, is_finite in _iter_tensors(folder.path / WEIGHTS_NAME):
         count += 1
         if not is_finite:
             raise AdapterError(
-                f"Adapter '{folder.name}': tensor {shown(key)} holds values that are not finite: "
+                f"Adapter '{folder.name}': tensor {quote_untrusted(key)} holds values that are not finite: "
                 "training went wrong, train it again with a lower learning rate."
             )
     return f"all of {count} tensors are finite"
 
 
-def _tensors(path: Path) -> Iterator[tuple[str, bool]]:
+def _iter_tensors(path: Path) -> Iterator[tuple[str, bool]]:
     """Each tensor's name and whether all its values are finite; the store has checked the file's header."""
     import numpy as np
 
@@ -81,7 +81,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, bool]]:
         header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for key, tensor in header.items():
-            kind, exponent = _EXPONENTS[tensor["dtype"]]
+            kind, exponent = _EXPONENT_BITS[tensor["dtype"]]
             begin, end = tensor["data_offsets"]
             file.seek(8 + length + begin)
             words = np.frombuffer(file.read(end - begin), dtype=kind)
@@ -94,37 +94,37 @@ def _check_base(folder: AdapterFolder) -> str:
     said = folder.config.get("base_model_name_or_path")
     if said != manifest.base_id:
         raise AdapterError(
-            f"Adapter '{name}': adapter_config.json names the base {shown(said)} and the manifest "
-            f"{shown(manifest.base_id)}: one of them is not of this adapter, copy both again."
+            f"Adapter '{name}': adapter_config.json names the base {quote_untrusted(said)} and the manifest "
+            f"{quote_untrusted(manifest.base_id)}: one of them is not of this adapter, copy both again."
         )
     revision = folder.config.get("revision")
     if revision and revision != manifest.base_revision:
         raise AdapterError(
-            f"Adapter '{name}': adapter_config.json names the revision {shown(revision, 50)} and the manifest "
-            f"{shown(manifest.base_revision, 50)}: one of them is not of this adapter, copy both again."
+            f"Adapter '{name}': adapter_config.json names the revision {quote_untrusted(revision, 50)} and the manifest "
+            f"{quote_untrusted(manifest.base_revision, 50)}: one of them is not of this adapter, copy both again."
         )
     base = f"{manifest.base_id} (revision {manifest.base_revision}) in the manifest, adapter_config.json"
-    cards = _base_models(folder)
+    cards = _card_base_models(folder)
     if cards is None:
         return f"{base}; there is no card"
     if manifest.base_revision.startswith("sha256:") and manifest.base_id not in cards:
         # A base out of a file has no id on the Hub, and the Hub takes no other in a card.
-        return f"{base}; the card names {shown(', '.join(cards) or 'none')} for the Hub"
+        return f"{base}; the card names {quote_untrusted(', '.join(cards) or 'none')} for the Hub"
     if manifest.base_id not in cards:
         raise AdapterError(
-            f"Adapter '{name}': its card names the base {shown(', '.join(cards) or 'none')} and the manifest "
-            f"{shown(manifest.base_id)}: mend base_model at the top of {_CARD}."
+            f"Adapter '{name}': its card names the base {quote_untrusted(', '.join(cards) or 'none')} and the manifest "
+            f"{quote_untrusted(manifest.base_id)}: mend base_model at the top of {_MODEL_CARD}."
         )
     return f"{base} and card"
 
 
-def _base_models(folder: AdapterFolder) -> list[str] | None:
+def _card_base_models(folder: AdapterFolder) -> list[str] | None:
     """`base_model` of the card's front matter (a name or a list of them); None where there is no card."""
-    path = folder.path / _CARD
+    path = folder.path / _MODEL_CARD
     if not path.is_file():
         return None
     if path.stat().st_size > _MAX_CARD_BYTES:
-        raise AdapterError(f"Adapter '{folder.name}': {_CARD} has more than {_MAX_CARD_BYTES} bytes: shorten it.")
+        raise AdapterError(f"Adapter '{folder.name}': {_MODEL_CARD} has more than {_MAX_CARD_BYTES} bytes: shorten it.")
     import yaml
 
     try:
@@ -132,7 +132,7 @@ def _base_models(folder: AdapterFolder) -> list[str] | None:
         values = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:
         raise AdapterError(
-            f"Adapter '{folder.name}': the top of {_CARD} cannot be read as YAML: mend it, or delete the card."
+            f"Adapter '{folder.name}': the top of {_MODEL_CARD} cannot be read as YAML: mend it, or delete the card."
         ) from fault
     named = values.get("base_model") if isinstance(values, dict) else None
     return [each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)]

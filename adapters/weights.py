@@ -15,26 +15,26 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adapters.reading import opened, parse
+from adapters.reading import open_untrusted, parse_json
 from errors import AdapterError
 
 WEIGHTS_NAME = "adapter_model.safetensors"
-MAX_HEADER = 8 << 20
+MAX_HEADER_BYTES = 8 << 20
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-SETTLED_NS = 2_000_000_000
-_digests: dict[tuple[str, int, int, int, int], str] = {}
+MIN_STAT_AGE_NS = 2_000_000_000
+_digest_cache: dict[tuple[str, int, int, int, int], str] = {}
 
 
 @dataclass(frozen=True)
-class Examined:
+class WeightsInfo:
     """What one reading of a weights file found: tensor name -> shape, and the SHA-256 of its bytes in hex."""
 
     shapes: Mapping[str, tuple[int, ...]]
     sha256: str
 
 
-class Tensor(NamedTuple):
-    """Where a tensor lies in `Body.data`: its dtype as safetensors names it, its shape, its first byte and the next."""
+class TensorInfo(NamedTuple):
+    """Where a tensor lies in `RawTensors.data`: its dtype as safetensors names it, its shape, its first byte and the next."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -43,95 +43,101 @@ class Tensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Body:
+class RawTensors:
     """All tensors of a file, by name, and the bytes that hold them."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, TensorInfo]
     data: bytearray
 
 
 def read_shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape, of every tensor in the file; AdapterError where its header is broken or it is empty."""
-    with opened(path, name) as (file, status):
-        return _shapes(_tensors(_header(file, status.st_size, name), status.st_size, name), name)
+    with open_untrusted(path, name) as (file, status):
+        return _check_shapes(_parse_header(_read_header(file, status.st_size, name), status.st_size, name), name)
 
 
-def examine(path: Path, name: str) -> Examined:
+def inspect(path: Path, name: str) -> WeightsInfo:
     """The file's shapes and digest, of the same bytes: somebody may be writing it.
 
     A digest is remembered for as long as the file's size, times and inode stay as they are; a file that changed a
     moment ago is read each time, because a second change within one tick of the clock would not show.
     """
-    with opened(path, name) as (file, status):
+    with open_untrusted(path, name) as (file, status):
         now = time.time_ns()
         key = (str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        raw = _header(file, status.st_size, name)
-        shapes = _shapes(_tensors(raw, status.st_size, name), name)
-        if key in _digests:
-            return Examined(shapes, _digests[key])
+        raw = _read_header(file, status.st_size, name)
+        shapes = _check_shapes(_parse_header(raw, status.st_size, name), name)
+        if key in _digest_cache:
+            return WeightsInfo(shapes, _digest_cache[key])
         hasher = hashlib.sha256(len(raw).to_bytes(8, "little") + raw)
         sha256 = hashlib.file_digest(file, lambda: hasher).hexdigest()
-    if now - status.st_ctime_ns > SETTLED_NS:
-        _digests[key] = sha256
-    return Examined(shapes, sha256)
+    if now - status.st_ctime_ns > MIN_STAT_AGE_NS:
+        _digest_cache[key] = sha256
+    return WeightsInfo(shapes, sha256)
 
 
 def digest(path: Path, name: str) -> str:
     """`sha256:` and 16 hex digits of the file's bytes, whatever they are."""
-    with opened(path, name) as (file, _):
-        return short(hashlib.file_digest(file, "sha256").hexdigest())
+    with open_untrusted(path, name) as (file, _):
+        return short_digest(hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def short(sha256: str) -> str:
+def short_digest(sha256: str) -> str:
     """A digest as manifests state it."""
     return f"sha256:{sha256[:16]}"
 
 
-def read_body(path: Path, sha256: str, name: str) -> Body:
+def read_raw_tensors(path: Path, sha256: str, name: str) -> RawTensors:
     """The tensors of the very file that was checked: read once, and AdapterError where its digest is another."""
-    with opened(path, name) as (file, status):
-        raw = _header(file, status.st_size, name)
+    with open_untrusted(path, name) as (file, status):
+        raw = _read_header(file, status.st_size, name)
         data = bytearray(status.st_size - 8 - len(raw))
         filled = file.readinto(data)
     hasher = hashlib.sha256(len(raw).to_bytes(8, "little") + raw)
     hasher.update(data)
     if filled != len(data) or hasher.hexdigest() != sha256:
         raise AdapterError(f"Adapter '{name}' was changed while it was being loaded: ask for it again.")
-    return Body(_tensors(raw, status.st_size, name), data)
+    return RawTensors(_parse_header(raw, status.st_size, name), data)
 
 
-def shown(value: object, width: int = 100) -> str:
+def quote_untrusted(value: object, width: int = 100) -> str:
     """A value out of a file, fit for a sentence: without control characters, and not without end."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _header(file: BufferedReader, size: int, name: str) -> bytes:
+def _read_header(file: BufferedReader, size: int, name: str) -> bytes:
     """The JSON that names the tensors, not parsed yet; `size` is the file's."""
     length = int.from_bytes(file.read(8), "little")
-    if size < 8 or length > MAX_HEADER or length > size - 8:
-        big = size >= 8 and MAX_HEADER < length <= size - 8
-        fault = f"has a header of {length} bytes, more than {MAX_HEADER}" if big else "is cut short or not safetensors"
+    if size < 8 or length > MAX_HEADER_BYTES or length > size - 8:
+        big = size >= 8 and MAX_HEADER_BYTES < length <= size - 8
+        fault = (
+            f"has a header of {length} bytes, more than {MAX_HEADER_BYTES}"
+            if big
+            else "is cut short or not safetensors"
+        )
         raise AdapterError(f"Adapter '{name}': {WEIGHTS_NAME} {fault}: copy it again or train it again.")
     return file.read(length)
 
 
-def _tensors(raw: bytes, size: int, name: str) -> dict[str, Tensor]:
+def _parse_header(raw: bytes, size: int, name: str) -> dict[str, TensorInfo]:
     """The tensors that the header names, after checking that they fill the rest of the file exactly."""
     try:
-        header = parse(raw)
+        header = parse_json(raw)
     except ValueError as fault:
         raise AdapterError(
-            f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({shown(str(fault))}): train it again."
+            f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({quote_untrusted(str(fault))}): train it again."
         ) from fault
     if not isinstance(header, dict):
         raise AdapterError(f"Adapter '{name}': the header of {WEIGHTS_NAME} is not an object: train it again.")
     header.pop("__metadata__", None)
-    tensors = {key: _tensor(key, tensor, name) for key, tensor in header.items()}
+    tensors = {key: _parse_tensor_info(key, tensor, name) for key, tensor in header.items()}
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
         if tensor.begin != end:
-            raise AdapterError(f"Adapter '{name}': tensor {shown(key)} overlaps another or leaves a hole: train again.")
+            raise AdapterError(
+                f"Adapter '{name}': tensor {quote_untrusted(key)} overlaps another or leaves a hole: train again."
+            )
         end = tensor.end
     if end != size - 8 - len(raw):
         raise AdapterError(
@@ -141,31 +147,33 @@ def _tensors(raw: bytes, size: int, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _shapes(tensors: Mapping[str, Tensor], name: str) -> dict[str, tuple[int, ...]]:
+def _check_shapes(tensors: Mapping[str, TensorInfo], name: str) -> dict[str, tuple[int, ...]]:
     if not tensors:
         raise AdapterError(f"Adapter '{name}' has no tensors in {WEIGHTS_NAME}: train it again.")
     for key, tensor in tensors.items():
         if 0 in tensor.shape:
             raise AdapterError(
-                f"Adapter '{name}': tensor {shown(key)} has shape {list(tensor.shape)}, so it is empty: train it again."
+                f"Adapter '{name}': tensor {quote_untrusted(key)} has shape {list(tensor.shape)}, so it is empty: train it again."
             )
     return {key: tensor.shape for key, tensor in tensors.items()}
 
 
-def _tensor(key: str, tensor: Any, name: str) -> Tensor:
+def _parse_tensor_info(key: str, tensor: Any, name: str) -> TensorInfo:
     """What the header says of a tensor; AdapterError when its place contradicts its dtype and shape."""
     dtype = tensor.get("dtype") if isinstance(tensor, dict) else None
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise AdapterError(
-            f"Adapter '{name}': tensor {shown(key)} has dtype {shown(dtype, 20)}: save it as F32, F16 or BF16."
+            f"Adapter '{name}': tensor {quote_untrusted(key)} has dtype {quote_untrusted(dtype, 20)}: save it as F32, F16 or BF16."
         )
     shape, place = tensor.get("shape"), tensor.get("data_offsets")
-    if not _whole_numbers(shape) or not _whole_numbers(place) or len(place) != 2:
-        raise AdapterError(f"Adapter '{name}': tensor {shown(key)} has no valid shape and place: train it again.")
+    if not _is_size_list(shape) or not _is_size_list(place) or len(place) != 2:
+        raise AdapterError(
+            f"Adapter '{name}': tensor {quote_untrusted(key)} has no valid shape and place: train it again."
+        )
     if place[1] - place[0] != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise AdapterError(f"Adapter '{name}': tensor {shown(key)} does not fill its shape: copy it again.")
-    return Tensor(dtype, tuple(shape), place[0], place[1])
+        raise AdapterError(f"Adapter '{name}': tensor {quote_untrusted(key)} does not fill its shape: copy it again.")
+    return TensorInfo(dtype, tuple(shape), place[0], place[1])
 
 
-def _whole_numbers(value: Any) -> bool:
+def _is_size_list(value: Any) -> bool:
     return isinstance(value, list) and len(value) <= 8 and all(type(n) is int and 0 <= n < 2**48 for n in value)

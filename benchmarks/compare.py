@@ -22,12 +22,12 @@ from importlib.metadata import version
 from threading import Event
 from typing import Any
 
-from benchmarks.engine_bench import endless
-from errors import PeftArenaError
+from benchmarks.engine_bench import without_eos
+from errors import PromptOrTuneError
 from serve.build import build_engine
 from serve.method import parse_method
-from serve.quiet import quiet
-from serve.rows import Answer, Decoding, Finished, Request, Row
+from serve.quiet import configure_environment
+from serve.rows import Request, RequestOutput, Row, RowOutput, SamplingParams
 from tasks.problem import Problem
 
 INTENT = "`count_words(path)`: count how often each word occurs in a text file and return a dictionary"
@@ -42,10 +42,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
     arguments = parser.parse_args()
-    quiet()
+    configure_environment()
     try:
         print(json.dumps(measure(arguments)))
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         print(f"benchmarks.compare: {fault}", file=sys.stderr)
         return 2
     return 0
@@ -53,15 +53,15 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Times both sides in turn and returns what the JSON line says."""
-    engine = build_engine(arguments.base, arguments.quantization, "auto", report=_to_stderr)
+    engine = build_engine(arguments.base, arguments.quantization, "auto", report=_print_progress)
     names = ["zero-shot", "icl-8", "rag-8", arguments.adapter]
     requests = [Request(Problem("bench", INTENT), parse_method(name, engine.adapters())) for name in names]
-    answers = engine.answer(requests, Decoding(max_new_tokens=1))
+    answers = engine.answer(requests, SamplingParams(max_new_tokens=1))
     for answer in answers:
         if answer.error:
-            raise PeftArenaError(answer.error)
-    ours = _ours(engine, answers, arguments.new_tokens)
-    peer = _peer(engine, arguments, answers)
+            raise PromptOrTuneError(answer.error)
+    ours = _engine_run(engine, answers, arguments.new_tokens)
+    peer = _peft_run(engine, arguments, answers)
     times: dict[str, list[float]] = {"ours": [], "peer": []}
     for run in range(arguments.runs + 1):
         for side, call in (("ours", ours), ("peer", peer)):
@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             call()
             if run:  # The first one warms up.
                 times[side].append(time.perf_counter() - begin)
-        _to_stderr(f"run {run} of {arguments.runs} done")
+        _print_progress(f"run {run} of {arguments.runs} done")
     medians = {side: statistics.median(values) for side, values in times.items()}
     return {
         "ratio": round(medians["ours"] / medians["peer"], 3),
@@ -89,22 +89,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _ours(engine: Any, answers: list[Answer], new_tokens: int) -> Callable[[], None]:
+def _engine_run(engine: Any, answers: list[RequestOutput], new_tokens: int) -> Callable[[], None]:
     """The rows of those answers in one batch. The rule that ends an answer early is off, for equal work."""
     backend = engine._backend
     rows = [Row(answer.prompt, answer.style, answer.request.method.adapter) for answer in answers if answer.style]
 
     def call() -> None:
-        with endless(backend):
-            events = backend.generate(rows, Decoding(max_new_tokens=new_tokens), Event())
-            said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
+        with without_eos(backend):
+            events = backend.generate(rows, SamplingParams(max_new_tokens=new_tokens), Event())
+            said = [event.candidates[0].tokens for event in events if isinstance(event, RowOutput)]
         if said != [new_tokens] * len(rows):
             raise AssertionError(f"unequal work: {said}")
 
     return call
 
 
-def _peer(engine: Any, arguments: argparse.Namespace, answers: list[Answer]) -> Callable[[], None]:
+def _peft_run(engine: Any, arguments: argparse.Namespace, answers: list[RequestOutput]) -> Callable[[], None]:
     """The same prompts, one `generate` after another on a PeftModel of its own."""
     import torch
     from peft import PeftModel
@@ -112,7 +112,7 @@ def _peer(engine: Any, arguments: argparse.Namespace, answers: list[Answer]) -> 
     from serve.backends.local.loading import load_base
 
     # A second base: PEFT wraps its modules and reads its state_dict, before it has run (see docs).
-    loaded = load_base(arguments.base, arguments.quantization, "auto", _to_stderr, training=True)
+    loaded = load_base(arguments.base, arguments.quantization, "auto", _print_progress, training=True)
     for module in loaded.model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = True
@@ -138,7 +138,7 @@ def _peer(engine: Any, arguments: argparse.Namespace, answers: list[Answer]) -> 
     return call
 
 
-def _to_stderr(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

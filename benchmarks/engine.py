@@ -31,34 +31,34 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import PeftArenaError, unknown
-from serve.quiet import quiet
+from errors import PromptOrTuneError, unknown_name_error
+from serve.quiet import configure_environment
 
 if TYPE_CHECKING:
-    from benchmarks.engine_bench import Bench, Settings
+    from benchmarks.engine_bench import Bench, BenchSettings
 
-QUESTIONS = ("columns", "llama", "eight", "thousand", "cold", "memory", "prefix", "limit")
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-Question = Callable[["Bench"], dict[str, Any]]
+BENCHMARKS = ("columns", "llama", "eight", "thousand", "cold", "memory", "prefix", "limit")
+VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+BenchmarkFn = Callable[["Bench"], dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 2 with one sentence where something is missing, else 0."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(given)
-    quiet()
+    configure_environment()
     try:
         line = measure(options)
         if options.output is not None:
-            _write(options.output, line, _command(given))
-    except PeftArenaError as fault:
+            _write_report(options.output, line, _command(given))
+    except PromptOrTuneError as fault:
         print(f"benchmarks.engine: {fault}", file=sys.stderr)
         return 2
     print(json.dumps(line))
     return 0
 
 
-def _options(given: Sequence[str]) -> argparse.Namespace:
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.engine", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,18 +68,18 @@ def _options(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="rounds that count; one more warms up")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2, help="of torch, and of llama.cpp")
-    parser.add_argument("--only", default=",".join(QUESTIONS), help=f"questions with commas between: {QUESTIONS}")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"questions with commas between: {BENCHMARKS}")
     parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
     parser.add_argument("--gguf", type=Path, help="the base for llama.cpp; not needed for the embedded one")
     parser.add_argument("--random-llama", choices=("7b", "tiny"), help="a base of that size with random weights")
     parser.add_argument("--output", type=Path, help="a page and its JSON, without an ending")
-    return parser.parse_args(given)
+    return parser.parse_args(arguments)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """What the JSON line says; what is missing for a question is said before the first one is measured."""
-    chosen = _chosen(options)
-    questions = _questions(chosen, options)
+    chosen = _selected_benchmarks(options)
+    questions = _benchmark_functions(chosen, options)
     # Before torch is imported: each of its threads asks once how many there may be.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
     from benchmarks.engine_bench import open_bench
@@ -102,54 +102,54 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "base": base.id,
         "revision": base.revision,
         "quantization": base.quantization,
-        "device": _device(base.device),
+        "device": _device_name(base.device),
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: version(name) for name in VERSIONED_PACKAGES},
     }
 
 
-def _chosen(options: argparse.Namespace) -> list[str]:
+def _selected_benchmarks(options: argparse.Namespace) -> list[str]:
     """The questions asked for, in their own order; llama.cpp only where the base is no random one."""
     asked = [name.strip() for name in options.only.split(",")]
     for name in asked:
-        if name not in QUESTIONS:
-            raise unknown("question", name, QUESTIONS)
-    return [name for name in QUESTIONS if name in asked and not (name == "llama" and options.random_llama)]
+        if name not in BENCHMARKS:
+            raise unknown_name_error("question", name, BENCHMARKS)
+    return [name for name in BENCHMARKS if name in asked and not (name == "llama" and options.random_llama)]
 
 
-def _questions(chosen: Sequence[str], options: argparse.Namespace) -> dict[str, Question]:
+def _benchmark_functions(selected: Sequence[str], options: argparse.Namespace) -> dict[str, BenchmarkFn]:
     from benchmarks import engine_adapters, engine_columns, engine_limit, engine_llama, engine_prefix, engine_thousand
 
-    questions: dict[str, Question] = {
-        "columns": engine_columns.columns,
-        "eight": engine_adapters.eight,
-        "thousand": engine_thousand.thousand,
-        "cold": engine_adapters.cold,
-        "memory": engine_adapters.memory,
-        "prefix": engine_prefix.prefix,
-        "limit": engine_limit.limit,
+    questions: dict[str, BenchmarkFn] = {
+        "columns": engine_columns.bench_columns,
+        "eight": engine_adapters.bench_eight_adapters,
+        "thousand": engine_thousand.bench_thousand_adapters,
+        "cold": engine_adapters.bench_cold_load,
+        "memory": engine_adapters.bench_adapter_memory,
+        "prefix": engine_prefix.bench_prefix_cache,
+        "limit": engine_limit.bench_bandwidth_limit,
     }
-    if "llama" in chosen:
+    if "llama" in selected:
         engine_llama.check_python(options.llama_python)
         gguf = engine_llama.gguf_file(options.base, options.gguf)
-        questions["llama"] = lambda bench: engine_llama.llama(bench, options.llama_python, gguf)
+        questions["llama"] = lambda bench: engine_llama.bench_llama_cpp(bench, options.llama_python, gguf)
     return questions
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    from benchmarks.engine_bench import Settings
-    from benchmarks.engine_random import random_llama
-    from benchmarks.engine_timing import report
+def _settings(options: argparse.Namespace) -> BenchSettings:
+    from benchmarks.engine_bench import BenchSettings
+    from benchmarks.engine_random import make_random_llama
+    from benchmarks.engine_timing import print_progress
 
     base = options.base
     if options.random_llama is not None:
-        base = str(random_llama(options.random_llama, options.device, report))
-    return Settings(
+        base = str(make_random_llama(options.random_llama, options.device, print_progress))
+    return BenchSettings(
         base, options.quantization, options.device, options.runs, options.new_tokens, threads=options.threads
     )
 
 
-def _device(device: str) -> str:
+def _device_name(device: str) -> str:
     """The device by its own name where it has one."""
     if device.startswith("cuda"):
         import torch
@@ -158,10 +158,10 @@ def _device(device: str) -> str:
     return device
 
 
-def _command(given: Sequence[str]) -> str:
+def _command(arguments: Sequence[str]) -> str:
     """The command as a page names it: without where this machine has its Pythons."""
     kept: list[str] = []
-    for argument in given:
+    for argument in arguments:
         if not argument.startswith("--llama-python=") and kept[-1:] != ["--llama-python"]:
             kept.append(argument)
         elif kept[-1:] == ["--llama-python"]:
@@ -169,12 +169,12 @@ def _command(given: Sequence[str]) -> str:
     return " ".join(["python -m benchmarks.engine", *kept])
 
 
-def _write(output: Path, line: Mapping[str, Any], command: str) -> None:
-    from benchmarks.engine_page import page
-    from evaluate.files import write_atomically
+def _write_report(output: Path, results: Mapping[str, Any], command: str) -> None:
+    from benchmarks.engine_page import render_page
+    from evaluate.files import atomic_write
 
-    write_atomically(output.with_suffix(".json"), json.dumps(line, indent=1) + "\n")
-    write_atomically(output.with_suffix(".md"), page(line, command, output.with_suffix(".json").name))
+    atomic_write(output.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
+    atomic_write(output.with_suffix(".md"), render_page(results, command, output.with_suffix(".json").name))
 
 
 if __name__ == "__main__":

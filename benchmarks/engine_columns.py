@@ -16,36 +16,43 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.engine_bench import ADAPTERS, EARLIER, Bench
-from benchmarks.engine_timing import compared, digits, interleaved, medians, report, timed
+from benchmarks.engine_bench import ADAPTER_TYPES, PREVIOUS_INTENT, Bench
+from benchmarks.engine_timing import (
+    make_timed,
+    medians,
+    print_progress,
+    round_significant,
+    time_interleaved,
+    time_ratios,
+)
 from serve.rows import Row
 
-METHODS = ("zero-shot", "icl-8", "rag-8", *ADAPTERS)
+METHODS = ("zero-shot", "icl-8", "rag-8", *ADAPTER_TYPES)
 
 
-def columns(bench: Bench) -> dict[str, Any]:
+def bench_columns(bench: Bench) -> dict[str, Any]:
     """`six_columns_ratio`, `six_columns_warm_ratio`, `slowest_column_ratio`, and what they are made of."""
-    rows, earlier = bench.rows(METHODS), bench.rows(METHODS, EARLIER)
-    peer = Peer(bench, rows)
-    batch = partial(bench.watch, rows)
+    rows, earlier = bench.method_rows(METHODS), bench.method_rows(METHODS, PREVIOUS_INTENT)
+    peer = HFPeer(bench, rows)
+    batch = partial(bench.time_batch, rows)
     sides = {
-        "cold": timed(batch, before=bench.forget),
-        "warm": timed(batch, before=lambda: bench.read_before(earlier)),
-        "peer": timed(peer.answer),
+        "cold": make_timed(batch, setup=bench.clear_prefix_cache),
+        "warm": make_timed(batch, setup=lambda: bench.warm_prefix_cache(earlier)),
+        "peer": make_timed(peer.generate_all),
     }
     for method, row in zip(METHODS, rows, strict=True):
-        sides[method] = timed(partial(bench.watch, [row]), before=bench.forget)
-    times = interleaved("six columns", sides, bench.settings.runs)
+        sides[method] = make_timed(partial(bench.time_batch, [row]), setup=bench.clear_prefix_cache)
+    times = time_interleaved("six columns", sides, bench.settings.runs)
     seconds = medians(times)
     slowest = max(METHODS, key=lambda method: seconds[method])
-    cold, warm, alone = (compared(times, *pair) for pair in (("cold", "peer"), ("warm", "peer"), ("cold", slowest)))
+    cold, warm, alone = (time_ratios(times, *pair) for pair in (("cold", "peer"), ("warm", "peer"), ("cold", slowest)))
     return {
         "six_columns_ratio": cold["ratio"],
         "six_columns_warm_ratio": warm["ratio"],
         "slowest_column_ratio": alone["ratio"],
         "columns": {
             "methods": METHODS,
-            "prompt_tokens": [len(tokens) for tokens in bench.tokens(rows)],
+            "prompt_tokens": [len(tokens) for tokens in bench.prompt_token_ids(rows)],
             "seconds": {name: seconds[name] for name in ("cold", "warm", "peer")},
             "seconds_alone": {method: seconds[method] for method in METHODS},
             "peer_seconds_alone": dict(zip(METHODS, peer.medians(), strict=True)),
@@ -57,7 +64,7 @@ def columns(bench: Bench) -> dict[str, Any]:
     }
 
 
-class Peer:
+class HFPeer:
     """The rows one after another, each with `generate` on the model that its adapter needs."""
 
     def __init__(self, bench: Bench, rows: Sequence[Row]) -> None:
@@ -66,24 +73,24 @@ class Peer:
 
         self._new_tokens = bench.settings.new_tokens
         self._dtype = bench.backend._model.dtype
-        self._prompts = [torch.tensor([tokens]) for tokens in bench.tokens(rows)]
+        self._prompts = [torch.tensor([tokens]) for tokens in bench.prompt_token_ids(rows)]
         self._models: list[Any] = []
-        self._cast: list[bool] = []
+        self._needs_autocast: list[bool] = []
         self._seconds: list[list[float]] = [[] for _ in rows]
-        bare = plain_base(bench)
+        bare = load_plain_base(bench)
         for row in rows:
             model, technique = bare, ""
             if row.adapter is not None:
                 folder = bench.engine.store.open(row.adapter, bench.engine.base)
                 model, technique = (
-                    PeftModel.from_pretrained(plain_base(bench), folder.path).eval(),
+                    PeftModel.from_pretrained(load_plain_base(bench), folder.path).eval(),
                     folder.config["peft_type"],
                 )
             self._models.append(model)
             # IA3 of PEFT works on quantized layers under autocast alone; the others are quicker without it.
-            self._cast.append(technique == "IA3" and bench.settings.quantization != "none")
+            self._needs_autocast.append(technique == "IA3" and bench.settings.quantization != "none")
 
-    def answer(self) -> None:
+    def generate_all(self) -> None:
         """All rows once; AssertionError unless each says the same number of tokens."""
         for place in range(len(self._models)):
             begin = time.perf_counter()
@@ -92,12 +99,12 @@ class Peer:
             if said != self._new_tokens:
                 raise AssertionError(f"unequal work: {said} tokens")
 
-    def _generate(self, place: int) -> int:
+    def _generate(self, index: int) -> int:
         import torch
 
-        model = self._models[place]
-        ids = self._prompts[place].to(model.device)
-        with torch.inference_mode(), torch.autocast(ids.device.type, self._dtype, enabled=self._cast[place]):
+        model = self._models[index]
+        ids = self._prompts[index].to(model.device)
+        with torch.inference_mode(), torch.autocast(ids.device.type, self._dtype, enabled=self._needs_autocast[index]):
             said = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -109,10 +116,10 @@ class Peer:
 
     def medians(self) -> list[float]:
         """Median seconds of each row, without the first time, which warmed up."""
-        return [digits(statistics.median(seconds[1:])) for seconds in self._seconds]
+        return [round_significant(statistics.median(seconds[1:])) for seconds in self._seconds]
 
 
-def plain_base(bench: Bench) -> Any:
+def load_plain_base(bench: Bench) -> Any:
     """The same weights once more for PEFT, which wraps modules and reads the state_dict, before they have run.
 
     Loaded as for training, so that reading it is no error; then the CPU's fast kernel is allowed again.
@@ -122,7 +129,7 @@ def plain_base(bench: Bench) -> Any:
     from serve.backends.local.loading import load_base
 
     model: Any = load_base(
-        bench.settings.base, bench.settings.quantization, bench.settings.device, report, training=True
+        bench.settings.base, bench.settings.quantization, bench.settings.device, print_progress, training=True
     ).model
     for layer in model.modules():
         # The kernel asserts on other shapes: serve/backends/local/loading.py.

@@ -14,33 +14,33 @@ from adapters.manifest import BaseIdentity, Manifest
 from adapters.shapes import is_feedforward
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME, digest
-from serve.home import require_space
+from serve.home import check_disk_space
 from tasks.prompt import STYLES
-from train.targets import attention_modules, ia3_modules
+from train.targets import attention_target_modules, ia3_target_modules
 
 RANK = 16
 VIRTUAL_TOKENS = 20
 Shape = tuple[int, ...]
 # PEFT's config, and the shape of each tensor.
-Made = tuple[dict[str, Any], dict[str, Shape]]
+AdapterFiles = tuple[dict[str, Any], dict[str, Shape]]
 
 
-def copies(of: AdapterFolder, root: Path, number: int) -> list[str]:
+def copy_adapters(source: AdapterFolder, root: Path, number: int) -> list[str]:
     """`number` adapters like `of` under `root`, each with weights of its own; their names."""
     from safetensors.torch import load_file, save_file
 
-    require_space(root, int(1.1 * number * (of.path / WEIGHTS_NAME).stat().st_size))
-    tensors = load_file(of.path / WEIGHTS_NAME)
+    check_disk_space(root, int(1.1 * number * (source.path / WEIGHTS_NAME).stat().st_size))
+    tensors = load_file(source.path / WEIGHTS_NAME)
     names = [f"copy-{place:04}" for place in range(number)]
     for place, name in enumerate(names):
         folder = root / name
         folder.mkdir()
-        shutil.copy(of.path / CONFIG_NAME, folder)
+        shutil.copy(source.path / CONFIG_NAME, folder)
         # Other bytes each, of the size of trained ones.
         weaker = {key: tensor * (1 - 0.2 * place / number) for key, tensor in tensors.items()}
         save_file(weaker, folder / WEIGHTS_NAME)
         weights = digest(folder / WEIGHTS_NAME, name)
-        replace(of.manifest, name=name, weights_digest=weights).write(folder)
+        replace(source.manifest, name=name, weights_digest=weights).write(folder)
     return names
 
 
@@ -76,27 +76,27 @@ def make_adapter(folder: Path, technique: str, base: BaseIdentity) -> None:
     ).write(folder)
 
 
-def _lora(base: BaseIdentity) -> Made:
-    targets = attention_modules(base)
+def _make_lora(base: BaseIdentity) -> AdapterFiles:
+    targets = attention_target_modules(base)
     shapes: dict[str, Shape] = {}
-    for key, (features_out, features_in) in _modules(base, targets):
+    for key, (features_out, features_in) in _target_shapes(base, targets):
         shapes[f"{key}.lora_A.weight"] = (RANK, features_in)
         shapes[f"{key}.lora_B.weight"] = (features_out, RANK)
     config = {"peft_type": "LORA", "target_modules": targets, "r": RANK, "lora_alpha": 2 * RANK, "bias": "none"}
     return config, shapes
 
 
-def _ia3(base: BaseIdentity) -> Made:
-    targets, inwards = ia3_modules(base)
+def _make_ia3(base: BaseIdentity) -> AdapterFiles:
+    targets, inwards = ia3_target_modules(base)
     config: dict[str, Any] = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": inwards}
     shapes: dict[str, Shape] = {
         f"{key}.ia3_l": (1, features_in) if is_feedforward(key, config) else (features_out, 1)
-        for key, (features_out, features_in) in _modules(base, targets)
+        for key, (features_out, features_in) in _target_shapes(base, targets)
     }
     return config, shapes
 
 
-def _prompt_tuning(base: BaseIdentity) -> Made:
+def _make_prompt_tuning(base: BaseIdentity) -> AdapterFiles:
     config = {
         "peft_type": "PROMPT_TUNING",
         "num_virtual_tokens": VIRTUAL_TOKENS,
@@ -108,11 +108,15 @@ def _prompt_tuning(base: BaseIdentity) -> Made:
     return config, {"prompt_embeddings": (VIRTUAL_TOKENS, base.hidden_size)}
 
 
-def _modules(base: BaseIdentity, targets: Sequence[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _target_shapes(base: BaseIdentity, targets: Sequence[str]) -> Iterator[tuple[str, tuple[int, int]]]:
     """PEFT's name, and (out, in) features, of every layer of the base that `targets` mean."""
     for module, features in base.shapes.items():
         if module.endswith(tuple(f".{target}" for target in targets)):
             yield f"base_model.model.{module}", features
 
 
-_MAKERS: dict[str, Callable[[BaseIdentity], Made]] = {"lora": _lora, "ia3": _ia3, "prompt-tuning": _prompt_tuning}
+_MAKERS: dict[str, Callable[[BaseIdentity], AdapterFiles]] = {
+    "lora": _make_lora,
+    "ia3": _make_ia3,
+    "prompt-tuning": _make_prompt_tuning,
+}

@@ -13,38 +13,41 @@ from typing import Any
 
 from benchmarks.engine_bench import Bench
 from benchmarks.engine_columns import METHODS
-from benchmarks.engine_timing import digits, interleaved
+from benchmarks.engine_timing import round_significant, time_interleaved
 
 # Several times the largest cache: what is copied comes from memory.
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 COPIES = 10
 
 
-def limit(bench: Bench) -> dict[str, Any]:
+def bench_bandwidth_limit(bench: Bench) -> dict[str, Any]:
     """`share_of_limit` of a step with the six columns in flight, and what the limit is made of."""
-    rows = bench.rows(METHODS)
+    rows = bench.method_rows(METHODS)
     model, base = bench.backend._model, bench.engine.base
     worn = {row.adapter for row in rows if row.adapter is not None}
-    tokens = [len(prompt) for prompt in bench.tokens(rows)]
+    tokens = [len(prompt) for prompt in bench.prompt_token_ids(rows)]
     ahead = sum(bench.engine.store.open(row.adapter, base).virtual_tokens for row in rows if row.adapter is not None)
     # Half of what is said stands in the cache on average.
     places = sum(tokens) + ahead + len(rows) * bench.settings.new_tokens // 2
     read = {
         "weights": weight_bytes(model),
-        "keys_values": places * place_bytes(base.num_layers, base.num_key_value_heads, base.head_dim, model.dtype),
+        "keys_values": places
+        * kv_bytes_per_token(base.num_layers, base.num_key_value_heads, base.head_dim, model.dtype),
         "adapters": sum(bench.backend.adapter_bytes(name) for name in worn),
     }
-    speed = bandwidth(base.device)
-    times = interleaved("share of the limit", {"step": lambda: bench.watch(rows).step()}, bench.settings.runs)
+    speed = measure_bandwidth(base.device)
+    times = time_interleaved(
+        "share of the limit", {"step": lambda: bench.time_batch(rows).step_seconds()}, bench.settings.runs
+    )
     least, taken = sum(read.values()) / speed, statistics.median(times["step"])
     return {
-        "share_of_limit": digits(least / taken),
+        "share_of_limit": round_significant(least / taken),
         "limit": {
             "bytes_per_step": read,
-            "bandwidth_gb_per_second": digits(speed / 1e9),
-            "least_step_ms": digits(1000 * least),
-            "step_ms": digits(1000 * taken),
-            "tokens_per_second": digits(len(rows) / taken),
+            "bandwidth_gb_per_second": round_significant(speed / 1e9),
+            "least_step_ms": round_significant(1000 * least),
+            "step_ms": round_significant(1000 * taken),
+            "tokens_per_second": round_significant(len(rows) / taken),
         },
     }
 
@@ -71,12 +74,12 @@ def weight_bytes(model: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def place_bytes(layers: int, heads: int, head_dim: int, dtype: Any) -> int:
+def kv_bytes_per_token(layers: int, heads: int, head_dim: int, dtype: Any) -> int:
     """Bytes of the keys and values of one place of one row."""
     return int(2 * layers * heads * head_dim * dtype.itemsize)
 
 
-def bandwidth(device: str) -> float:
+def measure_bandwidth(device: str) -> float:
     """Bytes a second that a large copy reads and writes; the best of a few."""
     import torch
 
@@ -85,15 +88,15 @@ def bandwidth(device: str) -> float:
     target = torch.empty_like(source)
     best = float("inf")
     for _ in range(COPIES):
-        _wait(kind)
+        _synchronize(kind)
         begin = time.perf_counter()
         target.copy_(source)
-        _wait(kind)
+        _synchronize(kind)
         best = min(best, time.perf_counter() - begin)
     return 2 * source.numel() / best
 
 
-def _wait(kind: str) -> None:
+def _synchronize(kind: str) -> None:
     """A GPU works on after a call has returned."""
     if kind == "cuda":
         import torch

@@ -19,39 +19,39 @@ from typing import Any
 
 from benchmarks.engine_bench import Bench
 from benchmarks.engine_columns import METHODS
-from benchmarks.engine_timing import digits, interleaved, report, timed
-from errors import BaseModelError, PeftArenaError
+from benchmarks.engine_timing import make_timed, print_progress, round_significant, time_interleaved
+from errors import BaseModelError, PromptOrTuneError
 from serve.backends.local.embedded import embedded_file
 from serve.backends.local.source import EMBEDDED, EMBEDDED_ID
 
 _WORKER = Path(__file__).with_name("engine_llama_worker.py")
-Answers = list[dict[str, Any]]
-Ask = Callable[[Sequence[Sequence[int]]], Answers]
+LlamaAnswers = list[dict[str, Any]]
+LlamaGenerateFn = Callable[[Sequence[Sequence[int]]], LlamaAnswers]
 
 
-def llama(bench: Bench, python: str, gguf: Path) -> dict[str, Any]:
+def bench_llama_cpp(bench: Bench, python: str, gguf: Path) -> dict[str, Any]:
     """`llama_cpp_total_ratio` and `llama_cpp_single_ratio`: our tokens a second divided by llama.cpp's."""
-    rows = bench.rows(METHODS)
-    prompts, new_tokens = bench.tokens(rows), bench.settings.new_tokens
+    rows = bench.method_rows(METHODS)
+    prompts, new_tokens = bench.prompt_token_ids(rows), bench.settings.new_tokens
     context = max(len(prompt) for prompt in prompts) + new_tokens
-    with worker(python, gguf, context, bench.settings.threads, new_tokens) as (ask, settings):
+    with llama_worker(python, gguf, context, bench.settings.threads, new_tokens) as (ask, settings):
         sides = {
-            "ours_total": timed(lambda: bench.watch(rows), before=bench.forget),
+            "ours_total": make_timed(lambda: bench.time_batch(rows), setup=bench.clear_prefix_cache),
             "llama_total": lambda: sum(answer["seconds"] for answer in ask(prompts)),
-            "ours_single": lambda: bench.watch(rows[:1]).step() * (new_tokens - 1),
+            "ours_single": lambda: bench.time_batch(rows[:1]).step_seconds() * (new_tokens - 1),
             "llama_single": lambda: float(ask(prompts[:1])[0]["decode_seconds"]),
         }
-        times = interleaved("llama.cpp", sides, bench.settings.runs)
+        times = time_interleaved("llama.cpp", sides, bench.settings.runs)
     tokens = {"total": len(rows) * new_tokens, "single": new_tokens - 1}
     rates = {side: [tokens[side.partition("_")[2]] / seconds for seconds in values] for side, values in times.items()}
     found = {name: statistics.median(values) for name, values in rates.items()}
     return {
-        "llama_cpp_total_ratio": digits(found["ours_total"] / found["llama_total"]),
-        "llama_cpp_single_ratio": digits(found["ours_single"] / found["llama_single"]),
+        "llama_cpp_total_ratio": round_significant(found["ours_total"] / found["llama_total"]),
+        "llama_cpp_single_ratio": round_significant(found["ours_single"] / found["llama_single"]),
         "llama_cpp": {
-            "tokens_per_second": {name: digits(rate) for name, rate in found.items()},
-            "total_pair_ratios": _pairs(rates, "total"),
-            "single_pair_ratios": _pairs(rates, "single"),
+            "tokens_per_second": {name: round_significant(rate) for name, rate in found.items()},
+            "total_pair_ratios": _rate_ratios(rates, "total"),
+            "single_pair_ratios": _rate_ratios(rates, "single"),
             "prompt_tokens": [len(prompt) for prompt in prompts],
             "file": gguf.name,
             "flash_attention": True,
@@ -60,43 +60,43 @@ def llama(bench: Bench, python: str, gguf: Path) -> dict[str, Any]:
     }
 
 
-def _pairs(rates: dict[str, list[float]], name: str) -> list[float]:
-    return [digits(a / b) for a, b in zip(rates[f"ours_{name}"], rates[f"llama_{name}"], strict=True)]
+def _rate_ratios(rates: dict[str, list[float]], name: str) -> list[float]:
+    return [round_significant(a / b) for a, b in zip(rates[f"ours_{name}"], rates[f"llama_{name}"], strict=True)]
 
 
-def gguf_file(base: str, given: Path | None) -> Path:
-    """The file that llama.cpp reads for `base`; PeftArenaError where it is not known."""
-    if given is not None:
-        path = given
+def gguf_file(base: str, gguf: Path | None) -> Path:
+    """The file that llama.cpp reads for `base`; PromptOrTuneError where it is not known."""
+    if gguf is not None:
+        path = gguf
     elif base in (EMBEDDED, EMBEDDED_ID):
-        path = embedded_file(report)
+        path = embedded_file(print_progress)
     elif base.endswith(".gguf"):
         path = Path(base)
     else:
-        raise PeftArenaError(f"llama.cpp needs '{base}' as a GGUF file: name it with --gguf, or leave out llama.")
+        raise PromptOrTuneError(f"llama.cpp needs '{base}' as a GGUF file: name it with --gguf, or leave out llama.")
     if not path.is_file():
         raise BaseModelError(f"There is no GGUF file {path}: check the path given to --gguf.")
     return path
 
 
 def check_python(python: str) -> None:
-    """PeftArenaError unless that Python has llama-cpp-python."""
+    """PromptOrTuneError unless that Python has llama-cpp-python."""
     probe = [python, "-c", "import importlib.metadata as m; print(m.version('llama-cpp-python'))"]
     try:
         found = subprocess.run(probe, capture_output=True, text=True, check=False).returncode == 0
     except OSError:
         found = False
     if not found:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"{python} has no llama-cpp-python: pip install --no-deps -r requirements-benchmarks.txt, name the Python "
             "that has it with --llama-python, or leave out llama with --only."
         )
 
 
 @contextmanager
-def worker(
+def llama_worker(
     python: str, gguf: Path, context: int, threads: int, new_tokens: int
-) -> Iterator[tuple[Ask, dict[str, Any]]]:
+) -> Iterator[tuple[LlamaGenerateFn, dict[str, Any]]]:
     """llama.cpp in a process that lasts as long as the block: what asks it, and its settings."""
     # It gets the OpenMP that it was built for: ours waits asleep, which would cost it at every barrier.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
@@ -115,11 +115,11 @@ def worker(
             except BrokenPipeError:
                 line = ""
             if not line:
-                raise PeftArenaError("llama.cpp's process ended; what it printed above says why.")
+                raise PromptOrTuneError("llama.cpp's process ended; what it printed above says why.")
             return json.loads(line)
 
-        def ask(prompts: Sequence[Sequence[int]]) -> Answers:
-            answers: Answers = exchange({"prompts": prompts, "new_tokens": new_tokens})
+        def ask(prompts: Sequence[Sequence[int]]) -> LlamaAnswers:
+            answers: LlamaAnswers = exchange({"prompts": prompts, "new_tokens": new_tokens})
             said = [len(answer["tokens"]) for answer in answers]
             if said != [new_tokens] * len(prompts):
                 raise AssertionError(f"unequal work: {said}")

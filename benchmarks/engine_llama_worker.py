@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import Any
 
 
-class Worker:
+class LlamaWorker:
     """One model with one context."""
 
-    def __init__(self, asked: dict[str, Any]) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         self._llama: Any = importlib.import_module("llama_cpp")
         self._model: Any = self._llama.Llama(
-            asked["model"],
-            n_ctx=asked["context"],
-            n_threads=asked["threads"],
-            n_threads_batch=asked["threads"],
-            flash_attn=asked["flash_attention"],
+            options["model"],
+            n_ctx=options["context"],
+            n_threads=options["threads"],
+            n_threads_batch=options["threads"],
+            flash_attn=options["flash_attention"],
             verbose=False,
         )
         self._context = self._model._ctx.ctx
@@ -48,23 +48,23 @@ class Worker:
             "context": self._llama.llama_n_ctx(self._context),
         }
 
-    def say(self, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:
+    def generate(self, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:
         """Reads one prompt in pieces of its batch size and says exactly `new_tokens` tokens."""
         llama, context = self._llama, self._context
         size = llama.llama_n_batch(context)
         begin = time.perf_counter()
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
         for start in range(0, len(prompt), size):
-            self._read(prompt[start : start + size])
+            self._prefill(prompt[start : start + size])
         said = [llama.llama_sampler_sample(self._greedy, context, -1)]
         first = time.perf_counter()
         while len(said) < new_tokens:
-            self._read(said[-1:])
+            self._prefill(said[-1:])
             said.append(llama.llama_sampler_sample(self._greedy, context, -1))
         end = time.perf_counter()
         return {"seconds": end - begin, "decode_seconds": end - first, "tokens": said}
 
-    def _read(self, tokens: Sequence[int]) -> None:
+    def _prefill(self, tokens: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(tokens))(*tokens)
         if self._llama.llama_decode(self._context, self._llama.llama_batch_get_one(array, len(tokens))):
             raise RuntimeError("llama_decode failed")
@@ -79,10 +79,10 @@ def main() -> int:
     for line in sys.stdin:
         asked = json.loads(line)
         if worker is None:
-            worker = Worker(asked)
+            worker = LlamaWorker(asked)
             answer: Any = worker.settings()
         else:
-            answer = [worker.say(prompt, asked["new_tokens"]) for prompt in asked["prompts"]]
+            answer = [worker.generate(prompt, asked["new_tokens"]) for prompt in asked["prompts"]]
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 

@@ -5,26 +5,26 @@ from __future__ import annotations
 from itertools import takewhile
 from typing import Any
 
-from benchmarks.engine_bench import EARLIER, Bench
-from benchmarks.engine_timing import compared, interleaved, medians, timed
+from benchmarks.engine_bench import PREVIOUS_INTENT, Bench
+from benchmarks.engine_timing import make_timed, medians, time_interleaved, time_ratios
 
 METHOD = "icl-8"
 
 
-def prefix(bench: Bench) -> dict[str, Any]:
+def bench_prefix_cache(bench: Bench) -> dict[str, Any]:
     """`warm_prefix_ratio`: seconds to the first token, warm divided by cold."""
-    rows, earlier = bench.rows([METHOD]), bench.rows([METHOD], EARLIER)
+    rows, earlier = bench.method_rows([METHOD]), bench.method_rows([METHOD], PREVIOUS_INTENT)
 
     def first_token() -> None:
-        bench.watch(rows, 1)
+        bench.time_batch(rows, 1)
 
     sides = {
-        "warm": timed(first_token, before=lambda: bench.read_before(earlier)),
-        "cold": timed(first_token, before=bench.forget),
+        "warm": make_timed(first_token, setup=lambda: bench.warm_prefix_cache(earlier)),
+        "cold": make_timed(first_token, setup=bench.clear_prefix_cache),
     }
-    times = interleaved("warm prefix", sides, bench.settings.runs)
-    found = compared(times, "warm", "cold")
-    ours, before = bench.tokens([*rows, *earlier])
+    times = time_interleaved("warm prefix", sides, bench.settings.runs)
+    found = time_ratios(times, "warm", "cold")
+    ours, before = bench.prompt_token_ids([*rows, *earlier])
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, before, strict=False)))
     return {
         "warm_prefix_ratio": found["ratio"],

@@ -11,45 +11,45 @@ from typing import Any
 
 from errors import BaseModelError
 from serve.backends.local.source import EMBEDDED, resolve
-from serve.home import Report, home, new_folder, require_space
+from serve.home import ProgressFn, atomic_dir, cache_dir, check_disk_space
 
 # Hidden size, feed-forward size, layers, heads: Llama-2-7B's (arXiv 2307.09288), and one for tests.
-SIZES = {"7b": (4096, 11008, 32, 32), "tiny": (128, 256, 2, 4)}
-CONTEXT = 4096
+MODEL_SIZES = {"7b": (4096, 11008, 32, 32), "tiny": (128, 256, 2, 4)}
+CONTEXT_LENGTH = 4096
 
 
-def random_llama(size: str, device: str, report: Report) -> Path:
+def make_random_llama(size: str, device: str, report: ProgressFn) -> Path:
     """The folder of that base in the user's cache, made when it is not there; 14 GB for "7b"."""
-    folder = home() / "bases" / f"random-llama-{size}"
+    folder = cache_dir() / "bases" / f"random-llama-{size}"
     if (folder / "config.json").is_file():
         return folder
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(EMBEDDED, report).folder)
-    hidden, inner, layers, heads = SIZES[size]
+    hidden, inner, layers, heads = MODEL_SIZES[size]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=CONTEXT_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.bfloat16,
     )
-    weights = _parameters(config)
+    weights = _num_parameters(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    require_space(folder.parent, int(2.1 * weights))
+    check_disk_space(folder.parent, int(2.1 * weights))
     report(f"Making a Llama of {weights / 1e9:.2f} billion random weights, once ...")
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     try:
         torch.manual_seed(0)
         with torch.device(place):
             model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
-        with new_folder(folder) as building:
+        with atomic_dir(folder) as building:
             model.save_pretrained(building)
             tokenizer.save_pretrained(building)
     except torch.cuda.OutOfMemoryError as fault:
@@ -59,7 +59,7 @@ def random_llama(size: str, device: str, report: Report) -> Path:
     return folder
 
 
-def _parameters(config: Any) -> int:
+def _num_parameters(config: Any) -> int:
     """How many weights such a model has."""
     import torch
     from transformers import LlamaForCausalLM

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.engine_bench import LORA, RESIDENT, Bench, endless
-from benchmarks.engine_timing import compared, digits, interleaved, medians, timed
-from errors import PeftArenaError
-from serve.method import Method, Nothing
-from serve.rows import Decoding, Request
+from benchmarks.engine_bench import LORA_ADAPTER, MAX_LOADED_ADAPTERS, Bench, without_eos
+from benchmarks.engine_timing import make_timed, medians, round_significant, time_interleaved, time_ratios
+from errors import PromptOrTuneError
+from serve.method import Method, NoExamples
+from serve.rows import Request, SamplingParams
 from tasks.datasets import load_problems
 from tasks.problem import Problem
 
@@ -28,12 +28,12 @@ CLIENTS = 8
 REQUESTS = 80
 
 
-def thousand(bench: Bench) -> dict[str, Any]:
+def bench_thousand_adapters(bench: Bench) -> dict[str, Any]:
     """`thousand_adapters_ratio`: tokens a second over the thousand, divided by those of the one adapter."""
-    residents = bench.engine.residents
-    with bench.adapters(REGISTERED) as names:
+    residents = bench.engine.adapter_cache
+    with bench.temporary_adapters(REGISTERED) as names:
         hot, cold = names[:HOT], iter(names[HOT:])
-        room = RESIDENT - residents.status().count - HOT
+        room = MAX_LOADED_ADAPTERS - residents.status().count - HOT
         # The hot ones last: what was used longest ago goes first.
         for name in [*(next(cold) for _ in range(room)), *hot]:
             residents.acquire(name).release()
@@ -43,37 +43,39 @@ def thousand(bench: Bench) -> dict[str, Any]:
 
         def many() -> None:
             start = residents.status()
-            _serve(bench, draw(hot, cold, REQUESTS, rng))
+            _run_clients(bench, sample_requests(hot, cold, REQUESTS, rng))
             end = residents.status()
             drawn["hits"] += end.hits - start.hits
             drawn["loads"] += end.loads - start.loads
 
         sides = {
-            "thousand": timed(many, before=bench.forget),
-            "one": timed(lambda: _serve(bench, [LORA] * REQUESTS), before=bench.forget),
+            "thousand": make_timed(many, setup=bench.clear_prefix_cache),
+            "one": make_timed(lambda: _run_clients(bench, [LORA_ADAPTER] * REQUESTS), setup=bench.clear_prefix_cache),
         }
-        times = interleaved("thousand adapters", sides, bench.settings.runs)
+        times = time_interleaved("thousand adapters", sides, bench.settings.runs)
         evictions = residents.status().evictions - before.evictions
         for name in names:
             residents.unload(name)
-    found = compared(times, "one", "thousand")  # The same tokens on both sides: seconds turned over.
+    found = time_ratios(times, "one", "thousand")  # The same tokens on both sides: seconds turned over.
     tokens = REQUESTS * bench.settings.new_tokens
     return {
         "thousand_adapters_ratio": found["ratio"],
         "thousand_adapters": {
             "registered": REGISTERED,
-            "resident": RESIDENT,
-            "hit_rate": digits(drawn["hits"] / sum(drawn.values())),
+            "resident": MAX_LOADED_ADAPTERS,
+            "hit_rate": round_significant(drawn["hits"] / sum(drawn.values())),
             "evictions": evictions,
             "clients": CLIENTS,
             "requests": REQUESTS,
-            "tokens_per_second": {side: digits(tokens / seconds) for side, seconds in medians(times).items()},
+            "tokens_per_second": {
+                side: round_significant(tokens / seconds) for side, seconds in medians(times).items()
+            },
             "pair_ratios": found["pair_ratios"],
         },
     }
 
 
-def draw(hot: Sequence[str], cold: Iterator[str], number: int, rng: random.Random) -> list[str]:
+def sample_requests(hot: Sequence[str], cold: Iterator[str], number: int, rng: random.Random) -> list[str]:
     """Names for that many requests: exactly `HIT_RATE` of them are hot ones, the others the next of `cold`."""
     missing = round(number * (1 - HIT_RATE))
     names = [*(next(cold) for _ in range(missing)), *(rng.choice(hot) for _ in range(number - missing))]
@@ -81,24 +83,24 @@ def draw(hot: Sequence[str], cold: Iterator[str], number: int, rng: random.Rando
     return names
 
 
-def _serve(bench: Bench, names: Sequence[str]) -> None:
+def _run_clients(bench: Bench, names: Sequence[str]) -> None:
     """One request for each adapter, from clients that wait for their answers; all say the same number of tokens."""
     problems = load_problems("starter", "test", None, None)
     # No prompt comes twice, else a single adapter would find all of it in the prefix cache.
     intents = [f"task {place}: {problems[place % len(problems)].intent}" for place in range(len(names))]
     requests = [
-        Request(Problem("bench", intent), Method(name, Nothing(), name))
+        Request(Problem("bench", intent), Method(name, NoExamples(), name))
         for intent, name in zip(intents, names, strict=True)
     ]
-    decoding = Decoding(max_new_tokens=bench.settings.new_tokens)
+    decoding = SamplingParams(max_new_tokens=bench.settings.new_tokens)
 
     def client(number: int) -> None:
         for request in requests[number::CLIENTS]:
             (answer,) = bench.engine.answer([request], decoding, owner=f"client {number}")
             if answer.error:
-                raise PeftArenaError(answer.error)
+                raise PromptOrTuneError(answer.error)
             if answer.tokens != decoding.max_new_tokens:
                 raise AssertionError(f"unequal work: {answer.tokens} tokens")
 
-    with endless(bench.backend), ThreadPoolExecutor(CLIENTS) as pool:
+    with without_eos(bench.backend), ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(client, range(CLIENTS)))

@@ -19,12 +19,12 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from benchmarks.engine_bench import endless
-from errors import PeftArenaError
+from benchmarks.engine_bench import without_eos
+from errors import PromptOrTuneError
 from serve.build import build_engine
 from serve.method import parse_method
-from serve.quiet import quiet
-from serve.rows import Decoding, Finished, Request, Row
+from serve.quiet import configure_environment
+from serve.rows import Request, Row, RowOutput, SamplingParams
 from tasks.datasets import load_problems
 
 BEAMS = 10
@@ -46,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         print(json.dumps(generation_ratio(**vars(options))))
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         print(f"benchmarks.generation: {fault}", file=sys.stderr)
         return 2
     return 0
@@ -62,23 +62,26 @@ def generation_ratio(
     new_tokens: int = 48,
 ) -> dict[str, Any]:
     """Times both sides in turn; `generation_ratio` with what it was measured on."""
-    quiet()
-    engine = build_engine(base, quantization, "auto", data_dir, report=_to_stderr)
+    configure_environment()
+    engine = build_engine(base, quantization, "auto", data_dir, report=_print_progress)
     backend: Any = engine._backend
     method = parse_method(METHOD, ())
     asked = [Request(problem, method, data) for problem in load_problems(data, "test", data_dir, problems)]
-    answers = engine.answer(asked, Decoding(max_new_tokens=1))
+    answers = engine.answer(asked, SamplingParams(max_new_tokens=1))
     rows = [Row(answer.prompt, answer.style) for answer in answers if answer.style]
     if len(rows) != len(asked):
-        raise PeftArenaError(next(answer.error for answer in answers if answer.error) or "A problem has no prompt.")
+        raise PromptOrTuneError(next(answer.error for answer in answers if answer.error) or "A problem has no prompt.")
     ours, peer = [], []
     for run in range(runs + 1):
         first = run * PEER_PROBLEMS % len(rows)
-        times = _ours(backend, rows, new_tokens), _peer(backend, rows[first : first + PEER_PROBLEMS], new_tokens)
+        times = (
+            _engine_throughput(backend, rows, new_tokens),
+            _generate_throughput(backend, rows[first : first + PEER_PROBLEMS], new_tokens),
+        )
         if run:  # The first one warms up.
             ours.append(times[0])
             peer.append(times[1])
-        _to_stderr(f"generation: run {run} of {runs} done")
+        _print_progress(f"generation: run {run} of {runs} done")
     rates = [statistics.median(values) for values in (ours, peer)]
     return {
         "generation_ratio": round(rates[0] / rates[1], 2),
@@ -95,19 +98,19 @@ def generation_ratio(
     }
 
 
-def _ours(backend: Any, rows: list[Row], new_tokens: int) -> float:
+def _engine_throughput(backend: Any, rows: list[Row], new_tokens: int) -> float:
     """Problems per second of one batch."""
     begin = time.perf_counter()
-    with endless(backend):
-        events = backend.generate(rows, Decoding("beam", new_tokens, BEAMS), Event())
-        said = [event.candidates[0].tokens for event in events if isinstance(event, Finished)]
+    with without_eos(backend):
+        events = backend.generate(rows, SamplingParams("beam", new_tokens, BEAMS), Event())
+        said = [event.candidates[0].tokens for event in events if isinstance(event, RowOutput)]
     seconds = time.perf_counter() - begin
     if said != [new_tokens] * len(rows):
         raise AssertionError(f"unequal work: {said}")
     return len(rows) / seconds
 
 
-def _peer(backend: Any, rows: list[Row], new_tokens: int) -> float:
+def _generate_throughput(backend: Any, rows: list[Row], new_tokens: int) -> float:
     """Problems per second of `generate`, one problem after another."""
     import torch
 
@@ -133,7 +136,7 @@ def _peer(backend: Any, rows: list[Row], new_tokens: int) -> float:
     return len(rows) / (time.perf_counter() - begin)
 
 
-def _to_stderr(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

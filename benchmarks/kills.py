@@ -35,34 +35,34 @@ from typing import Any
 
 import psutil
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.arena.vote import Base, Player, Side, Vote
-from evaluate.arena.votes import FILE, Votes
-from jobs.board import JobBoard
-from jobs.job import Job, Serving
-from serve.home import home as usual_home
+from evaluate.arena.votes import VOTES_FILE, VoteStore
+from jobs.board import JobService
+from jobs.job import Job, ServingOptions
+from serve.home import cache_dir as usual_home
 from tasks.datasets import load_examples
 from tasks.problem import Problem
 
-ROOT = Path(__file__).resolve().parents[1]
-CALM, STORM, BEHIND = "lora-calm", "lora-storm", "lora-behind"
-WEIGHTS = "adapter_model.safetensors"
-_LOOK_SECONDS = 0.25
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+UNDISTURBED_ADAPTER, KILLED_ADAPTER, QUEUED_ADAPTER = "lora-calm", "lora-storm", "lora-behind"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_POLL_SECONDS = 0.25
 # A person looks after an ended job at times; that is no part of what is measured.
-_PATIENCE_SECONDS = 3600.0
+_TIMEOUT_SECONDS = 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     options = _options(arguments)
     if options.vote:
-        return _vote(options.vote)
+        return _vote_forever(options.vote)
     with tempfile.TemporaryDirectory(prefix="kills-", dir=options.scratch) as scratch:
         home = Path(scratch) / "home"
-        _share(home)
+        _share_converted_bases(home)
         try:
-            found = _Storm(home, options).run()
-        except PeftArenaError as fault:
+            found = Chaos(home, options).run()
+        except PromptOrTuneError as fault:
             print(f"kills: {fault}", file=sys.stderr)
             return 2
     print(json.dumps(found))
@@ -87,18 +87,18 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-class _Storm:
+class Chaos:
     """Both runs, and what was seen of them."""
 
     def __init__(self, home: Path, options: argparse.Namespace) -> None:
         self._home = home
         self._options = options
-        self._board = JobBoard(home)
+        self._service = JobService(home)
         self._random = random.Random(options.seed)
         self._killed: Counter[str] = Counter()
         self._lost: list[str] = []
         self._steps: dict[str, int] = {}
-        self._confirmed = 0
+        self._confirmed_votes = 0
         self._resumed = 0
         self._file = _upload(home.parent / "my pairs.jsonl", options.rows)
         self._digest = _sha256(self._file)
@@ -106,29 +106,29 @@ class _Storm:
     def run(self) -> dict[str, Any]:
         """What the JSON line says."""
         began = time.monotonic()
-        calm = self._until_over(self._submit(CALM))
+        calm = self._wait_until_ended(self._submit(UNDISTURBED_ADAPTER))
         calm_seconds = time.monotonic() - began
-        _say(f"The undisturbed run took {calm_seconds:.0f} s.")
+        _print_progress(f"The undisturbed run took {calm_seconds:.0f} s.")
         gap = self._options.gap or max(8.0, calm_seconds / 8)
         storms: list[Job] = []
         waited: list[Job] = []
-        with _kept_alive(self._others(), self._home) as others:
+        with _restarted_processes(self._other_commands(), self._home) as others:
             while not storms or sum(self._killed.values()) < self._options.kills:
-                storms.append(self._submit(f"{STORM}-{len(storms) + 1}"))
-                behind = self._submit(f"{BEHIND}-{len(storms)}", max_train_samples=16, num_train_epochs=1.0)
-                self._batter(storms[-1], others, gap)
-                self._until_over(storms[-1])
-                waited.append(self._until_over(behind))
+                storms.append(self._submit(f"{KILLED_ADAPTER}-{len(storms) + 1}"))
+                behind = self._submit(f"{QUEUED_ADAPTER}-{len(storms)}", max_train_samples=16, num_train_epochs=1.0)
+                self._kill_until_ended(storms[-1], others, gap)
+                self._wait_until_ended(storms[-1])
+                waited.append(self._wait_until_ended(behind))
         _end_worker(self._home)
-        self._check([calm, *storms, *waited])
-        same_bytes = len({self._weights(job) for job in (calm, *storms)}) == 1
+        self._check_nothing_lost([calm, *storms, *waited])
+        same_bytes = len({self._weights_digest(job) for job in (calm, *storms)}) == 1
         scores = [self._scores(job) for job in (calm, *storms)]
         return {
             "kills": sum(self._killed.values()),
             "killed": dict(sorted(self._killed.items())),
             "jobs": len(storms) + len(waited) + 1,
             "resumed_by_hand": self._resumed,
-            "votes": self._confirmed,
+            "votes": self._confirmed_votes,
             "lost": self._lost,
             "same_bytes": same_bytes,
             "same_scores": all(each == scores[0] for each in scores),
@@ -140,24 +140,24 @@ class _Storm:
     def _submit(self, name: str, **more: Any) -> Job:
         options = self._options
         config = {"adapter_name": name, "num_train_epochs": options.epochs, "max_eval_samples": 8, "eval_every": 0.25}
-        serving = Serving(base=options.base, quantization=options.quantization, device=options.device)
-        return self._board.submit({**config, **more}, serving, data=self._file, data_name=self._file.name)
+        serving = ServingOptions(base=options.base, quantization=options.quantization, device=options.device)
+        return self._service.submit({**config, **more}, serving, data=self._file, data_name=self._file.name)
 
-    def _batter(self, job: Job, others: Mapping[str, _Kept], gap: float) -> None:
+    def _kill_until_ended(self, job: Job, others: Mapping[str, RestartedProcess], mean_interval: float) -> None:
         """Kills at random moments until the job is over or there were enough kills."""
-        strike = time.monotonic() + self._random.uniform(0.5, 2 * gap)
-        while sum(self._killed.values()) < self._options.kills and not self._tend(job).over:
-            time.sleep(_LOOK_SECONDS)
+        strike = time.monotonic() + self._random.uniform(0.5, 2 * mean_interval)
+        while sum(self._killed.values()) < self._options.kills and not self._resume_if_failed(job).is_ended:
+            time.sleep(_POLL_SECONDS)
             for other in others.values():
-                other.tend()
+                other.restart_if_ended()
             if time.monotonic() >= strike:
-                self._strike(others)
-                strike = time.monotonic() + self._random.uniform(0.5, 2 * gap)
+                self._kill_one(others)
+                strike = time.monotonic() + self._random.uniform(0.5, 2 * mean_interval)
 
-    def _strike(self, others: Mapping[str, _Kept]) -> None:
+    def _kill_one(self, others: Mapping[str, RestartedProcess]) -> None:
         victims: dict[str, Callable[[], psutil.Process | None]] = {
-            "job": lambda: process_of(self._home, "run"),
-            "worker": lambda: process_of(self._home, "work"),
+            "job": lambda: find_process(self._home, "run"),
+            "worker": lambda: find_process(self._home, "work"),
             **{name: other.process for name, other in others.items()},
         }
         name = self._random.choice(sorted(victims))
@@ -167,110 +167,112 @@ class _Storm:
         with suppress(psutil.NoSuchProcess):
             process.kill()
             self._killed[name] += 1
-            _say(f"Kill {sum(self._killed.values())}: {name}, process {process.pid}.")
-        self._look()
+            _print_progress(f"Kill {sum(self._killed.values())}: {name}, process {process.pid}.")
+        self._check_checkpoints()
 
-    def _look(self) -> None:
+    def _check_checkpoints(self) -> None:
         """Right after a kill: everything that was there is there."""
-        for job in self._board.jobs():
+        for job in self._service.list_jobs():
             step = _checkpoint_step(self._home, job)
             fell_back = job.state != "done" and step < self._steps.get(job.id, 0)
-            if fell_back and self._board.adapter_folder(job.id) is None:
+            if fell_back and self._service.adapter_folder(job.id) is None:
                 self._lost.append(f"checkpoint {self._steps[job.id]} of {job.adapter}")
             self._steps[job.id] = max(step, self._steps.get(job.id, 0))
 
-    def _tend(self, job: Job) -> Job:
+    def _resume_if_failed(self, job: Job) -> Job:
         """What the app's pages do each second, and what a person does with a job that gave up."""
-        self._board.ensure_worker()
-        now = self._board.get(job.id)
+        self._service.ensure_worker()
+        now = self._service.get_job(job.id)
         if now.state == "failed" and "without getting any further" in now.message:
             self._resumed += 1
-            now = self._board.resume(job.id)
+            now = self._service.resume(job.id)
         return now
 
-    def _until_over(self, job: Job) -> Job:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not (now := self._tend(job)).over:
+    def _wait_until_ended(self, job: Job) -> Job:
+        deadline = time.monotonic() + _TIMEOUT_SECONDS
+        while not (now := self._resume_if_failed(job)).is_ended:
             if time.monotonic() > deadline:
-                raise PeftArenaError(f"The job '{job.adapter}' has not ended for an hour: it is {now.state}.")
-            time.sleep(_LOOK_SECONDS)
-        _say(f"{now.adapter}: {now.state} after {now.attempts} attempts. {now.message}")
+                raise PromptOrTuneError(f"The job '{job.adapter}' has not ended for an hour: it is {now.state}.")
+            time.sleep(_POLL_SECONDS)
+        _print_progress(f"{now.adapter}: {now.state} after {now.attempts} attempts. {now.message}")
         return now
 
-    def _check(self, jobs: Sequence[Job]) -> None:
+    def _check_nothing_lost(self, jobs: Sequence[Job]) -> None:
         """At the end: every job is there and done, its upload as it was sent, every confirmed vote in the file."""
-        known = {job.id: job for job in self._board.jobs()}
+        known = {job.id: job for job in self._service.list_jobs()}
         for job in jobs:
             if job.id not in known or known[job.id].state != "done":
                 self._lost.append(f"job {job.adapter}: {known[job.id].message if job.id in known else 'gone'}")
             elif _sha256(Path(job.config["dataset_name"])) != self._digest:
                 self._lost.append(f"upload of {job.adapter}")
-        self._confirmed = _confirmed(self._home)
-        missing = self._confirmed - Votes(self._home / FILE).count()
+        self._confirmed_votes = _count_confirmed_votes(self._home)
+        missing = self._confirmed_votes - VoteStore(self._home / VOTES_FILE).count()
         if missing > 0:
             self._lost.append(f"{missing} votes")
 
-    def _weights(self, job: Job) -> str:
-        return _sha256(self._home / "adapters" / job.adapter / WEIGHTS)
+    def _weights_digest(self, job: Job) -> str:
+        return _sha256(self._home / "adapters" / job.adapter / WEIGHTS_NAME)
 
     def _scores(self, job: Job) -> list[dict[str, Any]]:
-        verdict = self._board.verdict(job.id)
+        verdict = self._service.verdict(job.id)
         return [asdict(each) for each in verdict.compared] if verdict else []
 
-    def _others(self) -> dict[str, list[str]]:
+    def _other_commands(self) -> dict[str, list[str]]:
         """The commands of programs that are killed besides, by name."""
         voter = [sys.executable, "-m", "benchmarks.kills", "--vote", str(self._home)]
         return {"voter": voter, **({"app": shlex.split(self._options.app)} if self._options.app else {})}
 
 
-class _Kept:
+class RestartedProcess:
     """A program that is started again whenever it has ended."""
 
     def __init__(self, command: Sequence[str], home: Path) -> None:
         self._command = list(command)
         self._home = home
         self._running: subprocess.Popen[bytes] | None = None
-        self.tend()
+        self.restart_if_ended()
 
-    def tend(self) -> None:
+    def restart_if_ended(self) -> None:
         if self._running is None or self._running.poll() is not None:
             environment = {**os.environ, "PEFT_ARENA_HOME": str(self._home)}
             quiet = subprocess.DEVNULL
-            self._running = subprocess.Popen(self._command, cwd=ROOT, env=environment, stdout=quiet, stderr=quiet)
+            self._running = subprocess.Popen(
+                self._command, cwd=PROJECT_ROOT, env=environment, stdout=quiet, stderr=quiet
+            )
 
     def process(self) -> psutil.Process | None:
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self._running.pid) if self._running else None
         return None
 
-    def end(self) -> None:
+    def kill(self) -> None:
         if self._running is not None:
             self._running.kill()
             self._running.wait()
 
 
 @contextmanager
-def _kept_alive(commands: Mapping[str, Sequence[str]], home: Path) -> Iterator[dict[str, _Kept]]:
-    kept = {name: _Kept(command, home) for name, command in commands.items()}
+def _restarted_processes(commands: Mapping[str, Sequence[str]], home: Path) -> Iterator[dict[str, RestartedProcess]]:
+    kept = {name: RestartedProcess(command, home) for name, command in commands.items()}
     try:
         yield kept
     finally:
         for each in kept.values():
-            each.end()
+            each.kill()
 
 
-def process_of(home: Path, what: str) -> psutil.Process | None:
+def find_process(home: Path, command_name: str) -> psutil.Process | None:
     """The worker ("work") or the job's process ("run") of this home."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
-            if command[1:4] == ["-m", "jobs", what] and process.environ().get("PEFT_ARENA_HOME") == str(home):
+            if command[1:4] == ["-m", "jobs", command_name] and process.environ().get("PEFT_ARENA_HOME") == str(home):
                 return process
     return None
 
 
 def _end_worker(home: Path) -> None:
-    worker = process_of(home, "work")
+    worker = find_process(home, "work")
     if worker is not None:
         worker.terminate()
         worker.wait(60)
@@ -289,7 +291,7 @@ def _upload(path: Path, rows: int) -> Path:
     return path
 
 
-def _share(home: Path) -> None:
+def _share_converted_bases(home: Path) -> None:
     """A home of its own, with the converted bases and the indexes of the usual one."""
     for name in ("bases", "indexes"):
         (usual_home() / name).mkdir(parents=True, exist_ok=True)
@@ -297,9 +299,9 @@ def _share(home: Path) -> None:
         (home / name).symlink_to(usual_home() / name)
 
 
-def _vote(home: Path) -> int:
+def _vote_forever(home: Path) -> int:
     """Votes twice a second, and notes each vote once it is confirmed; until it is killed."""
-    votes, confirmed = Votes(home / FILE), home / "confirmed.txt"
+    votes, confirmed = VoteStore(home / VOTES_FILE), home / "confirmed.txt"
     left, right = (Side(Player(name), name, name) for name in ("zero-shot", "rag-8"))
     base = Base("base", "1", "nf4")
     while True:
@@ -310,7 +312,7 @@ def _vote(home: Path) -> int:
         time.sleep(0.5)
 
 
-def _confirmed(home: Path) -> int:
+def _count_confirmed_votes(home: Path) -> int:
     with suppress(FileNotFoundError):
         return len((home / "confirmed.txt").read_text(encoding="utf-8").splitlines())
     return 0
@@ -320,7 +322,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -7,7 +7,7 @@ Prints one JSON line:
 - `sandbox_programs_per_second_per_core` by layer: MBPP's reference solutions, each with a call that is printed, on all
   cores at once, divided by their number; null for a layer that does not work here.
 - `codebleu_ratio`: our pairs per second of CPU time divided by the `codebleu` package's, on CoNaLa's test references,
-  each against answers of `ANSWERS` methods (itself with a slip, and other references), as a run of several methods is
+  each against answers of `ANSWERS_PER_REFERENCE` methods (itself with a slip, and other references), as a run of several methods is
   scored; `codebleu_ratio_cold` is the same with nothing remembered from one pair to the next.
 - `generation_ratio` and what else `python -m benchmarks.generation` says of it.
 
@@ -30,17 +30,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate import codebleu as ours
-from evaluate.checking.asserts import plan_of
+from evaluate.checking.asserts import plan_assert
 from evaluate.sandbox import Program, SandboxUnavailableError, open_sandbox
-from serve.quiet import quiet
+from serve.quiet import configure_environment
 from tasks.datasets import load_problems
 from tasks.problem import AssertTest, Problem
 
-LAYERS = ("bubblewrap", "landlock")
-ANSWERS = 8
-Pair = tuple[str, str]
+SANDBOX_LAYERS = ("bubblewrap", "landlock")
+ANSWERS_PER_REFERENCE = 8
+ReferenceAnswer = tuple[str, str]
 
 
 def main() -> int:
@@ -52,10 +52,10 @@ def main() -> int:
     parser.add_argument("--programs", type=int, default=100)
     parser.add_argument("--skip-generation", action="store_true", help="measure nothing that needs a model")
     arguments = parser.parse_args()
-    quiet()
+    configure_environment()
     try:
         print(json.dumps(measure(arguments)))
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         print(f"benchmarks.scoring: {fault}", file=sys.stderr)
         return 2
     return 0
@@ -63,14 +63,14 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the JSON line says."""
-    programs = _programs(load_problems("mbpp", "test", arguments.data_dir), arguments.programs)
+    programs = _reference_programs(load_problems("mbpp", "test", arguments.data_dir), arguments.programs)
     references = [problem.reference or "" for problem in load_problems("conala", "test", arguments.data_dir)]
     pairs = _pairs(references, arguments.references, random.Random(42))
     return {
-        "sandbox_programs_per_second_per_core": _sandbox(programs, arguments.runs),
+        "sandbox_programs_per_second_per_core": _bench_sandbox(programs, arguments.runs),
         "programs": len(programs),
-        **_codebleu(pairs, arguments.runs),
-        **({} if arguments.skip_generation else _generation()),
+        **_bench_codebleu(pairs, arguments.runs),
+        **({} if arguments.skip_generation else _bench_generation()),
         "runs": arguments.runs,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -78,26 +78,26 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _programs(problems: list[Problem], number: int) -> list[Program]:
+def _reference_programs(problems: list[Problem], number: int) -> list[Program]:
     """Reference solutions that print what the call of their first test gives."""
     programs = []
     for problem in problems:
         test = problem.tests[0]
-        plan = plan_of(test) if isinstance(test, AssertTest) else None
-        if plan is not None and plan.holes and not plan.setup:
-            programs.append(Program(f"{problem.reference}\nprint({plan.holes[0]})\n"))
+        plan = plan_assert(test) if isinstance(test, AssertTest) else None
+        if plan is not None and plan.child_expressions and not plan.setup:
+            programs.append(Program(f"{problem.reference}\nprint({plan.child_expressions[0]})\n"))
     return programs[:number]
 
 
-def _sandbox(programs: list[Program], runs: int) -> dict[str, float | None]:
+def _bench_sandbox(programs: list[Program], runs: int) -> dict[str, float | None]:
     cores = len(os.sched_getaffinity(0))
     times: dict[str, list[float]] = {}
     boxes = {}
-    for layer in LAYERS:
+    for layer in SANDBOX_LAYERS:
         try:
             boxes[layer] = open_sandbox(layer)
         except SandboxUnavailableError as fault:
-            _to_stderr(str(fault))
+            _print_progress(str(fault))
     for _ in range(runs):
         for layer, box in boxes.items():
             begin = time.perf_counter()
@@ -105,29 +105,29 @@ def _sandbox(programs: list[Program], runs: int) -> dict[str, float | None]:
             times.setdefault(layer, []).append(time.perf_counter() - begin)
             failed = next((outcome for outcome in outcomes if outcome.status != "ok"), None)
             if failed is not None:
-                raise PeftArenaError(
+                raise PromptOrTuneError(
                     f"A program of MBPP ended with {failed.status} under {layer}: {failed.stderr[-200:]}"
                 )
-            _to_stderr(f"{layer}: {len(programs) / times[layer][-1] / cores:.1f} programs/s a core")
+            _print_progress(f"{layer}: {len(programs) / times[layer][-1] / cores:.1f} programs/s a core")
     for box in boxes.values():
         box.close()
     return {
         layer: round(len(programs) / statistics.median(times[layer]) / cores, 1) if layer in times else None
-        for layer in LAYERS
+        for layer in SANDBOX_LAYERS
     }
 
 
-def _pairs(references: list[str], number: int, rng: random.Random) -> list[Pair]:
-    """References in the order of the test set, each against ANSWERS others or itself with one slip."""
+def _pairs(references: list[str], number: int, rng: random.Random) -> list[ReferenceAnswer]:
+    """References in the order of the test set, each against ANSWERS_PER_REFERENCE others or itself with one slip."""
     chosen = [reference for reference in references if reference.strip()][:number]
     return [
-        (reference, _slip(reference, rng) if answer % 2 else rng.choice(references))
-        for answer in range(ANSWERS)
+        (reference, _mutate_name(reference, rng) if answer % 2 else rng.choice(references))
+        for answer in range(ANSWERS_PER_REFERENCE)
         for reference in chosen
     ]
 
 
-def _slip(code: str, rng: random.Random) -> str:
+def _mutate_name(code: str, rng: random.Random) -> str:
     """`code` with one name changed, as an answer that is nearly right; code without names as it is."""
     try:
         names = sorted({node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)})
@@ -136,17 +136,17 @@ def _slip(code: str, rng: random.Random) -> str:
     return code.replace(rng.choice(names), "other") if names else f"{code} "
 
 
-def _codebleu(pairs: list[Pair], runs: int) -> dict[str, Any]:
-    package = ours._package()
+def _bench_codebleu(pairs: list[ReferenceAnswer], runs: int) -> dict[str, Any]:
+    package = ours._codebleu_package()
 
     def warm() -> None:
-        ours._snippet.cache_clear()
+        ours._code_features.cache_clear()
         for reference, candidate in pairs:
             ours.codebleu(reference, candidate)
 
     def cold() -> None:
         for reference, candidate in pairs:
-            ours._snippet.cache_clear()
+            ours._code_features.cache_clear()
             ours.codebleu(reference, candidate)
 
     def peer() -> None:
@@ -162,23 +162,23 @@ def _codebleu(pairs: list[Pair], runs: int) -> dict[str, Any]:
             if run:  # The first one warms up.
                 times[name].append(time.process_time() - begin)
     rates = {name: len(pairs) / statistics.median(values) for name, values in times.items()}
-    _to_stderr("; ".join(f"{name}: {rate:.0f} pairs/s" for name, rate in rates.items()))
+    _print_progress("; ".join(f"{name}: {rate:.0f} pairs/s" for name, rate in rates.items()))
     return {
         "codebleu_ratio": round(rates["ours"] / rates["package"], 2),
         "codebleu_ratio_cold": round(rates["cold"] / rates["package"], 2),
         "codebleu_pairs_per_second": {name: round(rate) for name, rate in rates.items()},
         "pairs": len(pairs),
-        "answers_per_reference": ANSWERS,
+        "answers_per_reference": ANSWERS_PER_REFERENCE,
     }
 
 
-def _generation() -> dict[str, Any]:
+def _bench_generation() -> dict[str, Any]:
     from benchmarks.generation import generation_ratio
 
     return generation_ratio()
 
 
-def _to_stderr(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.files import write_atomically
-from evaluate.grid import grid
+from evaluate.files import atomic_write
+from evaluate.grid import text_table
 
-STEPS, BATCH, ROWS = 60, 8, 64
+MAX_STEPS, BATCH_SIZE, EVAL_ROWS = 60, 8, 64
 # Technique, learning rates, and for virtual tokens where they start.
 GRID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("prompt-tuning", ("3e-2",), ("random", "vocabulary", "examples")),
@@ -31,7 +31,7 @@ GRID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("prompt-tuning", ("3e-3", "1e-1"), ("examples",)),
     ("prefix-tuning", ("1e-2", "1e-1"), ("examples",)),
 )
-_HEAD = ("technique", "learning rate", "virtual tokens start from", "validation loss", "seconds")
+_TABLE_HEADER = ("technique", "learning rate", "virtual tokens start from", "validation loss", "seconds")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,21 +54,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 asked = {"technique": technique, "rate": rate, "start": start}
                 if any(asked.items() <= run.items() for run in done):
                     continue
-                done.append(asked | _run(asked, options))
-                write_atomically(file, json.dumps(done, indent=1) + "\n")
-                write_atomically(options.output.with_suffix(".md"), _page(done, options.data, command))
+                done.append(asked | _train_once(asked, options))
+                atomic_write(file, json.dumps(done, indent=1) + "\n")
+                atomic_write(options.output.with_suffix(".md"), _render_page(done, options.data, command))
     return 0
 
 
-def _run(asked: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any]:
+def _train_once(settings: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "train", "--technique", asked["technique"], "--learning-rate", asked["rate"]]
+        command = [
+            sys.executable,
+            "-m",
+            "train",
+            "--technique",
+            settings["technique"],
+            "--learning-rate",
+            settings["rate"],
+        ]
         command += ["--dataset-name", options.data, "--model-name-or-path", options.base, "--adapter-name", "short"]
-        command += ["--max-train-samples", str(STEPS * BATCH), "--max-eval-samples", str(ROWS), "--output-dir", folder]
+        command += [
+            "--max-train-samples",
+            str(MAX_STEPS * BATCH_SIZE),
+            "--max-eval-samples",
+            str(EVAL_ROWS),
+            "--output-dir",
+            folder,
+        ]
         command += ["--num-train-epochs", "1", "--eval-every", "1"]
-        command += ["--virtual-tokens-init", asked["start"]] if asked["start"] else []
+        command += ["--virtual-tokens-init", settings["start"]] if settings["start"] else []
         command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-        print(" ".join(f"{name} {value}" for name, value in asked.items()), flush=True)
+        print(" ".join(f"{name} {value}" for name, value in settings.items()), flush=True)
         subprocess.run(command, check=True)
         manifest = json.loads((Path(folder) / "short" / "manifest.json").read_text(encoding="utf-8"))
     return {
@@ -81,7 +96,7 @@ def _run(asked: Mapping[str, str], options: argparse.Namespace) -> dict[str, Any
     }
 
 
-def _page(runs: Sequence[Mapping[str, Any]], data: str, command: str) -> str:
+def _render_page(runs: Sequence[Mapping[str, Any]], data: str, command: str) -> str:
     cells = [
         [run["technique"], run["rate"], run["start"] or "-", f"{run['loss']:.4f}", f"{run['seconds']:.0f}"]
         for run in sorted(runs, key=lambda run: (run["technique"], run["loss"]))
@@ -90,8 +105,8 @@ def _page(runs: Sequence[Mapping[str, Any]], data: str, command: str) -> str:
     return (
         f"# Learning rates and start values on {data}\n\n"
         f"- Base: {first['base']}\n- Prompt style: {first['prompt']}; seed {first['seed']}\n"
-        f"- {STEPS} steps of batch {BATCH}, linear schedule over them; loss on {first['n']} validation rows\n\n"
-        f"{grid(_HEAD, cells, markdown=True)}\n\n"
+        f"- {MAX_STEPS} steps of batch {BATCH_SIZE}, linear schedule over them; loss on {first['n']} validation rows\n\n"
+        f"{text_table(_TABLE_HEADER, cells, markdown=True)}\n\n"
         "Lower is better. So short a run favours high rates: a longer one may want less.\n\n"
         f"Made by:\n\n```sh\n{command}\n```\n"
     )

@@ -16,28 +16,28 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
     """Runs the benchmark; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
-    runs = [start_once() for _ in range(parser.parse_args().runs)]
+    runs = [measure_startup() for _ in range(parser.parse_args().runs)]
     page, ready = zip(*runs, strict=True)
     medians = {"page_seconds": statistics.median(page), "ready_seconds": statistics.median(ready)}
     print(json.dumps({name: round(value, 1) for name, value in medians.items()} | {"runs": len(runs)}))
     return 0
 
 
-def start_once() -> tuple[float, float]:
+def measure_startup() -> tuple[float, float]:
     """Seconds until the program says that its page is up, and until it says that it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     begin = time.perf_counter()
     command = [sys.executable, "app.py", "--port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as app:
+    with subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True) as app:
         try:
             page = None
             for line in app.stdout or ():

@@ -19,19 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.manifest import MANIFEST_NAME, Manifest
-from benchmarks.techniques_table import Line, markdown, scores
-from errors import PeftArenaError
+from benchmarks.techniques_table import TechniqueResult, manifest_scores, render_markdown
+from errors import PromptOrTuneError
 from evaluate.results import read_run
-from serve.home import home
+from serve.home import cache_dir
 from train.scores import record_scores
 from train.techniques import TECHNIQUES
-from train.workspace import Workspace
+from train.workspace import RunDirectory
 
-BASELINE = "zero-shot"
+BASELINE_METHOD = "zero-shot"
 
 
 @dataclass(frozen=True)
-class Job:
+class TechniqueRun:
     """One line of the table: what is trained, and the base and method that answer."""
 
     technique: str
@@ -39,31 +39,33 @@ class Job:
     epochs: str
 
     @property
-    def name(self) -> str:
+    def adapter_name(self) -> str:
         """The adapter's name."""
         return f"{self.technique}-{self.data}"
 
     @property
-    def folder(self) -> Path:
+    def adapter_folder(self) -> Path:
         """Where the finished adapter or model lies: in the user's own store, where evaluate looks."""
-        return home() / "adapters" / self.name
+        return cache_dir() / "adapters" / self.adapter_name
 
-    def train(self, options: argparse.Namespace) -> list[str]:
+    def train_arguments(self, options: argparse.Namespace) -> list[str]:
         """The arguments of `python -m train`."""
-        arguments = ["--technique", self.technique, "--dataset-name", self.data, "--adapter-name", self.name]
+        arguments = ["--technique", self.technique, "--dataset-name", self.data, "--adapter-name", self.adapter_name]
         arguments += ["--num-train-epochs", self.epochs, "--model-name-or-path", options.base]
         if options.data_dir:
             arguments += ["--data-dir", str(options.data_dir)]
-        return [*arguments, *(["--resume"] if Workspace(self.folder).step() else [])]
+        return [*arguments, *(["--resume"] if RunDirectory(self.adapter_folder).last_step() else [])]
 
-    def evaluate(self, options: argparse.Namespace, quantization: str, output: Path) -> list[str]:
+    def evaluate_arguments(self, options: argparse.Namespace, quantization: str, output: Path) -> list[str]:
         """The arguments of `python -m evaluate`: a fully fine-tuned model is a base of its own."""
         full = self.technique == "full"
-        base, method = (str(self.folder), "zero-shot") if full else (options.base, self.name)
-        return _scoring(options, base, quantization, method, output)
+        base, method = (str(self.adapter_folder), "zero-shot") if full else (options.base, self.adapter_name)
+        return _evaluate_arguments(options, base, quantization, method, output)
 
 
-def _scoring(options: argparse.Namespace, base: str, quantization: str, method: str, output: Path) -> list[str]:
+def _evaluate_arguments(
+    options: argparse.Namespace, base: str, quantization: str, method: str, output: Path
+) -> list[str]:
     arguments = ["--data", options.data, "--base", base, "--quantization", quantization, "--methods", method]
     if options.data_dir:
         arguments += ["--data-dir", str(options.data_dir)]
@@ -76,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 2 with one sentence where something is wrong, else 0."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(given)
-    jobs = [Job(name, options.data, options.epochs.get(name, "2")) for name in options.techniques]
+    jobs = [TechniqueRun(name, options.data, options.epochs.get(name, "2")) for name in options.techniques]
     try:
         if not options.table:
-            _work(jobs, options)
-        _write(jobs, options, " ".join(["python -m benchmarks.techniques", *given]))
-    except (PeftArenaError, subprocess.CalledProcessError) as fault:
+            _run_all(jobs, options)
+        _write_report(jobs, options, " ".join(["python -m benchmarks.techniques", *given]))
+    except (PromptOrTuneError, subprocess.CalledProcessError) as fault:
         print(f"techniques: {fault}", file=sys.stderr)
         return 2
     return 0
@@ -106,32 +108,35 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _work(jobs: Sequence[Job], options: argparse.Namespace) -> None:
+def _run_all(runs: Sequence[TechniqueRun], options: argparse.Namespace) -> None:
     for quantization in ("none", "nf4"):
-        output = _scored(BASELINE, quantization, options)
-        if not _finished(output, options, None):
-            _call("evaluate", _scoring(options, options.base, quantization, BASELINE, output))
-    for job in jobs:
-        if not (job.folder / MANIFEST_NAME).is_file():
-            _call("train", job.train(options))
-        for quantization in _served(job.technique):
-            output = _scored(job.technique, quantization, options)
-            if not _finished(output, options, job):
-                _call("evaluate", job.evaluate(options, quantization, output))
-            record_scores(job.folder, scores(Line(job.technique, Manifest.read(job.folder), read_run(output))))
+        output = _scores_path(BASELINE_METHOD, quantization, options)
+        if not _is_scored(output, options, None):
+            _run_module("evaluate", _evaluate_arguments(options, options.base, quantization, BASELINE_METHOD, output))
+    for job in runs:
+        if not (job.adapter_folder / MANIFEST_NAME).is_file():
+            _run_module("train", job.train_arguments(options))
+        for quantization in _served_quantizations(job.technique):
+            output = _scores_path(job.technique, quantization, options)
+            if not _is_scored(output, options, job):
+                _run_module("evaluate", job.evaluate_arguments(options, quantization, output))
+            record_scores(
+                job.adapter_folder,
+                manifest_scores(TechniqueResult(job.technique, Manifest.read(job.adapter_folder), read_run(output))),
+            )
 
 
-def _served(technique: str) -> list[str]:
+def _served_quantizations(technique: str) -> list[str]:
     """As it was trained; and what was trained on the unquantized base also on the NF4 base that serves by default."""
     trained = TECHNIQUES[technique].quantizations[0]
     return ["none", "nf4"] if trained == "none" else [trained]
 
 
-def _scored(name: str, quantization: str, options: argparse.Namespace) -> Path:
+def _scores_path(name: str, quantization: str, options: argparse.Namespace) -> Path:
     return Path(options.output / f"{name}-{quantization}.jsonl")
 
 
-def _finished(output: Path, options: argparse.Namespace, job: Job | None) -> bool:
+def _is_scored(output: Path, options: argparse.Namespace, technique_run: TechniqueRun | None) -> bool:
     """Whether all that is asked for is scored, with these very weights; else evaluate goes on, or says what differs."""
     if not output.is_file():
         return False
@@ -139,31 +144,31 @@ def _finished(output: Path, options: argparse.Namespace, job: Job | None) -> boo
     enough = options.limit is None or len(run.problems) == options.limit
     scored = (sum(bool(result.scores) for result in run.results(method)) for method in run.methods)
     done = all(count == len(run.problems) for count in scored)
-    if job is None or job.technique == "full":
+    if technique_run is None or technique_run.technique == "full":
         return enough and done
     digests = {method.get("adapter_digest") for method in run.methods.values()}
-    return enough and done and digests == {Manifest.read(job.folder).weights_digest}
+    return enough and done and digests == {Manifest.read(technique_run.adapter_folder).weights_digest}
 
 
-def _call(module: str, arguments: Sequence[str]) -> None:
+def _run_module(module: str, arguments: Sequence[str]) -> None:
     print("$ python -m", module, *arguments, flush=True)
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
-def _write(jobs: Sequence[Job], options: argparse.Namespace, command: str) -> None:
+def _write_report(runs: Sequence[TechniqueRun], options: argparse.Namespace, command: str) -> None:
     lines = [
-        Line(BASELINE, None, read_run(path))
+        TechniqueResult(BASELINE_METHOD, None, read_run(path))
         for name in ("none", "nf4")
-        if (path := _scored(BASELINE, name, options)).is_file()
+        if (path := _scores_path(BASELINE_METHOD, name, options)).is_file()
     ]
-    for job in jobs:
-        for name in _served(job.technique):
-            path = _scored(job.technique, name, options)
-            if (job.folder / MANIFEST_NAME).is_file() and path.is_file():
-                lines.append(Line(job.technique, Manifest.read(job.folder), read_run(path)))
+    for job in runs:
+        for name in _served_quantizations(job.technique):
+            path = _scores_path(job.technique, name, options)
+            if (job.adapter_folder / MANIFEST_NAME).is_file() and path.is_file():
+                lines.append(TechniqueResult(job.technique, Manifest.read(job.adapter_folder), read_run(path)))
     if not lines:
-        raise PeftArenaError("Nothing is finished yet: run the command without --table.")
-    text = markdown(lines, command.replace(" --table", ""))
+        raise PromptOrTuneError("Nothing is finished yet: run the command without --table.")
+    text = render_markdown(lines, command.replace(" --table", ""))
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 
-BATCH = 8
+BATCH_SIZE = 8
 SEED = 42
-VALIDATION = 64
+VALIDATION_ROWS = 64
 SIDES = ("ours", "trl")
 
 
@@ -38,17 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         if options.worker:
-            from serve.quiet import quiet
+            from serve.quiet import configure_environment
 
-            quiet()
-            print(json.dumps(_ours(options) if options.worker == "ours" else _trl(options)))
+            configure_environment()
+            print(json.dumps(_train_with_project(options) if options.worker == "ours" else _train_with_trl(options)))
             return 0
         if importlib.util.find_spec("trl") is None:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 "TRL is not installed: pip install --no-deps -r requirements-benchmarks.txt (what it needs is there)."
             )
-        print(json.dumps(_compare(options)))
-    except PeftArenaError as fault:
+        print(json.dumps(_compare_sides(options)))
+    except PromptOrTuneError as fault:
         print(f"training: {fault}", file=sys.stderr)
         return 2
     return 0
@@ -67,11 +67,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _compare(options: argparse.Namespace) -> dict[str, Any]:
+def _compare_sides(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for repeat in range(options.repeats):
         for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:
-            runs[side].append(_measured(side, options))
+            runs[side].append(_measure_side(side, options))
             print(f"{side}: {runs[side][-1]}", file=sys.stderr, flush=True)
 
     def median(side: str, field: str) -> float:
@@ -95,7 +95,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
             for side in SIDES
         },
         "samples": options.samples,
-        "batch": BATCH,
+        "batch": BATCH_SIZE,
         "seed": SEED,
         "repeats": options.repeats,
         "data": options.data,
@@ -105,17 +105,17 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measured(side: str, options: argparse.Namespace) -> dict[str, Any]:
+def _measure_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.training", "--worker", side, "--data", options.data]
     command += ["--base", options.base, "--samples", str(options.samples)]
     command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if ran.returncode:
-        raise PeftArenaError(f"The run of {side} failed; its output above says why.")
+        raise PromptOrTuneError(f"The run of {side} failed; its output above says why.")
     return dict(json.loads(ran.stdout.splitlines()[-1]))
 
 
-def _ours(options: argparse.Namespace) -> dict[str, Any]:
+def _train_with_project(options: argparse.Namespace) -> dict[str, Any]:
     from train.run import train
     from train.settings import make_config
 
@@ -130,7 +130,7 @@ def _ours(options: argparse.Namespace) -> dict[str, Any]:
             max_eval_samples=1,
             eval_every=1.0,
             num_train_epochs=1.0,
-            per_device_train_batch_size=BATCH,
+            per_device_train_batch_size=BATCH_SIZE,
             seed=SEED,
             output_dir=folder,
         )
@@ -149,7 +149,7 @@ def _ours(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _trl(options: argparse.Namespace) -> dict[str, Any]:
+def _train_with_trl(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     import transformers
     import trl
@@ -160,25 +160,25 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
     from serve.backends.local.loading import load_base
     from serve.backends.memory import PeakMemory
     from tasks.datasets import load_examples
-    from tasks.prompt import completion, render, style_named
-    from train.callbacks import StepClock
-    from train.meter import Meter
-    from train.targets import attention_modules
+    from tasks.prompt import format_completion, get_style, render_prompt
+    from train.callbacks import ThroughputCallback
+    from train.meter import ThroughputMeter
+    from train.targets import attention_target_modules
 
     loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
-    style = style_named("plain")
+    style = get_style("plain")
     rows = [
-        {"prompt": render(example.intent, (), style), "completion": completion(example.code, style)}
+        {"prompt": render_prompt(example.intent, (), style), "completion": format_completion(example.code, style)}
         for example in load_examples(options.data, options.data_dir)[: options.samples]
     ]
-    memory, meter = PeakMemory("cpu"), Meter()
+    memory, meter = PeakMemory("cpu"), ThroughputMeter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=loaded.model,
             args=SFTConfig(
                 output_dir=folder,
                 num_train_epochs=1,
-                per_device_train_batch_size=BATCH,
+                per_device_train_batch_size=BATCH_SIZE,
                 use_cpu=True,
                 report_to=[],
                 disable_tqdm=True,
@@ -192,9 +192,9 @@ def _trl(options: argparse.Namespace) -> dict[str, Any]:
                 r=16,
                 lora_alpha=32,
                 lora_dropout=0.05,
-                target_modules=attention_modules(loaded.identity),
+                target_modules=attention_target_modules(loaded.identity),
             ),
-            callbacks=[StepClock(meter)],
+            callbacks=[ThroughputCallback(meter)],
         )
         tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset)
         memory.start()
@@ -220,25 +220,25 @@ def _validation_loss(options: argparse.Namespace, adapter: Path) -> float:
     from peft import PeftModel
 
     from serve.backends.local.loading import load_base
-    from tasks.prompt import style_named
+    from tasks.prompt import get_style
     from train.data import load_training_data
-    from train.encode import IGNORED, Encoder
+    from train.encode import IGNORE_INDEX, ExampleTokenizer
     from train.settings import make_config
 
     config = make_config(
-        adapter_name="rows", dataset_name=options.data, data_dir=options.data_dir, max_eval_samples=VALIDATION
+        adapter_name="rows", dataset_name=options.data, data_dir=options.data_dir, max_eval_samples=VALIDATION_ROWS
     )
     loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
     model = PeftModel.from_pretrained(loaded.model, adapter).eval()
-    encoder = Encoder(loaded.tokenizer, style_named("plain"), is_encoder_decoder=False)
+    encoder = ExampleTokenizer(loaded.tokenizer, get_style("plain"), is_encoder_decoder=False)
     total, learned = 0.0, 0
     for example in load_training_data(config).validation:
-        batch = encoder.collate([encoder.row(encoder.encode(example))])
+        batch = encoder.collate([encoder.to_features(encoder.tokenize(example))])
         labels = batch.pop("labels")[0, 1:]
         with torch.inference_mode():
             logits = model(**batch).logits[0, :-1].float()
-        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORED).item()
-        learned += int((labels != IGNORED).sum())
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX).item()
+        learned += int((labels != IGNORE_INDEX).sum())
     return total / learned
 
 

@@ -31,20 +31,20 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from gradio_client import Client
 
-from benchmarks.visitors_app import Memory, running_app
-from benchmarks.visitors_ask import Asked, Request, ask
-from benchmarks.visitors_page import page
-from evaluate.files import write_atomically
+from benchmarks.visitors_app import MemorySampler, running_app
+from benchmarks.visitors_ask import LoadRequest, LoadResponse, send_request
+from benchmarks.visitors_page import render_page
+from evaluate.files import atomic_write
 from tasks.datasets import load_problems
-from ui.visitors import COOKIE
+from ui.visitors import COOKIE_NAME
 
 METHODS = (
     ("zero-shot", "icl-2"), ("rag-2",), ("lora-starter",), ("lora-conala",), ("ia3-conala",), ("prefix-tuning-conala",),
     ("prompt-tuning-conala", "zero-shot"), ("qlora-4bit-conala",), ("qlora-4bit-mbpp",), ("lora-starter+rag-2",),
 )  # fmt: skip
 REQUESTS = 20
-DRAIN_SECONDS = 240
-PAUSE = 0.5  # seconds between two questions of one visitor, on average
+DRAIN_TIMEOUT_SECONDS = 240
+MEAN_PAUSE_SECONDS = 0.5  # seconds between two questions of one visitor, on average
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,15 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="visitors-") as folder, running_app(Path(folder)) as app:
-        client = visitor(app.url)
+        client = connect_visitor(app.url)
         requests = make_requests(options.seed)
-        alone = [ask(client, request) for request in requests]
-        if broken := broken_alone(alone):
+        alone = [send_request(client, request) for request in requests]
+        if broken := single_user_error(alone):
             print(f"Alone already: {broken}", file=sys.stderr)
             return 1
-        with Memory(app.pid) as memory:
-            asked, hung = crowd(app.url, requests, options.visitors, options.seconds, options.seed)
-        line = figures(asked, alone, requests, options.seconds) | memory.figures()
+        with MemorySampler(app.pid) as memory:
+            asked, hung = run_load(app.url, requests, options.visitors, options.seconds, options.seed)
+        line = summarize_load(asked, alone, requests, options.seconds) | memory.summary()
         line |= {
             "visitors": options.visitors,
             "hung": hung,
@@ -84,43 +84,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(json.dumps(line))
     if options.output:
         command = " ".join(["python -m benchmarks.visitors", *given])
-        write_atomically(options.output.with_suffix(".json"), json.dumps(line, indent=1) + "\n")
-        write_atomically(options.output.with_suffix(".md"), page(line, command, options.output.name + ".json"))
+        atomic_write(options.output.with_suffix(".json"), json.dumps(line, indent=1) + "\n")
+        atomic_write(options.output.with_suffix(".md"), render_page(line, command, options.output.name + ".json"))
     return int(bool(line["wrong"] or line["failed"] or line["hung"] or line["crashed"]))
 
 
-def broken_alone(alone: Sequence[Asked]) -> str:
+def single_user_error(baseline: Sequence[LoadResponse]) -> str:
     """Why there is nothing to compare with; '' where there is."""
-    for each in alone:
+    for each in baseline:
         if each.records is None:
-            return each.refused or each.error or ""
+            return each.rejected or each.error or ""
         for record in each.records:
             if record["error"] is not None:
                 return str(record["error"])
     return ""
 
 
-def visitor(url: str) -> Client:
+def connect_visitor(url: str) -> Client:
     """A program that is a visitor of its own."""
-    return Client(url, verbose=False, headers={"cookie": f"{COOKIE}={secrets.token_urlsafe(24)}"})
+    return Client(url, verbose=False, headers={"cookie": f"{COOKIE_NAME}={secrets.token_urlsafe(24)}"})
 
 
-def make_requests(seed: int) -> list[Request]:
+def make_requests(seed: int) -> list[LoadRequest]:
     """Real test problems, with the methods in turn."""
     problems = random.Random(seed).sample(load_problems("starter", "test"), REQUESTS)
-    return [Request(problem.intent, METHODS[place % len(METHODS)]) for place, problem in enumerate(problems)]
+    return [LoadRequest(problem.intent, METHODS[place % len(METHODS)]) for place, problem in enumerate(problems)]
 
 
-def crowd(
-    url: str, requests: Sequence[Request], visitors: int, seconds: float, seed: int
-) -> tuple[list[tuple[int, Asked]], int]:
+def run_load(
+    url: str, requests: Sequence[LoadRequest], visitors: int, seconds: float, seed: int
+) -> tuple[list[tuple[int, LoadResponse]], int]:
     """What all visitors got, each with the place of its request, and how many of them never got their last answer.
 
     Who has asked when time is up is waited for, but not for ever.
     """
-    clients = [visitor(url) for _ in range(visitors)]
+    clients = [connect_visitor(url) for _ in range(visitors)]
     together = threading.Barrier(visitors)
-    got: list[tuple[int, Asked]] = []
+    got: list[tuple[int, LoadResponse]] = []
 
     def visit(place: int) -> None:
         chance = random.Random(f"{seed}-{place}")
@@ -128,43 +128,46 @@ def crowd(
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             which = chance.randrange(len(requests))
-            got.append((which, ask(clients[place], requests[which])))
-            time.sleep(chance.uniform(0, 2 * PAUSE))
+            got.append((which, send_request(clients[place], requests[which])))
+            time.sleep(chance.uniform(0, 2 * MEAN_PAUSE_SECONDS))
 
     threads = [threading.Thread(target=visit, args=(place,), daemon=True) for place in range(visitors)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + seconds + DRAIN_SECONDS
+    until = time.monotonic() + seconds + DRAIN_TIMEOUT_SECONDS
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     return list(got), sum(thread.is_alive() for thread in threads)
 
 
-def figures(
-    asked: Sequence[tuple[int, Asked]], alone: Sequence[Asked], requests: Sequence[Request], seconds: float
+def summarize_load(
+    responses: Sequence[tuple[int, LoadResponse]],
+    baseline: Sequence[LoadResponse],
+    requests: Sequence[LoadRequest],
+    seconds: float,
 ) -> dict[str, Any]:
     """Counts and times of all that was asked."""
-    answered = [(which, each) for which, each in asked if each.records is not None]
+    answered = [(which, each) for which, each in responses if each.records is not None]
     pairs = [
         (mine, right, which)
         for which, each in answered
-        for mine, right in zip(each.records or [], alone[which].records or [], strict=True)
+        for mine, right in zip(each.records or [], baseline[which].records or [], strict=True)
     ]
     texts = {
         (record["text"], place)
-        for place, each in enumerate(alone)
+        for place, each in enumerate(baseline)
         for record in each.records or []
     }  # fmt: skip
-    wrong = [pair for pair in pairs if is_wrong(*pair, requests, texts)]
+    wrong = [pair for pair in pairs if is_wrong_answer(*pair, requests, texts)]
     first = sorted(each.first_token for _, each in answered if each.first_token is not None)
     whole = sorted(each.seconds for _, each in answered)
     return {
         "seconds": seconds,
-        "asked": len(asked),
+        "asked": len(responses),
         "answered": len(answered),
-        "busy": sum(each.refused is not None for _, each in asked),
-        "failed": sum(each.error is not None for _, each in asked),
-        "failures": sorted({each.error for _, each in asked if each.error})[:5],
+        "busy": sum(each.rejected is not None for _, each in responses),
+        "failed": sum(each.error is not None for _, each in responses),
+        "failures": sorted({each.error for _, each in responses if each.error})[:5],
         "answers": len(pairs),
         "tokens": sum(mine["tokens"] for mine, _, _ in pairs),
         "wrong": len(wrong),
@@ -175,27 +178,33 @@ def figures(
         "first_token_p95_seconds": percentile(first, 0.95),
         "whole_p50_seconds": percentile(whole, 0.5),
         "whole_p95_seconds": percentile(whole, 0.95),
-        "first_token_alone_p50_seconds": percentile(sorted(each.first_token or 0.0 for each in alone), 0.5),
-        "most_waiting_before": max((each.most_before for _, each in answered), default=0),
+        "first_token_alone_p50_seconds": percentile(sorted(each.first_token or 0.0 for each in baseline), 0.5),
+        "most_waiting_before": max((each.max_queue_position for _, each in answered), default=0),
     }
 
 
-def is_wrong(
-    mine: dict[str, Any], right: dict[str, Any], which: int, requests: Sequence[Request], texts: set[tuple[str, int]]
+def is_wrong_answer(
+    actual: dict[str, Any],
+    expected: dict[str, Any],
+    request_index: int,
+    requests: Sequence[LoadRequest],
+    texts: set[tuple[str, int]],
 ) -> bool:
     """Whether an answer is not the one that was asked for: of another question, another adapter, other examples."""
     same = ("method", "intent", "adapter", "prompt", "examples", "prompt_tokens", "error", "reference")
-    if any(mine[name] != right[name] for name in same) or mine["intent"] != requests[which].intent:
+    if any(actual[name] != expected[name] for name in same) or actual["intent"] != requests[request_index].intent:
         return True
-    if mine["text"] == right["text"]:
+    if actual["text"] == expected["text"]:
         return False
-    owners = {place for text, place in texts if text == mine["text"]}
-    return bool(owners) and which not in owners
+    owners = {place for text, place in texts if text == actual["text"]}
+    return bool(owners) and request_index not in owners
 
 
-def percentile(ordered: Sequence[float], share: float) -> float | None:
+def percentile(sorted_values: Sequence[float], share: float) -> float | None:
     """The value below which that share of them lies, to three digits; None of none."""
-    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None
+    return (
+        round(sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))], 3) if sorted_values else None
+    )
 
 
 if __name__ == "__main__":

@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve.home import home
+from serve.home import cache_dir
 
-ROOT = Path(__file__).resolve().parents[1]
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 300
 SAMPLE_SECONDS = 1.0
 MIB = 1 << 20
 
 
 @dataclass
-class App:
+class AppProcess:
     """The running program."""
 
     url: str
@@ -42,11 +42,11 @@ class App:
 
 
 @contextmanager
-def running_app(folder: Path) -> Iterator[App]:
+def running_app(folder: Path) -> Iterator[AppProcess]:
     """The program on the embedded base, with a home of its own in `folder` that shares what was converted before."""
     for shared in ("bases", "indexes"):
-        (home() / shared).mkdir(parents=True, exist_ok=True)
-        (folder / shared).symlink_to(home() / shared)
+        (cache_dir() / shared).mkdir(parents=True, exist_ok=True)
+        (folder / shared).symlink_to(cache_dir() / shared)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -54,11 +54,11 @@ def running_app(folder: Path) -> Iterator[App]:
     environment = {**os.environ, "PEFT_ARENA_HOME": str(folder)}
     with (folder / "app.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            app = App(f"http://127.0.0.1:{port}/", process)
-            _wait(app, folder / "app.log")
+            app = AppProcess(f"http://127.0.0.1:{port}/", process)
+            _wait_until_ready(app, folder / "app.log")
             yield app
         finally:
             if process.poll() is None:
@@ -66,7 +66,7 @@ def running_app(folder: Path) -> Iterator[App]:
             process.wait(30)
 
 
-def _wait(app: App, log: Path) -> None:
+def _wait_until_ready(app: AppProcess, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if app.crashed():
@@ -82,21 +82,21 @@ def _wait(app: App, log: Path) -> None:
 
 
 @dataclass
-class Memory:
+class MemorySampler:
     """Samples the resident memory of a process once a second inside the block."""
 
     pid: int
     samples: list[tuple[float, float]] = field(default_factory=list)
-    _ended: threading.Event = field(default_factory=threading.Event)
+    _stop_event: threading.Event = field(default_factory=threading.Event)
 
-    def __enter__(self) -> Memory:
+    def __enter__(self) -> MemorySampler:
         threading.Thread(target=self._sample, daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._ended.set()
+        self._stop_event.set()
 
-    def figures(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """MiB at the beginning, in the middle and at the end (medians of ten seconds), and MiB a minute since a third
         of the time, when everything that is loaded when it is first needed has been.
         """
@@ -113,7 +113,7 @@ class Memory:
 
     def _sample(self) -> None:
         began = time.monotonic()
-        while not self._ended.wait(SAMPLE_SECONDS):
+        while not self._stop_event.wait(SAMPLE_SECONDS):
             try:
                 pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             except OSError:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.grid import grid
+from evaluate.grid import text_table
 
-_FIGURES = (
+_METRIC_TITLES = (
     ("asked", "questions asked"),
     ("answered", "of them answered"),
     ("busy", "refused for now, with a sentence"),
@@ -29,21 +29,23 @@ _FIGURES = (
 )
 
 
-def page(line: Mapping[str, Any], command: str, file: str) -> str:
+def render_page(results: Mapping[str, Any], command: str, file: str) -> str:
     """The page in Markdown; it says only what was measured. `file` is the JSON beside it."""
-    rows = [[title, "–" if line[name] is None else f"{line[name]:g}"] for name, title in _FIGURES]
-    crashed = "The program ended by itself: see its log." if line["crashed"] else "The program was still up at the end."
+    rows = [[title, "–" if results[name] is None else f"{results[name]:g}"] for name, title in _METRIC_TITLES]
+    crashed = (
+        "The program ended by itself: see its log." if results["crashed"] else "The program was still up at the end."
+    )
     return (
-        f"# {line['visitors']} visitors at once\n\n"
-        f"{line['visitors']} programs ask through `/stream` for {line['seconds']:g} seconds, each as a visitor of its "
+        f"# {results['visitors']} visitors at once\n\n"
+        f"{results['visitors']} programs ask through `/stream` for {results['seconds']:g} seconds, each as a visitor of its "
         f"own, one question after the other with a short pause. {crashed}\n\n"
-        f"{grid(('', 'measured'), rows, markdown=True)}\n\n"
+        f"{text_table(('', 'measured'), rows, markdown=True)}\n\n"
         "- The time to the first token has the wait in line in it: four runs have the engine at a time, first come, "
         "first served.\n"
         "- On a quantized base the rows beside a row move the last bits of its numbers, and a token of almost equal "
         "probability can change ([engine.md](../engine.md)): such an answer is its own, and not counted as wrong.\n"
-        f"- {line['tokens']:,} tokens. {line['base']}, {line['quantization']}, on {line['device']}; {line['cores']} "
-        f"cores with a load of {line['load_before']:g} before, on which the visitors ran too. Python {line['python']}."
+        f"- {results['tokens']:,} tokens. {results['base']}, {results['quantization']}, on {results['device']}; {results['cores']} "
+        f"cores with a load of {results['load_before']:g} before, on which the visitors ran too. Python {results['python']}."
         f"\n\nAll numbers: [{file}]({file}). What is measured how stands at the top of `benchmarks/visitors.py`.\n\n"
         f"```sh\n{command}\n```\n"
     )

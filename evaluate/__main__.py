@@ -23,15 +23,22 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from errors import PeftArenaError
-from evaluate.export import csv_metrics, csv_problems, json_report
-from evaluate.files import write_atomically
-from evaluate.options import INTERRUPTED, decoding_of, make_engine, report_parser, run_parser, score_parser
-from evaluate.plots import png_report
-from evaluate.progress import Progress
+from errors import PromptOrTuneError
+from evaluate.export import json_report, metrics_csv, problems_csv
+from evaluate.files import atomic_write
+from evaluate.options import (
+    EXIT_INTERRUPTED,
+    build_engine_from_options,
+    report_parser,
+    run_parser,
+    sampling_params_from_options,
+    score_parser,
+)
+from evaluate.plots import plot_report_png
+from evaluate.progress import ProgressBar
 from evaluate.report import markdown_report, text_report
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import Plan, parse_methods, run_methods, versions
+from evaluate.run import EvaluationPlan, generate_results, package_versions, parse_methods
 from evaluate.score_run import has_tests, score_run
 
 if TYPE_CHECKING:
@@ -45,92 +52,94 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")
     try:
         if words[:1] == ["report"]:
-            return _report(report_parser().parse_args(words[1:]), command)
+            return _report_command(report_parser().parse_args(words[1:]), command)
         if words[:1] == ["score"]:
-            return _score(score_parser().parse_args(words[1:]), command)
-        return _run(run_parser(__doc__ or "").parse_args(words), command)
-    except PeftArenaError as fault:
+            return _score_command(score_parser().parse_args(words[1:]), command)
+        return _run_command(run_parser(__doc__ or "").parse_args(words), command)
+    except PromptOrTuneError as fault:
         print(fault, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped before anything new was saved.", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
-def _report(options: argparse.Namespace, command: str) -> int:
-    _show([read_run(path) for path in options.files], options, command)
+def _report_command(options: argparse.Namespace, command: str) -> int:
+    _print_reports([read_run(path) for path in options.files], options, command)
     return 0
 
 
-def _score(options: argparse.Namespace, command: str) -> int:
+def _score_command(options: argparse.Namespace, command: str) -> int:
     runs = [read_run(path) for path in options.files]
-    with _sandbox(options, any(has_tests(run.problems) for run in runs)) as sandbox:
+    with _open_sandbox(options, any(has_tests(run.problems) for run in runs)) as sandbox:
         for run in runs:
-            if not _scored(run, command, sandbox):
-                return INTERRUPTED
-    _show(runs, options, command)
+            if not _score_missing(run, command, sandbox):
+                return EXIT_INTERRUPTED
+    _print_reports(runs, options, command)
     return 0
 
 
-def _run(options: argparse.Namespace, command: str) -> int:
-    plan = _plan(options)
+def _run_command(options: argparse.Namespace, command: str) -> int:
+    plan = _build_plan(options)
     # Where no code can be run, that is said before anything is generated.
-    with _sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
+    with _open_sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
         return _generate_and_score(options, command, plan, sandbox)
 
 
-def _generate_and_score(options: argparse.Namespace, command: str, plan: Plan, sandbox: Sandbox | None) -> int:
-    engine = make_engine(options)
+def _generate_and_score(
+    options: argparse.Namespace, command: str, plan: EvaluationPlan, sandbox: Sandbox | None
+) -> int:
+    engine = build_engine_from_options(options)
     methods = parse_methods(options.methods.split(","), engine.adapters())
     provenance = {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "architecture": engine.base.architecture,
-        "versions": versions(),
+        "versions": package_versions(),
     }
     described: list[dict[str, Any]] = [problem_record(problem) for problem in plan.problems]
     settings = plan.settings(engine.base)
     with open_run(options.output, settings, described, provenance, options.overwrite) as run:
         again = command.replace(" --overwrite", "")
-        missing = sum(not run.has(method.name, problem.id) for method in methods for problem in plan.problems)
-        progress = Progress(missing)
+        missing = sum(not run.has_result(method.name, problem.id) for method in methods for problem in plan.problems)
+        progress = ProgressBar(missing)
         try:
-            run_methods(engine, plan, methods, run, progress.step)
+            generate_results(engine, plan, methods, run, progress.update)
         except KeyboardInterrupt:
-            progress.end()
-            return _stopped(run, again)
+            progress.close()
+            return _report_interrupted(run, again)
         finally:
-            progress.end()
-        if not _scored(run, again, sandbox):
-            return INTERRUPTED
-        _show([run], options, command)
+            progress.close()
+        if not _score_missing(run, again, sandbox):
+            return EXIT_INTERRUPTED
+        _print_reports([run], options, command)
     return 0
 
 
-def _plan(options: argparse.Namespace) -> Plan:
+def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
     """What can go wrong without a model goes wrong here, before one is loaded."""
-    from tasks.datasets import digest, load_examples, load_problems
+    from tasks.datasets import dataset_digest, load_examples, load_problems
 
     if options.output.suffix != ".jsonl":
-        raise PeftArenaError(f"--output {options.output} is no .jsonl file: name one, such as run.jsonl.")
-    decoding = decoding_of(options)
+        raise PromptOrTuneError(f"--output {options.output} is no .jsonl file: name one, such as run.jsonl.")
+    decoding = sampling_params_from_options(options)
     if options.batch < 1:
-        raise PeftArenaError(f"A batch of {options.batch} problems is none: choose 1 or more.")
+        raise PromptOrTuneError(f"A batch of {options.batch} problems is none: choose 1 or more.")
     problems = load_problems(options.data, options.split, options.data_dir, options.limit)
-    return Plan(
+    return EvaluationPlan(
         options.data,
         options.split,
         problems,
-        digest(problems),
-        lambda: digest(load_examples(options.data, options.data_dir)),
+        dataset_digest(problems),
+        lambda: dataset_digest(load_examples(options.data, options.data_dir)),
         decoding,
         options.batch,
         options.seed,
     )
 
 
-def _sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManager[Sandbox | None]:
-    """The sandbox in which tests run, if there are any and they are wanted; PeftArenaError where none works."""
+def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManager[Sandbox | None]:
+    """The sandbox in which tests run, if there are any and they are wanted; PromptOrTuneError where none works."""
     if not needed or options.no_tests:
         return nullcontext()
     from evaluate.sandbox import SandboxUnavailableError, open_sandbox
@@ -138,22 +147,22 @@ def _sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManage
     try:
         return open_sandbox(options.sandbox)
     except SandboxUnavailableError as fault:
-        raise PeftArenaError(f"{str(fault).rstrip('.')}; --no-tests goes without.") from fault
+        raise PromptOrTuneError(f"{str(fault).rstrip('.')}; --no-tests goes without.") from fault
 
 
-def _scored(run: Run, again: str, sandbox: Sandbox | None) -> bool:
+def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:
     """Scores what is not scored yet; False, with how to go on, where that was stopped."""
     try:
-        with _programs_stop_too(sandbox):
-            score_run(run, Progress, sandbox)
+        with _close_sandbox_on_interrupt(sandbox):
+            score_run(run, ProgressBar, sandbox)
     except KeyboardInterrupt:
-        print(f"Stopped while scoring; to go on: {again}", file=sys.stderr)
+        print(f"Stopped while scoring; to go on: {command}", file=sys.stderr)
         return False
     return True
 
 
 @contextmanager
-def _programs_stop_too(sandbox: Sandbox | None) -> Iterator[None]:
+def _close_sandbox_on_interrupt(sandbox: Sandbox | None) -> Iterator[None]:
     """Ctrl-C ends the programs in the sandbox at once; else it would wait for their time limit."""
     if sandbox is None or threading.current_thread() is not threading.main_thread():
         yield
@@ -170,26 +179,26 @@ def _programs_stop_too(sandbox: Sandbox | None) -> Iterator[None]:
         signal.signal(signal.SIGINT, usual)
 
 
-def _stopped(run: Run, again: str) -> int:
+def _report_interrupted(run: Run, command: str) -> int:
     done = sum(len(run.results(method)) for method in run.methods)
     if not done:
         raise KeyboardInterrupt
-    print(f"Stopped. {done} answers are in {run.path}; to go on: {again}", file=sys.stderr)
-    return INTERRUPTED
+    print(f"Stopped. {done} answers are in {run.path}; to go on: {command}", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
-def _show(runs: Sequence[Run], options: argparse.Namespace, command: str) -> None:
+def _print_reports(runs: Sequence[Run], options: argparse.Namespace, command: str) -> None:
     # The tables are printed first: a file that cannot be written costs none of them.
     print(text_report(runs, pairs=options.compare))
     for path, content in (
         (options.markdown, lambda: markdown_report(runs, command, options.compare)),
-        (options.csv, lambda: csv_metrics(runs)),
-        (options.csv_problems, lambda: csv_problems(runs)),
+        (options.csv, lambda: metrics_csv(runs)),
+        (options.csv_problems, lambda: problems_csv(runs)),
         (options.json, lambda: json_report(runs, command, options.compare)),
-        (options.png, lambda: png_report(runs)),
+        (options.png, lambda: plot_report_png(runs)),
     ):
         if path:
-            write_atomically(path, content())
+            atomic_write(path, content())
 
 
 if __name__ == "__main__":

@@ -19,21 +19,28 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from errors import PeftArenaError
-from evaluate.files import check_writable, write_atomically
-from evaluate.grid import grid, percent
-from evaluate.options import INTERRUPTED, add_base_options, make_engine
-from evaluate.progress import Progress
-from evaluate.run import Engine, Plan, batches, decoding_for, results_of, versions
+from errors import PromptOrTuneError
+from evaluate.files import atomic_write, check_writable
+from evaluate.grid import format_percent, text_table
+from evaluate.options import EXIT_INTERRUPTED, add_base_options, build_engine_from_options
+from evaluate.progress import ProgressBar
+from evaluate.run import (
+    EngineProtocol,
+    EvaluationPlan,
+    batch_problems,
+    make_results,
+    make_sampling_params,
+    package_versions,
+)
 from evaluate.scoring import score_candidates
-from evaluate.stats import Interval, bootstrap_mean, wilson
-from serve.method import Fixed, Method, Nothing
+from evaluate.stats import Interval, bootstrap_mean, wilson_interval
+from serve.method import FixedExamples, Method, NoExamples
 from serve.rows import Request
-from tasks.prompt import STYLES, PromptStyle, style_named
+from tasks.prompt import STYLES, PromptStyle, get_style
 
-SHOTS: Mapping[str, Method] = {
-    "zero-shot": Method("zero-shot", Nothing()),
-    "few-shot": Method("icl-8", Fixed(8)),
+SHOT_METHODS: Mapping[str, Method] = {
+    "zero-shot": Method("zero-shot", NoExamples()),
+    "few-shot": Method("icl-8", FixedExamples(8)),
 }
 
 
@@ -55,55 +62,62 @@ class StyleScore:
         return (self.em.value + self.codebleu.value) / 2
 
 
-def usable_styles(names: Sequence[str], has_chat_template: bool) -> list[PromptStyle]:
+def supported_styles(names: Sequence[str], has_chat_template: bool) -> list[PromptStyle]:
     """The styles of those names, or all, that a base with or without a chat template can use, in STYLES' order."""
-    asked = [style_named(name) for name in names] or list(STYLES.values())
+    asked = [get_style(name) for name in names] or list(STYLES.values())
     usable = [style for style in STYLES.values() if style in asked and (has_chat_template or style.format != "chat")]
     if not usable:
-        raise PeftArenaError("This base has no chat template and only chat styles are named: name a plain one.")
+        raise PromptOrTuneError("This base has no chat template and only chat styles are named: name a plain one.")
     return usable
 
 
-def measure(
-    engine: Engine,
-    plan: Plan,
+def evaluate_style(
+    engine: EngineProtocol,
+    plan: EvaluationPlan,
     style: PromptStyle,
     shots: str,
-    step: Callable[[int, str], None],
+    on_progress: Callable[[int, str], None],
 ) -> StyleScore:
     """Answers the plan's problems in one style and scores them; a failure scores 0."""
-    method = SHOTS[shots]
+    method = SHOT_METHODS[shots]
     scores: list[dict[str, float | None]] = []
     failures = 0
-    for part in batches(plan.problems, plan.batch):
-        answers = engine.answer([Request(problem, method, plan.data, style) for problem in part], plan.decoding)
+    for part in batch_problems(plan.problems, plan.batch):
+        answers = engine.answer([Request(problem, method, plan.data, style) for problem in part], plan.sampling_params)
         if any(answer.cancelled for answer in answers):
             raise KeyboardInterrupt
-        for problem, result in zip(part, results_of(part, answers, method.name), strict=True):
+        for problem, result in zip(part, make_results(part, answers, method.name), strict=True):
             codes = [candidate["code"] for candidate in result.candidates]
             scores.append(score_candidates(codes, problem.reference, 1))
             failures += result.error is not None
-        step(len(part), f"{style.name}, {shots}")
+        on_progress(len(part), f"{style.name}, {shots}")
     hits = [each["em@1"] or 0.0 for each in scores]
     bleu = [each["codebleu"] or 0.0 for each in scores]
-    em = wilson(round(sum(hits)), len(hits))
+    em = wilson_interval(round(sum(hits)), len(hits))
     return StyleScore(style.name, style.fingerprint, shots, len(scores), em, bootstrap_mean(bleu), failures)
 
 
-def best(scores: Sequence[StyleScore], shots: str) -> str:
+def best_style(scores: Sequence[StyleScore], shots: str) -> str:
     """The name of the best style; the first measured wins a tie. '' where none was measured."""
     candidates = [score for score in scores if score.shots == shots]
     return max(candidates, key=lambda score: score.mean).style if candidates else ""
 
 
-def render(scores: Sequence[StyleScore]) -> str:
+def render_scores(scores: Sequence[StyleScore]) -> str:
     """The table of styles, and the best of each kind."""
     lines = [
-        [each.style, each.shots, str(each.n), percent(each.em), percent(each.codebleu), f"{100 * each.mean:.1f}"]
+        [
+            each.style,
+            each.shots,
+            str(each.n),
+            format_percent(each.em),
+            format_percent(each.codebleu),
+            f"{100 * each.mean:.1f}",
+        ]
         for each in scores
     ]
-    table = grid(["style", "examples", "n", "EM", "CodeBLEU", "mean"], lines, markdown=False)
-    chosen = [f"Best {shots}: {best(scores, shots)}" for shots in SHOTS if best(scores, shots)]
+    table = text_table(["style", "examples", "n", "EM", "CodeBLEU", "mean"], lines, markdown=False)
+    chosen = [f"Best {shots}: {best_style(scores, shots)}" for shots in SHOT_METHODS if best_style(scores, shots)]
     return "\n".join([table, "", *chosen])
 
 
@@ -111,56 +125,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(_parser().parse_args(words), "python -m evaluate.choose_style " + shlex.join(words))
-    except PeftArenaError as fault:
+        return _run_command(_parser().parse_args(words), "python -m evaluate.choose_style " + shlex.join(words))
+    except PromptOrTuneError as fault:
         print(fault, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped: the styles that were finished are in the output file.", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
-def _run(options: argparse.Namespace, command: str) -> int:
-    from tasks.datasets import digest, load_examples, load_problems
+def _run_command(options: argparse.Namespace, command: str) -> int:
+    from tasks.datasets import dataset_digest, load_examples, load_problems
 
     check_writable(options.output)
     loaded = load_problems(options.data, "validation", options.data_dir, options.limit)
     problems = [problem for problem in loaded if problem.reference]
     if not problems:
-        raise PeftArenaError(f"No validation problem of {options.data} has a reference to score against.")
-    plan = Plan(
+        raise PromptOrTuneError(f"No validation problem of {options.data} has a reference to score against.")
+    plan = EvaluationPlan(
         options.data,
         "validation",
         problems,
-        digest(problems),
-        lambda: digest(load_examples(options.data, options.data_dir)),
-        decoding_for("greedy", 1, options.max_new_tokens, options.seed),
+        dataset_digest(problems),
+        lambda: dataset_digest(load_examples(options.data, options.data_dir)),
+        make_sampling_params("greedy", 1, options.max_new_tokens, options.seed),
         options.batch,
         options.seed,
     )
     names = [name.strip() for name in options.styles.split(",") if name.strip()]
     for name in names:
-        style_named(name)
-    engine = make_engine(options)
-    styles = usable_styles(names, engine.base.has_chat_template)
+        get_style(name)
+    engine = build_engine_from_options(options)
+    styles = supported_styles(names, engine.base.has_chat_template)
     head = {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": plan.settings(engine.base),
         "pool_digest": plan.pool_digest(),
-        "versions": versions(),
+        "versions": package_versions(),
     }
-    progress = Progress(len(styles) * len(SHOTS) * len(problems))
+    progress = ProgressBar(len(styles) * len(SHOT_METHODS) * len(problems))
     scores: list[StyleScore] = []
     try:
         for style in styles:
-            scores += [measure(engine, plan, style, shots, progress.step) for shots in SHOTS]
+            scores += [evaluate_style(engine, plan, style, shots, progress.update) for shots in SHOT_METHODS]
             records = [{**asdict(score), "mean": score.mean} for score in scores]
-            chosen = {shots: best(scores, shots) for shots in SHOTS}
-            write_atomically(options.output, json.dumps({**head, "best": chosen, "scores": records}, indent=1) + "\n")
+            chosen = {shots: best_style(scores, shots) for shots in SHOT_METHODS}
+            atomic_write(options.output, json.dumps({**head, "best": chosen, "scores": records}, indent=1) + "\n")
     finally:
-        progress.end()
-    print(render(scores))
+        progress.close()
+    print(render_scores(scores))
     return 0
 
 

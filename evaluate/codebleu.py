@@ -29,10 +29,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 from evaluate.lexer import python_tokens
-from evaluate.ngrams import Grams, grams_of, ngram_scores
-from evaluate.trees import Trees, trees_of
+from evaluate.ngrams import NgramCounts, bleu_scores, count_ngrams
+from evaluate.trees import TreeFeatures, tree_features
 
-MAX_CHARACTERS = 20_000  # longer code is scored on its beginning; 1,024 tokens are about 4,000 characters
+MAX_CODE_CHARACTERS = 20_000  # longer code is scored on its beginning; 1,024 tokens are about 4,000 characters
 KEYWORD_WEIGHT = 5
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -49,66 +49,66 @@ class CodeBleu:
 
 
 @dataclass(frozen=True)
-class _Snippet:
-    grams: Grams
-    trees: Trees
-    known: frozenset[bytes]
+class _CodeFeatures:
+    ngrams: NgramCounts
+    trees: TreeFeatures
+    known_subtrees: frozenset[bytes]
 
 
 def codebleu(reference: str, candidate: str) -> CodeBleu:
     """CodeBLEU of one answer. The same on every call and in every process; never raises."""
     if not candidate.strip():
-        return _combine(0.0, 0.0, 0.0, 0.0 if _snippet(reference).trees.flow else None)
-    ref = _snippet(reference)
+        return _combine(0.0, 0.0, 0.0, 0.0 if _code_features(reference).trees.flow else None)
+    ref = _code_features(reference)
     if reference.strip() == candidate.strip():
         return _combine(1.0, 1.0, 1.0, 1.0 if ref.trees.flow else None)
-    cand = _snippet(candidate)
-    if not cand.grams.length or not ref.grams.length:
+    cand = _code_features(candidate)
+    if not cand.ngrams.length or not ref.ngrams.length:
         return _combine(0.0, 0.0, 0.0, 0.0 if ref.trees.flow else None)
-    ngram, weighted = ngram_scores(ref.grams, cand.grams, _keywords(), KEYWORD_WEIGHT)
-    syntax = sum(subtree in cand.known for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
+    ngram, weighted = bleu_scores(ref.ngrams, cand.ngrams, _python_keywords(), KEYWORD_WEIGHT)
+    syntax = sum(subtree in cand.known_subtrees for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
     flow: float | None = None
     if ref.trees.flow:
         flow = (ref.trees.flow & cand.trees.flow).total() / ref.trees.flow.total()
     return _combine(ngram, weighted, syntax, flow)
 
 
-def codebleu_pypi(reference: str, candidate: str) -> float | None:
+def codebleu_package_score(reference: str, candidate: str) -> float | None:
     """The total of the `codebleu` package as it stands, faults included; None where the package fails.
 
     It moves with PYTHONHASHSEED, and gives 0.25 to an empty answer.
     """
     longest = max(len(reference), len(candidate))
-    if longest > MAX_CHARACTERS or not (_is_bounded(reference) and _is_bounded(candidate)):
+    if longest > MAX_CODE_CHARACTERS or not (_is_bounded(reference) and _is_bounded(candidate)):
         return None  # the package would take minutes, or overflow the stack of C
     try:
-        return float(_package().calc_codebleu([reference], [candidate], "python")["codebleu"])
+        return float(_codebleu_package().calc_codebleu([reference], [candidate], "python")["codebleu"])
     except Exception:  # noqa: BLE001 - whatever the package raises, one odd answer must not end a run
         return None
 
 
-def _combine(ngram: float, weighted: float, syntax: float, flow: float | None) -> CodeBleu:
-    parts = [ngram, weighted, syntax] if flow is None else [ngram, weighted, syntax, flow]
-    return CodeBleu(sum(parts) / len(parts), ngram, weighted, syntax, flow)
+def _combine(ngram: float, weighted: float, syntax: float, dataflow: float | None) -> CodeBleu:
+    parts = [ngram, weighted, syntax] if dataflow is None else [ngram, weighted, syntax, dataflow]
+    return CodeBleu(sum(parts) / len(parts), ngram, weighted, syntax, dataflow)
 
 
 @lru_cache(maxsize=2048)  # the references of a test set: all methods are scored against them
-def _snippet(code: str) -> _Snippet:
-    text = _UNENCODABLE.sub("\ufffd", code).replace("\r\n", "\n").replace("\r", "\n")[:MAX_CHARACTERS]
+def _code_features(code: str) -> _CodeFeatures:
+    text = _UNENCODABLE.sub("\ufffd", code).replace("\r\n", "\n").replace("\r", "\n")[:MAX_CODE_CHARACTERS]
     text = textwrap.dedent(text).strip()
-    trees = trees_of(text)
-    return _Snippet(grams_of(python_tokens(text)), trees, frozenset(trees.subtrees))
+    trees = tree_features(text)
+    return _CodeFeatures(count_ngrams(python_tokens(text)), trees, frozenset(trees.subtrees))
 
 
 def _is_bounded(code: str) -> bool:
     try:
-        return trees_of(code).bounded
+        return tree_features(code).bounded
     except UnicodeEncodeError:
         return False
 
 
 @cache
-def _package() -> Any:
+def _codebleu_package() -> Any:
     """The module `codebleu.codebleu`, with its warning about missing data flow silenced: here that is a value."""
     import codebleu.codebleu as package
     from codebleu import dataflow_match
@@ -122,6 +122,6 @@ def _package() -> Any:
 
 
 @cache
-def _keywords() -> frozenset[str]:
-    folder = _package().PACKAGE_DIR / "keywords"
+def _python_keywords() -> frozenset[str]:
+    folder = _codebleu_package().PACKAGE_DIR / "keywords"
     return frozenset((folder / "python.txt").read_text(encoding="utf-8").split())

@@ -34,10 +34,10 @@ class Cost:
     peak_memory_bytes: int | None
 
 
-def cost_of(results: Sequence[Result], method: Mapping[str, Any]) -> Cost:
+def summarize_cost(results: Sequence[Result], method_record: Mapping[str, Any]) -> Cost:
     """The cost of a method's results; `method` is what its run knows of it."""
     answered = [result for result in results if result.error is None]
-    generated = [generated_tokens(result) for result in answered]
+    generated = [count_generated_tokens(result) for result in answered]
     seconds = sum(result.seconds for result in answered)
     return Cost(
         _mean([result.seconds for result in answered]),
@@ -45,11 +45,11 @@ def cost_of(results: Sequence[Result], method: Mapping[str, Any]) -> Cost:
         _mean([result.tokens for result in answered]),
         _mean(generated),
         sum(generated) / seconds if seconds > 0 else 0.0,
-        method.get("peak_memory_bytes"),
+        method_record.get("peak_memory_bytes"),
     )
 
 
-def generated_tokens(result: Result) -> int:
+def count_generated_tokens(result: Result) -> int:
     """The tokens of all candidates, each as often as it was said."""
     return sum(int(candidate["tokens"]) * int(candidate.get("times", 1)) for candidate in result.candidates)
 

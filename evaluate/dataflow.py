@@ -10,16 +10,16 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
-Span = tuple[int, int]  # in bytes
+ByteSpan = tuple[int, int]  # in bytes
 FlowItem = tuple[str, str, tuple[str, ...]]
 
 
-def data_flow(root: Any, leaves: list[Span], data: bytes) -> Counter[FlowItem]:
+def extract_data_flow(root: Any, leaves: list[ByteSpan], data: bytes) -> Counter[FlowItem]:
     """The normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
     # Places count bytes: as Latin-1 every byte is one character. The package joins the lines of a token.
     texts = [data[start:end].decode("latin-1").replace("\n", "") for start, end in leaves]
     try:
-        items, _ = _flow_rules()(root, {span: (at, texts[at]) for at, span in enumerate(leaves)}, {})
+        items, _ = _package_dataflow_rules()(root, {span: (at, texts[at]) for at, span in enumerate(leaves)}, {})
     except Exception:  # noqa: BLE001 - on trees with errors it fails in ways of its own: no data flow then
         return Counter()
     related = {item[1] for item in items if item[4]} | {parent for item in items for parent in item[4]}
@@ -40,7 +40,7 @@ def data_flow(root: Any, leaves: list[Span], data: bytes) -> Counter[FlowItem]:
 
 
 @cache
-def _flow_rules() -> Any:
+def _package_dataflow_rules() -> Any:
     from codebleu.parser import DFG_python
 
     return DFG_python

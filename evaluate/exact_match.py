@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from tasks.syntax import syntax_tree
 
 
@@ -19,7 +19,7 @@ def exact_match(reference: str, candidate: str) -> bool:
     return reference.strip() == candidate.strip()
 
 
-def same_tree(reference: str, candidate: str) -> bool:
+def syntax_tree_match(reference: str, candidate: str) -> bool:
     """Whether both parse, are not empty, and have equal syntax trees. Never raises."""
     left, right = syntax_tree(reference), syntax_tree(candidate)
     if left is None or right is None or not left.body:
@@ -30,30 +30,34 @@ def same_tree(reference: str, candidate: str) -> bool:
         return False
 
 
-def exact_match_at(
+def exact_match_at_k(
     reference: str,
     candidates: Sequence[str],
     k: int,
-    asked: int | None = None,
-    same: Callable[[str, str], bool] = exact_match,
+    num_candidates: int | None = None,
+    is_match: Callable[[str, str], bool] = exact_match,
 ) -> bool:
     """EM@k: whether the reference is among the first k candidates.
 
     `asked` is the number of candidates that the model was asked for, by default the number that is here. Candidates
     with the same code were merged, so the list may be shorter than that. A k below 1 or above `asked` has no meaning
-    and raises PeftArenaError. `same` is `same_tree` for the second figure.
+    and raises PromptOrTuneError. `same` is `same_tree` for the second figure.
     """
-    asked = len(candidates) if asked is None else asked
-    if not 1 <= k <= asked:
-        raise PeftArenaError(f"EM@{k} is undefined for {asked} candidates: choose k from 1 to the number asked for.")
-    if len(candidates) > asked:
-        raise PeftArenaError(f"EM@{k} is undefined: {asked} candidates were asked for and {len(candidates)} are here.")
-    place = first_match(reference, candidates, same)
+    num_candidates = len(candidates) if num_candidates is None else num_candidates
+    if not 1 <= k <= num_candidates:
+        raise PromptOrTuneError(
+            f"EM@{k} is undefined for {num_candidates} candidates: choose k from 1 to the number asked for."
+        )
+    if len(candidates) > num_candidates:
+        raise PromptOrTuneError(
+            f"EM@{k} is undefined: {num_candidates} candidates were asked for and {len(candidates)} are here."
+        )
+    place = first_match_rank(reference, candidates, is_match)
     return place is not None and place <= k
 
 
-def first_match(
-    reference: str, candidates: Sequence[str], same: Callable[[str, str], bool] = exact_match
+def first_match_rank(
+    reference: str, candidates: Sequence[str], is_match: Callable[[str, str], bool] = exact_match
 ) -> int | None:
     """The place of the first candidate that matches, from 1, or None: EM@k is 1 from that k on."""
-    return next((place for place, candidate in enumerate(candidates, start=1) if same(reference, candidate)), None)
+    return next((place for place, candidate in enumerate(candidates, start=1) if is_match(reference, candidate)), None)

@@ -6,10 +6,10 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def atomic_write(path: Path, content: str | bytes) -> None:
     """Puts `content` into the file in one step: a reader, or a crash, sees the old content or the new."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -21,7 +21,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as fault:
-        raise cannot_write(path, fault) from fault
+        raise write_error(path, fault) from fault
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -30,12 +30,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def check_writable(path: Path) -> None:
     """Fails now, not after an hour, where the file could not be written."""
     if path.is_dir():
-        raise PeftArenaError(f"{path} is a folder: name a file.")
+        raise PromptOrTuneError(f"{path} is a folder: name a file.")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
-    write_atomically(probe, "")
+    atomic_write(probe, "")
     probe.unlink()
 
 
-def cannot_write(path: Path, fault: OSError) -> PeftArenaError:
+def write_error(path: Path, error: OSError) -> PromptOrTuneError:
     """The sentence for a file that could not be written."""
-    return PeftArenaError(f"Cannot write {path} ({fault.strerror}): choose a place with room that you may write to.")
+    return PromptOrTuneError(f"Cannot write {path} ({error.strerror}): choose a place with room that you may write to.")

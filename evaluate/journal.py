@@ -17,13 +17,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from errors import PeftArenaError
-from evaluate.files import cannot_write, check_writable
+from errors import PromptOrTuneError
+from evaluate.files import check_writable, write_error
 
 if sys.platform != "win32":
     import fcntl
 
-Record = Mapping[str, Any]
+JsonRecord = Mapping[str, Any]
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -39,7 +39,7 @@ def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
     whole = end = 0
     for line in content.split(b"\n")[:-1]:
         end += len(line) + 1
-        record = _record(line)
+        record = _parse_record(line)
         if record is None:
             continue
         if whole + len(line) + 1 != end:
@@ -58,18 +58,18 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        """Takes the file for this process and makes it where there is none; PeftArenaError where another has it."""
+        """Takes the file for this process and makes it where there is none; PromptOrTuneError where another has it."""
         if path.suffix == ".gz":
-            raise PeftArenaError(f"{path} is packed and cannot grow: unpack it with gunzip first.")
+            raise PromptOrTuneError(f"{path} is packed and cannot grow: unpack it with gunzip first.")
         check_writable(path)
         while True:
             try:
                 file = path.open("ab", buffering=0)
             except OSError as fault:
-                raise cannot_write(path, fault) from fault
-            if not _lock(file):
+                raise write_error(path, fault) from fault
+            if not _try_lock(file):
                 file.close()
-                raise PeftArenaError(
+                raise PromptOrTuneError(
                     f"Another process is writing {path}: wait for its end, or choose another --output."
                 )
             # Between the two steps another process may have put a new file in its place.
@@ -78,33 +78,33 @@ class Journal:
                     return cls(path, file)
             file.close()
 
-    def append(self, records: Iterable[Record]) -> None:
+    def append(self, records: Iterable[JsonRecord]) -> None:
         """Adds the records and waits until they are on disk; all of them, or the file stays as it was."""
         size = self._file.seek(0, os.SEEK_END)
         try:
-            _write(self._file, _lines(records))
+            _write_all(self._file, _encode_records(records))
             os.fsync(self._file.fileno())
         except OSError as fault:
             with suppress(OSError):
-                self._cut(size)
-            raise cannot_write(self.path, fault) from fault
+                self._truncate(size)
+            raise write_error(self.path, fault) from fault
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Drops what follows the first `size` bytes: lines that a crash tore off."""
         if self._file.seek(0, os.SEEK_END) > size:
-            self._cut(size)
+            self._truncate(size)
 
-    def replace(self, records: Iterable[Record]) -> None:
+    def replace(self, records: Iterable[JsonRecord]) -> None:
         """Puts a new file with these records in the old one's place, in one step, and goes on with it."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             fresh = temporary.open("wb", buffering=0)
-            _lock(fresh)  # nobody else knows this file yet
-            _write(fresh, _lines(records))
+            _try_lock(fresh)  # nobody else knows this file yet
+            _write_all(fresh, _encode_records(records))
             os.fsync(fresh.fileno())
             temporary.replace(self.path)
         except OSError as fault:
-            raise cannot_write(self.path, fault) from fault
+            raise write_error(self.path, fault) from fault
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -120,13 +120,13 @@ class Journal:
                 self.path.unlink(missing_ok=True)
         self._file.close()
 
-    def _cut(self, size: int) -> None:
+    def _truncate(self, size: int) -> None:
         self._file.truncate(size)
         self._file.seek(0, os.SEEK_END)
         os.fsync(self._file.fileno())
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _parse_record(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -134,19 +134,19 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _lines(records: Iterable[Record]) -> bytes:
+def _encode_records(records: Iterable[JsonRecord]) -> bytes:
     # ASCII, so that half a character in an answer (a lone surrogate) survives the file.
     return "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records).encode("ascii")
 
 
-def _write(file: FileIO, data: bytes) -> None:
+def _write_all(file: FileIO, data: bytes) -> None:
     """Unbuffered, so that what a full disk refused does not come back later."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def _lock(file: FileIO) -> bool:
+def _try_lock(file: FileIO) -> bool:
     """Whether the file is ours now. Where a file system or Windows knows no such lock, it is taken for granted."""
     if sys.platform == "win32":
         return True

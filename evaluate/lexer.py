@@ -12,7 +12,7 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 
-_LAYOUT = {
+_LAYOUT_TOKENS = {
     tokenize.COMMENT,
     tokenize.NL,
     tokenize.NEWLINE,
@@ -23,10 +23,10 @@ _LAYOUT = {
 }
 # Python 3.12 lexes inside f-strings and 3.14 inside t-strings; both are one token here, as in 3.11, so that a score
 # doesn't depend on the interpreter.
-_STRING_START = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {None}
-_STRING_END = {getattr(tokenize, name, None) for name in ("FSTRING_END", "TSTRING_END")} - {None}
+_STRING_START_TOKENS = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {None}
+_STRING_END_TOKENS = {getattr(tokenize, name, None) for name in ("FSTRING_END", "TSTRING_END")} - {None}
 
-_PATTERN = re.compile(
+_FALLBACK_PATTERN = re.compile(
     r"""
     \#[^\n]*                                        # a comment, left out below
     | [A-Za-z]{0,2}(?:\"{3}.*?(?:\"{3}|\Z)|'{3}.*?(?:'{3}|\Z))
@@ -45,29 +45,29 @@ def python_tokens(code: str) -> tuple[str, ...]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return tuple(_lexed(code))
+            return tuple(_tokenize(code))
     except (tokenize.TokenError, SyntaxError, ValueError):
-        return tuple(token for token in _PATTERN.findall(code) if not token.startswith("#"))
+        return tuple(token for token in _FALLBACK_PATTERN.findall(code) if not token.startswith("#"))
 
 
-def _lexed(code: str) -> Iterator[str]:
+def _tokenize(code: str) -> Iterator[str]:
     lines = io.StringIO(code).readlines()  # not splitlines(): the lexer's lines end at a line feed alone
     depth, start = 0, (1, 0)
     for kind, string, first, last, _ in tokenize.generate_tokens(iter(lines).__next__):
         if kind == tokenize.ERRORTOKEN:
             raise tokenize.TokenError
-        if kind in _STRING_START:
+        if kind in _STRING_START_TOKENS:
             depth += 1
             start = first if depth == 1 else start
-        elif kind in _STRING_END:
+        elif kind in _STRING_END_TOKENS:
             depth -= 1
             if depth == 0:
-                yield _between(lines, start, last)
-        elif depth == 0 and kind not in _LAYOUT:
+                yield _source_between(lines, start, last)
+        elif depth == 0 and kind not in _LAYOUT_TOKENS:
             yield string
 
 
-def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+def _source_between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
     (first, left), (last, right) = start, end
     if first == last:
         return lines[first - 1][left:right]

@@ -19,45 +19,50 @@ EPSILON = 0.1
 
 
 @dataclass(frozen=True)
-class Grams:
+class NgramCounts:
     """The n-grams of one snippet: `counts[n - 1]` of those of order n, a token itself for order 1."""
 
     length: int
     counts: tuple[Counter[Any], ...]
 
 
-def grams_of(tokens: Sequence[str]) -> Grams:
+def count_ngrams(tokens: Sequence[str]) -> NgramCounts:
     """The n-grams of `tokens` of the orders 1 to 4."""
     higher = (zip(*(tokens[at:] for at in range(n)), strict=False) for n in range(2, MAX_ORDER + 1))
-    return Grams(len(tokens), (Counter(tokens), *(Counter(grams) for grams in higher)))
+    return NgramCounts(len(tokens), (Counter(tokens), *(Counter(grams) for grams in higher)))
 
 
-def ngram_scores(reference: Grams, candidate: Grams, keywords: frozenset[str], weight: int) -> tuple[float, float]:
+def bleu_scores(
+    reference: NgramCounts, candidate: NgramCounts, keywords: frozenset[str], weight: int
+) -> tuple[float, float]:
     """BLEU, and BLEU with `keywords` weighted, of one candidate; neither side may be empty. Both in [0, 1].
 
     The order is capped by the reference alone, so that all answers to one problem are measured with the same order.
     """
     order = min(MAX_ORDER, reference.length)
-    common = [_common(reference.counts[n], candidate.counts[n]) for n in range(order)]
+    common = [_common_counts(reference.counts[n], candidate.counts[n]) for n in range(order)]
     shared = sum(common[0].values())
     if not shared:
         return 0.0, 0.0
     matches = [sum(each.values()) for each in common]
     precision = [(matches[n], max(1, candidate.length - n)) for n in range(order)]
     recall = [(matches[n], max(1, reference.length - n)) for n in range(order)]
-    recall[0] = _weighted(common[0], keywords, weight), max(1, _weighted(reference.counts[0], keywords, weight))
+    recall[0] = (
+        _weighted_total(common[0], keywords, weight),
+        max(1, _weighted_total(reference.counts[0], keywords, weight)),
+    )
     brevity = 1.0
     if candidate.length <= reference.length:
         brevity = math.exp(1 - reference.length / candidate.length)
     return _bleu(precision, brevity), _bleu(recall, brevity)
 
 
-def _common(reference: Counter[Any], candidate: Counter[Any]) -> dict[Any, int]:
-    """How often each n-gram is in both. The keys of two plain dicts, as Counter's own `&` is far slower."""
+def _common_counts(reference: Counter[Any], candidate: Counter[Any]) -> dict[Any, int]:
+    """How often each n-gram is in both. The keys of two plain dicts, as TokenCounter's own `&` is far slower."""
     return {gram: min(reference[gram], candidate[gram]) for gram in reference.keys() & candidate.keys()}
 
 
-def _weighted(counts: dict[str, int], keywords: frozenset[str], weight: int) -> int:
+def _weighted_total(counts: dict[str, int], keywords: frozenset[str], weight: int) -> int:
     return sum(count * weight if token in keywords else count for token, count in counts.items())
 
 

@@ -6,26 +6,26 @@ import argparse
 import sys
 from pathlib import Path
 
-from errors import PeftArenaError
-from evaluate.run import MODES, Engine, decoding_for
-from serve.backends.openai.options import add_remote_options, remote_of
-from serve.quiet import quiet
-from serve.rows import Decoding
-from serve.scheduling.limits import EngineLimits
+from errors import PromptOrTuneError
+from evaluate.run import DECODING_MODES, EngineProtocol, make_sampling_params
+from serve.backends.openai.options import add_remote_options, parse_remote_options
+from serve.quiet import configure_environment
+from serve.rows import SamplingParams
+from serve.scheduling.limits import EngineConfig
 
-INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
-BEAMS, SAMPLES = 10, 5  # as in the study
-TEMPERATURE, TOP_P = 0.6, 0.95
+EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+DEFAULT_BEAMS, DEFAULT_SAMPLES = 10, 5  # as in the study
+DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.6, 0.95
 # Nobody else asks this engine: a batch of problems goes in as a whole.
-_LINES, _QUEUED = 512, 100_000
+_MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000
 
 
-def make_engine(options: argparse.Namespace) -> Engine:
+def build_engine_from_options(options: argparse.Namespace) -> EngineProtocol:
     """The engine that the options of `add_base_options` describe; its progress goes to standard error."""
-    quiet()
+    configure_environment()
     from serve.build import build_engine
 
-    remote = remote_of(options)
+    remote = parse_remote_options(options)
 
     def report(line: str) -> None:
         sys.stderr.write(f"{line}\n")
@@ -38,31 +38,33 @@ def make_engine(options: argparse.Namespace) -> Engine:
         trust_remote_code=options.trust_remote_code,
         embedder=options.embedder,
         report=report,
-        limits=EngineLimits(max_lines=_LINES, max_beam_lines=_LINES, max_queued=_QUEUED),
+        engine_config=EngineConfig(
+            max_num_seqs=_MAX_NUM_SEQS, max_num_beam_seqs=_MAX_NUM_SEQS, max_queued=_MAX_QUEUED_ROWS
+        ),
         remote=remote,
     )
 
 
-def decoding_of(options: argparse.Namespace) -> Decoding:
-    """The decoding that the options of `run_parser` ask for; PeftArenaError where they contradict one another."""
+def sampling_params_from_options(options: argparse.Namespace) -> SamplingParams:
+    """The decoding that the options of `run_parser` ask for; PromptOrTuneError where they contradict one another."""
     mode = options.mode or ("beam" if options.samples is None else "sample")
     meant = {"beams": "beam", "samples": "sample", "temperature": "sample", "top_p": "sample"}
     for name, its_mode in meant.items():
         if getattr(options, name) is not None and its_mode != mode:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 f"--{name.replace('_', '-')} belongs to --mode {its_mode} and the mode is {mode}: leave one out."
             )
-    wanted, usual = (options.samples, SAMPLES) if mode == "sample" else (options.beams, BEAMS)
-    decoding = decoding_for(
+    wanted, usual = (options.samples, DEFAULT_SAMPLES) if mode == "sample" else (options.beams, DEFAULT_BEAMS)
+    decoding = make_sampling_params(
         mode,
         usual if wanted is None else wanted,
         options.max_new_tokens,
         options.seed,
-        TEMPERATURE if options.temperature is None else options.temperature,
-        TOP_P if options.top_p is None else options.top_p,
+        DEFAULT_TEMPERATURE if options.temperature is None else options.temperature,
+        DEFAULT_TOP_P if options.top_p is None else options.top_p,
     )
     if decoding.mode == "beam" and options.backend == "openai":
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             "Another engine has no beam search: add --mode sample for several candidates, or --beams 1 for one."
         )
     return decoding
@@ -94,17 +96,21 @@ def run_parser(description: str) -> argparse.ArgumentParser:
     add_base_options(parser)
     parser.add_argument("--methods", required=True, help="comma-separated: zero-shot,icl-8,lora-conala+rag-8")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--mode", choices=MODES, help="how candidates are made; beam by default")
-    parser.add_argument("--beams", type=int, help=f"beams, and candidates a problem; {BEAMS} by default, 1 is greedy")
-    parser.add_argument("--samples", type=int, help=f"samples a problem; {SAMPLES} by default, and --mode sample")
-    parser.add_argument("--temperature", type=float, help=f"of samples; {TEMPERATURE} by default")
-    parser.add_argument("--top-p", type=float, help=f"of samples; {TOP_P} by default")
+    parser.add_argument("--mode", choices=DECODING_MODES, help="how candidates are made; beam by default")
+    parser.add_argument(
+        "--beams", type=int, help=f"beams, and candidates a problem; {DEFAULT_BEAMS} by default, 1 is greedy"
+    )
+    parser.add_argument(
+        "--samples", type=int, help=f"samples a problem; {DEFAULT_SAMPLES} by default, and --mode sample"
+    )
+    parser.add_argument("--temperature", type=float, help=f"of samples; {DEFAULT_TEMPERATURE} by default")
+    parser.add_argument("--top-p", type=float, help=f"of samples; {DEFAULT_TOP_P} by default")
     parser.add_argument(
         "--output", type=Path, required=True, help=".jsonl file for all candidates; scores lie beside it"
     )
     parser.add_argument("--overwrite", action="store_true", help="start anew where the file holds another run")
-    _add_tests(parser)
-    _add_outputs(parser)
+    _add_test_options(parser)
+    _add_output_options(parser)
     return parser
 
 
@@ -112,7 +118,7 @@ def report_parser() -> argparse.ArgumentParser:
     """The options of `python -m evaluate report`."""
     parser = argparse.ArgumentParser("python -m evaluate report", description="Prints the tables of finished runs.")
     parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
-    _add_outputs(parser)
+    _add_output_options(parser)
     return parser
 
 
@@ -123,26 +129,30 @@ def score_parser() -> argparse.ArgumentParser:
         description="Scores the candidates in files of `python -m evaluate`, without a model, and prints the tables.",
     )
     parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
-    _add_tests(parser)
-    _add_outputs(parser)
+    _add_test_options(parser)
+    _add_output_options(parser)
     return parser
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _parse_pair(text: str) -> tuple[str, str]:
     left, colon, right = text.partition(":")
     if not (left and colon and right):
         raise argparse.ArgumentTypeError(f"'{text}' names no two methods: write them as A:B")
     return left, right
 
 
-def _add_tests(parser: argparse.ArgumentParser) -> None:
+def _add_test_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-tests", action="store_true", help="run no generated code: no Pass@k, no tests passed")
     parser.add_argument("--sandbox", metavar="LAYER", help="bubblewrap or landlock; by default the best that works")
 
 
-def _add_outputs(parser: argparse.ArgumentParser) -> None:
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--compare", metavar="A:B", nargs="+", type=_pair, help="methods to compare; by default each with zero-shot"
+        "--compare",
+        metavar="A:B",
+        nargs="+",
+        type=_parse_pair,
+        help="methods to compare; by default each with zero-shot",
     )
     parser.add_argument("--csv", type=Path, help="also write every metric of every method to this file")
     parser.add_argument("--csv-problems", type=Path, help="also write every method's scores problem by problem")

@@ -8,9 +8,9 @@ implements it; the version is recorded with the scores, because what parses diff
 
 from __future__ import annotations
 
-from tasks.syntax import parses
+from tasks.syntax import is_valid_python
 
 
-def parse_score(code: str) -> float:
+def parses_score(code: str) -> float:
     """1.0 where the code parses and is not empty, else 0.0. Never raises."""
-    return float(parses(code))
+    return float(is_valid_python(code))

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Pass@k of one problem: `n` samples were drawn and `c` of them are right. In [0, 1].
 
-    Raises PeftArenaError where it is undefined: k below 1 or above n, or c not between 0 and n.
+    Raises PromptOrTuneError where it is undefined: k below 1 or above n, or c not between 0 and n.
     """
     if not 1 <= k <= n:
-        raise PeftArenaError(f"Pass@{k} is undefined for {n} samples: choose k from 1 to the number of samples.")
+        raise PromptOrTuneError(f"Pass@{k} is undefined for {n} samples: choose k from 1 to the number of samples.")
     if not 0 <= c <= n:
-        raise PeftArenaError(f"Pass@{k} is undefined for {c} right samples of {n}: count each sample once.")
+        raise PromptOrTuneError(f"Pass@{k} is undefined for {c} right samples of {n}: count each sample once.")
     # The product form of C(n - c, k) / C(n, k): its factors lie in [0, 1], so nothing over- or underflows to nonsense.
     wrong = 1.0
     for drawn in range(k):
@@ -33,14 +33,16 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - wrong
 
 
-def tests_passed(samples: Sequence[Sequence[bool]]) -> float:
+def test_pass_rate(samples: Sequence[Sequence[bool]]) -> float:
     """The mean over `samples` of the share of tests passed; each sample is whether each test passed. In [0, 1].
 
-    Raises PeftArenaError where it is undefined: without samples, without tests, or where samples had different tests.
+    Raises PromptOrTuneError where it is undefined: without samples, without tests, or where samples had different tests.
     """
     counts = {len(sample) for sample in samples}
     if not samples or counts == {0}:
-        raise PeftArenaError("The share of tests passed is undefined without samples and tests: leave the problem out.")
+        raise PromptOrTuneError(
+            "The share of tests passed is undefined without samples and tests: leave the problem out."
+        )
     if len(counts) > 1:
-        raise PeftArenaError("The share of tests passed is undefined where samples had different numbers of tests.")
+        raise PromptOrTuneError("The share of tests passed is undefined where samples had different numbers of tests.")
     return sum(sum(sample) / len(sample) for sample in samples) / len(samples)

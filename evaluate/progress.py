@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-QUIET_SECONDS = 30.0  # between lines where they cannot be redrawn
+LINE_INTERVAL_SECONDS = 30.0  # between lines where they cannot be redrawn
 
 
-class Progress:
+class ProgressBar:
     """Counts up to `total` on standard error: one redrawn line on a terminal, else a line every 30 seconds."""
 
     def __init__(self, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -18,25 +18,25 @@ class Progress:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._start = clock()
-        self._printed = self._start
+        self._last_print = self._start
         self._done = 0
         self._width = 0
 
-    def step(self, count: int, label: str) -> None:
+    def update(self, count: int, label: str) -> None:
         """`count` more are done; `label` says what they belong to."""
         self._done += count
         now = self._clock()
         left = (now - self._start) / max(self._done, 1) * (self._total - self._done)
-        line = f"{self._done}/{self._total} {label}, {_duration(now - self._start)} gone, {_duration(left)} left"
+        line = f"{self._done}/{self._total} {label}, {_format_duration(now - self._start)} gone, {_format_duration(left)} left"
         if self._stream.isatty():
             self._stream.write(f"\r{line:<{self._width}}")
             self._width = len(line)
-        elif now - self._printed >= QUIET_SECONDS or self._done == self._total:
-            self._printed = now
+        elif now - self._last_print >= LINE_INTERVAL_SECONDS or self._done == self._total:
+            self._last_print = now
             self._stream.write(line + "\n")
         self._stream.flush()
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Leaves the redrawn line, so that what follows begins on a line of its own."""
         if self._width:
             self._width = 0
@@ -44,7 +44,7 @@ class Progress:
             self._stream.flush()
 
 
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

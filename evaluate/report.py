@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.results import Run
-from evaluate.score_run import has_tests, require_scores
-from evaluate.table import across, comparisons, footnote, method_rows, render_methods, render_pairs
+from evaluate.score_run import has_tests, require_scored
+from evaluate.table import (
+    compare_methods,
+    compare_runs,
+    method_rows,
+    render_comparisons,
+    render_methods,
+    table_footnote,
+)
 
-Pairs = Sequence[tuple[str, str]]
+MethodPairs = Sequence[tuple[str, str]]
 
 
-def text_report(runs: Sequence[Run], markdown: bool = False, pairs: Pairs | None = None) -> str:
+def text_report(runs: Sequence[Run], markdown: bool = False, pairs: MethodPairs | None = None) -> str:
     """The table and comparisons of each run, then the methods that several runs share against one another.
 
     `pairs` are the methods to compare, in place of the usual ones (see evaluate.table.comparisons).
     """
-    blocks = [_run_block(run, markdown, pairs) for run in runs]
+    blocks = [_run_section(run, markdown, pairs) for run in runs]
     if len(runs) > 1:
         try:
-            shared = across(runs)
-        except PeftArenaError as refusal:
+            shared = compare_runs(runs)
+        except PromptOrTuneError as refusal:
             blocks.append(str(refusal))
         else:
-            table = render_pairs(shared, markdown)
+            table = render_comparisons(shared, markdown)
             blocks.append(f"Across files:\n\n{table}" if shared else "The files share no method.")
     return "\n\n".join(blocks)
 
 
-def markdown_report(runs: Sequence[Run], command: str, pairs: Pairs | None = None) -> str:
+def markdown_report(runs: Sequence[Run], command: str, pairs: MethodPairs | None = None) -> str:
     """The report as a file of its own, with the commands that gave the answers and the one that makes it."""
     title = ", ".join(dict.fromkeys(str(run.settings["data"]) for run in runs))
     tables = text_report(runs, markdown=True, pairs=pairs)
@@ -38,15 +45,15 @@ def markdown_report(runs: Sequence[Run], command: str, pairs: Pairs | None = Non
     return f"# Methods on {title}\n\n{tables}\n\nMade by:\n\n```sh\n{commands}\n```\n"
 
 
-def _run_block(run: Run, markdown: bool, pairs: Pairs | None) -> str:
+def _run_section(run: Run, markdown: bool, pairs: MethodPairs | None) -> str:
     try:
-        require_scores([run])
-    except PeftArenaError as refusal:
+        require_scored([run])
+    except PromptOrTuneError as refusal:
         return str(refusal)
     rows = method_rows(run)
     if not rows:
         return f"{run.path} holds no results yet."
-    parts = [_provenance(run, markdown), render_methods(rows, markdown), footnote(rows)]
+    parts = [_provenance(run, markdown), render_methods(rows, markdown), table_footnote(rows)]
     missing = [f"{name} {len(run.results(name))}" for name in run.methods if len(run.results(name)) < len(run.problems)]
     if missing:
         parts.append(f"Not finished, of {len(run.problems)} problems: {', '.join(missing)}.")
@@ -55,14 +62,14 @@ def _run_block(run: Run, markdown: bool, pairs: Pairs | None) -> str:
     if failed:
         first = f"{failed[0].method}, problem {failed[0].problem}: {failed[0].error}"
         parts.append(f"{len(failed)} failed, scored 0 and counted. The first: {first}")
-    compared = comparisons(run, pairs)
+    compared = compare_methods(run, pairs)
     if compared:
-        parts.append(render_pairs(compared, markdown))
+        parts.append(render_comparisons(compared, markdown))
         parts.append("Paired over the same problems; bootstrap 95 % intervals; * is a corrected p below 0.05.")
     return "\n\n".join(parts)
 
 
-def _scoring(run: Run) -> list[str]:
+def _scoring_lines(run: Run) -> list[str]:
     """How tests were run, or that they were not."""
     tests = run.scored_with.get("tests")
     if not has_tests(run.problems):
@@ -101,7 +108,7 @@ def _provenance(run: Run, markdown: bool) -> str:
         f"Seed: {settings['seed']}",
         *(f"Prompt style: {style}: {', '.join(names)}" for style, names in styles.items()),
         *(f"Adapter: {name} {digest}" for name, digest in adapters.items()),
-        *_scoring(run),
+        *_scoring_lines(run),
         f"Versions: {versions}",
         f"Started: {run.provenance.get('started', 'unknown')}",
     ]

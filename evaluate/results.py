@@ -14,15 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.journal import Journal, read_records
 from evaluate.score_file import attach_scores
-from evaluate.settings import changes, plain, refusal
+from evaluate.settings import diff_settings, settings_error, to_json_types
 from tasks.problem import AssertTest, Problem, StdioTest, Test
 
-VERSION = 2
-_RESULT = ("method", "problem", "candidates", "examples", "seconds", "prompt_tokens", "tokens", "notes", "error")
-_TESTS: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTest, "stdio": StdioTest}
+FORMAT_VERSION = 2
+_RESULT_FIELDS = ("method", "problem", "candidates", "examples", "seconds", "prompt_tokens", "tokens", "notes", "error")
+_TEST_TYPES: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTest, "stdio": StdioTest}
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Run:
             key = (result.method, result.problem)
             if key not in self._results:
                 self._results[key] = result
-                self._note(_result_record(result))
+                self._write_record(_result_record(result))
 
-    def has(self, method: str, problem: str) -> bool:
+    def has_result(self, method: str, problem: str) -> bool:
         """Whether that problem is done."""
         return (method, problem) in self._results
 
@@ -87,29 +87,31 @@ class Run:
         keys = ((method, problem["id"]) for problem in self.problems)
         return [self._results[key] for key in keys if key in self._results]
 
-    def claim(self, method: str, values: Mapping[str, Any]) -> None:
-        """Notes what the method's results depend on; PeftArenaError where results made otherwise are here already."""
+    def set_method(self, method: str, values: Mapping[str, Any]) -> None:
+        """Notes what the method's results depend on; PromptOrTuneError where results made otherwise are here already."""
         known = self.methods.get(method, {})
         changed = {name: value for name, value in values.items() if name in known and known[name] != value}
         if changed and self.results(method):
-            raise PeftArenaError(refusal(self.path, f"'{method}'", known, changed))
-        self.describe(method, values)
+            raise PromptOrTuneError(settings_error(self.path, f"'{method}'", known, changed))
+        self.update_method(method, values)
 
-    def describe(self, method: str, values: Mapping[str, Any]) -> None:
+    def update_method(self, method: str, values: Mapping[str, Any]) -> None:
         """Notes what is worth knowing of the method, in place of what was known before."""
         known = self.methods.setdefault(method, {})
         news = {name: value for name, value in values.items() if name not in known or known[name] != value}
         if news:
             known.update(news)
-            self._note({"kind": "method", "method": method, "values": news})
+            self._write_record({"kind": "method", "method": method, "values": news})
 
-    def score(self, method: str, problem: str, scores: Mapping[str, float | None], checks: Sequence[Any] = ()) -> None:
+    def set_scores(
+        self, method: str, problem: str, scores: Mapping[str, float | None], checks: Sequence[Any] = ()
+    ) -> None:
         """Adds scores, and what the tests said of each candidate, to a result that is here."""
         result = self._results[method, problem]
         merged = {**result.scores, **scores}
         self._results[method, problem] = replace(result, scores=merged, checks=checks or result.checks)
 
-    def forget_scores(self) -> None:
+    def clear_scores(self) -> None:
         """Leaves the results as they were before anything was scored."""
         for key, result in self._results.items():
             if result.scores or result.checks:
@@ -135,16 +137,16 @@ class Run:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
-    def _note(self, record: dict[str, Any]) -> None:
+    def _write_record(self, record: dict[str, Any]) -> None:
         if self._pending is not None:
             self._pending.append(record)
 
     def _records(self) -> Iterator[dict[str, Any]]:
-        yield {"kind": "run", "version": VERSION, "settings": self.settings, "provenance": self.provenance}
+        yield {"kind": "run", "version": FORMAT_VERSION, "settings": self.settings, "provenance": self.provenance}
         for problem in self.problems:
             yield {"kind": "problem", **problem}
         for method, values in self.methods.items():
@@ -167,19 +169,19 @@ def open_run(
     """
     journal = Journal.open(path)
     try:
-        fresh = Run(path, plain(settings), [plain(problem) for problem in problems], dict(provenance))
+        fresh = Run(path, to_json_types(settings), [to_json_types(problem) for problem in problems], dict(provenance))
         fresh._journal = journal
         if overwrite or not path.stat().st_size:
             return fresh
-        run, whole = _read(path)
-        different = changes(run.settings, fresh.settings)
+        run, whole = _load_run(path)
+        different = diff_settings(run.settings, fresh.settings)
         if different:
-            raise PeftArenaError(refusal(path, "a run", *different))
-        journal.cut(whole)
+            raise PromptOrTuneError(settings_error(path, "a run", *different))
+        journal.truncate(whole)
         run._journal = journal
         if run.provenance.get("versions") != provenance.get("versions"):
             run.provenance.setdefault("resumed_with", []).append(dict(provenance))
-            run._note({"kind": "resumed", "provenance": dict(provenance)})
+            run._write_record({"kind": "resumed", "provenance": dict(provenance)})
         return run
     except BaseException:
         journal.close()
@@ -189,17 +191,17 @@ def open_run(
 def read_run(path: Path) -> Run:
     """The run in a file, plain or packed (.jsonl.gz), with the scores beside it.
 
-    PeftArenaError in one sentence when there is none. Reading asks for no lock: of a run that goes on elsewhere it
+    PromptOrTuneError in one sentence when there is none. Reading asks for no lock: of a run that goes on elsewhere it
     gives what is finished.
     """
-    run, _ = _read(path)
+    run, _ = _load_run(path)
     attach_scores(run)
     return run
 
 
 def problem_record(problem: Problem) -> dict[str, Any]:
     """What a run's file keeps of a problem; `tests_of` reads its tests again."""
-    kinds = {made: kind for kind, made in _TESTS.items()}
+    kinds = {made: kind for kind, made in _TEST_TYPES.items()}
     return {
         "id": problem.id,
         "intent": problem.intent,
@@ -213,37 +215,39 @@ def problem_record(problem: Problem) -> dict[str, Any]:
 def tests_of(record: Mapping[str, Any]) -> tuple[Test, ...]:
     """The tests of a problem as a run's file keeps it; none where it was written without."""
     return tuple(
-        _TESTS[test["kind"]](**{name: value for name, value in test.items() if name != "kind"})
+        _TEST_TYPES[test["kind"]](**{name: value for name, value in test.items() if name != "kind"})
         for test in record.get("tests", ())
     )
 
 
-def _read(path: Path) -> tuple[Run, int]:
+def _load_run(path: Path) -> tuple[Run, int]:
     """The run without its scores, and how many bytes of the file are whole lines."""
     try:
         records, whole = read_records(path)
-        run = _run_of(path, records)
+        run = _run_from_records(path, records)
     except OSError as fault:
         sentence = f"Cannot read {path} ({fault.strerror or fault}): name a file that `python -m evaluate` wrote."
-        raise PeftArenaError(sentence) from fault
+        raise PromptOrTuneError(sentence) from fault
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as fault:
-        raise PeftArenaError(f"{path} is not a file that `python -m evaluate` wrote: choose another name.") from fault
+        raise PromptOrTuneError(
+            f"{path} is not a file that `python -m evaluate` wrote: choose another name."
+        ) from fault
     return run, whole
 
 
-def _run_of(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
+def _run_from_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
     head = records[0]
     if head["kind"] != "run":
         raise ValueError("no run")
-    if head["version"] != VERSION:
-        raise PeftArenaError(f"{path} has version {head['version']!r} and this program reads {VERSION}.")
+    if head["version"] != FORMAT_VERSION:
+        raise PromptOrTuneError(f"{path} has version {head['version']!r} and this program reads {FORMAT_VERSION}.")
     run = Run(path, dict(head["settings"]), [], dict(head["provenance"]))
     for record in records[1:]:
         fields = {name: value for name, value in record.items() if name != "kind"}
         if record["kind"] == "problem":
             run.problems.append({"id": fields["id"], **fields})
         elif record["kind"] == "method":
-            run.describe(fields["method"], fields["values"])
+            run.update_method(fields["method"], fields["values"])
         elif record["kind"] == "result":
             run.add([Result(**fields)])
         elif record["kind"] == "resumed":
@@ -255,4 +259,4 @@ def _run_of(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
 
 
 def _result_record(result: Result) -> dict[str, Any]:
-    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT}}
+    return {"kind": "result", **{name: getattr(result, name) for name in _RESULT_FIELDS}}

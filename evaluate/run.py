@@ -10,19 +10,19 @@ from threading import Event
 from typing import Any, Protocol
 
 from adapters.manifest import BaseIdentity
-from errors import PeftArenaError, unknown
+from errors import PromptOrTuneError, unknown_name_error
 from evaluate.results import Result, Run
 from serve.backends.memory import PeakMemory
 from serve.method import Method, parse_method
-from serve.rows import Answer, Decoding, Request
+from serve.rows import Request, RequestOutput, SamplingParams
 from tasks.problem import Problem
 from tasks.prompt import PROMPT_VERSION
 
-MODES = ("beam", "sample", "greedy")
-VERSIONED = ("torch", "transformers", "bitsandbytes", "peft", "codebleu", "tree-sitter-python")
+DECODING_MODES = ("beam", "sample", "greedy")
+VERSIONED_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "codebleu", "tree-sitter-python")
 
 
-class Engine(Protocol):
+class EngineProtocol(Protocol):
     """What a run needs of serve.engine.Engine, so that tests can stand in for it."""
 
     @property
@@ -32,13 +32,15 @@ class Engine(Protocol):
 
     def adapter_digest(self, name: str) -> str: ...
 
-    def prompt_tokens(self, requests: Sequence[Request], decoding: Decoding) -> list[int]: ...
+    def count_prompt_tokens(self, requests: Sequence[Request], sampling_params: SamplingParams) -> list[int]: ...
 
-    def answer(self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None) -> list[Answer]: ...
+    def answer(
+        self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None
+    ) -> list[RequestOutput]: ...
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """What to run. `pool_digest` tells the training split that examples come from; it is asked for when needed."""
 
     data: str
@@ -46,7 +48,7 @@ class Plan:
     problems: Sequence[Problem]
     data_digest: str
     pool_digest: Callable[[], str]
-    decoding: Decoding
+    sampling_params: SamplingParams
     batch: int = 4
     seed: int = 42
 
@@ -65,7 +67,7 @@ class Plan:
             "split": self.split,
             "n": len(self.problems),
             "data_digest": self.data_digest,
-            "decoding": _settings_of(self.decoding),
+            "decoding": _sampling_settings(self.sampling_params),
             "batch": self.batch,
             "order": "prompt tokens",
             "seed": self.seed,
@@ -73,40 +75,40 @@ class Plan:
         }
 
 
-def decoding_for(
+def make_sampling_params(
     mode: str,
-    candidates: int,
+    num_candidates: int,
     max_new_tokens: int,
     seed: int,
     temperature: float = 0.6,
     top_p: float = 0.95,
-) -> Decoding:
+) -> SamplingParams:
     """Beam search that returns all its beams, samples, or the greedy answer (also for one beam).
 
     Temperature and top-p matter for samples alone; elsewhere they stay as they are, so that they make no two runs
     different that are the same.
     """
     if mode == "sample":
-        return Decoding("sample", max_new_tokens, candidates, temperature, top_p, seed)
-    if mode == "greedy" or (mode == "beam" and candidates == 1):
-        return Decoding("greedy", max_new_tokens, seed=seed)
+        return SamplingParams("sample", max_new_tokens, num_candidates, temperature, top_p, seed)
+    if mode == "greedy" or (mode == "beam" and num_candidates == 1):
+        return SamplingParams("greedy", max_new_tokens, seed=seed)
     if mode != "beam":
-        raise unknown("decoding", mode, MODES)
-    return Decoding("beam", max_new_tokens, candidates=candidates, seed=seed)
+        raise unknown_name_error("decoding", mode, DECODING_MODES)
+    return SamplingParams("beam", max_new_tokens, candidates=num_candidates, seed=seed)
 
 
 def parse_methods(names: Iterable[str], adapters: Sequence[str]) -> list[Method]:
-    """The methods in order, each once; PeftArenaError for none, UnknownNameError for one that does not exist."""
+    """The methods in order, each once; PromptOrTuneError for none, UnknownNameError for one that does not exist."""
     methods = [parse_method(name, adapters) for name in names if name.strip()]
     if not methods:
-        raise PeftArenaError("No method is named: give --methods, for example zero-shot,icl-8,rag-8.")
+        raise PromptOrTuneError("No method is named: give --methods, for example zero-shot,icl-8,rag-8.")
     return list(dict.fromkeys(methods))
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Versions of what the numbers depend on, read without importing any of it."""
     found = {"python": platform.python_version()}
-    for name in VERSIONED:
+    for name in VERSIONED_PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -114,13 +116,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def claim_methods(engine: Engine, plan: Plan, methods: Sequence[Method], run: Run) -> None:
+def register_methods(engine: EngineProtocol, plan: EvaluationPlan, methods: Sequence[Method], run: Run) -> None:
     """Notes adapters and examples of all methods before any of them runs.
 
     A broken adapter or one that has changed since is refused here, in one sentence, not after an hour.
     """
     for method in methods:
-        run.claim(
+        run.set_method(
             method.name,
             {
                 "adapter": method.adapter,
@@ -131,45 +133,49 @@ def claim_methods(engine: Engine, plan: Plan, methods: Sequence[Method], run: Ru
         )
 
 
-def run_methods(
-    engine: Engine, plan: Plan, methods: Sequence[Method], run: Run, step: Callable[[int, str], None]
+def generate_results(
+    engine: EngineProtocol,
+    plan: EvaluationPlan,
+    methods: Sequence[Method],
+    run: Run,
+    on_progress: Callable[[int, str], None],
 ) -> None:
     """Answers what `run` lacks, saving it after every batch; `step` hears how many problems were done.
 
     KeyboardInterrupt, and a batch that was cancelled, leave the file as the last whole batch made it.
     """
-    claim_methods(engine, plan, methods, run)
+    register_methods(engine, plan, methods, run)
     for method in methods:
-        if all(run.has(method.name, problem.id) for problem in plan.problems):
+        if all(run.has_result(method.name, problem.id) for problem in plan.problems):
             continue
         memory = PeakMemory(engine.base.device)
         memory.start()
-        lengths = engine.prompt_tokens(
-            [Request(problem, method, plan.data) for problem in plan.problems], plan.decoding
+        lengths = engine.count_prompt_tokens(
+            [Request(problem, method, plan.data) for problem in plan.problems], plan.sampling_params
         )
-        for batch in batches(plan.problems, plan.batch, lengths):
-            missing = sum(not run.has(method.name, problem.id) for problem in batch)
+        for batch in batch_problems(plan.problems, plan.batch, lengths):
+            missing = sum(not run.has_result(method.name, problem.id) for problem in batch)
             if not missing:
                 continue
             # All of it again, also where a kill left a part: beside others a row is padded otherwise.
-            answers = engine.answer([Request(problem, method, plan.data) for problem in batch], plan.decoding)
+            answers = engine.answer([Request(problem, method, plan.data) for problem in batch], plan.sampling_params)
             if any(answer.cancelled for answer in answers):
                 raise KeyboardInterrupt
             for style in {answer.style for answer in answers if answer.style is not None}:
-                run.claim(method.name, {"style": style.name, "fingerprint": style.fingerprint})
-            run.add(results_of(batch, answers, method.name))
+                run.set_method(method.name, {"style": style.name, "fingerprint": style.fingerprint})
+            run.add(make_results(batch, answers, method.name))
             if (peak := memory.bytes()) > run.methods[method.name].get("peak_memory_bytes", 0):
-                run.describe(method.name, {"peak_memory_bytes": peak})
+                run.update_method(method.name, {"peak_memory_bytes": peak})
             run.save()
-            step(missing, method.name)
+            on_progress(missing, method.name)
 
 
-def _settings_of(decoding: Decoding) -> dict[str, Any]:
+def _sampling_settings(sampling_params: SamplingParams) -> dict[str, Any]:
     """What a result depends on; what no run here can ask for is left out, as it is in the files of older versions."""
-    return {name: value for name, value in asdict(decoding).items() if name not in ("stop", "top_logprobs")}
+    return {name: value for name, value in asdict(sampling_params).items() if name not in ("stop", "top_logprobs")}
 
 
-def batches(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ()) -> Iterator[list[Problem]]:
+def batch_problems(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ()) -> Iterator[list[Problem]]:
     """Problems of similar length together, so that little of a batch is padding; the same on every call.
 
     `lengths` are the tokens of the problems' prompts; without them the intents' lengths stand in.
@@ -181,9 +187,9 @@ def batches(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ())
         yield ordered[start : start + size]
 
 
-def results_of(batch: Sequence[Problem], answers: Sequence[Answer], method: str) -> Iterator[Result]:
+def make_results(batch: Sequence[Problem], answers: Sequence[RequestOutput], method: str) -> Iterator[Result]:
     """One result a problem; an answer that is missing is a failure like any other."""
-    by_index: Mapping[int, Answer] = {answer.index: answer for answer in answers}
+    by_index: Mapping[int, RequestOutput] = {answer.index: answer for answer in answers}
     # Of a batch that the engine takes in piece by piece, the last row began last.
     seconds = max((answer.queued_seconds + answer.seconds for answer in answers), default=0.0) / len(batch)
     for index, problem in enumerate(batch):
@@ -195,7 +201,7 @@ def results_of(batch: Sequence[Problem], answers: Sequence[Answer], method: str)
         yield Result(
             method,
             problem.id,
-            candidates=tuple(asdict(candidate) for candidate in answer.candidates),
+            candidates=tuple(candidate.to_json() for candidate in answer.candidates),
             examples=tuple(example.id for example in answer.examples),
             seconds=seconds,
             prompt_tokens=answer.prompt_tokens,

@@ -14,24 +14,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.journal import Journal, read_records
 
 if TYPE_CHECKING:
     from evaluate.results import Result, Run
 
-Kind = Literal["text", "tests"]
-_FIELDS = {
+ScoreKind = Literal["text", "tests"]
+_RECORD_FIELDS = {
     "key": {"of", "key", "values"},
     "scores": {"of", "key", "method", "problem", "digest", "scores"},
 }
-_SUFFIX = ".scores.jsonl"
+_SCORES_SUFFIX = ".scores.jsonl"
 
 
 def scores_path(path: Path) -> Path:
     """Where the scores of a run's file lie; packed only where there is no plain file."""
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    plain = path.with_name(stem + _SUFFIX)
+    plain = path.with_name(stem + _SCORES_SUFFIX)
     packed = plain.with_name(plain.name + ".gz")
     return packed if packed.exists() and not plain.exists() else plain
 
@@ -40,19 +40,19 @@ def attach_scores(run: Run) -> None:
     """Gives the run's results the scores that the file beside it holds for them; without a file they stay without."""
     path = scores_path(run.path)
     if path.exists():
-        _attach(run, _read(path)[0])
+        _attach_records(run, _read_scores(path)[0])
 
 
 class ScoreFile:
     """The one writer of a run's scores. Opening it drops what no reader would take any more."""
 
-    def __init__(self, journal: Journal, keys: Mapping[Kind, Mapping[str, Any]]) -> None:
+    def __init__(self, journal: Journal, keys: Mapping[ScoreKind, Mapping[str, Any]]) -> None:
         self._journal = journal
         self._values = {kind: dict(values) for kind, values in keys.items()}
-        self._keys = {kind: key_digest(values) for kind, values in keys.items()}
+        self._keys = {kind: settings_digest(values) for kind, values in keys.items()}
 
     @classmethod
-    def open(cls, run: Run, keys: Mapping[Kind, Mapping[str, Any]]) -> ScoreFile:
+    def open(cls, run: Run, keys: Mapping[ScoreKind, Mapping[str, Any]]) -> ScoreFile:
         """Takes the file and gives the run's results the scores it has under these keys, and no other of these kinds.
 
         A kind that `keys` does not name is left as it is.
@@ -62,12 +62,12 @@ class ScoreFile:
             path = path.with_suffix("")
         journal = Journal.open(path)
         try:
-            found, whole = _read(path) if path.stat().st_size else ([], 0)
-            journal.cut(whole)
+            found, whole = _read_scores(path) if path.stat().st_size else ([], 0)
+            journal.truncate(whole)
             wanted: list[dict[str, Any]] = [
-                {"kind": "key", "of": kind, "key": key_digest(key), "values": key} for kind, key in keys.items()
+                {"kind": "key", "of": kind, "key": settings_digest(key), "values": key} for kind, key in keys.items()
             ]
-            kept = _attach(run, [*found, *wanted], keys)
+            kept = _attach_records(run, [*found, *wanted], keys)
             if kept != found:
                 journal.replace(kept)
         except BaseException:
@@ -75,7 +75,9 @@ class ScoreFile:
             raise
         return cls(journal, keys)
 
-    def append(self, run: Run, kind: Kind, scored: Iterable[tuple[Result, Mapping[str, Any], Sequence[Any]]]) -> None:
+    def append(
+        self, run: Run, kind: ScoreKind, scored: Iterable[tuple[Result, Mapping[str, Any], Sequence[Any]]]
+    ) -> None:
         """Keeps the scores, and what tests said of each candidate, of these results; on disk when this returns."""
         problems = {problem["id"]: problem for problem in run.problems}
         records = []
@@ -86,11 +88,11 @@ class ScoreFile:
                 "key": self._keys[kind],
                 "method": result.method,
                 "problem": result.problem,
-                "digest": scored_digest(run, problems[result.problem], result),
+                "digest": result_digest(run, problems[result.problem], result),
                 "scores": dict(scores),
             }
             records.append({**record, "checks": checks} if checks else record)
-            run.score(result.method, result.problem, scores, checks)
+            run.set_scores(result.method, result.problem, scores, checks)
         run.scored_with[kind] = self._values[kind]
         self._journal.append(records)
 
@@ -99,12 +101,12 @@ class ScoreFile:
         self._journal.close()
 
 
-def key_digest(values: Mapping[str, Any]) -> str:
+def settings_digest(values: Mapping[str, Any]) -> str:
     """A short name that changes with any of the values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def scored_digest(run: Run, problem: Mapping[str, Any], result: Result) -> str:
+def result_digest(run: Run, problem: Mapping[str, Any], result: Result) -> str:
     """Changes with whatever a score depends on: decoding, reference, tests, and the candidates' code and number."""
     said = [(candidate["code"], candidate.get("times", 1)) for candidate in result.candidates]
     asked = run.settings["decoding"]
@@ -112,42 +114,44 @@ def scored_digest(run: Run, problem: Mapping[str, Any], result: Result) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _read_scores(path: Path) -> tuple[list[dict[str, Any]], int]:
     try:
         records, whole = read_records(path)
-        if not records or not all(_FIELDS.get(record.get("kind", ""), {""}) <= record.keys() for record in records):
+        if not records or not all(
+            _RECORD_FIELDS.get(record.get("kind", ""), {""}) <= record.keys() for record in records
+        ):
             raise ValueError("no scores")
     except OSError as fault:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"Cannot read {path} ({fault.strerror or fault}): the run's scores belong there."
         ) from fault
     except (ValueError, TypeError) as fault:
         sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
-        raise PeftArenaError(sentence) from fault
+        raise PromptOrTuneError(sentence) from fault
     return records, whole
 
 
-def _attach(run: Run, records: Sequence[dict[str, Any]], wanted: Iterable[str] = ()) -> list[dict[str, Any]]:
+def _attach_records(run: Run, records: Sequence[dict[str, Any]], wanted: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Gives the run what still holds of the records; these, after the keys of their kinds and of those `wanted`."""
     keys = {record["of"]: record for record in records if record["kind"] == "key"}  # the last one of each kind
     problems = {problem["id"]: problem for problem in run.problems}
     results = {(method, result.problem): result for method in run.methods for result in run.results(method)}
     kept: dict[tuple[str, str, str], dict[str, Any]] = {}
-    run.forget_scores()
+    run.clear_scores()
     try:
         for record in records:
             if record["kind"] != "scores" or record["key"] != keys[record["of"]]["key"]:
                 continue
             method, problem = record["method"], record["problem"]
             result = results.get((method, problem))
-            if result is None or record["digest"] != scored_digest(run, problems[problem], result):
+            if result is None or record["digest"] != result_digest(run, problems[problem], result):
                 continue
             kept[record["of"], method, problem] = record
-            run.score(method, problem, record["scores"], record.get("checks", ()))
+            run.set_scores(method, problem, record["scores"], record.get("checks", ()))
         used = {kind for kind, _, _ in kept}
         run.scored_with = {kind: dict(key["values"]) for kind, key in keys.items() if kind in used}
     except (KeyError, TypeError, AttributeError) as fault:
         path = scores_path(run.path)
         sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
-        raise PeftArenaError(sentence) from fault
+        raise PromptOrTuneError(sentence) from fault
     return [*(dict(key) for kind, key in keys.items() if kind in used or kind in wanted), *kept.values()]

@@ -8,31 +8,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.results import Result, Run, tests_of
-from evaluate.score_file import Kind, ScoreFile
-from evaluate.score_tests import checks_key, score_tests
+from evaluate.score_file import ScoreFile, ScoreKind
+from evaluate.score_tests import score_tests, test_metrics_key
 from evaluate.scoring import METRICS_VERSION, score_candidates
 
 if TYPE_CHECKING:
     from evaluate.sandbox import Sandbox
 
-_SAVED_EVERY = 2.0  # seconds: what a kill can cost of the scoring
-_METRICS = ("codebleu", "tree-sitter", "tree-sitter-python")
+_SAVE_INTERVAL_SECONDS = 2.0  # seconds: what a kill can cost of the scoring
+_METRIC_PACKAGES = ("codebleu", "tree-sitter", "tree-sitter-python")
 
-Scored = tuple[Result, Mapping[str, float | None], Sequence[Any]]
+ScoredResult = tuple[Result, Mapping[str, float | None], Sequence[Any]]
 
 
-class Meter(Protocol):
+class ProgressProtocol(Protocol):
     """Hears how far the scoring is (evaluate.progress.Progress)."""
 
-    def step(self, count: int, label: str) -> None: ...
+    def update(self, count: int, label: str) -> None: ...
 
-    def end(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def score_run(
-    run: Run, begin: Callable[[int], Meter], sandbox: Sandbox | None = None, workers: int | None = None
+    run: Run,
+    make_progress: Callable[[int], ProgressProtocol],
+    sandbox: Sandbox | None = None,
+    workers: int | None = None,
 ) -> None:
     """Gives every result of the run its scores and keeps them in X.scores.jsonl beside its file.
 
@@ -41,9 +44,9 @@ def score_run(
     default); without a sandbox no code runs, and scores of tests that are in the file already stay. Stopped or killed
     at any moment, what was scored up to two seconds before is kept.
     """
-    keys: dict[Kind, Mapping[str, Any]] = {"text": text_key()}
+    keys: dict[ScoreKind, Mapping[str, Any]] = {"text": text_metrics_key()}
     if sandbox is not None and has_tests(run.problems):
-        keys["tests"] = checks_key(sandbox.layer)
+        keys["tests"] = test_metrics_key(sandbox.layer)
     file = ScoreFile.open(run, keys)
     try:
         results = [result for method in run.methods for result in run.results(method)]
@@ -51,14 +54,14 @@ def score_run(
         texts = [result for result in results if "parses" not in result.scores]
         tests = [result for result in results if result.problem in tested and "tests" not in result.scores]
         if texts:
-            _keep(file, run, "text", _score_texts(run, texts), begin(len(texts)))
+            _save_scores(file, run, "text", _score_texts(run, texts), make_progress(len(texts)))
         if tests and sandbox is not None:
-            _keep(file, run, "tests", _score_tests(run, tests, sandbox, workers), begin(len(tests)))
+            _save_scores(file, run, "tests", _score_tests(run, tests, sandbox, workers), make_progress(len(tests)))
     finally:
         file.close()
 
 
-def unscored(run: Run) -> int:
+def count_unscored(run: Run) -> int:
     """How many results lack scores: any at all, or those of tests where others of the method have them.
 
     A mean over the rest would not be the method's.
@@ -72,11 +75,11 @@ def unscored(run: Run) -> int:
     return count
 
 
-def require_scores(runs: Iterable[Run]) -> None:
-    """PeftArenaError where a run is not scored to its end: its numbers are not shown."""
+def require_scored(runs: Iterable[Run]) -> None:
+    """PromptOrTuneError where a run is not scored to its end: its numbers are not shown."""
     for run in runs:
-        if count := unscored(run):
-            raise PeftArenaError(
+        if count := count_unscored(run):
+            raise PromptOrTuneError(
                 f"{run.path} holds {count} answers without scores: run `python -m evaluate score {run.path}` first."
             )
 
@@ -86,10 +89,10 @@ def has_tests(problems: Iterable[Mapping[str, Any]]) -> bool:
     return any(problem.get("tests") for problem in problems)
 
 
-def text_key() -> dict[str, Any]:
+def text_metrics_key() -> dict[str, Any]:
     """What the scores of candidates' texts depend on: our metrics, Python's grammar, and the packages behind them."""
     found: dict[str, Any] = {"metrics": METRICS_VERSION, "python": ".".join(platform.python_version_tuple()[:2])}
-    for name in _METRICS:
+    for name in _METRIC_PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -97,7 +100,7 @@ def text_key() -> dict[str, Any]:
     return found
 
 
-def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[Scored]:
+def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[ScoredResult]:
     asked = int(run.settings["decoding"]["candidates"])
     references = {problem["id"]: problem.get("reference") for problem in run.problems}
     for result in results:
@@ -105,24 +108,26 @@ def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[Scored]:
         yield result, score_candidates(codes, references[result.problem], asked), ()
 
 
-def _score_tests(run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None) -> Iterator[Scored]:
+def _score_tests(run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None) -> Iterator[ScoredResult]:
     tests = {problem["id"]: tests_of(problem) for problem in run.problems}
     wanted = ((result, tests[result.problem]) for result in results)
     yield from score_tests(wanted, run.settings["decoding"], sandbox, workers)
 
 
-def _keep(file: ScoreFile, run: Run, kind: Kind, scored: Iterable[Scored], meter: Meter) -> None:
+def _save_scores(
+    file: ScoreFile, run: Run, kind: ScoreKind, scored: Iterable[ScoredResult], progress: ProgressProtocol
+) -> None:
     """Appends what is scored every two seconds, and whatever there is when it ends or is stopped."""
-    waiting: list[Scored] = []
+    waiting: list[ScoredResult] = []
     saved = time.monotonic()
     try:
         for each in scored:
             waiting.append(each)
-            meter.step(1, f"{'tests' if kind == 'tests' else 'scores'} of {each[0].method}")
-            if time.monotonic() - saved >= _SAVED_EVERY:
+            progress.update(1, f"{'tests' if kind == 'tests' else 'scores'} of {each[0].method}")
+            if time.monotonic() - saved >= _SAVE_INTERVAL_SECONDS:
                 file.append(run, kind, waiting)
                 waiting, saved = [], time.monotonic()
     finally:
-        meter.end()
+        progress.close()
         if waiting:
             file.append(run, kind, waiting)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from evaluate.pass_at_k import pass_at_k, tests_passed
+from evaluate.pass_at_k import pass_at_k, test_pass_rate
 from tasks.problem import Test
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 # Goes up when the same code can come out otherwise: tests that ran before are then run again.
 CHECKS_VERSION = 1
-_KEPT = 300  # characters of what a test gave and got: enough to read, and a run of many tests stays small
-_TEXTS = ("given", "expected", "got")
+_MAX_STORED_CHARACTERS = (
+    300  # characters of what a test gave and got: enough to read, and a run of many tests stays small
+)
+_TEXT_FIELDS = ("given", "expected", "got")
 
-Checks = list[dict[str, Any]]
+TestRecords = list[dict[str, Any]]
 
 
-def checks_key(layer: str) -> dict[str, Any]:
+def test_metrics_key(layer: str) -> dict[str, Any]:
     """What the scores of tests depend on: how code is checked, the sandbox's layer and its limits."""
     from evaluate.checking import DEFAULT_LIMITS
 
@@ -37,25 +39,25 @@ def checks_key(layer: str) -> dict[str, Any]:
 
 
 def score_tests(
-    wanted: Iterable[tuple[Result, Sequence[Test]]],
+    results_with_tests: Iterable[tuple[Result, Sequence[Test]]],
     decoding: Mapping[str, Any],
     sandbox: Sandbox,
     workers: int | None = None,
-) -> Iterator[tuple[Result, dict[str, float | None], list[Checks]]]:
+) -> Iterator[tuple[Result, dict[str, float | None], list[TestRecords]]]:
     """Runs the candidates of each result against its tests, several at a time; yields each as it is done.
 
     With its scores comes, for each candidate that ran, the list of what each test said.
     """
-    from evaluate.checking import check_many
+    from evaluate.checking import run_tests_many
 
-    pending: dict[int, tuple[Result, int, list[Checks | None]]] = {}  # by the number of its first program
+    pending: dict[int, tuple[Result, int, list[TestRecords | None]]] = {}  # by the number of its first program
     first_of: dict[int, int] = {}
     unrun: list[tuple[Result, int]] = []
 
     def programs() -> Iterator[tuple[str, Sequence[Test]]]:
         number = 0
-        for result, tests in wanted:
-            codes = [candidate["code"] for candidate in _run_candidates(result, decoding)]
+        for result, tests in results_with_tests:
+            codes = [candidate["code"] for candidate in _candidates_to_run(result, decoding)]
             if not codes:
                 unrun.append((result, len(tests)))
                 continue
@@ -65,26 +67,26 @@ def score_tests(
                 yield code, tests
             number += len(codes)
 
-    for number, found in check_many(programs(), sandbox, workers):
+    for number, found in run_tests_many(programs(), sandbox, workers):
         first = first_of.pop(number)
         result, tests, checks = pending[first]
-        checks[number - first] = [_kept(each) for each in found]
+        checks[number - first] = [_test_record(each) for each in found]
         complete = [each for each in checks if each is not None]
         if len(complete) == len(checks):
             del pending[first]
-            yield result, _scores(result, complete, tests, decoding), complete
+            yield result, _test_scores(result, complete, tests, decoding), complete
     for result, tests in unrun:
-        yield result, _scores(result, [], tests, decoding), []
+        yield result, _test_scores(result, [], tests, decoding), []
 
 
-def _scores(
-    result: Result, checks: Sequence[Checks], tests: int, decoding: Mapping[str, Any]
+def _test_scores(
+    result: Result, checks: Sequence[TestRecords], tests: int, decoding: Mapping[str, Any]
 ) -> dict[str, float | None]:
     asked = int(decoding["candidates"])
     samples: list[list[bool]] = [] if checks else [[False] * tests] * asked
-    for candidate, found in zip(_run_candidates(result, decoding), checks, strict=True):
+    for candidate, found in zip(_candidates_to_run(result, decoding), checks, strict=True):
         samples += [[check["passed"] for check in found]] * int(candidate.get("times", 1))
-    scores: dict[str, float | None] = {"tests": tests_passed(samples)}
+    scores: dict[str, float | None] = {"tests": test_pass_rate(samples)}
     if decoding["mode"] != "beam":
         right = sum(all(sample) for sample in samples)
         scores |= {
@@ -93,15 +95,15 @@ def _scores(
     return scores
 
 
-def _run_candidates(result: Result, decoding: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _candidates_to_run(result: Result, decoding: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """The candidates that are run; of beams the first, once."""
     if decoding["mode"] == "beam":
         return [{**candidate, "times": 1} for candidate in result.candidates[:1]]
     return result.candidates
 
 
-def _kept(check: TestResult) -> dict[str, Any]:
+def _test_record(result: TestResult) -> dict[str, Any]:
     from evaluate.checking.result import shorten
 
-    values = asdict(check)
-    return values | {name: shorten(values[name], _KEPT) for name in _TEXTS}
+    values = asdict(result)
+    return values | {name: shorten(values[name], _MAX_STORED_CHARACTERS) for name in _TEXT_FIELDS}

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluate.codebleu import codebleu, codebleu_pypi
-from evaluate.exact_match import exact_match, exact_match_at, same_tree
-from evaluate.parse_rate import parse_score
+from evaluate.codebleu import codebleu, codebleu_package_score
+from evaluate.exact_match import exact_match, exact_match_at_k, syntax_tree_match
+from evaluate.parse_rate import parses_score
 
 # Goes up when a score of the same candidates can come out otherwise: what was scored before is then scored again.
 METRICS_VERSION = 2
 NO_REFERENCE = "there is no reference to compare with"
 NO_DATA_FLOW = "the reference has no data flow"
-PARTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
+CODEBLEU_PARTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ def score_code(code: str, reference: str | None) -> list[Score]:
     `codebleu.syntax`, `codebleu.dataflow`, and `parses` (0 or 1). All lie in [0, 1]. A blank reference is none.
     Never raises.
     """
-    valid = Score("parses", parse_score(code))
+    valid = Score("parses", parses_score(code))
     if reference is None or not reference.strip():
-        names = ["em", "em_tree", "codebleu", *(f"codebleu.{part}" for part in PARTS)]
+        names = ["em", "em_tree", "codebleu", *(f"codebleu.{part}" for part in CODEBLEU_PARTS)]
         return [*(Score(name, None, NO_REFERENCE) for name in names), valid]
     bleu = codebleu(reference, code)
     return [
         Score("em", float(exact_match(reference, code))),
-        Score("em_tree", float(same_tree(reference, code))),
+        Score("em_tree", float(syntax_tree_match(reference, code))),
         Score("codebleu", bleu.score),
         Score("codebleu.ngram", bleu.ngram),
         Score("codebleu.weighted_ngram", bleu.weighted_ngram),
@@ -49,7 +49,7 @@ def score_code(code: str, reference: str | None) -> list[Score]:
     ]
 
 
-def score_candidates(codes: Sequence[str], reference: str | None, asked: int) -> dict[str, float | None]:
+def score_candidates(codes: Sequence[str], reference: str | None, num_candidates: int) -> dict[str, float | None]:
     """Everything that is measured of one problem: `codes` are its candidates, best first, `asked` how many were wanted.
 
     `em@k` and `em_tree@k` for k from 1 to `asked`; the rest as in `score_code`, of the first candidate, and
@@ -58,15 +58,15 @@ def score_candidates(codes: Sequence[str], reference: str | None, asked: int) ->
     """
     single = {score.metric: score.value for score in score_code(codes[0] if codes else "", reference)}
     scores: dict[str, float | None] = {}
-    for name, same in (("em", exact_match), ("em_tree", same_tree)):
+    for name, same in (("em", exact_match), ("em_tree", syntax_tree_match)):
         known = single.pop(name) is not None and reference is not None
-        for k in range(1, asked + 1):
-            hit = known and exact_match_at(reference or "", codes, k, asked, same)
+        for k in range(1, num_candidates + 1):
+            hit = known and exact_match_at_k(reference or "", codes, k, num_candidates, same)
             scores[f"{name}@{k}"] = float(hit) if known else None
-    return {**scores, **single, "codebleu-pypi": _published(codes, reference)}
+    return {**scores, **single, "codebleu-pypi": _package_codebleu(codes, reference)}
 
 
-def _published(codes: Sequence[str], reference: str | None) -> float | None:
+def _package_codebleu(codes: Sequence[str], reference: str | None) -> float | None:
     if reference is None or not reference.strip():
         return None
-    return codebleu_pypi(reference, codes[0]) if codes else 0.0
+    return codebleu_package_score(reference, codes[0]) if codes else 0.0

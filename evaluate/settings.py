@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_json_types(values: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from the file: tuples become lists."""
     return dict(json.loads(json.dumps(values)))
 
 
-def changes(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def diff_settings(
+    saved: Mapping[str, Any], requested: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """What differs, there and here, with the parts of a nested setting by name; None where nothing does."""
-    there, here = _flat(known), _flat(wanted)
+    there, here = _flatten_settings(saved), _flatten_settings(requested)
     changed = {name: value for name, value in here.items() if there.get(name) != value}
     return (there, changed) if changed else None
 
 
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -30,8 +32,8 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def refusal(path: Path, what: str, known: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
+def settings_error(path: Path, what: str, saved: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
     """The sentence for a file whose results were made with other settings."""
-    differences = ", ".join(f"{name} {known.get(name)!r} there and {value!r} here" for name, value in changed.items())
+    differences = ", ".join(f"{name} {saved.get(name)!r} there and {value!r} here" for name, value in changed.items())
     mend = "choose another --output, or --overwrite to start anew"
     return f"{path} holds {what} with other settings ({differences}): {mend}."

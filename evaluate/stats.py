@@ -17,13 +17,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_EXACT = 13  # up to so many differences all 2**n ways of signing them are fewer than RESAMPLES
-_CELLS = 2_000_000  # drawn at a time, to keep memory flat
-_REMEMBERED = 800  # values, up to which the draws are kept: 16 MB
+_MAX_EXACT_PAIRS = 13  # up to so many differences all 2**n ways of signing them are fewer than RESAMPLES
+_MAX_CHUNK_CELLS = 2_000_000  # drawn at a time, to keep memory flat
+_CACHED_DRAWS = 800  # values, up to which the draws are kept: 16 MB
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedDifference:
     """`a` minus `b` over n shared problems: the mean difference, its interval, and a two-sided p."""
 
     value: float
@@ -55,14 +55,14 @@ class McNemar:
     p: float
 
 
-def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval:
+def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927), without continuity correction.
 
     For n scores in [0, 1] that are no mere yes or no, `successes` is their sum: the interval is then wider than it need
     be, as no such score varies more than a proportion of the same mean.
     """
     if not 0 <= successes <= n or n < 1:
-        raise PeftArenaError(f"{successes} of {n} is no proportion: n must be at least 1 and hold the successes.")
+        raise PromptOrTuneError(f"{successes} of {n} is no proportion: n must be at least 1 and hold the successes.")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -75,7 +75,7 @@ def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval
 def bootstrap_mean(values: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
     """Percentile bootstrap interval of a mean (Efron 1979), 10,000 resamples, the same for the same seed."""
     if not len(values):
-        raise PeftArenaError("A mean of no values is undefined: at least one problem needs a score.")
+        raise PromptOrTuneError("A mean of no values is undefined: at least one problem needs a score.")
     sample = np.asarray(values, dtype=np.float64)
     tail = (1 - confidence) / 2
     low, high = np.quantile(_resampled_means(sample, seed), [tail, 1 - tail])
@@ -84,7 +84,7 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, confidence: float = C
 
 def paired_bootstrap(
     a: Mapping[str, float], b: Mapping[str, float], seed: int = 0, confidence: float = CONFIDENCE
-) -> Comparison:
+) -> PairedDifference:
     """The mean difference a - b over problems, resampled as pairs; keys are problem ids.
 
     p is that of the sign-flip test (Fisher's randomisation test for pairs): had the two methods no difference, each
@@ -95,14 +95,14 @@ def paired_bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(_resampled_means(differences, seed), [tail, 1 - tail])
     p = _sign_flip_p(differences[differences != 0], seed)
-    return Comparison(float(differences.mean()), float(low), float(high), p, len(differences))
+    return PairedDifference(float(differences.mean()), float(low), float(high), p, len(differences))
 
 
-def mcnemar(a: Mapping[str, bool], b: Mapping[str, bool]) -> McNemar:
+def mcnemar_test(a: Mapping[str, bool], b: Mapping[str, bool]) -> McNemar:
     """McNemar's exact test (McNemar 1947): a binomial test over the problems that only one of both solved."""
     from scipy.stats import binomtest
 
-    _same_problems(a, b)
+    _require_same_problems(a, b)
     only_a = sum(bool(a[problem]) and not b[problem] for problem in a)
     only_b = sum(bool(b[problem]) and not a[problem] for problem in a)
     if only_a + only_b == 0:
@@ -110,24 +110,24 @@ def mcnemar(a: Mapping[str, bool], b: Mapping[str, bool]) -> McNemar:
     return McNemar(only_a, only_b, float(binomtest(only_a, only_a + only_b, 0.5).pvalue))
 
 
-def holm(ps: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (Scand. J. Statist. 6, 1979): adjusted p-values in the order given."""
-    order = sorted(range(len(ps)), key=lambda at: ps[at])
-    adjusted = [0.0] * len(ps)
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    adjusted = [0.0] * len(p_values)
     highest = 0.0
     for rank, at in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[at]))
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[at]))
         adjusted[at] = highest
     return adjusted
 
 
 def _resampled_means(sample: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     n = len(sample)
-    if n <= _REMEMBERED:
-        counts = _draws(n, seed)
+    if n <= _CACHED_DRAWS:
+        counts = _resample_counts(n, seed)
         return np.concatenate([counts[at : at + 1000] @ sample for at in range(0, RESAMPLES, 1000)]) / n
     generator = np.random.default_rng(seed)
-    rows = max(1, _CELLS // n)
+    rows = max(1, _MAX_CHUNK_CELLS // n)
     means = [
         sample[generator.integers(0, n, (min(rows, RESAMPLES - start), n))].mean(axis=1)
         for start in range(0, RESAMPLES, rows)
@@ -136,7 +136,7 @@ def _resampled_means(sample: NDArray[np.float64], seed: int) -> NDArray[np.float
 
 
 @lru_cache(maxsize=4)
-def _draws(n: int, seed: int) -> NDArray[np.int16]:
+def _resample_counts(n: int, seed: int) -> NDArray[np.int16]:
     """How often each of n values is drawn in each resample. A table asks for the same draws again and again."""
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, n, (RESAMPLES, n), dtype=np.int32)
@@ -150,11 +150,11 @@ def _sign_flip_p(differences: NDArray[np.float64], seed: int) -> float:
     if n == 0:
         return 1.0
     seen = abs(differences.sum()) - 1e-9  # sums that are equal but for rounding count as equal
-    if n <= _EXACT:
+    if n <= _MAX_EXACT_PAIRS:
         bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
         return float((np.abs((2 * bits - 1) @ differences) >= seen).mean())
     generator = np.random.default_rng(seed)
-    rows = max(1, _CELLS // n)
+    rows = max(1, _MAX_CHUNK_CELLS // n)
     extreme = 0
     for start in range(0, RESAMPLES, rows):
         signs = generator.integers(0, 2, (min(rows, RESAMPLES - start), n)) * 2 - 1
@@ -163,16 +163,16 @@ def _sign_flip_p(differences: NDArray[np.float64], seed: int) -> float:
 
 
 def _differences(a: Mapping[str, float], b: Mapping[str, float]) -> list[float]:
-    _same_problems(a, b)
+    _require_same_problems(a, b)
     if not a:
-        raise PeftArenaError("There are no problems to compare: run at least one.")
+        raise PromptOrTuneError("There are no problems to compare: run at least one.")
     return [a[problem] - b[problem] for problem in a]
 
 
-def _same_problems(a: Mapping[str, object], b: Mapping[str, object]) -> None:
+def _require_same_problems(a: Mapping[str, object], b: Mapping[str, object]) -> None:
     if a.keys() != b.keys():
         shared = len(a.keys() & b.keys())
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"The two results are over different problems ({len(a)} and {len(b)}, {shared} of them shared) and cannot "
             "be compared: run both with the same --data, --split and --limit."
         )

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from errors import PeftArenaError, unknown
-from evaluate.cost import Cost, cost_of
-from evaluate.grid import gigabytes, grid, p_value, percent, points, share
-from evaluate.measures import Measure, counts_problems, measure, metrics_of, title, values_of
+from errors import PromptOrTuneError, unknown_name_error
+from evaluate.cost import Cost, summarize_cost
+from evaluate.grid import format_gigabytes, format_p_value, format_percent, format_points, format_share, text_table
+from evaluate.measures import MetricSummary, available_metrics, is_binary_metric, metric_title, metric_values, summarize
 from evaluate.results import Result, Run
-from evaluate.stats import Interval, holm, mcnemar, paired_bootstrap
+from evaluate.stats import Interval, holm_correction, mcnemar_test, paired_bootstrap
 
-BASELINE = "zero-shot"
-_SIGNIFICANT = 0.05
-_ENOUGH = 30  # problems, for a percentile bootstrap to be near its level
+BASELINE_METHOD = "zero-shot"
+_SIGNIFICANCE_LEVEL = 0.05
+_MIN_PROBLEMS = 30  # problems, for a percentile bootstrap to be near its level
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class MethodRow:
     method: str
     n: int
     k: int
-    measures: Mapping[str, Measure]
+    metrics: Mapping[str, MetricSummary]
     cost: Cost
     errors: int
     undefined_flow: int
 
     def interval(self, metric: str) -> Interval | None:
         """The metric's value with its interval; None where no problem has it."""
-        found = self.measures.get(metric)
+        found = self.metrics.get(metric)
         return found.interval if found else None
 
 
 @dataclass(frozen=True)
-class Pair:
+class MethodComparison:
     """`a` minus `b` in one metric on the same problems; `p` of McNemar's exact test for EM, else of the sign-flip test.
 
     `corrected` is Holm's, over all pairs of the table.
@@ -64,77 +64,84 @@ def method_rows(run: Run) -> list[MethodRow]:
     return [_method_row(method, results, k, seed, run.methods[method]) for method, results in scored if results]
 
 
-def comparisons(run: Run, pairs: Sequence[tuple[str, str]] | None = None) -> list[Pair]:
+def compare_methods(run: Run, pairs: Sequence[tuple[str, str]] | None = None) -> list[MethodComparison]:
     """Pairs of methods on the run's problems in the headline metrics, with Holm's correction over all of them.
 
     By default every method that is finished against zero-shot, and the last against the first. UnknownNameError for a
-    method that the run does not have, PeftArenaError for two that have answered different problems.
+    method that the run does not have, PromptOrTuneError for two that have answered different problems.
     """
     methods = [method for method in run.methods if run.results(method)]
     for name in (name for pair in pairs or () for name in pair):
         if name not in methods:
-            raise unknown("method", name, methods)
+            raise unknown_name_error("method", name, methods)
     seed = int(run.settings["seed"])
     finished = [method for method in methods if len(run.results(method)) == len(run.problems)]
-    chosen = _usual_pairs(finished) if pairs is None else pairs
-    return corrected([pair for a, b in chosen for pair in compare(run.results(a), run.results(b), a, b, seed)])
+    chosen = _default_pairs(finished) if pairs is None else pairs
+    return apply_holm_correction(
+        [pair for a, b in chosen for pair in compare_results(run.results(a), run.results(b), a, b, seed)]
+    )
 
 
-def across(runs: Sequence[Run]) -> list[Pair]:
+def compare_runs(runs: Sequence[Run]) -> list[MethodComparison]:
     """Methods of the same name in the first run and in each other one; refuses other problems or other data."""
     first = runs[0]
-    pairs: list[Pair] = []
+    pairs: list[MethodComparison] = []
     for run in runs[1:]:
         if run.settings["data_digest"] != first.settings["data_digest"]:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 f"{run.path} and {first.path} are over different problems and cannot be compared: "
                 "run both with the same --data, --split and --limit."
             )
         for method in (name for name in run.methods if name in first.methods):
             labels = (f"{method} ({run.path.stem})", f"{method} ({first.path.stem})")
-            pairs += compare(run.results(method), first.results(method), *labels, int(first.settings["seed"]))
-    return corrected(pairs)
+            pairs += compare_results(run.results(method), first.results(method), *labels, int(first.settings["seed"]))
+    return apply_holm_correction(pairs)
 
 
-def compare(
+def compare_results(
     a: Sequence[Result],
     b: Sequence[Result],
     name_a: str,
     name_b: str,
     seed: int,
     metrics: Sequence[str] | None = None,
-) -> list[Pair]:
+) -> list[MethodComparison]:
     """Two methods in each of `metrics`, by default the headline ones that either has: not yet corrected.
 
-    PeftArenaError when they answered different problems. A metric that neither has is left out.
+    PromptOrTuneError when they answered different problems. A metric that neither has is left out.
     """
-    pairs: list[Pair] = []
-    for metric in headlines([*a, *b]) if metrics is None else metrics:
-        left, right = values_of(a, metric), values_of(b, metric)
+    pairs: list[MethodComparison] = []
+    for metric in headline_metrics([*a, *b]) if metrics is None else metrics:
+        left, right = metric_values(a, metric), metric_values(b, metric)
         if not left and not right:
             continue
         found = paired_bootstrap(left, right, seed)
         test, p = "sign flip", found.p
-        if counts_problems(metric, [*left.values(), *right.values()]):
+        if is_binary_metric(metric, [*left.values(), *right.values()]):
             solved = [{problem: value == 1.0 for problem, value in side.items()} for side in (left, right)]
-            test, p = "McNemar", mcnemar(*solved).p
-        pairs.append(Pair(name_a, name_b, metric, Interval(found.value, found.low, found.high), found.n, test, p))
+            test, p = "McNemar", mcnemar_test(*solved).p
+        pairs.append(
+            MethodComparison(name_a, name_b, metric, Interval(found.value, found.low, found.high), found.n, test, p)
+        )
     return pairs
 
 
-def corrected(pairs: Sequence[Pair]) -> list[Pair]:
+def apply_holm_correction(comparisons: Sequence[MethodComparison]) -> list[MethodComparison]:
     """The pairs with Holm's correction over all of them."""
-    return [replace(pair, corrected=p) for pair, p in zip(pairs, holm([pair.p for pair in pairs]), strict=True)]
+    return [
+        replace(pair, corrected=p)
+        for pair, p in zip(comparisons, holm_correction([pair.p for pair in comparisons]), strict=True)
+    ]
 
 
-def headlines(results: Sequence[Result]) -> tuple[str, ...]:
+def headline_metrics(results: Sequence[Result]) -> tuple[str, ...]:
     """What methods are compared in: where tests ran, they and CodeBLEU, else exact match and CodeBLEU."""
     return ("tests", "pass@1", "codebleu") if any("tests" in each.scores for each in results) else ("em@1", "codebleu")
 
 
-def columns(rows: Sequence[MethodRow]) -> list[str]:
+def table_metrics(rows: Sequence[MethodRow]) -> list[str]:
     """The metrics that the table shows: where tests ran, they and CodeBLEU; else exact match, its trees, CodeBLEU."""
-    known = [metric for row in rows for metric in row.measures]
+    known = [metric for row in rows for metric in row.metrics]
     k = max((row.k for row in rows), default=1)
     by_tests = ["tests", "pass@1", f"pass@{k}"]
     by_reference = ["em@1", f"em@{k}", "em_tree@1"]
@@ -144,46 +151,46 @@ def columns(rows: Sequence[MethodRow]) -> list[str]:
 
 def render_methods(rows: Sequence[MethodRow], markdown: bool = False) -> str:
     """The table of methods: scores in percent with 95 % intervals, then what they cost."""
-    shown = columns(rows)
+    shown = table_metrics(rows)
     errors = any(row.errors for row in rows)
     memory = any(row.cost.peak_memory_bytes for row in rows)
-    header = ["method", "n", *map(title, shown), "s/problem", "tokens in", "out", "tokens/s"]
+    header = ["method", "n", *map(metric_title, shown), "s/problem", "tokens in", "out", "tokens/s"]
     lines = [
         [
             row.method,
             str(row.n),
-            *(_cell_of(row, metric) for metric in shown),
+            *(_metric_cell(row, metric) for metric in shown),
             f"{row.cost.seconds:.2f}",
             f"{row.cost.prompt_tokens:.0f}",
             f"{row.cost.tokens:.0f}",
             f"{row.cost.tokens_per_second:.0f}",
-            *([gigabytes(row.cost.peak_memory_bytes)] if memory else []),
+            *([format_gigabytes(row.cost.peak_memory_bytes)] if memory else []),
             *([str(row.errors)] if errors else []),
         ]
         for row in rows
     ]
-    return grid([*header, *(["memory"] if memory else []), *(["errors"] if errors else [])], lines, markdown)
+    return text_table([*header, *(["memory"] if memory else []), *(["errors"] if errors else [])], lines, markdown)
 
 
-def render_pairs(pairs: Sequence[Pair], markdown: bool = False) -> str:
+def render_comparisons(comparisons: Sequence[MethodComparison], markdown: bool = False) -> str:
     """The comparisons in percentage points; `*` marks those below 0.05 after the correction."""
     header = ["a", "b", "metric", "a - b, points", "test", "p", "p (Holm)"]
     lines = [
         [
             pair.a,
             pair.b,
-            title(pair.metric),
-            points(pair.difference),
+            metric_title(pair.metric),
+            format_points(pair.difference),
             pair.test,
-            p_value(pair.p),
-            p_value(pair.corrected) + (" *" if pair.corrected < _SIGNIFICANT else ""),
+            format_p_value(pair.p),
+            format_p_value(pair.corrected) + (" *" if pair.corrected < _SIGNIFICANCE_LEVEL else ""),
         ]
-        for pair in pairs
+        for pair in comparisons
     ]
-    return grid(header, lines, markdown)
+    return text_table(header, lines, markdown)
 
 
-def footnote(rows: Sequence[MethodRow]) -> str:
+def table_footnote(rows: Sequence[MethodRow]) -> str:
     """What a reader must know to read the table."""
     if not rows:
         return ""
@@ -191,41 +198,45 @@ def footnote(rows: Sequence[MethodRow]) -> str:
     said = [
         "Intervals: Wilson 95 % for shares of problems (EM, trees, parses, Pass at all samples), bootstrap 95 % else."
     ]
-    if "codebleu" in row.measures:
+    if "codebleu" in row.metrics:
         said.append(
             f"CodeBLEU: first candidate; data flow is undefined for {row.undefined_flow} of {row.n} references."
         )
-    if "em_tree@1" in columns(rows):
+    if "em_tree@1" in table_metrics(rows):
         said.append("tree@1: equal syntax trees.")
-    if "tests" in row.measures:
+    if "tests" in row.metrics:
         said.append("tests passed: mean over problems of the mean over samples of the share of tests passed.")
     said.append("Failures score 0.")
-    if row.n < _ENOUGH:
-        said.append(f"With {row.n} problems bootstrap intervals are too narrow: take {_ENOUGH} or more.")
+    if row.n < _MIN_PROBLEMS:
+        said.append(f"With {row.n} problems bootstrap intervals are too narrow: take {_MIN_PROBLEMS} or more.")
     return " ".join(said)
 
 
-def _usual_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = [(method, BASELINE) for method in methods if method != BASELINE and BASELINE in methods]
+def _default_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
+    pairs = [
+        (method, BASELINE_METHOD) for method in methods if method != BASELINE_METHOD and BASELINE_METHOD in methods
+    ]
     if len(methods) > 1 and (methods[-1], methods[0]) not in pairs and (methods[0], methods[-1]) not in pairs:
         pairs.append((methods[-1], methods[0]))
     return pairs
 
 
-def _method_row(method: str, results: Sequence[Result], k: int, seed: int, known: Mapping[str, Any]) -> MethodRow:
+def _method_row(
+    method: str, results: Sequence[Result], k: int, seed: int, method_record: Mapping[str, Any]
+) -> MethodRow:
     scored = [result for result in results if result.scores.get("codebleu") is not None]
-    found = (measure(results, metric, seed) for metric in metrics_of(results))
+    found = (summarize(results, metric, seed) for metric in available_metrics(results))
     return MethodRow(
         method,
         len(results),
         k,
         {each.metric: each for each in found if each is not None},
-        cost_of(results, known),
+        summarize_cost(results, method_record),
         sum(result.error is not None for result in results),
         sum(result.scores.get("codebleu.dataflow") is None for result in scored),
     )
 
 
-def _cell_of(row: MethodRow, metric: str) -> str:
+def _metric_cell(row: MethodRow, metric: str) -> str:
     interval = row.interval(metric)
-    return share(interval) if metric in ("em_tree@1", "parses") else percent(interval)
+    return format_share(interval) if metric in ("em_tree@1", "parses") else format_percent(interval)

@@ -19,21 +19,21 @@ from functools import cache
 from hashlib import blake2b
 from typing import Any
 
-from evaluate.dataflow import FlowItem, Span, data_flow
+from evaluate.dataflow import ByteSpan, FlowItem, extract_data_flow
 
-MAX_DEPTH = 250  # DFG_python and its helpers recurse once a level
-MAX_WORK = 50_000_000  # estimated steps; no reference of CoNaLa, CodeAlpacaPy and MBPP takes over 1.2 million
+MAX_TREE_DEPTH = 250  # DFG_python and its helpers recurse once a level
+MAX_DATAFLOW_STEPS = 50_000_000  # estimated steps; no reference of CoNaLa, CodeAlpacaPy and MBPP takes over 1.2 million
 
 _ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
 _LOOPS = {"for_statement", "while_statement"}
-_ASSIGNED = {"left", "name"}
+_TARGET_FIELDS = {"left", "name"}
 # What `DFG_python` looks at child by child: there, and on the sides of an assignment, tokens like a comma count.
-_LISTED = {*_ASSIGNMENTS, *_LOOPS, "if_statement"}
-_SIDES = {"left", "right", "name", "value"}
+_FLOW_NODE_TYPES = {*_ASSIGNMENTS, *_LOOPS, "if_statement"}
+_ASSIGNMENT_FIELDS = {"left", "right", "name", "value"}
 
 
 @dataclass(frozen=True)
-class Trees:
+class TreeFeatures:
     """Digests of all subtrees in the order of their ends, and the data flow as a multiset of normalised items.
 
     `bounded` is False for code that is too deep or too costly for its data flow, which is empty then.
@@ -44,17 +44,17 @@ class Trees:
     bounded: bool = True
 
 
-def trees_of(code: str) -> Trees:
+def tree_features(code: str) -> TreeFeatures:
     """Subtrees and data flow of `code`, which must be encodable as UTF-8. Linear in its length but for the flow.
 
-    Too deep is a tree of more than MAX_DEPTH levels, too costly a flow of more than MAX_WORK steps.
+    Too deep is a tree of more than MAX_DEPTH levels, too costly a flow of more than MAX_DATAFLOW_STEPS steps.
     """
     data = code.encode()
     tree = _parser().parse(data)
-    walk = _Walk(tree, data)
-    if walk.depth > MAX_DEPTH or walk.work > MAX_WORK:
-        return Trees(tuple(walk.subtrees), Counter(), bounded=False)
-    return Trees(tuple(walk.subtrees), data_flow(walk.root, walk.leaves, data))
+    walk = _TreeWalker(tree, data)
+    if walk.depth > MAX_TREE_DEPTH or walk.work > MAX_DATAFLOW_STEPS:
+        return TreeFeatures(tuple(walk.subtrees), Counter(), bounded=False)
+    return TreeFeatures(tuple(walk.subtrees), extract_data_flow(walk.root, walk.leaves, data))
 
 
 @cache
@@ -64,7 +64,7 @@ def _language() -> Any:
     return get_tree_sitter_language("python")
 
 
-class _Parsers(threading.local):
+class _ThreadParsers(threading.local):
     """One parser a thread: a parser is not safe in two."""
 
     def __init__(self) -> None:
@@ -75,12 +75,12 @@ class _Parsers(threading.local):
 
 
 @cache
-def _parsers() -> _Parsers:
-    return _Parsers()
+def _thread_parsers() -> _ThreadParsers:
+    return _ThreadParsers()
 
 
 def _parser() -> Any:
-    return _parsers().parser
+    return _thread_parsers().parser
 
 
 class _Leaf:
@@ -90,14 +90,14 @@ class _Leaf:
     has nothing to say of them.
     """
 
-    __slots__ = ("end_point", "mute", "start_point", "type")
+    __slots__ = ("end_point", "is_own_type", "start_point", "type")
     children = ()
 
     def __init__(self, kind: str, start: int, end: int, mute: bool) -> None:
         self.type = kind
         self.start_point = start
         self.end_point = end
-        self.mute = mute
+        self.is_own_type = mute
 
     def child_by_field_name(self, _: str) -> None:
         return None
@@ -111,10 +111,20 @@ class _Node:
     """
 
     __slots__ = (
-        *("children", "count", "counted", "documented", "end_point", "fields", "leaves", "parts", "sides"),
+        *(
+            "children",
+            "num_children",
+            "counted",
+            "has_docstring",
+            "end_point",
+            "fields",
+            "leaves",
+            "child_shapes",
+            "assignment_sides",
+        ),
         *("start_point", "type"),
     )
-    mute = False
+    is_own_type = False
 
     def __init__(self, node: Any, kind: str, counted: bool) -> None:
         self.type = kind
@@ -123,17 +133,17 @@ class _Node:
         self.children: list[_Node | _Leaf] = []
         self.fields: dict[str, _Node | _Leaf] = {}
         self.counted = counted
-        self.parts: list[bytes] = []
-        self.count = 0
-        self.documented = False
+        self.child_shapes: list[bytes] = []
+        self.num_children = 0
+        self.has_docstring = False
         self.leaves = 0
-        self.sides = 0
+        self.assignment_sides = 0
 
     def child_by_field_name(self, name: str) -> _Node | _Leaf | None:
         return self.fields.get(name)
 
 
-class _Walk:
+class _TreeWalker:
     """One pass over a tree without recursion: subtrees, leaves, depth, and what the data flow would cost.
 
     A subtree is what tree-sitter prints of it: the kinds of its named nodes and their fields, no names or values.
@@ -142,12 +152,12 @@ class _Walk:
 
     def __init__(self, tree: Any, data: bytes) -> None:
         self.subtrees: list[bytes] = []
-        self.leaves: list[Span] = []
+        self.leaves: list[ByteSpan] = []
         self.root: _Node | _Leaf
         self.depth = 0
         self._data = data
         self._nodes = 0
-        self._products = 0
+        self._loop_products = 0
         self._loops = 0
         self._weight = 1  # every loop doubles what its body costs
         self._stack: list[_Node] = []
@@ -156,21 +166,21 @@ class _Walk:
         while True:
             node = self._cursor.node
             if node.child_count:
-                self._enter(node)
+                self._enter_node(node)
                 down()
                 continue
-            self._leaf(node)
+            self._visit_leaf(node)
             while not across():
                 if not up():
-                    self.work = self._nodes * max(len(self.leaves), 1) + self._products
+                    self.work = self._nodes * max(len(self.leaves), 1) + self._loop_products
                     return
-                self._leave(self._stack.pop())
+                self._leave_node(self._stack.pop())
 
     def _loop(self, more: int) -> None:
         self._loops += more
         self._weight = 1 << min(self._loops, 40)
 
-    def _enter(self, node: Any) -> None:
+    def _enter_node(self, node: Any) -> None:
         kind: str = node.type
         counted = node.is_named and kind != "comment"
         if kind == "expression_statement":
@@ -183,7 +193,7 @@ class _Walk:
         self._nodes += self._weight
         self._stack.append(made)
 
-    def _leaf(self, node: Any) -> None:
+    def _visit_leaf(self, node: Any) -> None:
         """A node without children; it is among the leaves unless it is a comment or part of a string."""
         kind: str = node.type
         start: int = node.start_byte
@@ -203,46 +213,46 @@ class _Walk:
         if not stack:
             self.root = made
             self.subtrees.append(_childless_shape(kind, missing))
-        elif made.mute:  # the grammar names no role for such a token that matters
+        elif made.is_own_type:  # the grammar names no role for such a token that matters
             parent = stack[-1]
             parent.children.append(made)
             parent.leaves += leaves
-            parent.count += 1
+            parent.num_children += 1
         else:
             shape = _childless_shape(kind, missing) if (missing or named) and kind != "comment" else None
-            self._tell(made, self._cursor.field_name, leaves, shape)
+            self._add_to_parent(made, self._cursor.field_name, leaves, shape)
 
-    def _leave(self, made: _Node) -> None:
+    def _leave_node(self, made: _Node) -> None:
         if made.type in _ASSIGNMENTS:
-            self._products += (made.sides * (made.leaves - made.sides)) * self._weight
+            self._loop_products += (made.assignment_sides * (made.leaves - made.assignment_sides)) * self._weight
         if made.type in _LOOPS:
             self._loop(-1)
-        shape = blake2b(made.type.encode() + b"".join(made.parts), digest_size=16).digest()
+        shape = blake2b(made.type.encode() + b"".join(made.child_shapes), digest_size=16).digest()
         # As in the package: the root, and every node that has children.
         if not self._stack:
             self.subtrees.append(shape)
             self.root = made
             return
-        if made.counted and made.count:
+        if made.counted and made.num_children:
             self.subtrees.append(shape)
         role: str | None = self._cursor.field_name
-        if made.type not in _LISTED and role not in _SIDES:
-            made.children = [each for each in made.children if not each.mute] or made.children
-        self._tell(made, role, made.leaves + (made.type == "string"), shape if made.counted else None)
+        if made.type not in _FLOW_NODE_TYPES and role not in _ASSIGNMENT_FIELDS:
+            made.children = [each for each in made.children if not each.is_own_type] or made.children
+        self._add_to_parent(made, role, made.leaves + (made.type == "string"), shape if made.counted else None)
 
-    def _tell(self, made: _Node | _Leaf, role: str | None, leaves: int, shape: bytes | None) -> None:
+    def _add_to_parent(self, made: _Node | _Leaf, role: str | None, leaves: int, shape: bytes | None) -> None:
         """Adds a node to its parent, with its `shape` where it counts."""
         parent = self._stack[-1]
         parent.children.append(made)
         parent.leaves += leaves
         if role is not None:
             parent.fields.setdefault(role, made)
-            if role in _ASSIGNED:
-                parent.sides += leaves
+            if role in _TARGET_FIELDS:
+                parent.assignment_sides += leaves
         if made.type != "comment":
-            parent.count += 1
+            parent.num_children += 1
         if shape is not None:
-            parent.parts.append(f"{role or ''}:".encode() + shape)
+            parent.child_shapes.append(f"{role or ''}:".encode() + shape)
 
     def _is_docstring(self, node: Any) -> bool:
         """A bare string that is the first of several statements of its module, class or function."""
@@ -251,13 +261,13 @@ class _Walk:
         body = self._stack[-1]
         owner = self._stack[-2].type if len(self._stack) > 1 else ""
         named = body.type == "module" or (body.type == "block" and owner in {"function_definition", "class_definition"})
-        if not named or body.documented or body.count:
+        if not named or body.has_docstring or body.num_children:
             return False
         following = node.next_named_sibling
         while following is not None and following.type == "comment":
             following = following.next_named_sibling
-        body.documented = following is not None
-        return body.documented
+        body.has_docstring = following is not None
+        return body.has_docstring
 
 
 @cache

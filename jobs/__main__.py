@@ -16,14 +16,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from errors import PeftArenaError
-from jobs.board import JobBoard
+from errors import PromptOrTuneError
+from jobs.board import JobService
 from jobs.job import Job
-from serve.home import home
+from serve.home import cache_dir
 
 # Pages answer while a job trains: where both want a core, they go first.
 _NICE = 5
-_ASKED = {
+_JOB_COMMANDS = {
     "show": "how a job stands",
     "log": "the last lines that it said",
     "cancel": "stop it, with a checkpoint",
@@ -37,39 +37,44 @@ _ASKED = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     options = _parser().parse_args(arguments)
-    board = JobBoard(home())
+    board = JobService(cache_dir())
     try:
-        return _do(board, options)
-    except PeftArenaError as fault:
+        return _dispatch(board, options)
+    except PromptOrTuneError as fault:
         print(f"jobs: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def _do(board: JobBoard, options: argparse.Namespace) -> int:
+def _dispatch(service: JobService, options: argparse.Namespace) -> int:
     if options.command == "list":
-        _list(board)
+        _print_jobs(service)
     elif options.command == "work":
-        from jobs.worker import work
+        from jobs.worker import run_worker
 
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-        work(board.home)
+        run_worker(service.home)
     elif options.command == "run":
         from jobs.runner import run_job
-        from serve.quiet import quiet
+        from serve.quiet import configure_environment
 
-        quiet()
+        configure_environment()
         if hasattr(os, "nice"):
             os.nice(_NICE)
-        return run_job(board.home, options.id, options.attached)
+        return run_job(service.home, options.id, options.attached)
     elif options.command == "delete":
-        board.delete(options.id)
+        service.delete(options.id)
     elif options.command == "log":
-        print("\n".join(board.log(options.id)))
+        print("\n".join(service.log_lines(options.id)))
     else:
-        ask = {"show": board.get, "cancel": board.cancel, "resume": board.resume, "finish": board.finish}
-        _show(board, ask[options.command](options.id))
+        ask = {
+            "show": service.get_job,
+            "cancel": service.cancel,
+            "resume": service.resume,
+            "finish": service.finish_from_checkpoint,
+        }
+        _print_job(service, ask[options.command](options.id))
     return 0
 
 
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="all jobs, newest first")
     commands.add_parser("work", help="take jobs from the queue until there is none")
-    for name, words in _ASKED.items():
+    for name, words in _JOB_COMMANDS.items():
         command = commands.add_parser(name, help=words)
         command.add_argument("id", metavar="ID", help="as `list` shows it")
         if name == "run":
@@ -89,19 +94,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _list(board: JobBoard) -> None:
-    jobs = board.jobs()
+def _print_jobs(service: JobService) -> None:
+    jobs = service.list_jobs()
     if not jobs:
-        print(f"There are no jobs in {board.root}.")
+        print(f"There are no jobs in {service.root}.")
     for job in jobs:
         print(f"{job.id}  {job.state:8}  {job.adapter}  ({job.data_name})  {job.message}")
 
 
-def _show(board: JobBoard, job: Job) -> None:
-    progress, verdict, adapter = board.progress(job.id), board.verdict(job.id), board.adapter_folder(job.id)
+def _print_job(service: JobService, job: Job) -> None:
+    progress, verdict, adapter = service.progress(job.id), service.verdict(job.id), service.adapter_folder(job.id)
     print(f"{job.adapter}: {job.state}{f', {job.stage}' if job.stage else ''}. {job.message}")
-    if job.before:
-        print(f"{job.before} {'job' if job.before == 1 else 'jobs'} before it.")
+    if job.queue_position:
+        print(f"{job.queue_position} {'job' if job.queue_position == 1 else 'jobs'} before it.")
     if progress.step:
         left = "" if progress.left_seconds is None else f", about {progress.left_seconds:.0f} s left"
         print(

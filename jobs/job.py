@@ -8,15 +8,15 @@ from typing import Any, Literal
 
 # queued: waits its turn. running: has a process. stopping: a person asked it to stop, and it is saving a checkpoint.
 # stopped: ended by a person, with a checkpoint or without. failed: ended by a fault, `message` says which.
-State = Literal["queued", "running", "stopping", "stopped", "failed", "done"]
-Stage = Literal["", "training", "scoring"]
-Where = Literal["here", "hub"]  # this machine, or Hugging Face Jobs
+JobStatus = Literal["queued", "running", "stopping", "stopped", "failed", "done"]
+JobStage = Literal["", "training", "scoring"]
+ComputeTarget = Literal["here", "hub"]  # this machine, or Hugging Face Jobs
 
-ENDED: tuple[State, ...] = ("stopped", "failed", "done")
+ENDED_STATUSES: tuple[JobStatus, ...] = ("stopped", "failed", "done")
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServingOptions:
     """The base that the app serves, as its command line named it; a job trains for it and is scored on it."""
 
     base: str = "embedded"
@@ -39,24 +39,24 @@ class Job:
     id: str
     adapter: str
     config: Mapping[str, Any]
-    serving: Serving
+    serving: ServingOptions
     data_name: str
     owner: str = ""
-    where: Where = "here"
+    where: ComputeTarget = "here"
     flavor: str = ""  # hardware of Hugging Face Jobs, such as "a10g-small"
     created: str = ""
     started: str = ""
     ended: str = ""
-    state: State = "queued"
-    stage: Stage = ""
+    state: JobStatus = "queued"
+    stage: JobStage = ""
     message: str = ""
     attempts: int = 0
-    before: int = 0
+    queue_position: int = 0
 
     @property
-    def over(self) -> bool:
+    def is_ended(self) -> bool:
         """Whether nothing of it runs or will run by itself."""
-        return self.state in ENDED
+        return self.state in ENDED_STATUSES
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScoreComparison:
     """One metric of the adapter against one other method over the same n held-out rows, in [0, 1].
 
     `value`, `low` and `high` are the difference (adapter - other) and its 95 % interval; `p` is Holm-corrected.
@@ -97,5 +97,5 @@ class Verdict:
 
     sentence: str
     n: int
-    compared: tuple[Compared, ...]
+    compared: tuple[ScoreComparison, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
-from errors import PeftArenaError
-from evaluate.files import cannot_write
+from errors import PromptOrTuneError
+from evaluate.files import write_error
 
 if sys.platform == "win32":
     import msvcrt
@@ -22,17 +22,17 @@ else:
 
 _POLL_SECONDS = 0.02
 # Whoever only looks holds a lock for microseconds; who wants it for long must not give up on that.
-_PATIENCE = 1.0
+_DEFAULT_TIMEOUT_SECONDS = 1.0
 
 
-def take(path: Path, patience: float = _PATIENCE) -> FileIO | None:
+def acquire_lock(path: Path, timeout: float = _DEFAULT_TIMEOUT_SECONDS) -> FileIO | None:
     """The file, locked for this process until it is closed; None where another has it for `patience` seconds."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     try:
         file = FileIO(path, "ab")
     except OSError as fault:
-        raise cannot_write(path, fault) from fault
-    while not _lock(file, exclusive=True):
+        raise write_error(path, fault) from fault
+    while not _try_lock(file, exclusive=True):
         if time.monotonic() >= deadline:
             file.close()
             return None
@@ -41,28 +41,28 @@ def take(path: Path, patience: float = _PATIENCE) -> FileIO | None:
 
 
 @contextmanager
-def hold(path: Path, patience: float) -> Iterator[None]:
-    """The lock for as long as the block lasts; PeftArenaError where another process keeps it all the time."""
-    file = take(path, patience)
+def file_lock(path: Path, timeout: float) -> Iterator[None]:
+    """The lock for as long as the block lasts; PromptOrTuneError where another process keeps it all the time."""
+    file = acquire_lock(path, timeout)
     if file is None:
-        raise PeftArenaError(f"Another process has held {path} for {patience:.0f} seconds: see what it waits for.")
+        raise PromptOrTuneError(f"Another process has held {path} for {timeout:.0f} seconds: see what it waits for.")
     try:
         yield
     finally:
         file.close()
 
 
-def is_held(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
     """Whether a living process has the lock."""
     try:
         file = FileIO(path, "rb")
     except OSError:
         return False
     with file:
-        return not _lock(file, exclusive=False)
+        return not _try_lock(file, exclusive=False)
 
 
-def _lock(file: FileIO, exclusive: bool) -> bool:
+def _try_lock(file: FileIO, exclusive: bool) -> bool:
     try:
         if sys.platform == "win32":
             file.seek(0)

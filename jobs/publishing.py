@@ -20,22 +20,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from adapters.hub_errors import client_errors
-from errors import PeftArenaError, TrainingError
-from evaluate.files import write_atomically
+from adapters.hub_errors import hub_errors
+from errors import PromptOrTuneError, TrainingError
+from evaluate.files import atomic_write
 from train.publish_access import check_repo_id, find_token
 
-ROOT = Path(__file__).resolve().parents[1]
-_MOST_LINES = 200
-_SENTENCE = "train: "
-_ADDRESS = re.compile(r"Published as (https?://\S+)\.")
-_SECONDS_TO_END = 10.0
+PROJECT_ROOT = Path(__file__).resolve().parents[1]
+_MAX_LINES = 200
+_ERROR_PREFIX = "train: "
+_PUBLISHED_URL = re.compile(r"Published as (https?://\S+)\.")
+_TERMINATE_TIMEOUT_SECONDS = 10.0
 
-State = Literal["running", "done", "failed", "stopped"]
+PublishStatus = Literal["running", "done", "failed", "stopped"]
 
 
 @dataclass(frozen=True)
-class Order:
+class PublishRequest:
     """What is to be published and where. Without a token it is the login of this machine.
 
     `base` is the base as `--base` names it; it matters where the adapter's base came from a folder or file.
@@ -66,7 +66,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Note:
+class PublishRecord:
     """What is remembered of a publication: the repository, the page of that state, and when (ISO 8601, UTC)."""
 
     repo_id: str
@@ -75,31 +75,31 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PublishProgress:
     """How far it is. `message` is one sentence: the last line, or why it failed; `url` is the page it is on."""
 
-    state: State
+    state: PublishStatus
     message: str
     lines: tuple[str, ...] = ()
     url: str = ""
 
 
-class Publishing:
+class PublishProcess:
     """One publication under way. Thread-safe."""
 
-    def __init__(self, order: Order, note: Path | None = None) -> None:
+    def __init__(self, request: PublishRequest, record_path: Path | None = None) -> None:
         """Begins at once. `note` is the file that remembers a publication that ended well."""
-        check_repo_id(order.repo_id)
-        self.order = order
-        self._note = note
+        check_repo_id(request.repo_id)
+        self.request = request
+        self._record_path = record_path
         self._lock = threading.Lock()
-        self._lines: deque[str] = deque(maxlen=_MOST_LINES)
-        self._ended: Progress | None = None
+        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
+        self._final_progress: PublishProgress | None = None
         self._stopped = False
         self._process = subprocess.Popen(
-            order.command(),
-            cwd=ROOT,
-            env=order.environment(),
+            request.command(),
+            cwd=PROJECT_ROOT,
+            env=request.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -111,25 +111,25 @@ class Publishing:
         self._reader = threading.Thread(target=self._read, name="publish", daemon=True)
         self._reader.start()
 
-    def progress(self) -> Progress:
+    def progress(self) -> PublishProgress:
         """How far it is now."""
         with self._lock:
             lines = tuple(self._lines)
-            last = lines[-1].removeprefix(_SENTENCE) if lines else "Checking what would be sent ..."
-            return self._ended or Progress("running", last, lines)
+            last = lines[-1].removeprefix(_ERROR_PREFIX) if lines else "Checking what would be sent ..."
+            return self._final_progress or PublishProgress("running", last, lines)
 
     def stop(self) -> None:
         """Ends it; what is on the Hub stays as it was, for all files become visible in one step at the very end."""
         with self._lock:
-            if self._ended is not None:
+            if self._final_progress is not None:
                 return
             self._stopped = True
         self._signal(signal.SIGTERM)
-        self._reader.join(_SECONDS_TO_END)
+        self._reader.join(_TERMINATE_TIMEOUT_SECONDS)
         if self._reader.is_alive():
             self._signal(signal.SIGKILL)
 
-    def wait(self, seconds: float | None = None) -> Progress:
+    def wait(self, seconds: float | None = None) -> PublishProgress:
         """How it ended, or how far it is after so many seconds."""
         self._reader.join(seconds)
         return self.progress()
@@ -142,7 +142,7 @@ class Publishing:
     def _read(self) -> None:
         stream = self._process.stdout
         for line in stream or ():
-            text = self._without_token(line.strip())
+            text = self._redact_token(line.strip())
             if text:
                 with self._lock:
                     self._lines.append(text)
@@ -150,67 +150,73 @@ class Publishing:
         if stream:
             stream.close()
         with self._lock:
-            self._ended = self._end(status, tuple(self._lines))
+            self._final_progress = self._finish(status, tuple(self._lines))
 
-    def _end(self, status: int, lines: tuple[str, ...]) -> Progress:
-        found = next((_ADDRESS.fullmatch(line) for line in reversed(lines) if _ADDRESS.fullmatch(line)), None)
+    def _finish(self, status: int, lines: tuple[str, ...]) -> PublishProgress:
+        found = next(
+            (_PUBLISHED_URL.fullmatch(line) for line in reversed(lines) if _PUBLISHED_URL.fullmatch(line)), None
+        )
         if status == 0 and found:
-            self._remember(found[1])
-            return Progress("done", f"Published as {self.order.repo_id}.", lines, found[1])
+            self._write_record(found[1])
+            return PublishProgress("done", f"Published as {self.request.repo_id}.", lines, found[1])
         if self._stopped:
-            return Progress("stopped", "Stopped before anything was published.", lines)
-        said = next((line.removeprefix(_SENTENCE) for line in reversed(lines) if line.startswith(_SENTENCE)), "")
-        reason = said or f"Publishing '{self.order.repo_id}' broke off (exit status {status}): see the log, try again."
-        return Progress("failed", reason, lines)
+            return PublishProgress("stopped", "Stopped before anything was published.", lines)
+        said = next(
+            (line.removeprefix(_ERROR_PREFIX) for line in reversed(lines) if line.startswith(_ERROR_PREFIX)), ""
+        )
+        reason = (
+            said or f"Publishing '{self.request.repo_id}' broke off (exit status {status}): see the log, try again."
+        )
+        return PublishProgress("failed", reason, lines)
 
-    def _remember(self, url: str) -> None:
-        if self._note is None or not self._note.parent.is_dir():
+    def _write_record(self, url: str) -> None:
+        if self._record_path is None or not self._record_path.parent.is_dir():
             return
         # What is on the Hub is there, remembered or not.
-        with suppress(PeftArenaError):
-            note = Note(self.order.repo_id, url, datetime.now(UTC).isoformat(timespec="seconds"))
-            write_atomically(self._note, json.dumps(asdict(note)) + "\n")
+        with suppress(PromptOrTuneError):
+            note = PublishRecord(self.request.repo_id, url, datetime.now(UTC).isoformat(timespec="seconds"))
+            atomic_write(self._record_path, json.dumps(asdict(note)) + "\n")
 
-    def _without_token(self, line: str) -> str:
-        token = self.order.token
+    def _redact_token(self, line: str) -> str:
+        token = self.request.token
         return line.replace(token, "[token]") if token else line
 
 
-class Publications:
+class PublishService:
     """The publications of one app, by job. One runs at a time, as each loads the base once more. Thread-safe."""
 
-    def __init__(self, jobs: Path) -> None:
+    def __init__(self, jobs_dir: Path) -> None:
         """`jobs` holds a folder for each job, where what was published is remembered."""
-        self._jobs = jobs
+        self._jobs = jobs_dir
         self._lock = threading.Lock()
-        self._known: dict[str, Publishing] = {}
+        self._processes: dict[str, PublishProcess] = {}
 
-    def start(self, id: str, order: Order) -> Publishing:
-        """Begins to publish the adapter of a job; PeftArenaError in one sentence where one is under way."""
+    def start(self, id: str, request: PublishRequest) -> PublishProcess:
+        """Begins to publish the adapter of a job; PromptOrTuneError in one sentence where one is under way."""
         with self._lock:
-            if any(each.progress().state == "running" for each in self._known.values()):
-                raise PeftArenaError("An adapter is being published already: wait until it has arrived, or stop it.")
-            self._known[id] = Publishing(order, self._jobs / id / "published.json")
-            return self._known[id]
+            if any(each.progress().state == "running" for each in self._processes.values()):
+                raise PromptOrTuneError("An adapter is being published already: wait until it has arrived, or stop it.")
+            self._processes[id] = PublishProcess(request, self._jobs / id / "published.json")
+            return self._processes[id]
 
-    def of(self, id: str) -> Publishing | None:
+    def get(self, id: str) -> PublishProcess | None:
         """The publication of that job since the app began, None where there is none."""
         with self._lock:
-            return self._known.get(id)
+            return self._processes.get(id)
 
-    def note(self, id: str) -> Note | None:
+    def record(self, id: str) -> PublishRecord | None:
         """What is remembered of the last publication that ended well."""
         try:
             values = json.loads((self._jobs / id / "published.json").read_text(encoding="utf-8"))
-            return Note(str(values["repo_id"]), str(values["url"]), str(values["when"]))
+            return PublishRecord(str(values["repo_id"]), str(values["url"]), str(values["when"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
-def full_name(name: str, token: str | None) -> str:
+def full_repo_id(name: str, token: str | None) -> str:
     """`user/name` of a repository that may be named without its user; asks the Hub who the token belongs to.
 
-    PeftArenaError in one sentence for a name that cannot be, and where there is no token or no answer.
+    PromptOrTuneError in one sentence for a name that cannot be, and where there is no token or no answer.
     """
     wanted = name.strip()
     if "/" in wanted:
@@ -218,13 +224,13 @@ def full_name(name: str, token: str | None) -> str:
         return wanted
     check_repo_id(f"you/{wanted}")
     key = find_token(wanted, token)
-    return f"{person_of(key, wanted)}/{wanted}"
+    return f"{token_owner(key, wanted)}/{wanted}"
 
 
-def person_of(token: str, what: str) -> str:
+def token_owner(token: str, what: str) -> str:
     """The name of the person whose token it is; TrainingError in one sentence where the Hub does not say."""
     from huggingface_hub import HfApi
 
-    with client_errors(what, "looking up the owner of", error=TrainingError):
+    with hub_errors(what, "looking up the owner of", error=TrainingError):
         person: Mapping[str, object] = HfApi().whoami(token=token)
     return str(person.get("name", ""))

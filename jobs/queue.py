@@ -17,16 +17,16 @@ from huey import SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
 
-from errors import PeftArenaError
-from jobs.job import Job, Where
+from errors import PromptOrTuneError
+from jobs.job import ComputeTarget, Job
 
-_BUSY_SECONDS = 30
-_BROKEN = ("malformed", "not a database")
+_BUSY_TIMEOUT_SECONDS = 30
+_CORRUPT_MESSAGES = ("malformed", "not a database")
 
-Work = Callable[[str, int], None]
+WorkFn = Callable[[str, int], None]
 
 
-class JsonMessages(Serializer):
+class JsonSerializer(Serializer):
     """Huey's messages as JSON. Ours carry an id and a number, and use no other of Huey's features."""
 
     def _serialize(self, data: Message) -> bytes:
@@ -38,43 +38,45 @@ class JsonMessages(Serializer):
 
 
 @contextmanager
-def opened(root: Path, work: Work | None = None) -> Iterator[Queue]:
+def open_queue(root: Path, work: WorkFn | None = None) -> Iterator[JobQueue]:
     """The queue of `<home>/jobs`, closed at the end of the block; `work` is what a consumer does with each message.
 
     A file that is no database is put aside: what waits stands in the jobs' folders, and is put into a new one.
     """
     path = root / "queue.sqlite"
     try:
-        queue = _open(path, work)
+        queue = _open_or_replace(path, work)
     except sqlite3.DatabaseError as fault:
-        if not any(words in str(fault) for words in _BROKEN):
-            raise _unusable(path, fault) from fault
+        if not any(words in str(fault) for words in _CORRUPT_MESSAGES):
+            raise _queue_error(path, fault) from fault
         for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
             if name.exists():
                 name.replace(name.with_name(name.name + ".broken"))
-        queue = _open(path, work)
+        queue = _open_or_replace(path, work)
     try:
         yield queue
     except sqlite3.Error as fault:
-        raise _unusable(path, fault) from fault
+        raise _queue_error(path, fault) from fault
     finally:
         queue.close()
 
 
-class Queue:
+class JobQueue:
     """What Huey is asked for here. A job elsewhere only waits for another machine, so it keeps no job here waiting:
     each place has a queue of its own, in the same file.
     """
 
-    def __init__(self, path: Path, work: Work | None) -> None:
-        self.hueys: dict[Where, SqliteHuey] = {where: _huey(path, where) for where in get_args(Where)}
-        self._tasks = {where: huey.task(name="run")(_task(work)) for where, huey in self.hueys.items()}
+    def __init__(self, path: Path, work: WorkFn | None) -> None:
+        self.hueys: dict[ComputeTarget, SqliteHuey] = {
+            where: _make_huey(path, where) for where in get_args(ComputeTarget)
+        }
+        self._tasks = {where: huey.task(name="run")(_make_task(work)) for where, huey in self.hueys.items()}
 
-    def put(self, job: Job, ticket: int, first: bool = False) -> None:
+    def put(self, job: Job, generation: int, at_front: bool = False) -> None:
         """Puts the job behind all that wait, or before them."""
-        self.hueys[job.where].enqueue(self._tasks[job.where].s(job.id, ticket, priority=1 if first else 0))
+        self.hueys[job.where].enqueue(self._tasks[job.where].s(job.id, generation, priority=1 if at_front else 0))
 
-    def waiting(self) -> set[tuple[str, int]]:
+    def pending(self) -> set[tuple[str, int]]:
         """Jobs and tickets of all messages."""
         return {(str(task.args[0]), int(task.args[1])) for huey in self.hueys.values() for task in huey.pending()}
 
@@ -84,17 +86,19 @@ class Queue:
             huey.storage.close()
 
 
-def _open(path: Path, work: Work | None) -> Queue:
-    queue = Queue(path, work)
-    queue.waiting()  # a broken file shows here at the latest
+def _open_or_replace(path: Path, work: WorkFn | None) -> JobQueue:
+    queue = JobQueue(path, work)
+    queue.pending()  # a broken file shows here at the latest
     return queue
 
 
-def _huey(path: Path, where: Where) -> SqliteHuey:
-    return SqliteHuey(where, filename=str(path), timeout=_BUSY_SECONDS, results=False, serializer=JsonMessages())
+def _make_huey(path: Path, where: ComputeTarget) -> SqliteHuey:
+    return SqliteHuey(
+        where, filename=str(path), timeout=_BUSY_TIMEOUT_SECONDS, results=False, serializer=JsonSerializer()
+    )
 
 
-def _task(work: Work | None) -> Work:
+def _make_task(work: WorkFn | None) -> WorkFn:
     # Huey names a task by its function's module, so the function is one of this module in every program.
     def run(id: str, ticket: int) -> None:
         if work is not None:
@@ -103,5 +107,7 @@ def _task(work: Work | None) -> Work:
     return run
 
 
-def _unusable(path: Path, fault: sqlite3.Error) -> PeftArenaError:
-    return PeftArenaError(f"The queue of jobs, {path}, cannot be used ({fault}): check the disk's room and its rights.")
+def _queue_error(path: Path, error: sqlite3.Error) -> PromptOrTuneError:
+    return PromptOrTuneError(
+        f"The queue of jobs, {path}, cannot be used ({error}): check the disk's room and its rights."
+    )

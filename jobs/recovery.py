@@ -9,80 +9,82 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.folder import JobFolder, Standing, changing, folders, now
-from jobs.queue import Queue
+from jobs.folder import JobFolder, JobState, exclusive, job_folders, utc_timestamp
+from jobs.queue import JobQueue
 
 # So often a job's process may end unasked, without getting any further, before a person is asked.
-MOST_CRASHES = 5
-_STAGED = re.compile(r"\.[0-9a-f-]+\.(new|deleted)")
+MAX_CRASHES = 5
+_STAGED_FOLDER = re.compile(r"\.[0-9a-f-]+\.(new|deleted)")
 _STALE_SECONDS = 3600.0
 
 
-def settle(folder: JobFolder, queue: Queue, ticket: int | None = None) -> None:
+def recover_job(folder: JobFolder, queue: JobQueue, generation: int | None = None) -> None:
     """Of a job whose process has ended: what was to be stopped is stopped, all else waits again, before the others.
 
     A job whose process lives is left alone, and one that waits as well, but with this ticket: its process ended before
     it could so much as begin.
     """
-    with changing(folder.path.parent):
-        standing = folder.standing()
-        begun = standing.state in ("running", "stopping") or (standing.state == "queued" and standing.ticket == ticket)
+    with exclusive(folder.path.parent):
+        standing = folder.read_state()
+        begun = standing.state in ("running", "stopping") or (
+            standing.state == "queued" and standing.generation == generation
+        )
         if not folder.path.is_dir() or not begun or folder.is_running():
             return
         if standing.state == "stopping":
             message = "Stopped; its process had ended already. What it had saved is kept."
-            folder.write_standing(replace(standing, state="stopped", stage="", message=message, ended=now()))
-            folder.stop.unlink(missing_ok=True)
-        elif standing.crashes + 1 >= MOST_CRASHES:
+            folder.write_state(replace(standing, state="stopped", stage="", message=message, ended=utc_timestamp()))
+            folder.stop_path.unlink(missing_ok=True)
+        elif standing.crashes + 1 >= MAX_CRASHES:
             message = (
-                f"The job's process was ended {MOST_CRASHES} times without getting any further, and nobody said why: "
+                f"The job's process was ended {MAX_CRASHES} times without getting any further, and nobody said why: "
                 "see that there is enough memory, then resume it."
             )
-            folder.write_standing(replace(standing, state="failed", message=message, ended=now()))
+            folder.write_state(replace(standing, state="failed", message=message, ended=utc_timestamp()))
         else:
-            _wait_again(folder, standing, queue)
+            _requeue(folder, standing, queue)
 
 
-def sweep(root: Path, queue: Queue, busy: Collection[str] = ()) -> None:
+def recover_jobs(root: Path, queue: JobQueue, active_ids: Collection[str] = ()) -> None:
     """Settles jobs without a process and puts waiting ones into the queue that it lacks, but for those in `busy`."""
-    for folder in folders(root):
-        if folder.id in busy:
+    for folder in job_folders(root):
+        if folder.id in active_ids:
             continue
-        standing = folder.standing()
+        standing = folder.read_state()
         if standing.state in ("running", "stopping"):
-            settle(folder, queue)
+            recover_job(folder, queue)
         elif standing.state == "queued":
-            _put_if_lost(folder, queue)
+            _requeue_if_missing(folder, queue)
 
 
-def anything_to_do(root: Path) -> bool:
+def has_pending_jobs(root: Path) -> bool:
     """Whether a job waits or runs."""
-    return any(folder.standing().state in ("queued", "running", "stopping") for folder in folders(root))
+    return any(folder.read_state().state in ("queued", "running", "stopping") for folder in job_folders(root))
 
 
-def remove_stale(root: Path) -> None:
+def remove_stale_folders(root: Path) -> None:
     """Removes folders of jobs that were being made or deleted when a program was killed."""
     for path in root.glob(".*"):
-        if _STAGED.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+        if _STAGED_FOLDER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _wait_again(folder: JobFolder, standing: Standing, queue: Queue) -> None:
+def _requeue(folder: JobFolder, state: JobState, queue: JobQueue) -> None:
     waiting = replace(
-        standing,
+        state,
         state="queued",
         stage="",
         message="Was interrupted, and goes on by itself.",
-        ticket=standing.ticket + 1,
-        crashes=standing.crashes + 1,
+        generation=state.generation + 1,
+        crashes=state.crashes + 1,
         anchor=(0, 0.0),
     )
-    folder.write_standing(waiting)
-    queue.put(folder.job(), waiting.ticket, first=True)
+    folder.write_state(waiting)
+    queue.put(folder.read_job(), waiting.generation, at_front=True)
 
 
-def _put_if_lost(folder: JobFolder, queue: Queue) -> None:
-    with changing(folder.path.parent):
-        standing = folder.standing()
-        if standing.state == "queued" and (folder.id, standing.ticket) not in queue.waiting():
-            queue.put(folder.job(), standing.ticket)
+def _requeue_if_missing(folder: JobFolder, queue: JobQueue) -> None:
+    with exclusive(folder.path.parent):
+        standing = folder.read_state()
+        if standing.state == "queued" and (folder.id, standing.generation) not in queue.pending():
+            queue.put(folder.read_job(), standing.generation)

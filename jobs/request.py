@@ -11,26 +11,26 @@ from typing import Any
 
 from adapters.store import LIBRARY, Store
 from errors import DataError, DiskSpaceError, TrainingError, UnknownNameError
-from jobs.job import Job, Serving
-from serve.home import require_space
+from jobs.job import Job, ServingOptions
+from serve.home import check_disk_space
 from tasks.datasets import DATASETS
 from tasks.datasets.hub_files import is_hub_id
 from tasks.datasets.tables import FORMATS
 from train.config import TrainConfig
 from train.settings import FIELDS, make_config
-from train.workspace import Workspace
+from train.workspace import RunDirectory
 
 # A checkpoint comes with each evaluation, and what was learned since is what a power cut costs.
-EVAL_EVERY = 0.1
+DEFAULT_EVAL_EVERY = 0.1
 # Where a run's files lie is the app's business; these settings of a job come from its base.
-_SERVED = ("data_dir", "device", "trust_remote_code")
-_NOT_ASKED = ("output_dir", "overwrite", "validation_file", "push_to_hub", "hub_model_id", "hub_private_repo")
-_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_LONGEST_NAME, _LONGEST_ENDING = 80, 12
+_SERVING_SETTINGS = ("data_dir", "device", "trust_remote_code")
+_FORBIDDEN_SETTINGS = ("output_dir", "overwrite", "validation_file", "push_to_hub", "hub_model_id", "hub_private_repo")
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_NAME_LENGTH, _MAX_SUFFIX_LENGTH = 80, 12
 _SPARE_BYTES = 100_000_000
 
 
-def settled(config: Mapping[str, Any], serving: Serving, data: Path | None) -> dict[str, Any]:
+def resolve_settings(config: Mapping[str, Any], serving: ServingOptions, data: Path | None) -> dict[str, Any]:
     """All settings as the job keeps them, checked; `data` is where the uploaded file will lie, if there is one.
 
     Those that a preset or a technique decides are written down, so that a job goes on as it was begun.
@@ -38,26 +38,26 @@ def settled(config: Mapping[str, Any], serving: Serving, data: Path | None) -> d
     Raises TrainingError, UnknownNameError or DataError in one sentence.
     """
     values = dict(config)
-    for name in _NOT_ASKED:
+    for name in _FORBIDDEN_SETTINGS:
         if values.pop(name, None):
             raise TrainingError(f"A job decides {name} by itself: leave it out.")
-    values |= {name: getattr(serving, name) for name in _SERVED}
+    values |= {name: getattr(serving, name) for name in _SERVING_SETTINGS}
     if values.setdefault("model_name_or_path", serving.base) != serving.base:
         raise TrainingError(
             f"A job trains for the base that is served here, {serving.base}, not {values['model_name_or_path']}: "
             "start the app with that base."
         )
-    values.setdefault("eval_every", EVAL_EVERY)
+    values.setdefault("eval_every", DEFAULT_EVAL_EVERY)
     if data is None:
-        _check_data(str(values.get("dataset_name", "")))
+        _check_dataset_name(str(values.get("dataset_name", "")))
     else:
         values["dataset_name"] = str(data)
     resolved = make_config(values)
-    kept = {name: getattr(resolved, name) for name in FIELDS if name not in _NOT_ASKED}
+    kept = {name: getattr(resolved, name) for name in FIELDS if name not in _FORBIDDEN_SETTINGS}
     return {name: value for name, value in kept.items() if value is not None}
 
 
-def config_of(job: Job, home: Path) -> TrainConfig:
+def job_config(job: Job, home: Path) -> TrainConfig:
     """The job's settings for train, with the store of this home; TrainingError where they do not hold any more."""
     return make_config(job.config, output_dir=home / "adapters")
 
@@ -72,24 +72,24 @@ def check_name(name: str, home: Path, others: Iterable[Job]) -> None:
             f"The name '{name}' belongs to the job of {other.created[:16].replace('T', ' ')} ({other.state}): choose "
             "another name, or delete that job first."
         )
-    if step := Workspace(home / "adapters" / name).step():
+    if step := RunDirectory(home / "adapters" / name).last_step():
         raise TrainingError(
             f"A run of '{name}' that was begun on the command line stopped at step {step}: choose another name, or "
             f"continue it there (python -m train --adapter-name {name} --resume)."
         )
 
 
-def safe_name(name: str) -> str:
+def safe_file_name(name: str) -> str:
     """A file name that is nothing but a name, with its ending, which says the format."""
-    last = PurePosixPath(_UNSAFE.sub("-", PurePosixPath(name.replace("\\", "/")).name))
-    ending = last.suffix[:_LONGEST_ENDING]
-    return (last.stem.strip(".-")[: _LONGEST_NAME - len(ending)] or "data") + ending
+    last = PurePosixPath(_UNSAFE_CHARACTERS.sub("-", PurePosixPath(name.replace("\\", "/")).name))
+    ending = last.suffix[:_MAX_SUFFIX_LENGTH]
+    return (last.stem.strip(".-")[: _MAX_NAME_LENGTH - len(ending)] or "data") + ending
 
 
-def copy_data(source: Path, target: Path) -> None:
+def copy_upload(source: Path, target: Path) -> None:
     """Copies an uploaded file, onto the disk itself; DataError or DiskSpaceError in one sentence."""
     try:
-        require_space(target.parent, source.stat().st_size + _SPARE_BYTES)
+        check_disk_space(target.parent, source.stat().st_size + _SPARE_BYTES)
         shutil.copyfile(source, target)
         with target.open("rb+") as file:
             os.fsync(file.fileno())
@@ -99,7 +99,7 @@ def copy_data(source: Path, target: Path) -> None:
         raise DataError(f"{source.name} cannot be copied ({fault.strerror or fault}): upload it again.") from fault
 
 
-def _check_data(name: str) -> None:
+def _check_dataset_name(name: str) -> None:
     """A data set by name, ours or the Hub's; a path on this machine is not everybody's to read."""
     if name in DATASETS:
         return

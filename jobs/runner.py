@@ -14,83 +14,83 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import PeftArenaError
-from jobs.checkpoints import checkpoint_of, is_trained, remove_leftovers
-from jobs.folder import JobFolder, Standing, changing, now
-from jobs.job import Job, Stage, Verdict
-from jobs.locks import take
+from errors import PromptOrTuneError
+from jobs.checkpoints import is_trained, last_checkpoint, remove_leftovers
+from jobs.folder import JobFolder, JobState, exclusive, utc_timestamp
+from jobs.job import Job, JobStage, Verdict
+from jobs.locks import acquire_lock
 from jobs.progress import last_step
 from jobs.training import train_job
-from jobs.watch import Watch
+from jobs.watch import StopWatcher
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
-DONE, FAILED, STOPPED = 0, 1, 130
-_STEPS = re.compile(r"step (\d+)/(\d+)")
-_TOLD_EVERY = 0.5  # seconds between two lines that state.json hears of
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
+_STEP_LINE = re.compile(r"step (\d+)/(\d+)")
+_REPORT_INTERVAL_SECONDS = 0.5  # seconds between two lines that state.json hears of
 
 
 def run_job(home: Path, id: str, attached: bool = False) -> int:
     """Works on a job that waits, to its end; the exit status. `attached`: a worker holds standard input.
 
-    PeftArenaError where there is nothing to do: another process works on the job, or it does not wait.
+    PromptOrTuneError where there is nothing to do: another process works on the job, or it does not wait.
     """
     folder = JobFolder(home / "jobs", id)
-    job = folder.job()
-    lock = take(folder.running)
+    job = folder.read_job()
+    lock = acquire_lock(folder.lock_path)
     if lock is None:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"Another process works on the job '{job.adapter}': `python -m jobs cancel {id}` stops it."
         )
     with lock:
-        return _Runner(home, folder, attached).run()
+        return _JobRunner(home, folder, attached).run()
 
 
-class _Runner:
+class _JobRunner:
     """One attempt at one job."""
 
     def __init__(self, home: Path, folder: JobFolder, attached: bool) -> None:
         self._home = home
         self._folder = folder
         self._attached = attached
-        self._told = 0.0
-        self._began = time.time()
-        self._first = 0
+        self._last_report = 0.0
+        self._started_at = time.time()
+        self._first_step = 0
 
     def run(self) -> int:
-        job = self._begin()
-        with Watch(self._folder.stop, self._attached, self._note_pace) as watch:
+        job = self._start()
+        with StopWatcher(self._folder.stop_path, self._attached, self._record_first_step) as watch:
             try:
                 adapter = self._train(job, watch)
                 verdict = self._score(job, adapter)
-                watch.shield()
+                watch.ignore_stops()
                 self._finish(adapter, *verdict)
-                return DONE
-            except KeyboardInterrupt:  # StoppedError, or a second Ctrl-C while a checkpoint was being saved
-                return self._stopped(watch)
+                return EXIT_DONE
+            except KeyboardInterrupt:  # JobStoppedError, or a second Ctrl-C while a checkpoint was being saved
+                return self._handle_stop(watch)
             except Exception as fault:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
-                watch.shield()
-                return self._stopped(watch) if watch.asked else self._failed(fault)
+                watch.ignore_stops()
+                return self._handle_stop(watch) if watch.stop_reason else self._handle_error(fault)
 
-    def _begin(self) -> Job:
+    def _start(self) -> Job:
         """The job is ours from now on; an attempt that got further than those before makes their ends forgotten."""
-        with changing(self._folder.path.parent):
-            job, standing = self._folder.job(), self._folder.standing()
+        with exclusive(self._folder.path.parent):
+            job, standing = self._folder.read_job(), self._folder.read_state()
             if job.state != "queued":
-                raise PeftArenaError(f"The job '{job.adapter}' does not wait to be run: it is {job.state}.")
+                raise PromptOrTuneError(f"The job '{job.adapter}' does not wait to be run: it is {job.state}.")
             trained = is_trained(job, standing, self._home)
-            self._first = self._step(job)
+            self._first_step = self._start_step(job)
             # Past all steps once it is trained, and then as far as the scoring is.
-            reached = (sys.maxsize if trained else self._first), self._scored()
-            self._folder.stop.unlink(missing_ok=True)
-            self._folder.write_standing(
+            reached = (sys.maxsize if trained else self._first_step), self._scored_bytes()
+            self._folder.stop_path.unlink(missing_ok=True)
+            self._folder.write_state(
                 replace(
                     standing,
                     state="running",
                     stage="",
                     message="Starting.",
-                    started=standing.started or now(),
+                    started=standing.started or utc_timestamp(),
                     attempts=standing.attempts + 1,
                     trained=trained,
                     crashes=standing.crashes if reached <= standing.reached else 0,
@@ -98,44 +98,52 @@ class _Runner:
                     anchor=(0, 0.0),
                 )
             )
-        return self._folder.job()
+        return self._folder.read_job()
 
-    def _step(self, job: Job) -> int:
+    def _start_step(self, job: Job) -> int:
         """The step from which this attempt goes on."""
-        checkpoint = checkpoint_of(job, self._home)
-        return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve)
+        checkpoint = last_checkpoint(job, self._home)
+        return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve_path)
 
-    def _scored(self) -> int:
-        scores = self._folder.scores
+    def _scored_bytes(self) -> int:
+        scores = self._folder.scores_path
         return scores.stat().st_size if scores.exists() else 0
 
-    def _train(self, job: Job, watch: Watch) -> Path:
-        self._enter("training")
-        adapter = train_job(job, self._folder, self._home, self.report, watch.stopped)
-        self._update(lambda standing: replace(standing, trained=True))
+    def _train(self, job: Job, stop_watcher: StopWatcher) -> Path:
+        self._set_stage("training")
+        adapter = train_job(job, self._folder, self._home, self.report, stop_watcher.stop_requested)
+        self._update_state(lambda standing: replace(standing, trained=True))
         gc.collect()  # the model that learned goes before the one that is scored comes
         return adapter
 
     def _score(self, job: Job, adapter: Path) -> tuple[Verdict | None, list[dict[str, Any]]]:
-        from jobs.request import config_of
-        from jobs.scoring import answer_and_score, held_out, open_engine, scores_of, token_limit
-        from jobs.verdict import verdict_of
-        from train.techniques import technique_named
+        from jobs.request import job_config
+        from jobs.scoring import (
+            adapter_scores,
+            build_scoring_engine,
+            generate_and_score,
+            load_held_out_rows,
+            max_new_tokens_for,
+        )
+        from jobs.verdict import make_verdict
+        from train.techniques import get_technique
 
-        config: TrainConfig = config_of(job, self._home)
+        config: TrainConfig = job_config(job, self._home)
         if config.technique == "full":
             self.report("A whole model is a base of its own, so it is not scored on this one.")
             return None, []
-        self._enter("scoring")
-        rows = held_out(config)
+        self._set_stage("scoring")
+        rows = load_held_out_rows(config)
         self.report(f"Scoring on {len(rows.problems)} held-out rows.")
-        engine = open_engine(job.serving, self._home, rows.pool, self.report)
+        engine = build_scoring_engine(job.serving, self._home, rows.example_pool, self.report)
         try:
-            tokens = token_limit(engine.count_tokens, rows.problems)
-            run = answer_and_score(engine, rows, adapter.name, self._folder.scores, config.seed, tokens, self.report)
+            tokens = max_new_tokens_for(engine.count_tokens, rows.problems)
+            run = generate_and_score(
+                engine, rows, adapter.name, self._folder.scores_path, config.seed, tokens, self.report
+            )
         finally:
             engine.close()
-        return verdict_of(run, adapter.name, technique_named(config.technique).title), scores_of(run, adapter.name)
+        return make_verdict(run, adapter.name, get_technique(config.technique).title), adapter_scores(run, adapter.name)
 
     def _finish(self, adapter: Path, verdict: Verdict | None, scores: list[dict[str, Any]]) -> None:
         from train.scores import record_scores
@@ -147,78 +155,80 @@ class _Runner:
             self._folder.write_verdict(verdict)
             message = verdict.sentence
         self._log(message)
-        self._end(replace(self._folder.standing(), state="done", stage="", message=self._public(message)))
+        self._end_job(
+            replace(self._folder.read_state(), state="done", stage="", message=self._strip_home_path(message))
+        )
 
-    def _stopped(self, watch: Watch) -> int:
+    def _handle_stop(self, stop_watcher: StopWatcher) -> int:
         """Stopped by a person the job waits for one; stopped by the system it goes on as soon as there is a worker."""
         self._log("Stopped.")
-        if watch.asked == "person" or not (watch.asked or self._attached):
-            job = self._folder.job()
-            checkpoint = checkpoint_of(job, self._home)
+        if stop_watcher.stop_reason == "person" or not (stop_watcher.stop_reason or self._attached):
+            job = self._folder.read_job()
+            checkpoint = last_checkpoint(job, self._home)
             kept = f"Stopped; the checkpoint of step {checkpoint.name.rsplit('-', 1)[1]} is kept." if checkpoint else ""
             trained = "Stopped; the adapter is trained, and its scoring goes on where it was."
-            standing = self._folder.standing()
+            standing = self._folder.read_state()
             message = trained if standing.trained else kept or "Stopped before the first checkpoint."
-            self._end(replace(standing, state="stopped", stage="", message=message))
-        return STOPPED
+            self._end_job(replace(standing, state="stopped", stage="", message=message))
+        return EXIT_STOPPED
 
-    def _failed(self, fault: Exception) -> int:
-        if isinstance(fault, PeftArenaError):
-            message = str(fault)
+    def _handle_error(self, error: Exception) -> int:
+        if isinstance(error, PromptOrTuneError):
+            message = str(error)
         else:
-            self._log("".join(traceback.format_exception(fault)).rstrip())
-            message = f"The job ended with an error that nobody foresaw ({type(fault).__name__}: {fault}): see its log."
+            self._log("".join(traceback.format_exception(error)).rstrip())
+            message = f"The job ended with an error that nobody foresaw ({type(error).__name__}: {error}): see its log."
         self._log(message)
-        self._end(replace(self._folder.standing(), state="failed", message=self._public(message)))
-        return FAILED
+        self._end_job(replace(self._folder.read_state(), state="failed", message=self._strip_home_path(message)))
+        return EXIT_FAILED
 
     def report(self, line: str) -> None:
         """One line of progress, for the log and for whoever looks at the job."""
         self._log(line)
-        steps = _STEPS.search(line)
-        if steps or time.monotonic() - self._told >= _TOLD_EVERY:
-            self._told = time.monotonic()
+        steps = _STEP_LINE.search(line)
+        if steps or time.monotonic() - self._last_report >= _REPORT_INTERVAL_SECONDS:
+            self._last_report = time.monotonic()
             length = int(steps[2]) if steps else 0
-            message = self._public(" ".join(line.split()))
-            with suppress(PeftArenaError):  # a line that cannot be shown is no reason to end
-                self._update(lambda standing: replace(standing, message=message, steps=length or standing.steps))
+            message = self._strip_home_path(" ".join(line.split()))
+            with suppress(PromptOrTuneError):  # a line that cannot be shown is no reason to end
+                self._update_state(lambda standing: replace(standing, message=message, steps=length or standing.steps))
 
-    def _enter(self, stage: Stage) -> None:
-        self._update(lambda standing: replace(standing, stage=stage))
+    def _set_stage(self, stage: JobStage) -> None:
+        self._update_state(lambda standing: replace(standing, stage=stage))
 
-    def _note_pace(self) -> None:
+    def _record_first_step(self) -> None:
         """Remembers the first step of this attempt, from which its pace is counted."""
-        standing = self._folder.standing()
+        standing = self._folder.read_state()
         if standing.stage != "training" or standing.anchor[1]:
             return
-        log = self._home / "adapters" / f".{self._folder.job().adapter}.run" / "log.jsonl"
-        with suppress(OSError, PeftArenaError):
+        log = self._home / "adapters" / f".{self._folder.read_job().adapter}.run" / "log.jsonl"
+        with suppress(OSError, PromptOrTuneError):
             written = log.stat().st_mtime
-            if written > self._began and (step := last_step(log)) > self._first:
-                self._update(lambda standing: replace(standing, anchor=(step, written)))
+            if written > self._started_at and (step := last_step(log)) > self._first_step:
+                self._update_state(lambda standing: replace(standing, anchor=(step, written)))
 
-    def _update(self, change: Callable[[Standing], Standing]) -> None:
+    def _update_state(self, change: Callable[[JobState], JobState]) -> None:
         """Changes how a running job stands; one that is being stopped keeps saying so."""
-        with changing(self._folder.path.parent):
-            standing = self._folder.standing()
+        with exclusive(self._folder.path.parent):
+            standing = self._folder.read_state()
             changed = change(standing)
             if standing.state == "stopping":
                 changed = replace(changed, message=standing.message)
-            self._folder.write_standing(changed)
+            self._folder.write_state(changed)
 
-    def _end(self, standing: Standing) -> None:
-        with changing(self._folder.path.parent):
-            self._folder.write_standing(replace(standing, ended=now(), crashes=0, anchor=(0, 0.0)))
-            self._folder.stop.unlink(missing_ok=True)
+    def _end_job(self, state: JobState) -> None:
+        with exclusive(self._folder.path.parent):
+            self._folder.write_state(replace(state, ended=utc_timestamp(), crashes=0, anchor=(0, 0.0)))
+            self._folder.stop_path.unlink(missing_ok=True)
 
     def _log(self, text: str) -> None:
-        text = self._public(text)
-        with suppress(OSError), self._folder.log.open("a", encoding="utf-8", errors="replace") as file:
+        text = self._strip_home_path(text)
+        with suppress(OSError), self._folder.log_path.open("a", encoding="utf-8", errors="replace") as file:
             file.write("".join(f"{time.strftime('%H:%M:%S')}  {line}\n" for line in text.splitlines()))
         if not self._attached:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
 
-    def _public(self, text: str) -> str:
+    def _strip_home_path(self, text: str) -> str:
         """Without the folders of this machine, which nobody else need know."""
         return text.replace(f"{self._home}{os.sep}", "")

@@ -15,122 +15,139 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.store import LIBRARY, Store
-from errors import PeftArenaError
-from evaluate.measures import measure, title
+from errors import PromptOrTuneError
+from evaluate.measures import metric_title, summarize
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import Engine, Plan, decoding_for, parse_methods, run_methods, versions
+from evaluate.run import (
+    EngineProtocol,
+    EvaluationPlan,
+    generate_results,
+    make_sampling_params,
+    package_versions,
+    parse_methods,
+)
 from evaluate.score_file import scores_path
 from evaluate.score_run import score_run
-from evaluate.settings import changes, plain
-from jobs.job import Serving
-from serve.home import Report
-from tasks.datasets import digest
+from evaluate.settings import diff_settings, to_json_types
+from jobs.job import ServingOptions
+from serve.home import ProgressFn
+from tasks.datasets import dataset_digest
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 from train.config import TrainConfig
 from train.data import load_training_data
 
 if TYPE_CHECKING:
-    from serve.engine import Engine as ServingEngine
+    from serve.engine import LLMEngine as ServingEngine
 
-RIVALS = ("zero-shot", "rag-8")
-METRICS = ("em@1", "codebleu")
-SPLIT = "held-out rows"
-MOST_ROWS = 100
-_BATCH = 16
+BASELINE_METHODS = ("zero-shot", "rag-8")
+COMPARED_METRICS = ("em@1", "codebleu")
+SPLIT_NAME = "held-out rows"
+MAX_ROWS = 100
+_BATCH_SIZE = 16
 # An answer may be as long as the longest reference, but for what no row of ours needs.
-_LEAST_TOKENS, _MOST_TOKENS, _SPARE_TOKENS = 64, 256, 16
-_TOLD_EVERY = 1.0  # seconds
-_LINES, _QUEUED = 512, 100_000  # nobody else asks this engine
+_MIN_NEW_TOKENS, _MAX_NEW_TOKENS, _EXTRA_TOKENS = 64, 256, 16
+_PROGRESS_INTERVAL_SECONDS = 1.0  # seconds
+_MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000  # nobody else asks this engine
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutRows:
     """What a job is scored on: rows that it did not learn from, and those that it did, from which RAG shows some."""
 
     name: str
     problems: Sequence[Problem]
-    pool: Sequence[Example]
+    example_pool: Sequence[Example]
 
 
-def held_out(config: TrainConfig) -> HeldOut:
-    """The rows that the job's training holds out; of more than MOST_ROWS a sample that its seed draws."""
+def load_held_out_rows(config: TrainConfig) -> HeldOutRows:
+    """The rows that the job's training holds out; of more than MAX_ROWS a sample that its seed draws."""
     data = load_training_data(config)
     rows = data.validation
-    if len(rows) > MOST_ROWS:
-        rows = [rows[at] for at in sorted(random.Random(config.seed).sample(range(len(rows)), MOST_ROWS))]
-    return HeldOut(data.name, [Problem(row.id, row.intent, row.code) for row in rows], data.train)
+    if len(rows) > MAX_ROWS:
+        rows = [rows[at] for at in sorted(random.Random(config.seed).sample(range(len(rows)), MAX_ROWS))]
+    return HeldOutRows(data.name, [Problem(row.id, row.intent, row.code) for row in rows], data.train)
 
 
-def open_engine(serving: Serving, home: Path, pool: Sequence[Example], report: Report) -> ServingEngine:
+def build_scoring_engine(
+    serving: ServingOptions, home: Path, example_pool: Sequence[Example], report: ProgressFn
+) -> ServingEngine:
     """The base as the app serves it, with the adapters of this home; whatever pool is named, its rows are `pool`."""
     from serve.backends.local.backend import LocalBackend
     from serve.backends.local.loading import load_base
-    from serve.backends.openmp import let_go
+    from serve.backends.openmp import release_thread_pool
     from serve.backends.retrieval import Embedder, FaissRetriever
-    from serve.engine import Engine as ServingEngine
-    from serve.examples import Pools
-    from serve.scheduling.limits import EngineLimits
+    from serve.engine import LLMEngine as ServingEngine
+    from serve.examples import ExamplePools
+    from serve.scheduling.limits import EngineConfig
 
     base = load_base(serving.base, serving.quantization, serving.device, report, serving.trust_remote_code)
     backend = LocalBackend(base)
-    let_go()
+    release_thread_pool()
     model = Embedder(serving.embedder)
-    pools = Pools(
-        load=lambda _: list(pool),
-        index=lambda _, examples: FaissRetriever(model, examples, digest(examples)),
+    pools = ExamplePools(
+        load=lambda _: list(example_pool),
+        index=lambda _, examples: FaissRetriever(model, examples, dataset_digest(examples)),
     )
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)
-    limits = EngineLimits(max_lines=_LINES, max_beam_lines=_LINES, max_queued=_QUEUED)
-    return ServingEngine(backend, store, pools, limits=limits)
+    limits = EngineConfig(max_num_seqs=_MAX_NUM_SEQS, max_num_beam_seqs=_MAX_NUM_SEQS, max_queued=_MAX_QUEUED_ROWS)
+    return ServingEngine(backend, store, pools, config=limits)
 
 
-def answer_and_score(
-    engine: Engine, rows: HeldOut, adapter: str, path: Path, seed: int, max_new_tokens: int, report: Report
+def generate_and_score(
+    engine: EngineProtocol,
+    rows: HeldOutRows,
+    adapter: str,
+    path: Path,
+    seed: int,
+    max_new_tokens: int,
+    report: ProgressFn,
 ) -> Run:
     """All answers of the adapter and its rivals, greedy, with their scores; goes on from what is in the file."""
-    methods = parse_methods([*RIVALS, adapter], engine.adapters())
-    plan = Plan(
+    methods = parse_methods([*BASELINE_METHODS, adapter], engine.adapters())
+    plan = EvaluationPlan(
         rows.name,
-        SPLIT,
+        SPLIT_NAME,
         rows.problems,
-        digest(rows.problems),
-        lambda: digest(rows.pool),
-        decoding_for("greedy", 1, max_new_tokens, seed),
-        _BATCH,
+        dataset_digest(rows.problems),
+        lambda: dataset_digest(rows.example_pool),
+        make_sampling_params("greedy", 1, max_new_tokens, seed),
+        _BATCH_SIZE,
         seed,
     )
-    with _open(path, plan, engine) as run:
+    with _open_run(path, plan, engine) as run:
         done = sum(len(run.results(method.name)) for method in methods)
-        tell = _Count(report, len(methods) * len(rows.problems), done)
-        run_methods(engine, plan, methods, run, lambda count, method: tell.step(count, f"answers, now of {method}"))
-        score_run(run, lambda total: _Count(report, total))
+        tell = _ProgressReporter(report, len(methods) * len(rows.problems), done)
+        generate_results(
+            engine, plan, methods, run, lambda count, method: tell.update(count, f"answers, now of {method}")
+        )
+        score_run(run, lambda total: _ProgressReporter(report, total))
         return run
 
 
-def token_limit(count: Callable[[str], int], problems: Sequence[Problem]) -> int:
+def max_new_tokens_for(count_tokens: Callable[[str], int], problems: Sequence[Problem]) -> int:
     """How many tokens an answer may have."""
-    longest = max((count(problem.reference or "") for problem in problems), default=0)
-    return min(_MOST_TOKENS, max(_LEAST_TOKENS, longest + _SPARE_TOKENS))
+    longest = max((count_tokens(problem.reference or "") for problem in problems), default=0)
+    return min(_MAX_NEW_TOKENS, max(_MIN_NEW_TOKENS, longest + _EXTRA_TOKENS))
 
 
-def scores_of(run: Run, adapter: str) -> list[dict[str, Any]]:
+def adapter_scores(run: Run, adapter: str) -> list[dict[str, Any]]:
     """The adapter's scores as its manifest keeps them, in [0, 1] with 95 % intervals."""
     found = []
-    for metric in (*METRICS, "parses"):
-        measured = measure(run.results(adapter), metric, int(run.settings["seed"]))
+    for metric in (*COMPARED_METRICS, "parses"):
+        measured = summarize(run.results(adapter), metric, int(run.settings["seed"]))
         if measured is not None:
             interval = measured.interval
             found.append(
                 {
-                    "metric": title(metric),
+                    "metric": metric_title(metric),
                     "value": round(interval.value, 4),
                     "low": round(interval.low, 4),
                     "high": round(interval.high, 4),
                     "n": measured.n,
                     "dataset": run.settings["data"],
-                    "split": SPLIT,
+                    "split": SPLIT_NAME,
                     "quantization": run.settings["quantization"],
                     "decoding": "greedy",
                 }
@@ -138,35 +155,35 @@ def scores_of(run: Run, adapter: str) -> list[dict[str, Any]]:
     return found
 
 
-def _open(path: Path, plan: Plan, engine: Engine) -> Run:
+def _open_run(path: Path, plan: EvaluationPlan, engine: EngineProtocol) -> Run:
     """The run in the file; one that was made otherwise (another device, say) gives way to a new one."""
     settings, problems = plan.settings(engine.base), [problem_record(problem) for problem in plan.problems]
-    provenance = {"versions": versions(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
-    if path.exists() and not _continues(path, settings):
+    provenance = {"versions": package_versions(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    if path.exists() and not _can_continue(path, settings):
         for old in (path, scores_path(path)):
             old.unlink(missing_ok=True)
     return open_run(path, settings, problems, provenance)
 
 
-def _continues(path: Path, settings: Mapping[str, Any]) -> bool:
+def _can_continue(path: Path, settings: Mapping[str, Any]) -> bool:
     try:
-        return changes(read_run(path).settings, plain(settings)) is None
-    except PeftArenaError:
+        return diff_settings(read_run(path).settings, to_json_types(settings)) is None
+    except PromptOrTuneError:
         return False
 
 
-class _Count:
+class _ProgressReporter:
     """Says now and then how many of all are done."""
 
-    def __init__(self, report: Report, total: int, done: int = 0) -> None:
+    def __init__(self, report: ProgressFn, total: int, done: int = 0) -> None:
         self._report, self._total, self._done = report, total, done
-        self._told = time.monotonic()
+        self._last_report = time.monotonic()
 
-    def step(self, count: int, label: str) -> None:
+    def update(self, count: int, label: str) -> None:
         self._done += count
-        if self._done >= self._total or time.monotonic() - self._told >= _TOLD_EVERY:
-            self._told = time.monotonic()
+        if self._done >= self._total or time.monotonic() - self._last_report >= _PROGRESS_INTERVAL_SECONDS:
+            self._last_report = time.monotonic()
             self._report(f"{self._done} of {self._total} {label}.")
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Nothing is left behind on a line of its own."""

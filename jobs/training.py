@@ -7,60 +7,60 @@ from contextlib import suppress
 from pathlib import Path
 
 from errors import TrainingError
-from evaluate.files import write_atomically
-from jobs.checkpoints import is_trained, remove_leftovers, sound_checkpoint
+from evaluate.files import atomic_write
+from jobs.checkpoints import is_trained, last_complete_checkpoint, remove_leftovers
 from jobs.folder import JobFolder
 from jobs.job import Job
-from jobs.request import config_of
-from jobs.watch import StoppedError
-from serve.home import Report
-from train.workspace import workspace
+from jobs.request import job_config
+from jobs.watch import JobStoppedError
+from serve.home import ProgressFn
+from train.workspace import run_directory
 
 
-def train_job(job: Job, folder: JobFolder, home: Path, report: Report, stopped: Callable[[], bool]) -> Path:
+def train_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn, stopped: Callable[[], bool]) -> Path:
     """The finished adapter's folder, trained as far as it was not yet.
 
-    Killed at any moment and called again, the adapter has the same bytes in the end. Raises PeftArenaError in one
-    sentence; StoppedError where SIGTERM stopped it, with a checkpoint.
+    Killed at any moment and called again, the adapter has the same bytes in the end. Raises PromptOrTuneError in one
+    sentence; JobStoppedError where SIGTERM stopped it, with a checkpoint.
     """
-    standing, target = folder.standing(), home / "adapters" / job.adapter
+    standing, target = folder.read_state(), home / "adapters" / job.adapter
     if is_trained(job, standing, home):
         report("The adapter is trained already.")
     elif job.where == "hub":
-        from jobs.remote.run import run_remote
+        from jobs.remote.run import run_remote_job
 
-        folder.forget_scores()
-        target = run_remote(job, folder.path, report, stopped)
+        folder.remove_scores()
+        target = run_remote_job(job, folder.path, report, stopped)
     else:
-        target = _train_here(job, folder, home, report, finish=standing.finish)
-    _keep_curve(target, folder)
+        target = _train_locally(job, folder, home, report, finish=standing.finish)
+    _save_curve(target, folder)
     with suppress(TrainingError):
-        workspace(config_of(job, home)).remove()  # there still where a kill came between the adapter and its end
+        run_directory(job_config(job, home)).remove()  # there still where a kill came between the adapter and its end
     remove_leftovers(target)
     return target
 
 
-def _train_here(job: Job, folder: JobFolder, home: Path, report: Report, finish: bool) -> Path:
+def _train_locally(job: Job, folder: JobFolder, home: Path, report: ProgressFn, finish: bool) -> Path:
     from train.run import TrainingStoppedError, train
 
-    config = config_of(job, home)
-    place = workspace(config)
+    config = job_config(job, home)
+    place = run_directory(config)
     remove_leftovers(place.target)
-    checkpoint = sound_checkpoint(place)
+    checkpoint = last_complete_checkpoint(place)
     if checkpoint is None:
         if finish:
             raise TrainingError("There is no whole checkpoint to make an adapter of: resume the job.")
-        folder.forget_scores()
-        folder.curve.unlink(missing_ok=True)
+        folder.remove_scores()
+        folder.curve_path.unlink(missing_ok=True)
     else:
-        report(f"Going on from the checkpoint of step {place.step()}.")
+        report(f"Going on from the checkpoint of step {place.last_step()}.")
     try:
         return train(config, report, resume=checkpoint is not None and not finish, finish=finish)
     except TrainingStoppedError as stop:
-        raise StoppedError from stop
+        raise JobStoppedError from stop
 
 
-def _keep_curve(adapter: Path, folder: JobFolder) -> None:
+def _save_curve(adapter: Path, folder: JobFolder) -> None:
     """The job has a curve to show also when its adapter is deleted."""
     with suppress(FileNotFoundError):
-        write_atomically(folder.curve, (adapter / "log.jsonl").read_bytes())
+        atomic_write(folder.curve_path, (adapter / "log.jsonl").read_bytes())

@@ -18,22 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import PeftArenaError
-from serve.api.options import ApiOptions, add_api_options, checked_count, read_api_options
+from errors import PromptOrTuneError
+from serve.api.options import ApiOptions, add_api_options, parse_count, read_api_options
 from serve.command import (
-    Parser,
-    Progress,
+    ArgumentParser,
+    ProgressPrinter,
     add_model_options,
     check_model_options,
-    checked_port,
+    check_port_free,
+    parse_port,
     require_folder,
-    require_port,
 )
-from serve.quiet import quiet
-from serve.scheduling.limits import EngineLimits
+from serve.quiet import configure_environment
+from serve.scheduling.limits import EngineConfig
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
+    from serve.engine import LLMEngine
 
 DEFAULT_PORT = 8000
 
@@ -47,12 +47,14 @@ class Options:
     port: int
     api: ApiOptions
     adapter_dirs: tuple[Path, ...]
-    limits: EngineLimits
+    engine_config: EngineConfig
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
-    """The options in `arguments`; PeftArenaError in one sentence where something is wrong with them."""
-    parser = Parser(prog="-m serve", description="Peft Arena's methods and adapters behind an OpenAI-compatible API.")
+    """The options in `arguments`; PromptOrTuneError in one sentence where something is wrong with them."""
+    parser = ArgumentParser(
+        prog="-m serve", description="Peft Arena's methods and adapters behind an OpenAI-compatible API."
+    )
     add_model_options(parser, os.environ.get("PEFT_ARENA_BASE") or "embedded")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on (%(default)s)")
     parser.add_argument("--port", default=str(DEFAULT_PORT), help="the port to serve on (%(default)s)")
@@ -65,11 +67,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
         metavar="DIR",
         help="a further folder of adapters; with it, /v1/load_lora_adapter loads from such folders alone",
     )
-    usual = EngineLimits()
+    usual = EngineConfig()
     for option, value, text in (
-        ("--max-lines", usual.max_lines, "answers that grow at once"),
+        ("--max-lines", usual.max_num_seqs, "answers that grow at once"),
         ("--max-queued", usual.max_queued, "rows that may wait"),
-        ("--max-resident", usual.max_resident, "adapters in memory"),
+        ("--max-resident", usual.max_loaded_adapters, "adapters in memory"),
     ):
         parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
     given = parser.parse_args(arguments)
@@ -77,32 +79,32 @@ def parse_options(arguments: Sequence[str]) -> Options:
     return Options(
         model=given,
         host=given.host,
-        port=checked_port(given.port),
+        port=parse_port(given.port),
         api=read_api_options(given, given.host),
-        adapter_dirs=tuple(_folder(folder) for folder in given.adapter_dir),
-        limits=EngineLimits(
-            max_lines=checked_count(given.max_lines, "--max-lines"),
-            max_queued=checked_count(given.max_queued, "--max-queued"),
-            max_resident=checked_count(given.max_resident, "--max-resident"),
+        adapter_dirs=tuple(_adapter_dir(folder) for folder in given.adapter_dir),
+        engine_config=EngineConfig(
+            max_num_seqs=parse_count(given.max_lines, "--max-lines"),
+            max_queued=parse_count(given.max_queued, "--max-queued"),
+            max_loaded_adapters=parse_count(given.max_resident, "--max-resident"),
         ),
     )
 
 
-def _folder(folder: Path) -> Path:
+def _adapter_dir(folder: Path) -> Path:
     return require_folder(folder, "adapter", "--adapter-dir").resolve()
 
 
-def serve(options: Options) -> None:
-    """Serves until a signal; PeftArenaError when the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
+def run_server(options: Options) -> None:
+    """Serves until a signal; PromptOrTuneError when the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
     from serve.api.app import Api
     from serve.api.server import ApiServer, listen
-    from serve.engine_source import EngineSource
+    from serve.engine_source import EngineLoader
 
-    progress = Progress()
+    progress = ProgressPrinter()
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
     shown = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
-    def build(report: Callable[[str], None]) -> Engine:
+    def build(report: Callable[[str], None]) -> LLMEngine:
         from serve.build import build_engine
 
         def tell(line: str) -> None:
@@ -118,38 +120,38 @@ def serve(options: Options) -> None:
             embedder=options.model.embedder,
             report=tell,
             adapter_dirs=options.adapter_dirs,
-            limits=options.limits,
+            engine_config=options.engine_config,
         )
         progress(f"Ready: {shown}/v1")
         threading.Thread(target=_warm_up, args=(engine, options.api.settings.pool, progress), daemon=True).start()
         return engine
 
     listener = listen(options.host, options.port)
-    source = EngineSource(build).start()
+    source = EngineLoader(build).start()
     api = Api(source, options.api.keys, options.api.settings)
     progress(f"The API is up on {shown}/v1 while the model loads; Ctrl-C stops it.")
     ApiServer(api, lambda: source.state().phase == "failed").run(sockets=[listener])
     if source.state().phase == "failed":
-        raise PeftArenaError(source.state().message)
+        raise PromptOrTuneError(source.state().message)
 
 
-def _warm_up(engine: Engine, pool: str, progress: Progress) -> None:
+def _warm_up(engine: LLMEngine, pool: str, progress: ProgressPrinter) -> None:
     """Loads what RAG needs while nobody waits: whoever asked for it first would hold up those behind."""
     try:
         engine.warm_up(pool)
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         progress(f"No examples to show: {fault}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server and gives its exit status: 2 for an error that a person can mend, 130 after Ctrl-C."""
-    quiet()
+    configure_environment()
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
-        require_port(options.host, options.port)
-        serve(options)
+        check_port_free(options.host, options.port)
+        run_server(options)
         return 0
-    except PeftArenaError as error:
+    except PromptOrTuneError as error:
         print(f"peft-arena: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

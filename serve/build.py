@@ -7,13 +7,13 @@ from pathlib import Path
 
 from adapters.store import LIBRARY, Store
 from serve.backends.local.source import EMBEDDED
-from serve.backends.openai.options import Remote
-from serve.engine import Engine
-from serve.examples import Pools
-from serve.home import Report, home
+from serve.backends.openai.options import RemoteOptions
+from serve.engine import LLMEngine
+from serve.examples import ExamplePools
+from serve.home import ProgressFn, cache_dir
 from serve.rows import Backend
-from serve.scheduling.limits import EngineLimits
-from tasks.datasets import digest, load_examples
+from serve.scheduling.limits import EngineConfig
+from tasks.datasets import dataset_digest, load_examples
 from tasks.prompt import STYLES
 
 
@@ -24,20 +24,20 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
     data_dir: Path | None = None,
     trust_remote_code: bool = False,
     embedder: str = "embedded",
-    report: Report = lambda _: None,
+    report: ProgressFn = lambda _: None,
     *,
-    remote: Remote | None = None,
+    remote: RemoteOptions | None = None,
     adapter_dirs: Sequence[Path] = (),
-    limits: EngineLimits | None = None,
-) -> Engine:
+    engine_config: EngineConfig | None = None,
+) -> LLMEngine:
     """Loads the base (converting or downloading it first where needed) and puts the engine around it.
 
     With `remote` that server answers instead, and `base`, where it is given, says which base the server has; without
     either the embedded base is loaded. Adapters lie in the library, in the user's own folder and in `adapter_dirs`;
     others are registered from the last of these alone, where there are any. `report` gets one line of progress at a
-    time. Raises BaseModelError, or another PeftArenaError, in one sentence.
+    time. Raises BaseModelError, or another PromptOrTuneError, in one sentence.
     """
-    from serve.backends.openmp import let_go
+    from serve.backends.openmp import release_thread_pool
 
     backend: Backend
     if remote is None:
@@ -45,51 +45,53 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
         from serve.backends.local.loading import load_base
 
         backend = LocalBackend(load_base(base or EMBEDDED, quantization, device, report, trust_remote_code))
-        let_go()
+        release_thread_pool()
     else:
         from serve.backends.openai.backend import OpenAIBackend
 
         backend = OpenAIBackend(remote.url, remote.model, remote.api_key, base, report)
-    return Engine(backend, _store(adapter_dirs), _pools(embedder, data_dir), limits=limits)
+    return LLMEngine(backend, _make_store(adapter_dirs), _make_example_pools(embedder, data_dir), config=engine_config)
 
 
-def build_zero_engine(
+def build_zero_gpu_engine(
     base: str | None = None,
     quantization: str = "nf4",
     data_dir: Path | None = None,
     trust_remote_code: bool = False,
     embedder: str = "embedded",
-    report: Report = lambda _: None,
-) -> Engine:
+    report: ProgressFn = lambda _: None,
+) -> LLMEngine:
     """The engine on ZeroGPU, which lends a GPU for each call (serve.zero); the options are those of `build_engine`.
 
-    To be called in the main thread, before anything uses CUDA and before the pages are launched. Raises PeftArenaError
+    To be called in the main thread, before anything uses CUDA and before the pages are launched. Raises PromptOrTuneError
     in one sentence.
     """
     from serve.backends.local.backend import LocalBackend
-    from serve.backends.openmp import let_go
-    from serve.zero.engine import ZeroEngine
-    from serve.zero.lending import enter, lend, load_lent
+    from serve.backends.openmp import release_thread_pool
+    from serve.zero.engine import ZeroGpuEngine
+    from serve.zero.lending import gpu_function, import_spaces, load_base_for_gpu
 
-    spaces = enter()
-    backend = LocalBackend(load_lent(base or EMBEDDED, quantization, report, trust_remote_code))
-    let_go()
-    return ZeroEngine(backend, _store(()), _pools(embedder, data_dir), lend(backend, spaces))
+    spaces = import_spaces()
+    backend = LocalBackend(load_base_for_gpu(base or EMBEDDED, quantization, report, trust_remote_code))
+    release_thread_pool()
+    return ZeroGpuEngine(
+        backend, _make_store(()), _make_example_pools(embedder, data_dir), gpu_function(backend, spaces)
+    )
 
 
-def _pools(embedder: str, data_dir: Path | None) -> Pools:
+def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:
     """The data sets that give examples, and the indexes over them, loaded when they are first used."""
     from serve.backends.retrieval import Embedder, FaissRetriever
 
     model = Embedder(embedder)
-    return Pools(
+    return ExamplePools(
         load=lambda name: load_examples(name, data_dir),
-        index=lambda _, examples: FaissRetriever(model, examples, digest(examples)),
+        index=lambda _, examples: FaissRetriever(model, examples, dataset_digest(examples)),
     )
 
 
-def _store(adapter_dirs: Sequence[Path]) -> Store:
+def _make_store(adapter_dirs: Sequence[Path]) -> Store:
     """The adapters of the library, of the user's own folder and of `adapter_dirs`."""
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
-    roots = (LIBRARY, home() / "adapters", *adapter_dirs)
+    roots = (LIBRARY, cache_dir() / "adapters", *adapter_dirs)
     return Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)

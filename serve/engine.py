@@ -8,39 +8,43 @@ from threading import Event
 
 from adapters.manifest import BaseIdentity
 from adapters.store import Store
-from serve.examples import Pools
+from serve.examples import ExamplePools
 from serve.method import Method, parse_method
 from serve.metrics import Metrics
-from serve.planning import Planner
-from serve.residents import Residents
-from serve.rows import Answer, Backend, Decoding, Partial, Request
-from serve.scheduling.board import Board
-from serve.scheduling.limits import EngineLimits, EngineStatus
-from serve.scheduling.mailbox import Stream
-from serve.scheduling.scheduler import Scheduler
+from serve.planning import InputProcessor
+from serve.residents import AdapterCache
+from serve.rows import Backend, PartialOutput, Request, RequestOutput, SamplingParams
+from serve.scheduling.board import RequestQueue
+from serve.scheduling.limits import EngineConfig, EngineStatus
+from serve.scheduling.mailbox import OutputStream
+from serve.scheduling.scheduler import EngineCoreClient
 from tasks.problem import Problem
 
-__all__ = ["Engine", "EngineLimits", "EngineStatus", "Stream"]
+__all__ = ["EngineConfig", "EngineStatus", "LLMEngine", "OutputStream"]
 
-_PROBE = Problem("probe", "probe")
+_PROBE_PROBLEM = Problem("probe", "probe")
 
 
-class Engine:
+class LLMEngine:
     """Answers requests of many threads with one backend, all in one batch as far as the limits allow."""
 
-    def __init__(self, backend: Backend, store: Store, pools: Pools, *, limits: EngineLimits | None = None) -> None:
-        limits = limits or EngineLimits()
-        board = Board(limits)
+    def __init__(
+        self, backend: Backend, store: Store, pools: ExamplePools, *, config: EngineConfig | None = None
+    ) -> None:
+        config = config or EngineConfig()
+        board = RequestQueue(config)
         self._backend = backend
         self._store = store
         self._pools = pools
-        self._board = board
-        self._residents = Residents(backend, store, max_count=limits.max_resident, max_bytes=limits.max_resident_bytes)
-        self._metrics = Metrics(board.status, self._residents.status)
-        self._planner = Planner(backend, store, pools, self._residents)
-        self._scheduler = Scheduler(board, backend, self._planner.plan, self._metrics)
+        self._queue = board
+        self._adapter_cache = AdapterCache(
+            backend, store, max_count=config.max_loaded_adapters, max_bytes=config.max_loaded_adapter_bytes
+        )
+        self._metrics = Metrics(board.status, self._adapter_cache.status)
+        self._input_processor = InputProcessor(backend, store, pools, self._adapter_cache)
+        self._core = EngineCoreClient(board, backend, self._input_processor.prepare, self._metrics)
         # Its threads know nothing of the engine, so that one that nobody holds any more is freed with its model.
-        weakref.finalize(self, board.close, abandon=False).atexit = False
+        weakref.finalize(self, board.close, abort_running=False).atexit = False
 
     @property
     def base(self) -> BaseIdentity:
@@ -53,9 +57,9 @@ class Engine:
         return self._store
 
     @property
-    def residents(self) -> Residents:
+    def adapter_cache(self) -> AdapterCache:
         """The adapters in memory."""
-        return self._residents
+        return self._adapter_cache
 
     @property
     def metrics(self) -> Metrics:
@@ -75,64 +79,64 @@ class Engine:
         return self._store.open(name, self.base).digest
 
     def stream(
-        self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None, owner: str = ""
-    ) -> Iterator[Partial | Answer]:
-        """All requests, together as far as they fit. Yields Partials as rows grow and exactly one Answer a request.
+        self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None, owner: str = ""
+    ) -> Iterator[PartialOutput | RequestOutput]:
+        """All requests, together as far as they fit. Yields Partials as rows grow and exactly one RequestOutput a request.
 
-        A request that cannot be answered gets an Answer with `error`; the others go on. Of Partials that nobody has
+        A request that cannot be answered gets an RequestOutput with `error`; the others go on. Of Partials that nobody has
         read the last of each row is kept. Setting `cancel`, or closing or dropping the iterator, stops within a step:
         rows in flight then answer with what they had said. `owner` is who asks, such as a key or a browser's session:
         owners share the batch evenly, and without one the call is an owner of its own. Raises BusyError at the call,
         with nothing begun, where too many rows wait already.
         """
-        return self.submit(requests, decoding, cancel, owner)
+        return self.submit(requests, sampling_params, cancel, owner)
 
     def submit(
         self,
         requests: Sequence[Request],
-        decoding: Decoding,
+        sampling_params: SamplingParams,
         cancel: Event | None = None,
         owner: str = "",
         notify: Callable[[], None] | None = None,
-    ) -> Stream:
+    ) -> OutputStream:
         """`stream` for callers that must not block: `notify` is called, from a thread of the engine, when there is news
         for `Stream.ready`, and must return at once.
         """
-        return self._scheduler.submit(requests, decoding, cancel, owner, notify, holds=self)
+        return self._core.submit(requests, sampling_params, cancel, owner, notify, keep_alive=self)
 
     def answer(
-        self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None, owner: str = ""
-    ) -> list[Answer]:
-        """`stream` to its end: one Answer a request, in their order."""
-        stream = self._scheduler.submit(requests, decoding, cancel, owner, partials=False)
-        answers = [event for event in stream if isinstance(event, Answer)]
+        self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None, owner: str = ""
+    ) -> list[RequestOutput]:
+        """`stream` to its end: one RequestOutput a request, in their order."""
+        stream = self._core.submit(requests, sampling_params, cancel, owner, partials=False)
+        answers = [event for event in stream if isinstance(event, RequestOutput)]
         return sorted(answers, key=lambda answer: answer.index)
 
-    def prompt_tokens(self, requests: Sequence[Request], decoding: Decoding) -> list[int]:
+    def count_prompt_tokens(self, requests: Sequence[Request], sampling_params: SamplingParams) -> list[int]:
         """How many tokens each request's prompt has, examples and all; 0 where it cannot be answered."""
-        planner = self._planner
-        return self._scheduler.run(lambda: [planner.prompt_tokens(request, decoding) for request in requests])
+        planner = self._input_processor
+        return self._core.run(lambda: [planner.count_prompt_tokens(request, sampling_params) for request in requests])
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the base reads for `text`."""
         return self._backend.count_tokens(text)
 
-    def unavailable(self, method: Method) -> str | None:
+    def unsupported_reason(self, method: Method) -> str | None:
         """Why this backend cannot do the method, in one sentence; None when it can."""
-        return self._planner.unavailable(method)
+        return self._input_processor.unsupported_reason(method)
 
     def status(self) -> EngineStatus:
         """The load at this moment."""
-        return self._board.status()
+        return self._queue.status()
 
     def warm_up(self, pool: str) -> None:
         """Loads the pool and its index, so that the first person to use RAG does not wait for them."""
         pools = self._pools
-        self._scheduler.run(lambda: pools.choose(parse_method("rag-1", ()), _PROBE, pool))
+        self._core.run(lambda: pools.select(parse_method("rag-1", ()), _PROBE_PROBLEM, pool))
 
     def close(self) -> None:
         """Takes nothing in any more. Rows that wait are given up, those that grow go on to their end."""
-        self._scheduler.close()
+        self._core.close()
         # Another engine's connections end; a backend in this process has nothing to close.
         close = getattr(self._backend, "close", None)
         if close is not None:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
+    from serve.engine import LLMEngine
 
-Report = Callable[[str], None]
+ProgressFn = Callable[[str], None]
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d+)?)\s?%")
 _log = logging.getLogger(__name__)
 
@@ -28,18 +28,18 @@ class LoadState:
     fraction: float | None = None
 
 
-class EngineSource:
+class EngineLoader:
     """Runs `build` once in a thread of its own and keeps its last line of progress, its engine or its failure."""
 
-    def __init__(self, build: Callable[[Report], Engine]) -> None:
+    def __init__(self, build: Callable[[ProgressFn], LLMEngine]) -> None:
         self._build = build
         self._lock = threading.Lock()
         self._finished = threading.Event()
         self._started = False
         self._state = LoadState("loading", "Loading the model")
-        self._engine: Engine | None = None
+        self._engine: LLMEngine | None = None
 
-    def start(self) -> EngineSource:
+    def start(self) -> EngineLoader:
         """Begins to load, once; further calls do nothing."""
         with self._lock:
             if not self._started:
@@ -50,32 +50,32 @@ class EngineSource:
     def state(self) -> LoadState:
         return self._state
 
-    def poll(self, seconds: float) -> Engine | None:
-        """The engine, or None when it is not ready within `seconds`; PeftArenaError when it will never be."""
+    def wait(self, seconds: float) -> LLMEngine | None:
+        """The engine, or None when it is not ready within `seconds`; PromptOrTuneError when it will never be."""
         self.start()
         if not self._finished.wait(seconds):
             return None
         if self._engine is None:
-            raise PeftArenaError(self._state.message)
+            raise PromptOrTuneError(self._state.message)
         return self._engine
 
-    def engine(self) -> Engine:
-        """The engine, however long it takes; PeftArenaError when loading failed."""
+    def engine(self) -> LLMEngine:
+        """The engine, however long it takes; PromptOrTuneError when loading failed."""
         while True:
-            engine = self.poll(60)
+            engine = self.wait(60)
             if engine is not None:
                 return engine
 
-    def _report(self, line: str) -> None:
-        percent = _PERCENT.search(line)
+    def _on_progress(self, message: str) -> None:
+        percent = _PERCENT.search(message)
         fraction = min(float(percent[1]) / 100, 1.0) if percent else None
-        self._state = LoadState("loading", line.strip() or self._state.message, fraction)
+        self._state = LoadState("loading", message.strip() or self._state.message, fraction)
 
     def _load(self) -> None:
         try:
-            self._engine = self._build(self._report)
+            self._engine = self._build(self._on_progress)
             self._state = LoadState("ready", "Ready", 1.0)
-        except PeftArenaError as fault:
+        except PromptOrTuneError as fault:
             self._state = LoadState("failed", str(fault))
         except Exception as fault:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
             _log.exception("The model could not be loaded.")

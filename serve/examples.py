@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from serve.method import Fixed, Method, Nearest
+from serve.method import FixedExamples, Method, NearestExamples
 from tasks.problem import Example, Problem
 
 
@@ -18,7 +18,7 @@ class Retriever(Protocol):
         """The k nearest examples, nearest first (fewer where the pool is smaller)."""
 
 
-class Pools:
+class ExamplePools:
     """The training splits that examples come from, loaded and indexed when first asked for."""
 
     def __init__(
@@ -31,21 +31,21 @@ class Pools:
         self._examples: dict[str, list[Example]] = {}
         self._retrievers: dict[str, Retriever] = {}
 
-    def choose(self, method: Method, problem: Problem, pool: str) -> tuple[Example, ...]:
+    def select(self, method: Method, problem: Problem, pool: str) -> tuple[Example, ...]:
         """The examples for one row, in the order they are shown. A problem never is its own example."""
         selection = method.examples
-        if isinstance(selection, Fixed):
+        if isinstance(selection, FixedExamples):
             return self._fixed(selection, problem, pool)
-        if isinstance(selection, Nearest):
+        if isinstance(selection, NearestExamples):
             # Asking for more leaves enough when the problem itself, or its like, is in the pool.
             found = self._retriever(pool).nearest(problem.intent, selection.k + 8)
-            return tuple(example for example in found if not _same(example, problem))[: selection.k]
+            return tuple(example for example in found if not _is_same_problem(example, problem))[: selection.k]
         return ()
 
-    def _fixed(self, selection: Fixed, problem: Problem, pool: str) -> tuple[Example, ...]:
+    def _fixed(self, selection: FixedExamples, problem: Problem, pool: str) -> tuple[Example, ...]:
         examples = self.examples(pool)
         order = random.Random(selection.seed).sample(range(len(examples)), min(len(examples), selection.k + 8))
-        shown = (examples[place] for place in order if not _same(examples[place], problem))
+        shown = (examples[place] for place in order if not _is_same_problem(examples[place], problem))
         return tuple(example for example, _ in zip(shown, range(selection.k), strict=False))
 
     def examples(self, pool: str) -> list[Example]:
@@ -60,15 +60,15 @@ class Pools:
         return self._retrievers[pool]
 
 
-def _same(example: Example, problem: Problem) -> bool:
-    return example.id == problem.id or _folded(example.intent) == _folded(problem.intent)
+def _is_same_problem(example: Example, problem: Problem) -> bool:
+    return example.id == problem.id or _normalized(example.intent) == _normalized(problem.intent)
 
 
-def _folded(intent: str) -> str:
+def _normalized(intent: str) -> str:
     return " ".join(intent.casefold().split())
 
 
-def index_folder(root: Path, model: str, digest: str) -> Path:
+def index_dir(root: Path, model: str, digest: str) -> Path:
     """Where the index of a pool lies in the cache: it depends on the embedding model and the data alone."""
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{model}-{digest}")
     return root / "indexes" / safe

@@ -9,45 +9,45 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from errors import DiskSpaceError, PeftArenaError
+from errors import DiskSpaceError, PromptOrTuneError
 
 # Takes one line of progress at a time.
-Report = Callable[[str], None]
+ProgressFn = Callable[[str], None]
 
 
-def home() -> Path:
+def cache_dir() -> Path:
     """`PEFT_ARENA_HOME`, or ~/.cache/peft-arena."""
     return Path(os.environ.get("PEFT_ARENA_HOME") or "~/.cache/peft-arena").expanduser()
 
 
-def make_folder(path: Path) -> Path:
+def make_dir(path: Path) -> Path:
     """Creates `path` and its parents; one sentence when the disk or its permissions say no."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"Cannot create {path} ({fault.strerror}): set PEFT_ARENA_HOME to a folder that you may write to."
         ) from fault
     return path
 
 
-def require_space(folder: Path, needed: int) -> None:
+def check_disk_space(folder: Path, required_bytes: int) -> None:
     """DiskSpaceError unless the disk under `folder` has `needed` bytes free."""
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < required_bytes:
         raise DiskSpaceError(
-            f"{folder} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed: "
+            f"{folder} has {free / 1e6:.0f} MB free and {required_bytes / 1e6:.0f} MB are needed: "
             "free some room, or set PEFT_ARENA_HOME to a folder on a larger disk."
         )
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def atomic_dir(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
 
     Where another process made `target` in the meantime, that one stays.
     """
-    make_folder(target.parent)
+    make_dir(target.parent)
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield building

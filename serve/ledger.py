@@ -11,27 +11,27 @@ from errors import AdapterError
 
 
 @dataclass(eq=False)
-class Resident:
+class CacheEntry:
     """One version of an adapter in memory. `leaving`: it is unloaded once its last lease is given back."""
 
     folder: AdapterFolder
     bytes: int
-    used: float
+    last_used: float
     leases: int = 0
-    leaving: bool = False
+    unload_pending: bool = False
 
 
 @dataclass(eq=False)
-class Move:
+class InFlightLoad:
     """A name that one thread is loading or unloading. `bytes` is the room that is kept for what it loads."""
 
     folder: AdapterFolder | None = None
     bytes: int | None = None
-    fault: AdapterError | None = None
+    error: AdapterError | None = None
 
 
 @dataclass(frozen=True)
-class ResidentStatus:
+class CachedAdapterStatus:
     """One adapter in memory; `last_used` is in seconds since the epoch."""
 
     name: str
@@ -43,7 +43,7 @@ class ResidentStatus:
 
 
 @dataclass(frozen=True)
-class ResidentsStatus:
+class AdapterCacheStatus:
     """What is in memory, what was used longest ago first, and what it took.
 
     `bytes` counts replaced versions that rows in flight still wear. `hits`, `loads` and `evictions` count from the
@@ -54,7 +54,7 @@ class ResidentsStatus:
     bytes: int
     max_count: int
     max_bytes: int
-    adapters: tuple[ResidentStatus, ...]
+    adapters: tuple[CachedAdapterStatus, ...]
     hits: int
     loads: int
     evictions: int
@@ -62,66 +62,66 @@ class ResidentsStatus:
 
 
 @dataclass(eq=False)
-class Ledger:
-    """The books of `Residents`, which calls everything here under its lock."""
+class CacheState:
+    """The books of `AdapterCache`, which calls everything here under its lock."""
 
     max_count: int
     max_bytes: int
-    residents: OrderedDict[str, Resident] = field(default_factory=OrderedDict)
+    entries: OrderedDict[str, CacheEntry] = field(default_factory=OrderedDict)
     # Versions that the backend has under their name no more, and somebody still has a lease on.
-    replaced: list[Resident] = field(default_factory=list)
-    moving: dict[str, Move] = field(default_factory=dict)
+    replaced: list[CacheEntry] = field(default_factory=list)
+    in_flight: dict[str, InFlightLoad] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
     hits: int = 0
     loads: int = 0
     evictions: int = 0
     load_seconds: float = 0.0
     # Seconds for which a lease is held, of late.
-    usual_lease: float = 0.0
+    mean_lease_seconds: float = 0.0
 
-    def lease(self, name: str, folder: AdapterFolder) -> Resident | None:
+    def lease(self, name: str, folder: AdapterFolder) -> CacheEntry | None:
         """What is in memory, with one lease more, if that is this version; it stays then, whoever wanted it to go."""
-        resident = self.residents.get(name)
+        resident = self.entries.get(name)
         if resident is None:
             return None
-        resident.leaving = False
+        resident.unload_pending = False
         if resident.folder != folder:
             return None
         resident.leases += 1
-        self._use(name, resident)
+        self._touch(name, resident)
         return resident
 
-    def give_back(self, name: str, resident: Resident, seconds: float) -> bool:
+    def release(self, name: str, entry: CacheEntry, seconds: float) -> bool:
         """One lease less, after so many seconds; whether the adapter must be unloaded now."""
-        self.usual_lease += (seconds - self.usual_lease) / 10
-        resident.leases -= 1
-        if resident.leases:
+        self.mean_lease_seconds += (seconds - self.mean_lease_seconds) / 10
+        entry.leases -= 1
+        if entry.leases:
             return False
-        if resident in self.replaced:
-            self.replaced.remove(resident)
+        if entry in self.replaced:
+            self.replaced.remove(entry)
             return False
-        self._use(name, resident)
-        return resident.leaving and name not in self.moving
+        self._touch(name, entry)
+        return entry.unload_pending and name not in self.in_flight
 
-    def admit(self, name: str, folder: AdapterFolder, move: Move, size: int) -> Resident | None:
+    def insert(self, name: str, folder: AdapterFolder, load: InFlightLoad, size: int) -> CacheEntry | None:
         """What was loaded in place of any earlier version, leased; None where it needs more room than there is."""
-        before = self.residents.pop(name, None)
+        before = self.entries.pop(name, None)
         if before is not None and before.leases:
             self.replaced.append(before)
-        if not self.reserve(move, size):
+        if not self.reserve(load, size):
             return None
-        move.bytes = None
-        self.residents[name] = Resident(folder, size, time.time())
+        load.bytes = None
+        self.entries[name] = CacheEntry(folder, size, time.time())
         return self.lease(name, folder)
 
-    def reserve(self, move: Move, size: int) -> bool:
+    def reserve(self, load: InFlightLoad, size: int) -> bool:
         """Keeps `size` bytes for the move, in place of what it had; False where they are not there."""
-        move.bytes = None
-        taken = [each.bytes for each in (*self.residents.values(), *self.replaced)]
-        taken += [each.bytes for each in self.moving.values() if each.bytes is not None]
+        load.bytes = None
+        taken = [each.bytes for each in (*self.entries.values(), *self.replaced)]
+        taken += [each.bytes for each in self.in_flight.values() if each.bytes is not None]
         if len(taken) >= self.max_count or sum(taken) + size > self.max_bytes:
             return False
-        move.bytes = size
+        load.bytes = size
         return True
 
     def victim(self, name: str) -> str | None:
@@ -129,28 +129,28 @@ class Ledger:
 
         An earlier version of `name` itself may go even if it is pinned, as another one is on its way.
         """
-        for each, resident in self.residents.items():
-            if not resident.leases and (each == name or (each not in self.pinned and each not in self.moving)):
+        for each, resident in self.entries.items():
+            if not resident.leases and (each == name or (each not in self.pinned and each not in self.in_flight)):
                 return each
         return None
 
-    def may_hope(self, name: str) -> bool:
+    def can_free_later(self, name: str) -> bool:
         """Whether something that takes room now can make room for `name` later on."""
-        leased = any(each.leases and (key == name or key not in self.pinned) for key, each in self.residents.items())
+        leased = any(each.leases and (key == name or key not in self.pinned) for key, each in self.entries.items())
         moving = any(
-            key != name and (move.bytes is not None or key in self.residents) for key, move in self.moving.items()
+            key != name and (move.bytes is not None or key in self.entries) for key, move in self.in_flight.items()
         )
         return leased or moving or bool(self.replaced)
 
-    def status(self) -> ResidentsStatus:
+    def status(self) -> AdapterCacheStatus:
         """What is in memory now."""
         adapters = tuple(
-            ResidentStatus(name, each.folder.digest, each.bytes, each.leases, name in self.pinned, each.used)
-            for name, each in self.residents.items()
+            CachedAdapterStatus(name, each.folder.digest, each.bytes, each.leases, name in self.pinned, each.last_used)
+            for name, each in self.entries.items()
         )
-        return ResidentsStatus(
+        return AdapterCacheStatus(
             len(adapters),
-            sum(each.bytes for each in (*self.residents.values(), *self.replaced)),
+            sum(each.bytes for each in (*self.entries.values(), *self.replaced)),
             self.max_count,
             self.max_bytes,
             adapters,
@@ -160,6 +160,6 @@ class Ledger:
             self.load_seconds,
         )
 
-    def _use(self, name: str, resident: Resident) -> None:
-        resident.used = time.time()
-        self.residents.move_to_end(name)
+    def _touch(self, name: str, entry: CacheEntry) -> None:
+        entry.last_used = time.time()
+        self.entries.move_to_end(name)

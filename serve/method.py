@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from errors import PeftArenaError, unknown
+from errors import PromptOrTuneError, unknown_name_error
 
 DEFAULT_SEED = 42
 DEFAULT_K = 8
@@ -27,14 +27,14 @@ MAX_SCALE = 4.0
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoExamples:
     """No examples in the prompt."""
 
     k: int = 0
 
 
 @dataclass(frozen=True)
-class Fixed:
+class FixedExamples:
     """k random examples of the pool, drawn once with `seed`: the same for every problem (ICL)."""
 
     k: int
@@ -42,13 +42,13 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestExamples:
     """The k examples whose intents are nearest to the problem's intent, nearest first (RAG)."""
 
     k: int
 
 
-Selection = Nothing | Fixed | Nearest
+ExampleSelection = NoExamples | FixedExamples | NearestExamples
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Method:
     """How an answer is made. Build one with `parse_method`, or directly where the values are known."""
 
     name: str
-    examples: Selection
+    examples: ExampleSelection
     adapter: str | None = None
     scale: float = 1.0
 
@@ -64,54 +64,54 @@ class Method:
 def parse_method(name: str, adapters: Iterable[str]) -> Method:
     """The method that `name` means, given the names of the adapters in the store.
 
-    Raises UnknownNameError with the nearest known name, PeftArenaError for a number of examples out of range.
+    Raises UnknownNameError with the nearest known name, PromptOrTuneError for a number of examples out of range.
     """
     known = set(adapters)
     parts = [part.strip() for part in name.strip().split("+")]
     adapter: str | None = None
     scale = 1.0
-    selection: Selection = Nothing()
+    selection: ExampleSelection = NoExamples()
     for part in parts:
         wearable, star, factor = part.partition("*")
-        chosen = _selection(part)
+        chosen = _parse_selection(part)
         if chosen is not None:
             if selection.k:
-                raise PeftArenaError(f"Method '{name}' chooses examples twice: keep one of icl-k and rag-k.")
+                raise PromptOrTuneError(f"Method '{name}' chooses examples twice: keep one of icl-k and rag-k.")
             selection = chosen
         elif wearable in known:
             if adapter is not None:
-                raise PeftArenaError(f"Method '{name}' names two adapters: one row can wear only one.")
-            adapter, scale = wearable, _scale(factor, part) if star else 1.0
+                raise PromptOrTuneError(f"Method '{name}' names two adapters: one row can wear only one.")
+            adapter, scale = wearable, _parse_scale(factor, part) if star else 1.0
         elif part != "zero-shot" or len(parts) > 1:
-            raise unknown("method", part or name, known | {"zero-shot", "icl-8", "rag-8"})
-    return Method(name_of(selection, adapter, scale), selection, adapter, scale)
+            raise unknown_name_error("method", part or name, known | {"zero-shot", "icl-8", "rag-8"})
+    return Method(method_name(selection, adapter, scale), selection, adapter, scale)
 
 
-def name_of(selection: Selection, adapter: str | None, scale: float = 1.0) -> str:
+def method_name(selection: ExampleSelection, adapter: str | None, scale: float = 1.0) -> str:
     """The one canonical name of a choice of examples and an adapter."""
     if adapter is not None and scale != 1:
         adapter = f"{adapter}*{scale:g}"
-    if isinstance(selection, Fixed):
+    if isinstance(selection, FixedExamples):
         examples = f"icl-{selection.k}" + (f"@{selection.seed}" if selection.seed != DEFAULT_SEED else "")
-    elif isinstance(selection, Nearest):
+    elif isinstance(selection, NearestExamples):
         examples = f"rag-{selection.k}"
     else:
         examples = ""
     return "+".join(part for part in (adapter, examples) if part) or "zero-shot"
 
 
-def _selection(part: str) -> Selection | None:
+def _parse_selection(part: str) -> ExampleSelection | None:
     match = re.fullmatch(r"(icl|rag)(?:-(\d+))?(?:@(\d+))?", part)
     if match is None or (match[1] == "rag" and match[3]):
         return None
     k = int(match[2] or DEFAULT_K)
     if not 1 <= k <= MAX_EXAMPLES:
-        raise PeftArenaError(f"'{part}' asks for {k} examples: choose 1 to {MAX_EXAMPLES}.")
-    return Fixed(k, int(match[3] or DEFAULT_SEED)) if match[1] == "icl" else Nearest(k)
+        raise PromptOrTuneError(f"'{part}' asks for {k} examples: choose 1 to {MAX_EXAMPLES}.")
+    return FixedExamples(k, int(match[3] or DEFAULT_SEED)) if match[1] == "icl" else NearestExamples(k)
 
 
-def _scale(factor: str, part: str) -> float:
+def _parse_scale(factor: str, part: str) -> float:
     """The number behind the star."""
     if re.fullmatch(r"\d{1,4}(\.\d{1,6})?", factor) is None or not 0 < float(factor) <= MAX_SCALE:
-        raise PeftArenaError(f"'{part}' has no valid strength: give a number above 0, at most {MAX_SCALE:g}.")
+        raise PromptOrTuneError(f"'{part}' has no valid strength: give a number above 0, at most {MAX_SCALE:g}.")
     return float(factor)

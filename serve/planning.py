@@ -7,22 +7,22 @@ from dataclasses import dataclass
 
 from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder, Store
-from errors import PeftArenaError, PromptTooLongError
-from serve.examples import Pools
-from serve.method import Fixed, Method, Nearest
-from serve.residents import Lease, Residents
-from serve.rows import Answer, Backend, Decoding, Request, Row
+from errors import PromptOrTuneError, PromptTooLongError
+from serve.examples import ExamplePools
+from serve.method import FixedExamples, Method, NearestExamples
+from serve.residents import AdapterCache, Lease
+from serve.rows import Backend, Request, RequestOutput, Row, SamplingParams
 from tasks.problem import Example
-from tasks.prompt import PromptStyle, render, style_named
+from tasks.prompt import PromptStyle, get_style, render_prompt
 from tasks.style_choice import choose_style
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class PreparedRequest:
     """One request made ready: its row, the answer so far (prompt, examples, notes), and its hold on its adapter."""
 
     row: Row
-    answer: Answer
+    output: RequestOutput
     lease: Lease | None = None
 
     def release(self) -> None:
@@ -31,62 +31,62 @@ class Plan:
             self.lease.release()
 
 
-class Planner:
+class InputProcessor:
     """Makes requests ready. One thread's work: it loads adapters and pools, which takes time."""
 
-    def __init__(self, backend: Backend, store: Store, pools: Pools, residents: Residents) -> None:
+    def __init__(self, backend: Backend, store: Store, pools: ExamplePools, adapter_cache: AdapterCache) -> None:
         self._backend = backend
         self._store = store
         self._pools = pools
-        self._residents = residents
+        self._adapter_cache = adapter_cache
 
-    def plan(self, index: int, request: Request, decoding: Decoding) -> Plan:
-        """The plan of request number `index`; PeftArenaError in one sentence where it cannot be answered.
+    def prepare(self, index: int, request: Request, sampling_params: SamplingParams) -> PreparedRequest:
+        """The plan of request number `index`; PromptOrTuneError in one sentence where it cannot be answered.
 
         Raises BusyError where the adapter has no room in memory now.
         """
-        _check(request)
+        _check_request(request)
         name = request.method.adapter
         if name is None:
-            return Plan(*self._compose(index, request, decoding, None))
-        lease = self._residents.acquire(name, timeout=0.0)
+            return PreparedRequest(*self.build_row(index, request, sampling_params, None))
+        lease = self._adapter_cache.acquire(name, timeout=0.0)
         try:
-            return Plan(*self._compose(index, request, decoding, lease.folder), lease)
+            return PreparedRequest(*self.build_row(index, request, sampling_params, lease.folder), lease)
         except BaseException:
             lease.release()
             raise
 
-    def prompt_tokens(self, request: Request, decoding: Decoding) -> int:
+    def count_prompt_tokens(self, request: Request, sampling_params: SamplingParams) -> int:
         """How many tokens the prompt has, examples and all; 0 where the request cannot be answered."""
         try:
-            _check(request)
+            _check_request(request)
             name = request.method.adapter
             folder = None if name is None else self._store.open(name, self._backend.base)
-            return self._compose(0, request, decoding, folder)[1].prompt_tokens
-        except PeftArenaError:
+            return self.build_row(0, request, sampling_params, folder)[1].prompt_tokens
+        except PromptOrTuneError:
             return 0
 
-    def unavailable(self, method: Method) -> str | None:
+    def unsupported_reason(self, method: Method) -> str | None:
         """Why the backend cannot do the method, in one sentence; None where it can."""
-        refuses = getattr(self._backend, "refuses", None)
+        refuses = getattr(self._backend, "unsupported_reason", None)
         try:
             name = method.adapter
             folder = None if name is None else self._store.open(name, self._backend.base)
-        except PeftArenaError as fault:
+        except PromptOrTuneError as fault:
             return str(fault)
         return None if refuses is None else refuses(folder, method.scale)
 
-    def _compose(
-        self, index: int, request: Request, decoding: Decoding, worn: AdapterFolder | None
-    ) -> tuple[Row, Answer]:
+    def build_row(
+        self, index: int, request: Request, sampling_params: SamplingParams, adapter: AdapterFolder | None
+    ) -> tuple[Row, RequestOutput]:
         base, method = self._backend.base, request.method
-        ahead = worn.virtual_tokens if worn else 0
-        room = base.context_length - (0 if base.is_encoder_decoder else decoding.max_new_tokens) - ahead
-        style = None if request.raw is not None else request.style or self._style(request, worn)
-        examples, turns = list(self._pools.choose(method, request.problem, request.pool)), list(request.turns)
+        ahead = adapter.virtual_tokens if adapter else 0
+        room = base.context_length - (0 if base.is_encoder_decoder else sampling_params.max_new_tokens) - ahead
+        style = None if request.raw is not None else request.style or self._choose_style(request, adapter)
+        examples, turns = list(self._pools.select(method, request.problem, request.pool)), list(request.turns)
         wanted = len(examples)
         while True:
-            prompt = self._prompt(request, [*examples, *turns], style)
+            prompt = self._render_prompt(request, [*examples, *turns], style)
             tokens = self._backend.count_tokens(prompt)
             if tokens <= room:
                 break
@@ -99,70 +99,72 @@ class Planner:
                 what = "intent" if request.raw is None else "prompt"
                 raise PromptTooLongError(
                     f"The prompt has {tokens} tokens and {max(room, 0)} fit (context {base.context_length}, "
-                    f"{decoding.max_new_tokens} kept for the answer): shorten the {what}."
+                    f"{sampling_params.max_new_tokens} kept for the answer): shorten the {what}."
                 )
         notes = (
             *_example_notes(method, wanted, len(examples)),
-            *_left_out(len(request.turns), len(turns), "earlier turns"),
-            *_base_notes(worn, base.quantization),
+            *_omission_note(len(request.turns), len(turns), "earlier turns"),
+            *_quantization_notes(adapter, base.quantization),
         )
-        answer = Answer(
+        answer = RequestOutput(
             index, request, prompt=prompt, style=style, examples=tuple(examples), prompt_tokens=tokens, notes=notes
         )
         return Row(prompt, style, method.adapter, method.scale), answer
 
-    def _prompt(self, request: Request, examples: Sequence[Example], style: PromptStyle | None) -> str:
+    def _render_prompt(self, request: Request, examples: Sequence[Example], style: PromptStyle | None) -> str:
         if style is None:
             return request.raw or ""
-        chat = self._backend.chat if style.format == "chat" else None
-        return render(request.problem.intent, examples, style, chat)
+        chat = self._backend.apply_chat_template if style.format == "chat" else None
+        return render_prompt(request.problem.intent, examples, style, chat)
 
-    def _style(self, request: Request, worn: AdapterFolder | None) -> PromptStyle:
+    def _choose_style(self, request: Request, adapter: AdapterFolder | None) -> PromptStyle:
         base = self._backend.base
-        if worn is not None:
-            return style_named(worn.manifest.prompt_style)
+        if adapter is not None:
+            return get_style(adapter.manifest.prompt_style)
         if base.prompt_style:
-            return style_named(base.prompt_style)
+            return get_style(base.prompt_style)
         return choose_style(base.id, base.has_chat_template, request.pool, request.method.examples.k > 0)
 
 
-def _check(request: Request) -> None:
+def _check_request(request: Request) -> None:
     """What can be refused before anything is loaded."""
     if request.raw is None:
         if not request.problem.intent.strip():
-            raise PeftArenaError("The intent is empty: say in a sentence what the Python should do.")
+            raise PromptOrTuneError("The intent is empty: say in a sentence what the Python should do.")
     elif not request.raw:
-        raise PeftArenaError("The prompt is empty: give at least one character to go on from.")
+        raise PromptOrTuneError("The prompt is empty: give at least one character to go on from.")
     elif request.turns:
-        raise PeftArenaError("A raw prompt is read as it is: write earlier turns into it, or give an intent instead.")
+        raise PromptOrTuneError(
+            "A raw prompt is read as it is: write earlier turns into it, or give an intent instead."
+        )
     elif request.method.examples.k:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"Method '{request.method.name}' shows examples, and a raw prompt is read as it is: "
             "choose a method without examples, or give an intent instead of a prompt."
         )
 
 
-def _example_notes(method: Method, wanted: int, shown: int) -> tuple[str, ...]:
-    if not isinstance(method.examples, Fixed | Nearest):
+def _example_notes(method: Method, requested: int, included: int) -> tuple[str, ...]:
+    if not isinstance(method.examples, FixedExamples | NearestExamples):
         return ()
     notes = []
-    if wanted < method.examples.k:
-        notes.append(f"The pool has only {wanted} of the {method.examples.k} examples asked for.")
-    return (*notes, *_left_out(wanted, shown, "examples"))
+    if requested < method.examples.k:
+        notes.append(f"The pool has only {requested} of the {method.examples.k} examples asked for.")
+    return (*notes, *_omission_note(requested, included, "examples"))
 
 
-def _left_out(wanted: int, shown: int, what: str) -> tuple[str, ...]:
-    if shown == wanted:
+def _omission_note(requested: int, included: int, what: str) -> tuple[str, ...]:
+    if included == requested:
         return ()
-    return (f"{wanted - shown} of {wanted} {what} were left out: the prompt would not fit the context.",)
+    return (f"{requested - included} of {requested} {what} were left out: the prompt would not fit the context.",)
 
 
-def _base_notes(worn: AdapterFolder | None, quantization: str) -> tuple[str, ...]:
+def _quantization_notes(adapter: AdapterFolder | None, quantization: str) -> tuple[str, ...]:
     """An adapter answers best on the very weights that it was trained on; another engine may not tell its own."""
-    if worn is None or quantization in (worn.manifest.trained_quantization, UNKNOWN):
+    if adapter is None or quantization in (adapter.manifest.trained_quantization, UNKNOWN):
         return ()
     names = {"none": "unquantized", "nf4": "NF4", "int8": "INT8"}
-    trained, here = (names.get(name, name) for name in (worn.manifest.trained_quantization, quantization))
+    trained, here = (names.get(name, name) for name in (adapter.manifest.trained_quantization, quantization))
     return (
-        f"'{worn.name}' was trained on the {trained} base and answers on the {here} one here: it may lose by that.",
+        f"'{adapter.name}' was trained on the {trained} base and answers on the {here} one here: it may lose by that.",
     )

@@ -10,7 +10,7 @@ import os
 import warnings
 
 
-def quiet() -> None:
+def configure_environment() -> None:
     """Keeps the console for our own progress and for errors, and the cores for work."""
     # How long threads of torch spin before they sleep. Hundreds of kernels a step follow one another within
     # microseconds, and waking a thread takes longer than most of them. Threads that spin for milliseconds, as is

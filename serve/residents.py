@@ -15,25 +15,25 @@ from types import TracebackType
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError, BusyError
-from serve.ledger import Ledger, Move, Resident, ResidentsStatus
+from serve.ledger import AdapterCacheStatus, CacheEntry, CacheState, InFlightLoad
 from serve.rows import Backend
 
 # A folder that changes while it is loaded is tried anew, but not for as long as somebody writes into it.
-_ATTEMPTS = 3
+_MAX_LOAD_ATTEMPTS = 3
 
 
 class Lease:
     """Keeps an adapter in memory until it is released; `folder` is what was checked and loaded."""
 
-    def __init__(self, folder: AdapterFolder, give_back: Callable[[], None]) -> None:
+    def __init__(self, folder: AdapterFolder, release_fn: Callable[[], None]) -> None:
         self.folder = folder
-        self._give_back: Callable[[], None] | None = give_back
+        self._release_fn: Callable[[], None] | None = release_fn
         self._lock = Lock()
 
     def release(self) -> None:
         """Gives the adapter back; a second time changes nothing."""
         with self._lock:
-            give_back, self._give_back = self._give_back, None
+            give_back, self._release_fn = self._release_fn, None
         if give_back is not None:
             give_back()
 
@@ -41,12 +41,12 @@ class Lease:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.release()
 
 
-class Residents:
+class AdapterCache:
     """The adapters in memory: a bounded LRU (count and bytes). Thread-safe.
 
     The backend is never called under the lock: it may wait for the worker, and the worker for a lease's release.
@@ -59,10 +59,10 @@ class Residents:
         self._backend = backend
         self._store = store
         self._timeout = timeout
-        self._ledger = Ledger(max_count, max_bytes)
+        self._state = CacheState(max_count, max_bytes)
         self._changed = Condition(Lock())
         # Held while room is made, so that two that need room do not both take what one of them has freed.
-        self._making_room = Lock()
+        self._eviction_lock = Lock()
 
     def acquire(self, name: str, timeout: float | None = None) -> Lease:
         """The adapter as it lies in the store now, in memory until the lease is released.
@@ -75,33 +75,33 @@ class Residents:
         while True:
             folder = self._store.open(name, self._backend.base)
             with self._changed:
-                move = self._ledger.moving.get(name)
+                move = self._state.in_flight.get(name)
                 if move is None:
-                    if (resident := self._hit(name, folder)) is not None:
-                        return self._lease(name, resident)
-                    move = self._ledger.moving[name] = Move()
+                    if (resident := self._lookup(name, folder)) is not None:
+                        return self._make_lease(name, resident)
+                    move = self._state.in_flight[name] = InFlightLoad()
                     break
                 # Not the room is waited for here: that other thread loads what this one wants.
-                self._await_end(name, move, max(deadline, asked + self._timeout))
-                if move.fault is not None and move.folder == folder:
-                    raise AdapterError(str(move.fault))
+                self._wait_for(name, move, max(deadline, asked + self._timeout))
+                if move.error is not None and move.folder == folder:
+                    raise AdapterError(str(move.error))
         try:
-            return self._lease(name, self._bring(name, move, deadline))
+            return self._make_lease(name, self._load(name, move, deadline))
         except AdapterError as fault:
-            move.fault = fault
+            move.error = fault
             raise
         finally:
-            self._end(name)
+            self._end_load(name)
 
     def pin(self, name: str) -> None:
         """Loads the adapter and keeps it in memory, in use or not; errors as of `acquire`."""
         with self.acquire(name), self._changed:
-            self._ledger.pinned.add(name)
+            self._state.pinned.add(name)
 
     def unpin(self, name: str) -> None:
         """Lets the adapter make room again."""
         with self._changed:
-            self._ledger.pinned.discard(name)
+            self._state.pinned.discard(name)
             self._changed.notify_all()
 
     def unload(self, name: str) -> None:
@@ -111,134 +111,134 @@ class Residents:
         """
         deadline = time.monotonic() + self._timeout
         with self._changed:
-            self._ledger.pinned.discard(name)
+            self._state.pinned.discard(name)
             self._changed.notify_all()
-            while (move := self._ledger.moving.get(name)) is not None:
-                self._await_end(name, move, deadline)
-            resident = self._ledger.residents.get(name)
+            while (move := self._state.in_flight.get(name)) is not None:
+                self._wait_for(name, move, deadline)
+            resident = self._state.entries.get(name)
             if resident is None:
                 return
-            resident.leaving = True
+            resident.unload_pending = True
             if resident.leases:
                 return
-            self._ledger.moving[name] = Move()
-        self._drop(name)
+            self._state.in_flight[name] = InFlightLoad()
+        self._unload_marked(name)
 
-    def status(self) -> ResidentsStatus:
+    def status(self) -> AdapterCacheStatus:
         """What is in memory now."""
         with self._changed:
-            return self._ledger.status()
+            return self._state.status()
 
-    def _hit(self, name: str, folder: AdapterFolder) -> Resident | None:
-        resident = self._ledger.lease(name, folder)
-        self._ledger.hits += resident is not None
+    def _lookup(self, name: str, folder: AdapterFolder) -> CacheEntry | None:
+        resident = self._state.lease(name, folder)
+        self._state.hits += resident is not None
         return resident
 
-    def _lease(self, name: str, resident: Resident) -> Lease:
+    def _make_lease(self, name: str, entry: CacheEntry) -> Lease:
         begun = time.monotonic()
-        return Lease(resident.folder, lambda: self._give_back(name, resident, begun))
+        return Lease(entry.folder, lambda: self._release(name, entry, begun))
 
-    def _give_back(self, name: str, resident: Resident, begun: float) -> None:
+    def _release(self, name: str, entry: CacheEntry, leased_at: float) -> None:
         with self._changed:
-            leaves = self._ledger.give_back(name, resident, time.monotonic() - begun)
+            leaves = self._state.release(name, entry, time.monotonic() - leased_at)
             if leaves:
-                self._ledger.moving[name] = Move()
+                self._state.in_flight[name] = InFlightLoad()
             self._changed.notify_all()
         if leaves:
-            self._drop(name)
+            self._unload_marked(name)
 
-    def _bring(self, name: str, move: Move, deadline: float) -> Resident:
+    def _load(self, name: str, load: InFlightLoad, deadline: float) -> CacheEntry:
         """Loads what the store has under `name` now, and leases it. No other thread moves that name meanwhile."""
         needed = attempts = 0
         while True:
             # Looked at again: the version that led here may have been replaced before this thread's turn.
-            folder = move.folder = self._store.open(name, self._backend.base)
+            folder = load.folder = self._store.open(name, self._backend.base)
             with self._changed:
-                if (resident := self._hit(name, folder)) is not None:
+                if (resident := self._lookup(name, folder)) is not None:
                     return resident
-            self._make_room(name, move, max(needed, _file_bytes(folder)), deadline)
+            self._reserve(name, load, max(needed, _file_bytes(folder)), deadline)
             begun = time.perf_counter()
             attempts += 1
             try:
                 self._backend.load_adapter(folder)
             except AdapterError:
-                if attempts < _ATTEMPTS and self._store.open(name, self._backend.base) != folder:
+                if attempts < _MAX_LOAD_ATTEMPTS and self._store.open(name, self._backend.base) != folder:
                     continue
                 raise
             needed = self._backend.adapter_bytes(name)
             with self._changed:
-                self._ledger.loads += 1
-                self._ledger.load_seconds += time.perf_counter() - begun
-                if (resident := self._ledger.admit(name, folder, move, needed)) is not None:
+                self._state.loads += 1
+                self._state.load_seconds += time.perf_counter() - begun
+                if (resident := self._state.insert(name, folder, load, needed)) is not None:
                     return resident
             # It is larger than its file: out again, until there is room for what it takes.
             self._backend.unload_adapter(name)
 
-    def _make_room(self, name: str, move: Move, size: int, deadline: float) -> None:
+    def _reserve(self, name: str, load: InFlightLoad, size: int, deadline: float) -> None:
         """Reserves `size` bytes for the move, once enough is unloaded that is neither leased nor pinned."""
-        if size > self._ledger.max_bytes:
+        if size > self._state.max_bytes:
             raise AdapterError(
                 f"Adapter '{name}' takes {size / 1e6:.1f} MB and all adapters together may take "
-                f"{self._ledger.max_bytes / 1e6:.1f} MB: allow more, or train one of a smaller rank."
+                f"{self._state.max_bytes / 1e6:.1f} MB: allow more, or train one of a smaller rank."
             )
         with self._changed:
-            if self._ledger.reserve(move, size):
+            if self._state.reserve(load, size):
                 return
-        if not self._making_room.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise self._busy()
+        if not self._eviction_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise self._busy_error()
         try:
-            while (victim := self._next_victim(name, move, size, deadline)) is not None:
+            while (victim := self._next_victim(name, load, size, deadline)) is not None:
                 try:
                     self._unload(victim)
                 finally:
                     if victim != name:
-                        self._end(victim)
+                        self._end_load(victim)
                 with self._changed:
-                    self._ledger.evictions += 1
+                    self._state.evictions += 1
         finally:
-            self._making_room.release()
+            self._eviction_lock.release()
 
-    def _next_victim(self, name: str, move: Move, size: int, deadline: float) -> str | None:
+    def _next_victim(self, name: str, load: InFlightLoad, size: int, deadline: float) -> str | None:
         """What must be unloaded next, marked as moving; None once there is room, which is reserved then."""
         with self._changed:
-            while not self._ledger.reserve(move, size):
-                victim = self._ledger.victim(name)
+            while not self._state.reserve(load, size):
+                victim = self._state.victim(name)
                 if victim is not None:
-                    self._ledger.moving.setdefault(victim, Move())
+                    self._state.in_flight.setdefault(victim, InFlightLoad())
                     return victim
-                if not self._ledger.may_hope(name):
+                if not self._state.can_free_later(name):
                     raise AdapterError(
                         f"There is no room for adapter '{name}': those in memory are pinned, unpin one or allow more."
                     )
                 if not self._changed.wait(deadline - time.monotonic()):
-                    raise self._busy()
+                    raise self._busy_error()
         return None
 
-    def _drop(self, name: str) -> None:
+    def _unload_marked(self, name: str) -> None:
         """Unloads what this thread has marked as moving."""
         try:
             self._unload(name)
         finally:
-            self._end(name)
+            self._end_load(name)
 
     def _unload(self, name: str) -> None:
         self._backend.unload_adapter(name)
         with self._changed:
-            self._ledger.residents.pop(name, None)
+            self._state.entries.pop(name, None)
 
-    def _end(self, name: str) -> None:
+    def _end_load(self, name: str) -> None:
         with self._changed:
-            self._ledger.moving.pop(name, None)
+            self._state.in_flight.pop(name, None)
             self._changed.notify_all()
 
-    def _await_end(self, name: str, move: Move, deadline: float) -> None:
+    def _wait_for(self, name: str, load: InFlightLoad, deadline: float) -> None:
         """Waits, giving the lock away, until the other thread is done with that name."""
-        while self._ledger.moving.get(name) is move:
+        while self._state.in_flight.get(name) is load:
             if not self._changed.wait(deadline - time.monotonic()):
-                raise self._busy()
+                raise self._busy_error()
 
-    def _busy(self) -> BusyError:
-        seconds = max(1.0, self._ledger.usual_lease)
+    def _busy_error(self) -> BusyError:
+        seconds = max(1.0, self._state.mean_lease_seconds)
         return BusyError(f"The memory for adapters is all in use: try again in about {seconds:.0f} s.", seconds)
 
 

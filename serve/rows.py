@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Event
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.method import Method
 from tasks.problem import Example, Problem
 from tasks.prompt import Message, PromptStyle
@@ -20,7 +20,7 @@ MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
-class Decoding:
+class SamplingParams:
     """How tokens are chosen.
 
     `candidates` is the number of answers per row: beams for "beam", independent samples for "sample", 1 for
@@ -39,23 +39,25 @@ class Decoding:
 
     def __post_init__(self) -> None:
         if self.mode not in ("greedy", "sample", "beam"):
-            raise PeftArenaError(f"Unknown decoding '{self.mode}': choose greedy, sample or beam.")
+            raise PromptOrTuneError(f"Unknown decoding '{self.mode}': choose greedy, sample or beam.")
         if not 1 <= self.candidates <= MAX_CANDIDATES:
-            raise PeftArenaError(f"{self.candidates} candidates asked for: choose 1 to {MAX_CANDIDATES}.")
+            raise PromptOrTuneError(f"{self.candidates} candidates asked for: choose 1 to {MAX_CANDIDATES}.")
         if self.mode == "greedy" and self.candidates != 1:
-            raise PeftArenaError("Greedy decoding has one candidate: choose beam or sample for more.")
+            raise PromptOrTuneError("Greedy decoding has one candidate: choose beam or sample for more.")
         if self.max_new_tokens < 1:
-            raise PeftArenaError("max_new_tokens must be at least 1.")
+            raise PromptOrTuneError("max_new_tokens must be at least 1.")
         if self.mode == "sample" and not (self.temperature > 0 and 0 < self.top_p <= 1):
-            raise PeftArenaError("Sampling needs a temperature above 0 and a top-p above 0, at most 1.")
+            raise PromptOrTuneError("Sampling needs a temperature above 0 and a top-p above 0, at most 1.")
         if len(self.stop) > MAX_STOPS or not all(self.stop):
-            raise PeftArenaError(f"Give at most {MAX_STOPS} stop strings, none of them empty.")
+            raise PromptOrTuneError(f"Give at most {MAX_STOPS} stop strings, none of them empty.")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 f"{self.top_logprobs} top log-probabilities asked for: choose 0 to {MAX_TOP_LOGPROBS}."
             )
         if self.mode == "beam" and (self.stop or self.top_logprobs is not None):
-            raise PeftArenaError("Beam search has neither stop strings nor log-probabilities: choose greedy or sample.")
+            raise PromptOrTuneError(
+                "Beam search has neither stop strings nor log-probabilities: choose greedy or sample."
+            )
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,19 @@ class Candidate:
     code: str
     logprob: float
     tokens: int
-    times: int = 1
+    count: int = 1
     finish: Literal["stop", "length", "cancelled"] = "stop"
     token_logprobs: tuple[TokenLogprob, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields as runs and records store them, where `count` has its first name, "times"."""
+        values = asdict(self)
+        values["times"] = values.pop("count")
+        return values
+
 
 @dataclass(frozen=True)
-class Partial:
+class PartialOutput:
     """What row `index` has said so far: sample number `candidate`, or the best beam."""
 
     index: int
@@ -109,10 +117,10 @@ class Partial:
 
 
 @dataclass(frozen=True)
-class Finished:
+class RowOutput:
     """Row `index` is done: its candidates, best first, and the seconds since it was added to the batch.
 
-    `samples` are the row's samples as they were said, in the order of Partial.candidate; `candidates` are the same
+    `samples` are the row's samples as they were said, in the order of PartialOutput.candidate; `candidates` are the same
     with equal ones merged. Empty for beams. `error` is the sentence of a row that failed by itself, as one does whose
     connection breaks; the candidates then hold what it had said before. `notes` go to the answer's.
     """
@@ -130,25 +138,25 @@ class Batch(Protocol):
     """Rows in flight. One thread works with it; several batches may be in flight, one step of each at a time."""
 
     @property
-    def joins(self) -> bool:
+    def supports_continuous_batching(self) -> bool:
         """Whether rows may be added while others are in flight."""
 
     def __len__(self) -> int:
         """How many lines are in flight or waiting to be read: a row with several candidates has as many."""
 
-    def add(self, key: int, row: Row, decoding: Decoding) -> None:
+    def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
         """Takes a row in under a number that is not in use; its prompt is read by the steps to come.
 
-        Raises PeftArenaError where the row cannot be answered; nothing has changed then.
+        Raises PromptOrTuneError where the row cannot be answered; nothing has changed then.
         """
 
-    def step(self) -> list[Partial | Finished]:
+    def step(self) -> list[PartialOutput | RowOutput]:
         """One piece of a prompt, one token for every line that has been read, or both; `index` is the row's key.
 
-        A row's last event is its Finished. After an exception the batch is empty and the model is as before.
+        A row's last event is its RowOutput. After an exception the batch is empty and the model is as before.
         """
 
-    def cancel(self, key: int) -> Finished:
+    def cancel(self, key: int) -> RowOutput:
         """Takes the row out at once; what it has said is its answer."""
 
 
@@ -161,7 +169,7 @@ class Backend(Protocol):
     def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
         """An empty batch: "step" is for greedy decoding and sampling, mixed as they come; "beam" for beam search."""
 
-    def chat(self, messages: Sequence[Message]) -> str:
+    def apply_chat_template(self, messages: Sequence[Message]) -> str:
         """The base's own chat template around `messages`, open for the assistant's answer."""
 
     def count_tokens(self, text: str) -> int: ...
@@ -178,8 +186,10 @@ class Backend(Protocol):
     def adapter_bytes(self, name: str) -> int:
         """How much memory the loaded adapter takes."""
 
-    def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
-        """All rows in one batch, to the end. Every row ends with one Finished, a cancelled one within a step."""
+    def generate(
+        self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
+    ) -> Iterator[PartialOutput | RowOutput]:
+        """All rows in one batch, to the end. Every row ends with one RowOutput, a cancelled one within a step."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +212,12 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RequestOutput:
     """All that is known of one method's answer to one problem.
 
     A failure has `error`; its candidates, where it has any, are what had been said before.
 
-    `samples` are what Finished.samples says: a client that asked for n answers gets n, equal ones too. `seconds` run
+    `samples` are what RowOutput.samples says: a client that asked for n answers gets n, equal ones too. `seconds` run
     from the start of its generation to its end, `first_token_seconds` from there to its first token, and
     `queued_seconds` from the call to that start. `fault` is the error whose sentence `error` holds, for who must tell
     kinds of them apart.
@@ -227,7 +237,7 @@ class Answer:
     samples: tuple[Candidate, ...] = ()
     queued_seconds: float = 0.0
     first_token_seconds: float = 0.0
-    fault: PeftArenaError | None = field(default=None, compare=False, repr=False)
+    exception: PromptOrTuneError | None = field(default=None, compare=False, repr=False)
 
     @property
     def code(self) -> str:

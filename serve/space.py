@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 # Where a Space mounts the storage that outlives its restarts, when it has any.
-STORAGE = Path("/data")
+STORAGE_DIR = Path("/data")
 
 
 @dataclass(frozen=True)
@@ -32,42 +32,42 @@ class SpaceSettings:
     owner: str = ""
     owners: frozenset[str] = frozenset()
     zero_gpu: bool = False
-    persistent_home: Path | None = None
+    persistent_cache_dir: Path | None = None
     host: str = ""
     oauth: bool = False
 
     @property
-    def on_a_space(self) -> bool:
+    def is_space(self) -> bool:
         return bool(self.id)
 
     @property
-    def training(self) -> Literal["everyone", "owner", "nobody"]:
+    def training_access(self) -> Literal["everyone", "owner", "nobody"]:
         """Who may train where nobody says otherwise: ZeroGPU lends its GPU for seconds, so nobody can there."""
-        if not self.on_a_space:
+        if not self.is_space:
             return "everyone"
         return "nobody" if self.zero_gpu else "owner"
 
 
-def space_settings(environ: Mapping[str, str], storage: Path = STORAGE) -> SpaceSettings:
+def space_settings(environ: Mapping[str, str], storage: Path = STORAGE_DIR) -> SpaceSettings:
     """Reads `environ`; looks besides only at `storage`, where it writes nothing that stays."""
     id = environ.get("SPACE_ID", "").strip()
     if not id:
         return SpaceSettings()
     owner = environ.get("SPACE_AUTHOR_NAME", "").strip() or id.partition("/")[0]
     named = (name.strip() for name in environ.get("PEFT_ARENA_OWNERS", "").split(","))
-    kept = not environ.get("PEFT_ARENA_HOME") and takes_databases(storage)
+    kept = not environ.get("PEFT_ARENA_HOME") and sqlite_works(storage)
     return SpaceSettings(
         id=id,
         owner=owner,
         owners=frozenset(name for name in (owner, *named) if name),
         zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
-        persistent_home=storage / "peft-arena" if kept else None,
+        persistent_cache_dir=storage / "peft-arena" if kept else None,
         host=environ.get("SPACE_HOST", "").split(",")[0].strip(),
         oauth=bool(environ.get("OAUTH_CLIENT_ID")),
     )
 
 
-def takes_databases(folder: Path) -> bool:
+def sqlite_works(folder: Path) -> bool:
     """Whether SQLite can work in `folder`: it must be writable in the middle of files and lock them.
 
     Storage that is mounted over the network does not always do that, and votes and the jobs' queue are databases.

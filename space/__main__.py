@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import PeftArenaError
-from serve.quiet import quiet
-from space.build import build
+from errors import PromptOrTuneError
+from serve.quiet import configure_environment
+from space.build import build_space
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0, 2 for an error that a person can mend, 130 after Ctrl-C."""
-    quiet()
+    configure_environment()
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = {"build": _build, "publish": _publish}.get(given[0] if given else "")
     if command is None:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(given[1:])
         return 0
-    except PeftArenaError as error:
+    except PromptOrTuneError as error:
         print(f"space: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -41,7 +41,7 @@ def _build(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="an empty or new folder")
     parser.add_argument("--overwrite", action="store_true", help="replace a Space that was built there before")
     options = parser.parse_args(arguments)
-    built = build(options.folder.expanduser(), overwrite=options.overwrite)
+    built = build_space(options.folder.expanduser(), overwrite=options.overwrite)
     print(f"{built.folder}: {len(built.files)} files, {built.size / 1e6:.1f} MB; `python app.py` there starts it.")
 
 

@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from space.card import CARD, REQUIREMENTS, ROOT, check_card, with_thumbnail
 
 MAX_BYTES = 30_000_000
 # Rooms go along whole; what stands around them (tests, benchmarks, docs, this package) is for those who develop.
-ROOMS = ("adapters", "evaluate", "jobs", "serve", "tasks", "train", "ui")
-ALONE = ("app.py", "errors.py", "LICENSE", "requirements.txt")
+PACKAGES = ("adapters", "evaluate", "jobs", "serve", "tasks", "train", "ui")
+TOP_LEVEL_FILES = ("app.py", "errors.py", "LICENSE", "requirements.txt")
 # The Results page reads the runs and the scores beside them; the reports, plots and tables are made from these.
-RUNS = "docs/results"
+RESULTS_DIR = "docs/results"
 _RUN_ENDINGS = (".jsonl", ".jsonl.gz")
-_SKIPPED = ("__pycache__",)
+_SKIPPED_NAMES = ("__pycache__",)
 _SKIPPED_ENDINGS = (".pyc", ".pyo", ".orig", ".rej", ".swp", "~")
-PICTURE = ROOT / "docs" / "screenshots" / "compare.png"
+SCREENSHOT = ROOT / "docs" / "screenshots" / "compare.png"
 THUMBNAIL = "thumbnail.png"
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltSpace:
     """What was written: the folder, its files as paths within it, sorted, and their bytes together."""
 
     folder: Path
@@ -32,62 +32,66 @@ class Built:
     size: int
 
 
-def build(folder: Path, *, overwrite: bool = False, repo_id: str | None = None) -> Built:
+def build_space(folder: Path, *, overwrite: bool = False, repo_id: str | None = None) -> BuiltSpace:
     """Writes the Space into `folder`; the same checkout gives the same files, byte for byte.
 
-    With `repo_id` the card names the Space's own thumbnail, which needs its address. PeftArenaError in one sentence
+    With `repo_id` the card names the Space's own thumbnail, which needs its address. PromptOrTuneError in one sentence
     where the folder holds something and may not be overwritten, or the card or the size is wrong; nothing is then
     written. With `overwrite` the folder holds the Space alone afterwards.
     """
-    wanted = contents(repo_id)
+    wanted = space_files(repo_id)
     size = sum(_size(source) for source in wanted.values())
     if size > MAX_BYTES:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"The Space would have {size / 1e6:.1f} MB and {MAX_BYTES / 1e6:.0f} MB is the limit: take something large "
             "out of adapters/library or docs/results."
         )
-    _make_room(folder, overwrite)
+    _clear_folder(folder, overwrite)
     for name, source in wanted.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
         target.chmod(0o644)
-    return Built(folder, tuple(wanted), size)
+    return BuiltSpace(folder, tuple(wanted), size)
 
 
-def contents(repo_id: str | None = None) -> dict[str, Path | bytes]:
+def space_files(repo_id: str | None = None) -> dict[str, Path | bytes]:
     """What a Space consists of: paths within it, sorted, with the file, or the text, that belongs there."""
     card = CARD.read_text(encoding="utf-8")
     check_card(card, REQUIREMENTS.read_text(encoding="utf-8"))
-    found: dict[str, Path | bytes] = {name: ROOT / name for name in ALONE}
-    for room in ROOMS:
-        found |= {_within(path): path for path in _files(ROOT / room)}
-    found |= {_within(path): path for path in _files(ROOT / RUNS) if path.name.endswith(_RUN_ENDINGS)}
+    found: dict[str, Path | bytes] = {name: ROOT / name for name in TOP_LEVEL_FILES}
+    for room in PACKAGES:
+        found |= {_repo_path(path): path for path in _iter_files(ROOT / room)}
+    found |= {_repo_path(path): path for path in _iter_files(ROOT / RESULTS_DIR) if path.name.endswith(_RUN_ENDINGS)}
     found["packages.txt"] = CARD.with_name("packages.txt")
     if repo_id is not None:
         # Addresses of a Space's files are the Hub's own, whatever endpoint this machine uses.
         card = with_thumbnail(card, f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}")
-        found[THUMBNAIL] = PICTURE
+        found[THUMBNAIL] = SCREENSHOT
     found["README.md"] = card.encode()
     return dict(sorted(found.items()))
 
 
-def ours(path: str) -> bool:
+def is_project_file(path: str) -> bool:
     """Whether a file of a published Space is one that some version of this program put there."""
     first = path.split("/", 1)[0]
-    return first in ROOMS or path in (*ALONE, "packages.txt", "README.md", THUMBNAIL) or path.startswith(f"{RUNS}/")
+    return (
+        first in PACKAGES
+        or path in (*TOP_LEVEL_FILES, "packages.txt", "README.md", THUMBNAIL)
+        or path.startswith(f"{RESULTS_DIR}/")
+    )
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _iter_files(folder: Path) -> Iterator[Path]:
     """All files under `folder` that are no leftovers of tools; links are not followed out of the checkout."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part in _SKIPPED for part in parts)
+        hidden = any(part.startswith(".") or part in _SKIPPED_NAMES for part in parts)
         if not hidden and path.is_file() and not path.is_symlink() and not path.name.endswith(_SKIPPED_ENDINGS):
             yield path
 
 
-def _within(path: Path) -> str:
+def _repo_path(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
@@ -95,16 +99,16 @@ def _size(source: Path | bytes) -> int:
     return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
-def _make_room(folder: Path, overwrite: bool) -> None:
+def _clear_folder(folder: Path, overwrite: bool) -> None:
     """An empty `folder`. What is deleted is only ever a Space that was built before."""
     if folder.exists() and not folder.is_dir():
-        raise PeftArenaError(f"{folder} is a file: name a folder for the Space.")
+        raise PromptOrTuneError(f"{folder} is a file: name a folder for the Space.")
     there = list(folder.iterdir()) if folder.is_dir() else []
     if there and not overwrite:
-        raise PeftArenaError(f"The folder {folder} is not empty: name another one, or add --overwrite.")
-    strange = [path.name for path in there if not ours(path.name) and path.name not in ("docs", ".git")]
+        raise PromptOrTuneError(f"The folder {folder} is not empty: name another one, or add --overwrite.")
+    strange = [path.name for path in there if not is_project_file(path.name) and path.name not in ("docs", ".git")]
     if strange:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"The folder {folder} holds more than a Space ({', '.join(sorted(strange)[:3])}): name another one."
         )
     try:
@@ -116,4 +120,6 @@ def _make_room(folder: Path, overwrite: bool) -> None:
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        raise PeftArenaError(f"The folder {folder} cannot be written ({fault.strerror}): name another one.") from fault
+        raise PromptOrTuneError(
+            f"The folder {folder} cannot be written ({fault.strerror}): name another one."
+        ) from fault

@@ -10,7 +10,7 @@ import re
 import textwrap
 
 from tasks.prompt import INSTRUCTION, RESPONSE, PromptStyle
-from tasks.syntax import parses
+from tasks.syntax import is_valid_python
 
 # A fence is opened or closed by a line of its own.
 _FENCE_OPEN = re.compile(r"^[ \t]*```[ \t]*[\w+-]*[ \t]*(?:\n|\Z)", re.MULTILINE)
@@ -19,8 +19,8 @@ _NEXT_TURN = re.compile(
     rf"^[ \t]*(?:{re.escape(INSTRUCTION)}|{re.escape(RESPONSE)}|<\|im_(?:start|end)\|>)", re.MULTILINE
 )
 _MAX_LINES = 80
-_LONE_WORD = re.compile(r"[A-Z][\w'’-]*[.:!,]?")
-_BLOCK = re.compile(
+_SINGLE_WORD = re.compile(r"[A-Z][\w'’-]*[.:!,]?")
+_CODE_START = re.compile(
     r"(?:def|class|for|while|if|elif|else|try|except|finally|with|async|return|@|import|from)\b|.*[\[({:,\\]$|[\])}]"
 )
 
@@ -87,14 +87,14 @@ def _without_prose(text: str) -> str:
     """The longest run of lines that is Python, where the whole is not; the text itself where there is none."""
     text = text.strip()
     lines = text.splitlines()
-    if parses(text) or not 1 < len(lines) <= _MAX_LINES:
+    if is_valid_python(text) or not 1 < len(lines) <= _MAX_LINES:
         return text
     for start in range(min(len(lines), 8)):
         if _is_prose(lines[start]) or lines[start][0].isspace():
             continue
         for end in range(len(lines), start, -1):
             block = "\n".join(lines[start:end])
-            if parses(block) and not all(_is_prose(line) for line in lines[start:end]):
+            if is_valid_python(block) and not all(_is_prose(line) for line in lines[start:end]):
                 return block.strip("\n")
     return text
 
@@ -102,6 +102,6 @@ def _without_prose(text: str) -> str:
 def _is_prose(line: str) -> bool:
     """Whether a line is a sentence and not code: a lone word parses as a name, and 'Sure' must not win."""
     line = line.strip()
-    if not line or _LONE_WORD.fullmatch(line):
+    if not line or _SINGLE_WORD.fullmatch(line):
         return True
-    return not parses(line) and _BLOCK.match(line) is None
+    return not is_valid_python(line) and _CODE_START.match(line) is None

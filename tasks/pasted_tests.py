@@ -39,7 +39,7 @@ from tasks.problem import AssertTest, StdioTest, Test
 MAX_CHARACTERS = 100_000
 MAX_TESTS = 200
 _LABEL = re.compile(r"^(input|output)[ \t]*:[ \t]*(.*)$", re.IGNORECASE)
-_HOW = "write lines like 'assert f(2) == 4', '>>> f(2)' with the answer below, or 'input:' and 'output:' blocks"
+_FORMAT_HINT = "write lines like 'assert f(2) == 4', '>>> f(2)' with the answer below, or 'input:' and 'output:' blocks"
 
 
 def parse_pasted_tests(text: str) -> tuple[Test, ...]:
@@ -48,18 +48,18 @@ def parse_pasted_tests(text: str) -> tuple[Test, ...]:
         raise DataError(f"The tests have {len(text)} characters: paste at most {MAX_CHARACTERS}.")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if any(line.lstrip().startswith(">>>") for line in lines):
-        tests: tuple[Test, ...] = _session("\n".join(lines))
+        tests: tuple[Test, ...] = _parse_session("\n".join(lines))
     elif any(_LABEL.match(line) for line in lines):
-        tests = _runs(lines)
+        tests = _parse_runs(lines)
     else:
-        tests = _asserts("\n".join(lines))
+        tests = _parse_asserts("\n".join(lines))
     if len(tests) > MAX_TESTS:
         raise DataError(f"There are {len(tests)} tests: paste at most {MAX_TESTS}.")
     return tests
 
 
-def _asserts(text: str) -> tuple[Test, ...]:
-    body = _parsed(text, 1, "exec").body
+def _parse_asserts(text: str) -> tuple[Test, ...]:
+    body = _parse_python(text, 1, "exec").body
     setup: list[str] = []
     tests: list[Test] = []
     for statement in body:
@@ -69,19 +69,21 @@ def _asserts(text: str) -> tuple[Test, ...]:
         elif any(isinstance(each, ast.Assert) for each in ast.walk(statement)):
             raise DataError(f"Line {statement.lineno}: write each assert as a line of its own, not inside of a block.")
         elif isinstance(statement, ast.Expr) and _is_comparison(statement.value):
-            raise DataError(f"Line {statement.lineno}: '{_short(source)}' checks nothing: put 'assert' before it.")
+            raise DataError(f"Line {statement.lineno}: '{_truncate(source)}' checks nothing: put 'assert' before it.")
         else:
             setup.append(source)
     if not tests:
-        raise DataError(f"There is no test in this text: {_HOW}.")
+        raise DataError(f"There is no test in this text: {_FORMAT_HINT}.")
     return tuple(tests)
 
 
-def _session(text: str) -> tuple[Test, ...]:
+def _parse_session(text: str) -> tuple[Test, ...]:
     try:
         examples = doctest.DocTestParser().get_examples(text)
     except ValueError as fault:
-        raise DataError(f"The session cannot be read ({_short(str(fault))}): write '>>> ' before each call.") from None
+        raise DataError(
+            f"The session cannot be read ({_truncate(str(fault))}): write '>>> ' before each call."
+        ) from None
     setup: list[str] = []
     tests: list[Test] = []
     for example in examples:
@@ -89,18 +91,18 @@ def _session(text: str) -> tuple[Test, ...]:
         if example.exc_msg is not None:
             raise DataError(f"Line {line}: an answer that is an error cannot be tested: write the value it gives.")
         if not want:
-            _parsed(source, line, "exec")
+            _parse_python(source, line, "exec")
             setup.append(source)
             continue
-        tests.append(AssertTest(_with_answer(source, want, line), "\n".join(setup)))
+        tests.append(AssertTest(_assert_statement(source, want, line), "\n".join(setup)))
     if not tests:
-        raise DataError(f"Line {_first_call(text)}: no call has an answer below it: {_HOW}.")
+        raise DataError(f"Line {_first_call(text)}: no call has an answer below it: {_FORMAT_HINT}.")
     return tuple(tests)
 
 
-def _with_answer(source: str, want: str, line: int) -> str:
+def _assert_statement(source: str, want: str, line: int) -> str:
     """The assert that says the same: by value where the answer is a literal, else by how it is written."""
-    call = _parsed(source, line, "eval").body
+    call = _parse_python(source, line, "eval").body
     code = ast.get_source_segment(source, call) or source
     if isinstance(call, ast.Call) and ast.unparse(call.func) == "print" and len(call.args) == 1 and not call.keywords:
         return f"assert str({ast.get_source_segment(source, call.args[0])}) == {want!r}"
@@ -112,7 +114,7 @@ def _with_answer(source: str, want: str, line: int) -> str:
 
 
 @dataclass
-class _Block:
+class _LabelledBlock:
     """What stands behind one label."""
 
     label: str
@@ -128,10 +130,10 @@ class _Block:
         return "".join(f"{line}\n" for line in lines)
 
 
-def _runs(lines: list[str]) -> tuple[Test, ...]:
+def _parse_runs(lines: list[str]) -> tuple[Test, ...]:
     tests: list[Test] = []
-    given: _Block | None = None
-    for block in _blocks(lines):
+    given: _LabelledBlock | None = None
+    for block in _split_blocks(lines):
         if block.label == "input":
             if given is not None:
                 raise DataError(f"Line {given.line}: 'input:' has no 'output:' after it: add what must be printed.")
@@ -148,35 +150,35 @@ def _runs(lines: list[str]) -> tuple[Test, ...]:
     return tuple(tests)
 
 
-def _blocks(lines: list[str]) -> list[_Block]:
-    blocks: list[_Block] = []
+def _split_blocks(lines: list[str]) -> list[_LabelledBlock]:
+    blocks: list[_LabelledBlock] = []
     for number, line in enumerate(lines, start=1):
         label = _LABEL.match(line)
         if label:
-            blocks.append(_Block(label[1].lower(), number, [label[2]]))
+            blocks.append(_LabelledBlock(label[1].lower(), number, [label[2]]))
         elif blocks:
             blocks[-1].lines.append(line)
         elif line.strip():
-            raise DataError(f"Line {number}: '{_short(line)}' stands before the first 'input:': move or remove it.")
+            raise DataError(f"Line {number}: '{_truncate(line)}' stands before the first 'input:': move or remove it.")
     return blocks
 
 
 @overload
-def _parsed(source: str, line: int, mode: Literal["exec"]) -> ast.Module: ...
+def _parse_python(source: str, line: int, mode: Literal["exec"]) -> ast.Module: ...
 @overload
-def _parsed(source: str, line: int, mode: Literal["eval"]) -> ast.Expression: ...
-def _parsed(source: str, line: int, mode: Literal["exec", "eval"]) -> ast.AST:
+def _parse_python(source: str, line: int, mode: Literal["eval"]) -> ast.Expression: ...
+def _parse_python(source: str, line: int, mode: Literal["exec", "eval"]) -> ast.AST:
     """The syntax tree of `source`, whose first line is number `line` of what was pasted."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(source, mode=mode)
     except SyntaxError as fault:
-        shown = f" ('{_short(fault.text)}')" if fault.text and fault.text.strip() else ""
+        shown = f" ('{_truncate(fault.text)}')" if fault.text and fault.text.strip() else ""
         number = line + (fault.lineno or 1) - 1
-        raise DataError(f"Line {number}: this is no Python, {fault.msg}{shown}: {_HOW}.") from None
+        raise DataError(f"Line {number}: this is no Python, {fault.msg}{shown}: {_FORMAT_HINT}.") from None
     except (ValueError, MemoryError, RecursionError):
-        raise DataError(f"Line {line}: this cannot be read as Python: {_HOW}.") from None
+        raise DataError(f"Line {line}: this cannot be read as Python: {_FORMAT_HINT}.") from None
 
 
 def _is_comparison(node: ast.expr) -> bool:
@@ -190,6 +192,6 @@ def _first_call(text: str) -> int:
     return next(number for number, line in enumerate(lines, start=1) if line.lstrip().startswith(">>>"))
 
 
-def _short(text: str) -> str:
+def _truncate(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from errors import PeftArenaError, unknown
+from errors import PromptOrTuneError, unknown_name_error
 from tasks.problem import Example
 
 PROMPT_VERSION = 1
 INSTRUCTION = "### Instruction:"
 RESPONSE = "### Response:"
-_OPENING = "```python\n"
+_FENCE_START = "```python\n"
 
 
 class Message(TypedDict):
@@ -44,7 +44,7 @@ class PromptStyle:
     name: str
     format: Literal["plain", "chat"]
     system: str = ""
-    ask: str = "{intent}"
+    intent_template: str = "{intent}"
     fenced: bool = False
     prefill: bool = False
 
@@ -56,45 +56,51 @@ class PromptStyle:
         the adapters trained before it valid. Every answer ends with the base's own end token ("eos").
         """
         shown, asked = Example("probe", "probe intent", "probe = 1"), "asked intent"
-        turns = _messages(asked, [shown], self) if self.format == "chat" else render(asked, [shown], self)
-        parts = [PROMPT_VERSION, self.format, turns, self.prefill, completion("asked = 1", self), "eos"]
+        turns = _chat_messages(asked, [shown], self) if self.format == "chat" else render_prompt(asked, [shown], self)
+        parts = [PROMPT_VERSION, self.format, turns, self.prefill, format_completion("asked = 1", self), "eos"]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-_SHORT = "Answer with the shortest Python code that does it, often a single line. No explanation."
-_EXPERT = "You are an expert Python programmer. Answer with Python code only, without explanation or example usage."
+_SHORT_INSTRUCTION = "Answer with the shortest Python code that does it, often a single line. No explanation."
+_EXPERT_INSTRUCTION = (
+    "You are an expert Python programmer. Answer with Python code only, without explanation or example usage."
+)
 
 STYLES: dict[str, PromptStyle] = {
     style.name: style
     for style in (
         PromptStyle("plain", "plain"),
-        PromptStyle("plain-python", "plain", system=_EXPERT),
-        PromptStyle("plain-short", "plain", ask="{intent}\n" + _SHORT),
+        PromptStyle("plain-python", "plain", system=_EXPERT_INSTRUCTION),
+        PromptStyle("plain-short", "plain", intent_template="{intent}\n" + _SHORT_INSTRUCTION),
         PromptStyle("chat", "chat", fenced=True),
-        PromptStyle("chat-python", "chat", system=_EXPERT, fenced=True),
-        PromptStyle("chat-python-bare", "chat", system=_EXPERT),
-        PromptStyle("chat-short", "chat", system=_EXPERT + " " + _SHORT, fenced=True),
-        PromptStyle("chat-short-ask", "chat", ask="{intent}\n" + _SHORT, fenced=True),
-        PromptStyle("chat-short-bare", "chat", system=_EXPERT + " " + _SHORT),
-        PromptStyle("chat-python-open", "chat", system=_EXPERT, fenced=True, prefill=True),
-        PromptStyle("chat-short-open", "chat", system=_EXPERT + " " + _SHORT, fenced=True, prefill=True),
-        PromptStyle("chat-short-ask-open", "chat", ask="{intent}\n" + _SHORT, fenced=True, prefill=True),
+        PromptStyle("chat-python", "chat", system=_EXPERT_INSTRUCTION, fenced=True),
+        PromptStyle("chat-python-bare", "chat", system=_EXPERT_INSTRUCTION),
+        PromptStyle("chat-short", "chat", system=_EXPERT_INSTRUCTION + " " + _SHORT_INSTRUCTION, fenced=True),
+        PromptStyle("chat-short-ask", "chat", intent_template="{intent}\n" + _SHORT_INSTRUCTION, fenced=True),
+        PromptStyle("chat-short-bare", "chat", system=_EXPERT_INSTRUCTION + " " + _SHORT_INSTRUCTION),
+        PromptStyle("chat-python-open", "chat", system=_EXPERT_INSTRUCTION, fenced=True, prefill=True),
+        PromptStyle(
+            "chat-short-open", "chat", system=_EXPERT_INSTRUCTION + " " + _SHORT_INSTRUCTION, fenced=True, prefill=True
+        ),
+        PromptStyle(
+            "chat-short-ask-open", "chat", intent_template="{intent}\n" + _SHORT_INSTRUCTION, fenced=True, prefill=True
+        ),
     )
 }
 
 
-def style_named(name: str) -> PromptStyle:
+def get_style(name: str) -> PromptStyle:
     """The style of that name; UnknownNameError with the nearest one otherwise."""
     if name not in STYLES:
-        raise unknown("prompt style", name, STYLES)
+        raise unknown_name_error("prompt style", name, STYLES)
     return STYLES[name]
 
 
-def render(
+def render_prompt(
     intent: str,
     examples: Sequence[Example],
     style: PromptStyle,
-    chat: Callable[[Sequence[Message]], str] | None = None,
+    apply_chat_template: Callable[[Sequence[Message]], str] | None = None,
 ) -> str:
     """The text that a base reads before it answers.
 
@@ -102,34 +108,34 @@ def render(
     in the order given.
     """
     if style.format == "chat":
-        if chat is None:
-            raise PeftArenaError(f"Prompt style '{style.name}' needs a chat template and this base has none.")
-        return chat(_messages(intent, examples, style)) + (_OPENING if style.prefill else "")
-    shown = [f"{_plain(example.intent, style)}{answer(example.code, style)}\n\n" for example in examples]
+        if apply_chat_template is None:
+            raise PromptOrTuneError(f"Prompt style '{style.name}' needs a chat template and this base has none.")
+        return apply_chat_template(_chat_messages(intent, examples, style)) + (_FENCE_START if style.prefill else "")
+    shown = [f"{_plain_turn(example.intent, style)}{format_answer(example.code, style)}\n\n" for example in examples]
     head = f"{style.system}\n\n" if style.system else ""
-    return head + "".join(shown) + _plain(intent, style) + (_OPENING if style.prefill else "")
+    return head + "".join(shown) + _plain_turn(intent, style) + (_FENCE_START if style.prefill else "")
 
 
-def answer(code: str, style: PromptStyle) -> str:
+def format_answer(code: str, style: PromptStyle) -> str:
     """What a right answer with this code looks like in this style, without the end token."""
-    return f"{_OPENING}{code}\n```" if style.fenced else code
+    return f"{_FENCE_START}{code}\n```" if style.fenced else code
 
 
-def completion(code: str, style: PromptStyle) -> str:
+def format_completion(code: str, style: PromptStyle) -> str:
     """What training teaches to follow a rendered prompt, without the end token."""
-    return answer(code, style).removeprefix(_OPENING if style.prefill else "")
+    return format_answer(code, style).removeprefix(_FENCE_START if style.prefill else "")
 
 
-def _messages(intent: str, examples: Sequence[Example], style: PromptStyle) -> list[Message]:
+def _chat_messages(intent: str, examples: Sequence[Example], style: PromptStyle) -> list[Message]:
     messages: list[Message] = []
     if style.system:
         messages.append({"role": "system", "content": style.system})
     for example in examples:
-        messages.append({"role": "user", "content": style.ask.format(intent=example.intent)})
-        messages.append({"role": "assistant", "content": answer(example.code, style)})
-    messages.append({"role": "user", "content": style.ask.format(intent=intent)})
+        messages.append({"role": "user", "content": style.intent_template.format(intent=example.intent)})
+        messages.append({"role": "assistant", "content": format_answer(example.code, style)})
+    messages.append({"role": "user", "content": style.intent_template.format(intent=intent)})
     return messages
 
 
-def _plain(intent: str, style: PromptStyle) -> str:
-    return f"{INSTRUCTION}\n{style.ask.format(intent=intent)}\n{RESPONSE}\n"
+def _plain_turn(intent: str, style: PromptStyle) -> str:
+    return f"{INSTRUCTION}\n{style.intent_template.format(intent=intent)}\n{RESPONSE}\n"

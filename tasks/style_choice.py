@@ -10,17 +10,17 @@ from __future__ import annotations
 from tasks.prompt import STYLES, PromptStyle
 
 # (base id, data set) -> (style without examples, style with examples); "*" stands for any other data set.
-_EMBEDDED = "embedded/SmolLM2-135M-Instruct-Q4_1"
-_CHOSEN: dict[tuple[str, str], tuple[str, str]] = {
-    (_EMBEDDED, "conala"): ("chat-short-ask-open", "chat"),
-    (_EMBEDDED, "starter"): ("chat-python-open", "plain"),
-    (_EMBEDDED, "*"): ("chat-python-open", "plain"),
+_EMBEDDED_BASE = "embedded/SmolLM2-135M-Instruct-Q4_1"
+_BEST_STYLES: dict[tuple[str, str], tuple[str, str]] = {
+    (_EMBEDDED_BASE, "conala"): ("chat-short-ask-open", "chat"),
+    (_EMBEDDED_BASE, "starter"): ("chat-python-open", "plain"),
+    (_EMBEDDED_BASE, "*"): ("chat-python-open", "plain"),
 }
 
 
 def choose_style(base_id: str, has_chat_template: bool, pool: str, with_examples: bool) -> PromptStyle:
     """The style for a row without an adapter."""
-    chosen = _CHOSEN.get((base_id, pool)) or _CHOSEN.get((base_id, "*"))
+    chosen = _BEST_STYLES.get((base_id, pool)) or _BEST_STYLES.get((base_id, "*"))
     if chosen is None:
         default = "chat-python" if has_chat_template else "plain"
         chosen = (default, default)

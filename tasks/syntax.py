@@ -9,7 +9,7 @@ import ast
 import warnings
 
 
-def parses(code: str) -> bool:
+def is_valid_python(code: str) -> bool:
     """Whether `code` is syntactically right and holds at least one statement. Never raises."""
     tree = syntax_tree(code)
     return tree is not None and bool(tree.body)

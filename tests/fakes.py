@@ -12,12 +12,12 @@ from typing import cast
 
 from adapters.manifest import BaseIdentity
 from adapters.store import AdapterStatus, Store
-from serve.engine import Engine
+from serve.engine import LLMEngine
 from serve.method import Method
-from serve.residents import Residents
-from serve.rows import Answer, Backend, Candidate, Decoding, Partial, Request
+from serve.residents import AdapterCache
+from serve.rows import Backend, Candidate, PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.problem import Example
-from tasks.prompt import STYLES, render
+from tasks.prompt import STYLES, render_prompt
 
 BASE = BaseIdentity(
     id="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -48,7 +48,7 @@ class FakeStore(Store):
 
 
 @dataclass
-class FakeEngine(Engine):
+class FakeEngine(LLMEngine):
     """Per method name: what it says, or the sentence with which it fails; `words` a step, `delay` seconds a step.
 
     `refused` says per adapter why this engine cannot wear it.
@@ -78,9 +78,9 @@ class FakeEngine(Engine):
         return FakeStore(self.names, self.fails)
 
     @property
-    def residents(self) -> Residents:
+    def adapter_cache(self) -> AdapterCache:
         """Nothing is ever in memory: there is none."""
-        return Residents(cast("Backend", self), self.store)
+        return AdapterCache(cast("Backend", self), self.store)
 
     def adapters(self) -> list[str]:
         return list(self.names)
@@ -91,12 +91,16 @@ class FakeEngine(Engine):
     def adapter_digest(self, name: str) -> str:
         return f"sha256:{zlib.crc32(name.encode()):08x}"
 
-    def unavailable(self, method: Method) -> str | None:
+    def unsupported_reason(self, method: Method) -> str | None:
         return self.refused.get(method.adapter or "")
 
     def stream(
-        self, requests: Sequence[Request], decoding: Decoding, cancel: threading.Event | None = None, owner: str = ""
-    ) -> Iterator[Partial | Answer]:
+        self,
+        requests: Sequence[Request],
+        sampling_params: SamplingParams,
+        cancel: threading.Event | None = None,
+        owner: str = "",
+    ) -> Iterator[PartialOutput | RequestOutput]:
         cancel = cancel or threading.Event()
         with self._lock:
             self.runs += 1
@@ -106,7 +110,7 @@ class FakeEngine(Engine):
             for index, request in enumerate(requests):
                 sentence = self._failure(request)
                 if sentence:
-                    yield Answer(index, request, error=sentence)
+                    yield RequestOutput(index, request, error=sentence)
                 else:
                     going[index] = re.findall(r"\s*\S+|\s+$", self._answer(request.method))
             said = dict.fromkeys(going, 0)
@@ -117,22 +121,28 @@ class FakeEngine(Engine):
                         said[index] += self.words.get(requests[index].method.name, 1)
                         text = "".join(going[index][: said[index]])
                         if said[index] >= len(going[index]):
-                            yield self._done(index, requests[index], text, len(going[index]), decoding, began)
+                            yield self._done(index, requests[index], text, len(going[index]), sampling_params, began)
                             del going[index]
                         else:
-                            yield Partial(index, text, said[index])
+                            yield PartialOutput(index, text, said[index])
                 self.cancelled += bool(going)
                 for index in going:
                     text = "".join(going[index][: said[index]])
-                    yield self._done(index, requests[index], text, said[index], decoding, began, cancelled=True)
+                    yield self._done(index, requests[index], text, said[index], sampling_params, began, cancelled=True)
             except GeneratorExit:
                 self.cancelled += 1
                 raise
 
     def answer(
-        self, requests: Sequence[Request], decoding: Decoding, cancel: threading.Event | None = None, owner: str = ""
-    ) -> list[Answer]:
-        answers = [event for event in self.stream(requests, decoding, cancel) if isinstance(event, Answer)]
+        self,
+        requests: Sequence[Request],
+        sampling_params: SamplingParams,
+        cancel: threading.Event | None = None,
+        owner: str = "",
+    ) -> list[RequestOutput]:
+        answers = [
+            event for event in self.stream(requests, sampling_params, cancel) if isinstance(event, RequestOutput)
+        ]
         return sorted(answers, key=lambda answer: answer.index)
 
     def _failure(self, request: Request) -> str | None:
@@ -149,11 +159,11 @@ class FakeEngine(Engine):
         request: Request,
         text: str,
         tokens: int,
-        decoding: Decoding,
+        decoding: SamplingParams,
         began: float,
         *,
         cancelled: bool = False,
-    ) -> Answer:
+    ) -> RequestOutput:
         style = STYLES["plain"]
         examples = (EXAMPLE,) * request.method.examples.k
         code = re.sub(r"\A```python\n|\n```\s*\Z", "", text)
@@ -161,11 +171,11 @@ class FakeEngine(Engine):
             Candidate(text, code + (f"  # candidate {place + 1}" if place else ""), -0.5 - place, tokens)
             for place in range(decoding.candidates)
         )
-        return Answer(
+        return RequestOutput(
             index=index,
             request=request,
             candidates=candidates,
-            prompt=render(request.problem.intent, examples, style),
+            prompt=render_prompt(request.problem.intent, examples, style),
             style=style,
             examples=examples,
             seconds=time.monotonic() - began,

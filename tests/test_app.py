@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import app
-from errors import PeftArenaError
-from serve.command import Progress, require_port
+from errors import PromptOrTuneError
+from serve.command import ProgressPrinter, check_port_free
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,8 +86,8 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(PeftArenaError, match=r"Cannot serve on address '192\.0\.2\.1' .*check --host"):
-        require_port("192.0.2.1", free_port())
+    with pytest.raises(PromptOrTuneError, match=r"Cannot serve on address '192\.0\.2\.1' .*check --host"):
+        check_port_free("192.0.2.1", free_port())
 
 
 def test_a_space_is_served_to_everybody_and_its_base_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_at_home_only_this_machine_is_served(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_progress_is_thinned_out_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = Progress()
+    progress = ProgressPrinter()
     for percent in range(100):
         progress(f"Converting {percent} %")
     progress("Loading")

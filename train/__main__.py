@@ -15,12 +15,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from errors import PeftArenaError
-from serve.quiet import quiet
+from errors import PromptOrTuneError
+from serve.quiet import configure_environment
 from train.config import TrainConfig
-from train.options import DRY_RUN, FINISH, RESUME, read
+from train.options import DRY_RUN, FINISH, RESUME, parse_args
 
-STOPPED = 130  # the exit status of a program that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,63 +31,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from train.publish_command import publish_command
 
             return publish_command(given[1:])
-        config, modes = read(given, __doc__ or "")
-        quiet()
+        config, modes = parse_args(given, __doc__ or "")
+        configure_environment()
         return _dry_run(config) if DRY_RUN in modes else _run(config, modes)
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         print(f"train: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train: stopped at once; what was saved before is kept, see --resume.", file=sys.stderr)
-        return STOPPED
+        return EXIT_INTERRUPTED
 
 
 def _dry_run(config: TrainConfig) -> int:
-    from train.estimate import estimator
-    from train.preflight import preflight
-    from train.preflight_text import text
+    from train.estimate import estimate_as_dict
+    from train.preflight import run_preflight
+    from train.preflight_text import render_preflight
 
-    print(text(preflight(config, _say, estimator)))
+    print(render_preflight(run_preflight(config, _print_line, estimate_as_dict)))
     return 0
 
 
 def _run(config: TrainConfig, modes: set[str]) -> int:
-    from train.publish import check_access, check_base_access, publish
+    from train.publish import check_access, check_base_access, publish_folder
     from train.run import TrainingStoppedError, train
 
     check_base_access(config.base)
     if config.push_to_hub:
-        check_access(str(config.hub_model_id), whole_model=config.technique == "full")
+        check_access(str(config.hub_model_id), is_full_model=config.technique == "full")
     try:
-        folder = train(config, _say, RESUME in modes, FINISH in modes)
+        folder = train(config, _print_line, RESUME in modes, FINISH in modes)
     except TrainingStoppedError as stop:
         print(f"train: {stop}", file=sys.stderr)
-        return STOPPED
-    if not _first_process():
+        return EXIT_INTERRUPTED
+    if not _is_main_process():
         return 0
-    _say(f"The {'model' if config.technique == 'full' else 'adapter'} is ready in {folder}.")
+    _print_line(f"The {'model' if config.technique == 'full' else 'adapter'} is ready in {folder}.")
     if config.push_to_hub:
         base = None if config.technique == "full" else config.base
-        published = publish(
+        published = publish_folder(
             folder,
             str(config.hub_model_id),
-            _say,
+            _print_line,
             private=config.hub_private_repo,
             base=base,
             device=config.device,
             trust_remote_code=config.trust_remote_code,
         )
-        _say(f"Published as {published.url}.")
+        _print_line(f"Published as {published.url}.")
     return 0
 
 
-def _first_process() -> bool:
+def _is_main_process() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(line, flush=True)
 
 

@@ -12,15 +12,15 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from train.meter import Meter
+from train.meter import ThroughputMeter
 
-_KEPT = ("loss", "eval_loss", "learning_rate", "grad_norm")
+_LOGGED_METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
-class ProgressLine(TrainerCallback):
+class ProgressReporter(TrainerCallback):
     """Reports a line every `every` steps and at each evaluation: step, loss, time gone and left."""
 
-    def __init__(self, report: Callable[[str], None], every: int, meter: Meter) -> None:
+    def __init__(self, report: Callable[[str], None], every: int, meter: ThroughputMeter) -> None:
         self._report = report
         self._every = max(1, every)
         self._meter = meter
@@ -48,14 +48,14 @@ class ProgressLine(TrainerCallback):
         name, value = ("validation loss", logs["eval_loss"]) if evaluated else ("loss", logs["loss"])
         self._report(
             f"  step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.1f}  {name} {value:.4f}"
-            f"  {self._meter.tokens_per_second:.0f} tokens/s  {clock(passed)} gone, about {clock(left)} left"
+            f"  {self._meter.tokens_per_second:.0f} tokens/s  {format_duration(passed)} gone, about {format_duration(left)} left"
         )
 
 
-class LogFile(TrainerCallback):
+class JsonlLogger(TrainerCallback):
     """Appends each step's figures to a JSON Lines file, at once, so that a killed run has its log."""
 
-    def __init__(self, path: Path, meter: Meter, memory: Callable[[], int]) -> None:
+    def __init__(self, path: Path, meter: ThroughputMeter, memory: Callable[[], int]) -> None:
         self._path = path
         self._meter = meter
         self._memory = memory
@@ -66,7 +66,7 @@ class LogFile(TrainerCallback):
         if kept:
             self._meter.earlier_tokens, self._meter.earlier_seconds = kept[-1]["tokens"], kept[-1]["seconds"]
         if state.is_world_process_zero:
-            self._path.write_text("".join(_line(entry) for entry in kept), encoding="utf-8")
+            self._path.write_text("".join(_format_entry(entry) for entry in kept), encoding="utf-8")
 
     def on_log(
         self,
@@ -80,27 +80,27 @@ class LogFile(TrainerCallback):
         if not state.is_world_process_zero or not ("loss" in logs or "eval_loss" in logs):
             return
         entry: dict[str, Any] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
-        entry |= {name: logs[name] for name in _KEPT if name in logs}
-        entry |= {"tokens": self._meter.all_tokens, "tokens_per_second": round(self._meter.tokens_per_second, 1)}
-        entry |= {"seconds": round(self._meter.all_seconds, 2), "memory_bytes": self._memory()}
+        entry |= {name: logs[name] for name in _LOGGED_METRICS if name in logs}
+        entry |= {"tokens": self._meter.total_tokens, "tokens_per_second": round(self._meter.tokens_per_second, 1)}
+        entry |= {"seconds": round(self._meter.total_seconds, 2), "memory_bytes": self._memory()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(entry))
+            file.write(_format_entry(entry))
 
 
-class StepClock(TrainerCallback):
+class ThroughputCallback(TrainerCallback):
     """Lets the meter run while batches are learned, and rest while the model is evaluated or saved."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: ThroughputMeter) -> None:
         self._meter = meter
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._meter.go()
+        self._meter.start()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._meter.rest()
+        self._meter.pause()
 
 
-class GradientGuard(TrainerCallback):
+class GradientCheck(TrainerCallback):
     """Looks at the gradients before the optimizer uses them."""
 
     def __init__(self, check: Callable[[], None]) -> None:
@@ -114,32 +114,32 @@ class StopOnSignal(TrainerCallback):
     """Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and stops; a second Ctrl-C stops at once."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
-        self.stopped = False
+        self.interrupted = False
         self._report = report
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         # Python hands signals to the main thread only; a run in another one is stopped by its owner.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
 
     def on_step_end(self, _args: Any, _state: Any, control: TrainerControl, **_: Any) -> None:
-        if self.stopped:
+        if self.interrupted:
             control.should_save = True
             control.should_training_stop = True
 
     def restore(self) -> None:
         """Gives the signals back to whoever had them; called however the run ends."""
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._previous_handlers.clear()
 
-    def _ask(self, _number: int, _frame: Any) -> None:
-        if self.stopped:
+    def _on_signal(self, _number: int, _frame: Any) -> None:
+        if self.interrupted:
             self.restore()
             raise KeyboardInterrupt
-        self.stopped = True
+        self.interrupted = True
         self._report("  Stopping after this step, with a checkpoint ... (once more stops at once, without)")
 
 
@@ -156,11 +156,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Minutes and seconds, as 3:07."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _format_entry(entry: dict[str, Any]) -> str:
     return json.dumps(entry) + "\n"

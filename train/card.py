@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import Manifest
-from train.card_front import Subject, front_matter, weights
-from train.card_load import load_section
+from train.card_front import CardContext, card_metadata, quantization_label
+from train.card_load import usage_section
 
-_SOURCES = {
+_DATASET_DESCRIPTIONS = {
     "conala": (
         "CoNaLa (Yin et al., 2018) in the split of DocPrompting (Zhou et al., 2023); its texts come from Stack "
         "Overflow and are licensed CC BY-SA, so this model is shared under CC BY-SA 4.0 as well."
@@ -23,11 +23,11 @@ _SOURCES = {
     "mbpp": "MBPP (Austin et al., 2021), CC BY 4.0.",
     "apps": "APPS (Hendrycks et al., 2021), MIT.",
 }
-_MAX_ROWS = 25
+_MAX_EVAL_ROWS = 25
 # What --max-lora-rank of vLLM may be.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_VLLM_MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # What distinguishes a technique, by PEFT's name for it: keys of the configuration and the words for them.
-_OWN: dict[str, tuple[tuple[str, str], ...]] = {
+_TECHNIQUE_SETTINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "LORA": (
         ("lora_r", "rank r"),
         ("lora_alpha", "alpha"),
@@ -40,8 +40,12 @@ _OWN: dict[str, tuple[tuple[str, str], ...]] = {
     "PROMPT_TUNING": (("num_virtual_tokens", "virtual tokens"), ("virtual_tokens_init", "they started from")),
     "PREFIX_TUNING": (("num_virtual_tokens", "virtual tokens"), ("virtual_tokens_init", "they started from")),
 }
-_STARTS = {"examples": "training examples as text", "vocabulary": "tokens drawn at random", "random": "random numbers"}
-_SHARED = (
+_INIT_LABELS = {
+    "examples": "training examples as text",
+    "vocabulary": "tokens drawn at random",
+    "random": "random numbers",
+}
+_COMMON_SETTINGS = (
     ("optim", "optimizer"),
     ("learning_rate", "learning rate"),
     ("lr_scheduler_type", "schedule"),
@@ -54,43 +58,43 @@ _SHARED = (
     ("preset", "preset"),
 )
 # Keys as older versions of the program wrote them.
-_FORMER = {"optim": "optimizer", "target_modules": "lora_target_modules"}
+_OLD_SETTING_NAMES = {"optim": "optimizer", "target_modules": "lora_target_modules"}
 
 
-def write_card(manifest: Manifest, folder: Path) -> None:
+def write_model_card(manifest: Manifest, folder: Path) -> None:
     """Writes README.md into `folder`; of its other files, those that are there already are described and shown."""
     from huggingface_hub import ModelCard
 
-    subject = Subject.of(manifest, folder)
+    subject = CardContext.from_folder(manifest, folder)
     parts = [
-        _head(subject),
-        load_section(subject),
-        _data(manifest),
-        _settings(subject),
-        _scores(manifest),
-        _losses(manifest, (folder / "loss.png").is_file()),
-        _cost(manifest),
-        _serving(subject),
+        _title_section(subject),
+        usage_section(subject),
+        _data_section(manifest),
+        _settings_section(subject),
+        _scores_section(manifest),
+        _losses_section(manifest, (folder / "loss.png").is_file()),
+        _cost_section(manifest),
+        _serving_section(subject),
     ]
     text = "\n\n".join(part for part in parts if part)
-    card = ModelCard(f"---\n{front_matter(subject).to_yaml()}\n---\n{text}\n")
+    card = ModelCard(f"---\n{card_metadata(subject).to_yaml()}\n---\n{text}\n")
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
-def thin(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def downsample_evals(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """At most 25 of the evaluations, evenly spread: the first, the last and the best are always among them."""
-    if len(entries) <= _MAX_ROWS:
+    if len(entries) <= _MAX_EVAL_ROWS:
         return list(entries)
     best = min(range(len(entries)), key=lambda place: entries[place]["eval_loss"])
-    spread = {round(step * (len(entries) - 1) / (_MAX_ROWS - 2)) for step in range(_MAX_ROWS - 1)}
+    spread = {round(step * (len(entries) - 1) / (_MAX_EVAL_ROWS - 2)) for step in range(_MAX_EVAL_ROWS - 1)}
     return [entries[place] for place in sorted(spread | {best})]
 
 
-def _head(subject: Subject) -> str:
-    manifest, hub = subject.manifest, subject.base_on_hub
+def _title_section(subject: CardContext) -> str:
+    manifest, hub = subject.manifest, subject.base_hub_id
     article = "An" if subject.title[:1] in "AEIOaeio" else "A"
     what = f"{article} {subject.title} adapter" if subject.is_adapter else "A fully fine-tuned model"
-    if subject.base_is_exact:
+    if subject.base_is_exact_hub_revision:
         base = f"[{hub}](https://huggingface.co/{hub}) (revision `{manifest.base_revision}`)"
     elif hub:
         base = (
@@ -107,8 +111,10 @@ def _head(subject: Subject) -> str:
     return f"# {manifest.name}\n\n{what} {does}. Base: {base}.{trained}{made}"
 
 
-def _data(manifest: Manifest) -> str:
-    source = _SOURCES.get(manifest.dataset, f"`{manifest.dataset}`, a data set of the person who trained it.")
+def _data_section(manifest: Manifest) -> str:
+    source = _DATASET_DESCRIPTIONS.get(
+        manifest.dataset, f"`{manifest.dataset}`, a data set of the person who trained it."
+    )
     counts = [
         f"{manifest.config[key]} {words}"
         for key, words in (("n_train", "training samples"), ("n_validation", "validation samples"))
@@ -122,13 +128,13 @@ def _data(manifest: Manifest) -> str:
     return f"## Data and licence\n\n{source} {facts}. {licence} The base has a licence of its own."
 
 
-def _settings(subject: Subject) -> str:
+def _settings_section(subject: CardContext) -> str:
     manifest, config = subject.manifest, subject.manifest.config
     lines = []
-    for key, words in (*_OWN.get(subject.kind, ()), *_SHARED):
-        value = config.get(key, config.get(_FORMER.get(key, key)))
+    for key, words in (*_TECHNIQUE_SETTINGS.get(subject.peft_type, ()), *_COMMON_SETTINGS):
+        value = config.get(key, config.get(_OLD_SETTING_NAMES.get(key, key)))
         if value not in (None, False, [], ()):
-            lines.append(f"| {words} | {_shown(key, value)} |")
+            lines.append(f"| {words} | {_format_setting(key, value)} |")
     lines.append(f"| seed | {manifest.seed} |")
     lines.append(f"| prompt style | `{manifest.prompt_style}` (fingerprint `{manifest.prompt_fingerprint}`) |")
     head = (
@@ -138,51 +144,51 @@ def _settings(subject: Subject) -> str:
     return "\n".join(["## Settings", "", head, "", "| | |", "| --- | --- |", *lines])
 
 
-def _shown(key: str, value: Any) -> str:
+def _format_setting(key: str, value: Any) -> str:
     if key == "virtual_tokens_init":
-        return _STARTS.get(str(value), str(value))
+        return _INIT_LABELS.get(str(value), str(value))
     if isinstance(value, list | tuple):
         return ", ".join(f"`{each}`" for each in value)
     return "yes" if value is True else str(value)
 
 
-def _scores(manifest: Manifest) -> str:
+def _scores_section(manifest: Manifest) -> str:
     if not manifest.scores:
         return ""
     rows = [
-        f"| {score.get('metric', '?')} | {_value(score)} | {score.get('n', 'not stated')} | "
-        f"{score.get('dataset', manifest.dataset)} {score.get('split', '')} | {_answering(score)} |"
+        f"| {score.get('metric', '?')} | {_format_score(score)} | {score.get('n', 'not stated')} | "
+        f"{score.get('dataset', manifest.dataset)} {score.get('split', '')} | {_evaluated_base(score)} |"
         for score in manifest.scores
     ]
     head = ["| metric | value | n | data | base |", "| --- | ---: | ---: | --- | --- |"]
     return "\n".join(["## Scores", "", *head, *rows])
 
 
-def _value(score: Mapping[str, Any]) -> str:
+def _format_score(score: Mapping[str, Any]) -> str:
     """The value with its 95 % interval, where one was measured."""
     value = score.get("value", "?")
     shown = f"{value:.4g}" if isinstance(value, float) else str(value)
     return f"{shown} [{score['low']:.4g}, {score['high']:.4g}]" if "low" in score and "high" in score else shown
 
 
-def _answering(score: Mapping[str, Any]) -> str:
+def _evaluated_base(score: Mapping[str, Any]) -> str:
     """The base's weights that answered, and how; nothing for a loss."""
-    facts = [weights(score["quantization"])] if "quantization" in score else []
+    facts = [quantization_label(score["quantization"])] if "quantization" in score else []
     return ", ".join([*facts, *([str(score["decoding"])] if "decoding" in score else [])])
 
 
-def _losses(manifest: Manifest, plotted: bool) -> str:
+def _losses_section(manifest: Manifest, has_plot: bool) -> str:
     entries = [entry for entry in manifest.log if "eval_loss" in entry]
     if not entries:
         return ""
-    rows = [f"| {each['step']} | {each['epoch']:.2f} | {each['eval_loss']:.4f} |" for each in thin(entries)]
-    picture = ["![Training and validation loss](loss.png)", ""] if plotted else []
+    rows = [f"| {each['step']} | {each['epoch']:.2f} | {each['eval_loss']:.4f} |" for each in downsample_evals(entries)]
+    picture = ["![Training and validation loss](loss.png)", ""] if has_plot else []
     note = [] if len(rows) == len(entries) else ["", f"{len(rows)} of {len(entries)} evaluations; log.jsonl has all."]
     heads = ["| step | epoch | validation loss |", "| ---: | ---: | ---: |"]
     return "\n".join(["## Loss", "", *picture, *heads, *rows, *note])
 
 
-def _cost(manifest: Manifest) -> str:
+def _cost_section(manifest: Manifest) -> str:
     config = manifest.config
     figures = (
         ("trainable_parameters", "{:,} trained parameters"),
@@ -198,20 +204,20 @@ def _cost(manifest: Manifest) -> str:
     return f"## Cost\n\n{'; '.join(found)}." if found else ""
 
 
-def _serving(subject: Subject) -> str:
-    config, peft = subject.manifest.config, subject.peft
+def _serving_section(subject: CardContext) -> str:
+    config, peft = subject.manifest.config, subject.peft_config
     here = "Peft Arena, which answers with many adapters and the bare base in one batch, and PEFT."
     rank = peft.get("r", config.get("lora_r"))
     if not subject.is_adapter:
         said = "Wherever its architecture is: Peft Arena (`--base`), transformers, vLLM."
-    elif subject.kind != "LORA":
+    elif subject.peft_type != "LORA":
         said = f"{here} vLLM loads LoRA alone, so it has no way to serve {subject.title}."
     elif config.get("use_dora") or peft.get("use_dora"):
         said = f"{here} vLLM serves plain LoRA and refuses DoRA."
     elif peft.get("task_type") == "SEQ_2_SEQ_LM":
         said = f"{here} vLLM serves causal bases alone, and this one has an encoder."
-    elif rank not in _VLLM_RANKS:
-        said = f"{here} vLLM takes ranks of {', '.join(map(str, _VLLM_RANKS))}, and this one has {rank}."
+    elif rank not in _VLLM_MAX_LORA_RANKS:
+        said = f"{here} vLLM takes ranks of {', '.join(map(str, _VLLM_MAX_LORA_RANKS))}, and this one has {rank}."
     else:
         said = (
             f"{here} vLLM, and Ray Serve LLM over it, load the folder unchanged, on the base served under the name "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from adapters.manifest import Manifest
-from tasks.prompt import STYLES, render
-from train.card_front import Subject
+from tasks.prompt import STYLES, render_prompt
+from train.card_front import CardContext
 
 # Stands for the repository until there is one: publishing puts its name in the place of this.
 PLACEHOLDER = "USER/NAME"
-_QUANTIZED = {
+_QUANTIZATION_SNIPPETS = {
     "nf4": (
         'BitsAndBytesConfig(\n    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, '
         "bnb_4bit_compute_dtype=torch.bfloat16\n)"
@@ -17,18 +17,18 @@ _QUANTIZED = {
 }
 
 
-def load_section(subject: Subject) -> str:
+def usage_section(subject: CardContext) -> str:
     """Commands and code that load it, and the prompt that it was trained with."""
-    ways = [_arena(subject), _peft(subject)] if subject.is_adapter else [_whole(subject)]
-    return "\n\n".join(["## Load it", *ways, _prompt(subject.manifest)])
+    ways = [_cli_usage(subject), _peft_usage(subject)] if subject.is_adapter else [_transformers_usage(subject)]
+    return "\n\n".join(["## Load it", *ways, _prompt_usage(subject.manifest)])
 
 
-def _arena(subject: Subject) -> str:
+def _cli_usage(subject: CardContext) -> str:
     manifest = subject.manifest
     if manifest.base_id.startswith("embedded/"):
         base = "embedded"
     else:
-        base = f"{manifest.base_id}@{manifest.base_revision}" if subject.base_on_hub else "FOLDER-OF-THE-BASE"
+        base = f"{manifest.base_id}@{manifest.base_revision}" if subject.base_hub_id else "FOLDER-OF-THE-BASE"
     quantization = "" if manifest.trained_quantization == "nf4" else f" --quantization {manifest.trained_quantization}"
     return (
         f"With Peft Arena:\n\n```sh\npython -m adapters pull {PLACEHOLDER}     # add @revision to pin it\n"
@@ -37,10 +37,10 @@ def _arena(subject: Subject) -> str:
     )
 
 
-def _peft(subject: Subject) -> str:
-    manifest, hub = subject.manifest, subject.base_on_hub
-    quantized = _QUANTIZED.get(manifest.trained_quantization, "")
-    where = ", revision=revision" if subject.base_is_exact else ""
+def _peft_usage(subject: CardContext) -> str:
+    manifest, hub = subject.manifest, subject.base_hub_id
+    quantized = _QUANTIZATION_SNIPPETS.get(manifest.trained_quantization, "")
+    where = ", revision=revision" if subject.base_is_exact_hub_revision else ""
     how = "quantization_config=quantization" if quantized else "dtype=torch.bfloat16"
     lines = [
         "import torch",
@@ -48,14 +48,14 @@ def _peft(subject: Subject) -> str:
         f"from transformers import {subject.auto_class}, AutoTokenizer{', BitsAndBytesConfig' if quantized else ''}",
         "",
         f'name = "{hub or "FOLDER-OF-THE-BASE"}"',
-        *([f'revision = "{manifest.base_revision}"'] if subject.base_is_exact else []),
+        *([f'revision = "{manifest.base_revision}"'] if subject.base_is_exact_hub_revision else []),
         *([f"quantization = {quantized}"] if quantized else []),
         f"tokenizer = AutoTokenizer.from_pretrained(name{where})",
         f"base = {subject.auto_class}.from_pretrained(name{where}, {how})",
         f'model = PeftModel.from_pretrained(base, "{PLACEHOLDER}")  # this repository, or the folder on disk',
     ]
     note = "With PEFT, on the same base:"
-    if hub and not subject.base_is_exact:
+    if hub and not subject.base_is_exact_hub_revision:
         note = (
             f"With PEFT. The adapter was trained on the Q4_1 weights that Peft Arena ships; those of `{hub}` are the "
             "same model before that rounding, so answers can differ a little:"
@@ -63,7 +63,7 @@ def _peft(subject: Subject) -> str:
     return f"{note}\n\n```python\n" + "\n".join(lines) + "\n```"
 
 
-def _whole(subject: Subject) -> str:
+def _transformers_usage(subject: CardContext) -> str:
     return (
         f"It is a model like any other: `python app.py --base {PLACEHOLDER}` in Peft Arena, and in transformers "
         f'`{subject.auto_class}.from_pretrained("{PLACEHOLDER}")` with `AutoTokenizer`; {PLACEHOLDER} is this '
@@ -71,12 +71,12 @@ def _whole(subject: Subject) -> str:
     )
 
 
-def _prompt(manifest: Manifest) -> str:
+def _prompt_usage(manifest: Manifest) -> str:
     style = STYLES.get(manifest.prompt_style)
     if style is None:
         return f"It was trained with the prompt style `{manifest.prompt_style}` and expects it."
     if style.format == "chat":
-        asked = style.ask.format(intent="YOUR INTENT")
+        asked = style.intent_template.format(intent="YOUR INTENT")
         system = f" after the system turn `{style.system}`" if style.system else ""
         return f"It expects the base's chat template around the user turn `{asked!r}`{system}."
-    return f"It expects this prompt, and its answer is the code:\n\n```text\n{render('YOUR INTENT', (), style)}\n```"
+    return f"It expects this prompt, and its answer is the code:\n\n```text\n{render_prompt('YOUR INTENT', (), style)}\n```"

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from errors import TrainingError, unknown
-from tasks.prompt import style_named
+from errors import TrainingError, unknown_name_error
+from tasks.prompt import get_style
 
 OPTIMIZERS = ("adafactor", "adamw_torch")
-VIRTUAL_TOKENS_INITS = ("examples", "vocabulary", "random")
-_SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+VIRTUAL_TOKENS_INIT_METHODS = ("examples", "vocabulary", "random")
+_ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Folders of one person's machine, and what a run was told to do with its result, mean nothing to the next person.
-_PRIVATE = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo")
+_LOCAL_SETTINGS = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo")
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class TrainConfig:
     hub_private_repo: bool = False
 
     def __post_init__(self) -> None:
-        if not _SLUG.fullmatch(self.adapter_name):
+        if not _ADAPTER_NAME.fullmatch(self.adapter_name):
             raise TrainingError(
                 f"'{self.adapter_name}' cannot name an adapter: use lower-case letters, digits, '.', '_' and '-', "
                 "64 at most, such as lora-mydata."
             )
-        style_named(self.prompt_style)
+        get_style(self.prompt_style)
         self._check_numbers()
         if self.optim not in OPTIMIZERS:
-            raise unknown("optimizer", self.optim, OPTIMIZERS)
-        if self.virtual_tokens_init not in VIRTUAL_TOKENS_INITS:
-            raise unknown("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKENS_INITS)
+            raise unknown_name_error("optimizer", self.optim, OPTIMIZERS)
+        if self.virtual_tokens_init not in VIRTUAL_TOKENS_INIT_METHODS:
+            raise unknown_name_error("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKENS_INIT_METHODS)
         if self.model_revision and "@" in self.model_name_or_path:
             raise TrainingError("The base's revision stands twice: in model_name_or_path and in model_revision.")
         if self.push_to_hub and not self.hub_model_id:
@@ -137,13 +137,13 @@ class TrainConfig:
         """The base as `--base` names it everywhere: with its revision after an @."""
         return f"{self.model_name_or_path}@{self.model_revision}" if self.model_revision else self.model_name_or_path
 
-    def public(self) -> dict[str, Any]:
+    def to_public_dict(self) -> dict[str, Any]:
         """The settings that mean something to others, ready for YAML and JSON."""
-        values = {key: value for key, value in asdict(self).items() if key not in _PRIVATE}
-        return {key: list(value) if isinstance(value, tuple) else _named(value) for key, value in values.items()}
+        values = {key: value for key, value in asdict(self).items() if key not in _LOCAL_SETTINGS}
+        return {key: list(value) if isinstance(value, tuple) else _file_name(value) for key, value in values.items()}
 
 
-def _named(value: Any) -> Any:
+def _file_name(value: Any) -> Any:
     """Of a file or folder only its name; a Hub id, such as user/name, is no path."""
     if isinstance(value, str) and "/" in value and (value.startswith(("/", ".", "~")) or Path(value).exists()):
         return Path(value).name

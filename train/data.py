@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from errors import DataError, TrainingError, UnknownNameError, unknown
+from errors import DataError, TrainingError, UnknownNameError, unknown_name_error
 from tasks.datasets import DATASETS, load_examples, load_problems
 from tasks.datasets.hub_files import fetch_tables, is_hub_id
-from tasks.datasets.tables import FORMATS, Fault
-from tasks.datasets.upload import Upload, read_upload
+from tasks.datasets.tables import FORMATS, RowError
+from tasks.datasets.upload import UploadResult, read_upload
 from tasks.problem import Example
 from train.config import TrainConfig
-from train.split import hold_out
+from train.split import train_validation_split
 
 # As the Hub writes licences; a file's is its owner's business, a data set of the Hub states its own.
 LICENCES = {
@@ -27,7 +27,7 @@ OTHER_LICENCE = "other"
 
 
 @dataclass
-class Part:
+class DataSplit:
     """Rows of one side, from one file or several.
 
     `rows` counts those that the files have, `places` says where an example stands by its id ("my.csv, line 12"),
@@ -35,16 +35,16 @@ class Part:
     """
 
     examples: list[Example] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    rows: int = 0
+    row_errors: list[RowError] = field(default_factory=list)
+    num_rows: int = 0
     columns: tuple[str, ...] = ()
-    mapping: str = ""
-    places: dict[str, str] = field(default_factory=dict)
+    column_mapping: str = ""
+    locations: dict[str, str] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
 
-    def place(self, example: Example) -> str:
+    def locate(self, example: Example) -> str:
         """Where the example stands, for a sentence; rows of our own data sets go by their ids."""
-        return self.places.get(example.id, example.id)
+        return self.locations.get(example.id, example.id)
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,21 @@ class TrainingData:
     licence: str
     source_note: str
     # What was read, before max_train_samples left anything out; `held_out` is None where a share of it is held out.
-    learned: Part = field(default_factory=Part)
-    held_out: Part | None = None
+    train_split: DataSplit = field(default_factory=DataSplit)
+    validation_split: DataSplit | None = None
 
     @property
-    def faults(self) -> list[Fault]:
+    def row_errors(self) -> list[RowError]:
         """All rows that could not be read, of both sides."""
-        return self.learned.faults + (self.held_out.faults if self.held_out else [])
+        return self.train_split.row_errors + (self.validation_split.row_errors if self.validation_split else [])
 
 
 @dataclass(frozen=True)
-class _Source:
+class _DatasetSplits:
     name: str
     licence: str
-    learned: Part
-    validation: Part | None
+    train_split: DataSplit
+    validation_split: DataSplit | None
 
 
 def load_training_data(config: TrainConfig) -> TrainingData:
@@ -80,16 +80,16 @@ def load_training_data(config: TrainConfig) -> TrainingData:
     The validation rows are those of config.validation_file, else the data set's own, else a share of the training
     rows. Raises DataError, UnknownNameError or TrainingError in one sentence.
     """
-    source = _source(config)
-    train, held_out = source.learned.examples, source.validation
+    source = _load_splits(config)
+    train, held_out = source.train_split.examples, source.validation_split
     if config.validation_file is not None:
-        held_out, note = _part([config.validation_file], config), config.validation_file.name
+        held_out, note = _read_split([config.validation_file], config), config.validation_file.name
     else:
         note = "its own validation rows"
     if held_out is not None:
         validation = held_out.examples
     else:
-        train, validation = hold_out(train, config.validation_split, config.seed)
+        train, validation = train_validation_split(train, config.validation_split, config.seed)
         note = (
             f"{len(validation)} of its rows (validation_split {config.validation_split:g}), drawn with seed "
             f"{config.seed} so that rows with the same intent stay on one side"
@@ -104,34 +104,34 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         name=source.name,
         licence=source.licence,
         source_note=f"{source.name}, validated on {note}.",
-        learned=source.learned,
-        held_out=held_out,
+        train_split=source.train_split,
+        validation_split=held_out,
     )
 
 
-def _source(config: TrainConfig) -> _Source:
+def _load_splits(config: TrainConfig) -> _DatasetSplits:
     name = config.dataset_name
     if name in DATASETS:
-        return _ours(config)
+        return _load_builtin(config)
     path = Path(name).expanduser()
     if path.exists() or path.suffix.casefold() in FORMATS:
-        return _Source(path.name, OTHER_LICENCE, _part([path], config), None)
+        return _DatasetSplits(path.name, OTHER_LICENCE, _read_split([path], config), None)
     if is_hub_id(name):
         tables = fetch_tables(name)
-        validation = _part(tables.validation, config) if tables.validation else None
-        return _Source(
+        validation = _read_split(tables.validation, config) if tables.validation else None
+        return _DatasetSplits(
             f"{tables.name}@{tables.revision}",
             tables.licence or OTHER_LICENCE,
-            _part(tables.train, config),
+            _read_split(tables.train, config),
             validation,
         )
     raise UnknownNameError(
-        f"{str(unknown('data set', name, DATASETS)).removesuffix('.')}; or give a file that ends in "
+        f"{str(unknown_name_error('data set', name, DATASETS)).removesuffix('.')}; or give a file that ends in "
         f"{', '.join(FORMATS)}, or a data set of the Hub as user/name."
     )
 
 
-def _ours(config: TrainConfig) -> _Source:
+def _load_builtin(config: TrainConfig) -> _DatasetSplits:
     name = config.dataset_name
     if (config.intent_column or config.code_column) and config.validation_file is None:
         raise DataError(
@@ -143,27 +143,29 @@ def _ours(config: TrainConfig) -> _Source:
     if config.validation_file is None:
         problems = load_problems(name, "validation", config.data_dir)
         solved = [Example(problem.id, problem.intent, problem.reference) for problem in problems if problem.reference]
-        validation = Part(solved, rows=len(problems))
-    return _Source(name, LICENCES.get(name, OTHER_LICENCE), Part(learned, rows=len(learned)), validation)
+        validation = DataSplit(solved, num_rows=len(problems))
+    return _DatasetSplits(
+        name, LICENCES.get(name, OTHER_LICENCE), DataSplit(learned, num_rows=len(learned)), validation
+    )
 
 
-def _part(paths: Sequence[Path], config: TrainConfig) -> Part:
+def _read_split(paths: Sequence[Path], config: TrainConfig) -> DataSplit:
     """The rows of these files, which are shards of one where they are several."""
-    part = Part()
+    part = DataSplit()
     for path in paths:
-        _add(part, path.name, read_upload(path, config.intent_column, config.code_column))
+        _add_upload(part, path.name, read_upload(path, config.intent_column, config.code_column))
     return part
 
 
-def _add(part: Part, file: str, upload: Upload) -> None:
+def _add_upload(split: DataSplit, file: str, upload: UploadResult) -> None:
     for example in upload.examples:
-        id = example.id if example.id not in part.places else f"{file}#{len(part.examples)}"
-        part.examples.append(example if id == example.id else Example(id, example.intent, example.code))
-        part.places[id] = f"{file}, {upload.places[example.id]}"
-    part.faults += [
-        Fault(fault.line, fault.column, f"{file}, {fault.sentence}", fault.empty) for fault in upload.faults
+        id = example.id if example.id not in split.locations else f"{file}#{len(split.examples)}"
+        split.examples.append(example if id == example.id else Example(id, example.intent, example.code))
+        split.locations[id] = f"{file}, {upload.locations[example.id]}"
+    split.row_errors += [
+        RowError(fault.line, fault.column, f"{file}, {fault.message}", fault.empty) for fault in upload.errors
     ]
-    part.rows += upload.rows
-    part.columns, part.mapping = upload.columns, str(upload.mapping)
+    split.num_rows += upload.rows
+    split.columns, split.column_mapping = upload.columns, str(upload.mapping)
     for change, times in upload.changes.items():
-        part.changes[change] = part.changes.get(change, 0) + times
+        split.changes[change] = split.changes.get(change, 0) + times

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from serve.backends.local.loading import LoadedBase
-from serve.home import Report
+from serve.home import ProgressFn
 from train.config import TrainConfig
-from train.encode import Encoded
-from train.initialise import set_virtual_tokens
-from train.prepare import Prepared
-from train.techniques import technique_named
-from train.workspace import Workspace
+from train.encode import TokenizedExample
+from train.initialise import init_virtual_tokens
+from train.prepare import TokenizedData
+from train.techniques import get_technique
+from train.workspace import RunDirectory
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from train.callbacks import StopOnSignal
     from train.trainer import CompletionTrainer
 
-_CPU_TOKENS, _NO_LIMIT = 512, 1 << 60
+_CPU_MAX_TOKENS, _NO_LIMIT = 512, 1 << 60
 
 
-def wrapped(config: TrainConfig, loaded: LoadedBase, samples: Sequence[Encoded]) -> Any:
+def build_peft_model(config: TrainConfig, loaded: LoadedBase, samples: Sequence[TokenizedExample]) -> Any:
     """The base with the technique's adapter around it, or the base itself for full fine-tuning; seeded."""
     from peft import get_peft_model
     from transformers import set_seed
 
-    from train.objective import install_objective
+    from train.objective import patch_loss
 
     set_seed(config.seed)
-    technique = technique_named(config.technique)
-    peft_config = technique.make(config, loaded.identity)
+    technique = get_technique(config.technique)
+    peft_config = technique.make_peft_config(config, loaded.identity)
     if peft_config is None:
         model: Any = loaded.model.requires_grad_(requires_grad=True)
     else:
         model = get_peft_model(loaded.model.requires_grad_(requires_grad=False), peft_config)
-        keep_dtype(model, loaded.model.dtype)
-        if technique.virtual_tokens:
-            set_virtual_tokens(model, config, samples)
+        cast_outputs(model, loaded.model.dtype)
+        if technique.uses_virtual_tokens:
+            init_virtual_tokens(model, config, samples)
     if config.gradient_checkpointing:
         # The first layer's input needs a gradient, or the frozen embedding would cut off all that comes after it.
         loaded.model.enable_input_require_grads()
-    install_objective(model)
+    patch_loss(model)
     return model
 
 
-def keep_dtype(model: Any, dtype: Any) -> None:
+def cast_outputs(model: Any, dtype: Any) -> None:
     """Has every layer answer in the base's own 16 bits.
 
     IA3's layers on a quantized base answer in 32 bits (peft 0.21.2), which the next 16-bit layer refuses.
@@ -59,22 +59,27 @@ def keep_dtype(model: Any, dtype: Any) -> None:
             layer.register_forward_hook(lambda _layer, _inputs, output: output.to(dtype))
 
 
-def make_trainer(
-    config: TrainConfig, model: Any, lesson: Prepared, place: Workspace, memory: Callable[[], int], report: Report
+def build_trainer(
+    config: TrainConfig,
+    model: Any,
+    dataset: TokenizedData,
+    run_dir: RunDirectory,
+    memory: Callable[[], int],
+    report: ProgressFn,
 ) -> tuple[CompletionTrainer, StopOnSignal]:
     """A Trainer with our callbacks, and the one of them that knows whether a person stopped the run."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from train.callbacks import GradientGuard, LogFile, ProgressLine, StepClock, StopOnSignal
-    from train.meter import Meter
+    from train.callbacks import GradientCheck, JsonlLogger, ProgressReporter, StopOnSignal, ThroughputCallback
+    from train.meter import ThroughputMeter
     from train.trainer import CompletionTrainer
 
-    meter, stop = Meter(), StopOnSignal(report)
-    arguments = _arguments(config, len(lesson.train.kept), place, model)
+    meter, stop = ThroughputMeter(), StopOnSignal(report)
+    arguments = _training_arguments(config, len(dataset.train.selected_indices), run_dir, model)
     callbacks: list[Any] = [
-        StepClock(meter),
-        LogFile(place.log, meter, memory),
-        ProgressLine(report, int(arguments.eval_steps) // 2, meter),
+        ThroughputCallback(meter),
+        JsonlLogger(run_dir.log, meter, memory),
+        ProgressReporter(report, int(arguments.eval_steps) // 2, meter),
         stop,
     ]
     if config.early_stopping_patience:
@@ -82,41 +87,44 @@ def make_trainer(
     trainer = CompletionTrainer(
         meter=meter,
         report=report,
-        tokens_at_once=tokens_at_once(config, model.device.type),
+        max_tokens=max_tokens_per_forward(config, model.device.type),
         model=model,
         args=arguments,
-        train_dataset=[lesson.encoder.row(sample) for sample in lesson.train.encoded],
+        train_dataset=[dataset.example_tokenizer.to_features(sample) for sample in dataset.train.samples],
         # Rows of like length stand together, so that little of a batch is padding.
-        eval_dataset=sorted(map(lesson.encoder.row, lesson.validation.encoded), key=lambda row: len(row["input_ids"])),
-        data_collator=lesson.encoder.collate,
+        eval_dataset=sorted(
+            map(dataset.example_tokenizer.to_features, dataset.validation.samples),
+            key=lambda row: len(row["input_ids"]),
+        ),
+        data_collator=dataset.example_tokenizer.collate,
         callbacks=callbacks,
     )
-    trainer.add_callback(GradientGuard(trainer.check_gradients))
+    trainer.add_callback(GradientCheck(trainer.check_gradients))
     # Trainer's own printer repeats every log as a raw dictionary.
     trainer.remove_callback(PrinterCallback)
     return trainer, stop
 
 
-def tokens_at_once(config: TrainConfig, device: str) -> int:
+def max_tokens_per_forward(config: TrainConfig, device: str) -> int:
     """How many tokens are computed together on this kind of device."""
-    return config.max_tokens_at_once or (_CPU_TOKENS if device == "cpu" else _NO_LIMIT)
+    return config.max_tokens_at_once or (_CPU_MAX_TOKENS if device == "cpu" else _NO_LIMIT)
 
 
-def steps(config: TrainConfig, samples: int, processes: int = 1) -> tuple[int, int]:
+def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> tuple[int, int]:
     """Optimizer steps in an epoch, and between two evaluations."""
     per_epoch = -(-samples // (config.effective_batch_size * processes))
     return per_epoch, max(1, round(per_epoch * config.eval_every))
 
 
-def _arguments(config: TrainConfig, samples: int, place: Workspace, model: Any) -> TrainingArguments:
+def _training_arguments(config: TrainConfig, samples: int, run_dir: RunDirectory, model: Any) -> TrainingArguments:
     import torch
     from accelerate import PartialState
     from transformers import TrainingArguments
 
-    _, every = steps(config, samples, PartialState().num_processes)
+    _, every = count_steps(config, samples, PartialState().num_processes)
     full = config.technique == "full"
     arguments = TrainingArguments(
-        output_dir=str(place.checkpoints),
+        output_dir=str(run_dir.checkpoints),
         num_train_epochs=config.num_train_epochs,
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=config.per_device_train_batch_size * 2,

@@ -12,68 +12,68 @@ from typing import Any
 
 from adapters.manifest import BaseIdentity, Manifest
 from adapters.weights import WEIGHTS_NAME, digest
-from serve.home import new_folder
-from tasks.prompt import style_named
-from train.card import write_card
+from serve.home import atomic_dir
+from tasks.prompt import get_style
+from train.card import write_model_card
 from train.config import TrainConfig
 from train.plot import plot_losses
 from train.settings import write_yaml
 from train.techniques import TECHNIQUES
 
 # IA3's vectors and DoRA's magnitudes.
-_EXACT = (".ia3_l", ".lora_magnitude_vector")
+_FLOAT32_SUFFIXES = (".ia3_l", ".lora_magnitude_vector")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """What a run came to: its log, its cost, and what it learned from."""
 
     log: Sequence[Mapping[str, Any]]
     dataset: str
     dataset_digest: str
     licence: str
-    n_train: int
-    n_validation: int
+    num_train: int
+    num_validation: int
     cost: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_folder(
-    model: Any, tokenizer: Any, config: TrainConfig, base: BaseIdentity, outcome: Outcome, target: Path
+def save_adapter(
+    model: Any, tokenizer: Any, config: TrainConfig, base: BaseIdentity, result: TrainingResult, target: Path
 ) -> None:
     """Writes `target` whole or not at all; an older folder of that name goes only when the new one is whole."""
     staged = target.parent / f".{target.name}.new"
     with tempfile.TemporaryDirectory(prefix=".replaced-", dir=target.parent) as aside:
-        with new_folder(staged) as building:
+        with atomic_dir(staged) as building:
             if hasattr(model, "peft_config"):
-                _save_adapter(model, base, building)
+                _save_peft_weights(model, base, building)
                 weights = digest(building / WEIGHTS_NAME, config.adapter_name)
-                modules = _modules(model)
+                modules = _target_modules(model)
             else:
-                _save_model(model, tokenizer, building)
+                _save_full_model(model, tokenizer, building)
                 weights, modules = digest(building / "model.safetensors", config.adapter_name), {}
-            manifest = _manifest(config, base, outcome, modules, weights)
+            manifest = _build_manifest(config, base, result, modules, weights)
             manifest.write(building)
             write_yaml(config, building / "config.yaml")
-            _write_log(outcome.log, building / "log.jsonl")
-            plot_losses(outcome.log, building / "loss.png", f"{config.adapter_name} on {outcome.dataset}")
-            write_card(manifest, building)
+            _write_log(result.log, building / "log.jsonl")
+            plot_losses(result.log, building / "loss.png", f"{config.adapter_name} on {result.dataset}")
+            write_model_card(manifest, building)
         if target.exists():
             target.rename(Path(aside) / "old")
         staged.rename(target)
 
 
-def _save_adapter(model: Any, base: BaseIdentity, folder: Path) -> None:
+def _save_peft_weights(model: Any, base: BaseIdentity, folder: Path) -> None:
     for config in model.peft_config.values():
         config.base_model_name_or_path = base.id
         config.revision = base.revision
     model.save_pretrained(folder, save_embedding_layers=False)
     # PEFT writes a card of its own, full of questions.
     (folder / "README.md").unlink(missing_ok=True)
-    _halve(folder / WEIGHTS_NAME)
-    _tidy(folder / "adapter_config.json")
+    _convert_to_bfloat16(folder / WEIGHTS_NAME)
+    _normalize_json(folder / "adapter_config.json")
 
 
-def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+def _save_full_model(model: Any, tokenizer: Any, folder: Path) -> None:
     """A model like any other, in 16-bit floats: `--base <folder>` serves it."""
     import torch
 
@@ -82,20 +82,20 @@ def _save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _halve(path: Path) -> None:
+def _convert_to_bfloat16(path: Path) -> None:
     """Stores weights as bfloat16, but for the few that multiply and stand close to 1: those are served in 32 bits."""
     import torch
     from safetensors.torch import load_file, save_file
 
     tensors = {
-        name: (tensor if name.endswith(_EXACT) else tensor.to(torch.bfloat16)).contiguous()
+        name: (tensor if name.endswith(_FLOAT32_SUFFIXES) else tensor.to(torch.bfloat16)).contiguous()
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(0o644)
 
 
-def _tidy(path: Path) -> None:
+def _normalize_json(path: Path) -> None:
     """Sorted keys and lists, so that the same run gives the same file."""
     values = json.loads(path.read_text(encoding="utf-8"))
     for name in ("target_modules", "feedforward_modules"):
@@ -104,34 +104,34 @@ def _tidy(path: Path) -> None:
     path.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _modules(model: Any) -> dict[str, list[str]]:
+def _target_modules(model: Any) -> dict[str, list[str]]:
     config = model.peft_config[model.active_adapter]
     names = ("target_modules", "feedforward_modules")
     return {name: sorted(getattr(config, name)) for name in names if getattr(config, name, None)}
 
 
-def _manifest(
-    config: TrainConfig, base: BaseIdentity, outcome: Outcome, modules: Mapping[str, list[str]], weights: str
+def _build_manifest(
+    config: TrainConfig, base: BaseIdentity, result: TrainingResult, modules: Mapping[str, list[str]], weights: str
 ) -> Manifest:
-    style = style_named(config.prompt_style)
-    evaluations = [entry for entry in outcome.log if "eval_loss" in entry]
+    style = get_style(config.prompt_style)
+    evaluations = [entry for entry in result.log if "eval_loss" in entry]
     best = min((entry["eval_loss"] for entry in evaluations), default=None)
     resolved = {
-        **config.public(),
+        **config.to_public_dict(),
         "model_name_or_path": base.id,
         "model_revision": base.revision,
         **modules,
-        "n_train": outcome.n_train,
-        "n_validation": outcome.n_validation,
+        "n_train": result.num_train,
+        "n_validation": result.num_validation,
         "lr_scheduler_type": "linear",
         "technique_title": TECHNIQUES[config.technique].title,
-        **outcome.cost,
+        **result.cost,
     }
     score = {
         "metric": "validation loss",
         "value": round(best, 6) if best is not None else None,
-        "n": outcome.n_validation,
-        "dataset": outcome.dataset,
+        "n": result.num_validation,
+        "dataset": result.dataset,
     }
     return Manifest(
         name=config.adapter_name,
@@ -141,19 +141,19 @@ def _manifest(
         trained_quantization=config.quantization,
         prompt_style=style.name,
         prompt_fingerprint=style.fingerprint,
-        dataset=outcome.dataset,
-        dataset_digest=outcome.dataset_digest,
+        dataset=result.dataset,
+        dataset_digest=result.dataset_digest,
         seed=config.seed,
-        licence=outcome.licence,
+        licence=result.licence,
         config=resolved,
-        log=tuple(_thin(outcome.log)),
+        log=tuple(_eval_entries(result.log)),
         scores=(score,) if best is not None else (),
         created=dt.datetime.now(dt.UTC).date().isoformat(),
         weights_digest=weights,
     )
 
 
-def _thin(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _eval_entries(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The evaluations alone, each with the mean training loss since the one before."""
     entries, losses = [], []
     for entry in log:

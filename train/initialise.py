@@ -2,7 +2,7 @@
 
 PEFT's own suite measured 0.057 on GSM8K for Prompt tuning from random values and 0.343 from sampled vocabulary
 (../docs/training.md has ours). Here the default is the text of solved training examples: Prompt tuning starts from
-its token embeddings, Prefix tuning from the keys and values that the base computes for it.
+its token embeddings, KVPrefix tuning from the keys and values that the base computes for it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.config import TrainConfig
-from train.encode import Encoded
+from train.encode import TokenizedExample
 
 
-def set_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[Encoded]) -> None:
-    """Gives a fresh PeftModel with Prompt or Prefix tuning its start values; `random` leaves PEFT's own."""
+def init_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[TokenizedExample]) -> None:
+    """Gives a fresh PeftModel with Prompt or KVPrefix tuning its start values; `random` leaves PEFT's own."""
     if config.virtual_tokens_init == "random":
         return
     wanted = config.num_virtual_tokens
@@ -24,25 +24,25 @@ def set_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[Encode
         size = model.get_base_model().get_input_embeddings().num_embeddings
         ids = random.Random(config.seed).sample(range(size), min(wanted, size))
     else:
-        ids = example_ids(samples, wanted, config.seed)
+        ids = sample_example_ids(samples, wanted, config.seed)
     if model.active_peft_config.peft_type == "PREFIX_TUNING":
-        _start_prefix(model, ids)
+        _init_prefix_tuning(model, ids)
     else:
-        _start_prompt(model, ids)
+        _init_prompt_tuning(model, ids)
 
 
-def example_ids(samples: Sequence[Encoded], wanted: int, seed: int) -> list[int]:
+def sample_example_ids(samples: Sequence[TokenizedExample], count: int, seed: int) -> list[int]:
     """The ids of solved examples in a row, drawn by the seed, cut where enough are found."""
     order = random.Random(seed).sample(range(len(samples)), len(samples))
     ids: list[int] = []
     for index in order:
-        if len(ids) >= wanted:
+        if len(ids) >= count:
             break
-        ids += samples[index].prompt + samples[index].response
-    return (ids * (wanted // max(len(ids), 1) + 1))[:wanted]
+        ids += samples[index].prompt_ids + samples[index].response_ids
+    return (ids * (count // max(len(ids), 1) + 1))[:count]
 
 
-def _start_prompt(model: Any, ids: list[int]) -> None:
+def _init_prompt_tuning(model: Any, ids: list[int]) -> None:
     import torch
 
     embedding = model.get_base_model().get_input_embeddings()
@@ -51,7 +51,7 @@ def _start_prompt(model: Any, ids: list[int]) -> None:
         weight.copy_(embedding(torch.tensor(ids, device=embedding.weight.device)).to(weight.dtype))
 
 
-def _start_prefix(model: Any, ids: list[int]) -> None:
+def _init_prefix_tuning(model: Any, ids: list[int]) -> None:
     import torch
     from peft import initialize_kv_prefix_from_past_key_values
     from transformers import DynamicCache
@@ -66,11 +66,11 @@ def _start_prefix(model: Any, ids: list[int]) -> None:
     cache = getattr(cache, "self_attention_cache", cache)
     layers = [(layer.keys, layer.values) for layer in cache.layers]
     if base.config.is_encoder_decoder:
-        layers = _as_peft_deals(layers)
+        layers = _peft_layer_assignment(layers)
     initialize_kv_prefix_from_past_key_values(model, past_key_values=DynamicCache(layers))
 
 
-def _as_peft_deals(layers: list[Any]) -> list[Any]:
+def _peft_layer_assignment(layers: list[Any]) -> list[Any]:
     """On encoder-decoder bases PEFT 0.21.2 gives decoder layer i the saved layer 2i modulo their number.
 
     So what layer i should start from is saved there; with an even number two layers share a place, and the first

@@ -12,24 +12,24 @@ from adapters import checks
 from adapters.manifest import Manifest
 from adapters.shapes import check_shapes
 from adapters.store import AdapterFolder
-from adapters.weights import WEIGHTS_NAME, read_shapes, shown
+from adapters.weights import WEIGHTS_NAME, quote_untrusted, read_shapes
 from errors import AdapterError, DiskSpaceError
 from serve.backends.local.loading import LoadedBase, load_base
 from serve.backends.local.source import EMBEDDED_ID
-from serve.home import Report, make_folder, new_folder
-from serve.quiet import quiet
+from serve.home import ProgressFn, atomic_dir, make_dir
+from serve.quiet import configure_environment
 
 # PEFT's types that change weights; virtual tokens stand in the input.
-_MERGEABLE = ("LORA", "IA3")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_MERGEABLE_PEFT_TYPES = ("LORA", "IA3")
+_COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
 # Beside the weights: the tokenizer and the configuration.
-_SMALL_FILES = 64 << 20
+_EXTRA_FILE_BYTES = 64 << 20
 
 
-def merge(
+def merge_adapter(
     folder: AdapterFolder,
     out: Path,
-    report: Report,
+    report: ProgressFn,
     *,
     base: str | None = None,
     device: str = "cpu",
@@ -42,17 +42,17 @@ def merge(
     unquantized whatever the adapter was trained on. Raises AdapterError, BaseModelError or DiskSpaceError.
     """
     out = out.expanduser()
-    if folder.config["peft_type"] not in _MERGEABLE:
+    if folder.config["peft_type"] not in _MERGEABLE_PEFT_TYPES:
         raise AdapterError(
             f"Adapter '{folder.name}' is a {folder.manifest.technique} adapter: its virtual tokens stand before the "
             "prompt and change no weights, so it cannot be merged; serve it as it is."
         )
     if out.exists():
         raise AdapterError(f"{out} exists: name a folder that does not, a merged model replaces nothing.")
-    quiet()
+    configure_environment()
     # In the floats of its files, so that the product is rounded once; LoRA's own stay in 32 bits.
     loaded = load_base(
-        base or _base_of(folder.manifest, folder.name),
+        base or _base_for(folder.manifest, folder.name),
         "none",
         device,
         report,
@@ -60,21 +60,21 @@ def merge(
         training=True,
         dtype="auto",
     )
-    _check(folder, loaded)
-    _require_space(out, loaded.model)
-    note = caveat(folder.manifest)
+    _check_compatible(folder, loaded)
+    _require_disk_space(out, loaded.model)
+    note = quantization_caveat(folder.manifest)
     if note:
         report(note)
     from safetensors import SafetensorError
 
     report(f"Merging '{folder.name}' into {loaded.identity.id} ...")
-    model = _merged(folder, loaded.model)
+    model = _merge_weights(folder, loaded.model)
     report(f"Writing {out} ...")
     try:
-        with new_folder(out) as building:
+        with atomic_dir(out) as building:
             model.save_pretrained(building)
             loaded.tokenizer.save_pretrained(building)
-            (building / "README.md").write_text(_card(folder.manifest, note), encoding="utf-8")
+            (building / "README.md").write_text(_merged_model_card(folder.manifest, note), encoding="utf-8")
             for path in building.iterdir():
                 path.chmod(0o644)  # safetensors keeps its files to their owner
             # The model is asked in the style that the adapter learned, wherever it serves as a base.
@@ -83,36 +83,36 @@ def merge(
             )
     except SafetensorError as fault:  # safetensors' own, also for a full disk
         raise DiskSpaceError(
-            f"The merged model cannot be written under {out.parent} ({shown(str(fault))}): "
+            f"The merged model cannot be written under {out.parent} ({quote_untrusted(str(fault))}): "
             "free some room, or name an OUT on another disk."
         ) from fault
     return out
 
 
-def caveat(manifest: Manifest) -> str:
+def quantization_caveat(manifest: Manifest) -> str:
     """What merging changes about an adapter that was trained on quantized weights; '' where it changes nothing."""
     if manifest.trained_quantization == "none":
         return ""
     return (
-        f"'{shown(manifest.name, 64)}' was trained against the {shown(manifest.trained_quantization, 20)} weights of "
+        f"'{quote_untrusted(manifest.name, 64)}' was trained against the {quote_untrusted(manifest.trained_quantization, 20)} weights of "
         "its base and is merged into the 16-bit ones, which differ by what quantization rounded away: answers are not "
         "bit for bit those of the adapter on the quantized base, and scores must be measured again."
     )
 
 
-def _base_of(manifest: Manifest, name: str) -> str:
+def _base_for(manifest: Manifest, name: str) -> str:
     """What to give --base for the adapter's own base."""
     if manifest.base_id == EMBEDDED_ID:
         return EMBEDDED_ID
-    if _COMMIT.fullmatch(manifest.base_revision):
+    if _COMMIT_SHA.fullmatch(manifest.base_revision):
         return f"{manifest.base_id}@{manifest.base_revision}"
     raise AdapterError(
-        f"Adapter '{name}' was trained on a folder or file called {shown(manifest.base_id)}: "
+        f"Adapter '{name}' was trained on a folder or file called {quote_untrusted(manifest.base_id)}: "
         "say where it is with --base."
     )
 
 
-def _check(folder: AdapterFolder, loaded: LoadedBase) -> None:
+def _check_compatible(folder: AdapterFolder, loaded: LoadedBase) -> None:
     """The base must be the adapter's own, and its layers must be there to be changed one by one."""
     checks.check_base(folder.manifest, loaded.identity, folder.name)
     shapes = read_shapes(folder.path / WEIGHTS_NAME, folder.name)
@@ -124,9 +124,9 @@ def _check(folder: AdapterFolder, loaded: LoadedBase) -> None:
         )
 
 
-def _require_space(out: Path, model: Any) -> None:
-    needed = _SMALL_FILES + 2 * sum(parameter.numel() for parameter in model.parameters())
-    free = shutil.disk_usage(make_folder(out.parent)).free
+def _require_disk_space(out: Path, model: Any) -> None:
+    needed = _EXTRA_FILE_BYTES + 2 * sum(parameter.numel() for parameter in model.parameters())
+    free = shutil.disk_usage(make_dir(out.parent)).free
     if free < needed:
         raise DiskSpaceError(
             f"{out.parent} has {free / 1e6:.0f} MB free and the merged model needs {needed / 1e6:.0f} MB: "
@@ -134,7 +134,7 @@ def _require_space(out: Path, model: Any) -> None:
         )
 
 
-def _merged(folder: AdapterFolder, model: Any) -> Any:
+def _merge_weights(folder: AdapterFolder, model: Any) -> Any:
     """The base itself with changed weights, in 16-bit floats."""
     import torch
     from peft import PeftModel
@@ -150,9 +150,9 @@ def _merged(folder: AdapterFolder, model: Any) -> Any:
     return merged.to(merged.dtype if merged.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16)
 
 
-def _card(manifest: Manifest, note: str) -> str:
+def _merged_model_card(manifest: Manifest, caveat: str) -> str:
     base = manifest.base_id
-    note = f"**Caveat.** {note}" if note else "It was trained on the unquantized base, so only rounding differs."
+    caveat = f"**Caveat.** {caveat}" if caveat else "It was trained on the unquantized base, so only rounding differs."
     return f"""---
 library_name: transformers
 base_model: {base}
@@ -165,5 +165,5 @@ tags: [peft-arena, merged, {manifest.technique}]
 weights. The adapter was trained on `{manifest.dataset}` (digest `{manifest.dataset_digest}`) with prompt style
 `{manifest.prompt_style}` (fingerprint `{manifest.prompt_fingerprint}`): ask it in that style.
 
-{note}
+{caveat}
 """

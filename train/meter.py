@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Meter:
+class ThroughputMeter:
     """Counts the tokens read in training (without padding), and the seconds that it took without evaluations."""
 
     def __init__(self) -> None:
@@ -13,38 +13,38 @@ class Meter:
         # Those of a run that this one continues; they do not count towards the speed.
         self.earlier_tokens, self.earlier_seconds = 0, 0.0
         self.seconds = 0.0
-        self._since: float | None = None
+        self._started_at: float | None = None
 
     def add(self, tokens: int) -> None:
         """Counts a batch of so many tokens."""
         self.tokens += tokens
 
-    def go(self) -> None:
+    def start(self) -> None:
         """The clock runs from now on; starting it twice changes nothing."""
-        if self._since is None:
-            self._since = time.perf_counter()
+        if self._started_at is None:
+            self._started_at = time.perf_counter()
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """The clock stands still: what follows is no training."""
-        if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
-            self._since = None
+        if self._started_at is not None:
+            self.seconds += time.perf_counter() - self._started_at
+            self._started_at = None
 
     @property
-    def all_tokens(self) -> int:
+    def total_tokens(self) -> int:
         """With those before the run was continued."""
         return self.earlier_tokens + self.tokens
 
     @property
-    def all_seconds(self) -> float:
+    def total_seconds(self) -> float:
         """With those before the run was continued."""
-        return self.earlier_seconds + self._passed()
+        return self.earlier_seconds + self._elapsed()
 
     @property
     def tokens_per_second(self) -> float:
         """Since the run began, or continued; 0 before the first step."""
-        passed = self._passed()
+        passed = self._elapsed()
         return self.tokens / passed if passed > 0 else 0.0
 
-    def _passed(self) -> float:
-        return self.seconds + (time.perf_counter() - self._since if self._since is not None else 0.0)
+    def _elapsed(self) -> float:
+        return self.seconds + (time.perf_counter() - self._started_at if self._started_at is not None else 0.0)

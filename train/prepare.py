@@ -11,15 +11,15 @@ from typing import Any
 
 from errors import TrainingError
 from tasks.problem import Example
-from tasks.prompt import style_named
+from tasks.prompt import get_style
 from train.config import TrainConfig
 from train.data import TrainingData
-from train.encode import IGNORED, Encoded, Encoder
-from train.techniques import technique_named
+from train.encode import IGNORE_INDEX, ExampleTokenizer, TokenizedExample
+from train.techniques import get_technique
 
 
 @dataclass(frozen=True)
-class Reader:
+class TokenizerInfo:
     """What reads the rows: a base's tokenizer, and what of the base decides how long they may be."""
 
     base_id: str
@@ -30,7 +30,7 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Selection:
+class TokenizedSplit:
     """The rows of one side. `examples` are all of them, `kept` are the indices of those that fit `limit` tokens.
 
     `lengths` are tokens of prompt, response and end token together, of all rows; `encoded` has the kept rows alone.
@@ -38,108 +38,110 @@ class Selection:
 
     examples: Sequence[Example]
     lengths: Sequence[int]
-    kept: Sequence[int]
-    encoded: Sequence[Encoded]
-    limit: int
+    selected_indices: Sequence[int]
+    samples: Sequence[TokenizedExample]
+    max_length: int
 
     @property
-    def left_out(self) -> list[int]:
+    def dropped_indices(self) -> list[int]:
         """Indices of the rows that are too long."""
-        return [index for index, length in enumerate(self.lengths) if length > self.limit]
+        return [index for index, length in enumerate(self.lengths) if length > self.max_length]
 
     def summary(self, what: str) -> str:
         """One line for a run's progress."""
-        tokens = sum(len(sample.response) for sample in self.encoded)
-        dropped = len(self.lengths) - len(self.kept)
-        note = f"; {dropped} longer than {self.limit} tokens are left out whole" if dropped else ""
-        return f"{len(self.kept)} {what} samples, {tokens} learned tokens{note}."
+        tokens = sum(len(sample.response_ids) for sample in self.samples)
+        dropped = len(self.lengths) - len(self.selected_indices)
+        note = f"; {dropped} longer than {self.max_length} tokens are left out whole" if dropped else ""
+        return f"{len(self.selected_indices)} {what} samples, {tokens} learned tokens{note}."
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TokenizedData:
     """Both sides, and the encoder that made them."""
 
-    encoder: Encoder
-    train: Selection
-    validation: Selection
+    example_tokenizer: ExampleTokenizer
+    train: TokenizedSplit
+    validation: TokenizedSplit
 
 
-def prepare(config: TrainConfig, data: TrainingData, reader: Reader) -> Prepared:
+def tokenize_data(config: TrainConfig, data: TrainingData, tokenizer_info: TokenizerInfo) -> TokenizedData:
     """Encodes and selects the rows; TrainingError, in one sentence, for what cannot train."""
-    encoder = make_encoder(config, reader)
-    limit = longest(config, reader)
-    train = select(encoder, data.train, limit)
-    validation = select(encoder, data.validation, limit)
-    _require_code(train, encoder, data.learned.place)
+    encoder = build_example_tokenizer(config, tokenizer_info)
+    limit = max_sample_length(config, tokenizer_info)
+    train = tokenize_split(encoder, data.train, limit)
+    validation = tokenize_split(encoder, data.validation, limit)
+    _require_labels(train, encoder, data.train_split.locate)
     for selection, what in ((train, "training"), (validation, "validation")):
-        if not selection.kept:
-            _refuse_length(selection, what, config)
+        if not selection.selected_indices:
+            _raise_too_long(selection, what, config)
     batch = config.per_device_train_batch_size
-    if len(train.kept) < batch:
-        left_out = f" ({len(train.left_out)} more are too long)" if train.left_out else ""
+    if len(train.selected_indices) < batch:
+        left_out = f" ({len(train.dropped_indices)} more are too long)" if train.dropped_indices else ""
         raise TrainingError(
-            f"{len(train.kept)} training samples{left_out} are fewer than one batch of {batch}: "
+            f"{len(train.selected_indices)} training samples{left_out} are fewer than one batch of {batch}: "
             "give more data or a smaller --per-device-train-batch-size."
         )
-    return Prepared(encoder, train, validation)
+    return TokenizedData(encoder, train, validation)
 
 
-def make_encoder(config: TrainConfig, reader: Reader) -> Encoder:
+def build_example_tokenizer(config: TrainConfig, tokenizer_info: TokenizerInfo) -> ExampleTokenizer:
     """The encoder, after the checks that need no data."""
-    technique_named(config.technique).check(config)
-    style = style_named(config.prompt_style)
-    if style.format == "chat" and not reader.tokenizer.chat_template:
+    get_technique(config.technique).validate(config)
+    style = get_style(config.prompt_style)
+    if style.format == "chat" and not tokenizer_info.tokenizer.chat_template:
         raise TrainingError(
-            f"Prompt style '{style.name}' needs a chat template and {reader.base_id} has none: "
+            f"Prompt style '{style.name}' needs a chat template and {tokenizer_info.base_id} has none: "
             "choose --prompt-style plain."
         )
-    if reader.tokenizer.eos_token_id is None:
+    if tokenizer_info.tokenizer.eos_token_id is None:
         raise TrainingError(
-            f"The tokenizer of {reader.base_id} has no end token, so a model could never learn to stop: choose a base "
+            f"The tokenizer of {tokenizer_info.base_id} has no end token, so a model could never learn to stop: choose a base "
             "whose tokenizer names one (eos_token)."
         )
-    return Encoder(reader.tokenizer, style, reader.is_encoder_decoder)
+    return ExampleTokenizer(tokenizer_info.tokenizer, style, tokenizer_info.is_encoder_decoder)
 
 
-def longest(config: TrainConfig, reader: Reader) -> int:
+def max_sample_length(config: TrainConfig, tokenizer_info: TokenizerInfo) -> int:
     """Tokens that a row may have: max_length, or what is left of the base's context behind virtual tokens.
 
     An encoder-decoder base reads prompt and response apart and has no such end of its context.
     """
-    if reader.is_encoder_decoder:
+    if tokenizer_info.is_encoder_decoder:
         return config.max_length
-    virtual = config.num_virtual_tokens if technique_named(config.technique).virtual_tokens else 0
-    return min(config.max_length, reader.context_length - virtual)
+    virtual = config.num_virtual_tokens if get_technique(config.technique).uses_virtual_tokens else 0
+    return min(config.max_length, tokenizer_info.context_length - virtual)
 
 
-def select(encoder: Encoder, examples: Sequence[Example], limit: int) -> Selection:
+def tokenize_split(example_tokenizer: ExampleTokenizer, examples: Sequence[Example], max_length: int) -> TokenizedSplit:
     """All rows encoded; those of more than `limit` tokens are left out whole, none is ever cut."""
-    encoded = [encoder.encode(example) for example in examples]
-    lengths = [len(sample.prompt) + len(sample.response) for sample in encoded]
-    kept = [index for index, length in enumerate(lengths) if length <= limit]
-    return Selection(examples, lengths, kept, [encoded[index] for index in kept], limit)
+    encoded = [example_tokenizer.tokenize(example) for example in examples]
+    lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in encoded]
+    kept = [index for index, length in enumerate(lengths) if length <= max_length]
+    return TokenizedSplit(examples, lengths, kept, [encoded[index] for index in kept], max_length)
 
 
-def _require_code(train: Selection, encoder: Encoder, place: Callable[[Example], str]) -> None:
+def _require_labels(
+    train: TokenizedSplit, example_tokenizer: ExampleTokenizer, locate: Callable[[Example], str]
+) -> None:
     """A row of which nothing but the end would be learned is refused: it teaches to answer nothing."""
-    for index, sample in zip(train.kept, train.encoded, strict=True):
-        learned = sum(label != IGNORED for label in encoder.row(sample)["labels"])
+    for index, sample in zip(train.selected_indices, train.samples, strict=True):
+        learned = sum(label != IGNORE_INDEX for label in example_tokenizer.to_features(sample)["labels"])
         if learned < 2:
             raise TrainingError(
-                f"{place(train.examples[index])}: no token of its code would be learned, as the base's tokenizer "
+                f"{locate(train.examples[index])}: no token of its code would be learned, as the base's tokenizer "
                 "makes none of it: take the row out."
             )
 
 
-def _refuse_length(selection: Selection, what: str, config: TrainConfig) -> None:
+def _raise_too_long(selection: TokenizedSplit, what: str, config: TrainConfig) -> None:
     if not selection.lengths:
         raise TrainingError(f"There is no {what} row: give more data.")
     needed = min(selection.lengths)
     raise TrainingError(
-        f"None of the {len(selection.lengths)} {what} rows fits {selection.limit} tokens, the shortest has {needed}: "
+        f"None of the {len(selection.lengths)} {what} rows fits {selection.max_length} tokens, the shortest has {needed}: "
         + (
             f"raise --max-length to {needed} or more."
-            if selection.limit == config.max_length
+            if selection.max_length == config.max_length
             else "that is as much as the base reads, so give shorter rows or choose another base."
         )
     )

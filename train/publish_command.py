@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.store import LIBRARY
-from errors import unknown
-from serve.quiet import quiet
-from train.workspace import store
+from errors import unknown_name_error
+from serve.quiet import configure_environment
+from train.workspace import adapter_store_dir
 
 
 def publish_command(arguments: Sequence[str]) -> int:
-    """Runs the command; 0. Raises PeftArenaError in one sentence."""
+    """Runs the command; 0. Raises PromptOrTuneError in one sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m train publish",
         description="Publishes a finished adapter (or fully fine-tuned model) to the Hugging Face Hub in one commit, "
@@ -26,11 +26,11 @@ def publish_command(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--trust-remote-code", action="store_true", help="the base brings code of its own")
     options = parser.parse_args(arguments)
-    quiet()
-    from train.publish import publish
+    configure_environment()
+    from train.publish import publish_folder
 
-    published = publish(
-        _folder(options.folder),
+    published = publish_folder(
+        _resolve_folder(options.folder),
         options.repo_id,
         lambda line: print(line, flush=True),
         private=options.private,
@@ -42,13 +42,13 @@ def publish_command(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _folder(named: str) -> Path:
+def _resolve_folder(name: str) -> Path:
     """A folder by its path, or by its name in the person's store and in the library."""
-    if "/" in named or Path(named).is_dir():
-        return Path(named)
-    for root in (store(None), LIBRARY):
-        if (root / named).is_dir():
-            return root / named
-    known = [folder.name for root in (store(None), LIBRARY) if root.is_dir() for folder in root.iterdir()
+    if "/" in name or Path(name).is_dir():
+        return Path(name)
+    for root in (adapter_store_dir(None), LIBRARY):
+        if (root / name).is_dir():
+            return root / name
+    known = [folder.name for root in (adapter_store_dir(None), LIBRARY) if root.is_dir() for folder in root.iterdir()
              if folder.is_dir() and not folder.name.startswith(".")]  # fmt: skip
-    raise unknown("adapter", named, known)
+    raise unknown_name_error("adapter", name, known)

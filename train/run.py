@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from errors import PeftArenaError, TrainingError
+from errors import PromptOrTuneError, TrainingError
 from serve.backends.local.loading import LoadedBase, load_base
 from serve.backends.local.source import resolve
-from serve.home import Report, make_folder
-from tasks.datasets import digest
+from serve.home import ProgressFn, make_dir
+from tasks.datasets import dataset_digest
 from train.config import TrainConfig
 from train.data import TrainingData, load_training_data
-from train.estimate import Estimate, comparison, foreseen
-from train.fit import make_trainer, wrapped
-from train.folder import Outcome, write_folder
-from train.prepare import Prepared, Reader, prepare
-from train.workspace import Workspace, workspace
+from train.estimate import Estimate, compare_with_actual, try_estimate
+from train.fit import build_peft_model, build_trainer
+from train.folder import TrainingResult, save_adapter
+from train.prepare import TokenizedData, TokenizerInfo, tokenize_data
+from train.workspace import RunDirectory, run_directory
 
 
-class TrainingStoppedError(PeftArenaError):
+class TrainingStoppedError(PromptOrTuneError):
     """A person stopped the run; its checkpoint stays."""
 
 
-def train(config: TrainConfig, report: Report, resume: bool = False, finish: bool = False) -> Path:
+def train(config: TrainConfig, report: ProgressFn, resume: bool = False, finish: bool = False) -> Path:
     """Trains and returns the finished folder.
 
     `resume` continues an unfinished run from its last checkpoint, with the losses that an unbroken one would have
@@ -33,33 +33,33 @@ def train(config: TrainConfig, report: Report, resume: bool = False, finish: boo
     """
     from accelerate import PartialState
 
-    place, processes = workspace(config), PartialState(cpu=config.device == "cpu")
+    place, processes = run_directory(config), PartialState(cpu=config.device == "cpu")
     if not processes.is_main_process:
-        report = _silent
-    _check_place(place, config, resume or finish)
+        report = _ignore_progress
+    _check_run_dir(place, config, resume or finish)
     data = load_training_data(config)
-    _tell_faults(data, report)
+    _report_row_errors(data, report)
     loaded = load_base(
-        config.base, config.quantization, config.device, report, config.trust_remote_code, True, _dtype(config)
+        config.base, config.quantization, config.device, report, config.trust_remote_code, True, _weights_dtype(config)
     )
     identity = loaded.identity
-    reader = Reader(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
-    lesson = prepare(config, data, reader)
+    reader = TokenizerInfo(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
+    lesson = tokenize_data(config, data, reader)
     report(lesson.train.summary("training"))
     report(lesson.validation.summary("validation"))
-    guess = foreseen(config, resolve(config.base, report, config.trust_remote_code).folder, lesson)
+    guess = try_estimate(config, resolve(config.base, report, config.trust_remote_code).folder, lesson)
     if isinstance(guess, str):
         report(f"What the run takes is {guess}")
     if processes.is_main_process and not (resume or finish):
-        make_folder(place.target.parent)
-        place.begin(config)
+        make_dir(place.target.parent)
+        place.create(config)
     processes.wait_for_everyone()
     try:
-        model, outcome = _fit(config, loaded, data, lesson, report, resume, finish)
+        model, outcome = _train_model(config, loaded, data, lesson, report, resume, finish)
         if processes.is_main_process:
-            write_folder(model, loaded.tokenizer, config, loaded.identity, outcome, place.target)
+            save_adapter(model, loaded.tokenizer, config, loaded.identity, outcome, place.target)
             place.remove()
-            _compare(guess, outcome, place.target, report)
+            _report_estimate(guess, outcome, place.target, report)
     finally:
         # A run without a checkpoint leaves nothing that could be continued.
         if processes.is_main_process and place.last_checkpoint() is None:
@@ -68,67 +68,71 @@ def train(config: TrainConfig, report: Report, resume: bool = False, finish: boo
     return place.target
 
 
-def _check_place(place: Workspace, config: TrainConfig, go_on: bool) -> None:
-    if place.target.exists() and not config.overwrite:
-        raise TrainingError(f"{place.target} exists: choose another --adapter-name, or add --overwrite to replace it.")
-    if go_on:
-        place.check_same(config)
-        if place.last_checkpoint() is None:
-            raise TrainingError(f"The run of '{config.adapter_name}' has no checkpoint yet: begin it without --resume.")
-    elif place.step() and not config.overwrite:
+def _check_run_dir(run_dir: RunDirectory, config: TrainConfig, resume: bool) -> None:
+    if run_dir.target.exists() and not config.overwrite:
         raise TrainingError(
-            f"A run of '{config.adapter_name}' stopped at step {place.step()}: continue it with --resume, make an "
+            f"{run_dir.target} exists: choose another --adapter-name, or add --overwrite to replace it."
+        )
+    if resume:
+        run_dir.check_settings(config)
+        if run_dir.last_checkpoint() is None:
+            raise TrainingError(f"The run of '{config.adapter_name}' has no checkpoint yet: begin it without --resume.")
+    elif run_dir.last_step() and not config.overwrite:
+        raise TrainingError(
+            f"A run of '{config.adapter_name}' stopped at step {run_dir.last_step()}: continue it with --resume, make an "
             "adapter of its best checkpoint with --finish, or begin anew with --overwrite."
         )
 
 
-def _dtype(config: TrainConfig) -> Any:
+def _weights_dtype(config: TrainConfig) -> Any:
     """Full fine-tuning keeps its weights in 32 bits: steps of 5e-5 are lost in the rounding of 16."""
     import torch
 
     return torch.float32 if config.technique == "full" else None
 
 
-def _tell_faults(data: TrainingData, report: Report) -> None:
-    if data.faults:
-        first = data.faults[0].sentence
-        report(f"{len(data.faults)} rows cannot be read and are left out (--dry-run lists them); the first: {first}")
+def _report_row_errors(data: TrainingData, report: ProgressFn) -> None:
+    if data.row_errors:
+        first = data.row_errors[0].message
+        report(
+            f"{len(data.row_errors)} rows cannot be read and are left out (--dry-run lists them); the first: {first}"
+        )
 
 
-def _compare(guess: Estimate | str, outcome: Outcome, folder: Path, report: Report) -> None:
+def _report_estimate(estimate: Estimate | str, result: TrainingResult, folder: Path, report: ProgressFn) -> None:
     """What was estimated beside what was measured."""
-    if isinstance(guess, Estimate):
+    if isinstance(estimate, Estimate):
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        report(comparison(guess, outcome.cost["peak_memory_bytes"], outcome.cost["train_seconds"], size))
+        report(compare_with_actual(estimate, result.cost["peak_memory_bytes"], result.cost["train_seconds"], size))
 
 
-def _fit(
+def _train_model(
     config: TrainConfig,
     loaded: LoadedBase,
     data: TrainingData,
-    lesson: Prepared,
-    report: Report,
+    dataset: TokenizedData,
+    report: ProgressFn,
     resume: bool,
     finish: bool,
-) -> tuple[Any, Outcome]:
+) -> tuple[Any, TrainingResult]:
     from serve.backends.memory import PeakMemory
     from train.callbacks import read_log
 
-    place = workspace(config)
+    place = run_directory(config)
     memory = PeakMemory(loaded.identity.device)
-    model = wrapped(config, loaded, lesson.train.encoded)
-    trainer, stop = make_trainer(config, model, lesson, place, memory.bytes, report)
+    model = build_peft_model(config, loaded, dataset.train.samples)
+    trainer, stop = build_trainer(config, model, dataset, place, memory.bytes, report)
     memory.start()
     if finish:
-        trainer.load(place.best_checkpoint() or place.checkpoints)
+        trainer.load_checkpoint(place.best_checkpoint() or place.checkpoints)
     else:
         try:
             trainer.train(resume_from_checkpoint=str(place.last_checkpoint()) if resume else None)
         finally:
             stop.restore()
-        if stop.stopped:
+        if stop.interrupted:
             raise TrainingStoppedError(
-                f"Stopped at step {place.step()}, and its checkpoint is kept: continue with --resume, or make an "
+                f"Stopped at step {place.last_step()}, and its checkpoint is kept: continue with --resume, or make an "
                 "adapter of the best checkpoint with --finish."
             )
     log = read_log(place.log)
@@ -138,9 +142,9 @@ def _fit(
         "train_tokens": log[-1]["tokens"],
         "peak_memory_bytes": max(entry["memory_bytes"] for entry in log),
     }
-    sizes = (len(lesson.train.kept), len(lesson.validation.kept))
-    return trainer.model, Outcome(log, data.name, digest(data.train), data.licence, *sizes, cost)
+    sizes = (len(dataset.train.selected_indices), len(dataset.validation.selected_indices))
+    return trainer.model, TrainingResult(log, data.name, dataset_digest(data.train), data.licence, *sizes, cost)
 
 
-def _silent(_line: str) -> None:
+def _ignore_progress(_line: str) -> None:
     """What the other processes report: the first one speaks for all."""

@@ -8,7 +8,7 @@ import torch
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
-class SeededLengthSampler(LengthGroupedSampler):
+class SeededLengthGroupedSampler(LengthGroupedSampler):
     """transformers' sampler draws from the global generator, so a run that goes on met its samples in another order."""
 
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import MANIFEST_NAME, Manifest
-from serve.home import new_folder
-from train.card import write_card
+from serve.home import atomic_dir
+from train.card import write_model_card
 
-_SAME = ("metric", "dataset", "split", "quantization", "method")
+_SCORE_KEY_FIELDS = ("metric", "dataset", "split", "quantization", "method")
 
 
 def record_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
@@ -20,17 +20,17 @@ def record_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
     Manifest and card are each replaced in one step.
     """
     manifest = Manifest.read(folder)
-    fresh = {_key(score) for score in scores}
-    kept = [score for score in manifest.scores if _key(score) not in fresh]
+    fresh = {_score_key(score) for score in scores}
+    kept = [score for score in manifest.scores if _score_key(score) not in fresh]
     changed = replace(manifest, scores=(*kept, *(dict(score) for score in scores)))
     written = folder.parent / f".{folder.name}.scored"
-    with new_folder(written) as building:
+    with atomic_dir(written) as building:
         for name in ("adapter_config.json", "config.json", "loss.png"):
             # The card looks at what lies beside it.
             if (folder / name).is_file():
                 (building / name).write_bytes((folder / name).read_bytes())
         changed.write(building)
-        write_card(changed, building)
+        write_model_card(changed, building)
     for name in (MANIFEST_NAME, "README.md"):
         (written / name).replace(folder / name)
     for left in written.iterdir():
@@ -38,5 +38,5 @@ def record_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
     written.rmdir()
 
 
-def _key(score: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(score.get(name) for name in _SAME)
+def _score_key(score: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(score.get(name) for name in _SCORE_KEY_FIELDS)

@@ -9,29 +9,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from errors import TrainingError, unknown
+from errors import TrainingError, unknown_name_error
 from train.config import TrainConfig
-from train.techniques import technique_named
+from train.techniques import get_technique
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(TrainConfig)}
-_TYPES = typing.get_type_hints(TrainConfig)
-_WORDS = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
+_FIELD_TYPES = typing.get_type_hints(TrainConfig)
+_BOOLEAN_WORDS = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off", "0")}
 
 
-def make_config(values: Mapping[str, Any] | None = None, **more: Any) -> TrainConfig:
+def make_config(values: Mapping[str, Any] | None = None, **overrides: Any) -> TrainConfig:
     """The configuration with these values, and for the rest those of the preset and the technique.
 
     Values may be text, as flags and YAML give them (`3e-4` is text in YAML). UnknownNameError with the nearest
     name for a setting that does not exist; TrainingError for a value that cannot be, or that cannot train.
     """
-    given = {name: _typed(name, value) for name, value in {**(values or {}), **more}.items()}
+    given = {name: _coerce_field(name, value) for name, value in {**(values or {}), **overrides}.items()}
     for name in ("adapter_name", "dataset_name"):
         if name not in given:
             raise TrainingError(f"{name} is missing: say --{name.replace('_', '-')}, or put it in the YAML file.")
-    technique = technique_named(given.get("technique", "lora"))
+    technique = get_technique(given.get("technique", "lora"))
     chosen = technique.settings(given.get("preset", "default"))
     config = TrainConfig(**{"quantization": technique.quantizations[0], **chosen, **given})
-    technique.check(config)
+    technique.validate(config)
     return config
 
 
@@ -53,41 +53,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise TrainingError(f"{path}: must hold settings as `name: value`, one a line.")
     for name in values:
         if name not in FIELDS:
-            raise TrainingError(f"{path}: {unknown('setting', str(name), FIELDS)}")
+            raise TrainingError(f"{path}: {unknown_name_error('setting', str(name), FIELDS)}")
     return values
 
 
-def write_yaml(config: TrainConfig, path: Path, **more: Any) -> None:
+def write_yaml(config: TrainConfig, path: Path, **extra: Any) -> None:
     """The resolved settings, sorted as TrainConfig has them."""
     import yaml
 
-    text = yaml.safe_dump({**config.public(), **more}, sort_keys=False, allow_unicode=True, width=100)
+    text = yaml.safe_dump({**config.to_public_dict(), **extra}, sort_keys=False, allow_unicode=True, width=100)
     path.write_text(text, encoding="utf-8")
 
 
-def _typed(name: str, value: Any) -> Any:
+def _coerce_field(name: str, value: Any) -> Any:
     if name not in FIELDS:
-        raise unknown("setting", name, FIELDS)
-    hint = _TYPES[name]
+        raise unknown_name_error("setting", name, FIELDS)
+    hint = _FIELD_TYPES[name]
     optional = isinstance(hint, types.UnionType)
     if optional:
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     try:
-        return _converted(hint, value)
+        return _coerce(hint, value)
     except (TypeError, ValueError) as fault:
-        raise TrainingError(f"{name} cannot be {value!r}: it must be {_kind(hint)}.") from fault
+        raise TrainingError(f"{name} cannot be {value!r}: it must be {_type_label(hint)}.") from fault
 
 
-def _converted(hint: Any, value: Any) -> Any:
+def _coerce(hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
             raise TypeError
         return tuple(item.strip() for item in items if item.strip())
     if hint is bool:
-        return _truth(value)
+        return _parse_bool(value)
     if hint is Path:
         return Path(value).expanduser()
     if isinstance(value, bool) or not isinstance(value, str | int | float | Path):
@@ -97,16 +97,16 @@ def _converted(hint: Any, value: Any) -> Any:
     return hint(value)
 
 
-def _truth(value: Any) -> bool:
+def _parse_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
-    for truth, words in _WORDS.items():
+    for truth, words in _BOOLEAN_WORDS.items():
         if str(value).lower() in words:
             return truth
     raise ValueError
 
 
-def _kind(hint: Any) -> str:
+def _type_label(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return "a list of names"
     return {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}.get(hint, "text")

@@ -14,86 +14,86 @@ from torch.utils._pytree import tree_leaves
 
 from train.config import TrainConfig
 
-ATTENTION = "shapes-only"
+META_ATTENTION = "shapes-only"
 # What torch.autocast computes in 16 bits, as far as models call it.
-_PRODUCTS = (torch.nn.functional.linear, torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__)
+_MATMULS = (torch.nn.functional.linear, torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
-class Live(TorchDispatchMode):
+class AllocationTracker(TorchDispatchMode):
     """Counts the bytes of all storages that are alive and were made under it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
+        self.current_bytes = self.peak_bytes = 0
         self._sizes: dict[int, int] = {}
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """These were there before."""
         for tensor in tensors:
             self._sizes[tensor.untyped_storage()._cdata] = 0
 
-    def begin(self) -> int:
+    def reset_peak(self) -> int:
         """Forgets the peak so far; what is alive."""
-        self.peak = self.bytes
-        return self.bytes
+        self.peak_bytes = self.current_bytes
+        return self.current_bytes
 
     def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+                self._add_storage(tensor.untyped_storage())
         return result
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
+    def _add_storage(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata not in self._sizes:
             self._sizes[storage._cdata] = storage.nbytes()
-            self.bytes += storage.nbytes()
-            self.peak = max(self.peak, self.bytes)
-            self._alive[storage._cdata] = weakref.ref(storage, partial(self._gone, storage._cdata))
+            self.current_bytes += storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, self.current_bytes)
+            self._storages[storage._cdata] = weakref.ref(storage, partial(self._remove_storage, storage._cdata))
 
-    def _gone(self, storage: int, _reference: Any) -> None:
-        del self._alive[storage]
-        self.bytes -= self._sizes.pop(storage)
+    def _remove_storage(self, storage: int, _reference: Any) -> None:
+        del self._storages[storage]
+        self.current_bytes -= self._sizes.pop(storage)
 
 
-class ShapesOnly(TorchFunctionMode):
+class MetaMode(TorchFunctionMode):
     """Stands in for what needs values or a real device: boolean indices, autocast to 16 bits, quantized products."""
 
-    def __init__(self, config: TrainConfig, learned: int, quantized: Collection[int]) -> None:
+    def __init__(self, config: TrainConfig, num_label_tokens: int, quantized: Collection[int]) -> None:
         super().__init__()
-        self._mixed = config.technique == "full"
-        self._product = _Int8Product if config.quantization == "int8" else _Nf4Product
-        self._learned = learned
+        self._autocast = config.technique == "full"
+        self._matmul = _Int8Linear if config.quantization == "int8" else _Nf4Linear
+        self._num_label_tokens = num_label_tokens
         self._quantized = quantized
-        self._halved: dict[int, torch.Tensor] = {}
+        self._casted_parameters: dict[int, torch.Tensor] = {}
 
     def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
-            return args[0].flatten(0, args[1].dim() - 1)[: self._learned].clone()
+            return args[0].flatten(0, args[1].dim() - 1)[: self._num_label_tokens].clone()
         if function is torch.nn.functional.linear and id(args[1]) in self._quantized:
-            return self._product.apply(*args[:2])
-        if self._mixed and function in _PRODUCTS:
-            args = tuple(map(self._half, args))
-            kwargs = {name: self._half(value) for name, value in (kwargs or {}).items()}
+            return self._matmul.apply(*args[:2])
+        if self._autocast and function in _MATMULS:
+            args = tuple(map(self._cast_to_half, args))
+            kwargs = {name: self._cast_to_half(value) for name, value in (kwargs or {}).items()}
         return function(*args, **(kwargs or {}))
 
-    def _half(self, value: Any) -> Any:
+    def _cast_to_half(self, value: Any) -> Any:
         """As torch.autocast: what is 32 bits becomes 16, and a parameter's copy is kept until the forward pass ends."""
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
             return value
         if not isinstance(value, torch.nn.Parameter):
             return value.to(torch.bfloat16)
-        if id(value) not in self._halved:
-            self._halved[id(value)] = value.to(torch.bfloat16)
-        return self._halved[id(value)]
+        if id(value) not in self._casted_parameters:
+            self._casted_parameters[id(value)] = value.to(torch.bfloat16)
+        return self._casted_parameters[id(value)]
 
-    def forget(self) -> None:
+    def end_forward(self) -> None:
         """The forward pass has ended."""
-        self._halved.clear()
+        self._casted_parameters.clear()
 
 
-class _Nf4Product(torch.autograd.Function):
+class _Nf4Linear(torch.autograd.Function):
     """bitsandbytes' MatMul4Bit: the weight is unpacked to 16 bits for a moment, forward and backward."""
 
     @staticmethod
@@ -107,25 +107,25 @@ class _Nf4Product(torch.autograd.Function):
         return torch.matmul(gradients[0], weight.clone()), None
 
 
-class _Int8Product(_Nf4Product):
+class _Int8Linear(_Nf4Linear):
     """bitsandbytes' MatMul8bitFp and MatMul8bitLt keep their input as well, until the whole graph is gone."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any) -> Any:
         ctx.inputs = inputs
-        return _Nf4Product.forward(ctx, inputs, weight)
+        return _Nf4Linear.forward(ctx, inputs, weight)
 
 
-def register_attention() -> None:
+def register_meta_attention() -> None:
     """An attention that keeps what torch's fused kernels keep: its inputs and its output, and no square of tokens."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
-    AttentionInterface.register(ATTENTION, _attention)
+    AttentionInterface.register(META_ATTENTION, _meta_attention)
     # A padded batch's mask is a bit a token and row: nothing beside the rest.
-    AttentionMaskInterface.register(ATTENTION, lambda *_args, **_options: None)
+    AttentionMaskInterface.register(META_ATTENTION, lambda *_args, **_options: None)
 
 
-def _attention(
+def _meta_attention(
     _module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
     """As transformers' sdpa: with a mask, keys and values are repeated for all heads (rows, heads, tokens, size)."""
@@ -138,10 +138,10 @@ def _attention(
         dropped = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias, options["dropout"])
         return dropped.transpose(1, 2), None
     # Under autocast all three are 16 bits wide, whatever rotating the first two has made of them.
-    return _Fused.apply(query.to(value.dtype), key.to(value.dtype), value).transpose(1, 2), None
+    return _FusedAttention.apply(query.to(value.dtype), key.to(value.dtype), value).transpose(1, 2), None
 
 
-class _Fused(torch.autograd.Function):
+class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
         # Laid out as (rows, tokens, heads, size), so that the projection behind it makes no copy.

@@ -13,41 +13,41 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-_ROUNDS, _SECONDS = 9, 1.0
+_MAX_ROUNDS, _MAX_SECONDS = 9, 1.0
 # Wider layers are as fast, and a stand-in must not fill the memory.
-_WIDEST = 2048
+_MAX_HIDDEN_SIZE = 2048
 
 
-def operations_per_second(hidden: int, intermediate: int, rows: int, tokens: int, device: str) -> float:
+def measure_flops_per_second(hidden: int, intermediate: int, rows: int, tokens: int, device: str) -> float:
     """Floating-point operations a second, forward and backward, of `rows` rows of `tokens` tokens.
 
     The median of up to nine steps within a second; the state of random generators stays as it was.
     """
     with torch.random.fork_rng():
-        model = _stand_in(hidden, intermediate, device)
+        model = _build_proxy_layer(hidden, intermediate, device)
         hidden_states = torch.randn(rows, tokens, model.config.hidden_size, dtype=torch.bfloat16, device=device)
         with FlopCounterMode(display=False) as flops:  # and kernels are loaded
-            _step(model, hidden_states, device)
+            _training_step(model, hidden_states, device)
         times: list[float] = []
-        while len(times) < _ROUNDS and sum(times) < _SECONDS:
+        while len(times) < _MAX_ROUNDS and sum(times) < _MAX_SECONDS:
             start = time.perf_counter()
-            _step(model, hidden_states, device)
+            _training_step(model, hidden_states, device)
             times.append(time.perf_counter() - start)
     return flops.get_total_flops() / statistics.median(times)
 
 
-def _step(model: Any, hidden_states: torch.Tensor, device: str) -> None:
+def _training_step(model: Any, hidden_states: torch.Tensor, device: str) -> None:
     model(inputs_embeds=hidden_states, use_cache=False).last_hidden_state.sum().backward()
     model.zero_grad()
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def _stand_in(hidden: int, intermediate: int, device: str) -> Any:
+def _build_proxy_layer(hidden: int, intermediate: int, device: str) -> Any:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaModel
 
-    width = min(hidden, _WIDEST)
+    width = min(hidden, _MAX_HIDDEN_SIZE)
     heads = max(1, width // 64)
     config = LlamaConfig(
         vocab_size=8,

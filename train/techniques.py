@@ -11,16 +11,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adapters.manifest import BaseIdentity
-from errors import TrainingError, unknown
+from errors import TrainingError, unknown_name_error
 from train.config import TrainConfig
-from train.targets import attention_modules, ia3_attention_modules, ia3_modules, paper_lora_modules
+from train.targets import (
+    attention_target_modules,
+    ia3_attention_target_modules,
+    ia3_target_modules,
+    paper_lora_target_modules,
+)
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 PRESETS = ("default", "paper")
 # arXiv 2308.10462, section 4; PROTOCOL.md names where the text and the published code disagree.
-_PAPER = {
+_PAPER_SETTINGS = {
     "num_train_epochs": 5.0,
     "per_device_train_batch_size": 8,
     "optim": "adafactor",
@@ -34,7 +39,7 @@ _PAPER = {
     "lora_dropout": 0.05,
 }
 # What docs/training.md measured on the embedded base: three times the study's rate.
-_LORA = {"learning_rate": 1e-3}
+_LORA_SETTINGS = {"learning_rate": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,21 @@ class Technique:
 
     name: str
     title: str
-    make: Callable[[TrainConfig, BaseIdentity], PeftConfig | None]
+    make_peft_config: Callable[[TrainConfig, BaseIdentity], PeftConfig | None]
     quantizations: tuple[str, ...]
-    default: Mapping[str, Any] = field(default_factory=dict)
-    paper: Mapping[str, Any] = field(default_factory=dict)
-    virtual_tokens: bool = False
+    default_settings: Mapping[str, Any] = field(default_factory=dict)
+    paper_settings: Mapping[str, Any] = field(default_factory=dict)
+    uses_virtual_tokens: bool = False
     # Why it cannot be combined with gradient checkpointing, where it cannot.
-    no_checkpointing: str = ""
+    no_checkpointing_reason: str = ""
 
     def settings(self, preset: str) -> dict[str, Any]:
         """The values that this technique gives to TrainConfig under a preset."""
         if preset not in PRESETS:
-            raise unknown("preset", preset, PRESETS)
-        return {**_PAPER, **self.paper} if preset == "paper" else dict(self.default)
+            raise unknown_name_error("preset", preset, PRESETS)
+        return {**_PAPER_SETTINGS, **self.paper_settings} if preset == "paper" else dict(self.default_settings)
 
-    def check(self, config: TrainConfig) -> None:
+    def validate(self, config: TrainConfig) -> None:
         """TrainingError for settings that cannot train with this technique."""
         if config.quantization not in self.quantizations:
             others = [each.name for each in TECHNIQUES.values() if config.quantization in each.quantizations]
@@ -70,22 +75,24 @@ class Technique:
                 f"{self.title} trains on a base with quantization {' or '.join(self.quantizations)}, "
                 f"not {config.quantization}: leave quantization out, or choose --technique {' or '.join(others)}."
             )
-        if config.gradient_checkpointing and self.no_checkpointing:
-            raise TrainingError(f"{self.title} with gradient checkpointing cannot train: {self.no_checkpointing}")
+        if config.gradient_checkpointing and self.no_checkpointing_reason:
+            raise TrainingError(
+                f"{self.title} with gradient checkpointing cannot train: {self.no_checkpointing_reason}"
+            )
 
 
-def _task(base: BaseIdentity) -> Any:
+def _task_type(base: BaseIdentity) -> Any:
     from peft import TaskType
 
     return TaskType.SEQ_2_SEQ_LM if base.is_encoder_decoder else TaskType.CAUSAL_LM
 
 
-def _lora(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+def _lora_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     from peft import LoraConfig
 
-    chosen = paper_lora_modules if config.preset == "paper" else attention_modules
+    chosen = paper_lora_target_modules if config.preset == "paper" else attention_target_modules
     return LoraConfig(
-        task_type=_task(base),
+        task_type=_task_type(base),
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
@@ -95,71 +102,75 @@ def _lora(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     )
 
 
-def _ia3(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+def _ia3_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     from peft import IA3Config
 
     targets, feedforward = list(config.ia3_target_modules), list(config.ia3_feedforward_modules)
     if not targets:
         # All of the attention, not PEFT's keys and values alone: that is what Table 3 counts (0.16M, CodeGen-350M).
-        keys_values, feedforward = ia3_modules(base)
-        targets = sorted({*keys_values, *ia3_attention_modules(base)})
-    return IA3Config(task_type=_task(base), target_modules=targets, feedforward_modules=feedforward)
+        keys_values, feedforward = ia3_target_modules(base)
+        targets = sorted({*keys_values, *ia3_attention_target_modules(base)})
+    return IA3Config(task_type=_task_type(base), target_modules=targets, feedforward_modules=feedforward)
 
 
-def _prompt_tuning(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+def _prompt_tuning_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     from peft import PromptTuningConfig
 
     # On encoder-decoder bases the virtual tokens stand before the encoder's input alone.
     return PromptTuningConfig(
-        task_type=_task(base), num_virtual_tokens=config.num_virtual_tokens, num_transformer_submodules=1
+        task_type=_task_type(base), num_virtual_tokens=config.num_virtual_tokens, num_transformer_submodules=1
     )
 
 
-def _prefix_tuning(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
+def _prefix_tuning_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     from peft import PrefixTuningConfig
 
-    return PrefixTuningConfig(task_type=_task(base), num_virtual_tokens=config.num_virtual_tokens)
+    return PrefixTuningConfig(task_type=_task_type(base), num_virtual_tokens=config.num_virtual_tokens)
 
 
-def _full(_config: TrainConfig, _base: BaseIdentity) -> None:
+def _no_peft_config(_config: TrainConfig, _base: BaseIdentity) -> None:
     return None
 
 
 TECHNIQUES: dict[str, Technique] = {
     technique.name: technique
     for technique in (
-        Technique("full", "Full fine-tuning", _full, ("none",), {"learning_rate": 5e-5}, {"learning_rate": 5e-5}),
-        Technique("lora", "LoRA", _lora, ("none",), _LORA),
-        Technique("qlora-8bit", "QLoRA-8bit", _lora, ("int8",), _LORA),
-        Technique("qlora-4bit", "QLoRA-4bit", _lora, ("nf4",), _LORA),
-        Technique("ia3", "IA3", _ia3, ("nf4", "none", "int8"), {"learning_rate": 1e-2}, {"quantization": "none"}),
+        Technique(
+            "full", "Full fine-tuning", _no_peft_config, ("none",), {"learning_rate": 5e-5}, {"learning_rate": 5e-5}
+        ),
+        Technique("lora", "LoRA", _lora_config, ("none",), _LORA_SETTINGS),
+        Technique("qlora-8bit", "QLoRA-8bit", _lora_config, ("int8",), _LORA_SETTINGS),
+        Technique("qlora-4bit", "QLoRA-4bit", _lora_config, ("nf4",), _LORA_SETTINGS),
+        Technique(
+            "ia3", "IA3", _ia3_config, ("nf4", "none", "int8"), {"learning_rate": 1e-2}, {"quantization": "none"}
+        ),
         Technique(
             "prompt-tuning",
             "Prompt tuning",
-            _prompt_tuning,
+            _prompt_tuning_config,
             ("nf4", "none", "int8"),
             {"learning_rate": 3e-2, "num_virtual_tokens": 20},
             {"learning_rate": 3e-3, "num_virtual_tokens": 20, "quantization": "none"},
-            virtual_tokens=True,
+            uses_virtual_tokens=True,
         ),
         Technique(
             "prefix-tuning",
             "Prefix tuning",
-            _prefix_tuning,
+            _prefix_tuning_config,
             ("nf4", "none", "int8"),
             {"learning_rate": 3e-2, "num_virtual_tokens": 20},
             # The text says 20 virtual tokens, its Table 3 counts the parameters of 10.
             {"learning_rate": 3e-2, "num_virtual_tokens": 10, "quantization": "none"},
-            virtual_tokens=True,
-            no_checkpointing="the prefix is a key/value cache, and checkpointing drops caches (peft issue 2035); "
+            uses_virtual_tokens=True,
+            no_checkpointing_reason="the prefix is a key/value cache, and checkpointing drops caches (peft issue 2035); "
             "turn gradient_checkpointing off, or choose prompt-tuning.",
         ),
     )
 }
 
 
-def technique_named(name: str) -> Technique:
+def get_technique(name: str) -> Technique:
     """The technique of that name; UnknownNameError with the nearest one otherwise."""
     if name not in TECHNIQUES:
-        raise unknown("technique", name, TECHNIQUES)
+        raise unknown_name_error("technique", name, TECHNIQUES)
     return TECHNIQUES[name]

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from errors import TrainingError
-from serve.home import home, make_folder
+from serve.home import cache_dir, make_dir
 from train.config import TrainConfig
 
 # What may differ when a run is continued: where it goes, and where its data lies on this machine.
-_FREE = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo", "device")
+_IGNORED_SETTINGS = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo", "device")
 
 
 @dataclass(frozen=True)
-class Workspace:
+class RunDirectory:
     """The paths of one run. `target` is the finished adapter's folder."""
 
     target: Path
@@ -60,21 +60,21 @@ class Workspace:
         best = self.checkpoints / Path(state.get("best_model_checkpoint") or last).name
         return best if (best / "trainer_state.json").is_file() else last
 
-    def step(self) -> int:
+    def last_step(self) -> int:
         """The step of the latest checkpoint; 0 without one."""
         last = self.last_checkpoint()
         return int(last.name.rsplit("-", 1)[1]) if last else 0
 
-    def begin(self, config: TrainConfig) -> None:
+    def create(self, config: TrainConfig) -> None:
         """A fresh run's folder with its settings in it; what an earlier run left there is removed."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        make_folder(self.checkpoints)
-        self.settings.write_text(json.dumps(_plain(config), indent=1) + "\n", encoding="utf-8")
+        make_dir(self.checkpoints)
+        self.settings.write_text(json.dumps(_json_settings(config), indent=1) + "\n", encoding="utf-8")
 
-    def check_same(self, config: TrainConfig) -> None:
+    def check_settings(self, config: TrainConfig) -> None:
         """TrainingError when the run on disk was begun with other settings: its losses could not go on."""
-        before, now = self.begun_with(), _plain(config)
-        changed = [name for name in now if name not in _FREE and before.get(name, now[name]) != now[name]]
+        before, now = self.saved_settings(), _json_settings(config)
+        changed = [name for name in now if name not in _IGNORED_SETTINGS and before.get(name, now[name]) != now[name]]
         if changed:
             name = changed[0]
             raise TrainingError(
@@ -82,7 +82,7 @@ class Workspace:
                 "it as it was (--resume with the name alone suffices), or begin anew with --overwrite."
             )
 
-    def begun_with(self) -> dict[str, Any]:
+    def saved_settings(self) -> dict[str, Any]:
         """The settings that the run was begun with; TrainingError where there is no such run."""
         try:
             values = json.loads(self.settings.read_text(encoding="utf-8"))
@@ -98,17 +98,17 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def workspace(config: TrainConfig) -> Workspace:
+def run_directory(config: TrainConfig) -> RunDirectory:
     """The run's place: in `output_dir`, by default the user's own store."""
-    return Workspace(store(config.output_dir) / config.adapter_name)
+    return RunDirectory(adapter_store_dir(config.output_dir) / config.adapter_name)
 
 
-def store(output_dir: Path | None) -> Path:
+def adapter_store_dir(output_dir: Path | None) -> Path:
     """Where finished adapters go."""
-    return output_dir or home() / "adapters"
+    return output_dir or cache_dir() / "adapters"
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
+def _json_settings(config: TrainConfig) -> dict[str, Any]:
     return {
         key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for key, value in asdict(config).items()

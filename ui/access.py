@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from errors import PeftArenaError, unknown
+from errors import PromptOrTuneError, unknown_name_error
 from serve.api.keys import is_loopback
-from serve.command import secret_lines
+from serve.command import read_secrets
 from serve.space import SpaceSettings
 from ui.limits import Limits
-from ui.visitors import Policy, Training
+from ui.visitors import AccessPolicy, TrainingAccess
 
-VARIABLE = "PEFT_ARENA_AUTH"
-SHORTEST_PASSWORD = 8
-TRAINING: tuple[Training, ...] = ("everyone", "owner", "nobody")
+AUTH_VARIABLE = "PEFT_ARENA_AUTH"
+MIN_PASSWORD_LENGTH = 8
+TRAINING_CHOICES: tuple[TrainingAccess, ...] = ("everyone", "owner", "nobody")
 # Of whole settings a Limits field is made with this many of its units.
-_LIMITS = {
+_LIMIT_OPTIONS = {
     "rows_at_once": ("--rows-at-once", 1, "answers under way for one person"),
     "rows_per_hour": ("--rows-per-hour", 1, "answers an hour for one person"),
     "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
@@ -28,10 +28,10 @@ _LIMITS = {
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessOptions:
     """What the options ask for. `accounts` are (name, password); `note` is said at the start, '' for nothing."""
 
-    policy: Policy = field(default_factory=Policy)
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
     accounts: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
@@ -40,7 +40,10 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options; `read_access` reads them."""
     group = parser.add_argument_group("who may do what")
     group.add_argument(
-        "--auth", type=Path, metavar="FILE", help=f"a login for the pages: name:password, one a line (or {VARIABLE})"
+        "--auth",
+        type=Path,
+        metavar="FILE",
+        help=f"a login for the pages: name:password, one a line (or {AUTH_VARIABLE})",
     )
     group.add_argument("--owner", action="append", metavar="NAME", help="a login that owns this app (repeatable)")
     group.add_argument(
@@ -49,40 +52,40 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         help="who may train and change adapters: everyone, owner or nobody (default: everyone on this machine or "
         "with --auth; the owner on a Space; nobody where strangers can come in)",
     )
-    for name, (option, unit, words) in _LIMITS.items():
+    for name, (option, unit, words) in _LIMIT_OPTIONS.items():
         usual = getattr(Limits(), name) // unit
         group.add_argument(option, dest=name, metavar="N", help=f"{words}; 0: no limit ({usual})")
 
 
-def read_access(given: argparse.Namespace, host: str, space: SpaceSettings | None = None) -> Access:
-    """The options, checked; PeftArenaError in one sentence. `space` says on whose Space this runs, if on one."""
+def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettings | None = None) -> AccessOptions:
+    """The options, checked; PromptOrTuneError in one sentence. `space` says on whose Space this runs, if on one."""
     space = space or SpaceSettings()
-    accounts = _accounts(given.auth)
+    accounts = _read_accounts(args.auth)
     names = [name.casefold() for name, _ in accounts]
-    owners = frozenset(given.owner or space.owners or [name for name, _ in accounts[:1]])
+    owners = frozenset(args.owner or space.owners or [name for name, _ in accounts[:1]])
     for owner in owners:
         if accounts and owner.casefold() not in names:
-            raise PeftArenaError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
-    training, note = _training(given.train, host, owners, bool(accounts), space)
-    policy = Policy(training=training, owners=owners, limits=_limits(given))
-    return Access(policy, accounts, note)
+            raise PromptOrTuneError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
+    training, note = _resolve_training(args.train, host, owners, bool(accounts), space)
+    policy = AccessPolicy(training=training, owners=owners, limits=_parse_limits(args))
+    return AccessOptions(policy, accounts, note)
 
 
-def _training(
-    asked: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
-) -> tuple[Training, str]:
+def _resolve_training(
+    requested: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
+) -> tuple[TrainingAccess, str]:
     """Who may train, and a line for whoever started the program where that is not what they may expect."""
-    known: Mapping[str, Training] = {name: name for name in TRAINING}
+    known: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
     if space.zero_gpu:
         return "nobody", "ZeroGPU lends its GPU for seconds, so nobody can train here."
-    if asked is not None:
-        if asked not in known:
-            raise unknown("choice for --train", asked, TRAINING)
-        if asked == "owner" and not owners:
-            raise PeftArenaError("--train owner needs an owner: name one with --owner and give logins with --auth.")
-        return known[asked], ""
-    if space.on_a_space:
-        return space.training, ""
+    if requested is not None:
+        if requested not in known:
+            raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
+        if requested == "owner" and not owners:
+            raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
+        return known[requested], ""
+    if space.is_space:
+        return space.training_access, ""
     if login or is_loopback(host):
         return "everyone", ""
     return "nobody", (
@@ -91,33 +94,35 @@ def _training(
     )
 
 
-def _limits(given: argparse.Namespace) -> Limits:
+def _parse_limits(args: argparse.Namespace) -> Limits:
     limits = Limits()
-    for name, (option, unit, _) in _LIMITS.items():
-        text = getattr(given, name)
+    for name, (option, unit, _) in _LIMIT_OPTIONS.items():
+        text = getattr(args, name)
         if text is None:
             continue
         if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise PeftArenaError(f"{option} '{text}' is no whole number: give one, or 0 for no limit.")
+            raise PromptOrTuneError(f"{option} '{text}' is no whole number: give one, or 0 for no limit.")
         limits = replace(limits, **{name: int(text) * unit})
     return limits
 
 
-def _accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
+def _read_accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
     """The logins of the file and of the environment; no message repeats a password."""
-    lines = secret_lines(file, VARIABLE, "logins", "--auth")
+    lines = read_secrets(file, AUTH_VARIABLE, "logins", "--auth")
     accounts: dict[str, tuple[str, str]] = {}
     for where, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, colon, password = line.strip().partition(":")
-        if not name or not colon or len(password) < SHORTEST_PASSWORD:
-            raise PeftArenaError(
+        if not name or not colon or len(password) < MIN_PASSWORD_LENGTH:
+            raise PromptOrTuneError(
                 f"{where[:1].upper()}{where[1:]} is no login: write name:password, the password with at least "
-                f"{SHORTEST_PASSWORD} characters."
+                f"{MIN_PASSWORD_LENGTH} characters."
             )
         if accounts.setdefault(name.casefold(), (name, password)) != (name, password):
-            raise PeftArenaError(f"{where[:1].upper()}{where[1:]} gives '{name}' a second time: keep one line a name.")
+            raise PromptOrTuneError(
+                f"{where[:1].upper()}{where[1:]} gives '{name}' a second time: keep one line a name."
+            )
     if file is not None and not accounts:
-        raise PeftArenaError(f"There is no login in {file}: write name:password, one a line.")
+        raise PromptOrTuneError(f"There is no login in {file}: write name:password, one a line.")
     return tuple(accounts.values())

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evaluate.exact_match import exact_match, same_tree
+from evaluate.exact_match import exact_match, syntax_tree_match
 from ui.labels import method_label
 from ui.records import Record
 
 
-def agreements(records: Sequence[Record]) -> list[str]:
+def agreement_notes(records: Sequence[Record]) -> list[str]:
     """One sentence a column about which others gave the same answer; '' where it has no whole answer or is alone."""
-    answered = [place for place, record in enumerate(records) if _is_answer(record)]
+    answered = [place for place, record in enumerate(records) if _is_complete_answer(record)]
     if len(answered) < 2:
         return [""] * len(records)
-    return [_sentence(records, place, answered) if place in answered else "" for place in range(len(records))]
+    return [_agreement_note(records, place, answered) if place in answered else "" for place in range(len(records))]
 
 
-def _sentence(records: Sequence[Record], place: int, answered: Sequence[int]) -> str:
-    mine = records[place]["code"]
-    others = [other for other in answered if other != place]
+def _agreement_note(records: Sequence[Record], index: int, answered: Sequence[int]) -> str:
+    mine = records[index]["code"]
+    others = [other for other in answered if other != index]
     same = [other for other in others if exact_match(mine, records[other]["code"])]
-    alike = [other for other in others if other not in same and same_tree(mine, records[other]["code"])]
+    alike = [other for other in others if other not in same and syntax_tree_match(mine, records[other]["code"])]
     parts = [
         f"{kind} as {', '.join(method_label(records[other]['method']) for other in found)}"
         for kind, found in (("same code", same), ("same syntax tree", alike))
@@ -31,5 +31,5 @@ def _sentence(records: Sequence[Record], place: int, answered: Sequence[int]) ->
     return text[0].upper() + text[1:]
 
 
-def _is_answer(record: Record) -> bool:
+def _is_complete_answer(record: Record) -> bool:
     return record["error"] is None and not record["cancelled"] and bool(record["code"].strip())

@@ -14,20 +14,20 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from serve.engine_source import EngineSource
+from serve.engine_source import EngineLoader
 from ui import compare, widgets
 from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.context import Context
 from ui.header import account_html, build_header, header_html
 from ui.limits import Limits
-from ui.method_form import WITHOUT_ADAPTER, MethodForm, default_methods, known_adapters
+from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
 from ui.results import page as results
-from ui.results.shelf import DOCS, Shelf, runs_folder
-from ui.theme import STYLES, make_theme
+from ui.results.shelf import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
+from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
-from ui.upload_limit import UploadLimit
-from ui.visitors import VisitorCookie
+from ui.upload_limit import UploadLimitMiddleware
+from ui.visitors import VisitorCookieMiddleware
 
 PRODUCT = "Peft Arena"
 PAGES = (
@@ -38,26 +38,26 @@ PAGES = (
     ("adapters", adapters.TITLE),
 )
 FOOTER = '<p>The same comparison for programs: <a href="?view=api">endpoints /compare and /stream</a>.</p>'
-PASSING = (
+EPHEMERAL_STORAGE_NOTE = (
     '<p class="passing">This Space has no storage of its own: adapters, uploads, jobs and votes are gone when it '
     "restarts. Save what you want to keep.</p>"
 )
 MAX_QUEUED = 256
 # A run keeps one while it waits in our line, and ticks of other pages must still find one.
-THREADS = 128
+MAX_THREADS = 128
 # Gradio's own copies of uploads and downloads go after a day, looked at every hour; what people made lies elsewhere.
 CACHE_SECONDS = (3600, 24 * 3600)
 
 
 def build_pages(
-    engine_source: EngineSource,
+    engine_loader: EngineLoader,
     data_dir: Path | None = None,
     context: Context | None = None,
-    shelf: Shelf | None = None,
+    run_library: RunLibrary | None = None,
 ) -> gr.Blocks:
     """The app, ready for `launch`. `shelf` holds the runs that Results shows: those of `make_shelf` by default."""
-    context = context or Context(engine_source, data_dir)
-    shelf = shelf or make_shelf()
+    context = context or Context(engine_loader, data_dir)
+    run_library = run_library or make_run_library()
     with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
         header, account, timer = build_header(context)
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
@@ -69,21 +69,28 @@ def build_pages(
             with tabs["train"]:
                 train.build_train(context, tabs["train"], form)
             with tabs["results"]:
-                results.build_results(shelf, tabs["results"])
+                results.build_results(run_library, tabs["results"])
             with tabs["adapters"]:
                 adapters.build_adapters(context, tabs["adapters"], form)
-        gr.HTML(FOOTER + ("" if context.lasting else PASSING), apply_default_css=False, js_on_load=None, elem_id="foot")
+        gr.HTML(
+            FOOTER + ("" if context.persistent else EPHEMERAL_STORAGE_NOTE),
+            apply_default_css=False,
+            js_on_load=None,
+            elem_id="foot",
+        )
         # What the browser kept comes after the chips that the page begins with, and replaces them.
         restore(_wire_loading(pages, context, header, timer, form))
-        pages.load(_account(context), None, account, queue=False, show_progress="hidden", api_visibility="private")
+        pages.load(
+            _account_handler(context), None, account, queue=False, show_progress="hidden", api_visibility="private"
+        )
         _wire_pages(pages, context, tabs, form)
-        pages.unload(_leaver(context))
+        pages.unload(_unload_handler(context))
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
 
 
-def make_shelf(runs_dir: Path | None = None) -> Shelf:
+def make_run_library(runs_dir: Path | None = None) -> RunLibrary:
     """The runs that come along, and the user's own: those in `runs_dir`, or in PEFT_ARENA_HOME."""
-    return Shelf([("docs/results", DOCS), ("runs", runs_dir or runs_folder())])
+    return RunLibrary([("docs/results", BUNDLED_RUNS_DIR), ("runs", runs_dir or default_runs_dir())])
 
 
 def launch(
@@ -103,37 +110,40 @@ def launch(
     """
     limits = limits or Limits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
-    layers = [Middleware(VisitorCookie), *([Middleware(UploadLimit, most=largest)] if largest else [])]
+    layers = [
+        Middleware(VisitorCookieMiddleware),
+        *([Middleware(UploadLimitMiddleware, most=largest)] if largest else []),
+    ]
     return pages.launch(
         server_name=host,
         server_port=port,
         theme=make_theme(),
-        css_paths=list(STYLES),
-        head=f"<script>{widgets.script('page')}</script>",
+        css_paths=list(CSS_PATHS),
+        head=f"<script>{widgets.load_script('page')}</script>",
         footer_links=[],
         ssr_mode=False,
         run_history=False,  # the page keeps its own
         quiet=True,
         auth=list(accounts) or None,
         max_file_size=largest or None,
-        max_threads=THREADS,
+        max_threads=MAX_THREADS,
         app_kwargs={"routes": list(routes), "middleware": layers},
         **options,
     )
 
 
-def _account(context: Context) -> Any:
+def _account_handler(context: Context) -> Any:
     def account(request: gr.Request) -> str:
-        return account_html(context.visitors.of(request))
+        return account_html(context.visitors.identify(request))
 
     return account
 
 
-def _leaver(context: Context) -> Any:
+def _unload_handler(context: Context) -> Any:
     """A closed page stops its runs: nobody is left to read them."""
 
     def leave(request: gr.Request) -> None:
-        context.stops.stop(request.session_hash or "")
+        context.cancel_registry.cancel(request.session_hash or "")
 
     return leave
 
@@ -145,9 +155,9 @@ def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], 
     """
 
     def adapters_now() -> list[Any]:
-        if context.source.state().phase != "ready":
+        if context.engine_loader.state().phase != "ready":
             return [gr.skip(), gr.skip()]
-        known = known_adapters(context.source.engine())
+        known = list_adapter_choices(context.engine_loader.engine())
         return [gr.Dropdown(choices=known.choices), known.reasons]
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -165,15 +175,15 @@ def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr
     """
 
     def tick(chips: Any) -> list[Any]:
-        state = context.source.state()
+        state = context.engine_loader.state()
         shown = header_html(context)
         if state.phase == "loading":
             return [shown, gr.Timer(active=True), gr.skip(), gr.skip(), gr.skip()]
         if state.phase == "failed":
             return [shown, gr.Timer(active=False), gr.skip(), gr.skip(), gr.skip()]
-        known = known_adapters(context.source.engine())
+        known = list_adapter_choices(context.engine_loader.engine())
         # Chips that a person has changed stay as they are.
-        untouched = widgets.chip_names(chips) == list(WITHOUT_ADAPTER)
+        untouched = widgets.chip_names(chips) == list(METHODS_WITHOUT_ADAPTER)
         names = widgets.chip_values(default_methods(known.usable)) if untouched else gr.skip()
         return [shown, gr.Timer(active=False), names, gr.Dropdown(choices=known.choices), known.reasons]
 

@@ -5,61 +5,61 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from tasks.pasted_tests import parse_pasted_tests
 from tasks.problem import AssertTest, Problem, Test
 
-TYPED_ID = "typed"
+CUSTOM_PROBLEM_ID = "typed"
 
 
 @dataclass(frozen=True)
-class Fields:
+class QuestionFields:
     """The words of the question, the reference and the tests as they stand on the page, and the chosen problem."""
 
     intent: str
     reference: str | None = None
     tests: str | None = None
-    chosen: Problem | None = None
+    selected_problem: Problem | None = None
 
     @property
-    def own_words(self) -> bool:
+    def is_custom_question(self) -> bool:
         """Whether the question is no longer that of the chosen problem, or there is none."""
-        return self.chosen is None or self.chosen.intent.strip() != self.intent.strip()
+        return self.selected_problem is None or self.selected_problem.intent.strip() != self.intent.strip()
 
     @property
-    def lost_reference(self) -> bool:
+    def stale_reference(self) -> bool:
         """Whether the reference belongs to a test problem whose words are no longer those of the question."""
-        theirs = self.chosen.reference if self.chosen else None
-        return _stays(self.reference) and self._moved_on and self.reference == theirs
+        theirs = self.selected_problem.reference if self.selected_problem else None
+        return _is_filled(self.reference) and self._question_changed and self.reference == theirs
 
     @property
-    def lost_tests(self) -> bool:
+    def stale_tests(self) -> bool:
         """The same of the tests."""
-        return _stays(self.tests) and self._moved_on and self._untouched_tests
+        return _is_filled(self.tests) and self._question_changed and self._tests_unchanged
 
     @property
-    def _moved_on(self) -> bool:
-        return self.chosen is not None and self.own_words
+    def _question_changed(self) -> bool:
+        return self.selected_problem is not None and self.is_custom_question
 
     @property
-    def _untouched_tests(self) -> bool:
-        return self.chosen is not None and self.tests == shown_tests(self.chosen.tests)
+    def _tests_unchanged(self) -> bool:
+        return self.selected_problem is not None and self.tests == format_tests(self.selected_problem.tests)
 
 
-def problem_of(fields: Fields) -> tuple[Problem, str]:
+def build_problem(fields: QuestionFields) -> tuple[Problem, str]:
     """What is asked, and the sentence why its tests are none ('' where they are good or there are none).
 
     The chosen problem keeps its id while its intent is untouched, and with it RAG never retrieves its own answer. Its
     reference and its tests do not go with other words: scores against them would say nothing.
     """
-    code = fields.reference if _stays(fields.reference) and not fields.lost_reference else None
-    tests, note = _tests(fields)
-    if fields.chosen is not None and not fields.own_words:
-        return replace(fields.chosen, reference=code, tests=tests), note
-    return Problem(TYPED_ID, fields.intent, code, tests), note
+    code = fields.reference if _is_filled(fields.reference) and not fields.stale_reference else None
+    tests, note = _parse_tests(fields)
+    if fields.selected_problem is not None and not fields.is_custom_question:
+        return replace(fields.selected_problem, reference=code, tests=tests), note
+    return Problem(CUSTOM_PROBLEM_ID, fields.intent, code, tests), note
 
 
-def shown_tests(tests: Sequence[Test]) -> str:
+def format_tests(tests: Sequence[Test]) -> str:
     """Tests as a person would paste them."""
     return "\n".join(
         test.code if isinstance(test, AssertTest) else f"input:\n{test.stdin}\noutput:\n{test.expected}\n"
@@ -67,17 +67,17 @@ def shown_tests(tests: Sequence[Test]) -> str:
     )
 
 
-def _tests(fields: Fields) -> tuple[tuple[Test, ...], str]:
+def _parse_tests(fields: QuestionFields) -> tuple[tuple[Test, ...], str]:
     text = fields.tests or ""
-    if not _stays(text) or fields.lost_tests:
+    if not _is_filled(text) or fields.stale_tests:
         return (), ""
-    if fields.chosen is not None and fields._untouched_tests:
-        return fields.chosen.tests, ""  # with their setup, which the field does not show
+    if fields.selected_problem is not None and fields._tests_unchanged:
+        return fields.selected_problem.tests, ""  # with their setup, which the field does not show
     try:
         return parse_pasted_tests(text), ""
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         return (), str(fault)
 
 
-def _stays(text: str | None) -> bool:
+def _is_filled(text: str | None) -> bool:
     return bool(text and text.strip())

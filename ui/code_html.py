@@ -14,7 +14,7 @@ from pygments.lexers import PythonLexer
 # Highlighting is linear but not free: a text beyond this is shown plain, and a difference is not computed.
 MAX_HIGHLIGHTED = 40_000
 MAX_DIFFED_LINES = 2_000
-MAX_SHOWN = 200_000
+MAX_TEXT_LENGTH = 200_000
 MAX_INDENT = 16
 _LEXER = PythonLexer(stripnl=False, ensurenl=False)
 _FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
@@ -26,18 +26,18 @@ _TAG = re.compile(r"<[^>]*>")
 
 def code_html(code: str) -> str:
     """Python with a class around each token, and a row around each line that knows how far it is indented."""
-    return _rows(code) if len(code) <= MAX_HIGHLIGHTED else plain_html(code)
+    return _code_lines(code) if len(code) <= MAX_HIGHLIGHTED else plain_html(code)
 
 
 @lru_cache(maxsize=256)
-def _rows(code: str, end: str = "") -> str:
+def _code_lines(code: str, end: str = "") -> str:
     # Pygments escapes the text of every token, closes its tags at every line end, and ends the last line.
     lines = highlight(code, _LEXER, _FORMATTER).removesuffix("" if code.endswith("\n") else "\n").split("\n")
-    rows = [_row(line, "\n") for line in lines[:-1]]
-    return "".join(rows) + _row(lines[-1], end)
+    rows = [_code_line(line, "\n") for line in lines[:-1]]
+    return "".join(rows) + _code_line(lines[-1], end)
 
 
-def _row(line: str, end: str) -> str:
+def _code_line(line: str, end: str) -> str:
     # A line too long for its column goes on below, further in than it began: Python stays readable.
     text = _TAG.sub("", line)
     indent = min(len(text) - len(text.lstrip(" ")), MAX_INDENT) + 2
@@ -46,18 +46,18 @@ def _row(line: str, end: str) -> str:
 
 def plain_html(text: str) -> str:
     """Any text, escaped; its middle is left out where it is longer than a page can bear."""
-    if len(text) <= MAX_SHOWN:
+    if len(text) <= MAX_TEXT_LENGTH:
         return escape(text)
-    half = MAX_SHOWN // 2
+    half = MAX_TEXT_LENGTH // 2
     left_out = f"\n\n[{len(text) - 2 * half:,} characters not shown here; the exports have them all]\n\n"
     return escape(text[:half] + left_out + text[-half:])
 
 
-def growing_html(text: str) -> str:
+def streaming_html(text: str) -> str:
     """What a model has said so far, without the fence around it, and a caret where the next token goes."""
     shown = _CLOSE_FENCE.sub("", _OPEN_FENCE.sub("", text))
     caret = '<span class="caret" aria-hidden="true"></span>'
-    return _rows(shown, caret) if len(shown) <= MAX_HIGHLIGHTED else plain_html(shown) + caret
+    return _code_lines(shown, caret) if len(shown) <= MAX_HIGHLIGHTED else plain_html(shown) + caret
 
 
 def diff_html(mine: str, theirs: str) -> str:
@@ -65,13 +65,13 @@ def diff_html(mine: str, theirs: str) -> str:
     old, new = theirs.splitlines(), mine.splitlines()
     if old == new:
         return '<p class="quiet">No difference.</p>'
-    if max(len(old), len(new)) > MAX_DIFFED_LINES or len(mine) + len(theirs) > MAX_SHOWN:
+    if max(len(old), len(new)) > MAX_DIFFED_LINES or len(mine) + len(theirs) > MAX_TEXT_LENGTH:
         return '<p class="quiet">Too long to compare line by line.</p>'
-    lines = difflib.ndiff(old, new) if max(len(old), len(new)) <= 200 else _coarse(old, new)
+    lines = difflib.ndiff(old, new) if max(len(old), len(new)) <= 200 else _unified_lines(old, new)
     return f'<pre class="code diff" tabindex="0"><code>{"".join(_diff_line(line) for line in lines)}</code></pre>'
 
 
-def _coarse(old: list[str], new: list[str]) -> list[str]:
+def _unified_lines(old: list[str], new: list[str]) -> list[str]:
     # ndiff also looks for similar lines, which is cubic; long texts get the plain unified form.
     unified = difflib.unified_diff(old, new, lineterm="", n=3)
     return [f"{line[0]} {line[1:]}" for line in list(unified)[2:] if line[0] in "+- "]

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, TypedDict
 
-from ui.code_html import code_html, growing_html, plain_html
+from ui.code_html import code_html, plain_html, streaming_html
 from ui.compare_run import Column
 from ui.labels import method_hint, method_label
 from ui.records import Record
-from ui.tests_html import panel_html, tally, testing_html
+from ui.tests_html import pass_count_text, results_panel_html, running_tests_html
 
 DASH = "–"
-_METRICS = {
+_METRIC_LABELS = {
     "tests": "Tests passed",
     "parses": "Parses as Python",
     "em": "Exact match",
@@ -28,10 +28,10 @@ _METRICS = {
     "codebleu.dataflow": "· data flow",
 }
 
-_PARTS = {"ngram": "n-gram", "weighted_ngram": "weighted", "syntax": "syntax", "dataflow": "data flow"}
+_CODEBLEU_PARTS = {"ngram": "n-gram", "weighted_ngram": "weighted", "syntax": "syntax", "dataflow": "data flow"}
 
 
-class Card(TypedDict):
+class ColumnView(TypedDict):
     """The sections of one column, as HTML, and what the page needs to copy and compare its code."""
 
     label: str
@@ -45,25 +45,25 @@ class Card(TypedDict):
     raw: str
 
 
-def growing_card(column: Column) -> Card:
+def streaming_column(column: Column) -> ColumnView:
     """A column that waits for its first token or grows."""
     badge = {"waiting": "reading the prompt", "streaming": "answering"}.get(column.state, "")
-    return Card(
+    return ColumnView(
         label=method_label(column.method),
         state=column.state,
         best=False,
-        head=_head(method_label(column.method), method_hint(column.method), badge, can_copy=False),
-        code=f'<pre class="code" tabindex="0"><code>{growing_html(column.text)}</code></pre>',
-        numbers=_numbers([("tokens", str(column.tokens) if column.tokens else DASH)]),
+        head=_column_header(method_label(column.method), method_hint(column.method), badge, can_copy=False),
+        code=f'<pre class="code" tabindex="0"><code>{streaming_html(column.text)}</code></pre>',
+        numbers=_metrics_html([("tokens", str(column.tokens) if column.tokens else DASH)]),
         tests="",
         folds="",
         raw="",
     )
 
 
-def finished_card(
-    record: Record, *, is_best: bool, label: str = "", agreement: str = "", testing: bool = False
-) -> Card:
+def finished_column(
+    record: Record, *, is_best: bool, label: str = "", agreement: str = "", tests_running: bool = False
+) -> ColumnView:
     """A column from its record: just answered, from the history, or from the recorded example.
 
     `label` stands for the method where its name is not enough; `agreement` says which other columns gave the same
@@ -71,82 +71,82 @@ def finished_card(
     """
     failed = record["error"] is not None
     state = "failed" if failed else "stopped" if record["cancelled"] else "done"
-    badge = _praise(record) if is_best else {"failed": "no answer", "stopped": "stopped"}.get(state, "")
+    badge = _best_badge(record) if is_best else {"failed": "no answer", "stopped": "stopped"}.get(state, "")
     label = label or method_label(record["method"])
-    return Card(
+    return ColumnView(
         label=label,
         state=state,
         best=is_best,
-        head=_head(label, method_hint(record["method"]), badge, can_copy=bool(record["code"].strip())),
-        code=_failed(record) if failed else _code(record["code"]),
-        numbers="" if failed else _result_numbers(record, agreement),
-        tests=testing_html(len(record["asked_tests"])) if testing else panel_html(record["tests"]),
-        folds=_folds(record),
+        head=_column_header(label, method_hint(record["method"]), badge, can_copy=bool(record["code"].strip())),
+        code=_failed_html(record) if failed else _code_block(record["code"]),
+        numbers="" if failed else _result_metrics(record, agreement),
+        tests=running_tests_html(len(record["asked_tests"])) if tests_running else results_panel_html(record["tests"]),
+        folds=_details_sections(record),
         raw=record["code"],
     )
 
 
-def _praise(record: Record) -> str:
+def _best_badge(record: Record) -> str:
     if record["scores"].get("tests") == 1:
         return "passes"
     return "matches" if record["scores"].get("em") == 1 else "closest"
 
 
-def _head(label: str, hint: str, badge: str, *, can_copy: bool) -> str:
+def _column_header(label: str, hint: str, badge: str, *, can_copy: bool) -> str:
     mark = f'<span class="badge">{escape(badge)}</span>' if badge else ""
     copy = '<button type="button" class="copy" data-copy>Copy</button>' if can_copy else ""
     return f'<h3>{escape(label)}</h3>{mark}{copy}<p class="hint">{escape(hint)}</p>'
 
 
-def _code(code: str) -> str:
+def _code_block(code: str) -> str:
     if not code.strip():
         return '<p class="quiet">An empty answer.</p>'
     return f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>'
 
 
-def _error(sentence: str) -> str:
-    return f'<p class="sentence">{escape(sentence)}</p>'
+def _error_html(message: str) -> str:
+    return f'<p class="sentence">{escape(message)}</p>'
 
 
-def _failed(record: Record) -> str:
+def _failed_html(record: Record) -> str:
     """The sentence, and what had been said before it, where there was anything."""
     said = record["code"]
-    return _error(record["error"] or "") + (_code(said) if said.strip() else "")
+    return _error_html(record["error"] or "") + (_code_block(said) if said.strip() else "")
 
 
-def _numbers(pairs: Sequence[tuple[str, str]], note: str = "") -> str:
+def _metrics_html(pairs: Sequence[tuple[str, str]], note: str = "") -> str:
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f'<dl class="numbers">{cells}</dl>{note}'
 
 
-def _result_numbers(record: Record, agreement: str) -> str:
+def _result_metrics(record: Record, agreement: str) -> str:
     scores = record["scores"]
     rate = record["tokens_per_second"]
     pairs = [
         ("parses", _yes_no(scores.get("parses"))),
-        *(_against_reference(scores) if record["reference"] else []),
+        *(_reference_metrics(scores) if record["reference"] else []),
         ("tokens", str(record["tokens"])),
         ("seconds", f"{record['seconds']:.{1 if record['seconds'] >= 1 else 2}f}"),
         *([("tokens/s", f"{rate:.0f}")] if rate is not None else []),
     ]
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in record["notes"])
     agreed = f'<p class="note">{escape(agreement)}.</p>' if agreement else ""
-    return _numbers(pairs, _parts(scores) + agreed + notes)
+    return _metrics_html(pairs, _codebleu_parts(scores) + agreed + notes)
 
 
-def _against_reference(scores: Mapping[str, float | None]) -> list[tuple[str, str]]:
-    return [("EM", _number(scores.get("em"), 0)), ("CodeBLEU", _number(scores.get("codebleu"), 2))]
+def _reference_metrics(scores: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    return [("EM", _format_number(scores.get("em"), 0)), ("CodeBLEU", _format_number(scores.get("codebleu"), 2))]
 
 
-def _parts(scores: Mapping[str, float | None]) -> str:
+def _codebleu_parts(scores: Mapping[str, float | None]) -> str:
     """The four parts of CodeBLEU, each with a bar; '' where there is no CodeBLEU."""
     if scores.get("codebleu") is None:
         return ""
     cells = "".join(
-        f"<div><dt>{escape(label)}</dt><dd>{_number(scores.get(f'codebleu.{part}'), 2)}"
+        f"<div><dt>{escape(label)}</dt><dd>{_format_number(scores.get(f'codebleu.{part}'), 2)}"
         f'<span class="bar" aria-hidden="true"><span style="width:{scores.get(f"codebleu.{part}") or 0:.0%}"></span>'
         "</span></dd></div>"
-        for part, label in _PARTS.items()
+        for part, label in _CODEBLEU_PARTS.items()
     )
     return f'<dl class="parts" aria-label="The four parts of CodeBLEU">{cells}</dl>'
 
@@ -155,17 +155,19 @@ def _yes_no(value: float | None) -> str:
     return DASH if value is None else "yes" if value else "no"
 
 
-def _number(value: float | None, digits: int) -> str:
+def _format_number(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def _folds(record: Record) -> str:
+def _details_sections(record: Record) -> str:
     folds = []
     if record["code"].strip():
-        folds.append(_diff_fold())
+        folds.append(_diff_details())
     if len(record["candidates"]) > 1:
         others = record["candidates"][1:]
-        folds.append(_fold("Other candidates", str(len(others)), "".join(_candidate(other) for other in others)))
+        folds.append(
+            _details_html("Other candidates", str(len(others)), "".join(_candidate_html(other) for other in others))
+        )
     if record["examples"]:
         shown = "".join(
             f'<li><p>{plain_html(example["intent"])}</p><pre class="code" tabindex="0"><code>'
@@ -173,23 +175,23 @@ def _folds(record: Record) -> str:
             for example in record["examples"]
         )
         folds.append(
-            _fold("Examples in the prompt", str(len(record["examples"])), f'<ol class="examples">{shown}</ol>')
+            _details_html("Examples in the prompt", str(len(record["examples"])), f'<ol class="examples">{shown}</ol>')
         )
     if record["prompt"]:
-        folds.append(_fold("Exact prompt", f"{record['prompt_tokens']} tokens", _text(record["prompt"])))
+        folds.append(_details_html("Exact prompt", f"{record['prompt_tokens']} tokens", _text_block(record["prompt"])))
     if record["text"]:
-        folds.append(_fold("Raw output", f"{record['tokens']} tokens", _text(record["text"])))
+        folds.append(_details_html("Raw output", f"{record['tokens']} tokens", _text_block(record["text"])))
     if record["scores"]:
-        folds.append(_fold("All scores", "", _score_table(record)))
+        folds.append(_details_html("All scores", "", _score_table(record)))
     return "".join(folds)
 
 
-def _fold(title: str, count: str, body: str) -> str:
+def _details_html(title: str, count: str, body: str) -> str:
     mark = f' <span class="count">{escape(count)}</span>' if count else ""
     return f"<details><summary>{escape(title)}{mark}</summary><div>{body}</div></details>"
 
 
-def _diff_fold() -> str:
+def _diff_details() -> str:
     # The page fills the choice and asks for the difference when it is opened: all pairs at once would be many.
     return (
         "<details data-diff><summary>Difference</summary><div>"
@@ -197,28 +199,28 @@ def _diff_fold() -> str:
     )
 
 
-def _text(text: str) -> str:
+def _text_block(text: str) -> str:
     return f'<pre class="code" tabindex="0"><code>{plain_html(text)}</code></pre>'
 
 
-def _candidate(candidate: Mapping[str, Any]) -> str:
+def _candidate_html(candidate: Mapping[str, Any]) -> str:
     code = str(candidate["code"])
     body = f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>' if code.strip() else ""
-    return f'<p class="quiet">{" · ".join(_about(candidate))}</p>{body}'
+    return f'<p class="quiet">{" · ".join(_candidate_facts(candidate))}</p>{body}'
 
 
-def _about(candidate: Mapping[str, Any]) -> list[str]:
+def _candidate_facts(candidate: Mapping[str, Any]) -> list[str]:
     facts = [f"log-probability {candidate['logprob']:.2f}", f"{candidate['tokens']} tokens"]
     if candidate.get("times", 1) > 1:
         facts.append(f"said {candidate['times']} times")
     if candidate.get("tests"):
-        facts.append(escape(tally(candidate["tests"])))
+        facts.append(escape(pass_count_text(candidate["tests"])))
     return facts
 
 
 def _score_table(record: Record) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{escape(_METRICS.get(metric, metric))}</th><td>{_number(value, 3)}</td></tr>'
+        f'<tr><th scope="row">{escape(_METRIC_LABELS.get(metric, metric))}</th><td>{_format_number(value, 3)}</td></tr>'
         for metric, value in record["scores"].items()
     )
     reasons = dict.fromkeys(record["score_reasons"].values())

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluate.scoring import score_code
-from jobs.job import Serving
-from serve.engine_source import EngineSource
-from serve.home import home
+from jobs.job import ServingOptions
+from serve.engine_source import EngineLoader
+from serve.home import cache_dir
 from ui.compare_run import Scorer
-from ui.line import Line
+from ui.line import AdmissionQueue
 from ui.testing import TestBench
-from ui.visitors import Visitors
+from ui.visitors import VisitorRegistry
 
 # Runs of several people share the engine's batch; benchmarks/visitors.py tells what another number gives.
-RUNS_AT_ONCE = 12
+MAX_CONCURRENT_RUNS = 12
 
 
-class Stops:
+class CancelRegistry:
     """For every session that runs, the event that stops it."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Stops:
         self._events: dict[str, list[threading.Event]] = {}
 
     @contextmanager
-    def running(self, session: str) -> Iterator[threading.Event]:
+    def register(self, session: str) -> Iterator[threading.Event]:
         """An event for one run; set by `stop`, and when the block is left in whatever way."""
         event = threading.Event()
         with self._lock:
@@ -43,7 +43,7 @@ class Stops:
                 if not self._events[session]:
                     del self._events[session]
 
-    def stop(self, session: str) -> None:
+    def cancel(self, session: str) -> None:
         """Stops all runs of the session."""
         with self._lock:
             for event in self._events.get(session, ()):
@@ -57,13 +57,13 @@ class Context:
     `lasting` says whether the home outlives a restart: a Space without storage starts from nothing each time.
     """
 
-    source: EngineSource
+    engine_loader: EngineLoader
     data_dir: Path | None = None
-    line: Line = field(default_factory=lambda: Line(RUNS_AT_ONCE))
-    stops: Stops = field(default_factory=Stops)
+    run_queue: AdmissionQueue = field(default_factory=lambda: AdmissionQueue(MAX_CONCURRENT_RUNS))
+    cancel_registry: CancelRegistry = field(default_factory=CancelRegistry)
     score: Scorer = score_code
-    bench: TestBench = field(default_factory=TestBench)
-    visitors: Visitors = field(default_factory=Visitors)
-    serving: Serving = field(default_factory=Serving)
-    home: Path = field(default_factory=home)
-    lasting: bool = True
+    test_bench: TestBench = field(default_factory=TestBench)
+    visitors: VisitorRegistry = field(default_factory=VisitorRegistry)
+    serving: ServingOptions = field(default_factory=ServingOptions)
+    home: Path = field(default_factory=cache_dir)
+    persistent: bool = True

@@ -12,11 +12,11 @@ from typing import Any
 
 import gradio as gr
 
-from errors import PeftArenaError
-from ui.asked import Fields, problem_of
-from ui.compare_run import Ask, Column, make_ask
+from errors import PromptOrTuneError
+from ui.asked import QuestionFields, build_problem
+from ui.compare_run import Column, Comparison, make_comparison
 from ui.context import Context
-from ui.live import Step, answers, live_steps
+from ui.live import ComparisonUpdate, collect_records, run_comparison
 
 # Runs wait in our own line for the engine, in order; only beyond this many does Gradio's queue keep them.
 MAX_WAITING = 48
@@ -25,11 +25,11 @@ STOPPED = "The comparison was stopped before it began: ask again."
 
 def build_endpoints(context: Context) -> None:
     """Adds both to the current Blocks, with the line of waiting runs in common."""
-    for name, function in (("compare", endpoint(context)), ("stream", stream_endpoint(context))):
+    for name, function in (("compare", compare_endpoint(context)), ("stream", stream_endpoint(context))):
         gr.api(function, api_name=name, concurrency_limit=MAX_WAITING, concurrency_id="programs")
 
 
-def endpoint(context: Context) -> Any:
+def compare_endpoint(context: Context) -> Any:
     """The function behind `/compare`."""
 
     def compare(
@@ -40,13 +40,16 @@ def endpoint(context: Context) -> Any:
         `methods` are names such as zero-shot, icl-8, rag-8, lora-starter, lora-starter+rag-8. `tests` are asserts or
         input and output pairs; each record's `tests` says what they found, or `tests_note` why they did not run.
         """
-        with _in_one_sentence():
-            ask = _ask(context, request, Fields(intent, reference, tests), methods)
+        with _errors_as_gradio_errors():
+            ask = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
             session = request.session_hash or ""
-            with context.visitors.quota.rows(ask.owner, len(ask.methods)), context.stops.running(session) as cancel:
-                records = answers(context, ask, cancel)
+            with (
+                context.visitors.quota.reserve(ask.owner, len(ask.methods)),
+                context.cancel_registry.register(session) as cancel,
+            ):
+                records = collect_records(context, ask, cancel)
             if not records:
-                raise PeftArenaError(STOPPED)
+                raise PromptOrTuneError(STOPPED)
         return [dict(record) for record in records]
 
     return compare
@@ -64,31 +67,34 @@ def stream_endpoint(context: Context) -> Any:
         `state` (waiting, streaming, done, failed, stopped), `text` and `tokens` so far, and `error`. `records` is empty
         until the last change, which has what /compare returns.
         """
-        with _in_one_sentence():
-            ask = _ask(context, request, Fields(intent, reference, tests), methods)
+        with _errors_as_gradio_errors():
+            ask = _make_comparison(context, request, QuestionFields(intent, reference, tests), methods)
             session = request.session_hash or ""
-            with context.visitors.quota.rows(ask.owner, len(ask.methods)), context.stops.running(session) as cancel:
-                for step in live_steps(context, ask, cancel):
-                    yield _change(step)
+            with (
+                context.visitors.quota.reserve(ask.owner, len(ask.methods)),
+                context.cancel_registry.register(session) as cancel,
+            ):
+                for step in run_comparison(context, ask, cancel):
+                    yield _update_json(step)
 
     return stream
 
 
-def _ask(context: Context, request: gr.Request, fields: Fields, methods: list[str]) -> Ask:
-    problem, note = problem_of(fields)
-    ask = make_ask(problem, methods, tests_text=fields.tests or "", tests_note=note)
-    return replace(ask, owner=context.visitors.of(request).id)
+def _make_comparison(context: Context, request: gr.Request, fields: QuestionFields, methods: list[str]) -> Comparison:
+    problem, note = build_problem(fields)
+    ask = make_comparison(problem, methods, tests_text=fields.tests or "", tests_note=note)
+    return replace(ask, owner=context.visitors.identify(request).id)
 
 
-def _change(step: Step) -> dict[str, Any]:
+def _update_json(update: ComparisonUpdate) -> dict[str, Any]:
     return {
-        "status": step.status,
-        "columns": [_column(column) for column in step.columns],
-        "records": [dict(record) for record in step.records],
+        "status": update.status,
+        "columns": [_column_json(column) for column in update.columns],
+        "records": [dict(record) for record in update.records],
     }
 
 
-def _column(column: Column) -> dict[str, Any]:
+def _column_json(column: Column) -> dict[str, Any]:
     return {
         "method": column.method,
         "state": column.state,
@@ -99,9 +105,9 @@ def _column(column: Column) -> dict[str, Any]:
 
 
 @contextmanager
-def _in_one_sentence() -> Iterator[None]:
+def _errors_as_gradio_errors() -> Iterator[None]:
     """What a person can mend reaches the program that asked as its sentence."""
     try:
         yield
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         raise gr.Error(str(fault), print_exception=False) from fault

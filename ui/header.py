@@ -7,18 +7,18 @@ from html import escape
 import gradio as gr
 
 from ui.context import Context
-from ui.labels import base_line
-from ui.login import build_login, login_possible
+from ui.labels import base_label
+from ui.login import build_login, is_login_available
 from ui.visitors import Visitor
 
-TICK_SECONDS = 0.7
+LOADING_POLL_SECONDS = 0.7
 
 
 def header_html(context: Context) -> str:
     """The header as it is now; everything that names the model is escaped."""
-    state = context.source.state()
+    state = context.engine_loader.state()
     if state.phase == "ready":
-        text, bar = base_line(context.source.engine().base), ""
+        text, bar = base_label(context.engine_loader.engine().base), ""
     elif state.phase == "failed":
         text, bar = state.message, ""
     else:
@@ -34,7 +34,7 @@ def header_html(context: Context) -> str:
 
 def account_html(visitor: Visitor) -> str:
     """Who is logged in, with the way out; '' for nobody."""
-    if not visitor.name or login_possible():  # the button of a Space says it itself
+    if not visitor.name or is_login_available():  # the button of a Space says it itself
         return ""
     return f'<p class="account">Logged in as {escape(visitor.name)} · <a href="logout">Log out</a></p>'
 
@@ -44,5 +44,5 @@ def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
     shown = gr.HTML(header_html(context), elem_id="top", apply_default_css=False, js_on_load=None)
     account = gr.HTML("", elem_id="account", apply_default_css=False, js_on_load=None)
     build_login("top-login")
-    timer = gr.Timer(TICK_SECONDS)
+    timer = gr.Timer(LOADING_POLL_SECONDS)
     return shown, account, timer

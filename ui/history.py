@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ui.labels import clock, method_label
+from ui.labels import format_time, method_label
 from ui.records import Record, to_csv, to_json
-from ui.verdict import best
+from ui.verdict import best_indices
 
 HISTORY_LENGTH = 20
 _INTENT_LENGTH = 140
@@ -19,24 +19,24 @@ class History:
     """The last runs of a session and which of them is on the board. Immutable: each change is a new one."""
 
     runs: tuple[tuple[Record, ...], ...] = ()
-    shown: tuple[Record, ...] = ()
+    selected: tuple[Record, ...] = ()
 
     def with_run(self, records: tuple[Record, ...]) -> History:
         """With one more run, which is now on the board."""
         return History((records, *self.runs)[:HISTORY_LENGTH], records)
 
-    def showing(self, index: int) -> History:
+    def select(self, index: int) -> History:
         """With the run at `index` on the board; unchanged where there is no such run."""
-        return replace(self, shown=self.runs[index]) if 0 <= index < len(self.runs) else self
+        return replace(self, selected=self.runs[index]) if 0 <= index < len(self.runs) else self
 
     def items(self) -> list[dict[str, Any]]:
         """The list as js/history.js draws it."""
         return [
             {
-                "when": clock(records[0]["created"]),
+                "when": format_time(records[0]["created"]),
                 "intent": " ".join(records[0]["intent"].split())[:_INTENT_LENGTH],
-                "verdict": _summary(records),
-                "shown": records is self.shown,
+                "verdict": _run_summary(records),
+                "shown": records is self.selected,
             }
             for records in self.runs
         ]
@@ -51,8 +51,8 @@ def export_file(records: Sequence[Record], kind: str, number: int) -> dict[str, 
     return {"name": f"peft-arena-{stamp}.{kind}", "type": media, "text": text, "number": number}
 
 
-def _summary(records: Sequence[Record]) -> str:
-    marked = [method_label(records[place]["method"]) for place in sorted(best(records))]
+def _run_summary(records: Sequence[Record]) -> str:
+    marked = [method_label(records[place]["method"]) for place in sorted(best_indices(records))]
     if marked:
         passes = any(record["scores"].get("tests") == 1 for record in records)
         matches = any(record["scores"].get("em") == 1 for record in records)

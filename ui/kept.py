@@ -13,80 +13,84 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from tasks.datasets import DATASETS
 from tasks.problem import Problem
-from ui.board import finished_board
+from ui.board import finished_view
 from ui.compare_run import MAX_COLUMNS
 from ui.history import HISTORY_LENGTH, History
-from ui.options import MODES, decoding
+from ui.options import DECODING_MODES, make_sampling_params
 from ui.records import Record, to_csv
-from ui.verdict import verdict
+from ui.verdict import verdict_text
 from ui.widgets import chip_names
 
-TEXTS = ("intent", "reference", "tests")
-DECODING = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
+TEXT_FIELDS = ("intent", "reference", "tests")
+DECODING_FIELDS = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
 # In the order in which the page's script gets them.
-FIELDS = (*TEXTS, "chips", "data", "problem", "pool", *DECODING)
-_LONGEST_NAME = 200
-_RUN: TypeAdapter[list[Record]] = TypeAdapter(list[Record])
-_PROBLEM = TypeAdapter(Problem)
+STORED_FIELDS = (*TEXT_FIELDS, "chips", "data", "problem", "pool", *DECODING_FIELDS)
+_MAX_NAME_LENGTH = 200
+_RUN_ADAPTER: TypeAdapter[list[Record]] = TypeAdapter(list[Record])
+_PROBLEM_ADAPTER = TypeAdapter(Problem)
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kept:
+class BrowserState:
     """Fields by name, only those that can be filled in as they are; the test problem asked about; the runs."""
 
     fields: Mapping[str, Any]
-    chosen: Problem | None
+    selected_problem: Problem | None
     history: History
 
 
-def read_kept(value: Any) -> Kept:
+def parse_browser_state(value: Any) -> BrowserState:
     """What the browser sent as {"fields", "chosen", "runs", "shown"}; whatever is not as we wrote it is left out."""
     kept = value if isinstance(value, dict) else {}
-    return Kept(_fields(kept.get("fields")), _chosen(kept.get("chosen")), _history(kept.get("runs"), kept.get("shown")))
+    return BrowserState(
+        _parse_fields(kept.get("fields")),
+        _parse_problem(kept.get("chosen")),
+        _parse_history(kept.get("runs"), kept.get("shown")),
+    )
 
 
-def _fields(given: Any) -> dict[str, Any]:
-    if not isinstance(given, dict):
+def _parse_fields(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
         return {}
-    fields: dict[str, Any] = {name: given[name] for name in TEXTS if isinstance(given.get(name), str)}
-    chips = given.get("chips")
+    fields: dict[str, Any] = {name: value[name] for name in TEXT_FIELDS if isinstance(value.get(name), str)}
+    chips = value.get("chips")
     if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
-        fields["chips"] = [name for name in chip_names(chips) if len(name) <= _LONGEST_NAME][:MAX_COLUMNS]
-    fields |= {name: given[name] for name in ("data", "pool") if given.get(name) in DATASETS}
-    if isinstance(given.get("problem"), str):
-        fields["problem"] = given["problem"]
-    choices = [given.get(name) for name in DECODING]
-    if choices[0] not in {name for _, name in MODES}:
+        fields["chips"] = [name for name in chip_names(chips) if len(name) <= _MAX_NAME_LENGTH][:MAX_COLUMNS]
+    fields |= {name: value[name] for name in ("data", "pool") if value.get(name) in DATASETS}
+    if isinstance(value.get("problem"), str):
+        fields["problem"] = value["problem"]
+    choices = [value.get(name) for name in DECODING_FIELDS]
+    if choices[0] not in {name for _, name in DECODING_MODES}:
         return fields
     try:
-        decoding(*choices)  # type: ignore[arg-type]  # of whatever kind: this is the check
-    except (PeftArenaError, TypeError, ValueError):
+        make_sampling_params(*choices)  # type: ignore[arg-type]  # of whatever kind: this is the check
+    except (PromptOrTuneError, TypeError, ValueError):
         return fields
-    return fields | dict(zip(DECODING, choices, strict=True))
+    return fields | dict(zip(DECODING_FIELDS, choices, strict=True))
 
 
-def _chosen(given: Any) -> Problem | None:
+def _parse_problem(value: Any) -> Problem | None:
     try:
-        return _PROBLEM.validate_python(given) if given is not None else None
+        return _PROBLEM_ADAPTER.validate_python(value) if value is not None else None
     except ValidationError:
         return None
 
 
-def _history(given: Any, shown: Any) -> History:
-    runs = [run for each in given[:HISTORY_LENGTH] if (run := _run(each))] if isinstance(given, list) else []
-    on_board = next((run for run in runs if run[0]["created"] == shown), runs[0] if runs else ())
+def _parse_history(value: Any, selected: Any) -> History:
+    runs = [run for each in value[:HISTORY_LENGTH] if (run := _parse_run(each))] if isinstance(value, list) else []
+    on_board = next((run for run in runs if run[0]["created"] == selected), runs[0] if runs else ())
     return History(tuple(runs), on_board)
 
 
-def _run(given: Any) -> tuple[Record, ...]:
+def _parse_run(value: Any) -> tuple[Record, ...]:
     """A run's records; () where the page could not show or save them, as after an update of the program."""
     try:
-        run = tuple(_RUN.validate_python(given, strict=True))
-        History((run,)).items(), verdict(run), to_csv(run), finished_board(run)
+        run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
+        History((run,)).items(), verdict_text(run), to_csv(run), finished_view(run)
     except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as fault:
         _log.info("A run that a browser kept cannot be shown (%s).", type(fault).__name__)
         return ()

@@ -9,9 +9,9 @@ from typing import Any
 
 from adapters.manifest import UNKNOWN, BaseIdentity
 
-_EXAMPLES = {"icl": "fixed", "rag": "nearest"}
-_QUANTIZATION = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
-_DEVICE = {"cpu": "CPU", "cuda": "GPU"}
+_SELECTION_LABELS = {"icl": "fixed", "rag": "nearest"}
+_QUANTIZATION_LABELS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
+_DEVICE_LABELS = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def method_label(name: str) -> str:
@@ -26,26 +26,26 @@ def method_hint(name: str) -> str:
         found = re.match(r"(icl|rag)-(\d+)", part)
         if found:
             count = int(found[2])
-            phrases.append(f"{count} {_EXAMPLES[found[1]]} example{'' if count == 1 else 's'}")
+            phrases.append(f"{count} {_SELECTION_LABELS[found[1]]} example{'' if count == 1 else 's'}")
         else:
             phrases.append("no examples, no training" if part == "zero-shot" else "trained adapter")
     return " · ".join(phrases)
 
 
-def base_line(base: BaseIdentity) -> str:
+def base_label(base: BaseIdentity) -> str:
     """'SmolLM2-135M-Instruct · NF4 · CPU', 'base · vLLM at 127.0.0.1:8000'."""
-    return model_line(base.id, base.quantization, base.device)
+    return model_label(base.id, base.quantization, base.device)
 
 
-def model_line(base_id: str, quantization: str, device: str) -> str:
+def model_label(base_id: str, quantization: str, device: str) -> str:
     """The same from a record's fields."""
     name = base_id.rstrip("/").rsplit("/", 1)[-1] or base_id
     kind = device.split(":", 1)[0]
-    known = (name, _QUANTIZATION.get(quantization, quantization), _DEVICE.get(kind, device))
+    known = (name, _QUANTIZATION_LABELS.get(quantization, quantization), _DEVICE_LABELS.get(kind, device))
     return " · ".join(part for part in known if part != UNKNOWN)
 
 
-def decoding_line(decoding: Mapping[str, Any]) -> str:
+def decoding_label(decoding: Mapping[str, Any]) -> str:
     """'greedy', 'beam search, 10 candidates', 'sampling, 3 candidates, temperature 0.6, top-p 0.95, seed 0'."""
     mode, count = decoding["mode"], decoding["candidates"]
     if mode == "greedy":
@@ -57,12 +57,12 @@ def decoding_line(decoding: Mapping[str, Any]) -> str:
     return f"sampling, {candidates}, {sampling}"
 
 
-def day(created: str) -> str:
+def format_date(created: str) -> str:
     """'22 November 2025' of an ISO time."""
     when = datetime.fromisoformat(created)
     return f"{when.day} {when:%B %Y}"
 
 
-def clock(created: str) -> str:
+def format_time(created: str) -> str:
     """'14:05' of an ISO time, in the server's time zone."""
     return f"{datetime.fromisoformat(created).astimezone():%H:%M}"

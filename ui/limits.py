@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from errors import BusyError, PeftArenaError
+from errors import BusyError, PromptOrTuneError
 
 HOUR = 3600.0
-_MOST_VISITORS = 10_000
+_MAX_TRACKED_VISITORS = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Limits:
     archive_bytes: int = 200 << 20  # an adapter's zip
 
 
-class Quota:
+class VisitorQuota:
     """Counts rows by visitor. Thread-safe; whoever has had none for an hour is forgotten."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
@@ -35,13 +35,13 @@ class Quota:
         self._clock = clock
         self._lock = threading.Lock()
         self._running: dict[str, int] = {}
-        self._had: dict[str, deque[tuple[float, int]]] = {}
+        self._recent_rows: dict[str, deque[tuple[float, int]]] = {}
 
     @contextmanager
-    def rows(self, visitor: str, count: int) -> Iterator[None]:
+    def reserve(self, visitor: str, count: int) -> Iterator[None]:
         """Room for `count` answers until the block is left; BusyError in one sentence where there is none."""
         with self._lock:
-            self._take(visitor, count)
+            self._reserve(visitor, count)
         try:
             yield
         finally:
@@ -50,7 +50,7 @@ class Quota:
                 if not self._running[visitor]:
                     del self._running[visitor]
 
-    def _take(self, visitor: str, count: int) -> None:
+    def _reserve(self, visitor: str, count: int) -> None:
         now, limits = self._clock(), self.limits
         running = self._running.get(visitor, 0)
         if 0 < limits.rows_at_once < running + count:
@@ -59,7 +59,7 @@ class Quota:
                 "wait for these, or stop them.",
                 seconds=10.0,
             )
-        had = self._had.setdefault(visitor, deque())
+        had = self._recent_rows.setdefault(visitor, deque())
         while had and had[0][0] <= now - HOUR:
             had.popleft()
         if 0 < limits.rows_per_hour < sum(rows for _, rows in had) + count:
@@ -71,18 +71,18 @@ class Quota:
             )
         had.append((now, count))
         self._running[visitor] = running + count
-        if len(self._had) > _MOST_VISITORS:
-            self._forget(now)
+        if len(self._recent_rows) > _MAX_TRACKED_VISITORS:
+            self._evict_idle(now)
 
-    def _forget(self, now: float) -> None:
-        for visitor in [each for each, had in self._had.items() if not had or had[-1][0] <= now - HOUR]:
-            del self._had[visitor]
+    def _evict_idle(self, now: float) -> None:
+        for visitor in [each for each, had in self._recent_rows.items() if not had or had[-1][0] <= now - HOUR]:
+            del self._recent_rows[visitor]
 
 
-def check_upload(size: int, limit: int, what: str = "the file") -> None:
-    """PeftArenaError in one sentence where an upload of `size` bytes is over `limit`."""
+def check_upload_size(size: int, limit: int, what: str = "the file") -> None:
+    """PromptOrTuneError in one sentence where an upload of `size` bytes is over `limit`."""
     if 0 < limit < size:
-        raise PeftArenaError(
+        raise PromptOrTuneError(
             f"{what[:1].upper()}{what[1:]} has {size / 1e6:.1f} MB and {limit / 1e6:.0f} MB is the limit here: "
             "make it smaller, or run Peft Arena on a machine of your own."
         )

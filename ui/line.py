@@ -11,40 +11,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Line:
+class AdmissionQueue:
     """A first-in, first-out line of runs; the first `at_once` of them have the engine, which answers them together."""
 
-    def __init__(self, at_once: int = 1) -> None:
-        self._at_once = at_once
+    def __init__(self, max_concurrent: int = 1) -> None:
+        self._max_concurrent = max_concurrent
         self._changed = threading.Condition()
-        self._waiting: list[Place] = []
+        self._tickets: list[Ticket] = []
 
     @contextmanager
-    def join(self) -> Iterator[Place]:
+    def enqueue(self) -> Iterator[Ticket]:
         """A place at the end of the line, given back on leaving the block."""
-        place = Place(self)
+        place = Ticket(self)
         with self._changed:
-            self._waiting.append(place)
+            self._tickets.append(place)
         try:
             yield place
         finally:
             with self._changed:
-                self._waiting.remove(place)
+                self._tickets.remove(place)
                 self._changed.notify_all()
 
-    def before(self, place: Place, seconds: float) -> int:
+    def count_ahead(self, ticket: Ticket, timeout: float) -> int:
         """How many must end before `place` has its turn; returns at once when none, else after at most `seconds`."""
         with self._changed:
-            self._changed.wait_for(lambda: place in self._waiting[: self._at_once], timeout=seconds)
-            return max(0, self._waiting.index(place) + 1 - self._at_once)
+            self._changed.wait_for(lambda: ticket in self._tickets[: self._max_concurrent], timeout=timeout)
+            return max(0, self._tickets.index(ticket) + 1 - self._max_concurrent)
 
 
-class Place:
+class Ticket:
     """One run's place in the line."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, queue: AdmissionQueue) -> None:
+        self._queue = queue
 
-    def wait(self, seconds: float) -> int:
+    def wait(self, timeout: float) -> int:
         """Waits for its turn for at most `seconds`; the number of runs that are still before it."""
-        return self._line.before(self, seconds)
+        return self._queue.count_ahead(self, timeout)

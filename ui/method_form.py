@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
 
-from errors import PeftArenaError
-from serve.method import MAX_EXAMPLES, Method, Nothing, parse_method
+from errors import PromptOrTuneError
+from serve.method import MAX_EXAMPLES, Method, NoExamples, parse_method
 from ui import widgets
 from ui.compare_run import MAX_COLUMNS
 from ui.labels import method_label
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
+    from serve.engine import LLMEngine
 
-WITHOUT_ADAPTER = ("zero-shot", "icl-8", "rag-8")
+METHODS_WITHOUT_ADAPTER = ("zero-shot", "icl-8", "rag-8")
 PREFERRED_ADAPTER = "lora-starter"
-KINDS = [
+METHOD_KINDS = [
     ("Zero-shot", "zero-shot"),
     ("ICL: fixed examples", "icl"),
     ("RAG: nearest examples", "rag"),
     ("Adapter", "adapter"),
 ]
-EXAMPLES = [("none", "none"), ("ICL: fixed", "icl"), ("RAG: nearest", "rag")]
+EXAMPLE_CHOICES = [("none", "none"), ("ICL: fixed", "icl"), ("RAG: nearest", "rag")]
 _log = logging.getLogger(__name__)
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MethodForm:
     reasons: gr.State
 
 
-class Adapters(NamedTuple):
+class AdapterChoices(NamedTuple):
     """The form's choices, the names that can be used on this base and engine, and why the others cannot."""
 
     choices: list[tuple[str, str]]
@@ -49,36 +49,36 @@ class Adapters(NamedTuple):
     reasons: dict[str, str]
 
 
-def known_adapters(engine: Engine) -> Adapters:
+def list_adapter_choices(engine: LLMEngine) -> AdapterChoices:
     """All adapters. One that cannot be used stays a choice: its reason is shown, which a missing name would not be."""
     try:
         known = engine.store.status(engine.base)
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         _log.warning("%s", fault)
-        return Adapters([], [], {})
+        return AdapterChoices([], [], {})
     reasons: dict[str, str] = {}
     for entry in known:
-        method = Method(entry.name, Nothing(), entry.name)
-        reason = engine.unavailable(method) if entry.usable else entry.reason
+        method = Method(entry.name, NoExamples(), entry.name)
+        reason = engine.unsupported_reason(method) if entry.usable else entry.reason
         if reason is not None:
             reasons[entry.name] = reason
     names = [entry.name for entry in known]
     choices = [(f"{name} (cannot be used here)" if name in reasons else name, name) for name in names]
-    return Adapters(choices, [name for name in names if name not in reasons], reasons)
+    return AdapterChoices(choices, [name for name in names if name not in reasons], reasons)
 
 
 def default_methods(usable: Sequence[str]) -> list[str]:
     """Zero-shot, ICL, RAG, and one adapter where there is one."""
     chosen = [PREFERRED_ADAPTER] if PREFERRED_ADAPTER in usable else list(usable[:1])
-    return [*WITHOUT_ADAPTER, *chosen]
+    return [*METHODS_WITHOUT_ADAPTER, *chosen]
 
 
 def method_name(kind: str, k: float | None, adapter: str | None, examples: str) -> str:
-    """The name that a filled form means; PeftArenaError where a field is missing."""
+    """The name that a filled form means; PromptOrTuneError where a field is missing."""
     if kind == "zero-shot":
         return kind
     if kind == "adapter" and not adapter:
-        raise PeftArenaError("Choose the adapter first.")
+        raise PromptOrTuneError("Choose the adapter first.")
     selection = examples if kind == "adapter" else kind
     if selection == "none":
         return adapter or ""
@@ -87,21 +87,21 @@ def method_name(kind: str, k: float | None, adapter: str | None, examples: str) 
 
 
 def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list[str]:
-    """`names` with one more; PeftArenaError in one kind sentence when it is there already or there is no room."""
+    """`names` with one more; PromptOrTuneError in one kind sentence when it is there already or there is no room."""
     canonical = parse_method(name, adapters).name
     if canonical in names:
-        raise PeftArenaError(f"{method_label(canonical)} is already in the comparison.")
+        raise PromptOrTuneError(f"{method_label(canonical)} is already in the comparison.")
     if len(names) >= MAX_COLUMNS:
-        raise PeftArenaError(f"{MAX_COLUMNS} columns are the most that fit: remove one first.")
+        raise PromptOrTuneError(f"{MAX_COLUMNS} columns are the most that fit: remove one first.")
     return [*names, canonical]
 
 
-def opened_with(engine: Engine, chips: Any, adapter: str) -> list[Any]:
+def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any]:
     """Updates for [form.chips, form.adapter, form.reasons] that put this adapter among the compared methods.
 
     Other pages use it for 'Open in Compare', followed by `window.peftArenaGo("compare")` in the browser.
     """
-    known = known_adapters(engine)
+    known = list_adapter_choices(engine)
     names = widgets.chip_names(chips)
     if adapter in known.usable and adapter not in names:
         names = [*names[: MAX_COLUMNS - 1], adapter]
@@ -111,15 +111,21 @@ def opened_with(engine: Engine, chips: Any, adapter: str) -> list[Any]:
 def build_method_form() -> MethodForm:
     """Draws the chips and the form, and wires them; adapters come once the engine is ready."""
     with gr.Row(elem_id="methods"):
-        chips = widgets.chips(WITHOUT_ADAPTER)
+        chips = widgets.method_chips(METHODS_WITHOUT_ADAPTER)
         opener = gr.Button("Add a method", size="sm", scale=0, min_width=120, elem_id="add-method")
     with gr.Row(visible=False, elem_id="method-form") as form:
-        kind = gr.Dropdown(KINDS, value="icl", label="Kind", scale=2, min_width=170, elem_id="method-kind")
+        kind = gr.Dropdown(METHOD_KINDS, value="icl", label="Kind", scale=2, min_width=170, elem_id="method-kind")
         adapter = gr.Dropdown(
             [], value=None, label="Adapter", visible=False, scale=2, min_width=150, elem_id="method-adapter"
         )
         examples = gr.Dropdown(
-            EXAMPLES, value="none", label="Examples", visible=False, scale=2, min_width=140, elem_id="method-examples"
+            EXAMPLE_CHOICES,
+            value="none",
+            label="Examples",
+            visible=False,
+            scale=2,
+            min_width=140,
+            elem_id="method-examples",
         )
         count = gr.Number(
             4,
@@ -131,38 +137,40 @@ def build_method_form() -> MethodForm:
             elem_id="method-k",
         )
         add = gr.Button("Add", size="md", scale=0, min_width=88, elem_id="method-add")
-    note = widgets.live("", elem_id="method-note")
+    note = widgets.live_region("", elem_id="method-note")
     is_open, reasons = gr.State(False), gr.State({})
 
-    opener.click(_toggle, is_open, [is_open, form, opener, note], **_QUIET)
-    gr.on([kind.input, examples.input], _fields, [kind, examples], [adapter, examples, count], **_QUIET)
-    gr.on([adapter.input, kind.input], _why, [kind, adapter, reasons], note, **_QUIET)
-    add.click(_add, [chips, kind, count, adapter, examples], [chips, note], **_QUIET)
+    opener.click(_toggle_form, is_open, [is_open, form, opener, note], **_EVENT_OPTIONS)
+    gr.on(
+        [kind.input, examples.input], _field_visibility, [kind, examples], [adapter, examples, count], **_EVENT_OPTIONS
+    )
+    gr.on([adapter.input, kind.input], _unavailable_message, [kind, adapter, reasons], note, **_EVENT_OPTIONS)
+    add.click(_add_chip, [chips, kind, count, adapter, examples], [chips, note], **_EVENT_OPTIONS)
     return MethodForm(chips, adapter, reasons)
 
 
-def _toggle(is_open: bool) -> tuple[Any, ...]:
+def _toggle_form(is_open: bool) -> tuple[Any, ...]:
     label = "Add a method" if is_open else "Close"
     return not is_open, gr.Row(visible=not is_open), gr.Button(label), ""
 
 
-def _fields(kind: str, examples: str) -> tuple[Any, ...]:
+def _field_visibility(kind: str, examples: str) -> tuple[Any, ...]:
     """Which fields a kind needs."""
     is_adapter = kind == "adapter"
     needs_count = kind in ("icl", "rag") or (is_adapter and examples != "none")
     return gr.Dropdown(visible=is_adapter), gr.Dropdown(visible=is_adapter), gr.Number(visible=needs_count)
 
 
-def _why(kind: str, adapter: str | None, reasons: dict[str, str]) -> str:
+def _unavailable_message(kind: str, adapter: str | None, reasons: dict[str, str]) -> str:
     """Why the chosen adapter cannot be used; '' where it can."""
     reason = reasons.get(adapter or "") if kind == "adapter" else None
     return f'<p class="sentence">{escape(reason)}</p>' if reason else ""
 
 
-def _add(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:
+def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:
     try:
         name = method_name(kind, k, adapter, examples)
         names = add_method(widgets.chip_names(value), name, [adapter] if adapter else [])
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         return gr.skip(), f'<p class="sentence">{escape(str(fault))}</p>'
     return widgets.chip_values(names), ""

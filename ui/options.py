@@ -9,19 +9,19 @@ from typing import Any
 
 import gradio as gr
 
-from serve.rows import MAX_CANDIDATES, Decoding
-from ui.labels import decoding_line
+from serve.rows import MAX_CANDIDATES, SamplingParams
+from ui.labels import decoding_label
 from ui.problem_picker import DEFAULT_DATA, data_choices
 
-MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
+DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", "beam")]
 DEFAULT_CANDIDATES = 5
 MAX_NEW_TOKENS = 1024
 TESTS_HINT = "Optional. Asserts, one a line:\nassert merge(['a'], [1]) == {'a': 1}"
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
-class Options:
+class DecodingForm:
     """The components, in the order in which `decoding` reads them."""
 
     reference: gr.Textbox
@@ -35,31 +35,31 @@ class Options:
     seed: gr.Number
 
     @property
-    def of_decoding(self) -> list[gr.components.Component]:
+    def decoding_components(self) -> list[gr.components.Component]:
         return [self.mode, self.candidates, self.max_new_tokens, self.temperature, self.top_p, self.seed]
 
 
-def decoding(
+def make_sampling_params(
     mode: str, candidates: float, max_new_tokens: float, temperature: float, top_p: float, seed: float | None
-) -> Decoding:
-    """Decoding from the fields; what a mode does not use stays at its default. PeftArenaError for a bad value."""
+) -> SamplingParams:
+    """Decoding from the fields; what a mode does not use stays at its default. PromptOrTuneError for a bad value."""
     length = int(max_new_tokens)
     if mode == "greedy":
-        return Decoding("greedy", length)
+        return SamplingParams("greedy", length)
     if mode == "beam":
-        return Decoding("beam", length, int(candidates))
-    return Decoding("sample", length, int(candidates), float(temperature), float(top_p), int(seed or 0))
+        return SamplingParams("beam", length, int(candidates))
+    return SamplingParams("sample", length, int(candidates), float(temperature), float(top_p), int(seed or 0))
 
 
-def decoding_fields(values: dict[str, Any]) -> list[Any]:
+def decoding_values(values: dict[str, Any]) -> list[Any]:
     """The fields' values of a record's decoding, in the order of `Options.of_decoding`."""
     names = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
     return [values[name] for name in names]
 
 
-def build_options(data_dir: Path | None) -> Options:
+def build_options(data_dir: Path | None) -> DecodingForm:
     """Draws the fold, its summary and its fields, and wires what shows when."""
-    with gr.Accordion(_summary(DEFAULT_DATA, *_values(Decoding())), open=False, elem_id="options") as fold:
+    with gr.Accordion(_title(DEFAULT_DATA, *_params_values(SamplingParams())), open=False, elem_id="options") as fold:
         with gr.Row():
             reference = gr.Textbox(
                 label="Reference code (the answers are scored against it)",
@@ -77,7 +77,7 @@ def build_options(data_dir: Path | None) -> Options:
                     label="Examples for ICL and RAG come from",
                     elem_id="pool",
                 )
-                mode = gr.Radio(MODES, value="greedy", label="Decoding", elem_id="mode")
+                mode = gr.Radio(DECODING_MODES, value="greedy", label="Decoding", elem_id="mode")
         with gr.Row():
             tokens = gr.Slider(
                 16,
@@ -95,27 +95,27 @@ def build_options(data_dir: Path | None) -> Options:
             temperature = gr.Slider(0.05, 2, 0.6, step=0.05, label="Temperature", visible=False, min_width=200)
             top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", visible=False, min_width=200)
             seed = gr.Number(0, label="Seed", precision=0, visible=False, min_width=120)
-    options = Options(reference, tests, pool, mode, candidates, tokens, temperature, top_p, seed)
-    mode.change(_fields, mode, [candidates, temperature, top_p, seed], **_QUIET)
-    changes = [component.change for component in [pool, *options.of_decoding]]
-    gr.on(changes, _retitle, [pool, *options.of_decoding], fold, **_QUIET)
+    options = DecodingForm(reference, tests, pool, mode, candidates, tokens, temperature, top_p, seed)
+    mode.change(_field_visibility, mode, [candidates, temperature, top_p, seed], **_EVENT_OPTIONS)
+    changes = [component.change for component in [pool, *options.decoding_components]]
+    gr.on(changes, _title_update, [pool, *options.decoding_components], fold, **_EVENT_OPTIONS)
     return options
 
 
-def _fields(mode: str) -> list[Any]:
+def _field_visibility(mode: str) -> list[Any]:
     samples = mode == "sample"
     return [gr.update(visible=mode != "greedy"), *(gr.update(visible=samples) for _ in range(3))]
 
 
-def _values(chosen: Decoding) -> Sequence[Any]:
-    return decoding_fields(asdict(chosen))
+def _params_values(params: SamplingParams) -> Sequence[Any]:
+    return decoding_values(asdict(params))
 
 
-def _retitle(pool: str, *values: Any) -> Any:
-    return gr.Accordion(label=_summary(pool, *values))
+def _title_update(pool: str, *values: Any) -> Any:
+    return gr.Accordion(label=_title(pool, *values))
 
 
-def _summary(pool: str, *values: Any) -> str:
-    chosen = asdict(decoding(*values))
-    how = f"{decoding_line(chosen)}, up to {chosen['max_new_tokens']} tokens, examples from {pool}"
+def _title(pool: str, *values: Any) -> str:
+    chosen = asdict(make_sampling_params(*values))
+    how = f"{decoding_label(chosen)}, up to {chosen['max_new_tokens']} tokens, examples from {pool}"
     return f"Reference, tests and options: {how}"

@@ -12,58 +12,60 @@ from typing import Any
 
 import gradio as gr
 
-from errors import PeftArenaError
-from tasks.datasets import DATASETS, available, load_problems
+from errors import PromptOrTuneError
+from tasks.datasets import DATASETS, available_datasets, load_problems
 from tasks.problem import Problem
 from ui import widgets
-from ui.asked import shown_tests
+from ui.asked import format_tests
 
 DEFAULT_DATA = "starter"
-BEGIN_WITH = 3
+STARTER_PROBLEM_COUNT = 3
 _LABEL_LENGTH = 120
 _BUTTON_LENGTH = 52
 NO_CHOICE = ("Pick a test problem", "")
 
 
 @dataclass(frozen=True)
-class Picker:
+class ProblemPicker:
     """The components; `note` says in one sentence why a data set cannot be shown."""
 
     data: gr.Dropdown
     problem: gr.Dropdown
-    dice: gr.Button
+    random_button: gr.Button
     note: gr.HTML
 
-    def opened(self, name: str, identity: str, data_dir: Path | None) -> tuple[Any, Any, str]:
+    def selection_updates(self, name: str, problem_id: str, data_dir: Path | None) -> tuple[Any, Any, str]:
         """Updates for `data`, `problem` and `note` that show this data set with this problem, '' for none."""
-        choices, said = _choices(name, data_dir)
-        known = identity if identity in {each for _, each in choices} else ""
-        return name, gr.Dropdown(choices=[NO_CHOICE, *choices], value=known), _sentence(said)
+        choices, said = _problem_choices(name, data_dir)
+        known = problem_id if problem_id in {each for _, each in choices} else ""
+        return name, gr.Dropdown(choices=[NO_CHOICE, *choices], value=known), _error_html(said)
 
 
 @lru_cache(maxsize=16)
-def problems_of(name: str, data_dir: Path | None) -> tuple[Problem, ...]:
+def load_split_problems(name: str, data_dir: Path | None) -> tuple[Problem, ...]:
     """The test split of a data set, read once; DataError in one sentence where it cannot be read."""
     return tuple(load_problems(name, "test", data_dir=data_dir))
 
 
-def beginners(data_dir: Path | None) -> list[Problem]:
+def starter_problems(data_dir: Path | None) -> list[Problem]:
     """The three test problems of the starter set with the shortest intents; none where it is missing."""
     try:
-        return sorted(problems_of(DEFAULT_DATA, data_dir), key=lambda problem: len(problem.intent))[:BEGIN_WITH]
-    except PeftArenaError:
+        return sorted(load_split_problems(DEFAULT_DATA, data_dir), key=lambda problem: len(problem.intent))[
+            :STARTER_PROBLEM_COUNT
+        ]
+    except PromptOrTuneError:
         return []
 
 
 def data_choices(data_dir: Path | None) -> list[tuple[str, str]]:
     """All data sets; those that are not on this machine say where they come from."""
-    here = available(data_dir)
+    here = available_datasets(data_dir)
     return [(name if name in here else f"{name} (from the Hub)", name) for name in DATASETS]
 
 
-def build_picker(data_dir: Path | None) -> Picker:
+def build_picker(data_dir: Path | None) -> ProblemPicker:
     """Draws the choice of a data set, of one of its problems, and the button that throws the dice."""
-    choices, sentence = _choices(DEFAULT_DATA, data_dir)
+    choices, sentence = _problem_choices(DEFAULT_DATA, data_dir)
     data = gr.Dropdown(
         data_choices(data_dir),
         value=DEFAULT_DATA,
@@ -77,27 +79,27 @@ def build_picker(data_dir: Path | None) -> Picker:
         [NO_CHOICE, *choices], value="", label="Test problem", show_label=False, min_width=200, elem_id="problem"
     )
     dice = gr.Button("Random", size="md", scale=0, min_width=96, elem_id="random")
-    note = widgets.live(_sentence(sentence), elem_id="picker-note")
-    return Picker(data, problem, dice, note)
+    note = widgets.live_region(_error_html(sentence), elem_id="picker-note")
+    return ProblemPicker(data, problem, dice, note)
 
 
-def build_beginners(data_dir: Path | None) -> list[tuple[gr.Button, Problem]]:
+def build_starter_buttons(data_dir: Path | None) -> list[tuple[gr.Button, Problem]]:
     """Draws three examples to click; nothing where the starter set is missing."""
-    problems = beginners(data_dir)
+    problems = starter_problems(data_dir)
     with gr.Row(elem_id="begin", visible=bool(problems)):
         gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="begin-label")
         return [
-            (gr.Button(_short(problem.intent, _BUTTON_LENGTH), size="sm", scale=0, elem_classes="begin"), problem)
+            (gr.Button(_shorten(problem.intent, _BUTTON_LENGTH), size="sm", scale=0, elem_classes="begin"), problem)
             for problem in problems
         ]
 
 
 def wire_picker(
-    picker: Picker,
-    begin: Sequence[tuple[gr.Button, Problem]],
+    picker: ProblemPicker,
+    starter_buttons: Sequence[tuple[gr.Button, Problem]],
     data_dir: Path | None,
-    chosen: gr.State,
-    fill: Sequence[gr.components.Component],
+    selected_problem: gr.State,
+    outputs: Sequence[gr.components.Component],
 ) -> list[Any]:
     """A choice goes to `chosen` (the Problem) and `fill`: intent, reference, tests, and the pool of its own data set.
 
@@ -106,54 +108,59 @@ def wire_picker(
     """
 
     def show(name: str) -> tuple[Any, str]:
-        _, problem, note = picker.opened(name, "", data_dir)
+        _, problem, note = picker.selection_updates(name, "", data_dir)
         return problem, note
 
     def pick(name: str, identity: str | None) -> list[object]:
-        problem = _find(name, identity, data_dir)
-        return _values(problem, name) if problem else [gr.skip()] * 5
+        problem = _find_problem(name, identity, data_dir)
+        return _field_values(problem, name) if problem else [gr.skip()] * 5
 
     def throw(name: str) -> list[object]:
-        choices, _ = _choices(name, data_dir)
+        choices, _ = _problem_choices(name, data_dir)
         identity = random.choice(choices)[1] if choices else None
         return [identity or gr.skip(), *pick(name, identity)]
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     picker.data.input(show, picker.data, [picker.problem, picker.note], **quiet)
     return [
-        *(button.click(filler(example), None, [chosen, *fill], **quiet) for button, example in begin),
-        picker.problem.input(pick, [picker.data, picker.problem], [chosen, *fill], **quiet),
-        picker.dice.click(throw, picker.data, [picker.problem, chosen, *fill], **quiet),
+        *(
+            button.click(fill_handler(example), None, [selected_problem, *outputs], **quiet)
+            for button, example in starter_buttons
+        ),
+        picker.problem.input(pick, [picker.data, picker.problem], [selected_problem, *outputs], **quiet),
+        picker.random_button.click(throw, picker.data, [picker.problem, selected_problem, *outputs], **quiet),
     ]
 
 
-def filler(example: Problem) -> Callable[[], list[object]]:
+def fill_handler(example: Problem) -> Callable[[], list[object]]:
     """An event's function that fills `chosen` and `fill` of `wire_picker` with this problem of the starter set."""
-    return partial(_values, example, DEFAULT_DATA)
+    return partial(_field_values, example, DEFAULT_DATA)
 
 
-def _values(problem: Problem, data: str) -> list[object]:
-    return [problem, problem.intent, problem.reference or "", shown_tests(problem.tests), data]
+def _field_values(problem: Problem, data: str) -> list[object]:
+    return [problem, problem.intent, problem.reference or "", format_tests(problem.tests), data]
 
 
-def _choices(name: str, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:
+def _problem_choices(name: str, data_dir: Path | None) -> tuple[list[tuple[str, str]], str]:
     try:
-        return [(_short(problem.intent, _LABEL_LENGTH), problem.id) for problem in problems_of(name, data_dir)], ""
-    except PeftArenaError as fault:
+        return [
+            (_shorten(problem.intent, _LABEL_LENGTH), problem.id) for problem in load_split_problems(name, data_dir)
+        ], ""
+    except PromptOrTuneError as fault:
         return [], str(fault)
 
 
-def _find(name: str, identity: str | None, data_dir: Path | None) -> Problem | None:
+def _find_problem(name: str, problem_id: str | None, data_dir: Path | None) -> Problem | None:
     try:
-        return next((problem for problem in problems_of(name, data_dir) if problem.id == identity), None)
-    except PeftArenaError:
+        return next((problem for problem in load_split_problems(name, data_dir) if problem.id == problem_id), None)
+    except PromptOrTuneError:
         return None
 
 
-def _short(text: str, limit: int) -> str:
+def _shorten(text: str, limit: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0].rstrip(" ,.:;") + " …"
 
 
-def _sentence(text: str) -> str:
+def _error_html(text: str) -> str:
     return f'<p class="sentence">{escape(text)}</p>' if text else ""

@@ -14,26 +14,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import DataError, PeftArenaError, UnknownNameError
-from serve.engine_source import EngineSource, Report
-from serve.quiet import quiet
+from errors import DataError, PromptOrTuneError, UnknownNameError
+from serve.engine_source import EngineLoader, ProgressFn
+from serve.quiet import configure_environment
 from tasks.datasets import load_problems
 from tasks.problem import Problem
-from ui.asked import shown_tests
-from ui.board import FIRST_EXAMPLE
-from ui.compare_run import make_ask
+from ui.asked import format_tests
+from ui.board import FIRST_EXAMPLE_PATH
+from ui.compare_run import make_comparison
 from ui.context import Context
-from ui.live import answers
-from ui.method_form import default_methods, known_adapters
+from ui.live import collect_records
+from ui.method_form import default_methods, list_adapter_choices
 from ui.records import Record
-from ui.verdict import verdict
+from ui.verdict import verdict_text
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
+    from serve.engine import LLMEngine
 
 
 # Whose words and code the problem and its examples are; starter's are our own.
-SOURCES = {
+DATASET_CREDITS = {
     "conala": "CoNaLa (Yin et al., 2018), CC BY-SA 4.0",
     "codealpacapy": "CodeAlpacaPy, from Code Alpaca",
     "mbpp": "MBPP (Austin et al., 2021), CC BY 4.0",
@@ -41,27 +41,27 @@ SOURCES = {
 }
 
 
-def to_example(records: Sequence[Record], source: str) -> str:
+def example_json(records: Sequence[Record], source: str) -> str:
     """The text of ui/first_example.json: the records, and whose the problem and its examples are."""
     return json.dumps({"source": source, "records": list(records)}, indent=1, ensure_ascii=False) + "\n"
 
 
-def find_problem(data: str, identity: str | None, data_dir: Path | None) -> Problem:
+def find_problem(data: str, problem_id: str | None, data_dir: Path | None) -> Problem:
     """The test problem of that id, or the first one of the test split."""
     problems = load_problems(data, "test", data_dir=data_dir)
     if not problems:
         raise DataError(f"'{data}' has no test problems.")
-    if identity is None:
+    if problem_id is None:
         return problems[0]
     for problem in problems:
-        if problem.id == identity:
+        if problem.id == problem_id:
             return problem
-    raise UnknownNameError(f"'{data}' has no test problem '{identity}': its first is '{problems[0].id}'.")
+    raise UnknownNameError(f"'{data}' has no test problem '{problem_id}': its first is '{problems[0].id}'.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Answers one test problem, writes the records to ui/first_example.json and says what the scores say."""
-    quiet()
+    configure_environment()
     parser = argparse.ArgumentParser(prog="python -m ui.record_example", description=main.__doc__)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4")
@@ -73,28 +73,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         problem = find_problem(given.data, given.problem, given.data_dir)
-        context = Context(EngineSource(_builder(given)), given.data_dir)
+        context = Context(EngineLoader(_engine_builder(given)), given.data_dir)
         methods = (
-            given.methods.split(",") if given.methods else default_methods(known_adapters(context.source.engine())[1])
+            given.methods.split(",")
+            if given.methods
+            else default_methods(list_adapter_choices(context.engine_loader.engine())[1])
         )
-        records = answers(context, make_ask(problem, methods, pool=given.data, tests_text=shown_tests(problem.tests)))
-    except PeftArenaError as fault:
+        records = collect_records(
+            context, make_comparison(problem, methods, pool=given.data, tests_text=format_tests(problem.tests))
+        )
+    except PromptOrTuneError as fault:
         sys.stderr.write(f"record_example: {fault}\n")
         return 2
-    FIRST_EXAMPLE.write_text(to_example(records, SOURCES.get(given.data, "")), encoding="utf-8")
-    sys.stdout.write(f"{verdict(records)}\nWritten to {FIRST_EXAMPLE}.\n")
+    FIRST_EXAMPLE_PATH.write_text(example_json(records, DATASET_CREDITS.get(given.data, "")), encoding="utf-8")
+    sys.stdout.write(f"{verdict_text(records)}\nWritten to {FIRST_EXAMPLE_PATH}.\n")
     return 0
 
 
-def _builder(given: argparse.Namespace) -> Callable[[Report], Engine]:
+def _engine_builder(args: argparse.Namespace) -> Callable[[ProgressFn], LLMEngine]:
     from serve.build import build_engine
 
-    def build(report: Report) -> Engine:
+    def build(report: ProgressFn) -> LLMEngine:
         return build_engine(
-            base=given.base,
-            quantization=given.quantization,
-            device=given.device,
-            data_dir=given.data_dir,
+            base=args.base,
+            quantization=args.quantization,
+            device=args.device,
+            data_dir=args.data_dir,
             report=report,
         )
 

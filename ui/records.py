@@ -12,10 +12,10 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from adapters.manifest import BaseIdentity
-from evaluate.settings import plain
-from serve.method import Fixed, Method, Nearest
+from evaluate.settings import to_json_types
+from serve.method import FixedExamples, Method, NearestExamples
 from tasks.problem import AssertTest, StdioTest, Test
-from ui.compare_run import Ask, Column
+from ui.compare_run import Column, Comparison
 
 
 class Record(TypedDict):
@@ -64,13 +64,13 @@ class Record(TypedDict):
     created: str
 
 
-def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> Record:
+def make_record(column: Column, comparison: Comparison, base: BaseIdentity, created: str) -> Record:
     """The record of a finished column. `created` is the ISO time at which the comparison began."""
     answer = column.answer
     method = answer.request.method if answer else None
     seconds = answer.seconds if answer else 0.0
     style = answer.style if answer else None
-    kind, k = _selection(method)
+    kind, k = _example_selection(method)
     return Record(
         method=column.method,
         text=answer.text if answer else "",
@@ -85,22 +85,22 @@ def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> R
         error=column.error,
         cancelled=column.state == "stopped",
         notes=list(answer.notes) if answer else [],
-        candidates=[plain(asdict(candidate)) for candidate in answer.candidates] if answer else [],
+        candidates=[to_json_types(candidate.to_json()) for candidate in answer.candidates] if answer else [],
         prompt_tokens=answer.prompt_tokens if answer else 0,
         adapter=method.adapter if method else None,
         examples_kind=kind,
         examples_k=k,
-        pool=ask.pool,
+        pool=comparison.pool,
         prompt_style=style.name if style else None,
         prompt_fingerprint=style.fingerprint if style else None,
-        decoding=plain(asdict(ask.decoding)),
-        problem_id=ask.problem.id,
-        intent=ask.problem.intent,
-        reference=ask.problem.reference,
-        asked_tests=[asdict(test) for test in ask.problem.tests],
-        tests_text=ask.tests_text,
+        decoding=to_json_types(asdict(comparison.decoding)),
+        problem_id=comparison.problem.id,
+        intent=comparison.problem.intent,
+        reference=comparison.problem.reference,
+        asked_tests=[asdict(test) for test in comparison.problem.tests],
+        tests_text=comparison.tests_text,
         tests=[],
-        tests_note=ask.tests_note,
+        tests_note=comparison.tests_note,
         sandbox=None,
         base_id=base.id,
         base_revision=base.revision,
@@ -111,7 +111,7 @@ def make_record(column: Column, ask: Ask, base: BaseIdentity, created: str) -> R
     )
 
 
-def with_tests(record: Record, results: Sequence[Mapping[str, Any]], sandbox: str) -> Record:
+def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandbox: str) -> Record:
     """The record with what the tests said; the score `tests` is the share of them that passed."""
     tests = [dict(result) for result in results]
     share = sum(bool(test["passed"]) for test in tests) / len(tests)
@@ -123,12 +123,12 @@ def problem_tests(record: Record) -> tuple[Test, ...]:
     return tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in record["asked_tests"])
 
 
-def _selection(method: Method | None) -> tuple[str, int]:
+def _example_selection(method: Method | None) -> tuple[str, int]:
     if method is None:
         return "", 0
-    if isinstance(method.examples, Fixed):
+    if isinstance(method.examples, FixedExamples):
         return "icl", method.examples.k
-    return ("rag", method.examples.k) if isinstance(method.examples, Nearest) else ("none", 0)
+    return ("rag", method.examples.k) if isinstance(method.examples, NearestExamples) else ("none", 0)
 
 
 def to_json(records: Sequence[Record]) -> str:
@@ -138,7 +138,7 @@ def to_json(records: Sequence[Record]) -> str:
 
 def to_csv(records: Sequence[Record]) -> str:
     """One line a record: `score.<metric>` and `decoding.<option>` columns, nested fields as JSON text."""
-    rows = [_flat(record) for record in records]
+    rows = [_flatten(record) for record in records]
     header: dict[str, None] = {}
     for row in rows:
         header.update(dict.fromkeys(row))
@@ -149,7 +149,7 @@ def to_csv(records: Sequence[Record]) -> str:
     return out.getvalue()
 
 
-def _flat(record: Record) -> dict[str, Any]:
+def _flatten(record: Record) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, value in record.items():
         if name in ("scores", "decoding") and isinstance(value, dict):

@@ -8,15 +8,15 @@ from dataclasses import asdict, dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Event
 
-from errors import PeftArenaError
-from evaluate.checking import TestResult, check_many
+from errors import PromptOrTuneError
+from evaluate.checking import TestResult, run_tests_many
 from evaluate.sandbox import Limits, Sandbox, open_sandbox
 from tasks.problem import Test
-from ui.line import Line
-from ui.records import Record, with_tests
+from ui.line import AdmissionQueue
+from ui.records import Record, add_test_results
 
 # A person waits for these: less time than a run of `python -m evaluate` gives, still a thousand times what most need.
-LIMITS = Limits(wall_seconds=4, cpu_seconds=4)
+SANDBOX_LIMITS = Limits(wall_seconds=4, cpu_seconds=4)
 _WAIT_SECONDS = 0.25
 
 
@@ -27,11 +27,11 @@ class TestBench:
     __test__ = False  # nothing for pytest to collect
 
     open: Callable[[], Sandbox] = open_sandbox
-    line: Line = field(default_factory=Line)
+    queue: AdmissionQueue = field(default_factory=AdmissionQueue)
 
 
 @dataclass(frozen=True)
-class Testing:
+class TestProgress:
     """How far the tests are. `pending` are the places of records whose tests have not run yet."""
 
     __test__ = False
@@ -41,7 +41,9 @@ class Testing:
     pending: frozenset[int]
 
 
-def run_tests(bench: TestBench, records: Sequence[Record], tests: Sequence[Test], cancel: Event) -> Iterator[Testing]:
+def run_tests(
+    bench: TestBench, records: Sequence[Record], tests: Sequence[Test], cancel: Event
+) -> Iterator[TestProgress]:
     """Each whole answer's tests, several answers at a time; the last value has nothing pending.
 
     Without a sandbox no code runs, and every record says so in `tests_note`. Setting `cancel` ends it; what has not
@@ -49,49 +51,51 @@ def run_tests(bench: TestBench, records: Sequence[Record], tests: Sequence[Test]
     """
     places = [place for place, record in enumerate(records) if record["error"] is None and not record["cancelled"]]
     if not places:
-        yield Testing("", tuple(records), frozenset())
+        yield TestProgress("", tuple(records), frozenset())
         return
     try:
         sandbox = bench.open()
-    except PeftArenaError as fault:
-        yield Testing("", noted(records, places, str(fault)), frozenset())
+    except PromptOrTuneError as fault:
+        yield TestProgress("", add_tests_note(records, places, str(fault)), frozenset())
         return
     done, pending = list(records), set(places)
     # Leaving the block ends at once what still runs.
-    with bench.line.join() as place, sandbox:
+    with bench.queue.enqueue() as place, sandbox:
         while (before := place.wait(_WAIT_SECONDS)) and not cancel.is_set():
             line = f"Waiting to test: {before} before yours."
-            yield Testing(line, tuple(done), frozenset(pending))
+            yield TestProgress(line, tuple(done), frozenset(pending))
         # Equal answers are run once.
-        codes = {code: [p for p in places if records[p]["code"] == code] for code in _codes(records, places)}
-        yield _progress(done, pending, len(places))
-        for number, results in _checked([(code, tests) for code in codes], sandbox, cancel):
+        codes = {code: [p for p in places if records[p]["code"] == code] for code in _distinct_codes(records, places)}
+        yield _progress_update(done, pending, len(places))
+        for number, results in _check_in_thread([(code, tests) for code in codes], sandbox, cancel):
             for found in list(codes.values())[number]:
-                done[found] = with_tests(done[found], [asdict(result) for result in results], sandbox.layer)
+                done[found] = add_test_results(done[found], [asdict(result) for result in results], sandbox.layer)
                 pending.discard(found)
-            yield _progress(done, pending, len(places))
+            yield _progress_update(done, pending, len(places))
     if pending:
-        done = list(noted(done, sorted(pending), "The tests were stopped before they had run on every answer."))
-    yield Testing("", tuple(done), frozenset())
+        done = list(
+            add_tests_note(done, sorted(pending), "The tests were stopped before they had run on every answer.")
+        )
+    yield TestProgress("", tuple(done), frozenset())
 
 
-def noted(records: Sequence[Record], places: Sequence[int], sentence: str) -> tuple[Record, ...]:
+def add_tests_note(records: Sequence[Record], indices: Sequence[int], message: str) -> tuple[Record, ...]:
     """The records, those at `places` with the sentence why their tests did not run."""
     return tuple(
-        {**record, "tests_note": sentence} if place in places else record for place, record in enumerate(records)
+        {**record, "tests_note": message} if place in indices else record for place, record in enumerate(records)
     )
 
 
-def _codes(records: Sequence[Record], places: Sequence[int]) -> dict[str, None]:
-    return dict.fromkeys(records[place]["code"] for place in places)
+def _distinct_codes(records: Sequence[Record], indices: Sequence[int]) -> dict[str, None]:
+    return dict.fromkeys(records[place]["code"] for place in indices)
 
 
-def _progress(done: Sequence[Record], pending: set[int], total: int) -> Testing:
+def _progress_update(done: Sequence[Record], pending: set[int], total: int) -> TestProgress:
     count = total - len(pending)
-    return Testing(f"Running the tests: {count} of {total} answers done.", tuple(done), frozenset(pending))
+    return TestProgress(f"Running the tests: {count} of {total} answers done.", tuple(done), frozenset(pending))
 
 
-def _checked(
+def _check_in_thread(
     jobs: Sequence[tuple[str, Sequence[Test]]], sandbox: Sandbox, cancel: Event
 ) -> Iterator[tuple[int, list[TestResult]]]:
     """`check_many` in a thread of its own, so that `cancel` is heard while a program still runs to its limit."""
@@ -99,7 +103,7 @@ def _checked(
 
     def work() -> None:
         try:
-            for result in check_many(jobs, sandbox, limits=LIMITS):
+            for result in run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS):
                 events.put(result)
         except BaseException as fault:  # noqa: BLE001 - it is raised where the results are awaited
             events.put(fault)

@@ -9,36 +9,36 @@ from typing import Any
 from ui.code_html import code_html
 
 # A failing test is worth reading, ten of them are a wall: the rest folds out.
-FAILURES_SHOWN = 2
-MAX_SHOWN = 1_200
-MAX_INPUT = 60
-UNPROTECTED = "ran unprotected: what was expected lay beside the answer's own code, which could have cheated"
+MAX_FAILURES = 2
+MAX_TEXT_LENGTH = 1_200
+MAX_INPUT_LENGTH = 60
+UNPROTECTED_NOTE = "ran unprotected: what was expected lay beside the answer's own code, which could have cheated"
 
 
-def testing_html(count: int) -> str:
+def running_tests_html(count: int) -> str:
     """While the tests of a column run, or wait for the others'."""
-    return f'<p class="tally">Running {tests_word(count)}<span class="caret" aria-hidden="true"></span></p>'
+    return f'<p class="tally">Running {format_count_of_tests(count)}<span class="caret" aria-hidden="true"></span></p>'
 
 
-def panel_html(results: Sequence[Mapping[str, Any]]) -> str:
+def results_panel_html(results: Sequence[Mapping[str, Any]]) -> str:
     """The tally, the first failures with their reasons, and all tests in a fold; '' where none ran."""
     if not results:
         return ""
     failures = [result for result in results if not result["passed"]]
-    shown = "".join(f"<li>{escape(_cut(_reason(result)))}</li>" for result in failures[:FAILURES_SHOWN])
-    rest = len(failures) - FAILURES_SHOWN
+    shown = "".join(f"<li>{escape(_truncate(_failure_reason(result)))}</li>" for result in failures[:MAX_FAILURES])
+    rest = len(failures) - MAX_FAILURES
     more = f'<p class="quiet">and {rest} more below</p>' if rest > 0 else ""
     reasons = f'<ul class="reasons">{shown}</ul>' if shown else ""
-    every = "".join(_test(number, result) for number, result in enumerate(results, start=1))
+    every = "".join(_result_item(number, result) for number, result in enumerate(results, start=1))
     return (
-        f'<p class="tally">{escape(tally(results))}{_cells(results)}</p>'
-        f"{reasons}{more}{_unprotected(results)}"
+        f'<p class="tally">{escape(pass_count_text(results))}{_result_cells(results)}</p>'
+        f"{reasons}{more}{_unprotected_note(results)}"
         f'<details><summary>All tests <span class="count">{len(results)}</span></summary>'
         f'<ol class="test-list">{every}</ol></details>'
     )
 
 
-def tally(results: Sequence[Mapping[str, Any]]) -> str:
+def pass_count_text(results: Sequence[Mapping[str, Any]]) -> str:
     """'3 of 5 tests pass', 'all 5 tests pass', 'none of 5 tests passes', 'the test passes'."""
     passed, total = sum(bool(result["passed"]) for result in results), len(results)
     if total == 1:
@@ -48,50 +48,60 @@ def tally(results: Sequence[Mapping[str, Any]]) -> str:
     return f"{passed} of {total} tests pass{'es' if passed == 1 else ''}"
 
 
-def tests_word(count: int) -> str:
+def format_count_of_tests(count: int) -> str:
     """'1 test', '5 tests'."""
     return f"{count} test{'' if count == 1 else 's'}"
 
 
-def _reason(result: Mapping[str, Any]) -> str:
+def _failure_reason(result: Mapping[str, Any]) -> str:
     """The reason, with what was given where the reason does not name it."""
     reason, given = str(result["reason"]), " ".join(str(result["given"]).split())
     if result["kind"] != "stdio" and given in reason:
         return reason
-    short = given if len(given) <= MAX_INPUT else f"{given[:MAX_INPUT]}…"
+    short = given if len(given) <= MAX_INPUT_LENGTH else f"{given[:MAX_INPUT_LENGTH]}…"
     return f"input '{short}': {reason}" if result["kind"] == "stdio" else f"{short}: {reason}"
 
 
-def _cells(results: Sequence[Mapping[str, Any]]) -> str:
+def _result_cells(results: Sequence[Mapping[str, Any]]) -> str:
     # The tally says it in words; the cells only show where in the list the failures lie.
     cells = "".join(f'<span class="{"ok" if result["passed"] else "no"}"></span>' for result in results)
     return f'<span class="cells" aria-hidden="true">{cells}</span>'
 
 
-def _unprotected(results: Sequence[Mapping[str, Any]]) -> str:
+def _unprotected_note(results: Sequence[Mapping[str, Any]]) -> str:
     count = sum(not result["protected"] for result in results)
     if not count:
         return ""
-    who = "The tests" if count == len(results) > 1 else "The test" if len(results) == 1 else tests_word(count)
-    return f'<p class="note">{who} {UNPROTECTED}.</p>'
+    who = (
+        "The tests" if count == len(results) > 1 else "The test" if len(results) == 1 else format_count_of_tests(count)
+    )
+    return f'<p class="note">{who} {UNPROTECTED_NOTE}.</p>'
 
 
-def _test(number: int, result: Mapping[str, Any]) -> str:
+def _result_item(number: int, result: Mapping[str, Any]) -> str:
     passed = bool(result["passed"])
     pairs = [("expected", result["expected"]), ("got", result["got"])]
     values = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(_cut(str(value)))}</dd></div>" for name, value in pairs if str(value).strip()
+        f"<div><dt>{name}</dt><dd>{escape(_truncate(str(value)))}</dd></div>"
+        for name, value in pairs
+        if str(value).strip()
     )
-    reason = "" if passed else f'<p class="reason">{escape(_cut(str(result["reason"])))}</p>'
+    reason = "" if passed else f'<p class="reason">{escape(_truncate(str(result["reason"])))}</p>'
     mark = "passed" if passed else "failed"
     how = [] if result["protected"] else ["unprotected"]
     about = " · ".join([mark, *how, f"{result['seconds']:.2f} s"])
-    given = f'<pre class="code" tabindex="0" aria-label="Test {number}"><code>{code_html(_cut(str(result["given"])))}'
+    given = (
+        f'<pre class="code" tabindex="0" aria-label="Test {number}"><code>{code_html(_truncate(str(result["given"])))}'
+    )
     return (
         f'<li class="{"ok" if passed else "no"}"><p class="about">{about}</p>{given}</code></pre>'
         f"{f'<dl>{values}</dl>' if values else ''}{reason}</li>"
     )
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} … ({len(text) - MAX_SHOWN:,} more characters)"
+def _truncate(text: str) -> str:
+    return (
+        text
+        if len(text) <= MAX_TEXT_LENGTH
+        else f"{text[:MAX_TEXT_LENGTH]} … ({len(text) - MAX_TEXT_LENGTH:,} more characters)"
+    )

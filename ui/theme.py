@@ -8,16 +8,16 @@ import gradio as gr
 from gradio.themes.utils import colors, sizes
 
 _HERE = Path(__file__).parent
-STYLES = (
+CSS_PATHS = (
     _HERE / "style.css",
     *(_HERE / page / f"{page}.css" for page in ("arena", "train", "results", "adapters")),
     _HERE / "train" / "jobs.css",
     _HERE / "train" / "publish.css",
 )
-SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
-MONO = ("ui-monospace", "SFMono-Regular", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+SANS_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
+MONO_FONTS = ("ui-monospace", "SFMono-Regular", "Cascadia Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
-_INK = colors.Color(
+_NEUTRAL_HUE = colors.Color(
     name="ink",
     c50="#f7f8f8", c100="#eef0f1", c200="#dfe3e5", c300="#c6ccd0", c400="#939ca3", c500="#69737b",
     c600="#505a62", c700="#39424a", c800="#242b32", c900="#171c21", c950="#0f1317",
@@ -29,11 +29,11 @@ def make_theme() -> gr.themes.Base:
     theme = gr.themes.Base(
         primary_hue=colors.teal,
         secondary_hue=colors.teal,
-        neutral_hue=_INK,
+        neutral_hue=_NEUTRAL_HUE,
         text_size=sizes.text_md,
         radius_size=sizes.radius_md,
-        font=SANS,
-        font_mono=MONO,
+        font=SANS_FONTS,
+        font_mono=MONO_FONTS,
     )
     return theme.set(
         body_background_fill="white",

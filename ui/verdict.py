@@ -8,12 +8,12 @@ from ui.labels import method_label
 from ui.records import Record
 
 
-def best(records: Sequence[Record]) -> frozenset[int]:
+def best_indices(records: Sequence[Record]) -> frozenset[int]:
     """The places of the best answers; none when nothing tells the answers apart.
 
     Passing all tests beats everything; then come the share of tests passed, exact match, and CodeBLEU.
     """
-    keys = {place: _key(record) for place, record in enumerate(records)}
+    keys = {place: _rank_key(record) for place, record in enumerate(records)}
     scored = {place: key for place, key in keys.items() if key is not None}
     if not scored:
         return frozenset()
@@ -22,87 +22,87 @@ def best(records: Sequence[Record]) -> frozenset[int]:
     return frozenset() if not any(top) or (len(places) == len(records) and len(records) > 1) else places
 
 
-def verdict(records: Sequence[Record]) -> str:
+def verdict_text(records: Sequence[Record]) -> str:
     """One or two sentences that follow from the scores alone. They speak of this one problem, not of the methods."""
     answered = [record for record in records if record["error"] is None and not record["cancelled"]]
-    sentences = [_judge(answered)] if answered else []
+    sentences = [_scores_text(answered)] if answered else []
     stopped = sum(record["cancelled"] for record in records)
     failed = sum(record["error"] is not None for record in records)
     if failed:
         sentences.append(
-            f"{_count(failed, 'method')} gave no answer; {'its' if failed == 1 else 'each'} column says why."
+            f"{_count_noun(failed, 'method')} gave no answer; {'its' if failed == 1 else 'each'} column says why."
         )
     if stopped:
         was = "was stopped before its end and is" if stopped == 1 else "were stopped before their end and are"
-        sentences.append(f"{_count(stopped, 'answer')} {was} not scored.")
+        sentences.append(f"{_count_noun(stopped, 'answer')} {was} not scored.")
     return " ".join(sentences)
 
 
-def _judge(records: Sequence[Record]) -> str:
+def _scores_text(records: Sequence[Record]) -> str:
     tested = [record for record in records if record["tests"]]
     scored = [record for record in records if record["scores"].get("em") is not None]
     if not tested:
-        return _against_reference(scored) if scored else _parsing(records)
-    leaders = [record for record in tested if _share(record) == max(map(_share, tested))]
-    if _share(leaders[0]):
-        return _testing(tested, leaders) + _tie(leaders)
-    return _testing(tested, leaders) + (f" {_against_reference(scored)}" if scored else "")
+        return _reference_text(scored) if scored else _syntax_text(records)
+    leaders = [record for record in tested if _pass_rate(record) == max(map(_pass_rate, tested))]
+    if _pass_rate(leaders[0]):
+        return _tests_text(tested, leaders) + _tie_break_text(leaders)
+    return _tests_text(tested, leaders) + (f" {_reference_text(scored)}" if scored else "")
 
 
-def _testing(tested: Sequence[Record], leaders: Sequence[Record]) -> str:
+def _tests_text(tested: Sequence[Record], leaders: Sequence[Record]) -> str:
     """What the tests say: who passes all, or how far the best came."""
-    total, share = len(tested[0]["tests"]), _share(leaders[0])
+    total, share = len(tested[0]["tests"]), _pass_rate(leaders[0])
     what = "the test" if total == 1 else f"all {total} tests"
     if share == 1 and len(leaders) == len(tested):
         return f"Every answer passes {what}." if len(tested) > 1 else f"The answer passes {what}."
     if share == 1:
-        others = max(_share(record) for record in tested if record not in leaders)
+        others = max(_pass_rate(record) for record in tested if record not in leaders)
         rest = "none" if others == 0 else f"at most {round(others * total)}"
         they = "the other passes" if len(tested) - len(leaders) == 1 else "the others pass"
-        return f"{_names(leaders)} pass{'es' if len(leaders) == 1 else ''} {what}; {they} {rest}."
+        return f"{_join_names(leaders)} pass{'es' if len(leaders) == 1 else ''} {what}; {they} {rest}."
     if share == 0:
         return "No answer passes the test." if total == 1 else f"No answer passes any of the {total} tests."
     most = f"{round(share * total)} of {total}"
     if len(leaders) == len(tested):
         return f"No answer passes all {total} tests; {'each' if len(tested) > 1 else 'it'} passes {most}."
-    return (
-        f"No answer passes all {total} tests; {_names(leaders)} pass{'es' if len(leaders) == 1 else ''} most ({most})."
-    )
+    return f"No answer passes all {total} tests; {_join_names(leaders)} pass{'es' if len(leaders) == 1 else ''} most ({most})."
 
 
-def _tie(leaders: Sequence[Record]) -> str:
+def _tie_break_text(leaders: Sequence[Record]) -> str:
     """What the reference adds about those whom the tests put first; '' where it adds nothing."""
     matches = [record for record in leaders if record["scores"].get("em") == 1]
     if matches:
-        who = "It" if len(leaders) == 1 else _names(matches)
+        who = "It" if len(leaders) == 1 else _join_names(matches)
         return f" {who} also match{'es' if len(matches) == 1 else ''} the reference."
-    top = _top(leaders)
+    top = _highest_codebleu(leaders)
     if len(leaders) == 1 or not top or len(top) == len(leaders):
         return ""
     come = "comes" if len(top) == 1 else "come"
-    return f" Of these, {_names(top)} {come} closest to the reference (CodeBLEU {_codebleu(top[0]):.2f})."
+    return f" Of these, {_join_names(top)} {come} closest to the reference (CodeBLEU {_codebleu(top[0]):.2f})."
 
 
-def _against_reference(scored: Sequence[Record]) -> str:
+def _reference_text(scored: Sequence[Record]) -> str:
     """How near the answers come to the reference: who matches it, or who comes closest."""
     matches = [record for record in scored if record["scores"].get("em") == 1]
     if matches and len(matches) == len(scored) and len(scored) > 1:
         return "Every answer matches the reference."
     if matches:
         rest = [record for record in scored if record not in matches]
-        closest = f"; closest of the others is {_names(_top(rest))}" if _top(rest) else ""
-        return f"{_names(matches)} match{'es' if len(matches) == 1 else ''} the reference{closest}."
-    top = _top(scored)
+        closest = (
+            f"; closest of the others is {_join_names(_highest_codebleu(rest))}" if _highest_codebleu(rest) else ""
+        )
+        return f"{_join_names(matches)} match{'es' if len(matches) == 1 else ''} the reference{closest}."
+    top = _highest_codebleu(scored)
     if not top:
         return "No answer comes near the reference."
     score = f"CodeBLEU {_codebleu(top[0]):.2f}"
     if len(top) == len(scored) > 1:
         return f"No answer matches the reference; all score the same ({score})."
     come = "comes" if len(top) == 1 else "come"
-    return f"No answer matches the reference; {_names(top)} {come} closest ({score})."
+    return f"No answer matches the reference; {_join_names(top)} {come} closest ({score})."
 
 
-def _parsing(records: Sequence[Record]) -> str:
+def _syntax_text(records: Sequence[Record]) -> str:
     parsing, total = sum(record["scores"].get("parses") == 1 for record in records), len(records)
     if total == 1:
         what = "The answer parses as Python" if parsing else "The answer is not valid Python"
@@ -113,20 +113,20 @@ def _parsing(records: Sequence[Record]) -> str:
     return f"{what}; without a reference or tests there is nothing more to score."
 
 
-def _top(records: Sequence[Record]) -> list[Record]:
+def _highest_codebleu(records: Sequence[Record]) -> list[Record]:
     highest = max((_codebleu(record) for record in records), default=0.0)
     return [record for record in records if _codebleu(record) == highest] if highest > 0 else []
 
 
-def _key(record: Record) -> tuple[float, float, float, float] | None:
+def _rank_key(record: Record) -> tuple[float, float, float, float] | None:
     em = record["scores"].get("em")
     if em is None and not record["tests"]:
         return None
-    share = _share(record)
+    share = _pass_rate(record)
     return float(share == 1), share, em or 0.0, _codebleu(record)
 
 
-def _share(record: Record) -> float:
+def _pass_rate(record: Record) -> float:
     return record["scores"].get("tests") or 0.0
 
 
@@ -134,10 +134,10 @@ def _codebleu(record: Record) -> float:
     return record["scores"].get("codebleu") or 0.0
 
 
-def _names(records: Sequence[Record]) -> str:
+def _join_names(records: Sequence[Record]) -> str:
     names = [method_label(record["method"]) for record in records]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-def _count(number: int, noun: str) -> str:
+def _count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

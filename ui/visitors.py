@@ -19,13 +19,13 @@ from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ui.limits import Limits, Quota
+from ui.limits import Limits, VisitorQuota
 
-COOKIE = "peft_arena_visitor"
-_YEAR = 365 * 24 * 3600
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{22,64}")
+COOKIE_NAME = "peft_arena_visitor"
+_YEAR_SECONDS = 365 * 24 * 3600
+_TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
-Training = Literal["everyone", "owner", "nobody"]
+TrainingAccess = Literal["everyone", "owner", "nobody"]
 
 
 @dataclass(frozen=True)
@@ -38,34 +38,34 @@ class Visitor:
 
 
 @dataclass(frozen=True)
-class Policy:
+class AccessPolicy:
     """Who owns the app and who may train: of the owners' names, case does not count. Without owners all own it."""
 
-    training: Training = "everyone"
+    training: TrainingAccess = "everyone"
     owners: frozenset[str] = frozenset()
     limits: Limits = field(default_factory=Limits)
 
 
-class Visitors:
+class VisitorRegistry:
     """Tells visitors apart, and keeps the count of what each of them had lately. Thread-safe."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
-        self.policy = policy or Policy()
-        self.quota = Quota(self.policy.limits)
+    def __init__(self, policy: AccessPolicy | None = None) -> None:
+        self.policy = policy or AccessPolicy()
+        self.quota = VisitorQuota(self.policy.limits)
 
-    def of(self, request: Any) -> Visitor:
+    def identify(self, request: Any) -> Visitor:
         """The visitor behind a `gr.Request`; one without cookies, login and address is nobody in particular."""
-        name = _login(request)
+        name = _login_name(request)
         owners = {owner.casefold() for owner in self.policy.owners}
         owner = not owners or name.casefold() in owners
         if name:
-            return Visitor(_hashed("user", name.casefold()), name, owner)
-        token = str(_cookies(request).get(COOKIE) or "")
-        if _TOKEN.fullmatch(token):
-            return Visitor(_hashed("browser", token), "", owner)
-        return Visitor(_hashed("address", _address(request)), "", owner)
+            return Visitor(_hashed_id("user", name.casefold()), name, owner)
+        token = str(_cookies(request).get(COOKIE_NAME) or "")
+        if _TOKEN_PATTERN.fullmatch(token):
+            return Visitor(_hashed_id("browser", token), "", owner)
+        return Visitor(_hashed_id("address", _client_address(request)), "", owner)
 
-    def may_train(self, visitor: Visitor) -> str | None:
+    def training_denied_reason(self, visitor: Visitor) -> str | None:
         """Why this visitor may not train, add or remove adapters, in one sentence; None where they may."""
         if self.policy.training == "nobody":
             return "Training is switched off here: run Peft Arena on a machine of your own, or ask this one's owner."
@@ -78,7 +78,7 @@ class Visitors:
         return None
 
 
-class VisitorCookie:
+class VisitorCookieMiddleware:
     """ASGI middleware: a browser that opens a page without the cookie gets one. On HTTPS it works in a frame too."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -90,7 +90,7 @@ class VisitorCookie:
             return
 
         async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start" and _is_page(message):
+            if message["type"] == "http.response.start" and _is_html_response(message):
                 message["headers"] = [*message.get("headers", []), (b"set-cookie", _new_cookie(scope))]
             await send(message)
 
@@ -100,12 +100,12 @@ class VisitorCookie:
 def _has_cookie(scope: Scope) -> bool:
     for name, value in scope["headers"]:
         if name == b"cookie":
-            found = SimpleCookie(value.decode("latin-1", "replace")).get(COOKIE)
-            return bool(found and _TOKEN.fullmatch(found.value))
+            found = SimpleCookie(value.decode("latin-1", "replace")).get(COOKIE_NAME)
+            return bool(found and _TOKEN_PATTERN.fullmatch(found.value))
     return False
 
 
-def _is_page(message: Message) -> bool:
+def _is_html_response(message: Message) -> bool:
     headers = dict(message.get("headers", []))
     return bool(headers.get(b"content-type", b"").startswith(b"text/html"))
 
@@ -115,10 +115,10 @@ def _new_cookie(scope: Scope) -> bytes:
     secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto", b"").startswith(b"https")
     # A Space stands in a frame of another site: only SameSite=None comes along there, and only over HTTPS.
     site = "None; Secure; Partitioned" if secure else "Lax"
-    return f"{COOKIE}={secrets.token_urlsafe(24)}; Path=/; Max-Age={_YEAR}; HttpOnly; SameSite={site}".encode()
+    return f"{COOKIE_NAME}={secrets.token_urlsafe(24)}; Path=/; Max-Age={_YEAR_SECONDS}; HttpOnly; SameSite={site}".encode()
 
 
-def _login(request: Any) -> str:
+def _login_name(request: Any) -> str:
     """The name a person logged in with: `--auth`'s, or the Hub's on a Space; '' without one."""
     username = getattr(request, "username", None)
     if username:
@@ -134,7 +134,7 @@ def _cookies(request: Any) -> Mapping[str, str]:
     return getattr(getattr(request, "request", None), "cookies", None) or {}
 
 
-def _address(request: Any) -> str:
+def _client_address(request: Any) -> str:
     headers = dict(_scope(request).get("headers") or ())
     forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1") if os.environ.get("SPACE_ID") else ""
     # Of a Space only the Hub's own proxy is seen, which puts who asked it at the end.
@@ -145,5 +145,5 @@ def _scope(request: Any) -> Mapping[str, Any]:
     return getattr(getattr(request, "request", None), "scope", None) or {}
 
 
-def _hashed(kind: str, value: str) -> str:
+def _hashed_id(kind: str, value: str) -> str:
     return f"{kind}-{hashlib.sha256(f'{kind}:{value}'.encode()).hexdigest()[:16]}"

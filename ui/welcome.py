@@ -7,22 +7,22 @@ from html import escape
 
 import gradio as gr
 
-COLUMNS = (
+COLUMNS_TEXT = (
     "zero-shot gets no help; ICL sees eight fixed examples; RAG sees the eight examples nearest to your words; the "
     "last one is trained for the task with a small add-on, called an adapter."
 )
-LINES = (
+WELCOME_LINES = (
     (
         "What this is",
         "A small language model writes Python from one sentence, in several ways at once, side by side.",
     ),
-    ("The four columns", COLUMNS),
+    ("The four columns", COLUMNS_TEXT),
     ("What to do", "Ask for a piece of Python below, compare the answers, and see which way suits your kind of code."),
 )
-_JS = "() => window.peftArenaWelcome({})"
+_WELCOME_JS = "() => window.peftArenaWelcome({})"
 
 
-def welcome_html(lines: Sequence[tuple[str, str]] = LINES) -> str:
+def welcome_html(lines: Sequence[tuple[str, str]] = WELCOME_LINES) -> str:
     """The three lines."""
     items = "".join(f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>" for title, text in lines)
     return f'<section class="welcome" aria-label="What this is">{items}</section>'
@@ -38,11 +38,11 @@ def build_welcome(*, example: bool) -> gr.Button:
                 elem_id="run-example",
             )  # fmt: skip
             hide = gr.Button("Hide this", size="md", scale=0, min_width=100, elem_id="hide-welcome")
-    hide.click(None, None, None, js=_JS.format("false"), api_visibility="private")
+    hide.click(None, None, None, js=_WELCOME_JS.format("false"), api_visibility="private")
     return run
 
 
-def build_welcome_again() -> None:
+def build_show_welcome_button() -> None:
     """The button that shows it again."""
     again = gr.Button("Show the introduction", size="sm", scale=0, min_width=170, elem_id="show-welcome")
-    again.click(None, None, None, js=_JS.format("true"), api_visibility="private")
+    again.click(None, None, None, js=_WELCOME_JS.format("true"), api_visibility="private")

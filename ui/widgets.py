@@ -13,16 +13,16 @@ from typing import Any
 
 import gradio as gr
 
-from ui.board import Board
+from ui.board import ComparisonView
 from ui.code_html import diff_html
 from ui.labels import method_hint, method_label
 
-_JS = Path(__file__).with_name("js")
+_SCRIPTS_DIR = Path(__file__).with_name("js")
 
 
-def script(name: str) -> str:
+def load_script(name: str) -> str:
     """The text of js/<name>.js."""
-    return (_JS / f"{name}.js").read_text(encoding="utf-8")
+    return (_SCRIPTS_DIR / f"{name}.js").read_text(encoding="utf-8")
 
 
 def difference(pair: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def difference(pair: Mapping[str, Any]) -> str:
     return diff_html(str(pair.get("mine") or ""), str(pair.get("theirs") or ""))
 
 
-def board(value: Board, *, elem_id: str = "board") -> gr.HTML:
+def comparison_view(value: ComparisonView, *, elem_id: str = "board") -> gr.HTML:
     """The answers."""
     template = (
         '<section class="board" aria-label="Answers"><div class="board-head"></div>'
@@ -39,19 +39,19 @@ def board(value: Board, *, elem_id: str = "board") -> gr.HTML:
     return gr.HTML(
         value,
         html_template=template,
-        js_on_load=script("board"),
+        js_on_load=load_script("board"),
         server_functions=[difference],
         apply_default_css=False,
         elem_id=elem_id,
     )
 
 
-def chips(names: Sequence[str]) -> gr.HTML:
+def method_chips(names: Sequence[str]) -> gr.HTML:
     """The chosen methods; each chip can be removed. Its value is what `chip_values` makes."""
     return gr.HTML(
         chip_values(names),
         html_template='<ul class="chips" tabindex="-1" aria-label="Methods"></ul>',
-        js_on_load=script("chips"),
+        js_on_load=load_script("chips"),
         apply_default_css=False,
         elem_id="chips",
     )
@@ -69,23 +69,25 @@ def chip_names(value: Any) -> list[str]:
     return [str(chip["name"]) for chip in value if isinstance(chip, dict) and chip.get("name")]
 
 
-def history() -> gr.HTML:
+def history_list() -> gr.HTML:
     """The session's runs, newest first; a click triggers `select` with {"index"}."""
     template = '<p class="quiet">Your runs come here: a click shows one again.</p><ol class="history"></ol>'
-    return gr.HTML([], html_template=template, js_on_load=script("history"), apply_default_css=False, elem_id="history")
+    return gr.HTML(
+        [], html_template=template, js_on_load=load_script("history"), apply_default_css=False, elem_id="history"
+    )
 
 
-def download() -> gr.HTML:
+def file_download() -> gr.HTML:
     """Saves a file in the browser when its value becomes {"name", "type", "text", "number"}."""
-    return gr.HTML(None, html_template="", js_on_load=script("download"), visible="hidden")
+    return gr.HTML(None, html_template="", js_on_load=load_script("download"), visible="hidden")
 
 
-def keeper() -> gr.HTML:
+def storage_writer() -> gr.HTML:
     """Hands its value to the browser's storage: {"at", ...}, see js/keep.js."""
-    return gr.HTML(None, html_template="", js_on_load=script("keep"), visible="hidden")
+    return gr.HTML(None, html_template="", js_on_load=load_script("keep"), visible="hidden")
 
 
-def live(value: str, *, elem_id: str, role: str = "status") -> gr.HTML:
+def live_region(value: str, *, elem_id: str, role: str = "status") -> gr.HTML:
     """A line that screen readers speak when it changes. Its value is HTML: escape what goes in."""
     # An alert interrupts, a status waits for a pause.
     template = f'<div role="{role}" aria-live="{"assertive" if role == "alert" else "polite"}">${{value}}</div>'

@@ -14,55 +14,58 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import PeftArenaError
-from evaluate.arena.export import EXPORTS
-from evaluate.arena.ratings import rate
-from evaluate.arena.report import text_report
-from evaluate.arena.votes import FILE, Votes
-from evaluate.files import write_atomically
-from serve.home import home
+from errors import PromptOrTuneError
+from evaluate.arena.export import EXPORTERS
+from evaluate.arena.ratings import compute_ratings
+from evaluate.arena.report import ratings_text
+from evaluate.arena.votes import VOTES_FILE, VoteStore
+from evaluate.files import atomic_write
+from serve.home import cache_dir
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def arena_main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
-    options = _parser().parse_args(argv)
+    options = _arena_parser().parse_args(argv)
     try:
-        path = options.votes or home() / FILE
+        path = options.votes or cache_dir() / VOTES_FILE
         if not path.exists():
-            raise PeftArenaError(f"There are no votes in {path} yet: vote on the Arena page, or name the file.")
+            raise PromptOrTuneError(f"There are no votes in {path} yet: vote on the Arena page, or name the file.")
         if options.export:
-            return _export(Votes(path), options.export)
-        return _report(Votes(path), options.seed)
-    except PeftArenaError as fault:
+            return _export_votes(VoteStore(path), options.export)
+        return _arena_report(VoteStore(path), options.seed)
+    except PromptOrTuneError as fault:
         print(fault, file=sys.stderr)
         return 2
 
 
-def _report(votes: Votes, seed: int) -> int:
-    reports = [text_report(base, rate([bout for _, bout in votes.bouts(base)], seed)) for base, _ in votes.bases()]
+def _arena_report(votes: VoteStore, seed: int) -> int:
+    reports = [
+        ratings_text(base, compute_ratings([bout for _, bout in votes.comparisons(base)], seed))
+        for base, _ in votes.bases()
+    ]
     print("\n".join(reports) or "There are no votes yet.", end="")
     return 0
 
 
-def _export(votes: Votes, path: Path) -> int:
+def _export_votes(votes: VoteStore, path: Path) -> int:
     kind = path.suffix.removeprefix(".")
-    if kind not in EXPORTS:
-        raise PeftArenaError(f"{path} ends in neither .jsonl nor .csv: the name's ending says what is written.")
-    write_atomically(path, EXPORTS[kind](votes))
+    if kind not in EXPORTERS:
+        raise PromptOrTuneError(f"{path} ends in neither .jsonl nor .csv: the name's ending says what is written.")
+    atomic_write(path, EXPORTERS[kind](votes))
     count = votes.count()
     print(f"{count} vote{'' if count == 1 else 's'} written to {path}.")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _arena_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluate.arena", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--votes", type=Path, help=f"the file of votes (by default {FILE} in PEFT_ARENA_HOME)")
+    parser.add_argument("--votes", type=Path, help=f"the file of votes (by default {VOTES_FILE} in PEFT_ARENA_HOME)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write all votes to FILE.jsonl or FILE.csv")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's draws")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(arena_main())

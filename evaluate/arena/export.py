@@ -6,22 +6,22 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from evaluate.arena.votes import Votes
-from evaluate.export import csv_text
+from evaluate.arena.votes import VoteStore
+from evaluate.export import to_csv
 
 
-def jsonl_votes(votes: Votes) -> str:
+def votes_to_jsonl(votes: VoteStore) -> str:
     """One line a vote, oldest first; '' where there is none."""
     return "".join(json.dumps(record) + "\n" for record in votes.export())
 
 
-def csv_votes(votes: Votes) -> str:
+def votes_to_csv(votes: VoteStore) -> str:
     """One row a vote, oldest first; texts of people and models cannot become formulas of a spreadsheet."""
-    return csv_text({name: _flat(value) for name, value in record.items()} for record in votes.export())
+    return to_csv({name: _flatten(value) for name, value in record.items()} for record in votes.export())
 
 
-EXPORTS: dict[str, Callable[[Votes], str]] = {"jsonl": jsonl_votes, "csv": csv_votes}
+EXPORTERS: dict[str, Callable[[VoteStore], str]] = {"jsonl": votes_to_jsonl, "csv": votes_to_csv}
 
 
-def _flat(value: Any) -> Any:
+def _flatten(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value

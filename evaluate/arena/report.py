@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from evaluate.arena.ratings import Ratings, Standing
+from evaluate.arena.ratings import Rating, RatingTable
 from evaluate.arena.vote import Base, Player
 
 _HEADER = ("method", "rating", "95 % interval", "place", "votes", "won", "lost", "tie", "both bad")
 
 
-def player_names(players: Sequence[Player]) -> dict[Player, str]:
+def player_labels(players: Sequence[Player]) -> dict[Player, str]:
     """What to call each: the method, and a piece of the adapter's digest where two adapters share a name."""
     often = Counter(player.method for player in players)
     return {
@@ -22,11 +22,11 @@ def player_names(players: Sequence[Player]) -> dict[Player, str]:
     }
 
 
-def place_text(standing: Standing) -> str:
+def rank_text(rating: Rating) -> str:
     """'1', '1 to 3', '' without a rating."""
-    if standing.places is None:
+    if rating.rank_range is None:
         return ""
-    best, worst = standing.places
+    best, worst = rating.rank_range
     return str(best) if best == worst else f"{best} to {worst}"
 
 
@@ -35,17 +35,17 @@ def base_text(base: Base) -> str:
     return f"{base.id} ({base.revision}), {base.quantization}"
 
 
-def counted(votes: int, people: int) -> str:
+def vote_count_text(votes: int, people: int) -> str:
     """'12 votes of 3 people', '1 vote of one person'."""
     who = "one person" if people == 1 else f"{people} people"
     return f"{votes} vote{'' if votes == 1 else 's'} of {who}"
 
 
-def text_report(base: Base, ratings: Ratings) -> str:
+def ratings_text(base: Base, ratings: RatingTable) -> str:
     """The ratings of one base as a table of text."""
-    lines = [base_text(base), counted(ratings.votes, ratings.people)]
-    names = player_names([standing.player for standing in ratings.standings])
-    rows = [_HEADER, *(_row(standing, names[standing.player]) for standing in ratings.standings)]
+    lines = [base_text(base), vote_count_text(ratings.votes, ratings.people)]
+    names = player_labels([standing.player for standing in ratings.ratings])
+    rows = [_HEADER, *(_rating_row(standing, names[standing.player]) for standing in ratings.ratings)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(_HEADER))]
     for row in rows:
         cells = (
@@ -53,12 +53,12 @@ def text_report(base: Base, ratings: Ratings) -> str:
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         lines.append("  ".join(cells).rstrip())
-    lines += [sentence for sentence in (ratings.reason, ratings.apart) if sentence]
+    lines += [sentence for sentence in (ratings.no_ratings_reason, ratings.unrated_reason) if sentence]
     return "\n".join(lines) + "\n"
 
 
-def _row(standing: Standing, name: str) -> tuple[str, ...]:
-    rating, tally = standing.rating, standing.tally
+def _rating_row(entry: Rating, name: str) -> tuple[str, ...]:
+    rating, tally = entry.interval, entry.win_counts
     value, interval = (f"{rating.value:.0f}", f"{rating.low:.0f} to {rating.high:.0f}") if rating else ("", "")
     counts = (tally.votes, tally.wins, tally.losses, tally.ties, tally.both_bad)
-    return (name, value, interval, place_text(standing), *(str(count) for count in counts))
+    return (name, value, interval, rank_text(entry), *(str(count) for count in counts))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from tasks.problem import Problem
 
 SCHEMA = 1
@@ -72,32 +72,32 @@ class Vote:
 
     def __post_init__(self) -> None:
         if self.winner not in WINNERS:
-            raise PeftArenaError(f"'{self.winner}' is no vote: choose one of {', '.join(WINNERS)}.")
+            raise PromptOrTuneError(f"'{self.winner}' is no vote: choose one of {', '.join(WINNERS)}.")
         if self.left.player == self.right.player:
-            raise PeftArenaError(f"{self.left.player.method} cannot be compared with itself: choose two methods.")
+            raise PromptOrTuneError(f"{self.left.player.method} cannot be compared with itself: choose two methods.")
 
     @property
     def pair(self) -> Pair:
         """The two players in an order that does not depend on how they were shown."""
-        return pair_of(self.left.player, self.right.player)
+        return unordered_pair(self.left.player, self.right.player)
 
     def details(self) -> dict[str, Any]:
         """What no query asks for, as plain values: the problem, both answers, the settings."""
         values = {
             "problem": asdict(self.problem),
-            "left": _side(self.left),
-            "right": _side(self.right),
+            "left": _side_record(self.left),
+            "right": _side_record(self.right),
             "settings": dict(self.settings),
         }
         return dict(json.loads(json.dumps(values)))
 
 
-def pair_of(one: Player, other: Player) -> Pair:
+def unordered_pair(one: Player, other: Player) -> Pair:
     """The unordered pair, as a sorted tuple."""
     return (one, other) if one <= other else (other, one)
 
 
-def problem_key(problem: Problem) -> str:
+def problem_digest(problem: Problem) -> str:
     """The same for the same words, however they are spaced: 16 hex digits of their SHA-256.
 
     Reference and tests do not count: they change no answer, and a person has one vote on a question.
@@ -105,5 +105,5 @@ def problem_key(problem: Problem) -> str:
     return hashlib.sha256(" ".join(problem.intent.split()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _side(side: Side) -> dict[str, Any]:
+def _side_record(side: Side) -> dict[str, Any]:
     return {"text": side.text, "code": side.code, **side.details}

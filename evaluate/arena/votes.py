@@ -1,7 +1,7 @@
 """Where votes lie: one SQLite file. A vote that was confirmed outlives any crash, and nobody votes twice.
 
 The database itself keeps the rules, so that they hold for any number of threads, windows and processes: UNIQUE for one
-vote a person, base, problem and unordered pair, CHECK for what a vote may be. `synchronous=FULL` makes a commit wait
+vote a person, base, problem and unordered pair, CALL_HELPERS for what a vote may be. `synchronous=FULL` makes a commit wait
 until the disk has it.
 """
 
@@ -15,13 +15,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from errors import PeftArenaError
-from evaluate.arena.tallies import Bout
-from evaluate.arena.vote import SCHEMA, Base, Pair, Player, Vote, pair_of, problem_key
+from errors import PromptOrTuneError
+from evaluate.arena.tallies import Comparison
+from evaluate.arena.vote import SCHEMA, Base, Pair, Player, Vote, problem_digest, unordered_pair
 
-FILE = "votes.sqlite"
-_WAIT_SECONDS = 20.0
-_TABLE = """
+VOTES_FILE = "votes.sqlite"
+_BUSY_TIMEOUT_SECONDS = 20.0
+_CREATE_TABLE = """
 CREATE TABLE votes (
     number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -47,15 +47,15 @@ _COLUMNS = (
 T = TypeVar("T")
 
 
-class VotesError(PeftArenaError):
+class VotesError(PromptOrTuneError):
     """The file of votes cannot be read or written."""
 
 
-class AlreadyVotedError(PeftArenaError):
+class AlreadyVotedError(PromptOrTuneError):
     """This person has voted on this pair and problem before: that vote stands."""
 
 
-class Votes:
+class VoteStore:
     """The votes in one file, which is made when the first vote comes. Thread-safe, and safe among processes."""
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class Votes:
         """
         insert = f"INSERT INTO votes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
         try:
-            self._do(lambda database: database.execute(insert, _row(vote)), writes=True)
+            self._with_connection(lambda database: database.execute(insert, _vote_row(vote)), writes=True)
         except sqlite3.IntegrityError as fault:
             if self._read("SELECT 1 FROM votes WHERE id = ? AND winner = ?", (vote.id, vote.winner)):
                 return
@@ -87,35 +87,35 @@ class Votes:
         rows = self._read("SELECT base, COUNT(*) AS n FROM votes GROUP BY base ORDER BY n DESC, base")
         return [(Base(*json.loads(base)), int(number)) for base, number in rows]
 
-    def bouts(self, base: Base) -> list[tuple[str, Bout]]:
+    def comparisons(self, base: Base) -> list[tuple[str, Comparison]]:
         """The votes of a base as ratings need them, oldest first, each with its data set."""
         rows = self._read(
             "SELECT data, left_method, left_digest, right_method, right_digest, winner, visitor "
             "FROM votes WHERE base = ? ORDER BY number",
-            (_base_text(base),),
+            (_base_json(base),),
         )
-        return [(row[0], Bout(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows]
+        return [(row[0], Comparison(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows]
 
-    def by_pair(self, base: Base) -> Counter[Pair]:
+    def count_by_pair(self, base: Base) -> Counter[Pair]:
         """How many votes each pair has."""
         rows = self._read(
             "SELECT left_method, left_digest, right_method, right_digest, COUNT(*) FROM votes WHERE base = ? "
             "GROUP BY 1, 2, 3, 4",
-            (_base_text(base),),
+            (_base_json(base),),
         )
         counts = Counter[Pair]()
         for *names, number in rows:
-            counts[pair_of(Player(*names[:2]), Player(*names[2:]))] += number
+            counts[unordered_pair(Player(*names[:2]), Player(*names[2:]))] += number
         return counts
 
-    def voted(self, visitor: str, base: Base) -> set[tuple[str, Pair]]:
+    def voted_pairs(self, visitor: str, base: Base) -> set[tuple[str, Pair]]:
         """What this person has voted on: (problem key, pair)."""
         rows = self._read(
             "SELECT problem_key, left_method, left_digest, right_method, right_digest "
             "FROM votes WHERE visitor = ? AND base = ?",
-            (visitor, _base_text(base)),
+            (visitor, _base_json(base)),
         )
-        return {(row[0], pair_of(Player(*row[1:3]), Player(*row[3:5]))) for row in rows}
+        return {(row[0], unordered_pair(Player(*row[1:3]), Player(*row[3:5]))) for row in rows}
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Every vote with all that is kept of it, oldest first, for `evaluate.arena.export`.
@@ -136,17 +136,17 @@ class Votes:
         """All rows; none where there is no file yet."""
         if not self.path.exists():
             return []
-        return self._do(lambda database: database.execute(query, values).fetchall())
+        return self._with_connection(lambda database: database.execute(query, values).fetchall())
 
-    def _do(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
+    def _with_connection(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
         """`work` on a connection of its own; sqlite3.IntegrityError goes through.
 
         What writes is one transaction, and takes its lock at the start: to take it later could meet another's.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)) as database:
-                self._prepare(database)
+            with closing(sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None)) as database:
+                self._create_table(database)
                 if writes:
                     database.execute("BEGIN IMMEDIATE")
                 with database:
@@ -159,19 +159,19 @@ class Votes:
                 "move the file away to begin with a new one."
             ) from fault
 
-    def _prepare(self, database: sqlite3.Connection) -> None:
+    def _create_table(self, database: sqlite3.Connection) -> None:
         """The table, made once; VotesError for the file of a newer version."""
         database.execute("PRAGMA journal_mode=WAL")  # where the disk cannot, SQLite stays with its own journal
         database.execute("PRAGMA synchronous=FULL")
-        if self._version(database):
+        if self._schema_version(database):
             return
         database.execute("BEGIN IMMEDIATE")
         with database:
-            if not self._version(database):
-                database.execute(_TABLE)
+            if not self._schema_version(database):
+                database.execute(_CREATE_TABLE)
                 database.execute(f"PRAGMA user_version={SCHEMA}")
 
-    def _version(self, database: sqlite3.Connection) -> int:
+    def _schema_version(self, database: sqlite3.Connection) -> int:
         version = int(database.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA:
             raise VotesError(
@@ -181,18 +181,18 @@ class Votes:
         return version
 
 
-def _row(vote: Vote) -> tuple[Any, ...]:
+def _vote_row(vote: Vote) -> tuple[Any, ...]:
     left, right = vote.left.player, vote.right.player
     return (
-        vote.id, vote.created, vote.visitor, _base_text(vote.base), vote.data, problem_key(vote.problem),
-        _pair_text(vote.pair), left.method, left.digest, right.method, right.digest, vote.winner, vote.seconds,
+        vote.id, vote.created, vote.visitor, _base_json(vote.base), vote.data, problem_digest(vote.problem),
+        _pair_json(vote.pair), left.method, left.digest, right.method, right.digest, vote.winner, vote.seconds,
         int(vote.tests_run), int(vote.reference_seen), json.dumps(vote.details()),
     )  # fmt: skip
 
 
-def _base_text(base: Base) -> str:
+def _base_json(base: Base) -> str:
     return json.dumps([base.id, base.revision, base.quantization])
 
 
-def _pair_text(pair: Pair) -> str:
+def _pair_json(pair: Pair) -> str:
     return json.dumps([[player.method, player.digest] for player in pair])

@@ -20,22 +20,22 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
-from evaluate.checking.asserts import BrokenTestError, Plan, plan_of
-from evaluate.checking.calls import Call, Given, run_calls
-from evaluate.checking.explain import explain, explain_whole
-from evaluate.checking.outputs import first_difference, lines_of
-from evaluate.checking.result import TestResult, in_words, shorten, stopped
-from evaluate.sandbox import Limits, Outcome, Program, Sandbox
-from tasks.datasets.apps_tests import CHECK, HEAD
+from evaluate.checking.asserts import AssertPlan, BrokenTestError, plan_assert
+from evaluate.checking.calls import CallResult, ChildCall, run_calls
+from evaluate.checking.explain import explain_assert, explain_whole_assert
+from evaluate.checking.outputs import comparable_lines, first_difference
+from evaluate.checking.result import TestResult, end_reason, one_line, shorten
+from evaluate.sandbox import ExecutionResult, Limits, Program, Sandbox
+from tasks.datasets.apps_tests import CALL_HELPERS, CODE_PRELUDE
 from tasks.problem import AssertTest, StdioTest, Test
 
 DEFAULT_LIMITS = Limits()
-WAITING = 4  # units of work per worker that are handed out ahead
+MAX_QUEUED_PER_WORKER = 4  # units of work per worker that are handed out ahead
 
-_Unit = tuple[int, list[int], Callable[[], list[TestResult]]]
+_WorkUnit = tuple[int, list[int], Callable[[], list[TestResult]]]
 
 
-def check(
+def run_tests(
     code: str, tests: Sequence[Test], sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS, workers: int | None = None
 ) -> list[TestResult]:
     """The result of each test, in the order of `tests`. Never raises for any code.
@@ -43,11 +43,11 @@ def check(
     `limits` hold for each call and each program run. `workers` is how many processes run at a time, by default one a
     core.
     """
-    return next(check_many([(code, tests)], sandbox, workers, limits))[1]
+    return next(run_tests_many([(code, tests)], sandbox, workers, limits))[1]
 
 
-def check_many(
-    jobs: Iterable[tuple[str, Sequence[Test]]],
+def run_tests_many(
+    candidates: Iterable[tuple[str, Sequence[Test]]],
     sandbox: Sandbox,
     workers: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -61,36 +61,36 @@ def check_many(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]] = {}
     with ThreadPoolExecutor(workers, "check") as pool:
         try:
-            for job, places, work in _units(jobs, results, sandbox, limits):
+            for job, places, work in _work_units(candidates, results, sandbox, limits):
                 running[pool.submit(work)] = job, places
-                if not places or len(running) >= WAITING * workers:
-                    yield from _collect(running, results)
+                if not places or len(running) >= MAX_QUEUED_PER_WORKER * workers:
+                    yield from _collect_finished(running, results)
             while running:
-                yield from _collect(running, results)
+                yield from _collect_finished(running, results)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _units(
-    jobs: Iterable[tuple[str, Sequence[Test]]],
+def _work_units(
+    candidates: Iterable[tuple[str, Sequence[Test]]],
     results: dict[int, list[TestResult | None]],
     sandbox: Sandbox,
     limits: Limits,
-) -> Iterator[_Unit]:
+) -> Iterator[_WorkUnit]:
     """What can run on its own: each program's run, and all asserts of one job. A job without tests is one unit too."""
-    for job, (code, tests) in enumerate(jobs):
+    for job, (code, tests) in enumerate(candidates):
         results[job] = [None] * len(tests)
-        broken = _syntax_fault(code)
+        broken = _syntax_error(code)
         asserts = [(at, test) for at, test in enumerate(tests) if isinstance(test, AssertTest)]
         if asserts or not tests:
             listed = [test for _, test in asserts]
-            yield job, [at for at, _ in asserts], partial(_asserts, code, listed, broken, sandbox, limits)
+            yield job, [at for at, _ in asserts], partial(_run_asserts, code, listed, broken, sandbox, limits)
         for at, test in enumerate(tests):
             if isinstance(test, StdioTest):
-                yield job, [at], partial(_stdio, code, test, broken, sandbox, limits)
+                yield job, [at], partial(_run_stdio, code, test, broken, sandbox, limits)
 
 
-def _collect(
+def _collect_finished(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]], results: dict[int, list[TestResult | None]]
 ) -> Iterator[tuple[int, list[TestResult]]]:
     """Waits for a unit at least; the jobs that are complete with it."""
@@ -104,7 +104,7 @@ def _collect(
             yield job, complete
 
 
-def _syntax_fault(code: str) -> str:
+def _syntax_error(code: str) -> str:
     """Why `code` is no Python, '' where it is: then no process need be started for it."""
     try:
         with warnings.catch_warnings():
@@ -113,65 +113,67 @@ def _syntax_fault(code: str) -> str:
     except SyntaxError as fault:
         return f"{type(fault).__name__}: {fault.msg}" + (f" (line {fault.lineno})" if fault.lineno else "")
     except (ValueError, MemoryError, RecursionError) as fault:
-        return f"{type(fault).__name__}: {in_words(str(fault)) or 'nested too deeply'}"
+        return f"{type(fault).__name__}: {one_line(str(fault)) or 'nested too deeply'}"
     return ""
 
 
-def _asserts(code: str, tests: Sequence[AssertTest], broken: str, sandbox: Sandbox, limits: Limits) -> list[TestResult]:
-    plans = [_planned(test) for test in tests]
+def _run_asserts(
+    code: str, tests: Sequence[AssertTest], syntax_error: str, sandbox: Sandbox, limits: Limits
+) -> list[TestResult]:
+    plans = [_plan_or_error(test) for test in tests]
     found: dict[int, TestResult] = {}
-    apart = [(at, plan) for at, plan in enumerate(plans) if isinstance(plan, Plan) and not plan.whole]
+    apart = [(at, plan) for at, plan in enumerate(plans) if isinstance(plan, AssertPlan) and not plan.whole_statement]
     calls = [
-        Call(plan.setup if first else "", hole)
+        ChildCall(plan.setup if first else "", hole)
         for _, plan in apart
-        for first, hole in zip([True] + [False] * len(plan.holes), plan.holes, strict=False)
+        for first, hole in zip([True] + [False] * len(plan.child_expressions), plan.child_expressions, strict=False)
     ]
-    head = HEAD if any(test.setup == CHECK for test in tests) else ""
-    given = iter(_given(code, calls, broken, sandbox, limits, head))
+    head = CODE_PRELUDE if any(test.setup == CALL_HELPERS for test in tests) else ""
+    given = iter(_run_calls_checked(code, calls, syntax_error, sandbox, limits, head))
     for at, plan in apart:
-        found[at] = explain(plan, [next(given) for _ in plan.holes])
+        found[at] = explain_assert(plan, [next(given) for _ in plan.child_expressions])
     for at, each in enumerate(plans):
         if isinstance(each, TestResult):
             found[at] = each
-        elif each.whole:
-            call = Call(each.setup, each.whole, secrets.token_hex(16))
-            found[at] = explain_whole(each, _given(code, [call], broken, sandbox, limits)[0])
+        elif each.whole_statement:
+            call = ChildCall(each.setup, each.whole_statement, secrets.token_hex(16))
+            found[at] = explain_whole_assert(each, _run_calls_checked(code, [call], syntax_error, sandbox, limits)[0])
     return [found[at] for at in range(len(tests))]
 
 
-def _given(
-    code: str, calls: Sequence[Call], broken: str, sandbox: Sandbox, limits: Limits, head: str = ""
-) -> list[Given]:
-    if broken:
-        return [Given(fault=broken, status="error", alone=True)] * len(calls)
-    return run_calls(code, calls, sandbox, limits, head) if calls else []
+def _run_calls_checked(
+    code: str, calls: Sequence[ChildCall], syntax_error: str, sandbox: Sandbox, limits: Limits, preamble: str = ""
+) -> list[CallResult]:
+    if syntax_error:
+        return [CallResult(error=syntax_error, status="error", is_load_error=True)] * len(calls)
+    return run_calls(code, calls, sandbox, limits, preamble) if calls else []
 
 
-def _planned(test: AssertTest) -> Plan | TestResult:
+def _plan_or_error(test: AssertTest) -> AssertPlan | TestResult:
     try:
-        return plan_of(test)
+        return plan_assert(test)
     except BrokenTestError as fault:
         return TestResult(False, "assert", shorten(test.code), "no error", "", str(fault), "refused", protected=False)
 
 
-def _stdio(code: str, test: StdioTest, broken: str, sandbox: Sandbox, limits: Limits) -> list[TestResult]:
-    shown = TestResult(False, "stdio", shorten(test.stdin), shorten(test.expected), "", broken, "error")
-    if broken:
+def _run_stdio(code: str, test: StdioTest, syntax_error: str, sandbox: Sandbox, limits: Limits) -> list[TestResult]:
+    shown = TestResult(False, "stdio", shorten(test.stdin), shorten(test.expected), "", syntax_error, "error")
+    if syntax_error:
         return [shown]
     outcome = sandbox.run(Program(code, test.stdin.encode(errors="replace").decode(), limits))
     shown = replace(shown, got=shorten(outcome.stdout), status=outcome.status, seconds=outcome.seconds)
     if outcome.status != "ok":
-        return [replace(shown, reason=stopped(outcome, limits))]
-    return [_compared(shown, test, outcome)]
+        return [replace(shown, reason=end_reason(outcome, limits))]
+    return [_compare_output(shown, test, outcome)]
 
 
-def _compared(shown: TestResult, test: StdioTest, outcome: Outcome) -> TestResult:
-    at = first_difference(test.expected, outcome.stdout)
+def _compare_output(result: TestResult, test: StdioTest, execution: ExecutionResult) -> TestResult:
+    at = first_difference(test.expected, execution.stdout)
     if at is None:
-        return replace(shown, passed=True)
-    wanted, printed = lines_of(test.expected), lines_of(outcome.stdout)
-    expected = f"'{in_words(wanted[at - 1])}'" if at <= len(wanted) else "no such line"
-    got = f"printed '{in_words(printed[at - 1])}'" if at <= len(printed) else "printed no such line"
+        return replace(result, passed=True)
+    wanted, printed = comparable_lines(test.expected), comparable_lines(execution.stdout)
+    expected = f"'{one_line(wanted[at - 1])}'" if at <= len(wanted) else "no such line"
+    got = f"printed '{one_line(printed[at - 1])}'" if at <= len(printed) else "printed no such line"
     if not printed:
-        return replace(shown, reason=f"printed nothing, expected {expected}")
-    return replace(shown, reason=f"line {at}: {got}, expected {expected}")
+        return replace(result, reason=f"printed nothing, expected {expected}")
+    return replace(result, reason=f"line {at}: {got}, expected {expected}")

@@ -7,15 +7,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluate.checking.asserts import Plan
-from evaluate.checking.calls import Given
-from evaluate.checking.constants import Hole, is_constant, work_out
-from evaluate.checking.result import TestResult, in_words, shorten
-from evaluate.checking.values import show
+from evaluate.checking.asserts import AssertPlan
+from evaluate.checking.calls import CallResult
+from evaluate.checking.constants import Placeholder, evaluate_expr, is_constant
+from evaluate.checking.result import TestResult, one_line, shorten
+from evaluate.checking.values import format_value
 
 # APPS's calls go through a function of the test's set-up (tasks/datasets/apps_tests.py); a person need not see it.
-_APPS = re.compile(r"\b_apps_call\('(\w+)'(?:, )?")
-_WORDS: dict[type[ast.cmpop], str] = {
+_APPS_CALL = re.compile(r"\b_apps_call\('(\w+)'(?:, )?")
+_OPERATOR_PHRASES: dict[type[ast.cmpop], str] = {
     ast.Eq: "{}",
     ast.Is: "{}",
     ast.NotEq: "anything but {}",
@@ -29,29 +29,29 @@ _WORDS: dict[type[ast.cmpop], str] = {
 }
 
 
-def explain(plan: Plan, given: Sequence[Given]) -> TestResult:
+def explain_assert(plan: AssertPlan, results: Sequence[CallResult]) -> TestResult:
     """The result of a test that was taken apart, from what its holes gave."""
-    seconds = sum(each.seconds for each in given)
-    called = ", ".join(readable(source) for source in plan.shown)
-    expected = _expected(plan.template)
-    got = ", ".join(show(each.value) for each in given if not each.fault)
-    fault = _fault(plan, given)
+    seconds = sum(each.seconds for each in results)
+    called = ", ".join(readable_source(source) for source in plan.source_expressions)
+    expected = _expected_text(plan.template)
+    got = ", ".join(format_value(each.value) for each in results if not each.error)
+    fault = _failure_reason(plan, results)
     reason, status = "", "ok"
     if fault is not None:
-        first = next((each for each in given if each.fault), None)
+        first = next((each for each in results if each.error), None)
         if first is not None:
             status = first.status
-            reason = first.fault if first.alone else f"{in_words(called)} {_joined(first)}"
+            reason = first.error if first.is_load_error else f"{one_line(called)} {_joined_error(first)}"
         elif expected:
-            reason = f"{in_words(called)} gave {in_words(got)}, expected {in_words(expected)}"
+            reason = f"{one_line(called)} gave {one_line(got)}, expected {one_line(expected)}"
         else:
-            reason = f"{in_words(readable(plan.source))} does not hold: {in_words(called)} gave {in_words(got)}"
+            reason = f"{one_line(readable_source(plan.source))} does not hold: {one_line(called)} gave {one_line(got)}"
         reason += fault
     return TestResult(
         passed=fault is None,
         kind="call",
         given=shorten(called),
-        expected=shorten(expected or readable(plan.source)),
+        expected=shorten(expected or readable_source(plan.source)),
         got=shorten(got),
         reason=reason,
         status=status,
@@ -59,63 +59,63 @@ def explain(plan: Plan, given: Sequence[Given]) -> TestResult:
     )
 
 
-def explain_whole(plan: Plan, given: Given) -> TestResult:
+def explain_whole_assert(plan: AssertPlan, result: CallResult) -> TestResult:
     """The result of a test that ran whole inside of the child."""
-    note = f"the whole assert ran in the sandbox, unprotected, because {plan.why}"
-    statement = in_words(readable(plan.whole))
-    failed = given.fault if given.alone else f"{statement} {_joined(given)}"
-    if given.fault.startswith("AssertionError"):
+    note = f"the whole assert ran in the sandbox, unprotected, because {plan.unprotected_reason}"
+    statement = one_line(readable_source(plan.whole_statement))
+    failed = result.error if result.is_load_error else f"{statement} {_joined_error(result)}"
+    if result.error.startswith("AssertionError"):
         failed = f"{statement} does not hold"
     return TestResult(
-        passed=not given.fault,
+        passed=not result.error,
         kind="assert",
-        given=shorten(readable(plan.whole)),
+        given=shorten(readable_source(plan.whole_statement)),
         expected="no error",
-        got="" if given.fault else "no error",
-        reason=f"{failed} ({note})" if given.fault else "",
-        status=given.status if not given.fault.startswith("AssertionError") else "ok",
+        got="" if result.error else "no error",
+        reason=f"{failed} ({note})" if result.error else "",
+        status=result.status if not result.error.startswith("AssertionError") else "ok",
         protected=False,
-        seconds=given.seconds,
+        seconds=result.seconds,
     )
 
 
-def readable(source: str) -> str:
+def readable_source(source: str) -> str:
     """A test's source as a person would write it."""
-    return _APPS.sub(r"\1(", source)
+    return _APPS_CALL.sub(r"\1(", source)
 
 
-def _fault(plan: Plan, given: Sequence[Given]) -> str | None:
+def _failure_reason(plan: AssertPlan, results: Sequence[CallResult]) -> str | None:
     """None where the assert holds; else what to add to the sentence about it."""
-    holes: Mapping[str, Any] = {str(at): each.value for at, each in enumerate(given) if not each.fault}
+    holes: Mapping[str, Any] = {str(at): each.value for at, each in enumerate(results) if not each.error}
     try:
-        return None if work_out(plan.template, holes) else ""
+        return None if evaluate_expr(plan.template, holes) else ""
     except Exception as fault:  # noqa: BLE001 - a hole without a value, or values that cannot be compared
-        return "" if len(holes) < len(given) else f" ({type(fault).__name__}: {in_words(str(fault))})"
+        return "" if len(holes) < len(results) else f" ({type(fault).__name__}: {one_line(str(fault))})"
 
 
-def _joined(given: Given) -> str:
+def _joined_error(result: CallResult) -> str:
     """The fault of a call behind the call: 'f(2) raised NameError: ...', 'f(2) stopped after 5 s (time limit)'."""
-    if given.status == "error" and re.match(r"[A-Za-z_]\w*(?::| \(line|$)", given.fault):
-        return f"raised {given.fault}"
-    return given.fault
+    if result.status == "error" and re.match(r"[A-Za-z_]\w*(?::| \(line|$)", result.error):
+        return f"raised {result.error}"
+    return result.error
 
 
-def _expected(template: ast.expr) -> str:
+def _expected_text(template: ast.expr) -> str:
     """What a plain comparison or question wants, '' for asserts that say more than that."""
     match template:
-        case Hole():
+        case Placeholder():
             return "a true value"
-        case ast.UnaryOp(op=ast.Not(), operand=Hole()):
+        case ast.UnaryOp(op=ast.Not(), operand=Placeholder()):
             return "a false value"
-        case ast.Compare(left=Hole(), ops=[op], comparators=[constant]) if is_constant(constant):
-            return _of_constant(op, constant)
-        case ast.Compare(left=constant, ops=[ast.Eq() | ast.Is() | ast.NotEq() as op], comparators=[Hole()]):
-            return _of_constant(op, constant) if is_constant(constant) else ""
+        case ast.Compare(left=Placeholder(), ops=[op], comparators=[constant]) if is_constant(constant):
+            return _expected_constant(op, constant)
+        case ast.Compare(left=constant, ops=[ast.Eq() | ast.Is() | ast.NotEq() as op], comparators=[Placeholder()]):
+            return _expected_constant(op, constant) if is_constant(constant) else ""
     return ""
 
 
-def _of_constant(op: ast.cmpop, constant: ast.expr) -> str:
-    value = work_out(constant)
+def _expected_constant(op: ast.cmpop, constant: ast.expr) -> str:
+    value = evaluate_expr(constant)
     if isinstance(op, ast.In) and isinstance(value, list) and 1 <= len(value) <= 2:
-        return " or ".join(show(each) for each in value)
-    return _WORDS[type(op)].format(show(value))
+        return " or ".join(format_value(each) for each in value)
+    return _OPERATOR_PHRASES[type(op)].format(format_value(value))

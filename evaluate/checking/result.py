@@ -6,12 +6,12 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluate.sandbox import Limits, Outcome
+from evaluate.sandbox import ExecutionResult, Limits
 
-Kind = Literal["call", "stdio", "assert"]
+TestKind = Literal["call", "stdio", "assert"]
 MAX_TEXT = 1_000  # characters of a field: a run keeps one result per test, candidate and problem
-MAX_SHOWN = 120  # characters of a value inside of a sentence
-_OUTPUT = "printed more than {size}"
+MAX_MESSAGE_TEXT = 120  # characters of a value inside of a sentence
+_OUTPUT_LIMIT_MESSAGE = "printed more than {size}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class TestResult:
     __test__ = False  # its name begins like a test's, and pytest need not look
 
     passed: bool
-    kind: Kind
+    kind: TestKind
     given: str
     expected: str
     got: str
@@ -38,42 +38,42 @@ class TestResult:
     seconds: float = 0.0
 
 
-def shorten(text: str, most: int = MAX_TEXT) -> str:
+def shorten(text: str, max_length: int = MAX_TEXT) -> str:
     """`text` in at most `most` characters: what is too much is cut out of its middle."""
-    if len(text) <= most:
+    if len(text) <= max_length:
         return text
-    left = most // 2
-    return f"{text[:left]}…{text[len(text) - (most - left - 1) :]}"
+    left = max_length // 2
+    return f"{text[:left]}…{text[len(text) - (max_length - left - 1) :]}"
 
 
-def in_words(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` as part of a sentence: one line, short."""
-    return shorten(" ".join(text.split()), MAX_SHOWN)
+    return shorten(" ".join(text.split()), MAX_MESSAGE_TEXT)
 
 
-def without_folder(text: str) -> str:
+def strip_python_path(text: str) -> str:
     """`text` without the folder in which this machine keeps its Python, which some errors name."""
     return text.replace(f"{sys.base_prefix}/", "")
 
 
-def stopped(outcome: Outcome, limits: Limits) -> str:
+def end_reason(execution: ExecutionResult, limits: Limits) -> str:
     """Why the sandbox ended a program, or why it ended itself, in one sentence without a full stop."""
-    match outcome.status:
+    match execution.status:
         case "timeout":
-            return f"stopped after {limits.wall_seconds:g} s ({outcome.limit or 'time limit'})"
+            return f"stopped after {limits.wall_seconds:g} s ({execution.limit or 'time limit'})"
         case "memory":
-            return f"needs more than {megabytes(limits.memory_bytes)}"
+            return f"needs more than {format_megabytes(limits.memory_bytes)}"
         case "output":
-            return _OUTPUT.format(size=megabytes(limits.output_bytes))
+            return _OUTPUT_LIMIT_MESSAGE.format(size=format_megabytes(limits.output_bytes))
         case "killed":
-            return f"ended by a signal{_because(outcome)}"
+            return f"ended by a signal{_limit_reason(execution)}"
         case "refused":
-            return f"could not be run{_because(outcome)}"
+            return f"could not be run{_limit_reason(execution)}"
         case _:
-            return last_error(outcome.stderr) or "ended with an error status"
+            return last_error(execution.stderr) or "ended with an error status"
 
 
-def megabytes(size: int) -> str:
+def format_megabytes(size: int) -> str:
     """A size in bytes as a person says it."""
     return f"{size / 2**20:g} MB" if size >= 2**20 else f"{size / 2**10:g} kB"
 
@@ -89,9 +89,9 @@ def last_error(stderr: str) -> str:
         if place.startswith("File ") and ", line " in place:
             number = place.partition(", line ")[2].partition(",")[0]
             break
-    return in_words(lines[-1]) + (f" (line {number})" if number.isdigit() else "")
+    return one_line(lines[-1]) + (f" (line {number})" if number.isdigit() else "")
 
 
-def _because(outcome: Outcome) -> str:
-    why = outcome.limit or (last_error(outcome.stderr) if outcome.status == "refused" else "")
-    return f" ({in_words(why)})" if why else ""
+def _limit_reason(execution: ExecutionResult) -> str:
+    why = execution.limit or (last_error(execution.stderr) if execution.status == "refused" else "")
+    return f" ({one_line(why)})" if why else ""

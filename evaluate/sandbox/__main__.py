@@ -15,55 +15,55 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.sandbox import probe
-from evaluate.sandbox.outcome import MEBIBYTE, Limits, Outcome, Program
+from evaluate.sandbox.outcome import MEBIBYTE, ExecutionResult, Limits, Program
 from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
 
-DEFAULTS = Limits()
+DEFAULT_LIMITS = Limits()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 where a run took place, 1 where it was refused, 2 for a mistake of ours."""
     options = _parser().parse_args(argv)
     try:
-        return _probe(options) if options.command == "probe" else _run(options)
-    except PeftArenaError as fault:
+        return _probe_command(options) if options.command == "probe" else _run_command(options)
+    except PromptOrTuneError as fault:
         print(fault, file=sys.stderr)
         return 2
 
 
-def _probe(options: argparse.Namespace) -> int:
-    found = probe.findings()
-    print(json.dumps([asdict(each) for each in found], indent=2) if options.json else probe.table(found))
+def _probe_command(options: argparse.Namespace) -> int:
+    found = probe.probe_all_layers()
+    print(json.dumps([asdict(each) for each in found], indent=2) if options.json else probe.probe_table(found))
     return 0 if any(each.works for each in found) else 1
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run_command(options: argparse.Namespace) -> int:
     limits = Limits(
         wall_seconds=options.wall,
-        cpu_seconds=max(options.wall, DEFAULTS.cpu_seconds),
+        cpu_seconds=max(options.wall, DEFAULT_LIMITS.cpu_seconds),
         memory_bytes=int(options.memory * MEBIBYTE),
     )
-    program = Program(_text(options.program), _text(options.stdin) if options.stdin else "", limits)
+    program = Program(_read_source(options.program), _read_source(options.stdin) if options.stdin else "", limits)
     try:
         with open_sandbox(options.layer, options.unsafe) as sandbox:
             outcome = sandbox.run(program)
-            for reason in sandbox.passed_over:
+            for reason in sandbox.unavailable_layers:
                 print(f"{reason[0].upper()}{reason[1:]}.", file=sys.stderr)
     except SandboxUnavailableError as fault:
-        outcome = Outcome("refused", "", str(fault), options.layer or "none", 0.0)
+        outcome = ExecutionResult("refused", "", str(fault), options.layer or "none", 0.0)
     print(json.dumps(asdict(outcome)))
     return 1 if outcome.status == "refused" else 0
 
 
-def _text(path: Path) -> str:
+def _read_source(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as fault:
-        raise PeftArenaError(f"{path} cannot be read ({fault.strerror}): name a file that exists.") from None
+        raise PromptOrTuneError(f"{path} cannot be read ({fault.strerror}): name a file that exists.") from None
     except UnicodeDecodeError as fault:
-        raise PeftArenaError(f"{path} is not UTF-8 text (byte {fault.start}): save it as UTF-8.") from None
+        raise PromptOrTuneError(f"{path} is not UTF-8 text (byte {fault.start}): save it as UTF-8.") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--stdin", type=Path, help="what it reads; empty otherwise")
     run.add_argument("--layer", help="bubblewrap, landlock or rlimits; without it the best that works")
     run.add_argument("--unsafe", action="store_true", help="allow --layer rlimits, which hardly protects")
-    run.add_argument("--wall", type=float, default=DEFAULTS.wall_seconds, help="seconds (%(default)s)")
-    run.add_argument("--memory", type=float, default=DEFAULTS.memory_bytes / MEBIBYTE, help="MB (%(default)s)")
+    run.add_argument("--wall", type=float, default=DEFAULT_LIMITS.wall_seconds, help="seconds (%(default)s)")
+    run.add_argument("--memory", type=float, default=DEFAULT_LIMITS.memory_bytes / MEBIBYTE, help="MB (%(default)s)")
     return parser
 
 

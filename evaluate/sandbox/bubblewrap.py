@@ -14,25 +14,25 @@ from pathlib import Path
 
 from evaluate.sandbox import runtime
 
-SCRATCH = "/sandbox"  # not /tmp, where the virtual environment may lie
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-NAMESPACES = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
+SCRATCH_MOUNT = "/sandbox"  # not /tmp, where the virtual environment may lie
+BWRAP_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+NAMESPACE_FLAGS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 
 
-def program() -> str | None:
+def find_bwrap() -> str | None:
     """Where bwrap is; None where it is not installed."""
     return shutil.which("bwrap")
 
 
-def counts_threads() -> bool:
+def nproc_limit_is_per_program() -> bool:
     """Whether RLIMIT_NPROC counts a program's threads alone, for it has a user namespace of its own (Linux 5.14)."""
     release = platform.release().split(".")
     return os.geteuid() != 0 and (int(release[0]), int(release[1])) >= (5, 14)
 
 
-def command(bwrap: str, inside: list[str]) -> list[str]:
+def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
     """The command that runs `inside` in the namespaces. Open descriptors are handed on."""
-    words = [bwrap, *NAMESPACES, "--hostname", "sandbox", "--die-with-parent", "--cap-drop", "ALL"]
+    words = [bwrap, *NAMESPACE_FLAGS, "--hostname", "sandbox", "--die-with-parent", "--cap-drop", "ALL"]
     # To mount the tmpfs and to become another user; the child gives up both before the program starts.
     needed = ["CAP_SYS_ADMIN"]
     if os.geteuid() == 0:
@@ -41,7 +41,7 @@ def command(bwrap: str, inside: list[str]) -> list[str]:
         words.append("--unshare-user")
     for capability in needed:
         words += ["--cap-add", capability]
-    mounted = dict.fromkeys([*runtime.readable(), runtime.executable()])
+    mounted = dict.fromkeys([*runtime.readable_paths(), runtime.python_executable()])
     # Left to itself, bubblewrap makes the folders above a mount for root alone.
     above = {str(folder) for path in mounted for folder in Path(path).parents}
     for folder in sorted(above - {"/"}):
@@ -49,7 +49,7 @@ def command(bwrap: str, inside: list[str]) -> list[str]:
     for path in mounted:
         words += ["--ro-bind", path, path]
     words += ["--perms", "0755", "--tmpfs", "/dev"]
-    for path in DEVICES:
+    for path in BWRAP_DEVICES:
         words += ["--dev-bind", path, path]
-    words += ["--dir", SCRATCH, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
-    return [*words, "--", *inside]
+    words += ["--dir", SCRATCH_MOUNT, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+    return [*words, "--", *child_command]

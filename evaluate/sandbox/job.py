@@ -17,25 +17,25 @@ from pathlib import Path
 from evaluate.sandbox import bubblewrap, landlock, runtime, seccomp
 from evaluate.sandbox.outcome import MEBIBYTE, Program
 
-LAYERS = ("bubblewrap", "landlock")
-UNSAFE = "unsafe-rlimits"
+SANDBOX_LAYERS = ("bubblewrap", "landlock")
+UNSAFE_LAYER = "unsafe-rlimits"
 STACK_BYTES = 64 * MEBIBYTE
 OPEN_FILES = 64
 
 # Ids that systemd keeps for users who exist only while a service runs (DynamicUser): each program is one of them, so
 # that none can reach another's files or signals, and RLIMIT_NPROC counts its threads alone.
-FIRST_USER, LAST_USER = 61184, 65519
-_USERS: Iterator[int] = itertools.count(random.randrange(LAST_USER - FIRST_USER))
+FIRST_UID, LAST_UID = 61184, 65519
+_UID_OFFSETS: Iterator[int] = itertools.count(random.randrange(LAST_UID - FIRST_UID))
 
 # Reads the child's code and the job from a descriptor, and closes it before anything else happens.
-BOOT = (
+BOOTSTRAP = (
     "import marshal,sys;f=open(int(sys.argv[1]),'rb');code=marshal.load(f);job=marshal.load(f);f.close();"
     "space={'__name__':'sandbox'};exec(code,space);space['main'](job,int(sys.argv[2]))"
 )
 
 
 @dataclass(frozen=True)
-class Job:
+class ChildSpec:
     """What the child needs to know, as `child.py` reads it; marshalled, so plain values only."""
 
     code: str
@@ -47,15 +47,15 @@ class Job:
     readable: tuple[str, ...]
     packages: tuple[str, ...]
     ruleset: bytes  # Landlock's; b"" where it is not used
-    rules: list[landlock.Rule]
+    rules: list[landlock.LandlockRule]
     filter: bytes  # seccomp's, with `own_pid` where the child's pid belongs; b"" where it is not used
-    own_pid: bytes = struct.pack("<I", seccomp.OWN_PID)
+    own_pid: bytes = struct.pack("<I", seccomp.PID_PLACEHOLDER)
 
 
-def job_for(layer: str, program: Program, scratch: str | None) -> Job:
+def build_child_spec(layer: str, program: Program, scratch: str | None) -> ChildSpec:
     """The job of that program; `scratch` is its folder on the host, which bubblewrap does without."""
     limits = program.limits
-    user = next_user() if drops_root() else None
+    user = next_uid() if can_drop_root() else None
     cpu = math.ceil(limits.cpu_seconds)
     at_most = {
         "RLIMIT_AS": limits.memory_bytes,
@@ -68,57 +68,59 @@ def job_for(layer: str, program: Program, scratch: str | None) -> Job:
     }
     resources = {name: (int(value), int(value)) for name, value in at_most.items()}
     resources["RLIMIT_CPU"] = (cpu, cpu + 1)  # at the first SIGXCPU, which tells us why; at the second SIGKILL
-    if user is not None or (layer == "bubblewrap" and bubblewrap.counts_threads()):
+    if user is not None or (layer == "bubblewrap" and bubblewrap.nproc_limit_is_per_program()):
         resources["RLIMIT_NPROC"] = (limits.processes, limits.processes)
     wrapped = layer == "bubblewrap"
-    known = landlock.version() if layer == "landlock" else 0
-    folder = bubblewrap.SCRATCH if wrapped else str(scratch)
-    return Job(
+    known = landlock.landlock_abi_version() if layer == "landlock" else 0
+    folder = bubblewrap.SCRATCH_MOUNT if wrapped else str(scratch)
+    return ChildSpec(
         code=program.code,
         scratch=folder,
         mount=f"mode=1777,size={limits.file_bytes},nr_inodes={limits.files + 1}" if wrapped else "",
         limits=resources,
         user=user,
         parent=None if wrapped else os.getpid(),
-        readable=runtime.readable(),
-        packages=runtime.packages(),
-        ruleset=landlock.ruleset(known) if known else b"",
-        rules=[*landlock.shared(known, runtime.readable()), landlock.own(known, folder)] if known else [],
-        filter=b"" if layer == UNSAFE else system_calls(platform.machine()),
+        readable=runtime.readable_paths(),
+        packages=runtime.package_dirs(),
+        ruleset=landlock.build_ruleset(known) if known else b"",
+        rules=[*landlock.shared_rules(known, runtime.readable_paths()), landlock.scratch_rule(known, folder)]
+        if known
+        else [],
+        filter=b"" if layer == UNSAFE_LAYER else seccomp_filter(platform.machine()),
     )
 
 
-def command(layer: str, job: int, ready: int) -> list[str]:
+def child_command(layer: str, spec_fd: int, ready_fd: int) -> list[str]:
     """The command that starts the child, which finds the job and the way back at those descriptors."""
-    python = [runtime.executable(), *runtime.FLAGS, "-c", BOOT, str(job), str(ready)]
-    return bubblewrap.command(str(bubblewrap.program()), python) if layer == "bubblewrap" else python
+    python = [runtime.python_executable(), *runtime.PYTHON_FLAGS, "-c", BOOTSTRAP, str(spec_fd), str(ready_fd)]
+    return bubblewrap.bwrap_command(str(bubblewrap.find_bwrap()), python) if layer == "bubblewrap" else python
 
 
 @cache
-def system_calls(machine: str) -> bytes:
+def seccomp_filter(machine: str) -> bytes:
     """The seccomp filter of that machine."""
-    return seccomp.build(machine)
+    return seccomp.build_filter(machine)
 
 
 @cache
-def child_code() -> bytes:
+def compiled_child() -> bytes:
     """child.py, compiled and marshalled."""
     source = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
     return marshal.dumps(compile(source, "sandbox", "exec", dont_inherit=True, optimize=2))
 
 
 @cache
-def drops_root() -> bool:
+def can_drop_root() -> bool:
     """Whether we are root and can become others: in some containers root is the only user, an ordinary one outside."""
     if os.geteuid() != 0:
         return False
     for line in Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines():
         first, _, length = map(int, line.split())
-        if first <= FIRST_USER and first + length > LAST_USER:
+        if first <= FIRST_UID and first + length > LAST_UID:
             return True
     return False
 
 
-def next_user() -> int:
+def next_uid() -> int:
     """A user for one program."""
-    return FIRST_USER + next(_USERS) % (LAST_USER - FIRST_USER + 1)
+    return FIRST_UID + next(_UID_OFFSETS) % (LAST_UID - FIRST_UID + 1)

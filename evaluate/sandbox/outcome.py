@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 
-Status = Literal["ok", "error", "timeout", "memory", "output", "killed", "refused"]
+ExecutionStatus = Literal["ok", "error", "timeout", "memory", "output", "killed", "refused"]
 MEBIBYTE = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use. Raises PeftArenaError for a limit that is no positive number."""
+    """What one program may use. Raises PromptOrTuneError for a limit that is no positive number."""
 
     wall_seconds: float = 10.0
     """From the program's first line to its end; what the sandbox itself needs to start is not counted."""
@@ -35,7 +35,7 @@ class Limits:
         for each in fields(self):
             value = getattr(self, each.name)
             if not (value > 0 and math.isfinite(value)):
-                raise PeftArenaError(f"The sandbox's limit {each.name} is {value}: give a number above 0.")
+                raise PromptOrTuneError(f"The sandbox's limit {each.name} is {value}: give a number above 0.")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExecutionResult:
     """How a program ended.
 
     `status` is one of: ok (it ended by itself with exit status 0), error (an exception or another exit status),
@@ -58,7 +58,7 @@ class Outcome:
     line. `limit` says in words which limit was hit or which signal ended it, '' otherwise.
     """
 
-    status: Status
+    status: ExecutionStatus
     stdout: str
     stderr: str
     layer: str

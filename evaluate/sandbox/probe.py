@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evaluate.sandbox import bubblewrap, landlock
-from evaluate.sandbox.job import LAYERS, UNSAFE
-from evaluate.sandbox.launch import launch
-from evaluate.sandbox.outcome import MEBIBYTE, Limits, Outcome, Program
+from evaluate.sandbox.job import SANDBOX_LAYERS, UNSAFE_LAYER
+from evaluate.sandbox.launch import run_in_layer
+from evaluate.sandbox.outcome import MEBIBYTE, ExecutionResult, Limits, Program
 
-SECRET = "a secret of the host"  # noqa: S105 - it is one for the probe alone
+PROBE_SECRET = "a secret of the host"  # noqa: S105 - it is one for the probe alone
 
 # What a probe tries, and what its success would mean.
-FENCES = {
+ATTACK_LABELS = {
     "network": "connections to the network",
     "reading": "reading other files",
     "writing": "writing other files",
@@ -32,9 +32,9 @@ FENCES = {
     "programs": "starting programs",
     "signals": "signals to other processes",
 }
-LIMITS = {"time": "sleeping past the limit", "memory": "taking too much memory", "output": "printing too much"}
+LIMIT_LABELS = {"time": "sleeping past the limit", "memory": "taking too much memory", "output": "printing too much"}
 
-ATTACKS = """
+ATTACK_PROGRAM = """
 import json, os, socket, sys
 port, parent, secret, target = json.loads(sys.stdin.readline())
 
@@ -71,19 +71,19 @@ assert open("own.txt").read() == "own"
 print(json.dumps(done))
 """
 
-SMALL = Limits(wall_seconds=20, cpu_seconds=10, memory_bytes=128 * MEBIBYTE, output_bytes=100_000)
+PROBE_LIMITS = Limits(wall_seconds=20, cpu_seconds=10, memory_bytes=128 * MEBIBYTE, output_bytes=100_000)
 LIMIT_PROGRAMS = {
-    "time": (Program("import time\ntime.sleep(30)", limits=replace(SMALL, wall_seconds=0.5)), "timeout"),
-    "memory": (Program("x = []\nwhile True:\n    x.append(bytes(1 << 20))", limits=SMALL), "memory"),
-    "output": (Program("while True:\n    print('x' * 1000)", limits=SMALL), "output"),
+    "time": (Program("import time\ntime.sleep(30)", limits=replace(PROBE_LIMITS, wall_seconds=0.5)), "timeout"),
+    "memory": (Program("x = []\nwhile True:\n    x.append(bytes(1 << 20))", limits=PROBE_LIMITS), "memory"),
+    "output": (Program("while True:\n    print('x' * 1000)", limits=PROBE_LIMITS), "output"),
 }
 
 
-_WORKING: dict[str, Finding] = {}
+_WORKING_LAYERS: dict[str, ProbeResult] = {}
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProbeResult:
     """What was found about a layer: which attacks it stopped, or in `reason` why it does not work here."""
 
     layer: str
@@ -92,104 +92,104 @@ class Finding:
     reason: str = ""
 
 
-def quick(layer: str) -> Finding:
+def probe_layer(layer: str) -> ProbeResult:
     """Attacks the layer's fences, within about 50 ms; once a process of ours, or until it is seen to work."""
-    if layer not in _WORKING:
-        found = _attack(layer)
+    if layer not in _WORKING_LAYERS:
+        found = _run_attacks(layer)
         if not found.works:
             return found
-        _WORKING[layer] = found
-    return _WORKING[layer]
+        _WORKING_LAYERS[layer] = found
+    return _WORKING_LAYERS[layer]
 
 
-def _attack(layer: str) -> Finding:
-    if reason := _missing(layer):
-        return Finding(layer, False, {}, reason)
-    with _host() as (listener, secret, target):
+def _run_attacks(layer: str) -> ProbeResult:
+    if reason := _missing_requirement(layer):
+        return ProbeResult(layer, False, {}, reason)
+    with _attack_targets() as (listener, secret, target):
         stdin = json.dumps([listener.getsockname()[1], os.getpid(), str(secret), str(target)])
         limits = Limits(wall_seconds=20, cpu_seconds=10)
-        outcome = launch(layer, Program(ATTACKS, stdin + "\n", limits), threading.Event())
+        outcome = run_in_layer(layer, Program(ATTACK_PROGRAM, stdin + "\n", limits), threading.Event())
         if outcome.status != "ok":
-            return Finding(layer, False, {}, _why_not(layer, outcome))
+            return ProbeResult(layer, False, {}, _failure_reason(layer, outcome))
         succeeded = set(json.loads(outcome.stdout))
         # What the program says of itself is not enough.
         if _was_connected(listener):
             succeeded.add("network")
         if target.read_text(encoding="utf-8"):
             succeeded.add("writing")
-    stops = {fence: fence not in succeeded for fence in FENCES}
-    leaks = [FENCES[fence] for fence, stopped in stops.items() if not stopped]
-    return Finding(layer, not leaks, stops, f"it does not stop {', '.join(leaks)}" if leaks else "")
+    stops = {fence: fence not in succeeded for fence in ATTACK_LABELS}
+    leaks = [ATTACK_LABELS[fence] for fence, stopped in stops.items() if not stopped]
+    return ProbeResult(layer, not leaks, stops, f"it does not stop {', '.join(leaks)}" if leaks else "")
 
 
-def thorough(layer: str) -> Finding:
+def probe_layer_with_limits(layer: str) -> ProbeResult:
     """The quick probe, and the limits: a few seconds."""
-    found = quick(layer)
+    found = probe_layer(layer)
     if not found.stops:
         return found
     kept = {
-        name: launch(layer, program, threading.Event()).status == status
+        name: run_in_layer(layer, program, threading.Event()).status == status
         for name, (program, status) in LIMIT_PROGRAMS.items()
     }
-    missed = [LIMITS[name] for name, stopped in kept.items() if not stopped]
+    missed = [LIMIT_LABELS[name] for name, stopped in kept.items() if not stopped]
     reason = "; ".join(filter(None, [found.reason, f"it does not limit {', '.join(missed)}" if missed else ""]))
     return replace(found, works=found.works and not missed, stops=found.stops | kept, reason=reason)
 
 
-def findings() -> list[Finding]:
+def probe_all_layers() -> list[ProbeResult]:
     """The thorough probe of every layer, the unsafe one last."""
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(thorough, (*LAYERS, UNSAFE)))
+        return list(pool.map(probe_layer_with_limits, (*SANDBOX_LAYERS, UNSAFE_LAYER)))
 
 
-def table(found: list[Finding]) -> str:
+def probe_table(results: list[ProbeResult]) -> str:
     """The findings for people: one line an attack, one column a layer."""
-    attacks = FENCES | LIMITS
+    attacks = ATTACK_LABELS | LIMIT_LABELS
     width = max(map(len, attacks.values()))
-    columns = [max(len(each.layer), 14) for each in found]
+    columns = [max(len(each.layer), 14) for each in results]
 
     def line(first: str, cells: list[str]) -> str:
         return "  ".join(
             [first.ljust(width), *(cell.ljust(size) for cell, size in zip(cells, columns, strict=True))]
         ).rstrip()
 
-    rows = [line("", [each.layer for each in found])]
-    rows.append(line("works here", ["yes" if each.works else "no" for each in found]))
+    rows = [line("", [each.layer for each in results])]
+    rows.append(line("works here", ["yes" if each.works else "no" for each in results]))
     for name, words in attacks.items():
-        cells = ["-" if name not in each.stops else "stopped" if each.stops[name] else "LEAKS" for each in found]
+        cells = ["-" if name not in each.stops else "stopped" if each.stops[name] else "LEAKS" for each in results]
         rows.append(line(words, cells))
-    rows += ["", *(f"{each.layer}: {each.reason}." for each in found if each.reason)]
+    rows += ["", *(f"{each.layer}: {each.reason}." for each in results if each.reason)]
     return "\n".join(rows).rstrip()
 
 
-def _missing(layer: str) -> str:
+def _missing_requirement(layer: str) -> str:
     """What the layer needs and this machine has not; '' where it may be tried."""
     if not sys.platform.startswith("linux"):
         return f"it needs Linux, and this is {platform.system()}"
-    if layer == "bubblewrap" and bubblewrap.program() is None:
+    if layer == "bubblewrap" and bubblewrap.find_bwrap() is None:
         return "there is no bwrap program (apt install bubblewrap)"
-    if layer == "landlock" and landlock.version() == 0:
+    if layer == "landlock" and landlock.landlock_abi_version() == 0:
         return "this kernel has no Landlock (Linux 5.13 or newer, with landlock among its security modules)"
-    if layer != UNSAFE and platform.machine() not in {"x86_64", "aarch64"}:
+    if layer != UNSAFE_LAYER and platform.machine() not in {"x86_64", "aarch64"}:
         return f"there is no table of system calls for {platform.machine()}"
     return ""
 
 
-def _why_not(layer: str, outcome: Outcome) -> str:
-    words = (outcome.stderr.strip().splitlines() or [outcome.limit or outcome.status])[-1].rstrip(".")
+def _failure_reason(layer: str, result: ExecutionResult) -> str:
+    words = (result.stderr.strip().splitlines() or [result.limit or result.status])[-1].rstrip(".")
     if layer == "bubblewrap" and "namespace" in words.lower():
         words += " (a container needs permission for user namespaces)"
     return words.removeprefix("The program was not started: ")
 
 
 @contextlib.contextmanager
-def _host() -> Iterator[tuple[socket.socket, Path, Path]]:
+def _attack_targets() -> Iterator[tuple[socket.socket, Path, Path]]:
     """A listener, a file with a secret, and a file that anybody may write: only a fence keeps a program from them."""
     folder = Path(tempfile.mkdtemp(prefix="peft-arena-probe-"))
     try:
         folder.chmod(0o755)
         secret, target = folder / "secret", folder / "target"
-        secret.write_text(SECRET, encoding="utf-8")
+        secret.write_text(PROBE_SECRET, encoding="utf-8")
         secret.chmod(0o644)
         target.touch()
         target.chmod(0o666)

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 # The dynamic linker and the libraries that Python and numpy's wheels link against; time zones for zoneinfo.
-SYSTEM = (
+SYSTEM_PATHS = (
     "/lib",
     "/lib64",
     "/usr/lib",
@@ -21,17 +21,17 @@ SYSTEM = (
 
 # -P and -s keep the current folder and the user's packages off the path, -S the start-up files of packages, -B bytecode
 # off the disk. Not -I: it would also ignore PYTHONHASHSEED, and what a program prints of a set would differ by the run.
-FLAGS = ("-P", "-s", "-S", "-B")
+PYTHON_FLAGS = ("-P", "-s", "-S", "-B")
 
 
 @cache
-def executable() -> str:
+def python_executable() -> str:
     """The interpreter beneath the virtual environment, whose own folder may lie in the checkout."""
     return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
 
 
 @cache
-def packages() -> tuple[str, ...]:
+def package_dirs() -> tuple[str, ...]:
     """The folders with installed packages, numpy's among them."""
     return tuple(
         path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"} and Path(path).is_dir()
@@ -39,14 +39,14 @@ def packages() -> tuple[str, ...]:
 
 
 @cache
-def readable() -> tuple[str, ...]:
+def readable_paths() -> tuple[str, ...]:
     """Every path that the program may read, symlinks both as they are named and as they lead; none lies in another."""
     wanted = [
-        *SYSTEM,
+        *SYSTEM_PATHS,
         f"{sys.base_prefix}/lib",
         sysconfig.get_path("stdlib"),
         sysconfig.get_config_var("LIBDIR") or "",
-        *packages(),
+        *package_dirs(),
     ]
     found = {path for path in wanted if path and Path(path).exists()}
     found |= {os.path.realpath(path) for path in found}
@@ -57,7 +57,7 @@ def readable() -> tuple[str, ...]:
     return tuple(kept)
 
 
-def environment(scratch: str) -> dict[str, str]:
+def child_environment(scratch: str) -> dict[str, str]:
     """The whole environment of the program: nothing of ours is handed on."""
     return {
         "HOME": scratch,

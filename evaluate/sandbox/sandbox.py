@@ -10,27 +10,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import islice
 from types import TracebackType
 
-from errors import PeftArenaError, unknown
-from evaluate.sandbox.job import LAYERS, UNSAFE
-from evaluate.sandbox.launch import launch
-from evaluate.sandbox.outcome import Outcome, Program
-from evaluate.sandbox.probe import quick
-from evaluate.sandbox.scratch import sweep
+from errors import PromptOrTuneError, unknown_name_error
+from evaluate.sandbox.job import SANDBOX_LAYERS, UNSAFE_LAYER
+from evaluate.sandbox.launch import run_in_layer
+from evaluate.sandbox.outcome import ExecutionResult, Program
+from evaluate.sandbox.probe import probe_layer
+from evaluate.sandbox.scratch import remove_stale_scratch_dirs
 
 logger = logging.getLogger(__name__)
 
 
-class SandboxUnavailableError(PeftArenaError):
+class SandboxUnavailableError(PromptOrTuneError):
     """There is no layer here that stops what it must stop, so no code is run."""
 
 
 class Sandbox:
     """Runs programs in one layer. Safe to use from several threads; `open_sandbox` makes one."""
 
-    def __init__(self, layer: str, passed_over: tuple[str, ...] = ()) -> None:
+    def __init__(self, layer: str, unavailable_layers: tuple[str, ...] = ()) -> None:
         self.layer = layer
         """ "bubblewrap", "landlock" or "unsafe-rlimits"; also in every outcome."""
-        self.passed_over = passed_over
+        self.unavailable_layers = unavailable_layers
         """Why better layers were not taken, a sentence each."""
         self._closed = threading.Event()
 
@@ -38,7 +38,7 @@ class Sandbox:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
@@ -46,30 +46,32 @@ class Sandbox:
         """Ends what still runs in it, within a tenth of a second; what is run afterwards is refused."""
         self._closed.set()
 
-    def run(self, program: Program) -> Outcome:
+    def run(self, program: Program) -> ExecutionResult:
         """Runs one program to its end. Never raises for anything that the program does."""
-        return self._run(program, self._closed)
+        return self._run_program(program, self._closed)
 
-    def run_many(self, programs: Iterable[Program], workers: int | None = None) -> Iterator[tuple[int, Outcome]]:
+    def run_many(
+        self, programs: Iterable[Program], workers: int | None = None
+    ) -> Iterator[tuple[int, ExecutionResult]]:
         """Runs many at once, one a core by default: each one's place in `programs` and its outcome, as they finish.
 
-        `programs` is read as it is needed. Whoever stops listening ends what still runs. Raises PeftArenaError for
+        `programs` is read as it is needed. Whoever stops listening ends what still runs. Raises PromptOrTuneError for
         workers below 1.
         """
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if workers < 1:
-            raise PeftArenaError(f"The sandbox was asked for {workers} workers: give 1 or more.")
+            raise PromptOrTuneError(f"The sandbox was asked for {workers} workers: give 1 or more.")
         return self._run_many(programs, workers)
 
-    def _run_many(self, programs: Iterable[Program], workers: int) -> Iterator[tuple[int, Outcome]]:
-        stop = _Either(self._closed)
+    def _run_many(self, programs: Iterable[Program], workers: int) -> Iterator[tuple[int, ExecutionResult]]:
+        stop = _AnyEvent(self._closed)
         left = enumerate(programs)
         with ThreadPoolExecutor(workers, thread_name_prefix="sandbox") as pool:
-            running: dict[Future[Outcome], int] = {}
+            running: dict[Future[ExecutionResult], int] = {}
             try:
                 while True:
                     for at, program in islice(left, 2 * workers - len(running)):
-                        running[pool.submit(self._run, program, stop)] = at
+                        running[pool.submit(self._run_program, program, stop)] = at
                     if not running:
                         return
                     for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -79,13 +81,15 @@ class Sandbox:
                 for future in running:
                     future.cancel()
 
-    def _run(self, program: Program, stop: threading.Event) -> Outcome:
+    def _run_program(self, program: Program, stop: threading.Event) -> ExecutionResult:
         if stop.is_set():
-            return Outcome("refused", "", "The program was not started: the sandbox is closed.", self.layer, 0.0)
-        return launch(self.layer, program, stop)
+            return ExecutionResult(
+                "refused", "", "The program was not started: the sandbox is closed.", self.layer, 0.0
+            )
+        return run_in_layer(self.layer, program, stop)
 
 
-class _Either(threading.Event):
+class _AnyEvent(threading.Event):
     """Set when it is set, or when the event that it was made with is."""
 
     def __init__(self, other: threading.Event) -> None:
@@ -102,27 +106,27 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
     `layer` is "bubblewrap", "landlock", or, with `unsafe=True` alone, "unsafe-rlimits" (also "rlimits"), which hardly
     protects. Raises SandboxUnavailableError where the layer, or every layer, fails; UnknownNameError for another name.
     """
-    sweep()
-    if layer in {UNSAFE, "rlimits"}:
+    remove_stale_scratch_dirs()
+    if layer in {UNSAFE_LAYER, "rlimits"}:
         if not unsafe:
             raise SandboxUnavailableError(
                 "Resource limits alone keep no code from the network, files or other processes: take another layer, or "
                 "add the unsafe flag for code that you trust."
             )
-        found = quick(UNSAFE)
+        found = probe_layer(UNSAFE_LAYER)
         if not found.stops:
-            raise SandboxUnavailableError(f"The sandbox layer '{UNSAFE}' does not work here: {found.reason}.")
-        return Sandbox(UNSAFE)
+            raise SandboxUnavailableError(f"The sandbox layer '{UNSAFE_LAYER}' does not work here: {found.reason}.")
+        return Sandbox(UNSAFE_LAYER)
     if layer is not None:
-        if layer not in LAYERS:
-            raise unknown("sandbox layer", layer, (*LAYERS, UNSAFE))
-        found = quick(layer)
+        if layer not in SANDBOX_LAYERS:
+            raise unknown_name_error("sandbox layer", layer, (*SANDBOX_LAYERS, UNSAFE_LAYER))
+        found = probe_layer(layer)
         if not found.works:
             raise SandboxUnavailableError(f"The sandbox layer '{layer}' does not work here: {found.reason}.")
         return Sandbox(layer)
     passed_over: list[str] = []
-    for each in LAYERS:
-        found = quick(each)
+    for each in SANDBOX_LAYERS:
+        found = probe_layer(each)
         if found.works:
             for reason in passed_over:
                 logger.warning("Code runs in the sandbox layer '%s': %s.", each, reason)

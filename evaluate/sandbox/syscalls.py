@@ -5,10 +5,10 @@ Sources: asm/unistd_64.h of Linux 6.1 for x86_64, asm-generic/unistd.h for aarch
 
 from __future__ import annotations
 
-MACHINES = ("x86_64", "aarch64")
+SYSCALL_MACHINES = ("x86_64", "aarch64")
 
 # Allowed whatever their arguments. What changes owners, modes or times of files is out: Landlock does not guard it.
-FREE: dict[str, tuple[int, int | None]] = {
+ALLOWED_SYSCALLS: dict[str, tuple[int, int | None]] = {
     # Reading and writing what is open, and opening what the layer lets it open.
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "pwrite64": (18, 68),
     "lseek": (8, 62), "close": (3, 57), "close_range": (436, 436), "dup": (32, 23), "dup2": (33, None),
@@ -47,13 +47,13 @@ FREE: dict[str, tuple[int, int | None]] = {
 }  # fmt: skip
 
 # Allowed with certain arguments only, or answered in a certain way: seccomp.py says which.
-CHECKED: dict[str, tuple[int, int | None]] = {
+CHECKED_SYSCALLS: dict[str, tuple[int, int | None]] = {
     "clone": (56, 220), "clone3": (435, 435), "open": (2, None), "openat": (257, 56), "fcntl": (72, 25),
     "ioctl": (16, 29), "kill": (62, 129), "tgkill": (234, 131), "prctl": (157, 167), "prlimit64": (302, 261),
     "socketpair": (53, 199), "sendto": (44, 206),
 }  # fmt: skip
 
 
-def number(name: str, machine: str) -> int | None:
+def syscall_number(name: str, machine: str) -> int | None:
     """The call's number on that machine; None where the machine has no such call."""
-    return (FREE.get(name) or CHECKED[name])[MACHINES.index(machine)]
+    return (ALLOWED_SYSCALLS.get(name) or CHECKED_SYSCALLS[name])[SYSCALL_MACHINES.index(machine)]

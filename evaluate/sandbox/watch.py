@@ -7,24 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluate.sandbox.outcome import MEBIBYTE, Limits, Status
+from evaluate.sandbox.outcome import MEBIBYTE, ExecutionStatus, Limits
 
 
 @dataclass(frozen=True)
-class Excess:
+class LimitExceeded:
     """Why a program is ended: the status it gets, and the limit in words."""
 
-    status: Status
+    status: ExecutionStatus
     limit: str
 
 
-Watcher = Callable[[Limits], Excess | None]
+Watcher = Callable[[Limits], LimitExceeded | None]
 
 
-def watch_files(folder: str) -> Watcher:
+def file_watcher(folder: str) -> Watcher:
     """Looks at all that lies in a program's folder."""
 
-    def look(limits: Limits) -> Excess | None:
+    def look(limits: Limits) -> LimitExceeded | None:
         size = count = 0
         folders = [folder]
         while folders:
@@ -33,7 +33,7 @@ def watch_files(folder: str) -> Watcher:
                     for entry in entries:
                         count += 1
                         if count > limits.files:
-                            return Excess("output", f"{limits.files} files")
+                            return LimitExceeded("output", f"{limits.files} files")
                         if entry.is_dir(follow_symlinks=False):
                             folders.append(entry.path)
                         else:
@@ -41,24 +41,24 @@ def watch_files(folder: str) -> Watcher:
             except FileNotFoundError:
                 continue  # it has just been deleted
             except OSError as fault:
-                return Excess("output", f"a folder that cannot be looked into ({fault.strerror})")
+                return LimitExceeded("output", f"a folder that cannot be looked into ({fault.strerror})")
         if size > limits.file_bytes:
-            return Excess("output", f"{limits.file_bytes / MEBIBYTE:g} MB of files")
+            return LimitExceeded("output", f"{limits.file_bytes / MEBIBYTE:g} MB of files")
         return None
 
     return look
 
 
-def watch_threads(pid: int) -> Watcher:
+def thread_watcher(pid: int) -> Watcher:
     """Looks at how many threads that process has."""
     status = Path(f"/proc/{pid}/status")
 
-    def look(limits: Limits) -> Excess | None:
+    def look(limits: Limits) -> LimitExceeded | None:
         try:
             lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         except OSError:
             return None  # it has just ended
         threads = next((int(line.split()[1]) for line in lines if line.startswith("Threads:")), 0)
-        return Excess("killed", f"{limits.processes} threads") if threads > limits.processes else None
+        return LimitExceeded("killed", f"{limits.processes} threads") if threads > limits.processes else None
 
     return look

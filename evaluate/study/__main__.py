@@ -21,23 +21,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import PeftArenaError
-from evaluate.options import INTERRUPTED
-from evaluate.progress import Progress
+from errors import PromptOrTuneError
+from evaluate.options import EXIT_INTERRUPTED
+from evaluate.progress import ProgressBar
 from evaluate.score_run import has_tests, score_run
-from evaluate.study.cells import Found, collect, read_runs, require, unscored
-from evaluate.study.config import RQS
-from evaluate.study.generate import check_bases, generate, missing, opener
-from evaluate.study.jobs import Job, jobs, limited
-from evaluate.study.plan import Lesson, make_plan, plan_text
-from evaluate.study.read_config import config_path, read_config
+from evaluate.study.cells import CollectedRuns, collect_jobs, has_unscored, read_runs, require_results
+from evaluate.study.config import RESEARCH_QUESTIONS
+from evaluate.study.generate import check_base_revisions, engine_opener, generate_missing, missing_jobs
+from evaluate.study.jobs import StudyJob, limit_problems, study_jobs
+from evaluate.study.plan import AdapterToTrain, build_plan, render_plan
+from evaluate.study.read_config import read_study_config, resolve_config_path
 from evaluate.study.report import write_report
 
 if TYPE_CHECKING:
     from evaluate.sandbox import Sandbox
 
 # Data sets whose problems have tests.
-TESTED = ("starter", "mbpp", "apps")
+DATASETS_WITH_TESTS = ("starter", "mbpp", "apps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,57 +46,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = ("python -m evaluate.study " + shlex.join(words)).replace(str(Path.home()), "~")
     options = _parser().parse_args(words)
     try:
-        return _study(options, command)
-    except PeftArenaError as fault:
+        return _run_study(options, command)
+    except PromptOrTuneError as fault:
         print(f"study: {fault}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"Stopped; what was answered is kept. To go on: {command}", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
-def _study(options: argparse.Namespace, command: str) -> int:
-    config = read_config(config_path(options.config))
+def _run_study(options: argparse.Namespace, command: str) -> int:
+    config = read_study_config(resolve_config_path(options.config))
     if options.limit is not None and options.limit < 1:
-        raise PeftArenaError(f"A limit of {options.limit} problems asks for none: choose 1 or more.")
+        raise PromptOrTuneError(f"A limit of {options.limit} problems asks for none: choose 1 or more.")
     folder: Path = options.output or Path("runs") / f"study-{Path(config.name).stem}"
-    wanted = limited(jobs(config, options.rq), options.limit)
+    wanted = limit_problems(study_jobs(config, options.rq), options.limit)
     if not options.tables:
-        plan = make_plan(config, options.rq, wanted, _found(wanted, folder), options.data_dir)
-        print(plan_text(plan, folder), flush=True)
+        plan = build_plan(config, options.rq, wanted, _collect_runs(wanted, folder), options.data_dir)
+        print(render_plan(plan, folder), flush=True)
         if options.plan:
             return 0
-        check_bases(wanted)
+        check_base_revisions(wanted)
         if options.train:
-            for lesson in plan.lessons:
-                _train(lesson)
-        with _sandbox(any(job.data.name in TESTED for job in wanted)) as sandbox:
-            engines = opener(config, options.data_dir, _say)
-            generate(config, missing(wanted, folder), options.data_dir, command, engines, sandbox)
-    _score(wanted, folder)
-    found = _found(wanted, folder)
-    require(found, options.rq, folder)
+            for lesson in plan.adapters_to_train:
+                _train_adapter(lesson)
+        with _open_sandbox(any(job.data.name in DATASETS_WITH_TESTS for job in wanted)) as sandbox:
+            engines = engine_opener(config, options.data_dir, _print_line)
+            generate_missing(config, missing_jobs(wanted, folder), options.data_dir, command, engines, sandbox)
+    _score_runs(wanted, folder)
+    found = _collect_runs(wanted, folder)
+    require_results(found, options.rq, folder)
     pages = write_report(config, options.rq, found, folder, command.replace(" --tables", ""))
     print("\n".join(["", *map(str, pages)]))
     return 0
 
 
-def _found(wanted: Sequence[Job], folder: Path) -> Found:
-    return collect(wanted, read_runs(folder) if folder.is_dir() else [], folder)
+def _collect_runs(jobs: Sequence[StudyJob], folder: Path) -> CollectedRuns:
+    return collect_jobs(jobs, read_runs(folder) if folder.is_dir() else [], folder)
 
 
-def _score(wanted: Sequence[Job], folder: Path) -> None:
+def _score_runs(jobs: Sequence[StudyJob], folder: Path) -> None:
     """Scores what was answered and not scored yet, as after a kill between the two."""
-    waiting = [run for run in (read_runs(folder) if folder.is_dir() else []) if unscored(run)]
-    data = {job.data.name for job in wanted}
+    waiting = [run for run in (read_runs(folder) if folder.is_dir() else []) if has_unscored(run)]
+    data = {job.data.name for job in jobs}
     waiting = [run for run in waiting if run.settings["data"] in data]
-    with _sandbox(any(has_tests(run.problems) for run in waiting)) as sandbox:
+    with _open_sandbox(any(has_tests(run.problems) for run in waiting)) as sandbox:
         for run in waiting:
-            score_run(run, Progress, sandbox)
+            score_run(run, ProgressBar, sandbox)
 
 
 @contextmanager
-def _sandbox(is_needed: bool) -> Iterator[Sandbox | None]:
+def _open_sandbox(is_needed: bool) -> Iterator[Sandbox | None]:
     """Opened before anything is answered: where no sandbox works, tests cannot be run, and that is said first."""
     if not is_needed:
         yield None
@@ -107,25 +107,25 @@ def _sandbox(is_needed: bool) -> Iterator[Sandbox | None]:
         yield sandbox
 
 
-def _train(lesson: Lesson) -> None:
+def _train_adapter(adapter: AdapterToTrain) -> None:
     """In a process of its own: this room does not import train, and a run's memory goes with its process."""
-    if lesson.adapter.problem:
-        raise PeftArenaError(lesson.adapter.problem)
-    _say("$ python -m train " + shlex.join(lesson.command))
-    process = subprocess.Popen([sys.executable, "-m", "train", *lesson.command])
+    if adapter.adapter.problem:
+        raise PromptOrTuneError(adapter.adapter.problem)
+    _print_line("$ python -m train " + shlex.join(adapter.command))
+    process = subprocess.Popen([sys.executable, "-m", "train", *adapter.command])
     interrupted, status = False, None
     while status is None:
         try:
             status = process.wait()
         except KeyboardInterrupt:
             interrupted = True  # it has heard Ctrl-C as well, and needs its time to save a checkpoint
-    if interrupted or status == INTERRUPTED:
+    if interrupted or status == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if status:
-        raise PeftArenaError(f"Training {lesson.adapter.name} ended with status {status}: see what it said.")
+        raise PromptOrTuneError(f"Training {adapter.adapter.name} ended with status {status}: see what it said.")
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
 
@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m evaluate.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("rq", choices=RQS, help="the research question")
+    parser.add_argument("rq", choices=RESEARCH_QUESTIONS, help="the research question")
     parser.add_argument("config", nargs="?", default="default", metavar="CONFIG", help="YAML file, or default, paper")
     parser.add_argument("--plan", action="store_true", help="print what would run, and stop")
     parser.add_argument("--train", action="store_true", help="train the missing adapters first")

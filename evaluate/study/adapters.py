@@ -12,49 +12,56 @@ from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.store import LIBRARY, user_root
 from errors import AdapterError
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import Job
+from evaluate.study.jobs import StudyJob
 from serve.backends.local.source import EMBEDDED
 
 # What a manifest's config says of the training that is worth a column.
-_FACTS = ("trainable_parameters", "train_seconds", "peak_memory_bytes", "num_train_epochs", "lora_r", "lora_alpha")
+_TRAINING_FIELDS = (
+    "trainable_parameters",
+    "train_seconds",
+    "peak_memory_bytes",
+    "num_train_epochs",
+    "lora_r",
+    "lora_alpha",
+)
 
 
 @dataclass(frozen=True)
-class Needed:
+class RequiredAdapter:
     """An adapter (or fully fine-tuned model) that jobs ask for. `problem` says why a folder of that name is no use."""
 
     name: str
-    job: Job
+    job: StudyJob
     manifest: Manifest | None
     problem: str = ""
 
     @property
-    def is_there(self) -> bool:
+    def is_available(self) -> bool:
         """Whether jobs can use it."""
         return self.manifest is not None and not self.problem
 
 
-def needed(jobs: Iterable[Job]) -> list[Needed]:
+def required_adapters(jobs: Iterable[StudyJob]) -> list[RequiredAdapter]:
     """The adapters of these jobs, each once, in their order."""
-    first: dict[str, Job] = {}
+    first: dict[str, StudyJob] = {}
     for job in jobs:
         if job.adapter:
             first.setdefault(job.adapter, job)
-    return [_look(name, job) for name, job in first.items()]
+    return [_find_adapter(name, job) for name, job in first.items()]
 
 
-def facts(manifest: Manifest | None) -> dict[str, Any]:
+def training_facts(manifest: Manifest | None) -> dict[str, Any]:
     """What training took, as the adapter's manifest has it; {} where nothing is known."""
     if manifest is None:
         return {}
     known: Mapping[str, Any] = manifest.config
-    found = {name: known[name] for name in _FACTS if known.get(name) is not None}
+    found = {name: known[name] for name in _TRAINING_FIELDS if known.get(name) is not None}
     return {"technique": manifest.technique, "trained_quantization": manifest.trained_quantization, **found}
 
 
-def train_command(config: StudyConfig, job: Job, data_dir: Path | None, checkpointing: bool) -> list[str]:
+def train_command(config: StudyConfig, job: StudyJob, data_dir: Path | None, checkpointing: bool) -> list[str]:
     """The arguments of `python -m train` that make the adapter of a job; an unfinished run is gone on with."""
-    if unfinished(job.adapter):
+    if has_unfinished_run(job.adapter):
         return ["--adapter-name", job.adapter, "--resume"]
     model = job.model
     words = ["--preset", config.training.preset, "--technique", job.technique, "--dataset-name", job.data.name]
@@ -76,35 +83,35 @@ def train_command(config: StudyConfig, job: Job, data_dir: Path | None, checkpoi
     return [*words, *(["--data-dir", str(data_dir)] if data_dir else [])]
 
 
-def shown(words: Iterable[str]) -> str:
+def format_train_command(arguments: Iterable[str]) -> str:
     """The command line as a person types it."""
-    return "python -m train " + shlex.join(words)
+    return "python -m train " + shlex.join(arguments)
 
 
-def unfinished(name: str) -> bool:
+def has_unfinished_run(name: str) -> bool:
     """Whether a run of that name was stopped with a checkpoint, as train/workspace.py leaves it."""
     folder = user_root() / f".{name}.run"
     return (folder / "settings.json").is_file() and any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
 
 
-def _look(name: str, job: Job) -> Needed:
+def _find_adapter(name: str, job: StudyJob) -> RequiredAdapter:
     # As serve.build: what the user trained hides what comes along.
     for root in (user_root(), LIBRARY):
         if (root / name / MANIFEST_NAME).is_file():
             try:
                 manifest = Manifest.read(root / name)
             except AdapterError as fault:
-                return Needed(name, job, None, str(fault))
-            mismatch = _mismatch(manifest, job)
+                return RequiredAdapter(name, job, None, str(fault))
+            mismatch = _manifest_mismatch(manifest, job)
             if mismatch and root == LIBRARY:
                 break  # one of the user's own will hide it
-            return Needed(name, job, manifest, mismatch)
-    return Needed(name, job, None)
+            return RequiredAdapter(name, job, manifest, mismatch)
+    return RequiredAdapter(name, job, None)
 
 
-def _mismatch(manifest: Manifest, job: Job) -> str:
+def _manifest_mismatch(manifest: Manifest, job: StudyJob) -> str:
     wanted = {
-        "base": (manifest.base_id, job.base_id if not job.is_full else manifest.base_id),
+        "base": (manifest.base_id, job.base_id if not job.is_full_finetune else manifest.base_id),
         "data": (manifest.dataset, job.data.name),
         "technique": (manifest.technique, job.technique),
         "quantization": (manifest.trained_quantization, job.quantization),

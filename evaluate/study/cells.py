@@ -10,62 +10,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from errors import PeftArenaError
-from evaluate.measures import measure, values_of
+from errors import PromptOrTuneError
+from evaluate.measures import metric_values, summarize
 from evaluate.results import Result, Run, read_run
-from evaluate.run import decoding_for
+from evaluate.run import make_sampling_params
 from evaluate.stats import Interval
-from evaluate.study.adapters import facts, needed
-from evaluate.study.jobs import Job, run_path
+from evaluate.study.adapters import required_adapters, training_facts
+from evaluate.study.jobs import StudyJob, run_path
 
-TRAINING = "training"  # the name under which a run keeps what training an adapter took
+TRAINING_KEY = "training"  # the name under which a run keeps what training an adapter took
 
 
 @dataclass(frozen=True)
-class Cell:
+class FinishedJob:
     """A job that is finished: its results, one a problem, in the order of the run's problems."""
 
-    job: Job
+    job: StudyJob
     run: Run
     results: Sequence[Result]
 
     @property
-    def seed(self) -> int:
+    def bootstrap_seed(self) -> int:
         """Of the bootstrap."""
         return int(self.run.settings["seed"])
 
     @property
-    def training(self) -> Mapping[str, Any]:
+    def training_facts(self) -> Mapping[str, Any]:
         """What training the adapter took: trainable_parameters, train_seconds, ... as far as it is known.
 
         The run has it, or the manifest of the adapter with these very weights, where that lies here.
         """
         known = self.run.methods.get(self.job.method, {})
-        if known.get(TRAINING):
-            return dict(known[TRAINING])
-        manifests = [each.manifest for each in needed([self.job]) if each.manifest]
-        return facts(next((m for m in manifests if m.weights_digest == known.get("adapter_digest")), None))
+        if known.get(TRAINING_KEY):
+            return dict(known[TRAINING_KEY])
+        manifests = [each.manifest for each in required_adapters([self.job]) if each.manifest]
+        return training_facts(next((m for m in manifests if m.weights_digest == known.get("adapter_digest")), None))
 
-    def among(self, problems: set[str] | None = None) -> list[Result]:
+    def results_for(self, problems: set[str] | None = None) -> list[Result]:
         """The results, of these problems alone where they are given."""
         return [result for result in self.results if problems is None or result.problem in problems]
 
     def interval(self, metric: str, problems: set[str] | None = None) -> Interval | None:
         """The mean over the problems that have the metric, with its 95 % interval; None where none has."""
-        found = measure(self.among(problems), metric, self.seed)
+        found = summarize(self.results_for(problems), metric, self.bootstrap_seed)
         return found.interval if found else None
 
     def mean(self, metric: str) -> float | None:
         """The mean over the problems that have the metric."""
-        values = list(values_of(self.results, metric).values())
+        values = list(metric_values(self.results, metric).values())
         return sum(values) / len(values) if values else None
 
     @property
-    def is_the_studys_apps(self) -> bool:
+    def is_apps_test_split(self) -> bool:
         """Whether the problems are APPS's test rows; a folder of APPS has train rows (tasks/datasets/apps.py)."""
         return self.job.data.name == "apps" and all(each["id"].startswith("apps-test-") for each in self.run.problems)
 
-    def difficulties(self) -> dict[str, set[str]]:
+    def problems_by_difficulty(self) -> dict[str, set[str]]:
         """Problem ids by difficulty, in the order of the run; "all" where the data set has none."""
         found: dict[str, set[str]] = {}
         for problem in self.run.problems:
@@ -74,18 +74,18 @@ class Cell:
 
 
 @dataclass
-class Found:
+class CollectedRuns:
     """What a folder holds of some jobs. `unfinished` has how many problems are done, and of how many."""
 
-    cells: dict[Job, Cell] = field(default_factory=dict)
-    unfinished: dict[Job, tuple[int, int]] = field(default_factory=dict)
+    finished: dict[StudyJob, FinishedJob] = field(default_factory=dict)
+    unfinished: dict[StudyJob, tuple[int, int]] = field(default_factory=dict)
 
-    def matching(self, **wanted: Any) -> list[Cell]:
+    def find(self, **attributes: Any) -> list[FinishedJob]:
         """The cells whose job has these attributes, in the order of the jobs."""
         return [
             cell
-            for job, cell in self.cells.items()
-            if all(getattr(job, name) == value for name, value in wanted.items())
+            for job, cell in self.finished.items()
+            if all(getattr(job, name) == value for name, value in attributes.items())
         ]
 
 
@@ -95,11 +95,11 @@ def read_runs(folder: Path) -> list[Run]:
     return [read_run(path) for path in sorted(paths) if ".scores." not in path.name]
 
 
-def collect(jobs: Iterable[Job], runs: Sequence[Run], folder: Path) -> Found:
+def collect_jobs(jobs: Iterable[StudyJob], runs: Sequence[Run], folder: Path) -> CollectedRuns:
     """The jobs' cells; where several files have a job, the one with the most results counts."""
-    found = Found()
+    found = CollectedRuns()
     for job in jobs:
-        fitting = [run for run in runs if _fits(run, job, folder) and run.results(job.method)]
+        fitting = [run for run in runs if _run_matches_job(run, job, folder) and run.results(job.method)]
         if not fitting:
             continue
         run = max(fitting, key=lambda each: (len(each.results(job.method)), each.path == run_path(folder, job)))
@@ -107,11 +107,11 @@ def collect(jobs: Iterable[Job], runs: Sequence[Run], folder: Path) -> Found:
         if len(results) < len(run.problems):
             found.unfinished[job] = (len(results), len(run.problems))
         else:
-            found.cells[job] = Cell(job, run, results)
+            found.finished[job] = FinishedJob(job, run, results)
     return found
 
 
-def unscored(run: Run) -> bool:
+def has_unscored(run: Run) -> bool:
     """Whether results of the run lack scores, of their texts or of the problems' tests."""
     tested = {problem["id"] for problem in run.problems if problem.get("tests")}
     return any(
@@ -121,22 +121,22 @@ def unscored(run: Run) -> bool:
     )
 
 
-def having(cells: Iterable[Cell], sets: Sequence[str]) -> list[str]:
+def datasets_present(finished: Iterable[FinishedJob], datasets: Sequence[str]) -> list[str]:
     """The data sets that any of these cells is about, in the order given."""
-    there = {cell.job.data.name for cell in cells}
-    return [data for data in sets if data in there]
+    there = {cell.job.data.name for cell in finished}
+    return [data for data in datasets if data in there]
 
 
-def require(found: Found, rq: str, folder: Path) -> None:
-    """PeftArenaError where there is nothing to make a page of."""
-    if not found.cells:
-        begun = f" {len(found.unfinished)} methods are begun." if found.unfinished else ""
-        raise PeftArenaError(f"{folder} holds no finished results of {rq}.{begun} Run the command without --tables.")
+def require_results(collected: CollectedRuns, rq: str, folder: Path) -> None:
+    """PromptOrTuneError where there is nothing to make a page of."""
+    if not collected.finished:
+        begun = f" {len(collected.unfinished)} methods are begun." if collected.unfinished else ""
+        raise PromptOrTuneError(f"{folder} holds no finished results of {rq}.{begun} Run the command without --tables.")
 
 
-def _fits(run: Run, job: Job, folder: Path) -> bool:
+def _run_matches_job(run: Run, job: StudyJob, folder: Path) -> bool:
     data, settings = job.data, run.settings
-    decoding = decoding_for(data.mode, data.candidates, data.max_new_tokens, 0, data.temperature, data.top_p)
+    decoding = make_sampling_params(data.mode, data.candidates, data.max_new_tokens, 0, data.temperature, data.top_p)
     names = ["mode", "candidates", "max_new_tokens", *(("temperature", "top_p") if data.mode == "sample" else ())]
     same = (
         settings.get("base_id") == job.base_id

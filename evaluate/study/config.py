@@ -8,17 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from errors import PeftArenaError
-from evaluate.run import decoding_for
+from errors import PromptOrTuneError
+from evaluate.run import make_sampling_params
 from evaluate.study.architectures import Architecture
-from serve.rows import Decoding
+from serve.rows import SamplingParams
 
-RQS = ("rq1", "rq2", "rq3", "rq4")
+RESEARCH_QUESTIONS = ("rq1", "rq2", "rq3", "rq4")
 # As --quantization names them, and as people do.
-WEIGHTS: Mapping[str, str] = {"nf4": "4-bit", "int8": "8-bit", "none": "16-bit"}
-QUANTIZATIONS = tuple(WEIGHTS)
+WEIGHT_BITS_LABELS: Mapping[str, str] = {"nf4": "4-bit", "int8": "8-bit", "none": "16-bit"}
+QUANTIZATIONS = tuple(WEIGHT_BITS_LABELS)
 # On which bases each technique trains, as train/techniques.py has it, and its name in tables.
-TECHNIQUES: Mapping[str, tuple[str, ...]] = {
+TECHNIQUE_QUANTIZATIONS: Mapping[str, tuple[str, ...]] = {
     "full": ("none",),
     "lora": ("none",),
     "qlora-8bit": ("int8",),
@@ -27,7 +27,7 @@ TECHNIQUES: Mapping[str, tuple[str, ...]] = {
     "prompt-tuning": ("nf4", "none", "int8"),
     "prefix-tuning": ("nf4", "none", "int8"),
 }
-TITLES: Mapping[str, str] = {
+METHOD_TITLES: Mapping[str, str] = {
     "": "zero-shot",
     "full": "Full FT",
     "lora": "LoRA",
@@ -38,11 +38,11 @@ TITLES: Mapping[str, str] = {
     "prefix-tuning": "Prefix tuning",
 }
 # What an adapter is trained with where nothing else is said, in both presets.
-RANK, ALPHA = 16, 32
+DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA = 16, 32
 
 
 @dataclass(frozen=True)
-class Model:
+class StudyModel:
     """A base: what `--base` takes, and the quantization in which it answers zero-shot, ICL and RAG.
 
     `beside` names the study's model whose rows are set beside this one's; `techniques` are those that are run on it.
@@ -66,7 +66,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
+class StudyDataset:
     """A data set: its first `problems` test problems (None: all), the decoding, and how many examples are tried."""
 
     name: str
@@ -80,13 +80,13 @@ class Data:
     icl: tuple[int, ...] = ()
     rag: tuple[int, ...] = ()
 
-    def decoding(self, seed: int) -> Decoding:
-        """As the engine takes it; PeftArenaError for values that do not go together."""
-        return decoding_for(self.mode, self.candidates, self.max_new_tokens, seed, self.temperature, self.top_p)
+    def decoding(self, seed: int) -> SamplingParams:
+        """As the engine takes it; PromptOrTuneError for values that do not go together."""
+        return make_sampling_params(self.mode, self.candidates, self.max_new_tokens, seed, self.temperature, self.top_p)
 
 
 @dataclass(frozen=True)
-class Question:
+class ResearchQuestion:
     """Which part of the grid a research question runs. `together` are the examples that adapters are combined with."""
 
     models: tuple[str, ...]
@@ -96,7 +96,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class SensitivityGrid:
     """LoRA's rank and alpha, one adapter for each pair."""
 
     model: str
@@ -106,7 +106,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Hardware:
+class HardwareSpec:
     """What the estimates of hours and the limit of memory stand on. Rates are those that are reached, not the peak.
 
     `gigabytes_per_second` is how fast weights are read, `teraflops` how fast long prompts and training compute,
@@ -121,7 +121,7 @@ class Hardware:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSpec:
     """How adapters are trained and named. `name` is a pattern of {technique}, {data} and {model}.
 
     `known` holds (technique, data) -> name for adapters that go by another name; `epochs` None is the preset's.
@@ -138,33 +138,35 @@ class StudyConfig:
     """A study as its YAML file says it. `techniques` maps each one to the quantization it trains and answers on."""
 
     name: str
-    models: tuple[Model, ...]
-    data: tuple[Data, ...]
+    models: tuple[StudyModel, ...]
+    data: tuple[StudyDataset, ...]
     techniques: Mapping[str, str]
-    questions: Mapping[str, Question]
-    hardware: Hardware
-    training: Training = field(default_factory=Training)
-    sensitivity: Sensitivity | None = None
+    questions: Mapping[str, ResearchQuestion]
+    hardware: HardwareSpec
+    training: TrainingSpec = field(default_factory=TrainingSpec)
+    sensitivity: SensitivityGrid | None = None
     seed: int = 42
     embedder: str = "embedded"
     device: str = "auto"
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> StudyModel:
         """The model of that name, which the reader has checked to be there."""
         return next(model for model in self.models if model.name == name)
 
-    def dataset(self, name: str) -> Data:
+    def dataset(self, name: str) -> StudyDataset:
         """The data set of that name, which the reader has checked to be there."""
         return next(data for data in self.data if data.name == name)
 
-    def question(self, rq: str) -> Question:
-        """What a research question runs; PeftArenaError where the file does not say."""
+    def question(self, rq: str) -> ResearchQuestion:
+        """What a research question runs; PromptOrTuneError where the file does not say."""
         if rq not in self.questions:
-            raise PeftArenaError(f"{self.name} has no section {rq}: add one with the models and data it runs.")
+            raise PromptOrTuneError(f"{self.name} has no section {rq}: add one with the models and data it runs.")
         return self.questions[rq]
 
-    def adapter_name(self, technique: str, data: str, model: Model, pair: tuple[int, int] | None = None) -> str:
+    def adapter_name(self, technique: str, data: str, model: StudyModel, pair: tuple[int, int] | None = None) -> str:
         """What the adapter is called; of another rank or alpha than the usual, with both in its name."""
         known = self.training.known.get((technique, data))
         name = known or self.training.name.format(technique=technique, data=data, model=model.slug)
-        return name if pair is None or pair == (RANK, ALPHA) else f"{name}-r{pair[0]}-a{pair[1]}"
+        return (
+            name if pair is None or pair == (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA) else f"{name}-r{pair[0]}-a{pair[1]}"
+        )

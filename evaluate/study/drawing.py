@@ -12,66 +12,70 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DOTS = 150
+DPI = 150
 # Okabe and Ito's colours, which the colour-blind can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F", "#8C564B")
-MARKS = "osD^vPX*h"
-HOLLOW = "o"  # of points, where it stands for ICL
-CROWD = 3  # lines or models, beyond which intervals would hide each other
-THEIRS, QUIET = "#9AA1AB", "#5F6672"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F", "#8C564B")
+MARKERS = "osD^vPX*h"
+HOLLOW_MARKER = "o"  # of points, where it stands for ICL
+MAX_ERROR_BARS = 3  # lines or models, beyond which intervals would hide each other
+PUBLISHED_COLOR, MUTED_COLOR = "#9AA1AB", "#5F6672"
 
-Drawing = Callable[["Figure"], None]
+DrawFn = Callable[["Figure"], None]
 
 
 def draw_line(
-    axes: Axes, points: Iterable[tuple[int, Interval | None]], at: int, label: str, band: bool = True
+    axes: Axes, points: Iterable[tuple[int, Interval | None]], index: int, label: str, band: bool = True
 ) -> None:
     """A line, with its band of intervals where there are few of them."""
     known = [(x, each) for x, each in points if each]
     xs = [x for x, _ in known]
-    colour = COLOURS[at % len(COLOURS)]
-    axes.plot(xs, [100 * each.value for _, each in known], marker=MARKS[at % len(MARKS)], color=colour, label=label)
+    colour = COLORS[index % len(COLORS)]
+    axes.plot(
+        xs, [100 * each.value for _, each in known], marker=MARKERS[index % len(MARKERS)], color=colour, label=label
+    )
     if band:
         low, high = ([100 * each.low for _, each in known], [100 * each.high for _, each in known])
         axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.set_xticks(sorted({*xs, *(axes.get_xticks() if at else ())}))
+    axes.set_xticks(sorted({*xs, *(axes.get_xticks() if index else ())}))
 
 
-def draw_point(axes: Axes, across: Interval, up: Interval, at: int, mark: str, bars: bool = True) -> None:
+def draw_point(axes: Axes, x: Interval, y: Interval, index: int, marker: str, bars: bool = True) -> None:
     """A point in the colour of number `at`, with intervals both ways where there are few of them."""
-    reach = [[100 * (across.value - across.low)], [100 * (across.high - across.value)]]
-    height = [[100 * (up.value - up.low)], [100 * (up.high - up.value)]]
-    colour = COLOURS[at % len(COLOURS)]
+    reach = [[100 * (x.value - x.low)], [100 * (x.high - x.value)]]
+    height = [[100 * (y.value - y.low)], [100 * (y.high - y.value)]]
+    colour = COLORS[index % len(COLORS)]
     axes.errorbar(
-        100 * across.value,
-        100 * up.value,
+        100 * x.value,
+        100 * y.value,
         yerr=height if bars else None,
         xerr=reach if bars else None,
-        fmt=mark,
+        fmt=marker,
         color=colour,
-        markerfacecolor="white" if mark == HOLLOW else colour,
+        markerfacecolor="white" if marker == HOLLOW_MARKER else colour,
         elinewidth=0.8,
         capsize=2,
         markersize=7,
     )
 
 
-def explain(axes: Axes, entries: Iterable[tuple[str, str, str]]) -> None:
+def add_legend_entries(axes: Axes, entries: Iterable[tuple[str, str, str]]) -> None:
     """Legend entries of mark, colour and words, for points that have no label of their own."""
     for mark, colour, words in entries:
-        face = "white" if mark == HOLLOW else colour
+        face = "white" if mark == HOLLOW_MARKER else colour
         axes.plot([], [], mark, color=colour, markerfacecolor=face, label=words)
 
 
-def draw_dots(axes: Axes, places: Iterable[float], intervals: Iterable[Interval | None], at: int, label: str) -> None:
+def draw_points_with_intervals(
+    axes: Axes, positions: Iterable[float], intervals: Iterable[Interval | None], index: int, label: str
+) -> None:
     """Points with intervals, no line."""
-    known = [(x, each) for x, each in zip(places, intervals, strict=True) if each]
+    known = [(x, each) for x, each in zip(positions, intervals, strict=True) if each]
     axes.errorbar(
         [x for x, _ in known],
         [100 * each.value for _, each in known],
-        yerr=_ends([each for _, each in known]),
-        fmt=MARKS[at],
-        color=COLOURS[at],
+        yerr=_error_bar_lengths([each for _, each in known]),
+        fmt=MARKERS[index],
+        color=COLORS[index],
         capsize=3,
         elinewidth=1,
         label=label,
@@ -80,49 +84,49 @@ def draw_dots(axes: Axes, places: Iterable[float], intervals: Iterable[Interval 
 
 def draw_bars(
     axes: Axes,
-    places: Iterable[float],
+    positions: Iterable[float],
     intervals: Iterable[Interval | None],
-    colour: str,
+    color: str,
     label: str,
     width: float = 0.26,
 ) -> None:
     """Bars with intervals."""
-    known = [(x, each) for x, each in zip(places, intervals, strict=True) if each]
+    known = [(x, each) for x, each in zip(positions, intervals, strict=True) if each]
     if known:
         axes.bar(
             [x for x, _ in known],
             [100 * each.value for _, each in known],
             width,
-            color=colour,
+            color=color,
             label=label,
-            yerr=_ends([each for _, each in known]),
+            yerr=_error_bar_lengths([each for _, each in known]),
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
         )
 
 
-def _ends(intervals: Sequence[Interval]) -> list[list[float]]:
+def _error_bar_lengths(intervals: Sequence[Interval]) -> list[list[float]]:
     return [
         [100 * (each.value - each.low) for each in intervals],
         [100 * (each.high - each.value) for each in intervals],
     ]
 
 
-def panels(names: Sequence[str], panel: Callable[[Axes, str], None], width: float = 6.5) -> bytes | None:
+def draw_panels(names: Sequence[str], draw_panel: Callable[[Axes, str], None], width: float = 6.5) -> bytes | None:
     """One panel a name, side by side, three in a row."""
     columns = min(len(names), 3)
 
     def draw(figure: Figure) -> None:
         for at, name in enumerate(names, start=1):
-            panel(new_axes(figure, name, (-(-len(names) // columns), columns, at)), name)
+            draw_panel(new_axes(figure, name, (-(-len(names) // columns), columns, at)), name)
 
-    return png(draw, width * columns, 5.2 * -(-len(names) // columns)) if names else None
+    return render_png(draw, width * columns, 5.2 * -(-len(names) // columns)) if names else None
 
 
-def labels(axes: Axes, heading: str, across: str, up: str) -> None:
+def label_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Title, axes' names, legend; the scale begins at 0."""
-    axes.set_title(heading, fontsize=10)
-    axes.set_xlabel(across, fontsize=9)
-    axes.set_ylabel(up, fontsize=9)
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_ylabel(y_label, fontsize=9)
     axes.set_ylim(bottom=0)
     entries = len(axes.get_legend_handles_labels()[0])
     if entries:
@@ -132,10 +136,10 @@ def labels(axes: Axes, heading: str, across: str, up: str) -> None:
         )
 
 
-def new_axes(figure: Figure, heading: str, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
+def new_axes(figure: Figure, title: str, subplot: tuple[int, int, int] = (1, 1, 1)) -> Axes:
     """An empty plot in the figure's style."""
-    axes = figure.add_subplot(*place)
-    axes.set_title(heading, fontsize=10)
+    axes = figure.add_subplot(*subplot)
+    axes.set_title(title, fontsize=10)
     axes.grid(visible=True, color="#E6E8EB", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -143,15 +147,15 @@ def new_axes(figure: Figure, heading: str, place: tuple[int, int, int] = (1, 1, 
     return axes
 
 
-def png(draw: Drawing, width: float, height: float) -> bytes:
+def render_png(draw: DrawFn, width: float, height: float) -> bytes:
     """The figure's bytes; the same drawing gives the same ones."""
     # Figure and canvas without pyplot, whose global state is shared with whoever plots in the same process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DOTS, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     draw(figure)
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=DOTS, metadata={"Software": None})
+    figure.savefig(out, format="png", dpi=DPI, metadata={"Software": None})
     return out.getvalue()

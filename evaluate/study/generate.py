@@ -13,52 +13,52 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import PeftArenaError
-from evaluate.progress import Progress
+from errors import PromptOrTuneError
+from evaluate.progress import ProgressBar
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import Engine, Plan, parse_methods, run_methods, versions
+from evaluate.run import EngineProtocol, EvaluationPlan, generate_results, package_versions, parse_methods
 from evaluate.score_run import score_run
-from evaluate.study.adapters import facts, needed
-from evaluate.study.cells import TRAINING
+from evaluate.study.adapters import required_adapters, training_facts
+from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import Job, run_path
-from serve.home import Report
-from serve.quiet import quiet
+from evaluate.study.jobs import StudyJob, run_path
+from serve.home import ProgressFn
+from serve.quiet import configure_environment
 
 if TYPE_CHECKING:
     from evaluate.sandbox import Sandbox
 
-Opener = Callable[[Job], AbstractContextManager[Engine]]
+EngineOpener = Callable[[StudyJob], AbstractContextManager[EngineProtocol]]
 
 
 @dataclass(frozen=True)
-class Batch:
+class RunFileJobs:
     """Jobs that share a run file."""
 
     path: Path
-    jobs: tuple[Job, ...]
+    jobs: tuple[StudyJob, ...]
 
 
-def missing(jobs: Sequence[Job], folder: Path) -> list[Batch]:
+def missing_jobs(jobs: Sequence[StudyJob], folder: Path) -> list[RunFileJobs]:
     """Files and the jobs that they lack, files of one base together; jobs whose adapter is not there are left out."""
-    absent = {each.name for each in needed(jobs) if not each.is_there}
-    files: dict[Path, list[Job]] = {}
+    absent = {each.name for each in required_adapters(jobs) if not each.is_available}
+    files: dict[Path, list[StudyJob]] = {}
     for job in jobs:
         if job.adapter not in absent:
             files.setdefault(run_path(folder, job), []).append(job)
-    batches = [Batch(path, _lacking(path, found)) for path, found in files.items()]
+    batches = [RunFileJobs(path, _unfinished_jobs(path, found)) for path, found in files.items()]
     order = {
         key: at for at, key in enumerate(dict.fromkeys(_engine_key(batch.jobs[0]) for batch in batches if batch.jobs))
     }
     return sorted((batch for batch in batches if batch.jobs), key=lambda batch: order[_engine_key(batch.jobs[0])])
 
 
-def generate(
+def generate_missing(
     config: StudyConfig,
-    batches: Sequence[Batch],
+    batches: Sequence[RunFileJobs],
     data_dir: Path | None,
     command: str,
-    open_engine: Opener,
+    open_engine: EngineOpener,
     sandbox: Sandbox | None = None,
 ) -> None:
     """Answers and scores the batches; each engine is closed before the next one is opened.
@@ -70,17 +70,17 @@ def generate(
         same = [batch for batch in batches[at:] if _engine_key(batch.jobs[0]) == _engine_key(batches[at].jobs[0])]
         with open_engine(same[0].jobs[0]) as engine:
             for batch in same:
-                run = _fill(config, batch, engine, data_dir, command)
-                score_run(run, Progress, sandbox)
+                run = _fill_run(config, batch, engine, data_dir, command)
+                score_run(run, ProgressBar, sandbox)
         at += len(same)
 
 
-def opener(config: StudyConfig, data_dir: Path | None, say: Report) -> Opener:
+def engine_opener(config: StudyConfig, data_dir: Path | None, report: ProgressFn) -> EngineOpener:
     """Opens the real engine of a job's base, and frees it afterwards."""
 
     @contextmanager
-    def opened(job: Job) -> Iterator[Engine]:
-        quiet()
+    def opened(job: StudyJob) -> Iterator[EngineProtocol]:
+        configure_environment()
         from serve.build import build_engine
 
         engine = build_engine(
@@ -90,7 +90,7 @@ def opener(config: StudyConfig, data_dir: Path | None, say: Report) -> Opener:
             data_dir=data_dir,
             trust_remote_code=job.model.trust_remote_code,
             embedder=config.embedder,
-            report=say,
+            report=report,
         )
         try:
             yield engine
@@ -102,28 +102,30 @@ def opener(config: StudyConfig, data_dir: Path | None, say: Report) -> Opener:
     return opened
 
 
-def check_bases(jobs: Sequence[Job]) -> None:
-    """PeftArenaError now, not after hours, for a base whose own code is to run without a pinned commit."""
+def check_base_revisions(jobs: Sequence[StudyJob]) -> None:
+    """PromptOrTuneError now, not after hours, for a base whose own code is to run without a pinned commit."""
     for model in dict.fromkeys(job.model for job in jobs):
         _, _, revision = model.base.partition("@")
         if model.trust_remote_code and len(revision) != 40:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 f"{model.name} brings code of its own, which runs only from a pinned commit: read it, and write "
                 f"base: {model.base.partition('@')[0]}@<40 hex digits> in a copy of the study's file."
             )
 
 
-def _fill(config: StudyConfig, batch: Batch, engine: Engine, data_dir: Path | None, command: str) -> Run:
-    from tasks.datasets import digest, load_examples, load_problems
+def _fill_run(
+    config: StudyConfig, batch: RunFileJobs, engine: EngineProtocol, data_dir: Path | None, command: str
+) -> Run:
+    from tasks.datasets import dataset_digest, load_examples, load_problems
 
     data = batch.jobs[0].data
     problems = load_problems(data.name, "test", data_dir, data.problems)
-    plan = Plan(
+    plan = EvaluationPlan(
         data.name,
         "test",
         problems,
-        digest(problems),
-        lambda: digest(load_examples(data.name, data_dir)),
+        dataset_digest(problems),
+        lambda: dataset_digest(load_examples(data.name, data_dir)),
         data.decoding(config.seed),
         data.batch,
         config.seed,
@@ -133,24 +135,26 @@ def _fill(config: StudyConfig, batch: Batch, engine: Engine, data_dir: Path | No
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "architecture": engine.base.architecture,
-        "versions": versions(),
+        "versions": package_versions(),
     }
     methods = parse_methods((job.method for job in batch.jobs), engine.adapters())
-    manifests = {each.name: each.manifest for each in needed(batch.jobs)}
+    manifests = {each.name: each.manifest for each in required_adapters(batch.jobs)}
     with open_run(batch.path, plan.settings(engine.base), described, provenance) as run:
-        progress = Progress(sum(not run.has(method.name, problem.id) for method in methods for problem in problems))
+        progress = ProgressBar(
+            sum(not run.has_result(method.name, problem.id) for method in methods for problem in problems)
+        )
         try:
-            run_methods(engine, plan, methods, run, progress.step)
+            generate_results(engine, plan, methods, run, progress.update)
         finally:
-            progress.end()
+            progress.close()
         for job in batch.jobs:
             if job.adapter:
-                run.describe(job.method, {TRAINING: facts(manifests[job.adapter])})
+                run.update_method(job.method, {TRAINING_KEY: training_facts(manifests[job.adapter])})
         run.save()
     return run
 
 
-def _lacking(path: Path, jobs: Sequence[Job]) -> tuple[Job, ...]:
+def _unfinished_jobs(path: Path, jobs: Sequence[StudyJob]) -> tuple[StudyJob, ...]:
     """The jobs that the file has not finished."""
     if not path.is_file() or not path.stat().st_size:
         return tuple(jobs)
@@ -158,5 +162,5 @@ def _lacking(path: Path, jobs: Sequence[Job]) -> tuple[Job, ...]:
     return tuple(job for job in jobs if not run.problems or len(run.results(job.method)) < len(run.problems))
 
 
-def _engine_key(job: Job) -> tuple[str, str]:
+def _engine_key(job: StudyJob) -> tuple[str, str]:
     return job.base, job.quantization

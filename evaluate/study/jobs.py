@@ -7,22 +7,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.store import user_root
-from evaluate.study.config import ALPHA, RANK, TITLES, Data, Model, Question, Sensitivity, StudyConfig
+from evaluate.study.config import (
+    DEFAULT_LORA_ALPHA,
+    DEFAULT_LORA_RANK,
+    METHOD_TITLES,
+    ResearchQuestion,
+    SensitivityGrid,
+    StudyConfig,
+    StudyDataset,
+    StudyModel,
+)
 from serve.backends.local.source import EMBEDDED, EMBEDDED_ID
 
 ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """One method on one data set. `technique` is '' without an adapter; `examples` is '', "icl-k" or "rag-k".
 
     `adapter` is also the name of the fully fine-tuned model, which answers as a base of its own. `pair` holds LoRA's
     rank and alpha where the job belongs to the sensitivity section.
     """
 
-    model: Model
-    data: Data
+    model: StudyModel
+    data: StudyDataset
     quantization: str
     technique: str = ""
     examples: str = ""
@@ -30,14 +39,14 @@ class Job:
     pair: tuple[int, int] | None = None
 
     @property
-    def is_full(self) -> bool:
+    def is_full_finetune(self) -> bool:
         """Whether the fine-tuned base itself answers."""
         return self.technique == "full"
 
     @property
     def method(self) -> str:
         """The method's name, as serve.method reads it."""
-        parts = [part for part in ("" if self.is_full else self.adapter, self.examples) if part]
+        parts = [part for part in ("" if self.is_full_finetune else self.adapter, self.examples) if part]
         return "+".join(parts) or ZERO_SHOT
 
     @property
@@ -55,20 +64,20 @@ class Job:
     def title(self) -> str:
         """As tables name it: LoRA + RAG (8)."""
         shown = f"{self.examples.partition('-')[0].upper()} ({self.k})" if self.examples else ""
-        tuned = TITLES[self.technique] if self.technique else ""
+        tuned = METHOD_TITLES[self.technique] if self.technique else ""
         if self.pair:
             tuned += f" r {self.pair[0]}, alpha {self.pair[1]}"
-        return " + ".join(part for part in (tuned, shown) if part) or TITLES[""]
+        return " + ".join(part for part in (tuned, shown) if part) or METHOD_TITLES[""]
 
     @property
     def base(self) -> str:
         """What --base takes: the model's own, or the folder of the fully fine-tuned one."""
-        return str(user_root() / self.adapter) if self.is_full else self.model.base
+        return str(user_root() / self.adapter) if self.is_full_finetune else self.model.base
 
     @property
     def base_id(self) -> str:
         """How a run names that base."""
-        if self.is_full:
+        if self.is_full_finetune:
             return self.adapter
         name, _, _ = self.model.base.partition("@")
         if name == EMBEDDED:
@@ -79,37 +88,39 @@ class Job:
         return path.resolve().name if path.is_dir() else name
 
 
-def jobs(config: StudyConfig, rq: str) -> list[Job]:
+def study_jobs(config: StudyConfig, rq: str) -> list[StudyJob]:
     """All jobs of a question, each once, in the order in which they run."""
     question = config.question(rq)
-    found: list[Job] = []
+    found: list[StudyJob] = []
     for model in map(config.model, question.models):
         for data in map(config.dataset, question.data):
-            found += _of(config, rq, question, model, data)
+            found += _question_jobs(config, rq, question, model, data)
     if rq == "rq2" and config.sensitivity:
-        found += _sensitivity(config, config.sensitivity)
+        found += _sensitivity_jobs(config, config.sensitivity)
     return list(dict.fromkeys(found))
 
 
-def limited(found: Sequence[Job], limit: int | None) -> list[Job]:
+def limit_problems(jobs: Sequence[StudyJob], limit: int | None) -> list[StudyJob]:
     """The same jobs over at most the first `limit` problems."""
     if limit is None:
-        return list(found)
-    return [replace(job, data=replace(job.data, problems=min(limit, job.data.problems or limit))) for job in found]
+        return list(jobs)
+    return [replace(job, data=replace(job.data, problems=min(limit, job.data.problems or limit))) for job in jobs]
 
 
-def run_path(folder: Path, job: Job) -> Path:
+def run_path(folder: Path, job: StudyJob) -> Path:
     """The file that a job's answers go to: one for each base, quantization, data set, number of problems, decoding."""
     data = job.data
-    base = job.adapter if job.is_full else job.model.slug
+    base = job.adapter if job.is_full_finetune else job.model.slug
     problems = "all" if data.problems is None else f"first{data.problems}"
     decoding = "greedy" if data.mode == "greedy" else f"{data.mode}{data.candidates}"
     return folder / f"{base}-{job.quantization}-{data.name}-{problems}-{decoding}.jsonl"
 
 
-def _of(config: StudyConfig, rq: str, question: Question, model: Model, data: Data) -> Iterator[Job]:
+def _question_jobs(
+    config: StudyConfig, rq: str, question: ResearchQuestion, model: StudyModel, data: StudyDataset
+) -> Iterator[StudyJob]:
     techniques = [name for name in question.techniques if name in model.techniques] if rq != "rq1" else []
-    plain = Job(model, data, model.quantization)
+    plain = StudyJob(model, data, model.quantization)
     yield plain
     if rq == "rq2":
         # So that every technique has the untuned base beside it, with the same weights.
@@ -126,9 +137,9 @@ def _of(config: StudyConfig, rq: str, question: Question, model: Model, data: Da
             yield from (replace(job, examples=each) for each in question.together)
 
 
-def _sensitivity(config: StudyConfig, section: Sensitivity) -> Iterator[Job]:
+def _sensitivity_jobs(config: StudyConfig, section: SensitivityGrid) -> Iterator[StudyJob]:
     model, data = config.model(section.model), config.dataset(section.data)
     for pair in section.pairs:
         name = config.adapter_name(section.technique, data.name, model, pair)
-        job = Job(model, data, config.techniques[section.technique], section.technique, adapter=name)
-        yield job if pair == (RANK, ALPHA) else replace(job, pair=pair)
+        job = StudyJob(model, data, config.techniques[section.technique], section.technique, adapter=name)
+        yield job if pair == (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA) else replace(job, pair=pair)

@@ -6,71 +6,90 @@ import string
 from collections.abc import Mapping
 from pathlib import Path
 
-from errors import PeftArenaError, unknown
-from evaluate.study.architectures import FAMILIES, KNOWN, Architecture
+from errors import PromptOrTuneError, unknown_name_error
+from evaluate.study.architectures import KNOWN_ARCHITECTURES, MODEL_FAMILIES, Architecture
 from evaluate.study.config import (
     QUANTIZATIONS,
-    RQS,
-    TECHNIQUES,
-    Data,
-    Hardware,
-    Model,
-    Question,
-    Sensitivity,
+    RESEARCH_QUESTIONS,
+    TECHNIQUE_QUANTIZATIONS,
+    HardwareSpec,
+    ResearchQuestion,
+    SensitivityGrid,
     StudyConfig,
-    Training,
+    StudyDataset,
+    StudyModel,
+    TrainingSpec,
 )
-from evaluate.study.jobs import jobs
-from evaluate.study.published import models as published_models
-from evaluate.study.sections import Section, read_yaml
+from evaluate.study.jobs import study_jobs
+from evaluate.study.published import published_models
+from evaluate.study.sections import ConfigSection, read_strict_yaml
 from serve.method import MAX_EXAMPLES
 from tasks.datasets import DATASETS
 
-CONFIGS = Path(__file__).parent / "configs"
-_TOP = {"models", "data", "techniques", "hardware", "training", "sensitivity", "seed", "embedder", "device", *RQS}
-_MODEL = {"base", "quantization", "techniques", "beside", "trust_remote_code", "architecture"}
-_DATA = {"problems", "mode", "candidates", "max_new_tokens", "batch", "temperature", "top_p", "icl", "rag"}
-_QUESTION = {"models", "data", "techniques", "together"}
-_RATES = ("memory_gb", "gigabytes_per_second", "teraflops", "step_milliseconds")
-_SIZES = ("hidden", "intermediate", "layers", "heads", "key_value_heads", "vocabulary")
+CONFIGS_DIR = Path(__file__).parent / "configs"
+_TOP_KEYS = {
+    "models",
+    "data",
+    "techniques",
+    "hardware",
+    "training",
+    "sensitivity",
+    "seed",
+    "embedder",
+    "device",
+    *RESEARCH_QUESTIONS,
+}
+_MODEL_KEYS = {"base", "quantization", "techniques", "beside", "trust_remote_code", "architecture"}
+_DATASET_KEYS = {"problems", "mode", "candidates", "max_new_tokens", "batch", "temperature", "top_p", "icl", "rag"}
+_QUESTION_KEYS = {"models", "data", "techniques", "together"}
+_HARDWARE_RATES = ("memory_gb", "gigabytes_per_second", "teraflops", "step_milliseconds")
+_ARCHITECTURE_SIZES = ("hidden", "intermediate", "layers", "heads", "key_value_heads", "vocabulary")
 
 
-def config_path(name: str) -> Path:
+def resolve_config_path(name: str) -> Path:
     """A file, or the one of that name among those that come along (`default`, `paper`)."""
     path = Path(name)
-    known = {each.stem: each for each in CONFIGS.glob("*.yaml")}
+    known = {each.stem: each for each in CONFIGS_DIR.glob("*.yaml")}
     if name in known and not path.exists():
         return known[name]
     if not path.is_file():
-        hint = "" if path.suffix else f" {unknown('study', name, known)}"
-        raise PeftArenaError(f"There is no file {name}: name a YAML file, or one of {', '.join(sorted(known))}.{hint}")
+        hint = "" if path.suffix else f" {unknown_name_error('study', name, known)}"
+        raise PromptOrTuneError(
+            f"There is no file {name}: name a YAML file, or one of {', '.join(sorted(known))}.{hint}"
+        )
     return path
 
 
-def read_config(path: Path) -> StudyConfig:
-    """The study in a YAML file; PeftArenaError in one sentence for anything that is not as it must be."""
-    top = Section(read_yaml(path), path.name, _TOP)
-    techniques = _techniques(top.section("techniques", TECHNIQUES))
-    models = tuple(_model(top.section("models"), name, tuple(techniques)) for name in top.section("models").names())
+def read_study_config(path: Path) -> StudyConfig:
+    """The study in a YAML file; PromptOrTuneError in one sentence for anything that is not as it must be."""
+    top = ConfigSection(read_strict_yaml(path), path.name, _TOP_KEYS)
+    techniques = _read_techniques(top.get_section("techniques", TECHNIQUE_QUANTIZATIONS))
+    models = tuple(
+        _read_model(top.get_section("models"), name, tuple(techniques)) for name in top.get_section("models").key_names()
+    )
     if not models:
-        raise PeftArenaError(f"{path.name}: models is missing: name at least one.")
-    data = tuple(_data(top.section("data", DATASETS), name) for name in top.section("data").names())
+        raise PromptOrTuneError(f"{path.name}: models is missing: name at least one.")
+    data = tuple(_read_dataset(top.get_section("data", DATASETS), name) for name in top.get_section("data").key_names())
     if not data:
-        raise PeftArenaError(f"{path.name}: data is missing: name at least one of {', '.join(DATASETS)}.")
+        raise PromptOrTuneError(f"{path.name}: data is missing: name at least one of {', '.join(DATASETS)}.")
     names, sets = [model.name for model in models], [each.name for each in data]
-    questions = {rq: _question(top.section(rq, _QUESTION), names, sets, techniques) for rq in RQS if rq in top}
+    questions = {
+        rq: _read_question(top.get_section(rq, _QUESTION_KEYS), names, sets, techniques)
+        for rq in RESEARCH_QUESTIONS
+        if rq in top
+    }
     config = StudyConfig(
         name=path.name,
         models=models,
         data=data,
         techniques=techniques,
         questions=questions,
-        hardware=_hardware(top.section("hardware", {"name", *_RATES})),
-        training=_training(top.section("training", {"preset", "name", "known", "epochs"}), sets),
-        sensitivity=_sensitivity(top, names, sets) if "sensitivity" in top else None,
-        seed=top.whole("seed", 42, least=0),
-        embedder=top.text("embedder", "embedded"),
-        device=top.text("device", "auto", ("auto", "cpu", "cuda")),
+        hardware=_read_hardware(top.get_section("hardware", {"name", *_HARDWARE_RATES})),
+        training=_read_training(top.get_section("training", {"preset", "name", "known", "epochs"}), sets),
+        sensitivity=_read_sensitivity(top, names, sets) if "sensitivity" in top else None,
+        seed=top.get_int("seed", 42, minimum=0),
+        embedder=top.get_str("embedder", "embedded"),
+        device=top.get_str("device", "auto", ("auto", "cpu", "cuda")),
     )
     _check_names(config)
     for each in data:
@@ -78,109 +97,117 @@ def read_config(path: Path) -> StudyConfig:
     return config
 
 
-def _techniques(section: Section) -> dict[str, str]:
+def _read_techniques(section: ConfigSection) -> dict[str, str]:
     found = {}
-    for name in section.names():
-        quantization = section.text(name, choices=QUANTIZATIONS)
-        if quantization not in TECHNIQUES[name]:
-            allowed = " or ".join(TECHNIQUES[name])
-            raise section.fault(name, f"trains on a base with quantization {allowed}, not {quantization}")
+    for name in section.key_names():
+        quantization = section.get_str(name, choices=QUANTIZATIONS)
+        if quantization not in TECHNIQUE_QUANTIZATIONS[name]:
+            allowed = " or ".join(TECHNIQUE_QUANTIZATIONS[name])
+            raise section.error(name, f"trains on a base with quantization {allowed}, not {quantization}")
         found[name] = quantization
     return found
 
 
-def _model(parent: Section, name: str, techniques: tuple[str, ...]) -> Model:
-    section = parent.section(name, _MODEL)
-    base, own_code = section.text("base"), section.truth("trust_remote_code", default=False)
+def _read_model(parent: ConfigSection, name: str, techniques: tuple[str, ...]) -> StudyModel:
+    section = parent.get_section(name, _MODEL_KEYS)
+    base, own_code = section.get_str("base"), section.get_bool("trust_remote_code", default=False)
     theirs = published_models()
-    return Model(
+    return StudyModel(
         name=name,
         base=base,
-        quantization=section.text("quantization", "nf4", QUANTIZATIONS),
-        techniques=section.words("techniques", techniques, techniques),
-        beside=section.text("beside", name if name in theirs else "-", ["-", *theirs]).strip("-"),
+        quantization=section.get_str("quantization", "nf4", QUANTIZATIONS),
+        techniques=section.get_choices("techniques", techniques, techniques),
+        beside=section.get_str("beside", name if name in theirs else "-", ["-", *theirs]).strip("-"),
         trust_remote_code=own_code,
-        architecture=_architecture(section) if "architecture" in section else KNOWN.get(name),
+        architecture=_read_architecture(section) if "architecture" in section else KNOWN_ARCHITECTURES.get(name),
     )
 
 
-def _architecture(parent: Section) -> Architecture:
-    section = parent.section("architecture", {"family", *_SIZES, "head_dim", "encoder_layers", "tied"})
-    family = section.text("family", choices=FAMILIES)
-    sizes = {name: section.whole(name) for name in _SIZES}
+def _read_architecture(parent: ConfigSection) -> Architecture:
+    section = parent.get_section("architecture", {"family", *_ARCHITECTURE_SIZES, "head_dim", "encoder_layers", "tied"})
+    family = section.get_str("family", choices=MODEL_FAMILIES)
+    sizes = {name: section.get_int(name) for name in _ARCHITECTURE_SIZES}
     return Architecture(
-        family=next(each for each in FAMILIES if each == family),
+        family=next(each for each in MODEL_FAMILIES if each == family),
         **sizes,
-        head_dim=section.whole("head_dim", 0, least=0),
-        encoder_layers=section.whole("encoder_layers", 0, least=0),
-        tied=section.truth("tied", default=False),
+        head_dim=section.get_int("head_dim", 0, minimum=0),
+        encoder_layers=section.get_int("encoder_layers", 0, minimum=0),
+        tied=section.get_bool("tied", default=False),
     )
 
 
-def _data(parent: Section, name: str) -> Data:
-    section = parent.section(name, _DATA)
-    mode = section.text("mode", "beam", ("beam", "sample", "greedy"))
-    candidates = section.whole("candidates", {"beam": 10, "sample": 5, "greedy": 1}[mode])
+def _read_dataset(parent: ConfigSection, name: str) -> StudyDataset:
+    section = parent.get_section(name, _DATASET_KEYS)
+    mode = section.get_str("mode", "beam", ("beam", "sample", "greedy"))
+    candidates = section.get_int("candidates", {"beam": 10, "sample": 5, "greedy": 1}[mode])
     if mode == "greedy" and candidates > 1:
-        raise section.fault("candidates", "must be 1 where mode is greedy: choose beam or sample for more")
-    return Data(
+        raise section.error("candidates", "must be 1 where mode is greedy: choose beam or sample for more")
+    return StudyDataset(
         name=name,
-        problems=section.whole_or_all("problems"),
+        problems=section.get_int_or_all("problems"),
         mode=mode,
         candidates=candidates,
-        max_new_tokens=section.whole("max_new_tokens", 64),
-        batch=section.whole("batch", 16),
-        temperature=section.number("temperature", 0.6),
-        top_p=section.number("top_p", 0.95),
-        icl=section.wholes("icl", MAX_EXAMPLES),
-        rag=section.wholes("rag", MAX_EXAMPLES),
+        max_new_tokens=section.get_int("max_new_tokens", 64),
+        batch=section.get_int("batch", 16),
+        temperature=section.get_positive_float("temperature", 0.6),
+        top_p=section.get_positive_float("top_p", 0.95),
+        icl=section.get_ints("icl", MAX_EXAMPLES),
+        rag=section.get_ints("rag", MAX_EXAMPLES),
     )
 
 
-def _question(section: Section, models: list[str], data: list[str], techniques: Mapping[str, str]) -> Question:
-    together = section.words("together")
+def _read_question(
+    section: ConfigSection, models: list[str], data: list[str], techniques: Mapping[str, str]
+) -> ResearchQuestion:
+    together = section.get_choices("together")
     for each in together:
         kind, _, number = each.partition("-")
         if kind not in ("icl", "rag") or not number.isdigit() or not 1 <= int(number) <= MAX_EXAMPLES:
-            raise section.fault("together", f"takes icl-1 to icl-{MAX_EXAMPLES} and rag-1 to rag-{MAX_EXAMPLES}")
-    return Question(
-        models=section.words("models", models, models),
-        data=section.words("data", data, data),
-        techniques=section.words("techniques", techniques, techniques),
+            raise section.error("together", f"takes icl-1 to icl-{MAX_EXAMPLES} and rag-1 to rag-{MAX_EXAMPLES}")
+    return ResearchQuestion(
+        models=section.get_choices("models", models, models),
+        data=section.get_choices("data", data, data),
+        techniques=section.get_choices("techniques", techniques, techniques),
         together=together,
     )
 
 
-def _hardware(section: Section) -> Hardware:
-    return Hardware(section.text("name", "this machine"), *(section.number(name) for name in _RATES))
+def _read_hardware(section: ConfigSection) -> HardwareSpec:
+    return HardwareSpec(
+        section.get_str("name", "this machine"), *(section.get_positive_float(name) for name in _HARDWARE_RATES)
+    )
 
 
-def _training(section: Section, data: list[str]) -> Training:
-    pattern = section.text("name", "{technique}-{data}")
+def _read_training(section: ConfigSection, data: list[str]) -> TrainingSpec:
+    pattern = section.get_str("name", "{technique}-{data}")
     try:
         fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
     except ValueError as fault:
-        raise section.fault("name", f"cannot be {pattern!r} ({fault})") from fault
+        raise section.error("name", f"cannot be {pattern!r} ({fault})") from fault
     if not {"technique", "data"} <= fields <= {"technique", "data", "model"}:
-        raise section.fault("name", f"must hold {{technique}} and {{data}}, and may hold {{model}}: it is {pattern!r}")
+        raise section.error("name", f"must hold {{technique}} and {{data}}, and may hold {{model}}: it is {pattern!r}")
     known = {}
-    for entry in section.entries("known"):
-        entry.allow({"technique", "data", "name"})
-        known[entry.text("technique", choices=TECHNIQUES), entry.text("data", choices=data)] = entry.text("name")
-    epochs = section.number("epochs") if "epochs" in section else None
-    return Training(section.text("preset", "default", ("default", "paper")), pattern, known, epochs)
+    for entry in section.get_sections("known"):
+        entry.check_keys({"technique", "data", "name"})
+        known[entry.get_str("technique", choices=TECHNIQUE_QUANTIZATIONS), entry.get_str("data", choices=data)] = (
+            entry.get_str("name")
+        )
+    epochs = section.get_positive_float("epochs") if "epochs" in section else None
+    return TrainingSpec(section.get_str("preset", "default", ("default", "paper")), pattern, known, epochs)
 
 
-def _sensitivity(top: Section, models: list[str], data: list[str]) -> Sensitivity:
-    section = top.section("sensitivity", {"model", "data", "technique", "pairs"})
-    pairs = section.pairs("pairs")
+def _read_sensitivity(top: ConfigSection, models: list[str], data: list[str]) -> SensitivityGrid:
+    section = top.get_section("sensitivity", {"model", "data", "technique", "pairs"})
+    pairs = section.get_int_pairs("pairs")
     if not pairs:
-        raise section.fault("pairs", "is missing: write pairs of rank and alpha, such as [[8, 16], [16, 32]]")
+        raise section.error("pairs", "is missing: write pairs of rank and alpha, such as [[8, 16], [16, 32]]")
     lora = ("lora", "qlora-8bit", "qlora-4bit")
-    technique = section.text("technique", "lora", lora)
-    if technique not in top.section("techniques"):
-        raise section.fault("technique", f"is {technique}, which the section techniques does not have")
-    return Sensitivity(section.text("model", choices=models), section.text("data", choices=data), technique, pairs)
+    technique = section.get_str("technique", "lora", lora)
+    if technique not in top.get_section("techniques"):
+        raise section.error("technique", f"is {technique}, which the section techniques does not have")
+    return SensitivityGrid(
+        section.get_str("model", choices=models), section.get_str("data", choices=data), technique, pairs
+    )
 
 
 def _check_names(config: StudyConfig) -> None:
@@ -188,22 +215,24 @@ def _check_names(config: StudyConfig) -> None:
     slugs: dict[str, str] = {}
     for model in config.models:
         if model.slug in slugs:
-            raise PeftArenaError(f"{config.name}: the models {slugs[model.slug]} and {model.name} would share files.")
+            raise PromptOrTuneError(
+                f"{config.name}: the models {slugs[model.slug]} and {model.name} would share files."
+            )
         slugs[model.slug] = model.name
     users: dict[str, str] = {}
     # Whoever writes a name under `known` may mean one adapter for two data sets.
     meant = {"", *config.training.known.values()}
-    for job in (job for rq in config.questions for job in jobs(config, rq) if job.adapter not in meant):
+    for job in (job for rq in config.questions for job in study_jobs(config, rq) if job.adapter not in meant):
         user = f"{job.title.partition(' + ')[0]} on {job.model.name}, {job.data.name}"
         if users.setdefault(job.adapter, user) != user:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 f"{config.name}: training: name gives '{job.adapter}' to {users[job.adapter]} and to {user}: put "
                 "{model} into it."
             )
 
 
-def _check_decoding(data: Data, seed: int, file: str) -> None:
+def _check_decoding(data: StudyDataset, seed: int, file: str) -> None:
     try:
         data.decoding(seed)
-    except PeftArenaError as fault:
-        raise PeftArenaError(f"{file}: data: {data.name}: {fault}") from fault
+    except PromptOrTuneError as fault:
+        raise PromptOrTuneError(f"{file}: data: {data.name}: {fault}") from fault

@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from evaluate.files import write_atomically
-from evaluate.study.cells import Cell, Found
-from evaluate.study.claims import checked
+from evaluate.files import atomic_write
+from evaluate.study.cells import CollectedRuns, FinishedJob
+from evaluate.study.claims import check_claims
 from evaluate.study.config import StudyConfig
-from evaluate.study.figures import figures
-from evaluate.study.findings import Finding, findings
-from evaluate.study.tables import tables
+from evaluate.study.figures import build_figures
+from evaluate.study.findings import Finding, compute_findings
+from evaluate.study.tables import build_tables
 
-QUESTIONS = {
+QUESTION_TEXTS = {
     "rq1": "How well do models answer zero-shot and with random examples (ICL)?",
     "rq2": "How well do they answer after fine-tuning, and what does quantization cost?",
     "rq3": "How does LoRA compare with ICL and RAG, and with both together?",
     "rq4": "Does LoRA make more programs pass their tests?",
 }
-ENOUGH = 30  # problems, for a percentile bootstrap to be near its level
-_HOW = (
+MIN_PROBLEMS = 30  # problems, for a percentile bootstrap to be near its level
+_METHOD_NOTE = (
     "Differences are paired over the same problems. One is called a difference where p is below 0.05 after Holm's "
     "correction over all pairs of this page. The best number of examples is chosen on the test problems, as the study "
     "does, which flatters ICL and RAG. The CSV of findings has every pair."
 )
-_FIGURES = {
+_FIGURE_CAPTIONS = {
     "figure1": "Figure 1: peak memory of training",
     "figure3": "Figure 3: EM over the number of random examples",
     "figure4": "Figure 4: CodeBLEU and EM of models tuned with LoRA",
@@ -37,56 +37,57 @@ _FIGURES = {
 }
 
 
-def write_report(config: StudyConfig, rq: str, found: Found, folder: Path, command: str) -> list[Path]:
+def write_report(config: StudyConfig, rq: str, collected: CollectedRuns, folder: Path, command: str) -> list[Path]:
     """Writes rqN.md, a CSV for each table and findings, and a PNG for each figure; the paths, the page first."""
-    made = tables(config, rq, found)
-    drawn = figures(config, rq, found)
-    seen = findings(config, rq, found)
-    files: dict[str, str | bytes] = {f"{table.name}.csv": table.csv() for table in made}
+    made = build_tables(config, rq, collected)
+    drawn = build_figures(config, rq, collected)
+    seen = compute_findings(config, rq, collected)
+    files: dict[str, str | bytes] = {f"{table.name}.csv": table.to_csv() for table in made}
     files[f"{rq}-findings.csv"] = _findings_csv(seen)
     files |= drawn
     parts = [
-        f"# {rq.upper()}: {QUESTIONS[rq]}",
-        _provenance(config, found),
+        f"# {rq.upper()}: {QUESTION_TEXTS[rq]}",
+        _provenance(config, collected),
         "## Findings",
-        _bullets(_told(seen)) or "Nothing can be compared yet.",
-        _HOW,
+        _bullets(_findings_text(seen)) or "Nothing can be compared yet.",
+        _METHOD_NOTE,
     ]
-    claims = checked(rq, found, seen)
+    claims = check_claims(rq, collected, seen)
     if claims:
         parts += ["## What the study claims, and what is seen here", _bullets(claims)]
-    parts += [table.markdown() for table in made]
+    parts += [table.to_markdown() for table in made]
     parts += [f"## {_caption(name)}\n\n![{_caption(name)}]({name})" for name in drawn]
     parts.append(f"Made by:\n\n```sh\n{command}\n```")
     page = folder / f"{rq}.md"
-    write_atomically(page, "\n\n".join(parts) + "\n")
+    atomic_write(page, "\n\n".join(parts) + "\n")
     for name, content in files.items():
-        write_atomically(folder / name, content)
+        atomic_write(folder / name, content)
     return [page, *(folder / name for name in files)]
 
 
-def _told(seen: Sequence[Finding]) -> list[str]:
+def _findings_text(findings: Sequence[Finding]) -> list[str]:
     """The differences that are shown; of the rest those in the first metric, and how many more there are."""
-    shown = [each for each in seen if each.is_shown]
-    rest = [each for each in seen if not each.is_shown]
+    shown = [each for each in findings if each.is_significant]
+    rest = [each for each in findings if not each.is_significant]
     first = [each for each in rest if each.metric in ("em@1", "tests")]
-    lines = [each.sentence() for each in [*shown, *first]]
-    few = min((each.n for each in seen), default=ENOUGH)
-    if few < ENOUGH:
+    lines = [each.describe() for each in [*shown, *first]]
+    few = min((each.n for each in findings), default=MIN_PROBLEMS)
+    if few < MIN_PROBLEMS:
         lines.insert(
-            0, f"With {few} problems intervals are too narrow and hardly anything can be shown: take {ENOUGH} or more."
+            0,
+            f"With {few} problems intervals are too narrow and hardly anything can be shown: take {MIN_PROBLEMS} or more.",
         )
     if len(rest) > len(first):
         lines.append(f"Nor is a difference shown in {len(rest) - len(first)} more comparisons, in other metrics.")
     return lines
 
 
-def _provenance(config: StudyConfig, found: Found) -> str:
-    cells = list(found.cells.values())
+def _provenance(config: StudyConfig, collected: CollectedRuns) -> str:
+    cells = list(collected.finished.values())
     settings = [cell.run.settings for cell in cells]
     bases = dict.fromkeys(f"{each['base_id']} at {each['base_revision']}, {each['device']}" for each in settings)
     data = dict.fromkeys(f"{each['data']} {each['split']}, n = {each['n']}, {each['data_digest']}" for each in settings)
-    decodings = dict.fromkeys(_decoding(cell) for cell in cells)
+    decodings = dict.fromkeys(_decoding_text(cell) for cell in cells)
     styles: dict[str, list[str]] = {}
     for cell in cells:
         known = cell.run.methods.get(cell.job.method, {})
@@ -97,7 +98,7 @@ def _provenance(config: StudyConfig, found: Found) -> str:
         str(cell.run.scored_with["tests"]["layer"]) for cell in cells if "tests" in cell.run.scored_with
     )
     versions = dict(cells[0].run.provenance.get("versions", {}))
-    unfinished = [f"{job.method} ({done} of {n})" for job, (done, n) in found.unfinished.items()]
+    unfinished = [f"{job.method} ({done} of {n})" for job, (done, n) in collected.unfinished.items()]
     facts = [
         *(f"Base: {each}" for each in bases),
         *(f"Data: {each}" for each in data),
@@ -111,18 +112,18 @@ def _provenance(config: StudyConfig, found: Found) -> str:
     return _bullets(facts)
 
 
-def _decoding(cell: Cell) -> str:
-    values = cell.run.settings["decoding"]
+def _decoding_text(job: FinishedJob) -> str:
+    values = job.run.settings["decoding"]
     sampled = (
         f", temperature {values['temperature']:g}, top-p {values['top_p']:g}" if values["mode"] == "sample" else ""
     )
     return (
-        f"{cell.job.data.name}: {values['mode']}, {values['candidates']} candidates{sampled}, at most "
-        f"{values['max_new_tokens']} new tokens; batch {cell.run.settings['batch']}"
+        f"{job.job.data.name}: {values['mode']}, {values['candidates']} candidates{sampled}, at most "
+        f"{values['max_new_tokens']} new tokens; batch {job.run.settings['batch']}"
     )
 
 
-def _findings_csv(seen: Sequence[Finding]) -> str:
+def _findings_csv(findings: Sequence[Finding]) -> str:
     import csv
     import io
 
@@ -130,18 +131,18 @@ def _findings_csv(seen: Sequence[Finding]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     head = ["model", "data", "part", "a", "b", "metric", "points", "low", "high", "n", "test", "p", "p holm", "tests"]
     writer.writerow(head)
-    for each in seen:
+    for each in findings:
         job, found = each.a.job, each.difference
         numbers = [f"{100 * value:.4f}" for value in (found.value, found.low, found.high)]
-        ps = [f"{each.p:.6g}", f"{each.corrected:.6g}", str(each.tests)]
-        names = [job.model.name, job.data.name, each.part, job.title, each.b.job.title, each.metric]
+        ps = [f"{each.p:.6g}", f"{each.corrected_p:.6g}", str(each.num_tests)]
+        names = [job.model.name, job.data.name, each.difficulty, job.title, each.b.job.title, each.metric]
         writer.writerow([*names, *numbers, str(each.n), each.test, *ps])
     return out.getvalue()
 
 
 def _caption(name: str) -> str:
     key = name.removesuffix(".png").partition("-")[2]
-    return _FIGURES.get(key, key.replace("tests-", "Tests passed on "))
+    return _FIGURE_CAPTIONS.get(key, key.replace("tests-", "Tests passed on "))
 
 
 def _bullets(lines: Iterable[str]) -> str:

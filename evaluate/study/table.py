@@ -8,42 +8,42 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from evaluate.grid import grid, percent
+from evaluate.grid import format_percent, text_table
 from evaluate.stats import Interval
 
-Value = str | float | Interval | None
+CellValue = str | float | Interval | None
 # Shares are kept in [0, 1] and shown in percent; numbers are shown with so many digits.
-Kind = Literal["text", "share", "whole", "tenths", "hundredths"]
-_DIGITS = {"whole": 0, "tenths": 1, "hundredths": 2}
+ColumnKind = Literal["text", "share", "whole", "tenths", "hundredths"]
+_DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2}
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column's title and what stands in it."""
 
     title: str
-    kind: Kind = "text"
+    kind: ColumnKind = "text"
 
 
 @dataclass(frozen=True)
-class Table:
+class StudyTable:
     """`name` is the CSV file's, `title` the heading; `note` says what a reader must know."""
 
     name: str
     title: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Value]]
+    columns: Sequence[TableColumn]
+    rows: Sequence[Sequence[CellValue]]
     note: str = ""
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """The heading, the grid without columns that are empty throughout, and the note."""
         kept = [at for at in range(len(self.columns)) if any(row[at] is not None for row in self.rows)]
         header = [self.columns[at].title for at in kept]
-        lines = [[shown(row[at], self.columns[at].kind) for at in kept] for row in self.rows]
-        parts = [f"## {self.title}", grid(header, lines, markdown=True), self.note]
+        lines = [[format_cell(row[at], self.columns[at].kind) for at in kept] for row in self.rows]
+        parts = [f"## {self.title}", text_table(header, lines, markdown=True), self.note]
         return "\n\n".join(part for part in parts if part)
 
-    def csv(self) -> str:
+    def to_csv(self) -> str:
         """One line a row; an interval is three columns. Scores are in percent, as in the study's own files."""
         wide = [any(isinstance(row[at], Interval) for row in self.rows) for at in range(len(self.columns))]
         out = io.StringIO()
@@ -55,26 +55,26 @@ class Table:
         for row in self.rows:
             line: list[str] = []
             for value, column, is_wide in zip(row, self.columns, wide, strict=True):
-                line += _plain(value, column.kind, is_wide)
+                line += _csv_cells(value, column.kind, is_wide)
             writer.writerow(line)
         return out.getvalue()
 
 
-def shown(value: Value, kind: Kind) -> str:
+def format_cell(value: CellValue, kind: ColumnKind) -> str:
     """As a person reads it; "-" where there is nothing."""
     if value is None or value == "":
         return "-"
     if isinstance(value, Interval):
-        return percent(value)
+        return format_percent(value)
     if isinstance(value, str):
         return value
-    return f"{100 * value:.2f}" if kind == "share" else f"{value:,.{_DIGITS.get(kind, 2)}f}"
+    return f"{100 * value:.2f}" if kind == "share" else f"{value:,.{_DECIMALS.get(kind, 2)}f}"
 
 
-def _plain(value: Value, kind: Kind, wide: bool) -> list[str]:
+def _csv_cells(value: CellValue, kind: ColumnKind, with_interval: bool) -> list[str]:
     if isinstance(value, Interval):
         return [f"{100 * each:.4f}" for each in (value.value, value.low, value.high)]
     text = (
         "" if value is None else value if isinstance(value, str) else f"{100 * value if kind == 'share' else value:.6g}"
     )
-    return [text, "", ""] if wide else [text]
+    return [text, "", ""] if with_interval else [text]

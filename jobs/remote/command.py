@@ -7,35 +7,38 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jobs.job import Serving
-from jobs.remote.hardware import DEFAULT_FLAVOR, MOST_HOURS
+from jobs.job import ServingOptions
+from jobs.remote.hardware import DEFAULT_HARDWARE, MAX_HOURS
 from train.settings import make_config
 
-IMAGE = "python:3.11"
-REPOSITORY = "peft-arena-jobs"
+DOCKER_IMAGE = "python:3.11"
+JOBS_DATASET_NAME = "peft-arena-jobs"
 # What of the program a training needs; `*` stands for slashes too.
-PROGRAM = ("errors.py", "adapters/*.py", "serve/*.py", "tasks/*", "train/*", "requirements*.txt")
-_LEFT_OUT = "*.pyc"
-_FIRST = ("adapter_name", "dataset_name", "technique", "preset")
-_MOUNTED = "/peft-arena"
+PROGRAM_PATTERNS = ("errors.py", "adapters/*.py", "serve/*.py", "tasks/*", "train/*", "requirements*.txt")
+_EXCLUDED_PATTERN = "*.pyc"
+_FIRST_SETTINGS = ("adapter_name", "dataset_name", "technique", "preset")
+_MOUNT_PATH = "/peft-arena"
 
 
-def commands(
-    config: Mapping[str, Any], serving: Serving, upload_name: str = "", flavor: str = DEFAULT_FLAVOR
+def manual_commands(
+    config: Mapping[str, Any], serving: ServingOptions, upload_name: str = "", flavor: str = DEFAULT_HARDWARE
 ) -> list[tuple[str, str]]:
     """What to run and its words: [(label, command for a POSIX shell)].
 
     `config` has TrainConfig's fields by name; `upload_name` is what the person calls the file, which must lie where
-    the command is run. No folder of this machine is named. Raises PeftArenaError for settings that cannot train.
+    the command is run. No folder of this machine is named. Raises PromptOrTuneError for settings that cannot train.
     """
     settings = train_arguments(config, serving, upload_name)
     return [
-        ("On a machine of your own, in the folder of Peft Arena", _lines(["python", "-m", "train"], settings)),
-        ("On Hugging Face Jobs, from the same folder", _on_jobs(settings, upload_name, flavor or DEFAULT_FLAVOR)),
+        ("On a machine of your own, in the folder of Peft Arena", _format_command(["python", "-m", "train"], settings)),
+        (
+            "On Hugging Face Jobs, from the same folder",
+            _hf_jobs_command(settings, upload_name, flavor or DEFAULT_HARDWARE),
+        ),
     ]
 
 
-def settled(config: Mapping[str, Any], serving: Serving) -> dict[str, Any]:
+def resolve_remote_settings(config: Mapping[str, Any], serving: ServingOptions) -> dict[str, Any]:
     """The settings, with the base that the app serves where they name none."""
     served: dict[str, Any] = {"trust_remote_code": serving.trust_remote_code}
     # Where another engine answers there is no base here.
@@ -43,11 +46,11 @@ def settled(config: Mapping[str, Any], serving: Serving) -> dict[str, Any]:
     return {**served, **config}
 
 
-def train_arguments(config: Mapping[str, Any], serving: Serving, upload_name: str = "") -> list[list[str]]:
+def train_arguments(config: Mapping[str, Any], serving: ServingOptions, upload_name: str = "") -> list[list[str]]:
     """The flags of `python -m train` for what differs from its defaults, one list a setting."""
-    wanted = make_config(settled(config, serving))
-    first = {name: getattr(wanted, name) for name in _FIRST}
-    plain, public = make_config(first), wanted.public()
+    wanted = make_config(resolve_remote_settings(config, serving))
+    first = {name: getattr(wanted, name) for name in _FIRST_SETTINGS}
+    plain, public = make_config(first), wanted.to_public_dict()
     if upload_name:
         public["dataset_name"] = upload_name
     found = []
@@ -57,11 +60,11 @@ def train_arguments(config: Mapping[str, Any], serving: Serving, upload_name: st
         # A setting's default stands for itself, and None cannot be said on a command line.
         named_by_default = name in ("technique", "preset") and public.get(name) != field.default
         if name in public and public[name] is not None and (differs or named_by_default):
-            found.append(_flag(name, public[name]))
+            found.append(_format_flag(name, public[name]))
     return found
 
 
-def _flag(name: str, value: Any) -> list[str]:
+def _format_flag(name: str, value: Any) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if isinstance(value, bool):
         return [flag if value else "--no-" + flag.removeprefix("--")]
@@ -72,38 +75,48 @@ def _flag(name: str, value: Any) -> list[str]:
     return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
-def _on_jobs(settings: Sequence[Sequence[str]], upload_name: str, flavor: str) -> str:
+def _hf_jobs_command(settings: Sequence[Sequence[str]], upload_name: str, flavor: str) -> str:
     """Uploads program and file into a private data set, and runs the training on what was uploaded."""
-    sent = [*PROGRAM, *([_pattern(upload_name)] if upload_name else [])]
-    upload = _lines(
+    sent = [*PROGRAM_PATTERNS, *([_glob_escape(upload_name)] if upload_name else [])]
+    upload = _format_command(
         ["hf", "upload"],
-        [["--repo-type", "dataset"], ["--private"], *(["--include", each] for each in sent), ["--exclude", _LEFT_OUT]],
-        raw=[f'"$me/{REPOSITORY}" . .'],
+        [
+            ["--repo-type", "dataset"],
+            ["--private"],
+            *(["--include", each] for each in sent),
+            ["--exclude", _EXCLUDED_PATTERN],
+        ],
+        raw=[f'"$me/{JOBS_DATASET_NAME}" . .'],
     )
     train = " ".join(shlex.join(each) for each in settings)
     adapter = shlex.quote(settings[0][1])
     script = (
-        f"cp -r {_MOUNTED} /tmp/run && cd /tmp/run && "
+        f"cp -r {_MOUNT_PATH} /tmp/run && cd /tmp/run && "
         "pip install -q -r requirements.txt && pip install -q --no-deps -r requirements-embedded.txt && "
         f'python -m train {train} --push-to-hub --hub-private-repo --hub-model-id "$HF_USER"/{adapter}'
     )
-    run = _lines(
+    run = _format_command(
         ["hf", "jobs", "run"],
-        [["--flavor", flavor], ["--timeout", f"{MOST_HOURS}h"], ["--secrets", "HF_TOKEN"]],
-        raw=['-e HF_USER="$me"', f'-v "hf://datasets/$me/{REPOSITORY}:{_MOUNTED}"'],
-        last=[IMAGE, "bash", "-c", script],
+        [["--flavor", flavor], ["--timeout", f"{MAX_HOURS}h"], ["--secrets", "HF_TOKEN"]],
+        raw=['-e HF_USER="$me"', f'-v "hf://datasets/$me/{JOBS_DATASET_NAME}:{_MOUNT_PATH}"'],
+        trailing=[DOCKER_IMAGE, "bash", "-c", script],
     )
     return f'me="$(hf auth whoami -q)" &&\n{upload} &&\n{run}'
 
 
-def _pattern(name: str) -> str:
+def _glob_escape(name: str) -> str:
     """The glob pattern that means this very file."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-def _lines(
-    words: Sequence[str], settings: Sequence[Sequence[str]], raw: Sequence[str] = (), last: Sequence[str] = ()
+def _format_command(
+    command: Sequence[str], settings: Sequence[Sequence[str]], raw: Sequence[str] = (), trailing: Sequence[str] = ()
 ) -> str:
     """A command with a setting a line; `raw` is written as it stands, all else is quoted."""
-    parts = [shlex.join(words), *raw, *(shlex.join(each) for each in settings), *([shlex.join(last)] if last else [])]
+    parts = [
+        shlex.join(command),
+        *raw,
+        *(shlex.join(each) for each in settings),
+        *([shlex.join(trailing)] if trailing else []),
+    ]
     return " \\\n  ".join(parts)

@@ -10,33 +10,33 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from jobs.remote.curve import Curve
-from jobs.remote.faults import is_unreachable, jobs_errors
-from jobs.remote.record import Record
-from serve.home import Report
+from jobs.remote.curve import LossCurveFile
+from jobs.remote.faults import hf_jobs_errors, is_hub_unreachable
+from jobs.remote.record import RemoteJobState
+from serve.home import ProgressFn
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-_OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-_LOG = "remote.log"
+_ENDED_STAGES = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+_LOG_NAME = "remote.log"
 _LAST_LINES = 50
 
 
 @dataclass(frozen=True)
-class Pace:
+class PollIntervals:
     """Seconds. `look`: between two questions how the job stands; `again`: before a log that broke is asked for again;
     `patience`: for how long the Hub may be out of reach.
     """
 
-    look: float = 10.0
-    again: float = 15.0
-    patience: float = 1800.0
-    wait: float = 0.3
+    status_seconds: float = 10.0
+    log_retry_seconds: float = 15.0
+    unreachable_timeout: float = 1800.0
+    log_wait_seconds: float = 0.3
 
 
 @dataclass(frozen=True)
-class End:
+class JobEnd:
     """How the job ended: the Hub's stage and message, and its last lines."""
 
     stage: str
@@ -44,11 +44,11 @@ class End:
     lines: tuple[str, ...]
 
 
-class Told:
+class LogEvent:
     """The lines of one attempt, kept on disk: a log is told from its beginning each time that it is asked for."""
 
-    def __init__(self, folder: Path, curve: Curve, report: Report) -> None:
-        self._path = folder / _LOG
+    def __init__(self, folder: Path, curve: LossCurveFile, report: ProgressFn) -> None:
+        self._path = folder / _LOG_NAME
         self._curve = curve
         self._report = report
         self.lines: list[str] = []
@@ -58,84 +58,91 @@ class Told:
             self.lines = whole.split("\n") if whole else []
             self._path.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
         for line in self.lines:
-            curve.take(line)
+            curve.add_line(line)
 
-    def take(self, place: int, line: str) -> None:
+    def add_line(self, index: int, line: str) -> None:
         """Line number `place` of the log; those that were told before are left out."""
-        if place < len(self.lines):
+        if index < len(self.lines):
             return
         text = " ".join(line.splitlines()).rstrip()
         self.lines.append(text)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(f"{text}\n")
-        self._curve.take(text)
+        self._curve.add_line(text)
         if text.strip():
             self._report(text)
 
     @staticmethod
-    def forget(folder: Path) -> None:
+    def remove_log(folder: Path) -> None:
         """A new attempt tells its own lines."""
-        (folder / _LOG).unlink(missing_ok=True)
+        (folder / _LOG_NAME).unlink(missing_ok=True)
 
 
-def follow(
-    api: HfApi, record: Record, told: Told, report: Report, stopped: Callable[[], bool], pace: Pace
-) -> End | None:
+def follow_job(
+    api: HfApi,
+    state: RemoteJobState,
+    log_events: LogEvent,
+    report: ProgressFn,
+    stopped: Callable[[], bool],
+    intervals: PollIntervals,
+) -> JobEnd | None:
     """Tells the job's lines until it is over; None as soon as `stopped` says so.
 
     TrainingError, in one sentence, where the Hub is out of reach for long or knows the job no more; the job itself
     may then run on.
     """
-    log, stage, lost, looked = _Log(api, record, pace.again), "", 0.0, float("-inf")
+    log, stage, lost, looked = _LogStream(api, state, intervals.log_retry_seconds), "", 0.0, float("-inf")
     while True:
         if stopped():
             return None
-        for place, line in log.lines(pace.wait):
-            told.take(place, line)
-        if time.monotonic() - looked < pace.look:
+        for place, line in log.lines(intervals.log_wait_seconds):
+            log_events.add_line(place, line)
+        if time.monotonic() - looked < intervals.status_seconds:
             continue
         looked = time.monotonic()
         try:
-            info = api.inspect_job(job_id=record.id, namespace=record.namespace)
+            info = api.inspect_job(job_id=state.id, namespace=state.namespace)
         except Exception as fault:
             lost = lost or looked
-            if not is_unreachable(fault) or looked - lost >= pace.patience:
-                with jobs_errors(record.namespace, "following the job of"):
+            if not is_hub_unreachable(fault) or looked - lost >= intervals.unreachable_timeout:
+                with hf_jobs_errors(state.namespace, "following the job of"):
                     raise
             if lost == looked:
                 report("The Hub cannot be reached; the job runs on there, and is followed again as soon as it can be.")
             continue
         lost = 0.0
-        if info.status.stage in _OVER:
-            _tell_rest(api, record, told)
-            return End(str(info.status.stage), info.status.message, tuple(told.lines[-_LAST_LINES:]))
+        if info.status.stage in _ENDED_STAGES:
+            _fetch_remaining_lines(api, state, log_events)
+            return JobEnd(str(info.status.stage), info.status.message, tuple(log_events.lines[-_LAST_LINES:]))
         if info.status.stage != stage:
             stage = str(info.status.stage)
-            report(_said(info))
+            report(_stage_message(info))
 
 
-def _said(info: JobInfo) -> str:
+def _stage_message(info: JobInfo) -> str:
     if info.status.stage == "SCHEDULING":
         return f"Waits for a machine ({info.flavor or 'any'}) ..."
     return "The machine is there; what the training needs is installed first, which takes some minutes ..."
 
 
-def _tell_rest(api: HfApi, record: Record, told: Told) -> None:
+def _fetch_remaining_lines(api: HfApi, state: RemoteJobState, log_events: LogEvent) -> None:
     """The lines that the stream still owed; without them the end is known all the same."""
     try:
-        for place, line in enumerate(api.fetch_job_logs(job_id=record.id, namespace=record.namespace)):
-            told.take(place, line)
+        for place, line in enumerate(api.fetch_job_logs(job_id=state.id, namespace=state.namespace)):
+            log_events.add_line(place, line)
     except Exception as fault:  # noqa: BLE001 - whatever the client raises
-        told.take(len(told.lines), f"(The last lines of the log could not be read: {type(fault).__name__}.)")
+        log_events.add_line(
+            len(log_events.lines), f"(The last lines of the log could not be read: {type(fault).__name__}.)"
+        )
 
 
-class _Log:
+class _LogStream:
     """The log as a stream in a thread of its own; where it breaks it is begun again."""
 
-    def __init__(self, api: HfApi, record: Record, again: float) -> None:
+    def __init__(self, api: HfApi, state: RemoteJobState, retry_seconds: float) -> None:
         self._api = api
-        self._record = record
-        self._again = again
+        self._state = state
+        self._retry_seconds = retry_seconds
         self._queue: SimpleQueue[tuple[int, str]] = SimpleQueue()
         threading.Thread(target=self._read, name="follow-log", daemon=True).start()
 
@@ -151,9 +158,9 @@ class _Log:
     def _read(self) -> None:
         while True:
             try:
-                lines = self._api.fetch_job_logs(job_id=self._record.id, namespace=self._record.namespace, follow=True)
+                lines = self._api.fetch_job_logs(job_id=self._state.id, namespace=self._state.namespace, follow=True)
                 for place, line in enumerate(lines):
                     self._queue.put((place, line))
                 return  # the client ends a stream when the job is over
             except Exception:  # noqa: BLE001 - how the job stands is asked for apart, and says what is wrong
-                time.sleep(self._again)
+                time.sleep(self._retry_seconds)

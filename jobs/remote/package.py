@@ -15,29 +15,29 @@ from typing import Any
 
 from errors import TrainingError
 from jobs.job import Job
-from jobs.remote.command import settled
-from tasks.datasets import DATASETS, STARTER, available
+from jobs.remote.command import resolve_remote_settings
+from tasks.datasets import DATASETS, STARTER, available_datasets
 from train.config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-ARCHIVE = "job.tar.gz"
-SETTINGS = "config.yaml"
-_ROOMS = ("adapters", "serve", "tasks", "train")
-_ENDINGS = (".py", ".yaml", ".json", ".jsonl")
-_LOOSE = ("errors.py", "requirements.txt", "requirements-embedded.txt")
-_LIBRARY = Path("adapters") / "library"
-_MOST_BYTES = 500 << 20
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+ARCHIVE_NAME = "job.tar.gz"
+SETTINGS_NAME = "config.yaml"
+_PACKAGES = ("adapters", "serve", "tasks", "train")
+_FILE_SUFFIXES = (".py", ".yaml", ".json", ".jsonl")
+_TOP_LEVEL_FILES = ("errors.py", "requirements.txt", "requirements-embedded.txt")
+_ADAPTER_LIBRARY = Path("adapters") / "library"
+_MAX_ARCHIVE_BYTES = 500 << 20
 # Settings that hold for this machine alone, and those that sending decides.
-_HERE = ("data_dir", "output_dir", "overwrite", "device", "push_to_hub", "hub_model_id", "hub_private_repo")
+_LOCAL_SETTINGS = ("data_dir", "output_dir", "overwrite", "device", "push_to_hub", "hub_model_id", "hub_private_repo")
 
 
-def check_sendable(job: Job) -> None:
+def check_can_run_remotely(job: Job) -> None:
     """TrainingError in one sentence for a job whose base lies on this machine alone, or that makes a whole model."""
     if job.config.get("technique") == "full":
         raise TrainingError(
             "Full fine-tuning makes a whole model, which is not fetched from elsewhere: train here, or by a command."
         )
-    base = base_of(job)
+    base = job_base(job)
     if base.endswith(".gguf") or base.startswith((".", "/", "~")) or Path(base).exists():
         raise TrainingError(
             f"The base {Path(base).name} lies on this machine and is not sent: train here, or start the app with a "
@@ -45,14 +45,20 @@ def check_sendable(job: Job) -> None:
         )
 
 
-def base_of(job: Job) -> str:
+def job_base(job: Job) -> str:
     """The base that the job trains, as `--base` names it."""
-    return str(settled(job.config, job.serving).get("model_name_or_path", TrainConfig.model_name_or_path))
+    return str(
+        resolve_remote_settings(job.config, job.serving).get("model_name_or_path", TrainConfig.model_name_or_path)
+    )
 
 
-def settings_there(job: Job, adapter: str) -> dict[str, Any]:
+def remote_settings(job: Job, adapter: str) -> dict[str, Any]:
     """The settings as the machine elsewhere reads them; `adapter` is the repository to publish to."""
-    values = {name: value for name, value in settled(job.config, job.serving).items() if name not in _HERE}
+    values = {
+        name: value
+        for name, value in resolve_remote_settings(job.config, job.serving).items()
+        if name not in _LOCAL_SETTINGS
+    }
     if name := _data_dir(job, values):
         values["data_dir"] = f"data/{name}"
     elif str(values["dataset_name"]) not in DATASETS and Path(str(values["dataset_name"])).is_file():
@@ -61,37 +67,39 @@ def settings_there(job: Job, adapter: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def pack(job: Job, adapter: str) -> bytes:
+def build_archive(job: Job, adapter: str) -> bytes:
     """The archive (.tar.gz): program, settings and rows."""
     import yaml
 
-    text = yaml.safe_dump(_plain(settings_there(job, adapter)), sort_keys=True, allow_unicode=True)
-    contents = {SETTINGS: text.encode()}
-    contents |= {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in program_files()}
+    text = yaml.safe_dump(_yaml_types(remote_settings(job, adapter)), sort_keys=True, allow_unicode=True)
+    contents = {SETTINGS_NAME: text.encode()}
+    contents |= {path.relative_to(PROJECT_ROOT).as_posix(): path.read_bytes() for path in program_files()}
     size = 0
-    for name, path in _rows(job):
+    for name, path in _data_files(job):
         size += path.stat().st_size
-        if size > _MOST_BYTES:
+        if size > _MAX_ARCHIVE_BYTES:
             raise TrainingError(
-                f"The rows of '{job.data_name}' have more than {_MOST_BYTES >> 20} MB, too much to send along: put "
+                f"The rows of '{job.data_name}' have more than {_MAX_ARCHIVE_BYTES >> 20} MB, too much to send along: put "
                 "them on the Hub as a data set, and name that."
             )
         contents[name] = path.read_bytes()
-    return _archive(contents)
+    return _make_tar(contents)
 
 
 def program_files() -> list[Path]:
     """The program's own files that a training needs; an installation without git has them too."""
-    files = [ROOT / name for name in _LOOSE]
-    for room in _ROOMS:
-        files += [path for path in (ROOT / room).rglob("*") if path.suffix in _ENDINGS and path.is_file()]
-    inside = (path for path in files if not path.is_relative_to(ROOT / _LIBRARY))
-    return sorted(path for path in inside if not any(part.startswith(".") for part in path.relative_to(ROOT).parts))
+    files = [PROJECT_ROOT / name for name in _TOP_LEVEL_FILES]
+    for room in _PACKAGES:
+        files += [path for path in (PROJECT_ROOT / room).rglob("*") if path.suffix in _FILE_SUFFIXES and path.is_file()]
+    inside = (path for path in files if not path.is_relative_to(PROJECT_ROOT / _ADAPTER_LIBRARY))
+    return sorted(
+        path for path in inside if not any(part.startswith(".") for part in path.relative_to(PROJECT_ROOT).parts)
+    )
 
 
-def _rows(job: Job) -> Iterator[tuple[str, Path]]:
+def _data_files(job: Job) -> Iterator[tuple[str, Path]]:
     """The files that hold the rows, under their names in the archive."""
-    values = settled(job.config, job.serving)
+    values = resolve_remote_settings(job.config, job.serving)
     if name := _data_dir(job, values):
         folder = Path(str(values["data_dir"])).expanduser()
         folder = folder / name if (folder / name).is_dir() else folder
@@ -105,11 +113,11 @@ def _rows(job: Job) -> Iterator[tuple[str, Path]]:
 
 def _data_dir(job: Job, values: Mapping[str, Any]) -> str:
     """The name of the data set of ours that the job reads from a folder of this machine; '' for any other."""
-    folder, name = settled(job.config, job.serving).get("data_dir"), str(values["dataset_name"])
-    return name if folder and name in DATASETS and name != STARTER and name in available(folder) else ""
+    folder, name = resolve_remote_settings(job.config, job.serving).get("data_dir"), str(values["dataset_name"])
+    return name if folder and name in DATASETS and name != STARTER and name in available_datasets(folder) else ""
 
 
-def _archive(contents: Mapping[str, bytes]) -> bytes:
+def _make_tar(contents: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO()
     # Without times, owners and the order of a disk, equal contents make equal bytes.
     with (
@@ -123,7 +131,7 @@ def _archive(contents: Mapping[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def _yaml_types(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for name, value in values.items()

@@ -6,13 +6,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluate.files import write_atomically
+from evaluate.files import atomic_write
 
-_NAME = "remote.json"
+_STATE_FILE = "remote.json"
 
 
 @dataclass(frozen=True)
-class Record:
+class RemoteJobState:
     """One job elsewhere.
 
     `attempt` counts the submissions; `label` marks the present one on the Hub, so that it is found again where its
@@ -33,15 +33,15 @@ class Record:
     installs: bool = False
 
 
-def read_record(folder: Path) -> Record:
+def read_remote_state(folder: Path) -> RemoteJobState:
     """What is known; an empty record for a job that was not sent yet."""
     try:
-        return Record(**json.loads((folder / _NAME).read_text(encoding="utf-8")))
+        return RemoteJobState(**json.loads((folder / _STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return Record()
+        return RemoteJobState()
 
 
-def write_record(folder: Path, record: Record) -> Record:
+def write_remote_state(folder: Path, state: RemoteJobState) -> RemoteJobState:
     """Keeps it, and gives it back."""
-    write_atomically(folder / _NAME, json.dumps(asdict(record), indent=1) + "\n")
-    return record
+    atomic_write(folder / _STATE_FILE, json.dumps(asdict(state), indent=1) + "\n")
+    return state

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 from adapters.hub import pull
 from adapters.store import Store
-from adapters.verify import verify
-from errors import PeftArenaError, TrainingError
+from adapters.verify import verify_adapter
+from errors import PromptOrTuneError, TrainingError
 from jobs.job import Job
-from jobs.remote.curve import Curve
-from jobs.remote.faults import failure, jobs_errors
-from jobs.remote.follow import Pace, Told, follow
-from jobs.remote.hardware import check_flavor
-from jobs.remote.package import check_sendable
-from jobs.remote.record import Record, read_record, write_record
-from jobs.remote.submit import begin, begun, send
-from serve.home import Report
+from jobs.remote.curve import LossCurveFile
+from jobs.remote.faults import failure_message, hf_jobs_errors
+from jobs.remote.follow import LogEvent, PollIntervals, follow_job
+from jobs.remote.hardware import check_hardware
+from jobs.remote.package import check_can_run_remotely
+from jobs.remote.record import RemoteJobState, read_remote_state, write_remote_state
+from jobs.remote.submit import find_job, start_job, upload_job
+from serve.home import ProgressFn
 from train.settings import make_config
 
 if TYPE_CHECKING:
@@ -33,37 +33,39 @@ if TYPE_CHECKING:
 
 # The file by which a person asks a running job to stop (jobs.folder). Any other reason to end, such as a worker that
 # dies, leaves the job elsewhere alone: it is followed again later.
-_STOP = "stop"
-_PUBLISHED = re.compile(r"Published as \S+/tree/([0-9a-f]{40})\.")
+_STOP_NAME = "stop"
+_PUBLISHED_LINE = re.compile(r"Published as \S+/tree/([0-9a-f]{40})\.")
 
 
-class RemoteStoppedError(PeftArenaError):
+class RemoteJobStoppedError(PromptOrTuneError):
     """This process follows the job no more; whether the job was cancelled stands in the sentence."""
 
 
-def run_remote(job: Job, folder: Path, report: Report, stopped: Callable[[], bool], pace: Pace | None = None) -> Path:
+def run_remote_job(
+    job: Job, folder: Path, report: ProgressFn, stopped: Callable[[], bool], intervals: PollIntervals | None = None
+) -> Path:
     """Trains elsewhere and gives the adapter's folder in `<home>/adapters`. `folder` is the job's: `<home>/jobs/<id>`.
 
-    Takes up what an earlier process began. Raises PeftArenaError in one sentence; RemoteStoppedError, and whatever
+    Takes up what an earlier process began. Raises PromptOrTuneError in one sentence; RemoteJobStoppedError, and whatever
     `stopped` interrupts it with, after the job elsewhere was cancelled where a person asked for that.
     """
-    check_sendable(job)
-    check_flavor(job.flavor)
-    api = _client()
-    record = read_record(folder)
+    check_can_run_remotely(job)
+    check_hardware(job.flavor)
+    api = _hub_client()
+    record = read_remote_state(folder)
     try:
         if record.over or not record.label:
-            record = send(api, job, folder, record, report)
-            _unless(stopped)
-        record = begin(api, job, folder, record, report)
-        return _finish(api, job, folder, record, report, stopped, pace or Pace())
-    except (KeyboardInterrupt, RemoteStoppedError):
-        if (folder / _STOP).exists():
-            _cancel(api, folder, report)
+            record = upload_job(api, job, folder, record, report)
+            _raise_if_stopped(stopped)
+        record = start_job(api, job, folder, record, report)
+        return _follow_and_fetch(api, job, folder, record, report, stopped, intervals or PollIntervals())
+    except (KeyboardInterrupt, RemoteJobStoppedError):
+        if (folder / _STOP_NAME).exists():
+            _cancel_job(api, folder, report)
         raise
 
 
-def _client() -> HfApi:
+def _hub_client() -> HfApi:
     from huggingface_hub import HfApi
 
     from train.publish_access import find_token
@@ -71,51 +73,61 @@ def _client() -> HfApi:
     return HfApi(token=find_token("Hugging Face Jobs"))
 
 
-def _unless(stopped: Callable[[], bool]) -> None:
+def _raise_if_stopped(stopped: Callable[[], bool]) -> None:
     if stopped():
-        raise RemoteStoppedError("Stopped.")
+        raise RemoteJobStoppedError("Stopped.")
 
 
-def _finish(
-    api: HfApi, job: Job, folder: Path, record: Record, report: Report, stopped: Callable[[], bool], pace: Pace
+def _follow_and_fetch(
+    api: HfApi,
+    job: Job,
+    folder: Path,
+    state: RemoteJobState,
+    report: ProgressFn,
+    stopped: Callable[[], bool],
+    intervals: PollIntervals,
 ) -> Path:
     epochs = make_config(job.config).num_train_epochs
-    told = Told(folder, Curve(folder / "log.jsonl", epochs), report)
-    end = follow(api, record, told, report, stopped, pace)
+    told = LogEvent(folder, LossCurveFile(folder / "log.jsonl", epochs), report)
+    end = follow_job(api, state, told, report, stopped, intervals)
     if end is None:
-        raise RemoteStoppedError("Stopped.")
+        raise RemoteJobStoppedError("Stopped.")
     if end.stage != "COMPLETED":
-        write_record(folder, replace(record, over=True))
-        raise TrainingError(failure(end.stage, end.message, end.lines, record.url))
-    return _fetch(job, folder, record, told, report, str(api.token))
+        write_remote_state(folder, replace(state, over=True))
+        raise TrainingError(failure_message(end.stage, end.message, end.lines, state.url))
+    return _install_adapter(job, folder, state, told, report, str(api.token))
 
 
-def _fetch(job: Job, folder: Path, record: Record, told: Told, report: Report, token: str) -> Path:
+def _install_adapter(
+    job: Job, folder: Path, state: RemoteJobState, log_events: LogEvent, report: ProgressFn, token: str
+) -> Path:
     """Installs exactly what the job published, and checks it."""
     root = folder.parents[1] / "adapters"
-    if not record.installs and not (root / job.adapter).exists():
-        record = write_record(folder, replace(record, installs=True))
-    commit = next((match[1] for line in reversed(told.lines) if (match := _PUBLISHED.fullmatch(line.strip()))), "main")
-    target = pull(f"{record.adapter}@{commit}", root, report, name=job.adapter, overwrite=record.installs, token=token)
-    verify(Store((root,)).inspect(job.adapter))
+    if not state.installs and not (root / job.adapter).exists():
+        state = write_remote_state(folder, replace(state, installs=True))
+    commit = next(
+        (match[1] for line in reversed(log_events.lines) if (match := _PUBLISHED_LINE.fullmatch(line.strip()))), "main"
+    )
+    target = pull(f"{state.adapter}@{commit}", root, report, name=job.adapter, overwrite=state.installs, token=token)
+    verify_adapter(Store((root,)).inspect(job.adapter))
     return target
 
 
-def _cancel(api: HfApi, folder: Path, report: Report) -> None:
+def _cancel_job(api: HfApi, folder: Path, report: ProgressFn) -> None:
     """Gives the machine back, so that it costs nothing more."""
-    record = read_record(folder)
+    record = read_remote_state(folder)
     if record.over or not record.label:
         return
     try:
-        with jobs_errors(record.namespace, "cancelling the job of"):
+        with hf_jobs_errors(record.namespace, "cancelling the job of"):
             # Stopped between the request and its answer, the id is the Hub's alone to tell.
-            id = record.id or getattr(begun(api, record), "id", "")
+            id = record.id or getattr(find_job(api, record), "id", "")
             if id:
                 api.cancel_job(job_id=id, namespace=record.namespace)
-    except PeftArenaError as fault:
+    except PromptOrTuneError as fault:
         place = record.url or "huggingface.co/settings/jobs"
         report(f"{fault} The job may run on, and cost, until you cancel it at {place}.")
         return
-    write_record(folder, replace(record, over=True))
+    write_remote_state(folder, replace(record, over=True))
     if id:
         report("Cancelled on the Hub: the machine is given back. Resumed, the job begins again from its first step.")

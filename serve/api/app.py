@@ -15,26 +15,26 @@ from starlette.datastructures import Headers
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from errors import PeftArenaError
-from serve.api.asks import Ask, read_chat, read_text
-from serve.api.calls import Calls, ClientGoneError
-from serve.api.chunks import Chunks
-from serve.api.errors import ApiError, from_ours, internal
-from serve.api.events import log_defect, send_stream, sound
-from serve.api.fields import MAX_NAME, Fields, parse_json
-from serve.api.keys import Key, Keys, Meter, is_loopback
-from serve.api.messages import Conversation, read_messages
-from serve.api.replies import Reply
-from serve.api.service import Service
-from serve.api.wire import Out, read_body
-from serve.rows import Answer
+from errors import PromptOrTuneError
+from serve.api.asks import CompletionRequest, parse_chat_request, parse_completion_request
+from serve.api.calls import ClientGoneError, InFlightRequests
+from serve.api.chunks import SSEStream
+from serve.api.errors import ApiError, internal_error, to_api_error
+from serve.api.events import log_unexpected_error, raise_failed, send_stream
+from serve.api.fields import MAX_NAME_LENGTH, Fields, parse_json
+from serve.api.keys import ApiKey, ApiKeys, RateLimiter, is_loopback
+from serve.api.messages import Conversation, parse_messages
+from serve.api.replies import ResponseBuilder
+from serve.api.service import OpenAIServing
+from serve.api.wire import ResponseWriter, read_body
+from serve.rows import RequestOutput
 
 if TYPE_CHECKING:
-    from serve.engine_source import EngineSource
+    from serve.engine_source import EngineLoader
 
 VERSION = "0.1.0"
 PATHS = ("/v1/{rest:path}", "/tokenize", "/health", "/metrics", "/version")
-_OPEN = frozenset({"/health", "/metrics", "/version"})
+_PUBLIC_PATHS = frozenset({"/health", "/metrics", "/version"})
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class ApiSettings:
     """
 
     pool: str = "starter"
-    body_bytes: int = 1_000_000
-    body_seconds: float = 30.0
-    answer_seconds: float = 600.0
-    stall_seconds: float = 60.0
-    calls: int = 512
-    rows_at_once: int = 128
+    max_body_bytes: int = 1_000_000
+    body_timeout_s: float = 30.0
+    request_timeout_s: float = 600.0
+    write_timeout_s: float = 60.0
+    max_requests: int = 512
+    max_concurrent_rows: int = 128
     rows_per_minute: int | None = None
-    local: bool = False
+    loopback_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Caller:
     """Who asks: a key's owner, or an address where there are no keys. Also who shares a place in the engine's line."""
 
     name: str
-    key: Key | None = None
+    key: ApiKey | None = None
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _HttpRequest:
     """One HTTP request: where it goes, from whom, and how to answer it."""
 
     scope: Scope
     receive: Receive
-    out: Out
+    writer: ResponseWriter
     path: str
     caller: Caller
 
@@ -79,18 +79,18 @@ class _Asked:
 class Api:
     """The ASGI application. `close` ends what is being answered; it is called in the loop that serves."""
 
-    def __init__(self, source: EngineSource, keys: Keys, settings: ApiSettings = ApiSettings()) -> None:
-        self._service = Service(source, settings.pool)
+    def __init__(self, loader: EngineLoader, keys: ApiKeys, settings: ApiSettings = ApiSettings()) -> None:
+        self._serving = OpenAIServing(loader, settings.pool)
         self._keys = keys
         self._settings = settings
-        self._calls = Calls(settings.calls, settings.answer_seconds)
-        self._meter = Meter(settings.rows_per_minute, settings.rows_at_once)
-        self._routes: dict[str, dict[str, Callable[[_Asked], Awaitable[None]]]] = {
-            "/v1/chat/completions": {"POST": partial(self._complete, read=read_chat)},
-            "/v1/completions": {"POST": partial(self._complete, read=read_text)},
-            "/v1/models": {"GET": self._models},
-            "/v1/load_lora_adapter": {"POST": self._load},
-            "/v1/unload_lora_adapter": {"POST": self._unload},
+        self._in_flight = InFlightRequests(settings.max_requests, settings.request_timeout_s)
+        self._rate_limiter = RateLimiter(settings.rows_per_minute, settings.max_concurrent_rows)
+        self._routes: dict[str, dict[str, Callable[[_HttpRequest], Awaitable[None]]]] = {
+            "/v1/chat/completions": {"POST": partial(self._create_completion, parse=parse_chat_request)},
+            "/v1/completions": {"POST": partial(self._create_completion, parse=parse_completion_request)},
+            "/v1/models": {"GET": self._list_models},
+            "/v1/load_lora_adapter": {"POST": self._load_lora_adapter},
+            "/v1/unload_lora_adapter": {"POST": self._unload_lora_adapter},
             "/tokenize": {"POST": self._tokenize},
             "/health": {"GET": self._health},
             "/metrics": {"GET": self._metrics},
@@ -99,110 +99,112 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request; whatever happens, the client gets OpenAI's error object and no more."""
-        out = Out(send, self._settings.stall_seconds)
+        out = ResponseWriter(send, self._settings.write_timeout_s)
         try:
             try:
-                await self._answer(scope, receive, out)
-            except PeftArenaError as fault:
-                await out.error(from_ours(fault))
+                await self._dispatch(scope, receive, out)
+            except PromptOrTuneError as fault:
+                await out.send_error(to_api_error(fault))
             except ClientGoneError:
                 raise
             except Exception as fault:  # noqa: BLE001 - a defect of ours must not show, nor end the server
-                log_defect(fault)
-                await out.error(internal())
+                log_unexpected_error(fault)
+                await out.send_error(internal_error())
         except ClientGoneError:
             return
 
     def close(self) -> None:
         """Ends all answers on their way with an error that says so, and takes no more."""
-        self._calls.close()
+        self._in_flight.close()
 
     def stop(self, seconds: float = 2.0) -> None:
         """As `close`, from another thread than the loop's; gives the answers so long to end."""
-        self._calls.stop(seconds)
+        self._in_flight.stop(seconds)
 
     def routes(self) -> list[Route]:
         """Routes that lead to this application, for one that stands around it."""
         return [Route(path, endpoint=self) for path in PATHS]
 
-    async def _answer(self, scope: Scope, receive: Receive, out: Out) -> None:
+    async def _dispatch(self, scope: Scope, receive: Receive, writer: ResponseWriter) -> None:
         path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]
-        caller = self._caller(scope, path)
+        caller = self._identify_caller(scope, path)
         model = path.startswith("/v1/models/")
-        methods = {"GET": self._model} if model else self._routes.get(path)
+        methods = {"GET": self._get_model} if model else self._routes.get(path)
         if methods is None:
-            message = f"There is nothing at {method[:20]} {path[:MAX_NAME]}: see docs/serving.md."
+            message = f"There is nothing at {method[:20]} {path[:MAX_NAME_LENGTH]}: see docs/serving.md."
             raise ApiError(404, message, code="unknown_url")
         if method not in methods:
             allowed = ", ".join(methods)
-            message = f"{path[:MAX_NAME]} answers {allowed} and not {method[:20]}: use {allowed}."
+            message = f"{path[:MAX_NAME_LENGTH]} answers {allowed} and not {method[:20]}: use {allowed}."
             raise ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
-        await methods[method](_Asked(scope, receive, out, path, caller))
+        await methods[method](_HttpRequest(scope, receive, writer, path, caller))
 
-    def _caller(self, scope: Scope, path: str) -> Caller:
+    def _identify_caller(self, scope: Scope, path: str) -> Caller:
         """Who asks; ApiError 401 where a key is needed and missing or wrong."""
-        if len(self._keys) and path not in _OPEN:
+        if len(self._keys) and path not in _PUBLIC_PATHS:
             key = self._keys.find(Headers(scope=scope).get("authorization", ""))
             return Caller(f"key {key.name}", key)
-        if self._settings.local and not is_loopback(_host(Headers(scope=scope).get("host", ""))):
+        if self._settings.loopback_only and not is_loopback(_host_name(Headers(scope=scope).get("host", ""))):
             message = "Without API keys only 'localhost' is served: ask that, or start the server with keys or --open."
             raise ApiError(421, message, code="misdirected_request")
         client = scope.get("client")
         return Caller(f"address {client[0]}" if client else "address unknown")
 
-    async def _body(self, asked: _Asked) -> dict[str, Any]:
-        most, seconds = self._settings.body_bytes, self._settings.body_seconds
-        return parse_json(await read_body(asked.scope, asked.receive, most, seconds))
+    async def _read_json_body(self, request: _HttpRequest) -> dict[str, Any]:
+        most, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s
+        return parse_json(await read_body(request.scope, request.receive, most, seconds))
 
-    async def _complete(self, asked: _Asked, read: Callable[[dict[str, Any]], Ask]) -> None:
-        ask = read(await self._body(asked))
-        reply = Reply.to(ask, await asyncio.to_thread(self._service.fingerprint))
-        with self._meter.rows(asked.caller.name, asked.caller.key, ask.lines):
-            async with self._calls.open(asked.receive) as call:
-                start = partial(self._service.start, ask, asked.caller.name)
+    async def _create_completion(
+        self, request: _HttpRequest, parse: Callable[[dict[str, Any]], CompletionRequest]
+    ) -> None:
+        ask = parse(await self._read_json_body(request))
+        reply = ResponseBuilder.create(ask, await asyncio.to_thread(self._serving.fingerprint))
+        with self._rate_limiter.acquire(request.caller.name, request.caller.key, ask.num_seqs):
+            async with self._in_flight.track(request.receive) as call:
+                start = partial(self._serving.start, ask, request.caller.name)
                 async with aclosing(call.events(start)) as events:
                     if ask.stream:
-                        await send_stream(events, Chunks(reply), asked.out)
+                        await send_stream(events, SSEStream(reply), request.writer)
                     else:
-                        answers = [event async for event in sound(events) if isinstance(event, Answer)]
+                        answers = [event async for event in raise_failed(events) if isinstance(event, RequestOutput)]
                         answers.sort(key=lambda answer: answer.index)
-                        await asked.out.json(200, reply.whole(answers))
+                        await request.writer.send_json(200, reply.full_response(answers))
 
-    async def _models(self, asked: _Asked) -> None:
-        data = await asyncio.to_thread(self._service.models)
-        await asked.out.json(200, {"object": "list", "data": data})
+    async def _list_models(self, request: _HttpRequest) -> None:
+        data = await asyncio.to_thread(self._serving.list_models)
+        await request.writer.send_json(200, {"object": "list", "data": data})
 
-    async def _model(self, asked: _Asked) -> None:
-        name = unquote(asked.path.removeprefix("/v1/models/"))[:MAX_NAME]
-        await asked.out.json(200, await asyncio.to_thread(self._service.model, name))
+    async def _get_model(self, request: _HttpRequest) -> None:
+        name = unquote(request.path.removeprefix("/v1/models/"))[:MAX_NAME_LENGTH]
+        await request.writer.send_json(200, await asyncio.to_thread(self._serving.get_model, name))
 
-    async def _tokenize(self, asked: _Asked) -> None:
-        fields = Fields(await self._body(asked))
-        model = fields.text("model", MAX_NAME) or "zero-shot"
-        messages = fields.take("messages")
+    async def _tokenize(self, request: _HttpRequest) -> None:
+        fields = Fields(await self._read_json_body(request))
+        model = fields.text("model", MAX_NAME_LENGTH) or "zero-shot"
+        messages = fields.pop("messages")
         if messages is not None:
-            text: str | Conversation = read_messages(messages)
+            text: str | Conversation = parse_messages(messages)
         else:
             text = fields.required("prompt")
-        fields.finish(frozenset({"add_special_tokens", "add_generation_prompt", "return_token_strs"}))
-        await asked.out.json(200, await asyncio.to_thread(self._service.count, model, text))
+        fields.reject_unknown(frozenset({"add_special_tokens", "add_generation_prompt", "return_token_strs"}))
+        await request.writer.send_json(200, await asyncio.to_thread(self._serving.count_tokens, model, text))
 
-    async def _load(self, asked: _Asked) -> None:
-        self._require_admin(asked.caller)
-        fields = Fields(await self._body(asked))
-        name, path = fields.required("lora_name", MAX_NAME), fields.required("lora_path", 4096)
-        fields.finish(frozenset({"load_inplace", "lora_int_id"}))
-        await self._said(asked, await asyncio.to_thread(self._service.load, name, path))
+    async def _load_lora_adapter(self, request: _HttpRequest) -> None:
+        self._require_admin(request.caller)
+        fields = Fields(await self._read_json_body(request))
+        name, path = fields.required("lora_name", MAX_NAME_LENGTH), fields.required("lora_path", 4096)
+        fields.reject_unknown(frozenset({"load_inplace", "lora_int_id"}))
+        await self._send_text(request, await asyncio.to_thread(self._serving.load_lora_adapter, name, path))
 
-    async def _unload(self, asked: _Asked) -> None:
-        self._require_admin(asked.caller)
-        fields = Fields(await self._body(asked))
-        name = fields.required("lora_name", MAX_NAME)
-        fields.finish(frozenset({"lora_int_id"}))
-        await self._said(asked, await asyncio.to_thread(self._service.unload, name))
+    async def _unload_lora_adapter(self, request: _HttpRequest) -> None:
+        self._require_admin(request.caller)
+        fields = Fields(await self._read_json_body(request))
+        name = fields.required("lora_name", MAX_NAME_LENGTH)
+        fields.reject_unknown(frozenset({"lora_int_id"}))
+        await self._send_text(request, await asyncio.to_thread(self._serving.unload_lora_adapter, name))
 
-    async def _said(self, asked: _Asked, sentence: str) -> None:
-        await asked.out.whole(200, sentence.encode(), "text/plain; charset=utf-8")
+    async def _send_text(self, request: _HttpRequest, message: str) -> None:
+        await request.writer.send(200, message.encode(), "text/plain; charset=utf-8")
 
     def _require_admin(self, caller: Caller) -> None:
         if caller.key is None or not caller.key.admin:
@@ -213,18 +215,18 @@ class Api:
                 code="admin_key_required",
             )
 
-    async def _health(self, asked: _Asked) -> None:
-        status, body = self._service.health()
-        await asked.out.json(status, body, {} if status == 200 else {"retry-after": "5"})
+    async def _health(self, request: _HttpRequest) -> None:
+        status, body = self._serving.health()
+        await request.writer.send_json(status, body, {} if status == 200 else {"retry-after": "5"})
 
-    async def _metrics(self, asked: _Asked) -> None:
-        text = await asyncio.to_thread(generate_latest, self._service.engine().metrics.registry)
-        await asked.out.whole(200, text, CONTENT_TYPE_LATEST)
+    async def _metrics(self, request: _HttpRequest) -> None:
+        text = await asyncio.to_thread(generate_latest, self._serving.engine().metrics.registry)
+        await request.writer.send(200, text, CONTENT_TYPE_LATEST)
 
-    async def _version(self, asked: _Asked) -> None:
-        await asked.out.json(200, {"version": VERSION})
+    async def _version(self, request: _HttpRequest) -> None:
+        await request.writer.send_json(200, {"version": VERSION})
 
 
-def _host(header: str) -> str:
+def _host_name(header: str) -> str:
     """The name in a Host header, without port and brackets."""
     return header.removeprefix("[").partition("]")[0] if header.startswith("[") else header.partition(":")[0]

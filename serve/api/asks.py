@@ -7,31 +7,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from errors import PeftArenaError
-from serve.api.errors import invalid, unsupported
-from serve.api.fields import MAX_NAME, Fields, missing
-from serve.api.messages import Conversation, read_messages
-from serve.rows import MAX_CANDIDATES, MAX_STOPS, MAX_TOP_LOGPROBS, Decoding
+from errors import PromptOrTuneError
+from serve.api.errors import invalid_request, unsupported_parameter
+from serve.api.fields import MAX_NAME_LENGTH, Fields, missing_field
+from serve.api.messages import Conversation, parse_messages
+from serve.rows import MAX_CANDIDATES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplingParams
 
 MAX_PROMPTS = 10
 MAX_TOKENS = 1 << 20
-CHAT_TOKENS = 256
-TEXT_TOKENS = 16
-SAMPLING_TEMPERATURE = 0.6
+DEFAULT_CHAT_TOKENS = 256
+DEFAULT_COMPLETION_TOKENS = 16
+DEFAULT_SAMPLING_TEMPERATURE = 0.6
 
 # Fields that do not touch the answer, or say what is so anyway.
-_HARMLESS = frozenset(
+_IGNORED_FIELDS = frozenset(
     {
         "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
         "parallel_tool_calls", "prediction", "request_id", "priority",
     }
 )  # fmt: skip
-_REFUSED = {
+_UNSUPPORTED = {
     "presence_penalty": "Penalties are not served: leave 'presence_penalty' out, or set it to 0.",
     "frequency_penalty": "Penalties are not served: leave 'frequency_penalty' out, or set it to 0.",
     "logit_bias": "A bias on tokens is not served: leave 'logit_bias' out.",
 }
-_REFUSED_CHAT = {
+_UNSUPPORTED_CHAT = {
     "tools": "Tools are not served: leave 'tools' out, the answer is Python code.",
     "tool_choice": "Tools are not served: leave 'tool_choice' out.",
     "functions": "Functions are not served: leave 'functions' out, the answer is Python code.",
@@ -41,14 +41,14 @@ _REFUSED_CHAT = {
     "reasoning_effort": "No model here reasons in steps that can be set: leave 'reasoning_effort' out.",
     "verbosity": "How wordy an answer is cannot be set: leave 'verbosity' out.",
 }
-_REFUSED_TEXT = {
+_UNSUPPORTED_COMPLETION = {
     "echo": "The prompt is not repeated in the answer: leave 'echo' out, or set it to false.",
     "suffix": "Filling in between a prompt and a suffix is not served: leave 'suffix' out.",
 }
 
 
 @dataclass(frozen=True)
-class Ask:
+class CompletionRequest:
     """One request to the API, whichever of the two endpoints it came to.
 
     `prompts` are read as they are; a chat has a `conversation` instead. Every prompt gets `n` answers.
@@ -57,86 +57,88 @@ class Ask:
 
     kind: Literal["chat", "text"]
     model: str
-    decoding: Decoding
+    sampling_params: SamplingParams
     n: int
     prompts: tuple[str, ...] = ()
     conversation: Conversation | None = None
     stream: bool = False
     include_usage: bool = False
-    count_on: bool = False
+    continuous_usage_stats: bool = False
 
     @property
-    def lines(self) -> int:
+    def num_seqs(self) -> int:
         """How many lines of the batch it takes; copies of one greedy answer take one."""
-        return max(1, len(self.prompts)) * self.decoding.candidates
+        return max(1, len(self.prompts)) * self.sampling_params.candidates
 
 
-def read_chat(body: Mapping[str, Any]) -> Ask:
+def parse_chat_request(body: Mapping[str, Any]) -> CompletionRequest:
     """The body of POST /v1/chat/completions; ApiError 400 that names the parameter."""
     fields = Fields(body)
-    model = fields.required("model", MAX_NAME)
-    conversation = read_messages(fields.take("messages"))
+    model = fields.required("model", MAX_NAME_LENGTH)
+    conversation = parse_messages(fields.pop("messages"))
     limit = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
     older = fields.integer("max_tokens", 1, MAX_TOKENS)
     asked = fields.boolean("logprobs")
     top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
     if top is not None and not asked:
-        raise invalid("'top_logprobs' needs 'logprobs': set 'logprobs' to true, or leave both out.", "top_logprobs")
-    _check_format(fields)
-    fields.refuse(_REFUSED_CHAT)
+        raise invalid_request(
+            "'top_logprobs' needs 'logprobs': set 'logprobs' to true, or leave both out.", "top_logprobs"
+        )
+    _check_response_format(fields)
+    fields.reject_unsupported(_UNSUPPORTED_CHAT)
     n = fields.integer("n", 1, MAX_CANDIDATES) or 1
-    decoding = _decoding(fields, n, limit or older or CHAT_TOKENS, (top or 0) if asked else None)
-    stream, include_usage, count_on = _streaming(fields)
-    fields.finish(_HARMLESS)
-    return Ask("chat", model, decoding, n, (), conversation, stream, include_usage, count_on)
+    decoding = _parse_sampling_params(fields, n, limit or older or DEFAULT_CHAT_TOKENS, (top or 0) if asked else None)
+    stream, include_usage, count_on = _parse_stream_options(fields)
+    fields.reject_unknown(_IGNORED_FIELDS)
+    return CompletionRequest("chat", model, decoding, n, (), conversation, stream, include_usage, count_on)
 
 
-def read_text(body: Mapping[str, Any]) -> Ask:
+def parse_completion_request(body: Mapping[str, Any]) -> CompletionRequest:
     """The body of POST /v1/completions; ApiError 400 that names the parameter."""
     fields = Fields(body)
-    model = fields.required("model", MAX_NAME)
-    prompts = read_prompts(fields)
+    model = fields.required("model", MAX_NAME_LENGTH)
+    prompts = parse_prompts(fields)
     limit = fields.integer("max_tokens", 1, MAX_TOKENS)
     top = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
     n = fields.integer("n", 1, MAX_CANDIDATES) or 1
     best_of = fields.integer("best_of", 1, MAX_CANDIDATES)
     if best_of not in (None, n):
-        raise unsupported("best_of", "Choosing the best of more answers is not served: leave 'best_of' out.")
-    fields.refuse(_REFUSED_TEXT)
-    decoding = _decoding(fields, n, limit or TEXT_TOKENS, top)
-    stream, include_usage, count_on = _streaming(fields)
-    fields.finish(_HARMLESS)
-    return Ask("text", model, decoding, n, prompts, None, stream, include_usage, count_on)
+        raise unsupported_parameter("best_of", "Choosing the best of more answers is not served: leave 'best_of' out.")
+    fields.reject_unsupported(_UNSUPPORTED_COMPLETION)
+    decoding = _parse_sampling_params(fields, n, limit or DEFAULT_COMPLETION_TOKENS, top)
+    stream, include_usage, count_on = _parse_stream_options(fields)
+    fields.reject_unknown(_IGNORED_FIELDS)
+    return CompletionRequest("text", model, decoding, n, prompts, None, stream, include_usage, count_on)
 
 
-def read_prompts(fields: Fields) -> tuple[str, ...]:
+def parse_prompts(fields: Fields) -> tuple[str, ...]:
     """The field `prompt`: a text, or a list of at most 10."""
     if not fields.has("prompt"):
-        raise missing("prompt")
-    value = fields.take("prompt")
+        raise missing_field("prompt")
+    value = fields.pop("prompt")
     if isinstance(value, list) and value and isinstance(value[0], int | list):
-        raise unsupported("prompt", "Prompts of token numbers are not served: send 'prompt' as a text.")
+        raise unsupported_parameter("prompt", "Prompts of token numbers are not served: send 'prompt' as a text.")
     prompts = Fields({"prompt": value}).texts("prompt", MAX_PROMPTS)
     if not all(prompt.strip() for prompt in prompts) or not prompts:
-        raise missing("prompt")
+        raise missing_field("prompt")
     return prompts
 
 
-def _decoding(fields: Fields, n: int, limit: int, top_logprobs: int | None) -> Decoding:
+def _parse_sampling_params(fields: Fields, n: int, max_tokens: int, top_logprobs: int | None) -> SamplingParams:
     """Greedy at temperature 0. Left out, that is the temperature, unless `n` or `top_p` asks for samples."""
-    fields.refuse(_REFUSED)
+    fields.reject_unsupported(_UNSUPPORTED)
     temperature = fields.number("temperature", 0, 2)
     top_p = fields.number("top_p", 0, 1)
     seed = fields.integer("seed", -(2**63), 2**64 - 1)
     stop = fields.texts("stop", MAX_STOPS)
     if temperature is None:
-        temperature = SAMPLING_TEMPERATURE if n > 1 or top_p not in (None, 1) else 0
+        temperature = DEFAULT_SAMPLING_TEMPERATURE if n > 1 or top_p not in (None, 1) else 0
     try:
         if not temperature or top_p == 0:
-            return Decoding("greedy", limit, stop=stop, top_logprobs=top_logprobs)
-        return Decoding(
+            return SamplingParams("greedy", max_tokens, stop=stop, top_logprobs=top_logprobs)
+        return SamplingParams(
             "sample",
-            limit,
+            max_tokens,
             candidates=n,
             temperature=temperature,
             top_p=1.0 if top_p is None else top_p,
@@ -144,34 +146,36 @@ def _decoding(fields: Fields, n: int, limit: int, top_logprobs: int | None) -> D
             stop=stop,
             top_logprobs=top_logprobs,
         )
-    except PeftArenaError as fault:  # what the checks above let through and the engine does not
-        raise invalid(str(fault)) from fault
+    except PromptOrTuneError as fault:  # what the checks above let through and the engine does not
+        raise invalid_request(str(fault)) from fault
 
 
-def _streaming(fields: Fields) -> tuple[bool, bool, bool]:
+def _parse_stream_options(fields: Fields) -> tuple[bool, bool, bool]:
     """Whether to stream, whether a last chunk says the usage, and whether every chunk does (vLLM's extension)."""
     stream = fields.boolean("stream")
-    options = fields.take("stream_options")
+    options = fields.pop("stream_options")
     if options is None:
         return stream, False, False
     if not stream:
-        raise invalid("'stream_options' needs 'stream': set 'stream' to true, or leave both out.", "stream_options")
+        raise invalid_request(
+            "'stream_options' needs 'stream': set 'stream' to true, or leave both out.", "stream_options"
+        )
     if not isinstance(options, dict):
-        raise invalid(
+        raise invalid_request(
             "'stream_options' must be an object: give {\"include_usage\": true}, or leave it out.", "stream_options"
         )
     inner = Fields(options)
     usage, count_on = inner.boolean("include_usage"), inner.boolean("continuous_usage_stats")
-    inner.finish(frozenset({"include_obfuscation"}))
+    inner.reject_unknown(frozenset({"include_obfuscation"}))
     return stream, usage, usage and count_on
 
 
-def _check_format(fields: Fields) -> None:
+def _check_response_format(fields: Fields) -> None:
     """Text is the one format of an answer, and the one modality."""
-    form = fields.take("response_format")
+    form = fields.pop("response_format")
     if form not in (None, {"type": "text"}):
-        raise unsupported(
+        raise unsupported_parameter(
             "response_format", "Answers in JSON or by a schema are not served: leave 'response_format' out."
         )
-    if fields.take("modalities") not in (None, ["text"]):
-        raise unsupported("modalities", "Answers are text alone: leave 'modalities' out.")
+    if fields.pop("modalities") not in (None, ["text"]):
+        raise unsupported_parameter("modalities", "Answers are text alone: leave 'modalities' out.")

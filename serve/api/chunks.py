@@ -7,96 +7,100 @@ from collections.abc import Iterator
 from typing import Any
 
 from serve.api.errors import ApiError
-from serve.api.replies import Reply, extras, finish_reason, logprobs, samples, usage
-from serve.rows import Answer, Partial
+from serve.api.replies import ResponseBuilder, expand_samples, extra_fields, finish_reason, logprobs_content, usage_info
+from serve.rows import PartialOutput, RequestOutput
 from tasks.prompt import INSTRUCTION, RESPONSE
 
-DONE = b"data: [DONE]\n\n"
+DONE_EVENT = b"data: [DONE]\n\n"
 # An answer is cut where one of these begins a line (tasks/extract.py), so a line that may become one waits.
-_TURNS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
+_TURN_MARKERS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
 
 
-class Chunks:
+class SSEStream:
     """Turns one call's events into server-sent events; what has been sent is never taken back."""
 
-    def __init__(self, reply: Reply) -> None:
-        self._reply = reply
-        self._ask = reply.ask
-        self._head = reply.head(chunk=True)
+    def __init__(self, response: ResponseBuilder) -> None:
+        self._response = response
+        self._request = response.request
+        self._common_fields = response.common_fields(chunk=True)
         self._sent: dict[int, str] = {}
         self._tokens: dict[int, int] = {}
-        self._answers: list[Answer] = []
+        self._outputs: list[RequestOutput] = []
 
-    def of(self, event: Partial | Answer) -> Iterator[bytes]:
+    def encode(self, event: PartialOutput | RequestOutput) -> Iterator[bytes]:
         """The server-sent events that one event makes; none where nothing of it is certain yet."""
-        if isinstance(event, Partial):
-            yield from self._grown(event)
+        if isinstance(event, PartialOutput):
+            yield from self._encode_partial(event)
         else:
-            yield from self._finished(event)
+            yield from self._encode_finished(event)
 
-    def end(self) -> Iterator[bytes]:
+    def encode_end(self) -> Iterator[bytes]:
         """What comes after the last answer."""
-        if self._ask.include_usage:
-            yield _sse({**self._head, "choices": [], "usage": usage(self._answers, self._ask)})
-        yield DONE
+        if self._request.include_usage:
+            yield _encode_event(
+                {**self._common_fields, "choices": [], "usage": usage_info(self._outputs, self._request)}
+            )
+        yield DONE_EVENT
 
-    def broken(self, fault: ApiError) -> Iterator[bytes]:
+    def encode_error(self, error: ApiError) -> Iterator[bytes]:
         """What ends a stream that cannot be finished."""
-        yield b"data: " + fault.encoded() + b"\n\n"
-        yield DONE
+        yield b"data: " + error.encoded() + b"\n\n"
+        yield DONE_EVENT
 
-    def _grown(self, partial: Partial) -> Iterator[bytes]:
-        text = partial.text if self._ask.kind == "text" else settled(partial.text)
-        copies = range(self._ask.n) if self._ask.decoding.mode == "greedy" else (partial.candidate,)
+    def _encode_partial(self, partial: PartialOutput) -> Iterator[bytes]:
+        text = partial.text if self._request.kind == "text" else stable_prefix(partial.text)
+        copies = range(self._request.n) if self._request.sampling_params.mode == "greedy" else (partial.candidate,)
         for copy in copies:
-            place = partial.index * self._ask.n + copy
+            place = partial.index * self._request.n + copy
             self._tokens[place] = partial.tokens
-            yield from self._text(place, text)
+            yield from self._encode_text(place, text)
 
-    def _finished(self, answer: Answer) -> Iterator[bytes]:
-        self._answers.append(answer)
-        for place, candidate in enumerate(samples(answer, self._ask), answer.index * self._ask.n):
+    def _encode_finished(self, output: RequestOutput) -> Iterator[bytes]:
+        self._outputs.append(output)
+        for place, candidate in enumerate(expand_samples(output, self._request), output.index * self._request.n):
             self._tokens[place] = candidate.tokens
-            yield from self._text(place, candidate.text)
-            more = extras(candidate, answer) if self._ask.kind == "chat" else {}
-            yield self._chunk(place, "", more, finish_reason(candidate), logprobs(candidate, self._ask))
+            yield from self._encode_text(place, candidate.text)
+            more = extra_fields(candidate, output) if self._request.kind == "chat" else {}
+            yield self._encode_chunk(
+                place, "", more, finish_reason(candidate), logprobs_content(candidate, self._request)
+            )
 
-    def _text(self, place: int, text: str) -> Iterator[bytes]:
+    def _encode_text(self, index: int, text: str) -> Iterator[bytes]:
         """What is new in the choice's text."""
-        if place not in self._sent:
-            self._sent[place] = ""
-            if self._ask.kind == "chat":
-                yield self._chunk(place, "", {"role": "assistant", "content": ""})
-        sent = self._sent[place]
+        if index not in self._sent:
+            self._sent[index] = ""
+            if self._request.kind == "chat":
+                yield self._encode_chunk(index, "", {"role": "assistant", "content": ""})
+        sent = self._sent[index]
         if len(text) > len(sent) and text.startswith(sent):
-            self._sent[place] = text
-            yield self._chunk(place, text[len(sent) :])
+            self._sent[index] = text
+            yield self._encode_chunk(index, text[len(sent) :])
 
-    def _chunk(
+    def _encode_chunk(
         self,
-        place: int,
+        index: int,
         text: str,
         delta: dict[str, Any] | None = None,
-        finish: str | None = None,
+        reason: str | None = None,
         logprobs: dict[str, Any] | None = None,
     ) -> bytes:
-        if self._ask.kind == "text":
-            choice: dict[str, Any] = {"index": place, "text": text}
+        if self._request.kind == "text":
+            choice: dict[str, Any] = {"index": index, "text": text}
         else:
-            choice = {"index": place, "delta": delta if delta is not None else {"content": text}}
-        choice |= {"finish_reason": finish, "logprobs": logprobs}
-        more = {"usage": self._usage_so_far()} if self._ask.include_usage else {}
-        return _sse({**self._head, "choices": [choice], **more})
+            choice = {"index": index, "delta": delta if delta is not None else {"content": text}}
+        choice |= {"finish_reason": reason, "logprobs": logprobs}
+        more = {"usage": self._current_usage()} if self._request.include_usage else {}
+        return _encode_event({**self._common_fields, "choices": [choice], **more})
 
-    def _usage_so_far(self) -> dict[str, int] | None:
+    def _current_usage(self) -> dict[str, int] | None:
         """Where it is asked for in every chunk. A prompt's tokens are known once its answer is whole."""
-        if not self._ask.count_on:
+        if not self._request.continuous_usage_stats:
             return None
-        read, said = sum(answer.prompt_tokens for answer in self._answers), sum(self._tokens.values())
+        read, said = sum(answer.prompt_tokens for answer in self._outputs), sum(self._tokens.values())
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
 
 
-def settled(text: str) -> str:
+def stable_prefix(text: str) -> str:
     """The part of a growing answer that no further token can cut off again.
 
     Left out are blanks at its end and a last line that may become the beginning of a further turn.
@@ -104,10 +108,10 @@ def settled(text: str) -> str:
     text = text.rstrip()
     start = text.rfind("\n") + 1
     line = text[start:].lstrip()
-    if line and any(turn.startswith(line) or line.startswith(turn) for turn in _TURNS):
+    if line and any(turn.startswith(line) or line.startswith(turn) for turn in _TURN_MARKERS):
         return text[:start].rstrip()
     return text
 
 
-def _sse(value: dict[str, Any]) -> bytes:
+def _encode_event(value: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"

@@ -6,13 +6,13 @@ import json
 import math
 from typing import Any
 
-from errors import AdapterError, BusyError, PeftArenaError, PromptTooLongError, UnknownNameError
+from errors import AdapterError, BusyError, PromptOrTuneError, PromptTooLongError, UnknownNameError
 
 # Clients of OpenAI ask again by themselves after 408, 409, 429 and 5xx, unless this header says no.
 _NO_RETRY = {"x-should-retry": "false"}
 
 
-class ApiError(PeftArenaError):
+class ApiError(PromptOrTuneError):
     """A refusal that a client reads: an error with its HTTP status and the fields of OpenAI's error object."""
 
     def __init__(
@@ -38,22 +38,22 @@ class ApiError(PeftArenaError):
         return json.dumps(self.body(), ensure_ascii=False).encode("utf-8", "replace")
 
 
-def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
+def invalid_request(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
     """400: the request itself is wrong, in the parameter `param`."""
     return ApiError(400, message, param=param, code=code)
 
 
-def unsupported(name: str, message: str) -> ApiError:
+def unsupported_parameter(name: str, message: str) -> ApiError:
     """400: a parameter that would change the answer and is not served."""
     return ApiError(400, message, param=name, code="unsupported_parameter")
 
 
-def no_model(message: str) -> ApiError:
+def model_not_found(message: str) -> ApiError:
     """404: `model` names no method and no adapter that is served."""
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def too_many(message: str, seconds: float, code: str) -> ApiError:
+def rate_limited(message: str, seconds: float, code: str) -> ApiError:
     """429 with how long to wait."""
     wait = {"retry-after": str(max(1, math.ceil(seconds)))}
     return ApiError(429, message, type="rate_limit_error", code=code, headers=wait)
@@ -65,7 +65,7 @@ def not_ready(message: str, code: str) -> ApiError:
     return ApiError(503, message, type="server_error", code=code, headers=headers)
 
 
-def closing() -> ApiError:
+def shutting_down() -> ApiError:
     """503: the server ends before the answer does."""
     return not_ready("The server is about to end: ask again when it is back.", "shutting_down")
 
@@ -76,7 +76,7 @@ def timed_out(seconds: float) -> ApiError:
     return ApiError(504, message, type="server_error", code="timeout", headers=dict(_NO_RETRY))
 
 
-def internal() -> ApiError:
+def internal_error() -> ApiError:
     """500: a defect of ours; what it was stands in the server's log and not in the answer."""
     return ApiError(
         500,
@@ -87,14 +87,14 @@ def internal() -> ApiError:
     )
 
 
-def from_ours(fault: PeftArenaError, param: str | None = None) -> ApiError:
+def to_api_error(error: PromptOrTuneError, param: str | None = None) -> ApiError:
     """The refusal for an error whose sentence is meant for a person."""
-    if isinstance(fault, ApiError):
-        return fault
-    if isinstance(fault, BusyError):
-        return too_many(str(fault), fault.seconds, "server_busy")
-    if isinstance(fault, PromptTooLongError):
-        return ApiError(400, str(fault), param=param, code="context_length_exceeded")
-    if isinstance(fault, UnknownNameError):
-        return no_model(str(fault))
-    return invalid(str(fault), "model" if isinstance(fault, AdapterError) else param)
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, BusyError):
+        return rate_limited(str(error), error.seconds, "server_busy")
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), param=param, code="context_length_exceeded")
+    if isinstance(error, UnknownNameError):
+        return model_not_found(str(error))
+    return invalid_request(str(error), "model" if isinstance(error, AdapterError) else param)

@@ -6,50 +6,54 @@ import logging
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.api.calls import ClientGoneError
-from serve.api.chunks import Chunks
-from serve.api.errors import from_ours, internal
-from serve.api.service import failure
-from serve.api.wire import Out
-from serve.rows import Answer, Partial
+from serve.api.chunks import SSEStream
+from serve.api.errors import internal_error, to_api_error
+from serve.api.service import output_error
+from serve.api.wire import ResponseWriter
+from serve.rows import PartialOutput, RequestOutput
 
 _log = logging.getLogger(__name__)
 
 
-async def send_stream(events: AsyncGenerator[Partial | Answer], chunks: Chunks, out: Out) -> None:
+async def send_stream(
+    events: AsyncGenerator[PartialOutput | RequestOutput], sse: SSEStream, writer: ResponseWriter
+) -> None:
     """Sends events as they come. Once something has been sent, a failure becomes the last event."""
     try:
-        async for event in sound(events):
-            pieces = b"".join(chunks.of(event))
+        async for event in raise_failed(events):
+            pieces = b"".join(sse.encode(event))
             if pieces:
-                await out.event(pieces)
-        last = chunks.end()
-    except PeftArenaError as fault:
-        if not out.started:
+                await writer.send_event(pieces)
+        last = sse.encode_end()
+    except PromptOrTuneError as fault:
+        if not writer.started:
             raise
-        last = chunks.broken(from_ours(fault))
+        last = sse.encode_error(to_api_error(fault))
     except ClientGoneError:
         raise
     except Exception as fault:
-        if not out.started:
+        if not writer.started:
             raise
-        log_defect(fault)
-        last = chunks.broken(internal())
-    await out.event(b"".join(last))
-    await out.end()
+        log_unexpected_error(fault)
+        last = sse.encode_error(internal_error())
+    await writer.send_event(b"".join(last))
+    await writer.end_stream()
 
 
-async def sound(events: AsyncIterator[Partial | Answer]) -> AsyncIterator[Partial | Answer]:
+async def raise_failed(
+    events: AsyncIterator[PartialOutput | RequestOutput],
+) -> AsyncIterator[PartialOutput | RequestOutput]:
     """The events; ApiError where an answer has failed."""
     async for event in events:
-        fault = failure(event) if isinstance(event, Answer) else None
+        fault = output_error(event) if isinstance(event, RequestOutput) else None
         if fault is not None:
             raise fault
         yield event
 
 
-def log_defect(fault: BaseException) -> None:
+def log_unexpected_error(error: BaseException) -> None:
     """Writes down where a defect of ours happened, but no values: they may be what a person asked."""
-    where = "".join(traceback.format_tb(fault.__traceback__))
-    _log.error("A request failed with %s:\n%s", type(fault).__name__, where)
+    where = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("A request failed with %s:\n%s", type(error).__name__, where)

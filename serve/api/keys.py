@@ -13,19 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import PeftArenaError
-from serve.api.errors import ApiError, too_many
-from serve.command import secret_lines
+from errors import PromptOrTuneError
+from serve.api.errors import ApiError, rate_limited
+from serve.command import read_secrets
 
-VARIABLE = "PEFT_ARENA_API_KEYS"
-SHORTEST_KEY = 16
+ENV_VARIABLE = "PEFT_ARENA_API_KEYS"
+MIN_KEY_LENGTH = 16
 _MAX_OWNERS = 10_000
 _NAME = re.compile(r"[\w.@-]{1,64}")
-_LINE = "name:key, name:key:rows-per-minute or name:key:rows-per-minute:admin"
+_ENTRY_FORMAT = "name:key, name:key:rows-per-minute or name:key:rows-per-minute:admin"
 
 
 @dataclass(frozen=True)
-class Key:
+class ApiKey:
     """A key, known by its digest alone. Without `rows_per_minute` the server's own limit holds."""
 
     name: str
@@ -34,16 +34,16 @@ class Key:
     admin: bool = False
 
 
-class Keys:
+class ApiKeys:
     """The keys of a server; without any it is open to whoever reaches it."""
 
-    def __init__(self, keys: tuple[Key, ...] = ()) -> None:
+    def __init__(self, keys: tuple[ApiKey, ...] = ()) -> None:
         self._keys = keys
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, authorization: str) -> Key:
+    def find(self, authorization: str) -> ApiKey:
         """The key that an Authorization header holds; ApiError 401 otherwise.
 
         Digests of equal length are compared, all of them, so that time tells nothing.
@@ -62,23 +62,23 @@ class Keys:
         return found[0]
 
 
-def read_keys(file: Path | None) -> Keys:
-    """The keys in `file`, and those of PEFT_ARENA_API_KEYS (separated by commas); PeftArenaError in one sentence.
+def read_keys(file: Path | None) -> ApiKeys:
+    """The keys in `file`, and those of PEFT_ARENA_API_KEYS (separated by commas); PromptOrTuneError in one sentence.
 
     No message repeats a key.
     """
-    lines = secret_lines(file, VARIABLE, "keys", "--api-key-file")
-    keys: dict[bytes, Key] = {}
+    lines = read_secrets(file, ENV_VARIABLE, "keys", "--api-key-file")
+    keys: dict[bytes, ApiKey] = {}
     for where, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        key = _key(line.strip(), where)
+        key = _parse_key(line.strip(), where)
         if key.digest in keys or key.name in {known.name for known in keys.values()}:
-            raise PeftArenaError(f"The name or the key in {where} is there twice: give every user one of their own.")
+            raise PromptOrTuneError(f"The name or the key in {where} is there twice: give every user one of their own.")
         keys[key.digest] = key
     if file is not None and not keys:
-        raise PeftArenaError(f"There is no key in {file}: write one a line, as {_LINE}.")
-    return Keys(tuple(keys.values()))
+        raise PromptOrTuneError(f"There is no key in {file}: write one a line, as {_ENTRY_FORMAT}.")
+    return ApiKeys(tuple(keys.values()))
 
 
 def is_loopback(host: str) -> bool:
@@ -89,20 +89,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _key(line: str, where: str) -> Key:
-    name, *rest = line.split(":")
+def _parse_key(entry: str, location: str) -> ApiKey:
+    name, *rest = entry.split(":")
     if not 1 <= len(rest) <= 3 or not _NAME.fullmatch(name):
-        raise PeftArenaError(f"There is no valid entry in {where}: write {_LINE}.")
-    if len(rest[0]) < SHORTEST_KEY or not rest[0].isascii() or any(letter.isspace() for letter in rest[0]):
-        raise PeftArenaError(
-            f"The key of '{name}' in {where} is too weak: use {SHORTEST_KEY} or more letters and digits."
+        raise PromptOrTuneError(f"There is no valid entry in {location}: write {_ENTRY_FORMAT}.")
+    if len(rest[0]) < MIN_KEY_LENGTH or not rest[0].isascii() or any(letter.isspace() for letter in rest[0]):
+        raise PromptOrTuneError(
+            f"The key of '{name}' in {location} is too weak: use {MIN_KEY_LENGTH} or more letters and digits."
         )
     rows = rest[1].strip() if len(rest) > 1 else ""
     if rows and not (rows.isascii() and rows.isdigit() and 1 <= int(rows) <= 1_000_000):
-        raise PeftArenaError(f"The rows per minute of '{name}' in {where} are no number from 1 to 1000000: mend them.")
+        raise PromptOrTuneError(
+            f"The rows per minute of '{name}' in {location} are no number from 1 to 1000000: mend them."
+        )
     if len(rest) == 3 and rest[2].strip() != "admin":
-        raise PeftArenaError(f"The right of '{name}' in {where} is unknown: the only one is 'admin'.")
-    return Key(name, _digest(rest[0]), int(rows) if rows else None, len(rest) == 3)
+        raise PromptOrTuneError(f"The right of '{name}' in {location} is unknown: the only one is 'admin'.")
+    return ApiKey(name, _digest(rest[0]), int(rows) if rows else None, len(rest) == 3)
 
 
 def _digest(key: str) -> bytes:
@@ -110,37 +112,39 @@ def _digest(key: str) -> bytes:
 
 
 @dataclass
-class _Account:
+class _Quota:
     """What one owner has left of this minute's rows, and how many of its rows are being answered."""
 
-    left: float
-    at: float
-    open: int = 0
+    remaining: float
+    updated_at: float
+    in_flight: int = 0
 
 
-class Meter:
+class RateLimiter:
     """Rows a minute and rows at once, per owner. Used in the event loop's thread alone."""
 
     def __init__(
-        self, rows_per_minute: int | None, rows_at_once: int, clock: Callable[[], float] = time.monotonic
+        self, rows_per_minute: int | None, max_concurrent_rows: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._per_minute = rows_per_minute
-        self._at_once = rows_at_once
+        self._rows_per_minute = rows_per_minute
+        self._max_concurrent_rows = max_concurrent_rows
         self._clock = clock
-        self._accounts: OrderedDict[str, _Account] = OrderedDict()
+        self._quotas: OrderedDict[str, _Quota] = OrderedDict()
 
     @contextmanager
-    def rows(self, owner: str, key: Key | None, rows: int) -> Iterator[None]:
+    def acquire(self, owner: str, key: ApiKey | None, rows: int) -> Iterator[None]:
         """Counts `rows` as asked for and, until the block ends, as being answered; ApiError 429 beyond a limit."""
-        limit = key.rows_per_minute if key and key.rows_per_minute is not None else self._per_minute
-        account = self._account(owner, limit)
-        if account.open + rows > self._at_once:
-            if rows > self._at_once:
+        limit = key.rows_per_minute if key and key.rows_per_minute is not None else self._rows_per_minute
+        account = self._quota(owner, limit)
+        if account.in_flight + rows > self._max_concurrent_rows:
+            if rows > self._max_concurrent_rows:
                 raise ApiError(
-                    400, f"{rows} answers asked for at once: ask for at most {self._at_once}.", code="too_many_rows"
+                    400,
+                    f"{rows} answers asked for at once: ask for at most {self._max_concurrent_rows}.",
+                    code="too_many_rows",
                 )
-            raise too_many(
-                f"{account.open} of your answers are on their way and {self._at_once} may be at once: wait for some.",
+            raise rate_limited(
+                f"{account.in_flight} of your answers are on their way and {self._max_concurrent_rows} may be at once: wait for some.",
                 2,
                 "concurrency_limit_exceeded",
             )
@@ -151,30 +155,30 @@ class Meter:
                     f"{rows} answers asked for at once and {limit} a minute are allowed: ask for fewer.",
                     code="too_many_rows",
                 )
-            if account.left < rows:
-                seconds = (rows - account.left) * 60 / limit
-                raise too_many(
+            if account.remaining < rows:
+                seconds = (rows - account.remaining) * 60 / limit
+                raise rate_limited(
                     f"{limit} answers a minute are allowed: ask again in {max(1, round(seconds))} s.",
                     seconds,
                     "rate_limit_exceeded",
                 )
-            account.left -= rows
-        account.open += rows
+            account.remaining -= rows
+        account.in_flight += rows
         try:
             yield
         finally:
-            account.open -= rows
+            account.in_flight -= rows
 
-    def _account(self, owner: str, limit: int | None) -> _Account:
+    def _quota(self, owner: str, limit: int | None) -> _Quota:
         """The owner's account, filled up by the time that has passed; those not seen for long are forgotten."""
         now = self._clock()
-        account = self._accounts.setdefault(owner, _Account(limit or 0, now))
-        self._accounts.move_to_end(owner)
-        account.left = min(limit or 0, account.left + (now - account.at) * (limit or 0) / 60)
-        account.at = now
-        while len(self._accounts) > _MAX_OWNERS:
-            _, oldest = next(iter(self._accounts.items()))
-            if oldest.open:
+        account = self._quotas.setdefault(owner, _Quota(limit or 0, now))
+        self._quotas.move_to_end(owner)
+        account.remaining = min(limit or 0, account.remaining + (now - account.updated_at) * (limit or 0) / 60)
+        account.updated_at = now
+        while len(self._quotas) > _MAX_OWNERS:
+            _, oldest = next(iter(self._quotas.items()))
+            if oldest.in_flight:
                 break
-            self._accounts.popitem(last=False)
+            self._quotas.popitem(last=False)
         return account

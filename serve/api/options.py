@@ -6,9 +6,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from errors import PeftArenaError, unknown
+from errors import PromptOrTuneError, unknown_name_error
 from serve.api.app import ApiSettings
-from serve.api.keys import VARIABLE, Keys, is_loopback, read_keys
+from serve.api.keys import ENV_VARIABLE, ApiKeys, is_loopback, read_keys
 from tasks.datasets import DATASETS
 
 
@@ -16,7 +16,7 @@ from tasks.datasets import DATASETS
 class ApiOptions:
     """Who may ask, and the API's bounds."""
 
-    keys: Keys
+    keys: ApiKeys
     settings: ApiSettings
 
 
@@ -32,34 +32,34 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
         help=f"whose examples icl and rag show: {', '.join(DATASETS)} (%(default)s)",
     )
     for option, value, text in (
-        ("--max-body-kb", usual.body_bytes // 1000, "the largest body of a request, in kB"),
-        ("--timeout", int(usual.answer_seconds), "seconds that one request may take"),
+        ("--max-body-kb", usual.max_body_bytes // 1000, "the largest body of a request, in kB"),
+        ("--timeout", int(usual.request_timeout_s), "seconds that one request may take"),
     ):
         parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
 
 
-def read_api_options(given: argparse.Namespace, host: str) -> ApiOptions:
-    """What was given, with the keys read; PeftArenaError in one sentence, also where `host` needs keys."""
-    keys = read_keys(given.api_key_file)
-    if not (len(keys) or given.open or is_loopback(host)):
-        raise PeftArenaError(
-            f"Without keys anybody could ask on {host}: give --api-key-file, set {VARIABLE}, or allow it with --open."
+def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
+    """What was given, with the keys read; PromptOrTuneError in one sentence, also where `host` needs keys."""
+    keys = read_keys(args.api_key_file)
+    if not (len(keys) or args.open or is_loopback(host)):
+        raise PromptOrTuneError(
+            f"Without keys anybody could ask on {host}: give --api-key-file, set {ENV_VARIABLE}, or allow it with --open."
         )
-    if given.pool not in DATASETS:
-        raise unknown("data set", given.pool, DATASETS)
-    rows = given.rows_per_minute
+    if args.pool not in DATASETS:
+        raise unknown_name_error("data set", args.pool, DATASETS)
+    rows = args.rows_per_minute
     settings = ApiSettings(
-        pool=given.pool,
-        body_bytes=checked_count(given.max_body_kb, "--max-body-kb") * 1000,
-        answer_seconds=checked_count(given.timeout, "--timeout"),
-        rows_per_minute=None if rows is None else checked_count(rows, "--rows-per-minute"),
-        local=not (len(keys) or given.open),
+        pool=args.pool,
+        max_body_bytes=parse_count(args.max_body_kb, "--max-body-kb") * 1000,
+        request_timeout_s=parse_count(args.timeout, "--timeout"),
+        rows_per_minute=None if rows is None else parse_count(rows, "--rows-per-minute"),
+        loopback_only=not (len(keys) or args.open),
     )
     return ApiOptions(keys, settings)
 
 
-def checked_count(text: str, option: str) -> int:
-    """A number of something; PeftArenaError where it is none."""
+def parse_count(text: str, option: str) -> int:
+    """A number of something; PromptOrTuneError where it is none."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
-        raise PeftArenaError(f"'{text}' is no number for {option}: give one from 1 to 1000000.")
+        raise PromptOrTuneError(f"'{text}' is no number for {option}: give one from 1 to 1000000.")
     return int(text)

@@ -12,17 +12,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.api.app import Api
 
-HEAD_SECONDS = 15.0
+HEADER_TIMEOUT_S = 15.0
 # A request's line and headers together.
-HEAD_BYTES = 32_768
+MAX_HEADER_BYTES = 32_768
 MAX_CONNECTIONS = 1024
 # How long a connection may refuse what is sent to it.
-STALL_SECONDS = 90.0
+WRITE_TIMEOUT_S = 90.0
 # How long answers that were ended may take to reach their clients.
-END_SECONDS = 5
+SHUTDOWN_TIMEOUT_S = 5
 
 
-class HeadTimedProtocol(H11Protocol):
+class HeaderTimeoutProtocol(H11Protocol):
     """Closes a connection whose next request has begun, or should have, and whose head does not come to an end, and
     one whose client does not read.
 
@@ -30,49 +30,49 @@ class HeadTimedProtocol(H11Protocol):
     few thousand idle clients would keep all others out.
     """
 
-    _timer: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
+    _header_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._time()
+        self._update_header_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._time()
+        self._update_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        self._reads_on()
+        self._cancel_header_timer()
+        self._cancel_write_timer()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
-        self._stalled = self._stalled or self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._write_timer = self._write_timer or self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._reads_on()
+        self._cancel_write_timer()
         super().resume_writing()
 
-    def _reads_on(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
-    def _time(self) -> None:
+    def _update_header_timer(self) -> None:
         """Starts the clock when a head is awaited and stops it when it is there."""
         if self.conn.their_state is not h11.IDLE:
-            self._stop()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(HEAD_SECONDS, self._expire)
+            self._cancel_header_timer()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(HEADER_TIMEOUT_S, self._on_header_timeout)
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
 
-    def _expire(self) -> None:
-        self._timer = None
+    def _on_header_timeout(self) -> None:
+        self._header_timer = None
         if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
             self.transport.close()
 
@@ -83,13 +83,13 @@ class ApiServer(uvicorn.Server):
     Before uvicorn waits for answers on their way, those are told that it ends.
     """
 
-    def __init__(self, api: Api, over: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, api: Api, should_stop: Callable[[], bool] = lambda: False) -> None:
         self._api = api
-        self._over = over
+        self._should_stop = should_stop
         super().__init__(
             uvicorn.Config(
                 api,
-                http=HeadTimedProtocol,
+                http=HeaderTimeoutProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -98,13 +98,13 @@ class ApiServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=MAX_CONNECTIONS,
-                h11_max_incomplete_event_size=HEAD_BYTES,
-                timeout_graceful_shutdown=END_SECONDS,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             )
         )
 
     async def on_tick(self, counter: int) -> bool:
-        return self._over() or await super().on_tick(counter)
+        return self._should_stop() or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._api.close()

@@ -10,49 +10,49 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from errors import AdapterError, BusyError, PeftArenaError, UnknownNameError
-from serve.api.asks import Ask
-from serve.api.errors import ApiError, closing, from_ours, invalid, no_model, not_ready
+from errors import AdapterError, BusyError, PromptOrTuneError, UnknownNameError
+from serve.api.asks import CompletionRequest
+from serve.api.errors import ApiError, invalid_request, model_not_found, not_ready, shutting_down, to_api_error
 from serve.api.messages import Conversation
-from serve.method import Method, Nothing, parse_method
-from serve.rows import Answer, Decoding, Request
+from serve.method import Method, NoExamples, parse_method
+from serve.rows import Request, RequestOutput, SamplingParams
 from tasks.extract import extract_code
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
-    from serve.engine_source import EngineSource
-    from serve.scheduling.mailbox import Stream
+    from serve.engine import LLMEngine
+    from serve.engine_source import EngineLoader
+    from serve.scheduling.mailbox import OutputStream
 
 OWNER = "peft-arena"
-_METHODS = ("zero-shot", "icl", "rag")
-_MAX_HINTS = 500
-_PROBE = Decoding(max_new_tokens=1)
+_METHOD_NAMES = ("zero-shot", "icl", "rag")
+_MAX_HINT_CANDIDATES = 500
+_PROBE_PARAMS = SamplingParams(max_new_tokens=1)
 # How a turn's answer is read back: code from its fence where it has one, else as it is.
-_ANSWERED = STYLES["chat"]
+_HISTORY_STYLE = STYLES["chat"]
 
 
-class Service:
+class OpenAIServing:
     """The engine in the API's words. `pool` names the data set whose examples `icl` and `rag` show.
 
-    Methods may take time (disk, a lock) and are called in threads; each raises ApiError, or PeftArenaError.
+    Methods may take time (disk, a lock) and are called in threads; each raises ApiError, or PromptOrTuneError.
     """
 
-    def __init__(self, source: EngineSource, pool: str) -> None:
-        self._source = source
+    def __init__(self, loader: EngineLoader, pool: str) -> None:
+        self._loader = loader
         self._pool = pool
-        self._began = int(time.time())
-        self._changing = Lock()
+        self._started_at = int(time.time())
+        self._adapter_lock = Lock()
 
-    def engine(self) -> Engine:
+    def engine(self) -> LLMEngine:
         """The engine; ApiError 503 while it loads, and when loading has failed."""
         try:
-            engine = self._source.poll(0)
-        except PeftArenaError as fault:
+            engine = self._loader.wait(0)
+        except PromptOrTuneError as fault:
             raise not_ready(str(fault), "model_failed") from fault
         if engine is None:
-            raise not_ready(f"The model is loading ({self._source.state().message}): ask again soon.", "model_loading")
+            raise not_ready(f"The model is loading ({self._loader.state().message}): ask again soon.", "model_loading")
         return engine
 
     def fingerprint(self) -> str:
@@ -60,7 +60,7 @@ class Service:
         base = self.engine().base
         return f"fp_{base.revision.removeprefix('sha256:')[:12]}_{base.quantization}"
 
-    def method(self, model: str) -> Method:
+    def resolve_method(self, model: str) -> Method:
         """The method that `model` names; ApiError 404 where it names none."""
         engine = self.engine()
         if model == engine.base.id:
@@ -70,136 +70,143 @@ class Service:
         try:
             method = parse_method(model, parts.intersection(names))
         except UnknownNameError as fault:
-            raise no_model(_unknown(model, names)) from fault
-        except PeftArenaError as fault:
-            raise invalid(str(fault), "model") from fault
-        reason = engine.unavailable(method)
+            raise model_not_found(_unknown_model_message(model, names)) from fault
+        except PromptOrTuneError as fault:
+            raise invalid_request(str(fault), "model") from fault
+        reason = engine.unsupported_reason(method)
         if reason:
             raise ApiError(400, reason, param="model", code="model_unavailable")
         return method
 
-    def start(self, ask: Ask, owner: str, ring: Callable[[], None]) -> Stream:
+    def start(self, request: CompletionRequest, owner: str, notify: Callable[[], None]) -> OutputStream:
         """Hands the request to the engine; `ring` is called whenever there is news."""
-        method = self.method(ask.model)
-        if ask.conversation is not None:
-            requests = [self._request(ask.conversation, method)]
+        method = self.resolve_method(request.model)
+        if request.conversation is not None:
+            requests = [self._chat_request(request.conversation, method)]
         elif method.examples.k:
-            raise invalid(
-                f"'{ask.model}' shows examples and this prompt is read as it is: use /v1/chat/completions.", "model"
+            raise invalid_request(
+                f"'{request.model}' shows examples and this prompt is read as it is: use /v1/chat/completions.", "model"
             )
         else:
-            requests = [Request(Problem("api", prompt), method, self._pool, raw=prompt) for prompt in ask.prompts]
+            requests = [Request(Problem("api", prompt), method, self._pool, raw=prompt) for prompt in request.prompts]
         try:
-            return self.engine().submit(requests, ask.decoding, owner=owner, notify=ring)
-        except PeftArenaError as fault:
-            raise from_ours(fault) from fault
+            return self.engine().submit(requests, request.sampling_params, owner=owner, notify=notify)
+        except PromptOrTuneError as fault:
+            raise to_api_error(fault) from fault
 
-    def _request(self, conversation: Conversation, method: Method) -> Request:
-        turns = [Example("", asked, extract_code(said, _ANSWERED)) for asked, said in conversation.turns]
+    def _chat_request(self, conversation: Conversation, method: Method) -> Request:
+        turns = [Example("", asked, extract_code(said, _HISTORY_STYLE)) for asked, said in conversation.turns]
         return Request(Problem("api", conversation.intent), method, self._pool, turns=tuple(turns))
 
-    def models(self) -> list[dict[str, Any]]:
+    def list_models(self) -> list[dict[str, Any]]:
         """Every model: the base, the methods, and the adapters that this base can wear."""
         engine = self.engine()
-        found = [self._base(), *(self._entry(name) for name in _METHODS if self._can(parse_method(name, ())))]
+        found = [
+            self._base_model_card(),
+            *(self._model_card(name) for name in _METHOD_NAMES if self._is_supported(parse_method(name, ()))),
+        ]
         for status in engine.store.status(engine.base):
-            if status.usable and self._can(Method(status.name, Nothing(), status.name)):
+            if status.usable and self._is_supported(Method(status.name, NoExamples(), status.name)):
                 created = status.manifest.created if status.manifest else ""
-                found.append(self._entry(status.name, _seconds(created) or self._began))
+                found.append(self._model_card(status.name, _to_timestamp(created) or self._started_at))
         return found
 
-    def model(self, name: str) -> dict[str, Any]:
+    def get_model(self, name: str) -> dict[str, Any]:
         """One model, also of those that the list does not name, as `icl-4` or `lora-x*0.5`."""
         if name == self.engine().base.id:
-            return self._base()
+            return self._base_model_card()
         try:
-            self.method(name)
+            self.resolve_method(name)
         except ApiError as fault:
-            raise no_model(fault.message) from fault
-        return self._entry(name)
+            raise model_not_found(fault.message) from fault
+        return self._model_card(name)
 
-    def count(self, model: str, text: str | Conversation) -> dict[str, Any]:
+    def count_tokens(self, model: str, text: str | Conversation) -> dict[str, Any]:
         """How many tokens a text has, or a chat's whole prompt with its examples."""
         engine = self.engine()
         if isinstance(text, str):
             count = engine.count_tokens(text)
         else:
-            (count,) = engine.prompt_tokens([self._request(text, self.method(model))], _PROBE)
+            (count,) = engine.count_prompt_tokens([self._chat_request(text, self.resolve_method(model))], _PROBE_PARAMS)
             if not count:
-                raise invalid("These messages cannot be answered, so they have no prompt: shorten them.", "messages")
+                raise invalid_request(
+                    "These messages cannot be answered, so they have no prompt: shorten them.", "messages"
+                )
         return {"count": count, "max_model_len": engine.base.context_length, "tokens": None, "token_strs": None}
 
-    def load(self, name: str, path: str) -> str:
+    def load_lora_adapter(self, name: str, path: str) -> str:
         """Registers the adapter folder `path` as `name` and loads it; nothing is registered when that fails."""
         engine = self.engine()
-        with self._changing:
+        with self._adapter_lock:
             known = name in engine.adapters()
             try:
                 engine.store.register(name, Path(path), engine.base)
                 try:
-                    engine.residents.acquire(name).release()
+                    engine.adapter_cache.acquire(name).release()
                 except BaseException:
                     if not known:
                         engine.store.unregister(name)
                     raise
             except BusyError as fault:
-                raise from_ours(fault) from fault
-            except PeftArenaError as fault:
-                raise invalid(str(fault), "lora_path") from fault
+                raise to_api_error(fault) from fault
+            except PromptOrTuneError as fault:
+                raise invalid_request(str(fault), "lora_path") from fault
         return f"Success: LoRA adapter '{name}' added successfully."
 
-    def unload(self, name: str) -> str:
+    def unload_lora_adapter(self, name: str) -> str:
         """Frees the adapter's memory and forgets a registered one; 404 where there is none of that name."""
         engine = self.engine()
-        with self._changing:
+        with self._adapter_lock:
             if name not in engine.adapters():
-                raise ApiError(404, _unknown(name, engine.adapters()), param="lora_name", code="model_not_found")
+                raise ApiError(
+                    404, _unknown_model_message(name, engine.adapters()), param="lora_name", code="model_not_found"
+                )
             try:
                 # First, so that nobody loads it again in between.
                 engine.store.unregister(name)
             except AdapterError:  # it lies in the store itself, where whoever asks for it finds it again
                 return f"Success: LoRA adapter '{name}' left memory; it stays in the store."
             finally:
-                engine.residents.unload(name)
+                engine.adapter_cache.unload(name)
         return f"Success: LoRA adapter '{name}' removed successfully."
 
     def health(self) -> tuple[int, Mapping[str, str]]:
         """200 when requests are answered, and 503 with the reason when not."""
-        state = self._source.state()
+        state = self._loader.state()
         if state.phase == "ready":
             return 200, {"status": "ok"}
         return 503, {"status": state.phase, "message": state.message}
 
-    def _can(self, method: Method) -> bool:
-        return self.engine().unavailable(method) is None
+    def _is_supported(self, method: Method) -> bool:
+        return self.engine().unsupported_reason(method) is None
 
-    def _base(self) -> dict[str, Any]:
+    def _base_model_card(self) -> dict[str, Any]:
         base = self.engine().base
         # The last two are ours: they tell a client which adapters belong to this base.
         known = {"max_model_len": base.context_length, "revision": base.revision, "quantization": base.quantization}
-        return {**self._entry(base.id), "parent": None, **known}
+        return {**self._model_card(base.id), "parent": None, **known}
 
-    def _entry(self, name: str, created: int | None = None) -> dict[str, Any]:
+    def _model_card(self, name: str, created: int | None = None) -> dict[str, Any]:
         base = self.engine().base
-        when = self._began if created is None else created
+        when = self._started_at if created is None else created
         return {"id": name, "object": "model", "created": when, "owned_by": OWNER, "root": base.id, "parent": base.id}
 
 
-def failure(answer: Answer) -> ApiError | None:
+def output_error(output: RequestOutput) -> ApiError | None:
     """What to say of an answer that failed, None of one that did not."""
-    if answer.error is None:
-        return closing() if answer.cancelled else None
-    return from_ours(answer.fault or PeftArenaError(answer.error))
+    if output.error is None:
+        return shutting_down() if output.cancelled else None
+    return to_api_error(output.exception or PromptOrTuneError(output.error))
 
 
-def _unknown(model: str, names: list[str]) -> str:
+def _unknown_model_message(model: str, names: list[str]) -> str:
     """A sentence with the nearest name; of thousands none is sought and none is listed."""
-    near = difflib.get_close_matches(model, [*_METHODS, *names[:_MAX_HINTS]], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(model, [*_METHOD_NAMES, *names[:_MAX_HINT_CANDIDATES]], n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"The model '{model}' does not exist: {hint}GET /v1/models lists what is served."
 
 
-def _seconds(created: str) -> int | None:
+def _to_timestamp(created: str) -> int | None:
     """A manifest's date as seconds since 1970."""
     try:
         return int(datetime.fromisoformat(created).timestamp())

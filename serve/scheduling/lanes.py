@@ -12,167 +12,169 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
-from serve.rows import Decoding
-from serve.scheduling.jobs import Group, Job, Mode
-from serve.scheduling.limits import EngineLimits
+from serve.rows import SamplingParams
+from serve.scheduling.jobs import BatchMode, ScheduledRequest, StartGroup
+from serve.scheduling.limits import EngineConfig
 
 
 @dataclass(eq=False, slots=True)
-class _Lane:
+class OwnerQueue:
     """One owner's jobs, `jobs` in all: `ahead` are with the planner or planned, `lines` grow. `turn` is its last."""
 
     owner: str | int
-    unplanned: deque[Job] = field(default_factory=deque)
-    ready: dict[Mode, deque[Job]] = field(default_factory=lambda: {"step": deque(), "beam": deque()})
-    jobs: int = 0
-    ahead: int = 0
-    lines: int = 0
-    turn: int = 0
-    stalled: bool = False
+    waiting: deque[ScheduledRequest] = field(default_factory=deque)
+    ready: dict[BatchMode, deque[ScheduledRequest]] = field(default_factory=lambda: {"step": deque(), "beam": deque()})
+    num_requests: int = 0
+    prepared: int = 0
+    num_seqs: int = 0
+    last_turn: int = 0
+    deferred: bool = False
 
-    def head(self, mode: Mode) -> Job | None:
+    def peek(self, mode: BatchMode) -> ScheduledRequest | None:
         """The next job that may join; those that were given up meanwhile are cleared away."""
         waiting = self.ready[mode]
-        while waiting and waiting[0].phase == "done":
+        while waiting and waiting[0].status == "done":
             waiting.popleft()
         return waiting[0] if waiting else None
 
 
-class Lanes:
+class FairScheduler:
     """All jobs from their call to their end. Not thread-safe: the scheduler holds its lock."""
 
-    def __init__(self, limits: EngineLimits) -> None:
-        self._limits = limits
-        self._lanes: dict[str | int, _Lane] = {}
-        self._turns: deque[_Lane] = deque()
-        self._counter = count(1)
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._queues: dict[str | int, OwnerQueue] = {}
+        self._round_robin: deque[OwnerQueue] = deque()
+        self._turn_counter = count(1)
         self.waiting = 0
-        self.flying = 0
-        self.lines = 0
-        self.ready: dict[Mode, int] = {"step": 0, "beam": 0}
+        self.running = 0
+        self.num_seqs = 0
+        self.ready: dict[BatchMode, int] = {"step": 0, "beam": 0}
 
-    def add(self, groups: Iterable[Group]) -> None:
+    def add(self, groups: Iterable[StartGroup]) -> None:
         """Takes in a call's groups; an owner's jobs keep their order."""
         for group in groups:
-            owner = group.jobs[0].call.owner
-            lane = self._lanes.get(owner)
+            owner = group.requests[0].request_batch.owner
+            lane = self._queues.get(owner)
             if lane is None:
-                lane = self._lanes[owner] = _Lane(owner, turn=next(self._counter))
-                self._turns.append(lane)
-            lane.unplanned.extend(group.jobs)
-            lane.jobs += len(group.jobs)
-            self.waiting += len(group.jobs)
+                lane = self._queues[owner] = OwnerQueue(owner, last_turn=next(self._turn_counter))
+                self._round_robin.append(lane)
+            lane.waiting.extend(group.requests)
+            lane.num_requests += len(group.requests)
+            self.waiting += len(group.requests)
 
-    def next_to_plan(self) -> Job | None:
+    def next_to_prepare(self) -> ScheduledRequest | None:
         """The next job to be planned, or None where none may be now."""
-        for _ in range(len(self._turns)):
-            lane = self._turns[0]
-            self._turns.rotate(-1)
-            while lane.unplanned and lane.unplanned[0].phase == "done":
-                lane.unplanned.popleft()
-            if not lane.unplanned or lane.stalled:
+        for _ in range(len(self._round_robin)):
+            lane = self._round_robin[0]
+            self._round_robin.rotate(-1)
+            while lane.waiting and lane.waiting[0].status == "done":
+                lane.waiting.popleft()
+            if not lane.waiting or lane.deferred:
                 continue
-            job = lane.unplanned[0]
-            if not job.group.started and lane.ahead >= self._limits.max_lines:
+            job = lane.waiting[0]
+            if not job.group.started and lane.prepared >= self._config.max_num_seqs:
                 continue
-            lane.unplanned.popleft()
-            lane.ahead += 1
-            job.phase, job.group.started = "planning", True
+            lane.waiting.popleft()
+            lane.prepared += 1
+            job.status, job.group.started = "planning", True
             return job
         return None
 
-    def planned(self, job: Job) -> None:
+    def mark_ready(self, request: ScheduledRequest) -> None:
         """The job's plan is made; it may join when all of its group may."""
-        job.phase = "planned"
-        job.group.unplanned -= 1
-        if job.group.scattered:
-            self._release(job)
-        elif not job.group.unplanned:
-            self._release_all(job.group)
+        request.status = "planned"
+        request.group.num_unprepared -= 1
+        if request.group.split:
+            self._enqueue(request)
+        elif not request.group.num_unprepared:
+            self._enqueue_group(request.group)
 
-    def stall(self, job: Job) -> None:
+    def defer(self, request: ScheduledRequest) -> None:
         """The job's adapter has no room in memory: its owner waits, and what is planned of its group goes ahead."""
-        lane = self._lanes[job.call.owner]
-        job.phase = "waiting"
-        lane.ahead -= 1
-        lane.unplanned.appendleft(job)
-        lane.stalled = True
-        if not job.group.scattered:
-            job.group.scattered = True
-            self._release_all(job.group)
+        lane = self._queues[request.request_batch.owner]
+        request.status = "waiting"
+        lane.prepared -= 1
+        lane.waiting.appendleft(request)
+        lane.deferred = True
+        if not request.group.split:
+            request.group.split = True
+            self._enqueue_group(request.group)
 
-    def retry(self) -> None:
+    def retry_deferred(self) -> None:
         """Memory may have room again."""
-        for lane in self._turns:
-            lane.stalled = False
+        for lane in self._round_robin:
+            lane.deferred = False
 
     @property
-    def stalled(self) -> bool:
+    def has_deferred(self) -> bool:
         """Whether a job waits for room in memory."""
-        return any(lane.stalled for lane in self._turns)
+        return any(lane.deferred for lane in self._round_robin)
 
-    def next_to_join(self, mode: Mode, in_flight: int, decoding: Decoding | None = None) -> Job | None:
+    def next_to_run(
+        self, mode: BatchMode, running_seqs: int, sampling_params: SamplingParams | None = None
+    ) -> ScheduledRequest | None:
         """The job that joins the batch of `in_flight` lines next, or None; one of this `decoding` where it is given.
 
         The one whose turn it is keeps it until there is room, so that rows with many lines come in too.
         """
         best: tuple[int, int] | None = None
-        chosen: tuple[_Lane, Job] | None = None
-        for lane in self._turns if self.ready[mode] else ():
-            head = lane.head(mode)
-            if head is None or (decoding is not None and head.call.decoding != decoding):
+        chosen: tuple[OwnerQueue, ScheduledRequest] | None = None
+        for lane in self._round_robin if self.ready[mode] else ():
+            head = lane.peek(mode)
+            if head is None or (sampling_params is not None and head.request_batch.sampling_params != sampling_params):
                 continue
-            if best is None or (lane.lines, lane.turn) < best:
-                best, chosen = (lane.lines, lane.turn), (lane, head)
+            if best is None or (lane.num_seqs, lane.last_turn) < best:
+                best, chosen = (lane.num_seqs, lane.last_turn), (lane, head)
         if chosen is None:
             return None
         lane, job = chosen
-        if in_flight and in_flight + job.lines > self._ceiling(mode, lane):
+        if running_seqs and running_seqs + job.num_seqs > self._max_seqs(mode, lane):
             return None
         lane.ready[mode].popleft()
         self.ready[mode] -= 1
-        lane.ahead -= 1
-        lane.lines += job.lines
-        self.lines += job.lines
-        lane.turn = next(self._counter)
+        lane.prepared -= 1
+        lane.num_seqs += job.num_seqs
+        self.num_seqs += job.num_seqs
+        lane.last_turn = next(self._turn_counter)
         self.waiting -= 1
-        self.flying += 1
-        job.phase = "flying"
+        self.running += 1
+        job.status = "flying"
         return job
 
-    def leave(self, job: Job) -> None:
+    def finish(self, request: ScheduledRequest) -> None:
         """The job has its answer, or nobody waits for it, wherever it was."""
-        lane = self._lanes[job.call.owner]
-        if job.phase == "flying":
-            lane.lines -= job.lines
-            self.lines -= job.lines
-            self.flying -= 1
+        lane = self._queues[request.request_batch.owner]
+        if request.status == "flying":
+            lane.num_seqs -= request.num_seqs
+            self.num_seqs -= request.num_seqs
+            self.running -= 1
         else:
             self.waiting -= 1
-            if job.phase in ("planning", "planned"):
-                lane.ahead -= 1
-            if job.phase in ("waiting", "planning"):
-                job.group.unplanned -= 1
-            elif job.group.scattered or not job.group.unplanned:
-                self.ready[job.call.mode] -= 1
-        before, job.phase = job.phase, "done"
-        if before in ("waiting", "planning") and not job.group.unplanned and not job.group.scattered:
-            self._release_all(job.group)
-        lane.jobs -= 1
-        if not lane.jobs:
-            del self._lanes[lane.owner]
-            self._turns.remove(lane)
+            if request.status in ("planning", "planned"):
+                lane.prepared -= 1
+            if request.status in ("waiting", "planning"):
+                request.group.num_unprepared -= 1
+            elif request.group.split or not request.group.num_unprepared:
+                self.ready[request.request_batch.mode] -= 1
+        before, request.status = request.status, "done"
+        if before in ("waiting", "planning") and not request.group.num_unprepared and not request.group.split:
+            self._enqueue_group(request.group)
+        lane.num_requests -= 1
+        if not lane.num_requests:
+            del self._queues[lane.owner]
+            self._round_robin.remove(lane)
 
-    def _ceiling(self, mode: Mode, lane: _Lane) -> int:
+    def _max_seqs(self, mode: BatchMode, queue: OwnerQueue) -> int:
         if mode == "beam":
-            return self._limits.max_beam_lines
-        return self._limits.max_lines - (self._limits.reserved_lines if lane.lines else 0)
+            return self._config.max_num_beam_seqs
+        return self._config.max_num_seqs - (self._config.num_reserved_seqs if queue.num_seqs else 0)
 
-    def _release_all(self, group: Group) -> None:
-        for job in group.jobs:
-            if job.phase == "planned":
-                self._release(job)
+    def _enqueue_group(self, group: StartGroup) -> None:
+        for job in group.requests:
+            if job.status == "planned":
+                self._enqueue(job)
 
-    def _release(self, job: Job) -> None:
-        self._lanes[job.call.owner].ready[job.call.mode].append(job)
-        self.ready[job.call.mode] += 1
+    def _enqueue(self, request: ScheduledRequest) -> None:
+        self._queues[request.request_batch.owner].ready[request.request_batch.mode].append(request)
+        self.ready[request.request_batch.mode] += 1

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-_FIRST_GUESS = 5.0
-_SHARE_OF_THE_LAST = 0.1
+_INITIAL_SECONDS = 5.0
+_SMOOTHING = 0.1
 
 
-class Pace:
+class WaitEstimator:
     """A moving average of the seconds that rows take in the batch."""
 
     def __init__(self) -> None:
-        self._seconds = _FIRST_GUESS
-        self._known = False
+        self._mean_seconds = _INITIAL_SECONDS
+        self._has_observations = False
 
-    def landed(self, seconds: float) -> None:
+    def observe(self, seconds: float) -> None:
         """A row has its answer after so many seconds in the batch."""
-        if not self._known:
-            self._seconds, self._known = seconds, True
-        self._seconds += _SHARE_OF_THE_LAST * (seconds - self._seconds)
+        if not self._has_observations:
+            self._mean_seconds, self._has_observations = seconds, True
+        self._mean_seconds += _SMOOTHING * (seconds - self._mean_seconds)
 
-    def until(self, rows: int, together: int) -> float:
+    def estimate(self, rows: int, concurrency: int) -> float:
         """Seconds until so many more rows have ended, where `together` of them grow at a time (Little's law)."""
-        return rows * self._seconds / max(1, together)
+        return rows * self._mean_seconds / max(1, concurrency)

@@ -9,100 +9,105 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import TypeVar
 
-from errors import BusyError, PeftArenaError
+from errors import BusyError, PromptOrTuneError
 from serve.metrics import Metrics
-from serve.planning import Plan
-from serve.rows import Decoding, Request
-from serve.scheduling.board import Board
-from serve.scheduling.jobs import Job
+from serve.planning import PreparedRequest
+from serve.rows import Request, SamplingParams
+from serve.scheduling.board import RequestQueue
+from serve.scheduling.jobs import ScheduledRequest
 
 # How soon memory is asked again for an adapter that found no room.
 _RETRY_SECONDS = 0.02
 T = TypeVar("T")
 
 
-class Preparer:
+class InputThread:
     """Plans the jobs of a board, and runs what else must not run in the thread of the model."""
 
-    def __init__(self, board: Board, plan: Callable[[int, Request, Decoding], Plan], metrics: Metrics) -> None:
-        self._board = board
-        self._plan = plan
+    def __init__(
+        self,
+        queue: RequestQueue,
+        prepare_fn: Callable[[int, Request, SamplingParams], PreparedRequest],
+        metrics: Metrics,
+    ) -> None:
+        self._queue = queue
+        self._prepare_fn = prepare_fn
         self._metrics = metrics
         self._tasks: deque[Callable[[], None]] = deque()
-        self._tried = 0.0
+        self._last_retry = 0.0
         self.thread = Thread(target=self._run, name="prepare", daemon=True)
 
-    def run(self, work: Callable[[], T]) -> T:
+    def run(self, fn: Callable[[], T]) -> T:
         """Calls `work` in this thread, before the next row, and waits for what it gives."""
         future: Future[T] = Future()
 
         def task() -> None:
             try:
-                future.set_result(work())
+                future.set_result(fn())
             except BaseException as fault:  # noqa: BLE001 - it is raised where `run` was called
                 future.set_exception(fault)
 
-        with self._board.changed:
-            if self._board.closed:
-                raise PeftArenaError("The engine was closed: start it anew.")
+        with self._queue.condition:
+            if self._queue.closed:
+                raise PromptOrTuneError("The engine was closed: start it anew.")
             self._tasks.append(task)
-            self._board.changed.notify_all()
+            self._queue.condition.notify_all()
         return future.result()
 
     def _run(self) -> None:
-        while (work := self._next()) is not None:
-            if isinstance(work, Job):
+        while (work := self._next_task()) is not None:
+            if isinstance(work, ScheduledRequest):
                 self._prepare(work)
             else:
                 work()
 
-    def _next(self) -> Job | Callable[[], None] | None:
+    def _next_task(self) -> ScheduledRequest | Callable[[], None] | None:
         """What is to be done next; waits for it. None when the board is closed and all tasks are done."""
-        board = self._board
-        with board.changed:
+        board = self._queue
+        with board.condition:
             while True:
                 if self._tasks:
                     return self._tasks.popleft()
                 if board.closed:
                     return None
-                stalled = board.lanes.stalled
-                if stalled and time.monotonic() - self._tried >= _RETRY_SECONDS:
-                    board.lanes.retry()
-                    self._tried = time.monotonic()
-                job = board.lanes.next_to_plan()
+                stalled = board.scheduler.has_deferred
+                if stalled and time.monotonic() - self._last_retry >= _RETRY_SECONDS:
+                    board.scheduler.retry_deferred()
+                    self._last_retry = time.monotonic()
+                job = board.scheduler.next_to_prepare()
                 if job is not None:
                     return job
-                board.changed.wait(_RETRY_SECONDS if stalled else None)
+                board.condition.wait(_RETRY_SECONDS if stalled else None)
 
-    def _prepare(self, job: Job) -> None:
-        call = job.call
-        if call.stopped:
+    def _prepare(self, request: ScheduledRequest) -> None:
+        call = request.request_batch
+        if call.is_aborted:
             return  # the other thread takes it off the board
         try:
-            plan = self._plan(job.index, call.requests[job.index], call.decoding)
+            plan = self._prepare_fn(request.index, call.requests[request.index], call.sampling_params)
         except BusyError as fault:
-            self._stall(job, fault)
-        except PeftArenaError as fault:
-            self._refuse(job, fault)
+            self._defer(request, fault)
+        except PromptOrTuneError as fault:
+            self._reject(request, fault)
         except Exception as fault:  # noqa: BLE001 - a defect of ours: whoever asked hears of it
-            with self._board.changed:
-                call.fault = fault
-                self._board.changed.notify_all()
+            with self._queue.condition:
+                call.exception = fault
+                self._queue.condition.notify_all()
         else:
-            self._board.planned(job, plan)
+            self._queue.mark_ready(request, plan)
 
-    def _stall(self, job: Job, fault: BusyError) -> None:
+    def _defer(self, request: ScheduledRequest, error: BusyError) -> None:
         """Its adapter finds no room in memory: it waits for one to leave, but not for ever."""
         now = time.monotonic()
-        with self._board.changed:
-            job.stalled = job.stalled or now
-            if now - job.stalled < self._board.limits.adapter_seconds:
-                if job.phase == "planning":
-                    self._board.lanes.stall(job)
-                    self._board.changed.notify_all()
+        with self._queue.condition:
+            request.deferred_since = request.deferred_since or now
+            if now - request.deferred_since < self._queue.config.adapter_timeout_s:
+                if request.status == "planning":
+                    self._queue.scheduler.defer(request)
+                    self._queue.condition.notify_all()
                 return
-        self._refuse(job, fault)
+        self._reject(request, error)
 
-    def _refuse(self, job: Job, fault: PeftArenaError) -> None:
-        if self._board.refuse(job, fault):
-            self._metrics.ended("refused", time.monotonic() - job.call.asked)
+    def _reject(self, request: ScheduledRequest, error: PromptOrTuneError) -> None:
+        if self._queue.reject(request, error):
+            self._metrics.observe_finish("refused", time.monotonic() - request.request_batch.arrival_time)

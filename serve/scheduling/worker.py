@@ -6,196 +6,202 @@ import time
 from dataclasses import replace
 from threading import Thread
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.metrics import Metrics, Outcome
-from serve.rows import Answer, Backend, Decoding, Finished, Partial
-from serve.scheduling.board import Board
-from serve.scheduling.jobs import Call, Job, Mode
-from serve.scheduling.mailbox import Event
-from serve.scheduling.open_batch import OpenBatch
+from serve.rows import Backend, PartialOutput, RequestOutput, RowOutput, SamplingParams
+from serve.scheduling.board import RequestQueue
+from serve.scheduling.jobs import BatchMode, RequestBatch, ScheduledRequest
+from serve.scheduling.mailbox import OutputEvent
+from serve.scheduling.open_batch import RunningBatch
 
 # How soon a caller's event is noticed while nothing grows.
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 
 
-class Worker:
+class EngineCore:
     """One batch that stays open for greedy decoding and sampling, and at most one beam search, stepped in turn."""
 
-    def __init__(self, board: Board, backend: Backend, metrics: Metrics) -> None:
-        self._board = board
+    def __init__(self, queue: RequestQueue, backend: Backend, metrics: Metrics) -> None:
+        self._queue = queue
         self._backend = backend
         self._metrics = metrics
-        self._batches: dict[Mode, OpenBatch] = {}
+        self._batches: dict[BatchMode, RunningBatch] = {}
         self.thread = Thread(target=self._run, name="generate", daemon=True)
 
     def _run(self) -> None:
         try:
-            while self._wait():
-                self._advance("step")
-                self._advance("beam")
+            while self._wait_for_work():
+                self._step("step")
+                self._step("beam")
         except Exception as fault:
             # A defect of ours must not leave callers waiting for ever.
-            self._board.close(abandon=True)
-            for call in list(self._board.calls):
-                self._board.fail(call, fault)
+            self._queue.close(abort_running=True)
+            for call in list(self._queue.request_batches):
+                self._queue.fail(call, fault)
             raise
         finally:
             self._batches.clear()
 
-    def _wait(self) -> bool:
+    def _wait_for_work(self) -> bool:
         """Takes out what nobody waits for, and waits for something to do; False when nothing more will come."""
-        board = self._board
-        with board.changed:
+        board = self._queue
+        with board.condition:
             while True:
-                self._sweep()
-                if any(batch.jobs for batch in self._batches.values()) or any(board.lanes.ready.values()):
+                self._remove_cancelled()
+                if any(batch.requests for batch in self._batches.values()) or any(board.scheduler.ready.values()):
                     return True
-                if board.closed and not board.calls:
+                if board.closed and not board.request_batches:
                     return False
-                board.changed.wait(_LOOK_SECONDS if board.calls else None)
+                board.condition.wait(_POLL_SECONDS if board.request_batches else None)
 
-    def _sweep(self) -> None:
-        board = self._board
-        for call in [call for call in board.calls if call.stopped or call.fault is not None or board.closed]:
-            if call.fault is not None:
-                for job in call.jobs:
-                    self._take_out(job)
-                self._fail(call, call.fault)
+    def _remove_cancelled(self) -> None:
+        board = self._queue
+        for call in [
+            call for call in board.request_batches if call.is_aborted or call.exception is not None or board.closed
+        ]:
+            if call.exception is not None:
+                for job in call.scheduled:
+                    self._abort_running(job)
+                self._fail_request_batch(call, call.exception)
                 continue
-            for job in call.jobs:
-                if job.phase not in ("flying", "done"):
-                    self._end(job, "cancelled", replace(_known(job), cancelled=True))
-                elif call.stopped or board.abandoned:
-                    finished = self._take_out(job)
+            for job in call.scheduled:
+                if job.status not in ("flying", "done"):
+                    self._finish_unstarted(job, "cancelled", replace(_initial_output(job), cancelled=True))
+                elif call.is_aborted or board.aborting:
+                    finished = self._abort_running(job)
                     if finished is not None:
-                        call.mailbox.put([self._land(job, finished)])
+                        call.output_queue.put([self._finish(job, finished)])
 
-    def _take_out(self, job: Job) -> Finished | None:
+    def _abort_running(self, request: ScheduledRequest) -> RowOutput | None:
         """Takes a row that grows out of its batch; None where it does not grow."""
-        if job.phase != "flying":
+        if request.status != "flying":
             return None
         try:
-            return self._batches[job.call.mode].cancel(job)
+            return self._batches[request.request_batch.mode].cancel(request)
         except Exception as fault:  # noqa: BLE001 - as where a step fails
-            self._crash(job.call.mode, fault)
+            self._fail_batch(request.request_batch.mode, fault)
             return None
 
-    def _advance(self, mode: Mode) -> None:
+    def _step(self, mode: BatchMode) -> None:
         """Lets rows join where they may, and takes one step."""
-        with self._board.changed:
-            joining = self._joining(mode)
+        with self._queue.condition:
+            joining = self._schedule(mode)
             if joining:
-                self._board.changed.notify_all()  # an owner with fewer rows made ready may have the next one planned
+                self._queue.condition.notify_all()  # an owner with fewer rows made ready may have the next one planned
         for job in joining:
-            self._join(job)
+            self._start(job)
         batch = self._batches.get(mode)
-        if batch is None or not batch.jobs:
+        if batch is None or not batch.requests:
             return
         begin, lines = time.monotonic(), len(batch)
         try:
             events = batch.step()
         except Exception as fault:  # noqa: BLE001 - whatever it is, it ends this batch alone
-            self._crash(mode, fault)
+            self._fail_batch(mode, fault)
             return
-        self._metrics.stepped(lines, time.monotonic() - begin)
-        self._deliver(events)
+        self._metrics.observe_step(lines, time.monotonic() - begin)
+        self._process_outputs(events)
 
-    def _joining(self, mode: Mode) -> list[Job]:
+    def _schedule(self, mode: BatchMode) -> list[ScheduledRequest]:
         """The jobs that join now. A beam search takes in rows of one decoding, before its first step alone."""
-        lanes, batch = self._board.lanes, self._batches.get(mode)
+        lanes, batch = self._queue.scheduler, self._batches.get(mode)
         in_flight = 0 if batch is None else len(batch)
-        if batch is not None and batch.jobs and (mode == "beam" or not batch.joins):
+        if batch is not None and batch.requests and (mode == "beam" or not batch.can_add):
             return []
         if mode == "beam":
             self._batches.pop(mode, None)
-        joining: list[Job] = []
-        alike: Decoding | None = None
-        while (job := lanes.next_to_join(mode, in_flight, alike)) is not None:
+        joining: list[ScheduledRequest] = []
+        alike: SamplingParams | None = None
+        while (job := lanes.next_to_run(mode, in_flight, alike)) is not None:
             joining.append(job)
-            in_flight += job.lines
-            alike = job.call.decoding if mode == "beam" else None
+            in_flight += job.num_seqs
+            alike = job.request_batch.sampling_params if mode == "beam" else None
         if joining:
-            self._board.changed.notify_all()  # their owners may be planned further ahead
+            self._queue.condition.notify_all()  # their owners may be planned further ahead
         return joining
 
-    def _join(self, job: Job) -> None:
-        call, now = job.call, time.monotonic()
-        if job.plan is None or job.phase == "done":
+    def _start(self, request: ScheduledRequest) -> None:
+        call, now = request.request_batch, time.monotonic()
+        if request.prepared is None or request.status == "done":
             return  # its call failed while others of it joined
         try:
             if call.mode not in self._batches:
-                self._batches[call.mode] = OpenBatch(self._backend.open_batch(call.mode))
-            self._batches[call.mode].add(job)
-        except PeftArenaError as fault:
-            self._end(job, "refused", replace(_known(job), error=str(fault), fault=fault))
+                self._batches[call.mode] = RunningBatch(self._backend.open_batch(call.mode))
+            self._batches[call.mode].add(request)
+        except PromptOrTuneError as fault:
+            self._finish_unstarted(
+                request, "refused", replace(_initial_output(request), error=str(fault), exception=fault)
+            )
         except Exception as fault:  # noqa: BLE001 - as where a step fails
-            self._crash(call.mode, fault)
-            self._fail(call, fault)
+            self._fail_batch(call.mode, fault)
+            self._fail_request_batch(call, fault)
         else:
-            job.began = now
-            self._metrics.joined(now - call.asked, job.plan.answer.prompt_tokens)
+            request.start_time = now
+            self._metrics.observe_start(now - call.arrival_time, request.prepared.output.prompt_tokens)
 
-    def _deliver(self, events: list[tuple[Job, Partial | Finished]]) -> None:
+    def _process_outputs(self, events: list[tuple[ScheduledRequest, PartialOutput | RowOutput]]) -> None:
         """Puts what a step gave into the callers' mailboxes, each opened once."""
-        news: dict[Call, list[Event]] = {}
+        news: dict[RequestBatch, list[OutputEvent]] = {}
         now = time.monotonic()
         for job, event in events:
-            said = not isinstance(event, Finished) or bool(event.candidates)
-            if said and job.first is None:
-                job.first = now
-                self._metrics.first_token(now - job.call.asked)
-            if isinstance(event, Finished):
-                news.setdefault(job.call, []).append(self._land(job, event))
-            elif job.call.mailbox.wants_partials:
-                partial = Partial(job.index, event.text, event.tokens, event.candidate)
-                news.setdefault(job.call, []).append(partial)
+            said = not isinstance(event, RowOutput) or bool(event.candidates)
+            if said and job.first_token_time is None:
+                job.first_token_time = now
+                self._metrics.observe_first_token(now - job.request_batch.arrival_time)
+            if isinstance(event, RowOutput):
+                news.setdefault(job.request_batch, []).append(self._finish(job, event))
+            elif job.request_batch.output_queue.wants_partials:
+                partial = PartialOutput(job.index, event.text, event.tokens, event.candidate)
+                news.setdefault(job.request_batch, []).append(partial)
         for call, own in news.items():
-            call.mailbox.put(own)
+            call.output_queue.put(own)
 
-    def _land(self, job: Job, finished: Finished) -> Answer:
+    def _finish(self, request: ScheduledRequest, row_output: RowOutput) -> RequestOutput:
         """The whole answer of a row that has left the batch."""
         now = time.monotonic()
-        known = _known(job)
+        known = _initial_output(request)
         answer = replace(
             known,
-            candidates=finished.candidates,
-            samples=finished.samples,
-            cancelled=finished.cancelled,
-            error=finished.error,
-            notes=(*known.notes, *finished.notes),
-            seconds=now - job.began,
-            first_token_seconds=0.0 if job.first is None else job.first - job.began,
+            candidates=row_output.candidates,
+            samples=row_output.samples,
+            cancelled=row_output.cancelled,
+            error=row_output.error,
+            notes=(*known.notes, *row_output.notes),
+            seconds=now - request.start_time,
+            first_token_seconds=0.0
+            if request.first_token_time is None
+            else request.first_token_time - request.start_time,
         )
-        outcome: Outcome = "failed" if finished.error else "cancelled" if finished.cancelled else "answered"
+        outcome: Outcome = "failed" if row_output.error else "cancelled" if row_output.cancelled else "answered"
         if outcome == "answered":
-            self._board.pace.landed(answer.seconds)
-        tokens = sum(each.tokens for each in finished.samples or finished.candidates)
-        self._metrics.ended(outcome, now - job.call.asked, tokens)
-        self._board.leave(job)
+            self._queue.wait_estimator.observe(answer.seconds)
+        tokens = sum(each.tokens for each in row_output.samples or row_output.candidates)
+        self._metrics.observe_finish(outcome, now - request.request_batch.arrival_time, tokens)
+        self._queue.finish(request)
         return answer
 
-    def _end(self, job: Job, outcome: Outcome, answer: Answer) -> None:
+    def _finish_unstarted(self, request: ScheduledRequest, outcome: Outcome, output: RequestOutput) -> None:
         """A row that never joined has its answer."""
-        self._metrics.ended(outcome, time.monotonic() - job.call.asked)
-        self._board.leave(job)
-        job.call.mailbox.put([answer])
+        self._metrics.observe_finish(outcome, time.monotonic() - request.request_batch.arrival_time)
+        self._queue.finish(request)
+        request.request_batch.output_queue.put([output])
 
-    def _crash(self, mode: Mode, fault: Exception) -> None:
+    def _fail_batch(self, mode: BatchMode, exception: Exception) -> None:
         """The batch is lost with all that was in it; the next row opens another."""
-        self._metrics.fault()
+        self._metrics.count_failed_step()
         batch = self._batches.pop(mode, None)
-        for call in {} if batch is None else {job.call: None for job in batch.jobs.values()}:
-            self._fail(call, fault)
+        for call in {} if batch is None else {job.request_batch: None for job in batch.requests.values()}:
+            self._fail_request_batch(call, exception)
 
-    def _fail(self, call: Call, fault: Exception) -> None:
-        for job in call.jobs:
-            if job.phase != "done":
-                self._metrics.ended("failed", time.monotonic() - call.asked)
-        self._board.fail(call, fault)
+    def _fail_request_batch(self, request_batch: RequestBatch, exception: Exception) -> None:
+        for job in request_batch.scheduled:
+            if job.status != "done":
+                self._metrics.observe_finish("failed", time.monotonic() - request_batch.arrival_time)
+        self._queue.fail(request_batch, exception)
 
 
-def _known(job: Job) -> Answer:
+def _initial_output(request: ScheduledRequest) -> RequestOutput:
     """What is known of a job's answer before it has said anything."""
-    call = job.call
-    known = job.plan.answer if job.plan else Answer(job.index, call.requests[job.index])
-    return replace(known, queued_seconds=(job.began or time.monotonic()) - call.asked)
+    call = request.request_batch
+    known = request.prepared.output if request.prepared else RequestOutput(request.index, call.requests[request.index])
+    return replace(known, queued_seconds=(request.start_time or time.monotonic()) - call.arrival_time)

@@ -8,23 +8,23 @@ import time
 from collections.abc import Callable, Sequence
 
 from adapters.store import Store
-from errors import BusyError, PeftArenaError
+from errors import BusyError, PromptOrTuneError
 from serve.backends.local.backend import LocalBackend
-from serve.engine import Engine
-from serve.examples import Pools
-from serve.planning import Plan
-from serve.rows import Answer, Decoding, Request
-from serve.scheduling.limits import EngineLimits, EngineStatus
-from serve.scheduling.mailbox import Mailbox, Stream
-from serve.zero.flight import Flight
-from serve.zero.lending import Generate, Work
+from serve.engine import LLMEngine
+from serve.examples import ExamplePools
+from serve.planning import PreparedRequest
+from serve.rows import Request, RequestOutput, SamplingParams
+from serve.scheduling.limits import EngineConfig, EngineStatus
+from serve.scheduling.mailbox import OutputQueue, OutputStream
+from serve.zero.flight import ZeroGpuRequest
+from serve.zero.lending import GenerateFn, GpuTask
 
 # More calls than these wait for a GPU at most; each waits in a thread of its own.
-MOST_CALLS = 16
+MAX_WAITING_CALLS = 16
 _BUSY_SECONDS = 15.0
 
 
-class ZeroEngine(Engine):
+class ZeroGpuEngine(LLMEngine):
     """Answers each call in one batch on a lent GPU; rows of different callers share none, as each has a GPU's quota.
 
     Of the usual scheduler only the thread that makes rows ready is used.
@@ -34,14 +34,14 @@ class ZeroEngine(Engine):
         self,
         backend: LocalBackend,
         store: Store,
-        pools: Pools,
-        generate: Generate,
-        limits: EngineLimits | None = None,
+        pools: ExamplePools,
+        generate: GenerateFn,
+        config: EngineConfig | None = None,
     ) -> None:
-        from serve.zero.front import Front
+        from serve.zero.front import PromptOnlyBackend
 
-        super().__init__(Front(backend), store, pools, limits=limits)
-        self._limits = limits or EngineLimits()
+        super().__init__(PromptOnlyBackend(backend), store, pools, config=config)
+        self._config = config or EngineConfig()
         self._generate = generate
         self._lock = threading.Lock()
         self._calls = 0
@@ -51,29 +51,29 @@ class ZeroEngine(Engine):
     def submit(
         self,
         requests: Sequence[Request],
-        decoding: Decoding,
+        sampling_params: SamplingParams,
         cancel: threading.Event | None = None,
         owner: str = "",
         notify: Callable[[], None] | None = None,
-    ) -> Stream:
+    ) -> OutputStream:
         """As Engine.submit. `owner` does not matter: ZeroGPU itself shares its GPUs among its visitors.
 
         Setting `cancel` is heard once a GPU was lent; while the call waits for one it goes on waiting.
         """
         del owner
-        return self._submit(requests, decoding, cancel, notify, partials=True)
+        return self._submit(requests, sampling_params, cancel, notify, partials=True)
 
     def answer(
         self,
         requests: Sequence[Request],
-        decoding: Decoding,
+        sampling_params: SamplingParams,
         cancel: threading.Event | None = None,
         owner: str = "",
-    ) -> list[Answer]:
+    ) -> list[RequestOutput]:
         """As Engine.answer."""
         del owner
-        stream = self._submit(requests, decoding, cancel, None, partials=False)
-        answers = [event for event in stream if isinstance(event, Answer)]
+        stream = self._submit(requests, sampling_params, cancel, None, partials=False)
+        answers = [event for event in stream if isinstance(event, RequestOutput)]
         return sorted(answers, key=lambda answer: answer.index)
 
     def status(self) -> EngineStatus:
@@ -81,7 +81,7 @@ class ZeroEngine(Engine):
         with self._lock:
             if self._closed:
                 return EngineStatus(0, self._rows, 0.0, "closed")
-            seconds = _BUSY_SECONDS if self._calls >= MOST_CALLS else 0.0
+            seconds = _BUSY_SECONDS if self._calls >= MAX_WAITING_CALLS else 0.0
             return EngineStatus(0, self._rows, seconds, "generating" if self._rows else "idle")
 
     def close(self) -> None:
@@ -93,71 +93,75 @@ class ZeroEngine(Engine):
     def _submit(
         self,
         requests: Sequence[Request],
-        decoding: Decoding,
+        decoding: SamplingParams,
         cancel: threading.Event | None,
         notify: Callable[[], None] | None,
         *,
         partials: bool,
-    ) -> Stream:
-        self._enter(len(requests))
-        mailbox = Mailbox(len(requests), notify, partials)
+    ) -> OutputStream:
+        self._admit(len(requests))
+        mailbox = OutputQueue(len(requests), notify, partials)
         deserted = threading.Event()
-        flight = Flight(tuple(requests), decoding, mailbox, self.metrics, (cancel or deserted, deserted))
+        flight = ZeroGpuRequest(tuple(requests), decoding, mailbox, self.metrics, (cancel or deserted, deserted))
         # ZeroGPU finds in the caller's context who asks, and whose quota this is.
         context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._fly, flight), name="zero-gpu", daemon=True).start()
-        return Stream(mailbox, lambda _: deserted.set(), holds=self)
+        threading.Thread(target=context.run, args=(self._run_request, flight), name="zero-gpu", daemon=True).start()
+        return OutputStream(mailbox, lambda _: deserted.set(), keep_alive=self)
 
-    def _enter(self, rows: int) -> None:
+    def _admit(self, rows: int) -> None:
         with self._lock:
             if self._closed:
-                raise PeftArenaError("The engine was closed: start it anew.")
-            if self._calls >= MOST_CALLS:
-                self.metrics.busy()
+                raise PromptOrTuneError("The engine was closed: start it anew.")
+            if self._calls >= MAX_WAITING_CALLS:
+                self.metrics.count_busy_refusal()
                 raise BusyError(
                     f"{self._calls} comparisons wait for a GPU: busy, about {_BUSY_SECONDS:.0f} s.", _BUSY_SECONDS
                 )
             self._calls += 1
             self._rows += rows
 
-    def _fly(self, flight: Flight) -> None:
-        plans: list[Plan] = []
+    def _run_request(self, gpu_request: ZeroGpuRequest) -> None:
+        plans: list[PreparedRequest] = []
         try:
-            plans = self._plans(flight)
-            for part in _parts(plans, flight.decoding, self._limits):
-                flight.run(self._generate, part, _work(part, flight.decoding))
+            plans = self._prepare(gpu_request)
+            for part in _split_batches(plans, gpu_request.decoding, self._config):
+                gpu_request.run(self._generate, part, _make_task(part, gpu_request.decoding))
         except Exception as fault:
             # A defect of ours must not leave the caller waiting for ever.
-            self.metrics.fault()
-            flight.mailbox.fail(fault)
+            self.metrics.count_failed_step()
+            gpu_request.output_queue.fail(fault)
             raise
         finally:
             for plan in plans:
                 plan.release()
             with self._lock:
                 self._calls -= 1
-                self._rows -= len(flight.requests)
+                self._rows -= len(gpu_request.requests)
 
-    def _plans(self, flight: Flight) -> list[Plan]:
-        """Every request made ready; one that cannot be answered has its Answer, and the others go on."""
+    def _prepare(self, gpu_request: ZeroGpuRequest) -> list[PreparedRequest]:
+        """Every request made ready; one that cannot be answered has its RequestOutput, and the others go on."""
         plans = []
-        for index, request in enumerate(flight.requests):
-            planner = self._planner
+        for index, request in enumerate(gpu_request.requests):
+            planner = self._input_processor
             try:
-                plans.append(self._scheduler.run(lambda: planner.plan(index, request, flight.decoding)))  # noqa: B023
-            except PeftArenaError as fault:
-                waited = time.monotonic() - flight.asked
-                flight.end(Answer(index, request, error=str(fault), fault=fault, queued_seconds=waited), "refused")
+                plans.append(self._core.run(lambda: planner.prepare(index, request, gpu_request.decoding)))  # noqa: B023
+            except PromptOrTuneError as fault:
+                waited = time.monotonic() - gpu_request.arrival_time
+                gpu_request.put_output(
+                    RequestOutput(index, request, error=str(fault), exception=fault, queued_seconds=waited), "refused"
+                )
         return plans
 
 
-def _parts(plans: Sequence[Plan], decoding: Decoding, limits: EngineLimits) -> list[list[Plan]]:
+def _split_batches(
+    prepared: Sequence[PreparedRequest], decoding: SamplingParams, config: EngineConfig
+) -> list[list[PreparedRequest]]:
     """The plans in batches of at most so many lines, each a call of its own for a GPU."""
-    most = limits.max_beam_lines if decoding.mode == "beam" else limits.max_lines
+    most = config.max_num_beam_seqs if decoding.mode == "beam" else config.max_num_seqs
     size = max(1, most // decoding.candidates)
-    return [list(plans[start : start + size]) for start in range(0, len(plans), size)]
+    return [list(prepared[start : start + size]) for start in range(0, len(prepared), size)]
 
 
-def _work(plans: Sequence[Plan], decoding: Decoding) -> Work:
-    worn = {plan.lease.folder.name: plan.lease.folder for plan in plans if plan.lease is not None}
-    return Work(tuple(plan.row for plan in plans), tuple(worn.values()), decoding)
+def _make_task(prepared: Sequence[PreparedRequest], decoding: SamplingParams) -> GpuTask:
+    worn = {plan.lease.folder.name: plan.lease.folder for plan in prepared if plan.lease is not None}
+    return GpuTask(tuple(plan.row for plan in prepared), tuple(worn.values()), decoding)

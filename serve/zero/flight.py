@@ -9,82 +9,84 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from threading import Event
 
-from adapters.weights import shown
+from adapters.weights import quote_untrusted
 from serve.metrics import Metrics, Outcome
-from serve.planning import Plan
-from serve.rows import Answer, Candidate, Decoding, Finished, Partial, Request
-from serve.scheduling.mailbox import Mailbox
-from serve.zero.lending import Generate, News, Refused, Work
+from serve.planning import PreparedRequest
+from serve.rows import Candidate, PartialOutput, Request, RequestOutput, RowOutput, SamplingParams
+from serve.scheduling.mailbox import OutputQueue
+from serve.zero.lending import GenerateFn, GpuEvent, GpuTask, GpuTaskFailure
 from tasks.extract import extract_code
 
-_ENDED = "The GPU was taken away before this answer was whole: try again, with fewer tokens or fewer methods."
+_GPU_LOST_MESSAGE = (
+    "The GPU was taken away before this answer was whole: try again, with fewer tokens or fewer methods."
+)
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class Flight:
+class ZeroGpuRequest:
     """What one caller asked for at once. It is stopped when any of the `stops` is set. Times are of time.monotonic."""
 
     requests: tuple[Request, ...]
-    decoding: Decoding
-    mailbox: Mailbox
+    decoding: SamplingParams
+    output_queue: OutputQueue
     metrics: Metrics
-    stops: tuple[Event, ...]
-    asked: float = field(default_factory=time.monotonic)
+    cancel_events: tuple[Event, ...]
+    arrival_time: float = field(default_factory=time.monotonic)
 
-    def stopped(self) -> bool:
+    def is_cancelled(self) -> bool:
         """Whether nobody waits for the rest."""
-        return any(stop.is_set() for stop in self.stops)
+        return any(stop.is_set() for stop in self.cancel_events)
 
-    def run(self, generate: Generate, plans: Sequence[Plan], work: Work) -> None:
-        """Has the rows of `plans` generated in one batch; each gets exactly one Answer, whatever happens."""
-        rows = [_Row(plan) for plan in plans]
-        error = _ENDED
-        if not self.stopped():
+    def run(self, generate: GenerateFn, prepared: Sequence[PreparedRequest], task: GpuTask) -> None:
+        """Has the rows of `plans` generated in one batch; each gets exactly one RequestOutput, whatever happens."""
+        rows = [_PendingRow(plan) for plan in prepared]
+        error = _GPU_LOST_MESSAGE
+        if not self.is_cancelled():
             try:
-                with closing(generate(work)) as news:
+                with closing(generate(task)) as news:
                     for part in news:
-                        refused = next((each.sentence for each in part if isinstance(each, Refused)), None)
+                        refused = next((each.message for each in part if isinstance(each, GpuTaskFailure)), None)
                         if refused is not None:
                             error = refused
                             break
-                        self._deliver(rows, part)
-                        if self.stopped():
+                        self._on_events(rows, part)
+                        if self.is_cancelled():
                             break
             except Exception as fault:  # noqa: BLE001 - `spaces` raises Gradio's errors and anything else
-                error = self._sentence(fault)
+                error = self._error_message(fault)
         for row in rows:
-            if not row.over:
-                self._give_up(row, error)
+            if not row.is_finished:
+                self._fail_row(row, error)
 
-    def end(self, answer: Answer, outcome: Outcome) -> None:
+    def put_output(self, answer: RequestOutput, outcome: Outcome) -> None:
         """Gives the caller one row's answer."""
         tokens = sum(each.tokens for each in answer.samples or answer.candidates)
-        self.metrics.ended(outcome, time.monotonic() - self.asked, tokens)
-        self.mailbox.put([answer])
+        self.metrics.observe_finish(outcome, time.monotonic() - self.arrival_time, tokens)
+        self.output_queue.put([answer])
 
-    def _deliver(self, rows: Sequence[_Row], news: Sequence[News]) -> None:
+    def _on_events(self, rows: Sequence[_PendingRow], events: Sequence[GpuEvent]) -> None:
         now = time.monotonic()
-        for event in news:
-            if isinstance(event, Refused):
+        for event in events:
+            if isinstance(event, GpuTaskFailure):
                 continue
             row = rows[event.index]
-            if row.began is None:
+            if row.started_at is None:
                 # The row began when its batch did, which only its first word tells.
-                row.began = now
-                self.metrics.joined(now - self.asked, row.plan.answer.prompt_tokens)
-                self.metrics.first_token(now - self.asked)
-            index = row.plan.answer.index
-            if isinstance(event, Finished):
-                self._land(row, event)
+                row.started_at = now
+                self.metrics.observe_start(now - self.arrival_time, row.prepared.output.prompt_tokens)
+                self.metrics.observe_first_token(now - self.arrival_time)
+            index = row.prepared.output.index
+            if isinstance(event, RowOutput):
+                self._finish_row(row, event)
             else:
-                row.said = event
-                if self.mailbox.wants_partials:
-                    self.mailbox.put([replace(event, index=index)])
+                row.last_partial = event
+                if self.output_queue.wants_partials:
+                    self.output_queue.put([replace(event, index=index)])
 
-    def _land(self, row: _Row, finished: Finished) -> None:
-        row.over = True
-        known = row.known(self.asked)
+    def _finish_row(self, row: _PendingRow, finished: RowOutput) -> None:
+        row.is_finished = True
+        known = row.base_output(self.arrival_time)
         answer = replace(
             known,
             candidates=finished.candidates,
@@ -93,47 +95,47 @@ class Flight:
             notes=(*known.notes, *finished.notes),
             seconds=finished.seconds,
         )
-        self.end(answer, "failed" if finished.error else "answered")
+        self.put_output(answer, "failed" if finished.error else "answered")
 
-    def _give_up(self, row: _Row, error: str) -> None:
+    def _fail_row(self, row: _PendingRow, error: str) -> None:
         """A row that has no end keeps what it has said; where the caller left that is all there is to say."""
-        row.over = True
-        seconds = 0.0 if row.began is None else time.monotonic() - row.began
-        answer = replace(row.known(self.asked), candidates=row.candidates(), seconds=seconds)
-        if self.stopped():
-            self.end(replace(answer, cancelled=True), "cancelled")
+        row.is_finished = True
+        seconds = 0.0 if row.started_at is None else time.monotonic() - row.started_at
+        answer = replace(row.base_output(self.arrival_time), candidates=row.candidates(), seconds=seconds)
+        if self.is_cancelled():
+            self.put_output(replace(answer, cancelled=True), "cancelled")
         else:
-            self.end(replace(answer, error=error), "failed")
+            self.put_output(replace(answer, error=error), "failed")
 
-    def _sentence(self, fault: Exception) -> str:
+    def _error_message(self, error: Exception) -> str:
         """Why there was no GPU. ZeroGPU's own words say what is left of whose quota, and come as Gradio's errors."""
-        if type(fault).__module__.partition(".")[0] in ("gradio", "spaces"):
-            title = shown(str(getattr(fault, "title", "") or "ZeroGPU"))
-            said = shown(" ".join(str(fault).split()).strip(". '\""), 300)
+        if type(error).__module__.partition(".")[0] in ("gradio", "spaces"):
+            title = quote_untrusted(str(getattr(error, "title", "") or "ZeroGPU"))
+            said = quote_untrusted(" ".join(str(error).split()).strip(". '\""), 300)
             return f"{title} ({said}): try again later, or log in with Hugging Face for more time on GPUs."
-        _log.error("A call for a GPU failed.", exc_info=fault)
-        self.metrics.fault()
-        return f"The call for a GPU failed ({type(fault).__name__}): try again."
+        _log.error("A call for a GPU failed.", exc_info=error)
+        self.metrics.count_failed_step()
+        return f"The call for a GPU failed ({type(error).__name__}): try again."
 
 
 @dataclass
-class _Row:
+class _PendingRow:
     """A planned row, and what it has said."""
 
-    plan: Plan
-    began: float | None = None
-    said: Partial | None = None
-    over: bool = False
+    prepared: PreparedRequest
+    started_at: float | None = None
+    last_partial: PartialOutput | None = None
+    is_finished: bool = False
 
-    def known(self, asked: float) -> Answer:
+    def base_output(self, arrival_time: float) -> RequestOutput:
         """What is known of its answer besides what it said."""
-        now = time.monotonic() if self.began is None else self.began
-        return replace(self.plan.answer, queued_seconds=now - asked)
+        now = time.monotonic() if self.started_at is None else self.started_at
+        return replace(self.prepared.output, queued_seconds=now - arrival_time)
 
     def candidates(self) -> tuple[Candidate, ...]:
         """What it said before it was given up. How likely that was only the other process knew."""
-        if self.said is None or not self.said.text:
+        if self.last_partial is None or not self.last_partial.text:
             return ()
-        style = self.plan.row.style
-        code = self.said.text if style is None else extract_code(self.said.text, style)
-        return (Candidate(self.said.text, code, 0.0, self.said.tokens, finish="cancelled"),)
+        style = self.prepared.row.style
+        code = self.last_partial.text if style is None else extract_code(self.last_partial.text, style)
+        return (Candidate(self.last_partial.text, code, 0.0, self.last_partial.tokens, finish="cancelled"),)

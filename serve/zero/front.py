@@ -10,11 +10,11 @@ from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME
 from serve.backends.local.backend import LocalBackend
-from serve.rows import Batch, Decoding, Finished, Partial, Row
+from serve.rows import Batch, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import Message
 
 
-class Front:
+class PromptOnlyBackend:
     """Implements Backend (serve.rows). Adapters are noted here and loaded where the GPU is."""
 
     def __init__(self, backend: LocalBackend) -> None:
@@ -26,9 +26,9 @@ class Front:
         """What was loaded."""
         return self._backend.base
 
-    def chat(self, messages: Sequence[Message]) -> str:
+    def apply_chat_template(self, messages: Sequence[Message]) -> str:
         """The base's own chat template around `messages`."""
-        return self._backend.chat(messages)
+        return self._backend.apply_chat_template(messages)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the base reads for `text`."""
@@ -50,6 +50,8 @@ class Front:
         """Nothing grows in this process."""
         raise NotImplementedError(f"Rows ({mode}) grow where the GPU is: see serve.zero.engine.")
 
-    def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
+    def generate(
+        self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
+    ) -> Iterator[PartialOutput | RowOutput]:
         """Nothing grows in this process."""
         raise NotImplementedError(f"{len(rows)} rows grow where the GPU is: see serve.zero.engine.")

@@ -11,17 +11,17 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from errors import DataError, unknown
+from errors import DataError, unknown_name_error
 from tasks.datasets import starter
 from tasks.datasets.apps import APPS
 from tasks.datasets.mbpp import MBPP
 from tasks.datasets.pairs import CODEALPACAPY, CONALA
-from tasks.datasets.source import Source
+from tasks.datasets.source import DatasetSource
 from tasks.problem import Example, Problem
 
 SPLITS = ("train", "validation", "test")
 STARTER = "starter"
-_SOURCES: dict[str, Source] = {source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS)}
+_SOURCES: dict[str, DatasetSource] = {source.name: source for source in (CONALA, CODEALPACAPY, MBPP, APPS)}
 DATASETS: tuple[str, ...] = (STARTER, *_SOURCES)
 
 
@@ -32,12 +32,12 @@ def load_problems(name: str, split: str, data_dir: str | Path | None = None, lim
     file that is missing, a bad row (with its place), a limit below 1 and a Hub that cannot be reached.
     """
     if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
+        raise unknown_name_error("data set", name, DATASETS)
     if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+        raise unknown_name_error("split", split, SPLITS)
     if limit is not None and limit < 1:
         raise DataError(f"A limit of {limit} problems asks for none: choose 1 or more, or leave it out for all.")
-    return _load(name, split, None if data_dir is None else Path(data_dir))[:limit]
+    return _load_split(name, split, None if data_dir is None else Path(data_dir))[:limit]
 
 
 def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example]:
@@ -49,7 +49,7 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example
     ]
 
 
-def available(data_dir: str | Path | None = None) -> list[str]:
+def available_datasets(data_dir: str | Path | None = None) -> list[str]:
     """The data sets that load without the network: starter always, others where `data_dir` holds them."""
     if data_dir is None or not Path(data_dir).is_dir():
         return [STARTER]
@@ -57,7 +57,7 @@ def available(data_dir: str | Path | None = None) -> list[str]:
     return [STARTER, *(name for name, source in _SOURCES.items() if source.find(folder, names) is not None)]
 
 
-def digest(items: Iterable[Problem | Example]) -> str:
+def dataset_digest(items: Iterable[Problem | Example]) -> str:
     """`sha256:` and 16 hex digits that change with any id, intent or code of the items, or their order."""
     state = hashlib.sha256()
     for item in items:
@@ -66,12 +66,12 @@ def digest(items: Iterable[Problem | Example]) -> str:
     return f"sha256:{state.hexdigest()[:16]}"
 
 
-def _load(name: str, split: str, data_dir: Path | None) -> list[Problem]:
+def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
     if name == STARTER:
         # Starter needs no folder, but a mistyped one must not go unnoticed.
         if data_dir is not None and not data_dir.is_dir():
             raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {STARTER}.")
-        return starter.read(split)
+        return starter.read_starter(split)
     source = _SOURCES[name]
     if data_dir is None:
         return source.fetch(split)

@@ -22,49 +22,49 @@ from typing import Any
 from errors import DataError
 from tasks.datasets import apps_tests, hub
 from tasks.datasets.hub import HubFile
-from tasks.datasets.jsonl import Row, kind, parse, read_json, read_rows
-from tasks.datasets.source import Source
+from tasks.datasets.jsonl import DatasetRow, json_type, parse_json, read_json, read_rows
+from tasks.datasets.source import DatasetSource
 from tasks.problem import Problem, StdioTest
 
 REPO, REVISION = "codeparrot/apps", "21e74ddf8de1a21436da12e3e653065c5213e9d1"
 FILE, LAYOUT = "apps_unique128.jsonl", "original_layout"
-_NUMBERED = "[0-9][0-9][0-9][0-9]"
+_PROBLEM_FOLDER = "[0-9][0-9][0-9][0-9]"
 VALIDATION_ROWS = 500
 TEST_ROWS_PER_DIFFICULTY = 250
-CALL, STDIO = "Use Call-Based format", "Use Standard Input format"
-ONE_A_LINE = "Read each argument from a line of its own of standard input and print the result."
+CALL_FORMAT, STDIO_FORMAT = "Use Call-Based format", "Use Standard Input format"
+ARGUMENTS_HINT = "Read each argument from a line of its own of standard input and print the result."
 
 
-def read(folder: Path, split: str) -> list[Problem]:
+def read_apps(folder: Path, split: str) -> list[Problem]:
     """The problems in a folder of either layout. Only `test`: see the module's docstring."""
     if split != "test":
         raise DataError(
             f"APPS in {folder} has the split test alone: leave --data-dir out to get {split} from the Hugging Face Hub."
         )
     if (folder / FILE).is_file():
-        return [_rewritten(row) for row in read_rows(folder / FILE, "problems of APPS, one JSON object a line")]
+        return [_unique128_problem(row) for row in read_rows(folder / FILE, "problems of APPS, one JSON object a line")]
     numbered = folder / LAYOUT if (folder / LAYOUT).is_dir() else folder
-    problems = [_original(each) for each in sorted(numbered.glob(_NUMBERED)) if each.is_dir()]
+    problems = [_folder_problem(each) for each in sorted(numbered.glob(_PROBLEM_FOLDER)) if each.is_dir()]
     if not problems:
         raise DataError(f"{numbered} is empty: expected there is a folder NNNN with question.txt for each problem.")
     return problems
 
 
-def fetch(split: str) -> list[Problem]:
+def fetch_apps(split: str) -> list[Problem]:
     """The problems of the study's split, from the Hub."""
     file = HubFile(REPO, REVISION, "test.jsonl" if split == "test" else "train.jsonl", "json")
-    table = hub.table(file, "APPS")
+    table = hub.load_table(file, "APPS")
     if split == "test":
-        chosen: Iterable[int] = first_of_each(table["difficulty"], TEST_ROWS_PER_DIFFICULTY)
+        chosen: Iterable[int] = first_per_difficulty(table["difficulty"], TEST_ROWS_PER_DIFFICULTY)
     else:
         table = table.shuffle(seed=42)
         chosen = range(VALIDATION_ROWS) if split == "validation" else range(VALIDATION_ROWS, len(table))
         chosen = [index for index in chosen if index < len(table)]
     origin = "test" if split == "test" else "train"
-    return [_row(hub.row(file, index + 1, table[index]), origin) for index in chosen]
+    return [_hub_problem(hub.make_row(file, index + 1, table[index]), origin) for index in chosen]
 
 
-def first_of_each(difficulties: Iterable[str], number: int) -> list[int]:
+def first_per_difficulty(difficulties: Iterable[str], number: int) -> list[int]:
     """Indices of the first `number` rows of each difficulty, in their order."""
     seen: Counter[str] = Counter()
     chosen = []
@@ -75,46 +75,46 @@ def first_of_each(difficulties: Iterable[str], number: int) -> list[int]:
     return chosen
 
 
-def _row(row: Row, origin: str) -> Problem:
+def _hub_problem(row: DatasetRow, origin: str) -> Problem:
     """A row of the Hub's files, in which solutions and tests are JSON inside of text ('' for none)."""
-    solutions = parse(row.optional_text("solutions") or "[]", f"{row.where}, column solutions")
+    solutions = parse_json(row.optional_text("solutions") or "[]", f"{row.location}, column solutions")
     tests = row.optional_text("input_output") or "{}"
-    return _problem(
+    return _make_problem(
         id=f"apps-{origin}-{row.number('id'):04d}",
-        where=row.where,
+        location=row.location,
         question=row.text("question"),
         starter=row.optional_text("starter_code"),
         solutions=solutions,
-        tests=apps_tests.parse_tests(tests, f"{row.where}, column input_output"),
+        tests=apps_tests.parse_tests(tests, f"{row.location}, column input_output"),
         difficulty=row.optional_text("difficulty"),
     )
 
 
-def _original(folder: Path) -> Problem:
+def _folder_problem(folder: Path) -> Problem:
     question = folder / "question.txt"
     if not question.is_file():
         raise DataError(f"No such file: {question} should hold the problem's text.")
-    values = _object(folder / "metadata.json")
-    tests = _text(folder / "input_output.json") or "{}"
+    values = _read_object(folder / "metadata.json")
+    tests = _read_text(folder / "input_output.json") or "{}"
     solutions = folder / "solutions.json"
-    return _problem(
+    return _make_problem(
         id=f"apps-train-{folder.name}",
-        where=str(folder),
-        question=Row(str(question), {"text": _text(question)}).text("text"),
-        starter=_text(folder / "starter_code.py"),
+        location=str(folder),
+        question=DatasetRow(str(question), {"text": _read_text(question)}).text("text"),
+        starter=_read_text(folder / "starter_code.py"),
         solutions=read_json(solutions) if solutions.is_file() else [],
         tests=apps_tests.parse_tests(tests, str(folder / "input_output.json")),
-        difficulty=Row(str(folder / "metadata.json"), values).optional_text("difficulty"),
+        difficulty=DatasetRow(str(folder / "metadata.json"), values).optional_text("difficulty"),
     )
 
 
-def _problem(
-    *, id: str, where: str, question: str, starter: str, solutions: Any, tests: apps_tests.Tests, difficulty: str
+def _make_problem(
+    *, id: str, location: str, question: str, starter: str, solutions: Any, tests: apps_tests.AppsTests, difficulty: str
 ) -> Problem:
     if not isinstance(solutions, list):
-        raise DataError(f"{where}: solutions must be a list, it is {kind(solutions)}.")
+        raise DataError(f"{location}: solutions must be a list, it is {json_type(solutions)}.")
     call = tests.function is not None or (not tests.tests and bool(starter.strip()))
-    shown = [question.strip(), starter.strip(), CALL if call else STDIO]
+    shown = [question.strip(), starter.strip(), CALL_FORMAT if call else STDIO_FORMAT]
     usable = [text for text in solutions if isinstance(text, str) and text.strip()]
     return Problem(
         id=id,
@@ -126,35 +126,35 @@ def _problem(
     )
 
 
-def _rewritten(row: Row) -> Problem:
+def _unique128_problem(row: DatasetRow) -> Problem:
     """A row of apps_unique128.jsonl: tests are program runs, also where the original called a function.
 
     There the starter code is left out, as the program must read its arguments, one a line.
     """
     question = row.text("description").strip()
-    how = f"{ONE_A_LINE}\n{STDIO}" if row.optional_text("starter_code").strip() else STDIO
+    how = f"{ARGUMENTS_HINT}\n{STDIO_FORMAT}" if row.optional_text("starter_code").strip() else STDIO_FORMAT
     return Problem(
         id=f"apps-train-{row.number('id'):04d}",
         intent=f"{question}\n{how}",
-        tests=tuple(_run(test, row.where) for test in row.items("test_list")),
+        tests=tuple(_parse_stdio_test(test, row.location) for test in row.items("test_list")),
         difficulty=row.optional_text("difficulty") or None,
     )
 
 
-def _run(test: Any, where: str) -> StdioTest:
+def _parse_stdio_test(test: Any, location: str) -> StdioTest:
     if not isinstance(test, dict) or not isinstance(test.get("input"), str) or "output" not in test:
-        raise DataError(f"{where}: each of 'test_list' must be an object with a text 'input' and an 'output'.")
-    return StdioTest(test["input"], apps_tests.printed(test["output"]))
+        raise DataError(f"{location}: each of 'test_list' must be an object with a text 'input' and an 'output'.")
+    return StdioTest(test["input"], apps_tests.to_stdio_text(test["output"]))
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     value = read_json(path) if path.is_file() else {}
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object.")
     return value
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
@@ -165,11 +165,11 @@ def _text(path: Path) -> str:
         raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
 
 
-APPS = Source(
+APPS = DatasetSource(
     name="apps",
     title="APPS",
-    marks=(FILE, LAYOUT, f"{_NUMBERED}/question.txt"),
+    patterns=(FILE, LAYOUT, f"{_PROBLEM_FOLDER}/question.txt"),
     layout=f"apps/{FILE}, or folders of APPS's original layout (NNNN/question.txt)",
-    read=read,
-    fetch=fetch,
+    read=read_apps,
+    fetch=fetch_apps,
 )

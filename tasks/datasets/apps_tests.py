@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from errors import DataError
-from tasks.datasets.jsonl import parse
+from tasks.datasets.jsonl import parse_json
 from tasks.problem import AssertTest, StdioTest, Test
 
 # Runs after the candidate's code. As APPS's own checker does: tuples count as lists, a method is called on a
 # `Solution` where the code has one, and a result equals the expected value or the one value inside of it (the
 # published outputs are wrapped in a list or not, without a rule). Digits too many for a literal are read as text.
-CHECK = """\
+CALL_HELPERS = """\
 import sys
 sys.set_int_max_str_digits(0)
 def _apps_plain(value):
@@ -22,19 +22,19 @@ def _apps_call(name, *arguments):
     return _apps_plain(found(*arguments))
 """
 # Runs before the code of such a problem: the starter codes, which are LeetCode's, write `List[int]` and import nothing.
-HEAD = "from typing import *"
+CODE_PRELUDE = "from typing import *"
 MAX_DIGITS = 4_000  # Python refuses to read or write more than 4,300 at once
 
 
 @dataclass(frozen=True)
-class Tests:
+class AppsTests:
     """A problem's tests, and the function that they call if they call one."""
 
     tests: tuple[Test, ...]
     function: str | None
 
 
-class _Digits(str):
+class _LargeInt(str):
     """A whole number with more digits than Python writes; stands in source code as int('...')."""
 
     __slots__ = ()
@@ -43,35 +43,37 @@ class _Digits(str):
         return f"int({str(self)!r})"
 
 
-def parse_tests(text: str, where: str) -> Tests:
+def parse_tests(text: str, location: str) -> AppsTests:
     """The tests that `text` spells; DataError naming `where` when they are not what APPS has."""
-    value = parse(text, where, parse_int=_number)
+    value = parse_json(text, location, parse_int=_parse_int)
     if not isinstance(value, dict):
-        raise DataError(f"{where}: must be a JSON object with inputs and outputs.")
+        raise DataError(f"{location}: must be a JSON object with inputs and outputs.")
     inputs, outputs, function = value.get("inputs", []), value.get("outputs", []), value.get("fn_name")
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
-        raise DataError(f"{where}: inputs and outputs must be lists of the same length.")
+        raise DataError(f"{location}: inputs and outputs must be lists of the same length.")
     if function is None:
-        return Tests(tuple(StdioTest(printed(i), printed(o)) for i, o in zip(inputs, outputs, strict=True)), None)
+        return AppsTests(
+            tuple(StdioTest(to_stdio_text(i), to_stdio_text(o)) for i, o in zip(inputs, outputs, strict=True)), None
+        )
     if not isinstance(function, str) or not function.isidentifier():
-        raise DataError(f"{where}: fn_name must be the name of a function.")
-    return Tests(tuple(_call(function, i, o) for i, o in zip(inputs, outputs, strict=True)), function)
+        raise DataError(f"{location}: fn_name must be the name of a function.")
+    return AppsTests(tuple(_call_test(function, i, o) for i, o in zip(inputs, outputs, strict=True)), function)
 
 
-def printed(value: Any) -> str:
+def to_stdio_text(value: Any) -> str:
     """What a program prints, or reads, for this value: text as it is, a list of lines joined, others as by print."""
     if isinstance(value, list):
         return "\n".join(line if isinstance(line, str) else str(line) for line in value)
     return str(value)
 
 
-def _call(function: str, arguments: Any, expected: Any) -> AssertTest:
+def _call_test(function: str, arguments: Any, expected: Any) -> AssertTest:
     given = "".join(f", {argument!r}" for argument in (arguments if isinstance(arguments, list) else [arguments]))
     accepted = [expected]
     if isinstance(expected, list) and len(expected) == 1:
         accepted.append(expected[0])
-    return AssertTest(f"assert _apps_call({function!r}{given}) in {accepted!r}", CHECK)
+    return AssertTest(f"assert _apps_call({function!r}{given}) in {accepted!r}", CALL_HELPERS)
 
 
-def _number(digits: str) -> int | str:
-    return int(digits) if len(digits) <= MAX_DIGITS else _Digits(digits)
+def _parse_int(digits: str) -> int | str:
+    return int(digits) if len(digits) <= MAX_DIGITS else _LargeInt(digits)

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 
 
-def entry_point(code: str, tests: Iterable[str]) -> str | None:
+def find_entry_point(code: str, tests: Iterable[str]) -> str | None:
     """The function or class at the top of `code` that the tests call first, or None when they call none of it."""
     try:
         defined = {

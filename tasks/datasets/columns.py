@@ -34,7 +34,7 @@ class Columns:
 
 
 # In this order: the more telling names first, as tables can have several.
-LAYOUTS = (
+KNOWN_COLUMNS = (
     Columns("intent", "snippet"),
     Columns("nl", "cmd"),
     Columns("instruction", "output", context="input"),
@@ -50,7 +50,7 @@ LAYOUTS = (
 )
 
 
-def recognise(path: Path, columns: Sequence[str], intent: str | None = None, code: str | None = None) -> Columns:
+def detect_columns(path: Path, columns: Sequence[str], intent: str | None = None, code: str | None = None) -> Columns:
     """The columns to read. `intent` and `code` override what is recognised; the same name twice is a chat's column.
 
     Raises DataError with the columns that are there and how to map them.
@@ -59,37 +59,37 @@ def recognise(path: Path, columns: Sequence[str], intent: str | None = None, cod
         if wanted is not None and wanted not in columns:
             near = difflib.get_close_matches(wanted, columns, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise DataError(f"{path} has no column '{wanted}': {hint}it has {listed(columns)}.")
+            raise DataError(f"{path} has no column '{wanted}': {hint}it has {quote_names(columns)}.")
     if intent is not None and code is not None:
         return Columns(turns=intent) if intent == code else Columns(intent, code)
     known = {name.strip().casefold(): name for name in reversed(columns)}
     if intent is None and code is None:
-        found = next((_spelled(layout, known) for layout in LAYOUTS if _fits(layout, known)), None)
+        found = next((_with_table_names(layout, known) for layout in KNOWN_COLUMNS if _matches(layout, known)), None)
     else:
-        found = _completed(intent, code, known)
+        found = _complete_mapping(intent, code, known)
     if found is None:
         missing = " ".join(
             f"--{side}-column NAME" for side, name in (("intent", intent), ("code", code)) if name is None
         )
         raise DataError(
-            f"{path} has the columns {listed(columns)}, and none that are known as "
+            f"{path} has the columns {quote_names(columns)}, and none that are known as "
             f"{'an intent and its code' if intent == code else 'the intent' if code else 'the code'}: add {missing}."
         )
     return found
 
 
-def _fits(layout: Columns, known: Mapping[str, str]) -> bool:
-    return all(name in known for name in layout.names if name != layout.context)
+def _matches(layout: Columns, table_names: Mapping[str, str]) -> bool:
+    return all(name in table_names for name in layout.names if name != layout.context)
 
 
-def _spelled(layout: Columns, known: Mapping[str, str]) -> Columns:
+def _with_table_names(layout: Columns, table_names: Mapping[str, str]) -> Columns:
     """The layout with the names as the table spells them."""
-    return Columns(*(known.get(name, "") for name in (layout.intent, layout.code, layout.context, layout.turns)))
+    return Columns(*(table_names.get(name, "") for name in (layout.intent, layout.code, layout.context, layout.turns)))
 
 
-def _completed(intent: str | None, code: str | None, known: Mapping[str, str]) -> Columns | None:
+def _complete_mapping(intent: str | None, code: str | None, table_names: Mapping[str, str]) -> Columns | None:
     """The column that was not mapped, by its usual partner first and by any known name otherwise."""
-    pairs = [_spelled(layout, known) for layout in LAYOUTS if not layout.turns]
+    pairs = [_with_table_names(layout, table_names) for layout in KNOWN_COLUMNS if not layout.turns]
     mapped = intent or code
     partners = [pair for pair in pairs if mapped in (pair.intent, pair.code)]
     for pair in (*partners, *pairs):
@@ -99,7 +99,7 @@ def _completed(intent: str | None, code: str | None, known: Mapping[str, str]) -
     return None
 
 
-def listed(columns: Iterable[object]) -> str:
+def quote_names(columns: Iterable[object]) -> str:
     """Names that a file gives, for a sentence: each on one line and not too long, the first twenty."""
     names = list(columns)
     shown = [f"'{_printable(str(name))}'" for name in names[:20]]

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from errors import DataError
-from tasks.datasets.jsonl import Row
+from tasks.datasets.jsonl import DatasetRow
 
-_NOISY = ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")
+_NOISY_LOGGERS = ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")
 
 
 @dataclass(frozen=True)
@@ -35,50 +35,50 @@ class HubFile:
         return f"hf://datasets/{self.repo}@{self.revision}/{self.path}"
 
 
-def table(file: HubFile, title: str) -> Any:
+def load_table(file: HubFile, title: str) -> Any:
     """The file as a datasets.Dataset. Whatever goes wrong becomes one DataError that names the other way."""
     try:
-        return _load(file)
+        return _load_dataset(file)
     except Exception as fault:
         raise DataError(
             f"{title} ({file.path} of {file.repo}) could not be loaded from the Hugging Face Hub "
-            f"({_reason(fault)}): give the folder with its files as --data-dir FOLDER (JSONL), or check the connection."
+            f"({_short_reason(fault)}): give the folder with its files as --data-dir FOLDER (JSONL), or check the connection."
         ) from fault
 
 
-def rows(file: HubFile, title: str) -> list[Row]:
+def load_rows(file: HubFile, title: str) -> list[DatasetRow]:
     """All rows of the file."""
-    return [row(file, number, values) for number, values in enumerate(table(file, title), start=1)]
+    return [make_row(file, number, values) for number, values in enumerate(load_table(file, title), start=1)]
 
 
-def row(file: HubFile, number: int, values: dict[str, Any]) -> Row:
+def make_row(file: HubFile, number: int, values: dict[str, Any]) -> DatasetRow:
     """A row of a table with its place."""
-    return Row(f"{file.repo}, {file.path}, row {number}", values)
+    return DatasetRow(f"{file.repo}, {file.path}, row {number}", values)
 
 
-def _load(file: HubFile) -> Any:
-    with quiet_libraries():
+def _load_dataset(file: HubFile) -> Any:
+    with silence_libraries():
         import datasets
         from huggingface_hub import try_to_load_from_cache
 
-        with quiet_libraries():  # again: the import above sets the libraries' own levels
+        with silence_libraries():  # again: the import above sets the libraries' own levels
             cached = try_to_load_from_cache(file.repo, file.path, revision=file.revision, repo_type="dataset")
             where = cached if isinstance(cached, str) else file.url
             return datasets.load_dataset(file.format, data_files=where, split="train")
 
 
-def _reason(fault: BaseException) -> str:
+def _short_reason(error: BaseException) -> str:
     """The first sentence of the fault's message, short: these libraries' messages can run over several."""
-    text = str(fault).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+    text = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
     if len(text) > 120:
         text = text[:119] + "…"
-    return f"{type(fault).__name__}: {text}" if text else type(fault).__name__
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager
-def quiet_libraries() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Keeps back the libraries' log lines and warnings: what matters of them is in our error."""
-    loggers = [logging.getLogger(name) for name in _NOISY]
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

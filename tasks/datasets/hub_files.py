@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from errors import DataError
-from tasks.datasets.hub import quiet_libraries
+from tasks.datasets.hub import silence_libraries
 from tasks.datasets.tables import FORMATS, MAX_BYTES
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<path>[^:\s]+))?")
 # Seconds until a Hub that does not answer counts as unreachable.
-_PATIENCE = 10
+_REQUEST_TIMEOUT_S = 10
 _TRAIN, _VALIDATION, _TEST = {"train", "training"}, {"validation", "valid", "val", "dev"}, {"test", "eval"}
-_ABOUT = {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
-_CARD = "README.md"
-_FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)\n---", re.DOTALL)
+_METADATA_FILES = {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
+_DATASET_CARD = "README.md"
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license:[ \t]*(?:\r?\n[ \t]*-[ \t]*|\[[ \t]*)?['\"]?([\w.+-]+)", re.MULTILINE)
 
 
@@ -50,12 +50,12 @@ def fetch_tables(spec: str) -> HubTables:
     if match is None:
         raise DataError(f"'{spec}' is no data set of the Hub: write user/name, or user/name@revision.")
     name, revision, within = match["name"], match["revision"], match["path"] or ""
-    with quiet_libraries():
+    with silence_libraries():
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         try:
-            info = HfApi().dataset_info(name, revision=revision, timeout=_PATIENCE, files_metadata=True)
+            info = HfApi().dataset_info(name, revision=revision, timeout=_REQUEST_TIMEOUT_S, files_metadata=True)
         except GatedRepoError as fault:
             raise DataError(
                 f"The data set '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
@@ -68,25 +68,25 @@ def fetch_tables(spec: str) -> HubTables:
                 "`hf auth login`."
             ) from fault
         except Exception as fault:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
-            return _cached(name, revision, within, fault)
+            return _find_cached(name, revision, within, fault)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        train, validation = choose(name, sizes, within)
+        train, validation = select_files(name, sizes, within)
         large = sum(sizes[path] for path in train)
         if large > MAX_BYTES:
             raise DataError(
                 f"The training files of '{name}' have {large / 1e6:.0f} MB and {MAX_BYTES / 1e6:.0f} MB are read at "
                 f"most: name one of them, as {name}:{train[0]}."
             )
-        return _downloaded(name, str(info.sha), train, validation, has_card=_CARD in sizes)
+        return _download(name, str(info.sha), train, validation, has_card=_DATASET_CARD in sizes)
 
 
-def choose(name: str, files: Iterable[str], within: str = "") -> tuple[list[str], list[str]]:
+def select_files(name: str, files: Iterable[str], within: str = "") -> tuple[list[str], list[str]]:
     """The files to train on and those to validate on, by their names; shards of one file belong together."""
     tables = sorted(
         path
         for path in files
         if PurePosixPath(path).suffix in FORMATS
-        and PurePosixPath(path).name not in _ABOUT
+        and PurePosixPath(path).name not in _METADATA_FILES
         and (not within or path == within or path.startswith(within.rstrip("/") + "/"))
     )
     if not tables:
@@ -94,21 +94,21 @@ def choose(name: str, files: Iterable[str], within: str = "") -> tuple[list[str]
         raise DataError(f"The data set '{name}' has no {', '.join(FORMATS)} file {place}: check its page on the Hub.")
     if within in tables:
         return [within], []
-    groups = _groups([path for path in tables if _words(path) & _TRAIN])
+    groups = _group_shards([path for path in tables if _name_words(path) & _TRAIN])
     if not groups:
-        groups = _groups([path for path in tables if not _words(path) & (_VALIDATION | _TEST)])
+        groups = _group_shards([path for path in tables if not _name_words(path) & (_VALIDATION | _TEST)])
     if len(groups) != 1:
-        firsts = [group[0] for group in (groups or _groups(tables)).values()]
+        firsts = [group[0] for group in (groups or _group_shards(tables)).values()]
         shown = ", ".join(firsts[:8]) + (f" and {len(firsts) - 8} more" if len(firsts) > 8 else "")
         raise DataError(
             f"The data set '{name}' has several files that could be the training rows ({shown}): "
             f"name one, as {name}:{firsts[0]}."
         )
     ((key, train),) = groups.items()
-    return train, _groups([path for path in tables if _words(path) & _VALIDATION]).get(key, [])
+    return train, _group_shards([path for path in tables if _name_words(path) & _VALIDATION]).get(key, [])
 
 
-def _groups(paths: Sequence[str]) -> dict[str, list[str]]:
+def _group_shards(paths: Sequence[str]) -> dict[str, list[str]]:
     """Files that differ in their split and their numbers alone."""
     groups: dict[str, list[str]] = {}
     for path in paths:
@@ -119,20 +119,18 @@ def _groups(paths: Sequence[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _words(path: str) -> set[str]:
+def _name_words(path: str) -> set[str]:
     return set(re.split(r"[^a-z]+", path.casefold()))
 
 
-def _downloaded(
-    name: str, commit: str, train: Sequence[str], validation: Sequence[str], *, has_card: bool
-) -> HubTables:
+def _download(name: str, commit: str, train: Sequence[str], validation: Sequence[str], *, has_card: bool) -> HubTables:
     from huggingface_hub import hf_hub_download
 
     def get(path: str) -> Path:
         return Path(hf_hub_download(name, path, repo_type="dataset", revision=commit))
 
     try:
-        card = get(_CARD) if has_card else None
+        card = get(_DATASET_CARD) if has_card else None
         return HubTables(name, commit, _licence(card), tuple(map(get, train)), tuple(map(get, validation)))
     except Exception as fault:
         if isinstance(fault, OSError) and fault.errno == 28:
@@ -143,19 +141,19 @@ def _downloaded(
         raise DataError(f"'{name}' could not be downloaded ({type(fault).__name__}): check the network.") from fault
 
 
-def _cached(name: str, revision: str | None, within: str, fault: Exception) -> HubTables:
+def _find_cached(name: str, revision: str | None, within: str, error: Exception) -> HubTables:
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception:  # noqa: BLE001 - likewise
         raise DataError(
-            f"The Hub could not be reached for the data set '{name}' ({type(fault).__name__}) and it is not in the "
+            f"The Hub could not be reached for the data set '{name}' ({type(error).__name__}) and it is not in the "
             "cache: check the network, or give a file."
-        ) from fault
+        ) from error
     there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    train, validation = choose(name, there, within)
-    card = folder / _CARD if _CARD in there else None
+    train, validation = select_files(name, there, within)
+    card = folder / _DATASET_CARD if _DATASET_CARD in there else None
     files = [tuple(folder / path for path in paths) for paths in (train, validation)]
     return HubTables(name, folder.name, _licence(card), files[0], files[1])
 
@@ -164,6 +162,6 @@ def _licence(card: Path | None) -> str:
     """What the card's front matter says; of a list the first."""
     if card is None:
         return ""
-    front = _FRONT.match(card.read_text(encoding="utf-8", errors="replace"))
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
     licence = _LICENCE.search(front[1]) if front else None
     return licence[1] if licence else ""

@@ -12,21 +12,21 @@ from errors import DataError
 
 
 @dataclass(frozen=True)
-class Row:
+class DatasetRow:
     """One row and where it stands (`train.jsonl, line 12`), for the sentence that says what is wrong with it."""
 
-    where: str
+    location: str
     values: Mapping[str, Any]
 
     def text(self, *columns: str) -> str:
         """The text in the first of these columns that the row has; DataError if missing, blank or not text."""
-        column = self._present(columns)
+        column = self._require_column(columns)
         value = self.values[column]
         if not isinstance(value, str):
-            raise DataError(f"{self.where}: column '{column}' must be text, it is {kind(value)}.")
+            raise DataError(f"{self.location}: column '{column}' must be text, it is {json_type(value)}.")
         if not value.strip():
-            raise DataError(f"{self.where}: column '{column}' is empty.")
-        return self._whole(column, value)
+            raise DataError(f"{self.location}: column '{column}' is empty.")
+        return self._check_unicode(column, value)
 
     def optional_text(self, column: str) -> str:
         """The text in this column, '' when the row does not have it or has null there."""
@@ -34,95 +34,97 @@ class Row:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise DataError(f"{self.where}: column '{column}' must be text, it is {kind(value)}.")
-        return self._whole(column, value)
+            raise DataError(f"{self.location}: column '{column}' must be text, it is {json_type(value)}.")
+        return self._check_unicode(column, value)
 
     def texts(self, column: str) -> list[str]:
         """The list of texts in this column."""
         value = self.items(column)
         for item in value:
             if not isinstance(item, str):
-                raise DataError(f"{self.where}: column '{column}' must be a list of texts, it has {kind(item)} in it.")
-        return [self._whole(column, item) for item in value]
+                raise DataError(
+                    f"{self.location}: column '{column}' must be a list of texts, it has {json_type(item)} in it."
+                )
+        return [self._check_unicode(column, item) for item in value]
 
     def items(self, column: str) -> list[Any]:
         """The list in this column, whatever it holds."""
-        value = self.values[self._present((column,))]
+        value = self.values[self._require_column((column,))]
         if not isinstance(value, list):
-            raise DataError(f"{self.where}: column '{column}' must be a list, it is {kind(value)}.")
+            raise DataError(f"{self.location}: column '{column}' must be a list, it is {json_type(value)}.")
         return value
 
     def number(self, column: str) -> int:
         """The whole number in this column."""
-        value = self.values[self._present((column,))]
+        value = self.values[self._require_column((column,))]
         if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(f"{self.where}: column '{column}' must be a whole number, it is {kind(value)}.")
+            raise DataError(f"{self.location}: column '{column}' must be a whole number, it is {json_type(value)}.")
         return value
 
-    def identity(self, default: str) -> str:
+    def row_id(self, default: str) -> str:
         """The row's own id (column id, or question_id as on the Hub), or `default` when it has none."""
         for column in ("id", "question_id"):
             value = self.values.get(column)
             if isinstance(value, str) and value.strip():
-                return self._whole(column, value)
+                return self._check_unicode(column, value)
             if isinstance(value, int) and not isinstance(value, bool):
                 return str(value)
         return default
 
-    def _present(self, columns: tuple[str, ...]) -> str:
+    def _require_column(self, columns: tuple[str, ...]) -> str:
         for column in columns:
             if column in self.values:
                 return column
         there = ", ".join(str(name) for name in self.values) or "none"
         wanted = " or ".join(f"'{column}'" for column in columns)
-        raise DataError(f"{self.where}: column {wanted} is missing; the columns there are {there}.")
+        raise DataError(f"{self.location}: column {wanted} is missing; the columns there are {there}.")
 
-    def _whole(self, column: str, value: str) -> str:
+    def _check_unicode(self, column: str, value: str) -> str:
         # JSON can spell half of a surrogate pair, which no file, hash or tokenizer takes afterwards.
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
-            raise DataError(f"{self.where}: column '{column}' has half a character (a lone surrogate).") from None
+            raise DataError(f"{self.location}: column '{column}' has half a character (a lone surrogate).") from None
         return value
 
 
-def read_rows(path: Path, holds: str) -> list[Row]:
+def read_rows(path: Path, expected: str) -> list[DatasetRow]:
     """All rows of a JSON Lines file (UTF-8, with or without BOM; blank lines skipped).
 
     `holds` says what the file should hold, for the error when it is not there. Raises DataError with the line.
     """
     if not path.is_file():
-        raise DataError(f"No such file: {path} should hold {holds}.")
+        raise DataError(f"No such file: {path} should hold {expected}.")
     try:
-        rows = list(_rows(path))
+        rows = list(_iter_rows(path))
     except OSError as fault:
         raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
     if not rows:
-        raise DataError(f"{path} is empty: it should hold {holds}.")
+        raise DataError(f"{path} is empty: it should hold {expected}.")
     return rows
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file; DataError in one sentence when it cannot be read."""
     try:
-        return parse(path.read_bytes().decode("utf-8-sig"), str(path))
+        return parse_json(path.read_bytes().decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as fault:
         raise DataError(f"{path}: not UTF-8 (byte {fault.start + 1} of the file).") from fault
     except OSError as fault:
         raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
 
 
-def parse(text: str, where: str, **options: Any) -> Any:
+def parse_json(text: str, location: str, **options: Any) -> Any:
     """The JSON value that `text` spells; DataError naming `where` otherwise. `options` go to json.loads."""
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError as fault:
-        raise DataError(f"{where}: not JSON ({fault.msg} at character {fault.pos + 1}).") from fault
+        raise DataError(f"{location}: not JSON ({fault.msg} at character {fault.pos + 1}).") from fault
     except (ValueError, RecursionError) as fault:  # a number too long for Python, or nesting without end
-        raise DataError(f"{where}: not JSON that Python can read ({fault}).") from fault
+        raise DataError(f"{location}: not JSON that Python can read ({fault}).") from fault
 
 
-def kind(value: object) -> str:
+def json_type(value: object) -> str:
     """What a JSON value is, in words."""
     if value is None:
         return "null"
@@ -132,7 +134,7 @@ def kind(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _iter_rows(path: Path) -> Iterator[DatasetRow]:
     # Read as bytes: only b"\n" ends a line of JSON Lines, while text mode and str.splitlines know many more ends.
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
@@ -143,7 +145,7 @@ def _rows(path: Path) -> Iterator[Row]:
                 raise DataError(f"{where}: not UTF-8 (byte {fault.start + 1} of the line).") from fault
             if not line:
                 continue
-            value = parse(line, where)
+            value = parse_json(line, where)
             if not isinstance(value, dict):
-                raise DataError(f"{where}: must be a JSON object with named columns, it is {kind(value)}.")
-            yield Row(where, value)
+                raise DataError(f"{where}: must be a JSON object with named columns, it is {json_type(value)}.")
+            yield DatasetRow(where, value)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from errors import DataError
 from tasks.datasets import hub
-from tasks.datasets.asserts import entry_point
+from tasks.datasets.asserts import find_entry_point
 from tasks.datasets.hub import HubFile
-from tasks.datasets.jsonl import Row, read_rows
-from tasks.datasets.source import Source
+from tasks.datasets.jsonl import DatasetRow, read_rows
+from tasks.datasets.source import DatasetSource
 from tasks.problem import AssertTest, Problem
 
 REPO, REVISION = "google-research-datasets/mbpp", "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
@@ -24,42 +24,44 @@ FILE = "mbpp.jsonl"
 SPLIT_IDS = {"train": range(601, 975), "validation": range(511, 601), "test": range(11, 511)}
 
 
-def read(folder: Path, split: str) -> list[Problem]:
+def read_mbpp(folder: Path, split: str) -> list[Problem]:
     """The problems of the split in `<folder>/mbpp.jsonl`."""
     rows = read_rows(folder / FILE, "MBPP, one JSON object a line with the columns task_id, text, code and test_list")
-    problems = _problems(row for row in rows if row.number("task_id") in SPLIT_IDS[split])
+    problems = _make_problems(row for row in rows if row.number("task_id") in SPLIT_IDS[split])
     if not problems:
         ids = SPLIT_IDS[split]
         raise DataError(f"{folder / FILE} has no row of the {split} split (task_id {ids.start} to {ids.stop - 1}).")
     return problems
 
 
-def fetch(split: str) -> list[Problem]:
+def fetch_mbpp(split: str) -> list[Problem]:
     """The problems of the split on the Hub."""
-    return _problems(hub.rows(HubFile(REPO, REVISION, f"full/{split}-00000-of-00001.parquet", "parquet"), "MBPP"))
-
-
-def _problems(rows: Iterable[Row]) -> list[Problem]:
-    return [_problem(row) for row in rows]
-
-
-def _problem(row: Row) -> Problem:
-    code = _plain(row.text("code"))
-    tests = [_plain(test).strip() for test in row.texts("test_list")]
-    if not tests:
-        raise DataError(f"{row.where}: column 'test_list' is empty.")
-    setup = _plain(row.optional_text("test_setup_code"))
-    return Problem(
-        id=f"mbpp-{row.number('task_id')}",
-        intent=f"{_plain(row.text('text')).strip()}\nYour code should pass this test: {tests[0]}",
-        reference=code,
-        tests=tuple(AssertTest(test, setup) for test in tests),
-        entry_point=entry_point(code, tests),
+    return _make_problems(
+        hub.load_rows(HubFile(REPO, REVISION, f"full/{split}-00000-of-00001.parquet", "parquet"), "MBPP")
     )
 
 
-def _plain(text: str) -> str:
+def _make_problems(rows: Iterable[DatasetRow]) -> list[Problem]:
+    return [_make_problem(row) for row in rows]
+
+
+def _make_problem(row: DatasetRow) -> Problem:
+    code = _normalize_newlines(row.text("code"))
+    tests = [_normalize_newlines(test).strip() for test in row.texts("test_list")]
+    if not tests:
+        raise DataError(f"{row.location}: column 'test_list' is empty.")
+    setup = _normalize_newlines(row.optional_text("test_setup_code"))
+    return Problem(
+        id=f"mbpp-{row.number('task_id')}",
+        intent=f"{_normalize_newlines(row.text('text')).strip()}\nYour code should pass this test: {tests[0]}",
+        reference=code,
+        tests=tuple(AssertTest(test, setup) for test in tests),
+        entry_point=find_entry_point(code, tests),
+    )
+
+
+def _normalize_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-MBPP = Source("mbpp", "MBPP", (FILE,), f"mbpp/{FILE}, or {FILE} itself", read, fetch)
+MBPP = DatasetSource("mbpp", "MBPP", (FILE,), f"mbpp/{FILE}, or {FILE} itself", read_mbpp, fetch_mbpp)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tasks.datasets import hub
 from tasks.datasets.hub import HubFile
-from tasks.datasets.jsonl import Row, read_rows
-from tasks.datasets.source import Source
+from tasks.datasets.jsonl import DatasetRow, read_rows
+from tasks.datasets.source import DatasetSource
 from tasks.problem import Problem
 
 CONALA_REPO, CONALA_REVISION = "neulab/docprompting-conala", "48df7abf0f64f9279b4ee04386272eb9dc89ef89"
@@ -31,22 +31,22 @@ _CODEALPACAPY_FILES = {
 }
 
 
-def read(name: str, title: str, folder: Path, split: str) -> list[Problem]:
+def read_pairs(name: str, title: str, folder: Path, split: str) -> list[Problem]:
     """The problems of `<folder>/<split>.jsonl`."""
     holds = f"{title}'s {split} split, one JSON object a line with the columns nl and cmd"
-    return _problems(name, split, read_rows(folder / f"{split}.jsonl", holds))
+    return _make_problems(name, split, read_rows(folder / f"{split}.jsonl", holds))
 
 
-def fetch(name: str, title: str, files: dict[str, HubFile], split: str) -> list[Problem]:
+def fetch_pairs(name: str, title: str, files: dict[str, HubFile], split: str) -> list[Problem]:
     """The problems of a split on the Hub."""
-    return _problems(name, split, hub.rows(files[split], title))
+    return _make_problems(name, split, hub.load_rows(files[split], title))
 
 
-def _problems(name: str, split: str, rows: Iterable[Row]) -> list[Problem]:
+def _make_problems(name: str, split: str, rows: Iterable[DatasetRow]) -> list[Problem]:
     seen: Counter[str] = Counter()
     problems = []
     for number, row in enumerate(rows):
-        id = row.identity(f"{name}-{split}-{number:04d}")
+        id = row.row_id(f"{name}-{split}-{number:04d}")
         seen[id] += 1
         if seen[id] > 1:  # CoNaLa repeats 21 rows; results are kept by id, so each row needs its own
             id = f"{id}#{seen[id]}"
@@ -54,16 +54,16 @@ def _problems(name: str, split: str, rows: Iterable[Row]) -> list[Problem]:
     return problems
 
 
-def _source(name: str, title: str, files: dict[str, HubFile]) -> Source:
-    return Source(
+def _make_source(name: str, title: str, files: dict[str, HubFile]) -> DatasetSource:
+    return DatasetSource(
         name=name,
         title=title,
-        marks=("train.jsonl", "validation.jsonl", "test.jsonl"),
+        patterns=("train.jsonl", "validation.jsonl", "test.jsonl"),
         layout=f"{name}/train.jsonl, validation.jsonl and test.jsonl (columns nl and cmd), or these three files",
-        read=partial(read, name, title),
-        fetch=partial(fetch, name, title, files),
+        read=partial(read_pairs, name, title),
+        fetch=partial(fetch_pairs, name, title, files),
     )
 
 
-CONALA = _source("conala", "CoNaLa", _CONALA_FILES)
-CODEALPACAPY = _source("codealpacapy", "CodeAlpacaPy", _CODEALPACAPY_FILES)
+CONALA = _make_source("conala", "CoNaLa", _CONALA_FILES)
+CODEALPACAPY = _make_source("codealpacapy", "CodeAlpacaPy", _CODEALPACAPY_FILES)

@@ -11,7 +11,7 @@ from tasks.problem import Problem
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """One data set.
 
     `marks` are glob patterns of which the data set's own folder matches at least one, `layout` says the same to a
@@ -20,7 +20,7 @@ class Source:
 
     name: str
     title: str
-    marks: tuple[str, ...]
+    patterns: tuple[str, ...]
     layout: str
     read: Callable[[Path, str], list[Problem]]
     fetch: Callable[[str], list[Problem]]
@@ -31,9 +31,9 @@ class Source:
         Several data sets have files of the same names, so a folder that is called like another one (`names`) is
         not taken for this one.
         """
-        if self._marked(data_dir / self.name):
+        if self._matches(data_dir / self.name):
             return data_dir / self.name
-        if data_dir.name not in names - {self.name} and self._marked(data_dir):
+        if data_dir.name not in names - {self.name} and self._matches(data_dir):
             return data_dir
         return None
 
@@ -46,5 +46,5 @@ class Source:
             raise DataError(f"{self.title} is not in {data_dir} (--data-dir): expected there is {self.layout}.")
         return found
 
-    def _marked(self, folder: Path) -> bool:
-        return folder.is_dir() and any(next(folder.glob(mark), None) is not None for mark in self.marks)
+    def _matches(self, folder: Path) -> bool:
+        return folder.is_dir() and any(next(folder.glob(mark), None) is not None for mark in self.patterns)

@@ -17,32 +17,32 @@ FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_BYTES = 200_000_000
 MAX_ROWS = 1_000_000
 # Characters of one cell: more than any model reads.
-MAX_CELL = 100_000
+MAX_CELL_CHARS = 100_000
 # Rows whose columns are looked at where a format has no header.
-HEAD = 1_000
+COLUMN_SAMPLE_ROWS = 1_000
 
 
 @dataclass(frozen=True)
-class Fault:
+class RowError:
     """A row that is left out. `sentence` says where and why; `line` counts from 1, in Parquet it counts rows."""
 
     line: int
     column: str
-    sentence: str
+    message: str
     # Nothing is wrong with it but that a cell is blank.
     empty: bool = False
 
 
 class CellError(DataError):
-    """What is wrong with one cell; becomes a Fault."""
+    """What is wrong with one cell; becomes a RowError."""
 
-    def __init__(self, sentence: str, column: str, empty: bool = False) -> None:
-        super().__init__(sentence)
+    def __init__(self, message: str, column: str, empty: bool = False) -> None:
+        super().__init__(message)
         self.column, self.empty = column, empty
 
 
 @dataclass(frozen=True)
-class Record:
+class TableRow:
     """A row as the file has it."""
 
     line: int
@@ -54,7 +54,7 @@ class Table:
     """An opened file. `records` takes the columns that are wanted (a format may give more) and reads once."""
 
     columns: tuple[str, ...]
-    records: Callable[[Sequence[str]], Iterator[Record | Fault]]
+    rows: Callable[[Sequence[str]], Iterator[TableRow | RowError]]
     unit: str = "line"
 
 
@@ -71,7 +71,7 @@ def open_table(path: Path) -> Table:
         size = path.stat().st_size
     except OSError as fault:
         raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
-    reader = _reader(path)
+    reader = _reader_for(path)
     if size > MAX_BYTES:
         raise DataError(
             f"{path} has {size / 1e6:.0f} MB and {MAX_BYTES / 1e6:.0f} MB are read at most: split it, or cut it down."
@@ -81,7 +81,7 @@ def open_table(path: Path) -> Table:
     return reader(path)
 
 
-def _reader(path: Path) -> Callable[[Path], Table]:
+def _reader_for(path: Path) -> Callable[[Path], Table]:
     # Imported here, as each of them imports the classes above.
     from tasks.datasets.table_csv import open_csv
     from tasks.datasets.table_json import open_json
@@ -107,9 +107,9 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def limited(path: Path, records: Iterator[Record | Fault]) -> Iterator[Record | Fault]:
+def limit_rows(path: Path, rows: Iterator[TableRow | RowError]) -> Iterator[TableRow | RowError]:
     """The records; DataError behind MAX_ROWS of them."""
-    for number, record in enumerate(records, start=1):
+    for number, record in enumerate(rows, start=1):
         if number > MAX_ROWS:
             raise DataError(f"{path} has more than {MAX_ROWS:,} rows, which is the most that is read: cut it down.")
         yield record

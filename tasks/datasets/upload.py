@@ -14,27 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from errors import DataError
-from tasks.datasets.columns import Columns, listed, recognise
-from tasks.datasets.jsonl import Row, kind
-from tasks.datasets.tables import MAX_CELL, CellError, Fault, Record, open_table
-from tasks.datasets.turns import split
+from tasks.datasets.columns import Columns, detect_columns, quote_names
+from tasks.datasets.jsonl import DatasetRow, json_type
+from tasks.datasets.tables import MAX_CELL_CHARS, CellError, RowError, TableRow, open_table
+from tasks.datasets.turns import split_chat
 from tasks.problem import Example
 
-# What was done to rows on the way, for `Upload.changes`.
-FENCE = "a code fence taken off"
-SYSTEM = "a system turn left out"
-_FENCED = re.compile(r"\s*```[ \t]*[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
+# What was done to rows on the way, for `UploadResult.changes`.
+FENCE_REMOVED = "a code fence taken off"
+SYSTEM_REMOVED = "a system turn left out"
+_FENCED_CODE = re.compile(r"\s*```[ \t]*[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
 # What the readers make of a byte that is not UTF-8, and what else no file or tokenizer takes.
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Alpaca's own word for a blank input.
 _NO_CONTEXT = ("", "<noinput>")
-_LONGEST_ID = 200
+_MAX_ID_LENGTH = 200
 
 
 @dataclass(frozen=True)
-class Upload:
+class UploadResult:
     """What was read of a file.
 
     `rows` counts all of them, `faults` are those left out, `changes` counts what was done to the others. `places`
@@ -42,15 +42,15 @@ class Upload:
     """
 
     examples: list[Example]
-    faults: list[Fault]
+    errors: list[RowError]
     columns: tuple[str, ...]
     mapping: Columns
     rows: int
-    places: Mapping[str, str] = field(default_factory=dict)
+    locations: Mapping[str, str] = field(default_factory=dict)
     changes: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_upload(path: str | Path, intent_column: str | None = None, code_column: str | None = None) -> Upload:
+def read_upload(path: str | Path, intent_column: str | None = None, code_column: str | None = None) -> UploadResult:
     """Reads a .jsonl, .json, .csv, .tsv or .parquet file; columns are recognised (see columns.LAYOUTS) or mapped.
 
     Raises DataError, in one sentence, for a file that cannot be read as a whole, columns that are not known, and a
@@ -58,107 +58,107 @@ def read_upload(path: str | Path, intent_column: str | None = None, code_column:
     """
     path = Path(path).expanduser()
     table = open_table(path)
-    mapping = recognise(path, table.columns, intent_column, code_column)
-    reader = _Reader(path.stem, mapping, table.unit)
-    for record in table.records((*mapping.names, "id", "question_id")):
-        reader.take(record)
+    mapping = detect_columns(path, table.columns, intent_column, code_column)
+    reader = _UploadReader(path.stem, mapping, table.unit)
+    for record in table.rows((*mapping.names, "id", "question_id")):
+        reader.add(record)
     if not reader.examples:
-        first = f": {reader.faults[0].sentence}" if reader.faults else "."
+        first = f": {reader.errors[0].message}" if reader.errors else "."
         raise DataError(f"{path} has {reader.rows} rows and none can be used{first}")
-    return Upload(
-        reader.examples, reader.faults, table.columns, mapping, reader.rows, reader.places, dict(reader.changes)
+    return UploadResult(
+        reader.examples, reader.errors, table.columns, mapping, reader.rows, reader.locations, dict(reader.changes)
     )
 
 
-class _Reader:
+class _UploadReader:
     """Collects examples and faults, row by row."""
 
     def __init__(self, stem: str, mapping: Columns, unit: str) -> None:
         self.examples: list[Example] = []
-        self.faults: list[Fault] = []
-        self.places: dict[str, str] = {}
+        self.errors: list[RowError] = []
+        self.locations: dict[str, str] = {}
         self.changes: Counter[str] = Counter()
         self.rows = 0
         self._stem, self._mapping, self._unit = stem, mapping, unit
 
-    def take(self, record: Record | Fault) -> None:
+    def add(self, record: TableRow | RowError) -> None:
         self.rows += 1
-        if isinstance(record, Fault):
-            self.faults.append(record)
+        if isinstance(record, RowError):
+            self.errors.append(record)
             return
-        row = Row(f"{self._unit} {record.line}", record.values)
+        row = DatasetRow(f"{self._unit} {record.line}", record.values)
         changes: set[str] = set()
         try:
-            intent, code = _texts(row, self._mapping, changes)
+            intent, code = _row_texts(row, self._mapping, changes)
         except CellError as fault:
-            self.faults.append(Fault(record.line, fault.column, str(fault), fault.empty))
+            self.errors.append(RowError(record.line, fault.column, str(fault), fault.empty))
             return
         id = self._id(row, record.line)
         self.examples.append(Example(id, intent, code))
-        self.places[id] = row.where
+        self.locations[id] = row.location
         self.changes.update(changes)
 
-    def _id(self, row: Row, line: int) -> str:
+    def _id(self, row: DatasetRow, line: int) -> str:
         """The row's own id where it has one that nobody had before it."""
         default = f"{self._stem}-{line:05d}"
         try:
-            id = row.identity(default)
+            id = row.row_id(default)
         except DataError:
             id = default
-        id = id if id not in self.places and len(id) <= _LONGEST_ID else default
-        return id if id not in self.places else f"{default}#{len(self.places)}"
+        id = id if id not in self.locations and len(id) <= _MAX_ID_LENGTH else default
+        return id if id not in self.locations else f"{default}#{len(self.locations)}"
 
 
-def _texts(row: Row, mapping: Columns, changes: set[str]) -> tuple[str, str]:
+def _row_texts(row: DatasetRow, mapping: Columns, changes: set[str]) -> tuple[str, str]:
     """The row's intent and code; CellError for what cannot be learned."""
     if mapping.turns:
-        chat = split(_cell(row, mapping.turns), row.where, mapping.turns)
-        intent = _clean(row, mapping.turns, chat.user, "has no text of the user")
-        code = _clean(row, mapping.turns, chat.assistant, "has no text of the assistant")
-        changes |= {SYSTEM} if chat.system else set()
+        chat = split_chat(_cell(row, mapping.turns), row.location, mapping.turns)
+        intent = _clean_text(row, mapping.turns, chat.user, "has no text of the user")
+        code = _clean_text(row, mapping.turns, chat.assistant, "has no text of the assistant")
+        changes |= {SYSTEM_REMOVED} if chat.system else set()
     else:
-        intent = _clean(row, mapping.intent, _side(row, mapping.intent, "user", changes))
-        code = _clean(row, mapping.code, _side(row, mapping.code, "assistant", changes))
+        intent = _clean_text(row, mapping.intent, _role_text(row, mapping.intent, "user", changes))
+        code = _clean_text(row, mapping.code, _role_text(row, mapping.code, "assistant", changes))
         context = row.values.get(mapping.context)
         if context is not None and str(context).strip() not in _NO_CONTEXT:
-            intent = f"{intent}\n{_clean(row, mapping.context, context).strip()}"
-    fenced = _FENCED.fullmatch(code)
+            intent = f"{intent}\n{_clean_text(row, mapping.context, context).strip()}"
+    fenced = _FENCED_CODE.fullmatch(code)
     if fenced and "```" not in fenced[1]:
-        changes.add(FENCE)
-        code = _clean(row, mapping.code or mapping.turns, fenced[1])
+        changes.add(FENCE_REMOVED)
+        code = _clean_text(row, mapping.code or mapping.turns, fenced[1])
     return intent.strip(), code
 
 
-def _cell(row: Row, column: str) -> Any:
+def _cell(row: DatasetRow, column: str) -> Any:
     if column not in row.values:
-        raise CellError(f"{row.where}: column '{column}' is missing; the row has {listed(row.values)}.", column)
+        raise CellError(f"{row.location}: column '{column}' is missing; the row has {quote_names(row.values)}.", column)
     return row.values[column]
 
 
-def _side(row: Row, column: str, role: str, changes: set[str]) -> Any:
+def _role_text(row: DatasetRow, column: str, role: str, changes: set[str]) -> Any:
     """The cell, or what this role says in it where it is a chat, as in TRL's conversational prompt and completion."""
     value = _cell(row, column)
     if not isinstance(value, list):
         return value
-    chat = split(value, row.where, column)
-    changes |= {SYSTEM} if chat.system else set()
+    chat = split_chat(value, row.location, column)
+    changes |= {SYSTEM_REMOVED} if chat.system else set()
     return chat.user if role == "user" else chat.assistant
 
 
-def _clean(row: Row, column: str, value: Any, blank: str = "is empty") -> str:
+def _clean_text(row: DatasetRow, column: str, value: Any, blank: str = "is empty") -> str:
     """The text without Windows' line ends, blank lines around it and white space at its end."""
-    where = f"{row.where}: column '{column}'"
+    where = f"{row.location}: column '{column}'"
     if value is None:
         raise CellError(f"{where} {blank}.", column, empty=True)
     if not isinstance(value, str):
-        raise CellError(f"{where} must be text, it is {kind(value)}.", column)
-    if len(value) > MAX_CELL:
-        raise CellError(f"{where} has {len(value):,} characters and {MAX_CELL:,} are read at most.", column)
+        raise CellError(f"{where} must be text, it is {json_type(value)}.", column)
+    if len(value) > MAX_CELL_CHARS:
+        raise CellError(f"{where} has {len(value):,} characters and {MAX_CELL_CHARS:,} are read at most.", column)
     if "\0" in value:
         raise CellError(f"{where} has a NUL character in it.", column)
     if _BAD_BYTE.search(value):
         raise CellError(f"{where} is not UTF-8: save the file as UTF-8.", column)
-    if _HALF.search(value):
+    if _SURROGATE.search(value):
         raise CellError(f"{where} has half a character (a lone surrogate).", column)
     text = _BLANK_LINES.sub("", value.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
     if not text:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adapters.handover import RANKS, rules
+from adapters.handover import VLLM_LORA_RANKS, vllm_checks
 from adapters.store import LIBRARY, AdapterFolder, Store
 from tests.adapters.folders import CONFIG, IN, LAYERS, MANIFEST, OUT, key, tensors, write_adapter
 
@@ -25,9 +25,9 @@ def _folder(path: Path, **changes: Any) -> AdapterFolder:
 
 
 def _broken(folder: AdapterFolder) -> dict[str, str]:
-    found = rules(folder)
-    assert all(rule.holds is not bool(rule.reason) for rule in found)
-    return {rule.name: rule.reason for rule in found if not rule.holds}
+    found = vllm_checks(folder)
+    assert all(rule.passed is not bool(rule.reason) for rule in found)
+    return {rule.name: rule.reason for rule in found if not rule.passed}
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_plain_lora_keeps_every_rule(path: Path) -> None:
     assert _broken(Store((path.parent,)).inspect("good")) == {}
-    assert len(rules(_folder(path))) == 11
+    assert len(vllm_checks(_folder(path))) == 11
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
@@ -72,7 +72,7 @@ def test_a_rank_that_vllm_does_not_allocate(path: Path, rank: Any) -> None:
     assert "vLLM's ranks are 8, 16, 32, 64, 128, 256, 320, 512" in _broken(_folder(path, r=rank))["rank"]
 
 
-@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("rank", VLLM_LORA_RANKS)
 def test_the_ranks_that_it_does(path: Path, rank: int) -> None:
     assert "rank" not in _broken(_folder(path, r=rank))
 

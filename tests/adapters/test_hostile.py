@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from adapters import checks
-from adapters.weights import WEIGHTS_NAME, read_body
+from adapters.weights import WEIGHTS_NAME, read_raw_tensors
 from errors import AdapterError
 from tests.adapters.folders import BASE, CONFIG, MANIFEST, refused, store, write_adapter
 
@@ -175,10 +175,10 @@ def test_a_file_that_is_swapped_between_its_check_and_its_load_is_not_loaded(
 ) -> None:
     opened = store(good.parent).open("good", BASE)
     path = good / WEIGHTS_NAME
-    assert len(read_body(path, opened.sha256, "good").tensors) == 4
+    assert len(read_raw_tensors(path, opened.sha256, "good").tensors) == 4
     swap(path)
     with pytest.raises(AdapterError, match=r"^Adapter 'good'[^\n]{20,200}\.$"):
-        read_body(path, opened.sha256, "good")
+        read_raw_tensors(path, opened.sha256, "good")
 
 
 def test_a_copy_elsewhere_is_what_was_checked_too(good: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_copy_elsewhere_is_what_was_checked_too(good: Path) -> None:
     raw = path.read_bytes()
     path.unlink()
     path.write_bytes(raw)
-    body = read_body(path, opened.sha256, "good")
+    body = read_raw_tensors(path, opened.sha256, "good")
     assert bytes(body.data) == raw[8 + int.from_bytes(raw[:8], "little") :]
 
 

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from adapters.hub import parse, pull
+from adapters.hub import parse_repo_spec, pull
 from adapters.manifest import Manifest
 from adapters.origin import ORIGIN_NAME, read_origin
 from adapters.weights import digest
-from errors import AdapterError, DiskSpaceError, PeftArenaError
+from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 from tests.adapters.folders import MANIFEST, store, tensors, write_adapter
 from tests.hub.client import TOKEN, log_in, use_hub, use_xet
 from tests.hub.state import Blob
@@ -42,7 +42,7 @@ def _silent(_: str) -> None:
     return
 
 
-def _refused(spec: str, root: Path, error: type[PeftArenaError] = AdapterError) -> str:
+def _refused(spec: str, root: Path, error: type[PromptOrTuneError] = AdapterError) -> str:
     """The sentence with which a pull is refused; nothing may be left of it."""
     before = sorted(root.iterdir()) if root.is_dir() else []
     with pytest.raises(error) as caught:
@@ -225,7 +225,7 @@ def test_a_name_that_is_none(hub: Hub, root: Path, spec: str) -> None:
 
 
 def test_a_revision_may_be_a_branch_with_slashes() -> None:
-    assert parse("someone/lora.v2@refs/pr/1") == ("someone/lora.v2", "refs/pr/1")
+    assert parse_repo_spec("someone/lora.v2@refs/pr/1") == ("someone/lora.v2", "refs/pr/1")
 
 
 def test_the_hub_s_refusals_are_sentences(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_a_refusal_is_remembered_but_not_one_of_the_system(
 def test_a_list_of_all_adapters_reads_no_weights(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
     found = store(good.parent)
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "examine", lambda *_: pytest.fail("the weights were read"))
+        patch.setattr(weights, "inspect", lambda *_: pytest.fail("the weights were read"))
         assert [status.usable for status in found.status(BASE) + found.status(BASE)] == [True, True]
     assert checked() == 1
     assert found.open("good", BASE).sha256
@@ -205,7 +205,7 @@ def test_thousands_of_folders_cost_one_scan(tmp_path: Path, settled: None, monke
 
 
 def test_what_is_remembered_is_bounded(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.remembered._MAX_BYTES", 4000)
+    monkeypatch.setattr("adapters.remembered._MAX_CACHE_BYTES", 4000)
     for number in range(6):
         write_adapter(good.parent / f"other-{number}")
     found = store(good.parent)
@@ -238,5 +238,5 @@ def test_many_threads_ask_while_folders_come_and_go(tmp_path: Path) -> None:
 
 def test_the_whole_digest_is_kept_beside_the_short_one(good: Path) -> None:
     folder: AdapterFolder = store(good.parent).open("good", BASE)
-    assert weights.short(folder.sha256) == folder.digest
+    assert weights.short_digest(folder.sha256) == folder.digest
     assert len(folder.sha256) == 64

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from adapters.__main__ import main
 from adapters.store import Store
-from adapters.verify import find, verify
+from adapters.verify import find_adapter, verify_adapter
 from adapters.weights import digest
 from errors import AdapterError
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, key, tensors, write_adapter
@@ -21,7 +21,7 @@ CARD = "---\nlibrary_name: peft\nbase_model: tiny/base\n---\n# good\n"
 
 
 def _verified(folder: Path) -> str:
-    return verify(Store((folder.parent,)).inspect(folder.name))
+    return verify_adapter(Store((folder.parent,)).inspect(folder.name))
 
 
 def _refused(folder: Path) -> str:
@@ -122,11 +122,11 @@ def test_a_base_that_the_hub_does_not_have_cannot_stand_in_the_card(good: Path) 
 
 def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store((good.parent,))
-    assert find("good", store) == find(str(good), Store(())) == store.inspect("good")
+    assert find_adapter("good", store) == find_adapter(str(good), Store(())) == store.inspect("good")
     monkeypatch.chdir(good)
-    assert find(".", Store(())).path == good.resolve()
+    assert find_adapter(".", Store(())).path == good.resolve()
     with pytest.raises(AdapterError, match="There is no folder"):
-        find(str(tmp_path / "none"), store)
+        find_adapter(str(tmp_path / "none"), store)
 
 
 def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
     MANIFEST.write(model)
     sentence = f"^'tuned' is a whole model, not an adapter: use it with --base {model}\\.$"
     with pytest.raises(AdapterError, match=sentence):
-        find(str(model), Store(()))
+        find_adapter(str(model), Store(()))
     with pytest.raises(AdapterError, match=sentence):
-        find("tuned", Store((tmp_path,)))
+        find_adapter("tuned", Store((tmp_path,)))
     with pytest.raises(AdapterError, match=sentence):
         Store((tmp_path,)).open("tuned", BASE)
 

@@ -58,10 +58,10 @@ def test_a_settled_file_is_hashed_once(good: Path, monkeypatch: pytest.MonkeyPat
     path = good / "adapter_model.safetensors"
     later = path.stat().st_ctime_ns + 10_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: later)
-    first = weights.examine(path, "good")
-    assert weights.short(first.sha256) == weights.digest(path, "good")
+    first = weights.inspect(path, "good")
+    assert weights.short_digest(first.sha256) == weights.digest(path, "good")
     monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
-    assert weights.examine(path, "good") == first
+    assert weights.inspect(path, "good") == first
 
 
 def without(name: str) -> Callable[[Tensors], None]:

@@ -10,7 +10,7 @@ import pytest
 
 from adapters.store import Store
 from benchmarks import engine, engine_adapters, engine_thousand
-from benchmarks.engine_folders import copies, make_adapter
+from benchmarks.engine_folders import copy_adapters, make_adapter
 from serve.backends.local.loading import load_base
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base
@@ -25,7 +25,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(engine_adapters, "COLD_LOADS", 3)
-    monkeypatch.setattr(engine_adapters, "IN_MEMORY", 6)
+    monkeypatch.setattr(engine_adapters, "ADAPTERS_IN_MEMORY", 6)
     monkeypatch.setattr(engine_thousand, "REGISTERED", 80)
     monkeypatch.setattr(engine_thousand, "REQUESTS", 20)
     return make_base("llama", tmp_path / "base")
@@ -67,7 +67,7 @@ def test_adapters_that_the_benchmark_makes_pass_the_stores_checks_and_pefts(base
             name for name, _ in model.named_parameters() if "lora_" in name or "ia3_" in name or "prompt_" in name
         ]
         assert len(changed) == {"lora": 2 * 4 * 2, "ia3": 2 * 3, "prompt-tuning": 1}[technique]
-    names = copies(store.open("lora", loaded.identity), root, 5)
+    names = copy_adapters(store.open("lora", loaded.identity), root, 5)
     opened = [store.open(name, loaded.identity) for name in names]
     assert len({folder.digest for folder in opened}) == 5
     assert all(folder.manifest.weights_digest == folder.digest for folder in opened)
@@ -81,10 +81,14 @@ def test_a_llama_of_random_weights_answers_like_any_base(
     from serve.backends.local.source import Source
 
     monkeypatch.setattr(engine_random, "resolve", lambda *_: Source("tiny", "sha256:0", base))
-    folder = engine_random.random_llama("tiny", "cpu", lambda _: None)
+    folder = engine_random.make_random_llama("tiny", "cpu", lambda _: None)
     assert folder == tmp_path / "home" / "bases" / "random-llama-tiny"
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert engine_random.random_llama("tiny", "cpu", lambda _: None) == folder
+    assert engine_random.make_random_llama("tiny", "cpu", lambda _: None) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     identity = load_base(str(folder), "nf4", "cpu", lambda _: None).identity
-    assert (identity.num_layers, identity.hidden_size, identity.context_length) == (2, 128, engine_random.CONTEXT)
+    assert (identity.num_layers, identity.hidden_size, identity.context_length) == (
+        2,
+        128,
+        engine_random.CONTEXT_LENGTH,
+    )

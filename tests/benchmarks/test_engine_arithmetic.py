@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from benchmarks import engine, engine_limit
-from benchmarks.engine_page import AIMS, page
-from benchmarks.engine_thousand import HOT, draw
-from benchmarks.engine_timing import Watch, compared, digits, interleaved, medians, timed
-from errors import PeftArenaError
-from serve.rows import Candidate, Finished, Partial
+from benchmarks.engine_page import TARGETS, render_page
+from benchmarks.engine_thousand import HOT, sample_requests
+from benchmarks.engine_timing import Stopwatch, make_timed, medians, round_significant, time_interleaved, time_ratios
+from errors import PromptOrTuneError
+from serve.rows import Candidate, PartialOutput, RowOutput
 
 
 class Clock:
@@ -44,7 +44,7 @@ def test_sides_take_turns_and_the_first_round_is_not_kept() -> None:
 
         return call
 
-    times = interleaved("test", {"a": side("a", [9.0, 1.0, 2.0]), "b": side("b", [99.0, 10.0, 10.0])}, runs=2)
+    times = time_interleaved("test", {"a": side("a", [9.0, 1.0, 2.0]), "b": side("b", [99.0, 10.0, 10.0])}, runs=2)
     assert times == {"a": [1.0, 2.0], "b": [10.0, 10.0]}
     assert turns == ["b", "a", "a", "b", "b", "a"]
 
@@ -56,60 +56,65 @@ def test_what_makes_ready_does_not_count(clock: Clock) -> None:
     def make_ready() -> None:
         clock.now += 50
 
-    assert timed(work, before=make_ready)() == 3
+    assert make_timed(work, setup=make_ready)() == 3
 
 
 def test_a_ratio_is_of_medians_and_every_round_has_its_own() -> None:
     times = {"ours": [1.0, 2.0, 30.0], "theirs": [4.0, 5.0, 6.0]}
-    assert compared(times, "ours", "theirs") == {"ratio": 0.4, "pair_ratios": [0.25, 0.4, 5.0]}
+    assert time_ratios(times, "ours", "theirs") == {"ratio": 0.4, "pair_ratios": [0.25, 0.4, 5.0]}
     assert medians(times) == {"ours": 2.0, "theirs": 5.0}
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.123456, 0.1235), (1234.56, 1235), (0.00098765, 0.0009877), (0, 0)])
 def test_figures_have_four_digits(value: float, shown: float) -> None:
-    assert digits(value) == shown
+    assert round_significant(value) == shown
 
 
-def finished(index: int, tokens: int) -> Finished:
-    return Finished(index, (Candidate("", "", 0.0, tokens),), 0.0)
+def finished(index: int, tokens: int) -> RowOutput:
+    return RowOutput(index, (Candidate("", "", 0.0, tokens),), 0.0)
 
 
 def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
     """Row 1 begins a second late; from then on a step takes 0.5 s, until row 0 ends with its fifth token."""
 
-    def events() -> Iterator[Partial | Finished]:
-        script: list[tuple[float, Partial | Finished]] = [
-            (2.0, Partial(0, "", 1)),
-            (1.0, Partial(0, "", 2)),
-            (0.0, Partial(1, "", 1)),
-            (0.5, Partial(0, "", 3)),
-            (0.0, Partial(1, "", 2)),
-            (0.5, Partial(0, "", 4)),
-            (0.0, Partial(1, "", 3)),
+    def events() -> Iterator[PartialOutput | RowOutput]:
+        script: list[tuple[float, PartialOutput | RowOutput]] = [
+            (2.0, PartialOutput(0, "", 1)),
+            (1.0, PartialOutput(0, "", 2)),
+            (0.0, PartialOutput(1, "", 1)),
+            (0.5, PartialOutput(0, "", 3)),
+            (0.0, PartialOutput(1, "", 2)),
+            (0.5, PartialOutput(0, "", 4)),
+            (0.0, PartialOutput(1, "", 3)),
             (0.5, finished(0, 5)),
-            (0.0, Partial(1, "", 4)),
+            (0.0, PartialOutput(1, "", 4)),
             (0.1, finished(1, 5)),
         ]
         for seconds, event in script:
             clock.now += seconds
             yield event
 
-    watch = Watch(events())
-    assert watch.first_token() == 2.0
+    watch = Stopwatch(events())
+    assert watch.first_token_seconds() == 2.0
     # Row 1 spoke at 3.0, when row 0 had said two tokens; row 0 ended at 4.5.
-    assert watch.step() == pytest.approx(0.5)
+    assert watch.step_seconds() == pytest.approx(0.5)
 
 
 def test_rows_one_after_the_other_have_no_common_step() -> None:
-    events: list[Partial | Finished] = [Partial(0, "", 1), finished(0, 2), Partial(1, "", 1), finished(1, 2)]
-    with pytest.raises(PeftArenaError, match="not in flight together"):
-        Watch(iter(events)).step()
+    events: list[PartialOutput | RowOutput] = [
+        PartialOutput(0, "", 1),
+        finished(0, 2),
+        PartialOutput(1, "", 1),
+        finished(1, 2),
+    ]
+    with pytest.raises(PromptOrTuneError, match="not in flight together"):
+        Stopwatch(iter(events)).step_seconds()
 
 
 def test_the_draw_asks_for_a_new_adapter_in_exactly_five_of_a_hundred_requests() -> None:
     hot, cold = [f"hot-{place}" for place in range(HOT)], iter([f"cold-{place}" for place in range(20)])
     rng = random.Random(0)
-    rounds = [draw(hot, cold, 100, rng) for _ in range(4)]
+    rounds = [sample_requests(hot, cold, 100, rng) for _ in range(4)]
     missing = [[name for name in names if name not in hot] for names in rounds]
     assert [len(names) for names in missing] == [5, 5, 5, 5]
     assert sorted(name for names in missing for name in names) == sorted(f"cold-{place}" for place in range(20))
@@ -152,13 +157,13 @@ def test_four_bits_have_scales_that_are_read_too() -> None:
 
 
 def test_a_place_has_keys_and_values_in_every_layer() -> None:
-    assert engine_limit.place_bytes(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
+    assert engine_limit.kv_bytes_per_token(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
 
 
 def test_bandwidth_is_what_a_copy_reads_and_writes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(engine_limit.COPY_BYTES, "cpu", 1000)
     monkeypatch.setattr("benchmarks.engine_limit.time.perf_counter", iter(range(0, 100, 4)).__next__)
-    assert engine_limit.bandwidth("cpu") == 2 * 1000 / 4
+    assert engine_limit.measure_bandwidth("cpu") == 2 * 1000 / 4
 
 
 LINE: dict[str, Any] = {
@@ -182,9 +187,9 @@ LINE: dict[str, Any] = {
 
 
 def test_the_page_says_what_was_measured_and_whether_it_keeps_the_promise() -> None:
-    text = page(LINE, "python -m benchmarks.engine --only columns", "engine-speed.json")
+    text = render_page(LINE, "python -m benchmarks.engine --only columns", "engine-speed.json")
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    titles = {aim.figure: aim.title for aim in AIMS}
+    titles = {aim.metric: aim.title for aim in TARGETS}
     cells = {
         figure: [cell.strip() for cell in lines[title].split("|")[2:5]]
         for figure, title in titles.items()

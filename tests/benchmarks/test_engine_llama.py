@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import engine, engine_llama
-from errors import BaseModelError, PeftArenaError
+from errors import BaseModelError, PromptOrTuneError
 
 STANDIN = '''
     """Says the number of tokens that it has read; notes pieces, and the variables that must not be there."""
@@ -59,7 +59,7 @@ def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("standin")
 def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> None:
-    with engine_llama.worker(sys.executable, Path("model.gguf"), context=64, threads=2, new_tokens=3) as (
+    with engine_llama.llama_worker(sys.executable, Path("model.gguf"), context=64, threads=2, new_tokens=3) as (
         ask,
         settings,
     ):
@@ -82,8 +82,8 @@ def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> Non
 @pytest.mark.usefixtures("standin")
 def test_a_worker_that_fails_says_so_and_is_gone() -> None:
     with (
-        pytest.raises(PeftArenaError, match="process ended"),
-        engine_llama.worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
+        pytest.raises(PromptOrTuneError, match="process ended"),
+        engine_llama.llama_worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
     ):
         pytest.fail("it began")
 
@@ -93,7 +93,7 @@ def test_what_is_missing_is_said_before_anything_is_measured(
 ) -> None:
     assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2
     assert "pip install --no-deps -r requirements-benchmarks.txt" in capsys.readouterr().err
-    with pytest.raises(PeftArenaError, match="--gguf"):
+    with pytest.raises(PromptOrTuneError, match="--gguf"):
         engine_llama.gguf_file("Qwen/Qwen2.5-Coder-0.5B-Instruct", None)
     with pytest.raises(BaseModelError, match="no GGUF file"):
         engine_llama.gguf_file("embedded", tmp_path / "none.gguf")
@@ -103,7 +103,7 @@ def test_what_is_missing_is_said_before_anything_is_measured(
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed here")
 def test_the_real_one_answers_with_the_embedded_base() -> None:
     file = engine_llama.gguf_file("embedded", None)
-    with engine_llama.worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (ask, settings):
+    with engine_llama.llama_worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (ask, settings):
         answers = ask([[1, 2, 3], [1, 2, 3]])
     assert settings["threads"] == 1
     assert answers[0]["tokens"] == answers[1]["tokens"]

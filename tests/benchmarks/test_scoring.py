@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from benchmarks.scoring import ANSWERS, _codebleu, _pairs, _programs, _slip
+from benchmarks.scoring import ANSWERS_PER_REFERENCE, _bench_codebleu, _mutate_name, _pairs, _reference_programs
 from tasks.problem import AssertTest, Problem, StdioTest
 
 REFERENCES = ["x = sorted(d)", "print(sum(x))", " ", "a b c", "df.groupby(k).sum()"]
@@ -16,13 +16,13 @@ REFERENCES = ["x = sorted(d)", "print(sum(x))", " ", "a b c", "df.groupby(k).sum
 def test_each_reference_meets_the_same_answers_each_time() -> None:
     pairs = _pairs(REFERENCES, 3, random.Random(1))
     assert pairs == _pairs(REFERENCES, 3, random.Random(1))
-    assert len(pairs) == 3 * ANSWERS
+    assert len(pairs) == 3 * ANSWERS_PER_REFERENCE
     assert {reference for reference, _ in pairs} == {"x = sorted(d)", "print(sum(x))", "a b c"}
 
 
 @pytest.mark.parametrize("code", REFERENCES)
 def test_a_slip_is_another_text(code: str) -> None:
-    assert _slip(code, random.Random(1)) != code
+    assert _mutate_name(code, random.Random(1)) != code
 
 
 def test_programs_print_what_the_first_test_calls() -> None:
@@ -31,12 +31,12 @@ def test_programs_print_what_the_first_test_calls() -> None:
         Problem("b", "b", "def f(x): return x", (AssertTest("assert all(f(x) == x for x in [1])"),)),
         Problem("c", "c", "print(1)", (StdioTest("", "1"),)),
     ]
-    (program,) = _programs(problems, 9)
+    (program,) = _reference_programs(problems, 9)
     assert ast.unparse(ast.parse(program.code)) == "def f(x):\n    return x\nprint(f(2))"
 
 
 def test_both_sides_of_codebleu_are_timed() -> None:
-    found = _codebleu(_pairs(REFERENCES[:2], 2, random.Random(1)), runs=1)
-    assert found["pairs"] == 2 * ANSWERS
+    found = _bench_codebleu(_pairs(REFERENCES[:2], 2, random.Random(1)), runs=1)
+    assert found["pairs"] == 2 * ANSWERS_PER_REFERENCE
     assert found["codebleu_ratio"] > 0
     assert set(found["codebleu_pairs_per_second"]) == {"ours", "cold", "package"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from adapters.manifest import Manifest
-from benchmarks.techniques import Job, main
-from benchmarks.techniques_table import Line, markdown, scores
+from benchmarks.techniques import TechniqueRun, main
+from benchmarks.techniques_table import TechniqueResult, manifest_scores, render_markdown
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates
 from tasks.prompt import STYLES
@@ -45,16 +45,16 @@ def _manifest(technique: str) -> Manifest:
     )  # fmt: skip
 
 
-def _lines() -> list[Line]:
+def _lines() -> list[TechniqueResult]:
     return [
-        Line("zero-shot", None, _run("zero-shot", 0)),
-        Line("lora", _manifest("lora"), _run("lora-conala", 4, "none")),
-        Line("ia3", _manifest("ia3"), _run("ia3-conala", 14)),
+        TechniqueResult("zero-shot", None, _run("zero-shot", 0)),
+        TechniqueResult("lora", _manifest("lora"), _run("lora-conala", 4, "none")),
+        TechniqueResult("ia3", _manifest("ia3"), _run("ia3-conala", 14)),
     ]
 
 
 def test_the_page_says_what_was_measured() -> None:
-    page = markdown(_lines(), "python -m benchmarks.techniques --output x")
+    page = render_markdown(_lines(), "python -m benchmarks.techniques --output x")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     first = next(row for row in rows if row[0] == "IA3" and len(row) == 11)
     assert first[:7] == ["IA3", "2", "nf4", "nf4", "1,843,200", "1.50 GB", "601"]
@@ -71,8 +71,8 @@ def test_scores_go_into_manifest_and_card_once(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     _manifest("ia3").write(folder)
     line = _lines()[2]
-    record_scores(folder, scores(line))
-    record_scores(folder, scores(line))
+    record_scores(folder, manifest_scores(line))
+    record_scores(folder, manifest_scores(line))
     found = Manifest.read(folder).scores
     assert [score["metric"] for score in found] == ["validation loss", "EM@1", "EM@10", "CodeBLEU", "parses"]
     assert found[1]["value"] == pytest.approx(0.7)
@@ -85,13 +85,13 @@ def test_scores_go_into_manifest_and_card_once(tmp_path: Path) -> None:
 
 def test_a_job_resumes_what_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
-    job = Job("lora", "conala", "2")
+    job = TechniqueRun("lora", "conala", "2")
     checkpoint = tmp_path / "adapters" / ".lora-conala.run" / "checkpoints" / "checkpoint-7"
     options = Namespace(base="embedded", data_dir=None)
-    assert "--resume" not in job.train(options)
+    assert "--resume" not in job.train_arguments(options)
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
-    assert job.train(options)[-1] == "--resume"
+    assert job.train_arguments(options)[-1] == "--resume"
 
 
 def test_without_anything_finished_the_table_says_so(

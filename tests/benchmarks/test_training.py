@@ -30,8 +30,8 @@ def test_ratios_are_of_medians_and_sides_take_turns(tmp_path: Path, monkeypatch:
         shared = {"tokens": 5, "validation_loss": 1.5, "settings": {}, "base": "b", "versions": {}}
         return {"tokens_per_second": next(speeds[side]), "peak_memory_bytes": memory, **shared}
 
-    monkeypatch.setattr(training, "_measured", measured)
-    line = training._compare(_options(tmp_path))
+    monkeypatch.setattr(training, "_measure_side", measured)
+    line = training._compare_sides(_options(tmp_path))
     assert turns == ["ours", "trl", "trl", "ours", "ours", "trl"]
     assert line["tokens_per_second_ratio"] == round(310 / 200, 3)
     assert line["peak_memory_ratio"] == 0.7
@@ -43,7 +43,11 @@ def test_a_run_learns_every_token_once_and_its_loss_is_measured_alike(side: str,
     if side == "trl" and importlib.util.find_spec("trl") is None:
         pytest.skip("TRL is no part of the tests' requirements (requirements-benchmarks.txt).")
     make_base("llama", tmp_path / "base")
-    run = training._ours(_options(tmp_path)) if side == "ours" else training._trl(_options(tmp_path))
+    run = (
+        training._train_with_project(_options(tmp_path))
+        if side == "ours"
+        else training._train_with_trl(_options(tmp_path))
+    )
     assert json.loads(json.dumps(run)) == run
     assert run["tokens"] == _tokens(tmp_path)
     assert 100e6 < run["peak_memory_bytes"] < 8e9
@@ -55,11 +59,13 @@ def test_a_run_learns_every_token_once_and_its_loss_is_measured_alike(side: str,
 def _tokens(tmp_path: Path) -> int:
     """Counted without the trainers: prompt, code and end of each of the 16 rows, a token a byte."""
     from tasks.datasets import load_examples
-    from tasks.prompt import completion, render, style_named
+    from tasks.prompt import format_completion, get_style, render_prompt
 
-    style = style_named("plain")
+    style = get_style("plain")
     rows = load_examples("starter", None)[:16]
-    return sum(len((render(row.intent, (), style) + completion(row.code, style)).encode()) + 1 for row in rows)
+    return sum(
+        len((render_prompt(row.intent, (), style) + format_completion(row.code, style)).encode()) + 1 for row in rows
+    )
 
 
 def test_without_trl_one_sentence_says_what_to_install(

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.visitors import broken_alone, figures, make_requests, percentile
-from benchmarks.visitors_app import Memory
-from benchmarks.visitors_ask import Asked, Request
-from benchmarks.visitors_page import page
+from benchmarks.visitors import make_requests, percentile, single_user_error, summarize_load
+from benchmarks.visitors_app import MemorySampler
+from benchmarks.visitors_ask import LoadRequest, LoadResponse
+from benchmarks.visitors_page import render_page
 
-REQUESTS = [Request("reverse", ("zero-shot",)), Request("sort", ("lora-starter",))]
+REQUESTS = [LoadRequest("reverse", ("zero-shot",)), LoadRequest("sort", ("lora-starter",))]
 
 
 def record(place: int, **changes: Any) -> dict[str, Any]:
@@ -25,11 +25,11 @@ def record(place: int, **changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
-ALONE = [Asked(1.0, 0.5, records=[record(place)]) for place in range(2)]
+ALONE = [LoadResponse(1.0, 0.5, records=[record(place)]) for place in range(2)]
 
 
-def counted(*asked: tuple[int, Asked]) -> dict[str, Any]:
-    return figures(asked, ALONE, REQUESTS, 1.0)
+def counted(*asked: tuple[int, LoadResponse]) -> dict[str, Any]:
+    return summarize_load(asked, ALONE, REQUESTS, 1.0)
 
 
 def test_the_same_answers_are_right() -> None:
@@ -39,7 +39,7 @@ def test_the_same_answers_are_right() -> None:
 
 
 def test_another_end_of_the_same_answer_is_not_wrong_but_not_identical() -> None:
-    line = counted((0, Asked(1.0, 0.5, records=[record(0, text="text 0, and more")])))
+    line = counted((0, LoadResponse(1.0, 0.5, records=[record(0, text="text 0, and more")])))
     assert (line["wrong"], line["identical_share"]) == (0, 0)
 
 
@@ -55,19 +55,21 @@ def test_another_end_of_the_same_answer_is_not_wrong_but_not_identical() -> None
     ],
 )
 def test_what_belongs_to_another_request_is_wrong(change: dict[str, Any]) -> None:
-    assert counted((0, Asked(1.0, 0.5, records=[record(0, **change)])))["wrong"] == 1
+    assert counted((0, LoadResponse(1.0, 0.5, records=[record(0, **change)])))["wrong"] == 1
 
 
 def test_refusals_and_failures_are_counted_apart() -> None:
-    line = counted((0, Asked(0.1, refused="busy")), (0, Asked(0.1, error="ReadTimeout: x")), (1, ALONE[1]))
+    line = counted(
+        (0, LoadResponse(0.1, rejected="busy")), (0, LoadResponse(0.1, error="ReadTimeout: x")), (1, ALONE[1])
+    )
     assert (line["asked"], line["answered"], line["busy"], line["failed"], line["wrong"]) == (3, 1, 1, 1, 0)
     assert line["failures"] == ["ReadTimeout: x"]
 
 
 def test_what_fails_alone_is_said() -> None:
-    assert broken_alone(ALONE) == ""
-    assert broken_alone([*ALONE, Asked(1.0, error="ValueError: x")]) == "ValueError: x"
-    assert broken_alone([Asked(1.0, records=[record(0, error="No adapter 'x'.")])]) == "No adapter 'x'."
+    assert single_user_error(ALONE) == ""
+    assert single_user_error([*ALONE, LoadResponse(1.0, error="ValueError: x")]) == "ValueError: x"
+    assert single_user_error([LoadResponse(1.0, records=[record(0, error="No adapter 'x'.")])]) == "No adapter 'x'."
 
 
 def test_percentiles() -> None:
@@ -76,9 +78,9 @@ def test_percentiles() -> None:
 
 
 def test_memory_that_grows_has_its_slope() -> None:
-    flat = Memory(1, [(float(second), 100.0) for second in range(120)]).figures()
+    flat = MemorySampler(1, [(float(second), 100.0) for second in range(120)]).summary()
     assert flat["memory_slope_mib_per_minute"] == 0
-    grown = Memory(1, [(float(second), 100.0 + second) for second in range(120)]).figures()
+    grown = MemorySampler(1, [(float(second), 100.0 + second) for second in range(120)]).summary()
     assert grown["memory_slope_mib_per_minute"] == pytest.approx(60)
     assert grown["memory_end_mib"] > grown["memory_middle_mib"] > grown["memory_begin_mib"]
 
@@ -86,9 +88,9 @@ def test_memory_that_grows_has_its_slope() -> None:
 def test_requests_are_the_same_for_a_seed_and_the_page_says_what_was_measured() -> None:
     assert make_requests(3) == make_requests(3)
     assert len({request.intent for request in make_requests(3)}) == len(make_requests(3))
-    memory = Memory(1, [(float(second), 100.0) for second in range(30)]).figures()
+    memory = MemorySampler(1, [(float(second), 100.0) for second in range(30)]).summary()
     about = {"visitors": 50, "hung": 0, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
              "quantization": "nf4", "device": "cpu"}  # fmt: skip
-    text = page(counted((0, ALONE[0])) | memory | about, "python -m benchmarks.visitors", "visitors.json")
+    text = render_page(counted((0, ALONE[0])) | memory | about, "python -m benchmarks.visitors", "visitors.json")
     assert text.startswith("# 50 visitors at once")
     assert "| wrong: of another question, adapter, prompt or example" in text

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serve.engine_source import EngineSource, Report
+from serve.engine_source import EngineLoader, ProgressFn
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.line import Line
-from ui.results.shelf import Shelf
+from ui.line import AdmissionQueue
+from ui.results.shelf import RunLibrary
 
 REFERENCE = "dict(zip(keys, values))"
 LONG = "values = [" + ", ".join(f"'{'x' * 12}{n}'" for n in range(60)) + "]\n" + "print('line')\n" * 500
@@ -33,17 +33,17 @@ DEFAULTS = ["zero-shot", "ICL 8", "RAG 8", "lora-starter"]
 
 @contextmanager
 def serve(
-    build: Callable[[Report], FakeEngine],
+    build: Callable[[ProgressFn], FakeEngine],
     context: Context | None = None,
-    shelf: Shelf | None = None,
+    shelf: RunLibrary | None = None,
     **options: Any,
 ) -> Iterator[str]:
     """The pages on an engine that `build` makes, in this process; one run at a time, so that a line is to be seen.
 
     `options` go to `ui.app.launch`.
     """
-    source = EngineSource(build).start()
-    pages = build_pages(source, context=context or Context(source, line=Line()), shelf=shelf)
+    source = EngineLoader(build).start()
+    pages = build_pages(source, context=context or Context(source, run_queue=AdmissionQueue()), run_library=shelf)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True, **options)
     yield address
     pages.close()

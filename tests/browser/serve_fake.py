@@ -6,7 +6,7 @@ import argparse
 import time
 
 from errors import BaseModelError
-from serve.engine_source import EngineSource, Report
+from serve.engine_source import EngineLoader, ProgressFn
 from tests.browser.fake_app import make_engine
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--fail", action="store_true", help="fail to load")
     given = parser.parse_args()
 
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         for percent in range(0, 100, 5):
             report(f"Converting the embedded base: {percent}%")
             time.sleep(given.load / 20)
@@ -30,7 +30,7 @@ def main() -> None:
         engine.delay = given.delay
         return engine
 
-    launch(build_pages(EngineSource(build).start()), port=given.port)
+    launch(build_pages(EngineLoader(build).start()), port=given.port)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tests.browser.axe import faults
 from tests.browser.fake_app import REFERENCE, make_engine, serve
 from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
-from ui.results.shelf import Shelf
+from ui.results.shelf import RunLibrary
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
@@ -28,7 +28,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "first.jsonl", failing=True)
     engine = make_engine()
     engine.delay = 0.0
-    with serve(lambda report: engine, shelf=Shelf([("runs", folder)])) as address:
+    with serve(lambda report: engine, shelf=RunLibrary([("runs", folder)])) as address:
         yield address
 
 

@@ -1,4 +1,4 @@
-"""The Adapters page as a person uses it: a real engine and the real library, on a backend without a model."""
+"""The AdapterChoices page as a person uses it: a real engine and the real library, on a backend without a model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from adapters.archive import pack
 from adapters.store import LIBRARY
-from serve.engine import Engine
-from serve.engine_source import EngineSource, Report
+from serve.engine import LLMEngine
+from serve.engine_source import EngineLoader, ProgressFn
 from tests.adapters.zipped import entry, files_of, make_zip
 from tests.browser.page import ComparePage, until
 from tests.hub.client import use_hub
@@ -26,7 +26,7 @@ from tests.hub_standin import hub_standin
 from tests.ui.adapters.rig import SMALL, copy_of, engine_of, furnish
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.visitors import Policy, Visitors
+from ui.visitors import AccessPolicy, VisitorRegistry
 
 pytestmark = pytest.mark.browser
 
@@ -40,9 +40,9 @@ class App:
 
 
 @contextmanager
-def serving(home: Path, build: Callable[[Report], Engine], policy: Policy | None = None) -> Iterator[App]:
-    source = EngineSource(build).start()
-    pages = build_pages(source, context=Context(source, home=home, visitors=Visitors(policy)))
+def serving(home: Path, build: Callable[[ProgressFn], LLMEngine], policy: AccessPolicy | None = None) -> Iterator[App]:
+    source = EngineLoader(build).start()
+    pages = build_pages(source, context=Context(source, home=home, visitors=VisitorRegistry(policy)))
     _, url, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield App(url, home / "adapters")
     pages.close()
@@ -262,7 +262,7 @@ def test_a_phone_has_no_sideways_scroll(driver: WebDriver, app: App) -> None:
 
 def test_a_visitor_without_rights_sees_and_changes_nothing(driver: WebDriver, tmp_path: Path) -> None:
     home = furnish(tmp_path / "home")
-    policy = Policy(training="owner", owners=frozenset({"ada"}))
+    policy = AccessPolicy(training="owner", owners=frozenset({"ada"}))
     with serving(home, lambda report: engine_of(home), policy) as app:
         page = open_adapters(driver, app)
         assert "Only ada may train and change adapters here" in page.text("#adapters-may")
@@ -296,7 +296,7 @@ def send(url: str, asked: dict[str, object]) -> str:
 def test_before_the_model_is_there_the_list_is(driver: WebDriver, tmp_path: Path) -> None:
     ready = threading.Event()
 
-    def build(report: Report) -> Engine:
+    def build(report: ProgressFn) -> LLMEngine:
         ready.wait(60)
         return engine_of(tmp_path)
 

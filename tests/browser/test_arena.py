@@ -11,8 +11,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from evaluate.arena.votes import FILE, Votes
-from serve.engine_source import EngineSource
+from evaluate.arena.votes import VOTES_FILE, VoteStore
+from serve.engine_source import EngineLoader
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 from tests.ui.arena.arenas import EVIL
@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(home: Path) -> Iterator[str]:
     engine = FakeEngine(SAYS, names=("lora-quokka",), delay=0.02)
-    source = EngineSource(lambda report: engine).start()
+    source = EngineLoader(lambda report: engine).start()
     pages = build_pages(source, context=Context(source, home=home))
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield address
@@ -150,16 +150,16 @@ def test_tests_and_reference_are_there_on_request_and_noted(page: ArenaPage, hom
     page.screenshot("arena-tested")
     page.vote("4")
     assert "You found both bad" in page.text("#arena-outcome")
-    (vote,) = Votes(home / FILE).export()
+    (vote,) = VoteStore(home / VOTES_FILE).export()
     assert (vote["winner"], vote["tests_run"], vote["reference_seen"]) == ("both bad", True, True)
 
 
 def test_ten_votes_by_keyboard_make_a_rating(page: ArenaPage, home: Path) -> None:
-    before = Votes(home / FILE).count()
+    before = VoteStore(home / VOTES_FILE).count()
     for number in range(9):
         page.duel()
         page.vote("1213"[number % 4])
-    assert Votes(home / FILE).count() == before + 9 == 10
+    assert VoteStore(home / VOTES_FILE).count() == before + 9 == 10
     assert any(name in page.text("#arena-outcome") for name in NAMES)
     assert sorted(head[:2] for head in page.heads()) == ["A:", "B:"]
     until(lambda: "10 votes of one person" in page.text("#arena-ratings"))
@@ -172,7 +172,7 @@ def test_after_a_refresh_the_vote_stands_and_counts_once(page: ArenaPage, home: 
     until(lambda: page.seen("#arena-outcome p"))
     assert "You " in page.text("#arena-outcome")
     page.press("1")
-    assert Votes(home / FILE).count() == 10
+    assert VoteStore(home / VOTES_FILE).count() == 10
 
 
 def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
@@ -187,7 +187,7 @@ def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
     assert page.find("#arena-tie").get_attribute("aria-keyshortcuts") == "3"
     page.find("#arena-tie").send_keys(Keys.ENTER)
     until(lambda: "You called it a tie" in page.text("#arena-outcome"))
-    assert Votes(home / FILE).count() == 11
+    assert VoteStore(home / VOTES_FILE).count() == 11
     page.look()
     until(lambda: page.find("#arena-question textarea").get_property("value") == "sort n 1 2 3 4 r")
     page.write("#arena-question textarea", "")
@@ -218,7 +218,7 @@ def test_another_person_has_a_duel_of_their_own(page: ArenaPage, home: Path) -> 
     assert page.asked() != mine
     page.vote("2")
     until(lambda: "of 2 people" in page.text("#arena-ratings"))
-    assert {vote["person"] for vote in Votes(home / FILE).export()} == {1, 2}
+    assert {vote["person"] for vote in VoteStore(home / VOTES_FILE).export()} == {1, 2}
 
 
 def test_votes_are_saved(page: ArenaPage, tmp_path: Path, home: Path) -> None:
@@ -229,7 +229,7 @@ def test_votes_are_saved(page: ArenaPage, tmp_path: Path, home: Path) -> None:
         pattern = f"arena-votes-*.{kind.lower()}"
         until(lambda pattern=pattern: list(tmp_path.glob(pattern)))  # type: ignore[misc]
     (path,) = tmp_path.glob("*.jsonl")
-    until(lambda: len(path.read_text(encoding="utf-8").splitlines()) == Votes(home / FILE).count())
+    until(lambda: len(path.read_text(encoding="utf-8").splitlines()) == VoteStore(home / VOTES_FILE).count())
     assert all(json.loads(line)["left"]["code"] for line in path.read_text(encoding="utf-8").splitlines())
 
 

@@ -9,7 +9,7 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from evaluate.sandbox import SandboxUnavailableError
-from serve.engine_source import EngineSource
+from serve.engine_source import EngineLoader
 from tests.browser.fake_app import serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
@@ -102,8 +102,8 @@ def test_without_a_sandbox_there_is_one_sentence(driver: WebDriver) -> None:
     def closed() -> Any:
         raise SandboxUnavailableError(NO_SANDBOX)
 
-    source = EngineSource(lambda report: FakeEngine(SAYS))
-    with serve(lambda report: FakeEngine(SAYS), Context(source.start(), bench=TestBench(closed))) as url:
+    source = EngineLoader(lambda report: FakeEngine(SAYS))
+    with serve(lambda report: FakeEngine(SAYS), Context(source.start(), test_bench=TestBench(closed))) as url:
         page = ComparePage(driver, url).open()
         ask(page, TESTS)
         until(lambda: page.text("#board .sentence") == NO_SANDBOX)

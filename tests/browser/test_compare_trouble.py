@@ -8,7 +8,7 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from errors import BaseModelError
-from serve.engine_source import Report
+from serve.engine_source import ProgressFn
 from tests.browser.fake_app import DEFAULTS, FAILS, SAYS, serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
@@ -106,7 +106,7 @@ def test_several_people_wait_for_one_another(driver: WebDriver, page: ComparePag
 def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
     go = threading.Event()
 
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         report("Converting the embedded base: 40%")
         go.wait(60)
         return FakeEngine(SAYS)
@@ -126,7 +126,7 @@ def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(driver: WebDriver) -> None:
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x' on the Hub: check the name, or use --base embedded.")
 
     with serve(build) as url:

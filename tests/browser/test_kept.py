@@ -10,7 +10,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from tests.browser.fake_app import DEFAULTS, EVIL, REFERENCE, make_engine, serve
 from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
-from ui.results.shelf import Shelf
+from ui.results.shelf import RunLibrary
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
@@ -22,7 +22,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "other.jsonl", failing=True)
     engine = make_engine()
     engine.delay = 0.0
-    with serve(lambda report: engine, shelf=Shelf([("runs", folder)])) as address:
+    with serve(lambda report: engine, shelf=RunLibrary([("runs", folder)])) as address:
         yield address
 
 

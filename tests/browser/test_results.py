@@ -13,7 +13,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
-from ui.results.shelf import Shelf
+from ui.results.shelf import RunLibrary
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
@@ -24,7 +24,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "first.jsonl", failing=False)
     write_run(folder / "other.jsonl", digest="sha256:2", scored=False)
     (folder / "broken.jsonl").write_text("no run\n")
-    with serve(lambda report: make_engine(), shelf=Shelf([("runs", folder)])) as address:
+    with serve(lambda report: make_engine(), shelf=RunLibrary([("runs", folder)])) as address:
         yield address
 
 
@@ -122,7 +122,7 @@ def test_a_phone_shows_it_without_a_sideways_scroll(driver: WebDriver, url: str,
 
 
 def test_without_runs_the_page_says_how_to_make_one(driver: WebDriver, tmp_path: Path) -> None:
-    with serve(lambda report: make_engine(), shelf=Shelf([("runs", tmp_path)])) as url:
+    with serve(lambda report: make_engine(), shelf=RunLibrary([("runs", tmp_path)])) as url:
         driver.get(f"{url}?tab=results")
         page = ComparePage(driver, url)
         until(lambda: "No results yet" in page.text("#summary"))

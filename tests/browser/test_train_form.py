@@ -9,8 +9,8 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from jobs.board import JobBoard
-from serve.engine_source import EngineSource
+from jobs.board import JobService
+from serve.engine_source import EngineLoader
 from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import ComparePage, until
 from ui.context import Context
@@ -74,8 +74,8 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
     (home / "bases").mkdir(exist_ok=True)
     (folder / "bases").symlink_to(home / "bases")
     quiet = pytest.MonkeyPatch()
-    quiet.setattr(JobBoard, "ensure_worker", lambda self: None)
-    source = EngineSource(lambda report: make_engine()).start()
+    quiet.setattr(JobService, "ensure_worker", lambda self: None)
+    source = EngineLoader(lambda report: make_engine()).start()
     with serve(lambda report: make_engine(), Context(source, home=folder)) as address:
         yield address, folder
     quiet.undo()
@@ -123,7 +123,7 @@ def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
 
     page.find("#train-start").click()
     until(lambda: "qlora-my-rows has its place below" in page.text("#train-start-note"))
-    (job,) = JobBoard(place[1]).jobs()
+    (job,) = JobService(place[1]).list_jobs()
     assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my_rows.csv", "queued")
     assert (job.config["intent_column"], job.config["code_column"]) == ("wish", "gold")
     until(lambda: "qlora-my-rows" in page.text("#train-jobs"), 20, "the panel does not show the job")

@@ -14,10 +14,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from adapters.store import LIBRARY
-from jobs.board import JobBoard
-from jobs.folder import now
+from jobs.board import JobService
+from jobs.folder import utc_timestamp
 from jobs.job import Job
-from serve.engine_source import EngineSource
+from serve.engine_source import EngineLoader
 from tests.browser.fake_app import EVIL, make_engine
 from tests.browser.page import ComparePage, until
 from tests.ui.train import jobs_on_disk as on_disk
@@ -37,16 +37,16 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobBoard]:
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobService]:
     """The jobs of the app that is served; no process works on them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JobBoard, "ensure_worker", lambda _: None)
-        yield JobBoard(tmp_path_factory.mktemp("home"))
+        patch.setattr(JobService, "ensure_worker", lambda _: None)
+        yield JobService(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
-def url(board: JobBoard) -> Iterator[str]:
-    source = EngineSource(lambda _: make_engine()).start()
+def url(board: JobService) -> Iterator[str]:
+    source = EngineLoader(lambda _: make_engine()).start()
     pages = build_pages(source, context=Context(source, home=board.home))
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield address
@@ -54,7 +54,7 @@ def url(board: JobBoard) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(board: JobBoard) -> None:
+def nothing_left(board: JobService) -> None:
     """Every test begins without jobs and adapters."""
     for folder in ("jobs", "adapters"):
         shutil.rmtree(board.home / folder, ignore_errors=True)
@@ -100,7 +100,7 @@ def test_before_the_first_job_two_lines_say_what_will_be_here(page: ComparePage)
     page.screenshot("train-empty")
 
 
-def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: ComparePage, board: JobBoard) -> None:
+def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board, "lora-snippets", data_name="my-snippets.csv")
     other = on_disk.begin(board, "lora-next")
     opened(page)
@@ -140,7 +140,7 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     assert page.complaints() == []
 
 
-def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: JobBoard) -> None:
+def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board)
     on_disk.train(board, job.id, 24)
     opened(page, job)
@@ -154,26 +154,26 @@ def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: Job
     assert "at step 24 of 120" in drawn
 
 
-def test_cancel_resume_and_the_best_checkpoint_reach_the_board(page: ComparePage, board: JobBoard) -> None:
+def test_cancel_resume_and_the_best_checkpoint_reach_the_board(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board)
     on_disk.train(board, job.id, 36)
     opened(page, job)
     press(page, "train-job-cancel")
     until(lambda: "Stopping" in line(page))
-    assert board.get(job.id).state == "stopping"
+    assert board.get_job(job.id).state == "stopping"
     on_disk.stop(board, job.id, 36)
     until(lambda: "goes on from step 36 of 120" in line(page))
     assert shown_buttons(page) == {"Resume", "Make the adapter of the best checkpoint", "Delete"}
     page.screenshot("train-stopped")
     press(page, "train-job-again")
     until(lambda: "it is next" in line(page))
-    assert board.get(job.id).state == "queued"
-    on_disk.stand(board, job.id, state="stopped", ended=now())
+    assert board.get_job(job.id).state == "queued"
+    on_disk.stand(board, job.id, state="stopped", ended=utc_timestamp())
     press(page, "train-job-finish")
     until(lambda: on_disk.standing(board, job.id).finish)
 
 
-def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: JobBoard) -> None:
+def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board)
     sentence = "The base needs 3.1 GB of memory and 1.2 GB are free: close other programs."
     on_disk.fail(board, job.id, sentence)
@@ -182,11 +182,11 @@ def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: Job
     assert page.text("#train-job-failed pre").endswith(sentence)
     page.screenshot("train-failed")
     press(page, "train-job-again")
-    until(lambda: board.get(job.id).state == "queued")
+    until(lambda: board.get_job(job.id).state == "queued")
     until(lambda: not page.text("#train-job-failed"))
 
 
-def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobBoard) -> None:
+def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board)
     on_disk.write_log(board, job.id, *(f"line {n}" for n in range(100)))
     opened(page, job)
@@ -199,7 +199,7 @@ def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobBoard) -> 
     assert page.driver.execute_script(at_end, page.find("#train-job-log pre"))
 
 
-def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage, board: JobBoard) -> None:
+def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board, "lora-long")  # which the engine has
     on_disk.complete(board, job.id)
     opened(page, job)
@@ -215,7 +215,7 @@ def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage
     until(lambda: "job=" not in page.driver.current_url)
 
 
-def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: JobBoard) -> None:
+def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board, "lora-broken")
     on_disk.complete(board, job.id)
     opened(page, job)
@@ -225,7 +225,7 @@ def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: 
     assert "tab=train" in page.driver.current_url
 
 
-def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePage, board: JobBoard) -> None:
+def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board, "lora-mine")
     copied = Path(shutil.copytree(LIBRARY / "lora-starter", board.home / "copied"))
     on_disk.complete(board, job.id, copied)
@@ -243,15 +243,15 @@ def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePag
     page.screenshot("train-question")
     press(page, "train-delete-keep")
     until(lambda: not page.find("#train-delete-both").is_displayed() if page.all("#train-delete-both") else True)
-    assert board.get(job.id).state == "done"
+    assert board.get_job(job.id).state == "done"
     press(page, "train-job-delete")
     press(page, "train-delete-both")
     until(lambda: "No training yet" in page.text("#train-jobs"))
-    assert board.jobs() == []
+    assert board.list_jobs() == []
     assert not (board.home / "adapters" / "lora-mine").exists()
 
 
-def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board: JobBoard) -> None:
+def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board, data_name=f"{EVIL}.csv")
     on_disk.fail(board, job.id, EVIL)
     opened(page, job)
@@ -263,7 +263,7 @@ def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board:
     assert page.driver.title == "Peft Arena · Train"
 
 
-def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, board: JobBoard) -> None:
+def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board, "a" * 64, data_name="long" * 30 + ".csv")
     on_disk.complete(board, job.id)
     for theme in ("light", "dark"):
@@ -274,7 +274,7 @@ def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, boa
         page.screenshot(f"train-done-phone-{theme}")
 
 
-def test_nobody_looks_nobody_asks(page: ComparePage, board: JobBoard) -> None:
+def test_nobody_looks_nobody_asks(page: ComparePage, board: JobService) -> None:
     job = on_disk.begin(board)
     on_disk.train(board, job.id, 5)
     opened(page, job)

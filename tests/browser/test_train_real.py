@@ -15,7 +15,7 @@ import psutil
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from jobs.board import JobBoard
+from jobs.board import JobService
 from jobs.folder import JobFolder
 from tests.browser.conftest import chromium, free_port, wait_for
 from tests.browser.page import ComparePage, until
@@ -32,7 +32,7 @@ class App:
     """The program, and the home in which its jobs lie."""
 
     url: str
-    board: JobBoard
+    board: JobService
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         )
     try:
         wait_for(program, port, log)
-        yield App(f"http://127.0.0.1:{port}/", JobBoard(folder))
+        yield App(f"http://127.0.0.1:{port}/", JobService(folder))
     finally:
         os.killpg(program.pid, signal.SIGTERM)
         program.wait(20)
@@ -109,7 +109,7 @@ def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: 
     upload(page, file)
     page.find("#train-start").click()
     until(lambda: page.all("#train-job-head h3"), 60, "no job was shown")
-    (job,) = app.board.jobs()
+    (job,) = app.board.list_jobs()
 
     until(lambda: points(page) >= 3, 240, "the curve did not begin")
     before = points(page)
@@ -121,17 +121,17 @@ def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: 
     page.find("#train-job-cancel").click()
     until(lambda: "goes on from step" in page.text("#train-job-line"), 120, "it did not stop with a checkpoint")
     stopped = app.board.progress(job.id).step
-    assert app.board.get(job.id).state == "stopped"
+    assert app.board.get_job(job.id).state == "stopped"
     page.find("#train-job-again").click()
     until(lambda: app.board.progress(job.id).step > stopped, 240, "it did not go on")
 
-    until(lambda: app.board.get(job.id).over, FINISH_SECONDS, "the job did not end")
-    log = "\n".join(app.board.log(job.id))
-    assert app.board.get(job.id).state == "done", log
+    until(lambda: app.board.get_job(job.id).is_ended, FINISH_SECONDS, "the job did not end")
+    log = "\n".join(app.board.log_lines(job.id))
+    assert app.board.get_job(job.id).state == "done", log
     steps = [step for step, _ in app.board.progress(job.id).losses]
     assert steps == sorted(set(steps))
     assert steps[0] == 1
-    assert steps[-1] == JobFolder(app.board.root, job.id).standing().steps
+    assert steps[-1] == JobFolder(app.board.root, job.id).read_state().steps
     until(lambda: page.text("#train-job-verdict"), 30)
     verdict = app.board.verdict(job.id)
     assert verdict is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from serve.engine_source import EngineSource
+from serve.engine_source import EngineLoader
 from tests.browser.conftest import browser
 from tests.browser.fake_app import make_engine
 from tests.browser.page import ComparePage, until
@@ -18,7 +18,7 @@ from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
 from ui.limits import Limits
-from ui.visitors import COOKIE, Policy, Visitors
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 
 pytestmark = pytest.mark.browser
 
@@ -28,16 +28,18 @@ LIMITS = Limits(rows_at_once=5, upload_bytes=100_000, archive_bytes=100_000)
 class TwoAtOnce(FakeEngine):
     """A fake engine that answers several runs side by side, as the real one does."""
 
-    def stream(self, requests, decoding, cancel=None, owner=""):  # type: ignore[no-untyped-def]
-        return FakeEngine.stream(replace(self, _lock=threading.Lock()), requests, decoding, cancel, owner)
+    def stream(self, requests, sampling_params, cancel=None, owner=""):  # type: ignore[no-untyped-def]
+        return FakeEngine.stream(replace(self, _lock=threading.Lock()), requests, sampling_params, cancel, owner)
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     plain = make_engine()
     engine = TwoAtOnce(plain.says, plain.fails, names=plain.names, delay=0.02)
-    source = EngineSource(lambda report: engine).start()
-    context = Context(source, visitors=Visitors(Policy(limits=LIMITS)), home=tmp_path_factory.mktemp("home"))
+    source = EngineLoader(lambda report: engine).start()
+    context = Context(
+        source, visitors=VisitorRegistry(AccessPolicy(limits=LIMITS)), home=tmp_path_factory.mktemp("home")
+    )
     pages = build_pages(source, context=context)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True, limits=LIMITS)
     yield address
@@ -72,7 +74,7 @@ def test_two_people_see_their_own_and_stop_their_own(page: ComparePage, second: 
     assert "second person" not in mine.driver.page_source
     assert "first person" not in theirs.driver.page_source
     assert [len(each.history()) for each in (mine, theirs)] == [1, 1]
-    cookies = {each.driver.get_cookie(COOKIE)["value"] for each in (mine, theirs)}
+    cookies = {each.driver.get_cookie(COOKIE_NAME)["value"] for each in (mine, theirs)}
     assert len(cookies) == 2
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from threading import Event
 
 from adapters.manifest import BaseIdentity
-from serve.rows import Answer, Candidate, Decoding, Request
+from serve.rows import Candidate, Request, RequestOutput, SamplingParams
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 
@@ -37,25 +37,27 @@ class FakeEngine:
     def adapter_digest(self, name: str) -> str:
         return f"{name}:{self._digest}"
 
-    def prompt_tokens(self, requests: Sequence[Request], decoding: Decoding) -> list[int]:
+    def count_prompt_tokens(self, requests: Sequence[Request], sampling_params: SamplingParams) -> list[int]:
         return [len(request.problem.intent) + 9 * request.method.examples.k for request in requests]
 
-    def answer(self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None) -> list[Answer]:
+    def answer(
+        self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None
+    ) -> list[RequestOutput]:
         if len(self.calls) == self._interrupt_at:
             raise KeyboardInterrupt
         self.calls.append(list(requests))
-        return [self._answer(index, request, decoding) for index, request in enumerate(requests)]
+        return [self._answer(index, request, sampling_params) for index, request in enumerate(requests)]
 
-    def _answer(self, index: int, request: Request, decoding: Decoding) -> Answer:
+    def _answer(self, index: int, request: Request, decoding: SamplingParams) -> RequestOutput:
         problem, method = request.problem, request.method
         if problem.id == self._failing:
-            return Answer(index, request, error="The prompt has 9999 tokens and 2048 fit.")
+            return RequestOutput(index, request, error="The prompt has 9999 tokens and 2048 fit.")
         codes = ["x = 1", problem.reference or "", "print(x)"]
         if method.adapter:
             codes = [problem.reference or "", "x = 1"]
         elif not method.examples.k:
             codes = ["x = 1", "print(x)"]
-        return Answer(
+        return RequestOutput(
             index,
             request,
             tuple(Candidate(code + "\n", code, -1.5, 7) for code in codes[: decoding.candidates]),

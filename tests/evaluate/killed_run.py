@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
-from evaluate.progress import Progress
+from evaluate.progress import ProgressBar
 from evaluate.results import open_run, problem_record
-from evaluate.run import Plan, decoding_for, parse_methods, run_methods
+from evaluate.run import EvaluationPlan, generate_results, make_sampling_params, parse_methods
 from evaluate.score_run import score_run
-from serve.rows import Answer, Decoding, Request
+from serve.rows import Request, RequestOutput, SamplingParams
 from tests.evaluate.fakes import BASE, FakeEngine, problems
 
 METHODS = ("zero-shot", "lora-tiny")
@@ -24,19 +24,21 @@ PROBLEMS = 30
 class SlowEngine(FakeEngine):
     """Says how many answers were asked for, one line a batch, before it gives them."""
 
-    def answer(self, requests: Sequence[Request], decoding: Decoding, cancel: Event | None = None) -> list[Answer]:
+    def answer(
+        self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None
+    ) -> list[RequestOutput]:
         time.sleep(0.01)
         say("asked", len(requests))
-        return super().answer(requests, decoding, cancel)
+        return super().answer(requests, sampling_params, cancel)
 
 
-class SlowProgress(Progress):
+class SlowProgress(ProgressBar):
     """Scoring takes its time as well, and says each score."""
 
-    def step(self, count: int, label: str) -> None:
+    def update(self, count: int, label: str) -> None:
         time.sleep(0.002)
         say("scored", count)
-        super().step(count, label)
+        super().update(count, label)
 
 
 def say(word: str, number: int) -> None:
@@ -47,11 +49,15 @@ def say(word: str, number: int) -> None:
 def main(path: Path) -> None:
     # A process that a script starts behind itself is born deaf to Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    plan = Plan("conala", "test", problems(PROBLEMS), "d", lambda: "p", decoding_for("beam", 3, 64, 42), 2)
+    plan = EvaluationPlan(
+        "conala", "test", problems(PROBLEMS), "d", lambda: "p", make_sampling_params("beam", 3, 64, 42), 2
+    )
     described = [problem_record(each) for each in plan.problems]
     engine = SlowEngine()
     with open_run(path, plan.settings(BASE), described, {"started": "today"}) as run:
-        run_methods(engine, plan, parse_methods(METHODS, engine.adapters()), run, lambda count, _: say("saved", count))
+        generate_results(
+            engine, plan, parse_methods(METHODS, engine.adapters()), run, lambda count, _: say("saved", count)
+        )
         say("scoring", 0)
         score_run(run, lambda total: SlowProgress(total, io.StringIO()))
     say("done", 0)

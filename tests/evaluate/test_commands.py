@@ -17,8 +17,8 @@ import pytest
 
 from evaluate import __main__ as command
 from evaluate import choose_style
-from evaluate.progress import Progress
-from serve.rows import Answer, Candidate
+from evaluate.progress import ProgressBar
+from serve.rows import Candidate, RequestOutput
 from tests.evaluate.fakes import FakeEngine
 
 
@@ -40,8 +40,8 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
     def make(_: argparse.Namespace) -> FakeEngine:
         return queue.pop(0)
 
-    monkeypatch.setattr(command, "make_engine", make)
-    monkeypatch.setattr(choose_style, "make_engine", make)
+    monkeypatch.setattr(command, "build_engine_from_options", make)
+    monkeypatch.setattr(choose_style, "build_engine_from_options", make)
     return queue
 
 
@@ -149,7 +149,7 @@ def test_an_interrupt_ends_the_programs_that_run(
     tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Endless(FakeEngine):
-        def answer(self, *args: object, **kwargs: object) -> list[Answer]:
+        def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
             said = (Candidate("while True: pass", "while True: pass", -1.0, 3),)
             return [replace(each, candidates=said) for each in super().answer(*args, **kwargs)]  # type: ignore[arg-type]
 
@@ -219,7 +219,7 @@ def test_styles_are_ranked_on_validation_problems(
 
 
 def test_a_base_without_a_chat_template_is_not_asked_in_chat() -> None:
-    assert {style.format for style in choose_style.usable_styles([], has_chat_template=False)} == {"plain"}
+    assert {style.format for style in choose_style.supported_styles([], has_chat_template=False)} == {"plain"}
 
 
 def test_progress_redraws_on_a_terminal_and_is_sparse_elsewhere() -> None:
@@ -230,11 +230,11 @@ def test_progress_redraws_on_a_terminal_and_is_sparse_elsewhere() -> None:
     now = [0.0]
     for stream, expected in ((Terminal(), 4), (io.StringIO(), 2)):
         now[0] = 0.0
-        progress = Progress(4, stream, lambda: now[0])
+        progress = ProgressBar(4, stream, lambda: now[0])
         for _ in range(4):
             now[0] += 20.0
-            progress.step(1, "zero-shot")
-        progress.end()
+            progress.update(1, "zero-shot")
+        progress.close()
         lines = [line for line in stream.getvalue().replace("\r", "\n").splitlines() if line.strip()]
         assert len(lines) == expected
         assert "2/4 zero-shot, 40 s gone, 40 s left" in stream.getvalue()

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from errors import PeftArenaError
-from evaluate.export import csv_metrics, csv_problems, json_report
-from evaluate.plots import figure_of, png_report
+from errors import PromptOrTuneError
+from evaluate.export import json_report, metrics_csv, problems_csv
+from evaluate.plots import build_figure, plot_report_png
 from evaluate.report import text_report
 from evaluate.results import Result, Run
-from evaluate.stats import wilson
-from evaluate.table import comparisons, method_rows
+from evaluate.stats import wilson_interval
+from evaluate.table import compare_methods, method_rows
 from tests.evaluate.test_table import made_run
 
 N = 20
@@ -33,7 +33,7 @@ def run_with_tests() -> Run:
         for at in range(N):
             passed = right if at % 2 else 0
             scores = {"tests": passed / 5, "pass@1": passed / 5, "pass@5": float(passed > 0)}
-            run.score(method, f"p{at}", scores)
+            run.set_scores(method, f"p{at}", scores)
     run.scored_with["tests"] = {"layer": "bubblewrap", "limits": {"wall_seconds": 10.0, "memory_bytes": 2**29}}
     return run
 
@@ -43,9 +43,9 @@ def read(text: str) -> list[dict[str, str]]:
 
 
 def test_csv_has_every_metric_of_every_method_with_what_it_depends_on() -> None:
-    rows = read(csv_metrics([made_run("a.jsonl")]))
+    rows = read(metrics_csv([made_run("a.jsonl")]))
     first = next(row for row in rows if (row["method"], row["metric"]) == ("zero-shot", "em@1"))
-    expected = wilson(2, N)
+    expected = wilson_interval(2, N)
     assert (float(first["value"]), float(first["low"]), float(first["high"])) == (
         expected.value, expected.low, expected.high,
     )  # fmt: skip
@@ -63,19 +63,19 @@ def test_csv_of_problems_has_a_row_each_and_no_formula() -> None:
     hostile = replace(run.results("zero-shot")[0], method="evil", candidates=({"code": "=1+1", "text": ""},))
     run.methods["evil"] = {}
     run.add([hostile])
-    rows = read(csv_problems([run]))
+    rows = read(problems_csv([run]))
     assert [row["id"] for row in rows] == [f"p{at}" for at in range(N)]
     assert rows[0]["evil: answer"] == "'=1+1"
     assert rows[1]["evil: answer"] == ""
     assert (rows[1]["zero-shot: em@1"], rows[2]["zero-shot: em@1"], rows[2]["zero-shot: em@3"]) == ("1.0", "0.0", "1.0")
     assert rows[19]["icl-8: error"] == "Too long."
-    both = read(csv_problems([run, made_run("b.jsonl")]))
+    both = read(problems_csv([run, made_run("b.jsonl")]))
     assert both[0]["zero-shot (b): em@1"] == "1.0"
 
 
 def test_other_problems_have_no_common_table() -> None:
-    with pytest.raises(PeftArenaError, match="different problems"):
-        csv_problems([made_run("a.jsonl"), made_run("b.jsonl", n=7)])
+    with pytest.raises(PromptOrTuneError, match="different problems"):
+        problems_csv([made_run("a.jsonl"), made_run("b.jsonl", n=7)])
 
 
 def test_json_says_what_the_report_says() -> None:
@@ -83,7 +83,7 @@ def test_json_says_what_the_report_says() -> None:
     values = json.loads(json_report([run, other], "python -m evaluate report a.jsonl b.jsonl"))
     assert [each["file"] for each in values["runs"]] == ["a.jsonl", "b.jsonl"]
     [pair, *_] = values["runs"][0]["comparisons"]
-    expected = comparisons(run)[0]
+    expected = compare_methods(run)[0]
     assert (pair["a"], pair["b"], pair["metric"]) == ("icl-8", "zero-shot", "em@1")
     assert (pair["difference"], pair["corrected"]) == (expected.difference.value, expected.corrected)
     assert {each["a"] for each in values["across"]} == {f"{name} (b)" for name in run.methods}
@@ -93,22 +93,22 @@ def test_json_says_what_the_report_says() -> None:
 
 def test_the_picture_has_a_panel_a_metric_and_curves_over_k() -> None:
     def panels(*runs: Run) -> list[str]:
-        return [axes.get_title(loc="left").partition(",")[0] for axes in figure_of(runs).axes]
+        return [axes.get_title(loc="left").partition(",")[0] for axes in build_figure(runs).axes]
 
     assert panels(made_run()) == ["EM@1", "EM@3", "tree@1", "CodeBLEU", "parses", "EM@k"]
     tested = run_with_tests()
     assert panels(tested) == ["tests passed", "Pass@1", "Pass@5", "CodeBLEU", "parses"]
     for method in tested.methods:
         for at in range(N):
-            tested.score(method, f"p{at}", {"pass@2": 0.5})
+            tested.set_scores(method, f"p{at}", {"pass@2": 0.5})
     assert panels(tested)[-1] == "Pass@k"
 
 
 def test_bars_stand_where_the_numbers_are() -> None:
     run = made_run()
-    [bars, *_] = figure_of([run]).axes
+    [bars, *_] = build_figure([run]).axes
     drawn = [float(np.asarray(line.get_xdata())[0]) for line in bars.get_lines() if line.get_marker() == "o"]
-    expected = [100 * row.measures["em@1"].interval.value for row in method_rows(run)]
+    expected = [100 * row.metrics["em@1"].interval.value for row in method_rows(run)]
     assert drawn == pytest.approx(expected)
     assert [label.get_text() for label in bars.get_yticklabels()] == list(run.methods)
 
@@ -117,7 +117,7 @@ def test_a_method_of_several_files_says_which_it_is_from() -> None:
     run, other = made_run("a.jsonl"), made_run("folder/" + "b" * 60 + ".jsonl.gz")
     other.methods["only-here"] = {}
     other.add([replace(each, method="only-here") for each in other.results("icl-8")])
-    labels = [label.get_text() for label in figure_of([run, other]).axes[0].get_yticklabels()]
+    labels = [label.get_text() for label in build_figure([run, other]).axes[0].get_yticklabels()]
     assert labels[0] == "zero-shot (a)"
     assert labels[-1] == "only-here"
     assert labels[3].startswith("zero-shot (bbb")
@@ -127,17 +127,17 @@ def test_a_method_of_several_files_says_which_it_is_from() -> None:
 
 def test_the_picture_is_a_png_and_the_same_each_time() -> None:
     runs = [made_run("a.jsonl"), made_run("b.jsonl")]
-    png = png_report(runs)
+    png = plot_report_png(runs)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", png[16:24])
     assert (width, height) > (1200, 400)
-    assert png_report(runs) == png
+    assert plot_report_png(runs) == png
 
 
 def test_nothing_scored_is_nothing_to_draw() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
-    with pytest.raises(PeftArenaError, match="nothing to draw"):
-        png_report([run])
+    with pytest.raises(PromptOrTuneError, match="nothing to draw"):
+        plot_report_png([run])
 
 
 def test_what_is_not_scored_to_its_end_is_not_shown() -> None:
@@ -149,8 +149,8 @@ def test_what_is_not_scored_to_its_end_is_not_shown() -> None:
     half.methods["rag-8"] = {}
     half.problems = [{**problem, "tests": [{"kind": "assert", "code": "assert f()"}]} for problem in half.problems]
     for run, sentence in ((fresh, r"fresh\.jsonl holds 1 answers without"), (half, "holds 2 answers without scores")):
-        for write in (csv_metrics, csv_problems, png_report, lambda runs: json_report(runs, "")):
-            with pytest.raises(PeftArenaError, match=sentence):
+        for write in (metrics_csv, problems_csv, plot_report_png, lambda runs: json_report(runs, "")):
+            with pytest.raises(PromptOrTuneError, match=sentence):
                 write([run])
         assert "without scores" in text_report([run])
 
@@ -160,9 +160,9 @@ def test_an_unfinished_method_is_compared_with_none() -> None:
     run.methods["rag-8"] = other.methods["rag-8"] = {}
     run.add(replace(each, method="rag-8") for each in run.results("icl-8")[:5])
     other.add(replace(each, method="rag-8") for each in run.results("icl-8"))
-    assert {pair.a for pair in comparisons(run)} == {"icl-8", "lora-tiny"}
-    with pytest.raises(PeftArenaError, match="different problems"):
-        comparisons(run, [("rag-8", "zero-shot")])
+    assert {pair.a for pair in compare_methods(run)} == {"icl-8", "lora-tiny"}
+    with pytest.raises(PromptOrTuneError, match="different problems"):
+        compare_methods(run, [("rag-8", "zero-shot")])
     values = json.loads(json_report([run, other], ""))
     assert values["across"] == []
     assert len(values["runs"][0]["comparisons"]) == 4
@@ -170,9 +170,9 @@ def test_an_unfinished_method_is_compared_with_none() -> None:
 
 def test_a_table_with_tests_shows_them_first() -> None:
     rows: dict[str, Any] = {row.method: row for row in method_rows(run_with_tests())}
-    assert rows["lora-tiny"].interval("pass@5") == wilson(10, N)
+    assert rows["lora-tiny"].interval("pass@5") == wilson_interval(10, N)
     assert rows["lora-tiny"].measures["pass@1"].kind == "bootstrap"
-    pairs = comparisons(run_with_tests(), [("lora-tiny", "icl-8")])
+    pairs = compare_methods(run_with_tests(), [("lora-tiny", "icl-8")])
     assert [(pair.metric, pair.test) for pair in pairs] == [
         ("tests", "sign flip"), ("pass@1", "sign flip"), ("codebleu", "sign flip"),
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.journal import Journal, read_records
 
 RECORDS: list[dict[str, Any]] = [{"kind": "a", "n": at, "text": "é\ud800\n" * at} for at in range(4)]
@@ -43,7 +43,7 @@ def test_wherever_a_crash_tears_the_file_only_the_torn_line_is_lost(tmp_path: Pa
         records, end = read_records(path)
         assert records == RECORDS[:whole]
         journal = Journal.open(path)
-        journal.cut(end)
+        journal.truncate(end)
         journal.append([{"next": size}])
         journal.close()
         assert read_records(path)[0] == [*RECORDS[:whole], {"next": size}]
@@ -69,10 +69,10 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> N
     path = tmp_path / "x.jsonl"
     first = Journal.open(path)
     first.append(RECORDS)
-    with pytest.raises(PeftArenaError, match=r"Another process is writing .*x\.jsonl"):
+    with pytest.raises(PromptOrTuneError, match=r"Another process is writing .*x\.jsonl"):
         Journal.open(path)
     first.replace(RECORDS[:1])
-    with pytest.raises(PeftArenaError, match="Another process"):
+    with pytest.raises(PromptOrTuneError, match="Another process"):
         Journal.open(path)
     first.close()
     Journal.open(path).close()
@@ -87,7 +87,7 @@ def test_replacing_puts_the_new_file_in_place_of_the_old_in_one_step(
     journal = Journal.open(path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _full)
-        with pytest.raises(PeftArenaError, match="No space left"):
+        with pytest.raises(PromptOrTuneError, match="No space left"):
             journal.replace([{"new": True}])
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl"]
@@ -102,7 +102,7 @@ def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypa
     journal = Journal.open(path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _full)
-        with pytest.raises(PeftArenaError, match="No space left"):
+        with pytest.raises(PromptOrTuneError, match="No space left"):
             journal.append([{"lost": True}])
     journal.close()
     assert path.read_bytes() == before
@@ -118,7 +118,7 @@ def test_packed_files_are_read_and_not_written(tmp_path: Path) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
     path.write_bytes(gzip.compress(lines))
     assert read_records(path) == (RECORDS, len(lines))
-    with pytest.raises(PeftArenaError, match="gunzip"):
+    with pytest.raises(PromptOrTuneError, match="gunzip"):
         Journal.open(path)
     for damaged in (path.read_bytes()[:-9], b"no archive"):
         path.write_bytes(damaged)
@@ -127,9 +127,9 @@ def test_packed_files_are_read_and_not_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_a_place_without_leave_are_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(PeftArenaError, match="is a folder"):
+    with pytest.raises(PromptOrTuneError, match="is a folder"):
         Journal.open(tmp_path)
-    with pytest.raises(PeftArenaError, match="Cannot write"):
+    with pytest.raises(PromptOrTuneError, match="Cannot write"):
         Journal.open(Path("/proc/x.jsonl"))
 
 
@@ -138,7 +138,7 @@ def test_a_file_that_may_not_be_written_is_said_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     written(path)
     path.chmod(stat.S_IRUSR)
-    with pytest.raises(PeftArenaError, match="Cannot write"):
+    with pytest.raises(PromptOrTuneError, match="Cannot write"):
         Journal.open(path)
 
 

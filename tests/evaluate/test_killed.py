@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.journal import read_records
 from evaluate.results import Run, read_run
 from evaluate.score_file import scores_path
@@ -90,4 +90,4 @@ def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
     first.kill()
     first.communicate()
     assert second.returncode == 1
-    assert f"{PeftArenaError.__name__}: Another process is writing {path}" in said
+    assert f"{PromptOrTuneError.__name__}: Another process is writing {path}" in said

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.cost import cost_of, generated_tokens
-from evaluate.measures import measure, metrics_of, title, values_of
-from evaluate.parse_rate import parse_score
+from evaluate.cost import count_generated_tokens, summarize_cost
+from evaluate.measures import available_metrics, metric_title, metric_values, summarize
+from evaluate.parse_rate import parses_score
 from evaluate.results import Result
 from evaluate.scoring import score_candidates
-from evaluate.stats import bootstrap_mean, wilson
+from evaluate.stats import bootstrap_mean, wilson_interval
 from tests.evaluate.hostile import HOSTILE
 
 
@@ -23,25 +23,25 @@ def results(scores: list[Mapping[str, float | None]]) -> list[Result]:
 
 def test_shares_of_problems_have_wilsons_interval_and_means_a_bootstrap_one() -> None:
     made = results([{"em@1": 1.0, "codebleu": 0.3}, {"em@1": 0.0, "codebleu": 0.9}, {"em@1": 1.0, "codebleu": None}])
-    share, mean = measure(made, "em@1", 7), measure(made, "codebleu", 7)
+    share, mean = summarize(made, "em@1", 7), summarize(made, "codebleu", 7)
     assert share is not None
-    assert (share.kind, share.n, share.interval) == ("wilson", 3, wilson(2, 3))
+    assert (share.kind, share.n, share.interval) == ("wilson", 3, wilson_interval(2, 3))
     assert mean is not None
     assert (mean.kind, mean.n, mean.interval) == ("bootstrap", 2, bootstrap_mean([0.3, 0.9], 7))
-    alike = measure(results([{"codebleu": 0.3}] * 40), "codebleu", 7)
+    alike = summarize(results([{"codebleu": 0.3}] * 40), "codebleu", 7)
     assert alike is not None
     assert alike.kind == "wilson"
     assert alike.interval.value == pytest.approx(0.3)
     assert alike.interval.low < 0.2
-    assert values_of(made, "codebleu") == {"p0": 0.3, "p1": 0.9}
-    assert measure(made, "tests", 7) is None
+    assert metric_values(made, "codebleu") == {"p0": 0.3, "p1": 0.9}
+    assert summarize(made, "tests", 7) is None
 
 
 def test_pass_is_a_share_of_problems_only_where_each_is_solved_or_not() -> None:
-    one = measure(results([{"pass@1": 0.0}, {"pass@1": 1.0}]), "pass@1", 1)
+    one = summarize(results([{"pass@1": 0.0}, {"pass@1": 1.0}]), "pass@1", 1)
     assert one is not None
     assert one.kind == "wilson"
-    five = measure(results([{"pass@1": 0.2}, {"pass@1": 1.0}]), "pass@1", 1)
+    five = summarize(results([{"pass@1": 0.2}, {"pass@1": 1.0}]), "pass@1", 1)
     assert five is not None
     assert five.kind == "bootstrap"
     assert five.interval.value == pytest.approx(0.6)
@@ -50,8 +50,8 @@ def test_pass_is_a_share_of_problems_only_where_each_is_solved_or_not() -> None:
 @given(st.lists(st.dictionaries(st.sampled_from(["em@1", "tests", "parses"]), st.sampled_from([0.0, 1.0, None]))))
 def test_every_metric_lies_in_its_interval_and_in_its_bounds(scores: list[dict[str, float | None]]) -> None:
     made = results(list(scores))
-    for metric in metrics_of(made):
-        found = measure(made, metric, 3)
+    for metric in available_metrics(made):
+        found = summarize(made, metric, 3)
         assert found is not None
         assert 0 <= found.interval.low <= found.interval.value <= found.interval.high <= 1
         assert found.n <= len(made)
@@ -60,16 +60,16 @@ def test_every_metric_lies_in_its_interval_and_in_its_bounds(scores: list[dict[s
 def test_metrics_stand_in_one_order_with_k_as_a_number() -> None:
     names = ["parses", "em@10", "em@2", "em@1", "codebleu", "pass@1", "tests", "em_tree@1", "other"]
     ordered = ["tests", "pass@1", "em@1", "em@2", "em@10", "em_tree@1", "codebleu", "parses", "other"]
-    assert metrics_of(results([dict.fromkeys(names, 1.0)])) == ordered
-    assert [title(name) for name in ("em@10", "pass@5", "em_tree@1", "codebleu.dataflow", "other")] == [
+    assert available_metrics(results([dict.fromkeys(names, 1.0)])) == ordered
+    assert [metric_title(name) for name in ("em@10", "pass@5", "em_tree@1", "codebleu.dataflow", "other")] == [
         "EM@10", "Pass@5", "tree@1", "data flow", "other",
     ]  # fmt: skip
 
 
 def test_every_score_of_a_candidate_has_a_place_and_a_name() -> None:
-    scored = metrics_of(results([score_candidates(["x = y"], "x = y", 2), {"tests": 1.0, "pass@1": 1.0}]))
+    scored = available_metrics(results([score_candidates(["x = y"], "x = y", 2), {"tests": 1.0, "pass@1": 1.0}]))
     assert scored[:2] == ["tests", "pass@1"]
-    assert [title(metric) for metric in scored[-2:]] == ["codebleu-pypi", "parses"]
+    assert [metric_title(metric) for metric in scored[-2:]] == ["codebleu-pypi", "parses"]
 
 
 def test_cost_is_of_the_answered_problems_and_counts_what_several_samples_said() -> None:
@@ -79,24 +79,24 @@ def test_cost_is_of_the_answered_problems_and_counts_what_several_samples_said()
         Result("m", "p1", candidates=({"tokens": 15},), seconds=3.0, prompt_tokens=50, tokens=15),
         Result("m", "p2", error="Too long."),
     ]
-    cost = cost_of(made, {"peak_memory_bytes": 7})
-    assert [generated_tokens(each) for each in made] == [25, 15, 0]
+    cost = summarize_cost(made, {"peak_memory_bytes": 7})
+    assert [count_generated_tokens(each) for each in made] == [25, 15, 0]
     assert (cost.seconds, cost.prompt_tokens, cost.tokens, cost.generated) == (2.5, 40, 10, 20)
     assert cost.tokens_per_second == pytest.approx(40 / 5)
     assert cost.peak_memory_bytes == 7
 
 
 def test_nothing_answered_costs_nothing_and_raises_nothing() -> None:
-    cost = cost_of([Result("m", "p0", error="Too long.")], {})
+    cost = summarize_cost([Result("m", "p0", error="Too long.")], {})
     assert (cost.seconds, cost.tokens_per_second, cost.peak_memory_bytes) == (0, 0, None)
-    assert cost_of([], {}).generated == 0
+    assert summarize_cost([], {}).generated == 0
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_the_parse_rate_takes_whatever_a_model_says(text: str) -> None:
-    assert parse_score(text) in (0.0, 1.0)
+    assert parses_score(text) in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("code", "expected"), [("x = 1", 1), ("  x = 1", 1), ("", 0), ("# no", 0), ("x = (", 0)])
 def test_what_parses_is_a_program_with_a_statement(code: str, expected: float) -> None:
-    assert parse_score(code) == expected
+    assert parses_score(code) == expected

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate import pass_at_k as module
 from evaluate.pass_at_k import pass_at_k
 
@@ -52,30 +52,30 @@ def test_pass_at_1_is_the_share_of_right_samples() -> None:
 
 @pytest.mark.parametrize(("n", "c", "k"), [(1, 0, 2), (5, 5, 6), (5, 1, 0), (0, 0, 1), (5, 1, -1)])
 def test_a_k_that_was_not_sampled_is_an_error_and_not_one(n: int, c: int, k: int) -> None:
-    with pytest.raises(PeftArenaError, match=rf"Pass@{k} is undefined for {n} samples"):
+    with pytest.raises(PromptOrTuneError, match=rf"Pass@{k} is undefined for {n} samples"):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize("c", [-1, 6])
 def test_counts_that_cannot_be_are_an_error(c: int) -> None:
-    with pytest.raises(PeftArenaError, match="right samples of 5"):
+    with pytest.raises(PromptOrTuneError, match="right samples of 5"):
         pass_at_k(5, c, 1)
 
 
 @given(SAMPLES)
 def test_the_share_of_tests_is_a_mean_of_means(samples: list[list[bool]]) -> None:
-    value = module.tests_passed(samples)
+    value = module.test_pass_rate(samples)
     assert 0 <= value <= 1
     assert value == pytest.approx(sum(map(sum, samples)) / (len(samples) * len(samples[0])))
-    assert module.tests_passed([*samples, [True] * len(samples[0])]) >= value - 1e-12
+    assert module.test_pass_rate([*samples, [True] * len(samples[0])]) >= value - 1e-12
     assert (value == 1) == all(map(all, samples))
 
 
 def test_the_share_of_tests_needs_the_same_tests_for_each_sample() -> None:
-    assert module.tests_passed([[True, False], [True, True]]) == pytest.approx(0.75)
+    assert module.test_pass_rate([[True, False], [True, True]]) == pytest.approx(0.75)
     empty: list[list[list[bool]]] = [[], [[], []]]
     for samples in empty:
-        with pytest.raises(PeftArenaError, match="undefined without samples and tests"):
-            module.tests_passed(samples)
-    with pytest.raises(PeftArenaError, match="different numbers of tests"):
-        module.tests_passed([[True], [True, False]])
+        with pytest.raises(PromptOrTuneError, match="undefined without samples and tests"):
+            module.test_pass_rate(samples)
+    with pytest.raises(PromptOrTuneError, match="different numbers of tests"):
+        module.test_pass_rate([[True], [True, False]])

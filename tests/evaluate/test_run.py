@@ -8,38 +8,53 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError, UnknownNameError
+from errors import PromptOrTuneError, UnknownNameError
 from evaluate.journal import read_records
-from evaluate.progress import Progress
+from evaluate.progress import ProgressBar
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import Plan, batches, decoding_for, parse_methods, run_methods, versions
+from evaluate.run import (
+    EvaluationPlan,
+    batch_problems,
+    generate_results,
+    make_sampling_params,
+    package_versions,
+    parse_methods,
+)
 from evaluate.score_file import scores_path
 from evaluate.score_run import score_run
-from serve.rows import Answer
+from serve.rows import RequestOutput
 from tests.evaluate.fakes import BASE, FakeEngine, problems
 
 NAMES = ["zero-shot", "icl-8", "lora-tiny+rag-4"]
 
 
-def plan(n: int = 7, batch: int = 2, beams: int = 3) -> Plan:
-    return Plan(
-        "conala", "test", problems(n), "sha256:d", lambda: "sha256:pool", decoding_for("beam", beams, 64, 42), batch
+def plan(n: int = 7, batch: int = 2, beams: int = 3) -> EvaluationPlan:
+    return EvaluationPlan(
+        "conala",
+        "test",
+        problems(n),
+        "sha256:d",
+        lambda: "sha256:pool",
+        make_sampling_params("beam", beams, 64, 42),
+        batch,
     )
 
 
-def open_file(path: Path, wanted: Plan, overwrite: bool = False) -> Run:
+def open_file(path: Path, wanted: EvaluationPlan, overwrite: bool = False) -> Run:
     described = [problem_record(each) for each in wanted.problems]
-    provenance = {"started": "2025-01-01T00:00:00+00:00", "versions": versions()}
+    provenance = {"started": "2025-01-01T00:00:00+00:00", "versions": package_versions()}
     return open_run(path, wanted.settings(BASE), described, provenance, overwrite)
 
 
-def execute(path: Path, engine: FakeEngine, wanted: Plan | None = None, names: list[str] | None = None) -> list[str]:
+def execute(
+    path: Path, engine: FakeEngine, wanted: EvaluationPlan | None = None, names: list[str] | None = None
+) -> list[str]:
     wanted = wanted or plan()
     steps: list[str] = []
     methods = parse_methods(names or NAMES, engine.adapters())
     with open_file(path, wanted) as run:
-        run_methods(engine, wanted, methods, run, lambda count, label: steps.append(f"{count} {label}"))
-        score_run(run, lambda total: Progress(total, io.StringIO()))
+        generate_results(engine, wanted, methods, run, lambda count, label: steps.append(f"{count} {label}"))
+        score_run(run, lambda total: ProgressBar(total, io.StringIO()))
     return steps
 
 
@@ -84,9 +99,9 @@ def test_the_file_says_what_made_it(tmp_path: Path) -> None:
 
 
 def test_problems_of_similar_length_share_a_batch() -> None:
-    found = [[problem.id for problem in batch] for batch in batches(problems(5), 2)]
+    found = [[problem.id for problem in batch] for batch in batch_problems(problems(5), 2)]
     assert found == [["p0", "p1"], ["p2", "p3"], ["p4"]]
-    by_prompt = batches(problems(5), 2, [40, 10, 30, 20, 10])
+    by_prompt = batch_problems(problems(5), 2, [40, 10, 30, 20, 10])
     assert [[problem.id for problem in batch] for batch in by_prompt] == [["p0", "p3"], ["p1", "p2"], ["p4"]]
 
 
@@ -132,9 +147,9 @@ def test_a_packed_run_is_read_and_scored_but_not_gone_on_with(tmp_path: Path) ->
     assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
     (tmp_path / "run.scores.jsonl.gz").unlink()
     assert not read_run(packed).results("icl-8")[0].scores
-    score_run(read_run(packed), lambda total: Progress(total, io.StringIO()))
+    score_run(read_run(packed), lambda total: ProgressBar(total, io.StringIO()))
     assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
-    with pytest.raises(PeftArenaError, match="gunzip"):
+    with pytest.raises(PromptOrTuneError, match="gunzip"):
         execute(packed, FakeEngine())
 
 
@@ -143,16 +158,16 @@ def test_scores_that_are_none_of_ours_are_left_alone_and_named(tmp_path: Path) -
     execute(path, FakeEngine(), names=["zero-shot"])
     for text in ("my notes\n", '{"kind": "other"}\n', '{"kind": "scores"}\n', '{"kind": "key", "of": "text"}\n'):
         scores_path(path).write_text(text)
-        with pytest.raises(PeftArenaError, match=r"run\.scores\.jsonl holds no scores"):
+        with pytest.raises(PromptOrTuneError, match=r"run\.scores\.jsonl holds no scores"):
             read_run(path)
-        with pytest.raises(PeftArenaError, match=r"run\.scores\.jsonl holds no scores"):
+        with pytest.raises(PromptOrTuneError, match=r"run\.scores\.jsonl holds no scores"):
             execute(path, FakeEngine(), names=["zero-shot"])
         assert scores_path(path).read_text() == text
 
 
 def test_a_cancelled_batch_is_not_kept(tmp_path: Path) -> None:
     class Cancelled(FakeEngine):
-        def answer(self, *args: object, **kwargs: object) -> list[Answer]:
+        def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
             answers = super().answer(*args, **kwargs)  # type: ignore[arg-type]
             return [replace(answers[0], cancelled=len(self.calls) > 1), *answers[1:]]
 
@@ -185,23 +200,23 @@ def test_other_settings_are_refused_in_one_sentence_and_overwrite_starts_anew(tm
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
-    with pytest.raises(PeftArenaError, match=r"other settings \(batch 2 there and 3 here\).*--overwrite"):
+    with pytest.raises(PromptOrTuneError, match=r"other settings \(batch 2 there and 3 here\).*--overwrite"):
         execute(path, FakeEngine(), plan(batch=3))
-    with pytest.raises(PeftArenaError, match="n 7 there and 6 here"):
+    with pytest.raises(PromptOrTuneError, match="n 7 there and 6 here"):
         execute(path, FakeEngine(), plan(n=6))
-    with pytest.raises(PeftArenaError, match="decoding"):
+    with pytest.raises(PromptOrTuneError, match="decoding"):
         execute(path, FakeEngine(), plan(beams=1))
     assert path.read_bytes() == before
     with open_file(path, plan(batch=3), overwrite=True) as run:
         assert path.read_bytes() == before  # until the first batch is done
-        run_methods(FakeEngine(), plan(batch=3), parse_methods(["zero-shot"], []), run, lambda *_: None)
+        generate_results(FakeEngine(), plan(batch=3), parse_methods(["zero-shot"], []), run, lambda *_: None)
     assert list(read_run(path).methods) == ["zero-shot"]
 
 
 def test_an_adapter_that_was_trained_again_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
-    with pytest.raises(PeftArenaError, match=r"'lora-tiny\+rag-4'.*adapter_digest 'lora-tiny:d1' there"):
+    with pytest.raises(PromptOrTuneError, match=r"'lora-tiny\+rag-4'.*adapter_digest 'lora-tiny:d1' there"):
         execute(path, FakeEngine(digest="d2"))
 
 
@@ -228,7 +243,7 @@ def test_a_file_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     for text in ("my notes", "[]", '{"version": 1}\n', '{"kind": "run", "version": 99}\n', '{"kind": "problem"}\n'):
         path.write_text(text)
-        with pytest.raises(PeftArenaError, match=r"notes\.jsonl"):
+        with pytest.raises(PromptOrTuneError, match=r"notes\.jsonl"):
             execute(path, FakeEngine())
         assert path.read_text() == text
 
@@ -243,7 +258,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(PeftArenaError, match="No space left on device"):
+        with pytest.raises(PromptOrTuneError, match="No space left on device"):
             execute(path, FakeEngine())
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.jsonl", "run.scores.jsonl"]
@@ -262,6 +277,6 @@ def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
 def test_unknown_and_missing_methods_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'lora-tiny'"):
         parse_methods(["lora-tin"], ["lora-tiny"])
-    with pytest.raises(PeftArenaError, match="No method"):
+    with pytest.raises(PromptOrTuneError, match="No method"):
         parse_methods(["", " "], [])
     assert [method.name for method in parse_methods(["icl-8", " icl-8"], [])] == ["icl-8"]

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from evaluate.journal import read_records
-from evaluate.progress import Progress
+from evaluate.progress import ProgressBar
 from evaluate.results import Result, Run, problem_record, read_run
 from evaluate.results import tests_of as stored_tests
 from evaluate.sandbox import Sandbox
 from evaluate.score_file import scores_path
-from evaluate.score_run import score_run, unscored
+from evaluate.score_run import count_unscored, score_run
 from evaluate.score_tests import score_tests
 from tasks.problem import AssertTest, Problem, StdioTest
 
@@ -42,7 +42,7 @@ def made_run(path: Path, results: list[Result], decoding: Mapping[str, Any] = SA
     settings = {"decoding": dict(decoding), "seed": 42}
     described = [problem_record(Problem("p0", "add one", RIGHT, TESTS)), problem_record(Problem("p1", "say", "x = y"))]
     run = Run(path, settings, described, {"versions": {}})
-    run.describe("zero-shot", {"adapter": None})
+    run.update_method("zero-shot", {"adapter": None})
     run.add(results)
     run.save()
     run.close()
@@ -53,9 +53,9 @@ def keep_scores(run: Run, sandbox: Sandbox | None) -> int:
     """Scores the run; how many scorings that took."""
     totals: list[int] = []
 
-    def begin(total: int) -> Progress:
+    def begin(total: int) -> ProgressBar:
         totals.append(total)
-        return Progress(total, io.StringIO())
+        return ProgressBar(total, io.StringIO())
 
     score_run(run, begin, sandbox)
     return sum(totals)
@@ -119,7 +119,7 @@ def test_without_a_sandbox_no_code_runs_and_what_tests_said_stays(tmp_path: Path
     other = made_run(path, [result(candidate(WRONG, 5))])
     assert keep_scores(other, None) == 1
     assert list(read_run(path).scored_with) == ["text"], "the tests of other candidates are no tests of these"
-    assert unscored(read_run(path)) == 0
+    assert count_unscored(read_run(path)) == 0
 
 
 def test_another_layer_another_metric_or_other_candidates_are_scored_anew(

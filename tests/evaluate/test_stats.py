@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
-from errors import PeftArenaError
-from evaluate.stats import bootstrap_mean, holm, mcnemar, paired_bootstrap, wilson
+from errors import PromptOrTuneError
+from evaluate.stats import bootstrap_mean, holm_correction, mcnemar_test, paired_bootstrap, wilson_interval
 
 PS = st.lists(st.floats(0, 1), max_size=12)
 
@@ -16,27 +16,27 @@ PS = st.lists(st.floats(0, 1), max_size=12)
 def test_wilson_is_scipys(case: tuple[int, int]) -> None:
     successes, n = case
     expected = oracle.binomtest(successes, n).proportion_ci(method="wilson")
-    found = wilson(successes, n)
+    found = wilson_interval(successes, n)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=80))
 def test_wilson_of_scores_between_zero_and_one_holds_their_mean(scores: list[float]) -> None:
-    found = wilson(min(sum(scores), len(scores)), len(scores))
+    found = wilson_interval(min(sum(scores), len(scores)), len(scores))
     assert 0 <= found.low <= found.value <= found.high <= 1
     assert found.value == pytest.approx(sum(scores) / len(scores))
 
 
 def test_half_width_at_the_size_of_conala() -> None:
-    found = wilson(round(0.39 * 543), 543)
+    found = wilson_interval(round(0.39 * 543), 543)
     assert (found.high - found.low) / 2 == pytest.approx(0.041, abs=0.0005)
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 5)])
 def test_a_proportion_that_is_none_is_refused(successes: int, n: int) -> None:
-    with pytest.raises(PeftArenaError):
-        wilson(successes, n)
+    with pytest.raises(PromptOrTuneError):
+        wilson_interval(successes, n)
 
 
 def test_bootstrap_interval_is_scipys() -> None:
@@ -58,7 +58,7 @@ def test_bootstrap_repeats_with_its_seed_and_moves_with_another() -> None:
 def test_one_value_has_itself_as_interval_and_none_is_refused() -> None:
     found = bootstrap_mean([0.25])
     assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
-    with pytest.raises(PeftArenaError):
+    with pytest.raises(PromptOrTuneError):
         bootstrap_mean([])
 
 
@@ -96,7 +96,7 @@ def test_p_of_yes_or_no_scores_is_mcnemars(cases: list[tuple[bool, bool]]) -> No
     a = {str(at): left for at, (left, _) in enumerate(cases)}
     b = {str(at): right for at, (_, right) in enumerate(cases)}
     found = paired_bootstrap({key: float(value) for key, value in a.items()}, {key: float(b[key]) for key in b})
-    assert found.p == pytest.approx(mcnemar(a, b).p)
+    assert found.p == pytest.approx(mcnemar_test(a, b).p)
 
 
 def test_four_problems_prove_nothing() -> None:
@@ -123,32 +123,32 @@ def test_swapping_the_sides_turns_the_difference_around() -> None:
 
 
 def test_other_problems_refuse_to_be_compared() -> None:
-    with pytest.raises(PeftArenaError, match="different problems"):
+    with pytest.raises(PromptOrTuneError, match="different problems"):
         paired_bootstrap({"a": 1.0}, {"b": 1.0})
-    with pytest.raises(PeftArenaError, match="different problems"):
-        mcnemar({"a": True}, {"a": True, "b": False})
+    with pytest.raises(PromptOrTuneError, match="different problems"):
+        mcnemar_test({"a": True}, {"a": True, "b": False})
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
 def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(cases: list[tuple[bool, bool]]) -> None:
     a = {str(at): left for at, (left, _) in enumerate(cases)}
     b = {str(at): right for at, (_, right) in enumerate(cases)}
-    found = mcnemar(a, b)
+    found = mcnemar_test(a, b)
     split = found.only_a + found.only_b
     assert split == sum(left != right for left, right in cases)
     assert found.p == pytest.approx(oracle.binomtest(found.only_a, split).pvalue if split else 1.0)
-    assert found.p == pytest.approx(mcnemar(b, a).p)
+    assert found.p == pytest.approx(mcnemar_test(b, a).p)
 
 
 def test_holm_on_a_worked_case() -> None:
     # Holm 1979 by hand: 0.01 * 3, 0.02 * 2, 0.04 * 1, each at least the one before.
-    assert holm([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
-    assert holm([]) == []
+    assert holm_correction([0.02, 0.01, 0.04]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm_correction([]) == []
 
 
 @given(PS)
 def test_holm_lies_between_the_raw_p_and_bonferroni_and_keeps_the_order(ps: list[float]) -> None:
-    adjusted = holm(ps)
+    adjusted = holm_correction(ps)
     for raw, value in zip(ps, adjusted, strict=True):
         assert raw <= value <= min(1.0, raw * len(ps)) or value == pytest.approx(raw)
     ranked = [value for _, value in sorted(zip(ps, adjusted, strict=True))]

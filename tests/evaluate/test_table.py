@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError, UnknownNameError
-from evaluate.grid import grid
+from errors import PromptOrTuneError, UnknownNameError
+from evaluate.grid import text_table
 from evaluate.report import markdown_report, text_report
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates
-from evaluate.stats import holm, wilson
-from evaluate.table import across, compare, comparisons, method_rows, render_methods, render_pairs
+from evaluate.stats import holm_correction, wilson_interval
+from evaluate.table import (
+    compare_methods,
+    compare_results,
+    compare_runs,
+    method_rows,
+    render_comparisons,
+    render_methods,
+)
 
 SETTINGS = {
     "base_id": "tiny",
@@ -49,9 +56,9 @@ def made_run(path: str = "run.json", reference: str | None = REFERENCE, n: int =
 def test_rows_hold_shares_with_wilsons_interval_and_count_failures() -> None:
     rows = {row.method: row for row in method_rows(made_run(reference=REFERENCE))}
     assert list(rows) == ["zero-shot", "icl-8", "lora-tiny"]
-    assert rows["zero-shot"].interval("em@1") == wilson(2, 20)
-    assert rows["zero-shot"].interval("em@3") == wilson(4, 20)
-    assert rows["lora-tiny"].interval("em@3") == wilson(20, 20)
+    assert rows["zero-shot"].interval("em@1") == wilson_interval(2, 20)
+    assert rows["zero-shot"].interval("em@3") == wilson_interval(4, 20)
+    assert rows["lora-tiny"].interval("em@3") == wilson_interval(20, 20)
     assert rows["icl-8"].errors == 1
     assert rows["icl-8"].n == 20
     parsed = rows["icl-8"].interval("parses")
@@ -64,7 +71,7 @@ def test_rows_hold_shares_with_wilsons_interval_and_count_failures() -> None:
 
 
 def test_every_method_meets_zero_shot_and_the_last_the_first_once() -> None:
-    pairs = comparisons(made_run())
+    pairs = compare_methods(made_run())
     assert [(pair.a, pair.b, pair.metric, pair.test) for pair in pairs] == [
         ("icl-8", "zero-shot", "em@1", "McNemar"),
         ("icl-8", "zero-shot", "codebleu", "sign flip"),
@@ -80,29 +87,29 @@ def test_every_method_meets_zero_shot_and_the_last_the_first_once() -> None:
 def test_without_zero_shot_the_last_still_meets_the_first() -> None:
     run = made_run()
     del run.methods["zero-shot"]
-    assert [(pair.a, pair.b) for pair in comparisons(run)] == [("lora-tiny", "icl-8")] * 2
+    assert [(pair.a, pair.b) for pair in compare_methods(run)] == [("lora-tiny", "icl-8")] * 2
 
 
 def test_pairs_can_be_chosen_and_share_one_correction() -> None:
     run = made_run()
-    pairs = comparisons(run, [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")])
+    pairs = compare_methods(run, [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")])
     assert [(pair.a, pair.b) for pair in pairs[::2]] == [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")]
-    assert [pair.corrected for pair in pairs] == holm([pair.p for pair in pairs])
+    assert [pair.corrected for pair in pairs] == holm_correction([pair.p for pair in pairs])
     with pytest.raises(UnknownNameError, match="did you mean 'icl-8'"):
-        comparisons(run, [("icl-9", "zero-shot")])
+        compare_methods(run, [("icl-9", "zero-shot")])
     results = run.results("lora-tiny"), run.results("icl-8")
-    one = compare(*results, "a", "b", 0, ["em@3"])
+    one = compare_results(*results, "a", "b", 0, ["em@3"])
     assert [(pair.metric, pair.test) for pair in one] == [("em@3", "McNemar")]
 
 
 def test_other_problems_refuse_to_be_compared() -> None:
     left, right = [result("a", 1, ["x"])], [result("b", 2, ["x"])]
-    with pytest.raises(PeftArenaError, match="different problems"):
-        compare(left, right, "a", "b", 0)
+    with pytest.raises(PromptOrTuneError, match="different problems"):
+        compare_results(left, right, "a", "b", 0)
     other = made_run("other.json")
     other.settings["data_digest"] = "sha256:e"
-    with pytest.raises(PeftArenaError, match=r"other\.json and run\.json are over different problems"):
-        across([made_run(), other])
+    with pytest.raises(PromptOrTuneError, match=r"other\.json and run\.json are over different problems"):
+        compare_runs([made_run(), other])
 
 
 def test_the_report_shows_table_provenance_failures_and_comparisons() -> None:
@@ -136,7 +143,7 @@ def test_a_markdown_report_has_tables_and_the_commands() -> None:
 
 
 def test_a_cell_cannot_break_the_table() -> None:
-    assert grid(["a", "b"], [["x|y", "1\n2"]], markdown=True).splitlines() == [
+    assert text_table(["a", "b"], [["x|y", "1\n2"]], markdown=True).splitlines() == [
         "| a    |   b |",
         "| ---- | --: |",
         "| x\\|y | 1 2 |",
@@ -164,9 +171,9 @@ def test_without_references_only_the_parse_rate_is_shown() -> None:
         run.methods[method] = {}
         run.add(result(method, at, ["x = 1"], None) for at in range(3))
     row = method_rows(run)[0]
-    assert list(row.measures) == ["parses"]
-    assert row.measures["parses"].interval == wilson(3, 3)
-    assert comparisons(run) == []
+    assert list(row.metrics) == ["parses"]
+    assert row.metrics["parses"].interval == wilson_interval(3, 3)
+    assert compare_methods(run) == []
     assert "EM@1" not in text_report([run])
     assert "parses" in text_report([run])
 
@@ -174,6 +181,6 @@ def test_without_references_only_the_parse_rate_is_shown() -> None:
 def test_small_runs_and_missing_differences_are_not_dressed_up() -> None:
     run = made_run()
     assert "bootstrap intervals are too narrow" in text_report([run])
-    same = compare(run.results("icl-8"), run.results("icl-8"), "a", "b", 0)
-    assert "0 (no problem differs)" in render_pairs(same)
+    same = compare_results(run.results("icl-8"), run.results("icl-8"), "a", "b", 0)
+    assert "0 (no problem differs)" in render_comparisons(same)
     assert same[0].p == 1

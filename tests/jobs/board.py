@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.board import JobBoard
-from jobs.job import Job, Serving
+from jobs.board import JobService
+from jobs.job import Job, ServingOptions
 
 
-class QuietBoard(JobBoard):
+class QuietBoard(JobService):
     """Begins no process; counts how often it would have seen to one."""
 
     def __init__(self, home: Path) -> None:
@@ -22,7 +22,7 @@ class QuietBoard(JobBoard):
         self.asked += 1
 
 
-def tiny(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], Serving]:
+def tiny(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], ServingOptions]:
     """The settings of a job on the tiny base, and how that is served."""
     config = {
         "adapter_name": name,
@@ -35,12 +35,12 @@ def tiny(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str,
         "max_length": 480,
         "max_tokens_at_once": 100_000,
     }
-    return {**config, **changes}, Serving(base=str(base), quantization="none", device="cpu")
+    return {**config, **changes}, ServingOptions(base=str(base), quantization="none", device="cpu")
 
 
-def named(board: JobBoard, name: str, **more: Any) -> Job:
+def named(board: JobService, name: str, **more: Any) -> Job:
     """A job of that name that nothing ever runs."""
-    return board.submit({"adapter_name": name, "dataset_name": "starter"}, Serving(), **more)
+    return board.submit({"adapter_name": name, "dataset_name": "starter"}, ServingOptions(), **more)
 
 
 def wait(ready: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from jobs.folder import Standing
-from jobs.progress import last_step, progress_of
+from jobs.folder import JobState
+from jobs.progress import last_step, read_progress
 
 
 def write(path: Path, *entries: dict[str, Any], torn: str = "") -> Path:
@@ -24,7 +24,7 @@ def entry(step: int, **more: Any) -> dict[str, Any]:
 
 
 def test_before_the_first_step_there_is_little_to_say(tmp_path: Path) -> None:
-    progress = progress_of(Standing(), [tmp_path / "none.jsonl"], 2.0)
+    progress = read_progress(JobState(), [tmp_path / "none.jsonl"], 2.0)
     assert (progress.step, progress.steps, progress.left_seconds, progress.losses) == (0, 0, None, ())
 
 
@@ -38,7 +38,7 @@ def test_curves_are_in_order_and_a_step_that_was_done_again_counts_once(tmp_path
         entry(3, loss=1.5),
         torn='{"step": 4, "lo',
     )
-    progress = progress_of(Standing(), [tmp_path / "none.jsonl", log], 2.0)
+    progress = read_progress(JobState(), [tmp_path / "none.jsonl", log], 2.0)
     assert progress.losses == ((1, 3.0), (2, 1.9), (3, 1.5))
     assert progress.validation == ((2, 2.5),)
     assert (progress.step, progress.steps, progress.seconds, progress.memory_bytes) == (3, 14, 6.0, 9)
@@ -48,13 +48,13 @@ def test_curves_are_in_order_and_a_step_that_was_done_again_counts_once(tmp_path
 
 def test_the_trainings_own_number_of_steps_is_believed_first(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", entry(3, loss=1.0))
-    assert progress_of(Standing(steps=20), [log], 2.0).steps == 20
+    assert read_progress(JobState(steps=20), [log], 2.0).steps == 20
 
 
 def test_a_log_that_cannot_be_read_is_none(tmp_path: Path) -> None:
     broken = tmp_path / "log.jsonl"
     broken.write_bytes(b'{"step": 1}\nnonsense\n{"step": 2}\n')
-    assert progress_of(Standing(), [broken, tmp_path], 2.0).step == 0
+    assert read_progress(JobState(), [broken, tmp_path], 2.0).step == 0
     assert last_step(broken) == 0
 
 
@@ -63,12 +63,12 @@ def test_the_pace_is_that_of_this_attempt(tmp_path: Path) -> None:
     now = time.time()
     os.utime(log, (now, now))
     # Resumed at step 4, whose end was noted 12 s ago: six steps since, two seconds each, and ten more to go.
-    running = Standing(state="running", stage="training", steps=20, anchor=(4, now - 12))
-    left = progress_of(running, [log], 2.0).left_seconds
+    running = JobState(state="running", stage="training", steps=20, anchor=(4, now - 12))
+    left = read_progress(running, [log], 2.0).left_seconds
     assert left == pytest.approx(20.0, abs=1.0)
     for other in (
-        Standing(state="running", stage="training", steps=20),  # no step of this attempt is done
-        Standing(state="running", stage="scoring", steps=20, anchor=(4, now - 12)),
-        Standing(state="stopped", steps=20, anchor=(4, now - 12)),
+        JobState(state="running", stage="training", steps=20),  # no step of this attempt is done
+        JobState(state="running", stage="scoring", steps=20, anchor=(4, now - 12)),
+        JobState(state="stopped", steps=20, anchor=(4, now - 12)),
     ):
-        assert progress_of(other, [log], 2.0).left_seconds is None
+        assert read_progress(other, [log], 2.0).left_seconds is None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from huey.registry import Message
 
-from jobs.queue import JsonMessages, opened
+from jobs.queue import JsonSerializer, open_queue
 from tests.jobs.board import QuietBoard, named
 
 
@@ -27,9 +27,9 @@ class Exploit:
 
 def test_messages_are_json_there_and_back() -> None:
     message = Message("1", "jobs.queue.run", args=("20250101-000000-000000-abcdef", 3), kwargs={}, priority=1)
-    data = JsonMessages().serialize(message)
+    data = JsonSerializer().serialize(message)
     assert json.loads(data)["args"] == ["20250101-000000-000000-abcdef", 3]
-    assert JsonMessages().deserialize(data) == message
+    assert JsonSerializer().deserialize(data) == message
 
 
 def test_nothing_on_the_disk_is_unpickled(board: QuietBoard, tmp_path: Path) -> None:
@@ -37,19 +37,19 @@ def test_nothing_on_the_disk_is_unpickled(board: QuietBoard, tmp_path: Path) -> 
     with sqlite3.connect(board.root / "queue.sqlite") as database:
         evil = pickle.dumps(Exploit(tmp_path / "owned"))
         database.execute("insert into task (queue, data, priority) values ('here', ?, 9)", (evil,))
-    with opened(board.root) as queue:
-        assert len(queue.waiting()) == 1
+    with open_queue(board.root) as queue:
+        assert len(queue.pending()) == 1
         with pytest.raises(ValueError, match=r"utf-8|Expecting|codec"):
             queue.hueys["here"].dequeue()
         sound = queue.hueys["here"].dequeue()
-    assert sound.args == (board.jobs()[0].id, 1)
+    assert sound.args == (board.list_jobs()[0].id, 1)
     assert not (tmp_path / "owned").exists()
 
 
 def test_first_come_first_served_but_for_what_was_interrupted(board: QuietBoard) -> None:
     jobs = [named(board, f"lora-{number}") for number in range(3)]
-    with opened(board.root) as queue:
-        queue.put(jobs[2], 2, first=True)
+    with open_queue(board.root) as queue:
+        queue.put(jobs[2], 2, at_front=True)
         order = [queue.hueys["here"].dequeue().args for _ in range(4)]
         assert queue.hueys["hub"].dequeue() is None
     assert order == [(jobs[2].id, 2), (jobs[0].id, 1), (jobs[1].id, 1), (jobs[2].id, 1)]
@@ -58,7 +58,7 @@ def test_first_come_first_served_but_for_what_was_interrupted(board: QuietBoard)
 def test_a_consumer_gets_what_another_program_put(board: QuietBoard) -> None:
     job = named(board, "lora-1", where="hub", flavor="a10g-small")
     done: list[tuple[str, int]] = []
-    with opened(board.root, lambda id, ticket: done.append((id, ticket))) as queue:
+    with open_queue(board.root, lambda id, ticket: done.append((id, ticket))) as queue:
         huey = queue.hueys["hub"]
         huey.execute(huey.dequeue())
     assert done == [(job.id, 1)]
@@ -71,6 +71,6 @@ def test_a_broken_file_is_put_aside(board: QuietBoard, content: bytes) -> None:
     board.root.mkdir(parents=True)
     (board.root / "queue.sqlite").write_bytes(content)
     job = named(board, "lora-1")
-    with opened(board.root) as queue:
-        assert queue.waiting() == {(job.id, 1)}
+    with open_queue(board.root) as queue:
+        assert queue.pending() == {(job.id, 1)}
     assert (board.root / "queue.sqlite.broken").read_bytes().startswith(content[:10])

@@ -16,15 +16,15 @@ from typing import Any
 import pytest
 
 from adapters.manifest import Manifest
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.results import read_run
 from jobs import runner, training
-from jobs.folder import JobFolder, changing
+from jobs.folder import JobFolder, exclusive
 from jobs.job import Job
-from jobs.locks import take
+from jobs.locks import acquire_lock
 from jobs.progress import last_step
-from jobs.runner import DONE, FAILED, STOPPED, run_job
-from jobs.watch import Watch
+from jobs.runner import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, run_job
+from jobs.watch import StopWatcher
 from tests.jobs.board import QuietBoard, tiny, wait
 
 WEIGHTS = "adapter_model.safetensors"
@@ -39,14 +39,14 @@ def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
         board = QuietBoard(home)
         config, serving = tiny(base, "lora-calm")
         job = board.submit(config, serving)
-        assert run_job(home, job.id) == DONE
-        yield board, board.get(job.id)
+        assert run_job(home, job.id) == EXIT_DONE
+        yield board, board.get_job(job.id)
 
 
 @pytest.fixture
 def unscored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring takes seconds, and is not what these tests are about."""
-    monkeypatch.setattr(runner._Runner, "_score", lambda *_: (None, []))
+    monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
 
 
 def begin(board: QuietBoard, base: Path, name: str, **changes: Any) -> Job:
@@ -99,8 +99,10 @@ def test_its_curve_and_log_stay_when_its_adapter_goes(calm: tuple[QuietBoard, Jo
     assert [step for step, _ in progress.losses] == [1, 2, 3, 4, 5, 6]
     assert len(progress.validation) == 6
     assert progress.memory_bytes > 1e6
-    assert any("held-out rows" in line for line in board.log(job.id))
-    assert not any(str(board.home) in line for line in board.log(job.id)), "folders of this machine are nobody's news"
+    assert any("held-out rows" in line for line in board.log_lines(job.id))
+    assert not any(str(board.home) in line for line in board.log_lines(job.id)), (
+        "folders of this machine are nobody's news"
+    )
     folder = board.adapter_folder(job.id)
     assert folder is not None
     aside = folder.rename(folder.parent / ".aside")
@@ -128,28 +130,28 @@ def test_an_adapter_of_the_same_name_is_not_taken_for_the_jobs_own(calm: tuple[Q
 
 def test_the_pace_is_counted_from_the_first_step_of_an_attempt(board: QuietBoard, base: Path) -> None:
     job = begin(board, base, "lora-pace")
-    attempt = runner._Runner(board.home, JobFolder(board.root, job.id), attached=True)
+    attempt = runner._JobRunner(board.home, JobFolder(board.root, job.id), attached=True)
     log = log_of(board, job)
     log.parent.mkdir(parents=True)
     log.write_text('{"step": 3, "loss": 1.0}\n')
     os.utime(log, (1.0, 1.0))  # what the attempt before it wrote
-    attempt._begin()
-    attempt._enter("training")
-    attempt._note_pace()
-    assert JobFolder(board.root, job.id).standing().anchor == (0, 0.0)
-    later = attempt._began + 20.0
+    attempt._start()
+    attempt._set_stage("training")
+    attempt._record_first_step()
+    assert JobFolder(board.root, job.id).read_state().anchor == (0, 0.0)
+    later = attempt._started_at + 20.0
     log.write_text('{"step": 3, "loss": 1.0}\n{"step": 4, "loss": 1.0}\n')
     os.utime(log, (later, later))
-    attempt._note_pace()
-    assert JobFolder(board.root, job.id).standing().anchor == (4, later)
+    attempt._record_first_step()
+    assert JobFolder(board.root, job.id).read_state().anchor == (4, later)
     log.write_text(log.read_text() + '{"step": 5, "loss": 1.0}\n')
-    attempt._note_pace()
-    assert JobFolder(board.root, job.id).standing().anchor == (4, later), "the first one is kept"
+    attempt._record_first_step()
+    assert JobFolder(board.root, job.id).read_state().anchor == (4, later), "the first one is kept"
 
 
 def test_a_finished_job_is_not_run_again(calm: tuple[QuietBoard, Job]) -> None:
     board, job = calm
-    with pytest.raises(PeftArenaError, match="does not wait to be run: it is done"):
+    with pytest.raises(PromptOrTuneError, match="does not wait to be run: it is done"):
         run_job(board.home, job.id)
 
 
@@ -159,8 +161,8 @@ def test_stopped_and_resumed_it_has_the_bytes_of_the_undisturbed(
 ) -> None:
     job = begin(board, base, "lora-stopped")
     with at_step(board, job, 2, lambda: board.cancel(job.id)):
-        assert run_job(board.home, job.id) == STOPPED
-    stopped = board.get(job.id)
+        assert run_job(board.home, job.id) == EXIT_STOPPED
+    stopped = board.get_job(job.id)
     assert stopped.state == "stopped"
     assert "the checkpoint of step" in stopped.message
     assert board.has_checkpoint(job.id)
@@ -169,8 +171,8 @@ def test_stopped_and_resumed_it_has_the_bytes_of_the_undisturbed(
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"log_history": [')  # as a power cut leaves it
     assert board.resume(job.id).state == "queued"
-    assert run_job(board.home, job.id) == DONE
-    assert board.get(job.id).attempts == 2
+    assert run_job(board.home, job.id) == EXIT_DONE
+    assert board.get_job(job.id).attempts == 2
     ours, calms = board.home / "adapters" / "lora-stopped", calm[0].home / "adapters" / "lora-calm"
     assert (ours / WEIGHTS).read_bytes() == (calms / WEIGHTS).read_bytes()
     assert board.progress(job.id).losses == calm[0].progress(calm[1].id).losses
@@ -183,8 +185,8 @@ def test_a_stopped_job_can_become_an_adapter_at_once(board: QuietBoard, base: Pa
     with at_step(board, job, 2, lambda: board.cancel(job.id)):
         run_job(board.home, job.id)
     step = board.progress(job.id).step
-    board.finish(job.id)
-    assert run_job(board.home, job.id) == DONE
+    board.finish_from_checkpoint(job.id)
+    assert run_job(board.home, job.id) == EXIT_DONE
     assert board.progress(job.id).step == step, "nothing was learned since"
     assert board.adapter_folder(job.id) is not None
 
@@ -196,9 +198,9 @@ def test_the_end_of_the_system_is_no_wish_of_a_person(board: QuietBoard, base: P
     with at_step(board, job, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
         # As under a worker, which leaves the test's standard input alone.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Watch, "_wait_for_end_of_worker", lambda _: None)
-            assert run_job(board.home, job.id, attached=True) == STOPPED
-    assert board.get(job.id).state == "running", "the next worker finds it so, and goes on"
+            patch.setattr(StopWatcher, "_wait_for_worker_exit", lambda _: None)
+            assert run_job(board.home, job.id, attached=True) == EXIT_STOPPED
+    assert board.get_job(job.id).state == "running", "the next worker finds it so, and goes on"
     assert board.has_checkpoint(job.id)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -214,8 +216,8 @@ def test_cancelled_before_it_learns_anything_it_has_no_checkpoint(
         raise AssertionError("the wait should have been ended")
 
     monkeypatch.setattr(runner, "train_job", slow)
-    assert run_job(board.home, job.id) == STOPPED
-    assert board.get(job.id).message == "Stopped before the first checkpoint."
+    assert run_job(board.home, job.id) == EXIT_STOPPED
+    assert board.get_job(job.id).message == "Stopped before the first checkpoint."
     assert not board.has_checkpoint(job.id)
 
 
@@ -223,13 +225,13 @@ def test_a_fault_is_one_sentence_and_an_unforeseen_one_is_in_the_log(
     board: QuietBoard, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = begin(board, base, "lora-wrong", per_device_train_batch_size=64)
-    assert run_job(board.home, job.id) == FAILED
-    assert "fewer than one batch of 64" in board.get(job.id).message
-    monkeypatch.setattr(training, "_train_here", lambda *_, **__: json.loads("{"))
+    assert run_job(board.home, job.id) == EXIT_FAILED
+    assert "fewer than one batch of 64" in board.get_job(job.id).message
+    monkeypatch.setattr(training, "_train_locally", lambda *_, **__: json.loads("{"))
     board.resume(job.id)
-    assert run_job(board.home, job.id) == FAILED
-    assert "nobody foresaw (JSONDecodeError" in board.get(job.id).message
-    assert any("Traceback" in line for line in board.log(job.id))
+    assert run_job(board.home, job.id) == EXIT_FAILED
+    assert "nobody foresaw (JSONDecodeError" in board.get_job(job.id).message
+    assert any("Traceback" in line for line in board.log_lines(job.id))
 
 
 @pytest.mark.usefixtures("unscored")
@@ -246,13 +248,13 @@ def test_a_full_disk_while_it_trains_is_a_failure_that_goes_on(
         write(self, output_dir)
 
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
-    assert run_job(board.home, job.id) == FAILED
-    assert "is full, so the checkpoint of step 3" in board.get(job.id).message
+    assert run_job(board.home, job.id) == EXIT_FAILED
+    assert "is full, so the checkpoint of step 3" in board.get_job(job.id).message
     monkeypatch.undo()
     monkeypatch.setenv("PEFT_ARENA_HOME", str(board.home))
-    monkeypatch.setattr(runner._Runner, "_score", lambda *_: (None, []))
+    monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
     board.resume(job.id)
-    assert run_job(board.home, job.id) == DONE
+    assert run_job(board.home, job.id) == EXIT_DONE
     ours, calms = board.home / "adapters" / "lora-full", calm[0].home / "adapters" / "lora-calm"
     assert (ours / WEIGHTS).read_bytes() == (calms / WEIGHTS).read_bytes()
 
@@ -262,27 +264,27 @@ def test_killed_between_the_adapter_and_its_note_it_is_not_trained_twice(
 ) -> None:
     board, job = calm
     folder = JobFolder(board.root, job.id)
-    finished = folder.standing()
+    finished = folder.read_state()
     left = board.home / "adapters" / ".lora-calm.new"
     left.mkdir()
     (left / "half").write_text("written")
-    with changing(board.root):
-        folder.write_standing(replace(finished, state="queued", trained=False))
-    monkeypatch.setattr(training, "_train_here", lambda *_, **__: pytest.fail("it is trained already"))
-    monkeypatch.setattr(runner._Runner, "_score", lambda *_: (None, []))
+    with exclusive(board.root):
+        folder.write_state(replace(finished, state="queued", trained=False))
+    monkeypatch.setattr(training, "_train_locally", lambda *_, **__: pytest.fail("it is trained already"))
+    monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
     try:
-        assert run_job(board.home, job.id) == DONE
-        assert folder.standing().trained
+        assert run_job(board.home, job.id) == EXIT_DONE
+        assert folder.read_state().trained
         assert not left.exists()
     finally:
-        with changing(board.root):
-            folder.write_standing(finished)
+        with exclusive(board.root):
+            folder.write_state(finished)
 
 
 def test_two_processes_never_work_on_one_job(board: QuietBoard, base: Path) -> None:
     job = begin(board, base, "lora-one")
-    lock = take(JobFolder(board.root, job.id).running)
+    lock = acquire_lock(JobFolder(board.root, job.id).lock_path)
     assert lock is not None
-    with lock, pytest.raises(PeftArenaError, match="Another process works on the job 'lora-one'"):
+    with lock, pytest.raises(PromptOrTuneError, match="Another process works on the job 'lora-one'"):
         run_job(board.home, job.id)
-    assert board.get(job.id).state == "queued"
+    assert board.get_job(job.id).state == "queued"

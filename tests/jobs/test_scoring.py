@@ -6,14 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from jobs.scoring import MOST_ROWS, HeldOut, answer_and_score, held_out, scores_of, token_limit
-from jobs.verdict import verdict_of
+from jobs.scoring import (
+    MAX_ROWS,
+    HeldOutRows,
+    adapter_scores,
+    generate_and_score,
+    load_held_out_rows,
+    max_new_tokens_for,
+)
+from jobs.verdict import make_verdict
 from tasks.problem import Example, Problem
 from tests.evaluate.fakes import FakeEngine, problems
 from train.config import TrainConfig
 from train.settings import make_config
 
-ROWS = HeldOut("mine.csv", problems(40), [Example(f"e{at}", f"say {at}", f"print({at})") for at in range(9)])
+ROWS = HeldOutRows("mine.csv", problems(40), [Example(f"e{at}", f"say {at}", f"print({at})") for at in range(9)])
 
 
 def config(path: Path, **more: object) -> TrainConfig:
@@ -26,39 +33,42 @@ def upload(path: Path, rows: int) -> Path:
 
 
 def test_the_rows_are_those_that_training_holds_out(tmp_path: Path) -> None:
-    rows = held_out(config(upload(tmp_path / "mine.csv", 30)))
-    assert (rows.name, len(rows.problems), len(rows.pool)) == ("mine.csv", 3, 27)
-    assert not {problem.intent for problem in rows.problems} & {example.intent for example in rows.pool}
+    rows = load_held_out_rows(config(upload(tmp_path / "mine.csv", 30)))
+    assert (rows.name, len(rows.problems), len(rows.example_pool)) == ("mine.csv", 3, 27)
+    assert not {problem.intent for problem in rows.problems} & {example.intent for example in rows.example_pool}
     assert all(problem.reference and problem.reference.startswith("print(") for problem in rows.problems)
 
 
 def test_of_many_rows_a_seeded_sample_is_scored(tmp_path: Path) -> None:
     path = upload(tmp_path / "mine.csv", 400)
-    first, again = held_out(config(path, validation_split=0.5)), held_out(config(path, validation_split=0.5))
-    assert len(first.problems) == MOST_ROWS
+    first, again = (
+        load_held_out_rows(config(path, validation_split=0.5)),
+        load_held_out_rows(config(path, validation_split=0.5)),
+    )
+    assert len(first.problems) == MAX_ROWS
     assert first == again
     with_all = config(path, validation_split=0.25)
-    assert len(held_out(with_all).problems) == 100
+    assert len(load_held_out_rows(with_all).problems) == 100
 
 
 def test_answers_may_be_as_long_as_the_references() -> None:
     def count(text: str) -> int:
         return len(text)
 
-    assert token_limit(count, [Problem("p", "x", "y" * 10)]) == 64
-    assert token_limit(count, [Problem("p", "x", "y" * 100), Problem("q", "x", None)]) == 116
-    assert token_limit(count, [Problem("p", "x", "y" * 1000)]) == 256
+    assert max_new_tokens_for(count, [Problem("p", "x", "y" * 10)]) == 64
+    assert max_new_tokens_for(count, [Problem("p", "x", "y" * 100), Problem("q", "x", None)]) == 116
+    assert max_new_tokens_for(count, [Problem("p", "x", "y" * 1000)]) == 256
 
 
 def test_all_three_methods_answer_greedily_and_are_scored(tmp_path: Path) -> None:
     engine, said = FakeEngine(), list[str]()
-    run = answer_and_score(engine, ROWS, "lora-tiny", tmp_path / "scores.jsonl", 42, 64, said.append)
+    run = generate_and_score(engine, ROWS, "lora-tiny", tmp_path / "scores.jsonl", 42, 64, said.append)
     assert list(run.methods) == ["zero-shot", "rag-8", "lora-tiny"]
     assert said[-1].startswith("120 of 120 scores")
     assert run.settings["decoding"]["mode"] == "greedy"
-    verdict = verdict_of(run, "lora-tiny", "LoRA")
+    verdict = make_verdict(run, "lora-tiny", "LoRA")
     assert verdict.sentence.startswith("LoRA beats zero-shot by 100 points of EM@1")
-    scores = {score["metric"]: score for score in scores_of(run, "lora-tiny")}
+    scores = {score["metric"]: score for score in adapter_scores(run, "lora-tiny")}
     assert list(scores) == ["EM@1", "CodeBLEU", "parses"]
     assert scores["EM@1"]["value"] == 1.0
     assert scores["EM@1"]["n"] == 40
@@ -68,21 +78,21 @@ def test_all_three_methods_answer_greedily_and_are_scored(tmp_path: Path) -> Non
 def test_what_was_interrupted_goes_on_after_the_last_batch(tmp_path: Path) -> None:
     path, first, second = tmp_path / "scores.jsonl", FakeEngine(interrupt_at=4), FakeEngine()
     with pytest.raises(KeyboardInterrupt):
-        answer_and_score(first, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
+        generate_and_score(first, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     said: list[str] = []
-    run = answer_and_score(second, ROWS, "lora-tiny", path, 42, 64, said.append)
+    run = generate_and_score(second, ROWS, "lora-tiny", path, 42, 64, said.append)
     assert len(first.calls) + len(second.calls) == 9, "three batches a method, each asked once"
-    whole = answer_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "whole.jsonl", 42, 64, said.append)
-    assert verdict_of(run, "lora-tiny", "LoRA").compared == verdict_of(whole, "lora-tiny", "LoRA").compared
+    whole = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "whole.jsonl", 42, 64, said.append)
+    assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(whole, "lora-tiny", "LoRA").compared
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b'{"kind": "run"}\n'])
 def test_a_file_that_holds_another_run_or_none_gives_way(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_bytes(content)
-    answer_and_score(FakeEngine(), ROWS, "lora-tiny", path, 42, 64, lambda _: None)
+    generate_and_score(FakeEngine(), ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     engine = FakeEngine()
-    answer_and_score(engine, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
+    generate_and_score(engine, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     assert engine.calls == [], "everything is there"
-    answer_and_score(engine, ROWS, "lora-tiny", path, 42, 99, lambda _: None)
+    generate_and_score(engine, ROWS, "lora-tiny", path, 42, 99, lambda _: None)
     assert len(engine.calls) == 9, "with other settings all of it is asked again"

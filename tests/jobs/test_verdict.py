@@ -8,8 +8,8 @@ import pytest
 
 from evaluate.results import Result, Run
 from jobs.folder import JobFolder
-from jobs.job import Compared, Verdict
-from jobs.verdict import is_shown, points, sentence, verdict_of
+from jobs.job import ScoreComparison, Verdict
+from jobs.verdict import format_points, is_significant, make_verdict, verdict_text
 from tests.jobs.board import QuietBoard, named
 
 SETTINGS = {
@@ -23,53 +23,53 @@ def run_of(n: int, **em: list[int]) -> Run:
     run = Run(Path("none.jsonl"), {**SETTINGS, "n": n}, [{"id": f"p{at}"} for at in range(n)])
     for name, right in em.items():
         method = name.replace("_", "-")
-        run.claim(method, {"pool_digest": "sha256:2", "adapter_digest": "sha256:3"})
+        run.set_method(method, {"pool_digest": "sha256:2", "adapter_digest": "sha256:3"})
         for at in range(n):
             hit = float(at in right)
             run.add([Result(method, f"p{at}", {"em@1": hit, "codebleu": 0.5 + hit / 10})])
     return run
 
 
-def compared(**changes: object) -> Compared:
+def compared(**changes: object) -> ScoreComparison:
     values = {"metric": "em", "other": "rag-8", "adapter_score": 0.3, "other_score": 0.18, "value": 0.12, "low": 0.06,
               "high": 0.18, "p": 0.01, "n": 40}  # fmt: skip
-    return Compared(**{**values, **changes})  # type: ignore[arg-type]
+    return ScoreComparison(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def both(**changes: object) -> list[Compared]:
+def both(**changes: object) -> list[ScoreComparison]:
     return [compared(**{"other": rival, **changes}) for rival in ("zero-shot", "rag-8")]
 
 
 def test_a_shown_difference_says_who_beats_whom() -> None:
-    assert sentence(both(), "LoRA", 40) == (
+    assert verdict_text(both(), "LoRA", 40) == (
         "LoRA beats zero-shot by 12 points of EM@1, 95 % interval 6 to 18 (n = 40). "
         "LoRA beats RAG-8 by 12 points of EM@1, 95 % interval 6 to 18 (n = 40)."
     )
     worse = both(value=-0.125, low=-0.2, high=-0.025)
-    assert sentence(worse, "IA3", 40).endswith(
+    assert verdict_text(worse, "IA3", 40).endswith(
         "RAG-8 beats IA3 by 12.5 points of EM@1, 95 % interval 2.5 to 20 (n = 40)."
     )
 
 
 def test_no_difference_is_said_as_that() -> None:
     unclear = both(value=-0.02, low=-0.09, high=0.05, p=0.8)
-    assert sentence(unclear, "LoRA", 40).endswith(
+    assert verdict_text(unclear, "LoRA", 40).endswith(
         "No difference shown between LoRA and RAG-8 at n = 40: -2 points of EM@1, 95 % interval -9 to 5."
     )
     few = both(value=-0.16, low=-0.307, high=-0.047, p=0.25)
-    assert sentence(few, "LoRA", 5).endswith("-16 points of EM@1, 95 % interval -30.7 to -4.7 but p = 0.25.")
+    assert verdict_text(few, "LoRA", 5).endswith("-16 points of EM@1, 95 % interval -30.7 to -4.7 but p = 0.25.")
     same = both(value=0.0, low=0.0, high=0.0, p=1.0)
-    assert "at n = 40: the same EM@1 on every row." in sentence(same, "LoRA", 40)
+    assert "at n = 40: the same EM@1 on every row." in verdict_text(same, "LoRA", 40)
 
 
 def test_both_metrics_stand_in_one_sentence_where_they_say_the_same() -> None:
     found = [*both(), *both(metric="codebleu", value=0.01, low=0.001, high=0.02)]
-    assert sentence(found, "LoRA", 40).startswith(
+    assert verdict_text(found, "LoRA", 40).startswith(
         "LoRA beats zero-shot by 12 points of EM@1, 95 % interval 6 to 18, and 1 point of CodeBLEU, 95 % interval "
         "0.1 to 2 (n = 40). "
     )
     mixed = [*both(), *both(metric="codebleu", value=0.01, low=-0.01, high=0.02)]
-    said = sentence(mixed, "LoRA", 40)
+    said = verdict_text(mixed, "LoRA", 40)
     assert "LoRA beats RAG-8 by 12 points of EM@1" in said
     assert "No difference shown between LoRA and RAG-8 at n = 40: 1 point of CodeBLEU" in said
 
@@ -79,19 +79,19 @@ def test_both_metrics_stand_in_one_sentence_where_they_say_the_same() -> None:
     [({}, True), ({"p": 0.06}, False), ({"low": 0.0}, False), ({"value": -0.1, "low": -0.2, "high": -0.01}, True)],
 )
 def test_a_difference_is_shown_by_its_interval_and_its_p(changes: dict[str, float], shown: bool) -> None:
-    assert is_shown(compared(**changes)) is shown
+    assert is_significant(compared(**changes)) is shown
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(0.12, "12"), (-0.025, "-2.5"), (0.0, "0"), (-0.0001, "0"), (0.999, "99.9"), (1.0, "100")]
 )
 def test_points_are_written_without_needless_figures(share: float, text: str) -> None:
-    assert points(share) == text
+    assert format_points(share) == text
 
 
 def test_a_run_becomes_a_verdict_with_everything_that_repeats_it(board: QuietBoard) -> None:
     run = run_of(40, zero_shot=[0, 1], rag_8=list(range(12)), lora_mine=list(range(30)))
-    verdict = verdict_of(run, "lora-mine", "LoRA")
+    verdict = make_verdict(run, "lora-mine", "LoRA")
     assert verdict.n == 40
     assert [(each.other, each.metric) for each in verdict.compared] == [
         ("zero-shot", "em"), ("zero-shot", "codebleu"), ("rag-8", "em"), ("rag-8", "codebleu"),
@@ -113,15 +113,15 @@ def test_a_run_becomes_a_verdict_with_everything_that_repeats_it(board: QuietBoa
 def test_p_values_are_corrected_for_all_four_comparisons() -> None:
     # Six rows of 40 in one direction: alone p = 2/64, which is no finding once four questions were asked.
     run = run_of(40, zero_shot=[], rag_8=list(range(6)), lora_mine=list(range(12)))
-    verdict = verdict_of(run, "lora-mine", "LoRA")
+    verdict = make_verdict(run, "lora-mine", "LoRA")
     assert verdict.compared[2].p == pytest.approx(4 * 2 / 64 / 2, rel=0.5)
-    assert not is_shown(verdict.compared[2])
+    assert not is_significant(verdict.compared[2])
     assert "No difference shown between LoRA and RAG-8" in verdict.sentence
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, "Only 1 row was held out"), (4, "Only 4 rows were held out")])
 def test_too_few_rows_are_no_finding(n: int, rows: str) -> None:
-    verdict = verdict_of(run_of(n, zero_shot=[], rag_8=[0], lora_mine=list(range(n))), "lora-mine", "LoRA")
+    verdict = make_verdict(run_of(n, zero_shot=[], rag_8=[0], lora_mine=list(range(n))), "lora-mine", "LoRA")
     assert verdict.sentence.startswith(f"{rows}, too few to say which method is better")
     assert f"(exactly right: LoRA {n}, zero-shot 0 and RAG-8 1)" in verdict.sentence
     assert isinstance(verdict, Verdict)

@@ -17,14 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.kills import process_of
+from benchmarks.kills import find_process
 from jobs.__main__ import main
-from jobs.board import JobBoard
+from jobs.board import JobService
 from jobs.folder import JobFolder
-from jobs.launch import Launcher, worker_lock
-from jobs.locks import is_held
+from jobs.launch import WorkerLauncher, worker_lock_path
+from jobs.locks import is_locked
 from jobs.progress import last_step
-from jobs.worker import work
+from jobs.worker import run_worker
 from tests.jobs.board import QuietBoard, named, tiny, wait
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,22 +32,22 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def real(own_home: Path) -> Iterator[JobBoard]:
+def real(own_home: Path) -> Iterator[JobService]:
     """A board that does start its worker, which is ended with the test."""
-    yield JobBoard(own_home)
-    worker = process_of(own_home, "work")
+    yield JobService(own_home)
+    worker = find_process(own_home, "work")
     if worker is not None:
-        job = process_of(own_home, "run")
+        job = find_process(own_home, "run")
         worker.terminate()
         psutil.wait_procs([each for each in (worker, job) if each], timeout=30)
 
 
 def the(home: Path, what: str) -> psutil.Process:
-    return wait(lambda: process_of(home, what), f"the process that does `jobs {what}`")
+    return wait(lambda: find_process(home, what), f"the process that does `jobs {what}`")
 
 
 def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_been(
-    real: JobBoard, base: Path, own_home: Path
+    real: JobService, base: Path, own_home: Path
 ) -> None:
     config, serving = tiny(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
     job = real.submit(config, serving)
@@ -56,16 +56,16 @@ def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_be
     first = the(own_home, "work")
     wait(lambda: last_step(log) >= 3, "three steps")
     os.kill(the(own_home, "run").pid, signal.SIGKILL)
-    wait(lambda: real.get(job.id).attempts == 2, "the worker to begin the job again")
+    wait(lambda: real.get_job(job.id).attempts == 2, "the worker to begin the job again")
     assert first.is_running()
-    wait(lambda: real.get(job.id).stage == "scoring", "the scoring")
+    wait(lambda: real.get_job(job.id).stage == "scoring", "the scoring")
     os.kill(first.pid, signal.SIGKILL)
     first.wait(10)
-    real = JobBoard(own_home)  # another program, which begins a worker while the job's process still lives
+    real = JobService(own_home)  # another program, which begins a worker while the job's process still lives
     real.ensure_worker()
-    assert {each.id for each in real.jobs()} == {job.id, behind.id}
-    wait(lambda: real.get(behind.id).over, "both jobs")
-    assert [real.get(each.id).state for each in (job, behind)] == ["done", "done"]
+    assert {each.id for each in real.list_jobs()} == {job.id, behind.id}
+    wait(lambda: real.get_job(behind.id).is_ended, "both jobs")
+    assert [real.get_job(each.id).state for each in (job, behind)] == ["done", "done"]
     store = own_home / "adapters"
     assert sorted(path.name for path in store.iterdir()) == ["lora-behind", "lora-killed"]
     assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-behind" / WEIGHTS).read_bytes()
@@ -73,7 +73,7 @@ def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_be
     assert killed is not None
     assert calm is not None
     assert killed.compared == calm.compared
-    assert any("ended by signal 9" in line for line in real.log(job.id))
+    assert any("ended by signal 9" in line for line in real.log_lines(job.id))
     second = the(own_home, "work")
     assert second.pid != first.pid
     second.terminate()
@@ -84,7 +84,7 @@ def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_be
 def in_a_thread(home: Path, idle_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
     """A worker without a process of its own; it can take no signals there."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    thread = threading.Thread(target=work, args=(home, idle_seconds))
+    thread = threading.Thread(target=run_worker, args=(home, idle_seconds))
     thread.start()
     yield thread
     thread.join(30)
@@ -109,8 +109,8 @@ def test_a_worker_ends_by_itself_when_there_is_nothing_left(
     fake_process(monkeypatch, done)
     jobs = [named(board, "lora-1"), named(board, "lora-2", where="hub", flavor="cpu-basic"), named(board, "lora-3")]
     with in_a_thread(own_home, 0.1, monkeypatch):
-        wait(lambda: all(board.get(job.id).state == "done" for job in jobs), "all jobs", 30)
-        wait(lambda: not is_held(worker_lock(own_home)), "the worker's end", 30)
+        wait(lambda: all(board.get_job(job.id).state == "done" for job in jobs), "all jobs", 30)
+        wait(lambda: not is_locked(worker_lock_path(own_home)), "the worker's end", 30)
 
 
 def test_a_second_worker_leaves_the_first_alone(
@@ -118,9 +118,9 @@ def test_a_second_worker_leaves_the_first_alone(
 ) -> None:
     caplog.set_level(logging.INFO, "jobs.worker")
     with in_a_thread(own_home, 1.5, monkeypatch):
-        wait(lambda: is_held(worker_lock(own_home)), "the worker", 10)
+        wait(lambda: is_locked(worker_lock_path(own_home)), "the worker", 10)
         began = time.monotonic()
-        work(own_home)
+        run_worker(own_home)
         assert time.monotonic() - began < 5
     assert "Another worker lives" in caplog.text
 
@@ -131,24 +131,24 @@ def test_a_process_that_dies_before_it_begins_fails_the_job_in_the_end(
     from jobs import recovery
 
     fake_process(monkeypatch, "raise SystemExit('nothing works here')")
-    monkeypatch.setattr(recovery, "MOST_CRASHES", 2)
+    monkeypatch.setattr(recovery, "MAX_CRASHES", 2)
     job = named(board, "lora-1")
     with in_a_thread(own_home, 0.1, monkeypatch):
-        wait(lambda: board.get(job.id).over, "the job's failure", 30)
-    assert board.get(job.id).state == "failed"
-    assert any("nothing works here" in line for line in board.log(job.id))
+        wait(lambda: board.get_job(job.id).is_ended, "the job's failure", 30)
+    assert board.get_job(job.id).state == "failed"
+    assert any("nothing works here" in line for line in board.log_lines(job.id))
 
 
 def test_a_worker_is_started_only_where_there_is_work_and_none_lives(
     own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, started = JobBoard(own_home), list[int]()
+    board, started = JobService(own_home), list[int]()
 
-    def launch(_: Launcher) -> subprocess.Popen[bytes]:
+    def launch(_: WorkerLauncher) -> subprocess.Popen[bytes]:
         started.append(1)
         return subprocess.Popen([sys.executable, "-c", ""])
 
-    monkeypatch.setattr(Launcher, "_launch", launch)
+    monkeypatch.setattr(WorkerLauncher, "_spawn", launch)
     board.ensure_worker()
     assert started == []
     job = named(board, "lora-1")
@@ -156,7 +156,7 @@ def test_a_worker_is_started_only_where_there_is_work_and_none_lives(
     board.ensure_worker()
     assert started == [1], "one that ends at once is not started again and again"
     board.cancel(job.id)
-    board._launcher._started = float("-inf")
+    board._launcher._last_start = float("-inf")
     board.ensure_worker()
     assert started == [1]
 
@@ -167,7 +167,7 @@ def test_the_commands_say_what_there_is_and_what_is_wrong(
     assert main(["list"]) == 0
     assert "There are no jobs" in capsys.readouterr().out
     job = named(board, "lora-1")
-    JobFolder(board.root, job.id).log.write_text("one line\n")
+    JobFolder(board.root, job.id).log_path.write_text("one line\n")
     for command, said in (
         (["list"], "lora-1"),
         (["show", job.id], "lora-1: queued. Waits for its turn."),

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from adapters.manifest import BaseIdentity, Manifest
 from adapters.store import AdapterFolder
-from errors import AdapterError, PeftArenaError, unknown
-from serve.rows import Candidate, Decoding, Finished, Partial, Row
+from errors import AdapterError, PromptOrTuneError, unknown_name_error
+from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.problem import Example
 from tasks.prompt import STYLES, Message
 
@@ -30,7 +30,7 @@ class Growing:
     """One row of a batch, and the digest of the adapter that it put on when it joined."""
 
     row: Row
-    decoding: Decoding
+    decoding: SamplingParams
     digest: str | None
     tokens: int = 0
 
@@ -53,42 +53,44 @@ class CountingBatch:
     broken: bool = False
 
     @property
-    def joins(self) -> bool:
+    def supports_continuous_batching(self) -> bool:
         return self.mode == "step" and self.backend.joins
 
     def __len__(self) -> int:
         return sum(each.decoding.candidates for each in self.rows.values())
 
-    def add(self, key: int, row: Row, decoding: Decoding) -> None:
+    def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
         assert not self.broken, "a batch is not used after an exception"
         assert key not in self.rows
-        assert self.joins or not any(each.tokens for each in self.rows.values()), "this batch may not be joined now"
-        assert (decoding.mode == "beam") == (self.mode == "beam")
+        assert self.supports_continuous_batching or not any(each.tokens for each in self.rows.values()), (
+            "this batch may not be joined now"
+        )
+        assert (sampling_params.mode == "beam") == (self.mode == "beam")
         if "refuse me" in row.prompt:
-            raise PeftArenaError("This row is refused.")
+            raise PromptOrTuneError("This row is refused.")
         digest = None if row.adapter is None else self.backend.loaded[row.adapter]
-        self.rows[key] = Growing(row, decoding, digest)
+        self.rows[key] = Growing(row, sampling_params, digest)
         self.added.append(row)
 
-    def step(self) -> list[Partial | Finished]:
+    def step(self) -> list[PartialOutput | RowOutput]:
         assert not self.broken, "a batch is not used after an exception"
         assert self.rows, "nobody steps an empty batch"
         self.backend.before_step(self)
         self.sizes.append(len(self))
-        events: list[Partial | Finished] = []
+        events: list[PartialOutput | RowOutput] = []
         for key, each in list(self.rows.items()):
             each.tokens += 1
             if each.tokens < each.decoding.max_new_tokens:
                 said = each.candidates()
-                events += [Partial(key, one.text, each.tokens, place) for place, one in enumerate(said)]
+                events += [PartialOutput(key, one.text, each.tokens, place) for place, one in enumerate(said)]
             else:
-                events.append(Finished(key, each.candidates(), 0.2))
+                events.append(RowOutput(key, each.candidates(), 0.2))
                 del self.rows[key]
         return events
 
-    def cancel(self, key: int) -> Finished:
+    def cancel(self, key: int) -> RowOutput:
         assert not self.broken, "a batch is not used after an exception"
-        return Finished(key, self.rows.pop(key).candidates(), 0.1, cancelled=True)
+        return RowOutput(key, self.rows.pop(key).candidates(), 0.1, cancelled=True)
 
 
 class CountingBackend:
@@ -127,7 +129,7 @@ class CountingBackend:
             fault, self.fault, batch.broken = self.fault, None, True
             raise fault
 
-    def chat(self, messages: Sequence[Message]) -> str:
+    def apply_chat_template(self, messages: Sequence[Message]) -> str:
         raise AssertionError("a base without a chat template gets plain prompts")
 
     def count_tokens(self, text: str) -> int:
@@ -143,7 +145,9 @@ class CountingBackend:
     def adapter_bytes(self, name: str) -> int:
         return 1000
 
-    def generate(self, rows: Sequence[Row], decoding: Decoding, cancel: Event) -> Iterator[Partial | Finished]:
+    def generate(
+        self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
+    ) -> Iterator[PartialOutput | RowOutput]:
         raise AssertionError("the engine works with batches")
 
 
@@ -160,7 +164,7 @@ class OneStore:
         if name == "broken":
             raise AdapterError("Adapter 'broken' is broken: train it again.")
         if name not in self.names():
-            raise unknown("adapter", name, self.names())
+            raise unknown_name_error("adapter", name, self.names())
         trained = "nf4" if name == "lora-8" else "none"
         manifest = Manifest(
             name, "lora", base.id, base.revision, trained, "plain", STYLES["plain"].fingerprint, "starter", "", 0, ""

@@ -10,8 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from adapters.store import AdapterFolder
-from adapters.weights import WEIGHTS_NAME, read_body
-from serve.residents import Residents
+from adapters.weights import WEIGHTS_NAME, read_raw_tensors
+from serve.residents import AdapterCache
 from serve.rows import Backend
 from tests.adapters.folders import BASE, LAYERS, key, store, tensors, write_adapter
 
@@ -34,7 +34,7 @@ class Keeper:
         with self._lock:
             self.loads.append(folder.name)
         self.before(folder.name)
-        body = read_body(folder.path / WEIGHTS_NAME, folder.sha256, folder.name)
+        body = read_raw_tensors(folder.path / WEIGHTS_NAME, folder.sha256, folder.name)
         with self._lock:
             self.kept[folder.name] = bytes(body.data)
             self.most = max(self.most, len(self.kept))
@@ -48,8 +48,8 @@ class Keeper:
         return round(len(self.kept[name]) * self.factor)
 
 
-def residents(root: Path, keeper: Keeper, **limits: Any) -> Residents:
-    return Residents(cast("Backend", keeper), store(root), **limits)
+def residents(root: Path, keeper: Keeper, **limits: Any) -> AdapterCache:
+    return AdapterCache(cast("Backend", keeper), store(root), **limits)
 
 
 def write(root: Path, name: str, value: float = 1.0) -> Path:

@@ -12,30 +12,30 @@ from typing import Any, cast
 import pytest
 
 from adapters.store import Store
-from serve.engine import Engine, EngineLimits, Stream
-from serve.examples import Pools
+from serve.engine import EngineConfig, LLMEngine, OutputStream
+from serve.examples import ExamplePools
 from serve.method import parse_method
-from serve.rows import Answer, Partial, Request
+from serve.rows import PartialOutput, Request, RequestOutput
 from tasks.problem import Problem
 from tests.serve.counting import BASE, POOL, CountingBackend, InOrder, OneStore
 
-LINES = EngineLimits().max_lines
-MANY = LINES - EngineLimits().reserved_lines  # as many lines as one owner may have
-Build = Callable[..., tuple[Engine, CountingBackend]]
+LINES = EngineConfig().max_num_seqs
+MANY = LINES - EngineConfig().num_reserved_seqs  # as many lines as one owner may have
+Build = Callable[..., tuple[LLMEngine, CountingBackend]]
 
 
 @pytest.fixture
 def build() -> Iterator[Build]:
     """Makes engines; at the end all gates open, and no thread is left behind."""
-    made: list[tuple[Engine, CountingBackend]] = []
+    made: list[tuple[LLMEngine, CountingBackend]] = []
 
     def make(
-        limits: EngineLimits | None = None, gated: bool = False, **settings: Any
-    ) -> tuple[Engine, CountingBackend]:
+        limits: EngineConfig | None = None, gated: bool = False, **settings: Any
+    ) -> tuple[LLMEngine, CountingBackend]:
         backend = CountingBackend(gate=Semaphore(0) if gated else None, **settings)
         backend.base = replace(BASE, context_length=100_000)
-        pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
-        engine = Engine(cast("Any", backend), cast("Store", OneStore()), pools, limits=limits)
+        pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+        engine = LLMEngine(cast("Any", backend), cast("Store", OneStore()), pools, config=limits)
         made.append((engine, backend))
         return engine, backend
 
@@ -44,7 +44,7 @@ def build() -> Iterator[Build]:
     for engine, backend in made:
         if backend.gate is not None:
             backend.gate.release(1_000_000)
-        engine._scheduler.close(abandon=True)
+        engine._core.close(abort_running=True)
     wait_for(lambda: threading.active_count() <= before)
 
 
@@ -73,25 +73,25 @@ def run_on(backend: CountingBackend) -> None:
     backend.gate.release(100_000)
 
 
-def planned(engine: Engine) -> int:
+def planned(engine: LLMEngine) -> int:
     """How many rows are ready to join."""
-    return sum(engine._board.lanes.ready.values())
+    return sum(engine._queue.scheduler.ready.values())
 
 
-def ready(engine: Engine, owner: str) -> int:
+def ready(engine: LLMEngine, owner: str) -> int:
     """How many rows of the owner are ready to join."""
-    lane = engine._board.lanes._lanes.get(owner)
+    lane = engine._queue.scheduler._queues.get(owner)
     return 0 if lane is None else sum(map(len, lane.ready.values()))
 
 
-def last(stream: Iterator[Partial | Answer]) -> list[Answer]:
+def last(stream: Iterator[PartialOutput | RequestOutput]) -> list[RequestOutput]:
     """The answers of a stream that ends soon."""
-    answers: list[Answer] = []
-    ends = cast("Stream", stream)
+    answers: list[RequestOutput] = []
+    ends = cast("OutputStream", stream)
 
     def read() -> bool:
-        answers.extend(event for event in ends.ready() if isinstance(event, Answer))
-        return ends.over
+        answers.extend(event for event in ends.get_nowait() if isinstance(event, RequestOutput))
+        return ends.finished
 
     wait_for(read)
     return answers

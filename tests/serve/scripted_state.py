@@ -10,12 +10,12 @@ from zlib import crc32
 
 import torch
 
-from serve.backends.local.beams import BeamBatch
+from serve.backends.local.beams import BeamSearchBatch
 from serve.backends.local.flight import run_to_end
-from serve.backends.local.speech import Vocabulary
-from serve.backends.local.state import Line
-from serve.backends.local.stepwise import StepBatch
-from serve.rows import Decoding, Finished, Partial, Row
+from serve.backends.local.speech import Detokenizer
+from serve.backends.local.state import PromptInput
+from serve.backends.local.stepwise import SamplingBatch
+from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import tokenizer
 
@@ -31,19 +31,19 @@ ROWS = [
     Row("y", None),
 ]
 DECODINGS = [
-    Decoding(max_new_tokens=12),
-    Decoding("sample", 9, 3, 1.5, 0.9, 5),
-    Decoding("sample", 20, 1, 0.7, 1.0, 6),
-    Decoding(max_new_tokens=3),
-    Decoding(max_new_tokens=1),
-    Decoding("sample", 7, 2, 1.0, 0.5, 7, top_logprobs=2),
+    SamplingParams(max_new_tokens=12),
+    SamplingParams("sample", 9, 3, 1.5, 0.9, 5),
+    SamplingParams("sample", 20, 1, 0.7, 1.0, 6),
+    SamplingParams(max_new_tokens=3),
+    SamplingParams(max_new_tokens=1),
+    SamplingParams("sample", 7, 2, 1.0, 0.5, 7, top_logprobs=2),
 ]
 
 
-def vocabulary() -> Vocabulary:
+def vocabulary() -> Detokenizer:
     """One token a byte; END ends."""
     model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=END))
-    return Vocabulary(tokenizer(), model)
+    return Detokenizer(tokenizer(), model)
 
 
 def encode(row: Row) -> list[int]:
@@ -82,7 +82,7 @@ class ScriptedState:
 
     def __init__(self, script: Script, joins: bool = True, piece: int = 1000) -> None:
         self.script = script
-        self.joins = joins
+        self.supports_continuous_batching = joins
         self.piece = piece
         self.lines: list[tuple[int, tuple[int, ...], Any]] = []
         self.calls: list[str] = []
@@ -90,38 +90,38 @@ class ScriptedState:
         self.reading = False
         self.break_at: str | None = None
 
-    def read(self, lines: Sequence[Line]) -> Iterator[torch.Tensor | None]:
-        assert lines
+    def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
+        assert prompts
         assert not self.reading, "one read at a time"
-        assert self.joins or not self.lines, "this state cannot be joined"
+        assert self.supports_continuous_batching or not self.lines, "this state cannot be joined"
         self.reading = True
         try:
             self._note("read")
-            for _ in range(self.piece, max(len(line.tokens) for line in lines), self.piece):
+            for _ in range(self.piece, max(len(line.tokens) for line in prompts), self.piece):
                 yield None
                 self._note("piece")
-            fresh = [(self.reads + number, line.tokens, line.worn) for number, line in enumerate(lines)]
-            self.reads += len(lines)
+            fresh = [(self.reads + number, line.tokens, line.applied_adapter) for number, line in enumerate(prompts)]
+            self.reads += len(prompts)
             self.lines += fresh
         finally:
             self.reading = False
         yield self._logits(fresh)
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         self._note("step")
         assert len(tokens) == len(self.lines) > 0
         added = zip(self.lines, tokens.tolist(), strict=True)
         self.lines = [(prompt, (*read, token), worn) for (prompt, read, worn), token in added]
         return self._logits(self.lines)
 
-    def select(self, lines: torch.Tensor) -> None:
+    def reorder(self, indices: torch.Tensor) -> None:
         self._note("select")
-        self.lines = [self.lines[line] for line in lines.tolist()]
+        self.lines = [self.lines[line] for line in indices.tolist()]
         prompts = [prompt for prompt, _, _ in self.lines]
         runs = [prompt for place, prompt in enumerate(prompts) if place == 0 or prompts[place - 1] != prompt]
         assert len(runs) == len(set(runs)), "the lines of a prompt stay together"
 
-    def branch(self) -> None:
+    def fork(self) -> None:
         self._note("branch")
         assert not self.reading
 
@@ -147,22 +147,22 @@ class Bench:
         def worn(row: Row) -> Any:
             return row.adapter
 
-        made = StepBatch if kind == "step" else BeamBatch
-        self.batch: StepBatch | BeamBatch = made(make, encode, worn, vocabulary())
+        made = SamplingBatch if kind == "step" else BeamSearchBatch
+        self.batch: SamplingBatch | BeamSearchBatch = made(make, encode, worn, vocabulary())
 
     @property
     def state(self) -> ScriptedState:
         return self.states[-1]
 
 
-def alone(row: Row, decoding: Decoding) -> Finished:
+def alone(row: Row, decoding: SamplingParams) -> RowOutput:
     """What the row says in a batch of its own."""
     batch = Bench(noise(), "beam" if decoding.mode == "beam" else "step").batch
-    (finished,) = (event for event in run_to_end(batch, [row], decoding, Event()) if isinstance(event, Finished))
+    (finished,) = (event for event in run_to_end(batch, [row], decoding, Event()) if isinstance(event, RowOutput))
     return finished
 
 
-def drain(bench: Bench, events: list[Partial | Finished] | None = None) -> dict[int, Finished]:
+def drain(bench: Bench, events: list[PartialOutput | RowOutput] | None = None) -> dict[int, RowOutput]:
     """Steps to the end; what finished, here and in `events`, which takes all events up."""
     events = [] if events is None else events
     for _ in range(300):
@@ -173,9 +173,9 @@ def drain(bench: Bench, events: list[Partial | Finished] | None = None) -> dict[
     return by_key(events)
 
 
-def by_key(events: Iterable[Partial | Finished]) -> dict[int, Finished]:
-    return {event.index: event for event in events if isinstance(event, Finished)}
+def by_key(events: Iterable[PartialOutput | RowOutput]) -> dict[int, RowOutput]:
+    return {event.index: event for event in events if isinstance(event, RowOutput)}
 
 
-def said(finished: Finished) -> list[str]:
+def said(finished: RowOutput) -> list[str]:
     return [sample.text for sample in finished.samples]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from serve.backends.local.choosing import Wish, choose, nucleus_tokens, random_source
-from serve.rows import Decoding
+from serve.backends.local.choosing import SequenceSampling, make_generator, nucleus_tokens, sample
+from serve.rows import SamplingParams
 
-GREEDY = Wish(Decoding())
+GREEDY = SequenceSampling(SamplingParams())
 POINTS = 4000
 
 
@@ -45,16 +45,16 @@ def test_each_line_is_chosen_by_its_own_wish_whatever_the_others_want() -> None:
     wishes = [
         GREEDY
         if line % 3 == 0
-        else Wish(
-            Decoding("sample", temperature=0.5 + line / 9, top_p=1.0 if line % 2 else 0.9, top_logprobs=line % 4),
-            random_source(line, 0),
+        else SequenceSampling(
+            SamplingParams("sample", temperature=0.5 + line / 9, top_p=1.0 if line % 2 else 0.9, top_logprobs=line % 4),
+            make_generator(line, 0),
         )
         for line in range(20)
     ]
-    together = choose(scores, wishes)
+    together = sample(scores, wishes)
     for line, wish in enumerate(wishes):
-        again = wish if wish.source is None else Wish(wish.decoding, random_source(line, 0))
-        (alone,) = choose(scores[line : line + 1], [again])
+        again = wish if wish.generator is None else SequenceSampling(wish.decoding, make_generator(line, 0))
+        (alone,) = sample(scores[line : line + 1], [again])
         assert (together[line].token, len(together[line].top)) == (alone.token, wish.decoding.top_logprobs or 0)
         assert together[line].logprob == pytest.approx(alone.logprob)
     assert any(choice.token != int(scores[line].argmax()) for line, choice in enumerate(together))
@@ -63,8 +63,8 @@ def test_each_line_is_chosen_by_its_own_wish_whatever_the_others_want() -> None:
 def test_log_probabilities_are_those_before_temperature() -> None:
     scores = _scores(3, 100, 2.0)
     expected = scores.log_softmax(-1)
-    wish = Wish(Decoding("sample", temperature=3.0, top_logprobs=5), random_source(1, 0))
-    for line, choice in enumerate(choose(scores, [wish] * 3)):
+    wish = SequenceSampling(SamplingParams("sample", temperature=3.0, top_logprobs=5), make_generator(1, 0))
+    for line, choice in enumerate(sample(scores, [wish] * 3)):
         best = expected[line].topk(5)
         assert choice.logprob == pytest.approx(float(expected[line, choice.token]))
         assert [token for token, _ in choice.top] == best.indices.tolist()
@@ -73,7 +73,9 @@ def test_log_probabilities_are_those_before_temperature() -> None:
 
 def test_greedy_is_the_likeliest_and_any_seed_is_a_seed() -> None:
     scores = _scores(11, 100, 2.0)
-    assert [choice.token for choice in choose(scores, [GREEDY] * 11)] == scores.argmax(-1).tolist()
-    first = [float(torch.rand((), generator=random_source(seed, copy))) for seed, copy in ((-5, 0), (2**64, 1), (3, 0))]
+    assert [choice.token for choice in sample(scores, [GREEDY] * 11)] == scores.argmax(-1).tolist()
+    first = [
+        float(torch.rand((), generator=make_generator(seed, copy))) for seed, copy in ((-5, 0), (2**64, 1), (3, 0))
+    ]
     assert len(set(first)) == 3
-    assert float(torch.rand((), generator=random_source(2, 1))) == first[2], "copy n of a seed is seed + n"
+    assert float(torch.rand((), generator=make_generator(2, 1))) == first[2], "copy n of a seed is seed + n"

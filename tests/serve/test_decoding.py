@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.rows import Decoding, Finished, Partial, Row
+from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base, make_lora, tokenizer
 
@@ -30,8 +30,8 @@ def _load(kind: str, folder: Path) -> tuple[LocalBackend, Any]:
     return backend, family.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _finished(backend: LocalBackend, rows: list[Row], decoding: Decoding) -> list[Finished]:
-    events = [event for event in backend.generate(rows, decoding, Event()) if isinstance(event, Finished)]
+def _finished(backend: LocalBackend, rows: list[Row], decoding: SamplingParams) -> list[RowOutput]:
+    events = [event for event in backend.generate(rows, decoding, Event()) if isinstance(event, RowOutput)]
     return sorted(events, key=lambda event: event.index)
 
 
@@ -50,7 +50,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def test_greedy_rows_of_a_batch_say_what_generate_says_to_each_alone(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / kind)
-    found = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], Decoding(max_new_tokens=24))
+    found = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], SamplingParams(max_new_tokens=24))
     texts = [event.candidates[0].text for event in found]
     expected = [_oracle(model, kind, prompt)[0] for prompt in PROMPTS]
     assert [text.rstrip("\ufffd") for text in expected] == texts
@@ -59,7 +59,7 @@ def test_greedy_rows_of_a_batch_say_what_generate_says_to_each_alone(kind: str, 
 
 def test_beams_are_those_of_generate(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / kind)
-    decoding = Decoding(mode="beam", candidates=5, max_new_tokens=24)
+    decoding = SamplingParams(mode="beam", candidates=5, max_new_tokens=24)
     found = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], decoding)
     for prompt, event in zip(PROMPTS, found, strict=True):
         expected = _oracle(model, kind, prompt, num_beams=5, num_return_sequences=5)
@@ -78,7 +78,7 @@ def test_rows_with_adapters_say_what_peft_says_alone(kind: str, tmp_path: Path) 
         backend.load_adapter(store.open(name, backend.base))
     worn = [None, "one", "two", "one", None, "two"]
     rows = [Row(PROMPTS[place % 3], PLAIN, adapter) for place, adapter in enumerate(worn)]
-    found = _finished(backend, rows, Decoding(max_new_tokens=24))
+    found = _finished(backend, rows, SamplingParams(max_new_tokens=24))
     alone: dict[str | None, Any] = {None: model}
     for name in ("one", "two"):
         _, fresh = _load(kind, tmp_path / kind)
@@ -97,11 +97,11 @@ def test_rows_that_come_while_others_speak_say_what_each_says_alone(kind: str, t
     backend.load_adapter(Store((tmp_path / "store",), fingerprints=FINGERPRINTS).open("one", backend.base))
     rows = [Row(prompt, None, adapter) for adapter in (None, "one") for prompt in (*PROMPTS, "sort " * 30)]
     wishes = [
-        Decoding(max_new_tokens=20) if place % 2 else Decoding("sample", 16, 2, 1.5, seed=place)
+        SamplingParams(max_new_tokens=20) if place % 2 else SamplingParams("sample", 16, 2, 1.5, seed=place)
         for place in range(len(rows))
     ]
     batch = backend.open_batch("step")
-    events: list[Partial | Finished] = []
+    events: list[PartialOutput | RowOutput] = []
     for key, (row, decoding) in enumerate(zip(rows, wishes, strict=True)):
         batch.add(key, row, decoding)
         events += batch.step() + batch.step() + batch.step()
@@ -110,20 +110,20 @@ def test_rows_that_come_while_others_speak_say_what_each_says_alone(kind: str, t
     assert batch.cancel(len(rows)).cancelled
     while len(batch):
         events += batch.step()
-    found = {event.index: event.candidates for event in events if isinstance(event, Finished)}
+    found = {event.index: event.candidates for event in events if isinstance(event, RowOutput)}
     alone = [_finished(backend, [row], decoding)[0] for row, decoding in zip(rows, wishes, strict=True)]
     for key, expected in enumerate(alone):
         assert [each.text for each in found[key]] == [each.text for each in expected.candidates], rows[key]
-    assert batch.joins == (kind == "llama")
+    assert batch.supports_continuous_batching == (kind == "llama")
     assert len({event.candidates[0].text for event in alone}) > 5
 
 
 def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(tmp_path: Path) -> None:
     backend, _ = _load("llama", tmp_path)
-    decoding = Decoding(mode="sample", candidates=3, temperature=2.0, max_new_tokens=12, seed=7)
+    decoding = SamplingParams(mode="sample", candidates=3, temperature=2.0, max_new_tokens=12, seed=7)
     alone = _finished(backend, [Row(PROMPTS[0], PLAIN)], decoding)[0]
     among = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], decoding)[0]
-    other = _finished(backend, [Row(PROMPTS[0], PLAIN)], Decoding("sample", 12, 3, 2.0, seed=8))[0]
+    other = _finished(backend, [Row(PROMPTS[0], PLAIN)], SamplingParams("sample", 12, 3, 2.0, seed=8))[0]
     said = [candidate.text for candidate in alone.candidates]
     assert said == [candidate.text for candidate in among.candidates]
     assert said != [candidate.text for candidate in other.candidates]
@@ -132,7 +132,7 @@ def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(tmp_path: Path) 
 
 def test_log_probabilities_are_those_of_the_model(tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path)
-    event = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], Decoding(max_new_tokens=8))[0]
+    event = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], SamplingParams(max_new_tokens=8))[0]
     encoded = tokenizer()(PROMPTS[0], return_tensors="pt")["input_ids"]
     whole = model.generate(encoded, max_new_tokens=8, do_sample=False)
     with torch.no_grad():
@@ -144,11 +144,11 @@ def test_log_probabilities_are_those_of_the_model(tmp_path: Path) -> None:
 
 def test_a_cancel_stops_within_a_step_and_keeps_what_was_said(tmp_path: Path) -> None:
     backend, _ = _load("llama", tmp_path)
-    for decoding in (Decoding(max_new_tokens=200), Decoding(mode="beam", candidates=4, max_new_tokens=200)):
+    for decoding in (SamplingParams(max_new_tokens=200), SamplingParams(mode="beam", candidates=4, max_new_tokens=200)):
         cancel, seen, after = Event(), 0, 0
         finished = []
         for event in backend.generate([Row(prompt, PLAIN) for prompt in PROMPTS], decoding, cancel):
-            if isinstance(event, Partial):
+            if isinstance(event, PartialOutput):
                 after += cancel.is_set()
                 seen += 1
                 if seen == 9:
@@ -166,7 +166,7 @@ def test_a_generator_that_is_closed_leaves_no_hook_on_the_base(tmp_path: Path) -
     backend.load_adapter(Store((tmp_path / "store",), fingerprints=FINGERPRINTS).open("one", backend.base))
     hooked: list[int] = []
     backend._model.register_forward_pre_hook(lambda *_: hooked.append(_hooks(backend)))
-    events = backend.generate([Row("x", PLAIN, "one")], Decoding(max_new_tokens=50), Event())
+    events = backend.generate([Row("x", PLAIN, "one")], SamplingParams(max_new_tokens=50), Event())
     next(iter(events))
     events.close()  # type: ignore[attr-defined]
     assert min(hooked) > 0, "the base never ran with a hook on it"
@@ -206,7 +206,7 @@ def test_prompts_of_very_different_length_are_read_apart_and_say_the_same(tmp_pa
         Row("sort", PLAIN),
         Row("y", PLAIN),
     ]
-    found = _finished(backend, rows, Decoding(max_new_tokens=16))
+    found = _finished(backend, rows, SamplingParams(max_new_tokens=16))
     _, bare = _load("llama", tmp_path / "base")
     for row, event in zip(rows, found, strict=True):
         encoded = tokenizer()(row.prompt, return_tensors="pt")["input_ids"]

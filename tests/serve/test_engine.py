@@ -11,10 +11,10 @@ import pytest
 
 from adapters.store import Store
 from errors import AdapterError, PromptTooLongError
-from serve.engine import Engine, EngineLimits
-from serve.examples import Pools
+from serve.engine import EngineConfig, LLMEngine
+from serve.examples import ExamplePools
 from serve.method import parse_method
-from serve.rows import Answer, Decoding, Partial, Request
+from serve.rows import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 from tests.serve.counting import BASE, POOL, CountingBackend, InOrder, OneStore
@@ -26,9 +26,9 @@ def backend() -> CountingBackend:
 
 
 @pytest.fixture
-def engine(backend: CountingBackend) -> Iterator[Engine]:
-    pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
-    engine = Engine(cast("Any", backend), cast("Store", OneStore()), pools)
+def engine(backend: CountingBackend) -> Iterator[LLMEngine]:
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+    engine = LLMEngine(cast("Any", backend), cast("Store", OneStore()), pools)
     yield engine
     engine.close()
 
@@ -37,8 +37,8 @@ def _request(method: str, intent: str = "sort a list", problem_id: str = "p") ->
     return Request(Problem(problem_id, intent), parse_method(method, [*OneStore().names(), "gone"]))
 
 
-def test_all_requests_of_a_call_are_one_batch(engine: Engine, backend: CountingBackend) -> None:
-    answers = engine.answer([_request(name) for name in ("zero-shot", "icl-3", "rag-3", "lora-1")], Decoding())
+def test_all_requests_of_a_call_are_one_batch(engine: LLMEngine, backend: CountingBackend) -> None:
+    answers = engine.answer([_request(name) for name in ("zero-shot", "icl-3", "rag-3", "lora-1")], SamplingParams())
     assert len(backend.batches) == 1
     assert set(backend.batches[0].sizes) == {4}, "all in flight from the first step to the last"
     assert [row.adapter for row in backend.rows] == [None, None, None, "lora-1"]
@@ -47,8 +47,8 @@ def test_all_requests_of_a_call_are_one_batch(engine: Engine, backend: CountingB
     assert all(answer.style == STYLES["plain"] for answer in answers)
 
 
-def test_an_adapter_of_other_weights_says_so(engine: Engine) -> None:
-    answers = engine.answer([_request("lora-8"), _request("lora-1")], Decoding())
+def test_an_adapter_of_other_weights_says_so(engine: LLMEngine) -> None:
+    answers = engine.answer([_request("lora-8"), _request("lora-1")], SamplingParams())
     assert answers[0].notes == (
         "'lora-8' was trained on the NF4 base and answers on the unquantized one here: it may lose by that.",
     )
@@ -56,32 +56,32 @@ def test_an_adapter_of_other_weights_says_so(engine: Engine) -> None:
 
 
 def test_a_base_of_our_own_fine_tuning_is_asked_as_it_was_trained(
-    engine: Engine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
+    engine: LLMEngine, backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "base", replace(BASE, has_chat_template=True, prompt_style="plain"))
-    assert engine.answer([_request("zero-shot")], Decoding())[0].style == STYLES["plain"]
+    assert engine.answer([_request("zero-shot")], SamplingParams())[0].style == STYLES["plain"]
     monkeypatch.setattr(backend, "base", replace(BASE, prompt_style="plain-short"))
-    assert engine.answer([_request("zero-shot")], Decoding())[0].style == STYLES["plain-short"]
+    assert engine.answer([_request("zero-shot")], SamplingParams())[0].style == STYLES["plain-short"]
 
 
-def test_what_fails_leaves_the_others_alone(engine: Engine) -> None:
-    answers = engine.answer([_request(name) for name in ("broken", "zero-shot", "gone", "rag-2")], Decoding())
+def test_what_fails_leaves_the_others_alone(engine: LLMEngine) -> None:
+    answers = engine.answer([_request(name) for name in ("broken", "zero-shot", "gone", "rag-2")], SamplingParams())
     assert [answer.index for answer in answers] == [0, 1, 2, 3]
     assert answers[0].error == "Adapter 'broken' is broken: train it again."
-    assert isinstance(answers[0].fault, AdapterError)
+    assert isinstance(answers[0].exception, AdapterError)
     assert answers[2].error is not None
     assert "Unknown adapter 'gone'" in answers[2].error
     assert answers[1].code
     assert answers[3].code
 
 
-def test_an_empty_intent_is_one_sentence(engine: Engine) -> None:
-    answer = engine.answer([_request("zero-shot", " \n ")], Decoding())[0]
+def test_an_empty_intent_is_one_sentence(engine: LLMEngine) -> None:
+    answer = engine.answer([_request("zero-shot", " \n ")], SamplingParams())[0]
     assert answer.error == "The intent is empty: say in a sentence what the Python should do."
 
 
-def test_a_prompt_that_is_too_long_loses_examples_first_and_says_so(engine: Engine) -> None:
-    answer = engine.answer([_request("rag-8")], Decoding(max_new_tokens=300))[0]
+def test_a_prompt_that_is_too_long_loses_examples_first_and_says_so(engine: LLMEngine) -> None:
+    answer = engine.answer([_request("rag-8")], SamplingParams(max_new_tokens=300))[0]
     assert 0 < len(answer.examples) < 8
     assert answer.examples == tuple(POOL[: len(answer.examples)]), "the nearest stay"
     assert answer.notes == (
@@ -90,58 +90,60 @@ def test_a_prompt_that_is_too_long_loses_examples_first_and_says_so(engine: Engi
     assert answer.prompt_tokens + 300 <= BASE.context_length
 
 
-def test_a_prompt_that_never_fits_is_refused_with_the_count(engine: Engine) -> None:
-    answer = engine.answer([_request("icl-2", "x" * 1000)], Decoding(max_new_tokens=100))[0]
+def test_a_prompt_that_never_fits_is_refused_with_the_count(engine: LLMEngine) -> None:
+    answer = engine.answer([_request("icl-2", "x" * 1000)], SamplingParams(max_new_tokens=100))[0]
     assert answer.error == (
         "The prompt has 1032 tokens and 500 fit (context 600, 100 kept for the answer): shorten the intent."
     )
 
 
-def test_prompts_are_measured_without_answering(engine: Engine, backend: CountingBackend) -> None:
+def test_prompts_are_measured_without_answering(engine: LLMEngine, backend: CountingBackend) -> None:
     requests = [_request(name) for name in ("zero-shot", "rag-3", "rag-8", "broken", "lora-1")]
-    decoding = Decoding(max_new_tokens=300)
-    measured = engine.prompt_tokens(requests, decoding)
+    decoding = SamplingParams(max_new_tokens=300)
+    measured = engine.count_prompt_tokens(requests, decoding)
     assert backend.batches == []
     assert measured == [answer.prompt_tokens for answer in engine.answer(requests, decoding)]
     assert measured[3] == 0
     assert measured[0] < measured[1] < measured[2] <= BASE.context_length - 300
 
 
-def test_virtual_tokens_take_places_of_the_context(engine: Engine) -> None:
+def test_virtual_tokens_take_places_of_the_context(engine: LLMEngine) -> None:
     around = len("### Instruction:\n\n### Response:\n")
     for method, fits in (("lora-1", 500), ("lora-7", 440)):
-        decoding = Decoding(max_new_tokens=100)
+        decoding = SamplingParams(max_new_tokens=100)
         assert engine.answer([_request(method, "x" * (fits - around))], decoding)[0].error is None
         error = engine.answer([_request(method, "x" * (fits - around + 1))], decoding)[0].error
         assert error is not None
         assert f"The prompt has {fits + 1} tokens and {fits} fit" in error
 
 
-def test_a_problem_is_never_its_own_example(engine: Engine) -> None:
-    by_id = engine.answer([_request("rag-3", problem_id="e1")], Decoding())[0]
+def test_a_problem_is_never_its_own_example(engine: LLMEngine) -> None:
+    by_id = engine.answer([_request("rag-3", problem_id="e1")], SamplingParams())[0]
     assert [example.id for example in by_id.examples] == ["e0", "e2", "e3"]
-    by_intent = engine.answer([_request("rag-3", "Intent  number 0")], Decoding())[0]
+    by_intent = engine.answer([_request("rag-3", "Intent  number 0")], SamplingParams())[0]
     assert [example.id for example in by_intent.examples] == ["e1", "e2", "e3"]
-    shown = engine.answer([_request("icl-3")], Decoding())[0].examples
-    again = engine.answer([_request("icl-3", shown[0].intent)], Decoding())[0].examples
+    shown = engine.answer([_request("icl-3")], SamplingParams())[0].examples
+    again = engine.answer([_request("icl-3", shown[0].intent)], SamplingParams())[0].examples
     assert shown[0] not in again
     assert again[:2] == shown[1:]
 
 
 def test_a_pool_with_too_few_examples_says_so(backend: CountingBackend) -> None:
-    few = Engine(cast("Any", backend), cast("Store", OneStore()), Pools(lambda _: POOL[:2], lambda *_: InOrder()))
-    answer = few.answer([_request("icl-4")], Decoding())[0]
+    few = LLMEngine(
+        cast("Any", backend), cast("Store", OneStore()), ExamplePools(lambda _: POOL[:2], lambda *_: InOrder())
+    )
+    answer = few.answer([_request("icl-4")], SamplingParams())[0]
     assert answer.notes == ("The pool has only 2 of the 4 examples asked for.",)
 
 
-def test_a_raw_prompt_is_read_as_it_is(engine: Engine, backend: CountingBackend) -> None:
+def test_a_raw_prompt_is_read_as_it_is(engine: LLMEngine, backend: CountingBackend) -> None:
     raw = "def fibonacci(n):\n"
     answers = engine.answer(
         [
             Request(Problem("p", ""), parse_method(name, OneStore().names()), raw=text)
             for name, text in (("zero-shot", raw), ("lora-1*0.5", raw), ("icl-2", raw), ("zero-shot", ""))
         ],
-        Decoding(max_new_tokens=2),
+        SamplingParams(max_new_tokens=2),
     )
     assert [(row.prompt, row.style, row.adapter, row.scale) for row in backend.rows] == [
         (raw, None, None, 1.0),
@@ -154,69 +156,69 @@ def test_a_raw_prompt_is_read_as_it_is(engine: Engine, backend: CountingBackend)
     )
     assert answers[3].error == "The prompt is empty: give at least one character to go on from."
     long = Request(Problem("p", ""), parse_method("zero-shot", ()), raw="x" * 601)
-    refused = engine.answer([long], Decoding(max_new_tokens=100))[0]
-    assert isinstance(refused.fault, PromptTooLongError)
-    assert str(refused.fault).endswith("shorten the prompt.")
+    refused = engine.answer([long], SamplingParams(max_new_tokens=100))[0]
+    assert isinstance(refused.exception, PromptTooLongError)
+    assert str(refused.exception).endswith("shorten the prompt.")
 
 
 def test_earlier_turns_stand_behind_the_examples_and_the_oldest_goes_first(
-    engine: Engine, backend: CountingBackend
+    engine: LLMEngine, backend: CountingBackend
 ) -> None:
     turns = tuple(Example(f"t{place}", f"turn number {place}", f"y = {place}") for place in range(3))
     asked = Request(Problem("p", "and now sorted"), parse_method("icl-2", ()), turns=turns)
-    shown = engine.answer([asked], Decoding(max_new_tokens=2))[0]
+    shown = engine.answer([asked], SamplingParams(max_new_tokens=2))[0]
     assert len(shown.examples) == 2, "turns are no examples"
     places = [shown.prompt.index(each.intent) for each in (*shown.examples, *turns)]
     assert places == sorted(places)
     room = 600 - shown.prompt_tokens
-    short = engine.answer([asked], Decoding(max_new_tokens=room + 1))[0]
+    short = engine.answer([asked], SamplingParams(max_new_tokens=room + 1))[0]
     assert turns[0].intent not in short.prompt
     assert turns[1].intent in short.prompt
     assert len(short.examples) == 2
     assert short.notes == ("1 of 3 earlier turns were left out: the prompt would not fit the context.",)
     raw = Request(Problem("p", ""), parse_method("zero-shot", ()), raw="x", turns=turns)
-    assert str(engine.answer([raw], Decoding())[0].error).startswith("A raw prompt is read as it is")
+    assert str(engine.answer([raw], SamplingParams())[0].error).startswith("A raw prompt is read as it is")
 
 
-def test_what_the_backend_cannot_do_is_said_before_it_is_asked(engine: Engine, backend: CountingBackend) -> None:
+def test_what_the_backend_cannot_do_is_said_before_it_is_asked(engine: LLMEngine, backend: CountingBackend) -> None:
     names = ("zero-shot", "lora-1", "lora-2*0.5", "broken")
     methods = [parse_method(name, OneStore().names()) for name in names]
-    assert [engine.unavailable(method) for method in methods] == [
+    assert [engine.unsupported_reason(method) for method in methods] == [
         None,
         None,
         None,
         "Adapter 'broken' is broken: train it again.",
     ]
     backend.refuses = lambda folder, scale: "Not here." if folder and scale != 1 else None  # type: ignore[attr-defined]
-    assert [engine.unavailable(method) for method in methods[:3]] == [None, None, "Not here."]
+    assert [engine.unsupported_reason(method) for method in methods[:3]] == [None, None, "Not here."]
 
 
-def test_closing_the_stream_cancels_the_batch(engine: Engine, backend: CountingBackend) -> None:
+def test_closing_the_stream_cancels_the_batch(engine: LLMEngine, backend: CountingBackend) -> None:
     cancel = Event()
-    stream = engine.stream([_request("zero-shot")], Decoding(max_new_tokens=500), cancel)
-    assert isinstance(next(stream), Partial)
+    stream = engine.stream([_request("zero-shot")], SamplingParams(max_new_tokens=500), cancel)
+    assert isinstance(next(stream), PartialOutput)
     stream.close()  # type: ignore[attr-defined]
     assert cancel.is_set()
-    engine.answer([_request("zero-shot")], Decoding(max_new_tokens=1))
+    engine.answer([_request("zero-shot")], SamplingParams(max_new_tokens=1))
     assert backend.steps < 500, "the worker went on with a batch that nobody reads"
 
 
-def test_cancelled_rows_answer(engine: Engine) -> None:
+def test_cancelled_rows_answer(engine: LLMEngine) -> None:
     cancel = Event()
     answers = []
-    for event in engine.stream([_request("zero-shot"), _request("icl-1")], Decoding(max_new_tokens=400), cancel):
+    for event in engine.stream([_request("zero-shot"), _request("icl-1")], SamplingParams(max_new_tokens=400), cancel):
         cancel.set()
-        if isinstance(event, Answer):
+        if isinstance(event, RequestOutput):
             answers.append(event)
     assert [answer.cancelled for answer in answers] == [True, True]
     assert all(0 < answer.tokens < 400 for answer in answers), "what they had said is their answer"
 
 
-def test_callers_in_several_threads_each_get_their_own(engine: Engine) -> None:
+def test_callers_in_several_threads_each_get_their_own(engine: LLMEngine) -> None:
     found: dict[int, str] = {}
 
     def ask(place: int) -> None:
-        found[place] = engine.answer([_request("zero-shot", "y" * place)], Decoding(max_new_tokens=3))[0].text
+        found[place] = engine.answer([_request("zero-shot", "y" * place)], SamplingParams(max_new_tokens=3))[0].text
 
     threads = [Thread(target=ask, args=(place,)) for place in range(1, 20)]
     for thread in threads:
@@ -230,31 +232,33 @@ def test_callers_in_several_threads_each_get_their_own(engine: Engine) -> None:
 
 
 def test_residence_is_bounded_even_below_one_call(backend: CountingBackend) -> None:
-    pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
-    small = Engine(cast("Any", backend), cast("Store", OneStore()), pools, limits=EngineLimits(max_resident=2))
-    answers = small.answer([_request(f"lora-{place}") for place in (1, 2, 3)], Decoding(max_new_tokens=4))
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+    small = LLMEngine(
+        cast("Any", backend), cast("Store", OneStore()), pools, config=EngineConfig(max_loaded_adapters=2)
+    )
+    answers = small.answer([_request(f"lora-{place}") for place in (1, 2, 3)], SamplingParams(max_new_tokens=4))
     assert [answer.text.split("|")[2] for answer in answers] == ["lora-1", "lora-2", "lora-3"]
     assert len(backend.loaded) == 2
     assert "lora-3" in backend.loaded
-    assert small.residents.status().evictions == 1
+    assert small.adapter_cache.status().evictions == 1
 
 
-def test_a_fault_of_ours_reaches_the_caller(engine: Engine, backend: CountingBackend) -> None:
+def test_a_fault_of_ours_reaches_the_caller(engine: LLMEngine, backend: CountingBackend) -> None:
     backend.fault = RuntimeError("a defect")
     with pytest.raises(RuntimeError, match="a defect"):
-        engine.answer([_request("zero-shot")], Decoding())
-    assert engine.answer([_request("zero-shot")], Decoding())[0].code
+        engine.answer([_request("zero-shot")], SamplingParams())
+    assert engine.answer([_request("zero-shot")], SamplingParams())[0].code
 
 
-def test_a_fault_while_planning_reaches_its_caller_alone(engine: Engine, backend: CountingBackend) -> None:
+def test_a_fault_while_planning_reaches_its_caller_alone(engine: LLMEngine, backend: CountingBackend) -> None:
     def fail(folder: object) -> None:
         raise RuntimeError("a defect")
 
-    stream = engine.stream([_request("zero-shot")], Decoding(max_new_tokens=100))
-    assert isinstance(next(stream), Partial)
+    stream = engine.stream([_request("zero-shot")], SamplingParams(max_new_tokens=100))
+    assert isinstance(next(stream), PartialOutput)
     backend.loading = fail
     with pytest.raises(RuntimeError, match="a defect"):
-        engine.answer([_request("zero-shot"), _request("lora-1")], Decoding(max_new_tokens=300))
+        engine.answer([_request("zero-shot"), _request("lora-1")], SamplingParams(max_new_tokens=300))
     answer = list(stream)[-1]
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, RequestOutput)
     assert answer.tokens == 100

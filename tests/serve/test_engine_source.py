@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from errors import BaseModelError, PeftArenaError
-from serve.engine_source import EngineSource, Report
+from errors import BaseModelError, PromptOrTuneError
+from serve.engine_source import EngineLoader, ProgressFn
 from tests.fakes import FakeEngine
 
 
@@ -16,20 +16,20 @@ def test_engine_waits_until_the_model_is_loaded() -> None:
     go = threading.Event()
     built: list[FakeEngine] = []
 
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         report("Converting the base: 40%")
         go.wait(5)
         built.append(FakeEngine())
         return built[0]
 
-    source = EngineSource(build).start()
+    source = EngineLoader(build).start()
     source.start()
     deadline = time.monotonic() + 5
     while source.state().fraction is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (source.state().phase, source.state().message) == ("loading", "Converting the base: 40%")
     assert source.state().fraction == pytest.approx(0.4)
-    assert source.poll(0.01) is None
+    assert source.wait(0.01) is None
     go.set()
     assert source.engine() is built[0]
     assert source.state().phase == "ready"
@@ -37,19 +37,19 @@ def test_engine_waits_until_the_model_is_loaded() -> None:
 
 
 def test_a_failure_is_its_one_sentence() -> None:
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x': check the name.")
 
-    source = EngineSource(build)
-    with pytest.raises(PeftArenaError, match=r"^No base 'x': check the name\.$"):
+    source = EngineLoader(build)
+    with pytest.raises(PromptOrTuneError, match=r"^No base 'x': check the name\.$"):
         source.engine()
     assert source.state().phase == "failed"
 
 
 def test_a_defect_does_not_leave_the_page_waiting(caplog: pytest.LogCaptureFixture) -> None:
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         raise ZeroDivisionError("oh")
 
-    with pytest.raises(PeftArenaError, match="ZeroDivisionError: oh"):
-        EngineSource(build).engine()
+    with pytest.raises(PromptOrTuneError, match="ZeroDivisionError: oh"):
+        EngineLoader(build).engine()
     assert "Traceback" in caplog.text

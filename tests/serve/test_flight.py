@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from serve.backends.local.flight import run_to_end
-from serve.rows import Decoding, Finished, Partial, Row
+from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
 from tests.serve.scripted_state import (
     DECODINGS,
     ROWS,
@@ -26,7 +26,7 @@ from tests.serve.scripted_state import (
 @pytest.mark.parametrize("piece", [4, 1000])
 def test_rows_that_come_one_after_the_other_say_what_each_says_alone(joins: bool, piece: int) -> None:
     bench = Bench(noise(), joins=joins, piece=piece)
-    events: list[Partial | Finished] = []
+    events: list[PartialOutput | RowOutput] = []
     for key, (row, decoding) in enumerate(zip(ROWS, DECODINGS, strict=True)):
         bench.batch.add(key, row, decoding)
         events += bench.batch.step() + bench.batch.step()
@@ -40,10 +40,10 @@ def test_rows_that_come_one_after_the_other_say_what_each_says_alone(joins: bool
 
 def test_a_row_that_joins_is_read_beside_those_in_flight_which_go_on_meanwhile() -> None:
     bench = Bench(noise(), piece=4)
-    bench.batch.add(0, ROWS[1], Decoding(max_new_tokens=50))
+    bench.batch.add(0, ROWS[1], SamplingParams(max_new_tokens=50))
     bench.batch.step()
-    bench.batch.add(1, ROWS[0], Decoding(max_new_tokens=50))
-    bench.batch.add(2, ROWS[0], Decoding("sample", 50, 2))
+    bench.batch.add(1, ROWS[0], SamplingParams(max_new_tokens=50))
+    bench.batch.add(2, ROWS[0], SamplingParams("sample", 50, 2))
     seen = [[event.index for event in bench.batch.step()] for _ in range(3)]
     assert seen == [[0], [0], [0, 1, 2, 2]], "11 tokens are three pieces, and both rows are read together"
     assert bench.state.calls.count("read") == 2
@@ -52,9 +52,9 @@ def test_a_row_that_joins_is_read_beside_those_in_flight_which_go_on_meanwhile()
 
 def test_without_joining_rows_wait_for_the_batch_to_be_empty_and_samples_share_their_prompt() -> None:
     bench = Bench(noise(), joins=False)
-    bench.batch.add(0, ROWS[0], Decoding("sample", 3, 3))
+    bench.batch.add(0, ROWS[0], SamplingParams("sample", 3, 3))
     bench.batch.step()
-    bench.batch.add(1, ROWS[1], Decoding(max_new_tokens=2))
+    bench.batch.add(1, ROWS[1], SamplingParams(max_new_tokens=2))
     assert len(bench.batch) == 4
     assert {event.index for event in bench.batch.step()} == {0}
     assert {event.index for event in bench.batch.step()} == {0}
@@ -65,11 +65,11 @@ def test_without_joining_rows_wait_for_the_batch_to_be_empty_and_samples_share_t
 
 def test_beams_say_the_same_in_a_batch_as_alone() -> None:
     bench = Bench(noise(), "beam")
-    decodings = [Decoding("beam", 6 + key, 2 + key % 3) for key in range(len(ROWS))]
+    decodings = [SamplingParams("beam", 6 + key, 2 + key % 3) for key in range(len(ROWS))]
     for key, (row, decoding) in enumerate(zip(ROWS, decodings, strict=True)):
         bench.batch.add(key, row, decoding)
     assert len(bench.batch) == sum(decoding.candidates for decoding in decodings)
-    assert not bench.batch.joins
+    assert not bench.batch.supports_continuous_batching
     found = drain(bench)
     for key, (row, decoding) in enumerate(zip(ROWS, decodings, strict=True)):
         assert found[key].candidates == alone(row, decoding).candidates
@@ -79,16 +79,16 @@ def test_beams_say_the_same_in_a_batch_as_alone() -> None:
 
 def test_to_the_end_every_row_has_its_answer_by_its_place() -> None:
     bench = Bench(saying({"a": "first", "b": "the second", "c": ""}))
-    events = list(run_to_end(bench.batch, [Row(prompt, None) for prompt in "abc"], Decoding(), Event()))
+    events = list(run_to_end(bench.batch, [Row(prompt, None) for prompt in "abc"], SamplingParams(), Event()))
     found = by_key(events)
     assert [said(found[key]) for key in range(3)] == [["first"], ["the second"], [""]]
     assert all(found[key].candidates[0].finish == "stop" and found[key].seconds > 0 for key in range(3))
-    shown = [event.text for event in events if isinstance(event, Partial) and event.index == 0]
+    shown = [event.text for event in events if isinstance(event, PartialOutput) and event.index == 0]
     assert shown == ["f", "fi", "fir", "firs", "first"]
 
 
 def test_logits_of_sixteen_bits_are_enough() -> None:
     script = noise()
     bench = Bench(lambda read, worn: script(read, worn).to(torch.bfloat16))
-    bench.batch.add(0, ROWS[0], Decoding("sample", 6, 2, top_logprobs=3))
+    bench.batch.add(0, ROWS[0], SamplingParams("sample", 6, 2, top_logprobs=3))
     assert {sample.tokens for sample in drain(bench)[0].samples} == {6}

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from errors import PeftArenaError
-from serve.backends.local.beams import BeamBatch
+from errors import PromptOrTuneError
+from serve.backends.local.beams import BeamSearchBatch
 from serve.backends.local.flight import run_to_end
-from serve.backends.local.stepwise import StepBatch
-from serve.rows import Decoding, Finished, Partial, Row
+from serve.backends.local.stepwise import SamplingBatch
+from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
 from tests.serve.scripted_state import (
     DECODINGS,
     ROWS,
@@ -33,15 +33,15 @@ from tests.serve.scripted_state import (
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
 def test_a_cancelled_row_keeps_what_it_said_and_the_others_say_the_same(kind: str, after: int) -> None:
-    decoding = Decoding("sample", 15, 2, seed=3) if kind == "step" else Decoding("beam", 15, 3)
+    decoding = SamplingParams("sample", 15, 2, seed=3) if kind == "step" else SamplingParams("beam", 15, 3)
     bench = Bench(noise(), kind, piece=4)
     rows = [ROWS[0], ROWS[1], ROWS[2]]
     for key, row in enumerate(rows):
         bench.batch.add(key, row, decoding)
-    events: list[Partial | Finished] = []
+    events: list[PartialOutput | RowOutput] = []
     for _ in range(after):
         events += bench.batch.step()
-    said = {event.text: event.tokens for event in events if isinstance(event, Partial) and event.index == 1}
+    said = {event.text: event.tokens for event in events if isinstance(event, PartialOutput) and event.index == 1}
     gone = bench.batch.cancel(1)
     assert gone.cancelled
     assert {candidate.finish for candidate in gone.candidates} == {"cancelled"}
@@ -57,10 +57,10 @@ def test_a_cancelled_row_keeps_what_it_said_and_the_others_say_the_same(kind: st
 
 def test_when_all_rows_that_are_being_read_are_cancelled_the_reading_ends() -> None:
     bench = Bench(noise(), piece=2)
-    bench.batch.add(0, ROWS[1], Decoding(max_new_tokens=50))
+    bench.batch.add(0, ROWS[1], SamplingParams(max_new_tokens=50))
     bench.batch.step()
-    bench.batch.add(1, ROWS[0], Decoding())
-    bench.batch.add(2, ROWS[0], Decoding())
+    bench.batch.add(1, ROWS[0], SamplingParams())
+    bench.batch.add(2, ROWS[0], SamplingParams())
     bench.batch.step()
     reading = []
     for key in (1, 2):
@@ -75,7 +75,7 @@ def test_when_all_rows_that_are_being_read_are_cancelled_the_reading_ends() -> N
 
 def test_the_last_row_in_flight_may_be_cancelled_while_another_is_read() -> None:
     bench = Bench(noise(), piece=4)
-    bench.batch.add(0, ROWS[1], Decoding(max_new_tokens=50))
+    bench.batch.add(0, ROWS[1], SamplingParams(max_new_tokens=50))
     bench.batch.step()
     bench.batch.add(1, ROWS[0], DECODINGS[1])
     bench.batch.step()
@@ -86,7 +86,7 @@ def test_the_last_row_in_flight_may_be_cancelled_while_another_is_read() -> None
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("call", ["read", "piece", "step", "select", "branch"])
 def test_after_an_error_the_batch_is_empty_and_works_on(kind: str, call: str) -> None:
-    decoding = Decoding("sample", 5, 2, seed=3) if kind == "step" else Decoding("beam", 5, 2)
+    decoding = SamplingParams("sample", 5, 2, seed=3) if kind == "step" else SamplingParams("beam", 5, 2)
     bench = Bench(noise(), kind, joins=False, piece=4)
     bench.state.break_at = call
     for key, row in enumerate(ROWS):
@@ -109,16 +109,16 @@ def test_nothing_holds_what_a_row_wore_when_it_has_ended(kind: str, end: str) ->
             return "thing"
 
     class Breaking(ScriptedState):
-        def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        def decode(self, tokens: torch.Tensor) -> torch.Tensor:
             if end == "broken" and len(self.calls) > 4:
                 raise RuntimeError("the base broke")
-            return super().step(tokens)
+            return super().decode(tokens)
 
     things: dict[str, Any] = {"one": Thing()}
     kept = weakref.ref(things["one"])
-    make = StepBatch if kind == "step" else BeamBatch
+    make = SamplingBatch if kind == "step" else BeamSearchBatch
     batch = make(lambda: Breaking(noise()), encode, lambda row: things[row.adapter or ""], vocabulary())
-    decoding = Decoding("sample", 9, 2) if kind == "step" else Decoding("beam", 9, 2)
+    decoding = SamplingParams("sample", 9, 2) if kind == "step" else SamplingParams("beam", 9, 2)
     batch.add(0, ROWS[1], decoding)
     things.clear()
     batch.step()
@@ -134,15 +134,15 @@ def test_nothing_holds_what_a_row_wore_when_it_has_ended(kind: str, end: str) ->
 
 def test_what_cannot_be_answered_changes_nothing() -> None:
     bench = Bench(noise())
-    with pytest.raises(PeftArenaError, match="prompt is empty"):
-        bench.batch.add(0, Row("", None), Decoding())
+    with pytest.raises(PromptOrTuneError, match="prompt is empty"):
+        bench.batch.add(0, Row("", None), SamplingParams())
     with pytest.raises(ValueError, match="batch of its own"):
-        bench.batch.add(0, ROWS[0], Decoding("beam"))
+        bench.batch.add(0, ROWS[0], SamplingParams("beam"))
     with pytest.raises(ValueError, match="beam search alone"):
-        Bench(noise(), "beam").batch.add(0, ROWS[0], Decoding())
-    bench.batch.add(0, ROWS[0], Decoding())
+        Bench(noise(), "beam").batch.add(0, ROWS[0], SamplingParams())
+    bench.batch.add(0, ROWS[0], SamplingParams())
     with pytest.raises(ValueError, match="in the batch already"):
-        bench.batch.add(0, ROWS[1], Decoding())
+        bench.batch.add(0, ROWS[1], SamplingParams())
     assert len(bench.batch) == 1
 
 
@@ -150,8 +150,8 @@ def test_to_the_end_a_cancel_or_a_caller_who_leaves_empties_the_batch() -> None:
     bench = Bench(noise())
     cancel = Event()
     finished = []
-    for event in run_to_end(bench.batch, ROWS[:3], Decoding(max_new_tokens=50), cancel):
-        if isinstance(event, Finished):
+    for event in run_to_end(bench.batch, ROWS[:3], SamplingParams(max_new_tokens=50), cancel):
+        if isinstance(event, RowOutput):
             finished.append(event)
         elif event.tokens == 3:
             cancel.set()
@@ -162,12 +162,12 @@ def test_to_the_end_a_cancel_or_a_caller_who_leaves_empties_the_batch() -> None:
     ]
     assert len(bench.batch) == 0
     events = run_to_end(bench.batch, [ROWS[0], ROWS[4]], DECODINGS[4], Event())
-    assert isinstance(next(iter(events)), Finished)
+    assert isinstance(next(iter(events)), RowOutput)
     events.close()  # type: ignore[attr-defined]
     assert len(bench.batch) == 0
-    with pytest.raises(PeftArenaError, match="prompt is empty"):
-        list(run_to_end(bench.batch, [ROWS[0], Row("", None)], Decoding(), Event()))
+    with pytest.raises(PromptOrTuneError, match="prompt is empty"):
+        list(run_to_end(bench.batch, [ROWS[0], Row("", None)], SamplingParams(), Event()))
     assert len(bench.batch) == 0
     bench.state.break_at = "step"
     with pytest.raises(RuntimeError, match="the base broke"):
-        list(run_to_end(bench.batch, ROWS[:2], Decoding(), Event()))
+        list(run_to_end(bench.batch, ROWS[:2], SamplingParams(), Event()))

@@ -13,14 +13,14 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
 from adapters.store import Store
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.dress import Dressing
-from serve.backends.local.fused_state import FusedState
+from serve.backends.local.dress import BatchedAdapters
+from serve.backends.local.fused_state import FusedModelRunner
 from serve.backends.local.loading import load_base
-from serve.backends.local.state import Line
-from serve.backends.local.worn import Worn
-from serve.rows import Decoding, Finished, Row
+from serve.backends.local.state import PromptInput
+from serve.backends.local.worn import AppliedAdapter
+from serve.rows import Row, RowOutput, SamplingParams
 from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, text
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 
@@ -83,16 +83,16 @@ def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def _said(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]:
     """What rows say that join before the given steps."""
     batch = arena.backend.open_batch("step")
-    assert batch.joins
+    assert batch.supports_continuous_batching
     rows: list[Row] = []
     found: dict[int, str] = {}
     step = 0
     while len(batch) or step <= max(arrivals):
         for row in arrivals.get(step, ()):
-            batch.add(len(rows), row, Decoding(max_new_tokens=TOKENS))
+            batch.add(len(rows), row, SamplingParams(max_new_tokens=TOKENS))
             rows.append(row)
         for event in batch.step():
-            if isinstance(event, Finished):
+            if isinstance(event, RowOutput):
                 found[event.index] = event.candidates[0].text
         step += 1
     return [(row, found[key]) for key, row in enumerate(rows)]
@@ -128,24 +128,24 @@ def test_what_has_one_strength_only_is_refused_at_another(arena: Arena) -> None:
         make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
         arena.load(name)
         batch = arena.backend.open_batch("step")
-        with pytest.raises(PeftArenaError, match=f"'{name}' has one strength only"):
-            batch.add(0, Row("x", PLAIN, name, 0.5), Decoding())
+        with pytest.raises(PromptOrTuneError, match=f"'{name}' has one strength only"):
+            batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
 
 
 def test_a_row_in_flight_keeps_the_adapter_that_it_began_with(arena: Arena, tmp_path: Path) -> None:
     before = arena.expected(Row(PROMPTS[0], PLAIN, "two"))
     batch = arena.backend.open_batch("step")
-    batch.add(0, Row(PROMPTS[0], PLAIN, "two"), Decoding(max_new_tokens=TOKENS))
+    batch.add(0, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
     batch.step()
     old = arena.root / "store" / "two"
     old.rename(tmp_path / "old")
     make_lora(old, arena.backend.base, arena.bare(), 2, ["q_proj", "v_proj"], 77)
     arena.load("two")
-    batch.add(1, Row(PROMPTS[0], PLAIN, "two"), Decoding(max_new_tokens=TOKENS))
+    batch.add(1, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
     found: dict[int, str] = {}
     while len(batch):
-        found |= {event.index: event.candidates[0].text for event in batch.step() if isinstance(event, Finished)}
+        found |= {event.index: event.candidates[0].text for event in batch.step() if isinstance(event, RowOutput)}
     assert found[0] == before
     assert found[1] == arena.expected(Row(PROMPTS[0], PLAIN, "two")) != before
 
@@ -155,18 +155,18 @@ def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeyp
     for name in ("prefill", "step"):
         batch = arena.backend.open_batch("step")
         for key, row in enumerate(rows):
-            batch.add(key, row, Decoding(max_new_tokens=TOKENS))
+            batch.add(key, row, SamplingParams(max_new_tokens=TOKENS))
         if name == "step":
             batch.step()
         calls = iter(range(1000))
-        whole = Dressing.change_outputs
+        whole = BatchedAdapters.change_outputs
 
-        def broken(self: Dressing, *given: Any, whole: Any = whole, calls: Iterator[int] = calls) -> None:
+        def broken(self: BatchedAdapters, *given: Any, whole: Any = whole, calls: Iterator[int] = calls) -> None:
             whole(self, *given)
             if next(calls) == 3:
                 raise RuntimeError("in the middle")
 
-        monkeypatch.setattr(Dressing, "change_outputs", broken)
+        monkeypatch.setattr(BatchedAdapters, "change_outputs", broken)
         with pytest.raises(RuntimeError, match="in the middle"):
             batch.step()
         monkeypatch.undo()
@@ -176,7 +176,7 @@ def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeyp
 
 
 def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.backends.local.reader.PIECE", 16)
+    monkeypatch.setattr("serve.backends.local.reader.PREFILL_CHUNK", 16)
     long = Row(PROMPTS[2], PLAIN, "all")
     found = _said(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
     for row, said in found:
@@ -186,15 +186,15 @@ def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, mo
 
 def test_what_lines_say_is_what_the_base_says_of_the_whole_text_bit_by_bit_close(arena: Arena) -> None:
     """Logits, not only tokens: of lines in groups, by themselves and out of order."""
-    state = arena.backend._make_state()
-    assert isinstance(state, FusedState)
+    state = arena.backend._make_runner()
+    assert isinstance(state, FusedModelRunner)
     prompts = [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
     wear = [None, "all", "up"]
     lines = [
-        Line(tuple(prompt), None if name is None else Worn(arena.backend._wardrobe[name]))
+        PromptInput(tuple(prompt), None if name is None else AppliedAdapter(arena.backend._registry[name]))
         for prompt, name in zip(prompts, wear, strict=True)
     ]
-    *_, logits = state.read(lines)
+    *_, logits = state.prefill(lines)
     assert logits is not None
     models = [arena.peft(name) for name in wear]
     for step in range(4):
@@ -204,4 +204,4 @@ def test_what_lines_say_is_what_the_base_says_of_the_whole_text_bit_by_bit_close
             assert torch.allclose(logits[line], whole, atol=2e-3, rtol=1e-3), (step, line)
         tokens = logits.argmax(-1)
         prompts = [[*prompt, int(token)] for prompt, token in zip(prompts, tokens, strict=True)]
-        logits = state.step(tokens)
+        logits = state.decode(tokens)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from serve.backends.local.groups import PADDING, ROOM, Groups
+from serve.backends.local.groups import MAX_PADDING_TOKENS, SPARE_COLUMNS, DecodeBatch
 
 HEADS, SIZE = 2, 4
 
@@ -22,7 +22,7 @@ class Told:
     """Lines whose keys and values are random, with each line's own kept beside as what it must see."""
 
     def __init__(self, seed: int) -> None:
-        self.groups = Groups(_model())
+        self.groups = DecodeBatch(_model())
         self.lines: list[torch.Tensor] = []
         self._noise = torch.Generator().manual_seed(seed)
 
@@ -31,11 +31,11 @@ class Told:
 
     def join(self, *lengths: int) -> None:
         known = [self._random(1, 2, HEADS, length, SIZE) for length in lengths]
-        self.groups.join(known)
+        self.groups.add_sequences(known)
         self.lines += known
 
     def select(self, lines: list[int]) -> None:
-        self.groups.select(lines)
+        self.groups.reorder(lines)
         self.lines = [self.lines[line] for line in lines]
 
     def step(self) -> None:
@@ -75,13 +75,13 @@ def test_each_line_sees_its_own_past_whoever_comes_and_goes(seed: int) -> None:
 def test_lines_outgrow_the_room_that_they_had() -> None:
     told = Told(1)
     told.join(5, 9)
-    for _ in range(2 * ROOM + 3):
+    for _ in range(2 * SPARE_COLUMNS + 3):
         told.step()
 
 
 def test_short_lines_are_not_padded_to_long_ones_and_similar_ones_stay_together() -> None:
     told = Told(2)
-    told.join(50, 60, 2 * PADDING, 55, 2 * PADDING - 10)
+    told.join(50, 60, 2 * MAX_PADDING_TOKENS, 55, 2 * MAX_PADDING_TOKENS - 10)
     assert sorted(len(members) for members in told.groups._members) == [2, 3]
     told.join(58)
     assert sorted(len(members) for members in told.groups._members) == [2, 4]
@@ -96,5 +96,5 @@ def test_the_padding_that_a_long_line_leaves_behind_goes_with_it() -> None:
     assert len(told.groups._groups) == 1
     told.join(*[30] * 8)
     told.select([*range(1, 12)])
-    assert sum(group.padding for group in told.groups._groups) <= PADDING
+    assert sum(group.padding for group in told.groups._groups) <= MAX_PADDING_TOKENS
     told.step()

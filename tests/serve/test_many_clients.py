@@ -19,10 +19,10 @@ from transformers import LlamaForCausalLM
 from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.engine import Engine, EngineLimits
-from serve.examples import Pools
+from serve.engine import EngineConfig, LLMEngine
+from serve.examples import ExamplePools
 from serve.method import parse_method
-from serve.rows import Answer, Candidate, Decoding, Request
+from serve.rows import Candidate, Request, RequestOutput, SamplingParams
 from tasks.problem import Problem
 from tasks.prompt import STYLES
 from tests.serve.counting import POOL, InOrder
@@ -33,8 +33,8 @@ TURNS = 4
 RANKS = {"lora-a": 2, "lora-b": 4, "lora-c": 8, "lora-d": 16}
 METHODS = ["zero-shot", "icl-2", "rag-1", *RANKS, "lora-a*0.5", "ia3-a", "ia3-b", "prompt", "prefix", "lora-b+icl-1"]
 INTENTS = ["sort a list", "open the file `a.txt` and count its lines"]
-DECODINGS = [Decoding(max_new_tokens=14), Decoding("sample", max_new_tokens=10, candidates=2, seed=5)]
-Case = tuple[str, str, Decoding]
+DECODINGS = [SamplingParams(max_new_tokens=14), SamplingParams("sample", max_new_tokens=10, candidates=2, seed=5)]
+Case = tuple[str, str, SamplingParams]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def engine(folder: Path) -> Iterator[Engine]:
+def engine(folder: Path) -> Iterator[LLMEngine]:
     """Five of the eight adapters have room in memory."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     store = Store((folder / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
-    pools = Pools(load=lambda _: POOL, index=lambda *_: InOrder())
-    engine = Engine(backend, store, pools, limits=EngineLimits(max_resident=5, max_queued=1000))
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+    engine = LLMEngine(backend, store, pools, config=EngineConfig(max_loaded_adapters=5, max_queued=1000))
     yield engine
     engine.close()
 
@@ -78,14 +78,14 @@ def said(candidates: tuple[Candidate, ...]) -> list[tuple[str, int]]:
 
 
 @pytest.fixture
-def alone(engine: Engine) -> dict[Case, Answer]:
+def alone(engine: LLMEngine) -> dict[Case, RequestOutput]:
     """What each says when nobody else is there."""
     return {
         case: engine.answer([request(case[0], case[1])], case[2])[0] for case in product(METHODS, INTENTS, DECODINGS)
     }
 
 
-def test_fifty_clients_get_what_they_would_get_alone(engine: Engine, alone: dict[Case, Answer]) -> None:
+def test_fifty_clients_get_what_they_would_get_alone(engine: LLMEngine, alone: dict[Case, RequestOutput]) -> None:
     assert all(answer.error is None for answer in alone.values())
     texts = {answer.text for case, answer in alone.items() if case[1] == INTENTS[0] and case[2] == DECODINGS[0]}
     assert len(texts) == len(METHODS), "a row with another's adapter or prefix would be noticed"
@@ -103,7 +103,7 @@ def test_fifty_clients_get_what_they_would_get_alone(engine: Engine, alone: dict
                 if number == gives_up:
                     cancel.set()
                 expected = alone[cases[event.index]]
-                if isinstance(event, Answer):
+                if isinstance(event, RequestOutput):
                     assert event.error is None
                     assert event.prompt in ("", expected.prompt)
                     if event.cancelled:
@@ -120,7 +120,7 @@ def test_fifty_clients_get_what_they_would_get_alone(engine: Engine, alone: dict
         counts = list(clients.map(ask, range(CLIENTS)))
     assert sum(whole for whole, _ in counts) > 150
     assert sum(cut for _, cut in counts) > 10
-    status = engine.residents.status()
+    status = engine.adapter_cache.status()
     assert status.evictions > 0
     assert not any(each.leases for each in status.adapters)
     # And the base is as it was; how much of a prompt was known before moves the last bits alone.
@@ -131,7 +131,7 @@ def test_fifty_clients_get_what_they_would_get_alone(engine: Engine, alone: dict
 
 
 def test_after_a_fault_in_the_middle_the_next_answers_are_those_of_a_fresh_engine(
-    engine: Engine, alone: dict[Case, Answer], monkeypatch: pytest.MonkeyPatch
+    engine: LLMEngine, alone: dict[Case, RequestOutput], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = engine._backend._model  # type: ignore[attr-defined]
     layer = model.model.layers[1].mlp.act_fn

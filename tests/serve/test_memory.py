@@ -41,7 +41,7 @@ def test_the_peak_is_at_least_what_is_resident() -> None:
 
 def test_without_proc_the_peak_of_the_whole_process_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
-    monkeypatch.setattr(memory, "_CLEAR", tmp_path / "none" / "none")
+    monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "none" / "none")
     peak = PeakMemory("cpu")
     assert not peak.start()
     assert peak.bytes() >= psutil.Process().memory_info().rss - MEGABYTE

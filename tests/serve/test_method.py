@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from errors import PeftArenaError, UnknownNameError
-from serve.method import Fixed, Method, Nearest, Nothing, parse_method
+from errors import PromptOrTuneError, UnknownNameError
+from serve.method import FixedExamples, Method, NearestExamples, NoExamples, parse_method
 
 ADAPTERS = ["lora-conala", "lora-starter"]
 
@@ -13,13 +13,13 @@ ADAPTERS = ["lora-conala", "lora-starter"]
 @pytest.mark.parametrize(
     ("name", "examples", "adapter"),
     [
-        ("zero-shot", Nothing(), None),
-        ("icl-8", Fixed(8, 42), None),
-        ("icl-2@7", Fixed(2, 7), None),
-        ("rag-4", Nearest(4), None),
-        ("lora-conala", Nothing(), "lora-conala"),
-        ("lora-conala+rag-8", Nearest(8), "lora-conala"),
-        ("lora-starter+icl-3", Fixed(3), "lora-starter"),
+        ("zero-shot", NoExamples(), None),
+        ("icl-8", FixedExamples(8, 42), None),
+        ("icl-2@7", FixedExamples(2, 7), None),
+        ("rag-4", NearestExamples(4), None),
+        ("lora-conala", NoExamples(), "lora-conala"),
+        ("lora-conala+rag-8", NearestExamples(8), "lora-conala"),
+        ("lora-starter+icl-3", FixedExamples(3), "lora-starter"),
     ],
 )
 def test_a_name_means_a_method_and_is_its_name_again(name: str, examples: object, adapter: str | None) -> None:
@@ -30,7 +30,9 @@ def test_a_name_means_a_method_and_is_its_name_again(name: str, examples: object
 
 
 def test_order_and_blanks_do_not_matter() -> None:
-    assert parse_method(" rag-8 + lora-conala ", ADAPTERS) == Method("lora-conala+rag-8", Nearest(8), "lora-conala")
+    assert parse_method(" rag-8 + lora-conala ", ADAPTERS) == Method(
+        "lora-conala+rag-8", NearestExamples(8), "lora-conala"
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,5 +52,5 @@ def test_an_unknown_name_gets_the_nearest(name: str, sentence: str) -> None:
 
 @pytest.mark.parametrize("name", ["icl-0", "rag-33", "icl-8+rag-8", "lora-conala+lora-starter"])
 def test_what_cannot_be_is_refused(name: str) -> None:
-    with pytest.raises(PeftArenaError):
+    with pytest.raises(PromptOrTuneError):
         parse_method(name, ADAPTERS)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.backends.openmp import _runtime, let_go, one_core
+from serve.backends.openmp import _runtime, release_thread_pool, single_thread
 from serve.backends.retrieval import Embedder
 
 pytestmark = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
     assert _in_a_thread(_multiply) >= 1, "torch made no team, so this test would prove nothing"
 
     def alone() -> None:
-        with one_core():
+        with single_thread():
             assert torch.get_num_threads() == 1
             _multiply()
         assert torch.get_num_threads() > 1
@@ -64,7 +64,7 @@ def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
 
     def lets_go() -> None:
         _multiply()
-        let_go()
+        release_thread_pool()
 
     assert _in_a_thread(lets_go) == 0
 

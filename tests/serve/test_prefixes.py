@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve.backends.local.prefixes import LEAST, Prefixes
-from serve.backends.local.worn import Adapter, Worn
+from serve.backends.local.prefixes import MIN_PREFIX_TOKENS, PrefixCache
+from serve.backends.local.worn import AppliedAdapter, LoadedAdapter
 
-BEGINNING = tuple(range(100, 100 + 2 * LEAST))
+BEGINNING = tuple(range(100, 100 + 2 * MIN_PREFIX_TOKENS))
 
 
 def _known(tokens: int, ahead: int = 0) -> torch.Tensor:
@@ -21,12 +21,12 @@ def _prompt(*own: int) -> tuple[int, ...]:
 
 
 def test_the_part_that_two_prompts_share_is_found_and_becomes_an_entry() -> None:
-    prefixes = Prefixes()
+    prefixes = PrefixCache()
     first = _prompt(1, 2, 3)
-    prefixes.keep(None, first, _known(len(first)))
-    assert prefixes.find(None, range(LEAST + 5)) is None
+    prefixes.insert(None, first, _known(len(first)))
+    assert prefixes.match_prefix(None, range(MIN_PREFIX_TOKENS + 5)) is None
     for own in range(7, 10):
-        found = prefixes.find(None, _prompt(own))
+        found = prefixes.match_prefix(None, _prompt(own))
         assert found is not None
         length, known = found
         assert length == len(BEGINNING)
@@ -35,43 +35,43 @@ def test_the_part_that_two_prompts_share_is_found_and_becomes_an_entry() -> None
 
 
 def test_a_prompt_keeps_a_token_to_read() -> None:
-    prefixes = Prefixes()
-    prefixes.keep(None, BEGINNING, _known(len(BEGINNING)))
-    found = prefixes.find(None, BEGINNING)
+    prefixes = PrefixCache()
+    prefixes.insert(None, BEGINNING, _known(len(BEGINNING)))
+    found = prefixes.match_prefix(None, BEGINNING)
     assert found is not None
     assert found[0] == len(BEGINNING) - 1
 
 
 def test_what_was_read_under_one_adapter_or_strength_serves_no_other() -> None:
-    prefixes, one, two = Prefixes(), Adapter(), Adapter()
-    prefixes.keep(Worn(one), _prompt(1), _known(len(BEGINNING) + 1))
-    assert prefixes.find(None, _prompt(2)) is None
-    assert prefixes.find(Worn(two), _prompt(2)) is None
-    assert prefixes.find(Worn(one, 0.5), _prompt(2)) is None
-    assert prefixes.find(Worn(one), _prompt(2)) is not None
-    prefixes.forget(one)
-    assert prefixes.find(Worn(one), _prompt(2)) is None
+    prefixes, one, two = PrefixCache(), LoadedAdapter(), LoadedAdapter()
+    prefixes.insert(AppliedAdapter(one), _prompt(1), _known(len(BEGINNING) + 1))
+    assert prefixes.match_prefix(None, _prompt(2)) is None
+    assert prefixes.match_prefix(AppliedAdapter(two), _prompt(2)) is None
+    assert prefixes.match_prefix(AppliedAdapter(one, 0.5), _prompt(2)) is None
+    assert prefixes.match_prefix(AppliedAdapter(one), _prompt(2)) is not None
+    prefixes.evict_adapter(one)
+    assert prefixes.match_prefix(AppliedAdapter(one), _prompt(2)) is None
     assert prefixes.bytes == 0
 
 
 def test_virtual_tokens_stand_before_what_follows() -> None:
-    prefixes, worn = Prefixes(), Worn(Adapter())
-    prefixes.keep(worn, (), _known(0, ahead=5))
-    found = prefixes.find(worn, (1, 2, 3))
+    prefixes, worn = PrefixCache(), AppliedAdapter(LoadedAdapter())
+    prefixes.insert(worn, (), _known(0, ahead=5))
+    found = prefixes.match_prefix(worn, (1, 2, 3))
     assert found is not None
     assert found[0] == 0
     assert found[1].shape[3] == 5
-    prefixes.keep(worn, _prompt(1), _known(len(BEGINNING) + 1, ahead=5))
-    longer = prefixes.find(worn, _prompt(2))
+    prefixes.insert(worn, _prompt(1), _known(len(BEGINNING) + 1, ahead=5))
+    longer = prefixes.match_prefix(worn, _prompt(2))
     assert longer is not None
     assert (longer[0], longer[1].shape[3]) == (len(BEGINNING), len(BEGINNING) + 5)
 
 
 def test_a_few_words_in_common_by_chance_do_not_make_another_beginning() -> None:
-    prefixes = Prefixes()
-    prefixes.keep(None, BEGINNING, _known(len(BEGINNING)))
-    prefixes.keep(None, _prompt(1, 2, 3), _known(len(BEGINNING) + 3))
-    found = prefixes.find(None, _prompt(1, 2, 9))
+    prefixes = PrefixCache()
+    prefixes.insert(None, BEGINNING, _known(len(BEGINNING)))
+    prefixes.insert(None, _prompt(1, 2, 3), _known(len(BEGINNING) + 3))
+    found = prefixes.match_prefix(None, _prompt(1, 2, 9))
     assert found is not None
     assert found[0] == len(BEGINNING)
     assert len(prefixes._entries) == 2
@@ -79,21 +79,21 @@ def test_a_few_words_in_common_by_chance_do_not_make_another_beginning() -> None
 
 def test_memory_is_bounded_and_what_comes_again_outlives_what_came_once() -> None:
     size = _known(len(BEGINNING) + 1).nbytes
-    prefixes = Prefixes(max_bytes=4 * size)
-    prefixes.keep(None, BEGINNING, _known(len(BEGINNING)))
+    prefixes = PrefixCache(max_bytes=4 * size)
+    prefixes.insert(None, BEGINNING, _known(len(BEGINNING)))
     for other in range(50):
         alone = tuple(range(1000 * other, 1000 * other + len(BEGINNING) + 1))
-        prefixes.keep(None, alone, _known(len(alone)))
+        prefixes.insert(None, alone, _known(len(alone)))
         assert prefixes.bytes <= 4 * size
-        assert prefixes.find(None, _prompt(7)) is not None, "used every time"
+        assert prefixes.match_prefix(None, _prompt(7)) is not None, "used every time"
     gone = tuple(range(len(BEGINNING) + 1))
-    assert prefixes.find(None, gone) is None
+    assert prefixes.match_prefix(None, gone) is None
     prefixes.clear()
     assert prefixes.bytes == 0
 
 
-@pytest.mark.parametrize("length", [LEAST - 1, LEAST])
+@pytest.mark.parametrize("length", [MIN_PREFIX_TOKENS - 1, MIN_PREFIX_TOKENS])
 def test_short_prompts_are_not_worth_keeping(length: int) -> None:
-    prefixes = Prefixes()
-    prefixes.keep(None, range(length), _known(length))
-    assert len(prefixes._entries) == (length >= LEAST)
+    prefixes = PrefixCache()
+    prefixes.insert(None, range(length), _known(length))
+    assert len(prefixes._entries) == (length >= MIN_PREFIX_TOKENS)

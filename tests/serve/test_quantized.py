@@ -12,13 +12,13 @@ import torch
 from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.rows import Decoding, Finished, Row
-from tasks.prompt import STYLES, render
+from serve.rows import Row, RowOutput, SamplingParams
+from tasks.prompt import STYLES, render_prompt
 
 pytestmark = pytest.mark.model
 
 PLAIN = STYLES["plain"]
-ROWS = [Row(render(intent, (), PLAIN), PLAIN) for intent in ("reverse the list `x`", "read the file `a.txt`")]
+ROWS = [Row(render_prompt(intent, (), PLAIN), PLAIN) for intent in ("reverse the list `x`", "read the file `a.txt`")]
 
 
 @pytest.fixture(scope="module", params=["nf4", "int8"])
@@ -27,8 +27,8 @@ def backend(request: pytest.FixtureRequest, home: Path) -> LocalBackend:
 
 
 def _said(backend: LocalBackend, rows: list[Row]) -> list[tuple[str, float]]:
-    events = list(backend.generate(rows, Decoding(max_new_tokens=16), Event()))
-    finished = sorted((event for event in events if isinstance(event, Finished)), key=lambda event: event.index)
+    events = list(backend.generate(rows, SamplingParams(max_new_tokens=16), Event()))
+    finished = sorted((event for event in events if isinstance(event, RowOutput)), key=lambda event: event.index)
     return [(event.candidates[0].text, event.candidates[0].logprob) for event in finished]
 
 

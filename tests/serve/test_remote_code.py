@@ -20,8 +20,8 @@ from serve.backends.local.loading import LoadedBase, load_base
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.own_code import make_own_code_base
 from tests.serve.tiny import make_adapter, make_base
-from train.targets import attention_modules, ia3_modules, paper_lora_modules
-from train.trial import Place, try_adapter
+from train.targets import attention_target_modules, ia3_target_modules, paper_lora_target_modules
+from train.trial import TestTarget, smoke_test_adapter
 
 
 def _silent(_: str) -> None:
@@ -97,19 +97,19 @@ def test_with_the_flag_it_is_this_code_that_answers(tmp_path: Path, mark: Path, 
 
 def test_the_modules_of_each_technique_are_codegens(own: Path) -> None:
     identity = _load(own, trusted=True).identity
-    assert attention_modules(identity) == ["out_proj", "qkv_proj"]
-    assert paper_lora_modules(identity) == ["qkv_proj"]
-    assert ia3_modules(identity) == (["fc_out", "qkv_proj"], ["fc_out"])
+    assert attention_target_modules(identity) == ["out_proj", "qkv_proj"]
+    assert paper_lora_target_modules(identity) == ["qkv_proj"]
+    assert ia3_target_modules(identity) == (["fc_out", "qkv_proj"], ["fc_out"])
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_an_adapter_is_served_on_it(tmp_path: Path, own: Path, quantization: str) -> None:
     loaded = load_base(str(own), "none", "cpu", _silent, trust_remote_code=True, training=True)
-    config = LoraConfig(r=8, target_modules=attention_modules(loaded.identity), init_lora_weights=False)
+    config = LoraConfig(r=8, target_modules=attention_target_modules(loaded.identity), init_lora_weights=False)
     make_adapter(tmp_path / "lora", loaded.identity, loaded.model, config, seed=1)
     folder = Store((tmp_path,)).inspect("lora")
-    place = Place(str(own), quantization, trust_remote_code=True)
-    assert "finite, and not what the base says alone" in try_adapter(folder, place, _silent)
+    place = TestTarget(str(own), quantization, trust_remote_code=True)
+    assert "finite, and not what the base says alone" in smoke_test_adapter(folder, place, _silent)
 
 
 def test_a_hub_base_says_what_to_pin(hub: Hub, mark: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError, BusyError, UnknownNameError
-from serve.residents import Residents
+from serve.residents import AdapterCache
 from tests.adapters.folders import tensors
 from tests.serve.residents_backend import Keeper, first_number, residents, write
 
@@ -27,7 +27,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def use(found: Residents, *names: str) -> None:
+def use(found: AdapterCache, *names: str) -> None:
     for name in names:
         found.acquire(name).release()
 

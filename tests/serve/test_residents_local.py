@@ -28,8 +28,8 @@ from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.residents import Residents
-from serve.rows import Decoding, Finished, Row
+from serve.residents import AdapterCache
+from serve.rows import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, make_lora
 
@@ -37,7 +37,7 @@ PLAIN = STYLES["plain"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CONFIG_NAME = "adapter_config.json"
-DECODING = Decoding(max_new_tokens=10)
+DECODING = SamplingParams(max_new_tokens=10)
 
 
 class Place:
@@ -53,16 +53,16 @@ class Place:
         make_adapter(self.folders / "prompt", self.backend.base, _bare(root / "base"), config, 2)
         self.store = Store((self.folders,), fingerprints=FINGERPRINTS)
 
-    def residents(self, count: int = 8) -> Residents:
-        return Residents(self.backend, self.store, max_count=count)
+    def residents(self, count: int = 8) -> AdapterCache:
+        return AdapterCache(self.backend, self.store, max_count=count)
 
     def says(self, name: str | None, prompt: str = "sort a list") -> str:
         return self.finished([Row(prompt, PLAIN, name)], DECODING)[0].candidates[0].text
 
-    def finished(self, rows: list[Row], decoding: Decoding) -> list[Finished]:
-        return [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, Finished)]
+    def finished(self, rows: list[Row], decoding: SamplingParams) -> list[RowOutput]:
+        return [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, RowOutput)]
 
-    def says_of(self, residents: Residents, name: str) -> str:
+    def says_of(self, residents: AdapterCache, name: str) -> str:
         with residents.acquire(name):
             return self.says(name)
 
@@ -84,7 +84,7 @@ def place(kept: Place) -> Place:
             entry.unlink()
         elif entry.name not in ("one", "two", "prompt"):
             shutil.rmtree(entry)
-    for name in list(kept.backend._wardrobe._adapters):
+    for name in list(kept.backend._registry._adapters):
         kept.backend.unload_adapter(name)
     return kept
 
@@ -101,7 +101,7 @@ def live_bytes() -> int:
 
 
 def in_memory(place: Place) -> set[str]:
-    return set(place.backend._wardrobe._adapters)
+    return set(place.backend._registry._adapters)
 
 
 def test_an_adapter_in_memory_takes_what_its_file_takes(place: Place) -> None:
@@ -120,7 +120,7 @@ def test_what_leaves_memory_leaves_it_whole(place: Place) -> None:
     for name in ("one", "prompt"):
         with found.acquire(name):
             place.says(name)
-            (adapter,) = place.backend._wardrobe._adapters.values()
+            (adapter,) = place.backend._registry._adapters.values()
             gone = weakref.ref(adapter)
             del adapter
         found.acquire("two").release()
@@ -163,7 +163,7 @@ def test_a_row_in_flight_keeps_its_version_and_the_next_row_has_the_new_one(plac
     batch.add(1, Row("sort a list", PLAIN, "hot"), DECODING)
     said: dict[int, str] = {}
     while len(batch):
-        said |= {each.index: each.candidates[0].text for each in batch.step() if isinstance(each, Finished)}
+        said |= {each.index: each.candidates[0].text for each in batch.step() if isinstance(each, RowOutput)}
     assert said == {0: old, 1: new}
     lease.release()
     again.release()
@@ -181,7 +181,7 @@ def test_unloading_while_a_row_is_in_flight_lets_it_end(place: Place) -> None:
         assert in_memory(place) == {"one"}
     assert in_memory(place) == set()
     events = [event for _ in range(DECODING.max_new_tokens + 2) for event in batch.step()]
-    assert [each.candidates[0].text for each in events if isinstance(each, Finished)] == [expected]
+    assert [each.candidates[0].text for each in events if isinstance(each, RowOutput)] == [expected]
 
 
 def test_loads_beside_decoding_change_nothing_that_is_said(place: Place) -> None:
@@ -304,7 +304,7 @@ def test_an_adapter_of_absurd_weights_harms_its_own_rows_alone(
     tensors = load_file(folder / WEIGHTS_NAME)
     save_file({name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
     found = place.residents()
-    decoding = Decoding(mode, 10, 1 if mode == "greedy" else 2, temperature=1e-30, seed=3)
+    decoding = SamplingParams(mode, 10, 1 if mode == "greedy" else 2, temperature=1e-30, seed=3)
     with found.acquire("one"), found.acquire("absurd"):
         rows = [Row("sort a list", PLAIN, name) for name in (None, "one")]
         alone, beside = (

@@ -15,8 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME
-from errors import AdapterError, BusyError, PeftArenaError
-from serve.residents import Lease, Residents
+from errors import AdapterError, BusyError, PromptOrTuneError
+from serve.residents import AdapterCache, Lease
 from serve.rows import Backend
 from tests.adapters.folders import BASE, MANIFEST
 
@@ -142,7 +142,7 @@ class Residence(RuleBasedStateMachine):
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="residents-"))
         self.versions, self.shelf, self.model = Versions(self.root), Shelf(), Model()
-        self.real = Residents(
+        self.real = AdapterCache(
             cast("Backend", self.shelf), cast("Store", self.versions), max_count=MAX_COUNT, max_bytes=MAX_BYTES
         )
         self.leases: list[tuple[Lease, Entry]] = []
@@ -158,7 +158,7 @@ class Residence(RuleBasedStateMachine):
         try:
             entry = self.model.acquire(name, self.versions.version[name], name in self.shelf.broken)
         except BusyError:
-            kinds: tuple[type[PeftArenaError], ...] = (BusyError, AdapterError)  # the second where all are pinned
+            kinds: tuple[type[PromptOrTuneError], ...] = (BusyError, AdapterError)  # the second where all are pinned
         except AdapterError:
             kinds = (AdapterError,)
         else:

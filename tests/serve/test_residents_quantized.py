@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.rows import Decoding, Finished, Row
+from serve.rows import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base
 
@@ -24,7 +24,7 @@ PLAIN = STYLES["plain"]
 
 
 def ratios(backend: LocalBackend) -> dict[str, torch.Tensor]:
-    deltas: Any = backend._wardrobe["dora"].deltas
+    deltas: Any = backend._registry["dora"].layers
     return {name: delta.ratio for name, delta in deltas.items()}
 
 
@@ -46,10 +46,10 @@ def test_dora_is_loaded_beside_decoding_and_neither_is_disturbed(
         backend.load_adapter(store.open(name, backend.base))
     folder = store.open("dora", backend.base)
 
-    def said() -> list[Finished]:
+    def said() -> list[RowOutput]:
         rows = [Row("sort a list", PLAIN, name) for name in (None, "lora")]
-        events = backend.generate(rows, Decoding(max_new_tokens=12), Event())
-        found = [each for each in events if isinstance(each, Finished)]
+        events = backend.generate(rows, SamplingParams(max_new_tokens=12), Event())
+        found = [each for each in events if isinstance(each, RowOutput)]
         return sorted(found, key=lambda event: event.index)
 
     expected = [event.candidates for event in said()]

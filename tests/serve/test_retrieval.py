@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.backends.retrieval import Embedder, FaissRetriever
 from tasks.problem import Example
 
@@ -77,5 +77,5 @@ def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(PeftArenaError, match=r"pip install -r requirements\.txt"):
+    with pytest.raises(PromptOrTuneError, match=r"pip install -r requirements\.txt"):
         Embedder().embed(["x"])

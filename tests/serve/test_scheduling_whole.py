@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from prometheus_client import generate_latest
 
-from serve.engine import EngineLimits
-from serve.rows import Answer, Decoding, Row
+from serve.engine import EngineConfig
+from serve.rows import RequestOutput, Row, SamplingParams
 from tests.serve.counting import words
 from tests.serve.scheduled import LINES, Build, build, request, wait_for
 
@@ -19,18 +19,18 @@ __all__ = ["build"]
 
 
 def test_times_and_metrics_say_what_happened(build: Build) -> None:
-    engine, backend = build(EngineLimits(max_lines=1), pause=0.005)
-    first, second = engine.answer([request("lora-1"), request("lora-1")], Decoding(max_new_tokens=10))
+    engine, backend = build(EngineConfig(max_num_seqs=1), pause=0.005)
+    first, second = engine.answer([request("lora-1"), request("lora-1")], SamplingParams(max_new_tokens=10))
     assert first.queued_seconds > 0
     assert first.seconds >= 0.05
     assert 0.005 <= first.first_token_seconds <= first.seconds - 0.045
     assert second.queued_seconds >= first.seconds
     backend.fault = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        engine.answer([request()], Decoding())
-    engine.answer([request("gone")], Decoding())
+        engine.answer([request()], SamplingParams())
+    engine.answer([request("gone")], SamplingParams())
     stop = Event()
-    stream = engine.stream([request()], Decoding(max_new_tokens=900), stop)
+    stream = engine.stream([request()], SamplingParams(max_new_tokens=900), stop)
     next(stream)
     stop.set()
     list(stream)
@@ -52,7 +52,7 @@ def test_times_and_metrics_say_what_happened(build: Build) -> None:
 
 
 def test_thousands_of_rows_of_fifty_clients_each_get_their_own(build: Build) -> None:
-    limits = EngineLimits(max_resident=5, max_queued=10_000)
+    limits = EngineConfig(max_loaded_adapters=5, max_queued=10_000)
     engine, backend = build(limits, pause=0.0)
 
     def ask(client: int) -> int:
@@ -65,7 +65,7 @@ def test_thousands_of_rows_of_fifty_clients_each_get_their_own(build: Build) -> 
             requests = [request(name, f"{client} {turn} {place}") for place, name in enumerate(names)]
             samples = chance.choice((1, 1, 1, 4))
             mode = chance.choice(("sample", "beam")) if samples > 1 else "greedy"
-            decoding = Decoding(cast("Any", mode), max_new_tokens=chance.randint(1, 30), candidates=samples)
+            decoding = SamplingParams(cast("Any", mode), max_new_tokens=chance.randint(1, 30), candidates=samples)
             cancel = Event()
             for number, event in enumerate(engine.stream(requests, decoding, cancel, owner=f"client {client % 7}")):
                 if number > 20 and chance.random() < 0.02:
@@ -73,7 +73,7 @@ def test_thousands_of_rows_of_fifty_clients_each_get_their_own(build: Build) -> 
                 if chance.random() < 0.001:
                     break
                 digest = None if (name := names[event.index]) == "icl-2" else f"digest of {name}"
-                if isinstance(event, Answer):
+                if isinstance(event, RequestOutput):
                     assert event.error is None
                     assert event.cancelled or len(event.candidates) == samples
                     row = Row(event.prompt, event.style, requests[event.index].method.adapter)
@@ -87,10 +87,10 @@ def test_thousands_of_rows_of_fifty_clients_each_get_their_own(build: Build) -> 
     with ThreadPoolExecutor(50) as clients:
         answered = sum(clients.map(ask, range(50)))
     assert answered > 1000
-    wait_for(lambda: engine.status().lines == 0 and engine.status().queued == 0)
-    status = engine.residents.status()
+    wait_for(lambda: engine.status().num_seqs == 0 and engine.status().queued == 0)
+    status = engine.adapter_cache.status()
     assert not any(each.leases for each in status.adapters)
     assert status.count <= 5
-    assert not engine._board.lanes._lanes
+    assert not engine._queue.scheduler._queues
     assert all(len(batch) == 0 for batch in backend.batches)
     assert max(size for batch in backend.batches if batch.mode == "step" for size in batch.sizes) <= LINES

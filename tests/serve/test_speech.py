@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from serve.backends.local.flight import run_to_end
-from serve.backends.local.speech import Telling, Vocabulary, merge, settled, stop_at
-from serve.rows import Candidate, Decoding, Finished, Partial, Row
+from serve.backends.local.speech import Detokenizer, IncrementalDetokenizer, dedupe_candidates, find_stop, stable_prefix
+from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import INSTRUCTION, STYLES
 from tests.serve.scripted_state import END, Bench, saying, vocabulary
 from tests.serve.tiny import tokenizer
@@ -22,7 +22,7 @@ BYTE = 9
 PLAIN, FENCED = STYLES["plain"], STYLES["chat-short-open"]
 
 
-def _pieces() -> Vocabulary:
+def _pieces() -> Detokenizer:
     """Words with their blanks and single bytes, as the tokenizers of Llama and T5 have them."""
     words = ["<unk>", "</s>", "▁the", "▁", "list", "▁list", "s", "é", "€", *(f"<0x{byte:02X}>" for byte in range(256))]
     inner = Tokenizer(
@@ -33,7 +33,7 @@ def _pieces() -> Vocabulary:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     model: Any = type("Model", (), {"generation_config": None})
-    return Vocabulary(PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>"), model)
+    return Detokenizer(PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>"), model)
 
 
 def test_text_that_grows_token_by_token_is_the_text_of_all_tokens() -> None:
@@ -41,10 +41,10 @@ def test_text_that_grows_token_by_token_is_the_text_of_all_tokens() -> None:
     spoken = [tokenizer()("def f(é):\n    return '€ 𝒳'" * 3)["input_ids"]]
     spoken += [[chance.randrange(len(tokenizer())) for _ in range(chance.randrange(80))] for _ in range(100)]
     for tokens in spoken:
-        telling = Telling(words)
+        telling = IncrementalDetokenizer(words)
         for count, token in enumerate(tokens, 1):
             telling.add(token)
-            assert telling.text == words.text(tokens[:count])
+            assert telling.text == words.decode(tokens[:count])
 
 
 def test_text_grows_alike_where_blanks_belong_to_words_and_rare_characters_are_spelled_in_bytes() -> None:
@@ -52,42 +52,44 @@ def test_text_grows_alike_where_blanks_belong_to_words_and_rare_characters_are_s
     spelled = [[BYTE + byte for byte in character.encode()] for character in "aé€𝒳"]
     units = [[1], [2], [3], [4], [5], [6], [7], [8], *spelled, *spelled]
     for _ in range(100):
-        telling, tokens = Telling(words), list[int]()
+        telling, tokens = IncrementalDetokenizer(words), list[int]()
         for unit in chance.choices(units, k=40):
             for token in unit:
                 before = telling.text
                 telling.add(token)
                 tokens.append(token)
                 assert telling.text.startswith(before)
-            assert telling.text == words.text(tokens)
+            assert telling.text == words.decode(tokens)
 
 
 def test_a_token_costs_the_same_however_long_the_answer_is() -> None:
     words = vocabulary()
     decoded: list[int] = []
-    unfinished = words.unfinished
+    unfinished = words.decode_partial
 
     def counted(tokens: Sequence[int]) -> str:
         decoded.append(len(tokens))
         return unfinished(tokens)
 
-    words.unfinished = counted  # type: ignore[method-assign]
-    telling = Telling(words)
+    words.decode_partial = counted  # type: ignore[method-assign]
+    telling = IncrementalDetokenizer(words)
     for token in words._tokenizer("x = [é]\n" * 200)["input_ids"]:
         telling.add(token)
     assert max(decoded) < 20
 
 
-def _run(answer: str, decoding: Decoding, row: Row | None = None, end: bool = True) -> tuple[Finished, list[str]]:
+def _run(
+    answer: str, decoding: SamplingParams, row: Row | None = None, end: bool = True
+) -> tuple[RowOutput, list[str]]:
     row = row or Row("p", None)
     bench = Bench(saying({row.prompt: answer}, end))
     events = list(run_to_end(bench.batch, [row], decoding, Event()))
-    assert isinstance(events[-1], Finished)
-    return events[-1], [event.text for event in events if isinstance(event, Partial)]
+    assert isinstance(events[-1], RowOutput)
+    return events[-1], [event.text for event in events if isinstance(event, PartialOutput)]
 
 
 def test_an_answer_ends_before_a_stop_string_and_no_part_of_it_is_ever_shown() -> None:
-    finished, shown = _run("one\n\ntwo END three", Decoding(stop=("\n\nthree", "END")))
+    finished, shown = _run("one\n\ntwo END three", SamplingParams(stop=("\n\nthree", "END")))
     (said,) = finished.candidates
     assert (said.text, said.code, said.finish) == ("one\n\ntwo ", "one\n\ntwo ", "stop")
     assert said.tokens == len("one\n\ntwo END"), "what was generated counts"
@@ -97,26 +99,26 @@ def test_an_answer_ends_before_a_stop_string_and_no_part_of_it_is_ever_shown() -
 
 
 def test_the_first_of_several_stop_strings_counts_and_a_stop_may_be_all() -> None:
-    assert _run("abcd", Decoding(stop=("bcd", "cd")))[0].candidates[0].text == "a"
-    assert _run("abcd", Decoding(stop=("bcde", "c")))[0].candidates[0].text == "ab"
-    assert _run("abcd", Decoding(stop=("a",)))[0].candidates[0].text == ""
-    finished, shown = _run("ab", Decoding(stop=("bc",)))
+    assert _run("abcd", SamplingParams(stop=("bcd", "cd")))[0].candidates[0].text == "a"
+    assert _run("abcd", SamplingParams(stop=("bcde", "c")))[0].candidates[0].text == "ab"
+    assert _run("abcd", SamplingParams(stop=("a",)))[0].candidates[0].text == ""
+    finished, shown = _run("ab", SamplingParams(stop=("bc",)))
     assert finished.candidates[0].text == "ab", "what was held back belongs to an answer that ends"
     assert shown == ["a", "a"]
 
 
 def test_why_an_answer_ended() -> None:
-    assert _run("abc", Decoding())[0].candidates[0].finish == "stop"
-    limited = _run("abc", Decoding(max_new_tokens=3))[0].candidates[0]
+    assert _run("abc", SamplingParams())[0].candidates[0].finish == "stop"
+    limited = _run("abc", SamplingParams(max_new_tokens=3))[0].candidates[0]
     assert (limited.text, limited.tokens, limited.finish) == ("abc", 3, "length")
-    assert _run("abc", Decoding(max_new_tokens=4))[0].candidates[0].finish == "stop"
-    stopped = _run("x = 1\n```\n", Decoding(), Row("p", FENCED), end=False)[0].candidates[0]
+    assert _run("abc", SamplingParams(max_new_tokens=4))[0].candidates[0].finish == "stop"
+    stopped = _run("x = 1\n```\n", SamplingParams(), Row("p", FENCED), end=False)[0].candidates[0]
     assert (stopped.text, stopped.code, stopped.finish) == ("x = 1\n```", "x = 1", "stop")
 
 
 def test_raw_text_ends_neither_at_a_fence_nor_at_a_turn() -> None:
     text = f"x\n```\n{INSTRUCTION}\nmore"
-    (said,) = _run(text, Decoding())[0].candidates
+    (said,) = _run(text, SamplingParams())[0].candidates
     assert said.text == said.code == text
 
 
@@ -130,7 +132,7 @@ def test_raw_text_ends_neither_at_a_fence_nor_at_a_turn() -> None:
     ],
 )
 def test_what_is_shown_of_an_answer_with_a_style_is_never_taken_back(answer: str, style: Any) -> None:
-    finished, shown = _run(answer, Decoding(), Row("p", style))
+    finished, shown = _run(answer, SamplingParams(), Row("p", style))
     text = finished.candidates[0].text
     assert shown
     assert [part for part in shown if not text.startswith(part)] == []
@@ -138,30 +140,36 @@ def test_what_is_shown_of_an_answer_with_a_style_is_never_taken_back(answer: str
 
 
 def test_log_probabilities_come_with_texts_that_join_to_the_answer() -> None:
-    decoding = Decoding(top_logprobs=2)
+    decoding = SamplingParams(top_logprobs=2)
     (said,) = _run("é = 1", decoding)[0].candidates
     assert [token.token for token in said.token_logprobs] == ["", "é", " ", "=", " ", "1"], "a character is whole"
     assert sum(token.logprob for token in said.token_logprobs) > said.logprob, "the end token has one too"
     for token in said.token_logprobs:
         assert token.top[0] == (token.token, token.logprob), "what was said is the likeliest in this script"
         assert len(token.top) == 2
-    (cut,) = _run("one END", Decoding(top_logprobs=0, stop=("e E",)))[0].candidates
+    (cut,) = _run("one END", SamplingParams(top_logprobs=0, stop=("e E",)))[0].candidates
     assert "".join(token.token for token in cut.token_logprobs) == cut.text == "on"
     assert all(token.top == () for token in cut.token_logprobs)
-    assert _run("one", Decoding())[0].candidates[0].token_logprobs == ()
+    assert _run("one", SamplingParams())[0].candidates[0].token_logprobs == ()
 
 
 def test_the_text_of_a_token_beside_others() -> None:
     words = _pieces()
-    assert [words.piece(token) for token in (2, 4, 5, 1, BYTE + 0xC3)] == [" the", "list", " list", "</s>", "\ufffd"]
+    assert [words.token_text(token) for token in (2, 4, 5, 1, BYTE + 0xC3)] == [
+        " the",
+        "list",
+        " list",
+        "</s>",
+        "\ufffd",
+    ]
 
 
 def test_samples_that_end_early_are_told_in_full_at_once() -> None:
     bench = Bench(saying({"p": "ab"}))
-    rows, decoding = [Row("p", None)], Decoding("sample", 20, 8, 1.3, 1.0, seed=1)
+    rows, decoding = [Row("p", None)], SamplingParams("sample", 20, 8, 1.3, 1.0, seed=1)
     events = list(run_to_end(bench.batch, rows, decoding, Event()))
-    (finished,) = (event for event in events if isinstance(event, Finished))
-    last = {event.candidate: event.text for event in events if isinstance(event, Partial)}
+    (finished,) = (event for event in events if isinstance(event, RowOutput))
+    last = {event.candidate: event.text for event in events if isinstance(event, PartialOutput)}
     assert len(finished.samples) == 8
     ends = {sample.tokens for sample in finished.samples}
     assert ends == {3, 20}, "else nothing ends early"
@@ -169,27 +177,27 @@ def test_samples_that_end_early_are_told_in_full_at_once() -> None:
         assert sample.finish == ("length" if sample.tokens == 20 else "stop")
         if sample.finish == "stop":
             assert last[copy] == sample.text
-    assert sum(candidate.times for candidate in finished.candidates) == 8
+    assert sum(candidate.count for candidate in finished.candidates) == 8
 
 
 def test_equal_samples_are_merged_and_of_raw_text_only_those_that_are_equal() -> None:
     said = [Candidate(text, text, -1.0, 3) for text in ("x", " x", "y", "x")]
-    assert [(each.text, each.times) for each in merge(said)] == [("x", 3), ("y", 1)]
-    assert [(each.text, each.times) for each in merge(said, raw=True)] == [("x", 2), (" x", 1), ("y", 1)]
+    assert [(each.text, each.count) for each in dedupe_candidates(said)] == [("x", 3), ("y", 1)]
+    assert [(each.text, each.count) for each in dedupe_candidates(said, raw=True)] == [("x", 2), (" x", 1), ("y", 1)]
 
 
 def test_the_first_stop_is_found_wherever_it_began() -> None:
-    assert stop_at("abcd", ("d", "bc")) == 1
-    assert stop_at("abcd", ("bc",), begin=3) is None
-    assert stop_at("abcd", ("bcd",), begin=3) == 1
-    assert stop_at("abcd", ()) is None
-    assert settled("a\n\n#", ("\n\n\n", "#x"), None) == "a\n\n"
-    assert settled("aaa", ("aab",), None) == "a"
+    assert find_stop("abcd", ("d", "bc")) == 1
+    assert find_stop("abcd", ("bc",), begin=3) is None
+    assert find_stop("abcd", ("bcd",), begin=3) == 1
+    assert find_stop("abcd", ()) is None
+    assert stable_prefix("a\n\n#", ("\n\n\n", "#x"), None) == "a\n\n"
+    assert stable_prefix("aaa", ("aab",), None) == "a"
 
 
 def test_the_end_token_has_no_text_even_where_it_is_no_special_one() -> None:
     words = vocabulary()
     dot = tokenizer()(".")["input_ids"][0]
-    words.ends = frozenset({END, dot})
-    assert words.said([*tokenizer()("a.")["input_ids"]]) == "a"
-    assert words.said([]) == ""
+    words.eos_token_ids = frozenset({END, dot})
+    assert words.decode_answer([*tokenizer()("a.")["input_ids"]]) == "a"
+    assert words.decode_answer([]) == ""

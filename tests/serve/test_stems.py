@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM
 from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.backends.local.stems import Stems
-from serve.rows import Decoding, Finished, Row
+from serve.backends.local.stems import SharedPrefixCache
+from serve.rows import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 
 PLAIN = STYLES["plain"]
 EXAMPLES = "Here is how one adds two numbers: a + b. "
 PROMPTS = [EXAMPLES + end for end in ("sort a list", "x", "open the file `a.txt` and count all of its lines and words")]
-BEAMS = Decoding(mode="beam", candidates=4, max_new_tokens=16)
+BEAMS = SamplingParams(mode="beam", candidates=4, max_new_tokens=16)
 
 
 def _load(kind: str, folder: Path) -> tuple[LocalBackend, Any]:
@@ -31,8 +31,8 @@ def _load(kind: str, folder: Path) -> tuple[LocalBackend, Any]:
     return backend, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _said(backend: LocalBackend, rows: list[Row], decoding: Decoding = BEAMS) -> list[list[str]]:
-    events = [event for event in backend.generate(rows, decoding, Event()) if isinstance(event, Finished)]
+def _said(backend: LocalBackend, rows: list[Row], decoding: SamplingParams = BEAMS) -> list[list[str]]:
+    events = [event for event in backend.generate(rows, decoding, Event()) if isinstance(event, RowOutput)]
     ordered = sorted(events, key=lambda event: event.index)
     return [[candidate.text.strip() for candidate in event.candidates] for event in ordered]
 
@@ -51,10 +51,10 @@ def test_beams_over_prompts_with_the_same_beginning_are_those_of_generate(kind: 
     backend, model = _load(kind, tmp_path)
     expected = [_oracle(model, prompt) for prompt in PROMPTS]
     assert _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS]) == expected
-    before = backend.prefixes.hits
+    before = backend.prefix_cache.hits
     assert before == len(PROMPTS) - 1, "what all begin with was read once"
     assert _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS[1:]]) == expected[1:], "from what was kept"
-    assert backend.prefixes.hits == before + 2
+    assert backend.prefix_cache.hits == before + 2
 
 
 def test_a_beginning_is_read_anew_under_another_adapter_and_when_an_adapter_changes(tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_virtual_tokens_stand_before_the_shared_beginning(config: Any, tmp_path:
     rows = [Row(prompt, PLAIN, "one") for prompt in PROMPTS]
     alone = []
     for row in rows:
-        backend.prefixes.clear()  # nothing is shared then: these are what test_techniques.py holds to PEFT
+        backend.prefix_cache.clear()  # nothing is shared then: these are what test_techniques.py holds to PEFT
         alone.append(_said(backend, [row])[0])
-    backend.prefixes.clear()
-    before = backend.prefixes.hits
+    backend.prefix_cache.clear()
+    before = backend.prefix_cache.hits
     assert _said(backend, rows) == alone
-    assert backend.prefixes.hits == before + len(rows) - 1
+    assert backend.prefix_cache.hits == before + len(rows) - 1
     assert alone != _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
 
 
@@ -109,10 +109,10 @@ def test_attention_over_stem_and_tail_is_attention_over_both(shared: int) -> Non
     mask[1, shared : shared + 3] = 0
     own = torch.stack([keys[:, :, shared:], values[:, :, shared:]])[None]
     beginning = torch.stack([keys[0, :, :shared], values[0, :, :shared]])[None] if shared else None
-    stems = Stems(own, mask[:, shared:], beginning, 0.3)
+    stems = SharedPrefixCache(own, mask[:, shared:], beginning, 0.3)
     owners = [0, 1, 2]
     for rows in ([0, 0, 1, 2, 2, 2], [0, 2, 3, 5], [1, 1, 3]):
-        stems.select(torch.tensor(rows))
+        stems.reorder(torch.tensor(rows))
         owners = [owners[row] for row in rows]
     assert owners == [1, 1, 2], "the first stem is dropped, the others have lines in different number"
     query = noise(len(owners), groups * each, size)

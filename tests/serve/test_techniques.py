@@ -20,7 +20,7 @@ from errors import AdapterError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
 from serve.backends.local.prefix import prefix_tuning
-from serve.rows import Decoding, Finished, Row
+from serve.rows import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, tokenizer
 
@@ -74,8 +74,8 @@ class Arena:
         bare = self.bare()
         return bare if name is None else PeftModel.from_pretrained(bare, self.root / "store" / name).eval()
 
-    def said(self, rows: list[Row], decoding: Decoding) -> list[Finished]:
-        events = [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, Finished)]
+    def said(self, rows: list[Row], decoding: SamplingParams) -> list[RowOutput]:
+        events = [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, RowOutput)]
         return sorted(events, key=lambda event: event.index)
 
 
@@ -125,7 +125,7 @@ def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -> None:
     rows = [Row(prompt, PLAIN, name) for prompt in PROMPTS for name in arena.names]
-    found = arena.said(rows, Decoding(max_new_tokens=TOKENS))
+    found = arena.said(rows, SamplingParams(max_new_tokens=TOKENS))
     models = {name: arena.peft(name) for name in arena.names}
     for row, event in zip(rows, found, strict=True):
         tokens, logprob = greedy(models[row.adapter], row.prompt)
@@ -138,7 +138,7 @@ def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -
 
 
 def test_each_adapter_alone_says_what_it_says_in_company(arena: Arena) -> None:
-    decoding = Decoding(mode="sample", candidates=2, temperature=1.5, max_new_tokens=TOKENS, seed=3)
+    decoding = SamplingParams(mode="sample", candidates=2, temperature=1.5, max_new_tokens=TOKENS, seed=3)
     together = arena.said([Row(PROMPTS[1], PLAIN, name) for name in arena.names], decoding)
     for name, event in zip(arena.names, together, strict=True):
         (alone,) = arena.said([Row(PROMPTS[1], PLAIN, name)], decoding)
@@ -146,7 +146,9 @@ def test_each_adapter_alone_says_what_it_says_in_company(arena: Arena) -> None:
 
 
 def test_beams_of_a_mixed_batch_are_those_of_peft(arena: Arena) -> None:
-    found = arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], Decoding("beam", TOKENS, candidates=4))
+    found = arena.said(
+        [Row(PROMPTS[0], PLAIN, name) for name in arena.names], SamplingParams("beam", TOKENS, candidates=4)
+    )
     for name, event in zip(arena.names, found, strict=True):
         expected = beams(arena.peft(name), PROMPTS[0], 4)
         assert [candidate.text.strip() for candidate in event.candidates] == expected, f"adapter {name}"
@@ -155,21 +157,21 @@ def test_beams_of_a_mixed_batch_are_those_of_peft(arena: Arena) -> None:
 def test_base_rows_are_the_bare_base_bit_for_bit_before_and_after(arena: Arena) -> None:
     fresh = LocalBackend(load_base(str(arena.root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     rows = [Row(prompt, PLAIN) for prompt in PROMPTS]
-    decoding = Decoding(max_new_tokens=TOKENS)
-    bare = [event for event in fresh.generate(rows, decoding, Event()) if isinstance(event, Finished)]
+    decoding = SamplingParams(max_new_tokens=TOKENS)
+    bare = [event for event in fresh.generate(rows, decoding, Event()) if isinstance(event, RowOutput)]
     expected = {event.index: event.candidates for event in bare}
-    arena.backend.prefixes.clear()
+    arena.backend.prefix_cache.clear()
     assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
     arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
     for name in arena.names[1:]:
         assert name is not None
         arena.backend.load_adapter(arena.store.open(name, arena.backend.base))
-    arena.backend.prefixes.clear()  # a prompt that is read in two pieces is rounded in other places
+    arena.backend.prefix_cache.clear()  # a prompt that is read in two pieces is rounded in other places
     assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
 
 
 def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, decoding = [Row(prompt, PLAIN) for prompt in PROMPTS], Decoding(max_new_tokens=TOKENS)
+    rows, decoding = [Row(prompt, PLAIN) for prompt in PROMPTS], SamplingParams(max_new_tokens=TOKENS)
     first = [event.candidates for event in arena.said(rows, decoding)]
     calls: list[int] = []
 
@@ -201,7 +203,7 @@ def test_nan_values_are_refused_and_nothing_stays(arena: Arena, tmp_path: Path) 
             AdapterError, match=f"Adapter 'nan-{name}' has NaN or infinite values in .*: train it again"
         ):
             arena.backend.load_adapter(opened)
-        assert folder.name not in arena.backend._wardrobe
+        assert folder.name not in arena.backend._registry
 
 
 def test_an_adapter_of_a_base_of_another_size_is_refused_before_a_tensor_moves(arena: Arena) -> None:
@@ -236,7 +238,7 @@ def test_prompts_of_very_different_length_keep_their_prefixes(tmp_path: Path) ->
     arena = Arena("llama", tmp_path)
     prompts = ["sort the list " * 20, "x", "sort the list " * 19]
     rows = [Row(prompt, PLAIN, name) for prompt in prompts for name in (None, "prompt", "prefix", "lora")]
-    found = arena.said(rows, Decoding(max_new_tokens=TOKENS))
+    found = arena.said(rows, SamplingParams(max_new_tokens=TOKENS))
     models = {name: arena.peft(name) for name in (None, "prompt", "prefix", "lora")}
     for row, event in zip(rows, found, strict=True):
         tokens, logprob = greedy(models[row.adapter], row.prompt)

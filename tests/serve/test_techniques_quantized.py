@@ -19,9 +19,9 @@ from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.deltas import weight_norm
 from serve.backends.local.loading import load_base
-from serve.backends.local.state import Line
-from serve.backends.local.worn import Worn
-from serve.rows import Candidate, Decoding, Finished, Row
+from serve.backends.local.state import PromptInput
+from serve.backends.local.worn import AppliedAdapter
+from serve.rows import Candidate, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.test_techniques import FINGERPRINTS, PROMPTS, configs
 from tests.serve.tiny import make_adapter, make_base, tokenizer
@@ -45,9 +45,9 @@ class Quantized:
         return load_base(str(self.root / "base"), self.quantization, "cpu", lambda _: None, training=training)
 
     def said(self, rows: list[Row]) -> list[Candidate]:
-        self.backend.prefixes.clear()  # a prompt that is read in two pieces is rounded in other places
-        events = list(self.backend.generate(rows, Decoding(max_new_tokens=8), Event()))
-        finished = sorted((each for each in events if isinstance(each, Finished)), key=lambda each: each.index)
+        self.backend.prefix_cache.clear()  # a prompt that is read in two pieces is rounded in other places
+        events = list(self.backend.generate(rows, SamplingParams(max_new_tokens=8), Event()))
+        finished = sorted((each for each in events if isinstance(each, RowOutput)), key=lambda each: each.index)
         return [each.candidates[0] for each in finished]
 
 
@@ -77,7 +77,7 @@ def test_a_dora_measures_the_weight_whether_it_is_packed_or_not(quantized: Quant
     layer = fresh._model.get_submodule(name)
     before = weight_norm(layer, a, b)
     assert torch.allclose(before, expected, rtol=0.01)
-    list(fresh.generate(ROWS, Decoding(max_new_tokens=1), Event()))
+    list(fresh.generate(ROWS, SamplingParams(max_new_tokens=1), Event()))
     assert torch.equal(weight_norm(layer, a, b), before)
 
 
@@ -98,11 +98,11 @@ def test_rows_score_as_peft_scores_them_on_the_same_weights(quantized: Quantized
 
 def _scores(backend: LocalBackend, names: list[str], prompt: list[int], continued: list[int]) -> torch.Tensor:
     """Log-probabilities, (rows, places, vocabulary), of one batch in which every row wears another adapter."""
-    state = backend._make_state()
-    lines = [Line(tuple(prompt), Worn(backend._wardrobe[name])) for name in names]
-    *_, first = state.read(lines)
+    state = backend._make_runner()
+    lines = [PromptInput(tuple(prompt), AppliedAdapter(backend._registry[name])) for name in names]
+    *_, first = state.prefill(lines)
     assert first is not None
-    scores = [first, *(state.step(torch.tensor([token] * len(names))) for token in continued[:-1])]
+    scores = [first, *(state.decode(torch.tensor([token] * len(names))) for token in continued[:-1])]
     return torch.stack(scores, dim=1).log_softmax(-1)
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from space import build as building
 from space.__main__ import main
-from space.build import MAX_BYTES, ROOMS, THUMBNAIL, build, contents, ours
+from space.build import MAX_BYTES, PACKAGES, THUMBNAIL, build_space, is_project_file, space_files
 from space.card import ROOT, front_matter
 
-TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", *ROOMS}
+TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", *PACKAGES}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> building.Built:
-    return build(tmp_path_factory.mktemp("space") / "built")
+def built(tmp_path_factory: pytest.TempPathFactory) -> building.BuiltSpace:
+    return build_space(tmp_path_factory.mktemp("space") / "built")
 
 
 def digest(folder: Path) -> str:
@@ -28,7 +28,7 @@ def digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def test_it_holds_the_program_and_nothing_around_it(built: building.Built) -> None:
+def test_it_holds_the_program_and_nothing_around_it(built: building.BuiltSpace) -> None:
     assert {path.name for path in built.folder.iterdir()} == TOP
     there = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
     assert there == set(built.files)
@@ -38,12 +38,12 @@ def test_it_holds_the_program_and_nothing_around_it(built: building.Built) -> No
     assert not [name for name in there if name.split("/")[0] in ("tests", "benchmarks", "space", ".ci")]
 
 
-def test_every_module_of_the_rooms_goes_along(built: building.Built) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+def test_every_module_of_the_rooms_goes_along(built: building.BuiltSpace) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for room in PACKAGES for path in (ROOT / room).rglob("*.py")}
     assert modules == {name for name in built.files if name.endswith(".py")} - {"app.py", "errors.py"}
 
 
-def test_of_the_docs_only_the_runs_go_along(built: building.Built) -> None:
+def test_of_the_docs_only_the_runs_go_along(built: building.BuiltSpace) -> None:
     docs = [name for name in built.files if name.startswith("docs/")]
     assert docs
     assert all(name.startswith("docs/results/") and name.endswith((".jsonl", ".jsonl.gz")) for name in docs)
@@ -51,30 +51,30 @@ def test_of_the_docs_only_the_runs_go_along(built: building.Built) -> None:
     assert "docs/results/study/conala.scores.jsonl.gz" in docs
 
 
-def test_the_library_goes_along_whole(built: building.Built) -> None:
+def test_the_library_goes_along_whole(built: building.BuiltSpace) -> None:
     names = sorted(path.name for path in (ROOT / "adapters" / "library").iterdir() if path.is_dir())
     for name in names:
         for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
             assert f"adapters/library/{name}/{file}" in built.files
 
 
-def test_it_stays_under_thirty_megabytes(built: building.Built) -> None:
+def test_it_stays_under_thirty_megabytes(built: building.BuiltSpace) -> None:
     size = sum(path.stat().st_size for path in built.folder.rglob("*") if path.is_file())
     assert size == built.size <= MAX_BYTES == 30_000_000
 
 
-def test_what_needs_apt_is_named_a_line_each(built: building.Built) -> None:
+def test_what_needs_apt_is_named_a_line_each(built: building.BuiltSpace) -> None:
     assert (built.folder / "packages.txt").read_text() == "bubblewrap\n"
 
 
-def test_the_same_checkout_gives_the_same_bytes(built: building.Built, tmp_path: Path) -> None:
-    again = build(tmp_path / "again")
+def test_the_same_checkout_gives_the_same_bytes(built: building.BuiltSpace, tmp_path: Path) -> None:
+    again = build_space(tmp_path / "again")
     assert again.files == built.files
     assert digest(again.folder) == digest(built.folder)
 
 
 def test_a_published_card_names_the_spaces_own_thumbnail() -> None:
-    found = contents("someone/arena")
+    found = space_files("someone/arena")
     card = found["README.md"]
     assert isinstance(card, bytes)
     address = f"https://huggingface.co/spaces/someone/arena/resolve/main/{THUMBNAIL}"
@@ -96,12 +96,12 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, capsys: pytest
 def test_overwriting_never_touches_what_is_no_space(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("mine")
     (tmp_path / "holiday.jpg").write_text("mine")
-    with pytest.raises(PeftArenaError, match=r"holds more than a Space \(holiday\.jpg\): name another one"):
-        build(tmp_path, overwrite=True)
+    with pytest.raises(PromptOrTuneError, match=r"holds more than a Space \(holiday\.jpg\): name another one"):
+        build_space(tmp_path, overwrite=True)
     assert (tmp_path / "app.py").read_text() == "mine"
 
 
-def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, built: building.Built) -> None:
+def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, built: building.BuiltSpace) -> None:
     target = tmp_path / "space"
     (target / "ui").mkdir(parents=True)
     (target / "ui" / "gone.py").write_text("of a former version")
@@ -115,14 +115,14 @@ def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, bui
 
 def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PeftArenaError, match="is a file: name a folder"):
-        build(tmp_path / "file")
+    with pytest.raises(PromptOrTuneError, match="is a file: name a folder"):
+        build_space(tmp_path / "file")
 
 
 def test_a_space_that_grew_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
-    with pytest.raises(PeftArenaError, match=r"would have \d+\.\d MB and 1 MB is the limit"):
-        build(tmp_path / "space")
+    with pytest.raises(PromptOrTuneError, match=r"would have \d+\.\d MB and 1 MB is the limit"):
+        build_space(tmp_path / "space")
     assert not (tmp_path / "space").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_space_that_grew_too_large_is_not_written(tmp_path: Path, monkeypatch:
      ("docs/mine.md", False), ("notes.txt", False)],
 )  # fmt: skip
 def test_what_a_space_has_of_ours(path: str, expected: bool) -> None:
-    assert ours(path) is expected
+    assert is_project_file(path) is expected
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["paint"], 2)])

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import pytest
 from huggingface_hub import SpaceHardware
 
-from errors import PeftArenaError
-from space.card import CARD, REQUIREMENTS, check_card, front_matter, pinned, with_thumbnail
+from errors import PromptOrTuneError
+from space.card import CARD, REQUIREMENTS, check_card, front_matter, pinned_version, with_thumbnail
 
 TEXT = CARD.read_text(encoding="utf-8")
 LIST = REQUIREMENTS.read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def test_the_card_is_one_that_the_hub_takes() -> None:
 
 
 def test_gradio_is_the_same_in_the_card_the_requirements_and_here() -> None:
-    assert front_matter(TEXT)["sdk_version"] == pinned("gradio", LIST) == version("gradio")
+    assert front_matter(TEXT)["sdk_version"] == pinned_version("gradio", LIST) == version("gradio")
 
 
 def test_python_is_one_that_zero_gpu_has_and_this_program_runs_on() -> None:
@@ -63,13 +63,13 @@ def test_the_body_links_to_nothing_that_a_space_has_not() -> None:
     ],
 )
 def test_a_card_that_would_not_work_is_one_sentence(change: tuple[str, str], expected: str) -> None:
-    with pytest.raises(PeftArenaError, match=expected) as caught:
+    with pytest.raises(PromptOrTuneError, match=expected) as caught:
         check_card(TEXT.replace(*change), LIST)
     assert str(caught.value).endswith(".")
 
 
 def test_requirements_without_a_pin_are_one_sentence() -> None:
-    with pytest.raises(PeftArenaError, match=r"pins no version of gradio: add gradio==VERSION"):
+    with pytest.raises(PromptOrTuneError, match=r"pins no version of gradio: add gradio==VERSION"):
         check_card(TEXT, "gradio>=6\n")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from gradio_client import Client
 
-from space.build import build
+from space.build import build_space
 
 INTENT = "map two lists `keys` and `values` into a dictionary"
 METHODS = ["zero-shot", "rag-2", "lora-starter"]
@@ -68,7 +68,7 @@ def space_environment(port: int, home: Path) -> dict[str, str]:
 def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Builds the Space, installs its requirements alone, and starts it as the Hub does."""
     folder = tmp_path_factory.mktemp("fresh")
-    space = build(folder / "space").folder
+    space = build_space(folder / "space").folder
     own = folder / "home"
     own.mkdir()
     for shared in ("bases", "indexes"):  # so that nothing is converted twice

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from space import publish as publishing
 from space.__main__ import main
-from space.build import contents
+from space.build import space_files
 from space.card import front_matter
-from space.publish import publish
-from space.running import wait_until_it_runs
-from space.wishes import Wishes
+from space.publish import publish_space
+from space.running import wait_until_running
+from space.wishes import SpaceOptions
 from tests.hub.client import TOKEN, log_in, use_hub
 from tests.hub.space_state import Space
 from tests.hub.spaces import files
@@ -38,20 +38,20 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | bytes]:
     """A Space of four files in place of all of them."""
-    picture = contents(NAME)["thumbnail.png"]
+    picture = space_files(NAME)["thumbnail.png"]
     made: dict[str, Path | bytes] = {
         "README.md": b"---\ntitle: Peft Arena\nsdk: gradio\n---\n",
         "app.py": b"print('up')\n",
         "serve/engine.py": b"# the engine\n",
         "thumbnail.png": picture,
     }
-    monkeypatch.setattr(publishing, "contents", lambda repo_id: dict(made))
+    monkeypatch.setattr(publishing, "space_files", lambda repo_id: dict(made))
     return made
 
 
 def said_of(call: Callable[[], object]) -> str:
     """The one sentence that the call ends with."""
-    with pytest.raises(PeftArenaError) as caught:
+    with pytest.raises(PromptOrTuneError) as caught:
         call()
     sentence = str(caught.value)
     assert sentence.endswith(".")
@@ -67,7 +67,7 @@ def quietly(_: str) -> None:
 def test_a_new_space_gets_all_files_and_wishes_and_runs(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publishing, "wait_until_it_runs", partial(wait_until_it_runs, poll=0))
+    monkeypatch.setattr(publishing, "wait_until_running", partial(wait_until_running, poll_seconds=0))
     wishes = ["--private", "--hardware", "t4-small", "--storage", "ada/kept"]
     pairs = ["--secret", "HF_TOKEN=hf_secret", "--variable", "PEFT_ARENA_BASE=Qwen/Qwen3-0.6B@main"]
     hub.spaces.fresh = lambda: Space(stages=["BUILDING", "BUILDING", "RUNNING"], log=["Cloning\n", "Installing torch"])
@@ -80,7 +80,7 @@ def test_a_new_space_gets_all_files_and_wishes_and_runs(
     assert space.volumes == [{"type": "bucket", "source": "ada/kept", "mountPath": "/data"}]
     assert hub.spaces.buckets == {"ada/kept": True}
     assert f"spaces/{NAME}" in hub.private
-    there, wanted = files(hub, NAME), contents(NAME)
+    there, wanted = files(hub, NAME), space_files(NAME)
     assert set(there) == {*wanted, ".gitattributes"}
     for name, source in wanted.items():
         assert there[name] == (source if isinstance(source, bytes) else source.read_bytes()), name
@@ -95,11 +95,11 @@ def test_a_new_space_gets_all_files_and_wishes_and_runs(
 def test_publishing_the_same_again_makes_no_commit_and_restarts_nothing(
     hub: Hub, small: dict[str, Path | bytes]
 ) -> None:
-    wishes = Wishes(hardware="l4x1", storage="ada/kept", variables={"A": "1"})
-    first = publish(NAME, wishes, quietly)
+    wishes = SpaceOptions(hardware="l4x1", storage="ada/kept", variables={"A": "1"})
+    first = publish_space(NAME, wishes, quietly)
     assert first.changed
     asked = len(hub.requests)
-    again = publish(NAME, wishes, quietly)
+    again = publish_space(NAME, wishes, quietly)
     assert (again.changed, again.commit) == (False, first.commit)
     written = [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
     # The bucket and what the client asks before a commit; no commit, no setting.
@@ -108,11 +108,11 @@ def test_publishing_the_same_again_makes_no_commit_and_restarts_nothing(
 
 
 def test_only_what_changed_is_sent_and_what_is_gone_is_deleted(hub: Hub, small: dict[str, Path | bytes]) -> None:
-    first = publish(NAME, Wishes(), quietly)
+    first = publish_space(NAME, SpaceOptions(), quietly)
     old = dict(hub.history[f"spaces/{NAME}"][-1].files)
     hub.append(f"spaces/{NAME}", old | {"ui/gone.py": Blob(b"old", 3), "notes.txt": Blob(b"mine", 4)})
     small["app.py"] = b"print('newer')\n"
-    second = publish(NAME, Wishes(hardware="t4-small", variables={"A": "2"}, secrets={"S": "x"}), quietly)
+    second = publish_space(NAME, SpaceOptions(hardware="t4-small", variables={"A": "2"}, secrets={"S": "x"}), quietly)
     assert second.changed
     assert second.commit != first.commit
     there = files(hub, NAME)
@@ -124,10 +124,10 @@ def test_only_what_changed_is_sent_and_what_is_gone_is_deleted(hub: Hub, small: 
 
 
 def test_other_volumes_stay_mounted(hub: Hub, small: dict[str, Path | bytes]) -> None:
-    publish(NAME, Wishes(storage="ada/old"), quietly)
+    publish_space(NAME, SpaceOptions(storage="ada/old"), quietly)
     model = {"type": "model", "source": "ada/base", "mountPath": "/base", "readOnly": True}
     hub.spaces.known[NAME].volumes.append(model)
-    publish(NAME, Wishes(storage="ada/new"), quietly)
+    publish_space(NAME, SpaceOptions(storage="ada/new"), quietly)
     sources = [(each["source"], each["mountPath"]) for each in hub.spaces.known[NAME].volumes]
     assert sources == [("ada/base", "/base"), ("ada/new", "/data")]
 
@@ -136,7 +136,7 @@ def test_a_model_of_the_same_name_is_no_obstacle(hub: Hub, small: dict[str, Path
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     hub.add(NAME, tmp_path / "model")
-    publish(NAME, Wishes(), quietly)
+    publish_space(NAME, SpaceOptions(), quietly)
     assert set(files(hub, NAME)) >= set(small)
     assert set(hub.history[NAME][-1].files) == {"config.json"}
 
@@ -144,7 +144,7 @@ def test_a_model_of_the_same_name_is_no_obstacle(hub: Hub, small: dict[str, Path
 def test_somebodys_other_program_is_left_alone(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space()
     hub.append(f"spaces/{NAME}", {"README.md": Blob(b"x", 1), "chess.py": Blob(b"x", 1)})
-    sentence = said_of(lambda: publish(NAME, Wishes(), quietly))
+    sentence = said_of(lambda: publish_space(NAME, SpaceOptions(), quietly))
     assert sentence == (
         f"The Space '{NAME}' holds another program already (chess.py): publish under another name, or delete it there."
     )
@@ -165,7 +165,7 @@ def test_rights_that_are_missing_are_one_sentence_before_anything_is_sent(
     account: Account | None, name: str, expected: str, hub: Hub, small: dict[str, Path | bytes]
 ) -> None:
     hub.accounts = {TOKEN: account} if account else {}
-    assert said_of(lambda: publish(name, Wishes(), quietly)).startswith(expected)
+    assert said_of(lambda: publish_space(name, SpaceOptions(), quietly)).startswith(expected)
     assert not [line for line in hub.requests if line.startswith(("POST", "PUT"))]
 
 
@@ -173,34 +173,40 @@ def test_without_a_token_the_way_to_one_is_named(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    assert "needs a token of the Hub: run `hf auth login`" in said_of(lambda: publish(NAME, Wishes(), quietly))
+    assert "needs a token of the Hub: run `hf auth login`" in said_of(
+        lambda: publish_space(NAME, SpaceOptions(), quietly)
+    )
 
 
 def test_a_name_that_is_taken_unseen_is_one_sentence(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space(hidden=True)
-    assert f"The name '{NAME}' is taken on the Hub" in said_of(lambda: publish(NAME, Wishes(), quietly))
+    assert f"The name '{NAME}' is taken on the Hub" in said_of(lambda: publish_space(NAME, SpaceOptions(), quietly))
 
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_hardware_that_nobody_pays_for_is_one_sentence(exists: bool, hub: Hub, small: dict[str, Path | bytes]) -> None:
     if exists:
-        publish(NAME, Wishes(), quietly)
+        publish_space(NAME, SpaceOptions(), quietly)
     hub.spaces.unpaid.add("a100-large")
-    sentence = said_of(lambda: publish(NAME, Wishes(hardware="a100-large"), quietly))
+    sentence = said_of(lambda: publish_space(NAME, SpaceOptions(hardware="a100-large"), quietly))
     assert "wants a subscription or a payment method for that (HTTP 402)" in sentence
 
 
 @pytest.mark.parametrize("name", ["arena", "a/b/c", "ada/ar ena", "", "../x"])
 def test_a_name_that_is_none_is_one_sentence(name: str, small: dict[str, Path | bytes]) -> None:
-    assert said_of(lambda: publish(name, Wishes(), quietly)).startswith("That cannot name a Space on the Hub")
+    assert said_of(lambda: publish_space(name, SpaceOptions(), quietly)).startswith(
+        "That cannot name a Space on the Hub"
+    )
 
 
 def test_a_line_that_breaks_is_one_sentence_and_the_next_run_finishes(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.cuts["commit"] = 1
-    assert "The connection to the Hub broke while uploading to" in said_of(lambda: publish(NAME, Wishes(), quietly))
-    assert publish(NAME, Wishes(), quietly).changed
+    assert "The connection to the Hub broke while uploading to" in said_of(
+        lambda: publish_space(NAME, SpaceOptions(), quietly)
+    )
+    assert publish_space(NAME, SpaceOptions(), quietly).changed
     assert set(files(hub, NAME)) >= set(small)
 
 
@@ -249,7 +255,7 @@ def waits(hub: Hub, space: Space, clock: Clock, commit: str | None = None) -> st
     hub.spaces.known[NAME] = space
     hub.append(f"spaces/{NAME}", {"app.py": Blob(b"x", 1)})
     wanted = commit or hub.history[f"spaces/{NAME}"][-1].oid
-    return wait_until_it_runs(NAME, wanted, quietly, patience=100, poll=0, clock=clock)
+    return wait_until_running(NAME, wanted, quietly, timeout=100, poll_seconds=0, clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -291,5 +297,5 @@ def test_each_line_of_the_build_is_told_once_and_fit_for_a_terminal(hub: Hub) ->
         stages=["BUILDING", "BUILDING", "BUILDING", "RUNNING"], log=["one\n", "two \x1b[31m\n", "three"]
     )
     commit = hub.append(f"spaces/{NAME}", {"app.py": Blob(b"x", 1)})
-    wait_until_it_runs(NAME, commit, lines.append, poll=0)
+    wait_until_running(NAME, commit, lines.append, poll_seconds=0)
     assert lines == ["Building ...", "  one", r"  'two \x1b[31m'", "  three", "Running ..."]

@@ -11,7 +11,7 @@ import pytest
 
 from errors import DataError
 from tasks.datasets import load_examples, load_problems
-from tasks.datasets.apps import first_of_each
+from tasks.datasets.apps import first_per_difficulty
 from tasks.datasets.apps_tests import parse_tests
 from tasks.problem import Problem, StdioTest
 from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, write_rows
@@ -159,4 +159,4 @@ def test_apps_from_the_hub_as_the_study_splits_it(monkeypatch: pytest.MonkeyPatc
 
 
 def test_first_of_each() -> None:
-    assert first_of_each("aabbba", 2) == [0, 1, 2, 3]
+    assert first_per_difficulty("aabbba", 2) == [0, 1, 2, 3]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from errors import DataError, UnknownNameError
-from tasks.datasets import DATASETS, available, digest, load_examples, load_problems
-from tasks.datasets.asserts import entry_point
+from tasks.datasets import DATASETS, available_datasets, dataset_digest, load_examples, load_problems
+from tasks.datasets.asserts import find_entry_point
 from tasks.problem import AssertTest, Example, Problem
 from tests.tasks.sets import MBPP_ROW, PAIR, REAL, needs_real_data, run, write_rows
 
@@ -120,33 +120,33 @@ def test_starter_needs_no_folder(split: str, tmp_path: Path) -> None:
 
 
 def test_available(tmp_path: Path) -> None:
-    assert available() == available(tmp_path) == available(tmp_path / "gone") == ["starter"]
+    assert available_datasets() == available_datasets(tmp_path) == available_datasets(tmp_path / "gone") == ["starter"]
     write_rows(tmp_path / "conala" / "test.jsonl", PAIR)
     write_rows(tmp_path / "mbpp" / "mbpp.jsonl", MBPP_ROW)
     (tmp_path / "apps" / "0001").mkdir(parents=True)
     (tmp_path / "apps" / "0001" / "question.txt").write_text("?")
-    assert available(tmp_path) == ["starter", "conala", "mbpp", "apps"]
-    assert available(str(tmp_path / "conala")) == ["starter", "conala"]
+    assert available_datasets(tmp_path) == ["starter", "conala", "mbpp", "apps"]
+    assert available_datasets(str(tmp_path / "conala")) == ["starter", "conala"]
 
 
 def test_the_digest_changes_with_whatever_is_learnt() -> None:
     example = Example("1", "a", "b")
     problem = Problem("1", "a", "b", tests=(AssertTest("assert b"),))
-    assert digest([example]) == digest([problem])
-    assert digest([example]).startswith("sha256:")
-    assert len(digest([example])) == len("sha256:") + 16
+    assert dataset_digest([example]) == dataset_digest([problem])
+    assert dataset_digest([example]).startswith("sha256:")
+    assert len(dataset_digest([example])) == len("sha256:") + 16
     others = [Example("2", "a", "b"), Example("1", "ab", ""), Example("1", "a", "b2")]
-    digests = {digest(items) for items in ([example], [], [example, example], *([other] for other in others))}
+    digests = {dataset_digest(items) for items in ([example], [], [example, example], *([other] for other in others))}
     assert len(digests) == 6
 
 
 def test_entry_points() -> None:
     code = "def helper(x): return x\ndef target(x): return helper(x)\nclass Stack: pass"
-    assert entry_point(code, ["assert set(target(helper(1))) == {1}"]) == "target"
-    assert entry_point(code, ["assert len([]) == 0", "s = Stack()\nassert s"]) == "Stack"
-    assert entry_point(code, ["assert 1"]) is None
-    assert entry_point("def broken(", ["assert broken()"]) is None
-    assert entry_point(code, ["assert ("]) is None
+    assert find_entry_point(code, ["assert set(target(helper(1))) == {1}"]) == "target"
+    assert find_entry_point(code, ["assert len([]) == 0", "s = Stack()\nassert s"]) == "Stack"
+    assert find_entry_point(code, ["assert 1"]) is None
+    assert find_entry_point("def broken(", ["assert broken()"]) is None
+    assert find_entry_point(code, ["assert ("]) is None
 
 
 @needs_real_data
@@ -176,7 +176,7 @@ def test_real_mbpp_without_its_prompt_rows() -> None:
 
 @needs_real_data
 def test_real_folders_are_found() -> None:
-    assert available(REAL) == list(DATASETS)
+    assert available_datasets(REAL) == list(DATASETS)
 
 
 def test_a_mistyped_folder_is_noticed_even_where_none_is_needed(tmp_path: Path) -> None:

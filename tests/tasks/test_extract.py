@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.extract import answer_end, extract_code
-from tasks.prompt import STYLES, answer, completion
+from tasks.prompt import STYLES, format_answer, format_completion
 
 PLAIN, CHAT, OPEN = STYLES["plain"], STYLES["chat"], STYLES["chat-python-open"]
 CODE = "def f(x):\n    return x"
@@ -57,8 +57,8 @@ def test_answers_to_an_open_fence(said: str, code: str) -> None:
 )
 def test_a_right_answer_gives_its_code_back(style: object, code: str) -> None:
     chosen = next(known for known in STYLES.values() if known is style)
-    assert extract_code(completion(code, chosen), chosen) == code
-    assert extract_code(answer(code, chosen), chosen) == code
+    assert extract_code(format_completion(code, chosen), chosen) == code
+    assert extract_code(format_answer(code, chosen), chosen) == code
 
 
 def test_an_answer_is_over_at_the_closing_fence() -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from errors import DataError
 from tasks.datasets import hub_files
-from tasks.datasets.hub_files import choose, fetch_tables, is_hub_id
+from tasks.datasets.hub_files import fetch_tables, is_hub_id, select_files
 from tests.tasks.dataset_hub import DatasetHub, dataset_hub
 
 ROW = json.dumps({"intent": "a", "code": "b"}) + "\n"
@@ -103,13 +103,13 @@ def test_a_data_set_that_is_too_large_is_not_downloaded(hub: DatasetHub, monkeyp
 def test_files_are_chosen_by_their_names(
     files: list[str], within: str, train: list[str], validation: list[str]
 ) -> None:
-    assert choose("someone/rows", files, within) == (train, validation)
+    assert select_files("someone/rows", files, within) == (train, validation)
 
 
 @pytest.mark.parametrize("files", [["full/train.csv", "small/train.csv"], ["a.json", "b.json"], ["test.csv"]])
 def test_a_choice_that_is_not_clear_is_left_to_the_person(files: list[str]) -> None:
     with pytest.raises(DataError, match=rf"several files .* name one, as someone/rows:{files[0]}\.$"):
-        choose("someone/rows", files)
+        select_files("someone/rows", files)
 
 
 def test_what_can_be_a_name_on_the_hub() -> None:

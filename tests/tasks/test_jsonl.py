@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.datasets.jsonl import Row, parse, read_json, read_rows
+from tasks.datasets.jsonl import DatasetRow, parse_json, read_json, read_rows
 
 ROWS = [
     {"id": "a", "nl": "add 1 to `x`", "cmd": "x += 1"},
@@ -35,7 +35,7 @@ def test_bom_blank_lines_and_windows_newlines_are_forgiven(tmp_path: Path) -> No
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n  \r\n".join(lines) + b"\r\n\r\n")
     rows = read_rows(path, "rows")
     assert [row.values for row in rows] == ROWS
-    assert [row.where for row in rows] == [f"{path}, line {number}" for number in (1, 4, 7)]
+    assert [row.location for row in rows] == [f"{path}, line {number}" for number in (1, 4, 7)]
 
 
 @pytest.mark.parametrize(
@@ -90,21 +90,21 @@ def test_missing_empty_and_unreadable_files(tmp_path: Path) -> None:
 )
 def test_a_bad_text(values: dict[str, object], says: str) -> None:
     with pytest.raises(DataError) as caught:
-        Row("here", values).text("nl")
+        DatasetRow("here", values).text("nl")
     assert str(caught.value) == says
 
 
 def test_other_columns() -> None:
-    row = Row("here", {"n": 3, "tests": ["a", "b"], "mixed": ["a", 1], "none": None, "question_id": "q-1"})
+    row = DatasetRow("here", {"n": 3, "tests": ["a", "b"], "mixed": ["a", 1], "none": None, "question_id": "q-1"})
     assert (row.number("n"), row.texts("tests"), row.optional_text("none"), row.optional_text("gone")) == (
         3,
         ["a", "b"],
         "",
         "",
     )
-    assert row.identity("default") == "q-1"
-    assert Row("here", {"id": 7}).identity("default") == "7"
-    assert Row("here", {"id": ""}).identity("default") == "default"
+    assert row.row_id("default") == "q-1"
+    assert DatasetRow("here", {"id": 7}).row_id("default") == "7"
+    assert DatasetRow("here", {"id": ""}).row_id("default") == "default"
     with pytest.raises(DataError, match="must be a whole number, it is a list"):
         row.number("tests")
     with pytest.raises(DataError, match="must be a list, it is a number"):
@@ -122,4 +122,4 @@ def test_json_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"c\.json: not UTF-8"):
         read_json(write(tmp_path / "c.json", b"\xff"))
     with pytest.raises(DataError, match="there: not JSON"):
-        parse("nope", "there")
+        parse_json("nope", "there")

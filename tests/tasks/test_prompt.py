@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 
-from errors import PeftArenaError, UnknownNameError
+from errors import PromptOrTuneError, UnknownNameError
 from tasks.problem import Example
-from tasks.prompt import STYLES, Message, answer, completion, render, style_named
+from tasks.prompt import STYLES, Message, format_answer, format_completion, get_style, render_prompt
 
 EXAMPLES = [Example("a", "add `x` and `y`", "x + y"), Example("b", "sort `z`", "z.sort()\nprint(z)")]
 
@@ -20,11 +20,11 @@ def chat(messages: object) -> str:
 
 
 def test_the_plain_style_is_the_study_s_template_to_the_letter() -> None:
-    assert render("reverse `s`", [], STYLES["plain"]) == "### Instruction:\nreverse `s`\n### Response:\n"
+    assert render_prompt("reverse `s`", [], STYLES["plain"]) == "### Instruction:\nreverse `s`\n### Response:\n"
 
 
 def test_examples_come_first_and_in_their_order() -> None:
-    assert render("reverse `s`", EXAMPLES, STYLES["plain"]) == (
+    assert render_prompt("reverse `s`", EXAMPLES, STYLES["plain"]) == (
         "### Instruction:\nadd `x` and `y`\n### Response:\nx + y\n\n"
         "### Instruction:\nsort `z`\n### Response:\nz.sort()\nprint(z)\n\n"
         "### Instruction:\nreverse `s`\n### Response:\n"
@@ -32,24 +32,24 @@ def test_examples_come_first_and_in_their_order() -> None:
 
 
 def test_examples_of_a_chat_are_earlier_turns() -> None:
-    text = render("reverse `s`", EXAMPLES[:1], STYLES["chat"], chat)
+    text = render_prompt("reverse `s`", EXAMPLES[:1], STYLES["chat"], chat)
     assert text == "<user>add `x` and `y`</><assistant>```python\nx + y\n```</><user>reverse `s`</><assistant>"
 
 
 def test_a_prefilled_style_opens_the_fence_that_training_continues() -> None:
     style = STYLES["chat-python-open"]
-    assert render("x", [], style, chat).endswith("<assistant>```python\n")
-    assert completion("x = 1", style) == "x = 1\n```"
-    assert answer("x = 1", style) == "```python\nx = 1\n```"
+    assert render_prompt("x", [], style, chat).endswith("<assistant>```python\n")
+    assert format_completion("x = 1", style) == "x = 1\n```"
+    assert format_answer("x = 1", style) == "```python\nx = 1\n```"
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
 def test_a_prompt_and_its_completion_are_an_example_s_turn(style: object) -> None:
     """What training appends to a prompt is exactly what an example with that code looks like."""
     assert style in STYLES.values()
-    chosen = style_named(style.name)  # type: ignore[attr-defined]
-    asked = render(EXAMPLES[0].intent, [], chosen, chat) + completion(EXAMPLES[0].code, chosen)
-    shown = render("next", EXAMPLES[:1], chosen, chat)
+    chosen = get_style(style.name)  # type: ignore[attr-defined]
+    asked = render_prompt(EXAMPLES[0].intent, [], chosen, chat) + format_completion(EXAMPLES[0].code, chosen)
+    shown = render_prompt("next", EXAMPLES[:1], chosen, chat)
     assert shown.startswith(asked)
 
 
@@ -66,14 +66,14 @@ def test_the_shipped_adapters_prompts_are_still_what_they_were_trained_with() ->
 
 
 def test_an_intent_with_braces_is_left_alone() -> None:
-    assert "format {x} and {}" in render("format {x} and {}", [], STYLES["plain-short"])
+    assert "format {x} and {}" in render_prompt("format {x} and {}", [], STYLES["plain-short"])
 
 
 def test_a_chat_style_without_a_template_is_refused() -> None:
-    with pytest.raises(PeftArenaError, match="needs a chat template"):
-        render("x", [], STYLES["chat"])
+    with pytest.raises(PromptOrTuneError, match="needs a chat template"):
+        render_prompt("x", [], STYLES["chat"])
 
 
 def test_an_unknown_style_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'plain-short'"):
-        style_named("plain-shrt")
+        get_style("plain-shrt")

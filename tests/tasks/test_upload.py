@@ -12,7 +12,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from errors import DataError
-from tasks.datasets.upload import FENCE, SYSTEM, read_upload
+from tasks.datasets.upload import FENCE_REMOVED, SYSTEM_REMOVED, read_upload
 
 ROWS = [
     {"intent": "add 1 to `x`", "snippet": "x += 1"},
@@ -28,7 +28,7 @@ def jsonl(path: Path, *rows: Any) -> Path:
 
 def pairs(path: Path, **mapping: str) -> list[tuple[str, str]]:
     upload = read_upload(path, **mapping)
-    assert upload.faults == []
+    assert upload.errors == []
     return [(example.intent, example.code) for example in upload.examples]
 
 
@@ -45,7 +45,7 @@ def test_json_lines_with_a_bom_and_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\n\n".join(json.dumps(row) for row in ROWS).encode())
     assert pairs(path) == PAIRS
-    assert list(read_upload(path).places.values()) == ["line 1", "line 3"]
+    assert list(read_upload(path).locations.values()) == ["line 1", "line 3"]
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -61,7 +61,7 @@ def test_a_json_list_whatever_the_file_is_called(tmp_path: Path, name: str, valu
 def test_rows_of_a_json_list_have_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS, indent=1))
-    assert list(read_upload(path).places.values()) == ["line 2", "line 6"]
+    assert list(read_upload(path).locations.values()) == ["line 2", "line 6"]
 
 
 def test_json_lines_that_are_called_json(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_json_lines_that_are_called_json(tmp_path: Path) -> None:
 def test_csv_with_line_ends_inside_of_quotes(tmp_path: Path, delimiter: str, bom: str, end: str) -> None:
     path = write_csv(tmp_path / "a.csv", delimiter, bom, end)
     assert pairs(path) == PAIRS
-    assert list(read_upload(path).places.values()) == ["line 2", "line 3"]
+    assert list(read_upload(path).locations.values()) == ["line 2", "line 3"]
 
 
 def test_csv_lines_are_counted_in_the_file(tmp_path: Path) -> None:
@@ -82,14 +82,14 @@ def test_csv_lines_are_counted_in_the_file(tmp_path: Path) -> None:
     path.write_text('intent,snippet\na,"x\n\ny"\n\nb,z\n')
     upload = read_upload(path)
     assert [example.code for example in upload.examples] == ["x\n\ny", "z"]
-    assert list(upload.places.values()) == ["line 2", "line 6"]
+    assert list(upload.locations.values()) == ["line 2", "line 6"]
 
 
 def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row | {"embedding": [0.5] * 9} for row in ROWS]), tmp_path / "a.parquet")
     upload = read_upload(tmp_path / "a.parquet")
     assert [(example.intent, example.code) for example in upload.examples] == PAIRS
-    assert list(upload.places.values()) == ["row 1", "row 2"]
+    assert list(upload.locations.values()) == ["row 1", "row 2"]
     assert upload.columns == ("intent", "snippet", "embedding")
 
 
@@ -140,7 +140,7 @@ def test_a_chat_in_parquet_and_content_in_parts(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([chat]), tmp_path / "a.parquet")
     upload = read_upload(tmp_path / "a.parquet")
     assert (upload.examples[0].intent, upload.examples[0].code) == ("do it", "it()")
-    assert upload.changes == {SYSTEM: 1}
+    assert upload.changes == {SYSTEM_REMOVED: 1}
     parts = {"messages": [{"role": "user", "content": [{"type": "text", "text": "do it"}]}, assistant("it()")]}
     assert pairs(jsonl(tmp_path / "b.jsonl", parts)) == [("do it", "it()")]
 
@@ -183,7 +183,7 @@ def test_columns_that_are_not_known_are_named_with_the_way_to_map_them(tmp_path:
 def test_a_fence_around_the_code_is_taken_off_and_counted(tmp_path: Path, code: str, kept: str, taken_off: int) -> None:
     upload = read_upload(jsonl(tmp_path / "a.jsonl", {"intent": "a", "code": code}))
     assert upload.examples[0].code == kept
-    assert upload.changes.get(FENCE, 0) == taken_off
+    assert upload.changes.get(FENCE_REMOVED, 0) == taken_off
 
 
 def test_only_line_ends_and_the_space_around_a_text_change(tmp_path: Path) -> None:

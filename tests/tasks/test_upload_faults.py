@@ -12,12 +12,12 @@ import pytest
 
 from errors import DataError
 from tasks.datasets import tables
-from tasks.datasets.upload import Upload, read_upload
+from tasks.datasets.upload import UploadResult, read_upload
 
 GOOD = b'{"intent": "a", "code": "b"}\n'
 
 
-def read(path: Path, content: bytes | str) -> Upload:
+def read(path: Path, content: bytes | str) -> UploadResult:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return read_upload(path)
 
@@ -48,8 +48,8 @@ def test_a_bad_line_is_a_fault_and_the_rest_is_read(tmp_path: Path, line: bytes,
     upload = read(tmp_path / "a.jsonl", GOOD + line + b"\n" + GOOD)
     assert len(upload.examples) == 2
     assert upload.rows == 3
-    (fault,) = upload.faults
-    assert fault.sentence.startswith(sentence)
+    (fault,) = upload.errors
+    assert fault.message.startswith(sentence)
     assert (fault.line, fault.column) == (2, column)
     assert fault.empty == ("is empty" in sentence)
 
@@ -72,8 +72,8 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
 
     upload = read(tmp_path / "a.jsonl", row([("user", "a"), ("assistant", "b")]) + "\n" + row(messages))
     assert len(upload.examples) == 1
-    assert upload.faults[0].sentence.startswith("line 2: column 'messages' ")
-    assert sentence in upload.faults[0].sentence
+    assert upload.errors[0].message.startswith("line 2: column 'messages' ")
+    assert sentence in upload.errors[0].message
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,14 @@ def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read(tmp_path / "a.jsonl", GOOD * 4)
 
 
-def codes(upload: Upload) -> list[str]:
+def codes(upload: UploadResult) -> list[str]:
     return [example.code for example in upload.examples]
 
 
 def test_csv_rows_with_too_many_or_too_few_cells(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,f(1, 2)\nb\nc,d,,\ne,f\n")
     assert codes(upload) == ["d", "f"]
-    assert [fault.sentence for fault in upload.faults] == [
+    assert [fault.message for fault in upload.errors] == [
         "line 2: has 3 cells and the header 2: put quotes around a cell that has commas in it.",
         "line 3: column 'code' is missing; the row has 'intent'.",
     ]
@@ -167,13 +167,13 @@ def test_csv_rows_with_too_many_or_too_few_cells(tmp_path: Path) -> None:
 def test_csv_bytes_that_are_not_utf_8_cost_their_own_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", b"intent,code\na,b\nf\xfcr,c\nd,e\n")
     assert codes(upload) == ["b", "e"]
-    assert upload.faults[0].sentence == "line 3: column 'intent' is not UTF-8: save the file as UTF-8."
+    assert upload.errors[0].message == "line 3: column 'intent' is not UTF-8: save the file as UTF-8."
 
 
 def test_a_broken_quote_costs_its_own_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print("d")"\ne,"f(1, ""2"")"\ng,h\n')
     assert codes(upload) == ["b", 'f(1, "2")', "h"]
-    assert [fault.sentence for fault in upload.faults] == [
+    assert [fault.message for fault in upload.errors] == [
         "line 3: text follows a quote that closes a cell: double the quotes inside of a cell."
     ]
 
@@ -181,8 +181,8 @@ def test_a_broken_quote_costs_its_own_row(tmp_path: Path) -> None:
 def test_a_quote_that_never_closes_costs_its_own_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print(d)\n' + "e,f\n" * 3000)
     assert codes(upload) == ["b"] + ["f"] * 3000
-    assert [fault.line for fault in upload.faults] == [3]
-    assert "a quote opens here and never closes" in upload.faults[0].sentence
+    assert [fault.line for fault in upload.errors] == [3]
+    assert "a quote opens here and never closes" in upload.errors[0].message
 
 
 def test_the_inside_of_a_broken_cell_never_becomes_a_row(tmp_path: Path) -> None:
@@ -190,21 +190,21 @@ def test_the_inside_of_a_broken_cell_never_becomes_a_row(tmp_path: Path) -> None
     broken = 'c,"print("hello")\nfoo(a, b)\nbar"\n'
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + broken + "e,f\ng,h\n")
     assert codes(upload) == ["b", "f", "h"]
-    assert [fault.line for fault in upload.faults] == [3, 4, 5]
-    assert upload.faults[2].sentence == "line 5: belongs to the broken quote in line 3, or has its own."
+    assert [fault.line for fault in upload.errors] == [3, 4, 5]
+    assert upload.errors[2].message == "line 5: belongs to the broken quote in line 3, or has its own."
 
 
 def test_a_file_of_broken_quotes_ends_soon(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + 'c,"d"e\n' * 500)
     assert codes(upload) == ["b"]
-    assert len(upload.faults) == 102
-    assert upload.faults[-1].sentence.endswith("from here on nothing is read.")
+    assert len(upload.errors) == 102
+    assert upload.errors[-1].message.endswith("from here on nothing is read.")
 
 
 def test_a_cell_longer_than_the_reader_takes(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\nc," + "x" * 200_000 + "\nd,e\n")
     assert codes(upload) == ["b", "e"]
-    assert [fault.line for fault in upload.faults] == [3]
+    assert [fault.line for fault in upload.errors] == [3]
 
 
 def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
     pq.write_table(pa.table(table | {"code": pa.array(["x", "y", "z"]).dictionary_encode()}), path)
     upload = read_upload(path)
     assert codes(upload) == ["x", "z"]
-    assert upload.faults[0].sentence == "row 2: column 'intent' is empty."
+    assert upload.errors[0].message == "row 2: column 'intent' is empty."
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -12,7 +12,7 @@ from tests.hub.client import log_in, use_hub
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import identity_of, make_adapter
-from train.publish_verify import Answering, adapter_answers
+from train.publish_verify import AnswerFn, adapter_answer_fn
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,9 @@ def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def answering(tiny_base: Path) -> Answering:
+def answering(tiny_base: Path) -> AnswerFn:
     """The adapter's own base, loaded once for all of them."""
-    return adapter_answers(str(tiny_base), "none", lambda _: None, "cpu")
+    return adapter_answer_fn(str(tiny_base), "none", lambda _: None, "cpu")
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from serve.backends.local.loading import load_base
 from tasks.prompt import STYLES
 from tests.hub.state import Hub
 from tests.serve.tiny import make_adapter as save_adapter
-from train.card import write_card
+from train.card import write_model_card
 
 # What of a finished run is published.
 ADAPTER_FILES = {
@@ -53,7 +53,7 @@ def make_adapter(
     (folder / "config.yaml").write_text("technique: lora\n")
     (folder / "log.jsonl").write_text('{"step": 1, "eval_loss": 2.0}\n')
     (folder / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
-    write_card(manifest, folder)
+    write_model_card(manifest, folder)
     return folder
 
 
@@ -75,5 +75,5 @@ def make_whole_model(folder: Path) -> Path:
         weights_digest=digest(folder / "model.safetensors", folder.name),
     )
     manifest.write(folder)
-    write_card(manifest, folder)
+    write_model_card(manifest, folder)
     return folder

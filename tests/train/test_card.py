@@ -17,7 +17,7 @@ from tests.hub.client import TOKEN, use_hub
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import identity_of, make_adapter
-from train.card import thin, write_card
+from train.card import downsample_evals, write_model_card
 
 COMMIT = "0123456789" * 4
 MANIFEST = Manifest(
@@ -39,7 +39,7 @@ SHARED = {"optim": "adafactor", "learning_rate": 3e-4, "num_train_epochs": 2.0, 
 
 def _card(folder: Path, **changes: Any) -> tuple[ModelCardData, str]:
     """The front matter and the text of the card, as the Hub's own library reads them."""
-    write_card(replace(MANIFEST, **changes), folder)
+    write_model_card(replace(MANIFEST, **changes), folder)
     card = ModelCard.load(folder / "README.md")
     assert isinstance(card.data, ModelCardData)
     return card.data, card.text
@@ -158,12 +158,12 @@ def test_each_technique_shows_its_own_settings(
 def test_the_loss_table_is_thin_and_keeps_the_best(tmp_path: Path) -> None:
     losses = [1.0 + abs(step - 137) / 100 for step in range(200)]
     log = tuple({"step": step, "epoch": step / 40, "eval_loss": loss} for step, loss in enumerate(losses))
-    kept = thin(log)
+    kept = downsample_evals(log)
     assert len(kept) == 25
     assert kept[0] == log[0]
     assert log[137] in kept
     assert kept[-1] == log[-1]
-    assert thin(log[:25]) == list(log[:25])
+    assert downsample_evals(log[:25]) == list(log[:25])
     _, text = _card(tmp_path, log=(*log, {"step": 7, "epoch": 0.1, "loss": 3.0}))
     assert len(re.findall(r"^\| \d+ \| ", text, re.MULTILINE)) == 25
     assert "25 of 200 evaluations" in text

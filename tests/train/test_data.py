@@ -14,7 +14,7 @@ from tasks.problem import Example
 from tests.tasks.dataset_hub import dataset_hub
 from train.config import TrainConfig
 from train.data import load_training_data
-from train.split import code_key, hold_out, intent_key
+from train.split import normalize_code, normalize_intent, train_validation_split
 
 
 def config(dataset: str | Path, **changes: Any) -> TrainConfig:
@@ -45,8 +45,8 @@ def test_of_a_file_a_share_is_held_out_and_said(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", 50)
     data = load_training_data(config(path, validation_split=0.2))
     assert (len(data.train), len(data.validation)) == (40, 10)
-    assert data.learned.rows == 50
-    assert data.learned.place(data.train[-1]).startswith("mine.jsonl, line ")
+    assert data.train_split.num_rows == 50
+    assert data.train_split.locate(data.train[-1]).startswith("mine.jsonl, line ")
     assert (data.name, data.licence) == ("mine.jsonl", "other")
     assert data.source_note == (
         "mine.jsonl, validated on 10 of its rows (validation_split 0.2), drawn with seed 42 so that rows with the same "
@@ -72,7 +72,10 @@ def test_faults_of_both_files_name_their_file_and_line(tmp_path: Path) -> None:
         with each.open("a") as file:
             file.write('{"intent": "a"}\n')
     data = load_training_data(config(path, validation_file=other))
-    assert [fault.sentence.partition(":")[0] for fault in data.faults] == ["mine.jsonl, line 21", "held.jsonl, line 4"]
+    assert [fault.message.partition(":")[0] for fault in data.row_errors] == [
+        "mine.jsonl, line 21",
+        "held.jsonl, line 4",
+    ]
 
 
 def test_a_data_set_of_the_hub_with_shards_and_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +92,8 @@ def test_a_data_set_of_the_hub_with_shards_and_its_licence(tmp_path: Path, monke
         assert (len(data.train), len(data.validation)) == (8, 4)
         assert len({example.id for example in data.train}) == 8
         assert (data.name, data.licence) == (f"someone/rows@{hub.commit('someone/rows')}", "mit")
-    assert data.learned.place(data.train[7]) == "train-0001.jsonl, line 4"
-    assert [fault.sentence.partition(":")[0] for fault in data.faults] == [
+    assert data.train_split.locate(data.train[7]) == "train-0001.jsonl, line 4"
+    assert [fault.message.partition(":")[0] for fault in data.row_errors] == [
         "train-0000.jsonl, line 5",
         "train-0001.jsonl, line 5",
         "validation-0000.jsonl, line 5",
@@ -124,9 +127,11 @@ def test_rows_that_cannot_be_parted_leave_nothing_to_validate_on(tmp_path: Path)
 def test_rows_with_the_same_intent_or_code_stay_on_one_side() -> None:
     examples = [Example(str(n), f"Intent {n // 3}" + " " * (n % 3), f"code({n // 2})") for n in range(300)]
     for seed in range(5):
-        train, validation = hold_out(examples, 0.1, seed)
-        assert {intent_key(row.intent) for row in train}.isdisjoint(intent_key(row.intent) for row in validation)
-        assert {code_key(row.code) for row in train}.isdisjoint(code_key(row.code) for row in validation)
+        train, validation = train_validation_split(examples, 0.1, seed)
+        assert {normalize_intent(row.intent) for row in train}.isdisjoint(
+            normalize_intent(row.intent) for row in validation
+        )
+        assert {normalize_code(row.code) for row in train}.isdisjoint(normalize_code(row.code) for row in validation)
         assert 24 <= len(validation) <= 30
         assert sorted(train + validation, key=lambda row: int(row.id)) == examples
         assert [int(row.id) for row in train] == sorted(int(row.id) for row in train)
@@ -134,5 +139,5 @@ def test_rows_with_the_same_intent_or_code_stay_on_one_side() -> None:
 
 def test_answers_that_are_all_alike_are_parted_by_their_intents() -> None:
     examples = [Example(str(n), f"is {n} even?", str(n % 2 == 0)) for n in range(100)]
-    train, validation = hold_out(examples, 0.1, 0)
+    train, validation = train_validation_split(examples, 0.1, 0)
     assert (len(train), len(validation)) == (90, 10)

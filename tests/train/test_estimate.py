@@ -9,11 +9,11 @@ import pytest
 
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.encode import Encoded
-from train.estimate import Estimate, comparison, estimate
+from train.encode import TokenizedExample
+from train.estimate import Estimate, compare_with_actual, estimate
 from train.run import train
 
-ROWS = [Encoded([5] * 40, [6] * 20)] * 16
+ROWS = [TokenizedExample([5] * 40, [6] * 20)] * 16
 
 
 @pytest.fixture(scope="module", params=["llama", "t5"])
@@ -24,7 +24,7 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def _guess(place: Path, device: str = "cuda", **changes: Any) -> Estimate:
-    return estimate(tiny_config(place, **changes), place / "base", ROWS, ROWS, timed=False, device=device)
+    return estimate(tiny_config(place, **changes), place / "base", ROWS, ROWS, measure_speed=False, device=device)
 
 
 @pytest.mark.parametrize("technique", ["lora", "qlora-4bit", "ia3", "prompt-tuning", "prefix-tuning"])
@@ -81,7 +81,7 @@ def test_an_estimate_that_fails_says_so_and_stops_no_run(place: Path, monkeypatc
 
 def test_the_comparison_is_in_percent() -> None:
     guess = Estimate(3_000_000_000, 90.0, 10.0, 3_700_000, 534, 1000, {})
-    assert comparison(guess, 2_000_000_000, 120.0, 3_700_000).splitlines() == [
+    assert compare_with_actual(guess, 2_000_000_000, 120.0, 3_700_000).splitlines() == [
         "  memory  estimated   3.00 GB, measured   2.00 GB (+50 %)",
         "  time    estimated      1:30, measured      2:00 (-25 %)",
         "  size    estimated    3.7 MB, measured    3.7 MB (+0 %)",

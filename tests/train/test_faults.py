@@ -13,7 +13,7 @@ from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train import objective
 from train.run import train
-from train.workspace import workspace
+from train.workspace import run_directory
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _small_memory(monkeypatch: pytest.MonkeyPatch, rows: int, fault: Exception) -> None:
     """A machine whose memory takes `rows` samples at once."""
-    causal = objective._causal
+    causal = objective._causal_loss
 
     def guarded(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         if len(input_ids) > rows:
             raise fault
         return causal(model, base, input_ids, *rest)
 
-    monkeypatch.setattr(objective, "_causal", guarded)
+    monkeypatch.setattr(objective, "_causal_loss", guarded)
 
 
 def _loss(entry: tuple[Any, ...]) -> float:
@@ -71,13 +71,13 @@ def test_long_batches_are_computed_in_parts_and_learn_the_same(folder: Path, mon
     """Memory is bounded by tokens, not by rows; a single long row is computed all the same."""
     changes: dict[str, Any] = {"lora_dropout": 0.0, "gradient_accumulation_steps": 2}
     whole = train(tiny_config(folder, adapter_name="whole", **changes), lambda _: None)
-    causal, seen = objective._causal, []
+    causal, seen = objective._causal_loss, []
 
     def watched(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         seen.append(tuple(input_ids.shape))
         return causal(model, base, input_ids, *rest)
 
-    monkeypatch.setattr(objective, "_causal", watched)
+    monkeypatch.setattr(objective, "_causal_loss", watched)
     parts = train(tiny_config(folder, adapter_name="parts", max_tokens_at_once=700, **changes), lambda _: None)
     assert all(rows == 1 or rows * tokens <= 700 for rows, tokens in seen)
     assert max(rows for rows, _ in seen) > 1
@@ -102,7 +102,7 @@ def test_other_faults_are_not_taken_for_memory(folder: Path, monkeypatch: pytest
 def _spoiled(monkeypatch: pytest.MonkeyPatch, call: int, spoil: Any) -> None:
     """The objective's result goes through `spoil` from the `call`-th training batch on."""
     seen = []
-    forward = objective._forward
+    forward = objective._loss_forward
 
     def spoiled(model: Any, *rest: Any, **named: Any) -> dict[str, torch.Tensor]:
         answer = forward(model, *rest, **named)
@@ -112,7 +112,7 @@ def _spoiled(monkeypatch: pytest.MonkeyPatch, call: int, spoil: Any) -> None:
         seen.append(1)
         return {"loss": spoil(answer["loss"])} if len(seen) >= call else answer
 
-    monkeypatch.setattr(objective, "_forward", spoiled)
+    monkeypatch.setattr(objective, "_loss_forward", spoiled)
 
 
 class _BadGradient(torch.autograd.Function):
@@ -142,7 +142,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
         "with --overwrite and a lower --learning-rate (it was 0.003), "
         "or make an adapter of that checkpoint with --finish."
     )
-    assert workspace(config).step() == 3
+    assert run_directory(config).last_step() == 3
     monkeypatch.undo()
     from safetensors.torch import load_file
 
@@ -155,4 +155,4 @@ def test_nan_before_any_checkpoint_leaves_nothing(folder: Path, monkeypatch: pyt
     _spoiled(monkeypatch, 1, lambda loss: loss * float("nan"))
     with pytest.raises(TrainingError, match="no checkpoint exists yet"):
         train(config, lambda _: None)
-    assert not workspace(config).folder.exists()
+    assert not run_directory(config).folder.exists()

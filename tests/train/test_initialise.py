@@ -12,11 +12,15 @@ import torch
 from serve.backends.local.loading import LoadedBase, load_base
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.encode import Encoded
-from train.fit import wrapped
-from train.initialise import example_ids
+from train.encode import TokenizedExample
+from train.fit import build_peft_model
+from train.initialise import sample_example_ids
 
-SAMPLES = [Encoded([10, 11, 12, 13], [14, 2]), Encoded([20, 21, 22], [23, 24, 2]), Encoded([30, 31], [32, 2])]
+SAMPLES = [
+    TokenizedExample([10, 11, 12, 13], [14, 2]),
+    TokenizedExample([20, 21, 22], [23, 24, 2]),
+    TokenizedExample([30, 31], [32, 2]),
+]
 ASKED = torch.tensor([[40, 41, 42, 43, 44]])
 
 
@@ -27,25 +31,25 @@ def _loaded(kind: str, folder: Path) -> LoadedBase:
 
 def _model(loaded: LoadedBase, folder: Path, technique: str, **changes: Any) -> Any:
     config = tiny_config(folder, technique=technique, quantization="none", num_virtual_tokens=9, **changes)
-    model = wrapped(config, loaded, SAMPLES).eval()
+    model = build_peft_model(config, loaded, SAMPLES).eval()
     del model.forward  # the objective
     return model
 
 
 def test_the_text_is_that_of_solved_examples_one_after_the_other() -> None:
-    ids = example_ids(SAMPLES, 9, seed=42)
-    whole = [sample.prompt + sample.response for sample in SAMPLES]
+    ids = sample_example_ids(SAMPLES, 9, seed=42)
+    whole = [sample.prompt_ids + sample.response_ids for sample in SAMPLES]
     orders = itertools.permutations(whole)
     assert any(list(itertools.chain(*order))[:9] == ids for order in orders)
-    assert example_ids(SAMPLES, 9, seed=42) == ids
-    assert example_ids(SAMPLES[:1], 14, seed=1) == (whole[0] * 3)[:14], "too little text is said again"
+    assert sample_example_ids(SAMPLES, 9, seed=42) == ids
+    assert sample_example_ids(SAMPLES[:1], 14, seed=1) == (whole[0] * 3)[:14], "too little text is said again"
 
 
 @pytest.mark.parametrize("technique", ["prompt-tuning", "prefix-tuning"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen"])
 def test_the_start_is_the_base_with_that_text_before_the_prompt(tmp_path: Path, kind: str, technique: str) -> None:
     loaded = _loaded(kind, tmp_path)
-    text = torch.tensor([example_ids(SAMPLES, 9, seed=42)])
+    text = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)])
     with torch.no_grad():
         expected = loaded.model(torch.cat((text, ASKED), dim=1)).logits[:, 9:]
         model = _model(loaded, tmp_path, technique)
@@ -55,7 +59,7 @@ def test_the_start_is_the_base_with_that_text_before_the_prompt(tmp_path: Path, 
 
 def test_prompt_tuning_of_an_encoder_starts_from_that_text(tmp_path: Path) -> None:
     loaded = _loaded("t5", tmp_path)
-    text, labels = torch.tensor([example_ids(SAMPLES, 9, seed=42)]), torch.tensor([[50, 51, 2]])
+    text, labels = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)]), torch.tensor([[50, 51, 2]])
     with torch.no_grad():
         expected = loaded.model(torch.cat((text, ASKED), dim=1), labels=labels).logits
         model = _model(loaded, tmp_path, "prompt-tuning")

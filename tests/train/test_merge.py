@@ -19,8 +19,8 @@ from adapters.store import AdapterFolder, Store
 from errors import AdapterError, DiskSpaceError
 from serve.backends.local.loading import load_base
 from tests.serve.tiny import make_adapter, make_base
-from train.merge import caveat, merge
-from train.targets import attention_modules, ia3_modules
+from train.merge import merge_adapter, quantization_caveat
+from train.targets import attention_target_modules, ia3_target_modules
 
 
 def _silent(_: str) -> None:
@@ -48,12 +48,12 @@ def _adapter(place: Path, kind: str, name: str, make: Any, **changes: Any) -> Ad
 
 def _lora(**options: Any) -> Any:
     return lambda identity: LoraConfig(
-        r=4, lora_alpha=12, target_modules=attention_modules(identity), init_lora_weights=False, **options
+        r=4, lora_alpha=12, target_modules=attention_target_modules(identity), init_lora_weights=False, **options
     )
 
 
 def _ia3(identity: Any) -> IA3Config:
-    targets, feedforward = ia3_modules(identity)
+    targets, feedforward = ia3_target_modules(identity)
     return IA3Config(target_modules=targets, feedforward_modules=feedforward)
 
 
@@ -84,7 +84,7 @@ def test_lora_is_added_to_the_weights(
     place: Path, tmp_path: Path, kind: str, options: dict[str, bool], scale: float
 ) -> None:
     adapter = _adapter(place, kind, "lora", _lora(**options))
-    merge(adapter, tmp_path / "out", _silent, base=str(place / kind))
+    merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / kind))
     before, after = _weights(place / kind), _weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = _by_module(adapter)
@@ -101,7 +101,7 @@ def test_lora_is_added_to_the_weights(
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen", "t5"])
 def test_ia3_is_multiplied_into_weights_and_biases(place: Path, tmp_path: Path, kind: str) -> None:
     adapter = _adapter(place, kind, "ia3", _ia3)
-    merge(adapter, tmp_path / "out", _silent, base=str(place / kind))
+    merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / kind))
     before, after = _weights(place / kind), _weights(tmp_path / "out")
     for module, parts in _by_module(adapter).items():
         # (out, 1) scales what a layer gives, (1, in) what it is given.
@@ -115,7 +115,7 @@ def test_ia3_is_multiplied_into_weights_and_biases(place: Path, tmp_path: Path, 
 
 def test_what_comes_out_is_a_base(place: Path, tmp_path: Path) -> None:
     adapter = _adapter(place, "llama", "lora", _lora())
-    out = merge(adapter, tmp_path / "deep" / "out", _silent, base=str(place / "llama"))
+    out = merge_adapter(adapter, tmp_path / "deep" / "out", _silent, base=str(place / "llama"))
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.bfloat16}
     assert "tokenizer.json" in {path.name for path in out.iterdir()}
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
@@ -142,7 +142,7 @@ def test_half_precision_stays_what_it_is(place: Path, tmp_path: Path) -> None:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "dtype": "float16"}))
     adapter = _adapter(tmp_path, "llama", "lora", _lora())
-    out = merge(adapter, tmp_path / "out", _silent, base=str(base))
+    out = merge_adapter(adapter, tmp_path / "out", _silent, base=str(base))
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.float16}
 
 
@@ -152,13 +152,13 @@ def test_the_caveat_of_quantized_training_is_said_and_written(
 ) -> None:
     adapter = _adapter(place, "llama", "lora", _lora(), trained_quantization=quantization)
     lines: list[str] = []
-    out = merge(adapter, tmp_path / "out", lines.append, base=str(place / "llama"))
+    out = merge_adapter(adapter, tmp_path / "out", lines.append, base=str(place / "llama"))
     card = (out / "README.md").read_text()
     sentence = f"trained against the {quantization} weights of its base and is merged into the 16-bit ones"
     assert (sentence in card) is is_said
     assert any(sentence in line for line in lines) is is_said
     assert card.startswith("---\nlibrary_name: transformers\nbase_model: llama\n")
-    assert bool(caveat(adapter.manifest)) is is_said
+    assert bool(quantization_caveat(adapter.manifest)) is is_said
 
 
 @pytest.mark.parametrize(
@@ -172,16 +172,16 @@ def test_the_caveat_of_quantized_training_is_said_and_written(
 def test_virtual_tokens_cannot_be_merged(place: Path, tmp_path: Path, make: Any) -> None:
     adapter = _adapter(place, "llama", "virtual", make)
     with pytest.raises(AdapterError, match=r"change no weights, so it cannot be merged; serve it as it is\.$"):
-        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
     assert not (tmp_path / "out").exists()
 
 
 def test_another_base_is_refused(place: Path, tmp_path: Path) -> None:
     adapter = _adapter(place, "llama", "lora", _lora())
     with pytest.raises(AdapterError, match="was trained for llama"):
-        merge(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
     with pytest.raises(AdapterError, match=r"a folder or file called llama: say where it is with --base\.$"):
-        merge(adapter, tmp_path / "out", _silent)
+        merge_adapter(adapter, tmp_path / "out", _silent)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +190,7 @@ def test_a_shared_lm_head_is_refused(place: Path, tmp_path: Path) -> None:
         place, "qwen2", "lora", lambda _: LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
     )
     with pytest.raises(AdapterError, match="shares with its input embeddings"):
-        merge(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
 
 
 def test_nothing_is_replaced_and_no_disk_is_filled(
@@ -198,14 +198,14 @@ def test_nothing_is_replaced_and_no_disk_is_filled(
 ) -> None:
     adapter = _adapter(place, "llama", "lora", _lora())
     with pytest.raises(AdapterError, match="exists: name a folder that does not"):
-        merge(adapter, tmp_path, _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path, _silent, base=str(place / "llama"))
 
     class Usage:
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage())
     with pytest.raises(DiskSpaceError, match=r"has 0 MB free and the merged model needs \d+ MB: .* larger disk\.$"):
-        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,7 +215,7 @@ def test_weights_that_are_not_finite_leave_nothing(place: Path, tmp_path: Path) 
     tensors = load_file(file)
     save_file({key: torch.full_like(tensor, float("nan")) for key, tensor in tensors.items()}, file)
     with pytest.raises(AdapterError, match="weights that are not finite when merged"):
-        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,7 +229,7 @@ def test_a_disk_that_fills_up_leaves_nothing(place: Path, tmp_path: Path, monkey
     adapter = _adapter(place, "llama", "lora", _lora())
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
     with pytest.raises(DiskSpaceError, match="No space left on device"):
-        merge(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 

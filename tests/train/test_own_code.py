@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import dynamic_module_utils
 
-from adapters.handover import rules
+from adapters.handover import vllm_checks
 from adapters.store import Store
 from errors import BaseModelError
 from tests.serve.own_code import make_own_code_base
 from tests.train.runs import tiny_config
 from train.run import train
-from train.trial import Place, try_adapter
+from train.trial import TestTarget, smoke_test_adapter
 
 
 def _silent(_: str) -> None:
@@ -48,6 +48,6 @@ def test_with_the_flag_an_adapter_is_trained_and_served(place: Path, technique: 
         ia3 = ["fc_out"] if technique == "ia3" else []
         assert sorted(folder.config["target_modules"]) == [*ia3, "out_proj", "qkv_proj"]
     if "lora" in technique:
-        assert [rule.reason for rule in rules(folder) if not rule.holds] == []
-    place_of_base = Place(str(place / "base"), device="cpu", trust_remote_code=True)
-    assert "finite, and not what the base says alone" in try_adapter(folder, place_of_base, _silent)
+        assert [rule.reason for rule in vllm_checks(folder) if not rule.passed] == []
+    place_of_base = TestTarget(str(place / "base"), device="cpu", trust_remote_code=True)
+    assert "finite, and not what the base says alone" in smoke_test_adapter(folder, place_of_base, _silent)

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from train.plot import _points, _smoothed, plot_losses
+from train.plot import _loss_points, _smooth, plot_losses
 
 LOG: list[dict[str, Any]] = [
     {"step": 10, "epoch": 0.5, "loss": 3.0, "learning_rate": 1e-4},
@@ -66,13 +66,13 @@ def test_a_loss_that_is_no_number_leaves_a_gap_and_spoils_nothing(axes: Any) -> 
 
 
 def test_smoothing_neither_shifts_a_constant_nor_favours_the_start() -> None:
-    assert _smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
-    assert _smoothed([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
+    assert _smooth([2.0] * 5) == pytest.approx([2.0] * 5)
+    assert _smooth([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
 
 
 def test_a_step_logged_again_after_a_resume_counts_once() -> None:
     again = [{"step": 20, "epoch": 1.0, "loss": 2.5}, {"step": 10, "epoch": 0.5, "loss": 3.5}]
-    assert _points([*LOG[:2], *again], "loss") == [(10, 3.5), (20, 2.5)]
+    assert _loss_points([*LOG[:2], *again], "loss") == [(10, 3.5), (20, 2.5)]
 
 
 @pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "epoch": 0.1, "eval_loss": math.nan}]])

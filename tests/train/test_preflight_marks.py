@@ -12,12 +12,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tasks.problem import Example
-from tasks.prompt import STYLES, completion, render
+from tasks.prompt import STYLES, format_completion, render_prompt
 from tests.serve.tiny import make_base, tokenizer
-from train.encode import IGNORED, Encoder
-from train.marks import marked
-from train.preflight import preflight
-from train.preflight_text import text
+from train.encode import IGNORE_INDEX, ExampleTokenizer
+from train.marks import label_spans
+from train.preflight import run_preflight
+from train.preflight_text import render_preflight
 from train.settings import make_config
 
 CHAT = (
@@ -60,19 +60,19 @@ def chatting() -> PreTrainedTokenizerFast:
 @pytest.mark.parametrize("is_encoder_decoder", [False, True])
 def test_the_marked_part_is_the_answer_and_the_end_token(style: str, is_encoder_decoder: bool) -> None:
     tokens = chatting()
-    encoder = Encoder(tokens, STYLES[style], is_encoder_decoder)
+    encoder = ExampleTokenizer(tokens, STYLES[style], is_encoder_decoder)
 
     def chat(messages: Any) -> str:
         return str(tokens.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
     for intent, code in zip(texts(1, 25), texts(2, 25), strict=True):
-        sample = encoder.encode(Example("x", intent, code))
-        pieces = marked(encoder, tokens, sample)
+        sample = encoder.tokenize(Example("x", intent, code))
+        pieces = label_spans(encoder, tokens, sample)
         assert [learned for _, learned in pieces] == [False, True]
-        assert pieces[1][0] == completion(code, STYLES[style]) + tokens.eos_token
-        assert pieces[0][0] == render(intent, (), STYLES[style], chat)
+        assert pieces[1][0] == format_completion(code, STYLES[style]) + tokens.eos_token
+        assert pieces[0][0] == render_prompt(intent, (), STYLES[style], chat)
         # Token by token: what is marked is what the labels of the Trainer's row have.
-        labels = [label for label in encoder.row(sample)["labels"] if label != IGNORED]
+        labels = [label for label in encoder.to_features(sample)["labels"] if label != IGNORE_INDEX]
         assert tokens.decode(labels) == pieces[1][0]
         assert labels[-1] == tokens.eos_token_id
 
@@ -86,17 +86,17 @@ def test_the_preflight_shows_three_samples_of_every_architecture(tmp_path: Path,
     config = make_config(
         adapter_name="tiny", dataset_name=str(path), model_name_or_path=str(base), validation_split=0.04
     )
-    page = preflight(config, lambda _: None)
+    page = run_preflight(config, lambda _: None)
     assert len(page.examples) == 3
     for example in page.examples:
-        number = int(example.place.rsplit(" ", 1)[1]) - 1
-        assert example.pieces == (
-            (render(f"print {number}", (), STYLES["plain"]), False),
+        number = int(example.location.rsplit(" ", 1)[1]) - 1
+        assert example.spans == (
+            (render_prompt(f"print {number}", (), STYLES["plain"]), False),
             (codes[number] + "</s>", True),
         )
-        assert example.learned_tokens == len(codes[number].encode()) + 1
-    shown = page.examples[0].pieces[1][0]
-    assert f"   | «{shown.splitlines()[0]}\n   | {shown.splitlines()[1]}»\n" in text(page)
+        assert example.num_label_tokens == len(codes[number].encode()) + 1
+    shown = page.examples[0].spans[1][0]
+    assert f"   | «{shown.splitlines()[0]}\n   | {shown.splitlines()[1]}»\n" in render_preflight(page)
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -112,14 +112,14 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 
 def test_a_space_that_a_tokenizer_adds_is_shown_where_it_is_learned() -> None:
     tokens = sentencepiece_like()
-    encoder = Encoder(tokens, STYLES["plain"], is_encoder_decoder=False)
-    sample = encoder.encode(Example("x", "print 1", "print(1)"))
-    (read, _), (learned, marked_as_learned) = marked(encoder, tokens, sample)
+    encoder = ExampleTokenizer(tokens, STYLES["plain"], is_encoder_decoder=False)
+    sample = encoder.tokenize(Example("x", "print 1", "print(1)"))
+    (read, _), (learned, marked_as_learned) = label_spans(encoder, tokens, sample)
     assert marked_as_learned
     # The response is encoded by itself, so this tokenizer's first token of it is "▁print": the model learns the space.
-    assert tokens.convert_ids_to_tokens(sample.response)[0] == "▁print"
+    assert tokens.convert_ids_to_tokens(sample.response_ids)[0] == "▁print"
     assert learned == " print(1)</s>"
-    assert read == render("print 1", (), STYLES["plain"])
+    assert read == render_prompt("print 1", (), STYLES["plain"])
 
 
 def test_long_examples_show_their_beginning_and_their_end(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_long_examples_show_their_beginning_and_their_end(tmp_path: Path) -> Non
     path = tmp_path / "a.jsonl"
     code = "\n".join(f"x{number}" for number in range(100))
     path.write_text("".join(json.dumps({"intent": f"i{n}", "code": f"{code}+{n}"}) + "\n" for n in range(20)))
-    said = text(
-        preflight(
+    said = render_preflight(
+        run_preflight(
             make_config(adapter_name="tiny", dataset_name=str(path), model_name_or_path=str(base)), lambda _: None
         )
     )

@@ -13,10 +13,10 @@ import pytest
 from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
-from errors import BaseModelError, DataError, PeftArenaError, TrainingError
+from errors import BaseModelError, DataError, PromptOrTuneError, TrainingError
 from tests.serve.tiny import make_base, tokenizer
 from train.config import TrainConfig
-from train.preflight import Preflight, preflight
+from train.preflight import Preflight, run_preflight
 from train.settings import make_config
 
 
@@ -36,10 +36,10 @@ def many(count: int) -> list[dict[str, Any]]:
 
 def check(base: Path | str, data: Path, **changes: Any) -> Preflight:
     given = {"adapter_name": "tiny", "dataset_name": str(data), "model_name_or_path": str(base), "device": "cpu"}
-    return preflight(make_config({**given, **changes}), lambda _: None)
+    return run_preflight(make_config({**given, **changes}), lambda _: None)
 
 
-def refused(error: type[PeftArenaError], sentence: str, base: Path | str, data: Path, **changes: Any) -> None:
+def refused(error: type[PromptOrTuneError], sentence: str, base: Path | str, data: Path, **changes: Any) -> None:
     with pytest.raises(error, match=sentence) as caught:
         check(base, data, **changes)
     assert "\n" not in str(caught.value)
@@ -59,7 +59,7 @@ def test_key_error_text(base: Path, tmp_path: Path) -> None:
     """ "KeyError: 'text'": the line, the column and what the row has instead; the other rows train."""
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "text": "y"})
     page = check(base, path)
-    assert page.faults.shown == ("a.jsonl, line 21: column 'code' is missing; the row has 'intent', 'text'.",)
+    assert page.row_errors.examples == ("a.jsonl, line 21: column 'code' is missing; the row has 'intent', 'text'.",)
     assert page.rows["train"] == 18
 
 
@@ -67,9 +67,9 @@ def test_silent_truncation(base: Path, tmp_path: Path) -> None:
     """ "A bad result, and zero idea why": what is too long is counted, named and left out, never cut."""
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "y" * 300})
     page = check(base, path, max_length=100)
-    assert page.too_long.train.shown + page.too_long.validation.shown == ("a.jsonl, line 21: 334 tokens",)
+    assert page.too_long.train.examples + page.too_long.validation.examples == ("a.jsonl, line 21: 334 tokens",)
     for example in page.examples:
-        assert example.pieces[-1][0].endswith("</s>")
+        assert example.spans[-1][0].endswith("</s>")
 
 
 def test_all_labels_are_ignored(tmp_path: Path) -> None:
@@ -90,12 +90,12 @@ def test_all_labels_are_ignored(tmp_path: Path) -> None:
 def test_the_end_token_is_never_learned(base: Path, tmp_path: Path) -> None:
     """Every sample's last learned token is the end token, also where it is the padding token at once."""
     path = rows(tmp_path / "a.jsonl", *many(20))
-    assert all(example.pieces[-1][0].endswith(")</s>") for example in check(base, path).examples)
+    assert all(example.spans[-1][0].endswith(")</s>") for example in check(base, path).examples)
     made = make_base("llama", tmp_path / "base")
     tokens = AutoTokenizer.from_pretrained(made)
     tokens.pad_token = tokens.eos_token
     tokens.save_pretrained(made)
-    assert all(example.pieces[-1][0].endswith(")</s>") for example in check(made, path).examples)
+    assert all(example.spans[-1][0].endswith(")</s>") for example in check(made, path).examples)
     tokens.eos_token = None
     tokens.save_pretrained(made)
     refused(TrainingError, "has no end token, so a model could never learn to stop", made, path)
@@ -117,7 +117,7 @@ def test_prefix_tuning_with_gradient_checkpointing(base: Path, tmp_path: Path) -
     path = rows(tmp_path / "a.jsonl", *many(20))
     config = TrainConfig("tiny", str(path), "prefix-tuning", model_name_or_path=str(base), gradient_checkpointing=True)
     with pytest.raises(TrainingError, match="Prefix tuning with gradient checkpointing cannot train"):
-        preflight(config, lambda _: None)
+        run_preflight(config, lambda _: None)
 
 
 def test_fewer_rows_than_a_batch(base: Path, tmp_path: Path) -> None:

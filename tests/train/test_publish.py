@@ -16,8 +16,8 @@ from tests.hub.client import TOKEN
 from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, make_whole_model, shown
-from train.publish import publish
-from train.publish_verify import Answering, Transcript, check_same
+from train.publish import publish_folder
+from train.publish_verify import AnswerFn, GreedyAnswer, check_same_answers
 
 REPO = "someone/lora-tiny"
 
@@ -31,7 +31,7 @@ def test_a_folder_is_published_in_one_commit_and_answers_as_here(
 ) -> None:
     lines: list[str] = []
     (folder / "notes.txt").write_text("mine\n")
-    published = publish(folder, REPO, lines.append, base=str(tiny_base), device="cpu")
+    published = publish_folder(folder, REPO, lines.append, base=str(tiny_base), device="cpu")
     assert "Not published, as no part of an adapter or model: notes.txt." in lines
     assert published.repo_id == REPO
     assert published.commit == hub.commit(REPO)
@@ -52,18 +52,18 @@ def test_the_base_of_a_hub_id_follows_from_the_manifest(hub: Hub, tiny_base: Pat
     hub.repositories["someone/tiny"] = tiny_base
     folder = make_adapter(tmp_path / "lora-hub", tiny_base, identity_of("someone/tiny"))
     assert Manifest.read(folder).base_revision == hub.commit("someone/tiny")
-    assert publish(folder, "someone/lora-hub", _silent, device="cpu").commit == hub.commit("someone/lora-hub")
+    assert publish_folder(folder, "someone/lora-hub", _silent, device="cpu").commit == hub.commit("someone/lora-hub")
 
 
 def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(
-    hub: Hub, folder: Path, tiny_base: Path, answering: Answering, tmp_path: Path
+    hub: Hub, folder: Path, tiny_base: Path, answering: AnswerFn, tmp_path: Path
 ) -> None:
-    first = publish(folder, REPO, _silent, compare=answering)
-    assert publish(folder, REPO, _silent, compare=answering) == first
+    first = publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert publish_folder(folder, REPO, _silent, answer_fn=answering) == first
     (tmp_path / "next").mkdir()
     later = make_adapter(tmp_path / "next" / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
     (later / "loss.png").unlink()
-    second = publish(later, REPO, _silent, compare=answering)
+    second = publish_folder(later, REPO, _silent, answer_fn=answering)
     assert second.commit != first.commit
     assert shown(hub, REPO) == ADAPTER_FILES - {"loss.png"}, "the plot of the former version would be a false one"
     old = pull(f"{REPO}@{first.commit}", tmp_path / "pulled", _silent)
@@ -71,32 +71,32 @@ def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(
     assert Manifest.read(old).seed == 1
 
 
-def test_other_answers_are_noticed(tiny_base: Path, tiny_run: Path, answering: Answering, tmp_path: Path) -> None:
+def test_other_answers_are_noticed(tiny_base: Path, tiny_run: Path, answering: AnswerFn, tmp_path: Path) -> None:
     ours = answering(tiny_run)
-    check_same(ours, answering(tiny_run), "the same")
+    check_same_answers(ours, answering(tiny_run), "the same")
     other = make_adapter(tmp_path / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
     with pytest.raises(TrainingError, match=r"someone/x@1 does not answer .* folder says .* \(token \d+\)"):
-        check_same(ours, answering(other), "someone/x@1")
+        check_same_answers(ours, answering(other), "someone/x@1")
     first = ours[0]
     for changed, words in (
-        (Transcript(first.steps, first.tokens + 1, first.logprob), "does not answer"),
-        (Transcript(first.steps, first.tokens, first.logprob - 1), "log-probability"),
-        (Transcript(first.steps[:-1], first.tokens, first.logprob), "does not answer"),
+        (GreedyAnswer(first.steps, first.tokens + 1, first.logprob), "does not answer"),
+        (GreedyAnswer(first.steps, first.tokens, first.logprob - 1), "log-probability"),
+        (GreedyAnswer(first.steps[:-1], first.tokens, first.logprob), "does not answer"),
     ):
         with pytest.raises(TrainingError, match=words):
-            check_same(ours, [changed, *ours[1:]], "x")
+            check_same_answers(ours, [changed, *ours[1:]], "x")
 
 
 def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path) -> None:
     """Somebody commits other weights between our commit and our reading: ours is read all the same."""
     calls: list[Path] = []
 
-    def answering(where: Path) -> list[Transcript]:
+    def answering(where: Path) -> list[GreedyAnswer]:
         calls.append(where)
-        return [Transcript((str(len(calls)),), 1, -1.0)] * 3
+        return [GreedyAnswer((str(len(calls)),), 1, -1.0)] * 3
 
     with pytest.raises(TrainingError, match=f"{REPO}@.* says '2' where the folder says '1' .token 1."):
-        publish(folder, REPO, _silent, compare=answering)
+        publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert calls[0] == folder
     assert calls[1] != folder
     assert not calls[1].exists(), "what was read back is gone"
@@ -113,61 +113,61 @@ def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, tiny_base: Pa
     ids=["dora", "ia3", "prompt-tuning", "prefix-tuning"],
 )
 def test_every_technique_is_published_and_compared(
-    hub: Hub, tiny_base: Path, answering: Answering, tmp_path: Path, config: PeftConfig
+    hub: Hub, tiny_base: Path, answering: AnswerFn, tmp_path: Path, config: PeftConfig
 ) -> None:
     folder = make_adapter(tmp_path / "any-tiny", tiny_base, identity_of(str(tiny_base)), config=config)
-    publish(folder, "someone/any-tiny", _silent, compare=answering)
+    publish_folder(folder, "someone/any-tiny", _silent, answer_fn=answering)
     assert shown(hub, "someone/any-tiny") == ADAPTER_FILES
 
 
 def test_a_whole_model_is_published_and_compared_too(hub: Hub, tmp_path: Path) -> None:
     folder = make_whole_model(make_base("llama", tmp_path / "full-tiny", seed=3))
-    published = publish(folder, "someone/full-tiny", _silent, device="cpu")
+    published = publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
     assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= shown(
         hub, "someone/full-tiny"
     )
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
     with pytest.raises(AdapterError, match=r"is not the file that manifest\.json states"):
-        publish(folder, "someone/full-tiny", _silent, device="cpu")
+        publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
     with pytest.raises(AdapterError, match="is a whole model, not an adapter"):
         pull(f"someone/full-tiny@{published.commit}", tmp_path / "store", _silent)
 
 
 def test_nothing_is_asked_of_the_hub_for_a_folder_that_is_none(hub: Hub, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="There is no folder"):
-        publish(tmp_path / "nowhere", REPO, _silent)
+        publish_folder(tmp_path / "nowhere", REPO, _silent)
     (folder / "manifest.json").unlink()
     with pytest.raises(AdapterError, match=r"has no manifest\.json"):
-        publish(folder, REPO, _silent)
+        publish_folder(folder, REPO, _silent)
     assert not hub.requests
 
 
 def test_a_base_out_of_a_folder_must_be_named_before_anything_is_sent(hub: Hub, folder: Path) -> None:
     with pytest.raises(TrainingError, match="name that one with --base"):
-        publish(folder, REPO, _silent)
+        publish_folder(folder, REPO, _silent)
     assert REPO not in hub.history
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder: Path, tmp_path: Path) -> None:
     other = make_base("llama", tmp_path / "other", seed=5)
     with pytest.raises(AdapterError, match="was trained for tiny"):
-        publish(folder, REPO, _silent, base=str(other), device="cpu")
+        publish_folder(folder, REPO, _silent, base=str(other), device="cpu")
     assert REPO not in hub.history
 
 
-def test_a_card_that_the_hub_refuses_is_named(hub: Hub, folder: Path, answering: Answering) -> None:
+def test_a_card_that_the_hub_refuses_is_named(hub: Hub, folder: Path, answering: AnswerFn) -> None:
     card = (folder / "README.md").read_text()
     card = card.replace("language: en", "base_model: no model at all")
     (folder / "README.md").write_text(card)
     with pytest.raises(TrainingError, match=r'does not accept the card .*"no model at all" is not valid'):
-        publish(folder, REPO, _silent, compare=answering)
+        publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert not shown(hub, REPO)
 
 
 def test_a_private_repository_shows_to_its_owner_alone(
-    hub: Hub, folder: Path, answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish(folder, REPO, _silent, private=True, compare=answering)
+    publish_folder(folder, REPO, _silent, private=True, answer_fn=answering)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(AdapterError, match="that you may read"):
         pull(REPO, tmp_path / "store", _silent)
@@ -179,5 +179,5 @@ def test_the_embedded_base_answers_alike_with_what_comes_back(hub: Hub, home: Pa
     """The manifest alone says that it is the embedded base, in NF4."""
     folder = Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "lora-starter"))
     lines: list[str] = []
-    published = publish(folder, "someone/lora-starter", lines.append, device="cpu")
+    published = publish_folder(folder, "someone/lora-starter", lines.append, device="cpu")
     assert f"someone/lora-starter@{published.commit} answers as the folder does" in lines[-1]

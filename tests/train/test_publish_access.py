@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from errors import BaseModelError, PeftArenaError, TrainingError
+from errors import BaseModelError, PromptOrTuneError, TrainingError
 from serve.backends.local.source import resolve
 from tests.hub.client import OWNER, TOKEN, log_in, use_hub
 from tests.hub.state import Account, Blob
@@ -121,9 +121,9 @@ def test_a_repository_with_other_weights_is_left_alone(hub: Hub, path: str, whol
     hub.append(REPO, {path: Blob(b"x", 1)})
     if refused:
         with pytest.raises(TrainingError, match=f"holds other weights already .{path}."):
-            check_access(REPO, TOKEN, whole_model=whole_model)
+            check_access(REPO, TOKEN, is_full_model=whole_model)
     else:
-        check_access(REPO, TOKEN, whole_model=whole_model)
+        check_access(REPO, TOKEN, is_full_model=whole_model)
 
 
 @pytest.mark.parametrize("repo", ["lora-tiny", "a/b@main", "a--b/c", "a/b/c", "", "a/.b"])
@@ -160,5 +160,5 @@ def test_a_base_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch:
     resolve("other/tiny", lambda _: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     check_base_access("other/tiny")
-    with pytest.raises(PeftArenaError, match="connection to the Hub broke while looking up the base 'other/else'"):
+    with pytest.raises(PromptOrTuneError, match="connection to the Hub broke while looking up the base 'other/else'"):
         check_base_access("other/else")

@@ -18,7 +18,7 @@ from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train.config import TrainConfig
 from train.run import TrainingStoppedError, train
-from train.workspace import workspace
+from train.workspace import run_directory
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -56,12 +56,12 @@ def test_a_resumed_run_has_the_losses_and_bytes_of_an_unbroken_one(folder: Path,
     config = tiny_config(folder, adapter_name=f"broken-{technique}", technique=technique)
     said = _interrupted(config, "step 3/")
     assert "--resume" in said
-    assert workspace(config).step() == 4
+    assert run_directory(config).last_step() == 4
     resumed = train(config, lambda _: None, resume=True)
     assert losses(resumed / "log.jsonl") == losses(whole / "log.jsonl")
     weights = "model.safetensors" if technique == "full" else WEIGHTS
     assert (resumed / weights).read_bytes() == (whole / weights).read_bytes()
-    assert not workspace(config).folder.exists(), "a finished run leaves only its adapter"
+    assert not run_directory(config).folder.exists(), "a finished run leaves only its adapter"
 
 
 def test_ctrl_c_leaves_the_signals_as_they_were(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_ctrl_c_leaves_the_signals_as_they_were(folder: Path) -> None:
 def test_a_stopped_run_can_be_finished_from_its_best_checkpoint(folder: Path) -> None:
     config = tiny_config(folder, adapter_name="finished")
     _interrupted(config, "step 3/")
-    best = workspace(config).best_checkpoint()
+    best = run_directory(config).best_checkpoint()
     assert best is not None
     kept = load_file(best / WEIGHTS)
     made = load_file(train(config, lambda _: None, finish=True) / WEIGHTS)
@@ -87,7 +87,7 @@ def test_an_unfinished_run_is_not_overwritten_by_accident(folder: Path) -> None:
         train(config, lambda _: None)
     with pytest.raises(TrainingError, match=r"was begun with learning_rate = 0\.003, not 0\.1"):
         train(tiny_config(folder, adapter_name="kept", learning_rate=0.1), lambda _: None, resume=True)
-    assert workspace(config).step() == 4
+    assert run_directory(config).last_step() == 4
 
 
 def test_there_must_be_a_run_to_resume(folder: Path) -> None:
@@ -98,11 +98,11 @@ def test_there_must_be_a_run_to_resume(folder: Path) -> None:
 def test_a_checkpoint_cut_short_by_a_kill_is_not_taken(folder: Path) -> None:
     config = tiny_config(folder, adapter_name="killed")
     _interrupted(config, "step 3/")
-    place = workspace(config)
+    place = run_directory(config)
     partial = place.checkpoints / "checkpoint-5"
     shutil.copytree(place.checkpoints / "checkpoint-4", partial)
     (partial / "trainer_state.json").unlink()
-    assert place.step() == 4
+    assert place.last_step() == 4
     train(config, lambda _: None, resume=True)
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_says_so_and_keeps_the_last_checkpoint_whole(
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
     with pytest.raises(DiskSpaceError, match="is full, so the checkpoint of step 3 could not be written"):
         train(config, lambda _: None)
-    place = workspace(config)
+    place = run_directory(config)
     assert [path.name for path in place.checkpoints.iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()
     assert losses(train(config, lambda _: None, resume=True) / "log.jsonl") == losses(unbroken / "log.jsonl")

@@ -14,8 +14,8 @@ from adapters.store import Store
 from errors import TrainingError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.rows import Decoding, Finished, Row
-from tasks.prompt import STYLES, render
+from serve.rows import Row, RowOutput, SamplingParams
+from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train.__main__ import main
@@ -45,10 +45,10 @@ def test_the_folder_opens_in_the_store_and_bends_its_rows(folder: Path, trained:
     adapter = Store((folder / "store",), fingerprints=FINGERPRINTS).open("lora-tiny", backend.base)
     assert sorted(path.name for path in trained[0].iterdir()) == FILES
     backend.load_adapter(adapter)
-    prompt = render("sort a list", (), STYLES["plain"])
+    prompt = render_prompt("sort a list", (), STYLES["plain"])
     rows = [Row(prompt, STYLES["plain"]), Row(prompt, STYLES["plain"], "lora-tiny")]
-    events = backend.generate(rows, Decoding(max_new_tokens=8), Event())
-    said = {event.index: event.candidates[0].logprob for event in events if isinstance(event, Finished)}
+    events = backend.generate(rows, SamplingParams(max_new_tokens=8), Event())
+    said = {event.index: event.candidates[0].logprob for event in events if isinstance(event, RowOutput)}
     assert said[0] != said[1]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError, TrainingError
+from errors import PromptOrTuneError, TrainingError
 from train.__main__ import main
 from train.config import TrainConfig
 from train.settings import make_config, read_yaml, write_yaml
@@ -90,7 +90,7 @@ def test_there_is_a_ready_file_for_each_technique_and_the_paper_s() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(values: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(PeftArenaError) as fault:
+    with pytest.raises(PromptOrTuneError) as fault:
         make_config({**NEEDED, **values})
     assert sentence in str(fault.value)
 

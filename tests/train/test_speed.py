@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from train import speed
-from train.speed import operations_per_second
+from train.speed import measure_flops_per_second
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_timed() -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    assert operations_per_second(64, 128, 2, 8, "cpu") > 0
+    assert measure_flops_per_second(64, 128, 2, 8, "cpu") > 0
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -26,11 +26,11 @@ def test_a_step_of_known_work_and_time_gives_its_quotient(monkeypatch: pytest.Mo
     # Two layers; two operations a product, forward and for the gradient of the input; LoRA's small products on top.
     frozen = 2 * 2 * 2 * products
     adapters = 2 * 4 * 2 * 16 * hidden * rows * tokens * 2 * 3
-    found = operations_per_second(hidden, inner, rows, tokens, "cpu") * 2
+    found = measure_flops_per_second(hidden, inner, rows, tokens, "cpu") * 2
     assert frozen < found < frozen + adapters * 1.5
 
 
 def test_a_wide_base_is_stood_in_for_by_a_narrower_one() -> None:
-    model = speed._stand_in(8192, 22016, "meta")
+    model = speed._build_proxy_layer(8192, 22016, "meta")
     assert model.config.hidden_size == 2048
     assert model.config.intermediate_size == 22016 // 4

@@ -23,7 +23,12 @@ from transformers import (
 
 from adapters.manifest import BaseIdentity
 from errors import TrainingError
-from train.targets import attention_modules, ia3_attention_modules, ia3_modules, paper_lora_modules
+from train.targets import (
+    attention_target_modules,
+    ia3_attention_target_modules,
+    ia3_target_modules,
+    paper_lora_target_modules,
+)
 
 # As published on the Hub: sizes alone, the weights are never made.
 _CONFIGS: dict[str, Any] = {
@@ -84,10 +89,10 @@ def _trainable(model: Any) -> int:
 )
 def test_each_family_has_its_modules(name: str, attention: str, inputs: str, ia3: str, feedforward: str) -> None:
     base = _base(_model(name))
-    assert attention_modules(base) == attention.split()
-    assert ia3_attention_modules(base) == attention.split()
-    assert paper_lora_modules(base) == inputs.split()
-    assert ia3_modules(base) == (ia3.split(), [feedforward])
+    assert attention_target_modules(base) == attention.split()
+    assert ia3_attention_target_modules(base) == attention.split()
+    assert paper_lora_target_modules(base) == inputs.split()
+    assert ia3_target_modules(base) == (ia3.split(), [feedforward])
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,7 @@ def test_lora_of_rank_16_has_as_many_parameters_as_in_table_3(
     name: str, parameters: int, printed: float, unit: float
 ) -> None:
     model = _model(name)
-    lora = LoraConfig(r=16, target_modules=paper_lora_modules(_base(model)))
+    lora = LoraConfig(r=16, target_modules=paper_lora_target_modules(_base(model)))
     with torch.device("meta"):
         assert _trainable(get_peft_model(model, lora)) == parameters
     # The study rounds some numbers and cuts others off.
@@ -119,7 +124,7 @@ def test_lora_of_rank_16_has_as_many_parameters_as_in_table_3(
 )
 def test_ia3_rescales_keys_values_and_the_feed_forward(name: str, parameters: int) -> None:
     model = _model(name)
-    targets, feedforward = ia3_modules(_base(model))
+    targets, feedforward = ia3_target_modules(_base(model))
     with torch.device("meta"):
         tuned = get_peft_model(model, IA3Config(target_modules=targets, feedforward_modules=feedforward))
     assert _trainable(tuned) == parameters
@@ -132,8 +137,8 @@ def test_codegens_ia3_count_of_table_3_needs_all_attention_and_the_feed_forward(
     """What the docstring of ia3_modules says of the study's 0.16M."""
     model = _model("CodeGen-350M-mono")
     base = _base(model)
-    _, feedforward = ia3_modules(base)
-    targets = [*attention_modules(base), *feedforward]
+    _, feedforward = ia3_target_modules(base)
+    targets = [*attention_target_modules(base), *feedforward]
     with torch.device("meta"):
         tuned = get_peft_model(model, IA3Config(target_modules=targets, feedforward_modules=feedforward))
     assert _trainable(tuned) == 163_840
@@ -141,7 +146,7 @@ def test_codegens_ia3_count_of_table_3_needs_all_attention_and_the_feed_forward(
 
 @pytest.mark.parametrize(("name", "kind"), [("CodeLlama-7B", "llama"), ("CodeT5+-220M", "t5")])
 def test_ia3_agrees_with_pefts_own_mapping(name: str, kind: str) -> None:
-    targets, feedforward = ia3_modules(_base(_model(name)))
+    targets, feedforward = ia3_target_modules(_base(_model(name)))
     assert targets == sorted(TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[kind])
     assert feedforward == TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind]
 
@@ -162,11 +167,13 @@ def test_ia3_agrees_with_pefts_own_mapping(name: str, kind: str) -> None:
 def test_other_families_that_people_bring(kind: str, attention: str, feedforward: str) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind)))
-    assert attention_modules(base) == attention.split()
-    assert ia3_modules(base)[1] == [feedforward]
+    assert attention_target_modules(base) == attention.split()
+    assert ia3_target_modules(base)[1] == [feedforward]
 
 
-@pytest.mark.parametrize("modules", [attention_modules, paper_lora_modules, ia3_modules, ia3_attention_modules])
+@pytest.mark.parametrize(
+    "modules", [attention_target_modules, paper_lora_target_modules, ia3_target_modules, ia3_attention_target_modules]
+)
 def test_an_unknown_architecture_is_one_sentence(modules: Any) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2")))

@@ -13,14 +13,14 @@ import torch
 from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.rows import Decoding, Finished, Row
+from serve.rows import Row, RowOutput, SamplingParams
 from tasks.datasets import load_problems
 from tasks.problem import Example
-from tasks.prompt import STYLES, render
+from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.encode import IGNORED, Encoder
-from train.objective import install_objective
+from train.encode import IGNORE_INDEX, ExampleTokenizer
+from train.objective import patch_loss
 from train.run import train
 from train.techniques import TECHNIQUES
 
@@ -69,17 +69,17 @@ def _validation_loss(place: Path, made: Path, manifest: dict[str, Any]) -> float
     if not full:
         from peft import PeftModel
 
-        from train.fit import keep_dtype
+        from train.fit import cast_outputs
 
         model = PeftModel.from_pretrained(model, str(made))
-        keep_dtype(model, loaded.model.dtype)
-    install_objective(model.eval())
-    encoder = Encoder(loaded.tokenizer, STYLES["plain"], loaded.identity.is_encoder_decoder)
+        cast_outputs(model, loaded.model.dtype)
+    patch_loss(model.eval())
+    encoder = ExampleTokenizer(loaded.tokenizer, STYLES["plain"], loaded.identity.is_encoder_decoder)
     problems = load_problems("starter", "validation")[:16]
-    rows = [encoder.row(encoder.encode(Example(p.id, p.intent, p.reference or ""))) for p in problems]
+    rows = [encoder.to_features(encoder.tokenize(Example(p.id, p.intent, p.reference or ""))) for p in problems]
     rows = [row for row in rows if _length(row, loaded.identity.is_encoder_decoder) <= 480]
     batch = encoder.collate(rows)
-    assert int((batch["labels"] != IGNORED).sum()) > 0
+    assert int((batch["labels"] != IGNORE_INDEX).sum()) > 0
     with torch.no_grad():
         return float(model(**batch)["loss"])
 
@@ -91,17 +91,17 @@ def _length(row: dict[str, list[int]], apart: bool) -> int:
 def _check_the_base_stays(place: Path, name: str, quantization: str) -> None:
     """Rows without an adapter answer as before it was loaded, to the bit, and those with it otherwise."""
     backend = LocalBackend(load_base(str(place / "base"), quantization, "cpu", lambda _: None))
-    prompt = render("sort a list", (), STYLES["plain"])
+    prompt = render_prompt("sort a list", (), STYLES["plain"])
     bare = Row(prompt, STYLES["plain"])
     before = _answers(backend, [bare])[0]
     backend.load_adapter(Store((place / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
-    backend.prefixes.clear()  # a prompt that is read in two pieces is rounded in other places
+    backend.prefix_cache.clear()  # a prompt that is read in two pieces is rounded in other places
     after = _answers(backend, [bare])[0]
     assert after == before
     assert _answers(backend, [Row(prompt, STYLES["plain"], name)])[0] != before
 
 
 def _answers(backend: LocalBackend, rows: list[Row]) -> list[tuple[str, float]]:
-    events = backend.generate(rows, Decoding(max_new_tokens=8), Event())
-    done = {event.index: event.candidates[0] for event in events if isinstance(event, Finished)}
+    events = backend.generate(rows, SamplingParams(max_new_tokens=8), Event())
+    done = {event.index: event.candidates[0] for event in events if isinstance(event, RowOutput)}
     return [(done[index].text, done[index].logprob) for index in range(len(rows))]

@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from serve.backends.local.loading import load_base
 from tests.serve.tiny import make_base
 from train.config import TrainConfig
-from train.encode import IGNORED
-from train.fit import wrapped
+from train.encode import IGNORE_INDEX
+from train.fit import build_peft_model
 from train.settings import make_config
-from train.trace import Batch, Traced, quantizable, skeleton, trace
+from train.trace import BatchShape, StepCost, meta_model, quantizable_layers, trace_step
 
-LONG = Batch(rows=4, longest=48, learned=40, longest_response=24)
+LONG = BatchShape(rows=4, max_length=48, label_tokens=40, max_response_length=24)
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +39,26 @@ def _dtype(config: TrainConfig) -> torch.dtype:
     return torch.float32 if config.technique == "full" else torch.bfloat16
 
 
-def _traced(folder: Path, config: TrainConfig, batch: Batch = LONG) -> Traced:
-    return trace(config, skeleton(folder, _dtype(config)), batch)
+def _traced(folder: Path, config: TrainConfig, batch: BatchShape = LONG) -> StepCost:
+    return trace_step(config, meta_model(folder, _dtype(config)), batch)
 
 
-def _batch(batch: Batch, is_encoder_decoder: bool) -> dict[str, torch.Tensor]:
+def _batch(batch: BatchShape, is_encoder_decoder: bool) -> dict[str, torch.Tensor]:
     """Real ids; the first row is shorter, as in every real batch, so that a mask is there."""
-    ids = torch.randint(3, 250, (batch.rows, batch.longest))
+    ids = torch.randint(3, 250, (batch.rows, batch.max_length))
     mask = torch.ones_like(ids)
     mask[0, -1] = 0
-    labels = torch.full((batch.rows, batch.longest_response if is_encoder_decoder else batch.longest), IGNORED)
-    labels[:, -batch.learned // batch.rows :] = 7
+    labels = torch.full(
+        (batch.rows, batch.max_response_length if is_encoder_decoder else batch.max_length), IGNORE_INDEX
+    )
+    labels[:, -batch.label_tokens // batch.rows :] = 7
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def _really(folder: Path, config: TrainConfig) -> tuple[int, int, int]:
     """Bytes that autograd keeps until the logits are made, operations of a step, and trained parameters."""
     loaded = load_base(str(folder), config.quantization, "cpu", lambda _: None, training=True, dtype=_dtype(config))
-    model = wrapped(config, loaded, ()).train()
+    model = build_peft_model(config, loaded, ()).train()
     own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
     marks: list[int] = []
@@ -90,20 +92,21 @@ def test_shapes_alone_count_as_real_tensors_do(kind: str, technique: str, bases:
     config = _config(technique)
     traced = _traced(bases / kind, config)
     kept, flops, trained = _really(bases / kind, config)
-    assert traced.trained_parameters == trained
-    assert 0.88 * kept < traced.kept_bytes < 1.2 * kept
+    assert traced.trainable_parameters == trained
+    assert 0.88 * kept < traced.activation_bytes < 1.2 * kept
     assert traced.flops == pytest.approx(flops, rel=0.1)
 
 
 def test_longer_batches_keep_more_and_checkpointing_keeps_less(bases: Path) -> None:
     config = _config("lora")
     short, long = (
-        _traced(bases / "llama", config, Batch(4, tokens, 40)).kept_bytes for tokens in (LONG.longest, 2 * LONG.longest)
+        _traced(bases / "llama", config, BatchShape(4, tokens, 40)).activation_bytes
+        for tokens in (LONG.max_length, 2 * LONG.max_length)
     )
     assert long == pytest.approx(2 * short, rel=0.02)
     spared = _traced(bases / "llama", _config("lora", gradient_checkpointing=True))
     whole = _traced(bases / "llama", config)
-    assert spared.kept_bytes < 0.2 * whole.kept_bytes
+    assert spared.activation_bytes < 0.2 * whole.activation_bytes
     assert spared.peak_bytes < 0.8 * whole.peak_bytes
     assert spared.flops > 1.2 * whole.flops
 
@@ -112,7 +115,7 @@ def test_longer_batches_keep_more_and_checkpointing_keeps_less(bases: Path) -> N
 def test_a_layer_that_is_computed_again_is_computed_alike(technique: str, bases: Path) -> None:
     """Checkpointing compares what it computes with what it computed; products that stand in must stand in twice."""
     spared, whole = (
-        _traced(bases / "llama", _config(technique, gradient_checkpointing=on)).kept_bytes for on in (True, False)
+        _traced(bases / "llama", _config(technique, gradient_checkpointing=on)).activation_bytes for on in (True, False)
     )
     # int8 keeps the inputs of its products even then, as attributes that checkpointing cannot drop.
     assert 0 < spared < (0.3 if technique == "qlora-8bit" else 0.2) * whole
@@ -120,20 +123,20 @@ def test_a_layer_that_is_computed_again_is_computed_alike(technique: str, bases:
 
 def test_adamw_keeps_two_numbers_a_parameter_and_adafactor_a_row_and_a_column(bases: Path) -> None:
     adamw = _traced(bases / "llama", _config("lora", optim="adamw_torch"))
-    assert adamw.state_bytes == pytest.approx(8 * adamw.trained_parameters, rel=0.01)
+    assert adamw.optimizer_state_bytes == pytest.approx(8 * adamw.trainable_parameters, rel=0.01)
     adafactor = _traced(bases / "llama", _config("lora"))
-    assert 0 < adafactor.state_bytes < 0.4 * adamw.state_bytes
+    assert 0 < adafactor.optimizer_state_bytes < 0.4 * adamw.optimizer_state_bytes
 
 
 def test_int8_keeps_the_inputs_of_its_products_and_nf4_unpacks_them_for_a_moment(bases: Path) -> None:
     plain, nf4, int8 = (_traced(bases / "llama", _config(name)) for name in ("lora", "qlora-4bit", "qlora-8bit"))
-    assert nf4.kept_bytes == plain.kept_bytes
-    assert int8.kept_bytes > 1.05 * plain.kept_bytes
+    assert nf4.activation_bytes == plain.activation_bytes
+    assert int8.activation_bytes > 1.05 * plain.activation_bytes
     assert plain.flops == nf4.flops == int8.flops
 
 
 def test_the_layer_that_makes_the_logits_is_not_quantized(bases: Path) -> None:
-    model = skeleton(bases / "llama", torch.bfloat16)
+    model = meta_model(bases / "llama", torch.bfloat16)
     assert {each.weight.device.type for each in model.modules() if hasattr(each, "weight")} == {"meta"}
     # Two layers of seven products each.
-    assert len(quantizable(model)) == 14
+    assert len(quantizable_layers(model)) == 14

@@ -16,7 +16,7 @@ from adapters.store import AdapterFolder, Store
 from errors import AdapterError, BaseModelError
 from serve.backends.local.loading import load_base
 from tests.serve.tiny import make_adapter, make_base
-from train.trial import Place, try_adapter
+from train.trial import TestTarget, smoke_test_adapter
 
 
 def _silent(_: str) -> None:
@@ -53,7 +53,7 @@ def _change(folder: Path, value: float) -> None:
 )
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_what_it_answers_is_shown_beside_the_base(tmp_path: Path, base: Path, config: Any, quantization: str) -> None:
-    said = try_adapter(_adapter(tmp_path / "good", base, config), Place(str(base), quantization), _silent)
+    said = smoke_test_adapter(_adapter(tmp_path / "good", base, config), TestTarget(str(base), quantization), _silent)
     assert said.startswith(f"on llama ({'unquantized' if quantization == 'none' else 'NF4'}): finite")
     assert said.count("    without  ") == said.count("    with     ") == 2
     assert "\x00" not in said
@@ -63,14 +63,14 @@ def test_an_adapter_that_changes_nothing(tmp_path: Path, base: Path) -> None:
     folder = _adapter(tmp_path / "idle", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     _change(folder.path, 0)
     with pytest.raises(AdapterError, match=r"answers exactly as llama does without it: it has learned nothing\.$"):
-        try_adapter(folder, Place(str(base)), _silent)
+        smoke_test_adapter(folder, TestTarget(str(base)), _silent)
 
 
 def test_an_adapter_of_nonsense(tmp_path: Path, base: Path) -> None:
     folder = _adapter(tmp_path / "broken", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     _change(folder.path, 3e38)
     with pytest.raises(AdapterError, match="gives log-probabilities that are not finite on llama"):
-        try_adapter(folder, Place(str(base)), _silent)
+        smoke_test_adapter(folder, TestTarget(str(base)), _silent)
 
 
 def test_the_command_loads_the_base_and_no_other(
@@ -87,4 +87,4 @@ def test_the_command_loads_the_base_and_no_other(
     assert "was trained for llama" in capsys.readouterr().err
     shutil.rmtree(other)
     with pytest.raises(BaseModelError):
-        try_adapter(Store((tmp_path / "store",)).inspect("good"), Place(str(other)), _silent)
+        smoke_test_adapter(Store((tmp_path / "store",)).inspect("good"), TestTarget(str(other)), _silent)

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from evaluate.progress import Progress
+from evaluate.progress import ProgressBar
 from evaluate.results import Result, open_run, problem_record
 from evaluate.sandbox import open_sandbox
 from evaluate.score_run import score_run
@@ -37,12 +37,12 @@ def write_run(path: Path, *, digest: str = "sha256:1", scored: bool = True, fail
     provenance = {"started": "2026-11-22T07:04:26+00:00", "versions": {}}
     with open_run(path, settings, [problem_record(problem) for problem in PROBLEMS], provenance) as run:
         for method, codes in SAYS.items():
-            run.claim(method, {"adapter": None, "style": "plain", "fingerprint": "0123"})
+            run.set_method(method, {"adapter": None, "style": "plain", "fingerprint": "0123"})
             run.add(_result(method, problem, code, failing) for problem, code in zip(PROBLEMS, codes, strict=True))
         run.save()
         if scored:
             with open_sandbox() as sandbox:
-                score_run(run, lambda count: Progress(count, io.StringIO()), sandbox)
+                score_run(run, lambda count: ProgressBar(count, io.StringIO()), sandbox)
     return path
 
 

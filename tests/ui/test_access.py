@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.space import SpaceSettings
-from ui.access import VARIABLE, Access, add_access_options, read_access
+from ui.access import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
 
 HERE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 
@@ -18,10 +18,10 @@ HERE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 SPACE = SpaceSettings(id="ada/arena", owner="ada", owners=frozenset({"ada"}))
 
 
-def access(*arguments: str, host: str = HERE, space: SpaceSettings | None = None) -> Access:
+def access(*arguments: str, host: str = HERE, space: SpaceSettings | None = None) -> AccessOptions:
     parser = ArgumentParser()
     add_access_options(parser)
-    return read_access(parser.parse_args(arguments), host, space)
+    return parse_access_options(parser.parse_args(arguments), host, space)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_space_is_trained_on_by_its_owner_and_zerogpu_by_nobody() -> None:
 
 
 def test_logins_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "ada:correct horse,bob:battery staple")
+    monkeypatch.setenv(AUTH_VARIABLE, "ada:correct horse,bob:battery staple")
     assert [name for name, _ in access().accounts] == ["ada", "bob"]
 
 
@@ -80,7 +80,7 @@ def test_limits_are_whole_numbers_of_their_units() -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(arguments: list[str], sentence: str) -> None:
-    with pytest.raises(PeftArenaError) as refused:
+    with pytest.raises(PromptOrTuneError) as refused:
         access(*arguments)
     assert sentence in str(refused.value)
 
@@ -89,12 +89,12 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments: list[str], sentence: str
 def test_a_faulty_file_of_logins_is_refused_without_its_passwords(tmp_path: Path, text: str) -> None:
     file = tmp_path / "logins"
     file.write_text(text)
-    with pytest.raises(PeftArenaError) as refused:
+    with pytest.raises(PromptOrTuneError) as refused:
         access("--auth", str(file))
     for secret in ("short", "correct horse", "another one"):
         assert secret not in str(refused.value)
 
 
 def test_an_owner_without_a_login_is_refused(logins: Path) -> None:
-    with pytest.raises(PeftArenaError, match="--owner 'eve' has no login"):
+    with pytest.raises(PromptOrTuneError, match="--owner 'eve' has no login"):
         access("--auth", str(logins), "--owner", "eve")

@@ -6,8 +6,8 @@ from typing import Any
 
 from tests.ui.test_columns import Reader
 from tests.ui.test_records import records
-from ui.agreement import agreements
-from ui.board import finished_board
+from ui.agreement import agreement_notes
+from ui.board import finished_view
 
 
 def saying(*codes: str | None, **changes: Any) -> list[Any]:
@@ -20,7 +20,7 @@ def saying(*codes: str | None, **changes: Any) -> list[Any]:
 
 
 def test_same_code_comes_before_same_tree() -> None:
-    said = agreements(saying("x = 'a'", "x = 'a' ", 'x = "a"', "y"))
+    said = agreement_notes(saying("x = 'a'", "x = 'a' ", 'x = "a"', "y"))
     assert said == [
         "Same code as ICL 8; same syntax tree as RAG 8",
         "Same code as zero-shot; same syntax tree as RAG 8",
@@ -30,14 +30,14 @@ def test_same_code_comes_before_same_tree() -> None:
 
 
 def test_failed_and_empty_answers_agree_with_nobody() -> None:
-    assert agreements(saying("x", None, "", "x")) == ["Same code as lora-x", "", "", "Same code as zero-shot"]
-    assert agreements(saying("x", None)) == ["", ""]
+    assert agreement_notes(saying("x", None, "", "x")) == ["Same code as lora-x", "", "", "Same code as zero-shot"]
+    assert agreement_notes(saying("x", None)) == ["", ""]
 
 
 def test_it_stands_in_the_columns_only_without_a_reference() -> None:
-    alone = finished_board(saying("x", "x", reference=None))["cards"][0]["numbers"]
+    alone = finished_view(saying("x", "x", reference=None))["cards"][0]["numbers"]
     assert "Same code as ICL 8." in Reader(alone).text
     assert "CodeBLEU" not in Reader(alone).text
-    against = Reader(finished_board(saying("x", "x", reference="y"))["cards"][0]["numbers"]).text
+    against = Reader(finished_view(saying("x", "x", reference="y"))["cards"][0]["numbers"]).text
     assert "Same code" not in against
     assert "data flow" in against

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.ui.test_records import records
-from ui.board import empty_board, example_board, finished_board, first_example
-from ui.code_html import code_html, diff_html, growing_html, plain_html
-from ui.columns import finished_card, growing_card
+from ui.board import empty_view, example_view, finished_view, load_first_example
+from ui.code_html import code_html, diff_html, plain_html, streaming_html
+from ui.columns import finished_column, streaming_column
 from ui.compare_run import Column
-from ui.record_example import to_example
+from ui.record_example import example_json
 
 ATTACKS = [
     "<script>alert(1)</script>",
@@ -81,7 +81,7 @@ def hostile(attack: Any) -> Any:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_text_becomes_markup(attack: Any) -> None:
-    board = finished_board([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
+    board = finished_view([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
     texts = [assert_harmless(board["head"])]
     for card in board["cards"]:
         sections: Any = dict(card)
@@ -93,17 +93,17 @@ def test_no_text_becomes_markup(attack: Any) -> None:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_growing_answer_and_a_difference_are_text(attack: Any) -> None:
-    card = growing_card(Column("zero-shot", "streaming", text=attack, tokens=4))
+    card = streaming_column(Column("zero-shot", "streaming", text=attack, tokens=4))
     assert attack in assert_harmless(card["code"])
     assert_harmless(diff_html(attack, attack + "\n<b>"))
     assert_harmless(diff_html(attack, ""))
 
 
 def test_a_growing_answer_is_shown_without_its_fence() -> None:
-    assert Reader(growing_html("```python\nx = 1\n")).text == "x = 1\n"
-    assert Reader(growing_html("```python\nx = 1\n```\n")).text == "x = 1"
-    assert [Reader(growing_html(half)).text for half in ("`", "```", "```pyth", "```python\n")] == [""] * 4
-    assert Reader(growing_html("`x` is 1")).text == "`x` is 1"
+    assert Reader(streaming_html("```python\nx = 1\n")).text == "x = 1\n"
+    assert Reader(streaming_html("```python\nx = 1\n```\n")).text == "x = 1"
+    assert [Reader(streaming_html(half)).text for half in ("`", "```", "```pyth", "```python\n")] == [""] * 4
+    assert Reader(streaming_html("`x` is 1")).text == "`x` is 1"
 
 
 def test_every_line_is_a_row_that_knows_its_indent() -> None:
@@ -131,7 +131,7 @@ def test_a_difference_has_signs_and_spoken_words() -> None:
 
 def test_a_failed_column_shows_its_sentence() -> None:
     (record,) = records(("nonsense",))
-    card = finished_card(record, is_best=False)
+    card = finished_column(record, is_best=False)
     assert card["state"] == "failed"
     assert "Unknown method" in Reader(card["code"]).text
     assert "no answer" in Reader(card["head"]).text
@@ -140,18 +140,18 @@ def test_a_failed_column_shows_its_sentence() -> None:
 def test_the_best_column_is_marked_in_words() -> None:
     (record,) = records(("zero-shot",))
     for em, word in ((1.0, "matches"), (0.0, "closest")):
-        card = finished_card(record | {"scores": {"em": em, "codebleu": 0.5, "parses": 1.0}}, is_best=True)
+        card = finished_column(record | {"scores": {"em": em, "codebleu": 0.5, "parses": 1.0}}, is_best=True)
         assert card["best"]
         assert word in Reader(card["head"]).text
 
 
 def test_the_recorded_example_is_marked_with_model_and_date(tmp_path: Path) -> None:
-    assert first_example(tmp_path / "missing.json") is None
+    assert load_first_example(tmp_path / "missing.json") is None
     path = tmp_path / "example.json"
-    path.write_text(to_example(records(), "CoNaLa <b>"), encoding="utf-8")
-    example = first_example(path)
+    path.write_text(example_json(records(), "CoNaLa <b>"), encoding="utf-8")
+    example = load_first_example(path)
     assert example is not None
-    head = assert_harmless(example_board(example)["head"])
+    head = assert_harmless(example_view(example)["head"])
     assert "example chosen because the answers differ, recorded on 22 November 2025" in head
     assert "with SmolLM2-135M-Instruct · NF4 · CPU, sampling" in head
     assert head.count("Problem and examples: CoNaLa <b>") == 1
@@ -163,8 +163,8 @@ def test_the_recorded_example_is_marked_with_model_and_date(tmp_path: Path) -> N
 def test_a_broken_example_leaves_the_page_empty(tmp_path: Path, broken: Any) -> None:
     path = tmp_path / "example.json"
     path.write_text(broken, encoding="utf-8")
-    assert first_example(path) is None
+    assert load_first_example(path) is None
 
 
 def test_the_empty_board_invites() -> None:
-    assert "No idea yet?" in Reader(empty_board()["head"]).text
+    assert "No idea yet?" in Reader(empty_view()["head"]).text

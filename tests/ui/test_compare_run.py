@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError
-from serve.rows import Answer, Candidate, Decoding, Partial
+from errors import PromptOrTuneError
+from serve.rows import Candidate, PartialOutput, RequestOutput, SamplingParams
 from tasks.problem import Problem
 from tests.fakes import FakeEngine
-from ui.columns import finished_card
-from ui.compare_run import compare, make_ask
+from ui.columns import finished_column
+from ui.compare_run import compare, make_comparison
 from ui.records import make_record
 
 REFERENCE = "dict(zip(keys, values))"
@@ -26,11 +26,11 @@ SAYS = {
 
 
 def last(engine: Any, ask: Any, cancel: Any = None) -> Any:
-    return list(compare(engine, ask, cancel or Event(), every=0))[-1]
+    return list(compare(engine, ask, cancel or Event(), interval=0))[-1]
 
 
 def test_all_columns_grow_together() -> None:
-    steps = list(compare(FakeEngine(SAYS, delay=0.002), make_ask(PROBLEM, list(SAYS)), Event(), every=0))
+    steps = list(compare(FakeEngine(SAYS, delay=0.002), make_comparison(PROBLEM, list(SAYS)), Event(), interval=0))
     assert [column.state for column in steps[0]] == ["waiting"] * 4
     assert any(sum(column.state == "streaming" for column in step) >= 2 for step in steps)
     assert [column.answer and column.answer.code for column in steps[-1]] == list(SAYS.values())
@@ -40,43 +40,43 @@ def test_all_columns_grow_together() -> None:
 class Samples(FakeEngine):
     """Says three samples at once, as an engine of samples does."""
 
-    def stream(self, requests: Any, decoding: Any, cancel: Any = None, owner: str = "") -> Any:
+    def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
         for candidate, text in ((0, "first"), (2, "third"), (1, "second")):
-            yield Partial(0, text, 1, candidate)
+            yield PartialOutput(0, text, 1, candidate)
 
 
 def test_a_column_grows_by_its_first_sample_alone() -> None:
-    steps = list(compare(Samples(), make_ask(PROBLEM, ["zero-shot"]), Event(), every=0))
+    steps = list(compare(Samples(), make_comparison(PROBLEM, ["zero-shot"]), Event(), interval=0))
     assert {step[0].text for step in steps} == {"", "first"}
 
 
 class Broken(FakeEngine):
     """Its connection breaks in the middle of an answer."""
 
-    def stream(self, requests: Any, decoding: Any, cancel: Any = None, owner: str = "") -> Any:
+    def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
         said = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
-        yield Answer(0, requests[0], (said,), error="The server ended in the middle; what it had said is kept.")
+        yield RequestOutput(0, requests[0], (said,), error="The server ended in the middle; what it had said is kept.")
 
 
 def test_half_an_answer_is_kept_beside_the_sentence_and_has_no_score() -> None:
-    ask = make_ask(PROBLEM, ["zero-shot"])
+    ask = make_comparison(PROBLEM, ["zero-shot"])
     engine = Broken()
     (column,) = last(engine, ask)
     assert (column.state, column.scores) == ("failed", ())
-    card = finished_card(make_record(column, ask, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
+    card = finished_column(make_record(column, ask, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
     assert "ended in the middle" in card["code"]
     assert "y" in card["code"].split("ended in the middle")[1]
     assert card["state"] == "failed"
 
 
 def test_repaints_are_throttled() -> None:
-    ask = make_ask(PROBLEM, list(SAYS))
-    assert len(list(compare(FakeEngine(SAYS), ask, Event(), every=60))) == 2
+    ask = make_comparison(PROBLEM, list(SAYS))
+    assert len(list(compare(FakeEngine(SAYS), ask, Event(), interval=60))) == 2
 
 
 def test_one_failure_leaves_the_others_alone() -> None:
     engine = FakeEngine(SAYS, fails={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
-    columns = last(engine, make_ask(PROBLEM, ["lora-starter", "nonsense", "icl-8", "icl-99"]))
+    columns = last(engine, make_comparison(PROBLEM, ["lora-starter", "nonsense", "icl-8", "icl-99"]))
     assert [column.state for column in columns] == ["failed", "failed", "done", "failed"]
     assert columns[0].error == "Adapter 'lora-starter' is broken: train it again."
     assert "nonsense" in columns[1].error
@@ -86,7 +86,7 @@ def test_one_failure_leaves_the_others_alone() -> None:
 
 def test_nothing_but_bad_names_asks_the_engine_nothing() -> None:
     engine = FakeEngine()
-    columns = last(engine, make_ask(PROBLEM, ["nonsense"]))
+    columns = last(engine, make_comparison(PROBLEM, ["nonsense"]))
     assert columns[0].state == "failed"
     assert engine.runs == 0
 
@@ -95,7 +95,7 @@ def test_a_stop_ends_the_run_and_half_an_answer_has_no_score() -> None:
     engine = FakeEngine({"zero-shot": "word " * 1000}, delay=0.005)
     cancel = Event()
     steps = []
-    for step in compare(engine, make_ask(PROBLEM, ["zero-shot"]), cancel, every=0):
+    for step in compare(engine, make_comparison(PROBLEM, ["zero-shot"]), cancel, interval=0):
         steps.append(step)
         if len(steps) == 5:
             cancel.set()
@@ -108,7 +108,7 @@ def test_a_stop_ends_the_run_and_half_an_answer_has_no_score() -> None:
 def test_closing_the_iterator_stops_the_engine() -> None:
     engine = FakeEngine({"zero-shot": "word " * 1000}, delay=0.005)
     cancel = Event()
-    steps = compare(engine, make_ask(PROBLEM, ["zero-shot"]), cancel, every=0)
+    steps = compare(engine, make_comparison(PROBLEM, ["zero-shot"]), cancel, interval=0)
     next(steps)
     next(steps)
     steps.close()
@@ -118,20 +118,20 @@ def test_closing_the_iterator_stops_the_engine() -> None:
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])
 def test_an_empty_intent_is_one_sentence(intent: Any) -> None:
-    with pytest.raises(PeftArenaError, match="Say first what the Python should do"):
-        make_ask(Problem("typed", intent), ["zero-shot"])
+    with pytest.raises(PromptOrTuneError, match="Say first what the Python should do"):
+        make_comparison(Problem("typed", intent), ["zero-shot"])
 
 
 def test_no_method_and_too_many_are_one_sentence_each() -> None:
-    with pytest.raises(PeftArenaError, match="at least one method"):
-        make_ask(PROBLEM, [])
-    with pytest.raises(PeftArenaError, match="at most 8"):
-        make_ask(PROBLEM, [f"icl-{k}" for k in range(1, 10)])
+    with pytest.raises(PromptOrTuneError, match="at least one method"):
+        make_comparison(PROBLEM, [])
+    with pytest.raises(PromptOrTuneError, match="at most 8"):
+        make_comparison(PROBLEM, [f"icl-{k}" for k in range(1, 10)])
 
 
 def test_the_pool_and_decoding_reach_the_engine() -> None:
     engine = FakeEngine()
-    ask = make_ask(PROBLEM, ["icl-2"], Decoding("beam", candidates=3), pool="conala")
+    ask = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
     columns = last(engine, ask)
     assert engine.seen[0][0].pool == "conala"
     assert len(columns[0].answer.candidates) == 3

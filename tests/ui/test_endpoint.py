@@ -12,12 +12,12 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from serve.engine_source import EngineSource
+from serve.engine_source import EngineLoader
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
 from ui.limits import Limits
-from ui.visitors import COOKIE, Policy, Visitors
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
 SAYS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
@@ -30,7 +30,7 @@ def engine() -> Any:
 
 @pytest.fixture(scope="module")
 def url(engine: Any) -> Any:
-    pages = build_pages(EngineSource(lambda report: engine).start())
+    pages = build_pages(EngineLoader(lambda report: engine).start())
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield address
     pages.close()
@@ -123,12 +123,14 @@ def test_a_stream_that_cannot_begin_is_one_sentence(client: Any) -> None:
 def test_a_program_has_the_limits_of_a_visitor(url: Any) -> None:
     with contextlib.ExitStack() as held:
         engine = FakeEngine({"zero-shot": "word " * 400}, delay=0.02)
-        source = EngineSource(lambda report: engine).start()
-        limited = Visitors(Policy(limits=Limits(rows_at_once=2)))
+        source = EngineLoader(lambda report: engine).start()
+        limited = VisitorRegistry(AccessPolicy(limits=Limits(rows_at_once=2)))
         pages = build_pages(source, context=Context(source, visitors=limited))
         _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
         held.callback(pages.close)
-        one, other = (Client(address, verbose=False, headers={"cookie": f"{COOKIE}={letter * 32}"}) for letter in "ab")
+        one, other = (
+            Client(address, verbose=False, headers={"cookie": f"{COOKIE_NAME}={letter * 32}"}) for letter in "ab"
+        )
         job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
         next(iter(job))
         with pytest.raises(AppError, match="You have 2 answers under way and 2 at once is the limit"):

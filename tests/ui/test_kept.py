@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tasks.problem import AssertTest, Problem, StdioTest
-from ui.board import FIRST_EXAMPLE
+from ui.board import FIRST_EXAMPLE_PATH
 from ui.history import HISTORY_LENGTH, History
-from ui.kept import Kept, read_kept
+from ui.kept import BrowserState, parse_browser_state
 
 FIELDS: dict[str, Any] = {
     "intent": "reverse `s`", "reference": "s[::-1]", "tests": "", "chips": [{"name": "zero-shot"}, {"name": "rag-8"}],
@@ -23,24 +23,24 @@ FIELDS: dict[str, Any] = {
 @pytest.fixture
 def run() -> Any:
     """A recorded run as a browser has it."""
-    return json.loads(FIRST_EXAMPLE.read_text(encoding="utf-8"))["records"]
+    return json.loads(FIRST_EXAMPLE_PATH.read_text(encoding="utf-8"))["records"]
 
 
 def test_what_was_kept_comes_back(run: Any) -> None:
     older = [{**record, "created": "2026-11-21T07:00:00.000+00:00"} for record in run]
     problem = Problem("p", "reverse `s`", None, (AssertTest("assert f(1)"), StdioTest("1", "2")))
     value = {"fields": FIELDS, "chosen": asdict(problem), "runs": [run, older], "shown": older[0]["created"]}
-    kept = read_kept(json.loads(json.dumps(value)))
+    kept = parse_browser_state(json.loads(json.dumps(value)))
     assert kept.fields == {**FIELDS, "chips": ["zero-shot", "rag-8"]}
-    assert kept.chosen == problem
+    assert kept.selected_problem == problem
     assert [records[0]["created"] for records in kept.history.runs] == [run[0]["created"], older[0]["created"]]
-    assert kept.history.shown is kept.history.runs[1]
+    assert kept.history.selected is kept.history.runs[1]
     assert kept.history.runs[0] == tuple(run)
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", [], {}, {"fields": 1, "chosen": [], "runs": {}, "shown": 3}])
 def test_nothing_and_nonsense_are_an_empty_page(value: Any) -> None:
-    assert read_kept(value) == Kept({}, None, History())
+    assert parse_browser_state(value) == BrowserState({}, None, History())
 
 
 @pytest.mark.parametrize(
@@ -55,13 +55,13 @@ def test_nothing_and_nonsense_are_an_empty_page(value: Any) -> None:
     ],
 )
 def test_a_field_of_the_wrong_kind_is_left_out_alone(name: str, wrong: Any) -> None:
-    fields = read_kept({"fields": {**FIELDS, name: wrong}}).fields
+    fields = parse_browser_state({"fields": {**FIELDS, name: wrong}}).fields
     assert set(FIELDS) - set(fields) == {name}
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("mode", "loud"), ("temperature", "hot"), ("candidates", 10**9)])
 def test_decoding_comes_back_as_a_whole_or_not_at_all(name: str, wrong: Any) -> None:
-    fields = read_kept({"fields": {**FIELDS, name: wrong}}).fields
+    fields = parse_browser_state({"fields": {**FIELDS, name: wrong}}).fields
     assert fields["intent"] == FIELDS["intent"]
     assert "mode" not in fields
     assert "seed" not in fields
@@ -69,7 +69,7 @@ def test_decoding_comes_back_as_a_whole_or_not_at_all(name: str, wrong: Any) -> 
 
 def test_only_so_many_columns_come_back() -> None:
     chips = [{"name": f"icl-{n}"} for n in range(1, 20)]
-    assert len(read_kept({"fields": {"chips": chips}}).fields["chips"]) == 8
+    assert len(parse_browser_state({"fields": {"chips": chips}}).fields["chips"]) == 8
 
 
 @pytest.mark.parametrize(
@@ -78,15 +78,15 @@ def test_only_so_many_columns_come_back() -> None:
 )
 def test_a_run_with_a_field_of_the_wrong_kind_is_left_out(run: Any, change: dict[str, Any]) -> None:
     broken = [{**run[0], **change}, *run[1:]]
-    kept = read_kept({"runs": [broken, run, [], "x", [{}]]})
+    kept = parse_browser_state({"runs": [broken, run, [], "x", [{}]]})
     assert [records[0]["created"] for records in kept.history.runs] == [run[0]["created"]]
-    assert kept.history.shown is kept.history.runs[0]
+    assert kept.history.selected is kept.history.runs[0]
 
 
 def test_a_record_of_an_older_program_that_lacks_a_field_is_left_out(run: Any) -> None:
     without = [{name: value for name, value in record.items() if name != "sandbox"} for record in run]
-    assert read_kept({"runs": [without]}).history == History()
+    assert parse_browser_state({"runs": [without]}).history == History()
 
 
 def test_no_more_runs_come_back_than_a_session_has(run: Any) -> None:
-    assert len(read_kept({"runs": [run] * 50}).history.runs) == HISTORY_LENGTH
+    assert len(parse_browser_state({"runs": [run] * 50}).history.runs) == HISTORY_LENGTH

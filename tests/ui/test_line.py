@@ -5,23 +5,23 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from ui.line import Line
+from ui.line import AdmissionQueue
 
 
 def test_first_come_first_served() -> None:
-    line = Line()
-    with line.join() as first, line.join() as second, line.join() as third:
+    line = AdmissionQueue()
+    with line.enqueue() as first, line.enqueue() as second, line.enqueue() as third:
         assert [place.wait(0) for place in (first, second, third)] == [0, 1, 2]
 
 
 def test_whoever_leaves_lets_the_next_one_go() -> None:
-    line = Line()
+    line = AdmissionQueue()
     order: list[str] = []
-    with line.join() as first:
+    with line.enqueue() as first:
         assert first.wait(0) == 0
 
         def run(name: Any) -> None:
-            with line.join() as place:
+            with line.enqueue() as place:
                 joined.set()
                 while place.wait(5):
                     pass
@@ -40,19 +40,19 @@ def test_whoever_leaves_lets_the_next_one_go() -> None:
 
 
 def test_leaving_from_the_middle_moves_the_others_up() -> None:
-    line = Line()
-    with line.join():
-        middle = line.join()
+    line = AdmissionQueue()
+    with line.enqueue():
+        middle = line.enqueue()
         middle.__enter__()
-        with line.join() as last:
+        with line.enqueue() as last:
             assert last.wait(0) == 2
             middle.__exit__(None, None, None)
             assert last.wait(0) == 1
 
 
 def test_several_are_first_at_once_and_the_next_counts_those_that_must_end() -> None:
-    line = Line(at_once=2)
-    with line.join() as first, line.join() as second, line.join() as third, line.join() as fourth:
+    line = AdmissionQueue(max_concurrent=2)
+    with line.enqueue() as first, line.enqueue() as second, line.enqueue() as third, line.enqueue() as fourth:
         assert [place.wait(0) for place in (first, second, third, fourth)] == [0, 0, 1, 2]
-    with line.join() as again:
+    with line.enqueue() as again:
         assert again.wait(0) == 0

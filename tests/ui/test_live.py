@@ -9,32 +9,32 @@ from typing import Any
 
 import pytest
 
-from errors import BaseModelError, PeftArenaError
-from serve.engine_source import EngineSource, Report
-from serve.rows import Answer, Partial
+from errors import BaseModelError, PromptOrTuneError
+from serve.engine_source import EngineLoader, ProgressFn
+from serve.rows import PartialOutput, RequestOutput
 from tasks.problem import Problem
 from tests.fakes import FakeEngine
-from ui.compare_run import make_ask
-from ui.context import Context, Stops
-from ui.line import Line
-from ui.live import STOPPED_EARLY, answers, live_steps
+from ui.compare_run import make_comparison
+from ui.context import CancelRegistry, Context
+from ui.line import AdmissionQueue
+from ui.live import STOPPED_EARLY, collect_records, run_comparison
 
-ASK = make_ask(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
+ASK = make_comparison(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
 
 
 def context_of(engine: Any) -> Any:
-    return Context(EngineSource(lambda report: engine).start(), line=Line())
+    return Context(EngineLoader(lambda report: engine).start(), run_queue=AdmissionQueue())
 
 
 def test_it_waits_for_the_model_and_then_runs() -> None:
     go = threading.Event()
 
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         report("Loading the model.")
         go.wait(10)
         return FakeEngine()
 
-    steps = live_steps(Context(EngineSource(build)), ASK, Event())
+    steps = run_comparison(Context(EngineLoader(build)), ASK, Event())
     assert "Waiting for the model (Loading the model)" in next(steps).status
     go.set()
     rest = list(steps)
@@ -44,7 +44,7 @@ def test_it_waits_for_the_model_and_then_runs() -> None:
 def test_it_says_how_many_are_before_it() -> None:
     context = context_of(FakeEngine())
     with context.line.join():
-        steps = live_steps(context, ASK, Event())
+        steps = run_comparison(context, ASK, Event())
         assert next(steps).status == "Waiting: 1 run before yours."
     assert list(steps)[-1].records
 
@@ -52,7 +52,7 @@ def test_it_says_how_many_are_before_it() -> None:
 def test_a_run_in_line_can_be_stopped_and_gives_its_place_back() -> None:
     context, cancel = context_of(FakeEngine()), Event()
     with context.line.join() as first:
-        steps = live_steps(context, ASK, cancel)
+        steps = run_comparison(context, ASK, cancel)
         next(steps)
         cancel.set()
         assert [step.status for step in steps] == [STOPPED_EARLY]
@@ -62,34 +62,34 @@ def test_a_run_in_line_can_be_stopped_and_gives_its_place_back() -> None:
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence() -> None:
-    def build(report: Report) -> FakeEngine:
+    def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x'.")
 
-    context = Context(EngineSource(build), line=Line())
-    with pytest.raises(PeftArenaError, match=r"No base 'x'\."):
-        list(live_steps(context, ASK, Event()))
-    with pytest.raises(PeftArenaError, match=r"No base 'x'\."):
-        answers(context, ASK)
+    context = Context(EngineLoader(build), run_queue=AdmissionQueue())
+    with pytest.raises(PromptOrTuneError, match=r"No base 'x'\."):
+        list(run_comparison(context, ASK, Event()))
+    with pytest.raises(PromptOrTuneError, match=r"No base 'x'\."):
+        collect_records(context, ASK)
 
 
 def test_an_engine_that_breaks_gives_its_place_back() -> None:
     class Broken(FakeEngine):
         def stream(
-            self, requests: Any, decoding: Any, cancel: Any = None, owner: str = ""
-        ) -> Iterator[Partial | Answer]:
+            self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = ""
+        ) -> Iterator[PartialOutput | RequestOutput]:
             raise RuntimeError("out of memory")
 
     context = context_of(Broken())
     with pytest.raises(RuntimeError, match="out of memory"):
-        answers(context, ASK)
+        collect_records(context, ASK)
     with context.line.join() as place:
         assert place.wait(0) == 0
 
 
 def test_stops_reach_only_their_session() -> None:
-    stops = Stops()
-    with stops.running("a") as first, stops.running("a") as second, stops.running("b") as other:
-        stops.stop("a")
+    stops = CancelRegistry()
+    with stops.register("a") as first, stops.register("a") as second, stops.register("b") as other:
+        stops.cancel("a")
         assert (first.is_set(), second.is_set(), other.is_set()) == (True, True, False)
     assert other.is_set()
-    stops.stop("b")
+    stops.cancel("b")

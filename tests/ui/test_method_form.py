@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from tests.fakes import FakeEngine
-from ui.labels import method_hint, method_label, model_line
-from ui.method_form import _why, add_method, default_methods, known_adapters, method_name
+from ui.labels import method_hint, method_label, model_label
+from ui.method_form import _unavailable_message, add_method, default_methods, list_adapter_choices, method_name
 from ui.widgets import chip_names, chip_values
 
 
@@ -28,20 +28,20 @@ def test_a_filled_form_is_a_method_name(form: Any, name: Any) -> None:
 
 
 def test_an_adapter_must_be_chosen() -> None:
-    with pytest.raises(PeftArenaError, match="Choose the adapter first"):
+    with pytest.raises(PromptOrTuneError, match="Choose the adapter first"):
         method_name("adapter", 4, None, "none")
 
 
 def test_a_method_is_added_once() -> None:
     assert add_method(["zero-shot"], "icl-4", []) == ["zero-shot", "icl-4"]
-    with pytest.raises(PeftArenaError, match="ICL 4 is already in the comparison"):
+    with pytest.raises(PromptOrTuneError, match="ICL 4 is already in the comparison"):
         add_method(["icl-4"], "icl-4@42", [])
-    with pytest.raises(PeftArenaError, match="choose 1 to 32"):
+    with pytest.raises(PromptOrTuneError, match="choose 1 to 32"):
         add_method([], "icl-0", [])
 
 
 def test_the_ninth_column_is_refused() -> None:
-    with pytest.raises(PeftArenaError, match="8 columns are the most that fit"):
+    with pytest.raises(PromptOrTuneError, match="8 columns are the most that fit"):
         add_method([f"icl-{k}" for k in range(1, 9)], "rag-1", [])
 
 
@@ -52,7 +52,7 @@ def test_the_starter_adapter_is_the_first_choice() -> None:
 
 
 def test_an_adapter_that_cannot_be_used_is_no_default() -> None:
-    known = known_adapters(FakeEngine(fails={"lora-starter": "It was made for another base."}))
+    known = list_adapter_choices(FakeEngine(fails={"lora-starter": "It was made for another base."}))
     assert known.choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
     assert default_methods(known.usable)[-1] == "lora-conala"
     assert known.reasons == {"lora-starter": "It was made for another base."}
@@ -60,13 +60,13 @@ def test_an_adapter_that_cannot_be_used_is_no_default() -> None:
 
 def test_an_adapter_that_the_engine_cannot_wear_says_why() -> None:
     engine = FakeEngine(refused={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
-    known = known_adapters(engine)
+    known = list_adapter_choices(engine)
     assert known.usable == ["lora-conala"]
-    assert _why("adapter", "lora-starter", known.reasons) == (
+    assert _unavailable_message("adapter", "lora-starter", known.reasons) == (
         '<p class="sentence">This engine serves LoRA adapters only; &lt;b&gt;it&lt;/b&gt; is IA3.</p>'
     )
-    assert _why("adapter", "lora-conala", known.reasons) == ""
-    assert _why("icl", "lora-starter", known.reasons) == ""
+    assert _unavailable_message("adapter", "lora-conala", known.reasons) == ""
+    assert _unavailable_message("icl", "lora-starter", known.reasons) == ""
 
 
 def test_chips_survive_any_value_a_browser_sends() -> None:
@@ -81,5 +81,5 @@ def test_labels_read_well() -> None:
     assert method_hint("zero-shot") == "no examples, no training"
     assert method_hint("icl-1") == "1 fixed example"
     assert method_hint("lora-conala+rag-8") == "trained adapter · 8 nearest examples"
-    assert model_line("Qwen/Qwen2.5-Coder-0.5B", "int8", "cuda:0") == "Qwen2.5-Coder-0.5B · int8 · GPU"
-    assert model_line("owner/base", "unknown", "vLLM at 127.0.0.1:8000") == "base · vLLM at 127.0.0.1:8000"
+    assert model_label("Qwen/Qwen2.5-Coder-0.5B", "int8", "cuda:0") == "Qwen2.5-Coder-0.5B · int8 · GPU"
+    assert model_label("owner/base", "unknown", "vLLM at 127.0.0.1:8000") == "base · vLLM at 127.0.0.1:8000"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
-from serve.rows import Decoding
-from ui.options import decoding
-from ui.problem_picker import beginners, data_choices, problems_of
+from errors import PromptOrTuneError
+from serve.rows import SamplingParams
+from ui.options import make_sampling_params
+from ui.problem_picker import data_choices, load_split_problems, starter_problems
 
 
 def test_three_short_problems_to_begin_with() -> None:
-    problems = beginners(None)
+    problems = starter_problems(None)
     assert len({problem.id for problem in problems}) == 3
     assert all(problem.reference and len(problem.intent) < 100 for problem in problems)
 
@@ -24,11 +24,11 @@ def test_data_sets_say_where_they_come_from(tmp_path: Path) -> None:
 
 
 def test_a_missing_data_set_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(PeftArenaError):
-        problems_of("conala", tmp_path)
+    with pytest.raises(PromptOrTuneError):
+        load_split_problems("conala", tmp_path)
 
 
 def test_fields_become_a_decoding() -> None:
-    assert decoding("greedy", 5, 128, 0.9, 0.5, 3) == Decoding("greedy", 128)
-    assert decoding("beam", 5, 128, 0.9, 0.5, 3) == Decoding("beam", 128, 5)
-    assert decoding("sample", 2, 128, 0.9, 0.5, None) == Decoding("sample", 128, 2, 0.9, 0.5, 0)
+    assert make_sampling_params("greedy", 5, 128, 0.9, 0.5, 3) == SamplingParams("greedy", 128)
+    assert make_sampling_params("beam", 5, 128, 0.9, 0.5, 3) == SamplingParams("beam", 128, 5)
+    assert make_sampling_params("sample", 2, 128, 0.9, 0.5, None) == SamplingParams("sample", 128, 2, 0.9, 0.5, 0)

@@ -8,10 +8,10 @@ import json
 from threading import Event
 from typing import Any
 
-from serve.rows import Decoding
+from serve.rows import SamplingParams
 from tasks.problem import Problem
 from tests.fakes import BASE, FakeEngine
-from ui.compare_run import compare, make_ask
+from ui.compare_run import compare, make_comparison
 from ui.history import HISTORY_LENGTH, History, export_file
 from ui.records import make_record, to_csv, to_json
 
@@ -25,7 +25,9 @@ def records(
     decoding: Any = None,
     created: Any = CREATED,
 ) -> Any:
-    ask = make_ask(Problem("typed", intent, "s[::-1]"), methods, decoding or Decoding("sample", 64, 2, seed=7))
+    ask = make_comparison(
+        Problem("typed", intent, "s[::-1]"), methods, decoding or SamplingParams("sample", 64, 2, seed=7)
+    )
     columns = list(compare(FakeEngine({"zero-shot": WILD}, delay=0.001), ask, Event()))[-1]
     return tuple(make_record(column, ask, BASE, created) for column in columns)
 
@@ -77,8 +79,8 @@ def test_history_keeps_the_last_runs_newest_first() -> None:
     assert len(memory.runs) == HISTORY_LENGTH
     assert memory.items()[0]["intent"] == f"intent {HISTORY_LENGTH + 4}"
     assert [item["shown"] for item in memory.items()[:2]] == [True, False]
-    assert memory.showing(3).shown[0]["intent"] == f"intent {HISTORY_LENGTH + 1}"
-    assert memory.showing(99) == memory
+    assert memory.select(3).selected[0]["intent"] == f"intent {HISTORY_LENGTH + 1}"
+    assert memory.select(99) == memory
 
 
 def test_an_export_is_a_named_file_or_nothing() -> None:

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.results import Run, read_run
 from evaluate.stats import Interval
 from tests.ui.runs import EVIL, PROBLEMS, write_run
 from tests.ui.test_columns import SECTIONS, Reader, assert_harmless
-from ui.results.answers import problem_board
-from ui.results.exports import KINDS, export
-from ui.results.page import read
-from ui.results.plots import Bar, curves, interval_bars, scale
-from ui.results.problems import PAGE, problem_list
-from ui.results.shelf import DOCS, Shelf
+from ui.results.answers import problem_view
+from ui.results.exports import EXPORT_KINDS, export_runs
+from ui.results.page import read_runs
+from ui.results.plots import Bar, axis_end, curves, interval_bars
+from ui.results.problems import PAGE_SIZE, problem_list_value
+from ui.results.shelf import BUNDLED_RUNS_DIR, RunLibrary
 from ui.results.summary import empty_html, summary_html
-from ui.results.view import Row, View, make_view, mark, select
+from ui.results.view import ProblemRow, ProblemTable, filter_rows, make_problem_table, outcome
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -44,8 +44,8 @@ def run(folder: Path) -> Run:
 
 
 @pytest.fixture
-def view(run: Run) -> View:
-    return make_view([("runs/first.jsonl", run)])
+def view(run: Run) -> ProblemTable:
+    return make_problem_table([("runs/first.jsonl", run)])
 
 
 class Parts(HTMLParser):
@@ -71,51 +71,51 @@ def test_the_shelf_lists_runs_and_nothing_else(folder: Path, tmp_path: Path) -> 
     shutil.copy(inside / "first.jsonl", inside / "deep" / "er" / "second.jsonl")
     (tmp_path / "secret.jsonl").write_text("outside")
     (inside / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    shelf = Shelf([("runs", inside), ("none", tmp_path / "missing")])
-    assert [entry.name for entry in shelf.entries()] == ["runs/first.jsonl", "runs/deep/er/second.jsonl"]
-    assert shelf.run("runs/first.jsonl") is shelf.run("runs/first.jsonl"), "read once"
+    shelf = RunLibrary([("runs", inside), ("none", tmp_path / "missing")])
+    assert [entry.name for entry in shelf.list_runs()] == ["runs/first.jsonl", "runs/deep/er/second.jsonl"]
+    assert shelf.load_run("runs/first.jsonl") is shelf.load_run("runs/first.jsonl"), "read once"
 
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
 def test_no_name_leads_out_of_the_folders(folder: Path, name: str) -> None:
-    with pytest.raises(PeftArenaError, match="There is no run"):
-        Shelf([("runs", folder)]).run(name)
+    with pytest.raises(PromptOrTuneError, match="There is no run"):
+        RunLibrary([("runs", folder)]).load_run(name)
 
 
 def test_a_run_that_grew_is_read_anew(tmp_path: Path) -> None:
     write_run(tmp_path / "run.jsonl", scored=False)
-    shelf = Shelf([("runs", tmp_path)])
-    before = shelf.run("runs/run.jsonl")
+    shelf = RunLibrary([("runs", tmp_path)])
+    before = shelf.load_run("runs/run.jsonl")
     with (tmp_path / "run.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "method", "method": "rag-8", "values": {}}) + "\n")
     assert "rag-8" not in before.methods
-    assert "rag-8" in shelf.run("runs/run.jsonl").methods
+    assert "rag-8" in shelf.load_run("runs/run.jsonl").methods
 
 
 def test_a_broken_file_is_one_sentence_and_the_others_are_shown(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "broken.jsonl").write_text("this is no run\n")
-    runs, sentences = read(Shelf([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])
+    runs, sentences = read_runs(RunLibrary([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])
     assert [name for name, _ in runs] == ["runs/first.jsonl"]
     assert len(sentences) == 1
     assert "'runs/broken.jsonl' is not a file that `python -m evaluate` wrote" in sentences[0]
     assert str(tmp_path) not in sentences[0]
     (tmp_path / "first.scores.jsonl").write_text("no scores\n")
-    assert str(tmp_path) not in read(Shelf([("runs", tmp_path)]), ["runs/first.jsonl"])[1][0]
+    assert str(tmp_path) not in read_runs(RunLibrary([("runs", tmp_path)]), ["runs/first.jsonl"])[1][0]
 
 
 def test_the_runs_that_come_along_can_be_read() -> None:
-    shelf = Shelf([("docs/results", DOCS)])
-    names = [entry.name for entry in shelf.entries()]
+    shelf = RunLibrary([("docs/results", BUNDLED_RUNS_DIR)])
+    names = [entry.name for entry in shelf.list_runs()]
     assert names
-    runs, sentences = read(shelf, names[:2])
+    runs, sentences = read_runs(shelf, names[:2])
     assert (len(runs), sentences) == (len(names[:2]), [])
 
 
-def test_marks_say_who_solved_what(view: View) -> None:
-    marks = {row.id: [mark(row.results.get(side.key)) for side in view.sides] for row in view.rows}
+def test_marks_say_who_solved_what(view: ProblemTable) -> None:
+    marks = {row.id: [outcome(row.results.get(side.key)) for side in view.columns] for row in view.rows}
     assert marks == {"p1": ["wrong", "solved"], "p2": ["failed", "solved"], "p3": ["solved", "solved"]}
-    assert mark(None) == "missing"
+    assert outcome(None) == "missing"
 
 
 @pytest.mark.parametrize(
@@ -133,32 +133,32 @@ def test_marks_say_who_solved_what(view: View) -> None:
         ("all", "no such method", "", ["p1", "p2", "p3"]),
     ],
 )
-def test_problems_are_filtered(view: View, show: str, method: str, words: str, found: list[str]) -> None:
-    key = next((side.key for side in view.sides if side.method == method), method)
-    assert [row.id for row in select(view, show, key, words)] == found
+def test_problems_are_filtered(view: ProblemTable, show: str, method: str, words: str, found: list[str]) -> None:
+    key = next((side.key for side in view.columns if side.method == method), method)
+    assert [row.id for row in filter_rows(view, show, key, words)] == found
 
 
 def test_several_runs_over_the_same_problems_stand_side_by_side(run: Run, tmp_path: Path) -> None:
     other = read_run(write_run(tmp_path / "other.jsonl", failing=False))
     foreign = read_run(write_run(tmp_path / "foreign.jsonl", digest="sha256:2", scored=False))
-    view = make_view([("runs/first.jsonl", run), ("runs/other.jsonl", other), ("runs/foreign.jsonl", foreign)])
-    assert view.left_out == ("runs/foreign.jsonl",)
-    assert [side.label for side in view.sides] == [
+    view = make_problem_table([("runs/first.jsonl", run), ("runs/other.jsonl", other), ("runs/foreign.jsonl", foreign)])
+    assert view.excluded_runs == ("runs/foreign.jsonl",)
+    assert [side.label for side in view.columns] == [
         "zero-shot (first)", "lora-starter (first)", "zero-shot (other)", "lora-starter (other)",
     ]  # fmt: skip
-    assert len({side.key for side in view.sides}) == 4
-    assert "The same methods across runs" in summary_html([("a", run), ("b", other)], view, compared=True)
+    assert len({side.key for side in view.columns}) == 4
+    assert "The same methods across runs" in summary_html([("a", run), ("b", other)], view, with_comparisons=True)
 
 
-def test_an_open_problem_shows_all_answers_with_their_tests(view: View) -> None:
-    board = problem_board(view, view.rows[0], view.sides[1].key)
+def test_an_open_problem_shows_all_answers_with_their_tests(view: ProblemTable) -> None:
+    board = problem_view(view, view.rows[0], view.columns[1].key)
     best, wrong = board["cards"]
     assert (best["label"], best["best"], wrong["label"]) == ("lora-starter", True, "zero-shot")
     assert "All 2 tests pass" in Reader(best["tests"]).text
     assert "double(2) gave 6, expected 4" in Reader(wrong["tests"]).text
     assert "2 tests in the sandbox (" in Reader(board["head"]).text
     assert "lora-starter passes all 2 tests; the other passes none." in Reader(board["head"]).text
-    failed = problem_board(view, view.rows[1], "")["cards"][0]
+    failed = problem_view(view, view.rows[1], "")["cards"][0]
     assert failed["state"] == "failed"
     assert "shorten the intent" in Reader(failed["code"]).text
 
@@ -170,43 +170,50 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
     hostile.add([])
     hostile._results = {(EVIL, problem): result for (_, problem), result in hostile._results.items()}
     hostile.settings |= {"base_id": EVIL, "data": EVIL}
-    view = make_view([(EVIL, hostile)])
+    view = make_problem_table([(EVIL, hostile)])
     for row in view.rows:
-        board: Any = problem_board(view, row, "")
+        board: Any = problem_view(view, row, "")
         for html in (board["head"], *(card[section] for card in board["cards"] for section in SECTIONS)):
             assert_harmless(html)
-    parts = Parts(summary_html([(EVIL, hostile)], view, compared=True) + empty_html(EVIL))
+    parts = Parts(summary_html([(EVIL, hostile)], view, with_comparisons=True) + empty_html(EVIL))
     assert not parts.tags & {"img", "script", "a", "iframe"}
     assert not any(name.startswith("on") for name in parts.attributes)
 
 
-def test_the_summary_shows_values_with_their_intervals(run: Run, view: View) -> None:
-    text = Reader(summary_html([("first", run)], view, compared=True)).text
+def test_the_summary_shows_values_with_their_intervals(run: Run, view: ProblemTable) -> None:
+    text = Reader(summary_html([("first", run)], view, with_comparisons=True)).text
     assert "SmolLM2-135M-Instruct · NF4 · CPU · starter test, 3 problems" in text
     assert "tests in the sandbox (" in text
     assert "Pass@1" in text
     assert "100.0" in text
     assert "Comparisons" in text
-    assert "Comparisons" not in summary_html([("first", run)], view, compared=False)
+    assert "Comparisons" not in summary_html([("first", run)], view, with_comparisons=False)
 
 
 def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl", scored=False))
-    text = Reader(summary_html([("runs/run.jsonl", run)], make_view([("run", run)]), compared=True)).text
+    text = Reader(
+        summary_html([("runs/run.jsonl", run)], make_problem_table([("run", run)]), with_comparisons=True)
+    ).text
     assert "6 answers, not scored yet: python -m evaluate score run.jsonl" in text
 
 
 def test_the_list_comes_in_pages() -> None:
-    rows = tuple(Row({"id": f"p{n}", "intent": "x"}, {}) for n in range(PAGE + 3))
-    view = View((), rows, (), {})
-    assert [len(problem_list(view, rows, start)["rows"]) for start in (0, PAGE, 10_000, -5)] == [PAGE, 3, 3, PAGE]
-    assert problem_list(view, rows, PAGE + 1)["from"] == PAGE
-    assert "None of 28 problems" in problem_list(view, ())["head"]
+    rows = tuple(ProblemRow({"id": f"p{n}", "intent": "x"}, {}) for n in range(PAGE_SIZE + 3))
+    view = ProblemTable((), rows, (), {})
+    assert [len(problem_list_value(view, rows, start)["rows"]) for start in (0, PAGE_SIZE, 10_000, -5)] == [
+        PAGE_SIZE,
+        3,
+        3,
+        PAGE_SIZE,
+    ]
+    assert problem_list_value(view, rows, PAGE_SIZE + 1)["from"] == PAGE_SIZE
+    assert "None of 28 problems" in problem_list_value(view, ())["head"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EXPORT_KINDS)
 def test_every_kind_of_file_is_saved(run: Run, kind: str) -> None:
-    file = export([("runs/first.jsonl", run)], kind, 3)
+    file = export_runs([("runs/first.jsonl", run)], kind, 3)
     assert (file["name"], file["number"]) == (f"first.{kind}", 3)
     content = base64.b64decode(file["base64"])
     if kind == "png":
@@ -225,8 +232,8 @@ def test_every_kind_of_file_is_saved(run: Run, kind: str) -> None:
 
 
 def test_there_is_nothing_to_save_without_a_run() -> None:
-    with pytest.raises(PeftArenaError, match="Choose a run first"):
-        export([], "csv", 1)
+    with pytest.raises(PromptOrTuneError, match="Choose a run first"):
+        export_runs([], "csv", 1)
 
 
 def test_bars_and_curves_keep_to_their_sheet() -> None:
@@ -234,7 +241,7 @@ def test_bars_and_curves_keep_to_their_sheet() -> None:
     assert "left:50.00%" in bars
     assert "a &lt;b&gt;" in bars
     assert interval_bars("EM", [Bar("a", None)]) == ""
-    assert [scale(most) for most in (0.0, 0.05, 0.18, 0.99, 1.0)] == [0.05, 0.05, 0.2, 1.0, 1.0]
+    assert [axis_end(most) for most in (0.0, 0.05, 0.18, 0.99, 1.0)] == [0.05, 0.05, 0.2, 1.0, 1.0]
     drawn = curves("EM@k", "k", {f"method {n}": [0.0, 0.5] for n in range(20)} | {"alone": [0.2]})
     assert drawn.count("<polyline points") == 20
     assert "alone" not in drawn

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from evaluate.sandbox import SandboxUnavailableError, open_sandbox
-from serve.engine_source import EngineSource
+from serve.engine_source import EngineLoader
 from tasks.problem import AssertTest, Problem
 from tests.fakes import FakeEngine
 from tests.ui.test_columns import Reader, assert_harmless
-from ui.board import finished_board
-from ui.compare_run import make_ask
+from ui.board import finished_view
+from ui.compare_run import make_comparison
 from ui.context import Context
-from ui.live import answers, live_steps
+from ui.live import collect_records, run_comparison
 from ui.testing import TestBench
-from ui.tests_html import panel_html, tally
+from ui.tests_html import pass_count_text, results_panel_html
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -27,7 +27,7 @@ TESTS = (AssertTest("assert double(2) == 4"), AssertTest("assert double('a') == 
 RIGHT = "def double(x):\n    return x * 2"
 WRONG = "def double(x):\n    return x * x"
 SAYS = {"zero-shot": WRONG, "icl-2": RIGHT, "lora-starter": RIGHT, "lora-conala": "import os\nos._exit(0)"}
-ASK = make_ask(Problem("typed", "double a value", None, TESTS), [*SAYS, "nonsense"])
+ASK = make_comparison(Problem("typed", "double a value", None, TESTS), [*SAYS, "nonsense"])
 NO_SANDBOX = "No sandbox works here: install bubblewrap."
 
 
@@ -37,11 +37,11 @@ def bench() -> TestBench:
 
 
 def context_of(bench: Any, says: Any = None) -> Context:
-    return Context(EngineSource(lambda report: FakeEngine(says or SAYS)).start(), bench=bench)
+    return Context(EngineLoader(lambda report: FakeEngine(says or SAYS)).start(), test_bench=bench)
 
 
 def test_every_whole_answer_is_tested_in_the_sandbox(bench: TestBench) -> None:
-    records = answers(context_of(bench), ASK)
+    records = collect_records(context_of(bench), ASK)
     wrong, right, same, leaves, failed = records
     assert [test["passed"] for test in wrong["tests"]] == [True, False]
     assert (wrong["scores"]["tests"], right["scores"]["tests"], same["scores"]["tests"]) == (0.5, 1, 1)
@@ -53,23 +53,23 @@ def test_every_whole_answer_is_tested_in_the_sandbox(bench: TestBench) -> None:
 
 
 def test_the_page_sees_the_answers_before_the_tests(bench: TestBench) -> None:
-    steps = list(live_steps(context_of(bench), ASK, Event()))
+    steps = list(run_comparison(context_of(bench), ASK, Event()))
     testing = [step for step in steps if step.status.startswith("Running the tests")]
     assert testing[0].status == "Running the tests: 0 of 4 answers done."
-    assert testing[0].board is not None
-    assert "Running 2 tests" in Reader(testing[0].board()["cards"][0]["tests"]).text
+    assert testing[0].make_view is not None
+    assert "Running 2 tests" in Reader(testing[0].make_view()["cards"][0]["tests"]).text
     assert all(step.records == () for step in steps[:-1])
     assert "ICL 2 and lora-starter pass all 2 tests" in steps[-1].status
-    assert steps[-1].board is not None
-    assert [card["best"] for card in steps[-1].board()["cards"]] == [False, True, True, False, False]
-    assert f"2 tests in the sandbox ({open_sandbox().layer})" in Reader(steps[-1].board()["head"]).text
+    assert steps[-1].make_view is not None
+    assert [card["best"] for card in steps[-1].make_view()["cards"]] == [False, True, True, False, False]
+    assert f"2 tests in the sandbox ({open_sandbox().layer})" in Reader(steps[-1].make_view()["head"]).text
 
 
 def test_a_stop_is_heard_while_a_program_runs(bench: TestBench) -> None:
     cancel = Event()
     context = context_of(bench, dict.fromkeys(SAYS, "import time\ndef double(x):\n    time.sleep(30)"))
     began = time.monotonic()
-    for step in live_steps(context, ASK, cancel):
+    for step in run_comparison(context, ASK, cancel):
         if step.status.startswith("Running the tests") and not cancel.is_set():
             Timer(0.3, cancel.set).start()
     assert time.monotonic() - began < 5
@@ -84,10 +84,10 @@ def test_without_a_sandbox_no_code_runs(tmp_path: Path) -> None:
         raise SandboxUnavailableError(NO_SANDBOX)
 
     context = context_of(TestBench(opener), dict.fromkeys(SAYS, f"open({str(trace)!r}, 'w')"))
-    records = answers(context, ASK)
+    records = collect_records(context, ASK)
     assert {record["tests_note"] for record in records[:-1]} == {NO_SANDBOX}
     assert all(record["tests"] == [] for record in records)
-    assert NO_SANDBOX in Reader(finished_board(records)["head"]).text
+    assert NO_SANDBOX in Reader(finished_view(records)["head"]).text
     assert not trace.exists()
 
 
@@ -99,23 +99,25 @@ def result(*, passed: bool = False, protected: bool = True, reason: str = "wrong
 
 
 def test_the_panel_says_how_many_pass_and_why_the_others_fail() -> None:
-    text = assert_harmless(panel_html([result(passed=True), *[result(reason=f"reason {n}") for n in range(4)]]))
+    text = assert_harmless(results_panel_html([result(passed=True), *[result(reason=f"reason {n}") for n in range(4)]]))
     assert text.startswith("1 of 5 tests passes")
     assert text.index("reason 1") < text.index("and 2 more below") < text.index("reason 3")
     assert "unprotected" not in text
-    assert panel_html([]) == ""
+    assert results_panel_html([]) == ""
 
 
 def test_a_reason_names_what_was_given() -> None:
     printed = result(reason="printed nothing, expected '4'") | {"kind": "stdio", "given": "2\n3\n"}
-    assert "input '2 3': printed nothing, expected '4'" in Reader(panel_html([printed])).text
-    assert "f(1): ended before it answered" in Reader(panel_html([result(reason="ended before it answered")])).text
-    assert Reader(panel_html([result(reason="f(1) gave 3, expected 2")])).text.count("f(1) gave 3") == 2
+    assert "input '2 3': printed nothing, expected '4'" in Reader(results_panel_html([printed])).text
+    assert (
+        "f(1): ended before it answered" in Reader(results_panel_html([result(reason="ended before it answered")])).text
+    )
+    assert Reader(results_panel_html([result(reason="f(1) gave 3, expected 2")])).text.count("f(1) gave 3") == 2
 
 
 def test_the_panel_says_what_ran_unprotected() -> None:
-    assert "1 test ran unprotected" in Reader(panel_html([result(), result(protected=False)])).text
-    assert "The tests ran unprotected" in Reader(panel_html([result(protected=False)] * 2)).text
+    assert "1 test ran unprotected" in Reader(results_panel_html([result(), result(protected=False)])).text
+    assert "The tests ran unprotected" in Reader(results_panel_html([result(protected=False)] * 2)).text
 
 
 @pytest.mark.parametrize(
@@ -129,4 +131,4 @@ def test_the_panel_says_what_ran_unprotected() -> None:
     ],
 )
 def test_the_tally(passed: list[bool], words: str) -> None:
-    assert tally([result(passed=value) for value in passed]) == words
+    assert pass_count_text([result(passed=value) for value in passed]) == words

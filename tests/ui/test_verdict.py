@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.ui.test_records import records
-from ui.verdict import best, verdict
+from ui.verdict import best_indices, verdict_text
 
 
 def scored(method: Any, em: Any, codebleu: Any, *, parses: Any = 1.0, error: Any = None, cancelled: Any = False) -> Any:
@@ -18,21 +18,21 @@ def scored(method: Any, em: Any, codebleu: Any, *, parses: Any = 1.0, error: Any
 
 def test_a_match_is_named_and_so_is_the_next() -> None:
     runs = [scored("zero-shot", 0, 0.2), scored("rag-8", 0, 0.8), scored("lora-starter", 1, 1.0)]
-    assert verdict(runs) == "lora-starter matches the reference; closest of the others is RAG 8."
-    assert best(runs) == {2}
+    assert verdict_text(runs) == "lora-starter matches the reference; closest of the others is RAG 8."
+    assert best_indices(runs) == {2}
 
 
 def test_no_match_names_the_closest() -> None:
     runs = [scored("zero-shot", 0, 0.2), scored("rag-8", 0, 0.8), scored("icl-8", 0, 0.8)]
-    assert verdict(runs) == "No answer matches the reference; RAG 8 and ICL 8 come closest (CodeBLEU 0.80)."
-    assert best(runs) == {1, 2}
+    assert verdict_text(runs) == "No answer matches the reference; RAG 8 and ICL 8 come closest (CodeBLEU 0.80)."
+    assert best_indices(runs) == {1, 2}
 
 
 def test_nobody_is_best_where_all_are_the_same() -> None:
     same = [scored("zero-shot", 1, 1.0), scored("rag-8", 1, 1.0)]
-    assert (verdict(same), best(same)) == ("Every answer matches the reference.", frozenset())
+    assert (verdict_text(same), best_indices(same)) == ("Every answer matches the reference.", frozenset())
     nothing = [scored("zero-shot", 0, 0.0), scored("rag-8", 0, 0.0)]
-    assert (verdict(nothing), best(nothing)) == ("No answer comes near the reference.", frozenset())
+    assert (verdict_text(nothing), best_indices(nothing)) == ("No answer comes near the reference.", frozenset())
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_nobody_is_best_where_all_are_the_same() -> None:
 )
 def test_without_a_reference_it_says_what_can_be_said(parsing: Any, sentence: Any) -> None:
     runs = [scored("zero-shot", None, None, parses=value) for value in parsing]
-    assert verdict(runs) == f"{sentence}; without a reference or tests there is nothing more to score."
-    assert best(runs) == frozenset()
+    assert verdict_text(runs) == f"{sentence}; without a reference or tests there is nothing more to score."
+    assert best_indices(runs) == frozenset()
 
 
 def test_failed_and_stopped_answers_are_counted_and_never_best() -> None:
@@ -58,12 +58,12 @@ def test_failed_and_stopped_answers_are_counted_and_never_best() -> None:
         scored("lora-x", None, None, error="Broken."),
         scored("icl-8", None, None, cancelled=True),
     ]
-    assert verdict(runs) == (
+    assert verdict_text(runs) == (
         "No answer matches the reference; zero-shot comes closest (CodeBLEU 0.40). "
         "1 method gave no answer; its column says why. 1 answer was stopped before its end and is not scored."
     )
-    assert best(runs) == {0}
-    assert verdict([runs[1]]) == "1 method gave no answer; its column says why."
+    assert best_indices(runs) == {0}
+    assert verdict_text([runs[1]]) == "1 method gave no answer; its column says why."
 
 
 def after_tests(method: Any, passed: int, em: Any = None, codebleu: Any = None, *, of: int = 4) -> Any:
@@ -74,31 +74,34 @@ def after_tests(method: Any, passed: int, em: Any = None, codebleu: Any = None, 
 
 def test_tests_come_before_exact_match_and_codebleu() -> None:
     runs = [after_tests("zero-shot", 1, 1, 1.0), after_tests("rag-8", 4, 0, 0.2), after_tests("icl-8", 2, 0, 0.9)]
-    assert verdict(runs) == "RAG 8 passes all 4 tests; the others pass at most 2."
-    assert best(runs) == {1}
-    assert verdict(runs[::2]) == "No answer passes all 4 tests; ICL 8 passes most (2 of 4)."
-    assert best(runs[::2]) == {1}
+    assert verdict_text(runs) == "RAG 8 passes all 4 tests; the others pass at most 2."
+    assert best_indices(runs) == {1}
+    assert verdict_text(runs[::2]) == "No answer passes all 4 tests; ICL 8 passes most (2 of 4)."
+    assert best_indices(runs[::2]) == {1}
 
 
 def test_the_reference_tells_apart_what_tests_do_not() -> None:
     runs = [after_tests("zero-shot", 4, 0, 0.3), after_tests("rag-8", 4, 0, 0.8), after_tests("icl-8", 0, 0, 0.9)]
-    assert verdict(runs) == (
+    assert verdict_text(runs) == (
         "zero-shot and RAG 8 pass all 4 tests; the other passes none. "
         "Of these, RAG 8 comes closest to the reference (CodeBLEU 0.80)."
     )
-    assert best(runs) == {1}
+    assert best_indices(runs) == {1}
     runs[0] = after_tests("zero-shot", 4, 1, 1.0)
-    assert verdict(runs[:2]) == "Every answer passes all 4 tests. zero-shot also matches the reference."
-    assert verdict(runs[:1]) == "The answer passes all 4 tests. It also matches the reference."
+    assert verdict_text(runs[:2]) == "Every answer passes all 4 tests. zero-shot also matches the reference."
+    assert verdict_text(runs[:1]) == "The answer passes all 4 tests. It also matches the reference."
 
 
 def test_where_no_test_passes_the_reference_still_speaks() -> None:
     runs = [after_tests("zero-shot", 0, 0, 0.3), after_tests("rag-8", 0, 0, 0.8)]
-    assert verdict(runs) == (
+    assert verdict_text(runs) == (
         "No answer passes any of the 4 tests. No answer matches the reference; RAG 8 comes closest (CodeBLEU 0.80)."
     )
-    assert best(runs) == {1}
+    assert best_indices(runs) == {1}
     nothing = [after_tests("zero-shot", 0), after_tests("rag-8", 0)]
-    assert (verdict(nothing), best(nothing)) == ("No answer passes any of the 4 tests.", frozenset())
+    assert (verdict_text(nothing), best_indices(nothing)) == ("No answer passes any of the 4 tests.", frozenset())
     same = [after_tests("zero-shot", 1, of=2), after_tests("rag-8", 1, of=2)]
-    assert (verdict(same), best(same)) == ("No answer passes all 2 tests; each passes 1 of 2.", frozenset())
+    assert (verdict_text(same), best_indices(same)) == (
+        "No answer passes all 2 tests; each passes 1 of 2.",
+        frozenset(),
+    )

@@ -14,71 +14,72 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from errors import BusyError, PeftArenaError
-from ui.limits import Limits, Quota, check_upload
-from ui.upload_limit import UploadLimit
-from ui.visitors import COOKIE, Policy, VisitorCookie, Visitors
+from errors import BusyError, PromptOrTuneError
+from ui.limits import Limits, VisitorQuota, check_upload_size
+from ui.upload_limit import UploadLimitMiddleware
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorCookieMiddleware, VisitorRegistry
 
 TOKEN = "a" * 32
 
 
 def request(cookie: str = "", username: str | None = None, host: str = "10.0.0.9", **scope: Any) -> Any:
     """What an event of the page gets, as far as visitors are told apart by it."""
-    headers = [(b"cookie", f"{COOKIE}={cookie}".encode())] if cookie else []
+    headers = [(b"cookie", f"{COOKIE_NAME}={cookie}".encode())] if cookie else []
     headers += [(b"x-forwarded-for", scope.pop("forwarded").encode())] if "forwarded" in scope else []
     inner = Request({"type": "http", "headers": headers, "client": (host, 1), **scope})
     return SimpleNamespace(request=inner, username=username)
 
 
 def test_a_browser_is_the_same_person_again_and_another_is_not() -> None:
-    visitors = Visitors()
-    first = visitors.of(request(TOKEN, host="10.0.0.1"))
-    assert first == visitors.of(request(TOKEN, host="10.0.0.2"))
-    assert first.id != visitors.of(request("b" * 32)).id
+    visitors = VisitorRegistry()
+    first = visitors.identify(request(TOKEN, host="10.0.0.1"))
+    assert first == visitors.identify(request(TOKEN, host="10.0.0.2"))
+    assert first.id != visitors.identify(request("b" * 32)).id
     assert TOKEN not in first.id
 
 
 def test_a_login_goes_before_the_cookie_and_case_does_not_count() -> None:
-    visitors = Visitors(Policy(owners=frozenset({"Ada"})))
-    ada = visitors.of(request(TOKEN, username="ada"))
+    visitors = VisitorRegistry(AccessPolicy(owners=frozenset({"Ada"})))
+    ada = visitors.identify(request(TOKEN, username="ada"))
     assert (ada.name, ada.owner) == ("ada", True)
-    assert ada.id == visitors.of(request("b" * 32, username="ADA")).id
-    assert not visitors.of(request(TOKEN, username="bob")).owner
-    assert not visitors.of(request(TOKEN)).owner
+    assert ada.id == visitors.identify(request("b" * 32, username="ADA")).id
+    assert not visitors.identify(request(TOKEN, username="bob")).owner
+    assert not visitors.identify(request(TOKEN)).owner
 
 
 def test_the_hubs_login_counts_until_it_ends() -> None:
-    visitors = Visitors(Policy(owners=frozenset({"ada"})))
+    visitors = VisitorRegistry(AccessPolicy(owners=frozenset({"ada"})))
     info = {"userinfo": {"preferred_username": "ada"}, "expires_at": time.time() + 60}
-    assert visitors.of(request(session={"oauth_info": info})).name == "ada"
+    assert visitors.identify(request(session={"oauth_info": info})).name == "ada"
     ended = {**info, "expires_at": time.time() - 1}
-    assert visitors.of(request(TOKEN, session={"oauth_info": ended})).name == ""
+    assert visitors.identify(request(TOKEN, session={"oauth_info": ended})).name == ""
 
 
 def test_a_forged_cookie_is_no_name_of_anybody() -> None:
-    visitors = Visitors()
+    visitors = VisitorRegistry()
     for forged in ("short", "x" * 65, "../../etc/passwd" * 3, "a b" * 12):
-        assert visitors.of(request(forged)).id.startswith("address-")
+        assert visitors.identify(request(forged)).id.startswith("address-")
 
 
 def test_behind_a_spaces_proxy_the_address_is_the_one_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
-    visitors = Visitors()
-    plain = visitors.of(request(host="10.0.0.9", forwarded="1.1.1.1, 2.2.2.2"))
-    assert plain == visitors.of(request(host="10.0.0.9"))  # elsewhere anybody could write that header
+    visitors = VisitorRegistry()
+    plain = visitors.identify(request(host="10.0.0.9", forwarded="1.1.1.1, 2.2.2.2"))
+    assert plain == visitors.identify(request(host="10.0.0.9"))  # elsewhere anybody could write that header
     monkeypatch.setenv("SPACE_ID", "ada/arena")
-    assert visitors.of(request(forwarded="1.1.1.1, 2.2.2.2")) == visitors.of(request(forwarded="2.2.2.2"))
-    assert visitors.of(request(forwarded="2.2.2.2")).id != plain.id
+    assert visitors.identify(request(forwarded="1.1.1.1, 2.2.2.2")) == visitors.identify(request(forwarded="2.2.2.2"))
+    assert visitors.identify(request(forwarded="2.2.2.2")).id != plain.id
 
 
 def test_who_may_train() -> None:
     anybody, ada = request(TOKEN), request(TOKEN, username="ada")
     everyone, owner, nobody = (
-        Visitors(Policy(training=who, owners=frozenset({"ada"}))) for who in ("everyone", "owner", "nobody")
+        VisitorRegistry(AccessPolicy(training=who, owners=frozenset({"ada"})))
+        for who in ("everyone", "owner", "nobody")
     )
-    assert everyone.may_train(everyone.of(anybody)) is None
-    assert owner.may_train(owner.of(ada)) is None
-    assert "Only ada may train" in str(owner.may_train(owner.of(anybody)))
-    assert "switched off" in str(nobody.may_train(nobody.of(ada)))
+    assert everyone.training_denied_reason(everyone.identify(anybody)) is None
+    assert owner.training_denied_reason(owner.identify(ada)) is None
+    assert "Only ada may train" in str(owner.training_denied_reason(owner.identify(anybody)))
+    assert "switched off" in str(nobody.training_denied_reason(nobody.identify(ada)))
 
 
 def web(most: int = 1000) -> TestClient:
@@ -92,14 +93,14 @@ def web(most: int = 1000) -> TestClient:
         return PlainTextResponse(str(len(await given.body())))
 
     routes = [Route("/", page), Route("/data", data), Route("/gradio_api/upload", upload, methods=["POST"])]
-    layers = [Middleware(VisitorCookie), Middleware(UploadLimit, most=most)]
+    layers = [Middleware(VisitorCookieMiddleware), Middleware(UploadLimitMiddleware, most=most)]
     return TestClient(Starlette(routes=routes, middleware=layers), base_url="http://testserver")
 
 
 def test_a_browser_gets_its_cookie_once_and_with_a_page_alone() -> None:
     client = web()
-    assert COOKIE not in client.get("/data").cookies
-    token = client.get("/").cookies[COOKIE]
+    assert COOKIE_NAME not in client.get("/data").cookies
+    token = client.get("/").cookies[COOKIE_NAME]
     assert len(token) >= 22
     assert "set-cookie" not in client.get("/").headers
     assert "httponly" in web().get("/").headers["set-cookie"].casefold()
@@ -119,38 +120,38 @@ def test_an_upload_over_the_limit_is_refused_unread_with_a_sentence() -> None:
 
 
 def test_answers_at_once_are_counted_and_given_back() -> None:
-    quota = Quota(Limits(rows_at_once=4))
-    with quota.rows("ada", 3):
-        with pytest.raises(BusyError, match="You have 3 answers under way and 4 at once"), quota.rows("ada", 2):
+    quota = VisitorQuota(Limits(rows_at_once=4))
+    with quota.reserve("ada", 3):
+        with pytest.raises(BusyError, match="You have 3 answers under way and 4 at once"), quota.reserve("ada", 2):
             pass
-        with quota.rows("bob", 4):
+        with quota.reserve("bob", 4):
             pass
-    with quota.rows("ada", 4):
+    with quota.reserve("ada", 4):
         pass
 
 
 def test_answers_of_an_hour_are_counted_and_forgotten_after_it() -> None:
     now = [0.0]
-    quota = Quota(Limits(rows_at_once=0, rows_per_hour=10), clock=lambda: now[0])
+    quota = VisitorQuota(Limits(rows_at_once=0, rows_per_hour=10), clock=lambda: now[0])
     for minute in (0, 10):
         now[0] = 60.0 * minute
-        with quota.rows("ada", 5):
+        with quota.reserve("ada", 5):
             pass
-    with pytest.raises(BusyError, match="try again in about 50 min") as refused, quota.rows("ada", 1):
+    with pytest.raises(BusyError, match="try again in about 50 min") as refused, quota.reserve("ada", 1):
         pass
     assert refused.value.seconds == pytest.approx(3000)
     now[0] = 3601.0
-    with quota.rows("ada", 5):
+    with quota.reserve("ada", 5):
         pass
 
 
 def test_no_limit_is_no_limit() -> None:
-    quota = Quota(Limits(rows_at_once=0, rows_per_hour=0))
-    with quota.rows("ada", 10_000), quota.rows("ada", 10_000):
-        check_upload(10**12, 0)
+    quota = VisitorQuota(Limits(rows_at_once=0, rows_per_hour=0))
+    with quota.reserve("ada", 10_000), quota.reserve("ada", 10_000):
+        check_upload_size(10**12, 0)
 
 
 def test_an_upload_is_measured_in_words() -> None:
-    check_upload(100, 100)
-    with pytest.raises(PeftArenaError, match=r"My\.csv has 30\.0 MB and 20 MB is the limit here"):
-        check_upload(30_000_000, 20_000_000, "my.csv")
+    check_upload_size(100, 100)
+    with pytest.raises(PromptOrTuneError, match=r"My\.csv has 30\.0 MB and 20 MB is the limit here"):
+        check_upload_size(30_000_000, 20_000_000, "my.csv")

@@ -1,1 +1,1 @@
-"""The Adapters page."""
+"""The AdapterChoices page."""

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import BaseIdentity, Manifest
-from adapters.reading import contents
+from adapters.reading import read_limited
 from adapters.store import Store
-from adapters.weights import shown
-from errors import PeftArenaError
-from ui.adapters.shelf import Entry
-from ui.labels import day
+from adapters.weights import quote_untrusted
+from errors import PromptOrTuneError
+from ui.adapters.shelf import CatalogEntry
+from ui.labels import format_date
 
 MAX_SCORES = 3
 MAX_ALL_SCORES = 60
 MAX_CARD_BYTES = 1 << 20
-MAX_SHOWN = 40_000
-_PREFERRED = ("EM@1", "Pass@1", "CodeBLEU", "EM@10", "Pass@5", "parses")
+MAX_TEXT_LENGTH = 40_000
+_PREFERRED_METRICS = ("EM@1", "Pass@1", "CodeBLEU", "EM@10", "Pass@5", "parses")
 _TECHNIQUES = {
     "lora": "LoRA",
     "qlora-8bit": "QLoRA, 8 bit",
@@ -35,70 +35,70 @@ _TECHNIQUES = {
     "prefix-tuning": "Prefix tuning",
 }
 _QUANTIZATIONS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
-_NOT_SAID = "not said"
+_NOT_STATED = "not said"
 
 
-def card(entry: Entry, base: BaseIdentity | None) -> dict[str, Any]:
+def card_value(entry: CatalogEntry, base: BaseIdentity | None) -> dict[str, Any]:
     """One card; `base` is the one that answers here, None while it is being loaded."""
     manifest = entry.manifest
     scores = [] if manifest is None else best_scores(manifest.scores, base)
     return {
-        "name": shown(entry.name, 64),
-        "kind": _technique(manifest),
+        "name": quote_untrusted(entry.name, 64),
+        "kind": _technique_label(manifest),
         "usable": {True: "yes", False: "no", None: "unknown"}[entry.usable],
         "reason": entry.reason,
-        "memory": "" if entry.memory is None else f"In memory, {size_text(entry.memory)}",
-        "facts": [] if manifest is None else _facts(entry, manifest),
-        "scored_on": score_place(scores[0]) if scores else "",
+        "memory": "" if entry.memory_bytes is None else f"In memory, {format_size(entry.memory_bytes)}",
+        "facts": [] if manifest is None else _card_facts(entry, manifest),
+        "scored_on": score_conditions(scores[0]) if scores else "",
         "scores": [score_row(score) for score in scores],
-        "place": _where_from(entry),
-        "own": entry.place == "own",
+        "place": _origin_text(entry),
+        "own": entry.location == "own",
     }
 
 
-def details(path: Path, manifest: Manifest | None) -> dict[str, Any]:
+def details_value(path: Path, manifest: Manifest | None) -> dict[str, Any]:
     """What unfolds beneath a card: all scores, the settings of its training, its card and its manifest as text."""
     scores = () if manifest is None else manifest.scores
     return {
-        "scores": [[score_place(each), *score_row(each)] for each in scores[:MAX_ALL_SCORES]],
-        "facts": [] if manifest is None else _identity(manifest),
-        "readme": _readme(path),
+        "scores": [[score_conditions(each), *score_row(each)] for each in scores[:MAX_ALL_SCORES]],
+        "facts": [] if manifest is None else _training_facts(manifest),
+        "readme": _readme_text(path),
         "manifest": "" if manifest is None else _manifest_text(manifest),
     }
 
 
 def best_scores(scores: Sequence[Mapping[str, Any]], base: BaseIdentity | None) -> list[Mapping[str, Any]]:
     """At most MAX_SCORES, all measured at one place: on the base as it is quantized here where there are such."""
-    known = [each for each in scores if number(each.get("value")) is not None]
-    counted = [each for each in known if number(each.get("n"))] or known
+    known = [each for each in scores if parse_number(each.get("value")) is not None]
+    counted = [each for each in known if parse_number(each.get("n"))] or known
     here = [each for each in counted if base is not None and each.get("quantization") == base.quantization] or counted
-    ranked = sorted(here, key=_rank)
-    return [each for each in ranked if score_place(each) == score_place(ranked[0])][:MAX_SCORES]
+    ranked = sorted(here, key=_metric_rank)
+    return [each for each in ranked if score_conditions(each) == score_conditions(ranked[0])][:MAX_SCORES]
 
 
 def score_row(score: Mapping[str, Any]) -> list[str]:
     """Metric, value, 95 % interval and n, each as text; '' for what is not stated."""
-    low, high, count = (number(score.get(key)) for key in ("low", "high", "n"))
+    low, high, count = (parse_number(score.get(key)) for key in ("low", "high", "n"))
     interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-    value = number(score.get("value"))
+    value = parse_number(score.get("value"))
     return [
-        shown(score.get("metric", "?"), 30),
-        shown(score.get("value", "?"), 20) if value is None else f"{value:.3f}",
+        quote_untrusted(score.get("metric", "?"), 30),
+        quote_untrusted(score.get("value", "?"), 20) if value is None else f"{value:.3f}",
         interval,
         "" if count is None else f"{count:,.0f}",
     ]
 
 
-def score_place(score: Mapping[str, Any]) -> str:
+def score_conditions(score: Mapping[str, Any]) -> str:
     """Where a score was measured: 'conala test, base NF4, beam, 10 candidates'."""
-    data = " ".join(shown(score[key], 40) for key in ("dataset", "split") if score.get(key))
+    data = " ".join(quote_untrusted(score[key], 40) for key in ("dataset", "split") if score.get(key))
     quantization = str(score.get("quantization") or "")
-    base = f"base {_QUANTIZATIONS.get(quantization, shown(quantization, 20))}" if quantization else ""
-    decoding = shown(score["decoding"], 40) if score.get("decoding") else ""
+    base = f"base {_QUANTIZATIONS.get(quantization, quote_untrusted(quantization, 20))}" if quantization else ""
+    decoding = quote_untrusted(score["decoding"], 40) if score.get("decoding") else ""
     return ", ".join(part for part in (data, base, decoding) if part)
 
 
-def number(value: object) -> float | None:
+def parse_number(value: object) -> float | None:
     """A finite number as a file may state one; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -109,80 +109,86 @@ def number(value: object) -> float | None:
     return found if math.isfinite(found) and abs(found) < 1e12 else None
 
 
-def size_text(count: int) -> str:
+def format_size(count: int) -> str:
     """'3.7 MB', '512 kB'."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"
 
 
-def searchable(name: str, manifest: Manifest | None) -> str:
+def search_text(name: str, manifest: Manifest | None) -> str:
     """What the search looks through, in small letters."""
     parts = [name]
     if manifest is not None:
-        parts += [manifest.technique, _technique(manifest), manifest.dataset, manifest.base_id, manifest.licence]
-    return " ".join(shown(part, 200) for part in parts).casefold()
+        parts += [manifest.technique, _technique_label(manifest), manifest.dataset, manifest.base_id, manifest.licence]
+    return " ".join(quote_untrusted(part, 200) for part in parts).casefold()
 
 
 def full_models(store: Store) -> list[dict[str, str]]:
     """The whole models beside the adapters, each with the command that serves it."""
     try:
         found = store.full_models()
-    except PeftArenaError:
+    except PromptOrTuneError:
         return []
     return [
-        {"name": shown(name, 64), "command": f"python app.py --base {shlex.quote(str(path))}"}
+        {"name": quote_untrusted(name, 64), "command": f"python app.py --base {shlex.quote(str(path))}"}
         for name, path in found.items()
         if str(path).isprintable()
     ]
 
 
-def _rank(score: Mapping[str, Any]) -> int:
+def _metric_rank(score: Mapping[str, Any]) -> int:
     metric = score.get("metric")
-    return _PREFERRED.index(metric) if metric in _PREFERRED else len(_PREFERRED)
+    return _PREFERRED_METRICS.index(metric) if metric in _PREFERRED_METRICS else len(_PREFERRED_METRICS)
 
 
-def _technique(manifest: Manifest | None) -> str:
+def _technique_label(manifest: Manifest | None) -> str:
     if manifest is None:
         return ""
-    return _TECHNIQUES.get(manifest.technique) or shown(manifest.technique, 30)
+    return _TECHNIQUES.get(manifest.technique) or quote_untrusted(manifest.technique, 30)
 
 
-def _facts(entry: Entry, manifest: Manifest) -> list[list[str]]:
-    rows = number(manifest.config.get("n_train"))
-    data = shown(manifest.dataset, 48) + (f", {rows:,.0f} rows" if rows else "")
+def _card_facts(entry: CatalogEntry, manifest: Manifest) -> list[list[str]]:
+    rows = parse_number(manifest.config.get("n_train"))
+    data = quote_untrusted(manifest.dataset, 48) + (f", {rows:,.0f} rows" if rows else "")
     facts = [
         ["Trained on", data],
-        ["Base", shown(manifest.base_id.rstrip("/").rsplit("/", 1)[-1], 60)],
-        ["Size", size_text(entry.weight_bytes) if entry.weight_bytes else _NOT_SAID],
-        ["Licence", shown(manifest.licence, 40) or _NOT_SAID],
+        ["Base", quote_untrusted(manifest.base_id.rstrip("/").rsplit("/", 1)[-1], 60)],
+        ["Size", format_size(entry.weight_bytes) if entry.weight_bytes else _NOT_STATED],
+        ["Licence", quote_untrusted(manifest.licence, 40) or _NOT_STATED],
     ]
-    return [*facts, ["Created", _day(manifest.created)]] if manifest.created else facts
+    return [*facts, ["Created", _date_text(manifest.created)]] if manifest.created else facts
 
 
-def _identity(manifest: Manifest) -> list[list[str]]:
+def _training_facts(manifest: Manifest) -> list[list[str]]:
     """What is needed to train it again."""
-    rate = number(manifest.config.get("learning_rate"))
-    epochs = number(manifest.config.get("num_train_epochs"))
+    rate = parse_number(manifest.config.get("learning_rate"))
+    epochs = parse_number(manifest.config.get("num_train_epochs"))
     facts = [
-        ["Base", f"{shown(manifest.base_id)} (revision {shown(manifest.base_revision, 60)})"],
-        ["Base in training", _QUANTIZATIONS.get(manifest.trained_quantization, shown(manifest.trained_quantization))],
-        ["Data", f"{shown(manifest.dataset)} ({shown(manifest.dataset_digest, 40)})"],
-        ["Prompt", f"{shown(manifest.prompt_style, 40)} ({shown(manifest.prompt_fingerprint, 40)})"],
+        ["Base", f"{quote_untrusted(manifest.base_id)} (revision {quote_untrusted(manifest.base_revision, 60)})"],
+        [
+            "Base in training",
+            _QUANTIZATIONS.get(manifest.trained_quantization, quote_untrusted(manifest.trained_quantization)),
+        ],
+        ["Data", f"{quote_untrusted(manifest.dataset)} ({quote_untrusted(manifest.dataset_digest, 40)})"],
+        [
+            "Prompt",
+            f"{quote_untrusted(manifest.prompt_style, 40)} ({quote_untrusted(manifest.prompt_fingerprint, 40)})",
+        ],
         ["Seed", str(manifest.seed)],
-        ["Weights", shown(manifest.weights_digest, 40) or _NOT_SAID],
+        ["Weights", quote_untrusted(manifest.weights_digest, 40) or _NOT_STATED],
     ]
     settings = [f"learning rate {rate:g}" if rate else "", f"at most {epochs:g} epochs" if epochs else ""]
     said = ", ".join(part for part in settings if part)
     return [*facts, ["Training", said]] if said else facts
 
 
-def _where_from(entry: Entry) -> str:
-    if entry.place == "library":
+def _origin_text(entry: CatalogEntry) -> str:
+    if entry.location == "library":
         return "Comes with Peft Arena"
-    if entry.place == "registered":
+    if entry.location == "registered":
         return "Registered through the API"
     if entry.origin is None:
         return "Trained here, or copied here by hand"
-    what = shown(entry.origin.what, 80)
+    what = quote_untrusted(entry.origin.what, 80)
     return f"From the Hub: {_short_commit(what)}" if entry.origin.kind == "hub" else f"From the zip {what}"
 
 
@@ -191,32 +197,32 @@ def _short_commit(what: str) -> str:
     return f"{repo}{at}{commit[:8]}"
 
 
-def _day(created: str) -> str:
+def _date_text(created: str) -> str:
     try:
-        return day(created)
+        return format_date(created)
     except ValueError:
-        return shown(created, 30)
+        return quote_untrusted(created, 30)
 
 
-def _readme(path: Path) -> str:
+def _readme_text(path: Path) -> str:
     """The card as text, without the lines for machines at its top; '' where there is none that can be read."""
     if not (path / "README.md").is_file():
         return ""
     try:
-        text = contents(path / "README.md", MAX_CARD_BYTES, path.name).decode("utf-8", "replace")
-    except PeftArenaError as fault:
+        text = read_limited(path / "README.md", MAX_CARD_BYTES, path.name).decode("utf-8", "replace")
+    except PromptOrTuneError as fault:
         return str(fault)
     if text.startswith("---\n") and "\n---\n" in text:
         text = text.split("\n---\n", 1)[1]
-    return _cut(text.strip())
+    return _truncate(text.strip())
 
 
 def _manifest_text(manifest: Manifest) -> str:
     """The manifest without the loss curve, which is long."""
     values = asdict(manifest)
     values["log"] = f"{len(manifest.log)} records"
-    return _cut(json.dumps(values, indent=1, ensure_ascii=True))
+    return _truncate(json.dumps(values, indent=1, ensure_ascii=True))
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "\n… (cut here)"
+def _truncate(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_LENGTH else text[:MAX_TEXT_LENGTH] + "\n… (cut here)"

@@ -13,104 +13,104 @@ from adapters.manifest import Manifest
 from adapters.origin import Origin, read_origin
 from adapters.store import LIBRARY, AdapterStatus, Store
 from adapters.weights import WEIGHTS_NAME
-from errors import PeftArenaError
-from serve.method import Method, Nothing
+from errors import PromptOrTuneError
+from serve.method import Method, NoExamples
 from tasks.prompt import STYLES
 from ui.context import Context
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
+    from serve.engine import LLMEngine
 
-Place = Literal["library", "own", "registered"]
+Location = Literal["library", "own", "registered"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """One adapter. `usable` is None until the model is ready; `reason` says why not, and `memory` its bytes there."""
 
     name: str
-    place: Place
+    location: Location
     path: Path | None
     manifest: Manifest | None
     usable: bool | None
     reason: str = ""
-    memory: int | None = None
+    memory_bytes: int | None = None
     weight_bytes: int = 0
     origin: Origin | None = None
 
 
-class Shelf:
+class AdapterCatalog:
     """The adapters that the engine knows, and those it will know while it is being loaded."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
-        self._alone = Store((LIBRARY, self.own_root), fingerprints=fingerprints)
+        self._offline_store = Store((LIBRARY, self.install_dir), fingerprints=fingerprints)
 
     @property
-    def own_root(self) -> Path:
+    def install_dir(self) -> Path:
         """Where adapters are added."""
         return self._context.home / "adapters"
 
     @property
-    def engine(self) -> Engine | None:
+    def engine(self) -> LLMEngine | None:
         """The engine where it is ready."""
-        return self._context.source.engine() if self._context.source.state().phase == "ready" else None
+        return self._context.engine_loader.engine() if self._context.engine_loader.state().phase == "ready" else None
 
     @property
     def store(self) -> Store:
         """The engine's own, as far as there is one."""
         engine = self.engine
-        return self._alone if engine is None else engine.store
+        return self._offline_store if engine is None else engine.store
 
     def states(self) -> list[AdapterStatus]:
         """All adapters: those that were added here first and the newest of them first, then the others by name."""
         engine = self.engine
         states = self.store.status(None if engine is None else engine.base)
-        roots = self._roots()
-        return sorted(states, key=lambda state: (*_age(*_place(state.name, roots)), state.name))
+        roots = self._locations()
+        return sorted(states, key=lambda state: (*_sort_key(*_locate(state.name, roots)), state.name))
 
-    def entries(self, states: Sequence[AdapterStatus]) -> list[Entry]:
+    def entries(self, states: Sequence[AdapterStatus]) -> list[CatalogEntry]:
         """What is to be shown of these few: each is looked at on the disk and in the engine."""
         engine = self.engine
-        resident = {} if engine is None else {each.name: each.bytes for each in engine.residents.status().adapters}
-        roots = self._roots()
-        return [_entry(state, engine, resident, *_place(state.name, roots)) for state in states]
+        resident = {} if engine is None else {each.name: each.bytes for each in engine.adapter_cache.status().adapters}
+        roots = self._locations()
+        return [_make_entry(state, engine, resident, *_locate(state.name, roots)) for state in states]
 
-    def usable(self, state: AdapterStatus) -> bool:
+    def is_usable(self, state: AdapterStatus) -> bool:
         """Whether it can be used here, as far as that is known."""
-        return _usable(state, self.engine)[0] is not False
+        return _usability(state, self.engine)[0] is not False
 
-    def names_at(self, place: Place) -> set[str]:
+    def names_in(self, location: Location) -> set[str]:
         """The names of the adapters that lie there."""
-        roots = self._roots()
-        return {name for name in self.store.names() if _place(name, roots)[0] == place}
+        roots = self._locations()
+        return {name for name in self.store.names() if _locate(name, roots)[0] == location}
 
-    def resident(self) -> set[str]:
+    def loaded_names(self) -> set[str]:
         """The names of the adapters in memory."""
         engine = self.engine
-        return set() if engine is None else {each.name for each in engine.residents.status().adapters}
+        return set() if engine is None else {each.name for each in engine.adapter_cache.status().adapters}
 
     def folder(self, name: str) -> Path:
-        """The folder of a listed adapter, sound or not; PeftArenaError where there is none of that name."""
+        """The folder of a listed adapter, sound or not; PromptOrTuneError where there is none of that name."""
         check_name(name)
-        path = _place(name, self._roots())[1]
+        path = _locate(name, self._locations())[1]
         return self.store.inspect(name).path if path is None else path
 
-    def _roots(self) -> list[tuple[Place, Path]]:
+    def _locations(self) -> list[tuple[Location, Path]]:
         """The folders that adapters lie in, the one that hides the others first."""
         library = LIBRARY.resolve()
         return [("library" if root.resolve() == library else "own", root) for root in reversed(self.store.roots)]
 
 
-def _place(name: str, roots: Sequence[tuple[Place, Path]]) -> tuple[Place, Path | None]:
+def _locate(name: str, roots: Sequence[tuple[Location, Path]]) -> tuple[Location, Path | None]:
     return next(
         ((place, root / name) for place, root in roots if looks_like_adapter(root / name)), ("registered", None)
     )
 
 
-def _age(place: Place, path: Path | None) -> tuple[int, float]:
-    if place != "own" or path is None:
+def _sort_key(location: Location, path: Path | None) -> tuple[int, float]:
+    if location != "own" or path is None:
         return 1, 0.0
     try:
         return 0, -path.stat().st_mtime
@@ -118,36 +118,36 @@ def _age(place: Place, path: Path | None) -> tuple[int, float]:
         return 0, 0.0
 
 
-def _entry(
-    state: AdapterStatus, engine: Engine | None, resident: dict[str, int], place: Place, path: Path | None
-) -> Entry:
-    usable, reason = _usable(state, engine)
-    return Entry(
+def _make_entry(
+    state: AdapterStatus, engine: LLMEngine | None, loaded_bytes: dict[str, int], location: Location, path: Path | None
+) -> CatalogEntry:
+    usable, reason = _usability(state, engine)
+    return CatalogEntry(
         name=state.name,
-        place=place,
+        location=location,
         path=path,
         manifest=state.manifest,
         usable=usable,
         reason=reason,
-        memory=resident.get(state.name),
-        weight_bytes=_size(path),
+        memory_bytes=loaded_bytes.get(state.name),
+        weight_bytes=_weights_size(path),
         origin=None if path is None else read_origin(path),
     )
 
 
-def _usable(state: AdapterStatus, engine: Engine | None) -> tuple[bool | None, str]:
+def _usability(state: AdapterStatus, engine: LLMEngine | None) -> tuple[bool | None, str]:
     if not state.usable:
         return False, state.reason
     if engine is None:
         return None, ""
     try:
-        reason = engine.unavailable(Method(state.name, Nothing(), state.name))
-    except PeftArenaError as fault:
+        reason = engine.unsupported_reason(Method(state.name, NoExamples(), state.name))
+    except PromptOrTuneError as fault:
         reason = str(fault)
     return reason is None, reason or ""
 
 
-def _size(path: Path | None) -> int:
+def _weights_size(path: Path | None) -> int:
     try:
         return 0 if path is None else (path / WEIGHTS_NAME).stat().st_size
     except OSError:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from html import escape
 
-from ui.arena.duels import Duel
-from ui.board import Board, reference_fold
+from ui.arena.duels import Match
+from ui.board import ComparisonView, reference_details
 from ui.code_html import code_html
-from ui.columns import Card, finished_card
-from ui.labels import decoding_line, method_label, model_line
+from ui.columns import ColumnView, finished_column
+from ui.labels import decoding_label, method_label, model_label
 from ui.records import Record
-from ui.tests_html import panel_html, testing_html, tests_word
+from ui.tests_html import format_count_of_tests, results_panel_html, running_tests_html
 
-NAMES = ("A", "B")
+SIDE_NAMES = ("A", "B")
 MAX_INTENT = 4_000
-_LONG = 280
-INTRO = (
+_LONG_INTENT = 280
+INTRO_HTML = (
     "<h2>Two answers, no names</h2>"
     "<p>Two methods of the same model answer one question. You read both and say which you would rather use.</p>"
     "<p>Only then you see who they were, what the tests and the reference say, and how others chose.</p>"
@@ -24,85 +24,90 @@ INTRO = (
 )
 
 
-def empty_board() -> Board:
+def empty_match_view() -> ComparisonView:
     """What a first visit sees."""
-    return Board(run="", head=f'<div class="empty">{INTRO}</div>', cards=[], reference=None)
+    return ComparisonView(run="", head=f'<div class="empty">{INTRO_HTML}</div>', cards=[], reference=None)
 
 
-def duel_board(duel: Duel, testing: Collection[int] = ()) -> Board:
+def match_view(match: Match, pending: Collection[int] = ()) -> ComparisonView:
     """The duel as far as it is. While the answers at `testing` are being tested, their cards say so."""
-    if not duel.records:
-        return Board(run=duel.id, head=_head(duel), cards=[_waiting(name) for name in NAMES], reference=None)
-    make = _revealed if duel.voted else _blind
-    cards = [make(duel, place, place in testing) for place in range(len(duel.records))]
-    reference = duel.problem.reference if duel.voted or duel.reference_seen else None
-    return Board(run=duel.id, head=_head(duel), cards=cards, reference=reference)
+    if not match.records:
+        return ComparisonView(
+            run=match.id,
+            head=_match_header(match),
+            cards=[_waiting_column(name) for name in SIDE_NAMES],
+            reference=None,
+        )
+    make = _revealed_column if match.voted else _anonymous_column
+    cards = [make(match, place, place in pending) for place in range(len(match.records))]
+    reference = match.problem.reference if match.voted or match.reference_seen else None
+    return ComparisonView(run=match.id, head=_match_header(match), cards=cards, reference=reference)
 
 
-def _waiting(name: str) -> Card:
+def _waiting_column(name: str) -> ColumnView:
     """The same for both sides until both have answered."""
-    return Card(
+    return ColumnView(
         label=f"Answer {name}", state="waiting", best=False, head=f"<h3>{name}</h3>",
         code='<p class="quiet">answering<span class="caret" aria-hidden="true"></span></p>', numbers="", tests="",
         folds="", raw="",
     )  # fmt: skip
 
 
-def _blind(duel: Duel, place: int, testing: bool) -> Card:
+def _anonymous_column(match: Match, index: int, tests_running: bool) -> ColumnView:
     """Code and, where they ran, tests: no name, no number that a method could be known by."""
-    record = duel.records[place]
+    record = match.records[index]
     code = record["code"]
     body = f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>' if code.strip() else ""
     copy = '<button type="button" class="copy" data-copy>Copy</button>' if body else ""
-    return Card(
-        label=f"Answer {NAMES[place]}", state="done", best=False, head=f"<h3>{NAMES[place]}</h3>{copy}",
-        code=body or '<p class="quiet">An empty answer.</p>', numbers="", tests=_tests(record, testing), folds="",
+    return ColumnView(
+        label=f"Answer {SIDE_NAMES[index]}", state="done", best=False, head=f"<h3>{SIDE_NAMES[index]}</h3>{copy}",
+        code=body or '<p class="quiet">An empty answer.</p>', numbers="", tests=_tests_html(record, tests_running), folds="",
         raw=code,
     )  # fmt: skip
 
 
-def _revealed(duel: Duel, place: int, testing: bool) -> Card:
-    record = duel.records[place]
-    label = f"{NAMES[place]}: {method_label(record['method'])}"
-    card = finished_card(record, is_best=False, label=label, testing=testing)
-    if duel.winner == ("left", "right")[place]:
+def _revealed_column(match: Match, index: int, tests_running: bool) -> ColumnView:
+    record = match.records[index]
+    label = f"{SIDE_NAMES[index]}: {method_label(record['method'])}"
+    card = finished_column(record, is_best=False, label=label, tests_running=tests_running)
+    if match.winner == ("left", "right")[index]:
         card["best"] = True
         card["head"] = card["head"].replace("</h3>", '</h3><span class="badge">your pick</span>', 1)
     return card
 
 
-def _tests(record: Record, testing: bool) -> str:
-    return testing_html(len(record["asked_tests"])) if testing else panel_html(record["tests"])
+def _tests_html(record: Record, tests_running: bool) -> str:
+    return running_tests_html(len(record["asked_tests"])) if tests_running else results_panel_html(record["tests"])
 
 
-def _head(duel: Duel) -> str:
-    intent = duel.problem.intent
+def _match_header(match: Match) -> str:
+    intent = match.problem.intent
     shown = intent if len(intent) <= MAX_INTENT else f"{intent[:MAX_INTENT]} …"
-    long = " long" if len(intent) > _LONG or "\n" in intent.strip() else ""
-    seen = duel.problem.reference and (duel.voted or duel.reference_seen)
-    fold = reference_fold(duel.problem.reference or "") if seen else ""
-    if duel.reference_seen:
+    long = " long" if len(intent) > _LONG_INTENT or "\n" in intent.strip() else ""
+    seen = match.problem.reference and (match.voted or match.reference_seen)
+    fold = reference_details(match.problem.reference or "") if seen else ""
+    if match.reference_seen:
         fold = fold.replace("<details>", "<details open>", 1)
-    about = f'<div class="about"><p>{" · ".join(escape(fact) for fact in _facts(duel))}</p>{fold}</div>'
-    return f'<h2 class="asked{long}">{escape(shown)}</h2>{about}{_notes(duel)}'
+    about = f'<div class="about"><p>{" · ".join(escape(fact) for fact in _match_facts(match))}</p>{fold}</div>'
+    return f'<h2 class="asked{long}">{escape(shown)}</h2>{about}{_notes_html(match)}'
 
 
-def _facts(duel: Duel) -> list[str]:
-    facts = ["your own question" if not duel.data else f"from '{duel.data}'"]
-    if duel.problem.tests:
-        facts.append(tests_word(len(duel.problem.tests)))
-    if duel.records:
-        first = duel.records[0]
-        facts.append(model_line(first["base_id"], first["quantization"], first["device"]))
-        facts.append(decoding_line(first["decoding"]))
-    ran = next((record["sandbox"] for record in duel.records if record["sandbox"]), None)
+def _match_facts(match: Match) -> list[str]:
+    facts = ["your own question" if not match.data else f"from '{match.data}'"]
+    if match.problem.tests:
+        facts.append(format_count_of_tests(len(match.problem.tests)))
+    if match.records:
+        first = match.records[0]
+        facts.append(model_label(first["base_id"], first["quantization"], first["device"]))
+        facts.append(decoding_label(first["decoding"]))
+    ran = next((record["sandbox"] for record in match.records if record["sandbox"]), None)
     return [*facts, f"tested in the sandbox ({ran})"] if ran else facts
 
 
-def _notes(duel: Duel) -> str:
-    notes = list(dict.fromkeys(record["tests_note"] for record in duel.records if record["tests_note"]))
+def _notes_html(match: Match) -> str:
+    notes = list(dict.fromkeys(record["tests_note"] for record in match.records if record["tests_note"]))
     shown = "".join(f'<p class="sentence">{escape(note)}</p>' for note in notes)
-    codes = {record["code"].strip() for record in duel.records}
-    if len(duel.records) == len(NAMES) and len(codes) == 1:
+    codes = {record["code"].strip() for record in match.records}
+    if len(match.records) == len(SIDE_NAMES) and len(codes) == 1:
         shown += '<p class="same">Both answers are the same, letter by letter.</p>'
     return shown

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.arena.vote import Base, Player
-from evaluate.files import write_atomically
+from evaluate.files import atomic_write
 from tasks.problem import AssertTest, Problem, StdioTest
 from ui.records import Record
 
-FOLDER = "arena"
-_KEPT_SECONDS = 30 * 24 * 3600
-_VISITOR = re.compile(r"[a-z]+-[0-9a-f]{16}")
+MATCH_FOLDER = "arena"
+_MAX_AGE_SECONDS = 30 * 24 * 3600
+_VISITOR_ID = re.compile(r"[a-z]+-[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Duel:
+class Match:
     """Two methods and one problem. Without `records` it is drawn but not answered yet.
 
     `data` is the problem's data set, '' for a question of the person's own. `answered` is when both answers stood, in
@@ -56,44 +56,46 @@ class Duel:
 
 
 @dataclass
-class _Turn:
+class MatchLock:
+    """Serializes what one visitor does with a match, and names the session that holds it."""
+
     lock: threading.Lock = field(default_factory=threading.Lock)
     session: str = ""
 
 
-class Duels:
+class MatchStore:
     """One file a visitor under `folder`; what is older than a month is forgotten. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
-        self._turns: dict[str, _Turn] = {}
-        self._forget_old()
+        self._visitor_locks: dict[str, MatchLock] = {}
+        self._delete_expired()
 
-    def open(self, visitor: str) -> Duel | None:
+    def load(self, visitor: str) -> Match | None:
         """The visitor's duel; None where there is none, or its file cannot be read."""
         path = self._path(visitor)
         try:
-            return _duel(json.loads(path.read_text(encoding="utf-8")))
+            return _parse_match(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as fault:
             _log.warning("The open duel of %s cannot be read (%s): a new one is drawn.", visitor, fault)
             return None
 
-    def save(self, visitor: str, duel: Duel) -> None:
-        """Keeps it; PeftArenaError where the disk says no."""
-        write_atomically(self._path(visitor), json.dumps(asdict(duel)))
+    def save(self, visitor: str, match: Match) -> None:
+        """Keeps it; PromptOrTuneError where the disk says no."""
+        atomic_write(self._path(visitor), json.dumps(asdict(match)))
 
-    def drop(self, visitor: str) -> None:
+    def delete(self, visitor: str) -> None:
         """Forgets the visitor's duel."""
         self._path(visitor).unlink(missing_ok=True)
 
     @contextmanager
-    def turn(self, visitor: str, session: str = "", seconds: float = -1) -> Iterator[bool]:
+    def lock(self, visitor: str, session: str = "", timeout: float = -1) -> Iterator[bool]:
         """One at a time of a visitor's windows; False where the turn did not come within `seconds`."""
-        turn = self._turn(visitor)
-        held = turn.lock.acquire(timeout=seconds)
+        turn = self._visitor_lock(visitor)
+        held = turn.lock.acquire(timeout=timeout)
         if held:
             turn.session = session
         try:
@@ -103,30 +105,30 @@ class Duels:
                 turn.session = ""
                 turn.lock.release()
 
-    def busy(self, visitor: str) -> str:
+    def locked_session(self, visitor: str) -> str:
         """The session whose turn it is, '' where nobody's."""
-        return self._turn(visitor).session
+        return self._visitor_lock(visitor).session
 
-    def _turn(self, visitor: str) -> _Turn:
+    def _visitor_lock(self, visitor: str) -> MatchLock:
         with self._lock:
-            return self._turns.setdefault(visitor, _Turn())
+            return self._visitor_locks.setdefault(visitor, MatchLock())
 
     def _path(self, visitor: str) -> Path:
-        if not _VISITOR.fullmatch(visitor):
+        if not _VISITOR_ID.fullmatch(visitor):
             raise ValueError(f"{visitor!r} is no visitor's id")
         return self._folder / f"{visitor}.json"
 
-    def _forget_old(self) -> None:
+    def _delete_expired(self) -> None:
         with suppress(OSError):
             for path in self._folder.glob("*.json"):
-                if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                if path.stat().st_mtime < time.time() - _MAX_AGE_SECONDS:
                     path.unlink()
 
 
-def _duel(values: dict[str, Any]) -> Duel:
+def _parse_match(values: dict[str, Any]) -> Match:
     tests = tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in values["problem"]["tests"])
-    known = {each.name: values[each.name] for each in fields(Duel)}
-    return Duel(
+    known = {each.name: values[each.name] for each in fields(Match)}
+    return Match(
         **{
             **known,
             "problem": Problem(**{**values["problem"], "tests": tests}),

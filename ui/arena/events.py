@@ -10,186 +10,188 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.arena.vote import Winner
-from ui.arena.answering import ELSEWHERE, Arena, Step
-from ui.arena.blind import duel_board, empty_board
-from ui.arena.duels import Duel
-from ui.arena.form import filled, wish_of
-from ui.arena.voting import cast
+from ui.arena.answering import LOCKED_BY_OTHER_WINDOW, MatchRunner, MatchUpdate
+from ui.arena.blind import empty_match_view, match_view
+from ui.arena.duels import Match
+from ui.arena.form import form_updates, make_match_request
+from ui.arena.voting import record_vote
 from ui.records import Record
 from ui.testing import run_tests
 
 if TYPE_CHECKING:
-    from ui.arena.page import Page
+    from ui.arena.page import ArenaPage
 
-DEFECT = "Something went wrong on our side, and the log says what. No vote was lost."
-NOTHING_OPEN = "There is no duel to vote on: press n for one."
+INTERNAL_ERROR = "Something went wrong on our side, and the log says what. No vote was lost."
+NO_OPEN_MATCH = "There is no duel to vote on: press n for one."
 OTHER_WINDOW = "This is the duel that you opened in another window."
-VOTED_BEFORE = "You have voted on this one: press n for the next."
+ALREADY_VOTED = "You have voted on this one: press n for the next."
 STOPPED = "Stopped; nothing was voted."
-CHOOSE = "Which answer would you rather use? Names follow after your vote."
-_PATIENCE_SECONDS = 5.0
+VOTE_PROMPT = "Which answer would you rather use? Names follow after your vote."
+_LOCK_TIMEOUT_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 Update = dict[Any, Any]
 
 
-class Events:
+class ArenaEvents:
     """The functions behind the page's buttons, on one Arena."""
 
-    def __init__(self, arena: Arena, page: Page) -> None:
-        self._arena = arena
+    def __init__(self, runner: MatchRunner, page: ArenaPage) -> None:
+        self._runner = runner
         self._page = page
 
-    def fill(self, kept: Any) -> list[Any]:
+    def load_form(self, stored: Any) -> list[Any]:
         """The form, with what the browser kept and the methods that can be used now."""
-        source = self._arena.context.source
-        return filled(source.engine() if source.state().phase == "ready" else None, kept)
+        source = self._runner.context.engine_loader
+        return form_updates(source.engine() if source.state().phase == "ready" else None, stored)
 
-    def opened(self, request: gr.Request) -> Iterator[Update]:
+    def restore_match(self, request: gr.Request) -> Iterator[Update]:
         """The page is looked at: the visitor's duel stands there again."""
-        visitor, session = self._arena.context.visitors.of(request), request.session_hash or ""
-        if self._arena.duels.busy(visitor.id) == session:
+        visitor, session = self._runner.context.visitors.identify(request), request.session_hash or ""
+        if self._runner.matches.locked_session(visitor.id) == session:
             yield {self._page.status: gr.skip()}  # this very window is being answered
             return
-        with self._arena.context.stops.running(session) as cancel:
-            yield from self._steps(self._arena.open_duel(visitor, session, cancel), visitor.id)
+        with self._runner.context.cancel_registry.register(session) as cancel:
+            yield from self._stream_updates(self._runner.resume_match(visitor, session, cancel), visitor.id)
 
-    def following(
-        self, request: gr.Request, shown: str, question: str, data: str, methods: list[str]
+    def next_match(
+        self, request: gr.Request, match_id: str, question: str, data: str, methods: list[str]
     ) -> Iterator[Update]:
         """Start, skip or next."""
-        visitor, session = self._arena.context.visitors.of(request), request.session_hash or ""
-        wish = wish_of(question, data, methods)
-        with self._arena.context.stops.running(session) as cancel:
-            yield from self._steps(self._arena.next_duel(visitor, session, wish, shown, cancel), visitor.id)
+        visitor, session = self._runner.context.visitors.identify(request), request.session_hash or ""
+        wish = make_match_request(question, data, methods)
+        with self._runner.context.cancel_registry.register(session) as cancel:
+            yield from self._stream_updates(
+                self._runner.next_match(visitor, session, wish, match_id, cancel), visitor.id
+            )
 
     def stop(self, request: gr.Request) -> None:
         """Ends this window's runs. A duel that was not answered yet is forgotten: no name was seen."""
-        visitor = self._arena.context.visitors.of(request)
-        self._arena.context.stops.stop(request.session_hash or "")
-        with self._arena.duels.turn(visitor.id, seconds=5) as held:
-            duel = self._arena.duels.open(visitor.id) if held else None
+        visitor = self._runner.context.visitors.identify(request)
+        self._runner.context.cancel_registry.cancel(request.session_hash or "")
+        with self._runner.matches.lock(visitor.id, timeout=5) as held:
+            duel = self._runner.matches.load(visitor.id) if held else None
             if duel is not None and not duel.records:
-                self._arena.duels.drop(visitor.id)
+                self._runner.matches.delete(visitor.id)
 
-    def show_reference(self, request: gr.Request, shown: str) -> Update:
+    def show_reference(self, request: gr.Request, match_id: str) -> Update:
         """Before the vote on request, and the vote says so."""
-        return self._changed(request, shown, lambda _, duel: replace(duel, reference_seen=True))
+        return self._update_match(request, match_id, lambda _, duel: replace(duel, reference_seen=True))
 
-    def voter(self, winner: Winner) -> Callable[..., Update]:
+    def vote_handler(self, winner: Winner) -> Callable[..., Update]:
         """The function behind one of the four buttons."""
 
-        def keep(visitor: str, duel: Duel) -> Duel:
+        def keep(visitor: str, duel: Match) -> Match:
             if duel.voted:
-                raise PeftArenaError(VOTED_BEFORE)
-            return cast(self._arena.votes, visitor, duel, winner)
+                raise PromptOrTuneError(ALREADY_VOTED)
+            return record_vote(self._runner.votes, visitor, duel, winner)
 
         def vote(request: gr.Request, shown: str) -> Update:
-            return self._changed(request, shown, keep)
+            return self._update_match(request, shown, keep)
 
         return vote
 
-    def run_tests(self, request: gr.Request, shown: str) -> Iterator[Update]:
+    def run_tests(self, request: gr.Request, match_id: str) -> Iterator[Update]:
         """Both answers against the problem's tests, in the sandbox; a vote that follows says so."""
-        visitor, session = self._arena.context.visitors.of(request).id, request.session_hash or ""
-        duel, sentence = self._open(visitor, shown)
+        visitor, session = self._runner.context.visitors.identify(request).id, request.session_hash or ""
+        duel, sentence = self._load_match(visitor, match_id)
         if sentence or duel is None or not duel.problem.tests:
-            yield self._shown(duel, sentence)
+            yield self._render_match(duel, sentence)
             return
         records = duel.records
-        with self._arena.context.stops.running(session) as cancel:
-            for testing in run_tests(self._arena.context.bench, duel.records, duel.problem.tests, cancel):
+        with self._runner.context.cancel_registry.register(session) as cancel:
+            for testing in run_tests(self._runner.context.test_bench, duel.records, duel.problem.tests, cancel):
                 records = testing.records
                 # Who votes meanwhile sees the names at once: what is painted is the duel as it stands now.
-                now = self._arena.duels.open(visitor) or duel
-                board = duel_board(replace(now, records=records), testing.pending)
+                now = self._runner.matches.load(visitor) or duel
+                board = match_view(replace(now, records=records), testing.pending)
                 yield {
-                    self._page.status: _line(testing.status), self._page.board: board,
+                    self._page.status: _paragraph_html(testing.status), self._page.answers_view: board,
                     self._page.run: gr.Button(visible=False), self._page.stop: gr.Button(visible=True),
                 }  # fmt: skip
-        with self._arena.duels.turn(visitor, session):
-            now = self._arena.duels.open(visitor) or duel
+        with self._runner.matches.lock(visitor, session):
+            now = self._runner.matches.load(visitor) or duel
             if now.id == duel.id:
-                now = replace(now, records=records, tests_run=_ran(records))
-                self._arena.duels.save(visitor, now)
-        yield self._shown(now)
+                now = replace(now, records=records, tests_run=_tests_ran(records))
+                self._runner.matches.save(visitor, now)
+        yield self._render_match(now)
 
-    def _changed(self, request: gr.Request, shown: str, change: Callable[[str, Duel], Duel]) -> Update:
+    def _update_match(self, request: gr.Request, match_id: str, change: Callable[[str, Match], Match]) -> Update:
         """The visitor's duel changed and kept, if it is the one that this window shows; else a sentence why not."""
-        visitor = self._arena.context.visitors.of(request).id
-        with self._arena.duels.turn(visitor, request.session_hash or "", _PATIENCE_SECONDS) as held:
-            duel, sentence = self._open(visitor, shown)
+        visitor = self._runner.context.visitors.identify(request).id
+        with self._runner.matches.lock(visitor, request.session_hash or "", _LOCK_TIMEOUT_SECONDS) as held:
+            duel, sentence = self._load_match(visitor, match_id)
             if not held or duel is None or sentence:
-                return self._shown(duel, sentence or ELSEWHERE)
+                return self._render_match(duel, sentence or LOCKED_BY_OTHER_WINDOW)
             try:
                 changed = change(visitor, duel)
-                self._arena.duels.save(visitor, changed)
-            except PeftArenaError as fault:
-                return self._shown(duel, str(fault))
-            return self._shown(changed)
+                self._runner.matches.save(visitor, changed)
+            except PromptOrTuneError as fault:
+                return self._render_match(duel, str(fault))
+            return self._render_match(changed)
 
-    def _open(self, visitor: str, shown: str) -> tuple[Duel | None, str]:
+    def _load_match(self, visitor: str, match_id: str) -> tuple[Match | None, str]:
         """The visitor's duel, and why it is none that this window can vote on; '' where it is one."""
-        duel = self._arena.duels.open(visitor)
+        duel = self._runner.matches.load(visitor)
         if duel is None or not duel.records:
-            return None, NOTHING_OPEN
-        return duel, OTHER_WINDOW if shown and shown != duel.id else ""
+            return None, NO_OPEN_MATCH
+        return duel, OTHER_WINDOW if match_id and match_id != duel.id else ""
 
-    def _steps(self, steps: Iterator[Step], visitor: str) -> Iterator[Update]:
+    def _stream_updates(self, updates: Iterator[MatchUpdate], visitor: str) -> Iterator[Update]:
         """The steps of a draw as updates, and what is there when they end, however that is."""
-        last: Step | None = None
+        last: MatchUpdate | None = None
         try:
-            for last in steps:
-                yield self._painted(last)
-        except PeftArenaError as fault:
-            yield self._shown(self._arena.duels.open(visitor), str(fault))
+            for last in updates:
+                yield self._render_update(last)
+        except PromptOrTuneError as fault:
+            yield self._render_match(self._runner.matches.load(visitor), str(fault))
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
             _log.exception("A duel failed.")
-            yield self._shown(self._arena.duels.open(visitor), DEFECT)
+            yield self._render_match(self._runner.matches.load(visitor), INTERNAL_ERROR)
         else:
             # A generator that says nothing would empty the page.
-            if last is None or last.duel is None or not last.duel.records:
-                yield self._shown(None, STOPPED if last else "")
+            if last is None or last.match is None or not last.match.records:
+                yield self._render_match(None, STOPPED if last else "")
 
-    def _painted(self, step: Step) -> Update:
-        if step.duel is not None and step.duel.records:
-            return self._shown(step.duel)
+    def _render_update(self, update: MatchUpdate) -> Update:
+        if update.match is not None and update.match.records:
+            return self._render_match(update.match)
         page = self._page
         changes: Update = {
-            page.status: _line(step.status), page.outcome: "", page.voting: gr.Row(visible=False),
+            page.status: _paragraph_html(update.status), page.outcome: "", page.voting: gr.Row(visible=False),
             page.run: gr.Button(visible=False), page.reference: gr.Button(visible=False),
             page.next: gr.Button(visible=False), page.stop: gr.Button(visible=True),
         }  # fmt: skip
-        return changes if step.duel is None else {**changes, page.board: duel_board(step.duel)}
+        return changes if update.match is None else {**changes, page.answers_view: match_view(update.match)}
 
-    def _shown(self, duel: Duel | None, sentence: str = "") -> Update:
+    def _render_match(self, match: Match | None, error: str = "") -> Update:
         """A duel with both answers, before the vote or after it; the introduction where there is none."""
-        page, problem = self._page, duel.problem if duel else None
-        blind = duel is not None and not duel.voted
-        label = "Start (n)" if duel is None else "Skip (n)" if blind else "Next (n)"
-        testable = duel is not None and problem is not None and bool(problem.tests) and not _ran(duel.records)
-        unseen = duel is not None and blind and bool(duel.problem.reference) and not duel.reference_seen
+        page, problem = self._page, match.problem if match else None
+        blind = match is not None and not match.voted
+        label = "Start (n)" if match is None else "Skip (n)" if blind else "Next (n)"
+        testable = match is not None and problem is not None and bool(problem.tests) and not _tests_ran(match.records)
+        unseen = match is not None and blind and bool(match.problem.reference) and not match.reference_seen
         return {
-            page.status: _sentence(sentence) if sentence else _line(CHOOSE) if blind else "",
-            page.board: duel_board(duel) if duel else empty_board(),
-            page.outcome: duel.said if duel else "",
+            page.status: _error_html(error) if error else _paragraph_html(VOTE_PROMPT) if blind else "",
+            page.answers_view: match_view(match) if match else empty_match_view(),
+            page.outcome: match.said if match else "",
             page.voting: gr.Row(visible=blind),
             page.run: gr.Button(visible=testable),
             page.reference: gr.Button(visible=unseen),
             page.next: gr.Button(label, visible=True, variant="secondary" if blind else "primary"),
             page.stop: gr.Button(visible=False),
-            page.shown: duel.id if duel else "",
+            page.match_id: match.id if match else "",
         }
 
 
-def _ran(records: Sequence[Record]) -> bool:
+def _tests_ran(records: Sequence[Record]) -> bool:
     return any(record["tests"] for record in records)
 
 
-def _line(text: str) -> str:
+def _paragraph_html(text: str) -> str:
     return f"<p>{escape(text)}</p>" if text else ""
 
 
-def _sentence(text: object) -> str:
+def _error_html(text: object) -> str:
     return f'<p class="sentence">{escape(str(text))}</p>'

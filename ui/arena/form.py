@@ -7,41 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ui.arena.drawing import Wish, usable_methods
+from ui.arena.drawing import MatchRequest, usable_methods
 from ui.context import Context
 from ui.labels import method_label
-from ui.method_form import WITHOUT_ADAPTER
+from ui.method_form import METHODS_WITHOUT_ADAPTER
 from ui.problem_picker import DEFAULT_DATA, data_choices
 
 if TYPE_CHECKING:
-    from serve.engine import Engine
+    from serve.engine import LLMEngine
 
 # Of a store with very many adapters not all are asked by default: each pair would need its votes.
-MOST_BY_DEFAULT = 8
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+MAX_DEFAULT_METHODS = 8
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
-class Form:
+class ArenaForm:
     """The components. `kept` is the browser's own copy of what they hold, which outlives a refresh."""
 
     question: gr.Textbox
     data: gr.Dropdown
     methods: gr.Dropdown
-    fold: gr.Accordion
-    kept: gr.BrowserState
+    accordion: gr.Accordion
+    browser_state: gr.BrowserState
 
     @property
     def fields(self) -> list[Any]:
         return [self.question, self.data, self.methods]
 
 
-def wish_of(question: str | None, data: str | None, methods: list[str] | None) -> Wish:
+def make_match_request(question: str | None, data: str | None, methods: list[str] | None) -> MatchRequest:
     """What the fields ask for."""
-    return Wish(question or "", data or DEFAULT_DATA, tuple(methods or ()))
+    return MatchRequest(question or "", data or DEFAULT_DATA, tuple(methods or ()))
 
 
-def build_form(context: Context) -> Form:
+def build_form(context: Context) -> ArenaForm:
     """Draws the fields and keeps them in the browser."""
     with gr.Row(elem_id="arena-form"):
         question = gr.Textbox(
@@ -53,36 +53,38 @@ def build_form(context: Context) -> Form:
             data_choices(context.data_dir), value=DEFAULT_DATA, label="Test problems from", scale=1, min_width=180,
             elem_id="arena-problems",
         )  # fmt: skip
-    with gr.Accordion(_title(list(WITHOUT_ADAPTER)), open=False, elem_id="arena-fold") as fold:
+    with gr.Accordion(_accordion_title(list(METHODS_WITHOUT_ADAPTER)), open=False, elem_id="arena-fold") as fold:
         methods = gr.Dropdown(
-            _choices(list(WITHOUT_ADAPTER)), value=list(WITHOUT_ADAPTER), multiselect=True,
+            _method_choices(list(METHODS_WITHOUT_ADAPTER)), value=list(METHODS_WITHOUT_ADAPTER), multiselect=True,
             label="Methods that may be drawn", elem_id="arena-methods",
         )  # fmt: skip
     # The browser keeps it as it is: nothing in it is a secret.
     kept = gr.BrowserState(["", DEFAULT_DATA, None], storage_key="peft-arena-duel", secret="peft-arena")  # noqa: S106
-    form = Form(question, data, methods, fold, kept)
-    gr.on([question.change, data.input, methods.input], lambda *values: list(values), form.fields, kept, **_QUIET)
-    methods.change(lambda names: gr.Accordion(label=_title(names)), methods, fold, **_QUIET)
+    form = ArenaForm(question, data, methods, fold, kept)
+    gr.on(
+        [question.change, data.input, methods.input], lambda *values: list(values), form.fields, kept, **_EVENT_OPTIONS
+    )
+    methods.change(lambda names: gr.Accordion(label=_accordion_title(names)), methods, fold, **_EVENT_OPTIONS)
     return form
 
 
-def filled(engine: Engine | None, kept: Any) -> list[Any]:
+def form_updates(engine: LLMEngine | None, stored: Any) -> list[Any]:
     """Updates for `Form.fields`: what the browser kept, as far as it is possible still."""
-    question, data, chosen = kept if isinstance(kept, list) and len(kept) == 3 else ("", DEFAULT_DATA, None)
-    usable = usable_methods(engine) if engine is not None else list(WITHOUT_ADAPTER)
+    question, data, chosen = stored if isinstance(stored, list) and len(stored) == 3 else ("", DEFAULT_DATA, None)
+    usable = usable_methods(engine) if engine is not None else list(METHODS_WITHOUT_ADAPTER)
     names = [name for name in chosen if name in usable] if isinstance(chosen, list) and engine is not None else []
-    names = names or usable[:MOST_BY_DEFAULT]
+    names = names or usable[:MAX_DEFAULT_METHODS]
     return [
         str(question or ""),
         gr.skip() if not isinstance(data, str) else data,
-        gr.Dropdown(choices=_choices(usable), value=names),
+        gr.Dropdown(choices=_method_choices(usable), value=names),
     ]
 
 
-def _choices(names: list[str]) -> list[tuple[str, str]]:
+def _method_choices(names: list[str]) -> list[tuple[str, str]]:
     return [(method_label(name), name) for name in names]
 
 
-def _title(names: list[str] | None) -> str:
+def _accordion_title(names: list[str] | None) -> str:
     count = len(names or ())
     return f"Who takes part: {count} method{'' if count == 1 else 's'}"

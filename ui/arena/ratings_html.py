@@ -6,52 +6,57 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from evaluate.arena.ratings import Ratings, Standing
-from evaluate.arena.report import counted, place_text, player_names
+from evaluate.arena.ratings import Rating, RatingTable
+from evaluate.arena.report import player_labels, rank_text, vote_count_text
 from evaluate.arena.vote import Base, Player
 from evaluate.stats import Interval
-from ui.labels import method_label, model_line
+from ui.labels import method_label, model_label
 
-_STEP = 100  # points between the ends of an axis are a multiple of this
-HOW = (
+_AXIS_STEP = 100  # points between the ends of an axis are a multiple of this
+RATING_NOTE = (
     "1000 is the mean of all rated methods; 400 points more win ten times as often as they lose. A tie, and both bad, "
     "count as half a win for each. The line is the 95 % interval: where two overlap, the votes do not tell them apart."
 )
 NO_VOTES = "No votes yet. A rating appears here once there are enough of them to say something."
 
 
-def ratings_html(base: Base | None, ratings: Ratings) -> str:
+def ratings_html(base: Base | None, ratings: RatingTable) -> str:
     """The section under the duel."""
     if base is None or not ratings.votes:
         return f'<p class="empty">{NO_VOTES}</p>'
-    names = {player: _name(name) for player, name in _named(ratings).items()}
-    rated = [standing for standing in ratings.standings if standing.rating]
-    about = f"{counted(ratings.votes, ratings.people)} · {model_line(base.id, base.quantization, '')}".rstrip(" ·")
-    notes = "".join(f'<p class="few">{escape(note)}</p>' for note in (ratings.reason, ratings.apart) if note)
-    how = f'<p class="quiet">{escape(HOW)}</p>' if rated else ""
-    plot = _dots(rated, names) if rated else ""
+    names = {player: _player_label(name) for player, name in _player_labels(ratings).items()}
+    rated = [standing for standing in ratings.ratings if standing.interval]
+    about = f"{vote_count_text(ratings.votes, ratings.people)} · {model_label(base.id, base.quantization, '')}".rstrip(
+        " ·"
+    )
+    notes = "".join(
+        f'<p class="few">{escape(note)}</p>' for note in (ratings.no_ratings_reason, ratings.unrated_reason) if note
+    )
+    how = f'<p class="quiet">{escape(RATING_NOTE)}</p>' if rated else ""
+    plot = _interval_plot(rated, names) if rated else ""
     return (
         f'<p class="about">{escape(about)}</p>{notes}'
-        f'<div class="arena-sheets">{plot}{_table(ratings.standings, names)}{_matrix(ratings, names)}</div>{how}'
+        f'<div class="arena-sheets">{plot}{_votes_table(ratings.ratings, names)}{_win_matrix(ratings, names)}</div>{how}'
     )
 
 
-def _named(ratings: Ratings) -> dict[Player, str]:
-    return player_names([standing.player for standing in ratings.standings])
+def _player_labels(ratings: RatingTable) -> dict[Player, str]:
+    return player_labels([standing.player for standing in ratings.ratings])
 
 
-def _name(name: str) -> str:
+def _player_label(name: str) -> str:
     # The piece of a digest that tells two adapters of one name apart is no part of the method's own name.
     method, space, rest = name.partition(" (")
     return f"{method_label(method)}{space}{rest}"
 
 
-def _dots(rated: Sequence[Standing], names: Mapping[Player, str]) -> str:
-    intervals = [standing.rating for standing in rated if standing.rating]
-    low = _STEP * math.floor(min(interval.low for interval in intervals) / _STEP)
-    high = _STEP * math.ceil(max(interval.high for interval in intervals) / _STEP)
+def _interval_plot(rated: Sequence[Rating], names: Mapping[Player, str]) -> str:
+    intervals = [standing.interval for standing in rated if standing.interval]
+    low = _AXIS_STEP * math.floor(min(interval.low for interval in intervals) / _AXIS_STEP)
+    high = _AXIS_STEP * math.ceil(max(interval.high for interval in intervals) / _AXIS_STEP)
     lines = "".join(
-        _line(names[standing.player], interval, low, high) for standing, interval in zip(rated, intervals, strict=True)
+        _interval_row(names[standing.player], interval, low, high)
+        for standing, interval in zip(rated, intervals, strict=True)
     )
     ends = f'<div class="axis" aria-hidden="true"><span>{low}</span><span>{high}</span></div>'
     return (
@@ -60,7 +65,7 @@ def _dots(rated: Sequence[Standing], names: Mapping[Player, str]) -> str:
     )
 
 
-def _line(name: str, interval: Interval, low: float, high: float) -> str:
+def _interval_row(name: str, interval: Interval, low: float, high: float) -> str:
     def place(value: float) -> float:
         return (value - low) / max(high - low, 1)
 
@@ -75,12 +80,12 @@ def _line(name: str, interval: Interval, low: float, high: float) -> str:
     )
 
 
-def _table(standings: Sequence[Standing], names: Mapping[Player, str]) -> str:
+def _votes_table(standings: Sequence[Rating], names: Mapping[Player, str]) -> str:
     head = "".join(
         f'<th scope="col">{name}</th>'
         for name in ("Method", "Rating", "Place", "Votes", "Won", "Lost", "Tie", "Both bad")
     )
-    rows = "".join(_row(standing, names[standing.player]) for standing in standings)
+    rows = "".join(_votes_row(standing, names[standing.player]) for standing in standings)
     return (
         '<figure class="plot"><figcaption>All votes</figcaption><div class="sheet" tabindex="0" role="group" '
         f'aria-label="Votes by method"><table class="grid"><thead><tr>{head}</tr></thead>'
@@ -88,20 +93,20 @@ def _table(standings: Sequence[Standing], names: Mapping[Player, str]) -> str:
     )
 
 
-def _row(standing: Standing, name: str) -> str:
-    tally = standing.tally
+def _votes_row(standing: Rating, name: str) -> str:
+    tally = standing.win_counts
     counts = (tally.votes, tally.wins, tally.losses, tally.ties, tally.both_bad)
     cells = "".join(f"<td>{count}</td>" for count in counts)
-    rating = f"{standing.rating.value:.0f}" if standing.rating else '<span class="few">too few votes to say</span>'
-    return f'<tr><th scope="row">{escape(name)}</th><td>{rating}</td><td>{place_text(standing)}</td>{cells}</tr>'
+    rating = f"{standing.interval.value:.0f}" if standing.interval else '<span class="few">too few votes to say</span>'
+    return f'<tr><th scope="row">{escape(name)}</th><td>{rating}</td><td>{rank_text(standing)}</td>{cells}</tr>'
 
 
-def _matrix(ratings: Ratings, names: Mapping[Player, str]) -> str:
+def _win_matrix(ratings: RatingTable, names: Mapping[Player, str]) -> str:
     """Each row's share of wins against each column."""
-    players = [standing.player for standing in ratings.standings]
+    players = [standing.player for standing in ratings.ratings]
     head = "".join(f'<th scope="col">{escape(names[player])}</th>' for player in players)
     rows = "".join(
-        f'<tr><th scope="row">{escape(names[one])}</th>{"".join(_cell(ratings, one, other) for other in players)}</tr>'
+        f'<tr><th scope="row">{escape(names[one])}</th>{"".join(_matrix_cell(ratings, one, other) for other in players)}</tr>'
         for one in players
     )
     return (
@@ -111,9 +116,9 @@ def _matrix(ratings: Ratings, names: Mapping[Player, str]) -> str:
     )
 
 
-def _cell(ratings: Ratings, one: Player, other: Player) -> str:
-    tally = ratings.matrix.get((one, other))
-    if tally is None or tally.share is None:
+def _matrix_cell(ratings: RatingTable, one: Player, other: Player) -> str:
+    tally = ratings.pair_counts.get((one, other))
+    if tally is None or tally.win_rate is None:
         return '<td class="none">–</td>'
     votes = f"{tally.votes} vote{'' if tally.votes == 1 else 's'}"
-    return f'<td style="--share:{tally.share:.0%}">{tally.share:.0%}<span>{votes}</span></td>'
+    return f'<td style="--share:{tally.win_rate:.0%}">{tally.win_rate:.0%}<span>{votes}</span></td>'

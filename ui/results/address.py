@@ -12,37 +12,39 @@ from typing import Any
 
 import gradio as gr
 
-from ui.results.view import SHOW, View
+from ui.results.view import FILTERS, ProblemTable
 
-PARAMETERS = ("run", "method", "show", "words", "problem")
-MOST_RUNS = 50
-_LONGEST = 500
+URL_PARAMETERS = ("run", "method", "show", "words", "problem")
+MAX_URL_RUNS = 50
+_MAX_VALUE_LENGTH = 500
 # The open problem is the one that the list of problems marks. Before there is a list nothing was shown yet, and what
 # the address asks for stands.
-WRITE = (
+WRITE_URL_JS = (
     "(runs, method, show, words, problems) => { if (problems) window.peftArenaWriteAddress("
-    f'{json.dumps(PARAMETERS)}, [runs, method, show === "all" ? "" : show, words, problems.shown]); }}'
+    f'{json.dumps(URL_PARAMETERS)}, [runs, method, show === "all" ? "" : show, words, problems.shown]); }}'
 )
-READ = f"(runs) => [runs, window.peftArenaReadAddress({json.dumps(PARAMETERS)})]"
+READ_URL_JS = f"(runs) => [runs, window.peftArenaReadAddress({json.dumps(URL_PARAMETERS)})]"
 
 
 @dataclass(frozen=True)
-class Asked:
+class UrlState:
     """What an address asks for. `method` is a side's key; '' stands for all methods, no words, no problem."""
 
     runs: tuple[str, ...] = ()
     method: str = ""
     show: str = "all"
-    words: str = ""
+    query: str = ""
     problem: str = ""
 
-    def fitting(self, view: View) -> Asked:
+    def restrict_to(self, table: ProblemTable) -> UrlState:
         """The same without a method and a problem that these runs do not have."""
-        method = self.method if self.method in {side.key for side in view.sides} else ""
-        return Asked(self.runs, method, self.show, self.words, self.problem if self.problem in view.by_id else "")
+        method = self.method if self.method in {side.key for side in table.columns} else ""
+        return UrlState(
+            self.runs, method, self.show, self.query, self.problem if self.problem in table.row_index else ""
+        )
 
 
-def read_asked(value: Any, known: Collection[str]) -> Asked:
+def parse_url_state(value: Any, known: Collection[str]) -> UrlState:
     """From the browser's {parameter: values}; the filters count only together with runs that are there."""
     given = value if isinstance(value, dict) else {}
 
@@ -51,15 +53,15 @@ def read_asked(value: Any, known: Collection[str]) -> Asked:
         return [text for text in values if isinstance(text, str)] if isinstance(values, list) else []
 
     def text(name: str) -> str:
-        return next(iter(texts(name)), "")[:_LONGEST]
+        return next(iter(texts(name)), "")[:_MAX_VALUE_LENGTH]
 
-    runs = tuple(run for run in dict.fromkeys(texts("run")[:MOST_RUNS]) if run in known)
+    runs = tuple(run for run in dict.fromkeys(texts("run")[:MAX_URL_RUNS]) if run in known)
     if not runs:
-        return Asked()
-    show = text("show") if text("show") in SHOW else "all"
-    return Asked(runs, text("method"), show, text("words"), text("problem"))
+        return UrlState()
+    show = text("show") if text("show") in FILTERS else "all"
+    return UrlState(runs, text("method"), show, text("words"), text("problem"))
 
 
-def carrier() -> gr.HTML:
-    """Brings what the address says to the server: its value is what READ makes."""
+def url_component() -> gr.HTML:
+    """Brings what the address says to the server: its value is what READ_URL_JS makes."""
     return gr.HTML(None, html_template="", js_on_load=None, visible="hidden")

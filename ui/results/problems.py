@@ -8,38 +8,40 @@ from typing import Any
 import gradio as gr
 
 from ui import widgets
-from ui.results.view import Row, View, mark
+from ui.results.view import ProblemRow, ProblemTable, outcome
 
-PAGE = 25
-_LENGTH = 160
+PAGE_SIZE = 25
+_MAX_INTENT_LENGTH = 160
 
 
-def problem_list(view: View, rows: Sequence[Row], start: int = 0, shown: str = "") -> dict[str, Any]:
-    """The value of the list: the rows from `start` on, at most PAGE of them. `shown` is the open problem's id."""
-    start = min(max(start, 0), max(len(rows) - 1, 0)) // PAGE * PAGE
+def problem_list_value(
+    table: ProblemTable, rows: Sequence[ProblemRow], start: int = 0, selected: str = ""
+) -> dict[str, Any]:
+    """The value of the list: the rows from `start` on, at most PAGE_SIZE of them. `shown` is the open problem's id."""
+    start = min(max(start, 0), max(len(rows) - 1, 0)) // PAGE_SIZE * PAGE_SIZE
     return {
-        "head": _head(view, len(rows)),
-        "columns": [side.label for side in view.sides],
-        "rows": [_row(view, row) for row in rows[start : start + PAGE]],
+        "head": _count_text(table, len(rows)),
+        "columns": [side.label for side in table.columns],
+        "rows": [_row_value(table, row) for row in rows[start : start + PAGE_SIZE]],
         "from": start,
-        "size": PAGE,
+        "size": PAGE_SIZE,
         "total": len(rows),
-        "shown": shown,
+        "shown": selected,
     }
 
 
-def summary_widget(value: str) -> gr.HTML:
+def summary_component(value: str) -> gr.HTML:
     """The tables and plots. Its value is HTML; a click on a method triggers `select` with {"method"}: a side's key."""
     return gr.HTML(
         value,
         html_template='<div role="status" aria-live="polite">${value}</div>',
-        js_on_load=widgets.script("summary"),
+        js_on_load=widgets.load_script("summary"),
         apply_default_css=False,
         elem_id="summary",
     )
 
 
-def problem_widget() -> gr.HTML:
+def problem_list_component() -> gr.HTML:
     """The list. A click triggers `select` with {"id"} for a problem and {"from"} for another page."""
     template = (
         '<p class="found" role="status" aria-live="polite"></p><p class="keys quiet"><span class="cells" '
@@ -52,32 +54,32 @@ def problem_widget() -> gr.HTML:
     return gr.HTML(
         None,
         html_template=template,
-        js_on_load=widgets.script("results"),
+        js_on_load=widgets.load_script("results"),
         apply_default_css=False,
         elem_id="problems",
     )
 
 
-def _head(view: View, found: int) -> str:
-    total = len(view.rows)
+def _count_text(table: ProblemTable, found: int) -> str:
+    total = len(table.rows)
     if found == total:
         return f"{total} problem{'' if total == 1 else 's'}"
     return f"{found} of {total} problems" if found else f"None of {total} problems is like that: loosen the filter."
 
 
-def _row(view: View, row: Row) -> dict[str, Any]:
-    marks = [mark(row.results.get(side.key)) for side in view.sides]
+def _row_value(table: ProblemTable, row: ProblemRow) -> dict[str, Any]:
+    marks = [outcome(row.results.get(side.key)) for side in table.columns]
     line = " ".join(str(row.problem["intent"]).split())
     return {
         "id": row.id,
-        "intent": line if len(line) <= _LENGTH else line[:_LENGTH].rstrip() + " …",
+        "intent": line if len(line) <= _MAX_INTENT_LENGTH else line[:_MAX_INTENT_LENGTH].rstrip() + " …",
         "marks": marks,
-        "said": _said(marks),
+        "said": _solved_text(marks),
     }
 
 
-def _said(marks: Sequence[str]) -> str:
-    known = sum(found not in ("missing", "unscored") for found in marks)
+def _solved_text(outcomes: Sequence[str]) -> str:
+    known = sum(found not in ("missing", "unscored") for found in outcomes)
     if not known:
         return "not scored"
-    return f"solved by {marks.count('solved')} of {known}"
+    return f"solved by {outcomes.count('solved')} of {known}"

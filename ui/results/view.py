@@ -9,7 +9,7 @@ from typing import Any
 from evaluate.results import Result, Run
 from ui.labels import method_label
 
-SHOW = {
+FILTERS = {
     "all": "All problems",
     "failures": "Failures of the method",
     "only": "Solved by this method alone",
@@ -19,7 +19,7 @@ SHOW = {
 
 
 @dataclass(frozen=True)
-class Side:
+class MethodColumn:
     """One method of one run: a column of the table. `key` names it in the page, `label` is what a person reads."""
 
     key: str
@@ -29,7 +29,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProblemRow:
     """One problem, and what each side answered; a side that has not come to it is missing."""
 
     problem: Mapping[str, Any]
@@ -41,39 +41,39 @@ class Row:
 
 
 @dataclass(frozen=True)
-class View:
+class ProblemTable:
     """Problems by sides. `left_out` names the runs over other problems: their answers cannot stand side by side."""
 
-    sides: tuple[Side, ...] = ()
-    rows: tuple[Row, ...] = ()
-    left_out: tuple[str, ...] = ()
-    by_id: Mapping[str, int] = field(default_factory=dict)
+    columns: tuple[MethodColumn, ...] = ()
+    rows: tuple[ProblemRow, ...] = ()
+    excluded_runs: tuple[str, ...] = ()
+    row_index: Mapping[str, int] = field(default_factory=dict)
 
 
-def make_view(runs: Sequence[tuple[str, Run]]) -> View:
+def make_problem_table(runs: Sequence[tuple[str, Run]]) -> ProblemTable:
     """All methods of the runs that are over the same problems as the first one."""
     if not runs:
-        return View()
+        return ProblemTable()
     first = runs[0][1]
-    same = [(name, run) for name, run in runs if _problems(run) == _problems(first)]
-    left_out = tuple(name for name, run in runs if _problems(run) != _problems(first))
-    sides = tuple(side for name, run in same for side in _sides(name, run, several=len(same) > 1))
+    same = [(name, run) for name, run in runs if _problem_set(run) == _problem_set(first)]
+    left_out = tuple(name for name, run in runs if _problem_set(run) != _problem_set(first))
+    sides = tuple(side for name, run in same for side in _method_columns(name, run, several=len(same) > 1))
     answers = {side.key: {result.problem: result for result in side.run.results(side.method)} for side in sides}
     rows = tuple(
-        Row(problem, {key: found[problem["id"]] for key, found in answers.items() if problem["id"] in found})
+        ProblemRow(problem, {key: found[problem["id"]] for key, found in answers.items() if problem["id"] in found})
         for problem in first.problems
     )
-    return View(sides, rows, left_out, {row.id: place for place, row in enumerate(rows)})
+    return ProblemTable(sides, rows, left_out, {row.id: place for place, row in enumerate(rows)})
 
 
-def solved(result: Result) -> bool:
+def is_solved(result: Result) -> bool:
     """Whether the first candidate passes all tests or, where none ran, is the reference."""
     if result.checks:
         return bool(result.checks[0]) and all(check["passed"] for check in result.checks[0])
     return result.scores.get("em@1") == 1
 
 
-def mark(result: Result | None) -> str:
+def outcome(result: Result | None) -> str:
     """'solved', 'failed' (no answer at all), 'wrong', 'unscored', or 'missing' where the run has not come to it."""
     if result is None:
         return "missing"
@@ -81,17 +81,21 @@ def mark(result: Result | None) -> str:
         return "failed"
     if not result.checks and result.scores.get("em@1") is None:
         return "unscored"
-    return "solved" if solved(result) else "wrong"
+    return "solved" if is_solved(result) else "wrong"
 
 
-def select(view: View, show: str, method: str, words: str) -> list[Row]:
+def filter_rows(table: ProblemTable, show: str, method: str, query: str) -> list[ProblemRow]:
     """The rows that a person asked for. `method` is a side's key, '' for all; `words` are all looked for."""
-    wanted = words.casefold().split()
-    return [row for row in view.rows if _shown(view, row, show, method) and all(word in _text(row) for word in wanted)]
+    wanted = query.casefold().split()
+    return [
+        row
+        for row in table.rows
+        if _matches_filter(table, row, show, method) and all(word in _searchable_text(row) for word in wanted)
+    ]
 
 
-def _shown(view: View, row: Row, show: str, method: str) -> bool:
-    marks = {side.key: mark(row.results.get(side.key)) for side in view.sides}
+def _matches_filter(table: ProblemTable, row: ProblemRow, show: str, method: str) -> bool:
+    marks = {side.key: outcome(row.results.get(side.key)) for side in table.columns}
     winners = {key for key, found in marks.items() if found == "solved"}
     asked = {method} if method in marks else set(marks)
     if show == "failures":
@@ -103,25 +107,25 @@ def _shown(view: View, row: Row, show: str, method: str) -> bool:
     return not winners if show == "none" else True
 
 
-def _text(row: Row) -> str:
+def _searchable_text(row: ProblemRow) -> str:
     """What is searched: the question, the reference, and what was answered first."""
     codes = [result.candidates[0]["code"] for result in row.results.values() if result.candidates]
     parts = (row.id, row.problem.get("intent"), row.problem.get("reference"), *codes)
     return "\n".join(str(part) for part in parts if part).casefold()
 
 
-def _sides(name: str, run: Run, *, several: bool) -> list[Side]:
-    end = f" ({_short(name)})" if several else ""
+def _method_columns(name: str, run: Run, *, several: bool) -> list[MethodColumn]:
+    end = f" ({_run_stem(name)})" if several else ""
     return [
-        Side(f"{name}|{method}", method_label(method) + end, method, run)
+        MethodColumn(f"{name}|{method}", method_label(method) + end, method, run)
         for method in run.methods
         if run.results(method)
     ]
 
 
-def _short(name: str) -> str:
+def _run_stem(name: str) -> str:
     return name.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".jsonl")
 
 
-def _problems(run: Run) -> tuple[object, ...]:
+def _problem_set(run: Run) -> tuple[object, ...]:
     return run.settings.get("data"), run.settings.get("data_digest"), tuple(problem["id"] for problem in run.problems)

@@ -17,19 +17,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from errors import DataError, DiskSpaceError, PeftArenaError
-from serve.home import make_folder, require_space
+from errors import DataError, DiskSpaceError, PromptOrTuneError
+from serve.home import check_disk_space, make_dir
 from tasks.datasets import DATASETS
 from tasks.datasets.hub_files import is_hub_id
 from tasks.datasets.tables import FORMATS
-from ui.limits import check_upload
+from ui.limits import check_upload_size
 
-_STATE = "draft.json"
-_LONGEST_NAME = 80
-_BLOCK = 1 << 20
+_DRAFT_FILE = "draft.json"
+_MAX_NAME_LENGTH = 80
+_BLOCK_BYTES = 1 << 20
 # A draft that nobody came back to is thrown away.
-_DAYS = 30
-_VISITOR = re.compile(r"[a-z]+-[0-9a-f]{16}")
+_MAX_AGE_DAYS = 30
+_VISITOR_ID = re.compile(r"[a-z]+-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Draft:
         return bool(self.digest)
 
 
-class Drafts:
+class DraftStore:
     """All visitors' drafts on disk. Thread-safe: files are replaced whole."""
 
     def __init__(self, home: Path) -> None:
@@ -63,10 +63,12 @@ class Drafts:
     def get(self, visitor: str) -> Draft | None:
         """The visitor's draft, None where there is none or its file is gone."""
         try:
-            values = json.loads((self._folder(visitor) / _STATE).read_text(encoding="utf-8"))
+            values = json.loads((self._folder(visitor) / _DRAFT_FILE).read_text(encoding="utf-8"))
             if not (isinstance(values["name"], str) and isinstance(values.get("settings", {}), dict)):
                 return None
-            draft = Draft(**{each.name: _tupled(values[each.name]) for each in fields(Draft) if each.name in values})
+            draft = Draft(
+                **{each.name: _list_to_tuple(values[each.name]) for each in fields(Draft) if each.name in values}
+            )
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return None if draft.is_file and not self.path(visitor, draft).is_file() else draft
@@ -75,15 +77,15 @@ class Drafts:
         """Where an uploaded draft's file lies."""
         return self._folder(visitor) / draft.digest / draft.name
 
-    def take(self, visitor: str, upload: Path, limit: int) -> Draft:
-        """Copies an uploaded file; it replaces the visitor's earlier one. PeftArenaError where it is too large."""
+    def save_upload(self, visitor: str, upload: Path, limit: int) -> Draft:
+        """Copies an uploaded file; it replaces the visitor's earlier one. PromptOrTuneError where it is too large."""
         size = upload.stat().st_size
-        check_upload(size, limit, f"'{upload.name}'")
-        folder = make_folder(self._folder(visitor))
-        require_space(folder, size)
-        draft = Draft(safe_name(upload.name), _digest(upload), size)
+        check_upload_size(size, limit, f"'{upload.name}'")
+        folder = make_dir(self._folder(visitor))
+        check_disk_space(folder, size)
+        draft = Draft(safe_file_name(upload.name), _file_digest(upload), size)
         target = self.path(visitor, draft)
-        part = make_folder(target.parent) / f".{draft.name}.part"
+        part = make_dir(target.parent) / f".{draft.name}.part"
         try:
             shutil.copyfile(upload, part)
             part.replace(target)
@@ -94,54 +96,54 @@ class Drafts:
                 "this app."
             ) from fault
         self.save(visitor, draft)
-        self._tidy(folder, draft.digest)
+        self._delete_outdated(folder, draft.digest)
         return draft
 
-    def name(self, visitor: str, name: str) -> Draft:
+    def select_dataset(self, visitor: str, name: str) -> Draft:
         """A draft of one of our data sets or one of the Hub; DataError for any other name."""
-        draft = Draft(checked_name(name))
+        draft = Draft(check_dataset_name(name))
         self.save(visitor, draft)
         return draft
 
     def save(self, visitor: str, draft: Draft) -> None:
         """Keeps the draft as it is now."""
-        folder = make_folder(self._folder(visitor))
-        part = folder / f".{_STATE}.{os.getpid()}.{time.monotonic_ns()}"
+        folder = make_dir(self._folder(visitor))
+        part = folder / f".{_DRAFT_FILE}.{os.getpid()}.{time.monotonic_ns()}"
         try:
             part.write_text(json.dumps(asdict(draft)), encoding="utf-8")
-            part.replace(folder / _STATE)
+            part.replace(folder / _DRAFT_FILE)
         except OSError as fault:
             part.unlink(missing_ok=True)
             raise DiskSpaceError(f"What you filled in could not be kept ({fault.strerror or fault}).") from fault
 
-    def forget(self, visitor: str) -> None:
+    def delete(self, visitor: str) -> None:
         """Removes the visitor's draft and file."""
         shutil.rmtree(self._folder(visitor), ignore_errors=True)
 
     def _folder(self, visitor: str) -> Path:
-        if not _VISITOR.fullmatch(visitor):
-            raise PeftArenaError("Nobody is known by that name: load the page again.")
+        if not _VISITOR_ID.fullmatch(visitor):
+            raise PromptOrTuneError("Nobody is known by that name: load the page again.")
         return self._root / visitor
 
-    def _tidy(self, folder: Path, digest: str) -> None:
+    def _delete_outdated(self, folder: Path, digest: str) -> None:
         for each in folder.iterdir():
             if each.is_dir() and each.name != digest:
                 shutil.rmtree(each, ignore_errors=True)
         for other in self._root.iterdir():
-            if other != folder and _age(other / _STATE) > _DAYS * 24 * 3600:
+            if other != folder and _age_seconds(other / _DRAFT_FILE) > _MAX_AGE_DAYS * 24 * 3600:
                 shutil.rmtree(other, ignore_errors=True)
 
 
-def safe_name(name: str) -> str:
+def safe_file_name(name: str) -> str:
     """The file's name without folders and without anything that is no letter, digit, dot, dash or underscore."""
     base = PurePosixPath(name.replace("\\", "/")).name
     clean = re.sub(r"[^\w.-]+", "_", base, flags=re.ASCII).lstrip(".-")
     ending = PurePosixPath(clean).suffix
-    stem = clean.removesuffix(ending)[: _LONGEST_NAME - len(ending)]
-    return f"{stem or 'upload'}{ending}" if len(ending) < _LONGEST_NAME else "upload"
+    stem = clean.removesuffix(ending)[: _MAX_NAME_LENGTH - len(ending)]
+    return f"{stem or 'upload'}{ending}" if len(ending) < _MAX_NAME_LENGTH else "upload"
 
 
-def checked_name(name: str) -> str:
+def check_dataset_name(name: str) -> str:
     """A data set's name as a visitor may give it: one of ours, or one of the Hub; never a path of this machine."""
     name = name.strip()
     if name in DATASETS:
@@ -156,19 +158,19 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _tupled(value: Any) -> Any:
+def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     state = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(_BLOCK_BYTES):
             state.update(block)
     return state.hexdigest()[:16]
 
 
-def _age(path: Path) -> float:
+def _age_seconds(path: Path) -> float:
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

@@ -21,95 +21,95 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from errors import DataError, PeftArenaError
+from errors import DataError, PromptOrTuneError
 from serve.backends.local.source import Source
-from serve.quiet import quiet
+from serve.quiet import configure_environment
 from tasks.datasets import DATASETS
-from tasks.datasets.columns import Columns, listed, recognise
+from tasks.datasets.columns import Columns, detect_columns, quote_names
 from tasks.datasets.hub_files import fetch_tables, is_hub_id
 from tasks.datasets.tables import open_table
 from tasks.datasets.upload import read_upload
 from train.config import TrainConfig
-from train.prepare import Prepared
+from train.prepare import TokenizedData
 from train.settings import make_config
 
 Event = dict[str, Any]
 # Faults of rows that are told; all are counted.
-FAULTS = 50
+MAX_LISTED_ERRORS = 50
 
 
-def look(values: Mapping[str, Any], say: Any) -> Iterator[Event]:
+def preview(values: Mapping[str, Any], report_progress: Any) -> Iterator[Event]:
     """All events of one request but the lines of progress, which go to `say` as they come."""
-    from train.preflight import preflight
+    from train.preflight import run_preflight
 
     try:
         config = make_config(values)
-        yield from _rows(config, say)
+        yield from _read_rows(config, report_progress)
         if not config.model_name_or_path:
             return
-        say("Counting what would be learned ...")
-        yield {"preflight": preflight(config, say, _estimator).values()}
-    except _QuestionError as fault:
+        report_progress("Counting what would be learned ...")
+        yield {"preflight": run_preflight(config, report_progress, _estimate).to_dict()}
+    except _UnknownColumnsError as fault:
         yield {"question": str(fault)}
-    except PeftArenaError as fault:
-        yield {"refused": plain(str(fault), str(values.get("dataset_name", "")))}
+    except PromptOrTuneError as fault:
+        yield {"refused": hide_path(str(fault), str(values.get("dataset_name", "")))}
 
 
-class _QuestionError(PeftArenaError):
+class _UnknownColumnsError(PromptOrTuneError):
     """The columns are there, and which of them to read is not known."""
 
 
-def _rows(config: TrainConfig, say: Any) -> Iterator[Event]:
+def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
     """The table and the facts, of a file or a data set of the Hub; our own data sets are known to be sound."""
     name = config.dataset_name
     if name in DATASETS:
         return
     if is_hub_id(name) and not Path(name).is_file():
-        say(f"Fetching {name} from the Hub ...")
+        report_progress(f"Fetching {name} from the Hub ...")
         paths = list(fetch_tables(name).train)
     else:
         paths = [Path(name)]
     table = open_table(paths[0])
     try:
-        found = recognise(paths[0], table.columns)
+        found = detect_columns(paths[0], table.columns)
     except DataError:
         found = Columns()
     chosen = (config.intent_column, config.code_column)
-    yield {"table": {"columns": list(table.columns), "recognised": pair(found), "chosen": list(chosen)}}
-    if not pair(found) and None in chosen:
-        raise _QuestionError(
-            f"{paths[0].name} has the columns {listed(table.columns)}: choose which one says what the code should do, "
+    yield {"table": {"columns": list(table.columns), "recognised": column_pair(found), "chosen": list(chosen)}}
+    if not column_pair(found) and None in chosen:
+        raise _UnknownColumnsError(
+            f"{paths[0].name} has the columns {quote_names(table.columns)}: choose which one says what the code should do, "
             "and which one holds the code."
         )
     uploads = [read_upload(path, *chosen) for path in paths]
-    faults = [f"{fault.sentence}" for upload in uploads for fault in upload.faults]
+    faults = [f"{fault.message}" for upload in uploads for fault in upload.errors]
     yield {
         "facts": {
             "rows": sum(upload.rows for upload in uploads),
             "sound": sum(len(upload.examples) for upload in uploads),
             "mapping": str(uploads[0].mapping),
-            "faults": {"count": len(faults), "shown": faults[:FAULTS]},
+            "faults": {"count": len(faults), "shown": faults[:MAX_LISTED_ERRORS]},
         }
     }
 
 
-def pair(columns: Columns) -> list[str]:
+def column_pair(columns: Columns) -> list[str]:
     """The two columns that a page shows; the same one twice for a chat. Empty where none are known."""
     both = [columns.turns or columns.intent, columns.turns or columns.code]
     return both if all(both) else []
 
 
-def plain(sentence: str, path: str) -> str:
+def hide_path(message: str, path: str) -> str:
     """The sentence with the file's name where it names its path on this machine, and without flags of a command."""
-    return sentence.replace(path, Path(path).name) if "/" in path and Path(path).is_absolute() else sentence
+    return message.replace(path, Path(path).name) if "/" in path and Path(path).is_absolute() else message
 
 
-def _estimator(config: TrainConfig, source: Source, prepared: Prepared) -> Event:
+def _estimate(config: TrainConfig, source: Source, prepared: TokenizedData) -> Event:
     """The estimate in numbers, with the memory that is free now; {"reason"} where there is none."""
     from serve.backends.memory import free_memory
-    from train.estimate import foreseen
+    from train.estimate import try_estimate
 
-    guess = foreseen(config, source.folder, prepared)
+    guess = try_estimate(config, source.folder, prepared)
     if isinstance(guess, str):
         return {"reason": f"What it takes is {guess}"}
     return {**asdict(guess), "free_bytes": free_memory(config.device)}
@@ -120,7 +120,7 @@ def main() -> None:
     # What libraries print must not stand among the events.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    quiet()
+    configure_environment()
     with suppress(OSError, AttributeError):
         os.nice(5)  # whoever waits for an answer of the model comes first
 
@@ -130,7 +130,7 @@ def main() -> None:
 
     for line in sys.stdin:
         try:
-            for event in look(json.loads(line), lambda text: send({"line": text})):
+            for event in preview(json.loads(line), lambda text: send({"line": text})):
                 send(event)
         except Exception:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
             traceback.print_exc()

@@ -17,84 +17,86 @@ from typing import IO, Any, cast
 
 _ROOT = Path(__file__).resolve().parents[2]
 Event = dict[str, Any]
-TICK = 0.2
+POLL_SECONDS = 0.2
 # What is no longer wanted may end by itself for so long, as a new process has to import torch again.
-GRACE = 4.0
-MOST_SECONDS = 600.0
+CANCEL_GRACE_SECONDS = 4.0
+MAX_SECONDS = 600.0
 _IDLE_SECONDS = 180.0
-_REMEMBERED = 24
-ENDED = {"defect": "The look at your rows ended unexpectedly (perhaps for want of memory): try again, or fewer rows."}
-SLOW = {"defect": "Looking at your rows takes too long here: try fewer of them, or `python -m train --dry-run`."}
+_MAX_CACHED = 24
+PROCESS_DIED = {
+    "defect": "The look at your rows ended unexpectedly (perhaps for want of memory): try again, or fewer rows."
+}
+TIMED_OUT = {"defect": "Looking at your rows takes too long here: try fewer of them, or `python -m train --dry-run`."}
 _log = logging.getLogger(__name__)
 
 
-class Turn:
+class PreviewRequest:
     """One look of one visitor; it is over when the same visitor asks for another one."""
 
     def __init__(self) -> None:
-        self._over = threading.Event()
+        self._cancelled = threading.Event()
 
-    def end(self) -> None:
-        self._over.set()
+    def cancel(self) -> None:
+        self._cancelled.set()
 
     @property
-    def over(self) -> bool:
+    def cancelled(self) -> bool:
         """Whether nobody waits for it any more."""
-        return self._over.is_set()
+        return self._cancelled.is_set()
 
-    def settle(self, seconds: float) -> bool:
+    def debounce(self, seconds: float) -> bool:
         """Waits for a moment; False when the visitor has changed something meanwhile."""
-        return not self._over.wait(seconds)
+        return not self._cancelled.wait(seconds)
 
 
-class Looker:
+class PreviewClient:
     """Thread-safe. The process starts with the first question and ends when none has come for a while."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
         self._lock = threading.Lock()  # held while the process works
-        self._turns: dict[str, Turn] = {}
-        self._known: OrderedDict[str, list[Event]] = OrderedDict()
-        self._process: _Process | None = None
-        self._rest: threading.Timer | None = None
+        self._requests: dict[str, PreviewRequest] = {}
+        self._cache: OrderedDict[str, list[Event]] = OrderedDict()
+        self._process: _PreviewProcess | None = None
+        self._idle_timer: threading.Timer | None = None
 
-    def turn(self, asker: str) -> Turn:
+    def new_request(self, session: str) -> PreviewRequest:
         """A new turn, which ends the asker's earlier one."""
-        turn = Turn()
-        before = self._turns.get(asker)
-        self._turns[asker] = turn
+        turn = PreviewRequest()
+        before = self._requests.get(session)
+        self._requests[session] = turn
         if before is not None:
-            before.end()
+            before.cancel()
         return turn
 
-    def leave(self, asker: str) -> None:
+    def cancel_session(self, session: str) -> None:
         """The asker is gone: nobody waits for their look."""
-        turn = self._turns.pop(asker, None)
+        turn = self._requests.pop(session, None)
         if turn is not None:
-            turn.end()
+            turn.cancel()
 
-    def look(self, turn: Turn, request: Mapping[str, Any]) -> Iterator[Event]:
+    def preview(self, preview_request: PreviewRequest, request: Mapping[str, Any]) -> Iterator[Event]:
         """The events of `ui.train.look`; none any more when the turn is over."""
         key = json.dumps(request, sort_keys=True, default=str)
-        known = self._known.get(key)
+        known = self._cache.get(key)
         if known is not None:
             yield from known
             return
         waited = False
-        while not self._lock.acquire(timeout=TICK):
-            if turn.over:
+        while not self._lock.acquire(timeout=POLL_SECONDS):
+            if preview_request.cancelled:
                 return
             if not waited:
                 waited = True
                 yield {"line": "Waiting for another look to end ..."}
         try:
             said = []
-            for event in self._ask(turn, key):
+            for event in self._stream_events(preview_request, key):
                 if "line" not in event:
                     said.append(event)
                 yield event
-            if said and "defect" not in said[-1] and not turn.over:
-                self._remember(key, said)
+            if said and "defect" not in said[-1] and not preview_request.cancelled:
+                self._cache_events(key, said)
         finally:
             self._lock.release()
 
@@ -103,49 +105,49 @@ class Looker:
         with self._lock:
             self._stop()
 
-    def _remember(self, key: str, said: list[Event]) -> None:
-        self._known[key] = said
-        while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
+    def _cache_events(self, key: str, events: list[Event]) -> None:
+        self._cache[key] = events
+        while len(self._cache) > _MAX_CACHED:
+            self._cache.popitem(last=False)
 
-    def _ask(self, turn: Turn, request: str) -> Iterator[Event]:
+    def _stream_events(self, preview_request: PreviewRequest, request: str) -> Iterator[Event]:
         """Gives up, and ends the process, when the turn has been over for a while or the reader is gone."""
-        process, whole = self._running(), False
+        process, whole = self._ensure_process(), False
         began, unwanted = time.monotonic(), None
         try:
             process.send(request)
             while True:
-                event = process.event(TICK)
+                event = process.next_event(POLL_SECONDS)
                 now = time.monotonic()
-                if turn.over:
+                if preview_request.cancelled:
                     unwanted = unwanted or now
-                if event is None and now - began < MOST_SECONDS and now - (unwanted or now) < GRACE:
+                if event is None and now - began < MAX_SECONDS and now - (unwanted or now) < CANCEL_GRACE_SECONDS:
                     continue
                 if event is None or "ended" in event:
-                    if not turn.over:
-                        yield SLOW if event is None else ENDED
+                    if not preview_request.cancelled:
+                        yield TIMED_OUT if event is None else PROCESS_DIED
                     return
                 if "over" in event:
                     whole = True
                     return
-                if not turn.over:
+                if not preview_request.cancelled:
                     yield event
         finally:
             if whole:
-                self._rest = threading.Timer(_IDLE_SECONDS, self._idle)
-                self._rest.daemon = True
-                self._rest.start()
+                self._idle_timer = threading.Timer(_IDLE_SECONDS, self._stop_if_idle)
+                self._idle_timer.daemon = True
+                self._idle_timer.start()
             else:
                 self._stop()
 
-    def _running(self) -> _Process:
-        if self._rest is not None:
-            self._rest.cancel()
+    def _ensure_process(self) -> _PreviewProcess:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._process is None or not self._process.alive():
-            self._process = _Process(self._home)
+            self._process = _PreviewProcess(self._home)
         return self._process
 
-    def _idle(self) -> None:
+    def _stop_if_idle(self) -> None:
         if self._lock.acquire(blocking=False):
             try:
                 self._stop()
@@ -153,14 +155,14 @@ class Looker:
                 self._lock.release()
 
     def _stop(self) -> None:
-        if self._rest is not None:
-            self._rest.cancel()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._process is not None:
-            self._process.end()
+            self._process.kill()
             self._process = None
 
 
-class _Process:
+class _PreviewProcess:
     """The child and a thread that reads what it says. It ends by itself when its parent is gone."""
 
     def __init__(self, home: Path) -> None:
@@ -193,14 +195,14 @@ class _Process:
         except OSError:
             self._events.put({"ended": True})
 
-    def event(self, seconds: float) -> Event | None:
+    def next_event(self, timeout: float) -> Event | None:
         """The next event, None where none comes in time; {"ended"} when the process is gone."""
         try:
-            return self._events.get(timeout=seconds)
+            return self._events.get(timeout=timeout)
         except queue.Empty:
             return None
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._child.kill()
         self._child.wait()
         for pipe in (self._stdin, self._stdout):

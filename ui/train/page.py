@@ -5,27 +5,27 @@ from __future__ import annotations
 import gradio as gr
 from gradio.context import Context as Building
 
-from jobs.board import JobBoard
+from jobs.board import JobService
 from ui.context import Context
 from ui.method_form import MethodForm
 from ui.train import settings_form
-from ui.train.form import Form, build_form
-from ui.train.form_events import FormDesk
-from ui.train.panel import build_panel
+from ui.train.form import TrainForm, build_form
+from ui.train.form_events import TrainFormHandlers
+from ui.train.panel import build_jobs_panel
 
 TITLE = "Train"
 # Looks wait for one another behind the page; so many may wait before Gradio's queue takes over.
-MOST_LOOKS = 24
-_LOOKING = {
+MAX_PENDING_PREVIEWS = 24
+_PREVIEW_EVENT_OPTIONS = {
     "show_progress": "hidden",
     "api_visibility": "private",
     "trigger_mode": "multiple",
-    "concurrency_limit": MOST_LOOKS,
+    "concurrency_limit": MAX_PENDING_PREVIEWS,
     "concurrency_id": "train-looks",
 }
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 # The job that has just begun is shown.
-_TO_THE_JOBS = """() => {
+_SCROLL_TO_JOBS_JS = """() => {
   if (document.querySelector("#train-start-note .started"))
     document.querySelector("#train-jobs")?.scrollIntoView({ block: "start" });
 }"""
@@ -36,23 +36,41 @@ def build_train(context: Context, tab: gr.Tab, form: MethodForm) -> None:
     chosen = gr.State("")
     with gr.Column(elem_id="train"):
         drawn = build_form(context, chosen)
-        build_panel(context, tab, form, chosen)
-    _wire(drawn, FormDesk(context, drawn, JobBoard(context.home)), tab)
+        build_jobs_panel(context, tab, form, chosen)
+    _wire(drawn, TrainFormHandlers(context, drawn, JobService(context.home)), tab)
 
 
-def _wire(form: Form, desk: FormDesk, tab: gr.Tab) -> None:
-    outputs, filled = form.outputs, form.filled
-    tab.select(desk.opened, [form.shown, *filled], outputs, **_LOOKING)
-    form.file.upload(desk.upload, [form.file, *filled], outputs, **_LOOKING)
-    gr.on([form.use_named.click, form.named.submit], desk.name, [form.named, *filled], outputs, **_LOOKING)
-    form.example.click(desk.example, filled, outputs, **_LOOKING)
-    gr.on([form.intent.input, form.code.input], desk.remap, filled, outputs, **_LOOKING)
-    fields = dict(zip((each.name for each in settings_form.ALL), form.fields, strict=True))
-    gr.on([form.technique.input, fields.pop("preset").input], desk.rechoose, filled, outputs, **_LOOKING)
-    gr.on([each.input for each in fields.values()], desk.retune, filled, outputs, **_LOOKING)
-    form.forget.click(desk.forget, None, outputs, **_QUIET)
-    gr.on([form.where.place.input, form.where.flavor.input], desk.place, filled, outputs, **_QUIET)
-    begun = form.start.click(desk.start, filled, outputs, show_progress="hidden", api_visibility="private")
+def _wire(form: TrainForm, handlers: TrainFormHandlers, tab: gr.Tab) -> None:
+    outputs, filled = form.outputs, form.inputs
+    tab.select(handlers.restore_draft, [form.draft_key, *filled], outputs, **_PREVIEW_EVENT_OPTIONS)
+    form.file.upload(handlers.upload, [form.file, *filled], outputs, **_PREVIEW_EVENT_OPTIONS)
+    gr.on(
+        [form.use_dataset.click, form.dataset_name.submit],
+        handlers.select_dataset,
+        [form.dataset_name, *filled],
+        outputs,
+        **_PREVIEW_EVENT_OPTIONS,
+    )
+    form.example.click(handlers.load_example, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
+    gr.on([form.intent.input, form.code.input], handlers.change_columns, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
+    fields = dict(zip((each.name for each in settings_form.ALL_SETTINGS), form.fields, strict=True))
+    gr.on(
+        [form.technique.input, fields.pop("preset").input],
+        handlers.change_technique,
+        filled,
+        outputs,
+        **_PREVIEW_EVENT_OPTIONS,
+    )
+    gr.on([each.input for each in fields.values()], handlers.change_setting, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
+    form.remove_rows.click(handlers.clear, None, outputs, **_EVENT_OPTIONS)
+    gr.on(
+        [form.target.location.input, form.target.flavor.input],
+        handlers.change_location,
+        filled,
+        outputs,
+        **_EVENT_OPTIONS,
+    )
+    begun = form.start.click(handlers.start, filled, outputs, show_progress="hidden", api_visibility="private")
     if Building.root_block is not None:
-        Building.root_block.unload(desk.left)
-    begun.then(None, None, None, js=_TO_THE_JOBS, **_QUIET)
+        Building.root_block.unload(handlers.close_session)
+    begun.then(None, None, None, js=_SCROLL_TO_JOBS_JS, **_EVENT_OPTIONS)

@@ -14,126 +14,133 @@ from typing import Any
 
 import gradio as gr
 
-from errors import PeftArenaError
-from jobs.board import JobBoard
+from errors import PromptOrTuneError
+from jobs.board import JobService
 from ui import widgets
 from ui.context import Context
-from ui.method_form import MethodForm, opened_with
+from ui.method_form import MethodForm, add_adapter_updates
 from ui.train import panel_parts as parts
-from ui.train.panel_actions import Desk
-from ui.train.panel_look import Look, look, no_look
+from ui.train.panel_actions import JobActions
+from ui.train.panel_look import PanelUpdate, failed_poll_state, panel_update
 from ui.train.publish import build_publish
 
-DEFECT = "Something went wrong on our side, and the log says what. The jobs go on."
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+INTERNAL_ERROR = "Something went wrong on our side, and the log says what. The jobs go on."
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _log = logging.getLogger(__name__)
-_Act = Callable[[gr.Request, str | None], Mapping[Any, Any]]
+_ActionFn = Callable[[gr.Request, str | None], Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Panel:
+class JobsPanel:
     """The components that events read and change."""
 
-    chosen: gr.State
-    pulse: gr.HTML
+    selected_job: gr.State
+    poller: gr.HTML
     note: gr.HTML
     empty: gr.HTML
-    room: gr.Row
+    layout: gr.Row
     jobs: gr.HTML
     parts: Mapping[str, gr.HTML]
     buttons: Mapping[str, gr.Button]
     actions: gr.Row
-    question: gr.Column
-    asked: gr.HTML
-    answers: Mapping[str, gr.Button]
-    press_note: gr.HTML
-    saved: gr.DownloadButton
+    confirmation: gr.Column
+    confirmation_text: gr.HTML
+    confirmation_buttons: Mapping[str, gr.Button]
+    action_note: gr.HTML
+    download: gr.DownloadButton
     publish: gr.Column
 
 
-def build_panel(context: Context, tab: gr.Tab, form: MethodForm, chosen: gr.State) -> None:  # noqa: ARG001
+def build_jobs_panel(context: Context, tab: gr.Tab, form: MethodForm, selected_job: gr.State) -> None:  # noqa: ARG001
     """Draws the jobs inside the current Blocks and wires them.
 
     `chosen` holds the id of the shown job, '' for none: whoever starts a job sets it, and the panel follows.
     """
-    desk = Desk(context, JobBoard(context.home))
-    panel = _draw(context, chosen)
-    _wire_look(panel, desk)
+    desk = JobActions(context, JobService(context.home))
+    panel = _build_components(context, selected_job)
+    _wire_poll(panel, desk)
     _wire_buttons(panel, desk)
     _wire_adapter(panel, desk, form)
 
 
-def _draw(context: Context, chosen: gr.State) -> Panel:
+def _build_components(context: Context, selected_job: gr.State) -> JobsPanel:
     with gr.Column(elem_id="train-jobs"):
         gr.HTML("<h2>Training jobs</h2>", apply_default_css=False, js_on_load=None, elem_id="train-jobs-title")
-        note = widgets.live("", elem_id="train-jobs-note", role="alert")
-        empty = parts.html('<p class="quiet">Looking for jobs ...</p>', "train-jobs-empty")
+        note = widgets.live_region("", elem_id="train-jobs-note", role="alert")
+        empty = parts.static_html('<p class="quiet">Looking for jobs ...</p>', "train-jobs-empty")
         with gr.Row(elem_id="train-jobs-room", visible=False) as room:
-            jobs = parts.job_list()
+            jobs = parts.job_list_component()
             with gr.Column(elem_id="train-job", min_width=0):
-                shown = {"head": parts.card("train-job-head"), "line": widgets.live("", elem_id="train-job-line")}
-                with gr.Row(elem_id="train-job-actions") as actions:
-                    buttons, saved = parts.buttons()
-                press_note = widgets.live("", elem_id="train-job-note", role="alert")
-                question, asked, answers = parts.question()
-                shown |= {
-                    "message": parts.html("", "train-job-message"),
-                    "failed": parts.html("", "train-job-failed"),
-                    "verdict": parts.card("train-job-verdict"),
+                shown = {
+                    "head": parts.job_card_component("train-job-head"),
+                    "line": widgets.live_region("", elem_id="train-job-line"),
                 }
-                shown |= {"curve": parts.curve(), "log": parts.log()}
+                with gr.Row(elem_id="train-job-actions") as actions:
+                    buttons, saved = parts.build_action_buttons()
+                press_note = widgets.live_region("", elem_id="train-job-note", role="alert")
+                question, asked, answers = parts.build_delete_confirmation()
+                shown |= {
+                    "message": parts.static_html("", "train-job-message"),
+                    "failed": parts.static_html("", "train-job-failed"),
+                    "verdict": parts.job_card_component("train-job-verdict"),
+                }
+                shown |= {"curve": parts.loss_curve_component(), "log": parts.log_component()}
                 with gr.Column(visible=False, elem_id="train-job-publish") as publish:
-                    build_publish(context, chosen)
-    pulse = parts.pulse()
-    return Panel(
-        chosen, pulse, note, empty, room, jobs, shown, buttons, actions, question, asked, answers, press_note, saved,
+                    build_publish(context, selected_job)
+    pulse = parts.poll_component()
+    return JobsPanel(
+        selected_job, pulse, note, empty, room, jobs, shown, buttons, actions, question, asked, answers, press_note, saved,
         publish,
     )  # fmt: skip
 
 
-def _wire_look(panel: Panel, desk: Desk) -> None:
+def _wire_poll(panel: JobsPanel, job_actions: JobActions) -> None:
     """One event paints everything, whoever asks for it; so two paintings can never cross."""
 
     def show(chosen: str | None, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
         asked = event._data if isinstance(event._data, dict) else {}
         try:
-            return _painted(panel, look(desk, desk.context.visitors.of(request), chosen, asked), chosen)
-        except PeftArenaError as fault:
-            return {panel.note: _sentence(str(fault)), panel.pulse: no_look(asked)}
+            return _component_updates(
+                panel, panel_update(job_actions, job_actions.context.visitors.identify(request), chosen, asked), chosen
+            )
+        except PromptOrTuneError as fault:
+            return {panel.note: _error_html(str(fault)), panel.poller: failed_poll_state(asked)}
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
             _log.exception("The jobs could not be shown.")
-            return {panel.note: _sentence(DEFECT), panel.pulse: no_look(asked)}
+            return {panel.note: _error_html(INTERNAL_ERROR), panel.poller: failed_poll_state(asked)}
 
     outputs = [
-        panel.chosen, panel.pulse, panel.note, panel.empty, panel.room, panel.jobs, *panel.parts.values(),
-        *panel.buttons.values(), panel.actions, panel.publish, panel.question,
+        panel.selected_job, panel.poller, panel.note, panel.empty, panel.layout, panel.jobs, *panel.parts.values(),
+        *panel.buttons.values(), panel.actions, panel.publish, panel.confirmation,
     ]  # fmt: skip
     gr.on(
-        [panel.pulse.tick, panel.chosen.change],
+        [panel.poller.tick, panel.selected_job.change],
         show,
-        panel.chosen,
+        panel.selected_job,
         outputs,
         trigger_mode="always_last",
-        **_QUIET,
+        **_EVENT_OPTIONS,
     )
 
     def choose(event: gr.EventData) -> tuple[Any, str]:
         return str(event._data.get("id") or "") if isinstance(event._data, dict) else gr.skip(), ""
 
     # In the queue: only there does Gradio notice that a State changed, which others wait for too.
-    panel.jobs.select(choose, None, [panel.chosen, panel.press_note], show_progress="hidden", api_visibility="private")
+    panel.jobs.select(
+        choose, None, [panel.selected_job, panel.action_note], show_progress="hidden", api_visibility="private"
+    )
 
 
-def _painted(panel: Panel, seen: Look, chosen: str | None) -> dict[Any, Any]:
+def _component_updates(panel: JobsPanel, update: PanelUpdate, selected_job: str | None) -> dict[Any, Any]:
     """The updates that bring the browser to what was seen."""
-    changed = seen.changed
-    updates: dict[Any, Any] = {panel.pulse: seen.pulse}
+    changed = update.changed
+    updates: dict[Any, Any] = {panel.poller: update.poll_state}
     if "note" in changed:
-        updates[panel.note] = _sentence(changed["note"]) if changed["note"] else ""
-    if seen.job != (chosen or ""):
-        updates[panel.chosen] = seen.job
+        updates[panel.note] = _error_html(changed["note"]) if changed["note"] else ""
+    if update.job != (selected_job or ""):
+        updates[panel.selected_job] = update.job
     if "empty" in changed:
-        updates |= {panel.empty: changed["empty"], panel.room: gr.Row(visible=not changed["empty"])}
+        updates |= {panel.empty: changed["empty"], panel.layout: gr.Row(visible=not changed["empty"])}
     if "list" in changed:
         updates[panel.jobs] = changed["list"]
     for name, component in panel.parts.items():
@@ -143,27 +150,27 @@ def _painted(panel: Panel, seen: Look, chosen: str | None) -> dict[Any, Any]:
         updates |= {
             panel.buttons[name]: gr.Button(value=label, visible=bool(label)) for name, label in changed["doing"].items()
         }
-        updates |= {panel.actions: gr.Row(visible=any(changed["doing"].values())), panel.question: _hidden()}
+        updates |= {panel.actions: gr.Row(visible=any(changed["doing"].values())), panel.confirmation: _hidden_column()}
         updates[panel.publish] = gr.Column(visible=bool(changed["doing"]["download"]))
     return updates
 
 
-def _wire_buttons(panel: Panel, desk: Desk) -> None:
+def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
     """Every button acts on the server first and then asks the browser to look again."""
 
-    def acting(act: _Act) -> Callable[..., dict[Any, Any]]:
+    def acting(act: _ActionFn) -> Callable[..., dict[Any, Any]]:
         def press(chosen: str | None, request: gr.Request) -> dict[Any, Any]:
             try:
-                return {panel.press_note: "", **act(request, chosen)}
-            except PeftArenaError as fault:
-                return {panel.press_note: _sentence(str(fault))}
+                return {panel.action_note: "", **act(request, chosen)}
+            except PromptOrTuneError as fault:
+                return {panel.action_note: _error_html(str(fault))}
             except Exception:  # noqa: BLE001 - as above
                 _log.exception("A job's button failed.")
-                return {panel.press_note: _sentence(DEFECT)}
+                return {panel.action_note: _error_html(INTERNAL_ERROR)}
 
         return press
 
-    def simply(act: Callable[[gr.Request, str | None], None]) -> _Act:
+    def simply(act: Callable[[gr.Request, str | None], None]) -> _ActionFn:
         def done(request: gr.Request, chosen: str | None) -> Mapping[Any, Any]:
             act(request, chosen)
             return {}
@@ -171,69 +178,84 @@ def _wire_buttons(panel: Panel, desk: Desk) -> None:
         return done
 
     def ask(request: gr.Request, chosen: str | None) -> Mapping[Any, Any]:
-        job = desk.job(request, chosen)
-        adapter = desk.board.adapter_folder(job.id) is not None
+        job = job_actions.require_job(request, chosen)
+        adapter = job_actions.job_service.adapter_folder(job.id) is not None
         return {
-            panel.question: gr.Column(visible=True),
-            panel.asked: parts.question_html(job, adapter=adapter),
-            panel.answers["both"]: gr.Button(visible=adapter),
+            panel.confirmation: gr.Column(visible=True),
+            panel.confirmation_text: parts.delete_confirmation_html(job, adapter=adapter),
+            panel.confirmation_buttons["both"]: gr.Button(visible=adapter),
         }
 
-    def delete(*, adapter: bool) -> _Act:
+    def delete(*, adapter: bool) -> _ActionFn:
         def done(request: gr.Request, chosen: str | None) -> Mapping[Any, Any]:
-            desk.delete(request, chosen, adapter=adapter)
-            return {panel.question: _hidden(), panel.chosen: ""}
+            job_actions.delete(request, chosen, adapter=adapter)
+            return {panel.confirmation: _hidden_column(), panel.selected_job: ""}
 
         return done
 
-    presses: list[tuple[gr.Button, _Act, list[Any]]] = [
-        (panel.buttons["cancel"], simply(desk.cancel), []),
-        (panel.buttons["again"], simply(desk.again), []),
-        (panel.buttons["finish"], simply(desk.finish), []),
-        (panel.buttons["delete"], ask, [panel.question, panel.asked, panel.answers["both"]]),
-        (panel.answers["job"], delete(adapter=False), [panel.question, panel.chosen]),
-        (panel.answers["both"], delete(adapter=True), [panel.question, panel.chosen]),
-        (panel.answers["keep"], lambda _request, _chosen: {panel.question: _hidden()}, [panel.question]),
+    presses: list[tuple[gr.Button, _ActionFn, list[Any]]] = [
+        (panel.buttons["cancel"], simply(job_actions.cancel), []),
+        (panel.buttons["again"], simply(job_actions.resume), []),
+        (panel.buttons["finish"], simply(job_actions.finish), []),
+        (
+            panel.buttons["delete"],
+            ask,
+            [panel.confirmation, panel.confirmation_text, panel.confirmation_buttons["both"]],
+        ),
+        (panel.confirmation_buttons["job"], delete(adapter=False), [panel.confirmation, panel.selected_job]),
+        (panel.confirmation_buttons["both"], delete(adapter=True), [panel.confirmation, panel.selected_job]),
+        (
+            panel.confirmation_buttons["keep"],
+            lambda _request, _chosen: {panel.confirmation: _hidden_column()},
+            [panel.confirmation],
+        ),
     ]
     for button, act, outputs in presses:
-        done = button.click(acting(act), panel.chosen, [panel.press_note, *outputs], **_QUIET)
-        done.then(None, None, None, js="() => window.peftArenaLook?.()", **_QUIET)
+        done = button.click(acting(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
+        done.then(None, None, None, js="() => window.peftArenaLook?.()", **_EVENT_OPTIONS)
 
 
-def _wire_adapter(panel: Panel, desk: Desk, form: MethodForm) -> None:
+def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -> None:
     """What can be done with a finished adapter: open it in Compare, download it."""
 
     def opened(chosen: str | None, chips: Any) -> list[Any]:
         try:
-            job = desk.board.get(chosen or "")
-            if desk.context.source.state().phase != "ready":
-                raise PeftArenaError("The model is not ready yet: the line at the top says how far it is.")
-            updates = opened_with(desk.context.source.engine(), chips, job.adapter)
+            job = job_actions.job_service.get_job(chosen or "")
+            if job_actions.context.engine_loader.state().phase != "ready":
+                raise PromptOrTuneError("The model is not ready yet: the line at the top says how far it is.")
+            updates = add_adapter_updates(job_actions.context.engine_loader.engine(), chips, job.adapter)
             if job.adapter in updates[2]:
-                raise PeftArenaError(f"'{job.adapter}' cannot be used here: {updates[2][job.adapter]}")
-        except PeftArenaError as fault:
-            return [gr.skip(), gr.skip(), gr.skip(), _sentence(str(fault))]
+                raise PromptOrTuneError(f"'{job.adapter}' cannot be used here: {updates[2][job.adapter]}")
+        except PromptOrTuneError as fault:
+            return [gr.skip(), gr.skip(), gr.skip(), _error_html(str(fault))]
         return [*updates, ""]
 
     def packed(chosen: str | None, request: gr.Request) -> list[Any]:
         try:
-            return [gr.DownloadButton(value=desk.packed(request, chosen)), ""]
-        except PeftArenaError as fault:
-            return [gr.skip(), _sentence(str(fault))]
+            return [gr.DownloadButton(value=job_actions.pack_zip(request, chosen)), ""]
+        except PromptOrTuneError as fault:
+            return [gr.skip(), _error_html(str(fault))]
 
     going = panel.buttons["open"].click(
-        opened, [panel.chosen, form.chips], [form.chips, form.adapter, form.reasons, panel.press_note], **_QUIET
+        opened,
+        [panel.selected_job, form.chips],
+        [form.chips, form.adapter, form.reasons, panel.action_note],
+        **_EVENT_OPTIONS,
     )
-    going.then(None, panel.press_note, None, js=parts.GO_UNLESS_REFUSED, **_QUIET)
+    going.then(None, panel.action_note, None, js=parts.OPEN_COMPARE_JS, **_EVENT_OPTIONS)
     packing = panel.buttons["download"].click(
-        packed, panel.chosen, [panel.saved, panel.press_note], show_progress="hidden", api_visibility="private"
+        packed,
+        panel.selected_job,
+        [panel.download, panel.action_note],
+        show_progress="hidden",
+        api_visibility="private",
     )
-    packing.then(None, [panel.press_note, panel.saved], None, js=parts.SAVE_UNLESS_REFUSED, **_QUIET)
+    packing.then(None, [panel.action_note, panel.download], None, js=parts.SAVE_ZIP_JS, **_EVENT_OPTIONS)
 
 
-def _hidden() -> Any:
+def _hidden_column() -> Any:
     return gr.Column(visible=False)
 
 
-def _sentence(text: str) -> str:
+def _error_html(text: str) -> str:
     return f'<p class="sentence">{escape(text)}</p>'

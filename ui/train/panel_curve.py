@@ -8,12 +8,12 @@ from typing import TypedDict
 
 from jobs.job import Progress
 
-MOST_POINTS = 240
+MAX_POINTS = 240
 
 Point = tuple[int, float]
 
 
-class Curve(TypedDict):
+class LossCurve(TypedDict):
     """`training` and `validation` are [step, loss]; each point of `training` is the mean of `mean` logged ones."""
 
     training: list[list[float]]
@@ -23,37 +23,37 @@ class Curve(TypedDict):
     said: str
 
 
-def curve(progress: Progress) -> Curve:
+def loss_curve(progress: Progress) -> LossCurve:
     """What is drawn of a training's losses."""
-    training, validation = finite(progress.losses), finite(progress.validation)
-    mean = math.ceil(len(training) / MOST_POINTS) or 1
+    training, validation = finite_points(progress.losses), finite_points(progress.validation)
+    mean = math.ceil(len(training) / MAX_POINTS) or 1
     return {
-        "training": [[step, float(f"{loss:.6g}")] for step, loss in thinned(training, mean)],
+        "training": [[step, float(f"{loss:.6g}")] for step, loss in average_points(training, mean)],
         # As they are: the lowest one stays the lowest, however small all of them have become.
         "validation": [[step, loss] for step, loss in validation],
         "steps": max(progress.steps, *(step for step, _ in (*training, *validation, (0, 0.0)))),
         "mean": mean,
-        "said": said(training, validation, progress.steps),
+        "said": curve_description(training, validation, progress.steps),
     }
 
 
-def finite(points: Sequence[Point]) -> list[Point]:
+def finite_points(points: Sequence[Point]) -> list[Point]:
     """The points that have a place on a sheet."""
     return [(step, loss) for step, loss in points if math.isfinite(loss)]
 
 
-def thinned(points: Sequence[Point], mean: int) -> list[Point]:
+def average_points(points: Sequence[Point], group_size: int) -> list[Point]:
     """Means of `mean` points in a row, each at the last of their steps."""
-    groups = [points[at : at + mean] for at in range(0, len(points), mean)]
+    groups = [points[at : at + group_size] for at in range(0, len(points), group_size)]
     return [(group[-1][0], sum(loss for _, loss in group) / len(group)) for group in groups]
 
 
-def lowest(points: Sequence[Point]) -> Point | None:
+def lowest_point(points: Sequence[Point]) -> Point | None:
     """The first of the points with the lowest loss; None where there is none."""
     return min(points, key=lambda point: point[1], default=None)
 
 
-def said(training: Sequence[Point], validation: Sequence[Point], steps: int) -> str:
+def curve_description(training: Sequence[Point], validation: Sequence[Point], steps: int) -> str:
     """The curve in a sentence, for who cannot see it."""
     if not training and not validation:
         return ""
@@ -63,7 +63,7 @@ def said(training: Sequence[Point], validation: Sequence[Point], steps: int) -> 
         of = f" of {steps}" if steps else ""
         since = f"{before:.3g} at step {first}, " if last > first else ""
         parts.append(f"Training loss: {since}{now:.3g} at step {last}{of}.")
-    best = lowest(validation)
+    best = lowest_point(validation)
     if best:
         count = f"{len(validation)} times" if len(validation) > 1 else "once"
         parts.append(f"Validation loss, measured {count}: lowest {best[1]:.3g} at step {best[0]}.")

@@ -7,60 +7,64 @@ from html import escape
 import gradio as gr
 
 from jobs.job import Job
-from ui.widgets import script
+from ui.widgets import load_script
 
 # What follows a press whose sentence stayed empty.
-GO_UNLESS_REFUSED = '(note) => { if (!note) window.peftArenaGo("compare"); }'
-SAVE_UNLESS_REFUSED = "(note, file) => { if (!note && file) window.peftArenaSave(file); }"
+OPEN_COMPARE_JS = '(note) => { if (!note) window.peftArenaGo("compare"); }'
+SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.peftArenaSave(file); }"
 
 
-def html(value: str, elem_id: str) -> gr.HTML:
+def static_html(value: str, elem_id: str) -> gr.HTML:
     """HTML that was escaped where it was made."""
     return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_id=elem_id)
 
 
-def card(elem_id: str) -> gr.HTML:
+def job_card_component(elem_id: str) -> gr.HTML:
     """HTML whose times are told in the visitor's own time zone."""
     return gr.HTML(
-        "", html_template="<div></div>", js_on_load=script("job_card"), apply_default_css=False, elem_id=elem_id
+        "", html_template="<div></div>", js_on_load=load_script("job_card"), apply_default_css=False, elem_id=elem_id
     )
 
 
-def job_list() -> gr.HTML:
+def job_list_component() -> gr.HTML:
     """All jobs; a click triggers `select` with {"id"}."""
     template = '<nav aria-label="Training jobs"><ol class="jobs"></ol></nav>'
     return gr.HTML(
         {"jobs": []},
         html_template=template,
-        js_on_load=script("job_list"),
+        js_on_load=load_script("job_list"),
         apply_default_css=False,
         elem_id="train-job-list",
     )
 
 
-def curve() -> gr.HTML:
+def loss_curve_component() -> gr.HTML:
     """The losses by step; its value is ui.train.panel_curve.Curve with the job's id."""
     return gr.HTML(
         None,
         html_template='<div class="loss-curve" role="group" aria-label="Loss by step" hidden></div>',
-        js_on_load=script("curve"),
+        js_on_load=load_script("curve"),
         apply_default_css=False,
         elem_id="train-job-curve",
     )
 
 
-def log() -> gr.HTML:
+def log_component() -> gr.HTML:
     """The log, folded. Its lines are asked for when it is opened; its value is {"job", "lines" or None}."""
     template = (
         '<details class="job-log"><summary>Log</summary><div><button type="button" class="copy">Copy</button>'
         '<pre tabindex="0" aria-label="Log of the job"></pre></div></details>'
     )
     return gr.HTML(
-        None, html_template=template, js_on_load=script("job_log"), apply_default_css=False, elem_id="train-job-log"
+        None,
+        html_template=template,
+        js_on_load=load_script("job_log"),
+        apply_default_css=False,
+        elem_id="train-job-log",
     )
 
 
-def pulse() -> gr.HTML:
+def poll_component() -> gr.HTML:
     """Triggers `tick` while somebody looks at the panel.
 
     Not a gr.Timer: that one ticks on in tabs and windows that nobody sees.
@@ -68,14 +72,14 @@ def pulse() -> gr.HTML:
     return gr.HTML(
         None,
         html_template="",
-        js_on_load=script("job_pulse"),
+        js_on_load=load_script("job_pulse"),
         visible="hidden",
         apply_default_css=False,
         elem_id="train-pulse",
     )
 
 
-def buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
+def build_action_buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
     """What can be done with a job, in reading order; `panel_look.doing` says which of them stand."""
     made = {
         name: gr.Button(
@@ -99,10 +103,10 @@ def buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
     return made, gr.DownloadButton("Save the zip", visible="hidden", elem_id="train-job-zip")
 
 
-def question() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
+def build_delete_confirmation() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
     """Asked before anything is deleted."""
     with gr.Column(visible=False, elem_id="train-job-question") as column:
-        asked = html("", "train-job-asked")
+        asked = static_html("", "train-job-asked")
         with gr.Row(elem_id="train-job-answers"):
             answers = {
                 name: gr.Button(
@@ -117,7 +121,7 @@ def question() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
     return column, asked, answers
 
 
-def question_html(job: Job, *, adapter: bool) -> str:
+def delete_confirmation_html(job: Job, *, adapter: bool) -> str:
     """What will be gone, and what stays."""
     gone = "Its log, its scores" if adapter else "Its log, its checkpoints"
     kept = f" The adapter '{job.adapter}' stays, unless you delete it too." if adapter else ""

@@ -8,31 +8,31 @@ from typing import Any
 
 import gradio as gr
 
-from errors import PeftArenaError
-from jobs.board import JobBoard
+from errors import PromptOrTuneError
+from jobs.board import JobService
 from jobs.job import Job
-from jobs.publishing import Order, Progress, Publications, full_name
+from jobs.publishing import PublishProgress, PublishRequest, PublishService, full_repo_id
 from ui import widgets
 from ui.context import Context
-from ui.login import build_login, login_possible, token_of
+from ui.login import build_login, is_login_available, resolve_token
 from ui.visitors import Visitor
 
-TICK_SECONDS = 1.0
-_QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-_ABOUT = (
+POLL_SECONDS = 1.0
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_ABOUT_HTML = (
     "<p>Puts the adapter, its card and its scores on huggingface.co, reads them back and compares the answers token by "
     "token. Your rows are not sent.</p>"
 )
-_HELP = "With write access. Used for this once, kept nowhere."
-_WHERE = (
+_CREDENTIALS_NOTE = "With write access. Used for this once, kept nowhere."
+_CREDENTIALS_HELP_HTML = (
     '<p>A token is made at <a href="https://huggingface.co/settings/tokens" target="_blank" rel="noopener noreferrer">'
     "huggingface.co/settings/tokens</a>.</p>"
 )
 
 
 @dataclass(frozen=True)
-class _Form:
-    place: gr.Accordion
+class _PublishForm:
+    accordion: gr.Accordion
     repo: gr.Textbox
     private: gr.Checkbox
     token: gr.Textbox
@@ -42,46 +42,57 @@ class _Form:
     timer: gr.Timer
 
     @property
-    def running(self) -> list[Any]:
+    def progress_outputs(self) -> list[Any]:
         """What changes while something is published."""
         return [self.start, self.stop, self.status, self.timer]
 
 
-def build_publish(context: Context, chosen: gr.State) -> None:
+def build_publish(context: Context, selected_job: gr.State) -> None:
     """Draws the form inside the current Blocks and wires it. `chosen` holds the id of the shown job, '' for none.
 
     It fits a finished job; whoever draws it shows and hides the place around it.
     """
     publisher = Publisher(context)
-    form = _draw()
+    form = _build_form()
 
     def start(
         id: str, repo: str, private: bool, token: str, request: gr.Request, login: gr.OAuthToken | None = None
     ) -> list[Any]:
         try:
-            publisher.start(context.visitors.of(request), id, repo, private, token_of(login, token))
-        except PeftArenaError as fault:
+            publisher.start(context.visitors.identify(request), id, repo, private, resolve_token(login, token))
+        except PromptOrTuneError as fault:
             # The token goes from the page whatever comes of it.
-            return ["", *_running(None, sentence=str(fault))]
-        return ["", *_running(publisher.progress(id))]
+            return ["", *_progress_updates(None, error=str(fault))]
+        return ["", *_progress_updates(publisher.progress(id))]
 
     def stop(id: str, request: gr.Request) -> list[Any]:
         try:
-            publisher.stop(context.visitors.of(request), id)
-        except PeftArenaError as fault:
-            return _running(publisher.progress(id), sentence=str(fault))
-        return _running(publisher.progress(id))
+            publisher.stop(context.visitors.identify(request), id)
+        except PromptOrTuneError as fault:
+            return _progress_updates(publisher.progress(id), error=str(fault))
+        return _progress_updates(publisher.progress(id))
 
     def show(id: str) -> list[Any]:
-        return [publisher.suggested(id), *_running(publisher.progress(id))]
+        return [publisher.suggest_repo_name(id), *_progress_updates(publisher.progress(id))]
 
     form.start.click(
-        start, [chosen, form.repo, form.private, form.token], [form.token, *form.running], api_visibility="private"
+        start,
+        [selected_job, form.repo, form.private, form.token],
+        [form.token, *form.progress_outputs],
+        api_visibility="private",
     )
-    form.stop.click(stop, chosen, form.running, **_QUIET)
-    form.timer.tick(lambda id: _running(publisher.progress(id)), chosen, form.running, **_QUIET)
+    form.stop.click(stop, selected_job, form.progress_outputs, **_EVENT_OPTIONS)
+    form.timer.tick(
+        lambda id: _progress_updates(publisher.progress(id)), selected_job, form.progress_outputs, **_EVENT_OPTIONS
+    )
     # What a closed fold holds is not in the page, so nothing reaches it before it is opened.
-    gr.on([chosen.change, form.place.expand], show, chosen, [form.repo, *form.running], **_QUIET)
+    gr.on(
+        [selected_job.change, form.accordion.expand],
+        show,
+        selected_job,
+        [form.repo, *form.progress_outputs],
+        **_EVENT_OPTIONS,
+    )
 
 
 class Publisher:
@@ -89,74 +100,76 @@ class Publisher:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._board = JobBoard(context.home)
-        self._known = Publications(context.home / "jobs")
+        self._job_service = JobService(context.home)
+        self._publications = PublishService(context.home / "jobs")
 
-    def start(self, visitor: Visitor, id: str, repo: str, private: bool, token: str | None) -> None:
-        """Begins to publish the job's adapter; PeftArenaError in one sentence where that may or can not be."""
-        job = self._allowed(visitor, id)
-        folder = self._board.adapter_folder(id)
+    def start(self, visitor: Visitor, job_id: str, repo: str, private: bool, token: str | None) -> None:
+        """Begins to publish the job's adapter; PromptOrTuneError in one sentence where that may or can not be."""
+        job = self._require_allowed_job(visitor, job_id)
+        folder = self._job_service.adapter_folder(job_id)
         if folder is None:
-            raise PeftArenaError(f"'{job.adapter}' has no adapter yet: wait until its job has ended.")
-        if token is None and login_possible():
-            raise PeftArenaError("Log in with Hugging Face first: the button is beside this one.")
+            raise PromptOrTuneError(f"'{job.adapter}' has no adapter yet: wait until its job has ended.")
+        if token is None and is_login_available():
+            raise PromptOrTuneError("Log in with Hugging Face first: the button is beside this one.")
         if token is None and not visitor.owner:
-            raise PeftArenaError(
+            raise PromptOrTuneError(
                 "Publishing needs a token of your own: make one with write access at huggingface.co/settings/tokens."
             )
         serving = job.serving
-        order = Order(
+        order = PublishRequest(
             folder=folder,
-            repo_id=full_name(repo or job.adapter, token),
+            repo_id=full_repo_id(repo or job.adapter, token),
             private=private,
             base=str(job.config.get("model_name_or_path") or serving.base),
             device=serving.device,
             trust_remote_code=serving.trust_remote_code,
             token=token,
         )
-        self._known.start(id, order)
+        self._publications.start(job_id, order)
 
-    def stop(self, visitor: Visitor, id: str) -> None:
+    def stop(self, visitor: Visitor, job_id: str) -> None:
         """Stops what `start` began."""
-        self._allowed(visitor, id)
-        running = self._known.of(id)
+        self._require_allowed_job(visitor, job_id)
+        running = self._publications.get(job_id)
         if running is not None:
             running.stop()
 
-    def progress(self, id: str) -> Progress | None:
+    def progress(self, job_id: str) -> PublishProgress | None:
         """How far it is, or what is remembered of the last time; None where nothing was published."""
-        running = self._known.of(id) if id else None
+        running = self._publications.get(job_id) if job_id else None
         if running is not None:
             return running.progress()
-        note = self._known.note(id) if self._job(id) else None
-        return Progress("done", f"Published as {note.repo_id}.", (), note.url) if note else None
+        note = self._publications.record(job_id) if self._find_job(job_id) else None
+        return PublishProgress("done", f"Published as {note.repo_id}.", (), note.url) if note else None
 
-    def suggested(self, id: str) -> str:
+    def suggest_repo_name(self, job_id: str) -> str:
         """A name for the repository."""
-        job = self._job(id)
+        job = self._find_job(job_id)
         return job.adapter if job else ""
 
-    def _job(self, id: str) -> Job | None:
+    def _find_job(self, job_id: str) -> Job | None:
         try:
-            return self._board.get(id) if id else None
-        except PeftArenaError:
+            return self._job_service.get_job(job_id) if job_id else None
+        except PromptOrTuneError:
             return None
 
-    def _allowed(self, visitor: Visitor, id: str) -> Job:
-        refused = self._context.visitors.may_train(visitor)
+    def _require_allowed_job(self, visitor: Visitor, job_id: str) -> Job:
+        refused = self._context.visitors.training_denied_reason(visitor)
         if refused:
-            raise PeftArenaError(refused)
-        if not id:
-            raise PeftArenaError("Choose a finished job first.")
-        job = self._board.get(id)
+            raise PromptOrTuneError(refused)
+        if not job_id:
+            raise PromptOrTuneError("Choose a finished job first.")
+        job = self._job_service.get_job(job_id)
         if job.owner != visitor.id and not visitor.owner:
-            raise PeftArenaError("This job is another person's: only they, or the owner of this app, may publish it.")
+            raise PromptOrTuneError(
+                "This job is another person's: only they, or the owner of this app, may publish it."
+            )
         return job
 
 
-def _draw() -> _Form:
+def _build_form() -> _PublishForm:
     with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish") as place:
-        about = _ABOUT if login_possible() else _ABOUT + _WHERE
+        about = _ABOUT_HTML if is_login_available() else _ABOUT_HTML + _CREDENTIALS_HELP_HTML
         gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="quiet")
         with gr.Row(elem_id="train-publish-fields"):
             repo = gr.Textbox(
@@ -169,11 +182,11 @@ def _draw() -> _Form:
             )
             token = gr.Textbox(
                 label="Your token of the Hub",
-                info=_HELP,
+                info=_CREDENTIALS_NOTE,
                 type="password",
                 min_width=260,
                 placeholder="empty: the login of this machine",
-                visible=not login_possible(),
+                visible=not is_login_available(),
                 html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=False),
                 elem_id="train-publish-token",
             )
@@ -187,24 +200,24 @@ def _draw() -> _Form:
             build_login("train-publish-login")
             start = gr.Button("Publish", variant="primary", size="md", scale=0, elem_id="train-publish-start")
             stop = gr.Button("Stop", visible=False, size="md", scale=0, elem_id="train-publish-stop")
-        status = widgets.live("", elem_id="train-publish-status")
-    return _Form(place, repo, private, token, start, stop, status, gr.Timer(TICK_SECONDS, active=False))
+        status = widgets.live_region("", elem_id="train-publish-status")
+    return _PublishForm(place, repo, private, token, start, stop, status, gr.Timer(POLL_SECONDS, active=False))
 
 
-def _running(progress: Progress | None, sentence: str = "") -> list[Any]:
+def _progress_updates(progress: PublishProgress | None, error: str = "") -> list[Any]:
     """Updates for `_Form.running`."""
     under_way = progress is not None and progress.state == "running"
     return [
         gr.Button(interactive=not under_way),
         gr.Button(visible=under_way),
-        status_html(progress, sentence),
+        status_html(progress, error),
         gr.Timer(active=under_way),
     ]
 
 
-def status_html(progress: Progress | None, sentence: str = "") -> str:
+def status_html(progress: PublishProgress | None, error: str = "") -> str:
     """What the page says of a publication; everything in it is escaped."""
-    parts = [f'<p class="sentence">{escape(sentence)}</p>'] if sentence else []
+    parts = [f'<p class="sentence">{escape(error)}</p>'] if error else []
     if progress is not None:
         kind = ' class="sentence"' if progress.state == "failed" else ""
         link = _link(progress.url)

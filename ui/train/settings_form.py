@@ -9,15 +9,15 @@ from typing import Any
 
 import gradio as gr
 
-from jobs.request import EVAL_EVERY
+from jobs.request import DEFAULT_EVAL_EVERY
 from tasks.prompt import STYLES
-from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INITS, TrainConfig
+from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INIT_METHODS, TrainConfig
 from train.settings import FIELDS
-from train.techniques import PRESETS, TECHNIQUES, technique_named
+from train.techniques import PRESETS, TECHNIQUES, get_technique
 
 _TYPES = typing.get_type_hints(TrainConfig)
-_LORA = tuple(name for name in TECHNIQUES if "lora" in name)
-_VIRTUAL = tuple(name for name, technique in TECHNIQUES.items() if technique.virtual_tokens)
+_LORA_TECHNIQUES = tuple(name for name in TECHNIQUES if "lora" in name)
+_VIRTUAL_TOKEN_TECHNIQUES = tuple(name for name, technique in TECHNIQUES.items() if technique.uses_virtual_tokens)
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,19 @@ class Setting:
         return _TYPES[self.name] is bool
 
 
-MAIN = (
+MAIN_SETTINGS = (
     Setting("adapter_name", "Name of the adapter", "Small letters, digits, '.', '_' and '-'."),
     Setting("num_train_epochs", "Epochs", "How often it reads all rows."),
     Setting("learning_rate", "Learning rate", "How far a step goes; the default was measured."),
-    Setting("lora_r", "Rank", "How much it can learn; more makes a larger file.", _LORA),
+    Setting("lora_r", "Rank", "How much it can learn; more makes a larger file.", _LORA_TECHNIQUES),
     Setting(
-        "num_virtual_tokens", "Virtual tokens", "How many are learned; each takes a place of the prompt.", _VIRTUAL
+        "num_virtual_tokens",
+        "Virtual tokens",
+        "How many are learned; each takes a place of the prompt.",
+        _VIRTUAL_TOKEN_TECHNIQUES,
     ),
 )
-MORE = (
+MORE_SETTINGS = (
     Setting("preset", "Preset", "paper: the settings of the study (arXiv 2308.10462).", (), PRESETS),
     Setting("max_length", "Longest row in tokens", "Longer rows are left out whole."),
     Setting("validation_split", "Share held out", "Rows it never learns from, to score it on; 0.1 is a tenth."),
@@ -55,15 +58,15 @@ MORE = (
     Setting("gradient_accumulation_steps", "Batches in a step", "More steps as one, for the same memory."),
     Setting("max_tokens_at_once", "Tokens computed together", "Less memory, the same result."),
     Setting("gradient_checkpointing", "Gradient checkpointing", "Computes twice to keep less in memory."),
-    Setting("lora_alpha", "LoRA alpha", "How strongly the adapter counts: alpha divided by rank.", _LORA),
-    Setting("lora_dropout", "LoRA dropout", "Share of inputs dropped while it learns.", _LORA),
-    Setting("use_rslora", "rsLoRA", "Divides alpha by the rank's square root.", _LORA),
-    Setting("use_dora", "DoRA", "Learns the length of weights apart from their direction.", _LORA),
-    Setting("lora_target_modules", "LoRA's layers", "Ends of layers' names, with commas between.", _LORA),
+    Setting("lora_alpha", "LoRA alpha", "How strongly the adapter counts: alpha divided by rank.", _LORA_TECHNIQUES),
+    Setting("lora_dropout", "LoRA dropout", "Share of inputs dropped while it learns.", _LORA_TECHNIQUES),
+    Setting("use_rslora", "rsLoRA", "Divides alpha by the rank's square root.", _LORA_TECHNIQUES),
+    Setting("use_dora", "DoRA", "Learns the length of weights apart from their direction.", _LORA_TECHNIQUES),
+    Setting("lora_target_modules", "LoRA's layers", "Ends of layers' names, with commas between.", _LORA_TECHNIQUES),
     Setting("ia3_target_modules", "IA3's layers", "Ends of layers' names, with commas between.", ("ia3",)),
     Setting("ia3_feedforward_modules", "IA3's feed-forward layers", "Those rescaled at their input.", ("ia3",)),
-    Setting("virtual_tokens_init", "Virtual tokens begin as", "Text of your rows, or tokens drawn.", _VIRTUAL,
-            VIRTUAL_TOKENS_INITS),
+    Setting("virtual_tokens_init", "Virtual tokens begin as", "Text of your rows, or tokens drawn.", _VIRTUAL_TOKEN_TECHNIQUES,
+            VIRTUAL_TOKENS_INIT_METHODS),
     Setting("optim", "Optimizer", "Adafactor keeps less in memory than AdamW.", (), OPTIMIZERS),
     Setting("warmup_ratio", "Warm-up", "Share of steps in which the learning rate rises."),
     Setting("weight_decay", "Weight decay", "Pulls what is learned towards nothing."),
@@ -74,87 +77,93 @@ MORE = (
     Setting("seed", "Seed", "The same seed and rows give the same adapter."),
 )  # fmt: skip
 # What a page settles by itself, or what is no visitor's business: paths, the base, the Hub.
-ELSEWHERE = frozenset({
+HIDDEN_SETTINGS = frozenset({
     "dataset_name", "technique", "data_dir", "validation_file", "intent_column", "code_column", "model_name_or_path",
     "model_revision", "trust_remote_code", "quantization", "device", "output_dir", "overwrite", "push_to_hub",
     "hub_model_id", "hub_private_repo",
 })  # fmt: skip
-ALL = (*MAIN, *MORE)
+ALL_SETTINGS = (*MAIN_SETTINGS, *MORE_SETTINGS)
 # Filled with the technique's own value, as a person looks at them.
-_FILLED = ("num_train_epochs", "learning_rate", "lora_r", "num_virtual_tokens")
-_AS_USUAL = "as usual"
+_PREFILLED = ("num_train_epochs", "learning_rate", "lora_r", "num_virtual_tokens")
+_DEFAULT_CHOICE = "as usual"
 
 
-def build_main(technique: str) -> list[Any]:
+def build_main_fields(technique: str) -> list[Any]:
     """The fields that matter, inside the current row, as they are for the technique."""
-    return [_component(setting, 130 if setting.name != "adapter_name" else 240, technique) for setting in MAIN]
+    return [
+        _setting_component(setting, 130 if setting.name != "adapter_name" else 240, technique)
+        for setting in MAIN_SETTINGS
+    ]
 
 
-def build_more(technique: str) -> list[Any]:
+def build_more_fields(technique: str) -> list[Any]:
     """The folded fields, inside the current accordion; an empty one means its default, which stands in it."""
     with gr.Row(elem_id="train-more-fields"):
-        return [_component(setting, 240, technique) for setting in MORE]
+        return [_setting_component(setting, 240, technique) for setting in MORE_SETTINGS]
 
 
-def defaults(technique: str, preset: str = "default") -> dict[str, Any]:
+def default_values(technique: str, preset: str = "default") -> dict[str, Any]:
     """The values of all settings that a technique has under a preset, as text or a truth."""
-    chosen = {**technique_named(technique).settings(preset), "eval_every": EVAL_EVERY}
-    return {each.name: _text(each, chosen.get(each.name, FIELDS[each.name].default)) for each in ALL}
+    chosen = {**get_technique(technique).settings(preset), "eval_every": DEFAULT_EVAL_EVERY}
+    return {each.name: _setting_text(each, chosen.get(each.name, FIELDS[each.name].default)) for each in ALL_SETTINGS}
 
 
-def given(values: Sequence[Any]) -> dict[str, Any]:
+def parse_settings(values: Sequence[Any]) -> dict[str, Any]:
     """The fields' values by name, in the order of ALL; those that were left empty are left out."""
     found: dict[str, Any] = {}
-    for setting, value in zip(ALL, values, strict=True):
+    for setting, value in zip(ALL_SETTINGS, values, strict=True):
         text = value if isinstance(value, bool) else str(value or "").strip()
-        if text not in ("", False, _AS_USUAL):
+        if text not in ("", False, _DEFAULT_CHOICE):
             found[setting.name] = text
     return found
 
 
-def relevant(settings: Mapping[str, Any], technique: str) -> dict[str, Any]:
+def settings_for_technique(settings: Mapping[str, Any], technique: str) -> dict[str, Any]:
     """Those of the settings that this technique has."""
-    known = {each.name for each in ALL if not each.techniques or technique in each.techniques}
+    known = {each.name for each in ALL_SETTINGS if not each.techniques or technique in each.techniques}
     return {name: value for name, value in settings.items() if name in known}
 
 
-def filled(technique: str, settings: Mapping[str, Any]) -> list[Any]:
+def settings_updates(technique: str, settings: Mapping[str, Any]) -> list[Any]:
     """Updates for all fields: these settings, and for what they leave open the technique's defaults."""
-    usual = defaults(technique, str(settings.get("preset") or "default"))
-    return [_update(each, technique, usual, settings.get(each.name, _open(each, usual))) for each in ALL]
-
-
-def decided(technique: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings after another technique or preset was chosen: what these decide is theirs again."""
-    usual = defaults(technique, str(settings.get("preset") or "default"))
-    return {**settings, **{name: usual[name] for name in _FILLED}}
-
-
-def wrong(sentence: str) -> tuple[str, str]:
-    """The setting that an error's sentence names, '' for none, and the sentence with the field's label."""
-    found = [each for each in ALL if each.name in sentence]
-    if "cannot name an adapter" in sentence or "choose another name" in sentence:
-        found = [MAIN[0]]
-    if not found:
-        return "", sentence
-    setting = min(found, key=lambda each: sentence.index(each.name) if each.name in sentence else 0)
-    return setting.name, sentence.replace(setting.name, f"'{setting.label}'", 1)
-
-
-def marked(name: str, sentence: str) -> list[Any]:
-    """Updates for all fields that put the sentence at one of them, and take it from the others."""
+    usual = default_values(technique, str(settings.get("preset") or "default"))
     return [
-        gr.update(info=sentence, elem_classes=["wrong"])
-        if each.name == name
-        else gr.update(info=each.help, elem_classes=[])
-        for each in ALL
+        _setting_update(each, technique, usual, settings.get(each.name, _initial_value(each, usual)))
+        for each in ALL_SETTINGS
     ]
 
 
-def _component(setting: Setting, width: int, technique: str) -> Any:
-    usual = defaults(technique)
+def apply_technique(technique: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings after another technique or preset was chosen: what these decide is theirs again."""
+    usual = default_values(technique, str(settings.get("preset") or "default"))
+    return {**settings, **{name: usual[name] for name in _PREFILLED}}
+
+
+def locate_error(message: str) -> tuple[str, str]:
+    """The setting that an error's sentence names, '' for none, and the sentence with the field's label."""
+    found = [each for each in ALL_SETTINGS if each.name in message]
+    if "cannot name an adapter" in message or "choose another name" in message:
+        found = [MAIN_SETTINGS[0]]
+    if not found:
+        return "", message
+    setting = min(found, key=lambda each: message.index(each.name) if each.name in message else 0)
+    return setting.name, message.replace(setting.name, f"'{setting.label}'", 1)
+
+
+def error_updates(name: str, message: str) -> list[Any]:
+    """Updates for all fields that put the sentence at one of them, and take it from the others."""
+    return [
+        gr.update(info=message, elem_classes=["wrong"])
+        if each.name == name
+        else gr.update(info=each.help, elem_classes=[])
+        for each in ALL_SETTINGS
+    ]
+
+
+def _setting_component(setting: Setting, width: int, technique: str) -> Any:
+    usual = default_values(technique)
     common = {
-        "value": _open(setting, usual),
+        "value": _initial_value(setting, usual),
         "visible": not setting.techniques or technique in setting.techniques,
         "label": setting.label,
         "info": setting.help,
@@ -165,24 +174,24 @@ def _component(setting: Setting, width: int, technique: str) -> Any:
     if setting.is_flag:
         return gr.Checkbox(**common)
     if setting.choices:
-        return gr.Dropdown([_AS_USUAL, *setting.choices], filterable=False, **common)
+        return gr.Dropdown([_DEFAULT_CHOICE, *setting.choices], filterable=False, **common)
     return gr.Textbox(placeholder=usual[setting.name], max_lines=1, **common)
 
 
-def _open(setting: Setting, usual: Mapping[str, Any]) -> Any:
+def _initial_value(setting: Setting, defaults: Mapping[str, Any]) -> Any:
     if setting.is_flag:
         return False
-    return usual[setting.name] if setting.name in _FILLED else _AS_USUAL if setting.choices else ""
+    return defaults[setting.name] if setting.name in _PREFILLED else _DEFAULT_CHOICE if setting.choices else ""
 
 
-def _update(setting: Setting, technique: str, usual: Mapping[str, Any], value: Any) -> Any:
+def _setting_update(setting: Setting, technique: str, defaults: Mapping[str, Any], value: Any) -> Any:
     visible = not setting.techniques or technique in setting.techniques
     if setting.is_flag or setting.choices:
         return gr.update(value=value, visible=visible)
-    return gr.update(value=str(value), placeholder=usual[setting.name], visible=visible)
+    return gr.update(value=str(value), placeholder=defaults[setting.name], visible=visible)
 
 
-def _text(setting: Setting, value: Any) -> Any:
+def _setting_text(setting: Setting, value: Any) -> Any:
     if setting.is_flag:
         return bool(value)
     if isinstance(value, float):

@@ -12,64 +12,75 @@ from typing import Any
 
 import gradio as gr
 
-from errors import PeftArenaError
-from jobs.job import Serving
-from jobs.remote.command import commands
-from jobs.remote.hardware import DEFAULT_FLAVOR, MOST_HOURS, Hardware, check_flavor, known, priced
+from errors import PromptOrTuneError
+from jobs.job import ServingOptions
+from jobs.remote.command import manual_commands
+from jobs.remote.hardware import (
+    DEFAULT_HARDWARE,
+    MAX_HOURS,
+    RemoteHardware,
+    check_hardware,
+    list_hardware,
+    list_hardware_with_prices,
+)
 from ui import widgets
 from ui.context import Context
 from ui.visitors import Visitor
 
-__all__ = ["Where", "build_where", "commands", "refusal", "shown"]
+__all__ = ["TrainingTarget", "build_training_target", "command_updates", "denied_reason", "manual_commands"]
 
-PLACES = [("This machine", "here"), ("Hugging Face Jobs", "hub")]
-_KEPT_SECONDS = 3600.0
-_QUIET = {"show_progress": "hidden", "api_visibility": "private"}
+LOCATION_CHOICES = [("This machine", "here"), ("Hugging Face Jobs", "hub")]
+_CACHE_SECONDS = 3600.0
+_EVENT_OPTIONS = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
-class Where:
+class TrainingTarget:
     """The components. `place` is a jobs.job.Where, `flavor` a machine of Hugging Face Jobs (used with "hub" alone).
 
     `commands` are what `shown` gives updates for.
     """
 
-    place: gr.Radio
+    location: gr.Radio
     flavor: gr.Dropdown
     commands: tuple[gr.Textbox, gr.Textbox]
 
 
-class Prices:
+class HardwarePrices:
     """The machines as the Hub lists them, asked for once an hour. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked = float("-inf")
-        self._found: list[Hardware] = []
+        self._fetched_at = float("-inf")
+        self._hardware: list[RemoteHardware] = []
 
-    def get(self) -> list[Hardware]:
-        """All machines with prices; PeftArenaError in one sentence where the Hub does not answer."""
+    def get(self) -> list[RemoteHardware]:
+        """All machines with prices; PromptOrTuneError in one sentence where the Hub does not answer."""
         from huggingface_hub import get_token
 
         with self._lock:
-            if time.monotonic() - self._asked >= _KEPT_SECONDS:
-                self._found = priced(get_token() or "")
-                self._asked = time.monotonic()
-            return self._found
+            if time.monotonic() - self._fetched_at >= _CACHE_SECONDS:
+                self._hardware = list_hardware_with_prices(get_token() or "")
+                self._fetched_at = time.monotonic()
+            return self._hardware
 
-    def have(self) -> list[Hardware]:
+    def cached(self) -> list[RemoteHardware]:
         """Those that are known already; asks nobody."""
-        return self._found or known()
+        return self._hardware or list_hardware()
 
 
-def build_where(context: Context) -> Where:
+def build_training_target(context: Context) -> TrainingTarget:
     """Draws the choice inside the current Blocks and wires it."""
-    prices = Prices()
-    place = gr.Radio(PLACES, value="here", label="Where it trains", elem_id="train-where")
+    prices = HardwarePrices()
+    place = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-where")
     flavor = gr.Dropdown(
-        _choices(known()), value=DEFAULT_FLAVOR, label="Machine", visible=False, elem_id="train-flavor"
+        _hardware_choices(list_hardware()),
+        value=DEFAULT_HARDWARE,
+        label="Machine",
+        visible=False,
+        elem_id="train-flavor",
     )
-    note = widgets.live("", elem_id="train-where-note")
+    note = widgets.live_region("", elem_id="train-where-note")
     with gr.Accordion("The same as a command to copy", open=False, elem_id="train-commands"):
         boxes = [
             gr.Textbox(
@@ -86,60 +97,62 @@ def build_where(context: Context) -> Where:
         ]
 
     def choose(chosen: str, machine: str, request: gr.Request) -> Iterator[list[Any]]:
-        refused = refusal(context, context.visitors.of(request), chosen) if chosen != "here" else None
+        refused = denied_reason(context, context.visitors.identify(request), chosen) if chosen != "here" else None
         if chosen == "here" or refused:
-            yield [gr.Dropdown(visible=False), _sentence(refused)]
+            yield [gr.Dropdown(visible=False), _error_html(refused)]
             return
         yield [
             gr.Dropdown(visible=True),
-            about(machine, prices.have()) + '<p class="quiet">Asking what the machines cost ...</p>',
+            hardware_html(machine, prices.cached()) + '<p class="quiet">Asking what the machines cost ...</p>',
         ]
         try:
             found = prices.get()
-        except PeftArenaError as fault:
-            unknown = _sentence(f"Prices are not known: {fault}")
-            yield [gr.Dropdown(visible=True), about(machine, prices.have()) + unknown]
+        except PromptOrTuneError as fault:
+            unknown = _error_html(f"Prices are not known: {fault}")
+            yield [gr.Dropdown(visible=True), hardware_html(machine, prices.cached()) + unknown]
             return
         value = machine if machine in [each.name for each in found] else None
         # Of updates that follow one another quickly a browser may see the last alone, so each is whole.
-        yield [gr.Dropdown(_choices(found), value=value, visible=True), about(machine, found)]
+        yield [gr.Dropdown(_hardware_choices(found), value=value, visible=True), hardware_html(machine, found)]
 
-    place.change(choose, [place, flavor], [flavor, note], **_QUIET)
-    flavor.input(lambda machine: about(machine, prices.have()), flavor, note, queue=False, **_QUIET)
-    return Where(place, flavor, (boxes[0], boxes[1]))
+    place.change(choose, [place, flavor], [flavor, note], **_EVENT_OPTIONS)
+    flavor.input(lambda machine: hardware_html(machine, prices.cached()), flavor, note, queue=False, **_EVENT_OPTIONS)
+    return TrainingTarget(place, flavor, (boxes[0], boxes[1]))
 
 
-def shown(config: Mapping[str, Any], serving: Serving, upload_name: str = "", flavor: str = "") -> list[Any]:
+def command_updates(
+    config: Mapping[str, Any], serving: ServingOptions, upload_name: str = "", flavor: str = ""
+) -> list[Any]:
     """Updates for `Where.commands`; settings that cannot train leave them empty."""
     try:
-        check_flavor(flavor or DEFAULT_FLAVOR)
-        found = commands(config, serving, upload_name, flavor or DEFAULT_FLAVOR)
-    except PeftArenaError:
+        check_hardware(flavor or DEFAULT_HARDWARE)
+        found = manual_commands(config, serving, upload_name, flavor or DEFAULT_HARDWARE)
+    except PromptOrTuneError:
         return [gr.Textbox(""), gr.Textbox("")]
     return [gr.Textbox(command, label=label) for label, command in found]
 
 
-def refusal(context: Context, visitor: Visitor, place: str) -> str | None:
+def denied_reason(context: Context, visitor: Visitor, location: str) -> str | None:
     """Why this visitor may not train there, in one sentence; None where they may. To be asked on the server."""
-    refused = context.visitors.may_train(visitor)
-    if refused or place == "here":
+    refused = context.visitors.training_denied_reason(visitor)
+    if refused or location == "here":
         return refused
-    if place != "hub":
-        return f"'{place[:40]}' is no place to train: choose this machine or Hugging Face Jobs."
+    if location != "hub":
+        return f"'{location[:40]}' is no place to train: choose this machine or Hugging Face Jobs."
     if not visitor.owner:
         return "Hugging Face Jobs costs the owner of this app money, so only the owner may use it: train here instead."
-    return _not_sendable(context.serving.base)
+    return _remote_unavailable_reason(context.serving.base)
 
 
-def about(machine: str, machines: Sequence[Hardware]) -> str:
+def hardware_html(machine: str, machines: Sequence[RemoteHardware]) -> str:
     """What choosing Hugging Face Jobs means and costs, as HTML."""
     found = next((each for each in machines if each.name == machine), None)
-    price = found.dollars_an_hour if found else None
-    cost = f"A job ends after {MOST_HOURS} hours at the latest."
+    price = found.price_per_hour if found else None
+    cost = f"A job ends after {MAX_HOURS} hours at the latest."
     if price is not None:
         cost = (
-            f"You pay the Hub for the time it takes, ${price:.2f} an hour, and a job ends after {MOST_HOURS} hours: "
-            f"<strong>${price * MOST_HOURS:.2f} at most</strong>."
+            f"You pay the Hub for the time it takes, ${price:.2f} an hour, and a job ends after {MAX_HOURS} hours: "
+            f"<strong>${price * MAX_HOURS:.2f} at most</strong>."
         )
     what = (
         "Your rows, the settings and the program go to a private data set of this machine's account on the Hub. The "
@@ -148,7 +161,7 @@ def about(machine: str, machines: Sequence[Hardware]) -> str:
     return f'<p class="quiet">{what} {cost}</p>'
 
 
-def _not_sendable(base: str) -> str | None:
+def _remote_unavailable_reason(base: str) -> str | None:
     """Why nothing can be sent from here, in one sentence."""
     from huggingface_hub import get_token
 
@@ -161,9 +174,9 @@ def _not_sendable(base: str) -> str | None:
     return None
 
 
-def _choices(machines: Sequence[Hardware]) -> list[tuple[str, str]]:
+def _hardware_choices(machines: Sequence[RemoteHardware]) -> list[tuple[str, str]]:
     return [(each.label, each.name) for each in machines]
 
 
-def _sentence(text: str | None) -> str:
+def _error_html(text: str | None) -> str:
     return f'<p class="sentence">{escape(text)}</p>' if text else ""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 # Columns allocated beyond what is needed.
-ROOM = 64
+GROWTH_TOKENS = 64
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """One layer's keys and values, each (rows, heads, columns, head size): views of larger buffers."""
 
     keys: torch.Tensor
@@ -51,7 +51,7 @@ class RoomyLayer(DynamicLayer):
 
     @staticmethod
     def _enlarged(old: torch.Tensor, states: torch.Tensor, length: int, needed: int) -> torch.Tensor:
-        buffer = states.new_empty((*states.shape[:-2], needed + ROOM, states.shape[-1]))
+        buffer = states.new_empty((*states.shape[:-2], needed + GROWTH_TOKENS, states.shape[-1]))
         if length:
             buffer[..., :length, :] = old
         return buffer
@@ -60,16 +60,16 @@ class RoomyLayer(DynamicLayer):
 def new_cache(config: PreTrainedConfig) -> Any:
     """An empty cache for a model of this configuration; layers of other kinds than the plain one stay what they are."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def is_plain(cache: Any) -> bool:
     """Whether every layer is plain, so that caches of several groups can be joined."""
-    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+    return all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
 
 
-class TailLayer(DynamicLayer):
+class SuffixLayer(DynamicLayer):
     """What lines have said since they branched: keys and values by place, (columns, rows, heads, head size).
 
     Beams reorder their rows at every step. Rows of one place lie together, so only what is there is copied, from one
@@ -82,7 +82,7 @@ class TailLayer(DynamicLayer):
         """Takes the shapes of the first column."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self._length = 0
-        self._buffers = [self._room(states, ROOM) for states in (key_states, value_states)]
+        self._buffers = [self._allocate(states, GROWTH_TOKENS) for states in (key_states, value_states)]
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -101,7 +101,7 @@ class TailLayer(DynamicLayer):
         for number, states in enumerate((key_states, value_states)):
             if at == len(self._buffers[number][0]):
                 old = self._buffers[number][0]
-                self._buffers[number] = self._room(states, 2 * at)
+                self._buffers[number] = self._allocate(states, 2 * at)
                 self._buffers[number][0][:at] = old
             here = self._buffers[number][0]
             here[at] = states[:, :, 0]
@@ -120,6 +120,6 @@ class TailLayer(DynamicLayer):
             self._buffers[number] = (spare, here)
 
     @staticmethod
-    def _room(states: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _allocate(states: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (columns, states.shape[0], states.shape[1], states.shape[3])
         return states.new_empty(shape), states.new_empty(shape)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from serve.backends.local.cache import is_plain, new_cache
-from serve.backends.local.hooks import dressed
-from serve.backends.local.prefix import Prefix, as_prefix_of, begin_cache
-from serve.backends.local.state import Line, pad
-from serve.backends.local.worn import Worn
+from serve.backends.local.hooks import adapter_hooks
+from serve.backends.local.prefix import KVPrefix, init_cache_with_prefixes, to_kv_prefix
+from serve.backends.local.state import PromptInput, pad
+from serve.backends.local.worn import AppliedAdapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,51 +19,51 @@ if TYPE_CHECKING:
 # A prompt is read in pieces, so that a cancel during a long one takes effect between two of them.
 PREFILL_CHUNK = 512
 # Prompts are read together when the shorter one has at least this share of the longer one's tokens,
-SIMILAR = 0.6
+MIN_LENGTH_RATIO = 0.6
 # and while they are no more tokens than this: what comes of them should fit a CPU's cache, and prompts that are read
 # alone have no padding, so that attention needs no mask.
-READ_AT_ONCE = 512
+MAX_PREFILL_TOKENS = 512
 
-_Read = tuple[Any, torch.Tensor, torch.Tensor]
+_PrefillResult = tuple[Any, torch.Tensor, torch.Tensor]
 
 
-class CausalState:
+class HFCausalRunner:
     """Lines of a decoder-only base, padded on the left so that all of them end at the same column.
 
     A line's prefix stands before its padding. Its place counts, the padding's does not: position ids follow the mask.
     """
 
-    joins = False
+    supports_continuous_batching = False
 
     def __init__(self, model: PreTrainedModel, pad_token: int, modules: Mapping[str, torch.nn.Module]) -> None:
         self._model: Any = model
-        self._pad = pad_token
+        self._pad_token_id = pad_token
         self._modules = modules
-        self._worn: list[Worn | None] = []
+        self._applied_adapters: list[AppliedAdapter | None] = []
         self._cache: Any = None
         self._mask = torch.empty(0)
-        self._next = torch.empty(0)
+        self._next_positions = torch.empty(0)
 
     @torch.inference_mode()
-    def read(self, lines: Sequence[Line]) -> Iterator[torch.Tensor | None]:
-        if self._worn:
+    def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
+        if self._applied_adapters:
             raise ValueError("Lines of this base are read together.")
-        groups = self._groups([len(line.tokens) for line in lines])
-        parts: list[_Read] = []
+        groups = self._group_by_length([len(line.tokens) for line in prompts])
+        parts: list[_PrefillResult] = []
         for rows in groups:
-            for part in self._read([lines[row] for row in rows]):
+            for part in self._prefill_group([prompts[row] for row in rows]):
                 if part is not None:
                     parts.append(part)
                 yield None
         order = torch.tensor([row for rows in groups for row in rows], device=self._model.device).argsort()
-        self._cache = self._joined([cache for cache, _, _ in parts], order)
+        self._cache = self._concat_caches([cache for cache, _, _ in parts], order)
         longest = max(mask.shape[1] for _, mask, _ in parts)
-        self._mask = torch.cat([_padded(mask, longest, 1) for _, mask, _ in parts])[order]
-        self._next = self._mask.sum(-1, keepdim=True)
-        self._worn = [line.worn for line in lines]
+        self._mask = torch.cat([_pad_left(mask, longest, 1) for _, mask, _ in parts])[order]
+        self._next_positions = self._mask.sum(-1, keepdim=True)
+        self._applied_adapters = [line.applied_adapter for line in prompts]
         yield torch.cat([logits for _, _, logits in parts])[order]
 
-    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
+    def _group_by_length(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows by similar length, so that a short prompt is not padded to a prompt with examples; few if they are long.
 
         Caches other than plain ones (a sliding window, say) cannot be joined: then all rows are one group.
@@ -74,23 +74,23 @@ class CausalState:
         groups: list[list[int]] = []
         for row in order:
             longest = lengths[groups[-1][0]] if groups else 0
-            fits = groups and (len(groups[-1]) + 1) * longest <= READ_AT_ONCE
-            if fits and lengths[row] >= SIMILAR * longest:
+            fits = groups and (len(groups[-1]) + 1) * longest <= MAX_PREFILL_TOKENS
+            if fits and lengths[row] >= MIN_LENGTH_RATIO * longest:
                 groups[-1].append(row)
             else:
                 groups.append([row])
         return groups
 
-    def _read(self, lines: Sequence[Line]) -> Iterator[_Read | None]:
+    def _prefill_group(self, prompts: Sequence[PromptInput]) -> Iterator[_PrefillResult | None]:
         """Cache, mask and last logits of one group; None between its pieces."""
         cache = new_cache(self._model.config)
-        prefixes = [self._ahead(line.worn) for line in lines]
-        known = begin_cache(cache, prefixes, self._model.device)
-        ids, mask = pad([line.tokens for line in lines], self._pad, left=True)
+        prefixes = [self._kv_prefix(line.applied_adapter) for line in prompts]
+        known = init_cache_with_prefixes(cache, prefixes, self._model.device)
+        ids, mask = pad([line.tokens for line in prompts], self._pad_token_id, left=True)
         ids, mask = ids.to(self._model.device), torch.cat([known, mask.to(self._model.device)], dim=1)
         before = known.shape[1]
         places = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
-        worn = [line.worn for line in lines]
+        worn = [line.applied_adapter for line in prompts]
         logits = torch.empty(0)
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             if begin:
@@ -99,11 +99,11 @@ class CausalState:
             logits = self._forward(cache, worn, ids[:, begin:end], mask[:, : before + end], places[:, begin:end])
         yield cache, mask, logits
 
-    def _ahead(self, worn: Worn | None) -> Prefix | None:
-        ahead = None if worn is None else worn.adapter.ahead
-        return None if ahead is None else as_prefix_of(self._model, ahead)
+    def _kv_prefix(self, applied_adapter: AppliedAdapter | None) -> KVPrefix | None:
+        ahead = None if applied_adapter is None else applied_adapter.adapter.prompt_prefix
+        return None if ahead is None else to_kv_prefix(self._model, ahead)
 
-    def _joined(self, caches: list[Any], order: torch.Tensor) -> Any:
+    def _concat_caches(self, caches: list[Any], order: torch.Tensor) -> Any:
         """One cache of all rows: shorter groups get blank columns on the left, which the mask hides."""
         if len(caches) == 1:
             caches[0].batch_select_indices(order)
@@ -114,36 +114,41 @@ class CausalState:
             pairs = []
             for kind in ("keys", "values"):
                 parts = [getattr(cache.layers[number], kind) for cache in caches]
-                pairs.append(torch.cat([_padded(part, longest, 2) for part in parts])[order])
+                pairs.append(torch.cat([_pad_left(part, longest, 2) for part in parts])[order])
             joined.update(pairs[0], pairs[1], number)
         return joined
 
-    def branch(self) -> None:
+    def fork(self) -> None:
         """Lines of one prompt copy its cache."""
 
     @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         ids = tokens.to(self._model.device)[:, None]
         self._mask = torch.cat([self._mask, self._mask.new_ones((len(tokens), 1))], dim=1)
-        logits = self._forward(self._cache, self._worn, ids, self._mask, self._next)
-        self._next = self._next + 1
+        logits = self._forward(self._cache, self._applied_adapters, ids, self._mask, self._next_positions)
+        self._next_positions = self._next_positions + 1
         return logits
 
     @torch.inference_mode()
-    def select(self, lines: torch.Tensor) -> None:
-        lines = lines.to(self._model.device)
-        self._worn = [self._worn[line] for line in lines.tolist()]
-        self._cache.batch_select_indices(lines)
-        self._next, self._mask = self._next[lines], self._mask[lines]
+    def reorder(self, indices: torch.Tensor) -> None:
+        indices = indices.to(self._model.device)
+        self._applied_adapters = [self._applied_adapters[line] for line in indices.tolist()]
+        self._cache.batch_select_indices(indices)
+        self._next_positions, self._mask = self._next_positions[indices], self._mask[indices]
 
     def _forward(
-        self, cache: Any, worn: Sequence[Worn | None], ids: torch.Tensor, mask: torch.Tensor, places: torch.Tensor
+        self,
+        cache: Any,
+        applied_adapters: Sequence[AppliedAdapter | None],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
     ) -> torch.Tensor:
-        with dressed(self._modules, worn):
+        with adapter_hooks(self._modules, applied_adapters):
             out = self._model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=places,
+                position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -151,7 +156,7 @@ class CausalState:
         return torch.as_tensor(out.logits[:, -1])
 
 
-def _padded(part: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
+def _pad_left(part: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
     """`part` with blank columns on the left."""
     shape = list(part.shape)
     shape[dim] = columns - shape[dim]

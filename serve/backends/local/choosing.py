@@ -11,18 +11,18 @@ from dataclasses import dataclass
 
 import torch
 
-from serve.rows import Decoding
+from serve.rows import SamplingParams
 
 # Lines whose logits are looked at together on a CPU: more would not fit its cache.
-AT_ONCE = 8
+ROWS_PER_CHUNK = 8
 # How many of the likeliest tokens are sorted first; only where the draw may lie behind them, more are.
-_SORTED = (64, 2048)
+_TOP_K_STEPS = (64, 2048)
 # Colder than this there is one token left, and still colder the division overflows.
-_COLDEST = 1e-5
+_MIN_TEMPERATURE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class SampledToken:
     """A token, its natural log-probability before temperature, and the likeliest tokens there with theirs."""
 
     token: int
@@ -31,41 +31,43 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class SequenceSampling:
     """How one line's token is chosen; `source` is None for greedy decoding, else this line's own random numbers."""
 
-    decoding: Decoding
-    source: torch.Generator | None = None
+    decoding: SamplingParams
+    generator: torch.Generator | None = None
 
 
-def random_source(seed: int, copy: int) -> torch.Generator:
+def make_generator(seed: int, sample_index: int) -> torch.Generator:
     """The random numbers of one sample of a row. They do not depend on what else is in the batch."""
-    return torch.Generator().manual_seed((seed + copy) % 2**63)
+    return torch.Generator().manual_seed((seed + sample_index) % 2**63)
 
 
-def choose(logits: torch.Tensor, wishes: Sequence[Wish]) -> list[Choice]:
+def sample(logits: torch.Tensor, samplings: Sequence[SequenceSampling]) -> list[SampledToken]:
     """One token for each line of `logits`, (lines, vocabulary)."""
-    few = AT_ONCE if logits.device.type == "cpu" else max(len(wishes), 1)
-    choices: list[Choice] = []
-    for begin in range(0, len(wishes), few):
-        choices += _choose(logits[begin : begin + few].float(), wishes[begin : begin + few])
+    few = ROWS_PER_CHUNK if logits.device.type == "cpu" else max(len(samplings), 1)
+    choices: list[SampledToken] = []
+    for begin in range(0, len(samplings), few):
+        choices += _sample(logits[begin : begin + few].float(), samplings[begin : begin + few])
     return choices
 
 
-def _choose(scores: torch.Tensor, wishes: Sequence[Wish]) -> list[Choice]:
+def _sample(scores: torch.Tensor, samplings: Sequence[SequenceSampling]) -> list[SampledToken]:
     logprobs = scores.log_softmax(-1)
-    drawn = [line for line, wish in enumerate(wishes) if wish.source is not None]
-    tokens = [0] * len(wishes) if len(drawn) == len(wishes) else scores.argmax(-1).tolist()
+    drawn = [line for line, wish in enumerate(samplings) if wish.generator is not None]
+    tokens = [0] * len(samplings) if len(drawn) == len(samplings) else scores.argmax(-1).tolist()
     if drawn:
-        found = _draw(scores if len(drawn) == len(wishes) else scores[drawn], [wishes[line] for line in drawn])
+        found = _sample_top_p(
+            scores if len(drawn) == len(samplings) else scores[drawn], [samplings[line] for line in drawn]
+        )
         for line, token in zip(drawn, found, strict=True):
             tokens[line] = token
     said = logprobs.gather(-1, torch.tensor(tokens, device=scores.device)[:, None])[:, 0].tolist()
-    tops = _tops(logprobs, [wish.decoding.top_logprobs or 0 for wish in wishes])
-    return [Choice(*each) for each in zip(tokens, said, tops, strict=True)]
+    tops = _top_logprobs(logprobs, [wish.decoding.top_logprobs or 0 for wish in samplings])
+    return [SampledToken(*each) for each in zip(tokens, said, tops, strict=True)]
 
 
-def _tops(logprobs: torch.Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+def _top_logprobs(logprobs: torch.Tensor, counts: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
     """The `counts[line]` likeliest tokens of each line, with their log-probabilities."""
     tops: list[tuple[tuple[int, float], ...]] = [()] * len(counts)
     asked = [line for line, count in enumerate(counts) if count]
@@ -76,37 +78,39 @@ def _tops(logprobs: torch.Tensor, counts: Sequence[int]) -> list[tuple[tuple[int
     return tops
 
 
-def _draw(scores: torch.Tensor, wishes: Sequence[Wish]) -> list[int]:
+def _sample_top_p(scores: torch.Tensor, samplings: Sequence[SequenceSampling]) -> list[int]:
     """A token for each line: one random number in [0, 1) each, looked up in the sums of the sorted nucleus."""
-    numbers = [float(torch.rand((), generator=wish.source, dtype=torch.float64)) for wish in wishes]
-    temperatures = torch.tensor([max(wish.decoding.temperature, _COLDEST) for wish in wishes], device=scores.device)
-    limits = torch.tensor([wish.decoding.top_p for wish in wishes], dtype=torch.float64)
+    numbers = [float(torch.rand((), generator=wish.generator, dtype=torch.float64)) for wish in samplings]
+    temperatures = torch.tensor(
+        [max(wish.decoding.temperature, _MIN_TEMPERATURE) for wish in samplings], device=scores.device
+    )
+    limits = torch.tensor([wish.decoding.top_p for wish in samplings], dtype=torch.float64)
     points = torch.tensor(numbers, dtype=torch.float64)
     return nucleus_tokens((scores / temperatures[:, None]).softmax(-1), limits, points).tolist()
 
 
-def nucleus_tokens(shares: torch.Tensor, limits: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+def nucleus_tokens(probs: torch.Tensor, top_ps: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The token at `points`, (lines,) in [0, 1), of each line's nucleus; `shares` is (lines, vocabulary).
 
     The nucleus are the fewest likeliest tokens that together have at least the share `limits`, (lines,); see
     arXiv 1904.09751. What comes back is on the CPU.
     """
-    tokens = torch.zeros(len(shares), dtype=torch.long)
-    open_lines = torch.arange(len(shares))
-    for count in (*_SORTED, shares.shape[-1]):
-        some = shares if len(open_lines) == len(shares) else shares[open_lines.to(shares.device)]
-        best = some.topk(min(count, shares.shape[-1]))
+    tokens = torch.zeros(len(probs), dtype=torch.long)
+    open_lines = torch.arange(len(probs))
+    for count in (*_TOP_K_STEPS, probs.shape[-1]):
+        some = probs if len(open_lines) == len(probs) else probs[open_lines.to(probs.device)]
+        best = some.topk(min(count, probs.shape[-1]))
         each, ids = best.values.double().cpu(), best.indices.cpu()
-        sums, limit = each.cumsum(-1), limits[open_lines]
+        sums, limit = each.cumsum(-1), top_ps[open_lines]
         # As in transformers, a token is in while those before it have less than the limit.
         weights = torch.where(sums - each < limit[:, None], each, 0.0)
         everything = limit >= 1
         mass = torch.where(everything, 1.0, weights.sum(-1))
-        point = points[open_lines] * mass
+        point = uniforms[open_lines] * mass
         place = (sums <= point[:, None]).sum(-1)
         # Of a nucleus that is not all here the mass is not known; of the whole vocabulary it is 1.
         known = torch.where(everything, place < ids.shape[-1], sums[:, -1] >= limit)
-        if count >= shares.shape[-1]:
+        if count >= probs.shape[-1]:
             known[:] = True
         # A line whose logits are not finite has no nucleus; its neighbours in the batch must not suffer for it.
         last = ((weights > 0).sum(-1) - 1).clamp(min=0)

@@ -1,6 +1,6 @@
 """Row deltas: what an adapter changes at one linear layer, for the lines of the batch that wear it.
 
-LoRA adds `s (x A^T) B^T` (arXiv 2106.09685; s is alpha / r, or alpha / sqrt(r) for rsLoRA, arXiv 2312.03732). DoRA
+LoRA adds `s (x GroupT^T) B^T` (arXiv 2106.09685; s is alpha / r, or alpha / sqrt(r) for rsLoRA, arXiv 2312.03732). DoRA
 also scales each output feature by m / ||W + s B A|| (arXiv 2402.09353, without the bias, as PEFT has it). IA3 scales
 the outputs, or the inputs of feed-forward layers (arXiv 2205.05638). All work in place on a slice of the lines, so
 that the other lines stay bit for bit what the bare base computes.
@@ -18,17 +18,17 @@ import torch
 
 from adapters.shapes import is_feedforward
 
-_MODULE = "base_model.model."
+_PEFT_PREFIX = "base_model.model."
 # Columns of a quantized weight that are read at once to measure it.
-_COLUMNS = 512
+_COLUMNS_PER_CHUNK = 512
 
 
-class Delta:
+class AdapterLayer:
     """The change of one layer. `inputs` and `outputs` are the layer's, (lines, places, features)."""
 
     changes_inputs = False
 
-    def scaled(self, factor: float) -> Delta:
+    def scaled(self, factor: float) -> AdapterLayer:
         """The same change, `factor` times as strong. Raises ValueError where that has no meaning."""
         if factor != 1:
             raise ValueError(f"{type(self).__name__} has one strength only.")
@@ -42,20 +42,20 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Lora(Delta):
+class LoraLayer(AdapterLayer):
     """A is (r, in), B is (out, r), both in the dtype of the adapter's file: float32 would double its memory."""
 
     a: torch.Tensor
     b: torch.Tensor
     scale: float
 
-    def scaled(self, factor: float) -> Delta:
+    def scaled(self, factor: float) -> AdapterLayer:
         return replace(self, scale=self.scale * factor)
 
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        outputs.add_(self.product(inputs))
+        outputs.add_(self.delta(inputs))
 
-    def product(self, inputs: torch.Tensor) -> torch.Tensor:
+    def delta(self, inputs: torch.Tensor) -> torch.Tensor:
         """What is added, (lines, places, out), in float32 on a CPU, where small products in 16 bits are slower."""
         dtype = torch.float32 if self.a.device.type == "cpu" else self.a.dtype
         low = torch.nn.functional.linear(inputs.to(dtype), self.a.to(dtype))
@@ -63,78 +63,78 @@ class Lora(Delta):
 
 
 @dataclass(frozen=True)
-class Dora(Delta):
+class DoraLayer(AdapterLayer):
     """`ratio` is m / ||W + s B A||, (out,) float32; `offset` is what of the bias it must not scale."""
 
-    lora: Lora
+    lora: LoraLayer
     ratio: torch.Tensor
     offset: torch.Tensor | None
 
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        changed = (outputs + self.lora.product(inputs)) * self.ratio
+        changed = (outputs + self.lora.delta(inputs)) * self.ratio
         outputs.copy_(changed if self.offset is None else changed + self.offset)
 
 
 @dataclass(frozen=True)
-class ScaledOutputs(Delta):
+class IA3OutputLayer(AdapterLayer):
     """IA3 outside the feed-forward layers; `scale` is (out,) float32."""
 
     scale: torch.Tensor
 
-    def scaled(self, factor: float) -> Delta:
-        return ScaledOutputs(1 + factor * (self.scale - 1))
+    def scaled(self, factor: float) -> AdapterLayer:
+        return IA3OutputLayer(1 + factor * (self.scale - 1))
 
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:  # noqa: ARG002
         outputs.mul_(self.scale)
 
 
 @dataclass(frozen=True)
-class ScaledInputs(Delta):
+class IA3InputLayer(AdapterLayer):
     """IA3 of a feed-forward layer; `scale` is (in,) float32."""
 
     scale: torch.Tensor
     changes_inputs = True
 
-    def scaled(self, factor: float) -> Delta:
-        return ScaledInputs(1 + factor * (self.scale - 1))
+    def scaled(self, factor: float) -> AdapterLayer:
+        return IA3InputLayer(1 + factor * (self.scale - 1))
 
     def change_inputs(self, inputs: torch.Tensor) -> None:
         inputs.mul_(self.scale)
 
 
-def lora_deltas(
+def build_lora_layers(
     config: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     modules: Mapping[str, torch.nn.Module],
     device: torch.device,
-) -> dict[str, Delta]:
+) -> dict[str, AdapterLayer]:
     """Module name -> delta, of a LoRA or DoRA folder whose shapes have been checked."""
     rank = int(config["r"])
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    deltas: dict[str, Delta] = {}
-    for name in sorted({key.removeprefix(_MODULE).rsplit(".lora_", 1)[0] for key in tensors}):
-        a = tensors[f"{_MODULE}{name}.lora_A.weight"].to(device)
-        b = tensors[f"{_MODULE}{name}.lora_B.weight"].to(device)
-        lora = Lora(a, b, scale)
+    deltas: dict[str, AdapterLayer] = {}
+    for name in sorted({key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors}):
+        a = tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"].to(device)
+        b = tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"].to(device)
+        lora = LoraLayer(a, b, scale)
         if config.get("use_dora"):
-            magnitude = tensors[f"{_MODULE}{name}.lora_magnitude_vector"].float().to(device)
+            magnitude = tensors[f"{_PEFT_PREFIX}{name}.lora_magnitude_vector"].float().to(device)
             ratio = magnitude / weight_norm(modules[name], a.float(), b.float() * scale)
             bias = modules[name].bias
-            deltas[name] = Dora(lora, ratio, None if bias is None else (1 - ratio) * bias.detach().float())
+            deltas[name] = DoraLayer(lora, ratio, None if bias is None else (1 - ratio) * bias.detach().float())
         else:
             deltas[name] = lora
     return deltas
 
 
-def ia3_deltas(
+def build_ia3_layers(
     config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
-) -> dict[str, Delta]:
+) -> dict[str, AdapterLayer]:
     """Module name -> delta, of an IA3 folder whose shapes have been checked."""
-    deltas: dict[str, Delta] = {}
+    deltas: dict[str, AdapterLayer] = {}
     for key, tensor in tensors.items():
-        name = key.removeprefix(_MODULE).removesuffix(".ia3_l")
+        name = key.removeprefix(_PEFT_PREFIX).removesuffix(".ia3_l")
         scale = tensor.flatten().float().to(device)
-        deltas[name] = ScaledInputs(scale) if is_feedforward(name, config) else ScaledOutputs(scale)
+        deltas[name] = IA3InputLayer(scale) if is_feedforward(name, config) else IA3OutputLayer(scale)
     return deltas
 
 
@@ -146,22 +146,22 @@ def weight_norm(layer: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> tor
     bias. So what is measured is what serves, however bitsandbytes has packed it by now.
     """
     squares = torch.zeros(b.shape[0], device=b.device)
-    for begin in range(0, a.shape[1], _COLUMNS):
-        end = min(begin + _COLUMNS, a.shape[1])
-        squares += (_columns(layer, begin, end, a) + b @ a[:, begin:end]).square().sum(-1)
+    for begin in range(0, a.shape[1], _COLUMNS_PER_CHUNK):
+        end = min(begin + _COLUMNS_PER_CHUNK, a.shape[1])
+        squares += (_weight_columns(layer, begin, end, a) + b @ a[:, begin:end]).square().sum(-1)
     return squares.sqrt()
 
 
-def _columns(layer: Any, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
+def _weight_columns(layer: Any, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
     """W[:, begin:end] in float32."""
     if type(layer) is torch.nn.Linear:
         return layer.weight[:, begin:end].float()
     units = torch.zeros((end - begin, like.shape[1]), device=like.device)
     units[torch.arange(end - begin), torch.arange(begin, end)] = 1
-    return torch.as_tensor(_bare(layer)(units.to(_dtype(layer)))).float().T
+    return torch.as_tensor(_without_bias_and_hooks(layer)(units.to(_compute_dtype(layer)))).float().T
 
 
-def _bare(layer: Any) -> Any:
+def _without_bias_and_hooks(layer: Any) -> Any:
     """The layer with the same weight, without its bias and whatever is hooked to it: the worker may be using it."""
     bare = object.__new__(type(layer))
     bare.__dict__.update(layer.__dict__)
@@ -170,6 +170,6 @@ def _bare(layer: Any) -> Any:
     return bare
 
 
-def _dtype(layer: Any) -> torch.dtype:
+def _compute_dtype(layer: Any) -> torch.dtype:
     """The dtype in which a layer of bitsandbytes computes."""
     return getattr(layer, "compute_dtype", None) or torch.bfloat16

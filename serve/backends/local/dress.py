@@ -11,99 +11,102 @@ from itertools import accumulate
 
 import torch
 
-from serve.backends.local.deltas import Delta, Lora
-from serve.backends.local.fused import Site
-from serve.backends.local.rack import Grid, Rack
-from serve.backends.local.worn import Worn
+from serve.backends.local.deltas import AdapterLayer, LoraLayer
+from serve.backends.local.fused import FusedProjection
+from serve.backends.local.rack import LoRABatchInfo, LoRAMemoryPool
+from serve.backends.local.worn import AppliedAdapter
 
 # Places of one line, and what they wear.
-Span = tuple[slice, Worn]
+TokenSpan = tuple[slice, AppliedAdapter]
 
 
 @dataclass(frozen=True)
-class _Change:
+class _SpanPatch:
     """A delta of one layer for some rows; `columns` are the layer's share of its fused product."""
 
     rows: slice
     columns: slice
-    delta: Delta
+    layer: AdapterLayer
     module: torch.nn.Module
 
 
-class Dressing:
-    """The changes of one arrangement, ready for `FusedModel.forward`."""
+class BatchedAdapters:
+    """The changes of one arrangement, ready for `FusedLlama.forward`."""
 
     def __init__(
         self,
-        spans: Sequence[Span],
-        rack: Rack,
-        sites: Mapping[str, Site],
+        spans: Sequence[TokenSpan],
+        lora_pool: LoRAMemoryPool,
+        projections: Mapping[str, FusedProjection],
         modules: Mapping[str, torch.nn.Module],
     ) -> None:
-        grids = _grids(spans, rack)
-        made = {name: [rack.product(name, grid) for grid in grids] for name in sites} if grids else {}
-        self._low_rank = {name: [one for one in ready if one is not None] for name, ready in made.items()}
-        self._before: dict[str, list[_Change]] = {}
-        self._after: dict[str, list[_Change]] = {}
-        homes = {module: (site, number) for site in sites.values() for number, module in enumerate(site.modules)}
-        for rows, worn in _merged(spans):
-            for module, delta in worn.adapter.deltas.items():
-                if isinstance(delta, Lora):
+        grids = _batch_infos(spans, lora_pool)
+        made = {name: [lora_pool.make_delta_fn(name, grid) for grid in grids] for name in projections} if grids else {}
+        self._lora_delta_fns = {name: [one for one in ready if one is not None] for name, ready in made.items()}
+        self._input_patches: dict[str, list[_SpanPatch]] = {}
+        self._output_patches: dict[str, list[_SpanPatch]] = {}
+        homes = {module: (site, number) for site in projections.values() for number, module in enumerate(site.modules)}
+        for rows, worn in _merge_spans(spans):
+            for module, delta in worn.adapter.layers.items():
+                if isinstance(delta, LoraLayer):
                     continue
                 site, number = homes[module]
-                starts = [0, *accumulate(site.product.widths)]
-                change = _Change(
+                starts = [0, *accumulate(site.linear.output_sizes)]
+                change = _SpanPatch(
                     rows, slice(starts[number], starts[number + 1]), delta.scaled(worn.scale), modules[module]
                 )
                 # Layers that share a product read the same input: where one of them must read another, it computes
                 # its own, after the product.
                 alone = len(site.modules) == 1
-                kind = self._before if delta.changes_inputs and alone else self._after
+                kind = self._input_patches if delta.changes_inputs and alone else self._output_patches
                 kind.setdefault(site.name, []).append(change)
 
-    def change_inputs(self, site: str, x: torch.Tensor) -> torch.Tensor:
+    def change_inputs(self, projection: str, x: torch.Tensor) -> torch.Tensor:
         """What the product shall read instead of `x`."""
-        changes = self._before.get(site)
+        changes = self._input_patches.get(projection)
         if changes is None:
             return x
         x = x.clone()
         for change in changes:
-            change.delta.change_inputs(x[change.rows])
+            change.layer.change_inputs(x[change.rows])
         return x
 
-    def change_outputs(self, site: str, x: torch.Tensor, y: torch.Tensor) -> None:
+    def change_outputs(self, projection: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Changes, in place, what the product has computed of `x`."""
-        for change_low_rank in self._low_rank.get(site, ()):
+        for change_low_rank in self._lora_delta_fns.get(projection, ()):
             change_low_rank(x, y)
-        for change in self._after.get(site, ()):
+        for change in self._output_patches.get(projection, ()):
             rows, columns = change.rows, change.columns
-            if change.delta.changes_inputs:
+            if change.layer.changes_inputs:
                 read = x[rows].clone()
-                change.delta.change_inputs(read)
+                change.layer.change_inputs(read)
                 y[rows, columns] = change.module(read)
             else:
-                change.delta.change_outputs(x[rows], y[rows, columns])
+                change.layer.change_outputs(x[rows], y[rows, columns])
 
 
-def _grids(spans: Sequence[Span], rack: Rack) -> list[Grid]:
+def _batch_infos(spans: Sequence[TokenSpan], lora_pool: LoRAMemoryPool) -> list[LoRABatchInfo]:
     """Single places share one grid; a line with many places has its own, without the padding of a grid."""
-    low_rank = [(rows, worn) for rows, worn in spans if worn.adapter.low_rank]
+    low_rank = [(rows, worn) for rows, worn in spans if worn.adapter.lora_layers]
     single = [(rows.start, worn) for rows, worn in low_rank if rows.stop - rows.start == 1]
-    grid = rack.grid(single)
+    grid = lora_pool.decode_batch_info(single)
     several = [(rows, worn) for rows, worn in low_rank if rows.stop - rows.start > 1]
-    return [*([] if grid is None else [grid]), *(rack.span(rows, worn) for rows, worn in _merged(several))]
+    return [
+        *([] if grid is None else [grid]),
+        *(lora_pool.prefill_batch_info(rows, worn) for rows, worn in _merge_spans(several)),
+    ]
 
 
-def _merged(spans: Sequence[Span]) -> list[Span]:
+def _merge_spans(spans: Sequence[TokenSpan]) -> list[TokenSpan]:
     """Neighbours that wear the same as one span."""
-    merged: list[Span] = []
+    merged: list[TokenSpan] = []
     for rows, worn in spans:
-        if merged and merged[-1][0].stop == rows.start and _same(merged[-1][1], worn):
+        if merged and merged[-1][0].stop == rows.start and _same_adapter(merged[-1][1], worn):
             merged[-1] = (slice(merged[-1][0].start, rows.stop), worn)
         else:
             merged.append((rows, worn))
     return merged
 
 
-def _same(one: Worn, other: Worn) -> bool:
+def _same_adapter(one: AppliedAdapter, other: AppliedAdapter) -> bool:
     return one.adapter is other.adapter and one.scale == other.scale

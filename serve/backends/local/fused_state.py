@@ -13,83 +13,85 @@ from weakref import WeakSet
 
 import torch
 
-from serve.backends.local.dress import Dressing, Span
-from serve.backends.local.fused import FusedModel
-from serve.backends.local.groups import Groups
-from serve.backends.local.prefixes import Prefixes
-from serve.backends.local.rack import Rack
-from serve.backends.local.reader import Reader
-from serve.backends.local.reading import Reading
-from serve.backends.local.state import Line
-from serve.backends.local.stems import Stems
-from serve.backends.local.trunk import grow_stems
-from serve.backends.local.worn import Adapter, Worn
+from serve.backends.local.dress import BatchedAdapters, TokenSpan
+from serve.backends.local.fused import FusedLlama
+from serve.backends.local.groups import DecodeBatch
+from serve.backends.local.prefixes import PrefixCache
+from serve.backends.local.rack import LoRAMemoryPool
+from serve.backends.local.reader import ChunkedPrefill
+from serve.backends.local.reading import PrefillSequence
+from serve.backends.local.state import PromptInput
+from serve.backends.local.stems import SharedPrefixCache
+from serve.backends.local.trunk import build_shared_prefix
+from serve.backends.local.worn import AppliedAdapter, LoadedAdapter
 
 
 @dataclass(frozen=True)
-class Base:
+class SharedModel:
     """What all states of one base share."""
 
-    model: FusedModel
+    model: FusedLlama
     modules: Mapping[str, torch.nn.Module]
-    prefixes: Prefixes
-    rack: Rack
-    states: WeakSet[FusedState]
+    prefix_cache: PrefixCache
+    lora_pool: LoRAMemoryPool
+    runners: WeakSet[FusedModelRunner]
 
 
-def share_base(model: FusedModel, modules: Mapping[str, torch.nn.Module], prefixes: Prefixes) -> Base:
+def share_model(model: FusedLlama, modules: Mapping[str, torch.nn.Module], prefix_cache: PrefixCache) -> SharedModel:
     """What the states of a base are made from."""
     # Batched products of LoRA's size are quicker in float32 on a CPU, and more exact besides.
     dtype = torch.float32 if model.device.type == "cpu" else model.dtype
-    return Base(model, modules, prefixes, Rack(model.sites, model.device, dtype), WeakSet())
+    return SharedModel(model, modules, prefix_cache, LoRAMemoryPool(model.projections, model.device, dtype), WeakSet())
 
 
-class FusedState:
+class FusedModelRunner:
     """Lines of a base that `can_fuse`; see state.py."""
 
-    joins = True
+    supports_continuous_batching = True
 
-    def __init__(self, base: Base) -> None:
-        self._base = base
-        self._worn: list[Worn | None] = []
-        self._fresh: list[tuple[Line, Reading]] = []
-        self._groups = Groups(base.model)
-        self._stems: Stems | None = None
-        self._reading = False
-        self._arriving: Sequence[Line] = ()
-        self._dress: Dressing | None = None
-        base.states.add(self)
+    def __init__(self, shared: SharedModel) -> None:
+        self._shared = shared
+        self._applied_adapters: list[AppliedAdapter | None] = []
+        self._prefilled: list[tuple[PromptInput, PrefillSequence]] = []
+        self._decode_batch = DecodeBatch(shared.model)
+        self._shared_prefix: SharedPrefixCache | None = None
+        self._is_prefilling = False
+        self._prefill_prompts: Sequence[PromptInput] = ()
+        self._batched_adapters: BatchedAdapters | None = None
+        shared.runners.add(self)
 
     @torch.inference_mode()
-    def read(self, lines: Sequence[Line]) -> Iterator[torch.Tensor | None]:
-        if self._stems is not None or self._reading:
+    def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
+        if self._shared_prefix is not None or self._is_prefilling:
             raise ValueError("Lines join neither those that have branched nor those that are being read.")
-        self._reading = True
+        self._is_prefilling = True
         try:
-            self._arriving = lines
-            self._hold()
-            reader = Reader(self._base.model, self._base.prefixes, self._dressed, lines)
-            while not reader.read_piece():
+            self._prefill_prompts = prompts
+            self._activate_adapters()
+            reader = ChunkedPrefill(self._shared.model, self._shared.prefix_cache, self._batch_adapters, prompts)
+            while not reader.prefill_chunk():
                 yield None
         finally:
-            self._reading = False
-            self._arriving = ()
-        self._fresh += zip(lines, reader.readings, strict=True)
-        self._worn += [line.worn for line in lines]
-        self._dress = None
+            self._is_prefilling = False
+            self._prefill_prompts = ()
+        self._prefilled += zip(prompts, reader.sequences, strict=True)
+        self._applied_adapters += [line.applied_adapter for line in prompts]
+        self._batched_adapters = None
         yield reader.logits
 
     @torch.inference_mode()
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._settle()
-        speaking: Groups | Stems = self._groups if self._stems is None else self._stems
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
+        self._merge_prefilled()
+        speaking: DecodeBatch | SharedPrefixCache = (
+            self._decode_batch if self._shared_prefix is None else self._shared_prefix
+        )
         order = speaking.order
-        tokens = tokens.to(self._base.model.device)
-        if self._dress is None:
-            self._dress = self._dressed(self._spans(order))
-        embedded = self._base.model.embed(tokens if order is None else tokens[order])
+        tokens = tokens.to(self._shared.model.device)
+        if self._batched_adapters is None:
+            self._batched_adapters = self._batch_adapters(self._spans(order))
+        embedded = self._shared.model.embed(tokens if order is None else tokens[order])
         places, attend = speaking.begin_step()
-        logits = self._base.model.forward(embedded, places, attend, self._dress, None)
+        logits = self._shared.model.forward(embedded, places, attend, self._batched_adapters, None)
         if order is None:
             return logits
         back = torch.empty_like(order)
@@ -97,55 +99,55 @@ class FusedState:
         return logits[back]
 
     @torch.inference_mode()
-    def select(self, lines: torch.Tensor) -> None:
-        self._settle()
-        chosen = lines.tolist()
-        if self._stems is not None:
-            self._stems.select(lines.to(self._base.model.device))
+    def reorder(self, indices: torch.Tensor) -> None:
+        self._merge_prefilled()
+        chosen = indices.tolist()
+        if self._shared_prefix is not None:
+            self._shared_prefix.reorder(indices.to(self._shared.model.device))
         else:
-            self._groups.select(chosen)
-        self._worn = [self._worn[line] for line in chosen]
-        self._dress = None
+            self._decode_batch.reorder(chosen)
+        self._applied_adapters = [self._applied_adapters[line] for line in chosen]
+        self._batched_adapters = None
         if not chosen:
-            self._stems = None
+            self._shared_prefix = None
 
     @torch.inference_mode()
-    def branch(self) -> None:
+    def fork(self) -> None:
         # Lines that speak already, beside others, have copies instead.
-        if not len(self._groups) and self._fresh:
-            self._stems = grow_stems(self._base.model, self._fresh)
-            self._fresh = []
+        if not len(self._decode_batch) and self._prefilled:
+            self._shared_prefix = build_shared_prefix(self._shared.model, self._prefilled)
+            self._prefilled = []
 
-    def _settle(self) -> None:
+    def _merge_prefilled(self) -> None:
         """Lets what was just read speak."""
-        if self._fresh:
-            self._groups.join([reading.known for _, reading in self._fresh])
-            self._fresh = []
-            self._dress = None
+        if self._prefilled:
+            self._decode_batch.add_sequences([reading.kv for _, reading in self._prefilled])
+            self._prefilled = []
+            self._batched_adapters = None
 
-    def adapters(self) -> dict[Adapter, None]:
+    def adapters(self) -> dict[LoadedAdapter, None]:
         """What its lines wear, those that are being read too, each once and in their order."""
-        worn = (*self._worn, *(line.worn for line in self._arriving))
+        worn = (*self._applied_adapters, *(line.applied_adapter for line in self._prefill_prompts))
         return dict.fromkeys(each.adapter for each in worn if each is not None)
 
-    def _hold(self) -> None:
+    def _activate_adapters(self) -> None:
         """Gives the adapters of all lines their place in the rack, beside those of other states."""
-        if not any(state._worn for state in self._base.states):
-            self._base.rack.rest()
-        held = {adapter for state in self._base.states for adapter in state.adapters()}
-        self._base.rack.hold(self.adapters(), held)
-        for state in self._base.states:
-            state._dress = None  # the stacks may have grown
+        if not any(state._applied_adapters for state in self._shared.runners):
+            self._shared.lora_pool.release_idle()
+        held = {adapter for state in self._shared.runners for adapter in state.adapters()}
+        self._shared.lora_pool.activate(self.adapters(), held)
+        for state in self._shared.runners:
+            state._batched_adapters = None  # the stacks may have grown
 
-    def _spans(self, order: torch.Tensor | None) -> list[Span]:
-        lines = range(len(self._worn)) if order is None else order.tolist()
+    def _spans(self, order: torch.Tensor | None) -> list[TokenSpan]:
+        lines = range(len(self._applied_adapters)) if order is None else order.tolist()
         return [
             (slice(place, place + 1), worn)
             for place, line in enumerate(lines)
-            if (worn := self._worn[line]) is not None
+            if (worn := self._applied_adapters[line]) is not None
         ]
 
-    def _dressed(self, spans: Sequence[Span]) -> Dressing | None:
-        if not any(worn.adapter.deltas for _, worn in spans):
+    def _batch_adapters(self, spans: Sequence[TokenSpan]) -> BatchedAdapters | None:
+        if not any(worn.adapter.layers for _, worn in spans):
             return None
-        return Dressing(spans, self._base.rack, self._base.model.sites, self._base.modules)
+        return BatchedAdapters(spans, self._shared.lora_pool, self._shared.model.projections, self._shared.modules)

@@ -11,76 +11,76 @@ from collections.abc import Sequence
 
 import torch
 
-from serve.backends.local.fused import Attend, FusedModel
+from serve.backends.local.fused import AttentionFn, FusedLlama
 
 # Columns and lines that a group has beyond what it needs.
-ROOM = 32
-_SPARE = 4
+SPARE_COLUMNS = 32
+_SPARE_SEQUENCES = 4
 # One more group costs a step about as much as this many padded columns of one line: two products and a softmax a layer
 # take their time on a CPU before they have done anything, and a column must be read.
-PADDING = 1500
+MAX_PADDING_TOKENS = 1500
 # Up to so many columns of a single line torch's fused attention is quicker on a CPU than two products.
-_FEW_COLUMNS = 256
+_MAX_SDPA_COLUMNS = 256
 _attention = torch.nn.functional.scaled_dot_product_attention
 
 
-class Group:
+class DecodeGroup:
     """Keys and values of some lines, (layers, 2, lines, key/value heads, columns, head size), with room to grow."""
 
-    def __init__(self, model: FusedModel, known: Sequence[torch.Tensor]) -> None:
-        """`known[i]` are the keys and values of all that line i has read, as a `Reading` has them; they are copied."""
+    def __init__(self, model: FusedLlama, kv: Sequence[torch.Tensor]) -> None:
+        """`known[i]` are the keys and values of all that line i has read, as a `PrefillSequence` has them; they are copied."""
         layers, heads, size = model.kv_shape
         self._scale = model.scale
-        self._hidden = torch.finfo(model.dtype).min
+        self._mask_value = torch.finfo(model.dtype).min
         self.lengths: list[int] = []
-        self.columns = max(each.shape[3] for each in known)
-        shape = (layers, 2, len(known) + _SPARE, heads, self.columns + ROOM, size)
-        self._known = torch.zeros(shape, device=model.device, dtype=model.dtype)
+        self.columns = max(each.shape[3] for each in kv)
+        shape = (layers, 2, len(kv) + _SPARE_SEQUENCES, heads, self.columns + SPARE_COLUMNS, size)
+        self._kv = torch.zeros(shape, device=model.device, dtype=model.dtype)
         # Added to scores: what hides padding and the columns to come.
-        self._bias = torch.full((shape[2], 1, 1, shape[4]), self._hidden, device=model.device, dtype=model.dtype)
-        self._views = list(self._known.unbind(0))
-        for each in known:
-            self.join(each)
+        self._bias = torch.full((shape[2], 1, 1, shape[4]), self._mask_value, device=model.device, dtype=model.dtype)
+        self._layer_views = list(self._kv.unbind(0))
+        for each in kv:
+            self.add_sequence(each)
 
     @property
     def padding(self) -> int:
         """How many columns of padding its lines have."""
         return len(self.lengths) * self.columns - sum(self.lengths)
 
-    def fits(self, known: Sequence[torch.Tensor]) -> bool:
+    def fits(self, kv: Sequence[torch.Tensor]) -> bool:
         """Whether lines that have read this can join without the others being copied."""
-        longest = max(each.shape[3] for each in known)
-        return longest <= self.columns and len(self.lengths) + len(known) <= self._known.shape[2]
+        longest = max(each.shape[3] for each in kv)
+        return longest <= self.columns and len(self.lengths) + len(kv) <= self._kv.shape[2]
 
-    def join(self, known: torch.Tensor) -> None:
+    def add_sequence(self, kv: torch.Tensor) -> None:
         """Takes one more line in; it must fit."""
-        line, length = len(self.lengths), known.shape[3]
+        line, length = len(self.lengths), kv.shape[3]
         blank = self.columns - length
-        self._known[:, :, line, :, blank : self.columns] = known
-        self._bias[line] = self._hidden
+        self._kv[:, :, line, :, blank : self.columns] = kv
+        self._bias[line] = self._mask_value
         self._bias[line, :, :, blank : self.columns] = 0
         self.lengths.append(length)
 
-    def leave(self, line: int) -> None:
+    def remove_sequence(self, index: int) -> None:
         """Drops a line; the last one takes its place."""
         last = len(self.lengths) - 1
-        if line < last:
-            self._known[:, :, line, :, : self.columns] = self._known[:, :, last, :, : self.columns]
-            self._bias[line] = self._bias[last]
-            self.lengths[line] = self.lengths[last]
+        if index < last:
+            self._kv[:, :, index, :, : self.columns] = self._kv[:, :, last, :, : self.columns]
+            self._bias[index] = self._bias[last]
+            self.lengths[index] = self.lengths[last]
         self.lengths.pop()
 
-    def known(self, line: int) -> torch.Tensor:
-        """Keys and values of one line, as a `Reading` has them; a view."""
-        return self._known[:, :, line, :, self.columns - self.lengths[line] : self.columns]
+    def kv(self, index: int) -> torch.Tensor:
+        """Keys and values of one line, as a `PrefillSequence` has them; a view."""
+        return self._kv[:, :, index, :, self.columns - self.lengths[index] : self.columns]
 
     def begin_step(self) -> None:
         """Makes room for the column that the next forward writes."""
-        if self.columns == self._known.shape[4]:
-            shape = self._known.shape
-            self._known = torch.cat([self._known, self._known.new_zeros((*shape[:4], ROOM, shape[5]))], 4)
-            self._bias = torch.nn.functional.pad(self._bias, (0, ROOM), value=self._hidden)
-            self._views = list(self._known.unbind(0))
+        if self.columns == self._kv.shape[4]:
+            shape = self._kv.shape
+            self._kv = torch.cat([self._kv, self._kv.new_zeros((*shape[:4], SPARE_COLUMNS, shape[5]))], 4)
+            self._bias = torch.nn.functional.pad(self._bias, (0, SPARE_COLUMNS), value=self._mask_value)
+            self._layer_views = list(self._kv.unbind(0))
         self._bias[..., self.columns] = 0
         self.columns += 1
         self.lengths = [length + 1 for length in self.lengths]
@@ -88,19 +88,19 @@ class Group:
     def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What each line's one place sees, (lines, heads, head size)."""
         lines, heads, size = query.shape
-        mine, at = self._views[layer], self.columns
+        mine, at = self._layer_views[layer], self.columns
         mine[0, :lines, :, at - 1] = keys
         mine[1, :lines, :, at - 1] = values
         groups = keys.shape[1]
         query = query.reshape(lines, groups, heads // groups, size)
         keys, values, bias = mine[0, :lines], mine[1, :lines], self._bias[:lines]
-        if query.device.type != "cpu" or (lines == 1 and at <= _FEW_COLUMNS):
+        if query.device.type != "cpu" or (lines == 1 and at <= _MAX_SDPA_COLUMNS):
             seen = _attention(query, keys[:, :, :at], values[:, :, :at], bias[..., :at], scale=self._scale)
         else:
-            seen = self._products(query, keys, values, bias)
+            seen = self._matmul_attention(query, keys, values, bias)
         return seen.reshape(lines, heads, size)
 
-    def _products(
+    def _matmul_attention(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, bias: torch.Tensor
     ) -> torch.Tensor:
         """Attention as two plain products: for so few queries torch 2.13's fused kernels are slower on a CPU.
@@ -114,52 +114,52 @@ class Group:
 
 
 # What a line has read, and its number.
-_Arrival = tuple[torch.Tensor, int]
+_NewSequence = tuple[torch.Tensor, int]
 
 
-class Groups:
+class DecodeBatch:
     """All lines that speak, under the numbers 0, 1, ... that callers know them by."""
 
-    def __init__(self, model: FusedModel) -> None:
+    def __init__(self, model: FusedLlama) -> None:
         self._model = model
-        self._groups: list[Group] = []
+        self._groups: list[DecodeGroup] = []
         # For each group the numbers of its lines.
         self._members: list[list[int]] = []
         self.order: torch.Tensor | None = None
-        self._places = torch.empty(0)
+        self._positions = torch.empty(0)
 
     def __len__(self) -> int:
         return sum(map(len, self._members))
 
-    def join(self, known: Sequence[torch.Tensor]) -> None:
+    def add_sequences(self, kv: Sequence[torch.Tensor]) -> None:
         """Takes lines in as the last ones; their keys and values are copied."""
         number = len(self)
-        self._place([(each, number + place) for place, each in enumerate(known)])
-        self._arranged()
+        self._insert([(each, number + place) for place, each in enumerate(kv)])
+        self._update_order()
 
-    def select(self, lines: Sequence[int]) -> None:
+    def reorder(self, indices: Sequence[int]) -> None:
         """New line i is old line `lines[i]`."""
         new: dict[int, list[int]] = {}
-        for number, old in enumerate(lines):
+        for number, old in enumerate(indices):
             new.setdefault(old, []).append(number)
-        repeated: list[_Arrival] = []
+        repeated: list[_NewSequence] = []
         for group, members in zip(self._groups, self._members, strict=True):
             for line in reversed(range(len(members))):
                 numbers = new.get(members[line], [])
                 if not numbers:
-                    group.leave(line)
+                    group.remove_sequence(line)
                     members[line] = members[-1]
                     members.pop()
                 else:
                     members[line] = numbers[0]
-                    repeated += [(group.known(line).clone(), number) for number in numbers[1:]]
-        self._place(repeated + self._tidied())
-        self._arranged()
+                    repeated += [(group.kv(line).clone(), number) for number in numbers[1:]]
+        self._insert(repeated + self._drop_padded_groups())
+        self._update_order()
 
-    def begin_step(self) -> tuple[torch.Tensor, Attend]:
+    def begin_step(self) -> tuple[torch.Tensor, AttentionFn]:
         """The places that the lines, in `order`, speak at, and how they attend, for one forward."""
-        places = self._places
-        self._places = places + 1
+        places = self._positions
+        self._positions = places + 1
         for group in self._groups:
             group.begin_step()
         if len(self._groups) == 1:
@@ -177,44 +177,44 @@ class Groups:
 
         return places, attend
 
-    def _tidied(self) -> list[_Arrival]:
+    def _drop_padded_groups(self) -> list[_NewSequence]:
         """Drops groups without lines, and those whose longest lines have left much padding behind: their lines."""
         groups = list(zip(self._groups, self._members, strict=True))
-        kept = [(group, members) for group, members in groups if members and group.padding <= PADDING]
+        kept = [(group, members) for group, members in groups if members and group.padding <= MAX_PADDING_TOKENS]
         self._groups, self._members = [group for group, _ in kept], [members for _, members in kept]
         return [
-            (group.known(line), number)
+            (group.kv(line), number)
             for group, members in groups
-            if members and group.padding > PADDING
+            if members and group.padding > MAX_PADDING_TOKENS
             for line, number in enumerate(members)
         ]
 
-    def _place(self, arrivals: Sequence[_Arrival]) -> None:
+    def _insert(self, new_sequences: Sequence[_NewSequence]) -> None:
         """Puts lines where they cost least: those of similar length together, in a group that is there or a new one."""
-        ordered = sorted(arrivals, key=lambda arrival: -arrival[0].shape[3])
+        ordered = sorted(new_sequences, key=lambda arrival: -arrival[0].shape[3])
         lengths = [known.shape[3] for known, _ in ordered]
         for cluster in _clusters(lengths):
             known, numbers = zip(*ordered[cluster], strict=True)
             costs = [_padding([*group.lengths, *lengths[cluster]]) - _padding(group.lengths) for group in self._groups]
             best = min(range(len(costs)), key=costs.__getitem__, default=None)
-            if best is None or costs[best] > PADDING:
-                self._groups.append(Group(self._model, known))
+            if best is None or costs[best] > MAX_PADDING_TOKENS:
+                self._groups.append(DecodeGroup(self._model, known))
                 self._members.append(list(numbers))
                 continue
             group = self._groups[best]
             if group.fits(known):
                 for each in known:
-                    group.join(each)
+                    group.add_sequence(each)
             else:
-                self._groups[best] = Group(self._model, [*map(group.known, range(len(group.lengths))), *known])
+                self._groups[best] = DecodeGroup(self._model, [*map(group.kv, range(len(group.lengths))), *known])
             self._members[best] += numbers
 
-    def _arranged(self) -> None:
+    def _update_order(self) -> None:
         """Notes which line stands where."""
         device = self._model.device
         order = [number for members in self._members for number in members]
         self.order = None if order == list(range(len(order))) else torch.tensor(order, device=device)
-        self._places = torch.tensor([n for group in self._groups for n in group.lengths], device=device)
+        self._positions = torch.tensor([n for group in self._groups for n in group.lengths], device=device)
 
 
 def _padding(lengths: Sequence[int]) -> int:
@@ -227,7 +227,7 @@ def _clusters(lengths: Sequence[int]) -> list[slice]:
     cheapest: list[tuple[int, int]] = [(0, 0)]  # of the first n lengths: the cost, and where the last group begins
     for end in range(1, len(lengths) + 1):
         cheapest.append(
-            min((cheapest[begin][0] + _padding(lengths[begin:end]) + PADDING, begin) for begin in range(end))
+            min((cheapest[begin][0] + _padding(lengths[begin:end]) + MAX_PADDING_TOKENS, begin) for begin in range(end))
         )
     cuts = []
     end = len(lengths)

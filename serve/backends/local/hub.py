@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from errors import BaseModelError
-from serve.home import Report
+from serve.home import ProgressFn
 
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
 # Seconds until a Hub that does not answer counts as unreachable.
-_PATIENCE = 10
+_HUB_TIMEOUT_S = 10
 
 
-def download(name: str, revision: str | None, report: Report) -> tuple[Path, str]:
+def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path, str]:
     """The folder of `name` at `revision` (default: main) and its commit.
 
     A Hub that cannot be reached is no error while the cache has the base. Raises BaseModelError in one sentence.
@@ -24,9 +24,11 @@ def download(name: str, revision: str | None, report: Report) -> tuple[Path, str
     report(f"Looking up {name} on the Hugging Face Hub ...")
     try:
         # Asked first because snapshot_download would wait without end for a Hub that never answers.
-        HfApi().model_info(name, revision=revision, timeout=_PATIENCE)
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)
         folder = Path(
-            snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, tqdm_class=_progress(name, report))
+            snapshot_download(
+                name, revision=revision, allow_patterns=_PATTERNS, tqdm_class=_progress_bar_class(name, report)
+            )
         )
     except GatedRepoError as fault:
         raise BaseModelError(
@@ -41,7 +43,7 @@ def download(name: str, revision: str | None, report: Report) -> tuple[Path, str
             f"There is no base '{name}' on the Hub that you may read: check its spelling, or run `hf auth login`."
         ) from fault
     except Exception as fault:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
-        folder = _cached(name, revision, fault)
+        folder = _from_cache(name, revision, fault)
     if not list(folder.glob("*.safetensors")):
         raise BaseModelError(
             f"The base '{name}' has no safetensors weights on the Hub: pickled weights are not loaded; look for a "
@@ -50,23 +52,23 @@ def download(name: str, revision: str | None, report: Report) -> tuple[Path, str
     return folder, folder.name
 
 
-def _cached(name: str, revision: str | None, fault: Exception) -> Path:
+def _from_cache(name: str, revision: str | None, error: Exception) -> Path:
     from huggingface_hub import snapshot_download
 
-    if isinstance(fault, OSError) and fault.errno == 28:
+    if isinstance(error, OSError) and error.errno == 28:
         raise BaseModelError(
             f"The disk is full: '{name}' does not fit the Hub's cache; free some room or set HF_HOME to a larger disk."
-        ) from fault
+        ) from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True))
     except Exception:  # noqa: BLE001 - likewise
         raise BaseModelError(
             f"The Hub could not be reached for '{name}' and it is not in the cache: check the network, or use "
             "--base embedded, a folder or a .gguf file."
-        ) from fault
+        ) from error
 
 
-def _progress(name: str, report: Report) -> Any:
+def _progress_bar_class(name: str, report: ProgressFn) -> Any:
     """A progress bar that reports whole percents instead of drawing."""
     from tqdm import tqdm
 

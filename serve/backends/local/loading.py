@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest
-from errors import BaseModelError, unknown
-from serve.backends.local.own_code import broken, check_it_runs, check_own_code, references, untrusted
+from errors import BaseModelError, unknown_name_error
+from serve.backends.local.own_code import auto_map_entries, broken_error, check_remote_code, smoke_test, untrusted_error
 from serve.backends.local.source import Source, resolve
-from serve.home import Report
-from tasks.prompt import style_named
+from serve.home import ProgressFn
+from tasks.prompt import get_style
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def load_base(
     base: str,
     quantization: str,
     device: str,
-    report: Report,
+    report: ProgressFn,
     trust_remote_code: bool = False,
     training: bool = False,
     dtype: torch.dtype | Literal["auto"] | None = None,
@@ -47,19 +47,19 @@ def load_base(
     `dtype` overrides the 16-bit float that the rest of the model has; "auto" takes that of the files.
     """
     if quantization not in QUANTIZATIONS:
-        raise unknown("quantization", quantization, QUANTIZATIONS)
-    place = _device(device)
+        raise unknown_name_error("quantization", quantization, QUANTIZATIONS)
+    place = _resolve_device(device)
     source = resolve(base, report, trust_remote_code)
-    check_own_code(source, trust_remote_code)
+    check_remote_code(source, trust_remote_code)
     report(f"Loading {source.id} ({quantization_label(quantization)}) on {place.upper()} ...")
     model, tokenizer = _load(source, quantization, place, trust_remote_code, dtype)
     if training:
-        _never_repack(model)
+        _disable_repacking(model)
     else:
-        _guard(model)
-    if trust_remote_code and references(source.folder):
-        check_it_runs(source, model)
-    return LoadedBase(model, tokenizer, _identity(source, model, tokenizer, quantization, place))
+        _guard_state_dict(model)
+    if trust_remote_code and auto_map_entries(source.folder):
+        smoke_test(source, model)
+    return LoadedBase(model, tokenizer, _base_identity(source, model, tokenizer, quantization, place))
 
 
 def quantization_label(quantization: str) -> str:
@@ -67,18 +67,18 @@ def quantization_label(quantization: str) -> str:
     return "unquantized" if quantization == "none" else quantization.upper()
 
 
-def _device(device: str) -> str:
+def _resolve_device(device: str) -> str:
     import torch
 
     if device not in DEVICES:
-        raise unknown("device", device, DEVICES)
+        raise unknown_name_error("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise BaseModelError("--device cuda was asked for and torch sees no CUDA GPU: use --device cpu or auto.")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _load(
-    source: Source, quantization: str, place: str, trust_remote_code: bool, dtype: torch.dtype | Literal["auto"] | None
+    source: Source, quantization: str, device: str, trust_remote_code: bool, dtype: torch.dtype | Literal["auto"] | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -86,7 +86,7 @@ def _load(
 
     disable_progress_bar()  # the caller's `report` is the progress
     if dtype is None:
-        dtype = torch.bfloat16 if place == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+        dtype = torch.bfloat16 if device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
         family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -94,7 +94,7 @@ def _load(
         model = family.from_pretrained(
             source.folder,
             dtype=dtype,
-            device_map=place,
+            device_map=device,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             quantization_config=_quantization_config(quantization, dtype),
@@ -105,7 +105,7 @@ def _load(
             "try --quantization nf4, a smaller base, or --device cpu."
         ) from fault
     except Exception as fault:
-        refusal = _refusal(source, fault, trust_remote_code)
+        refusal = _load_error(source, fault, trust_remote_code)
         if refusal is None:
             raise
         raise refusal from fault
@@ -114,15 +114,15 @@ def _load(
     return model.eval(), tokenizer
 
 
-def _refusal(source: Source, fault: Exception, trust_remote_code: bool) -> BaseModelError | None:
+def _load_error(source: Source, error: Exception, trust_remote_code: bool) -> BaseModelError | None:
     """What a person is told of a base that could not be loaded; None for a defect of ours."""
-    if trust_remote_code and references(source.folder):
-        return broken(source, fault)
-    if not isinstance(fault, ValueError | OSError | KeyError | RuntimeError | ImportError):
+    if trust_remote_code and auto_map_entries(source.folder):
+        return broken_error(source, error)
+    if not isinstance(error, ValueError | OSError | KeyError | RuntimeError | ImportError):
         return None
-    if "trust_remote_code" in str(fault):
-        return untrusted(source)
-    reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+    if "trust_remote_code" in str(error):
+        return untrusted_error(source)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return BaseModelError(f"The base '{source.id}' cannot be loaded: {reason}")
 
 
@@ -145,12 +145,12 @@ def _four_bit_layers(model: PreTrainedModel) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, Linear4bit)]
 
 
-def _never_repack(model: PreTrainedModel) -> None:
+def _disable_repacking(model: PreTrainedModel) -> None:
     for layer in _four_bit_layers(model):
         layer.support_avx512bf16_for_cpu = False
 
 
-def _guard(model: PreTrainedModel) -> None:
+def _guard_state_dict(model: PreTrainedModel) -> None:
     """Turns two silent faults of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16 into none and a loud one.
 
     The repacking kernel asserts on shapes that are no multiple of its block, and `state_dict()` unpacks weights
@@ -168,8 +168,8 @@ def _guard(model: PreTrainedModel) -> None:
         model.register_state_dict_pre_hook(refuse)
 
 
-def _identity(
-    source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantization: str, place: str
+def _base_identity(
+    source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantization: str, device: str
 ) -> BaseIdentity:
     import torch
 
@@ -185,7 +185,7 @@ def _identity(
         revision=source.revision,
         architecture=type(model).__name__,
         quantization=quantization,
-        device=place,
+        device=device,
         context_length=int(context),
         has_chat_template=bool(tokenizer.chat_template),
         is_encoder_decoder=bool(config.is_encoder_decoder),
@@ -200,7 +200,7 @@ def _trained_style(folder: Path) -> str:
     if not (folder / MANIFEST_NAME).is_file():
         return ""
     manifest = Manifest.read(folder)
-    if style_named(manifest.prompt_style).fingerprint != manifest.prompt_fingerprint:
+    if get_style(manifest.prompt_style).fingerprint != manifest.prompt_fingerprint:
         raise BaseModelError(
             f"The model in {folder} was trained with prompt style '{manifest.prompt_style}' as it was then "
             "(its fingerprint differs): train it again."

@@ -16,26 +16,26 @@ from serve.backends.local.source import Source, is_commit
 
 # Types of models that transformers knows, published with code that computes something else: CodeGen2 says it is a
 # CodeGen and arranges queries, keys and values otherwise, so that CodeGen's class would answer nonsense.
-_OTHERWISE = ("codegen",)
+_MISNAMED_MODEL_TYPES = ("codegen",)
 
 
-def references(folder: Path) -> list[str]:
+def auto_map_entries(folder: Path) -> list[str]:
     """What `auto_map` in the model's and the tokenizer's configuration names: file.Class, or repository--file.Class."""
     found: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
-        mapped = _json(folder / name).get("auto_map")
+        mapped = _read_json(folder / name).get("auto_map")
         values = mapped.values() if isinstance(mapped, dict) else [mapped]
         for value in values:
             found += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
     return found
 
 
-def check_own_code(source: Source, trusted: bool) -> None:
+def check_remote_code(source: Source, trusted: bool) -> None:
     """BaseModelError where the base's code would be needed and is not trusted, or is trusted and cannot be pinned."""
-    code = references(source.folder)
+    code = auto_map_entries(source.folder)
     if not trusted:
-        if code and _json(source.folder / "config.json").get("model_type") in _OTHERWISE:
-            raise untrusted(source)
+        if code and _read_json(source.folder / "config.json").get("model_type") in _MISNAMED_MODEL_TYPES:
+            raise untrusted_error(source)
         return
     elsewhere = [each for each in code if "--" in each]
     if elsewhere:
@@ -45,9 +45,9 @@ def check_own_code(source: Source, trusted: bool) -> None:
         )
 
 
-def untrusted(source: Source) -> BaseModelError:
+def untrusted_error(source: Source) -> BaseModelError:
     """The refusal of a base whose code was not asked to run."""
-    files = sorted({each.rsplit("--", 1)[-1].split(".")[0] + ".py" for each in references(source.folder)})
+    files = sorted({each.rsplit("--", 1)[-1].split(".")[0] + ".py" for each in auto_map_entries(source.folder)})
     pinned = f" --base {source.id}@{source.revision}" if is_commit(source.revision) else ""
     return BaseModelError(
         f"The base '{source.id}' runs only with code of its own ({', '.join(files)[:80]}), which is not run unasked: "
@@ -55,7 +55,7 @@ def untrusted(source: Source) -> BaseModelError:
     )
 
 
-def check_it_runs(source: Source, model: Any) -> None:
+def smoke_test(source: Source, model: Any) -> None:
     """One small step through a model that brought its code; BaseModelError where it was written for other libraries."""
     import torch
 
@@ -65,22 +65,22 @@ def check_it_runs(source: Source, model: Any) -> None:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=torch.ones_like(ids), **start)
     except Exception as fault:
-        raise broken(source, fault) from fault
+        raise broken_error(source, fault) from fault
 
 
-def broken(source: Source, fault: Exception) -> BaseModelError:
+def broken_error(source: Source, error: Exception) -> BaseModelError:
     """What is said of code that does not run here, whatever it raised."""
     import transformers
 
-    lines = str(fault).strip().splitlines()
-    reason = f"{type(fault).__name__}: {lines[0][:200]}" if lines else type(fault).__name__
+    lines = str(error).strip().splitlines()
+    reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
     return BaseModelError(
         f"The base '{source.id}' does not run with the code that it brings and transformers {transformers.__version__} "
         f"({reason}): look for a newer revision of it."
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # what is wrong with it is for whoever loads it to say

@@ -1,6 +1,6 @@
 """Row prefixes: keys and values that stand before a line's prompt as if they had been read.
 
-Prompt tuning (arXiv 2104.08691) and Prefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
+Prompt tuning (arXiv 2104.08691) and KVPrefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
 the first are read by the bare base when they are first worn, the second brings its keys and values along. Rows with
 and without a prefix share a batch.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class KVPrefix:
     """Keys and values of every layer, each (heads, places, head size); the places are 0, 1, ... of the line."""
 
     keys: tuple[torch.Tensor, ...]
@@ -32,25 +32,25 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Virtual:
+class SoftPrompt:
     """Virtual tokens that stand before what the base, or its encoder, reads, (tokens, hidden size)."""
 
     embeddings: torch.Tensor
 
 
-Ahead = Prefix | Virtual
+PromptPrefix = KVPrefix | SoftPrompt
 
 
-def prompt_tuning(model: PreTrainedModel, config: Any, embeddings: torch.Tensor, name: str) -> Ahead:
+def prompt_tuning(model: PreTrainedModel, config: Any, embeddings: torch.Tensor, name: str) -> PromptPrefix:
     """What `embeddings`, (tokens, hidden size) as PEFT saves them, put before a prompt; read when first worn."""
     # The second half, where there is one, is for the decoder: PEFT keeps it and does not use it.
     embeddings = embeddings[: config["num_virtual_tokens"]]
     place = model.get_input_embeddings().weight
     _check_cache(model, name)
-    return Virtual(embeddings.to(place.device, place.dtype))
+    return SoftPrompt(embeddings.to(place.device, place.dtype))
 
 
-def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name: str) -> Prefix:
+def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name: str) -> KVPrefix:
     """The prefix in `flat`, (tokens, layers * 2 * heads * head size), laid out as `PeftModel.get_prompt` does.
 
     On encoder-decoder bases it stands before the decoder's own tokens.
@@ -69,16 +69,16 @@ def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name:
     heads = config["num_attention_heads"]
     pairs = flat.view(len(flat), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[places]
     keys, values = (tuple(pair[side].to(model.device, model.dtype).contiguous() for pair in pairs) for side in (0, 1))
-    kept = _kept_heads(model.config.get_text_config())
+    kept = _kv_heads(model.config.get_text_config())
     if (heads, keys[0].shape[2]) != kept:
         raise AdapterError(
             f"Adapter '{name}' has a prefix of {heads} heads of {keys[0].shape[2]} and the base keeps "
             f"{kept[0]} of {kept[1]}: train it again on this base."
         )
-    return Prefix(keys, values)
+    return KVPrefix(keys, values)
 
 
-def _kept_heads(config: Any) -> tuple[int, int]:
+def _kv_heads(config: Any) -> tuple[int, int]:
     """How many heads of keys a base of this configuration keeps, and their size."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
@@ -94,18 +94,18 @@ def _check_cache(model: Any, name: str) -> None:
 
 
 @torch.inference_mode()
-def as_prefix_of(model: Any, ahead: Ahead) -> Prefix:
+def to_kv_prefix(model: Any, prompt_prefix: PromptPrefix) -> KVPrefix:
     """Keys and values of what stands before a prompt of a decoder-only base; the bare base reads virtual tokens."""
-    if isinstance(ahead, Prefix):
-        return ahead
+    if isinstance(prompt_prefix, KVPrefix):
+        return prompt_prefix
     cache = new_cache(model.config)
-    model(inputs_embeds=ahead.embeddings[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefix(
+    model(inputs_embeds=prompt_prefix.embeddings[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return KVPrefix(
         tuple(layer.keys[0].clone() for layer in cache.layers), tuple(layer.values[0].clone() for layer in cache.layers)
     )
 
 
-def begin_cache(cache: Any, prefixes: Sequence[Prefix | None], device: torch.device) -> torch.Tensor:
+def init_cache_with_prefixes(cache: Any, prefixes: Sequence[KVPrefix | None], device: torch.device) -> torch.Tensor:
     """Puts each line's prefix into an empty cache; the mask of what it then holds, (lines, columns).
 
     Prefixes end at the same column; the columns of lines with a shorter one, or none, are masked.

@@ -15,31 +15,31 @@ from threading import Lock
 
 import torch
 
-from serve.backends.local.worn import Adapter, Worn
+from serve.backends.local.worn import AppliedAdapter, LoadedAdapter
 
 # Less is quicker read again than looked after.
-LEAST = 32
+MIN_PREFIX_TOKENS = 32
 MAX_BYTES = 256 << 20
 
-Tokens = tuple[int, ...]
+TokenIds = tuple[int, ...]
 # The adapter by its identity, how strongly it is worn, and the tokens.
-_Key = tuple[tuple[int, float], Tokens]
+_Key = tuple[tuple[int, float], TokenIds]
 
 
 @dataclass(frozen=True)
 class _Entry:
     """What was read: keys and values (layers, 2, heads, places, head size) of `ahead` virtual places and the tokens."""
 
-    worn: Worn | None
-    known: torch.Tensor
-    ahead: int
+    applied_adapter: AppliedAdapter | None
+    kv: torch.Tensor
+    num_virtual_tokens: int
 
     @property
     def size(self) -> int:
-        return self.known.untyped_storage().nbytes()
+        return self.kv.untyped_storage().nbytes()
 
 
-class Prefixes:
+class PrefixCache:
     """The beginnings read last, bounded in bytes; those that came again outlive those seen once. Thread-safe."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -55,42 +55,51 @@ class Prefixes:
         """How much memory the kept keys and values take."""
         return self._bytes
 
-    def find(self, worn: Worn | None, tokens: Sequence[int]) -> tuple[int, torch.Tensor] | None:
+    def match_prefix(
+        self, applied_adapter: AppliedAdapter | None, tokens: Sequence[int]
+    ) -> tuple[int, torch.Tensor] | None:
         """The longest known beginning of `tokens` under what is worn: how many of them, and their keys and values.
 
         At least one token is left to read. Without a shared beginning, an adapter's virtual tokens alone (0 tokens).
         """
         asked = tuple(tokens)[:-1]
         with self._lock:
-            common = {key: shared_tokens(key[1], asked) for key in self._entries if key[0] == _who(worn)}
+            common = {
+                key: common_prefix_length(key[1], asked)
+                for key in self._entries
+                if key[0] == adapter_key(applied_adapter)
+            }
             if not common:
                 return None
-            key = _best(common)
-            entry, length = self._entries[key], common[key] if common[key] >= LEAST else 0
-            if length == 0 and entry.ahead == 0:
+            key = _best_match(common)
+            entry, length = self._entries[key], common[key] if common[key] >= MIN_PREFIX_TOKENS else 0
+            if length == 0 and entry.num_virtual_tokens == 0:
                 return None
             self._entries.move_to_end(key)
-            known = entry.known[:, :, :, : entry.ahead + length]
+            known = entry.kv[:, :, :, : entry.num_virtual_tokens + length]
             if length < len(key[1]):
                 # It came again, so it is a beginning of its own: the rest of that prompt may go.
                 known = known.clone()
-                self._put((_who(worn), key[1][:length]), _Entry(worn, known, entry.ahead))
+                self._put(
+                    (adapter_key(applied_adapter), key[1][:length]),
+                    _Entry(applied_adapter, known, entry.num_virtual_tokens),
+                )
             return length, known
 
     @staticmethod
-    def same(one: Worn | None, other: Worn | None) -> bool:
+    def same_adapter(one: AppliedAdapter | None, other: AppliedAdapter | None) -> bool:
         """Whether what was read under the one serves the other."""
-        return _who(one) == _who(other)
+        return adapter_key(one) == adapter_key(other)
 
-    def keep(self, worn: Worn | None, tokens: Sequence[int], known: torch.Tensor) -> None:
+    def insert(self, applied_adapter: AppliedAdapter | None, tokens: Sequence[int], kv: torch.Tensor) -> None:
         """Keeps what was read of a prompt, or of virtual tokens alone. `known` is not copied and must not change."""
-        ahead = known.shape[3] - len(tokens)
-        if not ahead and len(tokens) < LEAST:
+        ahead = kv.shape[3] - len(tokens)
+        if not ahead and len(tokens) < MIN_PREFIX_TOKENS:
             return
         with self._lock:
-            self._put((_who(worn), tuple(tokens)), _Entry(worn, known, ahead))
+            self._put((adapter_key(applied_adapter), tuple(tokens)), _Entry(applied_adapter, kv, ahead))
 
-    def forget(self, adapter: Adapter) -> None:
+    def evict_adapter(self, adapter: LoadedAdapter) -> None:
         """Drops what was read under an adapter that has gone."""
         with self._lock:
             for key in [key for key in self._entries if key[0][0] == id(adapter)]:
@@ -111,23 +120,24 @@ class Prefixes:
             self._bytes -= oldest.size
 
 
-def _who(worn: Worn | None) -> tuple[int, float]:
-    return (0, 1.0) if worn is None else (id(worn.adapter), worn.scale)
+def adapter_key(applied_adapter: AppliedAdapter | None) -> tuple[int, float]:
+    """What keys a cached prefix by adapter: its identity in this process and its scale; (0, 1.0) without one."""
+    return (0, 1.0) if applied_adapter is None else (id(applied_adapter.adapter), applied_adapter.scale)
 
 
-def _best(common: dict[_Key, int]) -> _Key:
+def _best_match(lengths: dict[_Key, int]) -> _Key:
     """The entry that saves most; one that is used whole rather than one that shares a few tokens more.
 
     Two problems may begin with the same words by chance: that does not make another beginning.
     """
-    most = max(common.values())
-    whole = [key for key, length in common.items() if length == len(key[1]) and most - length < LEAST]
-    return max(whole or common, key=common.__getitem__)
+    most = max(lengths.values())
+    whole = [key for key, length in lengths.items() if length == len(key[1]) and most - length < MIN_PREFIX_TOKENS]
+    return max(whole or lengths, key=lengths.__getitem__)
 
 
-def shared_tokens(known: Tokens, asked: Tokens) -> int:
+def common_prefix_length(cached: TokenIds, tokens: TokenIds) -> int:
     """How many tokens both begin with."""
-    if known == asked[: len(known)]:
-        return len(known)
-    shorter = min(len(known), len(asked))
-    return next((at for at in range(shorter) if known[at] != asked[at]), shorter)
+    if cached == tokens[: len(cached)]:
+        return len(cached)
+    shorter = min(len(cached), len(tokens))
+    return next((at for at in range(shorter) if cached[at] != tokens[at]), shorter)

@@ -18,47 +18,47 @@ import torch
 from torch import nn
 
 # (places, in) -> (places, out of all layers, one after the other)
-Product = Callable[[torch.Tensor], torch.Tensor]
+LinearFn = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedLinear:
     """A product and how wide each layer's share of its result is."""
 
-    compute: Product
-    widths: tuple[int, ...]
+    forward: LinearFn
+    output_sizes: tuple[int, ...]
 
 
 @torch.inference_mode()
-def fused(layers: Sequence[nn.Module]) -> Fused:
+def fuse_linears(layers: Sequence[nn.Module]) -> FusedLinear:
     """The product of `layers`. Weights that are fused are held once: the layers then read them from there."""
     modules: list[Any] = list(layers)
     widths = tuple(int(module.out_features) for module in modules)
     trial = torch.linspace(-1, 1, 3 * modules[0].in_features, device=modules[0].weight.device).view(3, -1)
-    trial = trial.to(_dtype(modules[0]))
-    before = _separate(modules)(trial)  # this is also when bitsandbytes packs its weights
-    made = _packed(modules) if _is_packed(modules) else _dense(modules) if _is_dense(modules) else None
-    if made is not None and torch.equal(made.product(trial), before):
-        made.share(modules)
-        return Fused(made.product, widths)
-    return Fused(_separate(modules), widths)
+    trial = trial.to(_compute_dtype(modules[0]))
+    before = _unfused(modules)(trial)  # this is also when bitsandbytes packs its weights
+    made = _fuse_packed_nf4(modules) if _is_packed(modules) else _fuse_dense(modules) if _is_dense(modules) else None
+    if made is not None and torch.equal(made.forward(trial), before):
+        made.tie_weights(modules)
+        return FusedLinear(made.forward, widths)
+    return FusedLinear(_unfused(modules), widths)
 
 
-def _separate(modules: Sequence[Any]) -> Product:
+def _unfused(modules: Sequence[Any]) -> LinearFn:
     if len(modules) == 1:
-        alone: Product = modules[0]
+        alone: LinearFn = modules[0]
         return alone
     return lambda x: torch.cat([module(x) for module in modules], -1)
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Candidate:
     """A fused product, and what lets its layers compute from the fused weight."""
 
-    product: Product
+    forward: LinearFn
     weight: torch.Tensor
 
-    def share(self, modules: Sequence[Any]) -> None:
+    def tie_weights(self, modules: Sequence[Any]) -> None:
         for module, part in zip(modules, self.weight.split([module.out_features for module in modules]), strict=True):
             module.weight.data = part
 
@@ -67,10 +67,10 @@ def _is_dense(modules: Sequence[Any]) -> bool:
     return all(type(module) is nn.Linear for module in modules)
 
 
-def _dense(modules: Sequence[Any]) -> _Made:
+def _fuse_dense(modules: Sequence[Any]) -> _Candidate:
     weight = torch.cat([module.weight for module in modules]) if len(modules) > 1 else modules[0].weight.data
-    bias = _bias(modules)
-    return _Made(lambda x: nn.functional.linear(x, weight, bias), weight)
+    bias = _concat_bias(modules)
+    return _Candidate(lambda x: nn.functional.linear(x, weight, bias), weight)
 
 
 def _is_packed(modules: Sequence[Any]) -> bool:
@@ -80,7 +80,7 @@ def _is_packed(modules: Sequence[Any]) -> bool:
     )
 
 
-def _packed(modules: Sequence[Any]) -> _Made | None:
+def _fuse_packed_nf4(modules: Sequence[Any]) -> _Candidate | None:
     from bitsandbytes.cextension import lib
 
     try:
@@ -89,7 +89,7 @@ def _packed(modules: Sequence[Any]) -> _Made | None:
         return None
     weight = torch.cat([module.weight.data for module in modules])
     scales = torch.cat([module.weight.quant_state.absmax for module in modules], 1).contiguous()
-    bias = _bias(modules)
+    bias = _concat_bias(modules)
     out_features, in_features = len(weight), int(modules[0].in_features)
     outs, ins = c_int64(out_features), c_int64(in_features)
     weights_at, scales_at = c_void_p(weight.data_ptr()), c_void_p(scales.data_ptr())
@@ -108,10 +108,10 @@ def _packed(modules: Sequence[Any]) -> _Made | None:
 
     # The closure keeps both tensors: the kernel knows their addresses only.
     product.__dict__["kept"] = (weight, scales)
-    return _Made(product, weight)
+    return _Candidate(product, weight)
 
 
-def _bias(modules: Sequence[Any]) -> torch.Tensor | None:
+def _concat_bias(modules: Sequence[Any]) -> torch.Tensor | None:
     if all(module.bias is None for module in modules):
         return None
     like = modules[0].weight if modules[0].bias is None else modules[0].bias
@@ -119,7 +119,7 @@ def _bias(modules: Sequence[Any]) -> torch.Tensor | None:
     return torch.cat(parts)
 
 
-def _dtype(module: Any) -> torch.dtype:
+def _compute_dtype(module: Any) -> torch.dtype:
     """The dtype in which a layer is asked."""
     dtype: torch.dtype = module.weight.dtype
     return dtype if dtype.is_floating_point else (getattr(module, "compute_dtype", None) or torch.bfloat16)

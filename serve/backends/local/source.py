@@ -14,7 +14,7 @@ from pathlib import Path
 from errors import BaseModelError
 from serve.backends.local.embedded import embedded_file
 from serve.backends.local.hub import download
-from serve.home import Report, home
+from serve.home import ProgressFn, cache_dir
 
 EMBEDDED = "embedded"
 EMBEDDED_ID = "embedded/SmolLM2-135M-Instruct-Q4_1"
@@ -31,7 +31,7 @@ class Source:
     folder: Path
 
 
-def resolve(base: str, report: Report, trust_remote_code: bool = False) -> Source:
+def resolve(base: str, report: ProgressFn, trust_remote_code: bool = False) -> Source:
     """Finds, and where needed downloads or converts, the base; BaseModelError in one sentence otherwise."""
     if base in (EMBEDDED, EMBEDDED_ID):
         return _from_gguf(embedded_file(report), EMBEDDED_ID, report)
@@ -69,11 +69,11 @@ def file_digest(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _from_gguf(path: Path, name: str, report: Report) -> Source:
+def _from_gguf(path: Path, name: str, report: ProgressFn) -> Source:
     from serve.backends.local.gguf import convert
 
     digest = file_digest(path)
-    folder = home() / "bases" / f"{path.stem}-{digest.removeprefix('sha256:')}"
+    folder = cache_dir() / "bases" / f"{path.stem}-{digest.removeprefix('sha256:')}"
     if not (folder / "config.json").is_file():
         report(f"Converting {path.name} to safetensors, once (under a minute for small models) ...")
         convert(path, folder, report)

@@ -11,25 +11,25 @@ from typing import Protocol
 
 import torch
 
-from serve.backends.local.worn import Worn
+from serve.backends.local.worn import AppliedAdapter
 
 
 @dataclass(frozen=True)
-class Line:
+class PromptInput:
     """A prompt to be read, and what its line wears until it ends."""
 
     tokens: tuple[int, ...]
-    worn: Worn | None = None
+    applied_adapter: AppliedAdapter | None = None
 
 
-class State(Protocol):
+class ModelRunner(Protocol):
     """What decoding needs of a batch. Logits are (lines, vocabulary), in the base's own precision."""
 
     @property
-    def joins(self) -> bool:
+    def supports_continuous_batching(self) -> bool:
         """Whether lines may be read while others are in flight."""
 
-    def read(self, lines: Sequence[Line]) -> Iterator[torch.Tensor | None]:
+    def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
         """Reads prompts piece by piece; after each piece None, at last the logits of each line's first new token.
 
         The lines are the state's last ones from then on, and none of them before; in between `step` and `select` may
@@ -37,16 +37,16 @@ class State(Protocol):
         as it was.
         """
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+    def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         """Appends one token per line, shape (lines,); the logits of the next ones."""
 
-    def select(self, lines: torch.Tensor) -> None:
+    def reorder(self, indices: torch.Tensor) -> None:
         """Keeps, reorders, drops or repeats lines: new line i is old line `lines[i]`; those of a prompt stay together.
 
         A selection of no lines leaves an empty state, which may `read` anew.
         """
 
-    def branch(self) -> None:
+    def fork(self) -> None:
         """From here on prompts have several lines each: where the base can, these share what has been read."""
 
 

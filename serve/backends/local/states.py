@@ -5,24 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from serve.backends.local.causal import CausalState
-from serve.backends.local.fused import FusedModel, can_fuse
-from serve.backends.local.fused_state import FusedState, share_base
-from serve.backends.local.prefixes import Prefixes
-from serve.backends.local.seq2seq import Seq2SeqState
+from serve.backends.local.causal import HFCausalRunner
+from serve.backends.local.fused import FusedLlama, can_fuse
+from serve.backends.local.fused_state import FusedModelRunner, share_model
+from serve.backends.local.prefixes import PrefixCache
+from serve.backends.local.seq2seq import HFSeq2SeqRunner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from serve.backends.local.state import State
+    from serve.backends.local.state import ModelRunner
 
 
-def state_maker(model: PreTrainedModel, pad_token: int, prefixes: Prefixes) -> Callable[[], State]:
+def make_runner_factory(model: PreTrainedModel, pad_token: int, prefix_cache: PrefixCache) -> Callable[[], ModelRunner]:
     """Makes fresh states of the kind that fits the model."""
     modules = dict(model.named_modules())
     if model.config.is_encoder_decoder:
-        return lambda: Seq2SeqState(model, pad_token, modules)
+        return lambda: HFSeq2SeqRunner(model, pad_token, modules)
     if can_fuse(model):
-        base = share_base(FusedModel(model), modules, prefixes)
-        return lambda: FusedState(base)
-    return lambda: CausalState(model, pad_token, modules)
+        base = share_model(FusedLlama(model), modules, prefix_cache)
+        return lambda: FusedModelRunner(base)
+    return lambda: HFCausalRunner(model, pad_token, modules)

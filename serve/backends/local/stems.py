@@ -12,74 +12,76 @@ from collections.abc import Sequence
 
 import torch
 
-from serve.backends.local.cache import TailLayer
-from serve.backends.local.fused import Attend
+from serve.backends.local.cache import SuffixLayer
+from serve.backends.local.fused import AttentionFn
 
 # Stems of finished prompts are dropped when at most this share of them is still in use: dropping copies the others.
-_WORTH_KEEPING = 0.5
+_MIN_USED_SHARE = 0.5
 
 
-class Stems:
+class SharedPrefixCache:
     """The stems of a batch, and which line grows from which. Lines are those of the batch at every step."""
 
-    def __init__(self, own: torch.Tensor, mask: torch.Tensor, shared: torch.Tensor | None, scale: float) -> None:
+    def __init__(
+        self, prompt_kv: torch.Tensor, mask: torch.Tensor, shared_kv: torch.Tensor | None, scale: float
+    ) -> None:
         """`own` are keys and values of the prompts, (layers, 2, prompts, heads, columns, head size).
 
         `mask`, (prompts, columns), says which columns are not padding. `shared` is the beginning that stands before
         all of them, (layers, 2, heads, places, head size). `scale` is what scores are multiplied by.
         """
-        self._shared = None if shared is None else [(known[0][None], known[1][None]) for known in shared]
-        self._own = [(known[0], known[1]) for known in own]
-        self._tails = [TailLayer() for _ in own]
+        self._shared_kv = None if shared_kv is None else [(known[0][None], known[1][None]) for known in shared_kv]
+        self._prompt_kv = [(known[0], known[1]) for known in prompt_kv]
+        self._suffixes = [SuffixLayer() for _ in prompt_kv]
         self._scale = scale
         kept = mask.bool()
-        dtype = own.dtype
+        dtype = prompt_kv.dtype
         self._bias = None if bool(kept.all()) else torch.zeros(kept.shape, dtype=dtype, device=mask.device)
         if self._bias is not None:
             self._bias.masked_fill_(~kept, torch.finfo(dtype).min)
-        self.places = mask.sum(-1) + (0 if shared is None else shared.shape[3])
-        self._owners = torch.arange(len(mask), device=mask.device)
-        self._arrange()
+        self.positions = mask.sum(-1) + (0 if shared_kv is None else shared_kv.shape[3])
+        self._prompt_indices = torch.arange(len(mask), device=mask.device)
+        self._update_slots()
 
     order: torch.Tensor | None = None  # lines stand as callers number them
 
-    def begin_step(self) -> tuple[torch.Tensor, Attend]:
+    def begin_step(self) -> tuple[torch.Tensor, AttentionFn]:
         """The places that the lines speak at, and how they attend, for one forward."""
-        places = self.places
-        self.places = places + 1
+        places = self.positions
+        self.positions = places + 1
         return places, self.attend
 
-    def select(self, rows: torch.Tensor) -> None:
+    def reorder(self, indices: torch.Tensor) -> None:
         """New line i grows from the stem of old line `rows[i]`."""
-        for tail in self._tails:
-            tail.batch_select_indices(rows)
-        self.places = self.places[rows]
-        self._owners = self._owners[rows]
-        alive, owners = self._owners.unique(return_inverse=True)
-        if len(alive) <= _WORTH_KEEPING * len(self._own[0][0]):
-            self._own = [(keys[alive], values[alive]) for keys, values in self._own]
+        for tail in self._suffixes:
+            tail.batch_select_indices(indices)
+        self.positions = self.positions[indices]
+        self._prompt_indices = self._prompt_indices[indices]
+        alive, owners = self._prompt_indices.unique(return_inverse=True)
+        if len(alive) <= _MIN_USED_SHARE * len(self._prompt_kv[0][0]):
+            self._prompt_kv = [(keys[alive], values[alive]) for keys, values in self._prompt_kv]
             self._bias = None if self._bias is None else self._bias[alive]
-            self._owners = owners
-        self._arrange()
+            self._prompt_indices = owners
+        self._update_slots()
 
     def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """What each line's one place, (lines, heads, head size), sees in stem and tail."""
-        keys, values = self._tails[layer].update(keys[:, :, None], values[:, :, None])
+        keys, values = self._suffixes[layer].update(keys[:, :, None], values[:, :, None])
         lines, heads, size = query.shape
         groups = keys.shape[1]
         query = query.reshape(lines, groups, heads // groups, size)
         parts = [_attention(query, keys, values, self._scale)]
-        parts.append(self._to_own(layer, query, self._scale))
-        if self._shared is not None:
+        parts.append(self._prompt_attention(layer, query, self._scale))
+        if self._shared_kv is not None:
             flat = query.transpose(0, 1).reshape(1, groups, -1, size)
-            seen, weight = _attention(flat, *self._shared[layer], self._scale)
+            seen, weight = _attention(flat, *self._shared_kv[layer], self._scale)
             shape = (groups, lines, heads // groups)
             parts.append((seen.view(*shape, size).transpose(0, 1), weight.view(shape).transpose(0, 1)))
-        return _together(parts).to(query.dtype).reshape(lines, heads, size)
+        return merge_attention_states(parts).to(query.dtype).reshape(lines, heads, size)
 
-    def _to_own(self, layer: int, query: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prompt_attention(self, layer: int, query: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Attention to each line's own stem: the lines of one stem are one query of many places."""
-        keys, values = self._own[layer]
+        keys, values = self._prompt_kv[layer]
         _, groups, each, size = query.shape
         stems, width = len(keys), self._width
         grid = query if self._is_grid else query.new_zeros(stems * width, groups, each, size)
@@ -92,15 +94,15 @@ class Stems:
         weight = weight.view(stems, groups, width, each).transpose(1, 2).reshape(-1, groups, each)
         return (seen, weight) if self._is_grid else (seen[self._slots], weight[self._slots])
 
-    def _arrange(self) -> None:
+    def _update_slots(self) -> None:
         """Gives every line a place in a grid of stems by lines; `select` keeps the lines of a stem together."""
-        counts = torch.bincount(self._owners, minlength=len(self._own[0][0]))
+        counts = torch.bincount(self._prompt_indices, minlength=len(self._prompt_kv[0][0]))
         starts = counts.cumsum(0) - counts
-        order = self._owners.argsort(stable=True)
+        order = self._prompt_indices.argsort(stable=True)
         rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device) - starts[self._owners[order]]
+        rank[order] = torch.arange(len(order), device=order.device) - starts[self._prompt_indices[order]]
         self._width = int(counts.max())
-        self._slots = self._owners * self._width + rank
+        self._slots = self._prompt_indices * self._width + rank
         self._is_grid = len(order) == len(counts) * self._width and bool((self._slots.diff() == 1).all())
 
 
@@ -121,7 +123,7 @@ def _attention(
     return shares.to(values.dtype) @ values, weight
 
 
-def _together(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+def merge_attention_states(parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Attention over all parts, float32: each part weighs as much as its sum of exponentials."""
     weights = torch.stack([weight for _, weight in parts]).softmax(0)[..., None]
     whole = parts[0][0] * weights[0]

@@ -7,73 +7,82 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from serve.backends.local.choosing import Choice, Wish, choose, random_source
-from serve.backends.local.flight import Answering, Flight, Growth
-from serve.backends.local.speech import Speech, Telling, Vocabulary, merge, settled, stop_at
-from serve.backends.local.state import Line
-from serve.rows import Candidate, Decoding, Finished, Partial, Row, TokenLogprob
+from serve.backends.local.choosing import SampledToken, SequenceSampling, make_generator, sample
+from serve.backends.local.flight import ContinuousBatch, SequenceGroup, StepOutput
+from serve.backends.local.speech import (
+    Detokenizer,
+    GeneratedText,
+    IncrementalDetokenizer,
+    dedupe_candidates,
+    find_stop,
+    stable_prefix,
+)
+from serve.backends.local.state import PromptInput
+from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 
 
-class Voice:
+class SampledSequence:
     """One sample of a row, or its one greedy answer."""
 
-    def __init__(self, row: Row, decoding: Decoding, copy: int, vocabulary: Vocabulary) -> None:
-        self.copy = copy
-        self.speech = Speech(row.style)
+    def __init__(self, row: Row, decoding: SamplingParams, sample_index: int, detokenizer: Detokenizer) -> None:
+        self.sample_index = sample_index
+        self.generated = GeneratedText(row.style)
         sampled = decoding.mode == "sample"
-        self.wish = Wish(decoding, random_source(decoding.seed, copy) if sampled else None)
-        self._vocabulary = vocabulary
-        self._telling = Telling(vocabulary)
+        self.sampling = SequenceSampling(decoding, make_generator(decoding.seed, sample_index) if sampled else None)
+        self._detokenizer = detokenizer
+        self._incremental = IncrementalDetokenizer(detokenizer)
         # Of each token what was chosen and where the text ended with it, where log-probabilities are asked for.
-        self._chosen: list[tuple[Choice, int]] = []
+        self._sampled_tokens: list[tuple[SampledToken, int]] = []
 
-    def say(self, choice: Choice) -> bool:
+    def append_token(self, sampled: SampledToken) -> bool:
         """Says the token that was chosen; whether the answer is over with it."""
-        speech, telling, decoding = self.speech, self._telling, self.wish.decoding
+        speech, telling, decoding = self.generated, self._incremental, self.sampling.decoding
         before = len(telling.text)
-        speech.tokens.append(choice.token)
-        speech.logprob += choice.logprob
-        is_end = choice.token in self._vocabulary.ends
+        speech.tokens.append(sampled.token)
+        speech.logprob += sampled.logprob
+        is_end = sampled.token in self._detokenizer.eos_token_ids
         if not is_end:
-            telling.add(choice.token)
+            telling.add(sampled.token)
         if decoding.top_logprobs is not None:
-            self._chosen.append((choice, len(telling.text)))
-        if is_end or self._is_over(choice.token, before):
-            speech.finish = "stop"
+            self._sampled_tokens.append((sampled, len(telling.text)))
+        if is_end or self._is_finished(sampled.token, before):
+            speech.finish_reason = "stop"
         elif len(speech.tokens) >= decoding.max_new_tokens:
-            speech.finish = "length"
-        return speech.finish != "cancelled"
+            speech.finish_reason = "length"
+        return speech.finish_reason != "cancelled"
 
-    def _is_over(self, token: int, before: int) -> bool:
-        stops = self.wish.decoding.stop
-        if stops and stop_at(self._telling.text, stops, before) is not None:
+    def _is_finished(self, token: int, previous_length: int) -> bool:
+        stops = self.sampling.decoding.stop
+        if stops and find_stop(self._incremental.text, stops, previous_length) is not None:
             return True
-        return self.speech.style is not None and self._vocabulary.ends_answer(
-            token, self._telling.text, self.speech.style
+        return self.generated.style is not None and self._detokenizer.ends_answer(
+            token, self._incremental.text, self.generated.style
         )
 
-    def partial(self, key: int) -> Partial:
+    def partial_output(self, key: int) -> PartialOutput:
         """What may be shown of it while it grows."""
-        text = settled(self._telling.text, self.wish.decoding.stop, self.speech.style)
-        return Partial(key, text, len(self.speech.tokens), self.copy)
+        text = stable_prefix(self._incremental.text, self.sampling.decoding.stop, self.generated.style)
+        return PartialOutput(key, text, len(self.generated.tokens), self.sample_index)
 
     def candidate(self) -> Candidate:
         """What it has said, with the log-probabilities that were asked for."""
-        candidate = self.speech.candidate(self._vocabulary, self.wish.decoding.stop)
-        if not self._chosen:
+        candidate = self.generated.candidate(self._detokenizer, self.sampling.decoding.stop)
+        if not self._sampled_tokens:
             return candidate
         return replace(candidate, token_logprobs=tuple(self._logprobs(candidate.text)))
 
     def _logprobs(self, text: str) -> list[TokenLogprob]:
         """Those of the tokens whose texts, one after the other, are `text`; the last may reach beyond it."""
-        is_cut = len(text) < len(self._telling.text)
+        is_cut = len(text) < len(self._incremental.text)
         found: list[TokenLogprob] = []
         begin = 0
-        for choice, end in self._chosen:
-            if choice.token in self._vocabulary.ends or (is_cut and begin >= len(text)):
+        for choice, end in self._sampled_tokens:
+            if choice.token in self._detokenizer.eos_token_ids or (is_cut and begin >= len(text)):
                 break
             said = text[begin:end]
-            names = ((said if token == choice.token else self._vocabulary.piece(token)) for token, _ in choice.top)
+            names = (
+                (said if token == choice.token else self._detokenizer.token_text(token)) for token, _ in choice.top
+            )
             top = tuple(zip(names, (logprob for _, logprob in choice.top), strict=True))
             found.append(TokenLogprob(said, choice.logprob, top))
             begin = end
@@ -81,69 +90,70 @@ class Voice:
 
 
 @dataclass(eq=False, kw_only=True)
-class Voices(Answering):
+class SamplingGroup(SequenceGroup):
     """The samples of one row, those still speaking in the order of the state's lines."""
 
-    voices: Sequence[Voice]
-    speaking: list[Voice] = field(init=False)
+    sequences: Sequence[SampledSequence]
+    unfinished: list[SampledSequence] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.speaking = list(self.voices)
+        self.unfinished = list(self.sequences)
 
     @property
     def width(self) -> int:
-        return len(self.speaking)
+        return len(self.unfinished)
 
-    def finished(self, vocabulary: Vocabulary) -> Finished:  # noqa: ARG002 - voices know theirs
-        samples = tuple(voice.candidate() for voice in self.voices)
-        candidates = merge(samples, raw=self.row.style is None)
-        return Finished(self.key, candidates, self.seconds(), self.gone, samples)
+    def row_output(self, detokenizer: Detokenizer) -> RowOutput:  # noqa: ARG002 - voices know theirs
+        samples = tuple(voice.candidate() for voice in self.sequences)
+        candidates = dedupe_candidates(samples, raw=self.row.style is None)
+        return RowOutput(self.key, candidates, self.seconds(), self.cancelled, samples)
 
 
-class StepBatch(Flight[Voices]):
+class SamplingBatch(ContinuousBatch[SamplingGroup]):
     """Rows that say one token a step, each line for itself.
 
     A row with several candidates is read once; its line is then repeated. Where nobody can join anyway, lines share
     what has been read instead.
     """
 
-    def _begin(self, key: int, row: Row, decoding: Decoding, prompt: Line) -> Voices:
+    def _make_group(self, key: int, row: Row, decoding: SamplingParams, prompt: PromptInput) -> SamplingGroup:
         if decoding.mode == "beam":
             raise ValueError("Beam search needs a batch of its own.")
-        voices = [Voice(row, decoding, copy, self._vocabulary) for copy in range(decoding.candidates)]
-        return Voices(key=key, row=row, decoding=decoding, prompt=prompt, voices=voices)
+        voices = [SampledSequence(row, decoding, copy, self._detokenizer) for copy in range(decoding.candidates)]
+        return SamplingGroup(key=key, row=row, decoding=decoding, prompt=prompt, sequences=voices)
 
-    def _read_all(self, arrived: Sequence[Voices]) -> None:
-        if not self._state.joins and any(answer.width > 1 for answer in arrived):
-            self._state.branch()
+    def _on_prefilled(self, groups: Sequence[SamplingGroup]) -> None:
+        if not self._runner.supports_continuous_batching and any(answer.width > 1 for answer in groups):
+            self._runner.fork()
 
-    def _grow(self, logits: torch.Tensor) -> Growth:
+    def _sample_step(self, logits: torch.Tensor) -> StepOutput:
         # A row that has just been read has one line for all its voices, else each voice has its own.
-        speakers: list[tuple[Voices, Voice, int]] = []
+        speakers: list[tuple[SamplingGroup, SampledSequence, int]] = []
         line = 0
-        for answer in self._flying:
-            if not answer.gone:
+        for answer in self._running:
+            if not answer.cancelled:
                 speakers += [
-                    (answer, voice, line + min(place, answer.lines - 1)) for place, voice in enumerate(answer.speaking)
+                    (answer, voice, line + min(place, answer.num_seqs - 1))
+                    for place, voice in enumerate(answer.unfinished)
                 ]
-            line += answer.lines
-            answer.lines = 0
+            line += answer.num_seqs
+            answer.num_seqs = 0
         sources = [source for _, _, source in speakers]
         if sources != list(range(len(logits))):
             logits = logits[torch.tensor(sources, dtype=torch.long, device=logits.device)]
-        choices = choose(logits, [voice.wish for _, voice, _ in speakers])
-        growth = Growth()
+        choices = sample(logits, [voice.sampling for _, voice, _ in speakers])
+        growth = StepOutput()
         for (answer, voice, source), choice in zip(speakers, choices, strict=True):
-            if not voice.say(choice):
-                growth.events.append(voice.partial(answer.key))
-                growth.sources.append(source)
-                growth.tokens.append(choice.token)
-                answer.lines += 1
+            if not voice.append_token(choice):
+                growth.events.append(voice.partial_output(answer.key))
+                growth.parent_indices.append(source)
+                growth.next_tokens.append(choice.token)
+                answer.num_seqs += 1
                 continue
-            answer.speaking.remove(voice)
-            if not answer.speaking:
-                growth.events.append(answer.finished(self._vocabulary))
+            answer.unfinished.remove(voice)
+            if not answer.unfinished:
+                growth.events.append(answer.row_output(self._detokenizer))
             else:  # its end is told now, and not when the others have ended
                 candidate = voice.candidate()
-                growth.events.append(Partial(answer.key, candidate.text, candidate.tokens, voice.copy))
+                growth.events.append(PartialOutput(answer.key, candidate.text, candidate.tokens, voice.sample_index))
         return growth

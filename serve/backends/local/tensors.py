@@ -7,21 +7,21 @@ import math
 import torch
 
 from adapters.store import AdapterFolder
-from adapters.weights import WEIGHTS_NAME, read_body
+from adapters.weights import WEIGHTS_NAME, read_raw_tensors
 from errors import AdapterError
 
 # The names of safetensors; the store lets no other dtype pass.
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def read_tensors(folder: AdapterFolder) -> dict[str, torch.Tensor]:
+def load_tensors(folder: AdapterFolder) -> dict[str, torch.Tensor]:
     """The tensors of a checked folder, by name, as they lie in its file. For any thread.
 
     The file is read once, and what was read must have the digest of what the store has checked. The tensors are views
     of that one piece of memory, so an adapter that keeps them takes what its file takes. AdapterError where the file
     is another one by now, or where a value is NaN or infinite.
     """
-    body = read_body(folder.path / WEIGHTS_NAME, folder.sha256, folder.name)
+    body = read_raw_tensors(folder.path / WEIGHTS_NAME, folder.sha256, folder.name)
     tensors = {}
     for name, place in body.tensors.items():
         count = math.prod(place.shape)

@@ -6,30 +6,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from serve.backends.local.deltas import Delta, Lora
-from serve.backends.local.prefix import Ahead
+from serve.backends.local.deltas import AdapterLayer, LoraLayer
+from serve.backends.local.prefix import PromptPrefix
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
+class LoadedAdapter:
     """An adapter in memory: its deltas by module name, or what it puts before the prompt; its size in bytes.
 
     Two adapters are the same only if they are the same object: a folder that was loaded anew is another adapter.
     """
 
-    deltas: Mapping[str, Delta] = field(default_factory=dict)
-    ahead: Ahead | None = None
+    layers: Mapping[str, AdapterLayer] = field(default_factory=dict)
+    prompt_prefix: PromptPrefix | None = None
     size: int = 0
 
     @cached_property
-    def low_rank(self) -> Mapping[str, Lora]:
+    def lora_layers(self) -> Mapping[str, LoraLayer]:
         """The plain LoRA deltas among them."""
-        return {name: delta for name, delta in self.deltas.items() if isinstance(delta, Lora)}
+        return {name: delta for name, delta in self.layers.items() if isinstance(delta, LoraLayer)}
 
 
 @dataclass(frozen=True)
-class Worn:
+class AppliedAdapter:
     """An adapter with the factor on what it changes; 1 is the adapter as it was trained."""
 
-    adapter: Adapter
+    adapter: LoadedAdapter
     scale: float = 1.0

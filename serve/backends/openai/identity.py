@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import UNKNOWN, BaseIdentity
-from adapters.weights import shown
-from errors import BaseModelError, PeftArenaError
+from adapters.weights import quote_untrusted
+from errors import BaseModelError, PromptOrTuneError
 from serve.backends.local.source import EMBEDDED, EMBEDDED_ID, is_commit, resolve
-from serve.backends.openai.facts import Facts
+from serve.backends.openai.facts import ServerInfo
 from serve.backends.openai.kinds import OURS
-from serve.home import Report
+from serve.home import ProgressFn
 from tasks.prompt import Message
 
 PLAIN = "plain"
@@ -25,7 +25,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownBase:
     """A base by its name, with its files where they are on this machine (configuration and tokenizer, not weights)."""
 
     id: str
@@ -45,7 +45,7 @@ class LocalTokenizer:
             raise BaseModelError(f"The tokenizer in {folder} cannot be read: check --base.") from fault
         bos = self._tokenizer.bos_token
         adds = self._tokenizer("", verbose=False)["input_ids"]
-        self._added = bos if bos and adds[:1] == [self._tokenizer.bos_token_id] else ""
+        self._bos_token = bos if bos and adds[:1] == [self._tokenizer.bos_token_id] else ""
 
     @property
     def has_template(self) -> bool:
@@ -55,14 +55,14 @@ class LocalTokenizer:
     def chat(self, messages: Sequence[Message]) -> str:
         """The template around `messages`, without the token that the server puts first itself."""
         text = str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-        return text.removeprefix(self._added) if self._added else text
+        return text.removeprefix(self._bos_token) if self._bos_token else text
 
     def count(self, text: str) -> int:
         """How many tokens `text` has."""
         return len(self._tokenizer(text, verbose=False)["input_ids"])
 
 
-def known_base(base: str, report: Report) -> Known:
+def known_base(base: str, report: ProgressFn) -> KnownBase:
     """What is known here of the base that --base names; nothing is downloaded from the Hub.
 
     BaseModelError where it is a folder or file that does not exist.
@@ -71,14 +71,14 @@ def known_base(base: str, report: Report) -> Known:
     is_here = base in (EMBEDDED, EMBEDDED_ID) or base.endswith(".gguf") or Path(base).expanduser().is_dir()
     if is_here or base.startswith((".", "/", "~")):
         found = resolve(base, report)
-        return Known(found.id, found.revision, found.folder)
-    folder = _cached(name, revision or None)
+        return KnownBase(found.id, found.revision, found.folder)
+    folder = _cached_snapshot(name, revision or None)
     if folder is not None:
-        return Known(name, folder.name, folder)
-    return Known(name, revision if is_commit(revision) else "")
+        return KnownBase(name, folder.name, folder)
+    return KnownBase(name, revision if is_commit(revision) else "")
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
     """The snapshot in the Hub's cache, where it has a tokenizer."""
     from huggingface_hub import snapshot_download
 
@@ -89,24 +89,26 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return folder if (folder / "tokenizer_config.json").is_file() else None
 
 
-def identity(facts: Facts, known: Known | None, tokenizer: LocalTokenizer | None, engine: str) -> BaseIdentity:
+def base_identity(
+    server: ServerInfo, known: KnownBase | None, tokenizer: LocalTokenizer | None, engine: str
+) -> BaseIdentity:
     """What adapters, results and pages must know of the base that `engine` serves.
 
     Shapes stay unknown: the engine that holds the weights checks them. Without the base's own chat template every
-    prompt is a plain one. PeftArenaError where the server says that it has another base than `known`.
+    prompt is a plain one. PromptOrTuneError where the server says that it has another base than `known`.
     """
     if known is not None:
-        _require_same(facts, known, engine)
-    config = _config(known)
+        _check_same_base(server, known, engine)
+    config = _read_config(known)
     read = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
-    context = facts.context or (read if type(read) is int else 0) or _SAFE_CONTEXT
+    context = server.context_length or (read if type(read) is int else 0) or _SAFE_CONTEXT
     has_template = tokenizer is not None and tokenizer.has_template
     architectures = config.get("architectures") or [UNKNOWN]
     return BaseIdentity(
-        id=known.id if known else facts.base_id,
-        revision=(known.revision if known else facts.revision) or UNKNOWN,
+        id=known.id if known else server.base_id,
+        revision=(known.revision if known else server.revision) or UNKNOWN,
         architecture=str(architectures[0]),
-        quantization=facts.quantization or UNKNOWN,
+        quantization=server.quantization or UNKNOWN,
         device=engine,
         context_length=context,
         has_chat_template=has_template,
@@ -115,25 +117,25 @@ def identity(facts: Facts, known: Known | None, tokenizer: LocalTokenizer | None
     )
 
 
-def _require_same(facts: Facts, known: Known, engine: str) -> None:
+def _check_same_base(server: ServerInfo, known: KnownBase, engine: str) -> None:
     """--base may say more than the server does, and nothing else."""
-    named = facts.kind is OURS or (_HUB_ID.fullmatch(facts.base_id) and _HUB_ID.fullmatch(known.id))
-    if named and facts.base_id.casefold() != known.id.casefold():
+    named = server.server_type is OURS or (_HUB_ID.fullmatch(server.base_id) and _HUB_ID.fullmatch(known.id))
+    if named and server.base_id.casefold() != known.id.casefold():
         raise BaseModelError(
-            f"{engine} serves {shown(facts.base_id)} and --base says {known.id}: name the base that it serves."
+            f"{engine} serves {quote_untrusted(server.base_id)} and --base says {known.id}: name the base that it serves."
         )
-    if facts.revision and known.revision and facts.revision != known.revision:
+    if server.revision and known.revision and server.revision != known.revision:
         raise BaseModelError(
-            f"{engine} serves revision {shown(facts.revision)} of {known.id} and --base says {known.revision}: "
+            f"{engine} serves revision {quote_untrusted(server.revision)} of {known.id} and --base says {known.revision}: "
             "name the revision that it serves."
         )
 
 
-def _config(known: Known | None) -> dict[str, Any]:
+def _read_config(known: KnownBase | None) -> dict[str, Any]:
     if known is None or known.folder is None:
         return {}
     try:
         value = json.loads((known.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
-        raise PeftArenaError(f"The config.json in {known.folder} cannot be read: check --base.") from fault
+        raise PromptOrTuneError(f"The config.json in {known.folder} cannot be read: check --base.") from fault
     return value if isinstance(value, dict) else {}

@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Kind:
+class ServerType:
     """One engine's dialect.
 
     `takes_n`: several samples come from one call. `greedy`: what asks for the likeliest token. `neutral`: what switches
@@ -23,28 +23,44 @@ class Kind:
     """
 
     name: str
-    takes_n: bool = False
+    supports_n: bool = False
     greedy: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
     neutral: Mapping[str, Any] = field(default_factory=dict)
-    counting: Mapping[str, Any] = field(default_factory=dict)
-    every_technique: bool = False
-    loads: bool = False
-    scales: bool = False
-    at_once: int = 64
+    usage_options: Mapping[str, Any] = field(default_factory=dict)
+    supports_all_techniques: bool = False
+    may_load_adapters: bool = False
+    supports_scale: bool = False
+    max_streams: int = 64
 
 
-_COUNTING = {"continuous_usage_stats": True}
-OURS = Kind("Peft Arena", takes_n=True, counting=_COUNTING, every_technique=True, loads=True, scales=True)
-VLLM = Kind(
-    "vLLM", takes_n=True, counting=_COUNTING, neutral={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}, loads=True
+_USAGE_OPTIONS = {"continuous_usage_stats": True}
+OURS = ServerType(
+    "Peft Arena",
+    supports_n=True,
+    usage_options=_USAGE_OPTIONS,
+    supports_all_techniques=True,
+    may_load_adapters=True,
+    supports_scale=True,
+)
+VLLM = ServerType(
+    "vLLM",
+    supports_n=True,
+    usage_options=_USAGE_OPTIONS,
+    neutral={"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    may_load_adapters=True,
 )
 # LoRAX refuses a temperature of 0, and samples as soon as there is an `n`.
-LORAX = Kind("LoRAX", greedy={})
+LORAX = ServerType("LoRAX", greedy={})
 _LLAMA_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
-LLAMA_CPP = Kind("llama.cpp", neutral=_LLAMA_NEUTRAL, scales=True)
+LLAMA_CPP = ServerType("llama.cpp", neutral=_LLAMA_NEUTRAL, supports_scale=True)
 # It answers one request at a time and, by default, breaks off a stream when the next one comes.
-LLAMA_CPP_PYTHON = Kind("llama-cpp-python", neutral=_LLAMA_NEUTRAL, at_once=1)
-OTHER = Kind("OpenAI-compatible server")
+LLAMA_CPP_PYTHON = ServerType("llama-cpp-python", neutral=_LLAMA_NEUTRAL, max_streams=1)
+OTHER = ServerType("OpenAI-compatible server")
 
 # `owned_by` of the entries of /v1/models.
-OWNERS: Mapping[str, Kind] = {"peft-arena": OURS, "vllm": VLLM, "llamacpp": LLAMA_CPP, "me": LLAMA_CPP_PYTHON}
+SERVER_TYPE_BY_OWNER: Mapping[str, ServerType] = {
+    "peft-arena": OURS,
+    "vllm": VLLM,
+    "llamacpp": LLAMA_CPP,
+    "me": LLAMA_CPP_PYTHON,
+}

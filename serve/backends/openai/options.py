@@ -6,13 +6,13 @@ import argparse
 import os
 from dataclasses import dataclass, field
 
-from errors import PeftArenaError, unknown
+from errors import PromptOrTuneError, unknown_name_error
 
 BACKENDS = ("local", "openai")
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteOptions:
     """A server to ask instead of a base in this process. The key is in no representation."""
 
     url: str
@@ -30,26 +30,28 @@ def add_remote_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def remote_of(given: argparse.Namespace) -> Remote | None:
-    """The server that the options name, None for the local engine; PeftArenaError where they contradict one another."""
-    if given.backend not in BACKENDS:
-        raise unknown("backend", given.backend, BACKENDS)
-    if given.backend == "local":
+def parse_remote_options(args: argparse.Namespace) -> RemoteOptions | None:
+    """The server that the options name, None for the local engine; PromptOrTuneError where they contradict one another."""
+    if args.backend not in BACKENDS:
+        raise unknown_name_error("backend", args.backend, BACKENDS)
+    if args.backend == "local":
         for name in ("url", "model", "api_key_env"):
-            if getattr(given, name) is not None:
-                raise PeftArenaError(
+            if getattr(args, name) is not None:
+                raise PromptOrTuneError(
                     f"--{name.replace('_', '-')} belongs to --backend openai: add that, or leave it out."
                 )
         return None
-    if not given.url:
-        raise PeftArenaError("--backend openai needs the server's address: add --url http://127.0.0.1:8000/v1.")
-    return Remote(given.url, given.model, _key(given.api_key_env))
+    if not args.url:
+        raise PromptOrTuneError("--backend openai needs the server's address: add --url http://127.0.0.1:8000/v1.")
+    return RemoteOptions(args.url, args.model, _read_api_key(args.api_key_env))
 
 
-def _key(variable: str | None) -> str | None:
+def _read_api_key(variable: str | None) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise PeftArenaError("The variable that --api-key-env names is not set, or empty: set it to the server's key.")
+        raise PromptOrTuneError(
+            "The variable that --api-key-env names is not set, or empty: set it to the server's key."
+        )
     return key

@@ -5,51 +5,51 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from adapters.handover import rules
+from adapters.handover import vllm_checks
 from adapters.store import AdapterFolder
-from errors import AdapterError, PeftArenaError
+from errors import AdapterError, PromptOrTuneError
 from serve.backends.openai import facts as asked
-from serve.backends.openai.facts import Facts
+from serve.backends.openai.facts import ServerInfo
 from serve.backends.openai.kinds import LLAMA_CPP, LLAMA_CPP_PYTHON, LORAX, VLLM
-from serve.backends.openai.wire import Wire, message_of
+from serve.backends.openai.wire import ServerClient, error_message
 
 _LOAD_SECONDS = 120.0
 _TITLES = {"IA3": "IA3", "PROMPT_TUNING": "Prompt tuning", "PREFIX_TUNING": "Prefix tuning"}
 
 
-class Wardrobe:
+class RemoteAdapters:
     """The adapters at one server. Thread-safe: adapters are loaded while others answer."""
 
-    def __init__(self, wire: Wire, facts: Facts) -> None:
-        self._wire = wire
-        self._facts = facts
-        self._name = f"{facts.kind.name} at {wire.host}"
-        self._listed = asked.names(asked.models(wire) or ())
-        self._can_load = facts.kind.loads and self._has_door()
+    def __init__(self, client: ServerClient, server: ServerInfo) -> None:
+        self._client = client
+        self._server = server
+        self._name = f"{server.server_type.name} at {client.host}"
+        self._server_models = asked.model_ids(asked.list_models(client) or ())
+        self._can_load = server.server_type.may_load_adapters and self.supports_runtime_loading()
         # name -> (digest, folder) of what we had the server load, or gave to it by its folder
-        self._ours: dict[str, AdapterFolder] = {}
+        self._loaded: dict[str, AdapterFolder] = {}
         self._lock = threading.Lock()
 
-    def refuses(self, folder: AdapterFolder | None, scale: float = 1.0) -> str | None:
+    def unsupported_reason(self, folder: AdapterFolder | None, scale: float = 1.0) -> str | None:
         """Why this engine cannot answer with the adapter at that strength; None where it can, as far as is known."""
         if folder is None:
             return None
-        if scale != 1 and not self._facts.kind.scales:
+        if scale != 1 and not self._server.server_type.supports_scale:
             return f"{self._name} wears an adapter at its full strength only: ask for '{folder.name}' alone."
-        if folder.name in self._listed and folder.name not in self._ours:
+        if folder.name in self._server_models and folder.name not in self._loaded:
             return None
         technique = str(folder.config.get("peft_type"))
-        if technique != "LORA" and not self._facts.kind.every_technique:
+        if technique != "LORA" and not self._server.server_type.supports_all_techniques:
             return (
                 f"This engine serves LoRA adapters only; '{folder.name}' is {_TITLES.get(technique, technique)}: "
                 "answer with the local engine (leave --backend out), or train a LoRA."
             )
-        return self._refuses_folder(folder)
+        return self._unsupported_folder_reason(folder)
 
-    def _refuses_folder(self, folder: AdapterFolder) -> str | None:
-        kind = self._facts.kind
+    def _unsupported_folder_reason(self, folder: AdapterFolder) -> str | None:
+        kind = self._server.server_type
         if kind is LLAMA_CPP:
-            if folder.name in (self._facts.slots or {}):
+            if folder.name in (self._server.lora_slots or {}):
                 return None
             return (
                 f"{self._name} was not started with '{folder.name}': convert it with convert_lora_to_gguf.py and start "
@@ -58,8 +58,8 @@ class Wardrobe:
         if kind is LLAMA_CPP_PYTHON:
             return f"{self._name} has no adapters that a request can choose: use llama.cpp's own server, or vLLM."
         if kind in (VLLM, LORAX):
-            for rule in rules(folder):
-                if not rule.holds:
+            for rule in vllm_checks(folder):
+                if not rule.passed:
                     return f"{self._name} cannot wear '{folder.name}': {rule.reason}."
         if kind is LORAX or self._can_load:
             return None
@@ -69,57 +69,59 @@ class Wardrobe:
     def load(self, folder: AdapterFolder) -> None:
         """Has the server load the adapter where it must; AdapterError in one sentence where it will not."""
         with self._lock:
-            if folder.name not in self._listed:
-                self._listed = asked.names(asked.models(self._wire) or ())
-            known = self._ours.get(folder.name)
-            if reason := self.refuses(folder):
+            if folder.name not in self._server_models:
+                self._server_models = asked.model_ids(asked.list_models(self._client) or ())
+            known = self._loaded.get(folder.name)
+            if reason := self.unsupported_reason(folder):
                 raise AdapterError(reason)
             if known is not None and known.digest == folder.digest:
                 return
-            if known is None and folder.name in self._listed:
+            if known is None and folder.name in self._server_models:
                 return  # the server's own, by its name
-            if self._facts.kind.loads:
+            if self._server.server_type.may_load_adapters:
                 if known is not None:
-                    self._tell("/unload_lora_adapter", {"lora_name": folder.name}, folder.name)
+                    self._post_adapter("/unload_lora_adapter", {"lora_name": folder.name}, folder.name)
                 body = {"lora_name": folder.name, "lora_path": str(folder.path.resolve())}
-                self._tell("/load_lora_adapter", body, folder.name)
-            self._ours[folder.name] = folder
+                self._post_adapter("/load_lora_adapter", body, folder.name)
+            self._loaded[folder.name] = folder
 
     def unload(self, name: str) -> None:
         """Has the server forget what we had it load; a server that is gone has forgotten it."""
         with self._lock:
-            if self._ours.pop(name, None) is not None and self._facts.kind.loads:
+            if self._loaded.pop(name, None) is not None and self._server.server_type.may_load_adapters:
                 try:
-                    self._tell("/unload_lora_adapter", {"lora_name": name}, name)
-                except PeftArenaError:
+                    self._post_adapter("/unload_lora_adapter", {"lora_name": name}, name)
+                except PromptOrTuneError:
                     return
 
-    def dress(self, name: str | None, scale: float) -> dict[str, Any]:
+    def adapter_fields(self, name: str | None, scale: float) -> dict[str, Any]:
         """The fields of a request that put the adapter on it: `model`, and what the engine wants besides."""
-        kind = self._facts.kind
-        if kind is LLAMA_CPP and self._facts.slots:
+        kind = self._server.server_type
+        if kind is LLAMA_CPP and self._server.lora_slots:
             # Without this list every adapter that the server was started with is on every row.
-            worn = [{"id": slot, "scale": scale if each == name else 0.0} for each, slot in self._facts.slots.items()]
-            return {"model": self._facts.model, "lora": worn}
+            worn = [
+                {"id": slot, "scale": scale if each == name else 0.0} for each, slot in self._server.lora_slots.items()
+            ]
+            return {"model": self._server.model, "lora": worn}
         if name is None:
-            return {"model": self._facts.model}
-        if kind is LORAX and name in self._ours:
-            return {"model": str(self._ours[name].path.resolve()), "adapter_source": "local"}
+            return {"model": self._server.model}
+        if kind is LORAX and name in self._loaded:
+            return {"model": str(self._loaded[name].path.resolve()), "adapter_source": "local"}
         return {"model": name if scale == 1 else f"{name}*{scale:g}"}
 
-    def _has_door(self) -> bool:
+    def supports_runtime_loading(self) -> bool:
         """Whether the server has the address that loads adapters; an empty name is refused there, and not unknown."""
-        return self._wire.post("/load_lora_adapter", {"lora_name": "", "lora_path": ""}).status not in (
+        return self._client.post("/load_lora_adapter", {"lora_name": "", "lora_path": ""}).status not in (
             401,
             403,
             404,
             405,
         )
 
-    def _tell(self, path: str, body: dict[str, str], name: str) -> None:
-        reply = self._wire.post(path, body, seconds=_LOAD_SECONDS)
+    def _post_adapter(self, path: str, body: dict[str, str], name: str) -> None:
+        reply = self._client.post(path, body, seconds=_LOAD_SECONDS)
         if reply.status != 200:
-            said = self._wire.clean(message_of(reply.value) or reply.text)
+            said = self._client.sanitize(error_message(reply.value) or reply.text)
             raise AdapterError(
                 f"{self._name} does not load '{name}' (status {reply.status}: {said or 'no reason given'}): "
                 "its folder must lie on a disk that the server sees."

@@ -15,19 +15,19 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from adapters.weights import shown
-from errors import BaseModelError, BusyError, PeftArenaError
+from adapters.weights import quote_untrusted
+from errors import BaseModelError, BusyError, PromptOrTuneError
 
-MAX_BODY = 4 << 20
+MAX_BODY_BYTES = 4 << 20
 _CONNECT_SECONDS = 10.0
-_WAIT_SECONDS = 30.0
-_LONGEST_BUSY = 3600.0
-_LOCAL = ("127.0.0.1", "localhost", "::1")
-_KEY = re.compile(r"[!-~]+")
+_READ_SECONDS = 30.0
+_MAX_RETRY_SECONDS = 3600.0
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_KEY_PATTERN = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
-class Reply:
+class ServerResponse:
     """A whole answer: its status, headers, and its JSON (None where it is none)."""
 
     status: int
@@ -40,27 +40,27 @@ class Reply:
         return self.value.get(name) if isinstance(self.value, dict) else None
 
 
-class Wire:
+class ServerClient:
     """One server: its address, the key that it wants, and short exchanges with it. Thread-safe."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        parts = _checked(url)
+        parts = _parse_url(url)
         self.url = url.strip().rstrip("/")
         self.host = parts.netloc
         self._root = self.url.removesuffix("/v1")
-        if api_key is not None and not _KEY.fullmatch(api_key):
-            raise PeftArenaError("The API key is empty or has characters that no header takes: check its variable.")
+        if api_key is not None and not _KEY_PATTERN.fullmatch(api_key):
+            raise PromptOrTuneError("The API key is empty or has characters that no header takes: check its variable.")
         self._key = api_key
         # A proxy of the environment is for the world, not for a server on this machine.
         self._options: dict[str, Any] = {
             "headers": self._headers(),
-            "trust_env": parts.hostname not in _LOCAL,
+            "trust_env": parts.hostname not in _LOCAL_HOSTS,
             "follow_redirects": False,
         }
-        self._client = httpx.Client(**self._options, timeout=self._timeout(_WAIT_SECONDS))
+        self._client = httpx.Client(**self._options, timeout=self._timeout(_READ_SECONDS))
 
     @property
-    def is_open(self) -> bool:
+    def sends_key_unencrypted(self) -> bool:
         """Whether a key travels where others can read it."""
         return self._key is not None and self.url.startswith("http://") and self._options["trust_env"]
 
@@ -79,86 +79,94 @@ class Wire:
         unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=8)
         return httpx.AsyncClient(**self._options, timeout=self._timeout(None), limits=unlimited)
 
-    def get(self, path: str, *, at_root: bool = False) -> Reply:
-        """GET under the address, or beside it (`/tokenize` lies beside `/v1`); PeftArenaError when nothing answers."""
-        return self._ask("GET", path, None, at_root, _WAIT_SECONDS)
+    def get(self, path: str, *, at_root: bool = False) -> ServerResponse:
+        """GET under the address, or beside it (`/tokenize` lies beside `/v1`); PromptOrTuneError when nothing answers."""
+        return self._request("GET", path, None, at_root, _READ_SECONDS)
 
     def post(
-        self, path: str, body: Mapping[str, Any], *, at_root: bool = False, seconds: float = _WAIT_SECONDS
-    ) -> Reply:
+        self, path: str, body: Mapping[str, Any], *, at_root: bool = False, seconds: float = _READ_SECONDS
+    ) -> ServerResponse:
         """POST of a JSON body, likewise."""
-        return self._ask("POST", path, body, at_root, seconds)
+        return self._request("POST", path, body, at_root, seconds)
 
     def close(self) -> None:
         """Gives the connections back."""
         self._client.close()
 
-    def _ask(self, verb: str, path: str, body: Mapping[str, Any] | None, at_root: bool, seconds: float) -> Reply:
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, at_root: bool, seconds: float
+    ) -> ServerResponse:
         until = time.monotonic() + seconds
         address = (self._root if at_root else self.url) + path
         try:
-            with self._client.stream(verb, address, json=body, timeout=self._timeout(seconds)) as response:
+            with self._client.stream(method, address, json=body, timeout=self._timeout(seconds)) as response:
                 content = bytearray()
                 for chunk in response.iter_raw():
                     content += chunk
-                    if len(content) > MAX_BODY:
-                        raise PeftArenaError(f"{self.host} answered {path} with more than {MAX_BODY >> 20} MB.")
+                    if len(content) > MAX_BODY_BYTES:
+                        raise PromptOrTuneError(
+                            f"{self.host} answered {path} with more than {MAX_BODY_BYTES >> 20} MB."
+                        )
                     if time.monotonic() > until:
                         raise httpx.ReadTimeout("too slow")
-                return Reply(response.status_code, response.headers, *read_json(bytes(content)))
+                return ServerResponse(response.status_code, response.headers, *read_json(bytes(content)))
         except (httpx.HTTPError, httpx.InvalidURL) as fault:
-            raise self.failure(fault) from fault
+            raise self.connection_error(fault) from fault
 
-    def failure(self, fault: Exception) -> PeftArenaError:
+    def connection_error(self, error: Exception) -> PromptOrTuneError:
         """The sentence for a connection that failed, before or within an answer."""
-        if isinstance(fault, httpx.ConnectTimeout | httpx.ConnectError):
+        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
             return BaseModelError(f"No server answers at {self.url}: start it, or check --url.")
-        if isinstance(fault, httpx.TimeoutException | TimeoutError):
-            return PeftArenaError(f"The server at {self.host} was silent for too long: try again, or look at its log.")
-        return PeftArenaError(
-            f"The connection to {self.host} broke off ({type(fault).__name__}): try again, or look at its log."
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
+            return PromptOrTuneError(
+                f"The server at {self.host} was silent for too long: try again, or look at its log."
+            )
+        return PromptOrTuneError(
+            f"The connection to {self.host} broke off ({type(error).__name__}): try again, or look at its log."
         )
 
-    def refusal(self, status: int, headers: Mapping[str, str], value: Any, model: str = "") -> PeftArenaError:
+    def status_error(self, status: int, headers: Mapping[str, str], value: Any, model: str = "") -> PromptOrTuneError:
         """The sentence for an answer that is none: what the server says is quoted, without the key."""
-        said = self.clean(message_of(value))
+        said = self.sanitize(error_message(value))
         if status in (401, 403):
             what = "refuses the key" if self._key else "wants a key and none was given"
-            return PeftArenaError(f"The server at {self.host} {what}: name its variable with --api-key-env.")
+            return PromptOrTuneError(f"The server at {self.host} {what}: name its variable with --api-key-env.")
         if status == 404 and model:
-            return PeftArenaError(
-                f"The server at {self.host} does not have the model '{shown(model)}'{_because(said)}: "
+            return PromptOrTuneError(
+                f"The server at {self.host} does not have the model '{quote_untrusted(model)}'{_in_parentheses(said)}: "
                 "check --model, and that --url ends in /v1."
             )
         if status in (429, 503):
-            seconds = _seconds(headers.get("retry-after", ""))
-            return BusyError(f"The server at {self.host} is busy, about {seconds:.0f} s{_because(said)}.", seconds)
+            seconds = _retry_after_seconds(headers.get("retry-after", ""))
+            return BusyError(
+                f"The server at {self.host} is busy, about {seconds:.0f} s{_in_parentheses(said)}.", seconds
+            )
         if 300 <= status < 400:
-            return PeftArenaError(
+            return PromptOrTuneError(
                 f"The server at {self.host} sends elsewhere (status {status}), and the key goes nowhere else: "
                 "give the final address as --url."
             )
-        return PeftArenaError(f"The server at {self.host} answered with status {status}{_because(said)}.")
+        return PromptOrTuneError(f"The server at {self.host} answered with status {status}{_in_parentheses(said)}.")
 
-    def clean(self, text: str) -> str:
+    def sanitize(self, text: str) -> str:
         """What a server said, fit for a sentence: short, without control characters, without the key."""
         if self._key:
             text = text.replace(self._key, "…")
-        return shown(" ".join(text.split()), 300).rstrip(".")
+        return quote_untrusted(" ".join(text.split()), 300).rstrip(".")
 
 
-def _checked(url: str) -> Any:
-    """The parts of an address that can be asked; PeftArenaError where it cannot."""
+def _parse_url(url: str) -> Any:
+    """The parts of an address that can be asked; PromptOrTuneError where it cannot."""
     example = "give one such as http://127.0.0.1:8000/v1"
     try:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError:
-        raise PeftArenaError(f"'{shown(url)}' is no address: {example}.") from None
+        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is no address: {example}.") from None
     if parts.username or parts.password:
-        raise PeftArenaError("--url holds a name or password: take it out, keys come with --api-key-env.")
+        raise PromptOrTuneError("--url holds a name or password: take it out, keys come with --api-key-env.")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
-        raise PeftArenaError(f"'{shown(url)}' is no server's address: {example}.")
+        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is no server's address: {example}.")
     return parts
 
 
@@ -171,7 +179,7 @@ def read_json(content: bytes) -> tuple[Any, str]:
         return None, text
 
 
-def message_of(value: Any) -> str:
+def error_message(value: Any) -> str:
     """What went wrong, out of any of the forms in which servers say it; '' where none is known."""
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and name in value:
@@ -181,13 +189,13 @@ def message_of(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _because(said: str) -> str:
-    return f" ({said})" if said else ""
+def _in_parentheses(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
-def _seconds(header: str) -> float:
+def _retry_after_seconds(header: str) -> float:
     """How long Retry-After asks for; a second where it is missing or a date."""
     try:
-        return min(max(float(header), 1.0), _LONGEST_BUSY)
+        return min(max(float(header), 1.0), _MAX_RETRY_SECONDS)
     except ValueError:
         return 1.0

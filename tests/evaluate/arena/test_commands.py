@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.arena.__main__ import main
-from evaluate.arena.report import player_names
+from evaluate.arena.__main__ import arena_main
+from evaluate.arena.report import player_labels
 from evaluate.arena.vote import Side
-from evaluate.arena.votes import Votes
+from evaluate.arena.votes import VoteStore
 from tests.evaluate.arena.votes import BASE, LORA, ZERO, make_vote
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    votes = Votes(tmp_path / "votes.sqlite")
+    votes = VoteStore(tmp_path / "votes.sqlite")
     for number in range(12):
         votes.add(make_vote(number, winner="right" if number % 3 else "left", visitor=f"user-{number % 2}"))
     votes.add(make_vote(99, base=replace(BASE, id="org/other")))
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def test_the_table_has_a_rating_for_each_base_that_has_votes_enough(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--votes", str(path)]) == 0
+    assert arena_main(["--votes", str(path)]) == 0
     first, other = capsys.readouterr().out.split("\n\n")
     assert first.startswith("org/base (abc), nf4\n12 votes of 2 people\n")
     best = first.splitlines()[3].split()
@@ -40,8 +40,8 @@ def test_the_table_has_a_rating_for_each_base_that_has_votes_enough(
 
 
 def test_votes_are_written_as_jsonl_and_csv(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--votes", str(path), "--export", str(tmp_path / "out.jsonl")]) == 0
-    assert main(["--votes", str(path), "--export", str(tmp_path / "out.csv")]) == 0
+    assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.jsonl")]) == 0
+    assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.csv")]) == 0
     assert "13 votes written to" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -52,29 +52,29 @@ def test_votes_are_written_as_jsonl_and_csv(path: Path, tmp_path: Path, capsys: 
 
 
 def test_no_text_becomes_a_formula(path: Path, tmp_path: Path) -> None:
-    Votes(path).add(make_vote(50, id='=HYPERLINK("x")', data="+data"))
-    assert main(["--votes", str(path), "--export", str(tmp_path / "out.csv")]) == 0
+    VoteStore(path).add(make_vote(50, id='=HYPERLINK("x")', data="+data"))
+    assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.csv")]) == 0
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert (last["id"], last["data"]) == ('\'=HYPERLINK("x")', "'+data")
 
 
 def test_what_cannot_be_done_is_a_sentence(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--votes", str(tmp_path / "none.sqlite")]) == 2
+    assert arena_main(["--votes", str(tmp_path / "none.sqlite")]) == 2
     assert "There are no votes in" in capsys.readouterr().err
-    assert main(["--votes", str(path), "--export", str(tmp_path / "out.txt")]) == 2
+    assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.txt")]) == 2
     assert "neither .jsonl nor .csv" in capsys.readouterr().err
 
 
 def test_two_adapters_of_one_name_are_told_apart() -> None:
     newer = replace(LORA, digest="sha256:2")
-    names = player_names([ZERO, LORA, newer])
+    names = player_labels([ZERO, LORA, newer])
     assert names[ZERO] == "zero-shot"
     assert names[LORA] != names[newer]
     assert all(name.startswith("lora-starter (") for name in (names[LORA], names[newer]))
 
 
 def test_a_side_can_be_any_text(path: Path) -> None:
-    votes = Votes(path)
+    votes = VoteStore(path)
     votes.add(make_vote(60, left=Side(ZERO, "\ud800 \x00 '); DROP TABLE votes; --", "x")))
     assert list(votes.export())[-1]["left"]["text"] == "\ud800 \x00 '); DROP TABLE votes; --"

@@ -8,8 +8,8 @@ import random
 import pytest
 from evalica import Winner, bradley_terry
 
-from evaluate.arena.ratings import points, rate
-from evaluate.arena.tallies import MIN_VOTES, Bout
+from evaluate.arena.ratings import compute_ratings, point_ratings
+from evaluate.arena.tallies import MIN_VOTES, Comparison
 from evaluate.arena.vote import Player
 from tests.evaluate.arena.votes import LORA, RAG, ZERO, bouts, simulated
 
@@ -19,7 +19,7 @@ FOUR = [Player(name) for name in ("a", "b", "c", "d")]
 @pytest.mark.parametrize(("wins", "losses", "ties", "bad"), [(12, 4, 0, 0), (7, 7, 3, 0), (10, 0, 0, 0), (5, 3, 2, 4)])
 def test_two_methods_have_the_closed_form(wins: int, losses: int, ties: int, bad: int) -> None:
     """400 log10((wins + 1/2) / (losses + 1/2)), a tie and both bad being half a win for each."""
-    found = points(bouts((LORA, ZERO), wins, losses, ties, bad))
+    found = point_ratings(bouts((LORA, ZERO), wins, losses, ties, bad))
     neither = (ties + bad) / 2
     assert found[LORA] - found[ZERO] == pytest.approx(
         400 * math.log10((wins + neither + 0.5) / (losses + neither + 0.5)), abs=0.01
@@ -28,22 +28,22 @@ def test_two_methods_have_the_closed_form(wins: int, losses: int, ties: int, bad
 
 
 def test_a_tie_and_both_bad_weigh_the_same_but_are_counted_apart() -> None:
-    ties = rate(bouts((LORA, ZERO), 6, 3, ties=4))
-    bad = rate(bouts((LORA, ZERO), 6, 3, both_bad=4))
-    assert ties.standings[0].rating == bad.standings[0].rating
-    assert (ties.standings[0].tally.ties, bad.standings[0].tally.both_bad) == (4, 4)
+    ties = compute_ratings(bouts((LORA, ZERO), 6, 3, ties=4))
+    bad = compute_ratings(bouts((LORA, ZERO), 6, 3, both_bad=4))
+    assert ties.ratings[0].interval == bad.ratings[0].interval
+    assert (ties.ratings[0].win_counts.ties, bad.ratings[0].win_counts.both_bad) == (4, 4)
 
 
 def test_the_order_in_which_answers_were_shown_does_not_count() -> None:
     votes = bouts((LORA, ZERO), 9, 2, 3)
     swap = {"left": "right", "right": "left"}
-    turned = [Bout(vote.right, vote.left, swap.get(vote.winner, vote.winner), vote.person) for vote in votes]  # type: ignore[arg-type]
-    assert rate(votes) == rate(turned)
+    turned = [Comparison(vote.right, vote.left, swap.get(vote.winner, vote.winner), vote.person) for vote in votes]  # type: ignore[arg-type]
+    assert compute_ratings(votes) == compute_ratings(turned)
 
 
 def test_who_beats_the_better_one_is_better() -> None:
     """LoRA and zero-shot never met: their distance is the sum of the two distances that were seen."""
-    found = points([*bouts((LORA, RAG), 300, 100), *bouts((RAG, ZERO), 300, 100)])
+    found = point_ratings([*bouts((LORA, RAG), 300, 100), *bouts((RAG, ZERO), 300, 100)])
     assert found[LORA] > found[RAG] > found[ZERO]
     assert found[LORA] - found[RAG] == pytest.approx(400 * math.log10(3), abs=2)
     assert found[LORA] - found[ZERO] == pytest.approx(800 * math.log10(3), abs=4)
@@ -60,18 +60,18 @@ def test_the_fit_is_the_maximum_likelihood_where_votes_are_many() -> None:
         limit=10_000,
     ).scores
     mean = sum(math.log10(score) for score in plain) / len(plain)
-    for player, rating in points(votes).items():
+    for player, rating in point_ratings(votes).items():
         assert rating == pytest.approx(1000 + 400 * (math.log10(plain[player.method]) - mean), abs=1)
 
 
 def test_simulated_strengths_are_found_again() -> None:
     true = dict(zip(FOUR, (800, 950, 1050, 1200), strict=True))
-    found = rate(simulated(true, 3000, 300, random.Random(2)), resamples=100)
-    assert [standing.player for standing in found.standings] == FOUR[::-1]
-    for standing in found.standings:
-        assert standing.rating is not None
-        assert standing.rating.value == pytest.approx(true[standing.player], abs=30)
-    assert [standing.places for standing in found.standings] == [(place, place) for place in range(1, 5)]
+    found = compute_ratings(simulated(true, 3000, 300, random.Random(2)), resamples=100)
+    assert [standing.player for standing in found.ratings] == FOUR[::-1]
+    for standing in found.ratings:
+        assert standing.interval is not None
+        assert standing.interval.value == pytest.approx(true[standing.player], abs=30)
+    assert [standing.rank_range for standing in found.ratings] == [(place, place) for place in range(1, 5)]
 
 
 @pytest.mark.parametrize(("gap", "votes", "people"), [(0, 60, 60), (300, 60, 60), (100, 60, 6)])
@@ -80,9 +80,9 @@ def test_intervals_hold_what_they_promise(gap: float, votes: int, people: int) -
     true = dict(zip(FOUR, (1000 - gap, 1000 - gap / 3, 1000 + gap / 3, 1000 + gap), strict=True))
     chance, held, seen = random.Random(3), 0, 0
     for _ in range(24):
-        for standing in rate(simulated(true, votes, people, chance), resamples=100).standings:
-            assert standing.rating is not None
-            held += standing.rating.low <= true[standing.player] <= standing.rating.high
+        for standing in compute_ratings(simulated(true, votes, people, chance), resamples=100).ratings:
+            assert standing.interval is not None
+            held += standing.interval.low <= true[standing.player] <= standing.interval.high
             seen += 1
     assert seen == 96
     assert held / seen >= 0.9
@@ -91,9 +91,11 @@ def test_intervals_hold_what_they_promise(gap: float, votes: int, people: int) -
 def test_many_votes_of_few_people_say_less() -> None:
     """The same outcomes: from 200 people, or from four who are each of one mind."""
     votes = bouts((LORA, ZERO), 150, 50)
-    many = rate(votes).standings[0].rating
-    few = rate([Bout(vote.left, vote.right, vote.winner, str(at // 50)) for at, vote in enumerate(votes)])
-    rating = few.standings[0].rating
+    many = compute_ratings(votes).ratings[0].interval
+    few = compute_ratings(
+        [Comparison(vote.left, vote.right, vote.winner, str(at // 50)) for at, vote in enumerate(votes)]
+    )
+    rating = few.ratings[0].interval
     assert many is not None
     assert rating is not None
     assert rating.value == many.value
@@ -102,47 +104,47 @@ def test_many_votes_of_few_people_say_less() -> None:
 
 
 def test_who_won_all_is_not_taken_for_certain() -> None:
-    rating = rate(bouts((LORA, ZERO), 10, 0)).standings[0].rating
+    rating = compute_ratings(bouts((LORA, ZERO), 10, 0)).ratings[0].interval
     assert rating is not None
     assert rating.high - rating.low > 100
 
 
 def test_the_same_votes_give_the_same_intervals() -> None:
     votes = bouts((LORA, ZERO), 8, 6)
-    assert rate(votes, seed=1) == rate(votes, seed=1)
-    assert rate(votes, seed=1) != rate(votes, seed=2)
+    assert compute_ratings(votes, seed=1) == compute_ratings(votes, seed=1)
+    assert compute_ratings(votes, seed=1) != compute_ratings(votes, seed=2)
 
 
 def test_intervals_that_touch_share_their_places() -> None:
-    found = rate(bouts((LORA, ZERO), 8, 7))
-    assert [standing.places for standing in found.standings] == [(1, 2), (1, 2)]
+    found = compute_ratings(bouts((LORA, ZERO), 8, 7))
+    assert [standing.rank_range for standing in found.ratings] == [(1, 2), (1, 2)]
 
 
 def test_few_votes_say_nothing() -> None:
-    found = rate(bouts((LORA, ZERO), MIN_VOTES - 1, 0))
-    assert [standing.rating for standing in found.standings] == [None, None]
-    assert found.reason.startswith("Too few votes to say")
-    assert rate([]).reason.endswith("There are none.")
-    assert rate(bouts((LORA, ZERO), MIN_VOTES, 0)).reason == ""
+    found = compute_ratings(bouts((LORA, ZERO), MIN_VOTES - 1, 0))
+    assert [standing.interval for standing in found.ratings] == [None, None]
+    assert found.no_ratings_reason.startswith("Too few votes to say")
+    assert compute_ratings([]).no_ratings_reason.endswith("There are none.")
+    assert compute_ratings(bouts((LORA, ZERO), MIN_VOTES, 0)).no_ratings_reason == ""
 
 
 def test_a_method_with_two_votes_waits_while_others_are_rated() -> None:
-    found = rate([*bouts((LORA, ZERO), 8, 6), *bouts((RAG, ZERO), 1, 1)])
-    assert {standing.player: standing.rating is None for standing in found.standings} == {
+    found = compute_ratings([*bouts((LORA, ZERO), 8, 6), *bouts((RAG, ZERO), 1, 1)])
+    assert {standing.player: standing.interval is None for standing in found.ratings} == {
         LORA: False, ZERO: False, RAG: True,
     }  # fmt: skip
-    assert found.standings[-1].player == RAG
-    assert found.apart == ""
+    assert found.ratings[-1].player == RAG
+    assert found.unrated_reason == ""
 
 
 def test_groups_that_never_met_are_not_put_in_one_order() -> None:
-    found = rate([*bouts((FOUR[0], FOUR[1]), 9, 5), *bouts((FOUR[2], FOUR[3]), 12, 8)])
-    assert {standing.player for standing in found.standings if standing.rating} == {FOUR[2], FOUR[3]}
-    assert found.apart.startswith("2 methods have votes enough")
+    found = compute_ratings([*bouts((FOUR[0], FOUR[1]), 9, 5), *bouts((FOUR[2], FOUR[3]), 12, 8)])
+    assert {standing.player for standing in found.ratings if standing.interval} == {FOUR[2], FOUR[3]}
+    assert found.unrated_reason.startswith("2 methods have votes enough")
 
 
 def test_the_matrix_has_every_pair_from_both_sides() -> None:
-    matrix = rate(bouts((LORA, ZERO), 3, 1, 2, 2)).matrix
+    matrix = compute_ratings(bouts((LORA, ZERO), 3, 1, 2, 2)).pair_counts
     mine, theirs = matrix[LORA, ZERO], matrix[ZERO, LORA]
-    assert (mine.wins, mine.losses, mine.ties, mine.both_bad, mine.share) == (3, 1, 2, 2, 0.625)
-    assert (theirs.wins, theirs.losses, theirs.share) == (1, 3, 0.375)
+    assert (mine.wins, mine.losses, mine.ties, mine.both_bad, mine.win_rate) == (3, 1, 2, 2, 0.625)
+    assert (theirs.wins, theirs.losses, theirs.win_rate) == (1, 3, 0.375)

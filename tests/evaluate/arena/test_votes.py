@@ -15,28 +15,33 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
-from evaluate.arena.vote import Side, problem_key
-from evaluate.arena.votes import AlreadyVotedError, Votes, VotesError
+from errors import PromptOrTuneError
+from evaluate.arena.vote import Side, problem_digest
+from evaluate.arena.votes import AlreadyVotedError, VotesError, VoteStore
 from tasks.problem import Problem
 from tests.conftest import ROOT
 from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, make_vote
 
 
 @pytest.fixture
-def votes(tmp_path: Path) -> Votes:
-    return Votes(tmp_path / "home" / "votes.sqlite")
+def votes(tmp_path: Path) -> VoteStore:
+    return VoteStore(tmp_path / "home" / "votes.sqlite")
 
 
-def test_before_the_first_vote_there_is_no_file(votes: Votes) -> None:
-    assert (votes.count(), votes.bases(), votes.voted("browser-0", BASE), list(votes.export())) == (0, [], set(), [])
+def test_before_the_first_vote_there_is_no_file(votes: VoteStore) -> None:
+    assert (votes.count(), votes.bases(), votes.voted_pairs("browser-0", BASE), list(votes.export())) == (
+        0,
+        [],
+        set(),
+        [],
+    )
     assert not votes.path.exists()
 
 
-def test_a_vote_comes_back_whole(votes: Votes) -> None:
+def test_a_vote_comes_back_whole(votes: VoteStore) -> None:
     vote = make_vote(7, tests_run=True, reference_seen=True)
     votes.add(vote)
-    (record,) = Votes(votes.path).export()
+    (record,) = VoteStore(votes.path).export()
     assert record["problem"] == {
         "id": "p7", "intent": "intent 7", "reference": "x = 1", "tests": [{"code": "assert x == 1", "setup": ""}],
         "entry_point": None, "difficulty": None,
@@ -52,7 +57,7 @@ def test_a_vote_comes_back_whole(votes: Votes) -> None:
     assert "browser-0" not in json.dumps(record)
 
 
-def test_one_vote_a_person_pair_and_problem(votes: Votes) -> None:
+def test_one_vote_a_person_pair_and_problem(votes: VoteStore) -> None:
     votes.add(make_vote(1))
     swapped = make_vote(1, id="again", winner="tie", left=Side(LORA, "", ""), right=Side(ZERO, "", ""))
     with pytest.raises(AlreadyVotedError, match="You have voted on this pair and problem already"):
@@ -66,12 +71,12 @@ def test_one_vote_a_person_pair_and_problem(votes: Votes) -> None:
     votes.add(make_vote(1, id="other base", base=replace(BASE, quantization="none")))
     votes.add(make_vote(2))
     assert votes.count() == 6
-    assert votes.voted("browser-0", BASE) >= {
-        (problem_key(Problem("", "intent 1")), (LORA, ZERO)), (problem_key(Problem("", "intent 1")), (RAG, ZERO)),
+    assert votes.voted_pairs("browser-0", BASE) >= {
+        (problem_digest(Problem("", "intent 1")), (LORA, ZERO)), (problem_digest(Problem("", "intent 1")), (RAG, ZERO)),
     }  # fmt: skip
 
 
-def test_a_retry_of_the_same_vote_changes_nothing(votes: Votes) -> None:
+def test_a_retry_of_the_same_vote_changes_nothing(votes: VoteStore) -> None:
     votes.add(make_vote())
     votes.add(make_vote())
     with pytest.raises(AlreadyVotedError):
@@ -80,24 +85,24 @@ def test_a_retry_of_the_same_vote_changes_nothing(votes: Votes) -> None:
 
 
 def test_what_is_no_vote_is_refused() -> None:
-    with pytest.raises(PeftArenaError, match="'middle' is no vote: choose one of left, right, tie, both bad"):
+    with pytest.raises(PromptOrTuneError, match="'middle' is no vote: choose one of left, right, tie, both bad"):
         make_vote(winner="middle")
-    with pytest.raises(PeftArenaError, match="cannot be compared with itself"):
+    with pytest.raises(PromptOrTuneError, match="cannot be compared with itself"):
         make_vote(right=Side(ZERO, "", ""))
 
 
-def test_bases_are_kept_apart(votes: Votes) -> None:
+def test_bases_are_kept_apart(votes: VoteStore) -> None:
     other = replace(BASE, revision="def")
     for number in range(3):
         votes.add(make_vote(number, data="conala" if number else "starter"))
     votes.add(make_vote(3, base=other))
     assert votes.bases() == [(BASE, 3), (other, 1)]
-    assert [data for data, _ in votes.bouts(BASE)] == ["starter", "conala", "conala"]
-    assert len(votes.bouts(other)) == 1
-    assert votes.by_pair(BASE) == {(LORA, ZERO): 3}
+    assert [data for data, _ in votes.comparisons(BASE)] == ["starter", "conala", "conala"]
+    assert len(votes.comparisons(other)) == 1
+    assert votes.count_by_pair(BASE) == {(LORA, ZERO): 3}
 
 
-def test_threads_vote_at_once_and_each_counts_once(votes: Votes) -> None:
+def test_threads_vote_at_once_and_each_counts_once(votes: VoteStore) -> None:
     """Eight threads cast the same twenty votes of one person: each is kept once and refused seven times."""
 
     def cast(number: int) -> bool:
@@ -112,7 +117,7 @@ def test_threads_vote_at_once_and_each_counts_once(votes: Votes) -> None:
     assert (sum(kept), votes.count()) == (20, 20)
 
 
-def test_killed_processes_lose_no_confirmed_vote(votes: Votes) -> None:
+def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:
     """Three processes vote into one file and are killed (SIGKILL) while they do."""
     command = [sys.executable, "-m", "tests.evaluate.arena.voter", str(votes.path)]
     voters = [
@@ -130,21 +135,21 @@ def test_killed_processes_lose_no_confirmed_vote(votes: Votes) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_confirmed_vote_is_on_the_disk(votes: Votes) -> None:
+def test_a_confirmed_vote_is_on_the_disk(votes: VoteStore) -> None:
     """SQLite waits for the disk at every commit: a power cut after `add` takes nothing back."""
     seen: list[int] = []
-    prepare = votes._prepare
+    prepare = votes._create_table
 
     def prepared(database: sqlite3.Connection) -> None:
         prepare(database)
         seen.append(database.execute("PRAGMA synchronous").fetchone()[0])
 
-    votes._prepare = prepared  # type: ignore[method-assign]
+    votes._create_table = prepared  # type: ignore[method-assign]
     votes.add(make_vote())
     assert set(seen) == {2}  # FULL
 
 
-def test_what_is_no_database_is_a_sentence(votes: Votes) -> None:
+def test_what_is_no_database_is_a_sentence(votes: VoteStore) -> None:
     votes.path.parent.mkdir(parents=True)
     votes.path.write_bytes(b"this is no database, however long it may be" * 100)
     for attempt in (votes.count, lambda: votes.add(make_vote())):
@@ -152,7 +157,7 @@ def test_what_is_no_database_is_a_sentence(votes: Votes) -> None:
             attempt()
 
 
-def test_the_file_of_a_newer_version_is_left_alone(votes: Votes) -> None:
+def test_the_file_of_a_newer_version_is_left_alone(votes: VoteStore) -> None:
     votes.add(make_vote())
     with sqlite3.connect(votes.path) as database:
         database.execute("PRAGMA user_version=2")
@@ -163,4 +168,4 @@ def test_the_file_of_a_newer_version_is_left_alone(votes: Votes) -> None:
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(VotesError, match="check the disk"):
-        Votes(tmp_path / "home" / "votes.sqlite").add(make_vote())
+        VoteStore(tmp_path / "home" / "votes.sqlite").add(make_vote())

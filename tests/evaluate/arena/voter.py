@@ -6,12 +6,12 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from evaluate.arena.votes import Votes
+from evaluate.arena.votes import VoteStore
 from tests.evaluate.arena.votes import make_vote
 
 
 def main() -> None:
-    votes, who = Votes(Path(sys.argv[1])), sys.argv[2]
+    votes, who = VoteStore(Path(sys.argv[1])), sys.argv[2]
     for number in count():
         name = f"{who}-{number}"
         votes.add(make_vote(number, id=name, visitor=who))

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluate.arena.tallies import Bout
+from evaluate.arena.tallies import Comparison
 from evaluate.arena.vote import Base, Player, Side, Vote, Winner
 from tasks.problem import AssertTest, Problem
 
@@ -25,16 +25,16 @@ def make_vote(number: int = 0, **changes: Any) -> Vote:
     return Vote(**{**values, **changes})
 
 
-def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0) -> list[Bout]:
+def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0) -> list[Comparison]:
     """So many votes of the first against the second, each of a person of its own."""
     counts: dict[Winner, int] = {"left": wins, "right": losses, "tie": ties, "both bad": both_bad}
     winners = [winner for winner, count in counts.items() for _ in range(count)]
-    return [Bout(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
+    return [Comparison(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
 
 
 def simulated(
     ratings: Mapping[Player, float], votes: int, people: int, chance: random.Random, ties: float = 0.2
-) -> list[Bout]:
+) -> list[Comparison]:
     """Votes as Bradley and Terry's model gives them, a share of them ties, by people in turn."""
     players: Sequence[Player] = list(ratings)
     found = []
@@ -45,5 +45,5 @@ def simulated(
         tie = ties * 4 * wins * (1 - wins)
         draw = chance.random()
         winner: Winner = "tie" if draw < tie else "left" if draw < wins + tie / 2 else "right"
-        found.append(Bout(left, right, winner, str(at % people)))
+        found.append(Comparison(left, right, winner, str(at % people)))
     return found

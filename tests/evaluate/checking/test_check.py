@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from evaluate.checking import TestResult, check, check_many
-from evaluate.sandbox import Limits, Outcome, Program, Sandbox
+from evaluate.checking import TestResult, run_tests, run_tests_many
+from evaluate.sandbox import ExecutionResult, Limits, Program, Sandbox
 from tasks.datasets.apps_tests import parse_tests
 from tasks.problem import AssertTest, StdioTest, Test
 from tests.evaluate.checking.cheats import CHEATS
@@ -23,7 +23,7 @@ def asserts(*codes: str, setup: str = "") -> list[Test]:
 
 
 def run(sandbox: Sandbox, code: str, tests: Sequence[Test], limits: Limits = QUICK) -> list[TestResult]:
-    results = check(code, tests, sandbox, limits)
+    results = run_tests(code, tests, sandbox, limits)
     assert len(results) == len(tests)
     assert all(result.passed == (not result.reason) for result in results)
     assert all("\n" not in result.reason and len(result.reason) < 700 for result in results)
@@ -37,7 +37,7 @@ class Spy(Sandbox):
         super().__init__(inner.layer)
         self.programs: list[Program] = []
 
-    def run(self, program: Program) -> Outcome:
+    def run(self, program: Program) -> ExecutionResult:
         self.programs.append(program)
         return super().run(program)
 
@@ -242,7 +242,7 @@ def test_many_jobs_at_once_come_back_complete_and_each_once(sandbox: Sandbox) ->
     ]
     jobs[5] = ("def f(x): pass", [])
     jobs[7] = ("import os\nos._exit(0)", jobs[7][1])
-    found = dict(check_many(iter(jobs), sandbox, workers=3, limits=QUICK))
+    found = dict(run_tests_many(iter(jobs), sandbox, workers=3, limits=QUICK))
     assert sorted(found) == list(range(12))
     assert found[5] == []
     assert [result.passed for result in found[4]] == [True, True, True]
@@ -258,7 +258,7 @@ def test_jobs_are_read_only_as_they_are_needed(sandbox: Sandbox) -> None:
             taken.append(at)
             yield "def f(x): return x", asserts("f(1) == 1")
 
-    results = check_many(jobs(), sandbox, workers=1, limits=QUICK)
+    results = run_tests_many(jobs(), sandbox, workers=1, limits=QUICK)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(taken) < 20
@@ -274,13 +274,13 @@ def test_a_closed_sandbox_is_a_reason_and_no_error(sandbox: Sandbox) -> None:
 
 def test_hostile_text_never_raises(sandbox: Sandbox) -> None:
     jobs = [(text, [*asserts("f(1) == 1"), ECHO]) for text in HOSTILE.values()]
-    for _, results in check_many(jobs, sandbox, limits=QUICK):
+    for _, results in run_tests_many(jobs, sandbox, limits=QUICK):
         assert [result.passed for result in results] == [False, False]
         assert all(result.reason for result in results)
 
 
 def test_a_reason_does_not_say_where_this_machine_keeps_its_python(sandbox: Sandbox) -> None:
     code = "def f():\n    from math import no_such_name"
-    result = check(code, [AssertTest("assert f() == 1")], sandbox)[0]
+    result = run_tests(code, [AssertTest("assert f() == 1")], sandbox)[0]
     assert "cannot import name 'no_such_name' from 'math'" in result.reason
     assert sys.base_prefix not in result.reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluate.checking import check_many
+from evaluate.checking import run_tests_many
 from evaluate.sandbox import Limits, Sandbox
 from tasks.datasets import mbpp
 from tasks.datasets.jsonl import read_rows
@@ -14,10 +14,10 @@ LIMITS = Limits(wall_seconds=60, cpu_seconds=60)
 
 
 def test_all_reference_solutions_pass(sandbox: Sandbox, data_dir: Path) -> None:
-    problems = mbpp._problems(read_rows(data_dir / "mbpp" / mbpp.FILE, "MBPP"))
+    problems = mbpp._make_problems(read_rows(data_dir / "mbpp" / mbpp.FILE, "MBPP"))
     assert len(problems) == 974
     jobs = [(problem.reference or "", problem.tests) for problem in problems]
-    results = dict(check_many(jobs, sandbox, limits=LIMITS))
+    results = dict(run_tests_many(jobs, sandbox, limits=LIMITS))
     failed = {problems[at].id: result.reason for at, each in results.items() for result in each if not result.passed}
     assert failed == {}
     assert sum(map(len, results.values())) == 2922

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.checking.outputs import first_difference, lines_of
+from evaluate.checking.outputs import comparable_lines, first_difference
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_wrong_output_is_found_at_its_line(expected: str, got: str, line: int) -
 def test_any_text_is_its_own_output_but_for_what_ends_it(text: str) -> None:
     assert first_difference(text, text) is None
     assert first_difference(text, text + " \n\n") is None
-    assert all(line == line.rstrip() for line in lines_of(text))
+    assert all(line == line.rstrip() for line in comparable_lines(text))
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=9))

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.checking.child import TooMuchError, Writer
-from evaluate.checking.values import Opaque, UnreadableError, read_line, read_value, show
+from evaluate.checking.child import ValueTooLargeError, ValueWriter
+from evaluate.checking.values import InvalidValueError, OpaqueValue, decode_value, format_value, parse_json_line
 
 HASHABLE: st.SearchStrategy[Any] = st.one_of(
     st.none(),
@@ -94,7 +94,7 @@ class Liar(int):
 
 def sent(value: Any) -> Any:
     """`value` as it arrives on the host."""
-    return read_value(read_line(Writer().write(value)))
+    return decode_value(parse_json_line(ValueWriter().write(value)))
 
 
 def same(left: Any, right: Any) -> bool:
@@ -124,7 +124,7 @@ def test_numbers_at_the_edge_arrive_too() -> None:
     ]
     assert math.copysign(1, sent(-0.0)) == -1
     assert sent(7 ** (10**4)) == 7 ** (10**4)
-    assert show(sent(7 ** (10**4))) == "an integer of 28074 bits"
+    assert format_value(sent(7 ** (10**4))) == "an integer of 28074 bits"
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def test_other_objects_arrive_as_the_name_of_their_type_and_equal_nothing() -> N
     arrived = sent([object(), np.zeros(2), range(3), {"a": 1}.values(), int])
     assert [each.type_name for each in arrived] == ["object", "ndarray", "range", "dict_values", "type"]
     assert arrived[0] != arrived[0]
-    assert show(arrived[2]) == "an object of type range"
-    assert sent({1: object()}) != {1: Opaque("object")}
+    assert format_value(arrived[2]) == "an object of type range"
+    assert sent({1: object()}) != {1: OpaqueValue("object")}
 
 
 def test_values_without_end_are_refused_by_the_child() -> None:
@@ -163,17 +163,17 @@ def test_values_without_end_are_refused_by_the_child() -> None:
     for _ in range(50):
         shared = [shared, shared]
     for value, says in ((endless, "nested more than 60 deep"), (shared, "characters"), ("x" * 200_001, "characters")):
-        with pytest.raises(TooMuchError, match=says):
-            Writer().write(value)
+        with pytest.raises(ValueTooLargeError, match=says):
+            ValueWriter().write(value)
 
 
 @given(JSON)
 def test_any_json_is_read_or_refused(encoded: Any) -> None:
     try:
-        value = read_value(encoded)
-    except UnreadableError:
+        value = decode_value(encoded)
+    except InvalidValueError:
         return
-    assert isinstance(show(value), str)
+    assert isinstance(format_value(value), str)
 
 
 @pytest.mark.parametrize(
@@ -198,5 +198,5 @@ def test_any_json_is_read_or_refused(encoded: Any) -> None:
     ids=lambda line: line[:20],
 )
 def test_what_is_no_value_is_refused(line: str) -> None:
-    with pytest.raises(UnreadableError):
-        read_value(read_line(line))
+    with pytest.raises(InvalidValueError):
+        decode_value(parse_json_line(line))

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from evaluate.sandbox import job, probe
-from evaluate.sandbox.job import LAYERS
+from evaluate.sandbox.job import SANDBOX_LAYERS
 
 
-@pytest.fixture(scope="module", params=LAYERS)
+@pytest.fixture(scope="module", params=SANDBOX_LAYERS)
 def layer(request: pytest.FixtureRequest) -> str:
     """Each layer in turn; skipped where it does not work. That one of them works is the `sandbox` fixture's matter."""
     name = str(request.param)
-    found = probe.quick(name)
+    found = probe.probe_layer(name)
     if not found.works:
         pytest.skip(f"The sandbox layer '{name}' does not work here: {found.reason}.")
     return name
@@ -26,5 +26,5 @@ def marker() -> Iterator[str]:
     """Stands in the command line of every process of the sandbox, and of its forks."""
     text = f"marker-{secrets.token_hex(8)}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "BOOT", f"{job.BOOT}#{text}")
+        patch.setattr(job, "BOOTSTRAP", f"{job.BOOTSTRAP}#{text}")
         yield text

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluate.sandbox.outcome import Outcome
+from evaluate.sandbox.outcome import ExecutionResult
 from tests.conftest import ROOT
 
 ORIGINAL = "as it was"
@@ -61,7 +61,7 @@ class Host:
         }
         return json.dumps(told) + "\n"
 
-    def effects(self, outcome: Outcome) -> set[str]:
+    def effects(self, outcome: ExecutionResult) -> set[str]:
         """What the attack achieved, by what is found here and not by what it says; and what it claims besides."""
         found = set()
         if _has(self.tcp.accept):

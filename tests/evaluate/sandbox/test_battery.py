@@ -8,14 +8,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from evaluate.sandbox import Outcome, Program, Sandbox, open_sandbox
+from evaluate.sandbox import ExecutionResult, Program, Sandbox, open_sandbox
 from tests.evaluate.sandbox.attacks import ATTACKS, Attack
 from tests.evaluate.sandbox.honest import HONEST, Honest
 from tests.evaluate.sandbox.host import Host, gone
 
 WORKERS = 4
 UNFENCED = [attack for attack in ATTACKS if attack.unfenced]
-Results = dict[str, tuple[Outcome, set[str]]]
+Results = dict[str, tuple[ExecutionResult, set[str]]]
 
 
 def let_loose(sandbox: Sandbox, attacks: tuple[Attack, ...], marker: str, workers: int) -> tuple[Results, bool]:
@@ -43,7 +43,7 @@ def battery(layer: str, marker: str) -> Iterator[tuple[Results, bool]]:
 
 
 @pytest.fixture(scope="module")
-def honest(layer: str) -> dict[str, Outcome]:
+def honest(layer: str) -> dict[str, ExecutionResult]:
     with open_sandbox(layer) as sandbox:
         outcomes = dict(sandbox.run_many([Program(each.code, each.stdin) for each in HONEST], 2))
     return {each.name: outcomes[at] for at, each in enumerate(HONEST)}
@@ -66,7 +66,7 @@ def test_no_process_is_left(battery: tuple[Results, bool]) -> None:
 
 
 @pytest.mark.parametrize("program", HONEST, ids=lambda program: program.name)
-def test_an_honest_program_passes(program: Honest, honest: dict[str, Outcome]) -> None:
+def test_an_honest_program_passes(program: Honest, honest: dict[str, ExecutionResult]) -> None:
     outcome = honest[program.name]
     assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", program.stdout, ""), outcome
 

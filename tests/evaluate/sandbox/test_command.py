@@ -47,7 +47,7 @@ def test_without_a_layer_it_takes_the_best(program: Path, capsys: pytest.Capture
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "error"
     assert told["stderr"].endswith("EOFError: EOF when reading a line\n")
-    assert told["layer"] == ("bubblewrap" if probe.quick("bubblewrap").works else "landlock")
+    assert told["layer"] == ("bubblewrap" if probe.probe_layer("bubblewrap").works else "landlock")
 
 
 def test_limits_alone_are_refused_without_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,8 +64,8 @@ def test_limits_alone_are_refused_without_the_unsafe_flag(program: Path, capsys:
 def test_a_layer_that_does_not_work_here_refuses(
     program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = probe.Finding("bubblewrap", False, {}, "there is no bwrap program")
-    monkeypatch.setattr("evaluate.sandbox.sandbox.quick", lambda layer: missing)
+    missing = probe.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")
+    monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: missing)
     assert main(["run", str(program), "--layer", "bubblewrap"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["status"], told["layer"]) == ("refused", "bubblewrap")
@@ -99,18 +99,18 @@ def test_the_probe_says_what_each_layer_stops(capsys: pytest.CaptureFixture[str]
     found = {each["layer"]: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"bubblewrap", "landlock", "unsafe-rlimits"}
     assert found[layer]["works"]
-    assert set(found[layer]["stops"]) == {*probe.FENCES, *probe.LIMITS}
+    assert set(found[layer]["stops"]) == {*probe.ATTACK_LABELS, *probe.LIMIT_LABELS}
     assert all(found[layer]["stops"].values())
     assert not found["unsafe-rlimits"]["works"]
 
 
 def test_the_table_can_be_read() -> None:
-    leaks = {name: name != "network" for name in (*probe.FENCES, *probe.LIMITS)}
-    table = probe.table(
+    leaks = {name: name != "network" for name in (*probe.ATTACK_LABELS, *probe.LIMIT_LABELS)}
+    table = probe.probe_table(
         [
-            probe.Finding("bubblewrap", True, dict.fromkeys(leaks, True)),
-            probe.Finding("landlock", False, {}, "there is none"),
-            probe.Finding("unsafe-rlimits", False, leaks, "it leaks"),
+            probe.ProbeResult("bubblewrap", True, dict.fromkeys(leaks, True)),
+            probe.ProbeResult("landlock", False, {}, "there is none"),
+            probe.ProbeResult("unsafe-rlimits", False, leaks, "it leaks"),
         ]
     )
     lines = table.splitlines()

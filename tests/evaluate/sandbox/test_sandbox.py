@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError, UnknownNameError
+from errors import PromptOrTuneError, UnknownNameError
 from evaluate.sandbox import Limits, Program, Sandbox, SandboxUnavailableError, open_sandbox, probe, runtime, scratch
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import gone, processes_with
@@ -136,16 +136,16 @@ sandbox.run(Program("import time; time.sleep(60)"))
 
 def test_a_killed_owners_folder_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / f"{scratch.PREFIX}left"
+    left = tmp_path / f"{scratch.SCRATCH_PREFIX}left"
     (left / "inner").mkdir(parents=True)
     (left / "inner").chmod(0o300)
     (left / "link").symlink_to(tmp_path)
-    scratch.sweep()
+    scratch.remove_stale_scratch_dirs()
     assert left.exists()  # it is too young: its owner may just be about to lock it
-    monkeypatch.setattr(scratch, "STALE_SECONDS", 0)
-    with scratch.folder() as used:
+    monkeypatch.setattr(scratch, "SCRATCH_STALE_SECONDS", 0)
+    with scratch.scratch_dir() as used:
         mode = tmp_path.stat().st_mode
-        scratch.sweep()
+        scratch.remove_stale_scratch_dirs()
         assert list(tmp_path.iterdir()) == [Path(used)]
     assert list(tmp_path.iterdir()) == []
     assert tmp_path.stat().st_mode == mode
@@ -163,9 +163,9 @@ def test_packages_below_a_closed_folder_can_be_imported(
     secret = tmp_path / "secret"
     secret.write_text("a secret")
     secret.chmod(0o644)
-    monkeypatch.setattr(runtime, "packages", lambda: (str(folder.parent),))
-    readable = (*runtime.readable(), str(folder.parent))
-    monkeypatch.setattr(runtime, "readable", lambda: readable)
+    monkeypatch.setattr(runtime, "package_dirs", lambda: (str(folder.parent),))
+    readable = (*runtime.readable_paths(), str(folder.parent))
+    monkeypatch.setattr(runtime, "readable_paths", lambda: readable)
     with open_sandbox(layer) as sandbox:
         assert sandbox.run(Program("import closed\nprint(closed.inner.value)")).stdout == "42\n"
         for path in (repr(str(secret)), "os.path.dirname(closed.__file__) + '/../../secret'"):
@@ -188,12 +188,12 @@ def test_the_folder_of_a_program_may_lie_below_a_closed_one(
 @pytest.mark.parametrize("name", ["wall_seconds", "memory_bytes", "output_bytes", "processes"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
 def test_a_limit_that_is_no_positive_number_is_refused(name: str, value: float) -> None:
-    with pytest.raises(PeftArenaError, match=rf"limit {name} is {value}"):
+    with pytest.raises(PromptOrTuneError, match=rf"limit {name} is {value}"):
         Limits(**{name: value})  # type: ignore[arg-type]
 
 
 def test_workers_below_one_are_refused(sandbox: Sandbox) -> None:
-    with pytest.raises(PeftArenaError, match="0 workers"):
+    with pytest.raises(PromptOrTuneError, match="0 workers"):
         sandbox.run_many([], workers=0)
 
 
@@ -208,20 +208,20 @@ def test_an_unknown_layer_is_named() -> None:
         open_sandbox("landlok")
 
 
-def finding(layer: str, works: bool) -> probe.Finding:
-    return probe.Finding(layer, works, {}, "" if works else f"{layer} is missing")
+def finding(layer: str, works: bool) -> probe.ProbeResult:
+    return probe.ProbeResult(layer, works, {}, "" if works else f"{layer} is missing")
 
 
 def test_a_weaker_layer_is_taken_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("evaluate.sandbox.sandbox.quick", lambda layer: finding(layer, layer == "landlock"))
+    monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: finding(layer, layer == "landlock"))
     sandbox = open_sandbox()
     assert sandbox.layer == "landlock"
-    assert sandbox.passed_over == ("bubblewrap does not work here: bubblewrap is missing",)
+    assert sandbox.unavailable_layers == ("bubblewrap does not work here: bubblewrap is missing",)
     assert "bubblewrap is missing" in caplog.text
 
 
 def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluate.sandbox.sandbox.quick", lambda layer: finding(layer, False))
+    monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: finding(layer, False))
     with pytest.raises(SandboxUnavailableError, match=r"bubblewrap is missing; .*landlock is missing"):
         open_sandbox()
     with pytest.raises(SandboxUnavailableError, match="'landlock' does not work here: landlock is missing"):
@@ -230,7 +230,7 @@ def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_layer_that_lets_something_through_does_not_count() -> None:
     """The probe believes what it finds on the host, whatever layer it is."""
-    found = probe.quick("unsafe-rlimits")
+    found = probe.probe_layer("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]
     assert not found.stops["writing"]
@@ -238,11 +238,11 @@ def test_a_layer_that_lets_something_through_does_not_count() -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_WORKING", {})
+    monkeypatch.setattr(probe, "_WORKING_LAYERS", {})
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert probe.quick("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
-    monkeypatch.setattr("evaluate.sandbox.landlock.version", lambda: 0)
-    assert "no Landlock" in probe.quick("landlock").reason
+    assert probe.probe_layer("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
+    monkeypatch.setattr("evaluate.sandbox.landlock.landlock_abi_version", lambda: 0)
+    assert "no Landlock" in probe.probe_layer("landlock").reason
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    monkeypatch.setattr("evaluate.sandbox.landlock.version", lambda: 7)
-    assert probe.quick("landlock").reason == "there is no table of system calls for riscv64"
+    monkeypatch.setattr("evaluate.sandbox.landlock.landlock_abi_version", lambda: 7)
+    assert probe.probe_layer("landlock").reason == "there is no table of system calls for riscv64"

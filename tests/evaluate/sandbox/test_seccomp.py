@@ -9,19 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.sandbox.seccomp import ALLOW, ARCHITECTURES, ERRNO, KILL_PROCESS, OWN_PID, build, for_pid
-from evaluate.sandbox.syscalls import CHECKED, FREE, MACHINES, number
+from evaluate.sandbox.seccomp import (
+    AUDIT_ARCHITECTURES,
+    PID_PLACEHOLDER,
+    RET_ALLOW,
+    RET_ERRNO,
+    RET_KILL_PROCESS,
+    build_filter,
+    set_filter_pid,
+)
+from evaluate.sandbox.syscalls import ALLOWED_SYSCALLS, CHECKED_SYSCALLS, SYSCALL_MACHINES, syscall_number
 
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 PID = 4711
-DENIED = ERRNO | errno.EPERM
+DENIED = RET_ERRNO | errno.EPERM
 
 
 def verdict(machine: str, call: int, *arguments: int, architecture: int | None = None) -> int:
     """What the filter answers, as the kernel would run it (classic BPF)."""
-    code = [struct.unpack("<HBBI", each) for each in chunks(for_pid(build(machine), PID))]
+    code = [struct.unpack("<HBBI", each) for each in chunks(set_filter_pid(build_filter(machine), PID))]
     padded = [*arguments, *[0] * (6 - len(arguments))]
-    data = struct.pack("<IIQ6Q", call, architecture or ARCHITECTURES[machine], 0, *padded)
+    data = struct.pack("<IIQ6Q", call, architecture or AUDIT_ARCHITECTURES[machine], 0, *padded)
     at = accumulator = 0
     while True:
         operation, if_true, if_false, value = code[at]
@@ -45,79 +53,79 @@ def chunks(code: bytes) -> list[bytes]:
     return [code[at : at + 8] for at in range(0, len(code), 8)]
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_what_is_on_the_list_alone_is_allowed(machine: str) -> None:
-    free = {number(name, machine) for name in FREE} - {None}
-    checked = {number(name, machine) for name in CHECKED} - {None}
+    free = {syscall_number(name, machine) for name in ALLOWED_SYSCALLS} - {None}
+    checked = {syscall_number(name, machine) for name in CHECKED_SYSCALLS} - {None}
     assert not free & checked
     for call in range(600):
         if call not in checked:
-            assert verdict(machine, call) == (ALLOW if call in free else DENIED), call
+            assert verdict(machine, call) == (RET_ALLOW if call in free else DENIED), call
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 @pytest.mark.parametrize(
     ("name", "arguments", "answer"),
     [
-        ("clone", (0x003D0F00,), ALLOW),  # what glibc asks for a thread
+        ("clone", (0x003D0F00,), RET_ALLOW),  # what glibc asks for a thread
         ("clone", (0x11,), DENIED),  # fork
         ("clone", (0x4111,), DENIED),  # vfork
         ("clone", (0x003D0F00 | 0x10000000,), DENIED),  # a thread in a user namespace
-        ("clone3", (0, 88), ERRNO | errno.ENOSYS),
-        ("openat", (0, 0, 0o1101), ALLOW),  # to write, truncated
+        ("clone3", (0, 88), RET_ERRNO | errno.ENOSYS),
+        ("openat", (0, 0, 0o1101), RET_ALLOW),  # to write, truncated
         ("openat", (0, 0, 0o1000), DENIED),  # to read, truncated
-        ("openat", (0, 0, 0), ALLOW),
-        ("openat", (0, 0, 0x410002), ERRNO | errno.EOPNOTSUPP),
-        ("kill", (PID, 9), ALLOW),
+        ("openat", (0, 0, 0), RET_ALLOW),
+        ("openat", (0, 0, 0x410002), RET_ERRNO | errno.EOPNOTSUPP),
+        ("kill", (PID, 9), RET_ALLOW),
         ("kill", (PID + 1, 9), DENIED),
         ("kill", (0, 9), DENIED),
         ("kill", (2**64 - 1, 9), DENIED),
-        ("tgkill", (PID, 1, 6), ALLOW),
+        ("tgkill", (PID, 1, 6), RET_ALLOW),
         ("tgkill", (1, 1, 6), DENIED),
-        ("prlimit64", (0, 9), ALLOW),
+        ("prlimit64", (0, 9), RET_ALLOW),
         ("prlimit64", (1, 9), DENIED),
-        ("prctl", (15,), ALLOW),
+        ("prctl", (15,), RET_ALLOW),
         ("prctl", (22,), DENIED),
-        ("fcntl", (0, 1030), ALLOW),
+        ("fcntl", (0, 1030), RET_ALLOW),
         ("fcntl", (0, 8, 1), DENIED),
-        ("ioctl", (0, 0x5401), ALLOW),
+        ("ioctl", (0, 0x5401), RET_ALLOW),
         ("ioctl", (0, 0x5412), DENIED),  # TIOCSTI
-        ("socketpair", (1, 0x80801), ALLOW),
+        ("socketpair", (1, 0x80801), RET_ALLOW),
         ("socketpair", (1, 2), DENIED),
         ("socketpair", (2, 1), DENIED),
-        ("sendto", (3, 0, 0, 0, 0), ALLOW),
+        ("sendto", (3, 0, 0, 0, 0), RET_ALLOW),
         ("sendto", (3, 0, 0, 0, 0x7F00), DENIED),
         ("sendto", (3, 0, 0, 0, 0x7F00_0000_0000), DENIED),
     ],
 )
 def test_arguments_decide(machine: str, name: str, arguments: tuple[int, ...], answer: int) -> None:
-    call = number(name, machine)
+    call = syscall_number(name, machine)
     assert call is not None
     assert verdict(machine, call, *arguments) == answer
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_another_architecture_kills(machine: str) -> None:
-    assert verdict(machine, 0, architecture=0x40000003) == KILL_PROCESS
+    assert verdict(machine, 0, architecture=0x40000003) == RET_KILL_PROCESS
 
 
 def test_x32_numbers_are_denied() -> None:
     assert verdict("x86_64", 0x40000000 | 57) == DENIED
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_the_pid_stands_where_it_is_asked_for_and_nowhere_else(machine: str) -> None:
-    places = [each for each in chunks(build(machine)) if struct.pack("<I", OWN_PID) in each]
+    places = [each for each in chunks(build_filter(machine)) if struct.pack("<I", PID_PLACEHOLDER) in each]
     assert [struct.unpack("<HBBI", each)[0] for each in places] == [0x15, 0x15]
-    assert struct.pack("<I", OWN_PID) not in for_pid(build(machine), PID)
+    assert struct.pack("<I", PID_PLACEHOLDER) not in set_filter_pid(build_filter(machine), PID)
 
 
 def test_an_unknown_machine_is_named() -> None:
     with pytest.raises(ValueError, match="riscv64"):
-        build("riscv64")
+        build_filter("riscv64")
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_the_numbers_are_those_of_the_headers(machine: str) -> None:
     path = Path(HEADERS[machine])
     if not path.exists():
@@ -126,5 +134,5 @@ def test_the_numbers_are_those_of_the_headers(machine: str) -> None:
     old = dict(re.findall(r"#define __NR3264_(\w+)\s+(\d+)", text))
     numbers = dict(re.findall(r"#define __NR_(\w+)\s+(\d+)", text)) | old
     numbers.setdefault("newfstatat", old.get("fstatat", ""))
-    for name in (*FREE, *CHECKED):
-        assert str(number(name, machine)) == numbers.get(name, "None"), name
+    for name in (*ALLOWED_SYSCALLS, *CHECKED_SYSCALLS):
+        assert str(syscall_number(name, machine)) == numbers.get(name, "None"), name

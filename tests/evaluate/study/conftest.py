@@ -6,7 +6,7 @@ import pytest
 
 from adapters.manifest import Manifest
 from evaluate.study.config import StudyConfig
-from evaluate.study.read_config import read_config
+from evaluate.study.read_config import read_study_config
 
 STUDY = """
 models:
@@ -39,7 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def config(tmp_path: Path) -> StudyConfig:
     path = tmp_path / "study.yaml"
     path.write_text(STUDY, encoding="utf-8")
-    return read_config(path)
+    return read_study_config(path)
 
 
 def add_adapter(

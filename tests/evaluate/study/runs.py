@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.results import Result, Run, open_run, problem_record
-from evaluate.study.cells import TRAINING
+from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import Job, run_path
+from evaluate.study.jobs import StudyJob, run_path
 from tasks.problem import AssertTest, Problem
 
 # How likely an answer is right, by the job's kind: far enough apart to be told apart.
 CHANCES = {"zero-shot": 0.05, "icl": 0.15, "rag": 0.25}
-Facts = Callable[[Job], dict[str, Any]]
+Facts = Callable[[StudyJob], dict[str, Any]]
 
 
 def made_problems(count: int, tests: bool = False) -> list[Problem]:
@@ -33,39 +33,39 @@ def made_problems(count: int, tests: bool = False) -> list[Problem]:
     ]
 
 
-def chance(job: Job) -> float:
+def chance(job: StudyJob) -> float:
     """How likely this job answers right."""
     if job.technique:
         return 0.5 if job.technique == "lora" else 0.4
     return CHANCES[job.kind] + 0.01 * job.k
 
 
-def no_facts(_job: Job) -> dict[str, Any]:
+def no_facts(_job: StudyJob) -> dict[str, Any]:
     return {}
 
 
 def write_runs(
     config: StudyConfig,
-    jobs: Sequence[Job],
+    jobs: Sequence[StudyJob],
     folder: Path,
     problems: Sequence[Problem],
     facts: Facts = no_facts,
-    right: Callable[[Job], float] = chance,
+    right: Callable[[StudyJob], float] = chance,
 ) -> None:
     """One Run file for each base, quantization and data set, scored, with every job finished."""
-    files: dict[Path, list[Job]] = {}
+    files: dict[Path, list[StudyJob]] = {}
     for job in jobs:
         files.setdefault(run_path(folder, job), []).append(job)
     for path, its_jobs in files.items():
         with open_run(path, settings(config, its_jobs[0], len(problems)), [*map(problem_record, problems)], {}) as run:
             for job in its_jobs:
                 _fill(run, job, problems, right(job))
-                run.describe(job.method, {"style": "plain", "fingerprint": "f0", TRAINING: facts(job)})
+                run.update_method(job.method, {"style": "plain", "fingerprint": "f0", TRAINING_KEY: facts(job)})
             run.save()
         score(run)
 
 
-def settings(config: StudyConfig, job: Job, count: int) -> dict[str, Any]:
+def settings(config: StudyConfig, job: StudyJob, count: int) -> dict[str, Any]:
     """What a run of this job stands on."""
     from dataclasses import asdict
 
@@ -86,14 +86,16 @@ def settings(config: StudyConfig, job: Job, count: int) -> dict[str, Any]:
 
 def score(run: Run) -> None:
     """Scores the texts; tests are scored as if the first test of a right answer passed, and both."""
-    from evaluate.progress import Progress
+    from evaluate.progress import ProgressBar
     from evaluate.score_file import ScoreFile
-    from evaluate.score_run import score_run, text_key
+    from evaluate.score_run import score_run, text_metrics_key
 
-    score_run(run, Progress)
+    score_run(run, ProgressBar)
     if not any(problem["tests"] for problem in run.problems):
         return
-    file = ScoreFile.open(run, {"text": text_key(), "tests": {"checks": 1, "layer": "bubblewrap", "limits": {}}})
+    file = ScoreFile.open(
+        run, {"text": text_metrics_key(), "tests": {"checks": 1, "layer": "bubblewrap", "limits": {}}}
+    )
     scored = []
     for method in run.methods:
         for result in run.results(method):
@@ -103,7 +105,7 @@ def score(run: Run) -> None:
     file.close()
 
 
-def _fill(run: Run, job: Job, problems: Sequence[Problem], right: float) -> None:
+def _fill(run: Run, job: StudyJob, problems: Sequence[Problem], right: float) -> None:
     draw = random.Random(f"{job.method} {job.quantization} {job.model.name}")
     asked = job.data.candidates
     for problem in problems:

@@ -5,34 +5,36 @@ from __future__ import annotations
 import pytest
 
 from evaluate.study import published
-from evaluate.study.architectures import KNOWN, Architecture
-from evaluate.study.config import Hardware
+from evaluate.study.architectures import KNOWN_ARCHITECTURES, Architecture
+from evaluate.study.config import HardwareSpec
 from evaluate.study.estimate import (
-    EPOCHS,
-    LENGTHS,
+    DATASET_LENGTHS,
+    PRESET_EPOCHS,
     WEIGHT_BYTES,
-    cached_tokens,
-    generation_bytes,
+    generation_memory_bytes,
     generation_seconds,
-    training_bytes,
+    kv_cache_tokens,
+    training_memory_bytes,
     training_seconds,
     weight_bytes,
 )
 
 TABLE_3 = [
     (model, technique)
-    for model in published.models()
+    for model in published.published_models()
     for technique in ("full", "lora", "ia3", "prompt-tuning", "prefix-tuning")
-    if published.tuned(model, technique, "conala")
+    if published.published_score(model, technique, "conala")
 ]
 
 
 @pytest.mark.parametrize(("model", "technique"), TABLE_3)
 def test_trainable_parameters_are_those_of_table_3(model: str, technique: str) -> None:
-    row = published.tuned(model, technique, "conala")
+    row = published.published_score(model, technique, "conala")
     assert row is not None
     theirs = float(row.parameters.removesuffix("M")) * 1e6
-    ours = KNOWN[model].trainable(technique, virtual_tokens=10 if technique == "prefix-tuning" else 20)
+    ours = KNOWN_ARCHITECTURES[model].trainable_parameters(
+        technique, virtual_tokens=10 if technique == "prefix-tuning" else 20
+    )
     if (model[:7], technique) == ("CodeT5+", "prompt-tuning"):
         theirs /= 2  # the study's tokens stand before the decoder's input too, train/techniques.py's do not
     # Table 3 rounds to one or two digits: CodeGen2-1B's IA3 has 0.26M parameters and is printed as 0.2M.
@@ -41,14 +43,14 @@ def test_trainable_parameters_are_those_of_table_3(model: str, technique: str) -
 
 def test_parameters_are_what_the_names_say() -> None:
     for name, billions in {"CodeLlama-7B": 6.74, "CodeLlama-34B-Python": 33.74, "SmolLM2-135M": 0.1345}.items():
-        assert KNOWN[name].parameters() / 1e9 == pytest.approx(billions, rel=0.005)
+        assert KNOWN_ARCHITECTURES[name].num_parameters() / 1e9 == pytest.approx(billions, rel=0.005)
 
 
 def test_training_memory_is_that_of_a_followed_step() -> None:
     """train.estimate counts the tensors of a real step; the formula was fitted to models of other sizes."""
     from transformers import LlamaConfig
 
-    from train.encode import Encoded
+    from train.encode import TokenizedExample
     from train.estimate import estimate
     from train.settings import make_config
 
@@ -57,10 +59,10 @@ def test_training_memory_is_that_of_a_followed_step() -> None:
         num_key_value_heads=16, tie_word_embeddings=False,
     )  # fmt: skip
     config = make_config(adapter_name="x", dataset_name="conala", technique="lora", preset="paper")
-    rows = [Encoded([1] * 72, [1] * 51)] * 8
-    counted = estimate(config, base, rows, rows, timed=False, device="cuda").memory_bytes
+    rows = [TokenizedExample([1] * 72, [1] * 51)] * 8
+    counted = estimate(config, base, rows, rows, measure_speed=False, device="cuda").memory_bytes
     sizes = Architecture("llama", 1024, 2816, 2, 16, 16, 32000)
-    assert training_bytes(sizes, "lora", "none", "conala") == pytest.approx(counted, rel=0.06)
+    assert training_memory_bytes(sizes, "lora", "none", "conala") == pytest.approx(counted, rel=0.06)
 
 
 def test_weights_and_epochs_are_those_of_training() -> None:
@@ -68,29 +70,29 @@ def test_weights_and_epochs_are_those_of_training() -> None:
     from train.settings import make_config
 
     assert WEIGHT_BYTES == train_estimate._WEIGHT_BYTES
-    for preset, epochs in EPOCHS.items():
+    for preset, epochs in PRESET_EPOCHS.items():
         config = make_config(adapter_name="x", dataset_name="conala", preset=preset)
         assert config.num_train_epochs == epochs
 
 
 def test_fewer_bits_and_checkpointing_take_less_memory() -> None:
-    base = KNOWN["CodeLlama-34B-Python"]
+    base = KNOWN_ARCHITECTURES["CodeLlama-34B-Python"]
     sizes = [weight_bytes(base, quantization) for quantization in ("nf4", "int8", "none")]
     assert sizes == sorted(sizes)
-    plain = training_bytes(base, "qlora-4bit", "nf4", "conala")
-    kept = training_bytes(base, "qlora-4bit", "nf4", "conala", checkpointing=True)
+    plain = training_memory_bytes(base, "qlora-4bit", "nf4", "conala")
+    kept = training_memory_bytes(base, "qlora-4bit", "nf4", "conala", checkpointing=True)
     # What the study reports for this run fits between the two.
     assert kept < 23.59e9 < plain
 
 
 def test_generation_grows_with_rows_tokens_and_steps() -> None:
-    base, hardware = KNOWN["CodeLlama-7B"], Hardware("a GPU", 24, 400, 40, 25)
-    assert generation_bytes(base, "none", 1, 10, 100, 64) < generation_bytes(base, "none", 1, 10, 900, 64)
-    few = generation_bytes(base, "none", 1, 1, 0, 0) - weight_bytes(base, "none")
-    assert generation_bytes(base, "none", 2, 5, 0, 0) - weight_bytes(base, "none") == 10 * few
+    base, hardware = KNOWN_ARCHITECTURES["CodeLlama-7B"], HardwareSpec("a GPU", 24, 400, 40, 25)
+    assert generation_memory_bytes(base, "none", 1, 10, 100, 64) < generation_memory_bytes(base, "none", 1, 10, 900, 64)
+    few = generation_memory_bytes(base, "none", 1, 1, 0, 0) - weight_bytes(base, "none")
+    assert generation_memory_bytes(base, "none", 2, 5, 0, 0) - weight_bytes(base, "none") == 10 * few
     # Ten beams hold one prompt where the base can share it, and ten where not.
-    assert cached_tokens(base, 4, 10, 100, 8) == 4 * (100 + 10 * 8)
-    assert cached_tokens(KNOWN["CodeGen-350M-mono"], 4, 10, 100, 8) == 40 * (100 + 8)
+    assert kv_cache_tokens(base, 4, 10, 100, 8) == 4 * (100 + 10 * 8)
+    assert kv_cache_tokens(KNOWN_ARCHITECTURES["CodeGen-350M-mono"], 4, 10, 100, 8) == 40 * (100 + 8)
     one = generation_seconds(base, "none", hardware, 1, 10, 100, 64)
     assert generation_seconds(base, "none", hardware, 1, 10, 100, 128) > 1.9 * one
     # Several problems a batch share the reading of the weights.
@@ -98,9 +100,13 @@ def test_generation_grows_with_rows_tokens_and_steps() -> None:
 
 
 def test_training_takes_time_by_rows_epochs_and_rate() -> None:
-    base, slow, fast = KNOWN["CodeGen-350M-mono"], Hardware("a", 8, 10, 1, 10), Hardware("b", 8, 10, 2, 10)
+    base, slow, fast = (
+        KNOWN_ARCHITECTURES["CodeGen-350M-mono"],
+        HardwareSpec("a", 8, 10, 1, 10),
+        HardwareSpec("b", 8, 10, 2, 10),
+    )
     once = training_seconds(base, "lora", "conala", 1, slow)
     assert training_seconds(base, "lora", "conala", 5, slow) == pytest.approx(5 * once)
     assert training_seconds(base, "lora", "conala", 1, fast) == pytest.approx(once / 2)
     assert training_seconds(base, "full", "conala", 1, slow) > once
-    assert LENGTHS["conala"].train == 2135
+    assert DATASET_LENGTHS["conala"].train == 2135

@@ -9,76 +9,78 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from evaluate.measures import values_of
-from evaluate.stats import Interval, holm
-from evaluate.study.cells import Found, collect, read_runs
-from evaluate.study.claims import checked
+from evaluate.measures import metric_values
+from evaluate.stats import Interval, holm_correction
+from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs
+from evaluate.study.claims import check_claims
 from evaluate.study.config import StudyConfig
-from evaluate.study.findings import Finding, best, findings
-from evaluate.study.jobs import Job, jobs
+from evaluate.study.findings import Finding, best_job, compute_findings
+from evaluate.study.jobs import StudyJob, study_jobs
 from tests.evaluate.study.runs import made_problems, write_runs
 
 
-def made(config: StudyConfig, rq: str, folder: Path, count: int = 40, chances: dict[str, float] | None = None) -> Found:
-    wanted = [replace(job, data=replace(job.data, problems=count)) for job in jobs(config, rq)]
+def made(
+    config: StudyConfig, rq: str, folder: Path, count: int = 40, chances: dict[str, float] | None = None
+) -> CollectedRuns:
+    wanted = [replace(job, data=replace(job.data, problems=count)) for job in study_jobs(config, rq)]
     known = {"zero-shot": 0.0, "icl": 0.2, "rag": 0.3, "lora": 0.9, "qlora-4bit": 0.85, **(chances or {})}
 
-    def right(job: Job) -> float:
+    def right(job: StudyJob) -> float:
         return known.get(job.kind, 0.5)
 
     write_runs(config, wanted, folder, made_problems(count, tests=rq == "rq4"), right=right)
-    return collect(wanted, read_runs(folder), folder)
+    return collect_jobs(wanted, read_runs(folder), folder)
 
 
 def pick(seen: list[Finding], roles: tuple[str, str], metric: str = "em@1", part: str = "") -> Finding:
-    (found,) = [each for each in seen if (each.roles, each.metric, each.part) == (roles, metric, part)]
+    (found,) = [each for each in seen if (each.roles, each.metric, each.difficulty) == (roles, metric, part)]
     return found
 
 
 def test_a_difference_is_told_with_its_numbers(config: StudyConfig, tmp_path: Path) -> None:
-    seen = findings(config, "rq3", made(config, "rq3", tmp_path, 100))
+    seen = compute_findings(config, "rq3", made(config, "rq3", tmp_path, 100))
     found = pick(seen, ("lora", "icl"))
-    left, right = (values_of(cell.results, "em@1") for cell in (found.a, found.b))
+    left, right = (metric_values(cell.results, "em@1") for cell in (found.a, found.b))
     mean = sum(left[name] - right[name] for name in left) / 100
     only = [sum(one[name] > other[name] for name in left) for one, other in ((left, right), (right, left))]
     assert found.difference.value == pytest.approx(mean)
     assert found.p == pytest.approx(binomtest(only[0], sum(only)).pvalue)
-    assert found.is_shown
+    assert found.is_significant
     pattern = (
         rf"LoRA on 16-bit weights over ICL \(\d\) on 4-bit weights \(tiny, conala\): \+{100 * mean:.1f} points EM@1 "
         rf"\(95 % interval \+[\d.]+ to \+[\d.]+\), p < 0\.001 \(McNemar, Holm over {len(seen)}\), n = 100\."
     )
-    assert re.fullmatch(pattern, found.sentence())
+    assert re.fullmatch(pattern, found.describe())
 
 
 def test_all_findings_of_a_question_are_corrected_together(config: StudyConfig, tmp_path: Path) -> None:
-    seen = findings(config, "rq2", made(config, "rq2", tmp_path))
+    seen = compute_findings(config, "rq2", made(config, "rq2", tmp_path))
     assert len(seen) > 10
-    assert [each.corrected for each in seen] == holm([each.p for each in seen])
-    assert {each.tests for each in seen} == {len(seen)}
+    assert [each.corrected_p for each in seen] == holm_correction([each.p for each in seen])
+    assert {each.num_tests for each in seen} == {len(seen)}
 
 
 def test_without_a_difference_none_is_claimed(config: StudyConfig, tmp_path: Path) -> None:
     every = dict.fromkeys(["zero-shot", "icl", "rag", "lora", "qlora-4bit", "lora+rag", "qlora-4bit+rag"], 0.3)
-    seen = findings(config, "rq3", made(config, "rq3", tmp_path, 30, every))
-    assert not any(each.is_shown for each in seen)
-    assert all(each.sentence().startswith("No difference shown between ") for each in seen)
+    seen = compute_findings(config, "rq3", made(config, "rq3", tmp_path, 30, every))
+    assert not any(each.is_significant for each in seen)
+    assert all(each.describe().startswith("No difference shown between ") for each in seen)
 
 
 def test_the_better_method_comes_first(config: StudyConfig, tmp_path: Path) -> None:
-    found = pick(findings(config, "rq3", made(config, "rq3", tmp_path, 100)), ("lora", "icl"))
+    found = pick(compute_findings(config, "rq3", made(config, "rq3", tmp_path, 100)), ("lora", "icl"))
     turned = replace(
         found,
         a=found.b,
         b=found.a,
         difference=Interval(*(-each for each in (found.difference.value, found.difference.high, found.difference.low))),
     )
-    assert turned.sentence() == found.sentence()
+    assert turned.describe() == found.describe()
 
 
 def test_tests_are_compared_by_difficulty(config: StudyConfig, tmp_path: Path) -> None:
-    seen = findings(config, "rq4", made(config, "rq4", tmp_path, 42))
-    parts = {each.part: each.n for each in seen if each.metric == "tests"}
+    seen = compute_findings(config, "rq4", made(config, "rq4", tmp_path, 42))
+    parts = {each.difficulty: each.n for each in seen if each.metric == "tests"}
     assert parts == {"": 42, "introductory": 14, "interview": 14, "competition": 14}
     assert {each.metric for each in seen} == {"tests", "pass@1", "pass@5"}
     assert pick(seen, ("qlora-4bit", "zero-shot"), "tests").difference.value == pytest.approx(
@@ -90,15 +92,15 @@ def test_the_best_number_of_examples_wins_by_em_at_k_and_a_tie_goes_to_fewer(
     config: StudyConfig, tmp_path: Path
 ) -> None:
     found = made(config, "rq1", tmp_path, 30, {"icl": 1.0})
-    shots = found.matching(kind="icl")
+    shots = found.find(kind="icl")
     assert [cell.job.k for cell in shots] == [1, 4]
-    assert best(shots) is shots[0]
-    assert best([]) is None
+    assert best_job(shots) is shots[0]
+    assert best_job([]) is None
 
 
 def test_claims_say_what_is_seen(config: StudyConfig, tmp_path: Path) -> None:
     found = made(config, "rq3", tmp_path)
-    lines = checked("rq3", found, findings(config, "rq3", found))
+    lines = check_claims("rq3", found, compute_findings(config, "rq3", found))
     assert any(
         line.startswith("LoRA beats ICL (the study, CodeLlama-7B: 39.31 against 29.83): **seen here too**")
         for line in lines
@@ -110,7 +112,7 @@ def test_claims_say_what_is_seen(config: StudyConfig, tmp_path: Path) -> None:
 
 def test_claims_are_contradicted_where_the_opposite_is_seen(config: StudyConfig, tmp_path: Path) -> None:
     found = made(config, "rq3", tmp_path, 40, {"icl": 1.0, "rag": 0.0, "lora": 0.1})
-    lines = checked("rq3", found, findings(config, "rq3", found))
+    lines = check_claims("rq3", found, compute_findings(config, "rq3", found))
     assert any(line.startswith("LoRA beats ICL") and "**the opposite is seen here**" in line for line in lines)
 
 
@@ -118,20 +120,20 @@ def test_equal_scores_are_no_loss_and_are_not_called_equal(config: StudyConfig, 
     kept = made(config, "rq2", tmp_path / "kept")
     assert any(
         "Fewer bits (4)" in line and "**no loss is shown here**" in line
-        for line in checked("rq2", kept, findings(config, "rq2", kept))
+        for line in check_claims("rq2", kept, compute_findings(config, "rq2", kept))
     )
     lost = made(config, "rq2", tmp_path / "lost", 40, {"qlora-4bit": 0.0})
     assert any(
         "Fewer bits (4)" in line and "**a loss is seen here**" in line
-        for line in checked("rq2", lost, findings(config, "rq2", lost))
+        for line in check_claims("rq2", lost, compute_findings(config, "rq2", lost))
     )
 
 
 def test_more_examples_that_do_worse_are_seen(config: StudyConfig, tmp_path: Path) -> None:
-    wanted = jobs(config, "rq1")
+    wanted = study_jobs(config, "rq1")
     write_runs(config, wanted, tmp_path, made_problems(40), right=lambda job: {1: 0.9, 4: 0.2}.get(job.k, 0.0))
-    found = collect(wanted, read_runs(tmp_path), tmp_path)
-    lines = checked("rq1", found, findings(config, "rq1", found))
+    found = collect_jobs(wanted, read_runs(tmp_path), tmp_path)
+    lines = check_claims("rq1", found, compute_findings(config, "rq1", found))
     assert any(
         "More examples are not always better: **seen here too" in line and "Of 1, 4 examples, 1 did best" in line
         for line in lines
@@ -140,5 +142,5 @@ def test_more_examples_that_do_worse_are_seen(config: StudyConfig, tmp_path: Pat
 
 def test_no_difference_at_all_has_no_interval(config: StudyConfig, tmp_path: Path) -> None:
     never = dict.fromkeys(["zero-shot", "icl"], 0.0)
-    seen = findings(config, "rq1", made(config, "rq1", tmp_path, 30, never))
-    assert "no problem differs in EM@1, p = 1.000" in pick(seen, ("icl", "zero-shot")).sentence()
+    seen = compute_findings(config, "rq1", made(config, "rq1", tmp_path, 30, never))
+    assert "no problem differs in EM@1, p = 1.000" in pick(seen, ("icl", "zero-shot")).describe()

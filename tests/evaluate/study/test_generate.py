@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from adapters.manifest import BaseIdentity
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from evaluate.results import read_run
-from evaluate.study.cells import collect, read_runs
+from evaluate.study.cells import collect_jobs, read_runs
 from evaluate.study.config import StudyConfig
-from evaluate.study.generate import Opener, check_bases, generate, missing
-from evaluate.study.jobs import Job, jobs, limited, run_path
-from evaluate.study.read_config import config_path, read_config
+from evaluate.study.generate import EngineOpener, check_base_revisions, generate_missing, missing_jobs
+from evaluate.study.jobs import StudyJob, limit_problems, run_path, study_jobs
+from evaluate.study.read_config import read_study_config, resolve_config_path
 from tests.evaluate.fakes import BASE, FakeEngine
 from tests.evaluate.study.conftest import add_adapter
 
@@ -25,7 +25,7 @@ N = 5
 
 
 class Fake(FakeEngine):
-    def __init__(self, job: Job, interrupt_at: int | None = None) -> None:
+    def __init__(self, job: StudyJob, interrupt_at: int | None = None) -> None:
         super().__init__(interrupt_at)
         self._job = job
 
@@ -47,9 +47,9 @@ class Bench:
         self._interrupt_at = interrupt_at
 
     @property
-    def opener(self) -> Opener:
+    def opener(self) -> EngineOpener:
         @contextmanager
-        def opened(job: Job) -> Iterator[Fake]:
+        def opened(job: StudyJob) -> Iterator[Fake]:
             engine = Fake(job, self._interrupt_at)
             self.opened.append((job.base, job.quantization))
             self.now += 1
@@ -73,19 +73,19 @@ def data(tmp_path: Path) -> Path:
     return folder.parent
 
 
-def run(config: StudyConfig, rq: str, folder: Path, data: Path, bench: Bench) -> list[Job]:
-    wanted = limited(jobs(config, rq), N)
-    generate(config, missing(wanted, folder), data, "the command", bench.opener)
+def run(config: StudyConfig, rq: str, folder: Path, data: Path, bench: Bench) -> list[StudyJob]:
+    wanted = limit_problems(study_jobs(config, rq), N)
+    generate_missing(config, missing_jobs(wanted, folder), data, "the command", bench.opener)
     return wanted
 
 
 def test_a_question_fills_its_file_and_scores_it(config: StudyConfig, tmp_path: Path, data: Path) -> None:
     bench = Bench()
     wanted = run(config, "rq1", tmp_path / "out", data, bench)
-    found = collect(wanted, read_runs(tmp_path / "out"), tmp_path / "out")
-    assert list(found.cells) == wanted
-    assert [found.cells[job].mean("em@1") for job in wanted] == [0.0, 0.0, 0.0]
-    assert [found.cells[job].mean("em@3") for job in wanted] == [0.0, 1.0, 1.0]
+    found = collect_jobs(wanted, read_runs(tmp_path / "out"), tmp_path / "out")
+    assert list(found.finished) == wanted
+    assert [found.finished[job].mean("em@1") for job in wanted] == [0.0, 0.0, 0.0]
+    assert [found.finished[job].mean("em@3") for job in wanted] == [0.0, 1.0, 1.0]
     assert bench.opened == [("tiny", "nf4")]
 
 
@@ -108,11 +108,11 @@ def test_one_engine_is_open_at_a_time_and_adapters_that_are_missing_are_left_out
     wanted = run(config, "rq3", tmp_path / "out", data, bench)
     assert bench.opened == [("tiny", "nf4"), ("tiny", "none")]
     assert bench.most == 1
-    found = collect(wanted, read_runs(tmp_path / "out"), tmp_path / "out")
-    assert {job.adapter for job in found.cells} == {"", "lora-conala"}
-    tuned = next(cell for job, cell in found.cells.items() if job.kind == "lora")
-    assert tuned.training["train_seconds"] == 60.5
-    assert tuned.training["trainable_parameters"] == 1234
+    found = collect_jobs(wanted, read_runs(tmp_path / "out"), tmp_path / "out")
+    assert {job.adapter for job in found.finished} == {"", "lora-conala"}
+    tuned = next(cell for job, cell in found.finished.items() if job.kind == "lora")
+    assert tuned.training_facts["train_seconds"] == 60.5
+    assert tuned.training_facts["trainable_parameters"] == 1234
 
 
 def test_what_was_answered_before_an_interruption_is_not_asked_again(
@@ -121,7 +121,7 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
     folder = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(config, "rq1", folder, data, Bench(interrupt_at=3))
-    path = run_path(folder, limited(jobs(config, "rq1"), N)[0])
+    path = run_path(folder, limit_problems(study_jobs(config, "rq1"), N)[0])
     before = {method: len(read_run(path).results(method)) for method in read_run(path).methods}
     assert 0 < sum(before.values()) < 3 * N
     again = Bench()
@@ -135,11 +135,11 @@ def test_what_was_answered_before_an_interruption_is_not_asked_again(
 
 
 def test_code_of_a_base_runs_from_a_pinned_commit_alone() -> None:
-    config = read_config(config_path("paper"))
-    wanted = [job for job in jobs(config, "rq1") if job.model.name == "CodeGen2-1B"]
+    config = read_study_config(resolve_config_path("paper"))
+    wanted = [job for job in study_jobs(config, "rq1") if job.model.name == "CodeGen2-1B"]
     with pytest.raises(
-        PeftArenaError, match="CodeGen2-1B brings code of its own, which runs only from a pinned commit"
+        PromptOrTuneError, match="CodeGen2-1B brings code of its own, which runs only from a pinned commit"
     ):
-        check_bases(wanted)
+        check_base_revisions(wanted)
     pinned = replace(wanted[0].model, base=f"{wanted[0].model.base}@{'0' * 40}")
-    check_bases([replace(wanted[0], model=pinned)])
+    check_base_revisions([replace(wanted[0], model=pinned)])

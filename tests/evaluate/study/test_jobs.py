@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluate.study.jobs import jobs, limited, run_path
-from evaluate.study.read_config import config_path, read_config
+from evaluate.study.jobs import limit_problems, run_path, study_jobs
+from evaluate.study.read_config import read_study_config, resolve_config_path
 
-DEFAULT = read_config(config_path("default"))
-PAPER = read_config(config_path("paper"))
+DEFAULT = read_study_config(resolve_config_path("default"))
+PAPER = read_study_config(resolve_config_path("paper"))
 
 
 def methods(rq: str) -> list[str]:
-    return [job.method for job in jobs(DEFAULT, rq) if job.data.name == "conala"]
+    return [job.method for job in study_jobs(DEFAULT, rq) if job.data.name == "conala"]
 
 
 def test_rq1_asks_zero_shot_and_icl() -> None:
@@ -18,7 +18,7 @@ def test_rq1_asks_zero_shot_and_icl() -> None:
 
 
 def test_rq2_has_the_untuned_base_with_the_weights_of_every_technique() -> None:
-    found = jobs(DEFAULT, "rq2")
+    found = study_jobs(DEFAULT, "rq2")
     plain = {job.quantization for job in found if job.method == "zero-shot"}
     assert plain == {job.quantization for job in found if job.technique}
     assert {job.pair for job in found if job.technique == "qlora-4bit"} == {None, (4, 8), (64, 128), (16, 16), (16, 64)}
@@ -28,13 +28,13 @@ def test_rq2_has_the_untuned_base_with_the_weights_of_every_technique() -> None:
 def test_rq3_combines_adapters_with_examples() -> None:
     found = methods("rq3")
     assert {"icl-8", "rag-8", "lora-conala", "lora-conala+icl-8", "lora-conala+rag-8"} <= set(found)
-    titles = {job.method: job.title for job in jobs(DEFAULT, "rq3")}
+    titles = {job.method: job.title for job in study_jobs(DEFAULT, "rq3")}
     assert titles["lora-conala+rag-8"] == "LoRA + RAG (8)"
     assert titles["icl-1"] == "ICL (1)"
 
 
 def test_rq4_takes_the_adapter_that_goes_by_another_name() -> None:
-    found = {(job.data.name, job.method) for job in jobs(DEFAULT, "rq4")}
+    found = {(job.data.name, job.method) for job in study_jobs(DEFAULT, "rq4")}
     assert found == {
         ("starter", "zero-shot"),
         ("starter", "lora-starter"),
@@ -45,13 +45,13 @@ def test_rq4_takes_the_adapter_that_goes_by_another_name() -> None:
 
 def test_questions_share_files_so_that_nothing_is_answered_twice() -> None:
     folder = Path("out")
-    first = {(run_path(folder, job), job.method) for job in jobs(DEFAULT, "rq1")}
-    third = {(run_path(folder, job), job.method) for job in jobs(DEFAULT, "rq3")}
+    first = {(run_path(folder, job), job.method) for job in study_jobs(DEFAULT, "rq1")}
+    third = {(run_path(folder, job), job.method) for job in study_jobs(DEFAULT, "rq3")}
     assert first < third
 
 
 def test_files_differ_by_all_that_a_run_stands_on() -> None:
-    every = [job for rq in PAPER.questions for job in jobs(PAPER, rq)]
+    every = [job for rq in PAPER.questions for job in study_jobs(PAPER, rq)]
     keys: dict[Path, tuple[object, ...]] = {}
     for job in every:
         key = (job.base_id, job.quantization, job.data)
@@ -60,13 +60,13 @@ def test_files_differ_by_all_that_a_run_stands_on() -> None:
 
 
 def test_a_fully_tuned_model_answers_as_a_base_of_its_own() -> None:
-    full = next(job for job in jobs(PAPER, "rq2") if job.technique == "full")
+    full = next(job for job in study_jobs(PAPER, "rq2") if job.technique == "full")
     assert full.method == "zero-shot"
     assert full.base_id == full.adapter == "full-conala-codet5-220m"
     assert Path(full.base).name == full.adapter
 
 
 def test_a_limit_lowers_the_number_of_problems_and_never_raises_it() -> None:
-    assert {job.data.problems for job in limited(jobs(DEFAULT, "rq1"), 7)} == {7}
-    assert {job.data.problems for job in limited(jobs(DEFAULT, "rq1"), 700)} == {60}
-    assert limited(jobs(DEFAULT, "rq1"), None) == jobs(DEFAULT, "rq1")
+    assert {job.data.problems for job in limit_problems(study_jobs(DEFAULT, "rq1"), 7)} == {7}
+    assert {job.data.problems for job in limit_problems(study_jobs(DEFAULT, "rq1"), 700)} == {60}
+    assert limit_problems(study_jobs(DEFAULT, "rq1"), None) == study_jobs(DEFAULT, "rq1")

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from errors import PeftArenaError
-from evaluate.study.config import TECHNIQUES, TITLES
-from evaluate.study.jobs import jobs
-from evaluate.study.read_config import CONFIGS, config_path, read_config
+from errors import PromptOrTuneError
+from evaluate.study.config import METHOD_TITLES, TECHNIQUE_QUANTIZATIONS
+from evaluate.study.jobs import study_jobs
+from evaluate.study.read_config import CONFIGS_DIR, read_study_config, resolve_config_path
 from train.techniques import TECHNIQUES as TRAINED
 
 GOOD = """
@@ -28,24 +28,24 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_the_techniques_are_those_that_train() -> None:
-    assert {name: each.quantizations for name, each in TRAINED.items()} == TECHNIQUES
-    assert set(TITLES) == {"", *TRAINED}
+    assert {name: each.quantizations for name, each in TRAINED.items()} == TECHNIQUE_QUANTIZATIONS
+    assert set(METHOD_TITLES) == {"", *TRAINED}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS_DIR.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_studies_that_come_along_can_be_read_and_have_jobs(path: Path) -> None:
-    config = read_config(path)
+    config = read_study_config(path)
     for rq in config.questions:
-        found = jobs(config, rq)
+        found = study_jobs(config, rq)
         assert found
         assert len(set(found)) == len(found)
 
 
 def test_paper_is_the_studys_grid() -> None:
-    config = read_config(config_path("paper"))
+    config = read_study_config(resolve_config_path("paper"))
     assert len(config.models) == 11
     assert all(model.architecture for model in config.models)
-    assert {name for model in config.models for name in model.techniques} == set(TECHNIQUES)
+    assert {name for model in config.models for name in model.techniques} == set(TECHNIQUE_QUANTIZATIONS)
     conala, alpaca, apps = (config.dataset(name) for name in ("conala", "codealpacapy", "apps"))
     assert (conala.icl, alpaca.icl) == ((1, 2, 3, 4, 5, 8, 16), (1, 2, 3, 4, 5, 8))
     assert (conala.rag, alpaca.rag) == ((1, 2, 3, 4, 5, 8, 16), (1, 2, 3, 4))
@@ -54,22 +54,22 @@ def test_paper_is_the_studys_grid() -> None:
     assert (apps.mode, apps.candidates, apps.temperature, apps.top_p) == ("sample", 5, 0.6, 0.95)
     assert config.embedder == "thenlper/gte-small"
     # Table 3 has 39 rows on each data set; Figure 5 adds the larger models and the quantized ones.
-    tuned = {(job.model.name, job.technique) for job in jobs(config, "rq2") if job.technique and not job.pair}
+    tuned = {(job.model.name, job.technique) for job in study_jobs(config, "rq2") if job.technique and not job.pair}
     assert len([row for row in tuned if not row[1].startswith("qlora")]) == 39
     assert ("CodeLlama-34B-Python", "qlora-4bit") in tuned
 
 
 def test_the_example_in_the_docs_is_one(tmp_path: Path) -> None:
-    text = (CONFIGS.parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
+    text = (CONFIGS_DIR.parents[2] / "docs" / "study.md").read_text(encoding="utf-8")
     example = text.partition("```yaml\n")[2].partition("```")[0]
-    config = read_config(written(tmp_path, example))
-    assert [job.method for job in jobs(config, "rq3")][-1] == "qlora-4bit-conala-qwen2.5-coder-0.5b+rag-8"
+    config = read_study_config(written(tmp_path, example))
+    assert [job.method for job in study_jobs(config, "rq3")][-1] == "qlora-4bit-conala-qwen2.5-coder-0.5b+rag-8"
     assert config.models[0].architecture is not None
-    assert config.models[0].architecture.parameters() == pytest.approx(0.494e9, rel=0.01)
+    assert config.models[0].architecture.num_parameters() == pytest.approx(0.494e9, rel=0.01)
 
 
 def test_a_file_without_extras_takes_the_usual_values(tmp_path: Path) -> None:
-    config = read_config(written(tmp_path, GOOD))
+    config = read_study_config(written(tmp_path, GOOD))
     model, data = config.models[0], config.data[0]
     assert (model.techniques, model.architecture, model.beside) == (("lora", "qlora-4bit"), None, "")
     assert (data.mode, data.candidates, data.max_new_tokens, data.batch) == ("beam", 10, 64, 16)
@@ -113,8 +113,8 @@ def test_a_file_without_extras_takes_the_usual_values(tmp_path: Path) -> None:
 )
 def test_a_fault_is_one_sentence_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in GOOD
-    with pytest.raises(PeftArenaError) as caught:
-        read_config(written(tmp_path, GOOD.replace(old, new, 1)))
+    with pytest.raises(PromptOrTuneError) as caught:
+        read_study_config(written(tmp_path, GOOD.replace(old, new, 1)))
     sentence = str(caught.value)
     assert said in sentence
     assert "mine.yaml" in sentence
@@ -124,19 +124,19 @@ def test_a_fault_is_one_sentence_with_its_place(tmp_path: Path, old: str, new: s
 def test_two_models_with_one_adapter_are_refused(tmp_path: Path) -> None:
     two = GOOD.replace("data:\n", "  other: {base: other}\ndata:\n", 1)
     with pytest.raises(
-        PeftArenaError, match=r"gives 'lora-conala' to LoRA on tiny, conala and to LoRA on other.*\{model\}"
+        PromptOrTuneError, match=r"gives 'lora-conala' to LoRA on tiny, conala and to LoRA on other.*\{model\}"
     ):
-        read_config(written(tmp_path, two))
+        read_study_config(written(tmp_path, two))
     named = two + "training: {name: '{technique}-{data}-{model}'}\n"
-    names = {job.adapter for job in jobs(read_config(written(tmp_path, named)), "rq3") if job.adapter}
+    names = {job.adapter for job in study_jobs(read_study_config(written(tmp_path, named)), "rq3") if job.adapter}
     assert names == {f"{each}-conala-{model}" for each in ("lora", "qlora-4bit") for model in ("tiny", "other")}
 
 
 def test_a_study_is_named_by_file_or_by_name(tmp_path: Path) -> None:
-    assert config_path("default").is_file()
+    assert resolve_config_path("default").is_file()
     mine = written(tmp_path, GOOD)
-    assert config_path(str(mine)) == mine
-    with pytest.raises(PeftArenaError, match="did you mean 'default'"):
-        config_path("defualt")
-    with pytest.raises(PeftArenaError, match=r"There is no file nowhere\.yaml"):
-        config_path("nowhere.yaml")
+    assert resolve_config_path(str(mine)) == mine
+    with pytest.raises(PromptOrTuneError, match="did you mean 'default'"):
+        resolve_config_path("defualt")
+    with pytest.raises(PromptOrTuneError, match=r"There is no file nowhere\.yaml"):
+        resolve_config_path("nowhere.yaml")

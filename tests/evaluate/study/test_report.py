@@ -13,24 +13,24 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from errors import PeftArenaError
-from evaluate.measures import values_of
+from errors import PromptOrTuneError
+from evaluate.measures import metric_values
 from evaluate.results import read_run
 from evaluate.study import published
 from evaluate.study.__main__ import main
-from evaluate.study.cells import Found, collect, read_runs, require
+from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs, require_results
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import Job, jobs, run_path
-from evaluate.study.read_config import read_config
+from evaluate.study.jobs import StudyJob, run_path, study_jobs
+from evaluate.study.read_config import read_study_config
 from evaluate.study.report import write_report
-from evaluate.study.tables import tables
+from evaluate.study.tables import build_tables
 from tests.evaluate.study.conftest import STUDY, add_adapter
 from tests.evaluate.study.runs import made_problems, write_runs
 
 FACTS = {"trainable_parameters": 1290240, "train_seconds": 812.5, "peak_memory_bytes": 2_000_000_000}
 
 
-def facts(job: Job) -> dict[str, Any]:
+def facts(job: StudyJob) -> dict[str, Any]:
     return FACTS if job.technique else {}
 
 
@@ -39,10 +39,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of all four questions, finished."""
     base = tmp_path_factory.mktemp("made")
     (base / "study.yaml").write_text(STUDY, encoding="utf-8")
-    config, out = read_config(base / "study.yaml"), base / "out"
-    every = [job for rq in ("rq1", "rq2", "rq3") for job in jobs(config, rq)]
+    config, out = read_study_config(base / "study.yaml"), base / "out"
+    every = [job for rq in ("rq1", "rq2", "rq3") for job in study_jobs(config, rq)]
     write_runs(config, list(dict.fromkeys(every)), out, made_problems(40), facts)
-    write_runs(config, jobs(config, "rq4"), out, made_problems(40, tests=True), facts)
+    write_runs(config, study_jobs(config, "rq4"), out, made_problems(40, tests=True), facts)
     return out
 
 
@@ -52,24 +52,24 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "out"))
 
 
-def found_in(config: StudyConfig, rq: str, folder: Path) -> Found:
-    return collect(jobs(config, rq), read_runs(folder), folder)
+def found_in(config: StudyConfig, rq: str, folder: Path) -> CollectedRuns:
+    return collect_jobs(study_jobs(config, rq), read_runs(folder), folder)
 
 
 def rows_of(config: StudyConfig, rq: str, folder: Path, name: str) -> list[dict[str, str]]:
-    (table,) = [each for each in tables(config, rq, found_in(config, rq, folder)) if each.name == name]
-    return list(csv.DictReader(io.StringIO(table.csv())))
+    (table,) = [each for each in build_tables(config, rq, found_in(config, rq, folder)) if each.name == name]
+    return list(csv.DictReader(io.StringIO(table.to_csv())))
 
 
 def test_scores_are_means_with_intervals_and_the_studys_beside_them(config: StudyConfig, folder: Path) -> None:
     rows = {(row["method"], row["weights"]): row for row in rows_of(config, "rq2", folder, "rq2-scores-conala")}
     lora = rows["LoRA", "none"]
-    job = next(job for job in jobs(config, "rq2") if job.technique == "lora")
-    values = values_of(read_run(run_path(folder, job)).results(job.method), "em@1")
+    job = next(job for job in study_jobs(config, "rq2") if job.technique == "lora")
+    values = metric_values(read_run(run_path(folder, job)).results(job.method), "em@1")
     assert float(lora["EM@1"]) == pytest.approx(100 * sum(values.values()) / len(values))
     assert float(lora["EM@1 low"]) < float(lora["EM@1"]) < float(lora["EM@1 high"])
     assert float(lora["parameters"]) == 1290240
-    theirs = published.tuned("CodeLlama-7B", "lora", "conala")
+    theirs = published.published_score("CodeLlama-7B", "lora", "conala")
     assert theirs is not None
     assert (float(lora["study EM@1"]), float(lora["study EM@10"])) == (theirs.em1, theirs.em10) == (20.07, 39.31)
     assert set(rows) == {("zero-shot", "nf4"), ("zero-shot", "none"), ("LoRA", "none"), ("QLoRA-4bit", "nf4")}
@@ -89,9 +89,9 @@ def test_train_rows_of_apps_are_never_set_beside_the_study(config: StudyConfig, 
     for path in folder.glob("*-apps-*.jsonl"):
         path.write_text(path.read_text(encoding="utf-8").replace("apps-test-", "apps-train-"), encoding="utf-8")
     (table,) = [
-        each for each in tables(config, "rq4", found_in(config, "rq4", folder)) if each.name == "rq4-tests-apps"
+        each for each in build_tables(config, "rq4", found_in(config, "rq4", folder)) if each.name == "rq4-tests-apps"
     ]
-    assert "study tests passed" not in table.markdown()
+    assert "study tests passed" not in table.to_markdown()
     assert "never compare" in table.note
 
 
@@ -151,43 +151,43 @@ def test_pages_are_the_same_every_time(config: StudyConfig, folder: Path) -> Non
 
 
 def test_a_method_that_is_not_finished_is_named_and_left_out(config: StudyConfig, folder: Path) -> None:
-    wanted = jobs(config, "rq1")
+    wanted = study_jobs(config, "rq1")
     path = run_path(folder, wanted[0])
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     last = max(at for at, line in enumerate(lines) if '"kind": "result"' in line and '"icl-4"' in line)
     path.write_text("".join(line for at, line in enumerate(lines) if at != last), encoding="utf-8")
-    found = collect(wanted, read_runs(folder), folder)
+    found = collect_jobs(wanted, read_runs(folder), folder)
     assert list(found.unfinished.values()) == [(39, 40)]
     text = write_report(config, "rq1", found, folder, "c")[0].read_text(encoding="utf-8")
     assert "Not finished, left out: icl-4 (39 of 40)" in text
 
 
 def test_files_are_known_by_what_is_in_them(config: StudyConfig, folder: Path) -> None:
-    wanted = jobs(config, "rq1")
+    wanted = study_jobs(config, "rq1")
     path = run_path(folder, wanted[0])
     path.rename(folder / "mine.jsonl")
     path.with_name(f"{path.stem}.scores.jsonl").rename(folder / "mine.scores.jsonl")
-    assert list(collect(wanted, read_runs(folder), folder).cells) == wanted
+    assert list(collect_jobs(wanted, read_runs(folder), folder).finished) == wanted
     other = [replace(job, data=replace(job.data, problems=20)) for job in wanted]
-    assert not collect(other, read_runs(folder), folder).cells
+    assert not collect_jobs(other, read_runs(folder), folder).finished
 
 
 def test_a_run_without_facts_takes_them_from_the_adapter_with_its_very_weights(
     config: StudyConfig, tmp_path: Path, home: Path
 ) -> None:
     add_adapter(home, "lora-conala", "lora", "none")
-    job = next(job for job in jobs(config, "rq2") if job.technique == "lora")
+    job = next(job for job in study_jobs(config, "rq2") if job.technique == "lora")
     for digest, seconds in (("sha256:w", 60.5), ("sha256:other", None)):
         out = tmp_path / digest.partition(":")[2]
         write_runs(config, [job], out, made_problems(40))
         runs = read_runs(out)
-        runs[0].describe(job.method, {"adapter_digest": digest})
-        assert collect([job], runs, out).cells[job].training.get("train_seconds") == seconds
+        runs[0].update_method(job.method, {"adapter_digest": digest})
+        assert collect_jobs([job], runs, out).finished[job].training_facts.get("train_seconds") == seconds
 
 
 def test_nothing_finished_is_one_sentence(config: StudyConfig, tmp_path: Path) -> None:
-    with pytest.raises(PeftArenaError, match="holds no finished results of rq1"):
-        require(collect(jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
+    with pytest.raises(PromptOrTuneError, match="holds no finished results of rq1"):
+        require_results(collect_jobs(study_jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
 
 
 class TestCommand:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.job import Job, Serving
-from jobs.remote.follow import Pace
-from jobs.remote.run import run_remote
+from jobs.job import Job, ServingOptions
+from jobs.remote.follow import PollIntervals
+from jobs.remote.run import run_remote_job
 
-QUICK = Pace(look=0.02, again=0.05, patience=0.3, wait=0.02)
+QUICK = PollIntervals(status_seconds=0.02, log_retry_seconds=0.05, unreachable_timeout=0.3, log_wait_seconds=0.02)
 ROWS = "intent,snippet\nadd one to `x`,x += 1\nprint a list,print([1])\n"
 
 
@@ -24,7 +24,7 @@ class Sent:
         self.data.parent.mkdir(parents=True)
         self.data.write_text(ROWS, encoding="utf-8")
         values = {"adapter_name": "lora-mine", "dataset_name": str(self.data), "device": "cpu", **(config or {})}
-        given: dict[str, Any] = {"serving": Serving(), "flavor": "a10g-small", **changes}
+        given: dict[str, Any] = {"serving": ServingOptions(), "flavor": "a10g-small", **changes}
         self.job = Job(
             self.folder.name, str(values["adapter_name"]), values, data_name="my rows.csv", where="hub", **given
         )
@@ -34,9 +34,9 @@ class Sent:
     def store(self) -> Path:
         return self.folder.parents[1] / "adapters"
 
-    def run(self, stopped: Callable[[], bool] = lambda: False, pace: Pace = QUICK) -> Path:
+    def run(self, stopped: Callable[[], bool] = lambda: False, pace: PollIntervals = QUICK) -> Path:
         """What the job's process does; its errors come out."""
-        return run_remote(self.job, self.folder, self.lines.append, stopped, pace)
+        return run_remote_job(self.job, self.folder, self.lines.append, stopped, pace)
 
     def start(self, stopped: Callable[[], bool] = lambda: False) -> Running:
         """The same in a thread."""

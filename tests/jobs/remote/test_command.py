@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub.cli.hf import app
 
-from errors import PeftArenaError
-from jobs.job import Serving
-from jobs.remote.command import commands
-from train.options import read
+from errors import PromptOrTuneError
+from jobs.job import ServingOptions
+from jobs.remote.command import manual_commands
+from train.options import parse_args
 from train.settings import make_config
 
 EVIL = "'; touch owned; echo \"$(id)`id`\n\\ #.csv"
@@ -57,20 +57,22 @@ CONFIGS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["adapter_name"])
 def test_the_command_is_read_back_as_the_same_settings(config: dict[str, Any], tmp_path: Path) -> None:
-    (_, command), _ = commands(config, Serving(), "my.csv")
+    (_, command), _ = manual_commands(config, ServingOptions(), "my.csv")
     (called,) = run(command, tmp_path)
     assert called[:3] == ["python", "-m", "train"]
-    assert read(called[3:], "")[0] == make_config({"model_name_or_path": "embedded", **config})
+    assert parse_args(called[3:], "")[0] == make_config({"model_name_or_path": "embedded", **config})
 
 
 def test_only_what_differs_from_the_defaults_is_said() -> None:
-    (_, command), _ = commands({"adapter_name": "a", "dataset_name": "my.csv", "lora_r": 16, "seed": 42}, Serving())
+    (_, command), _ = manual_commands(
+        {"adapter_name": "a", "dataset_name": "my.csv", "lora_r": 16, "seed": 42}, ServingOptions()
+    )
     assert command.split() == ["python", "-m", "train", "\\", "--adapter-name", "a", "\\", "--dataset-name", "my.csv"]
 
 
 def test_the_base_that_is_served_is_the_one_to_train_for() -> None:
-    serving = Serving(base="Qwen/Qwen2.5-Coder-0.5B@" + "a" * 40)
-    (_, command), _ = commands({"adapter_name": "a", "dataset_name": "my.csv"}, serving)
+    serving = ServingOptions(base="Qwen/Qwen2.5-Coder-0.5B@" + "a" * 40)
+    (_, command), _ = manual_commands({"adapter_name": "a", "dataset_name": "my.csv"}, serving)
     assert f"--model-name-or-path {serving.base}" in command
 
 
@@ -80,15 +82,15 @@ def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
         "adapter_name": "a", "dataset_name": str(tmp_path / "my.csv"), "data_dir": str(tmp_path),
         "output_dir": str(tmp_path), "model_name_or_path": str(tmp_path),
     }  # fmt: skip
-    assert str(tmp_path) not in "".join(command for _, command in commands(config, Serving()))
+    assert str(tmp_path) not in "".join(command for _, command in manual_commands(config, ServingOptions()))
 
 
 @pytest.mark.parametrize("name", [EVIL, "-rf.csv", "a b.csv", "$HOME.csv", "*.csv", "[x].csv"])
 def test_a_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Path) -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "/uploads/of/somebody/rows.csv"}
-    (_, here), (_, jobs) = commands(config, Serving(), name)
+    (_, here), (_, jobs) = manual_commands(config, ServingOptions(), name)
     (called,) = run(here, tmp_path)
-    assert read(called[3:], "")[0].dataset_name == name
+    assert parse_args(called[3:], "")[0].dataset_name == name
     whoami, upload, begun = run(jobs, tmp_path)
     assert whoami == ["hf", "auth", "whoami", "-q"]
     assert upload[:5] == ["hf", "upload", "someone/peft-arena-jobs", ".", "."]
@@ -96,14 +98,16 @@ def test_a_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Pat
     assert begun[image + 1 : image + 3] == ["bash", "-c"]
     script = begun[image + 3].replace("cd /tmp/run", "true")
     *_, trained = run(script, tmp_path, HF_USER="someone")
-    config_there = read(trained[3:], "")[0]
+    config_there = parse_args(trained[3:], "")[0]
     assert config_there.dataset_name == name
     assert (config_there.hub_model_id, config_there.hub_private_repo) == ("someone/lora-mine", True)
     assert not (tmp_path / "owned").exists()
 
 
 def test_the_flags_are_those_that_hf_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, (_, command) = commands({"adapter_name": "a", "dataset_name": "my.csv"}, Serving(), "my.csv", "t4-small")
+    _, (_, command) = manual_commands(
+        {"adapter_name": "a", "dataset_name": "my.csv"}, ServingOptions(), "my.csv", "t4-small"
+    )
     _, upload, begun = run(command, tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     told = CliRunner().invoke(app, [*begun[1:3], "--dry-run", *begun[3:]])
@@ -114,5 +118,5 @@ def test_the_flags_are_those_that_hf_knows(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_settings_that_cannot_train_are_said_and_give_no_command() -> None:
-    with pytest.raises(PeftArenaError, match="learning_rate must be above 0"):
-        commands({"adapter_name": "a", "dataset_name": "my.csv", "learning_rate": 0}, Serving())
+    with pytest.raises(PromptOrTuneError, match="learning_rate must be above 0"):
+        manual_commands({"adapter_name": "a", "dataset_name": "my.csv", "learning_rate": 0}, ServingOptions())

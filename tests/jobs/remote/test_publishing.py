@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from errors import PeftArenaError, TrainingError
-from jobs.publishing import Order, Publications, Publishing, full_name
+from errors import PromptOrTuneError, TrainingError
+from jobs.publishing import PublishProcess, PublishRequest, PublishService, full_repo_id
 from tests.hub.child import use_hub_in_children
 from tests.hub.client import OWNER, TOKEN
 from tests.hub.state import Account
@@ -32,44 +32,46 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def order(hub: Hub, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Order]:
+def order(
+    hub: Hub, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., PublishRequest]:
     """What would publish the adapter, with the changes that a test wants."""
     use_hub_in_children(hub, monkeypatch, tmp_path)
     base, adapter = made
     shutil.copytree(adapter, tmp_path / "lora-tiny")
 
-    def make(**changes: object) -> Order:
+    def make(**changes: object) -> PublishRequest:
         values: dict[str, object] = {"folder": tmp_path / "lora-tiny", "repo_id": REPO, "base": str(base)}
-        return Order(**{**values, "device": "cpu", **changes})  # type: ignore[arg-type]
+        return PublishRequest(**{**values, "device": "cpu", **changes})  # type: ignore[arg-type]
 
     return make
 
 
 def test_an_adapter_is_published_with_a_token_that_shows_nowhere(
-    hub: Hub, order: Callable[..., Order], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, order: Callable[..., PublishRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", OTHER)  # the machine's own login, which is another person's
     (tmp_path / "jobs" / "1").mkdir(parents=True)
-    publications = Publications(tmp_path / "jobs")
+    publications = PublishService(tmp_path / "jobs")
     publishing = publications.start("1", order(token=TOKEN))
     assert TOKEN not in " ".join(psutil.Process(publishing._process.pid).cmdline())
-    with pytest.raises(PeftArenaError, match="An adapter is being published already"):
+    with pytest.raises(PromptOrTuneError, match="An adapter is being published already"):
         publications.start("2", order(token=TOKEN))
     end = publishing.wait(120)
     assert (end.state, end.message) == ("done", f"Published as {REPO}."), end.lines
     assert end.url == f"{hub.url}/{REPO}/tree/{hub.commit(REPO)}"
     assert shown(hub, REPO) >= ADAPTER_FILES
     assert REPO in hub.private
-    note = Publications(tmp_path / "jobs").note("1")  # as the app finds it after a restart
+    note = PublishService(tmp_path / "jobs").record("1")  # as the app finds it after a restart
     assert note is not None
     assert (note.repo_id, note.url) == (REPO, end.url)
-    assert TOKEN not in json.dumps([end.lines, repr(publishing.order)])
+    assert TOKEN not in json.dumps([end.lines, repr(publishing.request)])
     assert not [path for path in (tmp_path / "jobs").rglob("*") if path.is_file() and TOKEN in path.read_text()]
 
 
-def test_what_is_wrong_is_one_sentence(hub: Hub, order: Callable[..., Order]) -> None:
+def test_what_is_wrong_is_one_sentence(hub: Hub, order: Callable[..., PublishRequest]) -> None:
     hub.accounts[OTHER] = Account("stranger")
-    end = Publishing(order(token=OTHER)).wait(60)
+    end = PublishProcess(order(token=OTHER)).wait(60)
     assert end.state == "failed"
     assert end.message == (
         "'someone/lora-tiny' is not yours to publish to: the token belongs to 'stranger', so name the repository "
@@ -78,8 +80,8 @@ def test_what_is_wrong_is_one_sentence(hub: Hub, order: Callable[..., Order]) ->
     assert REPO not in hub.history
 
 
-def test_it_can_be_stopped_and_nothing_is_published(hub: Hub, order: Callable[..., Order]) -> None:
-    publishing = Publishing(order(token=TOKEN))
+def test_it_can_be_stopped_and_nothing_is_published(hub: Hub, order: Callable[..., PublishRequest]) -> None:
+    publishing = PublishProcess(order(token=TOKEN))
     process = psutil.Process(publishing._process.pid)
     publishing.stop()
     end = publishing.wait(20)
@@ -90,37 +92,37 @@ def test_it_can_be_stopped_and_nothing_is_published(hub: Hub, order: Callable[..
 
 
 def test_a_program_that_breaks_off_is_told_from_one_that_says_why(
-    order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch
+    order: Callable[..., PublishRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Order, "command", lambda _: ["sh", "-c", f"echo the token is {TOKEN}; exit 3"])
-    end = Publishing(order(token=TOKEN)).wait(20)
+    monkeypatch.setattr(PublishRequest, "command", lambda _: ["sh", "-c", f"echo the token is {TOKEN}; exit 3"])
+    end = PublishProcess(order(token=TOKEN)).wait(20)
     assert (end.state, end.lines) == ("failed", ("the token is [token]",))
     assert "broke off (exit status 3)" in end.message
 
 
 @pytest.mark.parametrize("name", ["-x/y", "--private", "a/b/c", "a b/c", "someone/x@main", "../x", "a/..", ""])
-def test_no_name_becomes_an_option_or_a_path(order: Callable[..., Order], name: str) -> None:
+def test_no_name_becomes_an_option_or_a_path(order: Callable[..., PublishRequest], name: str) -> None:
     before = set(psutil.Process().children())
     with pytest.raises(TrainingError, match="cannot name a repository"):
-        Publishing(order(repo_id=name))
+        PublishProcess(order(repo_id=name))
     assert set(psutil.Process().children()) <= before
 
 
 def test_a_name_alone_is_completed_with_whose_token_it_is(hub: Hub) -> None:
     hub.accounts[OTHER] = Account("stranger")
-    assert full_name("lora-mine", OTHER) == "stranger/lora-mine"
-    assert full_name(" lora-mine ", None) == f"{OWNER}/lora-mine"
-    assert full_name("org/lora-mine", OTHER) == "org/lora-mine"
+    assert full_repo_id("lora-mine", OTHER) == "stranger/lora-mine"
+    assert full_repo_id(" lora-mine ", None) == f"{OWNER}/lora-mine"
+    assert full_repo_id("org/lora-mine", OTHER) == "org/lora-mine"
 
 
 def test_without_any_token_it_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(TrainingError, match="needs a token of the Hub"):
-        full_name("lora-mine", None)
+        full_repo_id("lora-mine", None)
 
 
 def test_a_token_that_nobody_has_is_said_without_it(hub: Hub) -> None:
     with pytest.raises(TrainingError) as fault:
-        full_name("lora-mine", "hf_wrong")
+        full_repo_id("lora-mine", "hf_wrong")
     assert "does not accept your token" in str(fault.value)
     assert "hf_wrong" not in str(fault.value)

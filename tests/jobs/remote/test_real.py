@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.remote.follow import Pace
+from jobs.remote.follow import PollIntervals
 from tests.hub.machines import run_here
 from tests.hub_standin import Hub
 from tests.jobs.remote.sent import Sent
 from tests.serve.tiny import make_base
 from train.callbacks import read_log
-from train.publish_verify import adapter_answers
+from train.publish_verify import adapter_answer_fn
 
 CONFIG = {
     "model_name_or_path": "tiny/base",
@@ -36,9 +36,9 @@ def trained_there(hub: Hub, tmp_path: Path) -> Sent:
 
 def test_a_job_trains_elsewhere_and_its_adapter_answers_here(hub: Hub, trained_there: Sent) -> None:
     sent = trained_there
-    folder = sent.run(pace=Pace(look=0.3))
+    folder = sent.run(pace=PollIntervals(status_seconds=0.3))
     assert hub.jobs.only().stage == "COMPLETED"
-    transcripts = adapter_answers("tiny/base", "none", lambda _: None, "cpu")(folder)
+    transcripts = adapter_answer_fn("tiny/base", "none", lambda _: None, "cpu")(folder)
     assert transcripts
     assert all(each.tokens for each in transcripts)
     # What came over the line is what the training itself wrote down.

@@ -15,11 +15,11 @@ import yaml
 from huggingface_hub import constants
 
 from adapters.store import Store
-from errors import PeftArenaError, TrainingError
-from jobs.remote.follow import Pace
-from jobs.remote.record import read_record
-from jobs.remote.run import RemoteStoppedError
-from jobs.remote.submit import SCRIPT
+from errors import PromptOrTuneError, TrainingError
+from jobs.remote.follow import PollIntervals
+from jobs.remote.record import read_remote_state
+from jobs.remote.run import RemoteJobStoppedError
+from jobs.remote.submit import JOB_SCRIPT
 from tests.adapters.folders import write_adapter
 from tests.hub.client import OWNER, TOKEN
 from tests.hub.machines import RemoteJob
@@ -133,7 +133,7 @@ def test_no_name_of_a_job_is_read_as_a_command(hub: Hub, tmp_path: Path, trains:
     hub.jobs.script = trains
     sent.run()
     job = hub.jobs.only()
-    assert job.spec["command"] == ["bash", "-c", SCRIPT]
+    assert job.spec["command"] == ["bash", "-c", JOB_SCRIPT]
     assert settings(hub, job)["dataset_name"] == "data/'; rm -rf ~ #.csv"
     assert "rm -rf" not in json.dumps(job.spec)
 
@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_follows_the_same_job_when_it_comes_back(
     first = sent.start(stopped=lambda: bool(sent.lines) and STEP in sent.lines)
     until(lambda: bool(hub.jobs.known))
     hub.jobs.only().say(STEP)
-    with pytest.raises(RemoteStoppedError):
+    with pytest.raises(RemoteJobStoppedError):
         first.result()
     assert not hub.jobs.only().cancelled.is_set()
     (sent.folder / "log.jsonl").unlink()  # as the job's process does before it goes on
@@ -180,7 +180,7 @@ def test_a_job_whose_id_never_came_to_disk_is_found_by_its_label(
         patched.setattr("jobs.remote.submit.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             sent.run()
-    assert read_record(sent.folder).id == ""
+    assert read_remote_state(sent.folder).id == ""
     hub.jobs.script = trains
     running = sent.start()
     trains(hub.jobs.only())
@@ -203,7 +203,7 @@ def test_a_person_who_stops_it_gives_the_machine_back_and_begins_again_later(
     running = sent.start(stopped=(sent.folder / "stop").exists)
     until(lambda: any("Waits for a machine" in line for line in sent.lines))
     (sent.folder / "stop").touch()
-    with pytest.raises(RemoteStoppedError):
+    with pytest.raises(RemoteJobStoppedError):
         running.result()
     assert hub.jobs.only().stage == "CANCELED"
     assert "Cancelled on the Hub" in sent.lines[-1]
@@ -218,11 +218,11 @@ def test_a_cancel_that_cannot_be_delivered_is_said(hub: Hub, sent: Sent, monkeyp
     until(lambda: any("Waits for a machine" in line for line in sent.lines))
     hub.accounts[TOKEN] = Account(OWNER, role="read")
     (sent.folder / "stop").touch()
-    with pytest.raises(RemoteStoppedError):
+    with pytest.raises(RemoteJobStoppedError):
         running.result()
     assert "may run on, and cost, until you cancel it at" in sent.lines[-1]
     assert hub.jobs.only().stage == "SCHEDULING"
-    assert not read_record(sent.folder).over
+    assert not read_remote_state(sent.folder).over
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_gated_base_is_refused_before_anything_is_sent(hub: Hub, tmp_path: Pat
     hub.repositories["vendor/gated"] = tmp_path
     hub.gated.add("vendor/gated")
     sent = Sent(tmp_path / "home", {"model_name_or_path": "vendor/gated"})
-    with pytest.raises(PeftArenaError, match="gated"):
+    with pytest.raises(PromptOrTuneError, match="gated"):
         sent.run()
     assert SOURCE not in hub.history
 
@@ -302,7 +302,7 @@ def test_a_repository_that_was_there_before_is_not_touched(
     hub.jobs.script = trains
     sent.run()
     assert hub.commit(f"{OWNER}/lora-mine") == before
-    assert read_record(sent.folder).adapter == f"{OWNER}/lora-mine-abc123"
+    assert read_remote_state(sent.folder).adapter == f"{OWNER}/lora-mine-abc123"
 
 
 def test_a_hub_out_of_reach_for_long_is_said_and_the_job_is_followed_again_later(
@@ -336,7 +336,7 @@ def test_a_base_that_lies_here_is_not_sent(hub: Hub, tmp_path: Path, base: str) 
 
 def test_a_machine_that_does_not_exist_is_refused_with_the_nearest(hub: Hub, tmp_path: Path) -> None:
     sent = Sent(tmp_path / "home", flavor="a10-small")
-    with pytest.raises(PeftArenaError, match="did you mean 'a10g-small'"):
+    with pytest.raises(PromptOrTuneError, match="did you mean 'a10g-small'"):
         sent.run()
     assert not hub.requests
 
@@ -346,8 +346,12 @@ def test_an_adapter_that_arrives_damaged_is_fetched_again(
 ) -> None:
     hub.jobs.script = trains
     hub.cuts["download"] = 20
-    with pytest.raises(PeftArenaError):
-        sent.run(pace=Pace(look=0.02, again=0.02, patience=0.3, wait=0.02))
+    with pytest.raises(PromptOrTuneError):
+        sent.run(
+            pace=PollIntervals(
+                status_seconds=0.02, log_retry_seconds=0.02, unreachable_timeout=0.3, log_wait_seconds=0.02
+            )
+        )
     assert not (sent.store / "lora-mine").exists()
     hub.cuts["download"] = 0
     assert sent.run(pace=QUICK).name == "lora-mine"

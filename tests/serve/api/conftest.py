@@ -16,12 +16,12 @@ from openai import OpenAI
 
 from adapters.store import Store
 from serve.api.app import Api, ApiSettings
-from serve.api.keys import Keys
+from serve.api.keys import ApiKeys
 from serve.api.server import ApiServer, listen
-from serve.engine import Engine
-from serve.engine_source import EngineSource
-from serve.examples import Pools
-from serve.scheduling.limits import EngineLimits
+from serve.engine import LLMEngine
+from serve.engine_source import EngineLoader
+from serve.examples import ExamplePools
+from serve.scheduling.limits import EngineConfig
 from tasks.datasets import load_examples
 from tests.adapters.folders import FINGERPRINTS, write_adapter
 from tests.serve.api.scripted import ScriptedBackend
@@ -43,7 +43,7 @@ class Served:
 
     url: str
     backend: ScriptedBackend
-    engine: Engine
+    engine: LLMEngine
     stop: Callable[[], None]
     adapters: Path
 
@@ -74,15 +74,15 @@ def running(api: Api) -> Iterator[tuple[str, Callable[[], None]]]:
         assert not thread.is_alive(), "the server did not end"
 
 
-def engine_over(folder: Path, backend: ScriptedBackend, limits: EngineLimits | None = None) -> Engine:
+def engine_over(folder: Path, backend: ScriptedBackend, limits: EngineConfig | None = None) -> LLMEngine:
     """An engine with the adapters `lora-a` and `lora-b` of `folder`, which may register those in its folder `more`."""
     root = folder / "root"
     for name in ("lora-a", "lora-b"):
         if not (root / name).exists():
             write_adapter(root / name)
-    pools = Pools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
     store = Store((root,), fingerprints=FINGERPRINTS, allowed=(root, folder / "more"))
-    return Engine(backend, store, pools, limits=limits)
+    return LLMEngine(backend, store, pools, config=limits)
 
 
 @contextmanager
@@ -90,13 +90,13 @@ def serving(
     folder: Path,
     backend: ScriptedBackend | None = None,
     settings: ApiSettings | None = None,
-    keys: Keys | None = None,
-    limits: EngineLimits | None = None,
+    keys: ApiKeys | None = None,
+    limits: EngineConfig | None = None,
 ) -> Iterator[Served]:
     """The API over a scripted backend."""
     backend = backend or ScriptedBackend()
     engine = engine_over(folder, backend, limits)
-    api = Api(EngineSource(lambda report: engine).start(), keys or Keys(), settings or ApiSettings())
+    api = Api(EngineLoader(lambda report: engine).start(), keys or ApiKeys(), settings or ApiSettings())
     try:
         with running(api) as (url, stop):
             wait_for(lambda: httpx.get(f"{url}/health").status_code == 200)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
-from serve.rows import Candidate, Decoding, Finished, Partial, Row, TokenLogprob
+from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 from tasks.prompt import Message
 from tests.adapters.folders import BASE as SMALL_BASE
 
@@ -25,7 +25,7 @@ class _Line:
 
     key: int
     row: Row
-    decoding: Decoding
+    decoding: SamplingParams
     place: int
     words: list[str]
     said: int = 0
@@ -64,44 +64,44 @@ class ScriptedBatch:
 
     backend: ScriptedBackend
     lines: list[_Line] = field(default_factory=list)
-    joins: bool = True
+    supports_continuous_batching: bool = True
 
     def __len__(self) -> int:
         return sum(not line.done for line in self.lines)
 
-    def add(self, key: int, row: Row, decoding: Decoding) -> None:
-        for place in range(decoding.candidates):
-            words = re.findall(r"\s*\S+|\s+$", self.backend.says(row, place, decoding))
-            self.lines.append(_Line(key, row, decoding, place, words))
+    def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
+        for place in range(sampling_params.candidates):
+            words = re.findall(r"\s*\S+|\s+$", self.backend.says(row, place, sampling_params))
+            self.lines.append(_Line(key, row, sampling_params, place, words))
 
-    def step(self) -> list[Partial | Finished]:
+    def step(self) -> list[PartialOutput | RowOutput]:
         self.backend.steps += 1
         if self.backend.fails:
             self.lines = []
             raise RuntimeError("secret internals")
         time.sleep(self.backend.delay)
-        events: list[Partial | Finished] = []
+        events: list[PartialOutput | RowOutput] = []
         for line in self.lines:
             if not line.done:
                 line.step()
                 if not line.done:
-                    events.append(Partial(line.key, line.text(), line.said, line.place))
+                    events.append(PartialOutput(line.key, line.text(), line.said, line.place))
         growing = {line.key for line in self.lines if not line.done}
         ended = dict.fromkeys(line.key for line in self.lines if line.key not in growing)
         return [*events, *(self._finish(key) for key in ended)]
 
-    def cancel(self, key: int) -> Finished:
+    def cancel(self, key: int) -> RowOutput:
         self.backend.cancelled += 1
         for line in self.lines:
             if line.key == key and not line.done:
                 line.done, line.finish = True, "cancelled"
         return replace(self._finish(key), cancelled=True)
 
-    def _finish(self, key: int) -> Finished:
+    def _finish(self, key: int) -> RowOutput:
         mine = [line for line in self.lines if line.key == key]
         self.lines = [line for line in self.lines if line.key != key]
         samples = tuple(line.candidate() for line in mine)
-        return Finished(key, samples[:1], 0.0, False, samples)
+        return RowOutput(key, samples[:1], 0.0, False, samples)
 
 
 @dataclass
@@ -123,7 +123,7 @@ class ScriptedBackend:
     def open_batch(self, mode: Literal["step", "beam"]) -> ScriptedBatch:
         return ScriptedBatch(self)
 
-    def says(self, row: Row, place: int, decoding: Decoding) -> str:
+    def says(self, row: Row, place: int, decoding: SamplingParams) -> str:
         with self.lock:
             self.seen.append(row.prompt)
         asked = row.prompt.removesuffix("### Response:\n").strip().splitlines()[-1]
@@ -136,7 +136,7 @@ class ScriptedBackend:
         sample = f" # sample {place} of seed {decoding.seed}" if decoding.mode == "sample" else ""
         return f"print({asked!r}) # {wearer}{sample}"
 
-    def chat(self, messages: Sequence[Message]) -> str:
+    def apply_chat_template(self, messages: Sequence[Message]) -> str:
         return "\n".join(message["content"] for message in messages)
 
     def count_tokens(self, text: str) -> int:
@@ -152,10 +152,10 @@ class ScriptedBackend:
         return 1000
 
     def generate(
-        self, rows: Sequence[Row], decoding: Decoding, cancel: threading.Event
-    ) -> Iterator[Partial | Finished]:
+        self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: threading.Event
+    ) -> Iterator[PartialOutput | RowOutput]:
         batch = self.open_batch("step")
         for key, row in enumerate(rows):
-            batch.add(key, row, decoding)
+            batch.add(key, row, sampling_params)
         while len(batch):
             yield from batch.step()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.api.asks import Ask, read_chat, read_text
+from serve.api.asks import CompletionRequest, parse_chat_request, parse_completion_request
 from serve.api.errors import ApiError
 from serve.api.fields import parse_json
 
@@ -47,9 +47,11 @@ def outcome(read: Callable[[Any], Any], body: Any) -> Any:
 
 
 @settings(max_examples=150)
-@pytest.mark.parametrize("read", [read_chat, read_text])
+@pytest.mark.parametrize("read", [parse_chat_request, parse_completion_request])
 @given(body=BODIES)
-def test_any_body_is_an_ask_or_a_refusal(read: Callable[[Mapping[str, Any]], Ask], body: dict[str, Any]) -> None:
+def test_any_body_is_an_ask_or_a_refusal(
+    read: Callable[[Mapping[str, Any]], CompletionRequest], body: dict[str, Any]
+) -> None:
     found = outcome(read, body)
     if isinstance(found, ApiError):
         assert found.status == 400
@@ -71,5 +73,7 @@ def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
 def test_seeds_of_any_size_reach_the_sampler_in_its_range() -> None:
     for seed in (-(2**63), -1, 0, 7, 2**63, 2**64 - 1):
         body = {"model": "m", "prompt": "x", "temperature": 1, "seed": seed}
-        assert 0 <= read_text(body).decoding.seed < 2**31
-    assert read_text({"model": "m", "prompt": "x", "temperature": 1, "seed": 7}).decoding.seed == 7
+        assert 0 <= parse_completion_request(body).sampling_params.seed < 2**31
+    assert (
+        parse_completion_request({"model": "m", "prompt": "x", "temperature": 1, "seed": 7}).sampling_params.seed == 7
+    )

@@ -12,10 +12,10 @@ import openai
 import pytest
 
 import app
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.api.app import Api, ApiSettings
-from serve.api.keys import Keys
-from serve.engine_source import EngineSource
+from serve.api.keys import ApiKeys
+from serve.engine_source import EngineLoader
 from tests.serve.api.conftest import Served, engine_over, wait_for
 from tests.serve.api.scripted import ScriptedBackend
 from tests.serve.api.test_refusals import CHAT, error_of
@@ -27,8 +27,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("beside")
     backend = ScriptedBackend(delay=0.01)
     engine = engine_over(folder, backend)
-    source = EngineSource(lambda report: engine).start()
-    api = Api(source, Keys(), ApiSettings(body_bytes=5000))
+    source = EngineLoader(lambda report: engine).start()
+    api = Api(source, ApiKeys(), ApiSettings(max_body_bytes=5000))
     pages = build_pages(source)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True, routes=api.routes())
     yield Served(address.rstrip("/"), backend, engine, api.stop, folder)
@@ -76,7 +76,7 @@ def test_the_api_may_be_asked_for_with_its_options(monkeypatch: pytest.MonkeyPat
     found = app.parse_options(["--api", "--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys")]).api
     assert found is not None
     assert len(found.keys) == 1
-    with pytest.raises(PeftArenaError, match="Without keys anybody could ask"):
+    with pytest.raises(PromptOrTuneError, match="Without keys anybody could ask"):
         app.parse_options(["--api", "--host", "0.0.0.0"])
     assert app.parse_options(["--host", "0.0.0.0"]).api is None
 

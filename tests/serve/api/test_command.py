@@ -17,7 +17,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from serve.__main__ import parse_options
 from tests.conftest import ROOT
 from tests.test_app import free_port
@@ -31,9 +31,9 @@ def test_options_reach_their_places(tmp_path: Path) -> None:
     given += ["--api-key-file", str(tmp_path / "keys"), "--host", "0.0.0.0", "--port", "9000", "--pool", "conala"]
     given += ["--max-body-kb", "5", "--timeout", "7", "--rows-per-minute", "11", "--quantization", "none"]
     options = parse_options(given)
-    limits, settings = options.limits, options.api.settings
-    assert (limits.max_lines, limits.max_queued, limits.max_resident) == (8, 9, 3)
-    assert (settings.pool, settings.body_bytes, settings.answer_seconds) == ("conala", 5000, 7)
+    limits, settings = options.engine_config, options.api.settings
+    assert (limits.max_num_seqs, limits.max_queued, limits.max_loaded_adapters) == (8, 9, 3)
+    assert (settings.pool, settings.max_body_bytes, settings.request_timeout_s) == ("conala", 5000, 7)
     assert settings.rows_per_minute == 11
     assert (options.host, options.port, options.adapter_dirs) == ("0.0.0.0", 9000, (tmp_path.resolve(),))
     assert (len(options.api.keys), options.model.quantization) == (1, "none")
@@ -42,11 +42,11 @@ def test_options_reach_their_places(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
 def test_only_this_machine_is_served_without_keys(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
-    assert parse_options(["--host", host]).api.settings.local
-    with pytest.raises(PeftArenaError, match="Without keys"):
+    assert parse_options(["--host", host]).api.settings.loopback_only
+    with pytest.raises(PromptOrTuneError, match="Without keys"):
         parse_options(["--host", "192.168.0.9"])
     opened = parse_options(["--host", "192.168.0.9", "--open"])
-    assert (opened.host, opened.api.settings.local) == ("192.168.0.9", False)
+    assert (opened.host, opened.api.settings.loopback_only) == ("192.168.0.9", False)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_only_this_machine_is_served_without_keys(host: str) -> None:
     ],
 )
 def test_a_wrong_option_is_one_sentence(arguments: list[str], words: str) -> None:
-    with pytest.raises(PeftArenaError, match=re.escape(words)):
+    with pytest.raises(PromptOrTuneError, match=re.escape(words)):
         parse_options(arguments)
 
 

@@ -18,9 +18,9 @@ import pytest
 
 from serve.api import server as http_server
 from serve.api.app import ApiSettings
-from serve.api.keys import Keys, read_keys
+from serve.api.keys import ApiKeys, read_keys
 from serve.api.server import listen
-from serve.scheduling.limits import EngineLimits
+from serve.scheduling.limits import EngineConfig
 from tests.serve.api import conftest
 from tests.serve.api.conftest import Served, serving, wait_for
 from tests.serve.api.scripted import ScriptedBackend
@@ -29,7 +29,7 @@ from tests.serve.api.test_refusals import ASKED, CHAT, error_of
 ANNA, BERT, ROOT = "anna-key-0123456789", "bert-key-0123456789", "root-key-0123456789"
 
 
-def keys(tmp_path: Path, text: str) -> Keys:
+def keys(tmp_path: Path, text: str) -> ApiKeys:
     file = tmp_path / "keys.txt"
     file.write_text(text)
     return read_keys(file)
@@ -79,14 +79,14 @@ def test_rows_a_minute_are_counted_per_key(guarded: Served) -> None:
 
 def test_the_minute_passes(tmp_path: Path) -> None:
     from serve.api.errors import ApiError
-    from serve.api.keys import Meter
+    from serve.api.keys import RateLimiter
 
     now = [0.0]
-    meter = Meter(6, 100, lambda: now[0])
+    meter = RateLimiter(6, 100, lambda: now[0])
 
     def ask(rows: int) -> bool:
         try:
-            with meter.rows("x", None, rows):
+            with meter.acquire("x", None, rows):
                 return True
         except ApiError:
             return False
@@ -99,7 +99,7 @@ def test_the_minute_passes(tmp_path: Path) -> None:
 
 
 def test_rows_at_once_are_bounded_per_caller(tmp_path: Path) -> None:
-    settings = ApiSettings(rows_at_once=2)
+    settings = ApiSettings(max_concurrent_rows=2)
     with serving(tmp_path, ScriptedBackend(delay=0.01), settings) as served, ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(served.post, CHAT, counting(60)) for _ in range(2)]
         wait_for(lambda: served.backend.steps > 0)
@@ -112,7 +112,7 @@ def test_rows_at_once_are_bounded_per_caller(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_busy_and_says_how_long(tmp_path: Path) -> None:
-    limits = EngineLimits(max_lines=1, max_queued=2)
+    limits = EngineConfig(max_num_seqs=1, max_queued=2)
     with serving(tmp_path, ScriptedBackend(delay=0.01), limits=limits) as served, ThreadPoolExecutor(8) as pool:
         answers = [job.result() for job in [pool.submit(served.post, CHAT, counting(30)) for _ in range(8)]]
         refused = [answer for answer in answers if answer.status_code == 429]
@@ -127,7 +127,7 @@ def test_a_full_queue_is_busy_and_says_how_long(tmp_path: Path) -> None:
 
 
 def test_too_many_requests_at_once_are_busy(tmp_path: Path) -> None:
-    with serving(tmp_path, ScriptedBackend(delay=0.01), ApiSettings(calls=1)) as served:
+    with serving(tmp_path, ScriptedBackend(delay=0.01), ApiSettings(max_requests=1)) as served:
         with served.client().chat.completions.create(**counting(100), stream=True) as stream:
             next(iter(stream))
             assert error_of(served.post(CHAT, ASKED), 429)["code"] == "server_busy"
@@ -152,7 +152,7 @@ def test_a_client_that_goes_frees_its_rows(tmp_path: Path, stream: bool) -> None
 
 
 def test_an_answer_that_takes_too_long_ends_with_an_error(tmp_path: Path) -> None:
-    settings = ApiSettings(answer_seconds=0.3)
+    settings = ApiSettings(request_timeout_s=0.3)
     with serving(tmp_path, ScriptedBackend(delay=0.01), settings) as served:
         answer = served.post(CHAT, counting(5000, max_tokens=1900))
         assert error_of(answer, 504)["code"] == "timeout"
@@ -173,7 +173,7 @@ def test_a_large_body_is_refused_however_it_is_sent(served: Served, chunked: boo
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
-    with serving(tmp_path, settings=ApiSettings(body_seconds=0.2)) as served:
+    with serving(tmp_path, settings=ApiSettings(body_timeout_s=0.2)) as served:
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
             client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
             client.sendall(b"Content-Length: 100\r\n\r\n{")
@@ -181,7 +181,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_head_that_does_not_end_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.3)
     for dripped in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n"):
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
             client.sendall(dripped)
@@ -195,7 +195,7 @@ def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch: pytest.Monke
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         return listener
 
-    monkeypatch.setattr(http_server, "STALL_SECONDS", 0.2)
+    monkeypatch.setattr(http_server, "WRITE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(conftest, "listen", small)
     asked = {"model": "zero-shot", "prompt": ["count 200"] * 10, "max_tokens": 200, "logprobs": 20}
     with serving(tmp_path, ScriptedBackend(delay=0)) as served, socket.socket() as client:
@@ -214,7 +214,7 @@ def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch: pytest.Monke
 
 
 def test_only_who_names_this_machine_is_answered_without_keys(tmp_path: Path) -> None:
-    with serving(tmp_path, settings=ApiSettings(local=True)) as served, served.http() as client:
+    with serving(tmp_path, settings=ApiSettings(loopback_only=True)) as served, served.http() as client:
         for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
             assert client.get("/v1/models", headers={"host": host}).status_code == 200
         answer = client.get("/v1/models", headers={"host": "evil.example"})
@@ -248,9 +248,9 @@ def test_the_end_of_the_server_is_an_error_for_who_waits(tmp_path: Path) -> None
     ],
 )
 def test_a_wrong_key_file_is_one_sentence_without_the_key(tmp_path: Path, line: str, words: str) -> None:
-    from errors import PeftArenaError
+    from errors import PromptOrTuneError
 
-    with pytest.raises(PeftArenaError, match=words) as caught:
+    with pytest.raises(PromptOrTuneError, match=words) as caught:
         keys(tmp_path, line)
     assert not any(key in str(caught.value) for key in (ANNA, BERT, "0123456789abcdef"))
 

@@ -14,8 +14,8 @@ from openai import OpenAI
 
 from errors import BaseModelError
 from serve.api.app import Api
-from serve.api.keys import Keys
-from serve.engine_source import EngineSource
+from serve.api.keys import ApiKeys
+from serve.engine_source import EngineLoader
 from tests.serve.api.conftest import Served, running, serving, wait_for
 from tests.serve.api.scripted import ScriptedBackend
 
@@ -196,8 +196,8 @@ def test_while_the_model_loads_the_api_says_so_and_then_answers() -> None:
         may_end.wait(10)
         raise BaseModelError("There is no base 'x': check --base.")
 
-    source = EngineSource(build).start()
-    with running(Api(source, Keys())) as (url, _):
+    source = EngineLoader(build).start()
+    with running(Api(source, ApiKeys())) as (url, _):
         wait_for(lambda: "40" in httpx.get(f"{url}/health").json()["message"])
         health = httpx.get(f"{url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "loading")

@@ -11,8 +11,8 @@ import pytest
 
 from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder
-from errors import AdapterError, PeftArenaError
-from serve.rows import Decoding, Row
+from errors import AdapterError, PromptOrTuneError
+from serve.rows import Row, SamplingParams
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, store, tensors, write_adapter
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
 from tests.serve.remote.test_rows import PLAIN, answer, finish
@@ -66,7 +66,7 @@ def loading(standin: StandIn) -> StandIn:
 
 def wearing(backend: Any, name: str | None, scale: float = 1.0) -> Any:
     batch = backend.open_batch("step")
-    batch.add(0, Row("p", PLAIN, name, scale), Decoding(max_new_tokens=8))
+    batch.add(0, Row("p", PLAIN, name, scale), SamplingParams(max_new_tokens=8))
     return finish(batch)[0][0]
 
 
@@ -149,7 +149,7 @@ def test_a_strength_is_for_engines_that_have_one(serve: Any, connect: Any, tmp_p
     vllm = connect(serve(loading(StandIn(saying("x")))).url)
     assert "full strength only" in (vllm.refuses(folder, 0.5) or "")
     vllm.load_adapter(folder)
-    with pytest.raises(PeftArenaError, match="full strength only"):
+    with pytest.raises(PromptOrTuneError, match="full strength only"):
         wearing(vllm, "lora-mine", 0.5)
     standin = serve(StandIn(saying("x"), OURS))
     wearing(connect(standin.url), "ia3-mine", 0.5)
@@ -176,13 +176,13 @@ def test_adapters_of_an_unknown_revision_name_the_way_out(serve: Any, connect: A
 
 def test_a_base_that_the_server_does_not_have_is_refused(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), OURS))
-    with pytest.raises(PeftArenaError, match="serves tiny/base and --base says other/base: name the base"):
+    with pytest.raises(PromptOrTuneError, match="serves tiny/base and --base says other/base: name the base"):
         connect(standin.url, base="other/base")
-    with pytest.raises(PeftArenaError, match=r"serves revision a+ of tiny/base and --base says b+:"):
+    with pytest.raises(PromptOrTuneError, match=r"serves revision a+ of tiny/base and --base says b+:"):
         connect(standin.url, base=f"tiny/base@{'b' * 40}")
     assert connect(standin.url, base=f"tiny/base@{BASE.revision}").base.revision == BASE.revision
     vllm = serve(StandIn(saying("x"), VLLM_MODELS))
-    with pytest.raises(PeftArenaError, match="serves owner/base and --base says tiny/base"):
+    with pytest.raises(PromptOrTuneError, match="serves owner/base and --base says tiny/base"):
         connect(vllm.url, base="tiny/base")
 
 
@@ -220,10 +220,10 @@ def test_lorax_reads_the_folder_itself(serve: Any, connect: Any, tmp_path: Path)
 
 def test_a_model_of_another_name_is_met_with_those_there_are(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), VLLM_MODELS))
-    with pytest.raises(PeftArenaError, match="Unknown model of the server 'owner/bse': did you mean 'owner/base'"):
+    with pytest.raises(PromptOrTuneError, match="Unknown model of the server 'owner/bse': did you mean 'owner/base'"):
         connect(standin.url, model="owner/bse")
     assert connect(standin.url, model="owner/base").base.context_length == 4096
-    with pytest.raises(PeftArenaError, match="name one with --model"):
+    with pytest.raises(PromptOrTuneError, match="name one with --model"):
         connect(serve(StandIn(saying("x"))).url)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from serve.backends.openai.events import MAX_LINE
-from serve.backends.openai.talk import Patience
-from serve.rows import Decoding, Row
+from serve.backends.openai.events import MAX_LINE_BYTES
+from serve.backends.openai.talk import Timeouts
+from serve.rows import Row, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import DONE, VLLM_MODELS, StandIn, chunk, event, saying
 from tests.serve.remote.test_refusals import one_sentence
@@ -85,7 +85,7 @@ def test_a_stream_that_breaks_keeps_what_was_said_and_says_so(
     serve: Any, connect: Any, stream: Any, expected: str
 ) -> None:
     standin = serve(StandIn(by_prompt(bad=stream, good=saying("x")), VLLM_MODELS))
-    batch = connect(standin.url, patience=Patience(first=1, between=0.3)).open_batch("step")
+    batch = connect(standin.url, patience=Timeouts(first_token=1, between_tokens=0.3)).open_batch("step")
     batch.add(0, Row("bad", PLAIN), GREEDY)
     batch.add(1, Row("good", PLAIN), GREEDY)
     ends, _ = finish(batch)
@@ -105,7 +105,7 @@ def test_a_server_that_never_begins_is_given_up_on(serve: Any, connect: Any) -> 
 
     standin = serve(StandIn(never, VLLM_MODELS))
     began = time.monotonic()
-    end = answer(connect(standin.url, patience=Patience(first=0.3)))
+    end = answer(connect(standin.url, patience=Timeouts(first_token=0.3)))
     assert "was silent for too long" in one_sentence(end.error or "")
     assert end.candidates == ()
     assert time.monotonic() - began < 3
@@ -116,14 +116,19 @@ def test_a_server_that_goes_on_for_ever_is_cut_at_the_limit_of_tokens(serve: Any
         while True:
             yield chunk("x", logprob=-0.1)
 
-    end = answer(connect(serve(StandIn(endless, VLLM_MODELS)).url), Decoding(max_new_tokens=20))
+    end = answer(connect(serve(StandIn(endless, VLLM_MODELS)).url), SamplingParams(max_new_tokens=20))
     assert (end.candidates[0].text, end.candidates[0].tokens, end.candidates[0].finish) == ("x" * 20, 20, "length")
     assert end.error is None
 
 
 @pytest.mark.parametrize(
     "piece",
-    [b"data: " + b"x" * (MAX_LINE // 4), b": " + b"c" * 60_000 + b"\n\n", chunk("y" * 100_000), event({"choices": []})],
+    [
+        b"data: " + b"x" * (MAX_LINE_BYTES // 4),
+        b": " + b"c" * 60_000 + b"\n\n",
+        chunk("y" * 100_000),
+        event({"choices": []}),
+    ],
     ids=["one endless line", "comments", "huge tokens", "nothing but events"],
 )
 def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
@@ -132,7 +137,8 @@ def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
             yield piece
 
     end = answer(
-        connect(serve(StandIn(flood, VLLM_MODELS)).url, patience=Patience(first=5)), Decoding(max_new_tokens=4)
+        connect(serve(StandIn(flood, VLLM_MODELS)).url, patience=Timeouts(first_token=5)),
+        SamplingParams(max_new_tokens=4),
     )
     assert end.error is not None or end.candidates[0].finish == "length"
     assert len(end.candidates[0].text if end.candidates else "") < 1_000_000

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import app
-from errors import PeftArenaError
-from evaluate.options import decoding_of, run_parser
-from serve.backends.openai.options import Remote, remote_of
+from errors import PromptOrTuneError
+from evaluate.options import run_parser, sampling_params_from_options
+from serve.backends.openai.options import RemoteOptions, parse_remote_options
 from serve.build import build_engine
 from serve.method import parse_method
-from serve.rows import Answer, Decoding, Partial, Request
+from serve.rows import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.problem import Problem
 from tests.serve.remote.standin import VLLM_MODELS, StandIn, chunk, saying
 
@@ -28,7 +28,7 @@ def test_a_server_is_named_with_its_model_and_the_variable_of_its_key(monkeypatc
     options = app.parse_options(
         ["--backend", "openai", "--url", URL, "--model", "owner/base", "--api-key-env", "SERVER_KEY"]
     )
-    assert options.remote == Remote(URL, "owner/base", "secret")
+    assert options.remote == RemoteOptions(URL, "owner/base", "secret")
     assert "secret" not in repr(options)
 
 
@@ -52,7 +52,7 @@ def test_the_base_is_the_servers_unless_it_is_named(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_options_that_contradict_one_another_are_one_sentence(arguments: list[str], expected: str) -> None:
-    with pytest.raises(PeftArenaError, match=expected):
+    with pytest.raises(PromptOrTuneError, match=expected):
         app.parse_options(arguments)
 
 
@@ -60,12 +60,12 @@ def test_the_study_takes_the_same_options() -> None:
     given = run_parser("").parse_args(
         ["--data", "starter", "--methods", "rag-8", "--output", "x.jsonl", "--backend", "openai", "--url", URL]
     )
-    assert remote_of(given) == Remote(URL)
+    assert parse_remote_options(given) == RemoteOptions(URL)
     assert given.base is None
-    with pytest.raises(PeftArenaError, match="add --mode sample for several candidates, or --beams 1"):
-        decoding_of(given)
+    with pytest.raises(PromptOrTuneError, match="add --mode sample for several candidates, or --beams 1"):
+        sampling_params_from_options(given)
     given.beams = 1
-    assert decoding_of(given).mode == "greedy"
+    assert sampling_params_from_options(given).mode == "greedy"
 
 
 def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(serve: Any) -> None:
@@ -76,16 +76,16 @@ def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(s
             yield chunk(piece)
         yield chunk("", 0, "stop")
 
-    engine = build_engine(remote=Remote(serve(StandIn(echo, VLLM_MODELS)).url))
+    engine = build_engine(remote=RemoteOptions(serve(StandIn(echo, VLLM_MODELS)).url))
 
     def ask(number: int) -> str:
         request = Request(Problem("typed", f"number {number}"), parse_method("zero-shot", ()))
         cancel = threading.Event()
-        stream = engine.stream([request], Decoding(max_new_tokens=16), cancel, owner=f"owner {number % 8}")
+        stream = engine.stream([request], SamplingParams(max_new_tokens=16), cancel, owner=f"owner {number % 8}")
         for event in stream:
-            if isinstance(event, Partial) and number % 5 == 0:
+            if isinstance(event, PartialOutput) and number % 5 == 0:
                 cancel.set()
-            if isinstance(event, Answer):
+            if isinstance(event, RequestOutput):
                 return "gone" if event.cancelled else event.error or event.code
         raise AssertionError("no answer")
 
@@ -101,10 +101,10 @@ def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(s
 def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
     standin = serve(StandIn(saying("s[::-1]", logprob=-0.5), VLLM_MODELS))
     said: list[str] = []
-    engine = build_engine(remote=Remote(standin.url), report=said.append)
+    engine = build_engine(remote=RemoteOptions(standin.url), report=said.append)
     try:
         request = Request(Problem("typed", "reverse the string `s`"), parse_method("icl-2", ()))
-        (answer,) = engine.answer([request], Decoding(max_new_tokens=16))
+        (answer,) = engine.answer([request], SamplingParams(max_new_tokens=16))
         assert answer.error is None
         assert answer.code == "s[::-1]"
         assert len(answer.examples) == 2

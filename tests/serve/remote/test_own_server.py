@@ -22,10 +22,10 @@ from adapters.store import Store
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
 from serve.backends.openai.backend import OpenAIBackend
-from serve.engine import Engine
-from serve.examples import Pools
+from serve.engine import LLMEngine
+from serve.examples import ExamplePools
 from serve.method import parse_method
-from serve.rows import Answer, Decoding, Request
+from serve.rows import Request, RequestOutput, SamplingParams
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base
@@ -81,7 +81,7 @@ def _healthy(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Engine, OpenAIBackend]]:
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngine, LLMEngine, OpenAIBackend]]:
     """The same base and adapters twice: here, and behind our own server."""
     root = tmp_path_factory.mktemp("own")
     base, adapters, home = make_base("llama", root / "tiny-llama"), root / "adapters", root / "home"
@@ -91,25 +91,25 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, 
         wrapped = load_base(str(base), "none", "cpu", lambda _: None, dtype="auto").model
         make_adapter(adapters / name, local.base, wrapped, config, seed)
     store = Store((adapters,), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
-    pools = Pools(load=lambda _: POOL, index=lambda *_: First())
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: First())
     with serving(base, adapters, home) as url:
         remote = OpenAIBackend(url)
-        here, there = Engine(local, store, pools), Engine(remote, store, pools)
+        here, there = LLMEngine(local, store, pools), LLMEngine(remote, store, pools)
         yield here, there, remote
         here.close()
         there.close()
         remote.close()
 
 
-def ask(engine: Engine, methods: list[str], decoding: Decoding) -> list[Answer]:
+def ask(engine: LLMEngine, methods: list[str], decoding: SamplingParams) -> list[RequestOutput]:
     """One call a method, so that neither side's batch depends on the other's timing."""
     requests = [Request(PROBLEM, parse_method(name, engine.adapters())) for name in methods]
     return [engine.answer([request], decoding)[0] for request in requests]
 
 
-def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
+def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     here, there, _ = engines
-    decoding = Decoding(max_new_tokens=12)
+    decoding = SamplingParams(max_new_tokens=12)
     ours, theirs = ask(here, METHODS, decoding), ask(there, METHODS, decoding)
     for name, one, other in zip(METHODS, ours, theirs, strict=True):
         assert other.error is None, (name, other.error)
@@ -121,20 +121,20 @@ def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[Engine, Eng
     assert len({answer.text for answer in theirs}) >= 6, "the adapters bend nothing"
 
 
-def test_all_methods_at_once_are_answered_apart(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
+def test_all_methods_at_once_are_answered_apart(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     _, there, _ = engines
     requests = [Request(PROBLEM, parse_method(name, there.adapters())) for name in METHODS]
-    answers = there.answer(requests, Decoding("sample", max_new_tokens=6, candidates=2, seed=3))
+    answers = there.answer(requests, SamplingParams("sample", max_new_tokens=6, candidates=2, seed=3))
     assert [answer.error for answer in answers] == [None] * len(METHODS)
     assert all(len(answer.samples) == 2 for answer in answers)
 
 
-def test_what_the_server_says_of_itself_is_believed(engines: tuple[Engine, Engine, OpenAIBackend]) -> None:
+def test_what_the_server_says_of_itself_is_believed(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     here, there, remote = engines
     assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
     assert there.base.quantization == here.base.quantization == "none"
     assert there.base.device.startswith("Peft Arena at 127.0.0.1:")
     assert there.base.context_length == here.base.context_length
-    assert all(there.unavailable(parse_method(name, there.adapters())) is None for name in METHODS)
+    assert all(there.unsupported_reason(parse_method(name, there.adapters())) is None for name in METHODS)
     folder = there.store.open("ia3-tiny", there.base)
-    assert "does not list 'ia3-other'" in (remote.refuses(replace(folder, name="ia3-other")) or "")
+    assert "does not list 'ia3-other'" in (remote.unsupported_reason(replace(folder, name="ia3-other")) or "")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from errors import BusyError, PeftArenaError
-from serve.backends.openai.talk import Patience
-from serve.backends.openai.wire import MAX_BODY, Wire
+from errors import BusyError, PromptOrTuneError
+from serve.backends.openai.talk import Timeouts
+from serve.backends.openai.wire import MAX_BODY_BYTES, ServerClient
 from serve.rows import Row
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
 from tests.serve.remote.test_rows import GREEDY, PLAIN, answer, finish
@@ -30,7 +30,7 @@ def test_nobody_there_is_one_sentence(connect: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.raises(PeftArenaError, match=rf"No server answers at http://127\.0\.0\.1:{port}/v1: start it"):
+    with pytest.raises(PromptOrTuneError, match=rf"No server answers at http://127\.0\.0\.1:{port}/v1: start it"):
         connect(f"http://127.0.0.1:{port}/v1")
 
 
@@ -45,8 +45,8 @@ def test_nobody_there_is_one_sentence(connect: Any) -> None:
     ],
 )
 def test_an_address_that_is_none_is_named(url: str, expected: str) -> None:
-    with pytest.raises(PeftArenaError, match=expected) as caught:
-        Wire(url)
+    with pytest.raises(PromptOrTuneError, match=expected) as caught:
+        ServerClient(url)
     one_sentence(str(caught.value))
 
 
@@ -59,13 +59,13 @@ def test_an_address_that_is_none_is_named(url: str, expected: str) -> None:
         (Reply(b"<html>hello</html>"), "is no list of models"),
         (Reply(b"", 302, {"Location": "http://elsewhere.example/v1"}), "sends elsewhere"),
         (Reply({"error": {"message": f"boom {KEY}\nsecond"}}, 500), r"answered with status 500 \(boom … second\)"),
-        (Reply(b"x" * (MAX_BODY + 1)), "with more than 4 MB"),
+        (Reply(b"x" * (MAX_BODY_BYTES + 1)), "with more than 4 MB"),
         (Reply(b"[" * 100_000), "is no list of models"),
     ],
 )
 def test_a_list_of_models_that_is_none_is_one_sentence(serve: Any, connect: Any, page: Reply, expected: str) -> None:
     standin = serve(StandIn(saying("a"), pages={"/v1/models": page}))
-    with pytest.raises(PeftArenaError, match=expected) as caught:
+    with pytest.raises(PromptOrTuneError, match=expected) as caught:
         connect(standin.url, api_key=KEY)
     one_sentence(str(caught.value))
 
@@ -88,8 +88,8 @@ def test_the_key_goes_to_the_server_alone_and_is_shown_nowhere(serve: Any, conne
 
 
 def test_a_key_that_no_header_takes_is_refused_without_showing_it() -> None:
-    with pytest.raises(PeftArenaError, match="characters that no header takes") as caught:
-        Wire("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
+    with pytest.raises(PromptOrTuneError, match="characters that no header takes") as caught:
+        ServerClient("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
     one_sentence(str(caught.value))
 
 
@@ -140,7 +140,7 @@ def test_a_busy_server_is_waited_for_and_then_named(serve: Any, connect: Any) ->
     assert times[1] - times[0] >= 1
     end = answer(backend, prompt="never")
     assert one_sentence(end.error or "") == f"The server at {standin.host} is busy, about 90 s (full)."
-    fault = Wire(standin.url).refusal(429, {"retry-after": "7"}, None)
+    fault = ServerClient(standin.url).status_error(429, {"retry-after": "7"}, None)
     assert isinstance(fault, BusyError)
     assert fault.seconds == 7
 
@@ -160,11 +160,11 @@ def test_a_server_that_still_loads_is_waited_for(serve: Any, connect: Any) -> No
     assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in said
     standin.asked.clear()
     with pytest.raises(BusyError, match="the model is loading"):
-        connect(standin.url, patience=Patience(start=0.5))
+        connect(standin.url, patience=Timeouts(startup=0.5))
 
 
 def test_a_key_that_others_could_read_is_told(serve: Any) -> None:
-    assert Wire("http://models.example/v1", KEY).is_open
-    assert not Wire("https://models.example/v1", KEY).is_open
-    assert not Wire("http://127.0.0.1:1/v1", KEY).is_open
-    assert not Wire("http://models.example/v1").is_open
+    assert ServerClient("http://models.example/v1", KEY).sends_key_unencrypted
+    assert not ServerClient("https://models.example/v1", KEY).sends_key_unencrypted
+    assert not ServerClient("http://127.0.0.1:1/v1", KEY).sends_key_unencrypted
+    assert not ServerClient("http://models.example/v1").sends_key_unencrypted

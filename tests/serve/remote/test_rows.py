@@ -8,33 +8,33 @@ from typing import Any
 
 import pytest
 
-from errors import PeftArenaError
-from serve.rows import Decoding, Finished, Partial, Row
+from errors import PromptOrTuneError
+from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, chunk, saying
 from tests.serve.remote.standin import event as sse
 
 PLAIN = STYLES["plain"]
 OPEN = STYLES["chat-python-open"]
-GREEDY = Decoding(max_new_tokens=32)
+GREEDY = SamplingParams(max_new_tokens=32)
 
 
-def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, Finished], list[Partial]]:
+def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, RowOutput], list[PartialOutput]]:
     """Steps until every row is done."""
-    ends: dict[int, Finished] = {}
-    grown: list[Partial] = []
+    ends: dict[int, RowOutput] = {}
+    grown: list[PartialOutput] = []
     until = time.monotonic() + seconds
     while len(batch):
         assert time.monotonic() < until, "rows do not end"
         for event in batch.step():
-            if isinstance(event, Finished):
+            if isinstance(event, RowOutput):
                 ends[event.index] = event
             else:
                 grown.append(event)
     return ends, grown
 
 
-def answer(backend: Any, decoding: Decoding = GREEDY, style: Any = PLAIN, prompt: str = "p") -> Finished:
+def answer(backend: Any, decoding: SamplingParams = GREEDY, style: Any = PLAIN, prompt: str = "p") -> RowOutput:
     batch = backend.open_batch("step")
     batch.add(0, Row(prompt, style), decoding)
     return finish(batch)[0][0]
@@ -56,7 +56,7 @@ def test_a_row_grows_and_ends_as_it_was_said(serve: Any, connect: Any) -> None:
 
 def test_greedy_asks_for_the_likeliest_token_and_switches_off_what_the_server_adds(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("1"), VLLM_MODELS))
-    answer(connect(standin.url), Decoding(max_new_tokens=9, stop=("\n\n",)), prompt="exactly\nthis ")
+    answer(connect(standin.url), SamplingParams(max_new_tokens=9, stop=("\n\n",)), prompt="exactly\nthis ")
     (body,) = standin.bodies()
     expected = {"model": "owner/base", "prompt": "exactly\nthis ", "max_tokens": 9, "stream": True, "temperature": 0}
     assert expected.items() <= body.items()
@@ -73,7 +73,7 @@ def test_our_own_rule_ends_an_answer_and_closes_its_stream(serve: Any, connect: 
             yield chunk(" chatter")
 
     standin = serve(StandIn(fenced, VLLM_MODELS))
-    end = answer(connect(standin.url), Decoding(max_new_tokens=5000), OPEN)
+    end = answer(connect(standin.url), SamplingParams(max_new_tokens=5000), OPEN)
     assert end.candidates[0].code == "x = 1"
     assert end.candidates[0].finish == "stop"
     assert "Now" not in end.candidates[0].text
@@ -97,7 +97,7 @@ def test_tokens_are_the_servers_count_even_where_we_cut(serve: Any, connect: Any
 
 def test_a_stop_string_ends_raw_text_even_where_the_server_does_not_know_it(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("one", " tw", "o STOP", " three"), VLLM_MODELS))
-    end = answer(connect(standin.url), Decoding(stop=("STOP",)), style=None)
+    end = answer(connect(standin.url), SamplingParams(stop=("STOP",)), style=None)
     assert (end.candidates[0].text, end.candidates[0].code) == ("one two ", "one two ")
 
 
@@ -109,11 +109,11 @@ def test_samples_come_in_one_call_with_their_seed(serve: Any, connect: Any) -> N
 
     standin = serve(StandIn(stream, VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
-    batch.add(0, Row("p", PLAIN), Decoding("sample", candidates=3, temperature=0.7, top_p=0.9, seed=11))
+    batch.add(0, Row("p", PLAIN), SamplingParams("sample", candidates=3, temperature=0.7, top_p=0.9, seed=11))
     assert len(batch) == 3
     ends, grown = finish(batch)
     assert [sample.code for sample in ends[0].samples] == ["x = 0", "x = 1", "x = 0"]
-    assert [(candidate.code, candidate.times) for candidate in ends[0].candidates] == [("x = 0", 2), ("x = 1", 1)]
+    assert [(candidate.code, candidate.count) for candidate in ends[0].candidates] == [("x = 0", 2), ("x = 1", 1)]
     assert {part.candidate for part in grown} <= {0, 1, 2}
     (body,) = standin.bodies()
     assert {"n": 3, "temperature": 0.7, "top_p": 0.9, "seed": 11}.items() <= body.items()
@@ -121,7 +121,7 @@ def test_samples_come_in_one_call_with_their_seed(serve: Any, connect: Any) -> N
 
 def test_an_unknown_server_gets_a_call_a_sample_each_with_its_own_seed(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a"), [{"id": "m"}]))
-    end = answer(connect(standin.url), Decoding("sample", candidates=3, seed=5))
+    end = answer(connect(standin.url), SamplingParams("sample", candidates=3, seed=5))
     assert sorted(body["seed"] for body in standin.bodies()) == [5, 6, 7]
     assert len(end.samples) == 3
     assert all(body["n"] == 1 for body in standin.bodies())
@@ -129,8 +129,8 @@ def test_an_unknown_server_gets_a_call_a_sample_each_with_its_own_seed(serve: An
 
 def test_beam_search_is_refused_in_one_sentence(serve: Any, connect: Any) -> None:
     batch = connect(serve(StandIn(saying("a"), VLLM_MODELS)).url).open_batch("beam")
-    with pytest.raises(PeftArenaError, match="has no beam search: choose sampling"):
-        batch.add(0, Row("p", PLAIN), Decoding("beam", candidates=4))
+    with pytest.raises(PromptOrTuneError, match="has no beam search: choose sampling"):
+        batch.add(0, Row("p", PLAIN), SamplingParams("beam", candidates=4))
     assert len(batch) == 0
 
 
@@ -168,9 +168,9 @@ def test_llama_cpp_python_is_sent_one_row_at_a_time(serve: Any, connect: Any) ->
 def test_cancel_frees_the_row_at_once_and_keeps_what_it_said(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying(*["word "] * 1000, delay=0.01), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
-    batch.add(0, Row("p", None), Decoding(max_new_tokens=2000))
-    batch.add(1, Row("p", None), Decoding(max_new_tokens=2000))
-    while not any(isinstance(event, Partial) and event.index == 0 for event in batch.step()):
+    batch.add(0, Row("p", None), SamplingParams(max_new_tokens=2000))
+    batch.add(1, Row("p", None), SamplingParams(max_new_tokens=2000))
+    while not any(isinstance(event, PartialOutput) and event.index == 0 for event in batch.step()):
         pass
     end = batch.cancel(0)
     assert end.cancelled
@@ -190,8 +190,8 @@ def test_generate_runs_rows_to_their_end_and_stops_when_told(serve: Any, connect
     standin = serve(StandIn(saying(*["word "] * 500, delay=0.01), VLLM_MODELS))
     cancel = threading.Event()
     ends = []
-    for event in connect(standin.url).generate([Row("p", None), Row("q", None)], Decoding(), cancel):
-        if isinstance(event, Finished):
+    for event in connect(standin.url).generate([Row("p", None), Row("q", None)], SamplingParams(), cancel):
+        if isinstance(event, RowOutput):
             ends.append(event)
         else:
             cancel.set()
@@ -201,7 +201,7 @@ def test_generate_runs_rows_to_their_end_and_stops_when_told(serve: Any, connect
 
 def test_log_probabilities_come_with_their_neighbours(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a", "b", logprob=-0.5), VLLM_MODELS))
-    end = answer(connect(standin.url), Decoding(top_logprobs=2), style=None)
+    end = answer(connect(standin.url), SamplingParams(top_logprobs=2), style=None)
     assert [(token.token, token.logprob, token.top) for token in end.candidates[0].token_logprobs] == [
         ("a", -0.5, (("a", -0.5),)),
         ("b", -0.5, (("b", -0.5),)),
@@ -218,7 +218,7 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without(serve: Any, co
         return None if body.get("stream") else Reply({"choices": [{"text": "y"}]})
 
     standin.pages["/v1/completions"] = whole  # type: ignore[assignment]
-    end = answer(connect(serve(standin).url), Decoding("sample", candidates=2))
+    end = answer(connect(serve(standin).url), SamplingParams("sample", candidates=2))
     assert end.error is None
     assert end.notes[-1] == "This engine did not tell all log-probabilities: those that are missing stand as 0."
     assert "logprobs" not in standin.bodies()[-1]

@@ -15,16 +15,24 @@ from typing import Any
 import pytest
 
 from adapters.store import Store
-from errors import BusyError, PeftArenaError
+from errors import BusyError, PromptOrTuneError
 from serve.backends.local.backend import LocalBackend
 from serve.backends.local.loading import load_base
-from serve.engine import Engine
-from serve.examples import Pools
+from serve.engine import LLMEngine
+from serve.examples import ExamplePools
 from serve.method import parse_method
-from serve.rows import Answer, Decoding, Finished, Partial, Request, Row
+from serve.rows import PartialOutput, Request, RequestOutput, Row, RowOutput, SamplingParams
 from serve.zero import engine as zero
-from serve.zero.engine import ZeroEngine
-from serve.zero.lending import MOST_SECONDS, Refused, Work, enter, lend, load_lent, seconds
+from serve.zero.engine import ZeroGpuEngine
+from serve.zero.lending import (
+    MAX_GPU_SECONDS,
+    GpuTask,
+    GpuTaskFailure,
+    gpu_function,
+    gpu_seconds,
+    import_spaces,
+    load_base_for_gpu,
+)
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base, make_lora
@@ -33,7 +41,7 @@ from tests.serve.zero.standin import ASKS, Spaces, WorkerError
 PLAIN = STYLES["plain"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 POOL = [Example(f"e{place}", f"intent {place}", f"f({place})") for place in range(4)]
-DECODING = Decoding(max_new_tokens=16)
+DECODING = SamplingParams(max_new_tokens=16)
 
 
 class Nearest:
@@ -45,8 +53,8 @@ def quiet(_: str) -> None:
     return
 
 
-def pools() -> Pools:
-    return Pools(load=lambda name: POOL, index=lambda name, examples: Nearest())
+def pools() -> ExamplePools:
+    return ExamplePools(load=lambda name: POOL, index=lambda name, examples: Nearest())
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +78,9 @@ def here(folder: Path) -> LocalBackend:
 
 
 @pytest.fixture
-def alone(here: LocalBackend, folder: Path) -> Iterator[Engine]:
+def alone(here: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
     """The usual engine, in this process."""
-    engine = Engine(here, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
+    engine = LLMEngine(here, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
     yield engine
     engine.close()
 
@@ -80,7 +88,7 @@ def alone(here: LocalBackend, folder: Path) -> Iterator[Engine]:
 @pytest.fixture(scope="module")
 def lent(folder: Path) -> LocalBackend:
     """The base as it is loaded for the forked processes; there is no GPU here, so it stays where it is."""
-    return LocalBackend(load_lent(str(folder / "base"), "none", quiet, place="cpu"))
+    return LocalBackend(load_base_for_gpu(str(folder / "base"), "none", quiet, device="cpu"))
 
 
 @pytest.fixture
@@ -91,9 +99,9 @@ def spaces() -> Iterator[Spaces]:
 
 
 @pytest.fixture
-def engine(lent: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroEngine]:
+def engine(lent: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroGpuEngine]:
     store = Store((folder / "store",), fingerprints=FINGERPRINTS)
-    made = ZeroEngine(lent, store, pools(), lend(lent, spaces))
+    made = ZeroGpuEngine(lent, store, pools(), gpu_function(lent, spaces))
     yield made
     made.close()
 
@@ -107,11 +115,11 @@ METHODS = ["zero-shot", "icl-2", "one", "two", "one"]
 
 @pytest.mark.parametrize(
     "decoding",
-    [DECODING, Decoding("sample", 12, 2, 1.2, seed=3), Decoding("beam", 8, 3)],
+    [DECODING, SamplingParams("sample", 12, 2, 1.2, seed=3), SamplingParams("beam", 8, 3)],
     ids=["greedy", "sample", "beam"],
 )
 def test_a_forked_process_says_what_one_process_says(
-    decoding: Decoding, engine: ZeroEngine, here: LocalBackend, spaces: Spaces
+    decoding: SamplingParams, engine: ZeroGpuEngine, here: LocalBackend, spaces: Spaces
 ) -> None:
     requests = [request(method) for method in METHODS]
     found = engine.answer(requests, decoding)
@@ -119,7 +127,7 @@ def test_a_forked_process_says_what_one_process_says(
         Row(answer.prompt, answer.style, asked.method.adapter) for answer, asked in zip(found, requests, strict=True)
     ]
     expected = {
-        event.index: event for event in here.generate(rows, decoding, threading.Event()) if isinstance(event, Finished)
+        event.index: event for event in here.generate(rows, decoding, threading.Event()) if isinstance(event, RowOutput)
     }
     for place, answer in enumerate(found):
         assert answer.error is None
@@ -130,7 +138,7 @@ def test_a_forked_process_says_what_one_process_says(
     assert worker.process.pid != os.getpid()
 
 
-def test_rows_are_made_ready_as_ever(engine: ZeroEngine, alone: Engine) -> None:
+def test_rows_are_made_ready_as_ever(engine: ZeroGpuEngine, alone: LLMEngine) -> None:
     requests = [request(method) for method in METHODS]
     for ours, theirs in zip(engine.answer(requests, DECODING), alone.answer(requests, DECODING), strict=True):
         assert (ours.prompt, ours.style, ours.examples) == (theirs.prompt, theirs.style, theirs.examples)
@@ -138,7 +146,7 @@ def test_rows_are_made_ready_as_ever(engine: ZeroEngine, alone: Engine) -> None:
 
 
 def test_this_process_loads_no_adapter_and_the_other_keeps_them(
-    engine: ZeroEngine, lent: LocalBackend, spaces: Spaces
+    engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces
 ) -> None:
     first = engine.answer([request("one")], DECODING)
     with pytest.raises(KeyError):
@@ -148,17 +156,17 @@ def test_this_process_loads_no_adapter_and_the_other_keeps_them(
     assert len(spaces.workers) == 1, "the process is used again"
 
 
-def test_answers_grow_and_end_once(engine: ZeroEngine) -> None:
-    events = list(engine.stream([request("zero-shot"), request("one")], Decoding(max_new_tokens=48)))
-    answers = [event for event in events if isinstance(event, Answer)]
+def test_answers_grow_and_end_once(engine: ZeroGpuEngine) -> None:
+    events = list(engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=48)))
+    answers = [event for event in events if isinstance(event, RequestOutput)]
     assert sorted(answer.index for answer in answers) == [0, 1]
     for answer in answers:
-        grown = [event.text for event in events if isinstance(event, Partial) and event.index == answer.index]
+        grown = [event.text for event in events if isinstance(event, PartialOutput) and event.index == answer.index]
         assert grown, "what grows is seen before it is whole"
         assert all(answer.text.startswith(text.rstrip("\ufffd")) for text in grown)
 
 
-def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroEngine, spaces: Spaces) -> None:
+def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     token = ASKS.set("ada")
     try:
         engine.answer([request("zero-shot")], DECODING)
@@ -167,14 +175,14 @@ def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroEngine, spaces: 
     assert spaces.asked == [("ada", 11)]
 
 
-def test_one_request_that_cannot_be_answered_leaves_the_others_alone(engine: ZeroEngine) -> None:
+def test_one_request_that_cannot_be_answered_leaves_the_others_alone(engine: ZeroGpuEngine) -> None:
     found = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
     assert "The intent is empty" in str(found[0].error)
     assert found[1].error is None
     assert found[1].text
 
 
-def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroEngine, spaces: Spaces) -> None:
+def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     spaces.refuses = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
     found = engine.answer([request("zero-shot"), request("one")], DECODING)
     expected = (
@@ -186,18 +194,18 @@ def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroEng
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroEngine, spaces: Spaces) -> None:
-    stream = engine.stream([request("zero-shot"), request("one")], Decoding(max_new_tokens=400))
-    answers: list[Answer] = []
+def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+    stream = engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=400))
+    answers: list[RequestOutput] = []
     for event in stream:
-        if isinstance(event, Partial) and event.text and not answers:
+        if isinstance(event, PartialOutput) and event.text and not answers:
             pid = spaces.workers[0].process.pid
             assert pid is not None
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 break
-        elif isinstance(event, Answer):
+        elif isinstance(event, RequestOutput):
             answers.append(event)
     assert len(answers) == 2
     for answer in answers:
@@ -206,11 +214,11 @@ def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroEngine, spaces
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None, "the next call has another process"
 
 
-def test_stopping_ends_the_other_process_too(engine: ZeroEngine, spaces: Spaces) -> None:
+def test_stopping_ends_the_other_process_too(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     cancel = threading.Event()
     answers = []
-    for event in engine.stream([request("zero-shot"), request("two")], Decoding(max_new_tokens=400), cancel):
-        if isinstance(event, Partial):
+    for event in engine.stream([request("zero-shot"), request("two")], SamplingParams(max_new_tokens=400), cancel):
+        if isinstance(event, PartialOutput):
             cancel.set()
         else:
             answers.append(event)
@@ -221,8 +229,8 @@ def test_stopping_ends_the_other_process_too(engine: ZeroEngine, spaces: Spaces)
     assert engine.answer([request("zero-shot")], DECODING)[0].text
 
 
-def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroEngine, spaces: Spaces) -> None:
-    stream = engine.submit([request("zero-shot")], Decoding(max_new_tokens=400))
+def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+    stream = engine.submit([request("zero-shot")], SamplingParams(max_new_tokens=400))
     next(stream)
     stream.close()
     engine.answer([request("one")], DECODING)
@@ -230,7 +238,7 @@ def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroEngine, spaces: Spac
 
 
 def test_a_fault_over_there_is_one_sentence(
-    engine: ZeroEngine, lent: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+    engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Iterator[Any]:
         raise ZeroDivisionError("in the other process")
@@ -241,16 +249,20 @@ def test_a_fault_over_there_is_one_sentence(
     assert answer.error.startswith("ZeroGPU worker error (ZeroDivisionError)")
 
 
-def test_many_rows_are_asked_for_in_parts(engine: ZeroEngine, spaces: Spaces) -> None:
-    found = engine.answer([request("zero-shot", f"do {place}") for place in range(33)], Decoding(max_new_tokens=2))
+def test_many_rows_are_asked_for_in_parts(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+    found = engine.answer(
+        [request("zero-shot", f"do {place}") for place in range(33)], SamplingParams(max_new_tokens=2)
+    )
     assert [answer.index for answer in found] == list(range(33))
     assert [answer.error for answer in found] == [None] * 33
     assert len(spaces.asked) == 2
 
 
-def test_more_callers_than_may_wait_are_told_to_come_back(engine: ZeroEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zero, "MOST_CALLS", 1)
-    stream = engine.stream([request("zero-shot")], Decoding(max_new_tokens=400))
+def test_more_callers_than_may_wait_are_told_to_come_back(
+    engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zero, "MAX_WAITING_CALLS", 1)
+    stream = engine.stream([request("zero-shot")], SamplingParams(max_new_tokens=400))
     assert engine.status().phase == "generating"
     with pytest.raises(BusyError, match="wait for a GPU: busy"):
         engine.stream([request("zero-shot")], DECODING)
@@ -262,24 +274,24 @@ def test_more_callers_than_may_wait_are_told_to_come_back(engine: ZeroEngine, mo
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_a_closed_engine_takes_nothing_in(engine: ZeroEngine) -> None:
+def test_a_closed_engine_takes_nothing_in(engine: ZeroGpuEngine) -> None:
     engine.close()
     assert engine.status().phase == "closed"
-    with pytest.raises(PeftArenaError, match="was closed"):
+    with pytest.raises(PromptOrTuneError, match="was closed"):
         engine.stream([request("zero-shot")], DECODING)
 
 
-def test_what_this_process_knows_needs_no_gpu(engine: ZeroEngine, alone: Engine, spaces: Spaces) -> None:
+def test_what_this_process_knows_needs_no_gpu(engine: ZeroGpuEngine, alone: LLMEngine, spaces: Spaces) -> None:
     requests = [request("icl-2"), request("one")]
-    assert engine.prompt_tokens(requests, DECODING) == alone.prompt_tokens(requests, DECODING)
+    assert engine.count_prompt_tokens(requests, DECODING) == alone.count_prompt_tokens(requests, DECODING)
     assert engine.count_tokens("abc") == alone.count_tokens("abc")
     assert engine.adapters() == ["one", "two"]
-    assert engine.unavailable(parse_method("one", ["one"])) is None
+    assert engine.unsupported_reason(parse_method("one", ["one"])) is None
     assert spaces.asked == []
 
 
 def test_an_adapter_that_breaks_after_its_check_is_refused_over_there(
-    lent: LocalBackend, folder: Path, alone: Engine
+    lent: LocalBackend, folder: Path, alone: LLMEngine
 ) -> None:
     found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
     gone = replace(found, name="gone", path=folder / "nowhere")
@@ -290,30 +302,30 @@ def test_an_adapter_that_breaks_after_its_check_is_refused_over_there(
         def GPU(self, task: Any, duration: Any) -> Any:  # noqa: N802
             return task
 
-    (news,) = list(lend(lent, Here())(Work((), (gone,), DECODING)))
+    (news,) = list(gpu_function(lent, Here())(GpuTask((), (gone,), DECODING)))
     (refused,) = news
-    assert isinstance(refused, Refused)
-    assert "gone" in refused.sentence
+    assert isinstance(refused, GpuTaskFailure)
+    assert "gone" in refused.message
 
 
-def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: Engine) -> None:
+def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: LLMEngine) -> None:
     found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
-    work = Work((), (found,), Decoding(top_logprobs=2, stop=("\n",)))
+    work = GpuTask((), (found,), SamplingParams(top_logprobs=2, stop=("\n",)))
     assert pickle.loads(pickle.dumps(work)) == work
 
 
 @pytest.mark.parametrize(
     ("decoding", "expected"),
     [
-        (Decoding(max_new_tokens=256), 23),
-        (Decoding("beam", 256, 10), 36),
-        (Decoding(max_new_tokens=9999), MOST_SECONDS),
+        (SamplingParams(max_new_tokens=256), 23),
+        (SamplingParams("beam", 256, 10), 36),
+        (SamplingParams(max_new_tokens=9999), MAX_GPU_SECONDS),
     ],
 )
-def test_longer_answers_ask_for_more_time(decoding: Decoding, expected: int) -> None:
-    assert seconds(Work((), (), decoding)) == expected
+def test_longer_answers_ask_for_more_time(decoding: SamplingParams, expected: int) -> None:
+    assert gpu_seconds(GpuTask((), (), decoding)) == expected
 
 
 def test_without_the_package_the_way_out_is_named() -> None:
-    with pytest.raises(PeftArenaError, match="choose the Gradio SDK, which brings it"):
-        enter()
+    with pytest.raises(PromptOrTuneError, match="choose the Gradio SDK, which brings it"):
+        import_spaces()

@@ -11,16 +11,16 @@ from typing import Any
 
 from adapters.manifest import BaseIdentity, Manifest
 from adapters.store import LIBRARY, Store
-from serve.engine import Engine
-from serve.engine_source import EngineSource
-from serve.examples import Pools
+from serve.engine import LLMEngine
+from serve.engine_source import EngineLoader
+from serve.examples import ExamplePools
 from tasks.datasets import load_examples
 from tasks.problem import Example
 from tasks.prompt import STYLES
 from tests.adapters.folders import write_adapter
 from tests.serve.api.scripted import ScriptedBackend
 from ui.context import Context
-from ui.visitors import Policy, Visitors
+from ui.visitors import AccessPolicy, VisitorRegistry
 
 _LINEAR = {
     "self_attn.q_proj": (576, 576), "self_attn.k_proj": (192, 576), "self_attn.v_proj": (192, 576),
@@ -98,26 +98,26 @@ def furnish(home: Path) -> Path:
     return home
 
 
-def engine_of(home: Path, backend: ScriptedBackend | None = None) -> Engine:
+def engine_of(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
     """The engine over the library and the home's own adapters, as serve.build makes it."""
-    pools = Pools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)
-    return Engine(backend or Embedded(), store, pools)
+    return LLMEngine(backend or Embedded(), store, pools)
 
 
 @contextmanager
-def context_of(home: Path, policy: Policy | None = None) -> Iterator[Context]:
+def context_of(home: Path, policy: AccessPolicy | None = None) -> Iterator[Context]:
     """What the pages share, with the engine ready."""
     engine = engine_of(home)
-    source = EngineSource(lambda report: engine).start()
+    source = EngineLoader(lambda report: engine).start()
     source.engine()
     try:
-        yield Context(source, home=home, visitors=Visitors(policy))
+        yield Context(source, home=home, visitors=VisitorRegistry(policy))
     finally:
         engine.close()
 
 
-def unstarted(home: Path, build: Callable[[Any], Engine] | None = None) -> Context:
+def unstarted(home: Path, build: Callable[[Any], LLMEngine] | None = None) -> Context:
     """The same while the model is being loaded."""
-    return Context(EngineSource(build or (lambda report: engine_of(home))), home=home)
+    return Context(EngineLoader(build or (lambda report: engine_of(home))), home=home)

@@ -12,43 +12,43 @@ import pytest
 
 from adapters.archive import pack
 from adapters.store import LIBRARY
-from errors import AdapterError, PeftArenaError, UnknownNameError
-from serve.method import Method, Nothing
-from serve.rows import Decoding, Request
+from errors import AdapterError, PromptOrTuneError, UnknownNameError
+from serve.method import Method, NoExamples
+from serve.rows import Request, SamplingParams
 from tasks.problem import Problem
 from tests.ui.adapters.rig import SMALL, context_of, copy_of, furnish, unstarted
-from ui.adapters.acts import MOST_ZIPS, Desk
-from ui.adapters.adding import Adding, checks_html, from_zip
-from ui.adapters.listing import PAGE, adapter_list, start_of
-from ui.adapters.shelf import Shelf
+from ui.adapters.acts import MAX_CACHED_ZIPS, AdapterActions
+from ui.adapters.adding import InstallProgress, checks_html, install_from_zip
+from ui.adapters.listing import PAGE_SIZE, adapter_list_value, page_start
+from ui.adapters.shelf import AdapterCatalog
 from ui.context import Context
 from ui.limits import Limits
-from ui.visitors import Policy, Visitor
+from ui.visitors import AccessPolicy, Visitor
 
 OWNER, STRANGER = Visitor("o", "ada", owner=True), Visitor("s", "", owner=False)
 
 
 @pytest.fixture
 def context(tmp_path: Path) -> Iterator[Context]:
-    with context_of(furnish(tmp_path / "home"), Policy(training="owner", owners=frozenset({"ada"}))) as made:
+    with context_of(furnish(tmp_path / "home"), AccessPolicy(training="owner", owners=frozenset({"ada"}))) as made:
         yield made
 
 
 @pytest.fixture
-def shelf(context: Context) -> Shelf:
-    return Shelf(context)
+def shelf(context: Context) -> AdapterCatalog:
+    return AdapterCatalog(context)
 
 
 @pytest.fixture
-def desk(context: Context, shelf: Shelf, tmp_path: Path) -> Desk:
-    return Desk(context, shelf, tmp_path / "zips")
+def desk(context: Context, shelf: AdapterCatalog, tmp_path: Path) -> AdapterActions:
+    return AdapterActions(context, shelf, tmp_path / "zips")
 
 
 def memory(context: Context) -> list[str]:
-    return [each.name for each in context.source.engine().residents.status().adapters]
+    return [each.name for each in context.engine_loader.engine().adapter_cache.status().adapters]
 
 
-def test_an_adapter_comes_into_memory_and_leaves_it(context: Context, desk: Desk) -> None:
+def test_an_adapter_comes_into_memory_and_leaves_it(context: Context, desk: AdapterActions) -> None:
     assert desk.load(OWNER, "ia3-conala") == "'ia3-conala' is in memory."
     assert memory(context) == ["ia3-conala"]
     assert "out of memory" in desk.unload(OWNER, "ia3-conala")
@@ -59,25 +59,27 @@ def test_an_adapter_comes_into_memory_and_leaves_it(context: Context, desk: Desk
         desk.load(OWNER, "lora-conal")
 
 
-def test_one_in_use_leaves_when_its_answers_are_done(context: Context, desk: Desk) -> None:
-    with context.source.engine().residents.acquire("ia3-conala"):
+def test_one_in_use_leaves_when_its_answers_are_done(context: Context, desk: AdapterActions) -> None:
+    with context.engine_loader.engine().adapter_cache.acquire("ia3-conala"):
         assert "is in use: it leaves memory" in desk.unload(OWNER, "ia3-conala")
     assert memory(context) == []
 
 
-def test_deleting_takes_it_off_the_disk_and_out_of_memory(context: Context, desk: Desk, shelf: Shelf) -> None:
+def test_deleting_takes_it_off_the_disk_and_out_of_memory(
+    context: Context, desk: AdapterActions, shelf: AdapterCatalog
+) -> None:
     desk.load(OWNER, "prompt-mine")
     assert desk.delete(OWNER, "prompt-mine") == "'prompt-mine' is deleted."
     assert memory(context) == []
-    assert not (shelf.own_root / "prompt-mine").exists()
-    assert "prompt-mine" not in context.source.engine().adapters()
+    assert not (shelf.install_dir / "prompt-mine").exists()
+    assert "prompt-mine" not in context.engine_loader.engine().adapters()
     assert desk.delete(OWNER, "broken"), "a broken one is what people want to be rid of"
 
 
-def test_an_answer_under_way_survives_the_deletion(context: Context, desk: Desk) -> None:
-    engine = context.source.engine()
-    request = Request(Problem("p", "count 60"), Method("prompt-mine", Nothing(), "prompt-mine"))
-    answers = engine.stream([request], Decoding(max_new_tokens=100), threading.Event())
+def test_an_answer_under_way_survives_the_deletion(context: Context, desk: AdapterActions) -> None:
+    engine = context.engine_loader.engine()
+    request = Request(Problem("p", "count 60"), Method("prompt-mine", NoExamples(), "prompt-mine"))
+    answers = engine.stream([request], SamplingParams(max_new_tokens=100), threading.Event())
     next(iter(answers))
     desk.delete(OWNER, "prompt-mine")
     last = list(answers)[-1]
@@ -85,50 +87,52 @@ def test_an_answer_under_way_survives_the_deletion(context: Context, desk: Desk)
 
 
 @pytest.mark.parametrize("name", ["lora-conala", "../lora-conala", "/etc", "tuned", "nothing", "", "a\nb"])
-def test_what_is_not_ours_to_delete(desk: Desk, name: str) -> None:
+def test_what_is_not_ours_to_delete(desk: AdapterActions, name: str) -> None:
     before = sorted(LIBRARY.rglob("*"))
-    with pytest.raises(PeftArenaError):
+    with pytest.raises(PromptOrTuneError):
         desk.delete(OWNER, name)
     assert sorted(LIBRARY.rglob("*")) == before
 
 
 @pytest.mark.parametrize("do", ["load", "unload", "delete"])
-def test_whoever_may_not_train_changes_nothing(context: Context, desk: Desk, shelf: Shelf, do: str) -> None:
-    with pytest.raises(PeftArenaError, match="Only ada may train and change adapters here"):
-        desk.acts[do](STRANGER, "prompt-mine")
-    assert (shelf.own_root / "prompt-mine").is_dir()
+def test_whoever_may_not_train_changes_nothing(
+    context: Context, desk: AdapterActions, shelf: AdapterCatalog, do: str
+) -> None:
+    with pytest.raises(PromptOrTuneError, match="Only ada may train and change adapters here"):
+        desk.handlers[do](STRANGER, "prompt-mine")
+    assert (shelf.install_dir / "prompt-mine").is_dir()
     assert memory(context) == []
 
 
-def test_opening_needs_the_model_and_an_adapter_that_fits(desk: Desk, tmp_path: Path) -> None:
-    assert "lora-conala" in desk.opening("lora-conala").adapters()
-    with pytest.raises(PeftArenaError, match="was trained for tiny/base"):
-        desk.opening("other-base")
+def test_opening_needs_the_model_and_an_adapter_that_fits(desk: AdapterActions, tmp_path: Path) -> None:
+    assert "lora-conala" in desk.require_usable("lora-conala").adapters()
+    with pytest.raises(PromptOrTuneError, match="was trained for tiny/base"):
+        desk.require_usable("other-base")
     waiting = unstarted(tmp_path / "home")
-    with pytest.raises(PeftArenaError, match="The model is not ready"):
-        Desk(waiting, Shelf(waiting), tmp_path / "zips").opening("lora-conala")
+    with pytest.raises(PromptOrTuneError, match="The model is not ready"):
+        AdapterActions(waiting, AdapterCatalog(waiting), tmp_path / "zips").require_usable("lora-conala")
 
 
-def test_a_download_is_the_packed_adapter_and_only_a_few_are_kept(desk: Desk, tmp_path: Path) -> None:
-    path = desk.packed(SMALL)
+def test_a_download_is_the_packed_adapter_and_only_a_few_are_kept(desk: AdapterActions, tmp_path: Path) -> None:
+    path = desk.pack_zip(SMALL)
     assert path.name == f"{SMALL}.zip"
     assert path.read_bytes() == pack(LIBRARY / SMALL, tmp_path / "own.zip").read_bytes()
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-    for turn in range(MOST_ZIPS + 3):
-        os.utime(desk.packed(SMALL).parent, (turn, turn))
-    assert len(list((tmp_path / "zips").iterdir())) == MOST_ZIPS
+    for turn in range(MAX_CACHED_ZIPS + 3):
+        os.utime(desk.pack_zip(SMALL).parent, (turn, turn))
+    assert len(list((tmp_path / "zips").iterdir())) == MAX_CACHED_ZIPS
     for name in ("../home/adapters/prompt-mine", "/etc", "none", ""):
-        with pytest.raises(PeftArenaError):
-            desk.packed(name)
+        with pytest.raises(PromptOrTuneError):
+            desk.pack_zip(name)
 
 
 def names(context: Context, visitor: Visitor = OWNER, **options: str) -> list[str]:
-    listed = adapter_list(context, Shelf(context), visitor, **options)  # type: ignore[arg-type]
+    listed = adapter_list_value(context, AdapterCatalog(context), visitor, **options)  # type: ignore[arg-type]
     return [each["name"] for each in listed["cards"]]
 
 
-def test_the_list_is_found_by_words_and_by_kind(context: Context, desk: Desk) -> None:
+def test_the_list_is_found_by_words_and_by_kind(context: Context, desk: AdapterActions) -> None:
     assert len(names(context)) == 11
     assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "what was added here comes first"
     assert names(context, words="prompt MY.CSV") == ["prompt-mine"]
@@ -144,11 +148,11 @@ def test_the_list_is_found_by_words_and_by_kind(context: Context, desk: Desk) ->
 
 
 def test_a_stranger_sees_no_folders_of_this_machine(context: Context) -> None:
-    shelf = Shelf(context)
-    assert adapter_list(context, shelf, OWNER)["models"] == [
-        {"name": "tuned", "command": f"python app.py --base {shelf.own_root / 'tuned'}"}
+    shelf = AdapterCatalog(context)
+    assert adapter_list_value(context, shelf, OWNER)["models"] == [
+        {"name": "tuned", "command": f"python app.py --base {shelf.install_dir / 'tuned'}"}
     ]
-    theirs = adapter_list(context, shelf, STRANGER)
+    theirs = adapter_list_value(context, shelf, STRANGER)
     assert theirs["models"] == []
     assert theirs["may"] is False
 
@@ -158,51 +162,55 @@ def test_many_adapters_come_by_the_page(tmp_path: Path) -> None:
     for number in range(60):
         copy_of(SMALL, home / "adapters" / f"made-{number:02}")
     with context_of(home) as context:
-        shelf = Shelf(context)
-        first = adapter_list(context, shelf, OWNER)
-        assert (len(first["cards"]), first["total"], first["head"]) == (PAGE, 67, "67 adapters")
-        last = adapter_list(context, shelf, OWNER, start=10**8)
+        shelf = AdapterCatalog(context)
+        first = adapter_list_value(context, shelf, OWNER)
+        assert (len(first["cards"]), first["total"], first["head"]) == (PAGE_SIZE, 67, "67 adapters")
+        last = adapter_list_value(context, shelf, OWNER, start=10**8)
         assert (last["from"], len(last["cards"])) == (48, 19)
-        found = adapter_list(context, shelf, OWNER, words="made-1", start=48)
+        found = adapter_list_value(context, shelf, OWNER, query="made-1", start=48)
         assert (found["from"], found["head"]) == (0, "10 of 67 adapters")
-    assert [start_of({"from": value}) for value in (24, -1, True, "24", None, 10**12)] == [24, 0, 0, 0, 0, 0]
+    assert [page_start({"from": value}) for value in (24, -1, True, "24", None, 10**12)] == [24, 0, 0, 0, 0, 0]
 
 
-def added(shelf: Shelf, path: Path, name: str = "", most: int = Limits().archive_bytes) -> list[Adding]:
-    return list(from_zip(shelf, path, name, most))
+def added(
+    shelf: AdapterCatalog, path: Path, name: str = "", most: int = Limits().archive_bytes
+) -> list[InstallProgress]:
+    return list(install_from_zip(shelf, path, name, most))
 
 
 def test_an_added_zip_is_a_method_at_once_and_the_upload_is_gone(
-    context: Context, shelf: Shelf, tmp_path: Path
+    context: Context, shelf: AdapterCatalog, tmp_path: Path
 ) -> None:
     path = pack(copy_of(SMALL, tmp_path / "from-mail"), tmp_path / "up" / "mail.zip")
     steps = added(shelf, path)
     assert steps[0].passed == 0
-    assert steps[-1].made == shelf.own_root / "from-mail"
-    assert steps[-1].passed == len(steps[-1].names)
-    assert checks_html(steps[-1]).count('class="passed"') == len(steps[-1].names)
+    assert steps[-1].installed == shelf.install_dir / "from-mail"
+    assert steps[-1].passed == len(steps[-1].steps)
+    assert checks_html(steps[-1]).count('class="passed"') == len(steps[-1].steps)
     assert not path.exists()
-    assert context.source.engine().unavailable(Method("from-mail", Nothing(), "from-mail")) is None
+    assert context.engine_loader.engine().unsupported_reason(Method("from-mail", NoExamples(), "from-mail")) is None
 
 
-def test_a_refusal_names_the_check_and_what_is_wrong(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_refusal_names_the_check_and_what_is_wrong(shelf: AdapterCatalog, tmp_path: Path) -> None:
     path = pack(copy_of(SMALL, tmp_path / "lora-conala"), tmp_path / "up" / "mail.zip")
     last = added(shelf, path)[-1]
-    assert last.fault == "There is an adapter 'lora-conala' already: give this one another name, or delete that one."
+    assert last.error == "There is an adapter 'lora-conala' already: give this one another name, or delete that one."
     html = checks_html(last)
     assert html.count('class="passed"') == 5
     assert 'class="failed"' in html
     assert "The name is free" in html.split('class="failed"')[1]
-    assert not (shelf.own_root / "lora-conala").exists(), "the library's one is not hidden"
+    assert not (shelf.install_dir / "lora-conala").exists(), "the library's one is not hidden"
     path = pack(copy_of(SMALL, tmp_path / "big"), tmp_path / "up" / "mail.zip")
-    assert "is the limit here" in added(shelf, path, most=1000)[-1].fault
+    assert "is the limit here" in added(shelf, path, most=1000)[-1].error
     assert not path.exists()
 
 
-def test_a_defect_of_ours_is_said_as_one(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_of_ours_is_said_as_one(
+    shelf: AdapterCatalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object, **__: object) -> Path:
         raise RuntimeError("secret internals")
 
     monkeypatch.setattr("adapters.archive.unpack", broken)
     path = pack(copy_of(SMALL, tmp_path / "mine"), tmp_path / "up" / "mail.zip")
-    assert added(shelf, path)[-1].fault == "Something went wrong on our side, and the log says what. Nothing was added."
+    assert added(shelf, path)[-1].error == "Something went wrong on our side, and the log says what. Nothing was added."

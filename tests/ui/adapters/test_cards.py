@@ -11,8 +11,16 @@ import pytest
 
 from adapters.origin import Origin
 from tests.ui.adapters.rig import BASE, EVIL, SMALL, context_of, copy_of, furnish, unstarted
-from ui.adapters.cards import best_scores, card, details, number, score_place, score_row, size_text
-from ui.adapters.shelf import Entry, Shelf
+from ui.adapters.cards import (
+    best_scores,
+    card_value,
+    details_value,
+    format_size,
+    parse_number,
+    score_conditions,
+    score_row,
+)
+from ui.adapters.shelf import AdapterCatalog, CatalogEntry
 
 
 def _score(metric: Any, quantization: str = "nf4", **more: Any) -> dict[str, Any]:
@@ -36,12 +44,12 @@ def test_the_scores_on_the_base_as_it_is_here_come_first() -> None:
 def test_scores_of_two_places_never_stand_under_one_heading() -> None:
     scores = [_score("EM@1", dataset="mbpp"), _score("CodeBLEU")]
     assert best_scores(scores, BASE) == scores[:1]
-    assert score_place(_score("EM@1", split="test", decoding="greedy")) == "conala test, base NF4, greedy"
+    assert score_conditions(_score("EM@1", split="test", decoding="greedy")) == "conala test, base NF4, greedy"
 
 
 @pytest.mark.parametrize("value", [None, True, "0.5", float("nan"), float("inf"), 10**400, 1e13, [1]])
 def test_what_is_no_number(value: object) -> None:
-    assert number(value) is None
+    assert parse_number(value) is None
 
 
 def test_an_interval_needs_both_ends() -> None:
@@ -51,14 +59,14 @@ def test_an_interval_needs_both_ends() -> None:
 
 
 def test_sizes() -> None:
-    assert [size_text(size) for size in (1, 512_000, 3_700_000)] == ["1 kB", "512 kB", "3.7 MB"]
+    assert [format_size(size) for size in (1, 512_000, 3_700_000)] == ["1 kB", "512 kB", "3.7 MB"]
 
 
 def test_every_adapter_of_the_library_has_a_full_card(tmp_path: Path) -> None:
     with context_of(tmp_path) as context:
-        shelf = Shelf(context)
+        shelf = AdapterCatalog(context)
         for entry in shelf.entries(shelf.states()):
-            shown = card(entry, BASE)
+            shown = card_value(entry, BASE)
             assert shown["usable"] == "yes", shown
             assert shown["kind"]
             assert shown["place"] == "Comes with Peft Arena"
@@ -69,21 +77,21 @@ def test_every_adapter_of_the_library_has_a_full_card(tmp_path: Path) -> None:
             assert {"Base", "Licence", "Created"} <= set(facts)
             assert all(all(row) for row in shown["scores"]), "value, interval and n"
             assert "base NF4" in shown["scored_on"]
-            told = details(entry.path or Path(), entry.manifest)
+            told = details_value(entry.path or Path(), entry.manifest)
             assert told["readme"].startswith(f"# {entry.name}"), "without the lines for machines"
             assert json.loads(told["manifest"])["name"] == entry.name
 
 
 def test_a_hostile_one_is_cut_and_can_be_sent(tmp_path: Path) -> None:
     with context_of(furnish(tmp_path)) as context:
-        shelf = Shelf(context)
+        shelf = AdapterCatalog(context)
         states = {state.name: state for state in shelf.states()}
         entry = shelf.entries([states["evil"]])[0]
-        shown = card(entry, BASE)
+        shown = card_value(entry, BASE)
         assert json.loads(json.dumps(shown, allow_nan=False)) == shown
         assert max(len(value) for _, value in shown["facts"]) < 80
         assert shown["scores"] == [], "neither is a number"
-        told = details(entry.path or Path(), entry.manifest)
+        told = details_value(entry.path or Path(), entry.manifest)
         assert EVIL in told["readme"], "as it stands in the file: it is text"
         assert max(len(cell) for row in told["scores"] for cell in row) < 120
 
@@ -91,16 +99,16 @@ def test_a_hostile_one_is_cut_and_can_be_sent(tmp_path: Path) -> None:
 def test_a_card_without_end_is_cut(tmp_path: Path) -> None:
     folder = copy_of(SMALL, tmp_path / "long")
     (folder / "README.md").write_text("x" * 200_000)
-    assert details(folder, None)["readme"].endswith("(cut here)")
+    assert details_value(folder, None)["readme"].endswith("(cut here)")
     (folder / "README.md").write_bytes(b"x" * (2 << 20))
-    assert "README.md has" in details(folder, None)["readme"]
+    assert "README.md has" in details_value(folder, None)["readme"]
     (folder / "README.md").unlink()
     (folder / "README.md").symlink_to("/etc/passwd")
-    assert "is a symbolic link" in details(folder, None)["readme"]
+    assert "is a symbolic link" in details_value(folder, None)["readme"]
 
 
 def test_before_the_model_is_there_nothing_is_promised(tmp_path: Path) -> None:
-    shelf = Shelf(unstarted(furnish(tmp_path)))
+    shelf = AdapterCatalog(unstarted(furnish(tmp_path)))
     usable = {entry.name: entry.usable for entry in shelf.entries(shelf.states())}
     assert usable["lora-conala"] is None
     assert usable["other-base"] is None
@@ -108,14 +116,14 @@ def test_before_the_model_is_there_nothing_is_promised(tmp_path: Path) -> None:
 
 
 def test_where_an_adapter_came_from(tmp_path: Path) -> None:
-    entry = Entry("a", "own", tmp_path, None, True)
+    entry = CatalogEntry("a", "own", tmp_path, None, True)
     entries = [
         replace(entry, origin=Origin("hub", "someone/lora@0123456789abcdef")),
         replace(entry, origin=Origin("zip", "mail.zip")),
         entry,
-        replace(entry, place="registered"),
+        replace(entry, location="registered"),
     ]
-    assert [card(each, None)["place"] for each in entries] == [
+    assert [card_value(each, None)["place"] for each in entries] == [
         "From the Hub: someone/lora@01234567",
         "From the zip mail.zip",
         "Trained here, or copied here by hand",

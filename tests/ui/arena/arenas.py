@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
-from evaluate.arena.votes import FILE, Votes
-from serve.engine_source import EngineSource
+from evaluate.arena.votes import VOTES_FILE, VoteStore
+from serve.engine_source import EngineLoader
 from tests.fakes import FakeEngine
-from ui.arena.answering import Arena, Step
-from ui.arena.drawing import Wish
-from ui.arena.duels import FOLDER, Duel, Duels
+from ui.arena.answering import MatchRunner, MatchUpdate
+from ui.arena.drawing import MatchRequest
+from ui.arena.duels import MATCH_FOLDER, Match, MatchStore
 from ui.context import Context
 from ui.visitors import Visitor
 
@@ -26,25 +26,27 @@ FAILS = {"lora-broken": "Adapter 'lora-broken': its weights are missing; train i
 THREE = ("zero-shot", "rag-8", "lora-quokka")
 
 
-def make_arena(home: Path, engine: FakeEngine | None = None) -> Arena:
+def make_arena(home: Path, engine: FakeEngine | None = None) -> MatchRunner:
     """The engine's adapters are lora-quokka, lora-evil and lora-broken, of which the last one cannot be used."""
     engine = engine or FakeEngine(SAYS, FAILS, names=("lora-quokka", "lora-evil", "lora-broken"))
-    source = EngineSource(lambda report: engine).start()
+    source = EngineLoader(lambda report: engine).start()
     source.engine()
     context = Context(source, home=home)
-    return Arena(context, Votes(home / FILE), Duels(home / FOLDER))
+    return MatchRunner(context, VoteStore(home / VOTES_FILE), MatchStore(home / MATCH_FOLDER))
 
 
 def draw(
-    arena: Arena, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE, known: str = ""
-) -> Iterator[Step]:
+    arena: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE, known: str = ""
+) -> Iterator[MatchUpdate]:
     """The steps of the next duel."""
-    return arena.next_duel(visitor, "session", Wish(question, "starter", methods), known, Event())
+    return arena.next_match(visitor, "session", MatchRequest(question, "starter", methods), known, Event())
 
 
-def answered(arena: Arena, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE) -> Duel:
+def answered(
+    arena: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE
+) -> Match:
     """A duel with both answers; any earlier one is known to the page."""
-    earlier = arena.duels.open(visitor.id)
+    earlier = arena.matches.load(visitor.id)
     *_, last = draw(arena, visitor, question, methods, earlier.id if earlier else "")
-    assert last.duel is not None
-    return last.duel
+    assert last.match is not None
+    return last.match

@@ -8,28 +8,28 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from evaluate.arena.ratings import Ratings, rate
+from evaluate.arena.ratings import RatingTable, compute_ratings
 from evaluate.arena.vote import Player
-from evaluate.arena.votes import Votes
+from evaluate.arena.votes import VoteStore
 from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, bouts, make_vote
 from ui.arena.ratings_html import NO_VOTES, ratings_html
-from ui.arena.ratings_view import ALL, Section, build_ratings
+from ui.arena.ratings_view import ALL_QUESTIONS, RatingsSection, build_ratings
 
 
 @pytest.fixture
-def section(tmp_path: Path) -> Section:
-    votes = Votes(tmp_path / "votes.sqlite")
+def section(tmp_path: Path) -> RatingsSection:
+    votes = VoteStore(tmp_path / "votes.sqlite")
     with gr.Blocks():
         return build_ratings(votes, lambda: BASE)
 
 
 def test_without_votes_the_section_says_so() -> None:
-    assert NO_VOTES in ratings_html(None, Ratings())
-    assert NO_VOTES in ratings_html(BASE, rate([]))
+    assert NO_VOTES in ratings_html(None, RatingTable())
+    assert NO_VOTES in ratings_html(BASE, compute_ratings([]))
 
 
 def test_few_votes_are_shown_without_a_rating() -> None:
-    html = ratings_html(BASE, rate(bouts((LORA, ZERO), 2, 1)))
+    html = ratings_html(BASE, compute_ratings(bouts((LORA, ZERO), 2, 1)))
     assert html.count("too few votes to say") == 2
     assert "Too few votes to say who is ahead" in html
     assert "3 votes of 3 people" in html
@@ -37,7 +37,7 @@ def test_few_votes_are_shown_without_a_rating() -> None:
 
 
 def test_enough_votes_have_dots_intervals_and_a_matrix() -> None:
-    html = ratings_html(BASE, rate([*bouts((LORA, ZERO), 9, 3, 2), *bouts((RAG, ZERO), 1, 0)]))
+    html = ratings_html(BASE, compute_ratings([*bouts((LORA, ZERO), 9, 3, 2), *bouts((RAG, ZERO), 1, 0)]))
     assert html.count('class="dot"') == 2
     assert "1 to 2" in html or "<td>1</td>" in html
     assert "71%<span>14 votes</span>" in html
@@ -48,12 +48,12 @@ def test_enough_votes_have_dots_intervals_and_a_matrix() -> None:
 
 def test_names_are_escaped() -> None:
     evil = Player("<img src=x>", "sha256:1")
-    html = ratings_html(BASE, rate(bouts((evil, ZERO), 9, 3)))
+    html = ratings_html(BASE, compute_ratings(bouts((evil, ZERO), 9, 3)))
     assert "<img" not in html
     assert "&lt;img src=x&gt;" in html
 
 
-def test_the_section_shows_one_base_and_one_data_set_at_a_time(section: Section) -> None:
+def test_the_section_shows_one_base_and_one_data_set_at_a_time(section: RatingsSection) -> None:
     other = replace(BASE, id="org/other")
     for number in range(3):
         section.votes.add(make_vote(number, data="conala" if number else "starter"))
@@ -62,13 +62,13 @@ def test_the_section_shows_one_base_and_one_data_set_at_a_time(section: Section)
     assert (base.value, base.visible, [label for label, _ in base.choices]) == (
         "org/base|abc|nf4", True, ["base · NF4", "other · NF4"],
     )  # fmt: skip
-    assert [name for _, name in data.choices] == [ALL, "conala", "starter"]
+    assert [name for _, name in data.choices] == [ALL_QUESTIONS, "conala", "starter"]
     assert "3 votes of one person" in html
     assert buttons.visible
     assert "2 votes of one person" in section.updates(None, "conala")[2]
     assert "1 vote of one person" in section.updates("org/other|abc|nf4", "conala")[2]
 
 
-def test_a_broken_file_is_a_sentence_on_the_page(section: Section) -> None:
+def test_a_broken_file_is_a_sentence_on_the_page(section: RatingsSection) -> None:
     section.votes.path.write_bytes(b"no database" * 1000)
     assert "file is not a database" in section.updates()[2]

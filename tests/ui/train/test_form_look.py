@@ -17,8 +17,8 @@ import pytest
 
 from tests.conftest import ROOT
 from ui.train import looker as module
-from ui.train.look import look
-from ui.train.looker import ENDED, Looker
+from ui.train.look import preview
+from ui.train.looker import PROCESS_DIED, PreviewClient
 
 GOOD = "intent,code\n" + "".join(f"make {n} zeros,[0] * {n}\n" for n in range(30))
 FAULTY = f"{GOOD}no code,\n,print(1)\na,b,c,d\n"
@@ -32,12 +32,12 @@ def rows(path: Path, text: str = GOOD, **more: Any) -> dict[str, Any]:
 
 
 def events(request: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(look(request, lambda line: None))
+    return list(preview(request, lambda line: None))
 
 
 @pytest.fixture
-def looker(home: Path) -> Iterator[Looker]:
-    made = Looker(home)
+def looker(home: Path) -> Iterator[PreviewClient]:
+    made = PreviewClient(home)
     yield made
     made.close()
 
@@ -93,9 +93,9 @@ def test_a_file_that_cannot_be_read_is_one_sentence_without_a_path(
     assert sentence in (None, refused["refused"])
 
 
-def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Path, looker: Looker) -> None:
+def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Path, looker: PreviewClient) -> None:
     request = rows(tmp_path / "a.csv", FAULTY) | {"model_name_or_path": "embedded"}
-    said = list(looker.look(looker.turn("a"), request))
+    said = list(looker.preview(looker.new_request("a"), request))
     kinds = [next(iter(event)) for event in said if "line" not in event]
     assert kinds == ["table", "facts", "preflight"]
     found = said[-1]["preflight"]
@@ -108,48 +108,50 @@ def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Pat
     assert estimate["seconds"] > 0
     assert estimate["free_bytes"] is None or estimate["free_bytes"] > 0
     began = time.monotonic()
-    assert [event for event in said if "line" not in event] == list(looker.look(looker.turn("a"), request))
+    assert [event for event in said if "line" not in event] == list(looker.preview(looker.new_request("a"), request))
     assert time.monotonic() - began < 0.1
 
 
 def test_a_newer_look_of_the_same_visitor_ends_the_earlier_one(
-    tmp_path: Path, looker: Looker, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, looker: PreviewClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GRACE", 0.2)
+    monkeypatch.setattr(module, "CANCEL_GRACE_SECONDS", 0.2)
     slow = rows(tmp_path / "slow.csv", "intent,code\n" + "make zeros,[0]\n" * 400_000)
-    turn = looker.turn("a")
+    turn = looker.new_request("a")
     said: list[dict[str, Any]] = []
-    reader = threading.Thread(target=lambda: said.extend(looker.look(turn, slow)))
+    reader = threading.Thread(target=lambda: said.extend(looker.preview(turn, slow)))
     reader.start()
     time.sleep(0.5)
-    newer = list(looker.look(looker.turn("a"), rows(tmp_path / "b.csv")))
+    newer = list(looker.preview(looker.new_request("a"), rows(tmp_path / "b.csv")))
     reader.join(10)
     assert not reader.is_alive()
-    assert turn.over
+    assert turn.cancelled
     assert not any("facts" in event for event in said)
     assert newer[-1]["facts"]["sound"] == 30
 
 
-def test_other_visitors_wait_for_their_turn(tmp_path: Path, looker: Looker) -> None:
-    first, second = looker.turn("a"), looker.turn("b")
-    going = looker.look(first, rows(tmp_path / "a.csv"))
+def test_other_visitors_wait_for_their_turn(tmp_path: Path, looker: PreviewClient) -> None:
+    first, second = looker.new_request("a"), looker.new_request("b")
+    going = looker.preview(first, rows(tmp_path / "a.csv"))
     next(going)
-    waiting = looker.look(second, rows(tmp_path / "b.csv"))
+    waiting = looker.preview(second, rows(tmp_path / "b.csv"))
     assert next(waiting) == {"line": "Waiting for another look to end ..."}
     assert "facts" in list(going)[-1]
     assert "facts" in list(waiting)[-1]
-    assert not first.over
+    assert not first.cancelled
 
 
-def test_a_process_that_dies_is_said_and_the_next_look_works(tmp_path: Path, looker: Looker) -> None:
-    list(looker.look(looker.turn("a"), rows(tmp_path / "a.csv")))
-    going = looker.look(looker.turn("a"), rows(tmp_path / "b.csv", "intent,code\n" + "make zeros,[0]\n" * 200_000))
+def test_a_process_that_dies_is_said_and_the_next_look_works(tmp_path: Path, looker: PreviewClient) -> None:
+    list(looker.preview(looker.new_request("a"), rows(tmp_path / "a.csv")))
+    going = looker.preview(
+        looker.new_request("a"), rows(tmp_path / "b.csv", "intent,code\n" + "make zeros,[0]\n" * 200_000)
+    )
     assert "table" in next(going)
     process = looker._process
     assert process is not None
     os.kill(process._child.pid, signal.SIGKILL)
-    assert list(going)[-1] == ENDED
-    assert "facts" in list(looker.look(looker.turn("a"), rows(tmp_path / "c.csv")))[-1]
+    assert list(going)[-1] == PROCESS_DIED
+    assert "facts" in list(looker.preview(looker.new_request("a"), rows(tmp_path / "c.csv")))[-1]
     looker.close()
     assert looker._process is None
 

@@ -15,9 +15,9 @@ import pytest
 from starlette.requests import Request
 
 from adapters.store import LIBRARY
-from errors import PeftArenaError
-from jobs.job import Job, Progress, Serving, Verdict
-from serve.engine_source import EngineSource
+from errors import PromptOrTuneError
+from jobs.job import Job, Progress, ServingOptions, Verdict
+from serve.engine_source import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import QuietBoard
@@ -25,20 +25,20 @@ from ui.context import Context
 from ui.limits import Limits
 from ui.train import panel_views as views
 from ui.train import panel_words as words
-from ui.train.panel_actions import WAKE_SECONDS, Desk
-from ui.train.panel_curve import MOST_POINTS, curve
-from ui.train.panel_look import BUSY_SECONDS, GONE, IDLE_SECONDS, Look, doing, look
-from ui.train.panel_words import Left
-from ui.visitors import COOKIE, Policy, Visitors
+from ui.train.panel_actions import WORKER_CHECK_SECONDS, JobActions
+from ui.train.panel_curve import MAX_POINTS, loss_curve
+from ui.train.panel_look import BUSY_SECONDS, IDLE_SECONDS, JOB_NOT_FOUND, PanelUpdate, button_labels, panel_update
+from ui.train.panel_words import JobArtifacts
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB = "a" * 32, "b" * 32
-JOB = Job("1", "lora-mine", {"technique": "lora"}, Serving(), "mine.csv")
+JOB = Job("1", "lora-mine", {"technique": "lora"}, ServingOptions(), "mine.csv")
 
 
 def request(cookie: str = ADA) -> Any:
     """What an event of the page gets, as far as visitors are told apart by it."""
-    headers = [(b"cookie", f"{COOKIE}={cookie}".encode())]
+    headers = [(b"cookie", f"{COOKIE_NAME}={cookie}".encode())]
     return SimpleNamespace(
         request=Request({"type": "http", "headers": headers, "client": ("10.0.0.9", 1)}), username=""
     )
@@ -49,13 +49,13 @@ def board(tmp_path: Path) -> QuietBoard:
     return QuietBoard(tmp_path)
 
 
-def desk_of(board: QuietBoard, policy: Policy | None = None) -> Desk:
-    context = Context(EngineSource(lambda _: FakeEngine()), visitors=Visitors(policy), home=board.home)
-    return Desk(context, board)
+def desk_of(board: QuietBoard, policy: AccessPolicy | None = None) -> JobActions:
+    context = Context(EngineLoader(lambda _: FakeEngine()), visitors=VisitorRegistry(policy), home=board.home)
+    return JobActions(context, board)
 
 
-def seen(desk: Desk, chosen: str = "", cookie: str = ADA, **asked: Any) -> Look:
-    return look(desk, desk.context.visitors.of(request(cookie)), chosen, asked)
+def seen(desk: JobActions, chosen: str = "", cookie: str = ADA, **asked: Any) -> PanelUpdate:
+    return panel_update(desk, desk.context.visitors.identify(request(cookie)), chosen, asked)
 
 
 # Words
@@ -64,35 +64,35 @@ def seen(desk: Desk, chosen: str = "", cookie: str = ADA, **asked: Any) -> Look:
 @pytest.mark.parametrize(
     ("changes", "left", "says"),
     [
-        ({}, Left(), "it is next"),
-        ({"before": 1}, Left(), "one job is ahead"),
-        ({"before": 3}, Left(), "3 jobs are ahead"),
-        ({"state": "running"}, Left(), "Starting"),
-        ({"state": "running", "stage": "training"}, Left(), "Training"),
-        ({"state": "running", "stage": "scoring"}, Left(), "Trained. Now"),
-        ({"state": "stopping"}, Left(), "saves a checkpoint"),
-        ({"state": "stopped"}, Left(step=60), "'Resume' goes on from step 60 of 120"),
-        ({"state": "stopped"}, Left(), "'Start again' begins anew"),
-        ({"state": "stopped"}, Left(adapter=True), "'Resume' goes on with the scoring"),
-        ({"state": "failed"}, Left(step=60), "'Retry' goes on from step 60"),
-        ({"state": "done"}, Left(adapter=True), "among the methods of the Compare page"),
+        ({}, JobArtifacts(), "it is next"),
+        ({"before": 1}, JobArtifacts(), "one job is ahead"),
+        ({"before": 3}, JobArtifacts(), "3 jobs are ahead"),
+        ({"state": "running"}, JobArtifacts(), "Starting"),
+        ({"state": "running", "stage": "training"}, JobArtifacts(), "Training"),
+        ({"state": "running", "stage": "scoring"}, JobArtifacts(), "Trained. Now"),
+        ({"state": "stopping"}, JobArtifacts(), "saves a checkpoint"),
+        ({"state": "stopped"}, JobArtifacts(step=60), "'Resume' goes on from step 60 of 120"),
+        ({"state": "stopped"}, JobArtifacts(), "'Start again' begins anew"),
+        ({"state": "stopped"}, JobArtifacts(adapter=True), "'Resume' goes on with the scoring"),
+        ({"state": "failed"}, JobArtifacts(step=60), "'Retry' goes on from step 60"),
+        ({"state": "done"}, JobArtifacts(adapter=True), "among the methods of the Compare page"),
     ],
 )
-def test_every_state_is_told_in_words(changes: dict[str, Any], left: Left, says: str) -> None:
-    assert says in words.state_line(replace(JOB, **changes), left, 120)
+def test_every_state_is_told_in_words(changes: dict[str, Any], left: JobArtifacts, says: str) -> None:
+    assert says in words.state_message(replace(JOB, **changes), left, 120)
 
 
 @pytest.mark.parametrize(
     ("seconds", "told"), [(0.4, "0 s"), (59, "59 s"), (187, "3 min 07 s"), (7500, "2 h 05 min"), (100_000, "1 d 03 h")]
 )
 def test_durations_have_two_units_at_most(seconds: float, told: str) -> None:
-    assert words.duration(seconds) == told
+    assert words.format_duration(seconds) == told
 
 
 def test_a_job_elsewhere_says_where_and_an_unknown_technique_its_own_name() -> None:
-    assert words.place_words(replace(JOB, where="hub", flavor="a10g-small")) == "on Hugging Face Jobs (a10g-small)"
-    assert words.technique(replace(JOB, config={"technique": "new"})) == "new"
-    assert words.base_words(JOB) == "the embedded base · NF4"
+    assert words.location_label(replace(JOB, where="hub", flavor="a10g-small")) == "on Hugging Face Jobs (a10g-small)"
+    assert words.technique_title(replace(JOB, config={"technique": "new"})) == "new"
+    assert words.base_label(JOB) == "the embedded base · NF4"
 
 
 # The curve
@@ -100,26 +100,26 @@ def test_a_job_elsewhere_says_where_and_an_unknown_technique_its_own_name() -> N
 
 def test_a_long_training_is_thinned_to_means_and_the_best_is_named() -> None:
     losses = tuple((step, 1000.0 / step) for step in range(1, 1001))
-    drawn = curve(Progress(step=1000, steps=1200, losses=losses, validation=((100, 2.0), (200, 1.5), (300, 1.8))))
+    drawn = loss_curve(Progress(step=1000, steps=1200, losses=losses, validation=((100, 2.0), (200, 1.5), (300, 1.8))))
     assert drawn["mean"] == 5
-    assert len(drawn["training"]) == 200 <= MOST_POINTS
+    assert len(drawn["training"]) == 200 <= MAX_POINTS
     assert drawn["training"][0] == [5, pytest.approx(sum(1000 / step for step in range(1, 6)) / 5)]
     assert drawn["steps"] == 1200
     assert "lowest 1.5 at step 200" in drawn["said"]
 
 
 def test_the_lowest_of_tiny_losses_is_drawn_where_it_is_named() -> None:
-    drawn = curve(Progress(step=3, steps=3, validation=((1, 0.0003862), (2, 0.0003861), (3, 0.0003863))))
+    drawn = loss_curve(Progress(step=3, steps=3, validation=((1, 0.0003862), (2, 0.0003861), (3, 0.0003863))))
     assert min(drawn["validation"], key=lambda point: point[1])[0] == 2
     assert "at step 2" in drawn["said"]
-    assert "0.000386 (step 2)" in views.head_html(JOB, Progress(3, 3, validation=((2, 0.0003861),)))
+    assert "0.000386 (step 2)" in views.job_header_html(JOB, Progress(3, 3, validation=((2, 0.0003861),)))
 
 
 def test_a_loss_that_is_no_number_has_no_place_and_nothing_is_said_of_nothing() -> None:
-    broken = curve(Progress(step=2, steps=4, losses=((1, math.nan), (2, 2.0), (3, math.inf))))
+    broken = loss_curve(Progress(step=2, steps=4, losses=((1, math.nan), (2, 2.0), (3, math.inf))))
     assert broken["training"] == [[2, 2.0]]
     assert json.dumps(broken, allow_nan=False)
-    assert curve(Progress())["said"] == ""
+    assert loss_curve(Progress())["said"] == ""
 
 
 # What is shown
@@ -128,8 +128,12 @@ def test_a_loss_that_is_no_number_has_no_place_and_nothing_is_said_of_nothing() 
 def test_texts_of_people_and_models_are_escaped() -> None:
     job = replace(JOB, adapter=EVIL, data_name=EVIL, message=EVIL, state="failed", flavor=EVIL, where="hub")
     verdict = replace(on_disk.VERDICT, sentence=EVIL, provenance={EVIL: EVIL})
-    html = views.head_html(job, Progress(1, 2)) + views.line_html(job, Left(), 2) + views.failed_html([EVIL])
-    html += views.verdict_html(verdict) + views.message_html(replace(job, state="running"), Progress())
+    html = (
+        views.job_header_html(job, Progress(1, 2))
+        + views.job_state_html(job, JobArtifacts(), 2)
+        + views.log_tail_html([EVIL])
+    )
+    html += views.verdict_html(verdict) + views.job_message_html(replace(job, state="running"), Progress())
     assert "<img" not in html
     assert html.count("&lt;img src=x") >= 7
 
@@ -146,9 +150,9 @@ def test_a_verdict_shows_its_table_and_an_honest_one_without_scores_none() -> No
 
 def test_nothing_yet_is_told_and_asked_for_rarely(board: QuietBoard) -> None:
     found = seen(desk_of(board))
-    assert views.EMPTY_TITLE in found.changed["empty"]
+    assert views.NO_JOBS_TITLE in found.changed["empty"]
     assert found.job == ""
-    assert found.pulse["every"] == IDLE_SECONDS
+    assert found.poll_state["every"] == IDLE_SECONDS
 
 
 def test_a_look_sends_only_what_changed_since_the_last_one(board: QuietBoard) -> None:
@@ -157,13 +161,13 @@ def test_a_look_sends_only_what_changed_since_the_last_one(board: QuietBoard) ->
     desk = desk_of(board)
     first = seen(desk)
     assert {"list", "head", "curve", "line", "doing"} <= set(first.changed)
-    assert first.pulse["every"] == BUSY_SECONDS
-    again = seen(desk, job.id, **{**first.pulse, "number": 7})
+    assert first.poll_state["every"] == BUSY_SECONDS
+    again = seen(desk, job.id, **{**first.poll_state, "number": 7})
     assert again.changed == {}
     # An answer in which nothing changed is told from none by the number of its look.
-    assert again.pulse == {**first.pulse, "number": 7}
+    assert again.poll_state == {**first.poll_state, "number": 7}
     on_disk.train(board, job.id, 21, since=20)
-    assert set(seen(desk, job.id, **first.pulse).changed) == {"head", "curve"}
+    assert set(seen(desk, job.id, **first.poll_state).changed) == {"head", "curve"}
     # What a browser says of itself may be anything.
     assert set(seen(desk, job.id, seen=["strange"]).changed) == set(first.changed)
 
@@ -183,27 +187,27 @@ def test_the_shown_job_is_the_chosen_else_the_addressed_else_the_running_one(boa
     assert seen(desk, job=old.id).job == old.id
     assert seen(desk, new.id, job=old.id).job == new.id
     gone = seen(desk, job="20200101-000000-000000-abcdef")
-    assert (gone.job, gone.changed["note"]) == (running.id, GONE)
+    assert (gone.job, gone.changed["note"]) == (running.id, JOB_NOT_FOUND)
     assert seen(desk, job="../../etc/passwd").job == running.id
 
 
 @pytest.mark.parametrize(
     ("state", "left", "stands"),
     [
-        ("queued", Left(), {"cancel"}),
-        ("running", Left(), {"cancel"}),
-        ("stopping", Left(), set()),
-        ("stopped", Left(step=6), {"again", "finish", "delete"}),
-        ("stopped", Left(), {"again", "delete"}),
-        ("failed", Left(step=6), {"again", "delete"}),
-        ("done", Left(adapter=True), {"open", "download", "delete"}),
-        ("done", Left(), {"delete"}),
+        ("queued", JobArtifacts(), {"cancel"}),
+        ("running", JobArtifacts(), {"cancel"}),
+        ("stopping", JobArtifacts(), set()),
+        ("stopped", JobArtifacts(step=6), {"again", "finish", "delete"}),
+        ("stopped", JobArtifacts(), {"again", "delete"}),
+        ("failed", JobArtifacts(step=6), {"again", "delete"}),
+        ("done", JobArtifacts(adapter=True), {"open", "download", "delete"}),
+        ("done", JobArtifacts(), {"delete"}),
     ],
 )
-def test_buttons_stand_where_they_can_do_something(state: Any, left: Left, stands: set[str]) -> None:
-    labels = doing(replace(JOB, state=state), left, mine=True)
+def test_buttons_stand_where_they_can_do_something(state: Any, left: JobArtifacts, stands: set[str]) -> None:
+    labels = button_labels(replace(JOB, state=state), left, may_change=True)
     assert {name for name, label in labels.items() if label} == stands
-    others = doing(replace(JOB, state=state), left, mine=False)
+    others = button_labels(replace(JOB, state=state), left, may_change=False)
     assert {name for name, label in others.items() if label} == stands & {"open"}
 
 
@@ -212,29 +216,29 @@ def test_buttons_stand_where_they_can_do_something(state: Any, left: Left, stand
 
 def test_whoever_may_not_train_sees_no_job_and_moves_none(board: QuietBoard) -> None:
     job = on_disk.begin(board)
-    desk = desk_of(board, Policy("owner", frozenset({"ada"})))
+    desk = desk_of(board, AccessPolicy("owner", frozenset({"ada"})))
     found = seen(desk, job.id)
     assert set(found.changed) == {"note", "empty"}
     assert "lora-mine" not in str(found)
-    for act in (desk.cancel, desk.again, desk.finish, desk.packed):
-        with pytest.raises(PeftArenaError, match="Only ada may train"):
+    for act in (desk.cancel, desk.resume, desk.finish, desk.pack_zip):
+        with pytest.raises(PromptOrTuneError, match="Only ada may train"):
             act(request(), job.id)
-    assert board.get(job.id).state == "queued"
+    assert board.get_job(job.id).state == "queued"
 
 
 def test_a_visitor_sees_all_jobs_and_changes_their_own(board: QuietBoard) -> None:
-    desk = desk_of(board, Policy("everyone", frozenset({"ada"})))
-    mine = on_disk.begin(board, "lora-a", owner=desk.context.visitors.of(request(ADA)).id)
-    others = on_disk.begin(board, "lora-b", owner=desk.context.visitors.of(request(BOB)).id)
+    desk = desk_of(board, AccessPolicy("everyone", frozenset({"ada"})))
+    mine = on_disk.begin(board, "lora-a", owner=desk.context.visitors.identify(request(ADA)).id)
+    others = on_disk.begin(board, "lora-b", owner=desk.context.visitors.identify(request(BOB)).id)
     listed = {each["id"]: each["mine"] for each in seen(desk).changed["list"]["jobs"]}
     assert listed == {mine.id: True, others.id: False}
-    with pytest.raises(PeftArenaError, match="another visitor's"):
+    with pytest.raises(PromptOrTuneError, match="another visitor's"):
         desk.cancel(request(ADA), others.id)
     desk.cancel(request(ADA), mine.id)
-    assert [board.get(job.id).state for job in (mine, others)] == ["stopped", "queued"]
-    with pytest.raises(PeftArenaError, match="no job"):
+    assert [board.get_job(job.id).state for job in (mine, others)] == ["stopped", "queued"]
+    with pytest.raises(PromptOrTuneError, match="no job"):
         desk.cancel(request(ADA), "../../etc")
-    with pytest.raises(PeftArenaError, match="Choose a job"):
+    with pytest.raises(PromptOrTuneError, match="Choose a job"):
         desk.cancel(request(ADA), "")
 
 
@@ -242,22 +246,22 @@ def test_a_stopped_job_goes_on_or_becomes_an_adapter(board: QuietBoard) -> None:
     desk = desk_of(board)
     job = on_disk.begin(board)
     on_disk.stop(board, job.id, 60)
-    assert desk.left(board.get(job.id)) == Left(60)
-    desk.again(request(), job.id)
-    assert (board.get(job.id).state, on_disk.standing(board, job.id).finish) == ("queued", False)
+    assert desk.artifacts(board.get_job(job.id)) == JobArtifacts(60)
+    desk.resume(request(), job.id)
+    assert (board.get_job(job.id).state, on_disk.standing(board, job.id).finish) == ("queued", False)
     on_disk.stand(board, job.id, state="stopped")
     desk.finish(request(), job.id)
-    assert (board.get(job.id).state, on_disk.standing(board, job.id).finish) == ("queued", True)
+    assert (board.get_job(job.id).state, on_disk.standing(board, job.id).finish) == ("queued", True)
 
 
 def test_resuming_counts_against_the_limit_of_one_person(board: QuietBoard) -> None:
-    desk = desk_of(board, Policy(limits=Limits(jobs_at_once=1)))
-    me = desk.context.visitors.of(request()).id
+    desk = desk_of(board, AccessPolicy(limits=Limits(jobs_at_once=1)))
+    me = desk.context.visitors.identify(request()).id
     stopped = on_disk.begin(board, "lora-a", owner=me)
     desk.cancel(request(), stopped.id)
     on_disk.begin(board, "lora-b", owner=me)
-    with pytest.raises(PeftArenaError, match="1 is the limit"):
-        desk.again(request(), stopped.id)
+    with pytest.raises(PromptOrTuneError, match="1 is the limit"):
+        desk.resume(request(), stopped.id)
 
 
 def test_a_job_is_deleted_with_its_adapter_or_without(board: QuietBoard) -> None:
@@ -267,7 +271,7 @@ def test_a_job_is_deleted_with_its_adapter_or_without(board: QuietBoard) -> None
         on_disk.complete(board, job.id)
     desk.delete(request(), first.id, adapter=False)
     desk.delete(request(), second.id, adapter=True)
-    assert board.jobs() == []
+    assert board.list_jobs() == []
     assert sorted(path.name for path in (board.home / "adapters").iterdir()) == ["lora-a"]
 
 
@@ -278,7 +282,7 @@ def test_an_adapter_that_a_later_job_made_is_not_deleted_with_an_old_one(board: 
     shutil.rmtree(board.home / "adapters" / old.adapter)
     new = on_disk.begin(board)
     on_disk.complete(board, new.id)
-    with pytest.raises(PeftArenaError, match="later job"):
+    with pytest.raises(PromptOrTuneError, match="later job"):
         desk.delete(request(), old.id, adapter=True)
     assert board.adapter_folder(new.id) is not None
 
@@ -287,16 +291,16 @@ def test_a_running_job_keeps_its_adapter_and_itself(board: QuietBoard) -> None:
     desk = desk_of(board)
     job = on_disk.begin(board)
     on_disk.train(board, job.id, 5)
-    with pytest.raises(PeftArenaError, match="stop it before"):
+    with pytest.raises(PromptOrTuneError, match="stop it before"):
         desk.delete(request(), job.id, adapter=True)
-    assert board.get(job.id).state == "running"
+    assert board.get_job(job.id).state == "running"
 
 
 def test_an_adapter_is_packed_for_who_made_it(board: QuietBoard, lora_folder: Path) -> None:
     desk = desk_of(board)
     job = on_disk.begin(board)
     on_disk.complete(board, job.id, lora_folder)
-    zipped = desk.packed(request(), job.id)
+    zipped = desk.pack_zip(request(), job.id)
     assert zipped.name == "lora-mine.zip"
     assert "lora-mine/adapter_model.safetensors" in zipfile.ZipFile(zipped).namelist()
 
@@ -318,11 +322,11 @@ def test_a_worker_is_looked_after_while_something_waits_and_not_at_every_look(bo
     for _ in range(5):
         seen(desk)
     assert board.woken == begun + 1
-    clock.now += WAKE_SECONDS
+    clock.now += WORKER_CHECK_SECONDS
     seen(desk)
     assert board.woken == begun + 2
     desk.cancel(request(), job.id)
     begun = board.woken
-    clock.now += WAKE_SECONDS
+    clock.now += WORKER_CHECK_SECONDS
     seen(desk)
     assert board.woken == begun

@@ -19,11 +19,11 @@ from gradio import oauth
 
 from adapters.manifest import Manifest
 from adapters.store import LIBRARY
-from errors import PeftArenaError
+from errors import PromptOrTuneError
 from jobs.job import Job
-from jobs.publishing import Order, Progress
-from jobs.request import config_of
-from serve.engine_source import EngineSource
+from jobs.publishing import PublishProgress, PublishRequest
+from jobs.request import job_config
+from serve.engine_source import EngineLoader
 from tests.fakes import FakeEngine
 from tests.hub import openid
 from tests.hub.client import OWNER, TOKEN, log_in, use_hub
@@ -32,9 +32,9 @@ from tests.hub_standin import Hub, hub_standin
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import QuietBoard
 from ui.context import Context
-from ui.login import build_login, login_possible, token_of
+from ui.login import build_login, is_login_available, resolve_token
 from ui.train.publish import Publisher, build_publish, status_html
-from ui.visitors import Policy, Visitor, Visitors
+from ui.visitors import AccessPolicy, Visitor, VisitorRegistry
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB, BOSS = Visitor("ada"), Visitor("bob"), Visitor("boss", "boss", owner=True)
@@ -58,20 +58,20 @@ def board(tmp_path: Path) -> QuietBoard:
 
 
 @pytest.fixture
-def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
+def orders(monkeypatch: pytest.MonkeyPatch) -> list[PublishRequest]:
     """What would be published: the program behind it says at once that it has done so."""
-    found: list[Order] = []
+    found: list[PublishRequest] = []
 
-    def command(order: Order) -> list[str]:
+    def command(order: PublishRequest) -> list[str]:
         found.append(order)
         return ["echo", f"Published as https://huggingface.co/{order.repo_id}/tree/{'a' * 40}."]
 
-    monkeypatch.setattr(Order, "command", command)
+    monkeypatch.setattr(PublishRequest, "command", command)
     return found
 
 
-def context_of(board: QuietBoard, policy: Policy | None = None) -> Context:
-    return Context(EngineSource(lambda _: FakeEngine()), visitors=Visitors(policy), home=board.home)
+def context_of(board: QuietBoard, policy: AccessPolicy | None = None) -> Context:
+    return Context(EngineLoader(lambda _: FakeEngine()), visitors=VisitorRegistry(policy), home=board.home)
 
 
 def finished(board: QuietBoard, owner: str = "ada") -> Job:
@@ -80,24 +80,24 @@ def finished(board: QuietBoard, owner: str = "ada") -> Job:
     adapter = board.home / "one"
     shutil.copytree(LIBRARY / "lora-starter", adapter)
     # A job knows its adapter by the settings in the manifest.
-    replace(Manifest.read(adapter), config=config_of(job, board.home).public()).write(adapter)
+    replace(Manifest.read(adapter), config=job_config(job, board.home).to_public_dict()).write(adapter)
     on_disk.complete(board, job.id, adapter)
-    return board.get(job.id)
+    return board.get_job(job.id)
 
 
 def test_a_finished_adapter_is_published_under_its_own_name_and_privately(
-    hub: Hub, board: QuietBoard, orders: list[Order]
+    hub: Hub, board: QuietBoard, orders: list[PublishRequest]
 ) -> None:
     job = finished(board)
     publisher = Publisher(context_of(board))
     assert publisher.progress(job.id) is None
-    assert publisher.suggested(job.id) == "lora-mine"
+    assert publisher.suggest_repo_name(job.id) == "lora-mine"
     publisher.start(ADA, job.id, "lora-mine", True, TOKEN)
     (order,) = orders
     assert order.folder == board.home / "adapters" / "lora-mine"
     assert (order.repo_id, order.private) == (f"{OWNER}/lora-mine", True)
     assert (order.base, order.device, order.token) == ("embedded", "auto", TOKEN)
-    publisher._known.of(job.id).wait(10)  # type: ignore[union-attr]
+    publisher._publications.get(job.id).wait(10)  # type: ignore[union-attr]
     for asked in (publisher, Publisher(context_of(board))):  # also after the app was started anew
         progress = asked.progress(job.id)
         assert progress is not None
@@ -109,24 +109,24 @@ def test_a_finished_adapter_is_published_under_its_own_name_and_privately(
     ("visitor", "policy", "token", "sentence"),
     [
         (BOB, None, TOKEN, "another person's"),
-        (ADA, Policy(training="nobody"), TOKEN, "Training is switched off here"),
-        (ADA, Policy(training="owner", owners=frozenset({"boss"})), TOKEN, "Only boss may train"),
+        (ADA, AccessPolicy(training="nobody"), TOKEN, "Training is switched off here"),
+        (ADA, AccessPolicy(training="owner", owners=frozenset({"boss"})), TOKEN, "Only boss may train"),
         (ADA, None, None, "Publishing needs a token of your own"),
     ],
 )
 def test_who_may_not_publish_hears_why_and_nothing_is_started(
-    hub: Hub, board: QuietBoard, orders: list[Order], monkeypatch: pytest.MonkeyPatch,
-    visitor: Visitor, policy: Policy | None, token: str | None, sentence: str,
+    hub: Hub, board: QuietBoard, orders: list[PublishRequest], monkeypatch: pytest.MonkeyPatch,
+    visitor: Visitor, policy: AccessPolicy | None, token: str | None, sentence: str,
 ) -> None:  # fmt: skip
     log_in(monkeypatch)  # the login of the machine is its owner's
     job = finished(board)
-    with pytest.raises(PeftArenaError, match=sentence):
+    with pytest.raises(PromptOrTuneError, match=sentence):
         Publisher(context_of(board, policy)).start(visitor, job.id, "lora-mine", True, token)
     assert not orders
 
 
 def test_the_owner_may_use_the_login_of_the_machine(
-    hub: Hub, board: QuietBoard, orders: list[Order], monkeypatch: pytest.MonkeyPatch
+    hub: Hub, board: QuietBoard, orders: list[PublishRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_in(monkeypatch)
     job = finished(board)
@@ -135,31 +135,33 @@ def test_the_owner_may_use_the_login_of_the_machine(
 
 
 @pytest.mark.parametrize("id", ["", "../..", "20300101-000000-000000-aaaaaa"])
-def test_an_id_that_no_job_has_is_refused(hub: Hub, board: QuietBoard, orders: list[Order], id: str) -> None:
+def test_an_id_that_no_job_has_is_refused(hub: Hub, board: QuietBoard, orders: list[PublishRequest], id: str) -> None:
     publisher = Publisher(context_of(board))
-    with pytest.raises(PeftArenaError):
+    with pytest.raises(PromptOrTuneError):
         publisher.start(BOSS, id, "lora-mine", True, TOKEN)
     assert publisher.progress(id) is None
-    assert publisher.suggested(id) == ""
+    assert publisher.suggest_repo_name(id) == ""
     assert not orders
 
 
-def test_a_job_without_an_adapter_has_nothing_to_publish(hub: Hub, board: QuietBoard, orders: list[Order]) -> None:
+def test_a_job_without_an_adapter_has_nothing_to_publish(
+    hub: Hub, board: QuietBoard, orders: list[PublishRequest]
+) -> None:
     job = on_disk.begin(board, owner="ada")
-    with pytest.raises(PeftArenaError, match="has no adapter yet"):
+    with pytest.raises(PromptOrTuneError, match="has no adapter yet"):
         Publisher(context_of(board)).start(ADA, job.id, "lora-mine", True, TOKEN)
     assert not orders
 
 
 def test_the_page_never_shows_a_text_as_html() -> None:
-    shown = status_html(Progress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
+    shown = status_html(PublishProgress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
     assert "<img" not in shown
-    assert status_html(Progress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
+    assert status_html(PublishProgress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
 
 
 def test_a_fold_stands_only_when_it_no_longer_runs() -> None:
-    assert "<details>" not in status_html(Progress("running", "Uploading ...", ("Uploading ...",)))
-    assert "<details>" in status_html(Progress("failed", "No.", ("train: No.",)))
+    assert "<details>" not in status_html(PublishProgress("running", "Uploading ...", ("Uploading ...",)))
+    assert "<details>" in status_html(PublishProgress("failed", "No.", ("train: No.",)))
     assert status_html(None) == ""
 
 
@@ -171,16 +173,16 @@ def test_away_from_a_space_there_is_no_button_and_no_account_is_mocked(
     with gr.Blocks() as pages:
         build_publish(context_of(board), gr.State(""))
         assert build_login() is None
-    assert not login_possible()
+    assert not is_login_available()
     assert not pages.expects_oauth
     assert not hub.requests
 
 
 def test_the_login_beats_what_was_typed() -> None:
     login = gr.OAuthToken(token="hf_login", scope="", expires_at=0)
-    assert token_of(login, "hf_typed") == "hf_login"
-    assert token_of(None, "  hf_typed ") == "hf_typed"
-    assert token_of(None, "  ") is None
+    assert resolve_token(login, "hf_typed") == "hf_login"
+    assert resolve_token(None, "  hf_typed ") == "hf_typed"
+    assert resolve_token(None, "  ") is None
 
 
 class Page:
@@ -243,10 +245,10 @@ def on_a_space(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_on_a_space_people_publish_with_their_own_login(
-    on_a_space: Hub, board: QuietBoard, orders: list[Order]
+    on_a_space: Hub, board: QuietBoard, orders: list[PublishRequest]
 ) -> None:
     on_a_space.accounts[TOKEN] = Account("visitor")
-    visitors = Policy(training="owner", owners=frozenset({"visitor"}))
+    visitors = AccessPolicy(training="owner", owners=frozenset({"visitor"}))
     job = finished(board, owner="nobody")
     with opened(context_of(board, visitors), job.id) as page:
         token, *_, status, _ = page.click("start", "lora-mine", True, "")
@@ -259,7 +261,9 @@ def test_on_a_space_people_publish_with_their_own_login(
     assert (order.repo_id, order.token) == ("visitor/lora-mine", TOKEN)
 
 
-def test_on_a_space_nobody_publishes_without_a_login(on_a_space: Hub, board: QuietBoard, orders: list[Order]) -> None:
+def test_on_a_space_nobody_publishes_without_a_login(
+    on_a_space: Hub, board: QuietBoard, orders: list[PublishRequest]
+) -> None:
     job = finished(board, owner="nobody")
     with opened(context_of(board), job.id) as page:
         *_, status, _ = page.click("start", "lora-mine", True, "")

@@ -8,14 +8,14 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from jobs.job import Serving
-from serve.engine_source import EngineSource
+from jobs.job import ServingOptions
+from serve.engine_source import EngineLoader
 from tests.fakes import FakeEngine
 from tests.hub.client import log_in, use_hub
 from tests.hub_standin import Hub, hub_standin
 from ui.context import Context
-from ui.train.where import Prices, about, build_where, refusal, shown
-from ui.visitors import Policy, Visitor, Visitors
+from ui.train.where import HardwarePrices, build_training_target, command_updates, denied_reason, hardware_html
+from ui.visitors import AccessPolicy, Visitor, VisitorRegistry
 
 OWNER, GUEST = Visitor("1", "boss", owner=True), Visitor("2")
 
@@ -27,16 +27,19 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield standin
 
 
-def context(policy: Policy | None = None, base: str = "embedded") -> Context:
+def context(policy: AccessPolicy | None = None, base: str = "embedded") -> Context:
     return Context(
-        EngineSource(lambda _: FakeEngine()), visitors=Visitors(policy), serving=Serving(base=base), home=Path("unused")
+        EngineLoader(lambda _: FakeEngine()),
+        visitors=VisitorRegistry(policy),
+        serving=ServingOptions(base=base),
+        home=Path("unused"),
     )
 
 
 def test_the_owner_of_a_machine_that_is_logged_in_may_use_jobs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
-    assert refusal(context(), OWNER, "hub") is None
-    assert refusal(context(base="Qwen/Qwen2.5-Coder-0.5B@main"), OWNER, "hub") is None
+    assert denied_reason(context(), OWNER, "hub") is None
+    assert denied_reason(context(base="Qwen/Qwen2.5-Coder-0.5B@main"), OWNER, "hub") is None
     assert not hub.requests
 
 
@@ -44,7 +47,7 @@ def test_the_owner_of_a_machine_that_is_logged_in_may_use_jobs(hub: Hub, monkeyp
     ("visitor", "policy", "base", "place", "sentence"),
     [
         (GUEST, None, "embedded", "hub", "costs the owner of this app money"),
-        (GUEST, Policy(training="nobody"), "embedded", "here", "Training is switched off"),
+        (GUEST, AccessPolicy(training="nobody"), "embedded", "here", "Training is switched off"),
         (OWNER, None, "", "hub", "Another engine answers here"),
         (OWNER, None, "/models/mine", "hub", "lies on this machine alone"),
         (OWNER, None, "~/mine.gguf", "hub", "lies on this machine alone"),
@@ -55,53 +58,53 @@ def test_others_are_told_why_not(
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
     visitor: Visitor,
-    policy: Policy | None,
+    policy: AccessPolicy | None,
     base: str,
     place: str,
     sentence: str,
 ) -> None:
     log_in(monkeypatch)
-    assert sentence in str(refusal(context(policy, base), visitor, place))
+    assert sentence in str(denied_reason(context(policy, base), visitor, place))
 
 
 def test_a_machine_without_a_login_is_told_how_to_log_in(hub: Hub) -> None:
-    assert "`hf auth login`" in str(refusal(context(), OWNER, "hub"))
-    assert refusal(context(), OWNER, "here") is None
+    assert "`hf auth login`" in str(denied_reason(context(), OWNER, "hub"))
+    assert denied_reason(context(), OWNER, "here") is None
 
 
 def test_prices_are_those_of_the_hub_and_asked_for_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
-    prices = Prices()
-    assert all(each.dollars_an_hour is None for each in prices.have())
+    prices = HardwarePrices()
+    assert all(each.price_per_hour is None for each in prices.cached())
     found = {each.name: each for each in prices.get()}
     assert found["a10g-small"].label == "Nvidia A10G - small · 24 GB GPU · $1.00 an hour"
     assert found["cpu-basic"].label == "CPU Basic · 16 GB, no GPU · $0.01 an hour"
-    assert prices.have() == prices.get()
+    assert prices.cached() == prices.get()
     assert [path for path in hub.requests if "hardware" in path] == ["GET /api/jobs/hardware"]
-    assert "$1.00 an hour" in about("a10g-small", prices.have())
-    assert "<strong>$6.00 at most</strong>" in about("a10g-small", prices.have())
+    assert "$1.00 an hour" in hardware_html("a10g-small", prices.cached())
+    assert "<strong>$6.00 at most</strong>" in hardware_html("a10g-small", prices.cached())
 
 
 def test_a_price_that_is_not_known_is_not_guessed() -> None:
-    assert "$" not in about("a10g-small", Prices().have())
-    assert "6 hours at the latest" in about("a10g-small", Prices().have())
+    assert "$" not in hardware_html("a10g-small", HardwarePrices().cached())
+    assert "6 hours at the latest" in hardware_html("a10g-small", HardwarePrices().cached())
 
 
 def test_commands_stand_in_their_boxes_and_settings_that_cannot_train_leave_them_empty() -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "rows.csv"}
-    here, hub = shown(config, Serving(), "my rows.csv", "t4-small")
+    here, hub = command_updates(config, ServingOptions(), "my rows.csv", "t4-small")
     assert "--dataset-name 'my rows.csv'" in here.value
     assert "--flavor t4-small" in hub.value
     for wrong in ({**config, "lora_r": 0}, {**config, "adapter_name": "A B"}):
-        assert [box.value for box in shown(wrong, Serving(), "my rows.csv")] == ["", ""]
-    assert [box.value for box in shown(config, Serving(), "my rows.csv", "; rm -rf ~")] == ["", ""]
+        assert [box.value for box in command_updates(wrong, ServingOptions(), "my rows.csv")] == ["", ""]
+    assert [box.value for box in command_updates(config, ServingOptions(), "my rows.csv", "; rm -rf ~")] == ["", ""]
 
 
 def test_drawing_the_choice_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
     with gr.Blocks():
-        where = build_where(context())
-    assert where.place.value == "here"
+        where = build_training_target(context())
+    assert where.location.value == "here"
     assert where.flavor.value == "a10g-small"
     assert not where.flavor.visible
     assert not hub.requests

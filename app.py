@@ -18,29 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from errors import PromptOrTuneError
-from jobs.job import ServingOptions
-from serve.api.app import Api
-from serve.api.options import ApiOptions, add_api_options, read_api_options
-from serve.backends.local.source import EMBEDDED
-from serve.backends.openai.options import RemoteOptions, add_remote_options, parse_remote_options
-from serve.command import (
+from common.command import (
     ArgumentParser,
     ProgressPrinter,
-    add_model_options,
-    check_model_options,
     check_port_free,
+    configure_environment,
     optional_folder,
     parse_port,
 )
-from serve.quiet import configure_environment
-from serve.space import SpaceSettings, space_settings
-from ui.access import AccessOptions, add_access_options, parse_access_options
+from errors import PromptOrTuneError
+from jobs.job import ServingOptions
+from models.source import EMBEDDED
+from serve.api.app import Api
+from serve.api.server import ApiOptions, add_api_options, read_api_options
+from serve.backends.remote.backend import RemoteOptions, add_remote_options, parse_remote_options
+from serve.options import add_model_options, check_model_options
+from space.settings import SpaceSettings, space_settings
+from ui.visitors import AccessOptions, add_access_options, parse_access_options
 
 if TYPE_CHECKING:
-    from jobs.board import JobService
-    from serve.engine import LLMEngine
-    from serve.engine_source import EngineLoader
+    from jobs.api import JobService
+    from serve.engine.llm_engine import EngineLoader, LLMEngine
 
 DEFAULT_PORT = 7860
 
@@ -103,7 +101,7 @@ def parse_options(arguments: Sequence[str]) -> AppOptions:
 
 def serve(options: AppOptions) -> NoReturn:
     """Serves the pages until Ctrl-C; PromptOrTuneError when the model cannot be loaded."""
-    from jobs.board import JobService
+    from jobs.api import JobService
     from ui.app import build_pages, launch, make_run_library
     from ui.context import Context
     from ui.visitors import VisitorRegistry
@@ -154,8 +152,8 @@ def serve(options: AppOptions) -> NoReturn:
 
 def _start_engine_loader(options: AppOptions, progress: ProgressPrinter) -> EngineLoader:
     """Where the pages get their engine from: it is being loaded, but on ZeroGPU, where it must stand before them."""
-    from serve.build import build_engine, build_zero_gpu_engine
-    from serve.engine_source import EngineLoader
+    from serve.engine.build import build_engine, build_zero_gpu_engine
+    from serve.engine.llm_engine import EngineLoader
 
     if options.space.zero_gpu and options.remote is None:
         engine = build_zero_gpu_engine(

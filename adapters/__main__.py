@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapters.steps import Step
+from adapters.install import Step
 from adapters.store import LIBRARY, Store, user_root
 from errors import AdapterError, PromptOrTuneError
 
@@ -98,14 +98,14 @@ def _add_base(parser: argparse.ArgumentParser, purpose: str) -> None:
 
 
 def _list(_options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.describe import format_adapter_list
+    from adapters.verify import format_adapter_list
 
     print(format_adapter_list(Store(roots)))
     return 0
 
 
 def _show(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.describe import describe_adapter
+    from adapters.verify import describe_adapter
 
     print(describe_adapter(Store(roots).inspect(options.name)))
     return 0
@@ -117,7 +117,7 @@ def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     folder = find_adapter(options.target, Store(roots))
     print(verify_adapter(folder))
     if options.base:
-        from train.trial import TestTarget, smoke_test_adapter
+        from train.merge import TestTarget, smoke_test_adapter
 
         place = TestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
         print(smoke_test_adapter(folder, place, _print_progress))
@@ -142,7 +142,7 @@ def _merge(options: argparse.Namespace, roots: Sequence[Path]) -> int:
 
 
 def _delete(options: argparse.Namespace, roots: Sequence[Path]) -> int:
-    from adapters.delete import delete_adapter, user_adapter_folder
+    from adapters.store import delete_adapter, user_adapter_folder
 
     folder = user_adapter_folder(options.name, roots)
     if not options.yes and not _confirmed(options.name, folder):

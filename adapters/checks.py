@@ -15,10 +15,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from adapters.manifest import MANIFEST_NAME, BaseIdentity, Manifest, missing_manifest_message
-from adapters.reading import parse_json, read_limited
-from adapters.weights import WEIGHTS_NAME, quote_untrusted
+from adapters.manifest import MANIFEST_NAME, Manifest, missing_manifest_message
+from adapters.weights import WEIGHTS_NAME, parse_json, read_limited
+from common.format import quote_untrusted
 from errors import AdapterError
+from models.identity import BaseIdentity
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 256 << 10

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters import checks
-from adapters.hub_errors import hub_errors
-from adapters.installing import install, staging_folder, target_folder
-from adapters.manifest import MANIFEST_NAME
-from adapters.origin import write_origin
-from adapters.steps import StepFn, ignore_steps, report_step
+from adapters.install import StepFn, ignore_steps, install, report_step, staging_folder, target_folder
+from adapters.manifest import MANIFEST_NAME, write_origin
 from adapters.store import AdapterFolder, Store
-from adapters.weights import WEIGHTS_NAME, quote_untrusted
+from adapters.weights import WEIGHTS_NAME
+from common.format import quote_untrusted
+from common.hub import hub_errors
 from errors import AdapterError, DiskSpaceError
 
 REQUIRED_FILES = (checks.CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME)

@@ -1,47 +1,27 @@
-"""The identity of a base model, and the manifest that lies in every adapter folder."""
+"""BaseIdentity, Manifest, install origin.
+
+The identity of a base model, and the manifest that lies in every adapter folder.
+
+Where an installed adapter came from: a note in its folder that no archive and no repository can bring along.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from adapters.reading import parse_json
-from adapters.weights import quote_untrusted
+from adapters.weights import parse_json, read_limited
+from common.format import quote_untrusted
 from errors import AdapterError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
 # A base's revision, architecture or quantization where the engine that serves it does not tell.
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class BaseIdentity:
-    """What a base model is, as far as an adapter, a result or a page must know.
-
-    `shapes` maps each linear module's name to (out_features, in_features). `revision` is a commit hash for a
-    Hub model, and `sha256:<16 hex digits>` of the weights for the embedded base, folders and GGUF files.
-    The sizes say how wide a virtual token and a key/value prefix must be; 0 where it is not known.
-    """
-
-    id: str
-    revision: str
-    architecture: str
-    quantization: str
-    device: str
-    context_length: int
-    has_chat_template: bool
-    is_encoder_decoder: bool = False
-    shapes: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
-    hidden_size: int = 0
-    num_layers: int = 0
-    num_key_value_heads: int = 0
-    head_dim: int = 0
-    # The style that the base itself was fine-tuned with; "" where it was not ours to train.
-    prompt_style: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,3 +117,37 @@ def _parse_object(raw: bytes, name: str) -> dict[str, Any]:
 
 def _is_required(value: Field[Any]) -> bool:
     return value.default is MISSING and value.default_factory is MISSING
+
+
+# Hidden, and not among adapters.hub.FILES: what is unpacked or downloaded never has it.
+ORIGIN_NAME = ".origin.json"
+_MAX_ORIGIN_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Origin:
+    """`what` is a repository with its commit, or the name of a zip; `added` the time in UTC, as ISO 8601."""
+
+    kind: Literal["hub", "zip"]
+    what: str
+    added: str = ""
+
+
+def write_origin(folder: Path, kind: Literal["hub", "zip"], what: str) -> None:
+    """Notes in `folder` where it came from, now."""
+    note = Origin(kind, quote_untrusted(what, 300), datetime.now(UTC).isoformat(timespec="seconds"))
+    (folder / ORIGIN_NAME).write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
+
+
+def read_origin(folder: Path) -> Origin | None:
+    """The note in `folder`; None where there is none that makes sense: trained here, or put there by hand."""
+    path = folder / ORIGIN_NAME
+    if not path.is_file():
+        return None
+    try:
+        values = parse_json(read_limited(path, _MAX_ORIGIN_BYTES, folder.name))
+        found = Origin(**values)
+    except (AdapterError, ValueError, TypeError):
+        return None
+    texts = all(isinstance(each, str) for each in (found.kind, found.what, found.added))
+    return found if texts and found.kind in ("hub", "zip") else None

@@ -23,11 +23,11 @@ from threading import Event
 from typing import Any
 
 from benchmarks.engine_bench import without_eos
+from common.command import configure_environment
 from errors import PromptOrTuneError
-from serve.build import build_engine
-from serve.method import parse_method
-from serve.quiet import configure_environment
-from serve.rows import Request, RequestOutput, Row, RowOutput, SamplingParams
+from serve.engine.build import build_engine
+from serve.types import Request, RequestOutput, Row, RowOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Problem
 
 INTENT = "`count_words(path)`: count how often each word occurs in a text file and return a dictionary"
@@ -109,7 +109,7 @@ def _peft_run(engine: Any, arguments: argparse.Namespace, answers: list[RequestO
     import torch
     from peft import PeftModel
 
-    from serve.backends.local.loading import load_base
+    from models.loader import load_base
 
     # A second base: PEFT wraps its modules and reads its state_dict, before it has run (see docs).
     loaded = load_base(arguments.base, arguments.quantization, "auto", _print_progress, training=True)

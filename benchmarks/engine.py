@@ -31,8 +31,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.command import configure_environment
 from errors import PromptOrTuneError, unknown_name_error
-from serve.quiet import configure_environment
 
 if TYPE_CHECKING:
     from benchmarks.engine_bench import Bench, BenchSettings
@@ -171,7 +171,7 @@ def _command(arguments: Sequence[str]) -> str:
 
 def _write_report(output: Path, results: Mapping[str, Any], command: str) -> None:
     from benchmarks.engine_page import render_page
-    from evaluate.files import atomic_write
+    from common.files import atomic_write
 
     atomic_write(output.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
     atomic_write(output.with_suffix(".md"), render_page(results, command, output.with_suffix(".json").name))

@@ -13,14 +13,14 @@ from typing import Any
 
 from benchmarks.engine_folders import copy_adapters, make_adapter
 from benchmarks.engine_timing import Stopwatch, print_progress
+from common.paths import cache_dir, make_dir
 from errors import AdapterError, PromptOrTuneError
-from serve.build import build_engine
-from serve.engine import LLMEngine
-from serve.home import cache_dir, make_dir
-from serve.method import parse_method
-from serve.rows import Request, Row, RowOutput, SamplingParams
-from serve.scheduling.limits import EngineConfig
-from tasks.datasets import load_problems
+from serve.engine.build import build_engine
+from serve.engine.config import EngineConfig
+from serve.engine.llm_engine import LLMEngine
+from serve.types import Request, Row, RowOutput, SamplingParams
+from tasks.datasets.registry import load_problems
+from tasks.methods import parse_method
 from tasks.problem import Problem
 
 INTENT = "`count_words(path)`: count how often each word occurs in a text file and return a dictionary"

@@ -25,7 +25,7 @@ from benchmarks.engine_timing import (
     time_interleaved,
     time_ratios,
 )
-from serve.rows import Row
+from serve.types import Row
 
 METHODS = ("zero-shot", "icl-8", "rag-8", *ADAPTER_TYPES)
 
@@ -126,13 +126,13 @@ def load_plain_base(bench: Bench) -> Any:
     """
     from bitsandbytes.functional import has_avx512bf16
 
-    from serve.backends.local.loading import load_base
+    from models.loader import load_base
 
     model: Any = load_base(
         bench.settings.base, bench.settings.quantization, bench.settings.device, print_progress, training=True
     ).model
     for layer in model.modules():
-        # The kernel asserts on other shapes: serve/backends/local/loading.py.
+        # The kernel asserts on other shapes: models/loader.py.
         if hasattr(layer, "support_avx512bf16_for_cpu") and not (layer.out_features % 32 or layer.in_features % 64):
             layer.support_avx512bf16_for_cpu = has_avx512bf16()
     return model

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from adapters.checks import CONFIG_NAME
-from adapters.manifest import BaseIdentity, Manifest
-from adapters.shapes import is_feedforward
+from adapters.manifest import Manifest
+from adapters.peft_config import is_feedforward
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME, digest
-from serve.home import check_disk_space
+from common.paths import check_disk_space
+from models.identity import BaseIdentity
 from tasks.prompt import STYLES
-from train.targets import attention_target_modules, ia3_target_modules
+from train.techniques import attention_target_modules, ia3_target_modules
 
 RANK = 16
 VIRTUAL_TOKENS = 20

@@ -21,8 +21,8 @@ from benchmarks.engine_bench import Bench
 from benchmarks.engine_columns import METHODS
 from benchmarks.engine_timing import make_timed, print_progress, round_significant, time_interleaved
 from errors import BaseModelError, PromptOrTuneError
-from serve.backends.local.embedded import embedded_file
-from serve.backends.local.source import EMBEDDED, EMBEDDED_ID
+from models.gguf import embedded_file
+from models.source import EMBEDDED, EMBEDDED_ID
 
 _WORKER = Path(__file__).with_name("engine_llama_worker.py")
 LlamaAnswers = list[dict[str, Any]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluate.grid import text_table
+from common.format import text_table
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common.paths import ProgressFn, atomic_dir, cache_dir, check_disk_space
 from errors import BaseModelError
-from serve.backends.local.source import EMBEDDED, resolve
-from serve.home import ProgressFn, atomic_dir, cache_dir, check_disk_space
+from models.source import EMBEDDED, resolve
 
 # Hidden size, feed-forward size, layers, heads: Llama-2-7B's (arXiv 2307.09288), and one for tests.
 MODEL_SIZES = {"7b": (4096, 11008, 32, 32), "tiny": (128, 256, 2, 4)}

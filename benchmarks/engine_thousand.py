@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks.engine_bench import LORA_ADAPTER, MAX_LOADED_ADAPTERS, Bench, without_eos
 from benchmarks.engine_timing import make_timed, medians, round_significant, time_interleaved, time_ratios
 from errors import PromptOrTuneError
-from serve.method import Method, NoExamples
-from serve.rows import Request, SamplingParams
-from tasks.datasets import load_problems
+from serve.types import Request, SamplingParams
+from tasks.datasets.registry import load_problems
+from tasks.methods import Method, NoExamples
 from tasks.problem import Problem
 
 REGISTERED = 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from errors import PromptOrTuneError
-from serve.rows import PartialOutput, RowOutput
+from serve.types import PartialOutput, RowOutput
 
 # Does its work once and says how many seconds that took.
 TimedFn = Callable[[], float]

@@ -4,7 +4,7 @@
 
 For each run of arXiv 2308.10462, Figure 1, that is a Llama: the base's published sizes, batch 8, the study's LoRA and
 quantization, rows as long as CoNaLa's longest (123 tokens). One training step is followed on tensors without memory
-(train/trace.py). What a real run takes besides (CUDA's context, the allocator's reserve) is not in it. One JSON line.
+(train/meta_trace.py). What a real run takes besides (CUDA's context, the allocator's reserve) is not in it. One JSON line.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import sys
 
-from train.encode import TokenizedExample
 from train.estimate import estimate
 from train.settings import make_config
+from train.tokenize import TokenizedExample
 
 # Hidden size, intermediate size, layers, heads, key/value heads, vocabulary: the models' published config.json.
 _MODEL_SIZES = {

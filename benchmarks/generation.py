@@ -20,12 +20,12 @@ from threading import Event
 from typing import Any
 
 from benchmarks.engine_bench import without_eos
+from common.command import configure_environment
 from errors import PromptOrTuneError
-from serve.build import build_engine
-from serve.method import parse_method
-from serve.quiet import configure_environment
-from serve.rows import Request, Row, RowOutput, SamplingParams
-from tasks.datasets import load_problems
+from serve.engine.build import build_engine
+from serve.types import Request, Row, RowOutput, SamplingParams
+from tasks.datasets.registry import load_problems
+from tasks.methods import parse_method
 
 BEAMS = 10
 METHOD = "icl-8"

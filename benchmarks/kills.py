@@ -35,13 +35,12 @@ from typing import Any
 
 import psutil
 
+from common.paths import cache_dir as usual_home
 from errors import PromptOrTuneError
-from evaluate.arena.vote import Base, Player, Side, Vote
-from evaluate.arena.votes import VOTES_FILE, VoteStore
-from jobs.board import JobService
+from evaluate.arena.votes import VOTES_FILE, Base, Player, Side, Vote, VoteStore
+from jobs.api import JobService
 from jobs.job import Job, ServingOptions
-from serve.home import cache_dir as usual_home
-from tasks.datasets import load_examples
+from tasks.datasets.registry import load_examples
 from tasks.problem import Problem
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]

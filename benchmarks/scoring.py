@@ -30,12 +30,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.command import configure_environment
 from errors import PromptOrTuneError
-from evaluate import codebleu as ours
-from evaluate.checking.asserts import plan_assert
-from evaluate.sandbox import Program, SandboxUnavailableError, open_sandbox
-from serve.quiet import configure_environment
-from tasks.datasets import load_problems
+from evaluate.metrics import codebleu as ours
+from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
+from evaluate.sandbox.types import Program
+from evaluate.test_runner.asserts import plan_assert
+from tasks.datasets.registry import load_problems
 from tasks.problem import AssertTest, Problem
 
 SANDBOX_LAYERS = ("bubblewrap", "landlock")

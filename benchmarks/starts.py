@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluate.files import atomic_write
-from evaluate.grid import text_table
+from common.files import atomic_write
+from common.format import text_table
 
 MAX_STEPS, BATCH_SIZE, EVAL_ROWS = 60, 8, 64
 # Technique, learning rates, and for virtual tokens where they start.

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from adapters.manifest import MANIFEST_NAME, Manifest
 from benchmarks.techniques_table import TechniqueResult, manifest_scores, render_markdown
+from common.paths import cache_dir
 from errors import PromptOrTuneError
 from evaluate.results import read_run
-from serve.home import cache_dir
-from train.scores import record_scores
+from train.checkpoints import RunDirectory
+from train.save import record_scores
 from train.techniques import TECHNIQUES
-from train.workspace import RunDirectory
 
 BASELINE_METHOD = "zero-shot"
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapters.manifest import Manifest
-from evaluate.grid import format_percent, format_share, text_table
-from evaluate.measures import metric_title
+from common.format import format_percent, format_share, text_table
+from evaluate.aggregate import metric_title
 from evaluate.results import Result, Run
 from evaluate.table import (
     MethodRow,

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     try:
         if options.worker:
-            from serve.quiet import configure_environment
+            from common.command import configure_environment
 
             configure_environment()
             print(json.dumps(_train_with_project(options) if options.worker == "ours" else _train_with_trl(options)))
@@ -157,13 +157,12 @@ def _train_with_trl(options: argparse.Namespace) -> dict[str, Any]:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from serve.backends.local.loading import load_base
-    from serve.backends.memory import PeakMemory
-    from tasks.datasets import load_examples
+    from models.loader import load_base
+    from models.memory import PeakMemory
+    from tasks.datasets.registry import load_examples
     from tasks.prompt import format_completion, get_style, render_prompt
-    from train.callbacks import ThroughputCallback
-    from train.meter import ThroughputMeter
-    from train.targets import attention_target_modules
+    from train.callbacks import ThroughputCallback, ThroughputMeter
+    from train.techniques import attention_target_modules
 
     loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
     style = get_style("plain")
@@ -219,11 +218,11 @@ def _validation_loss(options: argparse.Namespace, adapter: Path) -> float:
     import torch
     from peft import PeftModel
 
-    from serve.backends.local.loading import load_base
+    from models.loader import load_base
     from tasks.prompt import get_style
     from train.data import load_training_data
-    from train.encode import IGNORE_INDEX, ExampleTokenizer
     from train.settings import make_config
+    from train.tokenize import IGNORE_INDEX, ExampleTokenizer
 
     config = make_config(
         adapter_name="rows", dataset_name=options.data, data_dir=options.data_dir, max_eval_samples=VALIDATION_ROWS

@@ -34,8 +34,8 @@ from gradio_client import Client
 from benchmarks.visitors_app import MemorySampler, running_app
 from benchmarks.visitors_ask import LoadRequest, LoadResponse, send_request
 from benchmarks.visitors_page import render_page
-from evaluate.files import atomic_write
-from tasks.datasets import load_problems
+from common.files import atomic_write
+from tasks.datasets.registry import load_problems
 from ui.visitors import COOKIE_NAME
 
 METHODS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.grid import text_table
+from common.format import text_table
 
 _METRIC_TITLES = (
     ("asked", "questions asked"),

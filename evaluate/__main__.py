@@ -23,26 +23,23 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from common.command import EXIT_INTERRUPTED
+from common.files import atomic_write
 from errors import PromptOrTuneError
-from evaluate.export import json_report, metrics_csv, problems_csv
-from evaluate.files import atomic_write
 from evaluate.options import (
-    EXIT_INTERRUPTED,
     build_engine_from_options,
     report_parser,
     run_parser,
     sampling_params_from_options,
     score_parser,
 )
-from evaluate.plots import plot_report_png
-from evaluate.progress import ProgressBar
-from evaluate.report import markdown_report, text_report
+from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png, problems_csv, text_report
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import EvaluationPlan, generate_results, package_versions, parse_methods
-from evaluate.score_run import has_tests, score_run
+from evaluate.run import EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
+from evaluate.scoring import has_tests, score_run
 
 if TYPE_CHECKING:
-    from evaluate.sandbox import Sandbox
+    from evaluate.sandbox.sandbox import Sandbox
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +115,7 @@ def _generate_and_score(
 
 def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
     """What can go wrong without a model goes wrong here, before one is loaded."""
-    from tasks.datasets import dataset_digest, load_examples, load_problems
+    from tasks.datasets.registry import dataset_digest, load_examples, load_problems
 
     if options.output.suffix != ".jsonl":
         raise PromptOrTuneError(f"--output {options.output} is no .jsonl file: name one, such as run.jsonl.")
@@ -142,7 +139,7 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
     """The sandbox in which tests run, if there are any and they are wanted; PromptOrTuneError where none works."""
     if not needed or options.no_tests:
         return nullcontext()
-    from evaluate.sandbox import SandboxUnavailableError, open_sandbox
+    from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
 
     try:
         return open_sandbox(options.sandbox)

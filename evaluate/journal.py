@@ -17,8 +17,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from common.files import check_writable, write_error
 from errors import PromptOrTuneError
-from evaluate.files import check_writable, write_error
 
 if sys.platform != "win32":
     import fcntl

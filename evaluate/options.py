@@ -6,14 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from common.command import configure_environment
 from errors import PromptOrTuneError
 from evaluate.run import DECODING_MODES, EngineProtocol, make_sampling_params
-from serve.backends.openai.options import add_remote_options, parse_remote_options
-from serve.quiet import configure_environment
-from serve.rows import SamplingParams
-from serve.scheduling.limits import EngineConfig
+from serve.backends.remote.backend import add_remote_options, parse_remote_options
+from serve.engine.config import EngineConfig
+from serve.types import SamplingParams
 
-EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 DEFAULT_BEAMS, DEFAULT_SAMPLES = 10, 5  # as in the study
 DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.6, 0.95
 # Nobody else asks this engine: a batch of problems goes in as a whole.
@@ -23,7 +22,7 @@ _MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000
 def build_engine_from_options(options: argparse.Namespace) -> EngineProtocol:
     """The engine that the options of `add_base_options` describe; its progress goes to standard error."""
     configure_environment()
-    from serve.build import build_engine
+    from serve.engine.build import build_engine
 
     remote = parse_remote_options(options)
 

@@ -1,20 +1,43 @@
-"""What a person reads of one or several runs: tables on the terminal, or a Markdown file with its provenance."""
+"""Terminal, Markdown, CSV, JSON reports.
+
+What a person reads of one or several runs: tables on the terminal, or a Markdown file with its provenance.
+
+Runs as tables for other programs: CSV of every metric, CSV of every problem, JSON of all that a report says.
+
+Runs as a picture: each metric with its intervals, and how EM@k and Pass@k grow with k.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from errors import PromptOrTuneError
+from evaluate.aggregate import metric_title
 from evaluate.results import Run
-from evaluate.score_run import has_tests, require_scored
+from evaluate.scoring import has_tests, require_scored
 from evaluate.table import (
+    MethodComparison,
+    MethodRow,
     compare_methods,
     compare_runs,
     method_rows,
     render_comparisons,
     render_methods,
     table_footnote,
+    table_metrics,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 
 MethodPairs = Sequence[tuple[str, str]]
 
@@ -113,3 +136,273 @@ def _provenance(run: Run, markdown: bool) -> str:
         f"Started: {run.provenance.get('started', 'unknown')}",
     ]
     return "\n".join(f"- {fact}" if markdown else fact for fact in facts)
+
+
+# Scores of a single problem that go into the table of problems, where a run has them.
+_PROBLEM_METRICS = ("tests", "pass@1", "em@1", "em@{k}", "em_tree@1", "codebleu", "parses")
+_FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
+
+
+def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """One record a method and metric: value, low and high of the 95 % interval over n problems; then what it cost.
+
+    Scores lie in [0, 1]; seconds, tokens and memory (bytes) have no interval. With each comes what it depends on.
+    """
+    for run in runs:
+        for row in method_rows(run):
+            shared = _row_provenance(run, row)
+            for found in row.metrics.values():
+                interval = asdict(found.interval)
+                yield shared | {"metric": found.metric, "n": found.n, **interval, "interval": found.kind}
+            for metric, value in asdict(row.cost).items():
+                if value is not None:
+                    yield shared | {"metric": metric, "n": row.n - row.errors, "value": value}
+
+
+def metrics_csv(runs: Sequence[Run]) -> str:
+    """`metric_records` as CSV; PromptOrTuneError for a run that is not scored to its end."""
+    require_scored(runs)
+    return to_csv(metric_records(runs))
+
+
+def problems_csv(runs: Sequence[Run]) -> str:
+    """One row a problem, with each method's scores, first answer and error.
+
+    PromptOrTuneError for runs over different problems, or not scored to their end.
+    """
+    require_scored(runs)
+    first = runs[0]
+    for run in runs[1:]:
+        if [problem["id"] for problem in run.problems] != [problem["id"] for problem in first.problems]:
+            raise PromptOrTuneError(
+                f"{run.path} and {first.path} are over different problems: write a table of problems for each."
+            )
+    answers = {
+        (f"{method} ({run.path.stem})" if len(runs) > 1 else method): (run, method)
+        for run in runs
+        for method in run.methods
+    }
+    found = {label: {each.problem: each for each in run.results(method)} for label, (run, method) in answers.items()}
+    records = []
+    for problem in first.problems:
+        record = {name: problem.get(name) for name in ("id", "intent", "reference", "difficulty")}
+        for label, (run, _) in answers.items():
+            result = found[label].get(problem["id"])
+            k = run.settings["decoding"]["candidates"]
+            for metric in dict.fromkeys(name.format(k=k) for name in _PROBLEM_METRICS):
+                record[f"{label}: {metric}"] = result.scores.get(metric) if result else None
+            record[f"{label}: answer"] = result.candidates[0]["code"] if result and result.candidates else None
+            record[f"{label}: error"] = result.error if result else None
+        records.append(record)
+    empty = {name for name in records[0] if all(record[name] is None for record in records)} if records else set()
+    return to_csv({name: value for name, value in record.items() if name not in empty} for record in records)
+
+
+def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, str]] | None = None) -> str:
+    """All that a report says, as JSON: settings, provenance, methods, metrics, and comparisons.
+
+    PromptOrTuneError for a run that is not scored to its end.
+    """
+    require_scored(runs)
+    values = {
+        "command": command,
+        "runs": [
+            {
+                "file": run.path.name,
+                "settings": run.settings,
+                "provenance": run.provenance,
+                "scored_with": run.scored_with,
+                "methods": run.methods,
+                "metrics": list(metric_records([run])),
+                "comparisons": [_comparison_record(pair) for pair in compare_methods(run, pairs)],
+            }
+            for run in runs
+        ],
+        "across": [_comparison_record(pair) for pair in _cross_run_comparisons(runs)],
+    }
+    return json.dumps(values, indent=1) + "\n"
+
+
+def _cross_run_comparisons(runs: Sequence[Run]) -> Sequence[MethodComparison]:
+    same = {run.settings["data_digest"] for run in runs}
+    try:
+        return compare_runs(runs) if len(same) == 1 else []
+    except PromptOrTuneError:  # not finished: one method has answered more problems than the other
+        return []
+
+
+def _row_provenance(run: Run, row: MethodRow) -> dict[str, Any]:
+    settings, method = run.settings, run.methods[row.method]
+    decoding = settings["decoding"]
+    return {
+        "file": run.path.name,
+        "base": settings["base_id"],
+        "revision": settings["base_revision"],
+        "quantization": settings["quantization"],
+        "device": settings["device"],
+        "data": settings["data"],
+        "split": settings["split"],
+        "method": row.method,
+        "adapter_digest": method.get("adapter_digest"),
+        "prompt": method.get("fingerprint"),
+        "mode": decoding["mode"],
+        "candidates": decoding["candidates"],
+        "seed": settings["seed"],
+        "sandbox": run.scored_with.get("tests", {}).get("layer"),
+    }
+
+
+def _comparison_record(comparison: MethodComparison) -> dict[str, Any]:
+    values = asdict(comparison)
+    return {**values, "difference": values["difference"]["value"], "low": values["difference"]["low"],
+            "high": values["difference"]["high"]}  # fmt: skip
+
+
+def to_csv(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as CSV with a column for every name that any of them has; no cell can be taken for a formula."""
+    rows = [dict(record) for record in records]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    """A model wrote some of these texts: a spreadsheet must not take one for a formula (OWASP, CSV injection)."""
+    if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES):
+        return "'" + value
+    return value
+
+
+_DPI = 110
+_PANEL_INCHES = 5.2
+_PANELS_PER_ROW = 3
+# Okabe and Ito's colours, which people with any colour vision tell apart; dashes tell more than eight apart.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6672", "#b8a900")
+_LINE_STYLES = ("-", "--", ":", "-.")
+_MUTED_COLOR, _GRID_COLOR = "#5f6672", "#d9dce1"
+_MAX_LABEL_LENGTH = 40  # characters of a label
+
+LabelledRows = list[tuple[str, MethodRow]]
+
+
+def plot_report_png(runs: Sequence[Run]) -> bytes:
+    """The picture of all methods of the runs as a PNG; the same runs give the same bytes."""
+    buffer = io.BytesIO()
+    build_figure(runs).savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def build_figure(runs: Sequence[Run]) -> Figure:
+    """One panel a metric of the table, with a bar a method, then one with curves over k for EM and for Pass.
+
+    PromptOrTuneError where there is no result yet, or a run is not scored to its end.
+    """
+    require_scored(runs)
+    # Without pyplot, whose global state is shared with whoever plots in the same process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = _label_rows(runs)
+    if not rows:
+        raise PromptOrTuneError("There is nothing to draw: the files hold no answers yet.")
+    metrics = table_metrics([row for _, row in rows])
+    curves = [name for name in ("pass", "em") if _is_curve(rows, name, metrics)]
+    panels = len(metrics) + len(curves)
+    across = min(_PANELS_PER_ROW, panels)
+    down = math.ceil(panels / across)
+    height = max(2.6, 1.2 + 0.34 * len(rows))
+    figure = Figure(
+        figsize=(_PANEL_INCHES * across, height * down + 0.6), dpi=_DPI, layout="constrained", facecolor="white"
+    )
+    FigureCanvasAgg(figure)
+    for at, metric in enumerate(metrics):
+        _draw_bars(figure.add_subplot(down, across, at + 1), rows, metric, first=at % across == 0)
+    for at, name in enumerate(curves, start=len(metrics)):
+        _draw_curves(figure.add_subplot(down, across, at + 1), rows, name)
+    figure.suptitle(_heading(runs), fontsize=11, x=0.01, ha="left")
+    return figure
+
+
+def _label_rows(runs: Sequence[Run]) -> LabelledRows:
+    """Each row under its method's name, with its file where several files have that method."""
+    rows = [(run.path.name.removesuffix(".gz").removesuffix(".jsonl"), row) for run in runs for row in method_rows(run)]
+    often = Counter(row.method for _, row in rows)
+    return [
+        (_shorten_label(row.method if often[row.method] == 1 else f"{row.method} ({file})"), row) for file, row in rows
+    ]
+
+
+def _is_curve(rows: LabelledRows, name: str, metrics: Sequence[str]) -> bool:
+    """Whether the table shows the metric and it has more than one k."""
+    return f"{name}@1" in metrics and any(f"{name}@2" in row.metrics for _, row in rows)
+
+
+def _draw_bars(axes: Axes, rows: LabelledRows, metric: str, first: bool) -> None:
+    highest = 0.0
+    for at, (_, row) in enumerate(rows):
+        found = row.interval(metric)
+        if found is None:
+            continue
+        value, low, high = (100 * each for each in (found.value, found.low, found.high))
+        # Rounding can leave an end of the interval on the wrong side of its value by a hair.
+        axes.errorbar(value, at, xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o", markersize=6,
+                      color=_color(at), capsize=3, linewidth=1.8, clip_on=False)  # fmt: skip
+        # A figure at the left edge would be cut by it.
+        side = "left" if value < low + 0.01 else "center"
+        axes.annotate(f"{value:.1f}", (value, at), textcoords="offset points", xytext=(0, 6), ha=side, fontsize=8)
+        highest = max(highest, high)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows] if first else [])
+    axes.set_ylim(len(rows) - 0.4, -0.7)  # the first method on top
+    axes.set_xlim(0, min(100, 1.08 * highest) if highest else 100)
+    axes.margins(x=0.02)
+    axes.set_title(f"{metric_title(metric)}, %, with 95 % intervals", fontsize=10, loc="left")
+    _style_axes(axes)
+
+
+def _draw_curves(axes: Axes, rows: LabelledRows, name: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for at, (label, row) in enumerate(rows):
+        points = [(k, row.interval(f"{name}@{k}")) for k in range(1, row.k + 1)]
+        known = [(k, 100 * found.value) for k, found in points if found is not None]
+        if known:
+            axes.plot(*zip(*known, strict=True), marker="o", markersize=4, color=_color(at), label=label,
+                      linestyle=_LINE_STYLES[at // len(_COLORS) % len(_LINE_STYLES)])  # fmt: skip
+    axes.set_title(f"{metric_title(name)}@k, %", fontsize=10, loc="left")
+    axes.set_xlabel("k", fontsize=9)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _style_axes(axes)
+
+
+def _style_axes(axes: Axes) -> None:
+    axes.grid(color=_GRID_COLOR, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=_MUTED_COLOR)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _heading(runs: Sequence[Run]) -> str:
+    """What the numbers were measured on; several runs are named each once."""
+    said = (
+        f"{run.settings['data']} {run.settings['split']}, n = {run.settings['n']}, {run.settings['base_id']}, "
+        f"{run.settings['quantization']}, {run.settings['decoding']['mode']}, seed {run.settings['seed']}"
+        for run in runs
+    )
+    return "\n".join(dict.fromkeys(said))
+
+
+def _color(index: int) -> str:
+    return _COLORS[index % len(_COLORS)]
+
+
+def _shorten_label(label: str) -> str:
+    return (
+        label
+        if len(label) <= _MAX_LABEL_LENGTH
+        else f"{label[: _MAX_LABEL_LENGTH // 2]}…{label[1 - _MAX_LABEL_LENGTH // 2 :]}"
+    )

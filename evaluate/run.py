@@ -1,20 +1,27 @@
-"""From problems and methods to a file of results: method by method, several problems a batch, resumable."""
+"""Generate candidates, resumable.
+
+From problems and methods to a file of results: method by method, several problems a batch, resumable.
+
+One line about what runs long: how far it is and how long it still takes.
+"""
 
 from __future__ import annotations
 
 import platform
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
-from adapters.manifest import BaseIdentity
 from errors import PromptOrTuneError, unknown_name_error
 from evaluate.results import Result, Run
-from serve.backends.memory import PeakMemory
-from serve.method import Method, parse_method
-from serve.rows import Request, RequestOutput, SamplingParams
+from models.identity import BaseIdentity
+from models.memory import PeakMemory
+from serve.types import Request, RequestOutput, SamplingParams
+from tasks.methods import Method, parse_method
 from tasks.problem import Problem
 from tasks.prompt import PROMPT_VERSION
 
@@ -23,7 +30,7 @@ VERSIONED_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "codebleu
 
 
 class EngineProtocol(Protocol):
-    """What a run needs of serve.engine.Engine, so that tests can stand in for it."""
+    """What a run needs of serve.engine.llm_engine.Engine, so that tests can stand in for it."""
 
     @property
     def base(self) -> BaseIdentity: ...
@@ -208,3 +215,47 @@ def make_results(batch: Sequence[Problem], answers: Sequence[RequestOutput], met
             tokens=answer.tokens,
             notes=answer.notes,
         )
+
+
+LINE_INTERVAL_SECONDS = 30.0  # between lines where they cannot be redrawn
+
+
+class ProgressBar:
+    """Counts up to `total` on standard error: one redrawn line on a terminal, else a line every 30 seconds."""
+
+    def __init__(self, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._start = clock()
+        self._last_print = self._start
+        self._done = 0
+        self._width = 0
+
+    def update(self, count: int, label: str) -> None:
+        """`count` more are done; `label` says what they belong to."""
+        self._done += count
+        now = self._clock()
+        left = (now - self._start) / max(self._done, 1) * (self._total - self._done)
+        line = f"{self._done}/{self._total} {label}, {_format_duration(now - self._start)} gone, {_format_duration(left)} left"
+        if self._stream.isatty():
+            self._stream.write(f"\r{line:<{self._width}}")
+            self._width = len(line)
+        elif now - self._last_print >= LINE_INTERVAL_SECONDS or self._done == self._total:
+            self._last_print = now
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Leaves the redrawn line, so that what follows begins on a line of its own."""
+        if self._width:
+            self._width = 0
+            self._stream.write("\n")
+            self._stream.flush()
+
+
+def _format_duration(seconds: float) -> str:
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"

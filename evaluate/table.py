@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.format import format_gigabytes, format_p_value, format_percent, format_points, format_share, text_table
 from errors import PromptOrTuneError, unknown_name_error
-from evaluate.cost import Cost, summarize_cost
-from evaluate.grid import format_gigabytes, format_p_value, format_percent, format_points, format_share, text_table
-from evaluate.measures import MetricSummary, available_metrics, is_binary_metric, metric_title, metric_values, summarize
+from evaluate.aggregate import (
+    Cost,
+    MetricSummary,
+    available_metrics,
+    is_binary_metric,
+    metric_title,
+    metric_values,
+    summarize,
+    summarize_cost,
+)
 from evaluate.results import Result, Run
 from evaluate.stats import Interval, holm_correction, mcnemar_test, paired_bootstrap
 

@@ -16,10 +16,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from common.paths import cache_dir
 from errors import PromptOrTuneError
-from jobs.board import JobService
+from jobs.api import JobService
 from jobs.job import Job
-from serve.home import cache_dir
 
 # Pages answer while a job trains: where both want a core, they go first.
 _NICE = 5
@@ -56,8 +56,8 @@ def _dispatch(service: JobService, options: argparse.Namespace) -> int:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         run_worker(service.home)
     elif options.command == "run":
+        from common.command import configure_environment
         from jobs.runner import run_job
-        from serve.quiet import configure_environment
 
         configure_environment()
         if hasattr(os, "nice"):

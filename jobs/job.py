@@ -1,10 +1,29 @@
-"""What a training job is: what was asked for, how far it is, and what came of it. Plain values, ready for JSON."""
+"""Job, Progress, Verdict.
+
+What a training job is: what was asked for, how far it is, and what came of it. Plain values, ready for JSON.
+
+What a new job may ask for: settings that can train, a name that is free, and data that is the person's own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+
+from adapters.store import LIBRARY, Store
+from common.paths import check_disk_space
+from errors import DataError, DiskSpaceError, TrainingError, UnknownNameError
+from tasks.datasets.hub import is_hub_id
+from tasks.datasets.registry import DATASETS
+from tasks.datasets.tables import FORMATS
+from train.checkpoints import RunDirectory
+from train.config import TrainConfig
+from train.settings import FIELDS, make_config
 
 # queued: waits its turn. running: has a process. stopping: a person asked it to stop, and it is saving a checkpoint.
 # stopped: ended by a person, with a checkpoint or without. failed: ended by a fault, `message` says which.
@@ -99,3 +118,95 @@ class Verdict:
     n: int
     compared: tuple[ScoreComparison, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+# A checkpoint comes with each evaluation, and what was learned since is what a power cut costs.
+DEFAULT_EVAL_EVERY = 0.1
+# Where a run's files lie is the app's business; these settings of a job come from its base.
+_SERVING_SETTINGS = ("data_dir", "device", "trust_remote_code")
+_FORBIDDEN_SETTINGS = ("output_dir", "overwrite", "validation_file", "push_to_hub", "hub_model_id", "hub_private_repo")
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
+_MAX_NAME_LENGTH, _MAX_SUFFIX_LENGTH = 80, 12
+_SPARE_BYTES = 100_000_000
+
+
+def resolve_settings(config: Mapping[str, Any], serving: ServingOptions, data: Path | None) -> dict[str, Any]:
+    """All settings as the job keeps them, checked; `data` is where the uploaded file will lie, if there is one.
+
+    Those that a preset or a technique decides are written down, so that a job goes on as it was begun.
+
+    Raises TrainingError, UnknownNameError or DataError in one sentence.
+    """
+    values = dict(config)
+    for name in _FORBIDDEN_SETTINGS:
+        if values.pop(name, None):
+            raise TrainingError(f"A job decides {name} by itself: leave it out.")
+    values |= {name: getattr(serving, name) for name in _SERVING_SETTINGS}
+    if values.setdefault("model_name_or_path", serving.base) != serving.base:
+        raise TrainingError(
+            f"A job trains for the base that is served here, {serving.base}, not {values['model_name_or_path']}: "
+            "start the app with that base."
+        )
+    values.setdefault("eval_every", DEFAULT_EVAL_EVERY)
+    if data is None:
+        _check_dataset_name(str(values.get("dataset_name", "")))
+    else:
+        values["dataset_name"] = str(data)
+    resolved = make_config(values)
+    kept = {name: getattr(resolved, name) for name in FIELDS if name not in _FORBIDDEN_SETTINGS}
+    return {name: value for name, value in kept.items() if value is not None}
+
+
+def job_config(job: Job, home: Path) -> TrainConfig:
+    """The job's settings for train, with the store of this home; TrainingError where they do not hold any more."""
+    return make_config(job.config, output_dir=home / "adapters")
+
+
+def check_name(name: str, home: Path, others: Iterable[Job]) -> None:
+    """TrainingError where an adapter, a run begun by hand or one of the `others` has the name."""
+    store = Store((LIBRARY, home / "adapters"))
+    if name in store.names() or (home / "adapters" / name).exists():
+        raise TrainingError(f"An adapter '{name}' exists: choose another name, or delete that one first.")
+    if other := next((job for job in others if job.adapter == name), None):
+        raise TrainingError(
+            f"The name '{name}' belongs to the job of {other.created[:16].replace('T', ' ')} ({other.state}): choose "
+            "another name, or delete that job first."
+        )
+    if step := RunDirectory(home / "adapters" / name).last_step():
+        raise TrainingError(
+            f"A run of '{name}' that was begun on the command line stopped at step {step}: choose another name, or "
+            f"continue it there (python -m train --adapter-name {name} --resume)."
+        )
+
+
+def safe_file_name(name: str) -> str:
+    """A file name that is nothing but a name, with its ending, which says the format."""
+    last = PurePosixPath(_UNSAFE_CHARACTERS.sub("-", PurePosixPath(name.replace("\\", "/")).name))
+    ending = last.suffix[:_MAX_SUFFIX_LENGTH]
+    return (last.stem.strip(".-")[: _MAX_NAME_LENGTH - len(ending)] or "data") + ending
+
+
+def copy_upload(source: Path, target: Path) -> None:
+    """Copies an uploaded file, onto the disk itself; DataError or DiskSpaceError in one sentence."""
+    try:
+        check_disk_space(target.parent, source.stat().st_size + _SPARE_BYTES)
+        shutil.copyfile(source, target)
+        with target.open("rb+") as file:
+            os.fsync(file.fileno())
+    except DiskSpaceError:
+        raise
+    except OSError as fault:
+        raise DataError(f"{source.name} cannot be copied ({fault.strerror or fault}): upload it again.") from fault
+
+
+def _check_dataset_name(name: str) -> None:
+    """A data set by name, ours or the Hub's; a path on this machine is not everybody's to read."""
+    if name in DATASETS:
+        return
+    path = Path(name).expanduser()
+    if not name or path.exists() or path.suffix.casefold() in FORMATS:
+        raise DataError("A job reads the file that was uploaded for it: give the file itself, or name a data set.")
+    if not is_hub_id(name):
+        raise UnknownNameError(
+            f"'{name[:100]}' is no data set: name one of {', '.join(DATASETS)}, or one of the Hub as user/name."
+        )

@@ -1,7 +1,7 @@
 """The queue of jobs: Huey on SQLite, with messages in JSON, so that nothing that lies on the disk is ever unpickled.
 
 A message names a job and a ticket. How a job stands is in its folder; a message whose ticket is no longer the job's is
-passed over, so that one too many does no harm. Huey forgets what a killed worker had taken: see jobs.recovery.
+passed over, so that one too many does no harm. Huey forgets what a killed worker had taken: see jobs.worker.
 """
 
 from __future__ import annotations

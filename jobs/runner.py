@@ -1,30 +1,181 @@
-"""The process of one job: trains, scores, and writes what came of it. Killed at any moment, it is begun again."""
+"""One job process: train, score.
+
+The process of one job: trains, scores, and writes what came of it. Killed at any moment, it is begun again.
+
+The training of one job: begun, continued, or already over; here or elsewhere.
+
+Ends a job's process in good order: when a person asks for it, when its worker dies, when the system shuts down.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Literal
 
-from errors import PromptOrTuneError
-from jobs.checkpoints import is_trained, last_checkpoint, remove_leftovers
-from jobs.folder import JobFolder, JobState, exclusive, utc_timestamp
-from jobs.job import Job, JobStage, Verdict
-from jobs.locks import acquire_lock
-from jobs.progress import last_step
-from jobs.training import train_job
-from jobs.watch import StopWatcher
+from common.files import acquire_lock, atomic_write
+from common.paths import ProgressFn
+from errors import PromptOrTuneError, TrainingError
+from jobs.job import Job, JobStage, Verdict, job_config
+from jobs.store import (
+    JobFolder,
+    JobState,
+    exclusive,
+    is_trained,
+    last_checkpoint,
+    last_complete_checkpoint,
+    last_step,
+    remove_leftovers,
+    utc_timestamp,
+)
+from train.checkpoints import run_directory
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
+
+
+_POLL_SECONDS = 0.3
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Who wants the process to end: a person, who stops the job, or the system, after which it goes on by itself.
+StopReason = Literal["", "person", "system"]
+
+
+class JobStoppedError(KeyboardInterrupt):
+    """Raised in the main thread where no training is there to end its step. Libraries let it pass, as Ctrl-C."""
+
+
+class StopWatcher:
+    """Looks for a reason to end while the block lasts, and then stops the main thread once.
+
+    While train trains, its own signal handlers stand: the step ends and a checkpoint is saved. Elsewhere JobStoppedError
+    is raised. `attached`: the worker holds the other end of standard input, which ends with the worker however that
+    dies; a Ctrl-C then is not meant for the job alone. `tick` is called every 0.3 seconds.
+    """
+
+    def __init__(self, stop_path: Path, attached: bool, on_poll: Callable[[], None]) -> None:
+        self.stop_reason: StopReason = ""
+        self._stop_path = stop_path
+        self._attached = attached
+        self._on_poll = on_poll
+        self._closed = threading.Event()
+        self._raised = False
+        self._ignoring_stops = False
+        self._previous_handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopWatcher:
+        for number in _STOP_SIGNALS:
+            self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        threading.Thread(target=self._poll, name="look-for-stop", daemon=True).start()
+        if self._attached:
+            threading.Thread(target=self._wait_for_worker_exit, name="look-for-worker", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+
+    def stop_requested(self) -> bool:
+        """Whether the work is to end."""
+        return bool(self.stop_reason)
+
+    def ignore_stops(self) -> None:
+        """From now on nothing is stopped: what is left takes moments."""
+        self._ignoring_stops = True
+
+    def _poll(self) -> None:
+        while not self._closed.wait(_POLL_SECONDS):
+            if self._stop_path.exists():
+                self._request_stop("person")
+            self._on_poll()
+
+    def _wait_for_worker_exit(self) -> None:
+        # Not through sys.stdin, whose lock a thread that waits would still hold when Python ends.
+        with suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        self._request_stop("system")
+
+    def _request_stop(self, reason: StopReason) -> None:
+        if self.stop_reason or self._closed.is_set():
+            return
+        self.stop_reason = reason
+        # To the main thread, so that a wait in it ends.
+        if sys.platform == "win32":
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if not self.stop_reason:
+            self.stop_reason = "person" if number == signal.SIGINT and not self._attached else "system"
+        if not self._raised and not self._ignoring_stops:
+            self._raised = True
+            raise JobStoppedError
+
+
+def train_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn, stopped: Callable[[], bool]) -> Path:
+    """The finished adapter's folder, trained as far as it was not yet.
+
+    Killed at any moment and called again, the adapter has the same bytes in the end. Raises PromptOrTuneError in one
+    sentence; JobStoppedError where SIGTERM stopped it, with a checkpoint.
+    """
+    standing, target = folder.read_state(), home / "adapters" / job.adapter
+    if is_trained(job, standing, home):
+        report("The adapter is trained already.")
+    elif job.where == "hub":
+        from jobs.hf_jobs.run import run_remote_job
+
+        folder.remove_scores()
+        target = run_remote_job(job, folder.path, report, stopped)
+    else:
+        target = _train_locally(job, folder, home, report, finish=standing.finish)
+    _save_curve(target, folder)
+    with suppress(TrainingError):
+        run_directory(job_config(job, home)).remove()  # there still where a kill came between the adapter and its end
+    remove_leftovers(target)
+    return target
+
+
+def _train_locally(job: Job, folder: JobFolder, home: Path, report: ProgressFn, finish: bool) -> Path:
+    from train.run import TrainingStoppedError, train
+
+    config = job_config(job, home)
+    place = run_directory(config)
+    remove_leftovers(place.target)
+    checkpoint = last_complete_checkpoint(place)
+    if checkpoint is None:
+        if finish:
+            raise TrainingError("There is no whole checkpoint to make an adapter of: resume the job.")
+        folder.remove_scores()
+        folder.curve_path.unlink(missing_ok=True)
+    else:
+        report(f"Going on from the checkpoint of step {place.last_step()}.")
+    try:
+        return train(config, report, resume=checkpoint is not None and not finish, finish=finish)
+    except TrainingStoppedError as stop:
+        raise JobStoppedError from stop
+
+
+def _save_curve(adapter: Path, folder: JobFolder) -> None:
+    """The job has a curve to show also when its adapter is deleted."""
+    with suppress(FileNotFoundError):
+        atomic_write(folder.curve_path, (adapter / "log.jsonl").read_bytes())
+
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
 _STEP_LINE = re.compile(r"step (\d+)/(\d+)")
@@ -117,15 +268,15 @@ class _JobRunner:
         return adapter
 
     def _score(self, job: Job, adapter: Path) -> tuple[Verdict | None, list[dict[str, Any]]]:
-        from jobs.request import job_config
+        from jobs.job import job_config
         from jobs.scoring import (
             adapter_scores,
             build_scoring_engine,
             generate_and_score,
             load_held_out_rows,
+            make_verdict,
             max_new_tokens_for,
         )
-        from jobs.verdict import make_verdict
         from train.techniques import get_technique
 
         config: TrainConfig = job_config(job, self._home)
@@ -146,7 +297,7 @@ class _JobRunner:
         return make_verdict(run, adapter.name, get_technique(config.technique).title), adapter_scores(run, adapter.name)
 
     def _finish(self, adapter: Path, verdict: Verdict | None, scores: list[dict[str, Any]]) -> None:
-        from train.scores import record_scores
+        from train.save import record_scores
 
         message = f"The model is ready: serve it with --base {adapter}."
         if verdict is not None:

@@ -18,22 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from errors import PromptOrTuneError
-from serve.api.options import ApiOptions, add_api_options, parse_count, read_api_options
-from serve.command import (
+from common.command import (
     ArgumentParser,
     ProgressPrinter,
-    add_model_options,
-    check_model_options,
     check_port_free,
+    configure_environment,
     parse_port,
     require_folder,
 )
-from serve.quiet import configure_environment
-from serve.scheduling.limits import EngineConfig
+from errors import PromptOrTuneError
+from serve.api.server import ApiOptions, add_api_options, parse_count, read_api_options
+from serve.engine.config import EngineConfig
+from serve.options import add_model_options, check_model_options
 
 if TYPE_CHECKING:
-    from serve.engine import LLMEngine
+    from serve.engine.llm_engine import LLMEngine
 
 DEFAULT_PORT = 8000
 
@@ -98,14 +97,14 @@ def run_server(options: Options) -> None:
     """Serves until a signal; PromptOrTuneError when the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
     from serve.api.app import Api
     from serve.api.server import ApiServer, listen
-    from serve.engine_source import EngineLoader
+    from serve.engine.llm_engine import EngineLoader
 
     progress = ProgressPrinter()
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
     shown = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
     def build(report: Callable[[str], None]) -> LLMEngine:
-        from serve.build import build_engine
+        from serve.engine.build import build_engine
 
         def tell(line: str) -> None:
             progress(line)

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.command import configure_environment
 from errors import PromptOrTuneError
-from serve.quiet import configure_environment
 from space.build import build_space
 
 

@@ -1,31 +1,227 @@
-"""Publishes the Space: creates it where there is none, uploads its files in one commit, sets what was wished for.
+"""Create/update the Space, options, wait.
+
+Publishes the Space: creates it where there is none, uploads its files in one commit, sets what was wished for.
 
 Publishing the same again changes nothing: no commit is made and nothing restarts, except for secrets, whose old values
 nobody can read and which are therefore set anew.
+
+What a person wants of a Space besides its files: hardware, storage, secrets and variables, read from options.
+
+Waits until the Hub runs a Space, with the lines of its build as far as the Hub gives them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapters.hub_errors import hub_errors
-from errors import PromptOrTuneError
-from serve.home import ProgressFn
-from serve.space import STORAGE_DIR
+from common.format import quote_untrusted
+from common.hub import hub_errors
+from common.paths import ProgressFn
+from errors import PromptOrTuneError, unknown_name_error
 from space.build import MAX_BYTES, is_project_file, space_files
-from space.running import WAIT_MINUTES, wait_until_running
-from space.wishes import SpaceOptions, add_space_options, parse_space_options
-from train.publish_access import check_owner, check_scopes, find_token
+from space.settings import STORAGE_DIR
+from train.hub_access import check_owner, check_scopes, find_token
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi, SpaceRuntime
+
+
+WAIT_MINUTES = 45.0
+POLL_SECONDS = 5.0
+# For so long after a commit the Hub may still show the former version as running, where it does not name the commit.
+STALE_STATUS_SECONDS = 20.0
+_MAX_LOG_WIDTH = 200
+_FAILED_STAGES = {
+    "BUILD_ERROR": "its build failed",
+    "CONFIG_ERROR": "the Hub refuses its card",
+    "RUNTIME_ERROR": "it ended with an error",
+    "NO_APP_FILE": "the Hub finds no app.py in it",
+}
+_INACTIVE_STAGES = {
+    "PAUSED": "is paused",
+    "STOPPED": "is stopped",
+    "SLEEPING": "is asleep",
+    "DELETING": "is being deleted",
+}
+
+
+def wait_until_running(
+    repo_id: str,
+    commit: str,
+    report: ProgressFn,
+    *,
+    timeout: float = 60 * WAIT_MINUTES,
+    poll_seconds: float = POLL_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    api: HfApi | None = None,
+) -> str:
+    """The hardware that runs `commit` of the Space; PromptOrTuneError in one sentence where it does not come to that.
+
+    `patience` and `poll` are seconds.
+    """
     from huggingface_hub import HfApi
 
-_MARKER_FILE = "serve/engine.py"  # every Space of this program has it
+    api = api or HfApi()
+    began, stage = clock(), ""
+    log = _BuildLog(api, repo_id, report)
+    while True:
+        with hub_errors(repo_id, "waiting for", error=PromptOrTuneError):
+            runtime = api.get_space_runtime(repo_id)
+        if _enum_value(runtime.stage) != stage:
+            stage = _enum_value(runtime.stage)
+            report(f"{stage.replace('_', ' ').capitalize()} ...")
+        log.report_new()
+        settled = clock() - began >= STALE_STATUS_SECONDS
+        if _is_final(runtime, stage, commit, settled):
+            break
+        if clock() - began > timeout:
+            raise PromptOrTuneError(
+                f"'{repo_id}' does not run after {timeout / 60:g} min (it says {stage}): look at its logs at "
+                f"{api.endpoint}/spaces/{repo_id}, it goes on there by itself."
+            )
+        time.sleep(poll_seconds)
+    if stage == "RUNNING":
+        return _enum_value(runtime.hardware or runtime.requested_hardware or "unknown hardware")
+    raise PromptOrTuneError(_failure_message(runtime, stage, repo_id, log.last_message, api.endpoint))
+
+
+def _is_final(runtime: SpaceRuntime, stage: str, commit: str, is_current: bool) -> bool:
+    """Whether this stage is the end, and that of this commit: the former version may run, or have failed, until now."""
+    sha = runtime.raw.get("sha")
+    if stage == "RUNNING" and sha:
+        return bool(sha == commit)
+    return stage in ("RUNNING", *_FAILED_STAGES, *_INACTIVE_STAGES) and (is_current or sha == commit)
+
+
+def _failure_message(runtime: SpaceRuntime, stage: str, repo_id: str, last_log: str, endpoint: str) -> str:
+    address = f"{endpoint}/spaces/{repo_id}"
+    if stage in _INACTIVE_STAGES:
+        return f"'{repo_id}' {_INACTIVE_STAGES[stage]}: start it again in its settings at {address}."
+    said = str(runtime.raw.get("errorMessage") or last_log).strip().splitlines()
+    reason = f": {quote_untrusted(said[-1].strip(), _MAX_LOG_WIDTH)}" if said else ""
+    return f"'{repo_id}' does not run, {_FAILED_STAGES[stage]} ({stage}{reason}): read its logs at {address}."
+
+
+class _BuildLog:
+    """The build's lines, each told once. Not every Hub and token gives them; then there are none."""
+
+    def __init__(self, api: HfApi, repo_id: str, report: ProgressFn) -> None:
+        self._api = api
+        self._repo_id = repo_id
+        self._report = report
+        self._num_reported = 0
+        self.last_message = ""
+
+    def report_new(self) -> None:
+        """Reports the lines that are new since the last time."""
+        lines = self._fetch()
+        if len(lines) < self._num_reported:  # another build has begun
+            self._num_reported = 0
+        for line in lines[self._num_reported :]:
+            self._report(f"  {quote_untrusted(line, _MAX_LOG_WIDTH)}")
+            self.last_message = line
+        self._num_reported = len(lines)
+
+    def _fetch(self) -> list[str]:
+        try:
+            text = "".join(_ensure_newline(part) for part in self._api.fetch_space_logs(self._repo_id, build=True))
+        except Exception:  # noqa: BLE001 - the log is a courtesy: whatever keeps it away must not end the waiting
+            return []
+        return [line.rstrip() for line in text.splitlines() if line.strip()]
+
+
+def _ensure_newline(part: str) -> str:
+    return part if part.endswith("\n") else f"{part}\n"
+
+
+def _enum_value(each: Any) -> str:
+    """The client has enumerations for what it knows and plain texts for what it does not."""
+    return str(getattr(each, "value", each))
+
+
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,255}")
+
+
+@dataclass(frozen=True)
+class SpaceOptions:
+    """Nothing is changed of what is not wished for. `storage` is a bucket, "user/name", mounted at /data.
+
+    `private` matters for a new Space alone. Secrets' values appear in no message.
+    """
+
+    private: bool = False
+    hardware: str | None = None
+    storage: str | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def add_space_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `read_wishes` reads."""
+    parser.add_argument("--private", action="store_true", help="a new Space is private")
+    parser.add_argument(
+        "--hardware", metavar="NAME", help="such as cpu-basic, t4-small, l4x1, or zero-a10g for ZeroGPU"
+    )
+    parser.add_argument(
+        "--storage",
+        metavar="user/bucket",
+        help=f"a storage bucket to mount at {STORAGE_DIR}, so that jobs, votes and adapters outlive a restart; it is "
+        "created, private, where there is none",
+    )
+    for option, words in (
+        ("--secret", "repeatable; KEY alone takes the value from this environment"),
+        ("--variable", "repeatable; everybody can read variables"),
+    ):
+        parser.add_argument(option, action="append", metavar="KEY=VALUE", default=[], help=words)
+
+
+def parse_space_options(args: argparse.Namespace) -> SpaceOptions:
+    """The options, checked; PromptOrTuneError in one sentence."""
+    from huggingface_hub import SpaceHardware
+
+    known = [str(each.value) for each in SpaceHardware]
+    if args.hardware is not None and args.hardware not in known:
+        raise unknown_name_error("hardware", args.hardware, known)
+    secrets = _parse_pairs(args.secret, "--secret")
+    variables = _parse_pairs(args.variable, "--variable")
+    both = sorted(secrets.keys() & variables.keys())
+    if both:
+        raise PromptOrTuneError(f"{both[0]} is given as --secret and as --variable: give it once.")
+    if args.storage is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.storage, re.ASCII):
+        raise PromptOrTuneError("--storage names no bucket: write user/name, such as someone/peft-arena-data.")
+    return SpaceOptions(args.private, args.hardware, args.storage, secrets, variables)
+
+
+def _parse_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
+    """KEY=VALUE, or KEY with its value in the environment. No message repeats a value."""
+    found: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not _KEY.fullmatch(key):
+            raise PromptOrTuneError(
+                f"{option} wants KEY=VALUE, and a key has letters, digits and '_' only: correct it."
+            )
+        if not equals:
+            if key not in os.environ:
+                raise PromptOrTuneError(
+                    f"{option} {key} has no value: write {key}=VALUE, or set it in the environment."
+                )
+            value = os.environ[key]
+        if key in found:
+            raise PromptOrTuneError(f"{option} {key} is given twice: give it once.")
+        found[key] = value
+    return found
+
+
+_MARKER_FILE = "serve/engine/llm_engine.py"  # every Space of this program has it
 _NEW_SPACE_FILES = (".gitattributes", "README.md")  # what the Hub itself puts into a new Space
 
 

@@ -1,11 +1,19 @@
-r"""The one place where a problem becomes text and where a completion becomes code again.
+r"""Prompt styles and rendering; style chosen per base.
+
+The one place where a problem becomes text and where a completion becomes code again.
 
 Training, every method, the API and the study render through `render`, end answers with `answer_end` and read
 code with `extract_code`. A style (plain or chat, its wording, fenced or bare answers) is chosen for each base on
-validation problems (tasks/style_choice.py); its fingerprint is stored with every adapter and every result.
+validation problems (tasks/prompt.py); its fingerprint is stored with every adapter and every result.
 
 The plain template is the study's: `### Instruction:\n{intent}\n### Response:\n` with the code after it
 (arXiv 2308.10462, section 4).
+
+Which prompt style each base gets, chosen on validation problems so that no baseline is handicapped.
+
+`python -m evaluate.prompt_style_search` measures every style of tasks.prompt.STYLES with zero-shot and with 8 fixed
+examples and names the best of each; what it found is recorded here (figures: docs/results/prompt-style.md).
+A base that was not measured gets the defaults: chat with a fence where it has a chat template, else plain.
 """
 
 from __future__ import annotations
@@ -139,3 +147,21 @@ def _chat_messages(intent: str, examples: Sequence[Example], style: PromptStyle)
 
 def _plain_turn(intent: str, style: PromptStyle) -> str:
     return f"{INSTRUCTION}\n{style.intent_template.format(intent=intent)}\n{RESPONSE}\n"
+
+
+# (base id, data set) -> (style without examples, style with examples); "*" stands for any other data set.
+_EMBEDDED_BASE = "embedded/SmolLM2-135M-Instruct-Q4_1"
+_BEST_STYLES: dict[tuple[str, str], tuple[str, str]] = {
+    (_EMBEDDED_BASE, "conala"): ("chat-short-ask-open", "chat"),
+    (_EMBEDDED_BASE, "starter"): ("chat-python-open", "plain"),
+    (_EMBEDDED_BASE, "*"): ("chat-python-open", "plain"),
+}
+
+
+def choose_style(base_id: str, has_chat_template: bool, pool: str, with_examples: bool) -> PromptStyle:
+    """The style for a row without an adapter."""
+    chosen = _BEST_STYLES.get((base_id, pool)) or _BEST_STYLES.get((base_id, "*"))
+    if chosen is None:
+        default = "chat-python" if has_chat_template else "plain"
+        chosen = (default, default)
+    return STYLES[chosen[1] if with_examples else chosen[0]]

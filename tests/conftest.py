@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from evaluate.sandbox import Sandbox
+    from evaluate.sandbox.sandbox import Sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +47,7 @@ def home() -> Path:
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
     """The best layer that works here. Without one the tests are skipped, but fail where CI is set."""
-    from evaluate.sandbox import SandboxUnavailableError, open_sandbox
+    from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
 
     try:
         opened = open_sandbox()

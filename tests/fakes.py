@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from adapters.manifest import BaseIdentity
 from adapters.store import AdapterStatus, Store
-from serve.engine import LLMEngine
-from serve.method import Method
-from serve.residents import AdapterCache
-from serve.rows import Backend, Candidate, PartialOutput, Request, RequestOutput, SamplingParams
+from models.identity import BaseIdentity
+from serve.engine.adapter_cache import AdapterCache
+from serve.engine.llm_engine import LLMEngine
+from serve.types import Backend, Candidate, PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.methods import Method
 from tasks.problem import Example
 from tasks.prompt import STYLES, render_prompt
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import app
+from common.command import ProgressPrinter, check_port_free
 from errors import PromptOrTuneError
-from serve.command import ProgressPrinter, check_port_free
 
 ROOT = Path(__file__).resolve().parents[1]
 

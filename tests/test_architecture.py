@@ -55,13 +55,13 @@ def test_app_leaves_models_and_widgets_to_their_rooms() -> None:
     "modules",
     [
         "app",
-        "tasks.prompt, tasks.datasets",
+        "tasks.prompt, tasks.datasets.registry",
         "adapters.store",
         "evaluate",
         "evaluate.arena",
         "jobs.job",
-        "serve.engine_source",
-        "serve.build",
+        "serve.engine.llm_engine",
+        "serve.engine.build",
         "train",
     ],
 )

@@ -15,10 +15,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from common.command import configure_environment
 from errors import PromptOrTuneError
-from serve.quiet import configure_environment
 from train.config import TrainConfig
-from train.options import DRY_RUN, FINISH, RESUME, parse_args
+from train.settings import DRY_RUN, FINISH, RESUME, parse_args
 
 EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["publish"]:
-            from train.publish_command import publish_command
+            from train.publish import publish_command
 
             return publish_command(given[1:])
         config, modes = parse_args(given, __doc__ or "")
@@ -44,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: TrainConfig) -> int:
     from train.estimate import estimate_as_dict
-    from train.preflight import run_preflight
-    from train.preflight_text import render_preflight
+    from train.preflight import render_preflight, run_preflight
 
     print(render_preflight(run_preflight(config, _print_line, estimate_as_dict)))
     return 0

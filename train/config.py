@@ -26,7 +26,7 @@ class TrainConfig:
 
     # What the adapter is called, in the store and on the Hub.
     adapter_name: str
-    # A data set of tasks.datasets, a file (.jsonl, .json, .csv, .parquet), or a Hub id.
+    # A data set of tasks.datasets.registry, a file (.jsonl, .json, .csv, .parquet), or a Hub id.
     dataset_name: str
     technique: str = "lora"
     preset: str = "default"

@@ -1,19 +1,97 @@
-"""What a run learns from and is validated on: a data set of ours, a file of the person's own, or one from the Hub."""
+"""Training/validation rows, hold-out split.
+
+What a run learns from and is validated on: a data set of ours, a file of the person's own, or one from the Hub.
+
+Which rows are held out where a data set has no validation rows of its own.
+
+What a person should know of their rows before they train on them: repeated, contradicting, unparsable, leaking.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import random
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from errors import DataError, TrainingError, UnknownNameError, unknown_name_error
-from tasks.datasets import DATASETS, load_examples, load_problems
-from tasks.datasets.hub_files import fetch_tables, is_hub_id
+from tasks.datasets.hub import fetch_tables, is_hub_id
+from tasks.datasets.registry import DATASETS, load_examples, load_problems
 from tasks.datasets.tables import FORMATS, RowError
 from tasks.datasets.upload import UploadResult, read_upload
+from tasks.extract import is_valid_python
 from tasks.problem import Example
 from train.config import TrainConfig
-from train.split import train_validation_split
+
+
+def normalize_intent(intent: str) -> str:
+    """What two intents have in common that ask the same: letters' case and white space do not count."""
+    return " ".join(intent.casefold().split())
+
+
+def normalize_code(code: str) -> str:
+    """What two equal pieces of code have in common: white space at the ends of lines does not count."""
+    return "\n".join(line.rstrip() for line in code.strip().splitlines())
+
+
+def train_validation_split(
+    examples: Sequence[Example], fraction: float, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Training and validation rows, each in their own order; about `share` of all rows, at least one, are held out.
+
+    Rows with the same intent or the same code stay on one side, so that nothing leaks. Where that ties too much
+    together (answers that are all True or False, say), the same intent alone does. The second list is empty where
+    nothing can be held out without a leak.
+    """
+    wanted = max(1, round(len(examples) * fraction))
+    chosen: set[int] = set()
+    for keys in (_intent_and_code_keys, _intent_keys):
+        chosen = _choose_groups(_connected_groups(examples, keys), wanted, seed)
+        if 2 * len(chosen) >= wanted:
+            break
+    learned = [example for index, example in enumerate(examples) if index not in chosen]
+    return learned, [example for index, example in enumerate(examples) if index in chosen]
+
+
+def _intent_and_code_keys(example: Example) -> tuple[Hashable, ...]:
+    return ("intent", normalize_intent(example.intent)), ("code", normalize_code(example.code))
+
+
+def _intent_keys(example: Example) -> tuple[Hashable, ...]:
+    return (("intent", normalize_intent(example.intent)),)
+
+
+def _connected_groups(examples: Sequence[Example], keys: Callable[[Example], tuple[Hashable, ...]]) -> list[list[int]]:
+    """Indices of examples that share a key, also through others (union-find)."""
+    parents = list(range(len(examples)))
+    owners: dict[Hashable, int] = {}
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
+
+    for index, example in enumerate(examples):
+        for key in keys(example):
+            parents[root(index)] = root(owners.setdefault(key, index))
+    groups: dict[int, list[int]] = {}
+    for index in range(len(examples)):
+        groups.setdefault(root(index), []).append(index)
+    return list(groups.values())
+
+
+def _choose_groups(groups: list[list[int]], count: int, seed: int) -> set[int]:
+    """Whole groups, in an order that the seed draws, as long as they fit; never all of them."""
+    order = random.Random(seed).sample(groups, len(groups))
+    chosen: set[int] = set()
+    for group in order[: len(order) - 1]:
+        if len(chosen) + len(group) <= count:
+            chosen.update(group)
+    return chosen
+
 
 # As the Hub writes licences; a file's is its owner's business, a data set of the Hub states its own.
 LICENCES = {
@@ -169,3 +247,110 @@ def _add_upload(split: DataSplit, file: str, upload: UploadResult) -> None:
     split.columns, split.column_mapping = upload.columns, str(upload.mapping)
     for change, times in upload.changes.items():
         split.changes[change] = split.changes.get(change, 0) + times
+
+
+# Places named of each finding; all of them are counted.
+MAX_EXAMPLES = 10
+
+LocateFn = Callable[[Example], str]
+
+
+@dataclass(frozen=True)
+class DataIssue:
+    """How many rows something is true of, and the first of them, each in a sentence or with its place."""
+
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LengthStats:
+    """Of some lengths in tokens: the median, the length that 95 % do not exceed, the longest, and the sum."""
+
+    median: int
+    p95: int
+    max: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Validation rows whose intent, or whose code, is a training row's too; `rows` counts those with either."""
+
+    rows: int
+    intents: int
+    codes: int
+    examples: tuple[str, ...] = ()
+
+
+def make_issue(messages: Iterable[str]) -> DataIssue:
+    """Counts all and keeps the first."""
+    found = list(messages)
+    return DataIssue(len(found), tuple(found[:MAX_EXAMPLES]))
+
+
+def length_stats(lengths: Sequence[int]) -> LengthStats:
+    """The spread of at least one length."""
+    return LengthStats(int(statistics.median(lengths)), length_quantile(lengths, 0.95), max(lengths), sum(lengths))
+
+
+def length_quantile(lengths: Sequence[int], fraction: float) -> int:
+    """The smallest of the lengths that at least this share of them does not exceed (nearest rank)."""
+    return sorted(lengths)[max(0, math.ceil(fraction * len(lengths)) - 1)]
+
+
+def find_duplicates(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
+    """Rows with intent and code of an earlier one."""
+    first: dict[tuple[str, str], Example] = {}
+    found = []
+    for example in examples:
+        earlier = first.setdefault((example.intent, example.code), example)
+        if earlier is not example:
+            found.append(f"{locate(example)} repeats {locate(earlier)}")
+    return make_issue(found)
+
+
+def find_conflicts(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
+    """Rows that answer an earlier row's intent with other code, each once."""
+    codes: dict[str, dict[str, Example]] = {}
+    found = []
+    for example in examples:
+        known = codes.setdefault(normalize_intent(example.intent), {})
+        if normalize_code(example.code) not in known:
+            if known:
+                found.append(f"{locate(example)} has the intent of {locate(next(iter(known.values())))}")
+            known[normalize_code(example.code)] = example
+    return make_issue(found)
+
+
+def find_unparsable(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
+    """Rows whose code is not Python."""
+    return make_issue(locate(example) for example in examples if not is_valid_python(example.code))
+
+
+def find_special_tokens(examples: Sequence[Example], locate: LocateFn, tokens: Iterable[str]) -> DataIssue:
+    """Rows with one of a base's special tokens in their text, which is read as that token: an early end, say."""
+    known = sorted({token for token in tokens if token.strip()})
+    found = []
+    for example in examples:
+        there = [token for token in known if token in example.intent or token in example.code]
+        if there:
+            found.append(f"{locate(example)} has {', '.join(there[:3])}")
+    return make_issue(found)
+
+
+def find_leaks(
+    train: Sequence[Example], validation: Sequence[Example], train_split: DataSplit, validation_split: DataSplit
+) -> Leak:
+    """What the validation rows share with the training rows."""
+    intents = {normalize_intent(example.intent): example for example in reversed(train)}
+    codes = {normalize_code(example.code): example for example in reversed(train)}
+    found, same_intent, same_code = [], 0, 0
+    for example in validation:
+        by_intent, by_code = intents.get(normalize_intent(example.intent)), codes.get(normalize_code(example.code))
+        same_intent += by_intent is not None
+        same_code += by_code is not None
+        if other := by_intent or by_code:
+            what = "intent and code" if by_intent and by_code else "intent" if by_intent else "code"
+            found.append(f"{validation_split.locate(example)} has the {what} of {train_split.locate(other)}")
+    return Leak(len(found), same_intent, same_code, tuple(found[:MAX_EXAMPLES]))

@@ -1,27 +1,39 @@
-"""What a run will take, said before its base is loaded: memory at the peak, time, and the size of the adapter.
+"""Memory/time/size estimate.
+
+What a run will take, said before its base is loaded: memory at the peak, time, and the size of the adapter.
 
 Held against the runs of adapters/library's LoRA, QLoRA-4bit, IA3, KVPrefix and Prompt tuning (CoNaLa, 135M, a CPU of two
 cores that other programs used as well): memory 8 % too low to 7 % too high, after one constant was fitted to these
 runs; time 6 to 27 % too short; size within 5 %. On a GPU nothing was measured yet; benchmarks/figure1.py holds the
 memory against the study's. Every run prints its estimate beside its measurement.
+
+How fast this machine learns right now: a few steps of a small stand-in, timed.
+
+One large product says little: on a CPU with fast 16-bit products most of a step goes into norms, dropout, casts and
+small products, and elsewhere it does not. So the stand-in is two real Llama layers as wide as the base, with LoRA.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.backends.local.source import Source
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.source import Source
 from train.config import TrainConfig
-from train.encode import TokenizedExample
-from train.fit import count_steps, max_tokens_per_forward
-from train.prepare import TokenizedData
+from train.model import count_steps, max_tokens_per_forward
+from train.tokenize import TokenizedData, TokenizedExample
 
 if TYPE_CHECKING:
-    from train.trace import BatchShape, StepCost
+    from train.meta_trace import BatchShape, StepCost
+
 
 # Bytes a weight takes: NF4 in blocks of 64 with an 8-bit scale each, and a 32-bit scale for 256 of these scales
 # (QLoRA, arXiv 2305.14314, section 3); int8 has one scale a row, which is next to nothing.
@@ -111,7 +123,7 @@ def estimate(
     """
     import torch
 
-    from train.trace import meta_model, quantizable_layers, trace_step
+    from train.meta_trace import meta_model, quantizable_layers, trace_step
 
     device = device or _resolve_device(config.device)
     full = config.technique == "full"
@@ -150,7 +162,7 @@ def compute_workload(
     max_tokens: int,
 ) -> Workload:
     """The largest batch that can come, and what there is in all; batches are of like length, so padding is little."""
-    from train.trace import BatchShape
+    from train.meta_trace import BatchShape
 
     size = config.per_device_train_batch_size
     rows = sorted(train_samples, key=lambda sample: _num_tokens(sample, is_encoder_decoder), reverse=True)
@@ -221,8 +233,6 @@ def _total_flops(config: TrainConfig, traced: StepCost, workload: Workload, head
 
 def _flops_per_second(config: TrainConfig, base: Any, hidden: int, workload: Workload, device: str) -> float:
     """Operations a second that a run will reach, by a stand-in that is timed now."""
-    from train.speed import measure_flops_per_second
-
     intermediate = getattr(base, "intermediate_size", None) or getattr(base, "d_ff", None) or 4 * hidden
     tokens = max(1, round(workload.padded_tokens / workload.rows))
     speed = measure_flops_per_second(hidden, intermediate, workload.largest_batch.rows, tokens, device)
@@ -270,3 +280,54 @@ def _resolve_device(device: str) -> str:
     import torch
 
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+_MAX_ROUNDS, _MAX_SECONDS = 9, 1.0
+# Wider layers are as fast, and a stand-in must not fill the memory.
+_MAX_HIDDEN_SIZE = 2048
+
+
+def measure_flops_per_second(hidden: int, intermediate: int, rows: int, tokens: int, device: str) -> float:
+    """Floating-point operations a second, forward and backward, of `rows` rows of `tokens` tokens.
+
+    The median of up to nine steps within a second; the state of random generators stays as it was.
+    """
+    with torch.random.fork_rng():
+        model = _build_proxy_layer(hidden, intermediate, device)
+        hidden_states = torch.randn(rows, tokens, model.config.hidden_size, dtype=torch.bfloat16, device=device)
+        with FlopCounterMode(display=False) as flops:  # and kernels are loaded
+            _training_step(model, hidden_states, device)
+        times: list[float] = []
+        while len(times) < _MAX_ROUNDS and sum(times) < _MAX_SECONDS:
+            start = time.perf_counter()
+            _training_step(model, hidden_states, device)
+            times.append(time.perf_counter() - start)
+    return flops.get_total_flops() / statistics.median(times)
+
+
+def _training_step(model: Any, hidden_states: torch.Tensor, device: str) -> None:
+    model(inputs_embeds=hidden_states, use_cache=False).last_hidden_state.sum().backward()
+    model.zero_grad()
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _build_proxy_layer(hidden: int, intermediate: int, device: str) -> Any:
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaModel
+
+    width = min(hidden, _MAX_HIDDEN_SIZE)
+    heads = max(1, width // 64)
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=width,
+        intermediate_size=round(intermediate * width / hidden),
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=64,
+    )
+    with torch.device(device):
+        model = LlamaModel(config).to(torch.bfloat16)
+    lora = LoraConfig(r=16, lora_dropout=0.05, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    return get_peft_model(model, lora).train()

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common.paths import ProgressFn, make_dir
 from errors import PromptOrTuneError, TrainingError
-from serve.backends.local.loading import LoadedBase, load_base
-from serve.backends.local.source import resolve
-from serve.home import ProgressFn, make_dir
-from tasks.datasets import dataset_digest
+from models.loader import LoadedBase, load_base
+from models.source import resolve
+from tasks.datasets.registry import dataset_digest
+from train.checkpoints import RunDirectory, run_directory
 from train.config import TrainConfig
 from train.data import TrainingData, load_training_data
 from train.estimate import Estimate, compare_with_actual, try_estimate
-from train.fit import build_peft_model, build_trainer
-from train.folder import TrainingResult, save_adapter
-from train.prepare import TokenizedData, TokenizerInfo, tokenize_data
-from train.workspace import RunDirectory, run_directory
+from train.model import build_peft_model, build_trainer
+from train.save import TrainingResult, save_adapter
+from train.tokenize import TokenizedData, TokenizerInfo, tokenize_data
 
 
 class TrainingStoppedError(PromptOrTuneError):
@@ -115,7 +115,7 @@ def _train_model(
     resume: bool,
     finish: bool,
 ) -> tuple[Any, TrainingResult]:
-    from serve.backends.memory import PeakMemory
+    from models.memory import PeakMemory
     from train.callbacks import read_log
 
     place = run_directory(config)

@@ -1,4 +1,9 @@
-"""transformers' Trainer, made safe: a batch that does not fit is halved, NaN stops, a checkpoint is whole or absent."""
+"""Trainer subclass: OOM halving, NaN guard, atomic checkpoints, length-grouped sampler.
+
+transformers' Trainer, made safe: a batch that does not fit is halved, NaN stops, a checkpoint is whole or absent.
+
+The order of the samples: those of like length stand together, and an epoch's order depends on its seed alone.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +11,42 @@ import contextlib
 import errno
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from errors import DiskSpaceError, TrainingError
-from train.encode import IGNORE_INDEX
-from train.meter import ThroughputMeter
-from train.sampler import SeededLengthGroupedSampler
+from train.callbacks import ThroughputMeter
+from train.tokenize import IGNORE_INDEX
+
+
+class SeededLengthGroupedSampler(LengthGroupedSampler):
+    """transformers' sampler draws from the global generator, so a run that goes on met its samples in another order."""
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Trainer calls this before each epoch, also when it continues in the middle of one."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self._seed * 1_000_003 + self._epoch)
+        return iter(super().__iter__())
+
 
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CompletionTrainer(Trainer):
-    """Trains a model whose `forward` train.objective has replaced.
+    """Trains a model whose `forward` train.model has replaced.
 
     `eval_loss` is the mean over all learned tokens of the validation set, not a mean of batches' means.
     """

@@ -1,37 +1,80 @@
-"""All pages in one Gradio app, a tab each. It stands before the model is loaded: the header shows how far that is."""
+"""Tabs, launch, header.
+
+All pages in one Gradio app, a tab each. It stands before the model is loaded: the header shows how far that is.
+
+The line above all pages: the product, and which model answers (or how far its loading is).
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
-
-# Nothing leaves this machine: Gradio reads this when it is imported.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
-from serve.engine_source import EngineLoader
-from ui import compare, widgets
+from serve.engine.llm_engine import EngineLoader
+from ui import components
 from ui.adapters import page as adapters
 from ui.arena import page as arena
+from ui.compare import page
 from ui.context import Context
-from ui.header import account_html, build_header, header_html
-from ui.limits import Limits
+from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
 from ui.results import page as results
-from ui.results.shelf import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
+from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
 from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
-from ui.upload_limit import UploadLimitMiddleware
-from ui.visitors import VisitorCookieMiddleware
+from ui.visitors import Limits, UploadLimitMiddleware, Visitor, VisitorCookieMiddleware, build_login, is_login_available
+
+LOADING_POLL_SECONDS = 0.7
+
+
+def header_html(context: Context) -> str:
+    """The header as it is now; everything that names the model is escaped."""
+    state = context.engine_loader.state()
+    if state.phase == "ready":
+        text, bar = base_label(context.engine_loader.engine().base), ""
+    elif state.phase == "failed":
+        text, bar = state.message, ""
+    else:
+        text = state.message
+        share = f' style="width:{state.fraction:.0%}"' if state.fraction is not None else ' class="unknown"'
+        bar = f'<span class="progress" aria-hidden="true"><span{share}></span></span>'
+    return (
+        '<header class="top"><p class="product">Peft Arena</p>'
+        f'<p class="model {state.phase}" role="status" aria-live="polite">'
+        f'<span class="dot" aria-hidden="true"></span><span class="model-text">{escape(text)}</span>{bar}</p></header>'
+    )
+
+
+def account_html(visitor: Visitor) -> str:
+    """Who is logged in, with the way out; '' for nobody."""
+    if not visitor.name or is_login_available():  # the button of a Space says it itself
+        return ""
+    return f'<p class="account">Logged in as {escape(visitor.name)} · <a href="logout">Log out</a></p>'
+
+
+def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
+    """The header, the line for who is logged in, and the timer that ticks while the model is being loaded."""
+    shown = gr.HTML(header_html(context), elem_id="top", apply_default_css=False, js_on_load=None)
+    account = gr.HTML("", elem_id="account", apply_default_css=False, js_on_load=None)
+    build_login("top-login")
+    timer = gr.Timer(LOADING_POLL_SECONDS)
+    return shown, account, timer
+
+
+# Nothing leaves this machine: Gradio reads this when it is imported.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
 
 PRODUCT = "Peft Arena"
 PAGES = (
-    ("compare", compare.TITLE),
+    ("compare", page.TITLE),
     ("arena", arena.TITLE),
     ("train", train.TITLE),
     ("results", results.TITLE),
@@ -63,7 +106,7 @@ def build_pages(
         with gr.Tabs(selected=PAGES[0][0], overflow_behavior="wrap", elem_id="pages"):
             tabs = {name: gr.Tab(title, id=name, elem_id=f"tab-{name}") for name, title in PAGES}
             with tabs["compare"]:
-                form, restore = compare.build_compare(context)
+                form, restore = page.build_compare(context)
             with tabs["arena"]:
                 arena.build_arena(context, tabs["arena"])
             with tabs["train"]:
@@ -119,7 +162,7 @@ def launch(
         server_port=port,
         theme=make_theme(),
         css_paths=list(CSS_PATHS),
-        head=f"<script>{widgets.load_script('page')}</script>",
+        head=f"<script>{components.load_script('page')}</script>",
         footer_links=[],
         ssr_mode=False,
         run_history=False,  # the page keeps its own
@@ -183,8 +226,8 @@ def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr
             return [shown, gr.Timer(active=False), gr.skip(), gr.skip(), gr.skip()]
         known = list_adapter_choices(context.engine_loader.engine())
         # Chips that a person has changed stay as they are.
-        untouched = widgets.chip_names(chips) == list(METHODS_WITHOUT_ADAPTER)
-        names = widgets.chip_values(default_methods(known.usable)) if untouched else gr.skip()
+        untouched = components.chip_names(chips) == list(METHODS_WITHOUT_ADAPTER)
+        names = components.chip_values(default_methods(known.usable)) if untouched else gr.skip()
         return [shown, gr.Timer(active=False), names, gr.Dropdown(choices=known.choices), known.reasons]
 
     outputs = [header, timer, form.chips, form.adapter, form.reasons]

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.paths import cache_dir
 from evaluate.scoring import score_code
 from jobs.job import ServingOptions
-from serve.engine_source import EngineLoader
-from serve.home import cache_dir
-from ui.compare_run import Scorer
-from ui.line import AdmissionQueue
-from ui.testing import TestBench
+from serve.engine.llm_engine import EngineLoader
+from ui.compare.run import Scorer
+from ui.test_bench import AdmissionQueue, TestBench
 from ui.visitors import VisitorRegistry
 
 # Runs of several people share the engine's batch; benchmarks/visitors.py tells what another number gives.

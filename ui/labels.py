@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from adapters.manifest import UNKNOWN, BaseIdentity
+from adapters.manifest import UNKNOWN
+from models.identity import BaseIdentity
 
 _SELECTION_LABELS = {"icl": "fixed", "rag": "nearest"}
 _QUANTIZATION_LABELS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import gradio as gr
 
 from errors import PromptOrTuneError
-from serve.method import MAX_EXAMPLES, Method, NoExamples, parse_method
-from ui import widgets
-from ui.compare_run import MAX_COLUMNS
+from tasks.methods import MAX_EXAMPLES, Method, NoExamples, parse_method
+from ui import components
+from ui.compare.run import MAX_COLUMNS
 from ui.labels import method_label
 
 if TYPE_CHECKING:
-    from serve.engine import LLMEngine
+    from serve.engine.llm_engine import LLMEngine
 
 METHODS_WITHOUT_ADAPTER = ("zero-shot", "icl-8", "rag-8")
 PREFERRED_ADAPTER = "lora-starter"
@@ -102,16 +102,16 @@ def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any
     Other pages use it for 'Open in Compare', followed by `window.peftArenaGo("compare")` in the browser.
     """
     known = list_adapter_choices(engine)
-    names = widgets.chip_names(chips)
+    names = components.chip_names(chips)
     if adapter in known.usable and adapter not in names:
         names = [*names[: MAX_COLUMNS - 1], adapter]
-    return [widgets.chip_values(names), gr.Dropdown(choices=known.choices), known.reasons]
+    return [components.chip_values(names), gr.Dropdown(choices=known.choices), known.reasons]
 
 
 def build_method_form() -> MethodForm:
     """Draws the chips and the form, and wires them; adapters come once the engine is ready."""
     with gr.Row(elem_id="methods"):
-        chips = widgets.method_chips(METHODS_WITHOUT_ADAPTER)
+        chips = components.method_chips(METHODS_WITHOUT_ADAPTER)
         opener = gr.Button("Add a method", size="sm", scale=0, min_width=120, elem_id="add-method")
     with gr.Row(visible=False, elem_id="method-form") as form:
         kind = gr.Dropdown(METHOD_KINDS, value="icl", label="Kind", scale=2, min_width=170, elem_id="method-kind")
@@ -137,7 +137,7 @@ def build_method_form() -> MethodForm:
             elem_id="method-k",
         )
         add = gr.Button("Add", size="md", scale=0, min_width=88, elem_id="method-add")
-    note = widgets.live_region("", elem_id="method-note")
+    note = components.live_region("", elem_id="method-note")
     is_open, reasons = gr.State(False), gr.State({})
 
     opener.click(_toggle_form, is_open, [is_open, form, opener, note], **_EVENT_OPTIONS)
@@ -170,7 +170,7 @@ def _unavailable_message(kind: str, adapter: str | None, reasons: dict[str, str]
 def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:
     try:
         name = method_name(kind, k, adapter, examples)
-        names = add_method(widgets.chip_names(value), name, [adapter] if adapter else [])
+        names = add_method(components.chip_names(value), name, [adapter] if adapter else [])
     except PromptOrTuneError as fault:
         return gr.skip(), f'<p class="sentence">{escape(str(fault))}</p>'
-    return widgets.chip_values(names), ""
+    return components.chip_values(names), ""

@@ -13,10 +13,10 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from tasks.datasets import DATASETS, available_datasets, load_problems
+from tasks.datasets.registry import DATASETS, available_datasets, load_problems
 from tasks.problem import Problem
-from ui import widgets
-from ui.asked import format_tests
+from ui import components
+from ui.compare.run import format_tests
 
 DEFAULT_DATA = "starter"
 STARTER_PROBLEM_COUNT = 3
@@ -79,7 +79,7 @@ def build_picker(data_dir: Path | None) -> ProblemPicker:
         [NO_CHOICE, *choices], value="", label="Test problem", show_label=False, min_width=200, elem_id="problem"
     )
     dice = gr.Button("Random", size="md", scale=0, min_width=96, elem_id="random")
-    note = widgets.live_region(_error_html(sentence), elem_id="picker-note")
+    note = components.live_region(_error_html(sentence), elem_id="picker-note")
     return ProblemPicker(data, problem, dice, note)
 
 

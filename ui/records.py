@@ -11,18 +11,18 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from adapters.manifest import BaseIdentity
-from evaluate.settings import to_json_types
-from serve.method import FixedExamples, Method, NearestExamples
+from evaluate.results import to_json_types
+from models.identity import BaseIdentity
+from tasks.methods import FixedExamples, Method, NearestExamples
 from tasks.problem import AssertTest, StdioTest, Test
-from ui.compare_run import Column, Comparison
+from ui.compare.run import Column, Comparison
 
 
 class Record(TypedDict):
     """One method's answer to one problem, with all that is needed to make it again.
 
     `asked_tests` are the problem's tests and `tests_text` what stood in their field; `tests` what each of them said of
-    this answer (evaluate.checking.TestResult), in the same order, empty while none ran; `tests_note` the sentence why
+    this answer (evaluate.test_runner.runner.TestResult), in the same order, empty while none ran; `tests_note` the sentence why
     tests did not run; `sandbox` the layer in which they did.
     """
 

@@ -1,25 +1,123 @@
-"""Who looks at the pages: the same person over refreshes and tabs, what they may do, and how much of it.
+"""Visitor identity, quotas, access, login.
+
+Who looks at the pages: the same person over refreshes and tabs, what they may do, and how much of it.
 
 A person is the name they logged in with, else a random cookie of their browser, else (a program without cookies) its
 address. A cookie can be thrown away, so what must not be had twice (training on a public Space) needs a login.
+
+How much one visitor may have: answers at once and in an hour, jobs that wait, bytes of an upload.
+
+Who may come in, who may train, and how much one person may have: the options of `app.py` that say so.
+
+Refuses a request that is too large before its first byte is kept: 413 with a sentence.
+
+Logging in with the Hub on a Space, and which token publishes. Elsewhere there is no button.
+
+Outside a Space Gradio would stand in for the login with the machine's own account, so the button exists on Spaces only.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import math
 import os
 import re
 import secrets
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import Any, Literal
 
+import gradio as gr
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ui.limits import Limits, VisitorQuota
+from common.command import read_secrets
+from errors import BusyError, PromptOrTuneError, unknown_name_error
+from serve.api.auth import is_loopback
+from space.settings import SpaceSettings
+
+HOUR = 3600.0
+_MAX_TRACKED_VISITORS = 10_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """A zero or less means no limit. `rows` are answers: a comparison of four methods has four."""
+
+    rows_at_once: int = 16
+    rows_per_hour: int = 1200
+    jobs_at_once: int = 3  # waiting or running
+    upload_bytes: int = 20 << 20
+    archive_bytes: int = 200 << 20  # an adapter's zip
+
+
+class VisitorQuota:
+    """Counts rows by visitor. Thread-safe; whoever has had none for an hour is forgotten."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._running: dict[str, int] = {}
+        self._recent_rows: dict[str, deque[tuple[float, int]]] = {}
+
+    @contextmanager
+    def reserve(self, visitor: str, count: int) -> Iterator[None]:
+        """Room for `count` answers until the block is left; BusyError in one sentence where there is none."""
+        with self._lock:
+            self._reserve(visitor, count)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[visitor] -= count
+                if not self._running[visitor]:
+                    del self._running[visitor]
+
+    def _reserve(self, visitor: str, count: int) -> None:
+        now, limits = self._clock(), self.limits
+        running = self._running.get(visitor, 0)
+        if 0 < limits.rows_at_once < running + count:
+            raise BusyError(
+                f"You have {running} answers under way and {limits.rows_at_once} at once is the limit for one person: "
+                "wait for these, or stop them.",
+                seconds=10.0,
+            )
+        had = self._recent_rows.setdefault(visitor, deque())
+        while had and had[0][0] <= now - HOUR:
+            had.popleft()
+        if 0 < limits.rows_per_hour < sum(rows for _, rows in had) + count:
+            seconds = had[0][0] + HOUR - now if had else HOUR
+            raise BusyError(
+                f"You have had {limits.rows_per_hour} answers within an hour, the limit for one person: try again in "
+                f"about {math.ceil(seconds / 60)} min.",
+                seconds=seconds,
+            )
+        had.append((now, count))
+        self._running[visitor] = running + count
+        if len(self._recent_rows) > _MAX_TRACKED_VISITORS:
+            self._evict_idle(now)
+
+    def _evict_idle(self, now: float) -> None:
+        for visitor in [each for each, had in self._recent_rows.items() if not had or had[-1][0] <= now - HOUR]:
+            del self._recent_rows[visitor]
+
+
+def check_upload_size(size: int, limit: int, what: str = "the file") -> None:
+    """PromptOrTuneError in one sentence where an upload of `size` bytes is over `limit`."""
+    if 0 < limit < size:
+        raise PromptOrTuneError(
+            f"{what[:1].upper()}{what[1:]} has {size / 1e6:.1f} MB and {limit / 1e6:.0f} MB is the limit here: "
+            "make it smaller, or run Peft Arena on a machine of your own."
+        )
+
 
 COOKIE_NAME = "peft_arena_visitor"
 _YEAR_SECONDS = 365 * 24 * 3600
@@ -147,3 +245,177 @@ def _scope(request: Any) -> Mapping[str, Any]:
 
 def _hashed_id(kind: str, value: str) -> str:
     return f"{kind}-{hashlib.sha256(f'{kind}:{value}'.encode()).hexdigest()[:16]}"
+
+
+AUTH_VARIABLE = "PEFT_ARENA_AUTH"
+MIN_PASSWORD_LENGTH = 8
+TRAINING_CHOICES: tuple[TrainingAccess, ...] = ("everyone", "owner", "nobody")
+# Of whole settings a Limits field is made with this many of its units.
+_LIMIT_OPTIONS = {
+    "rows_at_once": ("--rows-at-once", 1, "answers under way for one person"),
+    "rows_per_hour": ("--rows-per-hour", 1, "answers an hour for one person"),
+    "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
+    "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
+    "archive_bytes": ("--max-archive", 1 << 20, "megabytes of an adapter's zip"),
+}
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """What the options ask for. `accounts` are (name, password); `note` is said at the start, '' for nothing."""
+
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
+    accounts: tuple[tuple[str, str], ...] = ()
+    note: str = ""
+
+
+def add_access_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options; `read_access` reads them."""
+    group = parser.add_argument_group("who may do what")
+    group.add_argument(
+        "--auth",
+        type=Path,
+        metavar="FILE",
+        help=f"a login for the pages: name:password, one a line (or {AUTH_VARIABLE})",
+    )
+    group.add_argument("--owner", action="append", metavar="NAME", help="a login that owns this app (repeatable)")
+    group.add_argument(
+        "--train",
+        metavar="WHO",
+        help="who may train and change adapters: everyone, owner or nobody (default: everyone on this machine or "
+        "with --auth; the owner on a Space; nobody where strangers can come in)",
+    )
+    for name, (option, unit, words) in _LIMIT_OPTIONS.items():
+        usual = getattr(Limits(), name) // unit
+        group.add_argument(option, dest=name, metavar="N", help=f"{words}; 0: no limit ({usual})")
+
+
+def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettings | None = None) -> AccessOptions:
+    """The options, checked; PromptOrTuneError in one sentence. `space` says on whose Space this runs, if on one."""
+    space = space or SpaceSettings()
+    accounts = _read_accounts(args.auth)
+    names = [name.casefold() for name, _ in accounts]
+    owners = frozenset(args.owner or space.owners or [name for name, _ in accounts[:1]])
+    for owner in owners:
+        if accounts and owner.casefold() not in names:
+            raise PromptOrTuneError(f"--owner '{owner}' has no login: add a line for it to the file of --auth.")
+    training, note = _resolve_training(args.train, host, owners, bool(accounts), space)
+    policy = AccessPolicy(training=training, owners=owners, limits=_parse_limits(args))
+    return AccessOptions(policy, accounts, note)
+
+
+def _resolve_training(
+    requested: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
+) -> tuple[TrainingAccess, str]:
+    """Who may train, and a line for whoever started the program where that is not what they may expect."""
+    known: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
+    if space.zero_gpu:
+        return "nobody", "ZeroGPU lends its GPU for seconds, so nobody can train here."
+    if requested is not None:
+        if requested not in known:
+            raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
+        if requested == "owner" and not owners:
+            raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
+        return known[requested], ""
+    if space.is_space:
+        return space.training_access, ""
+    if login or is_loopback(host):
+        return "everyone", ""
+    return "nobody", (
+        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth, or say "
+        "--train everyone."
+    )
+
+
+def _parse_limits(args: argparse.Namespace) -> Limits:
+    limits = Limits()
+    for name, (option, unit, _) in _LIMIT_OPTIONS.items():
+        text = getattr(args, name)
+        if text is None:
+            continue
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise PromptOrTuneError(f"{option} '{text}' is no whole number: give one, or 0 for no limit.")
+        limits = replace(limits, **{name: int(text) * unit})
+    return limits
+
+
+def _read_accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
+    """The logins of the file and of the environment; no message repeats a password."""
+    lines = read_secrets(file, AUTH_VARIABLE, "logins", "--auth")
+    accounts: dict[str, tuple[str, str]] = {}
+    for where, line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, colon, password = line.strip().partition(":")
+        if not name or not colon or len(password) < MIN_PASSWORD_LENGTH:
+            raise PromptOrTuneError(
+                f"{where[:1].upper()}{where[1:]} is no login: write name:password, the password with at least "
+                f"{MIN_PASSWORD_LENGTH} characters."
+            )
+        if accounts.setdefault(name.casefold(), (name, password)) != (name, password):
+            raise PromptOrTuneError(
+                f"{where[:1].upper()}{where[1:]} gives '{name}' a second time: keep one line a name."
+            )
+    if file is not None and not accounts:
+        raise PromptOrTuneError(f"There is no login in {file}: write name:password, one a line.")
+    return tuple(accounts.values())
+
+
+# What a form puts around its file.
+_MULTIPART_OVERHEAD = 64 << 10
+
+
+class UploadLimitMiddleware:
+    """ASGI middleware: a body that announces more than `most` bytes is not read.
+
+    One that announces nothing is left to Gradio's own `max_file_size`, which counts each file as it comes.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._max_bytes = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size = _content_length(scope)
+        if size <= self._max_bytes + _MULTIPART_OVERHEAD:
+            await self._app(scope, receive, send)
+            return
+        sentence = (
+            f"An upload may have {self._max_bytes / 1e6:.0f} MB here and this one has {size / 1e6:.1f} MB: make the file "
+            "smaller, or run Peft Arena on a machine of your own."
+        )
+        # The body stays unread, so the line cannot be used again.
+        await PlainTextResponse(sentence, 413, headers={"connection": "close"})(scope, receive, send)
+
+
+def _content_length(scope: Scope) -> int:
+    if scope["type"] != "http":
+        return 0
+    text = dict(scope["headers"]).get(b"content-length", b"")
+    return int(text) if text.isdigit() and len(text) < 20 else 0
+
+
+# What a Space with `hf_oauth: true` is given, and Gradio's routes need.
+_REQUIRED_VARIABLES = ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
+
+
+def is_login_available() -> bool:
+    """Whether people can log in with the Hub here."""
+    # Gradio takes itself to be on a Space by this variable, and else would mock the login.
+    return os.environ.get("SYSTEM") == "spaces" and all(os.environ.get(name) for name in _REQUIRED_VARIABLES)
+
+
+def build_login(elem_id: str = "login") -> gr.LoginButton | None:
+    """Draws the button inside the current Blocks; None, and nothing, where nobody can log in."""
+    if not is_login_available():
+        return None
+    return gr.LoginButton(
+        "Log in with Hugging Face", logout_value="Log out ({})", size="sm", variant="secondary", elem_id=elem_id
+    )
+
+
+def resolve_token(login: gr.OAuthToken | None, typed: str | None = "") -> str | None:
+    """The token that a person brings: the one of their login, else the one they typed; None where they bring none."""
+    if login is not None:
+        return str(login.token)
+    return (typed or "").strip() or None

@@ -14,13 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.files import atomic_write
+from common.paths import cache_dir
 from errors import PromptOrTuneError
-from evaluate.arena.export import EXPORTERS
-from evaluate.arena.ratings import compute_ratings
-from evaluate.arena.report import ratings_text
-from evaluate.arena.votes import VOTES_FILE, VoteStore
-from evaluate.files import atomic_write
-from serve.home import cache_dir
+from evaluate.arena.ratings import compute_ratings, ratings_text
+from evaluate.arena.votes import EXPORTERS, VOTES_FILE, VoteStore
 
 
 def arena_main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,9 @@
-"""One program in one fresh process, watched from outside until it ends or a limit is hit."""
+"""Start, watch, kill a child.
+
+One program in one fresh process, watched from outside until it ends or a limit is hit.
+
+What the kernel does not count under Landlock: size and number of a program's files, an ordinary user's threads.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,68 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from evaluate.sandbox import job as jobs
-from evaluate.sandbox import runtime, scratch
+from evaluate.sandbox import isolation, spec
+from evaluate.sandbox import spec as jobs
 from evaluate.sandbox.child import EXIT_OUT_OF_MEMORY
-from evaluate.sandbox.outcome import MEBIBYTE, ExecutionResult, ExecutionStatus, Limits, Program
-from evaluate.sandbox.watch import LimitExceeded, file_watcher, thread_watcher
+from evaluate.sandbox.types import MEBIBYTE, ExecutionResult, ExecutionStatus, Limits, Program
+
+
+@dataclass(frozen=True)
+class LimitExceeded:
+    """Why a program is ended: the status it gets, and the limit in words."""
+
+    status: ExecutionStatus
+    limit: str
+
+
+Watcher = Callable[[Limits], LimitExceeded | None]
+
+
+def file_watcher(folder: str) -> Watcher:
+    """Looks at all that lies in a program's folder."""
+
+    def look(limits: Limits) -> LimitExceeded | None:
+        size = count = 0
+        folders = [folder]
+        while folders:
+            try:
+                with os.scandir(folders.pop()) as entries:
+                    for entry in entries:
+                        count += 1
+                        if count > limits.files:
+                            return LimitExceeded("output", f"{limits.files} files")
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(entry.path)
+                        else:
+                            size += entry.stat(follow_symlinks=False).st_size
+            except FileNotFoundError:
+                continue  # it has just been deleted
+            except OSError as fault:
+                return LimitExceeded("output", f"a folder that cannot be looked into ({fault.strerror})")
+        if size > limits.file_bytes:
+            return LimitExceeded("output", f"{limits.file_bytes / MEBIBYTE:g} MB of files")
+        return None
+
+    return look
+
+
+def thread_watcher(pid: int) -> Watcher:
+    """Looks at how many threads that process has."""
+    status = Path(f"/proc/{pid}/status")
+
+    def look(limits: Limits) -> LimitExceeded | None:
+        try:
+            lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+        except OSError:
+            return None  # it has just ended
+        threads = next((int(line.split()[1]) for line in lines if line.startswith("Threads:")), 0)
+        return LimitExceeded("killed", f"{limits.processes} threads") if threads > limits.processes else None
+
+    return look
+
 
 START_SECONDS = 60  # for the sandbox itself to start, on a machine that is busy with other things
 TICK_SECONDS = 0.05  # how often the watchers look, and how fast `stop` is obeyed
@@ -39,10 +100,10 @@ class _ChildProcess:
 
     def __init__(self, layer: str, program: Program, stop: threading.Event, cleanup: contextlib.ExitStack) -> None:
         self._layer, self._limits, self._stop = layer, program.limits, stop
-        own = None if layer == "bubblewrap" else cleanup.enter_context(scratch.scratch_dir())
+        own = None if layer == "bubblewrap" else cleanup.enter_context(spec.scratch_dir())
         job = jobs.build_child_spec(layer, program, own)
         if own and job.user is not None:
-            scratch.chown_to_user(own, job.user)
+            spec.chown_to_user(own, job.user)
         work = _memory_file(jobs.compiled_child() + marshal.dumps(vars(job)), cleanup)
         stdin = _memory_file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
         self._ready, ready = os.pipe()
@@ -55,7 +116,7 @@ class _ChildProcess:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 pass_fds=(work, ready),
-                env=runtime.child_environment(job.scratch),
+                env=isolation.child_environment(job.scratch),
                 cwd="/",
                 start_new_session=True,
             )

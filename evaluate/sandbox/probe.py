@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluate.sandbox import bubblewrap, landlock
-from evaluate.sandbox.job import SANDBOX_LAYERS, UNSAFE_LAYER
+from evaluate.sandbox import isolation
 from evaluate.sandbox.launch import run_in_layer
-from evaluate.sandbox.outcome import MEBIBYTE, ExecutionResult, Limits, Program
+from evaluate.sandbox.spec import SANDBOX_LAYERS, UNSAFE_LAYER
+from evaluate.sandbox.types import MEBIBYTE, ExecutionResult, Limits, Program
 
 PROBE_SECRET = "a secret of the host"  # noqa: S105 - it is one for the probe alone
 
@@ -166,9 +166,9 @@ def _missing_requirement(layer: str) -> str:
     """What the layer needs and this machine has not; '' where it may be tried."""
     if not sys.platform.startswith("linux"):
         return f"it needs Linux, and this is {platform.system()}"
-    if layer == "bubblewrap" and bubblewrap.find_bwrap() is None:
+    if layer == "bubblewrap" and isolation.find_bwrap() is None:
         return "there is no bwrap program (apt install bubblewrap)"
-    if layer == "landlock" and landlock.landlock_abi_version() == 0:
+    if layer == "landlock" and isolation.landlock_abi_version() == 0:
         return "this kernel has no Landlock (Linux 5.13 or newer, with landlock among its security modules)"
     if layer != UNSAFE_LAYER and platform.machine() not in {"x86_64", "aarch64"}:
         return f"there is no table of system calls for {platform.machine()}"

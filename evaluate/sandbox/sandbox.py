@@ -1,4 +1,17 @@
-"""Choosing a layer that works here, and running programs in it: one, or many over all cores."""
+"""Open_sandbox, pool.
+
+Choosing a layer that works here, and running programs in it: one, or many over all cores.
+
+Runs code that nobody has read: in layers of the kernel's own fences, or not at all.
+
+    with open_sandbox() as sandbox:
+        outcome = sandbox.run(Program("print(input()[::-1])", stdin="abc"))
+
+GroupT program may read Python's library, compute, start threads, print, and write small files into a folder of its own that
+is empty at its start and gone at its end. All else (network, other files, processes, programs, signals to others) the
+kernel denies. It does not protect against faults of the kernel itself, nor against what a program learns from its own
+timing; under the Landlock layer a program also learns which paths exist and how large they are, not what they hold.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +24,10 @@ from itertools import islice
 from types import TracebackType
 
 from errors import PromptOrTuneError, unknown_name_error
-from evaluate.sandbox.job import SANDBOX_LAYERS, UNSAFE_LAYER
 from evaluate.sandbox.launch import run_in_layer
-from evaluate.sandbox.outcome import ExecutionResult, Program
 from evaluate.sandbox.probe import probe_layer
-from evaluate.sandbox.scratch import remove_stale_scratch_dirs
+from evaluate.sandbox.spec import SANDBOX_LAYERS, UNSAFE_LAYER, remove_stale_scratch_dirs
+from evaluate.sandbox.types import ExecutionResult, Limits, Program
 
 logger = logging.getLogger(__name__)
 
@@ -134,5 +146,8 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
         passed_over.append(f"{each} does not work here: {found.reason}")
     raise SandboxUnavailableError(
         f"No code is run, because no layer of the sandbox works here: {'; '.join(passed_over)}; "
-        "`python -m evaluate.sandbox probe` shows more."
+        "`python -m evaluate.sandbox.sandbox probe` shows more."
     )
+
+
+__all__ = ["ExecutionResult", "Limits", "Program", "Sandbox", "SandboxUnavailableError", "open_sandbox"]

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.command import EXIT_INTERRUPTED
 from errors import PromptOrTuneError
-from evaluate.options import EXIT_INTERRUPTED
-from evaluate.progress import ProgressBar
-from evaluate.score_run import has_tests, score_run
+from evaluate.run import ProgressBar
+from evaluate.scoring import has_tests, score_run
 from evaluate.study.cells import CollectedRuns, collect_jobs, has_unscored, read_runs, require_results
 from evaluate.study.config import RESEARCH_QUESTIONS
 from evaluate.study.generate import check_base_revisions, engine_opener, generate_missing, missing_jobs
@@ -34,7 +34,7 @@ from evaluate.study.read_config import read_study_config, resolve_config_path
 from evaluate.study.report import write_report
 
 if TYPE_CHECKING:
-    from evaluate.sandbox import Sandbox
+    from evaluate.sandbox.sandbox import Sandbox
 
 # Data sets whose problems have tests.
 DATASETS_WITH_TESTS = ("starter", "mbpp", "apps")
@@ -101,7 +101,7 @@ def _open_sandbox(is_needed: bool) -> Iterator[Sandbox | None]:
     if not is_needed:
         yield None
         return
-    from evaluate.sandbox import open_sandbox
+    from evaluate.sandbox.sandbox import open_sandbox
 
     with open_sandbox() as sandbox:
         yield sandbox

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from errors import PromptOrTuneError
-from evaluate.measures import metric_values, summarize
+from evaluate.aggregate import metric_values, summarize
 from evaluate.results import Result, Run, read_run
 from evaluate.run import make_sampling_params
 from evaluate.stats import Interval
-from evaluate.study.adapters import required_adapters, training_facts
-from evaluate.study.jobs import StudyJob, run_path
+from evaluate.study.jobs import StudyJob, required_adapters, run_path, training_facts
 
 TRAINING_KEY = "training"  # the name under which a run keeps what training an adapter took
 

@@ -13,20 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.command import configure_environment
+from common.paths import ProgressFn
 from errors import PromptOrTuneError
-from evaluate.progress import ProgressBar
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import EngineProtocol, EvaluationPlan, generate_results, package_versions, parse_methods
-from evaluate.score_run import score_run
-from evaluate.study.adapters import required_adapters, training_facts
+from evaluate.run import EngineProtocol, EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
+from evaluate.scoring import score_run
 from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig
-from evaluate.study.jobs import StudyJob, run_path
-from serve.home import ProgressFn
-from serve.quiet import configure_environment
+from evaluate.study.jobs import StudyJob, required_adapters, run_path, training_facts
 
 if TYPE_CHECKING:
-    from evaluate.sandbox import Sandbox
+    from evaluate.sandbox.sandbox import Sandbox
 
 EngineOpener = Callable[[StudyJob], AbstractContextManager[EngineProtocol]]
 
@@ -81,7 +79,7 @@ def engine_opener(config: StudyConfig, data_dir: Path | None, report: ProgressFn
     @contextmanager
     def opened(job: StudyJob) -> Iterator[EngineProtocol]:
         configure_environment()
-        from serve.build import build_engine
+        from serve.engine.build import build_engine
 
         engine = build_engine(
             base=job.base,
@@ -116,7 +114,7 @@ def check_base_revisions(jobs: Sequence[StudyJob]) -> None:
 def _fill_run(
     config: StudyConfig, batch: RunFileJobs, engine: EngineProtocol, data_dir: Path | None, command: str
 ) -> Run:
-    from tasks.datasets import dataset_digest, load_examples, load_problems
+    from tasks.datasets.registry import dataset_digest, load_examples, load_problems
 
     data = batch.jobs[0].data
     problems = load_problems(data.name, "test", data_dir, data.problems)

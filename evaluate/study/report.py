@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from evaluate.files import atomic_write
+from common.files import atomic_write
 from evaluate.study.cells import CollectedRuns, FinishedJob
-from evaluate.study.claims import check_claims
 from evaluate.study.config import StudyConfig
 from evaluate.study.figures import build_figures
-from evaluate.study.findings import Finding, compute_findings
+from evaluate.study.findings import Finding, check_claims, compute_findings
 from evaluate.study.tables import build_tables
 
 QUESTION_TEXTS = {

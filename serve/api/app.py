@@ -16,21 +16,26 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from errors import PromptOrTuneError
-from serve.api.asks import CompletionRequest, parse_chat_request, parse_completion_request
-from serve.api.calls import ClientGoneError, InFlightRequests
-from serve.api.chunks import SSEStream
+from serve.api.auth import ApiKey, ApiKeys, RateLimiter, is_loopback
 from serve.api.errors import ApiError, internal_error, to_api_error
-from serve.api.events import log_unexpected_error, raise_failed, send_stream
-from serve.api.fields import MAX_NAME_LENGTH, Fields, parse_json
-from serve.api.keys import ApiKey, ApiKeys, RateLimiter, is_loopback
-from serve.api.messages import Conversation, parse_messages
-from serve.api.replies import ResponseBuilder
-from serve.api.service import OpenAIServing
-from serve.api.wire import ResponseWriter, read_body
-from serve.rows import RequestOutput
+from serve.api.http import ResponseWriter, read_body
+from serve.api.protocol import (
+    MAX_NAME_LENGTH,
+    CompletionRequest,
+    Conversation,
+    Fields,
+    ResponseBuilder,
+    parse_chat_request,
+    parse_completion_request,
+    parse_json,
+    parse_messages,
+)
+from serve.api.serving import ClientGoneError, InFlightRequests, OpenAIServing
+from serve.api.streaming import SSEStream, log_unexpected_error, raise_failed, send_stream
+from serve.types import RequestOutput
 
 if TYPE_CHECKING:
-    from serve.engine_source import EngineLoader
+    from serve.engine.llm_engine import EngineLoader
 
 VERSION = "0.1.0"
 PATHS = ("/v1/{rest:path}", "/tokenize", "/health", "/metrics", "/version")

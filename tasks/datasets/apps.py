@@ -1,4 +1,6 @@
-"""APPS (Hendrycks et al., arXiv 2105.09938): competition problems with tests, in three difficulties.
+"""APPS reader and its test format.
+
+APPS (Hendrycks et al., arXiv 2105.09938): competition problems with tests, in three difficulties.
 
 From the Hub, as in the study (arXiv 2308.10462): the training rows are shuffled with seed 42, the first 500 of them
 are the validation split and the rest is train; test is the first 250 rows of each difficulty of APPS's test rows.
@@ -10,21 +12,93 @@ Never compare figures on these with the study's.
 
 The intent is the question, the starter code where there is one, and APPS's own last line, which says how the program
 is called. The reference is the first solution. Problems that call a function become asserts, the others program runs.
+
+APPS's tests: the JSON object with inputs, outputs and, for problems that call a function, fn_name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from errors import DataError
-from tasks.datasets import apps_tests, hub
+from tasks.datasets import hub
+from tasks.datasets.base import DatasetRow, DatasetSource, json_type, parse_json, read_json, read_rows
 from tasks.datasets.hub import HubFile
-from tasks.datasets.jsonl import DatasetRow, json_type, parse_json, read_json, read_rows
-from tasks.datasets.source import DatasetSource
-from tasks.problem import Problem, StdioTest
+from tasks.problem import AssertTest, Problem, StdioTest, Test
+
+# Runs after the candidate's code. As APPS's own checker does: tuples count as lists, a method is called on a
+# `Solution` where the code has one, and a result equals the expected value or the one value inside of it (the
+# published outputs are wrapped in a list or not, without a rule). Digits too many for a literal are read as text.
+CALL_HELPERS = """\
+import sys
+sys.set_int_max_str_digits(0)
+def _apps_plain(value):
+    return [_apps_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _apps_call(name, *arguments):
+    found = getattr(Solution(), name) if "Solution" in globals() else globals()[name]
+    return _apps_plain(found(*arguments))
+"""
+# Runs before the code of such a problem: the starter codes, which are LeetCode's, write `List[int]` and import nothing.
+CODE_PRELUDE = "from typing import *"
+MAX_DIGITS = 4_000  # Python refuses to read or write more than 4,300 at once
+
+
+@dataclass(frozen=True)
+class AppsTests:
+    """A problem's tests, and the function that they call if they call one."""
+
+    tests: tuple[Test, ...]
+    function: str | None
+
+
+class _LargeInt(str):
+    """A whole number with more digits than Python writes; stands in source code as int('...')."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"int({str(self)!r})"
+
+
+def parse_tests(text: str, location: str) -> AppsTests:
+    """The tests that `text` spells; DataError naming `where` when they are not what APPS has."""
+    value = parse_json(text, location, parse_int=_parse_int)
+    if not isinstance(value, dict):
+        raise DataError(f"{location}: must be a JSON object with inputs and outputs.")
+    inputs, outputs, function = value.get("inputs", []), value.get("outputs", []), value.get("fn_name")
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
+        raise DataError(f"{location}: inputs and outputs must be lists of the same length.")
+    if function is None:
+        return AppsTests(
+            tuple(StdioTest(to_stdio_text(i), to_stdio_text(o)) for i, o in zip(inputs, outputs, strict=True)), None
+        )
+    if not isinstance(function, str) or not function.isidentifier():
+        raise DataError(f"{location}: fn_name must be the name of a function.")
+    return AppsTests(tuple(_call_test(function, i, o) for i, o in zip(inputs, outputs, strict=True)), function)
+
+
+def to_stdio_text(value: Any) -> str:
+    """What a program prints, or reads, for this value: text as it is, a list of lines joined, others as by print."""
+    if isinstance(value, list):
+        return "\n".join(line if isinstance(line, str) else str(line) for line in value)
+    return str(value)
+
+
+def _call_test(function: str, arguments: Any, expected: Any) -> AssertTest:
+    given = "".join(f", {argument!r}" for argument in (arguments if isinstance(arguments, list) else [arguments]))
+    accepted = [expected]
+    if isinstance(expected, list) and len(expected) == 1:
+        accepted.append(expected[0])
+    return AssertTest(f"assert _apps_call({function!r}{given}) in {accepted!r}", CALL_HELPERS)
+
+
+def _parse_int(digits: str) -> int | str:
+    return int(digits) if len(digits) <= MAX_DIGITS else _LargeInt(digits)
+
 
 REPO, REVISION = "codeparrot/apps", "21e74ddf8de1a21436da12e3e653065c5213e9d1"
 FILE, LAYOUT = "apps_unique128.jsonl", "original_layout"
@@ -85,7 +159,7 @@ def _hub_problem(row: DatasetRow, origin: str) -> Problem:
         question=row.text("question"),
         starter=row.optional_text("starter_code"),
         solutions=solutions,
-        tests=apps_tests.parse_tests(tests, f"{row.location}, column input_output"),
+        tests=parse_tests(tests, f"{row.location}, column input_output"),
         difficulty=row.optional_text("difficulty"),
     )
 
@@ -103,13 +177,13 @@ def _folder_problem(folder: Path) -> Problem:
         question=DatasetRow(str(question), {"text": _read_text(question)}).text("text"),
         starter=_read_text(folder / "starter_code.py"),
         solutions=read_json(solutions) if solutions.is_file() else [],
-        tests=apps_tests.parse_tests(tests, str(folder / "input_output.json")),
+        tests=parse_tests(tests, str(folder / "input_output.json")),
         difficulty=DatasetRow(str(folder / "metadata.json"), values).optional_text("difficulty"),
     )
 
 
 def _make_problem(
-    *, id: str, location: str, question: str, starter: str, solutions: Any, tests: apps_tests.AppsTests, difficulty: str
+    *, id: str, location: str, question: str, starter: str, solutions: Any, tests: AppsTests, difficulty: str
 ) -> Problem:
     if not isinstance(solutions, list):
         raise DataError(f"{location}: solutions must be a list, it is {json_type(solutions)}.")
@@ -144,7 +218,7 @@ def _unique128_problem(row: DatasetRow) -> Problem:
 def _parse_stdio_test(test: Any, location: str) -> StdioTest:
     if not isinstance(test, dict) or not isinstance(test.get("input"), str) or "output" not in test:
         raise DataError(f"{location}: each of 'test_list' must be an object with a text 'input' and an 'output'.")
-    return StdioTest(test["input"], apps_tests.to_stdio_text(test["output"]))
+    return StdioTest(test["input"], to_stdio_text(test["output"]))
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -1,21 +1,31 @@
-"""Files of data sets on the Hugging Face Hub, read through `datasets`, which is imported here alone and only when used.
+"""Dataset files on the Hub.
+
+Files of data sets on the Hugging Face Hub, read through `datasets`, which is imported here alone and only when used.
 
 Every file is named with its repository, a pinned revision and its path. That is what `datasets` needs to read
 repositories whose loading scripts it no longer runs, it fails at once when the Hub cannot be reached (a repository's
 name alone is retried for half a minute), and it finds what an earlier call left in the cache without asking the Hub.
+
+Any data set on the Hugging Face Hub whose rows lie in files: which of them train, which validate, and the licence.
+
+`user/name`, `user/name@revision`, and `user/name:path` (or `@revision:path`) for a file or folder of a repository that
+has several. Scripts of a repository are never run.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from errors import DataError
-from tasks.datasets.jsonl import DatasetRow
+from tasks.datasets.base import DatasetRow
+from tasks.datasets.tables import FORMATS, MAX_BYTES
 
 _NOISY_LOGGERS = ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")
 
@@ -89,3 +99,155 @@ def silence_libraries() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+_SPEC = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<path>[^:\s]+))?")
+# Seconds until a Hub that does not answer counts as unreachable.
+_REQUEST_TIMEOUT_S = 10
+_TRAIN, _VALIDATION, _TEST = {"train", "training"}, {"validation", "valid", "val", "dev"}, {"test", "eval"}
+_METADATA_FILES = {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
+_DATASET_CARD = "README.md"
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\n---", re.DOTALL)
+_LICENCE = re.compile(r"^license:[ \t]*(?:\r?\n[ \t]*-[ \t]*|\[[ \t]*)?['\"]?([\w.+-]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class HubTables:
+    """Files in the Hub's own cache; `licence` is "" where the card names none."""
+
+    name: str
+    revision: str
+    licence: str
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether this can be the name of a data set on the Hub."""
+    return _SPEC.fullmatch(text) is not None
+
+
+def fetch_tables(spec: str) -> HubTables:
+    """Downloads what is not in the cache yet; a Hub out of reach is no error while the cache has the files.
+
+    Raises DataError in one sentence.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise DataError(f"'{spec}' is no data set of the Hub: write user/name, or user/name@revision.")
+    name, revision, within = match["name"], match["revision"], match["path"] or ""
+    with silence_libraries():
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+        try:
+            info = HfApi().dataset_info(name, revision=revision, timeout=_REQUEST_TIMEOUT_S, files_metadata=True)
+        except GatedRepoError as fault:
+            raise DataError(
+                f"The data set '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
+            ) from fault
+        except RevisionNotFoundError as fault:
+            raise DataError(f"The data set '{name}' has no revision '{revision}': check the part after '@'.") from fault
+        except RepositoryNotFoundError as fault:
+            raise DataError(
+                f"There is no data set '{name}' on the Hub that you may read: check its spelling, or run "
+                "`hf auth login`."
+            ) from fault
+        except Exception as fault:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
+            return _find_cached(name, revision, within, fault)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        train, validation = select_files(name, sizes, within)
+        large = sum(sizes[path] for path in train)
+        if large > MAX_BYTES:
+            raise DataError(
+                f"The training files of '{name}' have {large / 1e6:.0f} MB and {MAX_BYTES / 1e6:.0f} MB are read at "
+                f"most: name one of them, as {name}:{train[0]}."
+            )
+        return _download(name, str(info.sha), train, validation, has_card=_DATASET_CARD in sizes)
+
+
+def select_files(name: str, files: Iterable[str], within: str = "") -> tuple[list[str], list[str]]:
+    """The files to train on and those to validate on, by their names; shards of one file belong together."""
+    tables = sorted(
+        path
+        for path in files
+        if PurePosixPath(path).suffix in FORMATS
+        and PurePosixPath(path).name not in _METADATA_FILES
+        and (not within or path == within or path.startswith(within.rstrip("/") + "/"))
+    )
+    if not tables:
+        place = f"under '{within}'" if within else "in it"
+        raise DataError(f"The data set '{name}' has no {', '.join(FORMATS)} file {place}: check its page on the Hub.")
+    if within in tables:
+        return [within], []
+    groups = _group_shards([path for path in tables if _name_words(path) & _TRAIN])
+    if not groups:
+        groups = _group_shards([path for path in tables if not _name_words(path) & (_VALIDATION | _TEST)])
+    if len(groups) != 1:
+        firsts = [group[0] for group in (groups or _group_shards(tables)).values()]
+        shown = ", ".join(firsts[:8]) + (f" and {len(firsts) - 8} more" if len(firsts) > 8 else "")
+        raise DataError(
+            f"The data set '{name}' has several files that could be the training rows ({shown}): "
+            f"name one, as {name}:{firsts[0]}."
+        )
+    ((key, train),) = groups.items()
+    return train, _group_shards([path for path in tables if _name_words(path) & _VALIDATION]).get(key, [])
+
+
+def _group_shards(paths: Sequence[str]) -> dict[str, list[str]]:
+    """Files that differ in their split and their numbers alone."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        words = "".join(
+            "*" if word.casefold() in _TRAIN | _VALIDATION else word for word in re.split(r"([^A-Za-z]+)", path)
+        )
+        groups.setdefault(re.sub(r"\d+", "#", words), []).append(path)
+    return groups
+
+
+def _name_words(path: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", path.casefold()))
+
+
+def _download(name: str, commit: str, train: Sequence[str], validation: Sequence[str], *, has_card: bool) -> HubTables:
+    from huggingface_hub import hf_hub_download
+
+    def get(path: str) -> Path:
+        return Path(hf_hub_download(name, path, repo_type="dataset", revision=commit))
+
+    try:
+        card = get(_DATASET_CARD) if has_card else None
+        return HubTables(name, commit, _licence(card), tuple(map(get, train)), tuple(map(get, validation)))
+    except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno == 28:
+            raise DataError(
+                f"The disk is full: '{name}' does not fit the Hub's cache; free some room or set HF_HOME to a larger "
+                "disk."
+            ) from fault
+        raise DataError(f"'{name}' could not be downloaded ({type(fault).__name__}): check the network.") from fault
+
+
+def _find_cached(name: str, revision: str | None, within: str, error: Exception) -> HubTables:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
+    except Exception:  # noqa: BLE001 - likewise
+        raise DataError(
+            f"The Hub could not be reached for the data set '{name}' ({type(error).__name__}) and it is not in the "
+            "cache: check the network, or give a file."
+        ) from error
+    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    train, validation = select_files(name, there, within)
+    card = folder / _DATASET_CARD if _DATASET_CARD in there else None
+    files = [tuple(folder / path for path in paths) for paths in (train, validation)]
+    return HubTables(name, folder.name, _licence(card), files[0], files[1])
+
+
+def _licence(card: Path | None) -> str:
+    """What the card's front matter says; of a list the first."""
+    if card is None:
+        return ""
+    front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))
+    licence = _LICENCE.search(front[1]) if front else None
+    return licence[1] if licence else ""

@@ -1,23 +1,45 @@
-"""MBPP (Austin et al., arXiv 2108.07732): 974 short tasks with asserts, in one file.
+"""MBPP reader.
+
+MBPP (Austin et al., arXiv 2108.07732): 974 short tasks with asserts, in one file.
 
 The split goes by task_id as its authors say: 11-510 test, 511-600 validation, 601-974 train; 1-10 are their few-shot
 prompt and belong to none of the three. A task's text never names the function that the asserts call, so, as is usual
 with MBPP, the intent ends with the first of them ("Your code should pass this test: ..."). That assert is among those
 that score the answer. Windows newlines, which nearly every row has, become plain ones.
+
+Tests made of `assert` statements: which function of the reference they call.
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterable
 from pathlib import Path
 
 from errors import DataError
 from tasks.datasets import hub
-from tasks.datasets.asserts import find_entry_point
+from tasks.datasets.base import DatasetRow, DatasetSource, read_rows
 from tasks.datasets.hub import HubFile
-from tasks.datasets.jsonl import DatasetRow, read_rows
-from tasks.datasets.source import DatasetSource
 from tasks.problem import AssertTest, Problem
+
+
+def find_entry_point(code: str, tests: Iterable[str]) -> str | None:
+    """The function or class at the top of `code` that the tests call first, or None when they call none of it."""
+    try:
+        defined = {
+            node.name
+            for node in ast.parse(code).body
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        }
+        trees = [ast.parse(test.strip()) for test in tests]
+    except (SyntaxError, ValueError):  # ValueError: a null byte, on Python before 3.12
+        return None
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in defined:
+                return node.func.id
+    return None
+
 
 REPO, REVISION = "google-research-datasets/mbpp", "4bb6404fdc6cacfda99d4ac4205087b89d32030c"
 FILE = "mbpp.jsonl"

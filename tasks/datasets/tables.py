@@ -1,17 +1,35 @@
-"""Tables that people bring, whatever their format: named columns, records with their line, faults for bad rows.
+"""CSV/TSV, JSON(L), Parquet readers with per-row errors.
+
+Tables that people bring, whatever their format: named columns, records with their line, faults for bad rows.
 
 Nothing in a file is trusted: its size, its number of rows and the length of a cell are limited, and a broken part
 costs its own rows, not the others.
+
+CSV with a header: comma, semicolon or tab between cells, line ends inside of quotes, UTF-8 with or without BOM.
+
+JSON Lines, a JSON list of rows, and the same list inside of an object ({"data": [...]}).
+
+Which of them a file is, its content says: both kinds are often given the other's ending.
+
+Parquet, read through pyarrow in small batches, as a small file can unpack to a large one.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from errors import DataError
+from tasks.datasets.base import json_type, parse_json
+from tasks.datasets.columns import quote_names
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 MAX_BYTES = 200_000_000
@@ -83,9 +101,6 @@ def open_table(path: Path) -> Table:
 
 def _reader_for(path: Path) -> Callable[[Path], Table]:
     # Imported here, as each of them imports the classes above.
-    from tasks.datasets.table_csv import open_csv
-    from tasks.datasets.table_json import open_json
-    from tasks.datasets.table_parquet import open_parquet
 
     readers = {".csv": open_csv, ".tsv": open_csv, ".parquet": open_parquet}
     ending = path.suffix.casefold()
@@ -113,3 +128,315 @@ def limit_rows(path: Path, rows: Iterator[TableRow | RowError]) -> Iterator[Tabl
         if number > MAX_ROWS:
             raise DataError(f"{path} has more than {MAX_ROWS:,} rows, which is the most that is read: cut it down.")
         yield record
+
+
+_DELIMITERS = ",;\t"
+# How often reading starts again behind a row with a broken quote.
+_MAX_RESTARTS = 100
+
+
+def open_csv(path: Path) -> Table:
+    """The table; the first line that is not blank names its columns."""
+    # Bytes that are not UTF-8 become lone surrogates, which are found again in the rows that have them.
+    text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
+    lines = list(io.StringIO(text, newline=""))
+    start = next((index for index, line in enumerate(lines) if line.strip()), None)
+    if start is None:
+        raise DataError(f"{path} is empty: it has neither columns nor rows.")
+    delimiter = max(_DELIMITERS, key=lambda mark: len(_split_header(lines[start], mark)))
+    names = tuple(_replace_surrogates(name.strip()) for name in _split_header(lines[start], delimiter))
+    repeated = [name for name, times in Counter(names).items() if name and times > 1]
+    if not any(names):
+        raise DataError(f"{path}, line {start + 1}: this line names no columns: begin the file with a header.")
+    if repeated:
+        raise DataError(f"{path}, line {start + 1}: two columns are named '{repeated[0]}': rename one of them.")
+    body = _CsvRows(lines, names, delimiter)
+    return Table(tuple(filter(None, names)), lambda _: limit_rows(path, body.records(start + 1)))
+
+
+def _split_header(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:  # a cell longer than the module reads
+        return []
+
+
+def _replace_surrogates(name: str) -> str:
+    return name.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="replace")
+
+
+@dataclass
+class _CsvRows:
+    """The lines behind the header.
+
+    A quote that is not doubled, or never closed, breaks its row, and what follows may still belong to it: rows after
+    it are held back until it is clear that they are rows. A line with a quote where none may stand is the end of the
+    broken cell, and what was held back is a part of that cell.
+    """
+
+    lines: list[str]
+    names: tuple[str, ...]
+    delimiter: str
+    _broken_row: int = 0
+    _pending: list[TableRow | RowError] = field(default_factory=list)
+
+    def records(self, start: int) -> Iterator[TableRow | RowError]:
+        """Rows from the line with index `start` on."""
+        sound = re.compile(
+            r'(?:"(?:[^"]|"")*"|[^"D\r\n]*)(?:D(?:"(?:[^"]|"")*"|[^"D\r\n]*))*\s*'.replace("D", self.delimiter)
+        )
+        restarts = 0
+        while True:
+            reader = csv.reader(islice(self.lines, start, None), delimiter=self.delimiter, strict=True)
+            first = start
+            try:
+                for cells in reader:
+                    end = start + reader.line_num
+                    row = self._make_row(first + 1, cells)
+                    if not self._broken_row:
+                        yield from (row,) if row else ()
+                    elif sound.fullmatch("".join(self.lines[first:end])):
+                        self._pending += (row,) if row else ()
+                    else:
+                        yield from self._quote_errors(first + 1)
+                    first = end
+                yield from self._pending
+                return
+            except csv.Error as fault:
+                yield from self._pending
+                self._pending, self._broken_row, restarts = [], first + 1, restarts + 1
+                yield RowError(first + 1, "", f"line {first + 1}: {_csv_error_reason(str(fault))}")
+            if restarts > _MAX_RESTARTS:
+                yield RowError(
+                    first + 2, "", f"line {first + 2}: too many quotes are broken; from here on nothing is read."
+                )
+                return
+            start = first + 1
+
+    def _quote_errors(self, line: int) -> Iterator[RowError]:
+        """Faults for the rows held back, and for this line, which shows that they are the rest of a broken cell."""
+        for number in (*(row.line for row in self._pending), line):
+            yield RowError(
+                number, "", f"line {number}: belongs to the broken quote in line {self._broken_row}, or has its own."
+            )
+        self._pending = []
+
+    def _make_row(self, line: int, cells: list[str]) -> TableRow | RowError | None:
+        if not cells:
+            return None
+        if len(cells) > len(self.names) and any(cell.strip() for cell in cells[len(self.names) :]):
+            return RowError(
+                line,
+                "",
+                f"line {line}: has {len(cells)} cells and the header {len(self.names)}: put quotes around a cell "
+                f"that has {_DELIMITER_NAMES[self.delimiter]}s in it.",
+            )
+        return TableRow(line, {name: cell for name, cell in zip(self.names, cells, strict=False) if name})
+
+
+_DELIMITER_NAMES = {",": "comma", ";": "semicolon", "\t": "tab"}
+
+
+def _csv_error_reason(message: str) -> str:
+    if "unexpected end" in message:
+        return "a quote opens here and never closes."
+    if "expected after" in message:
+        return "text follows a quote that closes a cell: double the quotes inside of a cell."
+    return f"cannot be read ({message})."
+
+
+# Names under which an object holds its rows.
+WRAPPER_KEYS = ("data", "train", "rows", "examples")
+_BLANK = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder()
+
+
+def open_json(path: Path) -> Table:
+    """The table; its columns are those of the first rows."""
+    content = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    start = content.lstrip()
+    if start.startswith(b"[") or (start.startswith(b"{") and path.suffix != ".jsonl" and not _first_is_row(start)):
+        records = _read_json_list(path, content)
+    else:
+        records = _read_json_rows(content)
+    records = limit_rows(path, records)
+    head = list(islice(records, COLUMN_SAMPLE_ROWS))
+    columns: dict[str, None] = {}
+    for record in head:
+        if isinstance(record, TableRow):
+            columns.update(dict.fromkeys(record.values))
+    if not columns:
+        why = next((f": {record.message}" for record in head if isinstance(record, RowError)), ".")
+        raise DataError(f"{path} has no row with named columns{why}")
+    return Table(tuple(columns), lambda _: chain(head, records))
+
+
+def _first_is_row(content: bytes) -> bool:
+    """Whether the first line is a whole object, and not one that wraps a list of rows."""
+    try:
+        value = json.loads(content.split(b"\n", 1)[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and not any(isinstance(value.get(name), list) for name in WRAPPER_KEYS)
+
+
+def _read_json_rows(content: bytes) -> Iterator[TableRow | RowError]:
+    # Only b"\n" ends a line of JSON Lines, while str.splitlines knows many more ends.
+    for line, raw in enumerate(content.split(b"\n"), start=1):
+        if not raw.strip():
+            continue
+        try:
+            value = parse_json(raw.decode("utf-8").strip(), f"line {line}")
+        except UnicodeDecodeError as fault:
+            yield RowError(line, "", f"line {line}: not UTF-8 (byte {fault.start + 1} of the line).")
+        except DataError as fault:
+            yield RowError(line, "", str(fault))
+        else:
+            yield _make_record(line, value)
+
+
+def _make_record(line: int, value: Any) -> TableRow | RowError:
+    if isinstance(value, dict):
+        return TableRow(line, value)
+    return RowError(line, "", f"line {line}: must be a JSON object with named columns, it is {json_type(value)}.")
+
+
+def _read_json_list(path: Path, content: bytes) -> Iterator[TableRow | RowError]:
+    """The rows of a list, decoded one after the other, so that each one's line is known."""
+    try:
+        text = content.decode("utf-8")
+        line, seen = 1, 0
+        for place, value in _iter_elements(text, _find_list_start(path, text)):
+            line += text.count("\n", seen, place)
+            seen = place
+            yield _make_record(line, value)
+    except UnicodeDecodeError as fault:
+        line = content.count(b"\n", 0, fault.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 (byte {fault.start + 1} of the file).") from fault
+    except json.JSONDecodeError as fault:
+        raise DataError(f"{path}: not JSON ({fault.msg} at line {fault.lineno}, character {fault.colno}).") from fault
+    except (ValueError, RecursionError) as fault:  # a number too long for Python, or nesting without end
+        raise DataError(f"{path}: not JSON that Python can read ({fault}).") from fault
+
+
+def _find_list_start(path: Path, text: str) -> int:
+    """Where the list of rows begins."""
+    place = _skip_blank(text, 0)
+    if text[place] == "[":
+        return place
+    names = []
+    while text[place] != "}":
+        name, place = _DECODER.raw_decode(text, _skip_blank(text, place + 1))
+        names.append(str(name))
+        place = _expect(text, _skip_blank(text, place), ":")
+        if name in WRAPPER_KEYS and text[place : place + 1] == "[":
+            return place
+        _, place = _DECODER.raw_decode(text, place)
+        place = _skip_blank(text, place)
+        if text[place : place + 1] not in (",", "}"):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+    raise DataError(
+        f"{path} holds one object ({quote_names(names)}): it should be a list of rows, or have one under "
+        f"{' or '.join(repr(name) for name in WRAPPER_KEYS)}."
+    )
+
+
+def _iter_elements(text: str, start: int) -> Iterator[tuple[int, Any]]:
+    """Place and value of each element; nothing may stand behind a list that is the whole file."""
+    place = _skip_blank(text, start + 1)
+    more = text[place : place + 1] != "]"
+    while more:
+        value, end = _DECODER.raw_decode(text, place)
+        yield place, value
+        place = _skip_blank(text, end)
+        more = text[place : place + 1] != "]"
+        if more:
+            place = _expect(text, place, ",")
+    rest = _skip_blank(text, place + 1)
+    if text[:start].strip() == "" and rest < len(text):
+        raise json.JSONDecodeError("Extra data behind the list", text, rest)
+
+
+def _expect(text: str, index: int, delimiter: str) -> int:
+    """The place behind `mark` and what is blank."""
+    if text[index : index + 1] != delimiter:
+        raise json.JSONDecodeError(f"Expecting '{delimiter}' delimiter", text, index)
+    return _skip_blank(text, index + 1)
+
+
+def _skip_blank(text: str, index: int) -> int:
+    match = _BLANK.match(text, index)
+    return match.end() if match else index
+
+
+_BATCH_ROWS = 256
+# What the columns in use may take unpacked.
+MAX_UNPACKED_BYTES = 2 * MAX_BYTES
+
+
+def open_parquet(path: Path) -> Table:
+    """The table; its records are numbered from 1, as a Parquet file has no lines."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        file = pq.ParquetFile(path)
+        names = tuple(dict.fromkeys(file.schema_arrow.names))
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as fault:
+        raise _unreadable_error(path, fault) from fault
+    return Table(names, lambda wanted: limit_rows(path, _read_parquet(path, names, wanted)), "row")
+
+
+def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) -> Iterator[TableRow | RowError]:
+    import pyarrow as pa
+
+    columns = [name for name in requested if name in names]
+    unpacked, row = 0, 0
+    try:
+        for batch in _open_dictionary_encoded(path, columns).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            unpacked += sum(_unpacked_bytes(column) for column in batch.columns)
+            if unpacked > MAX_UNPACKED_BYTES:
+                raise DataError(
+                    f"{path} unpacks to more than {MAX_UNPACKED_BYTES / 1e6:.0f} MB, which is the most that is read: "
+                    "split it, or cut it down."
+                )
+            for values in batch.to_pylist():
+                row += 1
+                yield TableRow(row, values)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as fault:
+        raise _unreadable_error(path, fault) from fault
+
+
+def _open_dictionary_encoded(path: Path, columns: Sequence[str]) -> Any:
+    """The file, of which a text that many rows share is held once: one page can name a long text a million times."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.ParquetFile(path).metadata
+    group = metadata.row_group(0) if metadata.num_row_groups else None
+    chunks = [group.column(index) for index in range(metadata.num_columns)] if group else []
+    texts = [
+        chunk.path_in_schema
+        for chunk in chunks
+        if chunk.physical_type == "BYTE_ARRAY" and chunk.path_in_schema.startswith(tuple(columns))
+    ]
+    return pq.ParquetFile(path, read_dictionary=texts)
+
+
+def _unpacked_bytes(array: Any) -> int:
+    """Bytes of the array's values when each stands by itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc  # type: ignore[import-untyped]
+
+    kind = array.type
+    if pa.types.is_struct(kind):
+        return sum(map(_unpacked_bytes, array.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _unpacked_bytes(array.flatten())
+    if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
+        return int(pc.sum(pc.take(pc.binary_length(array.dictionary), array.indices)).as_py() or 0)
+    return int(array.nbytes)
+
+
+def _unreadable_error(path: Path, error: BaseException) -> DataError:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")[:160] or type(error).__name__
+    return DataError(f"{path} cannot be read as Parquet ({reason}).")

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from adapters.__main__ import main
 from adapters.archive import STEPS, pack, unpack
-from adapters.manifest import Manifest
-from adapters.origin import read_origin
-from adapters.steps import Step
+from adapters.install import Step
+from adapters.manifest import Manifest, read_origin
 from errors import AdapterError
 from tests.adapters.folders import CONFIG, MANIFEST, Tensors, store, tensors, write_adapter
 from tests.adapters.zipped import entry, files_of, make_zip

@@ -27,7 +27,7 @@ from adapters.archive import (
     unpack,
 )
 from adapters.hub import STEP_CONSISTENT, STEP_NAME
-from adapters.steps import Step
+from adapters.install import Step
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 from tests.adapters.folders import CONFIG, MANIFEST
 from tests.adapters.zipped import entry, files_of, make_zip, patched

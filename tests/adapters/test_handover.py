@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from adapters.handover import VLLM_LORA_RANKS, vllm_checks
 from adapters.store import LIBRARY, AdapterFolder, Store
+from adapters.vllm_compat import VLLM_LORA_RANKS, vllm_checks
 from tests.adapters.folders import CONFIG, IN, LAYERS, MANIFEST, OUT, key, tensors, write_adapter
 
 RANK = 8

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from adapters.hub import parse_repo_spec, pull
-from adapters.manifest import Manifest
-from adapters.origin import ORIGIN_NAME, read_origin
+from adapters.manifest import ORIGIN_NAME, Manifest, read_origin
 from adapters.weights import digest
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 from tests.adapters.folders import MANIFEST, store, tensors, write_adapter

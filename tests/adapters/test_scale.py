@@ -205,7 +205,7 @@ def test_thousands_of_folders_cost_one_scan(tmp_path: Path, settled: None, monke
 
 
 def test_what_is_remembered_is_bounded(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("adapters.remembered._MAX_CACHE_BYTES", 4000)
+    monkeypatch.setattr("adapters.store._MAX_CACHE_BYTES", 4000)
     for number in range(6):
         write_adapter(good.parent / f"other-{number}")
     found = store(good.parent)

@@ -11,7 +11,7 @@ import pytest
 from adapters.store import Store
 from benchmarks import engine, engine_adapters, engine_thousand
 from benchmarks.engine_folders import copy_adapters, make_adapter
-from serve.backends.local.loading import load_base
+from models.loader import load_base
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base
 
@@ -78,7 +78,7 @@ def test_a_llama_of_random_weights_answers_like_any_base(
 ) -> None:
     """Its tokenizer is the embedded base's; here the tiny one's stands in for it."""
     from benchmarks import engine_random
-    from serve.backends.local.source import Source
+    from models.source import Source
 
     monkeypatch.setattr(engine_random, "resolve", lambda *_: Source("tiny", "sha256:0", base))
     folder = engine_random.make_random_llama("tiny", "cpu", lambda _: None)

@@ -14,7 +14,7 @@ from benchmarks.engine_page import TARGETS, render_page
 from benchmarks.engine_thousand import HOT, sample_requests
 from benchmarks.engine_timing import Stopwatch, make_timed, medians, round_significant, time_interleaved, time_ratios
 from errors import PromptOrTuneError
-from serve.rows import Candidate, PartialOutput, RowOutput
+from serve.types import Candidate, PartialOutput, RowOutput
 
 
 class Clock:

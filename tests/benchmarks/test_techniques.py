@@ -13,7 +13,7 @@ from benchmarks.techniques_table import TechniqueResult, manifest_scores, render
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates
 from tasks.prompt import STYLES
-from train.scores import record_scores
+from train.save import record_scores
 
 REFERENCE = "x = y"
 

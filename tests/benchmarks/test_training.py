@@ -58,7 +58,7 @@ def test_a_run_learns_every_token_once_and_its_loss_is_measured_alike(side: str,
 
 def _tokens(tmp_path: Path) -> int:
     """Counted without the trainers: prompt, code and end of each of the 16 rows, a token a byte."""
-    from tasks.datasets import load_examples
+    from tasks.datasets.registry import load_examples
     from tasks.prompt import format_completion, get_style, render_prompt
 
     style = get_style("plain")

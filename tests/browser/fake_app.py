@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serve.engine_source import EngineLoader, ProgressFn
+from serve.engine.llm_engine import EngineLoader, ProgressFn
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.line import AdmissionQueue
-from ui.results.shelf import RunLibrary
+from ui.results.runs import RunLibrary
+from ui.test_bench import AdmissionQueue
 
 REFERENCE = "dict(zip(keys, values))"
 LONG = "values = [" + ", ".join(f"'{'x' * 12}{n}'" for n in range(60)) + "]\n" + "print('line')\n" * 500

@@ -6,7 +6,7 @@ import argparse
 import time
 
 from errors import BaseModelError
-from serve.engine_source import EngineLoader, ProgressFn
+from serve.engine.llm_engine import EngineLoader, ProgressFn
 from tests.browser.fake_app import make_engine
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch

@@ -15,7 +15,7 @@ from tests.browser.axe import faults
 from tests.browser.fake_app import REFERENCE, make_engine, serve
 from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
-from ui.results.shelf import RunLibrary
+from ui.results.runs import RunLibrary
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 

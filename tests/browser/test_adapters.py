@@ -17,8 +17,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from adapters.archive import pack
 from adapters.store import LIBRARY
-from serve.engine import LLMEngine
-from serve.engine_source import EngineLoader, ProgressFn
+from serve.engine.llm_engine import EngineLoader, LLMEngine, ProgressFn
 from tests.adapters.zipped import entry, files_of, make_zip
 from tests.browser.page import ComparePage, until
 from tests.hub.client import use_hub

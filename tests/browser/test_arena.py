@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from evaluate.arena.votes import VOTES_FILE, VoteStore
-from serve.engine_source import EngineLoader
+from serve.engine.llm_engine import EngineLoader
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 from tests.ui.arena.arenas import EVIL

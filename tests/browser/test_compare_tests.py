@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from evaluate.sandbox import SandboxUnavailableError
-from serve.engine_source import EngineLoader
+from evaluate.sandbox.sandbox import SandboxUnavailableError
+from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 from ui.context import Context
-from ui.testing import TestBench
+from ui.test_bench import TestBench
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 

@@ -8,7 +8,7 @@ import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from errors import BaseModelError
-from serve.engine_source import ProgressFn
+from serve.engine.llm_engine import ProgressFn
 from tests.browser.fake_app import DEFAULTS, FAILS, SAYS, serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine

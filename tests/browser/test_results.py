@@ -13,7 +13,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
-from ui.results.shelf import RunLibrary
+from ui.results.runs import RunLibrary
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 

@@ -9,8 +9,8 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from jobs.board import JobService
-from serve.engine_source import EngineLoader
+from jobs.api import JobService
+from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import ComparePage, until
 from ui.context import Context

@@ -14,10 +14,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from adapters.store import LIBRARY
-from jobs.board import JobService
-from jobs.folder import utc_timestamp
+from jobs.api import JobService
 from jobs.job import Job
-from serve.engine_source import EngineLoader
+from jobs.store import utc_timestamp
+from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import EVIL, make_engine
 from tests.browser.page import ComparePage, until
 from tests.ui.train import jobs_on_disk as on_disk

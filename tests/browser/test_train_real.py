@@ -15,8 +15,8 @@ import psutil
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from jobs.board import JobService
-from jobs.folder import JobFolder
+from jobs.api import JobService
+from jobs.store import JobFolder
 from tests.browser.conftest import chromium, free_port, wait_for
 from tests.browser.page import ComparePage, until
 from tests.conftest import ROOT

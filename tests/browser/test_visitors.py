@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from serve.engine_source import EngineLoader
+from serve.engine.llm_engine import EngineLoader
 from tests.browser.conftest import browser
 from tests.browser.fake_app import make_engine
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.limits import Limits
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 pytestmark = pytest.mark.browser
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from threading import Event
 
-from adapters.manifest import BaseIdentity
-from serve.rows import Candidate, Request, RequestOutput, SamplingParams
+from models.identity import BaseIdentity
+from serve.types import Candidate, Request, RequestOutput, SamplingParams
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 

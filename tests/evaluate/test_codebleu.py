@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.codebleu import codebleu, codebleu_package_score
+from evaluate.metrics.codebleu import codebleu, codebleu_package_score
 from tests.evaluate.hostile import HOSTILE
 
 ROOT = Path(__file__).parents[2]
@@ -138,7 +138,7 @@ def test_broken_code_never_raises(text: str) -> None:
 
 def test_scores_do_not_move_with_the_hash_seed() -> None:
     program = (
-        "from evaluate.codebleu import codebleu\n"
+        "from evaluate.metrics.codebleu import codebleu\n"
         "import itertools\n"
         f"codes = {[LOOP, LOOP.replace('total', 't'), *PLAIN]!r}\n"
         "nested = 'for i in a:\\n    for j, k in b.items():\\n        c[i] = c[j] + k * d + e\\n        f = c, d, e'\n"

@@ -1,4 +1,4 @@
-"""`python -m evaluate` and `python -m evaluate.choose_style` from their arguments to their files, without a model."""
+"""`python -m evaluate` and `python -m evaluate.prompt_style_search` from their arguments to their files, without a model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from evaluate import __main__ as command
-from evaluate import choose_style
-from evaluate.progress import ProgressBar
-from serve.rows import Candidate, RequestOutput
+from evaluate import prompt_style_search
+from evaluate.run import ProgressBar
+from serve.types import Candidate, RequestOutput
 from tests.evaluate.fakes import FakeEngine
 
 
@@ -41,7 +41,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
         return queue.pop(0)
 
     monkeypatch.setattr(command, "build_engine_from_options", make)
-    monkeypatch.setattr(choose_style, "build_engine_from_options", make)
+    monkeypatch.setattr(prompt_style_search, "build_engine_from_options", make)
     return queue
 
 
@@ -202,7 +202,7 @@ def test_styles_are_ranked_on_validation_problems(
     engine = FakeEngine()
     engines.append(engine)
     output = tmp_path / "styles.json"
-    assert choose_style.main(arguments(data, output, "--styles", "chat,plain")) == 0
+    assert prompt_style_search.main(arguments(data, output, "--styles", "chat,plain")) == 0
     values = json.loads(output.read_text())
     # The fake answers every style alike, so the first of STYLES wins whatever the order on the command line.
     assert values["best"] == {"zero-shot": "plain", "few-shot": "plain"}
@@ -219,7 +219,7 @@ def test_styles_are_ranked_on_validation_problems(
 
 
 def test_a_base_without_a_chat_template_is_not_asked_in_chat() -> None:
-    assert {style.format for style in choose_style.supported_styles([], has_chat_template=False)} == {"plain"}
+    assert {style.format for style in prompt_style_search.supported_styles([], has_chat_template=False)} == {"plain"}
 
 
 def test_progress_redraws_on_a_terminal_and_is_sparse_elsewhere() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import PromptOrTuneError
-from evaluate.exact_match import exact_match, exact_match_at_k, syntax_tree_match
+from evaluate.metrics.basic import exact_match, exact_match_at_k, syntax_tree_match
 from tests.evaluate.hostile import HOSTILE
 
 

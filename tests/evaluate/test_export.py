@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from errors import PromptOrTuneError
-from evaluate.export import json_report, metrics_csv, problems_csv
-from evaluate.plots import build_figure, plot_report_png
-from evaluate.report import text_report
+from evaluate.report import build_figure, json_report, metrics_csv, plot_report_png, problems_csv, text_report
 from evaluate.results import Result, Run
 from evaluate.stats import wilson_interval
 from evaluate.table import compare_methods, method_rows

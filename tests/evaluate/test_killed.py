@@ -11,8 +11,7 @@ from pathlib import Path
 
 from errors import PromptOrTuneError
 from evaluate.journal import read_records
-from evaluate.results import Run, read_run
-from evaluate.score_file import scores_path
+from evaluate.results import Run, read_run, scores_path
 from tests.evaluate.killed_run import METHODS, PROBLEMS
 
 ROOT = Path(__file__).parents[2]

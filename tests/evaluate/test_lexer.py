@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.lexer import python_tokens
+from evaluate.metrics.codebleu import python_tokens
 from tests.evaluate.hostile import HOSTILE
 
 TEXTS = st.text(max_size=80) | st.text(alphabet="()[]{}'\"\\\n :=xf#1.", max_size=80)

@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.cost import count_generated_tokens, summarize_cost
-from evaluate.measures import available_metrics, metric_title, metric_values, summarize
-from evaluate.parse_rate import parses_score
+from evaluate.aggregate import (
+    available_metrics,
+    count_generated_tokens,
+    metric_title,
+    metric_values,
+    summarize,
+    summarize_cost,
+)
+from evaluate.metrics.basic import parses_score
 from evaluate.results import Result
 from evaluate.scoring import score_candidates
 from evaluate.stats import bootstrap_mean, wilson_interval

@@ -8,7 +8,7 @@ from codebleu.weighted_ngram_match import corpus_bleu as weighted_corpus_bleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.ngrams import bleu_scores, count_ngrams
+from evaluate.metrics.codebleu import bleu_scores, count_ngrams
 
 KEYWORDS = frozenset({"for", "in"})
 TOKENS = st.lists(st.sampled_from(["a", "b", "(", ")", "for", "in", "x" * 3]), min_size=1, max_size=14)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import PromptOrTuneError
-from evaluate import pass_at_k as module
-from evaluate.pass_at_k import pass_at_k
+from evaluate.metrics import basic as module
+from evaluate.metrics.basic import pass_at_k
 
 COUNTS = st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n)))
 SAMPLES = st.integers(1, 6).flatmap(

@@ -10,19 +10,18 @@ import pytest
 
 from errors import PromptOrTuneError, UnknownNameError
 from evaluate.journal import read_records
-from evaluate.progress import ProgressBar
-from evaluate.results import Run, open_run, problem_record, read_run
+from evaluate.results import Run, open_run, problem_record, read_run, scores_path
 from evaluate.run import (
     EvaluationPlan,
+    ProgressBar,
     batch_problems,
     generate_results,
     make_sampling_params,
     package_versions,
     parse_methods,
 )
-from evaluate.score_file import scores_path
-from evaluate.score_run import score_run
-from serve.rows import RequestOutput
+from evaluate.scoring import score_run
+from serve.types import RequestOutput
 from tests.evaluate.fakes import BASE, FakeEngine, problems
 
 NAMES = ["zero-shot", "icl-8", "lora-tiny+rag-4"]

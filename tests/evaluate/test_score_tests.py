@@ -11,13 +11,11 @@ from typing import Any
 import pytest
 
 from evaluate.journal import read_records
-from evaluate.progress import ProgressBar
-from evaluate.results import Result, Run, problem_record, read_run
+from evaluate.results import Result, Run, problem_record, read_run, scores_path
 from evaluate.results import tests_of as stored_tests
-from evaluate.sandbox import Sandbox
-from evaluate.score_file import scores_path
-from evaluate.score_run import count_unscored, score_run
-from evaluate.score_tests import score_tests
+from evaluate.run import ProgressBar
+from evaluate.sandbox.sandbox import Sandbox
+from evaluate.scoring import count_unscored, score_run, score_tests
 from tasks.problem import AssertTest, Problem, StdioTest
 
 RIGHT, HALF, WRONG = "def f(x): return x + 1", "def f(x): return 2", "def f(x): return None"
@@ -129,7 +127,7 @@ def test_another_layer_another_metric_or_other_candidates_are_scored_anew(
     run = made_run(path, [result(candidate(RIGHT, 5))])
     assert keep_scores(run, sandbox) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("evaluate.score_run.METRICS_VERSION", 99)
+        patch.setattr("evaluate.scoring.METRICS_VERSION", 99)
         assert keep_scores(read_run(path), sandbox) == 1  # the texts alone
     monkeypatch.setattr(sandbox, "layer", "another")
     assert keep_scores(read_run(path), sandbox) == 2  # the tests, and the texts by the metrics of today again

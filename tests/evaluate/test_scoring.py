@@ -77,7 +77,7 @@ def test_nothing_to_compare_with_scores_none() -> None:
 
 def test_scoring_loads_no_model_library() -> None:
     program = (
-        "import sys, evaluate.__main__, evaluate.choose_style\n"
+        "import sys, evaluate.__main__, evaluate.prompt_style_search\n"
         "from evaluate.scoring import score_code\n"
         "score_code('x = y', 'x = z')\n"
         "print([name for name in ('torch', 'transformers', 'peft', 'gradio') if name in sys.modules])"

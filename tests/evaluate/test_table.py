@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from common.format import text_table
 from errors import PromptOrTuneError, UnknownNameError
-from evaluate.grid import text_table
 from evaluate.report import markdown_report, text_report
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates

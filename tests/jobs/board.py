@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs.board import JobService
+from jobs.api import JobService
 from jobs.job import Job, ServingOptions
 
 

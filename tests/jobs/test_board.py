@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 
 from errors import DataError, DiskSpaceError, PromptOrTuneError, TrainingError, UnknownNameError
-from jobs.board import JobService
-from jobs.folder import JobFolder, exclusive
-from jobs.job import Job, JobStatus, ServingOptions
+from jobs.api import JobService
+from jobs.job import Job, JobStatus, ServingOptions, safe_file_name
 from jobs.queue import open_queue
-from jobs.request import safe_file_name
+from jobs.store import JobFolder, exclusive
 from tests.jobs.board import QuietBoard, named
+from train.checkpoints import run_directory
 from train.settings import make_config
-from train.workspace import run_directory
 
 HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "20261122-180012-123456-abcdef/../..", "x" * 5000, "\0", "%2e%2e"]
 

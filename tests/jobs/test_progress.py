@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.folder import JobState
-from jobs.progress import last_step, read_progress
+from jobs.store import JobState, last_step, read_progress
 
 
 def write(path: Path, *entries: dict[str, Any], torn: str = "") -> Path:

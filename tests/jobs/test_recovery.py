@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.folder import JobFolder, JobState, exclusive
+from common.files import acquire_lock, is_locked
 from jobs.job import Job
-from jobs.locks import acquire_lock, is_locked
 from jobs.queue import open_queue
-from jobs.recovery import MAX_CRASHES, has_pending_jobs, recover_job, recover_jobs, remove_stale_folders
+from jobs.store import JobFolder, JobState, exclusive
+from jobs.worker import MAX_CRASHES, has_pending_jobs, recover_job, recover_jobs, remove_stale_folders
 from tests.jobs.board import QuietBoard, named
 
 

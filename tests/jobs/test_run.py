@@ -16,15 +16,14 @@ from typing import Any
 import pytest
 
 from adapters.manifest import Manifest
+from common.files import acquire_lock
 from errors import PromptOrTuneError
 from evaluate.results import read_run
-from jobs import runner, training
-from jobs.folder import JobFolder, exclusive
+from jobs import runner
+from jobs import runner as training
 from jobs.job import Job
-from jobs.locks import acquire_lock
-from jobs.progress import last_step
-from jobs.runner import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, run_job
-from jobs.watch import StopWatcher
+from jobs.runner import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StopWatcher, run_job
+from jobs.store import JobFolder, exclusive, last_step
 from tests.jobs.board import QuietBoard, tiny, wait
 
 WEIGHTS = "adapter_model.safetensors"

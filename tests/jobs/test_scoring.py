@@ -12,9 +12,9 @@ from jobs.scoring import (
     adapter_scores,
     generate_and_score,
     load_held_out_rows,
+    make_verdict,
     max_new_tokens_for,
 )
-from jobs.verdict import make_verdict
 from tasks.problem import Example, Problem
 from tests.evaluate.fakes import FakeEngine, problems
 from train.config import TrainConfig

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from evaluate.results import Result, Run
-from jobs.folder import JobFolder
 from jobs.job import ScoreComparison, Verdict
-from jobs.verdict import format_points, is_significant, make_verdict, verdict_text
+from jobs.scoring import format_points, is_significant, make_verdict, verdict_text
+from jobs.store import JobFolder
 from tests.jobs.board import QuietBoard, named
 
 SETTINGS = {

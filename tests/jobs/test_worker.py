@@ -18,12 +18,10 @@ import psutil
 import pytest
 
 from benchmarks.kills import find_process
+from common.files import is_locked
 from jobs.__main__ import main
-from jobs.board import JobService
-from jobs.folder import JobFolder
-from jobs.launch import WorkerLauncher, worker_lock_path
-from jobs.locks import is_locked
-from jobs.progress import last_step
+from jobs.api import JobService, WorkerLauncher, worker_lock_path
+from jobs.store import JobFolder, last_step
 from jobs.worker import run_worker
 from tests.jobs.board import QuietBoard, named, tiny, wait
 
@@ -128,7 +126,7 @@ def test_a_second_worker_leaves_the_first_alone(
 def test_a_process_that_dies_before_it_begins_fails_the_job_in_the_end(
     board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import recovery
+    from jobs import worker as recovery
 
     fake_process(monkeypatch, "raise SystemExit('nothing works here')")
     monkeypatch.setattr(recovery, "MAX_CRASHES", 2)

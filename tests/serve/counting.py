@@ -9,10 +9,11 @@ from pathlib import Path
 from threading import Event, Semaphore
 from typing import Any, Literal
 
-from adapters.manifest import BaseIdentity, Manifest
+from adapters.manifest import Manifest
 from adapters.store import AdapterFolder
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
-from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams
+from models.identity import BaseIdentity
+from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.problem import Example
 from tasks.prompt import STYLES, Message
 

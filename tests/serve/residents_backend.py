@@ -11,8 +11,8 @@ import numpy as np
 
 from adapters.store import AdapterFolder
 from adapters.weights import WEIGHTS_NAME, read_raw_tensors
-from serve.residents import AdapterCache
-from serve.rows import Backend
+from serve.engine.adapter_cache import AdapterCache
+from serve.types import Backend
 from tests.adapters.folders import BASE, LAYERS, key, store, tensors, write_adapter
 
 

@@ -12,11 +12,11 @@ from typing import Any, cast
 import pytest
 
 from adapters.store import Store
-from serve.engine import EngineConfig, LLMEngine, OutputStream
-from serve.examples import ExamplePools
-from serve.method import parse_method
-from serve.rows import PartialOutput, Request, RequestOutput
+from serve.engine.llm_engine import EngineConfig, LLMEngine, OutputStream
+from serve.types import PartialOutput, Request, RequestOutput
+from tasks.methods import parse_method
 from tasks.problem import Problem
+from tasks.retrieval import ExamplePools
 from tests.serve.counting import BASE, POOL, CountingBackend, InOrder, OneStore
 
 LINES = EngineConfig().max_num_seqs

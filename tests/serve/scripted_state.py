@@ -10,12 +10,11 @@ from zlib import crc32
 
 import torch
 
-from serve.backends.local.beams import BeamSearchBatch
-from serve.backends.local.flight import run_to_end
-from serve.backends.local.speech import Detokenizer
-from serve.backends.local.state import PromptInput
-from serve.backends.local.stepwise import SamplingBatch
-from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
+from serve.backends.local.batch import SamplingBatch, run_to_end
+from serve.backends.local.beam_search import BeamSearchBatch
+from serve.backends.local.detokenizer import Detokenizer
+from serve.backends.local.model_runner import PromptInput
+from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import tokenizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from serve.backends.local.choosing import SequenceSampling, make_generator, nucleus_tokens, sample
-from serve.rows import SamplingParams
+from serve.backends.local.sampler import SequenceSampling, make_generator, nucleus_tokens, sample
+from serve.types import SamplingParams
 
 GREEDY = SequenceSampling(SamplingParams())
 POINTS = 4000

@@ -12,9 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
+from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base, make_lora, tokenizer
 

@@ -11,12 +11,12 @@ import pytest
 
 from adapters.store import Store
 from errors import AdapterError, PromptTooLongError
-from serve.engine import EngineConfig, LLMEngine
-from serve.examples import ExamplePools
-from serve.method import parse_method
-from serve.rows import PartialOutput, Request, RequestOutput, SamplingParams
+from serve.engine.llm_engine import EngineConfig, LLMEngine
+from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
+from tasks.retrieval import ExamplePools
 from tests.serve.counting import BASE, POOL, CountingBackend, InOrder, OneStore
 
 

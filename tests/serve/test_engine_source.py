@@ -8,7 +8,7 @@ import time
 import pytest
 
 from errors import BaseModelError, PromptOrTuneError
-from serve.engine_source import EngineLoader, ProgressFn
+from serve.engine.llm_engine import EngineLoader, ProgressFn
 from tests.fakes import FakeEngine
 
 

@@ -7,8 +7,8 @@ from threading import Event
 import pytest
 import torch
 
-from serve.backends.local.flight import run_to_end
-from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
+from serve.backends.local.batch import run_to_end
+from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tests.serve.scripted_state import (
     DECODINGS,
     ROWS,

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from errors import PromptOrTuneError
-from serve.backends.local.beams import BeamSearchBatch
-from serve.backends.local.flight import run_to_end
-from serve.backends.local.stepwise import SamplingBatch
-from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
+from serve.backends.local.batch import SamplingBatch, run_to_end
+from serve.backends.local.beam_search import BeamSearchBatch
+from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tests.serve.scripted_state import (
     DECODINGS,
     ROWS,

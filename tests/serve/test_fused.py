@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 
 from adapters.store import Store
 from errors import PromptOrTuneError
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.dress import BatchedAdapters
-from serve.backends.local.fused_state import FusedModelRunner
-from serve.backends.local.loading import load_base
-from serve.backends.local.state import PromptInput
-from serve.backends.local.worn import AppliedAdapter
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.backends.local.fused_runner import FusedModelRunner
+from serve.backends.local.lora.batch import BatchedAdapters
+from serve.backends.local.lora.registry import AppliedAdapter
+from serve.backends.local.model_runner import PromptInput
+from serve.types import Row, RowOutput, SamplingParams
 from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, text
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 
@@ -176,7 +176,7 @@ def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeyp
 
 
 def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.backends.local.reader.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("serve.backends.local.prefill.PREFILL_CHUNK", 16)
     long = Row(PROMPTS[2], PLAIN, "all")
     found = _said(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
     for row, said in found:

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from errors import BaseModelError
-from serve.backends.local.loading import load_base
-from serve.backends.local.source import resolve
+from models.loader import load_base
+from models.source import resolve
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
 

@@ -8,12 +8,11 @@ from threading import Event
 
 import pytest
 
-from serve.method import parse_method
-from serve.rows import PartialOutput, Request, RequestOutput, SamplingParams
-from serve.scheduling.jobs import RequestBatch, ScheduledRequest
-from serve.scheduling.lanes import FairScheduler
-from serve.scheduling.limits import EngineConfig
-from serve.scheduling.mailbox import OutputQueue, OutputStream
+from serve.engine.config import EngineConfig
+from serve.engine.output_stream import OutputQueue, OutputStream
+from serve.engine.scheduler import FairScheduler, RequestBatch, ScheduledRequest
+from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Problem
 
 REQUEST = Request(Problem("p", "sort"), parse_method("zero-shot", ()))

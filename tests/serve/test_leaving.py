@@ -13,9 +13,9 @@ from tests.serve.tiny import make_base
 
 PROGRAM = """
 import sys
-from serve.build import build_engine
-from serve.method import parse_method
-from serve.rows import Decoding, Request
+from serve.engine.build import build_engine
+from tasks.methods import parse_method
+from serve.types import Decoding, Request
 from tasks.problem import Problem
 
 def ask():

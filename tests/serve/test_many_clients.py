@@ -17,14 +17,14 @@ from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 from transformers import LlamaForCausalLM
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.engine import EngineConfig, LLMEngine
-from serve.examples import ExamplePools
-from serve.method import parse_method
-from serve.rows import Candidate, Request, RequestOutput, SamplingParams
+from serve.engine.llm_engine import EngineConfig, LLMEngine
+from serve.types import Candidate, Request, RequestOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Problem
 from tasks.prompt import STYLES
+from tasks.retrieval import ExamplePools
 from tests.serve.counting import POOL, InOrder
 from tests.serve.tiny import make_adapter, make_base
 

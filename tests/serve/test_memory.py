@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from serve.backends import memory
-from serve.backends.memory import PeakMemory
+from models import memory
+from models.memory import PeakMemory
 
 MEGABYTE = 2**20
 

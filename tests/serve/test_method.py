@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from errors import PromptOrTuneError, UnknownNameError
-from serve.method import FixedExamples, Method, NearestExamples, NoExamples, parse_method
+from tasks.methods import FixedExamples, Method, NearestExamples, NoExamples, parse_method
 
 ADAPTERS = ["lora-conala", "lora-starter"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from serve.backends.openmp import _runtime, release_thread_pool, single_thread
-from serve.backends.retrieval import Embedder
+from models.embedder import Embedder
+from models.threads import _runtime, release_thread_pool, single_thread
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/task").is_dir() or _runtime() is None or torch.get_num_threads() < 2,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES, render_prompt
 
 pytestmark = pytest.mark.model

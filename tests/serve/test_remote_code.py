@@ -16,12 +16,12 @@ from transformers import CodeGenForCausalLM, dynamic_module_utils
 
 from adapters.store import Store
 from errors import BaseModelError
-from serve.backends.local.loading import LoadedBase, load_base
+from models.loader import LoadedBase, load_base
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.own_code import make_own_code_base
 from tests.serve.tiny import make_adapter, make_base
-from train.targets import attention_target_modules, ia3_target_modules, paper_lora_target_modules
-from train.trial import TestTarget, smoke_test_adapter
+from train.merge import TestTarget, smoke_test_adapter
+from train.techniques import attention_target_modules, ia3_target_modules, paper_lora_target_modules
 
 
 def _silent(_: str) -> None:

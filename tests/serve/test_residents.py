@@ -12,7 +12,7 @@ import pytest
 
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError, BusyError, UnknownNameError
-from serve.residents import AdapterCache
+from serve.engine.adapter_cache import AdapterCache
 from tests.adapters.folders import tensors
 from tests.serve.residents_backend import Keeper, first_number, residents, write
 

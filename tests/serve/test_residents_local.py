@@ -26,10 +26,10 @@ from adapters.manifest import Manifest
 from adapters.store import Store
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.residents import AdapterCache
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.engine.adapter_cache import AdapterCache
+from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, make_lora
 

@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError, BusyError, PromptOrTuneError
-from serve.residents import AdapterCache, Lease
-from serve.rows import Backend
+from serve.engine.adapter_cache import AdapterCache, Lease
+from serve.types import Backend
 from tests.adapters.folders import BASE, MANIFEST
 
 MAX_COUNT, MAX_BYTES = 3, 100

@@ -14,9 +14,9 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base
 

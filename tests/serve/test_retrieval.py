@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from errors import PromptOrTuneError
-from serve.backends.retrieval import Embedder, FaissRetriever
+from models.embedder import Embedder, FaissIndex
 from tasks.problem import Example
+from tasks.retrieval import IndexRetriever
 
 EXAMPLES = [
     Example("sort", "sort a list of numbers from high to low", "x.sort(reverse=True)"),
@@ -21,6 +22,10 @@ EXAMPLES = [
 ]
 
 pytestmark = pytest.mark.model
+
+
+def make_retriever(embedder: Embedder, digest: str) -> IndexRetriever:
+    return IndexRetriever(EXAMPLES, FaissIndex(embedder, [example.intent for example in EXAMPLES], digest))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_nearest_intent_comes_first(embedder: Embedder) -> None:
-    retriever = FaissRetriever(embedder, EXAMPLES, "d1")
+    retriever = make_retriever(embedder, "d1")
     assert retriever.nearest("order the values descending", 1)[0].id == "sort"
     assert retriever.nearest("get the content of notes.txt line by line", 1)[0].id == "file"
     assert len(retriever.nearest("anything", 9)) == len(EXAMPLES)
@@ -46,11 +51,11 @@ def test_the_order_is_that_of_cosine_similarity(embedder: Embedder) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     cosine = vectors @ embedder.embed([intent])[0]
     expected = [EXAMPLES[place].id for place in np.argsort(-cosine)]
-    assert [example.id for example in FaissRetriever(embedder, EXAMPLES, "d1").nearest(intent, 4)] == expected
+    assert [example.id for example in make_retriever(embedder, "d1").nearest(intent, 4)] == expected
 
 
 def test_an_index_is_made_once_for_a_model_and_its_data(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
-    FaissRetriever(embedder, EXAMPLES, "d1")
+    make_retriever(embedder, "d1")
     embedded: list[int] = []
     real = embedder.embed
 
@@ -59,17 +64,17 @@ def test_an_index_is_made_once_for_a_model_and_its_data(embedder: Embedder, monk
         return real(texts)
 
     monkeypatch.setattr(embedder, "embed", counting)
-    FaissRetriever(embedder, EXAMPLES, "d1")
+    make_retriever(embedder, "d1")
     assert embedded == []
-    FaissRetriever(embedder, EXAMPLES, "d2")
+    make_retriever(embedder, "d2")
     assert embedded == [4]
 
 
 def test_a_damaged_index_is_made_anew(embedder: Embedder, tmp_path: Path) -> None:
-    FaissRetriever(embedder, EXAMPLES, "d1")
+    make_retriever(embedder, "d1")
     path = next(tmp_path.rglob("index.faiss"))
     path.write_bytes(path.read_bytes()[:40])
-    assert FaissRetriever(embedder, EXAMPLES, "d1").nearest("sort numbers", 1)[0].id == "sort"
+    assert make_retriever(embedder, "d1").nearest("sort numbers", 1)[0].id == "sort"
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

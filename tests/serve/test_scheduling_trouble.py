@@ -12,9 +12,9 @@ from prometheus_client import generate_latest
 
 from adapters.store import AdapterFolder, Store
 from errors import BusyError, PromptOrTuneError
-from serve.engine import EngineConfig, LLMEngine
-from serve.examples import ExamplePools
-from serve.rows import PartialOutput, RequestOutput, SamplingParams
+from serve.engine.llm_engine import EngineConfig, LLMEngine
+from serve.types import PartialOutput, RequestOutput, SamplingParams
+from tasks.retrieval import ExamplePools
 from tests.serve.counting import POOL, CountingBackend, InOrder, OneStore, words
 from tests.serve.scheduled import Build, build, last, planned, request, run_on, step, wait_for
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from adapters.store import AdapterFolder
-from serve.engine import EngineConfig
-from serve.rows import PartialOutput, SamplingParams
+from serve.engine.llm_engine import EngineConfig
+from serve.types import PartialOutput, SamplingParams
 from tests.serve.scheduled import LINES, MANY, Build, build, last, planned, ready, request, run_on, step, wait_for
 
 __all__ = ["build"]

@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 from prometheus_client import generate_latest
 
-from serve.engine import EngineConfig
-from serve.rows import RequestOutput, Row, SamplingParams
+from serve.engine.llm_engine import EngineConfig
+from serve.types import RequestOutput, Row, SamplingParams
 from tests.serve.counting import words
 from tests.serve.scheduled import LINES, Build, build, request, wait_for
 

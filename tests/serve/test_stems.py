@@ -12,10 +12,10 @@ from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig
 from transformers import AutoModelForCausalLM
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.backends.local.stems import SharedPrefixCache
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.backends.local.shared_prefix_attention import SharedPrefixCache
+from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BartConfig
 from adapters.store import Store
 from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.backends.local.prefix import prefix_tuning
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.backends.local.lora.prompt_learning import prefix_tuning
+from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_adapter, make_base, tokenizer
 

@@ -16,12 +16,12 @@ from peft import PeftModel
 from peft.utils.integrations import dequantize_module_weight
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.deltas import weight_norm
-from serve.backends.local.loading import load_base
-from serve.backends.local.state import PromptInput
-from serve.backends.local.worn import AppliedAdapter
-from serve.rows import Candidate, Row, RowOutput, SamplingParams
+from serve.backends.local.lora.layers import weight_norm
+from serve.backends.local.lora.registry import AppliedAdapter
+from serve.backends.local.model_runner import PromptInput
+from serve.types import Candidate, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.test_techniques import FINGERPRINTS, PROMPTS, configs
 from tests.serve.tiny import make_adapter, make_base, tokenizer

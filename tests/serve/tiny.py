@@ -19,7 +19,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from adapters.manifest import BaseIdentity, Manifest
+from adapters.manifest import Manifest
+from models.identity import BaseIdentity
 from tasks.prompt import STYLES
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import pytest
 from errors import PromptOrTuneError
 from space import build as building
 from space.__main__ import main
-from space.build import MAX_BYTES, PACKAGES, THUMBNAIL, build_space, is_project_file, space_files
-from space.card import ROOT, front_matter
+from space.build import MAX_BYTES, PACKAGES, ROOT, THUMBNAIL, build_space, front_matter, is_project_file, space_files
 
 TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", *PACKAGES}
 
@@ -32,7 +31,13 @@ def test_it_holds_the_program_and_nothing_around_it(built: building.BuiltSpace) 
     assert {path.name for path in built.folder.iterdir()} == TOP
     there = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
     assert there == set(built.files)
-    for name in ("serve/engine.py", "ui/style.css", "ui/js/page.js", "tasks/starter/train.jsonl", "jobs/job.py"):
+    for name in (
+        "serve/engine/llm_engine.py",
+        "ui/style.css",
+        "ui/js/page.js",
+        "tasks/starter/train.jsonl",
+        "jobs/job.py",
+    ):
         assert name in there, name
     assert not [name for name in there if "__pycache__" in name or "/." in name or name.endswith(".pyc")]
     assert not [name for name in there if name.split("/")[0] in ("tests", "benchmarks", "space", ".ci")]
@@ -128,7 +133,7 @@ def test_a_space_that_grew_too_large_is_not_written(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("serve/engine.py", True), ("docs/results/a.jsonl", True), ("README.md", True), (".gitattributes", False),
+    [("serve/engine/llm_engine.py", True), ("docs/results/a.jsonl", True), ("README.md", True), (".gitattributes", False),
      ("docs/mine.md", False), ("notes.txt", False)],
 )  # fmt: skip
 def test_what_a_space_has_of_ours(path: str, expected: bool) -> None:

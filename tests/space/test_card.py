@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import SpaceHardware
 
 from errors import PromptOrTuneError
-from space.card import CARD, REQUIREMENTS, check_card, front_matter, pinned_version, with_thumbnail
+from space.build import CARD, REQUIREMENTS, check_card, front_matter, pinned_version, with_thumbnail
 
 TEXT = CARD.read_text(encoding="utf-8")
 LIST = REQUIREMENTS.read_text(encoding="utf-8")

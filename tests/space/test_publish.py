@@ -11,11 +11,8 @@ import pytest
 from errors import PromptOrTuneError
 from space import publish as publishing
 from space.__main__ import main
-from space.build import space_files
-from space.card import front_matter
-from space.publish import publish_space
-from space.running import wait_until_running
-from space.wishes import SpaceOptions
+from space.build import front_matter, space_files
+from space.publish import SpaceOptions, publish_space, wait_until_running
 from tests.hub.client import TOKEN, log_in, use_hub
 from tests.hub.space_state import Space
 from tests.hub.spaces import files
@@ -42,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | bytes]:
     made: dict[str, Path | bytes] = {
         "README.md": b"---\ntitle: Peft Arena\nsdk: gradio\n---\n",
         "app.py": b"print('up')\n",
-        "serve/engine.py": b"# the engine\n",
+        "serve/engine/llm_engine.py": b"# the engine\n",
         "thumbnail.png": picture,
     }
     monkeypatch.setattr(publishing, "space_files", lambda repo_id: dict(made))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.space import SpaceSettings, space_settings, sqlite_works
+from space.settings import SpaceSettings, space_settings, sqlite_works
 
 SPACE = {
     "SPACE_ID": "someone/peft-arena",

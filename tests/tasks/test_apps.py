@@ -10,9 +10,8 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.datasets import load_examples, load_problems
-from tasks.datasets.apps import first_per_difficulty
-from tasks.datasets.apps_tests import parse_tests
+from tasks.datasets.apps import first_per_difficulty, parse_tests
+from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Problem, StdioTest
 from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, write_rows
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from errors import DataError, UnknownNameError
-from tasks.datasets import DATASETS, available_datasets, dataset_digest, load_examples, load_problems
-from tasks.datasets.asserts import find_entry_point
+from tasks.datasets.mbpp import find_entry_point
+from tasks.datasets.registry import DATASETS, available_datasets, dataset_digest, load_examples, load_problems
 from tasks.problem import AssertTest, Example, Problem
 from tests.tasks.sets import MBPP_ROW, PAIR, REAL, needs_real_data, run, write_rows
 

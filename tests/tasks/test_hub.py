@@ -12,7 +12,7 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.datasets import load_problems
+from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
 from tests.tasks.sets import MBPP_ROW, PAIR, ROOT, FakeHub, write_rows
 
@@ -65,7 +65,7 @@ def test_a_hub_out_of_reach_is_one_sentence_soon_and_quietly(tmp_path: Path, env
     script = """
 import sys, time
 from errors import DataError
-from tasks.datasets import DATASETS, load_problems
+from tasks.datasets.registry import DATASETS, load_problems
 assert "datasets" not in sys.modules and "torch" not in sys.modules and "pandas" not in sys.modules
 for name in DATASETS[1:]:
     begun = time.monotonic()

@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import constants
 
 from errors import DataError
-from tasks.datasets import hub_files
-from tasks.datasets.hub_files import fetch_tables, is_hub_id, select_files
+from tasks.datasets import hub as hub_files
+from tasks.datasets.hub import fetch_tables, is_hub_id, select_files
 from tests.tasks.dataset_hub import DatasetHub, dataset_hub
 
 ROW = json.dumps({"intent": "a", "code": "b"}) + "\n"

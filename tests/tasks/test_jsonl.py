@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from errors import DataError
-from tasks.datasets.jsonl import DatasetRow, parse_json, read_json, read_rows
+from tasks.datasets.base import DatasetRow, parse_json, read_json, read_rows
 
 ROWS = [
     {"id": "a", "nl": "add 1 to `x`", "cmd": "x += 1"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.style_choice import choose_style
+from tasks.prompt import choose_style
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from tasks.syntax import is_valid_python
+from tasks.extract import is_valid_python
 from tests.evaluate.hostile import HOSTILE
 
 

@@ -12,7 +12,7 @@ from tests.hub.client import log_in, use_hub
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import identity_of, make_adapter
-from train.publish_verify import AnswerFn, adapter_answer_fn
+from train.publish import AnswerFn, adapter_answer_fn
 
 
 @pytest.fixture(scope="session")

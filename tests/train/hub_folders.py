@@ -9,13 +9,14 @@ import torch
 from peft import LoraConfig, PeftConfig
 from transformers import AutoModelForCausalLM
 
-from adapters.manifest import BaseIdentity, Manifest
+from adapters.manifest import Manifest
 from adapters.weights import digest
-from serve.backends.local.loading import load_base
+from models.identity import BaseIdentity
+from models.loader import load_base
 from tasks.prompt import STYLES
 from tests.hub.state import Hub
 from tests.serve.tiny import make_adapter as save_adapter
-from train.card import write_model_card
+from train.model_card import write_model_card
 
 # What of a finished run is published.
 ADAPTER_FILES = {

@@ -17,7 +17,7 @@ from tests.hub.client import TOKEN, use_hub
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import identity_of, make_adapter
-from train.card import downsample_evals, write_model_card
+from train.model_card import downsample_evals, write_model_card
 
 COMMIT = "0123456789" * 4
 MANIFEST = Manifest(

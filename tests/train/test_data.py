@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from errors import DataError, TrainingError, UnknownNameError
-from tasks.datasets import load_examples, load_problems
+from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Example
 from tests.tasks.dataset_hub import dataset_hub
 from train.config import TrainConfig
-from train.data import load_training_data
-from train.split import normalize_code, normalize_intent, train_validation_split
+from train.data import load_training_data, normalize_code, normalize_intent, train_validation_split
 
 
 def config(dataset: str | Path, **changes: Any) -> TrainConfig:

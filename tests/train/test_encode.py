@@ -12,8 +12,8 @@ from errors import TrainingError
 from tasks.problem import Example
 from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import tokenizer
-from train.encode import IGNORE_INDEX, ExampleTokenizer
-from train.objective import patch_loss
+from train.model import patch_loss
+from train.tokenize import IGNORE_INDEX, ExampleTokenizer
 
 EXAMPLES = [Example("a", "add `x`", "x + 1"), Example("b", "sort the list `items`", "items.sort()\nprint(items)")]
 PLAIN = STYLES["plain"]

@@ -9,9 +9,9 @@ import pytest
 
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.encode import TokenizedExample
 from train.estimate import Estimate, compare_with_actual, estimate
 from train.run import train
+from train.tokenize import TokenizedExample
 
 ROWS = [TokenizedExample([5] * 40, [6] * 20)] * 16
 

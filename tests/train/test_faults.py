@@ -11,9 +11,9 @@ import torch
 from errors import TrainingError
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
-from train import objective
+from train import model as objective
+from train.checkpoints import run_directory
 from train.run import train
-from train.workspace import run_directory
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from serve.backends.local.loading import LoadedBase, load_base
+from models.loader import LoadedBase, load_base
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.encode import TokenizedExample
-from train.fit import build_peft_model
-from train.initialise import sample_example_ids
+from train.model import build_peft_model, sample_example_ids
+from train.tokenize import TokenizedExample
 
 SAMPLES = [
     TokenizedExample([10, 11, 12, 13], [14, 2]),

@@ -17,10 +17,10 @@ from adapters.__main__ import main
 from adapters.manifest import Manifest
 from adapters.store import AdapterFolder, Store
 from errors import AdapterError, DiskSpaceError
-from serve.backends.local.loading import load_base
+from models.loader import load_base
 from tests.serve.tiny import make_adapter, make_base
 from train.merge import merge_adapter, quantization_caveat
-from train.targets import attention_target_modules, ia3_target_modules
+from train.techniques import attention_target_modules, ia3_target_modules
 
 
 def _silent(_: str) -> None:

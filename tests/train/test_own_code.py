@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from transformers import dynamic_module_utils
 
-from adapters.handover import vllm_checks
 from adapters.store import Store
+from adapters.vllm_compat import vllm_checks
 from errors import BaseModelError
 from tests.serve.own_code import make_own_code_base
 from tests.train.runs import tiny_config
+from train.merge import TestTarget, smoke_test_adapter
 from train.run import train
-from train.trial import TestTarget, smoke_test_adapter
 
 
 def _silent(_: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from train.plot import _loss_points, _smooth, plot_losses
+from train.save import _loss_points, _smooth, plot_losses
 
 LOG: list[dict[str, Any]] = [
     {"step": 10, "epoch": 0.5, "loss": 3.0, "learning_rate": 1e-4},

@@ -13,12 +13,19 @@ import pytest
 from tasks.problem import Example
 from tests.serve.tiny import make_base
 from train.config import TrainConfig
-from train.data import DataSplit, load_training_data
-from train.findings import find_conflicts, find_duplicates, find_leaks, find_unparsable, length_quantile, length_stats
-from train.preflight import Preflight, load_tokenizer_info, run_preflight
-from train.preflight_text import render_preflight
-from train.prepare import tokenize_data
+from train.data import (
+    DataSplit,
+    find_conflicts,
+    find_duplicates,
+    find_leaks,
+    find_unparsable,
+    length_quantile,
+    length_stats,
+    load_training_data,
+)
+from train.preflight import Preflight, load_tokenizer_info, render_preflight, run_preflight
 from train.settings import make_config
+from train.tokenize import tokenize_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -109,7 +116,7 @@ def test_the_base_s_context_ends_a_row_too_and_virtual_tokens_take_places_of_it(
 def test_the_run_gets_the_very_rows_that_the_preflight_counts(base: Path, tmp_path: Path) -> None:
     settings = config(base, rows(tmp_path / "a.jsonl", *many(30), ("b", "y" * 200)), max_length=100)
     page = run_preflight(settings, lambda _: None)
-    from serve.backends.local.source import resolve
+    from models.source import resolve
 
     reader = load_tokenizer_info(resolve(str(base), lambda _: None), trust_remote_code=False)
     prepared = tokenize_data(settings, load_training_data(settings), reader)

@@ -14,11 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from tasks.problem import Example
 from tasks.prompt import STYLES, format_completion, render_prompt
 from tests.serve.tiny import make_base, tokenizer
-from train.encode import IGNORE_INDEX, ExampleTokenizer
-from train.marks import label_spans
-from train.preflight import run_preflight
-from train.preflight_text import render_preflight
+from train.preflight import render_preflight, run_preflight
 from train.settings import make_config
+from train.tokenize import IGNORE_INDEX, ExampleTokenizer, label_spans
 
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"

@@ -16,8 +16,7 @@ from tests.hub.client import TOKEN
 from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, make_whole_model, shown
-from train.publish import publish_folder
-from train.publish_verify import AnswerFn, GreedyAnswer, check_same_answers
+from train.publish import AnswerFn, GreedyAnswer, check_same_answers, publish_folder
 
 REPO = "someone/lora-tiny"
 

@@ -9,12 +9,12 @@ import pytest
 from huggingface_hub import constants
 
 from errors import BaseModelError, PromptOrTuneError, TrainingError
-from serve.backends.local.source import resolve
+from models.source import resolve
 from tests.hub.client import OWNER, TOKEN, log_in, use_hub
 from tests.hub.state import Account, Blob
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
-from train.publish_access import check_access, check_base_access
+from train.hub_access import check_access, check_base_access
 
 REPO = f"{OWNER}/lora-tiny"
 

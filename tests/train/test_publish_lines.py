@@ -12,8 +12,7 @@ from errors import PromptOrTuneError, TrainingError
 from tests.hub.client import TOKEN, use_xet
 from tests.hub_standin import Hub
 from tests.train.hub_folders import ADAPTER_FILES, shown
-from train.publish import publish_folder
-from train.publish_verify import AnswerFn
+from train.publish import AnswerFn, publish_folder
 
 REPO = "someone/lora-tiny"
 

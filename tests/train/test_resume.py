@@ -16,9 +16,9 @@ from transformers import Trainer
 from errors import DiskSpaceError, TrainingError
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
+from train.checkpoints import run_directory
 from train.config import TrainConfig
 from train.run import TrainingStoppedError, train
-from train.workspace import run_directory
 
 WEIGHTS = "adapter_model.safetensors"
 

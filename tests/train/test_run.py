@@ -12,9 +12,9 @@ import torch
 
 from adapters.store import Store
 from errors import TrainingError
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.rows import Row, RowOutput, SamplingParams
+from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from train import speed
-from train.speed import measure_flops_per_second
+from train import estimate
+from train.estimate import measure_flops_per_second
 
 
 def test_random_numbers_go_on_as_if_nothing_had_been_timed() -> None:
@@ -20,7 +20,7 @@ def test_random_numbers_go_on_as_if_nothing_had_been_timed() -> None:
 def test_a_step_of_known_work_and_time_gives_its_quotient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock of ours: every step takes two seconds, so one is timed."""
     clock = iter(range(0, 100, 2))
-    monkeypatch.setattr("train.speed.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("train.estimate.time.perf_counter", lambda: float(next(clock)))
     rows, tokens, hidden, inner = 2, 8, 64, 128
     products = rows * tokens * (4 * hidden * hidden + 3 * hidden * inner)
     # Two layers; two operations a product, forward and for the gradient of the input; LoRA's small products on top.
@@ -31,6 +31,6 @@ def test_a_step_of_known_work_and_time_gives_its_quotient(monkeypatch: pytest.Mo
 
 
 def test_a_wide_base_is_stood_in_for_by_a_narrower_one() -> None:
-    model = speed._build_proxy_layer(8192, 22016, "meta")
+    model = estimate._build_proxy_layer(8192, 22016, "meta")
     assert model.config.hidden_size == 2048
     assert model.config.intermediate_size == 22016 // 4

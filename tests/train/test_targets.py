@@ -21,9 +21,9 @@ from transformers import (
     T5Config,
 )
 
-from adapters.manifest import BaseIdentity
 from errors import TrainingError
-from train.targets import (
+from models.identity import BaseIdentity
+from train.techniques import (
     attention_target_modules,
     ia3_attention_target_modules,
     ia3_target_modules,

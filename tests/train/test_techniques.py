@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.rows import Row, RowOutput, SamplingParams
-from tasks.datasets import load_problems
+from serve.types import Row, RowOutput, SamplingParams
+from tasks.datasets.registry import load_problems
 from tasks.problem import Example
 from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.encode import IGNORE_INDEX, ExampleTokenizer
-from train.objective import patch_loss
+from train.model import patch_loss
 from train.run import train
 from train.techniques import TECHNIQUES
+from train.tokenize import IGNORE_INDEX, ExampleTokenizer
 
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 ARCHITECTURES = ("llama", "qwen2", "codegen", "t5")
@@ -69,7 +69,7 @@ def _validation_loss(place: Path, made: Path, manifest: dict[str, Any]) -> float
     if not full:
         from peft import PeftModel
 
-        from train.fit import cast_outputs
+        from train.model import cast_outputs
 
         model = PeftModel.from_pretrained(model, str(made))
         cast_outputs(model, loaded.model.dtype)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from serve.backends.local.loading import load_base
+from models.loader import load_base
 from tests.serve.tiny import make_base
 from train.config import TrainConfig
-from train.encode import IGNORE_INDEX
-from train.fit import build_peft_model
+from train.meta_trace import BatchShape, StepCost, meta_model, quantizable_layers, trace_step
+from train.model import build_peft_model
 from train.settings import make_config
-from train.trace import BatchShape, StepCost, meta_model, quantizable_layers, trace_step
+from train.tokenize import IGNORE_INDEX
 
 LONG = BatchShape(rows=4, max_length=48, label_tokens=40, max_response_length=24)
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from adapters.__main__ import main
 from adapters.store import AdapterFolder, Store
 from errors import AdapterError, BaseModelError
-from serve.backends.local.loading import load_base
+from models.loader import load_base
 from tests.serve.tiny import make_adapter, make_base
-from train.trial import TestTarget, smoke_test_adapter
+from train.merge import TestTarget, smoke_test_adapter
 
 
 def _silent(_: str) -> None:

@@ -6,10 +6,10 @@ import io
 from pathlib import Path
 from typing import Any
 
-from evaluate.progress import ProgressBar
 from evaluate.results import Result, open_run, problem_record
-from evaluate.sandbox import open_sandbox
-from evaluate.score_run import score_run
+from evaluate.run import ProgressBar
+from evaluate.sandbox.sandbox import open_sandbox
+from evaluate.scoring import score_run
 from tasks.problem import AssertTest, Problem
 
 EVIL = "<img src=x onerror=\"document.title = 'owned'\">${document.title = 'owned'}</code></pre>{{value}}"

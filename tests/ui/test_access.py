@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError
-from serve.space import SpaceSettings
-from ui.access import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
+from space.settings import SpaceSettings
+from ui.visitors import AUTH_VARIABLE, AccessOptions, add_access_options, parse_access_options
 
 HERE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ui.results.address import UrlState, parse_url_state
-from ui.results.view import ProblemTable
+from ui.results.page import UrlState, parse_url_state
+from ui.results.runs import ProblemTable
 
 KNOWN = ["runs/a.jsonl", "runs/b.jsonl"]
 

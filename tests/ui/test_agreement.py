@@ -6,8 +6,8 @@ from typing import Any
 
 from tests.ui.test_columns import Reader
 from tests.ui.test_records import records
-from ui.agreement import agreement_notes
-from ui.board import finished_view
+from ui.compare.test_results import agreement_notes
+from ui.compare.view import finished_view
 
 
 def saying(*codes: str | None, **changes: Any) -> list[Any]:

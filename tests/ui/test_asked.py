@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.problem import AssertTest, Problem, StdioTest
-from ui.asked import QuestionFields, build_problem, format_tests
+from ui.compare.run import QuestionFields, build_problem, format_tests
 
 CHOSEN = Problem(
     "starter-test-1", "reverse a string", "s[::-1]", (AssertTest("assert f('ab') == 'ba'", setup="import re"),)

@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 
 from tests.ui.test_records import records
-from ui.board import empty_view, example_view, finished_view, load_first_example
 from ui.code_html import code_html, diff_html, plain_html, streaming_html
-from ui.columns import finished_column, streaming_column
-from ui.compare_run import Column
-from ui.record_example import example_json
+from ui.compare.record_example import example_json
+from ui.compare.run import Column
+from ui.compare.view import (
+    empty_view,
+    example_view,
+    finished_column,
+    finished_view,
+    load_first_example,
+    streaming_column,
+)
 
 ATTACKS = [
     "<script>alert(1)</script>",

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from errors import PromptOrTuneError
-from serve.rows import Candidate, PartialOutput, RequestOutput, SamplingParams
+from serve.types import Candidate, PartialOutput, RequestOutput, SamplingParams
 from tasks.problem import Problem
 from tests.fakes import FakeEngine
-from ui.columns import finished_column
-from ui.compare_run import compare, make_comparison
+from ui.compare.run import compare, make_comparison
+from ui.compare.view import finished_column
 from ui.records import make_record
 
 REFERENCE = "dict(zip(keys, values))"

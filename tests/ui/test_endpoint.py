@@ -12,12 +12,11 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-from serve.engine_source import EngineLoader
+from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.limits import Limits
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
 SAYS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tasks.problem import AssertTest, Problem, StdioTest
-from ui.board import FIRST_EXAMPLE_PATH
-from ui.history import HISTORY_LENGTH, History
-from ui.kept import BrowserState, parse_browser_state
+from ui.compare.browser_state import BrowserState, parse_browser_state
+from ui.compare.verdict import HISTORY_LENGTH, History
+from ui.compare.view import FIRST_EXAMPLE_PATH
 
 FIELDS: dict[str, Any] = {
     "intent": "reverse `s`", "reference": "s[::-1]", "tests": "", "chips": [{"name": "zero-shot"}, {"name": "rag-8"}],

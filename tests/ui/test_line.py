@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from ui.line import AdmissionQueue
+from ui.test_bench import AdmissionQueue
 
 
 def test_first_come_first_served() -> None:

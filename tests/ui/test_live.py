@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from errors import BaseModelError, PromptOrTuneError
-from serve.engine_source import EngineLoader, ProgressFn
-from serve.rows import PartialOutput, RequestOutput
+from serve.engine.llm_engine import EngineLoader, ProgressFn
+from serve.types import PartialOutput, RequestOutput
 from tasks.problem import Problem
 from tests.fakes import FakeEngine
-from ui.compare_run import make_comparison
+from ui.compare.run import make_comparison
+from ui.compare.steps import STOPPED_EARLY, collect_records, run_comparison
 from ui.context import CancelRegistry, Context
-from ui.line import AdmissionQueue
-from ui.live import STOPPED_EARLY, collect_records, run_comparison
+from ui.test_bench import AdmissionQueue
 
 ASK = make_comparison(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
 

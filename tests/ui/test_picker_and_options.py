@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError
-from serve.rows import SamplingParams
-from ui.options import make_sampling_params
+from serve.types import SamplingParams
+from ui.compare.decoding_form import make_sampling_params
 from ui.problem_picker import data_choices, load_split_problems, starter_problems
 
 

@@ -8,11 +8,11 @@ import json
 from threading import Event
 from typing import Any
 
-from serve.rows import SamplingParams
+from serve.types import SamplingParams
 from tasks.problem import Problem
 from tests.fakes import BASE, FakeEngine
-from ui.compare_run import compare, make_comparison
-from ui.history import HISTORY_LENGTH, History, export_file
+from ui.compare.run import compare, make_comparison
+from ui.compare.verdict import HISTORY_LENGTH, History, export_file
 from ui.records import make_record, to_csv, to_json
 
 CREATED = "2025-11-22T05:48:00.123+00:00"

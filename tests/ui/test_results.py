@@ -19,14 +19,19 @@ from evaluate.results import Run, read_run
 from evaluate.stats import Interval
 from tests.ui.runs import EVIL, PROBLEMS, write_run
 from tests.ui.test_columns import SECTIONS, Reader, assert_harmless
-from ui.results.answers import problem_view
-from ui.results.exports import EXPORT_KINDS, export_runs
-from ui.results.page import read_runs
-from ui.results.plots import Bar, axis_end, curves, interval_bars
-from ui.results.problems import PAGE_SIZE, problem_list_value
-from ui.results.shelf import BUNDLED_RUNS_DIR, RunLibrary
-from ui.results.summary import empty_html, summary_html
-from ui.results.view import ProblemRow, ProblemTable, filter_rows, make_problem_table, outcome
+from ui.results.page import EXPORT_KINDS, export_runs, read_runs
+from ui.results.runs import (
+    BUNDLED_RUNS_DIR,
+    PAGE_SIZE,
+    ProblemRow,
+    ProblemTable,
+    RunLibrary,
+    filter_rows,
+    make_problem_table,
+    outcome,
+    problem_list_value,
+)
+from ui.results.view import Bar, axis_end, curves, empty_html, interval_bars, problem_view, summary_html
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 

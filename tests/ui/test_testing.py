@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from evaluate.sandbox import SandboxUnavailableError, open_sandbox
-from serve.engine_source import EngineLoader
+from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
+from serve.engine.llm_engine import EngineLoader
 from tasks.problem import AssertTest, Problem
 from tests.fakes import FakeEngine
 from tests.ui.test_columns import Reader, assert_harmless
-from ui.board import finished_view
-from ui.compare_run import make_comparison
+from ui.compare.run import make_comparison
+from ui.compare.steps import collect_records, run_comparison
+from ui.compare.test_results import pass_count_text, results_panel_html
+from ui.compare.view import finished_view
 from ui.context import Context
-from ui.live import collect_records, run_comparison
-from ui.testing import TestBench
-from ui.tests_html import pass_count_text, results_panel_html
+from ui.test_bench import TestBench
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.ui.test_records import records
-from ui.verdict import best_indices, verdict_text
+from ui.compare.verdict import best_indices, verdict_text
 
 
 def scored(method: Any, em: Any, codebleu: Any, *, parses: Any = 1.0, error: Any = None, cancelled: Any = False) -> Any:

@@ -15,9 +15,16 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from errors import BusyError, PromptOrTuneError
-from ui.limits import Limits, VisitorQuota, check_upload_size
-from ui.upload_limit import UploadLimitMiddleware
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorCookieMiddleware, VisitorRegistry
+from ui.visitors import (
+    COOKIE_NAME,
+    AccessPolicy,
+    Limits,
+    UploadLimitMiddleware,
+    VisitorCookieMiddleware,
+    VisitorQuota,
+    VisitorRegistry,
+    check_upload_size,
+)
 
 TOKEN = "a" * 32
 

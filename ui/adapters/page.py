@@ -12,14 +12,13 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from ui import widgets
-from ui.adapters.acts import AdapterActions
-from ui.adapters.adding import InstallProgress, checks_html, install_from_hub, install_from_zip
-from ui.adapters.listing import FILTERS, adapter_list_component, adapter_list_value, page_start
-from ui.adapters.shelf import AdapterCatalog
+from ui import components
+from ui.adapters.actions import AdapterActions, InstallProgress, checks_html, install_from_hub, install_from_zip
+from ui.adapters.catalog import AdapterCatalog
+from ui.adapters.view import FILTERS, adapter_list_component, adapter_list_value, page_start
 from ui.context import Context
-from ui.login import resolve_token
 from ui.method_form import MethodForm, add_adapter_updates
+from ui.visitors import resolve_token
 
 TITLE = "Adapters"
 INTERNAL_ERROR = "Something went wrong on our side, and the log says what."
@@ -73,7 +72,7 @@ def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:
 def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
     with gr.Column(elem_id="adapters"):
         gr.HTML(INTRO_HTML, apply_default_css=False, js_on_load=None, elem_id="adapters-title")
-        may = widgets.live_region("", elem_id="adapters-may")
+        may = components.live_region("", elem_id="adapters-may")
         with gr.Accordion("Add an adapter, from the Hub or from a zip", open=False, elem_id="adapters-add") as adding:
             with gr.Row(elem_id="adapters-add-row"):
                 with gr.Column(elem_id="adapters-hub", min_width=280):
@@ -100,7 +99,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
                     min_width=280,
                     elem_id="adapters-zip",
                 )
-            add_note = widgets.live_region("", elem_id="adapters-add-note", role="alert")
+            add_note = components.live_region("", elem_id="adapters-add-note", role="alert")
             checks = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="adapters-checks")
         with gr.Row(elem_id="adapters-filters"):
             words = gr.Textbox(
@@ -121,7 +120,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
                 elem_id="adapters-show",
             )
             again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-again")
-        note = widgets.live_region("", elem_id="adapters-note")
+        note = components.live_region("", elem_id="adapters-note")
         listed = adapter_list_component(catalog)
         saved = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
         timer = gr.Timer(LOADING_POLL_SECONDS, active=False)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ui.arena.drawing import MatchRequest, usable_methods
+from ui.arena.matches import MatchRequest, usable_methods
 from ui.context import Context
 from ui.labels import method_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER
 from ui.problem_picker import DEFAULT_DATA, data_choices
 
 if TYPE_CHECKING:
-    from serve.engine import LLMEngine
+    from serve.engine.llm_engine import LLMEngine
 
 # Of a store with very many adapters not all are asked by default: each pair would need its votes.
 MAX_DEFAULT_METHODS = 8

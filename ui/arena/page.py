@@ -7,16 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from evaluate.arena.vote import Base, Winner
-from evaluate.arena.votes import VOTES_FILE, VoteStore
-from ui import widgets
-from ui.arena.answering import MatchRunner
-from ui.arena.blind import empty_match_view
-from ui.arena.drawing import arena_base
-from ui.arena.duels import MATCH_FOLDER, MatchStore
+from evaluate.arena.votes import VOTES_FILE, Base, VoteStore, Winner
+from ui import components
 from ui.arena.events import ArenaEvents
 from ui.arena.form import ArenaForm, build_form
-from ui.arena.ratings_view import RatingsSection, build_ratings
+from ui.arena.leaderboard import RatingsSection, build_ratings
+from ui.arena.matches import MATCH_FOLDER, MatchRunner, MatchStore, arena_base
+from ui.arena.view import empty_match_view
 from ui.context import Context
 
 TITLE = "Arena"
@@ -68,9 +65,9 @@ def build_arena(context: Context, tab: gr.Tab) -> None:
     with gr.Column(elem_id="arena"):
         gr.HTML(f"<h1>{HEADING}</h1>", apply_default_css=False, js_on_load=None, elem_classes="title")
         form = build_form(context)
-        status = widgets.live_region("", elem_id="arena-status")
-        outcome = widgets.live_region("", elem_id="arena-outcome")
-        board = widgets.comparison_view(empty_match_view(), elem_id="arena-board")
+        status = components.live_region("", elem_id="arena-status")
+        outcome = components.live_region("", elem_id="arena-outcome")
+        board = components.comparison_view(empty_match_view(), elem_id="arena-board")
         with gr.Column(elem_id="arena-actions"):
             with gr.Row(visible=False, elem_id="arena-votes") as voting:
                 votes = {winner: gr.Button(label, elem_id=name) for winner, label, name in _VOTE_BUTTONS}
@@ -82,7 +79,7 @@ def build_arena(context: Context, tab: gr.Tab) -> None:
                 )
                 stop = gr.Button("Stop", visible=False, scale=0, min_width=110, elem_id="arena-stop")
         section = build_ratings(arena.votes, present)
-        gr.HTML("", html_template="", js_on_load=widgets.load_script("arena"), visible="hidden")
+        gr.HTML("", html_template="", js_on_load=components.load_script("arena"), visible="hidden")
     page = ArenaPage(
         form, status, board, outcome, votes, voting, run, reference, following, stop, section, gr.State("")
     )  # fmt: skip

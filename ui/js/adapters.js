@@ -1,4 +1,4 @@
-// The adapters. The value is what ui/adapters/listing.py makes; texts become text nodes, never HTML. What was unfolded
+// The adapters. The value is what ui/adapters/view.py makes; texts become text nodes, never HTML. What was unfolded
 // stays unfolded when the list is painted anew.
 const list = element.querySelector(".adapter-cards");
 const found = element.querySelector(".found");

@@ -1,26 +1,145 @@
-"""The Results page: pick runs, read tables and plots, filter problems, open one, download."""
+"""Results layout, URL state.
+
+The Results page: pick runs, read tables and plots, filter problems, open one, download.
+
+The Results page in the address: its runs, filters and open problem. It can be kept, sent, and come back to.
+
+js/page.js reads and writes it. It comes from outside: a name that is none of ours is left out.
+
+What the Results page saves: numbers as CSV, JSON, Markdown and PNG, and the candidates with what was scored.
+"""
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from errors import PromptOrTuneError
+from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png
 from evaluate.results import Run
-from ui import widgets
-from ui.board import ComparisonView
-from ui.results.address import READ_URL_JS, WRITE_URL_JS, UrlState, parse_url_state, url_component
-from ui.results.answers import problem_view
-from ui.results.exports import EXPORT_KINDS, export_runs
-from ui.results.problems import problem_list_component, problem_list_value, summary_component
-from ui.results.shelf import RunLibrary
-from ui.results.summary import choose_html, empty_html, loading_html, summary_html
-from ui.results.view import FILTERS, ProblemTable, filter_rows, make_problem_table
+from ui import components
+from ui.compare.view import ComparisonView
+from ui.results.runs import (
+    FILTERS,
+    ProblemTable,
+    RunLibrary,
+    filter_rows,
+    make_problem_table,
+    problem_list_component,
+    problem_list_value,
+    summary_component,
+)
+from ui.results.view import choose_html, empty_html, loading_html, problem_view, summary_html
+
+URL_PARAMETERS = ("run", "method", "show", "words", "problem")
+MAX_URL_RUNS = 50
+_MAX_VALUE_LENGTH = 500
+# The open problem is the one that the list of problems marks. Before there is a list nothing was shown yet, and what
+# the address asks for stands.
+WRITE_URL_JS = (
+    "(runs, method, show, words, problems) => { if (problems) window.peftArenaWriteAddress("
+    f'{json.dumps(URL_PARAMETERS)}, [runs, method, show === "all" ? "" : show, words, problems.shown]); }}'
+)
+READ_URL_JS = f"(runs) => [runs, window.peftArenaReadAddress({json.dumps(URL_PARAMETERS)})]"
+
+
+@dataclass(frozen=True)
+class UrlState:
+    """What an address asks for. `method` is a side's key; '' stands for all methods, no words, no problem."""
+
+    runs: tuple[str, ...] = ()
+    method: str = ""
+    show: str = "all"
+    query: str = ""
+    problem: str = ""
+
+    def restrict_to(self, table: ProblemTable) -> UrlState:
+        """The same without a method and a problem that these runs do not have."""
+        method = self.method if self.method in {side.key for side in table.columns} else ""
+        return UrlState(
+            self.runs, method, self.show, self.query, self.problem if self.problem in table.row_index else ""
+        )
+
+
+def parse_url_state(value: Any, known: Collection[str]) -> UrlState:
+    """From the browser's {parameter: values}; the filters count only together with runs that are there."""
+    given = value if isinstance(value, dict) else {}
+
+    def texts(name: str) -> Sequence[str]:
+        values = given.get(name)
+        return [text for text in values if isinstance(text, str)] if isinstance(values, list) else []
+
+    def text(name: str) -> str:
+        return next(iter(texts(name)), "")[:_MAX_VALUE_LENGTH]
+
+    runs = tuple(run for run in dict.fromkeys(texts("run")[:MAX_URL_RUNS]) if run in known)
+    if not runs:
+        return UrlState()
+    show = text("show") if text("show") in FILTERS else "all"
+    return UrlState(runs, text("method"), show, text("words"), text("problem"))
+
+
+def url_component() -> gr.HTML:
+    """Brings what the address says to the server: its value is what READ_URL_JS makes."""
+    return gr.HTML(None, html_template="", js_on_load=None, visible="hidden")
+
+
+EXPORT_KINDS = {
+    "csv": "Save CSV",
+    "json": "Save JSON",
+    "md": "Save Markdown",
+    "png": "Save PNG",
+    "jsonl.gz": "Save candidates",
+}
+_MEDIA_TYPES = {"csv": "text/csv", "json": "application/json", "md": "text/markdown", "png": "image/png"}
+_MAX_NAME_LENGTH = 80
+
+
+def export_runs(runs: Sequence[tuple[str, Run]], kind: str, number: int) -> dict[str, Any]:
+    """The file that js/download.js saves; PromptOrTuneError in one sentence where there is nothing to save.
+
+    `kind` is one of KINDS, and the ending of the file's name.
+    """
+    if not runs:
+        raise PromptOrTuneError("Choose a run first: there is nothing to save yet.")
+    # Names of files alone: where they lie is this machine's business.
+    command = f"python -m evaluate report {' '.join(run.path.name for _, run in runs)}"
+    make: dict[str, Callable[[Sequence[Run]], str | bytes]] = {
+        "csv": metrics_csv,
+        "json": lambda chosen: json_report(chosen, command),
+        "md": lambda chosen: markdown_report(chosen, command),
+        "png": plot_report_png,
+        "jsonl.gz": _candidates_jsonl_gz,
+    }
+    content = make[kind]([run for _, run in runs])
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    stem = "-".join(run.path.name.removesuffix(".gz").removesuffix(".jsonl") for _, run in runs)[:_MAX_NAME_LENGTH]
+    return {
+        "name": f"{stem}.{kind}",
+        "type": _MEDIA_TYPES.get(kind, "application/gzip"),
+        "base64": base64.b64encode(data).decode("ascii"),
+        "number": number,
+    }
+
+
+def _candidates_jsonl_gz(runs: Sequence[Run]) -> bytes:
+    """One line a problem and method: every candidate, its scores and what the tests said of it; packed."""
+    lines = (
+        json.dumps({"run": run.path.name, **asdict(result)}) + "\n"
+        for run in runs
+        for method in run.methods
+        for result in run.results(method)
+    )
+    return gzip.compress("".join(lines).encode("ascii"), mtime=0)
+
 
 TITLE = "Results"
 ALL_METHODS = ("All methods", "")
@@ -58,7 +177,7 @@ def build_results(library: RunLibrary, tab: gr.Tab) -> None:
                 [], value=[], multiselect=True, label="Runs", show_label=False, elem_id="runs", min_width=260
             )
             again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="look-again")
-        note = widgets.live_region("", elem_id="results-note", role="alert")
+        note = components.live_region("", elem_id="results-note", role="alert")
         summary = summary_component(choose_html())
         with gr.Row(visible=False, elem_id="downloads") as downloads:
             buttons = {kind: gr.Button(label, size="sm", scale=0, min_width=92) for kind, label in EXPORT_KINDS.items()}
@@ -73,12 +192,12 @@ def build_results(library: RunLibrary, tab: gr.Tab) -> None:
                 elem_id="filter-words",
             )  # fmt: skip
         problems = problem_list_component()
-        board = widgets.comparison_view(NO_ANSWERS_VIEW, elem_id="answers")
+        board = components.comparison_view(NO_ANSWERS_VIEW, elem_id="answers")
     shown, asked, picked = gr.State(""), gr.State(UrlState()), gr.State([])
     page = ResultsPage(
         runs, note, summary, downloads, filters, method, show, words, problems, board, shown, asked, picked
     )
-    saved, number = widgets.file_download(), gr.State(0)
+    saved, number = components.file_download(), gr.State(0)
     _wire(page, library)
     _wire_url(page, library, tab)
     again.click(lambda: run_choices(library), None, runs, **_EVENT_OPTIONS)

@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from common.paths import check_disk_space, make_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
-from serve.home import check_disk_space, make_dir
-from tasks.datasets import DATASETS
-from tasks.datasets.hub_files import is_hub_id
+from tasks.datasets.hub import is_hub_id
+from tasks.datasets.registry import DATASETS
 from tasks.datasets.tables import FORMATS
-from ui.limits import check_upload_size
+from ui.visitors import check_upload_size
 
 _DRAFT_FILE = "draft.json"
 _MAX_NAME_LENGTH = 80

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gradio as gr
 from gradio.context import Context as Building
 
-from jobs.board import JobService
+from jobs.api import JobService
 from ui.context import Context
 from ui.method_form import MethodForm
-from ui.train import settings_form
+from ui.train import settings
+from ui.train.events import TrainFormHandlers
 from ui.train.form import TrainForm, build_form
-from ui.train.form_events import TrainFormHandlers
-from ui.train.panel import build_jobs_panel
+from ui.train.jobs_panel import build_jobs_panel
 
 TITLE = "Train"
 # Looks wait for one another behind the page; so many may wait before Gradio's queue takes over.
@@ -53,7 +53,7 @@ def _wire(form: TrainForm, handlers: TrainFormHandlers, tab: gr.Tab) -> None:
     )
     form.example.click(handlers.load_example, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
     gr.on([form.intent.input, form.code.input], handlers.change_columns, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
-    fields = dict(zip((each.name for each in settings_form.ALL_SETTINGS), form.fields, strict=True))
+    fields = dict(zip((each.name for each in settings.ALL_SETTINGS), form.fields, strict=True))
     gr.on(
         [form.technique.input, fields.pop("preset").input],
         handlers.change_technique,

@@ -9,13 +9,12 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from jobs.board import JobService
+from jobs.api import JobService
 from jobs.job import Job
-from jobs.publishing import PublishProgress, PublishRequest, PublishService, full_repo_id
-from ui import widgets
+from jobs.publish import PublishProgress, PublishRequest, PublishService, full_repo_id
+from ui import components
 from ui.context import Context
-from ui.login import build_login, is_login_available, resolve_token
-from ui.visitors import Visitor
+from ui.visitors import Visitor, build_login, is_login_available, resolve_token
 
 POLL_SECONDS = 1.0
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
@@ -200,7 +199,7 @@ def _build_form() -> _PublishForm:
             build_login("train-publish-login")
             start = gr.Button("Publish", variant="primary", size="md", scale=0, elem_id="train-publish-start")
             stop = gr.Button("Stop", visible=False, size="md", scale=0, elem_id="train-publish-stop")
-        status = widgets.live_region("", elem_id="train-publish-status")
+        status = components.live_region("", elem_id="train-publish-status")
     return _PublishForm(place, repo, private, token, start, stop, status, gr.Timer(POLL_SECONDS, active=False))
 
 

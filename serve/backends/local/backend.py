@@ -1,30 +1,44 @@
-"""The local backend: rows with and without adapters in one batch on one quantized base."""
+"""LocalBackend: loads adapters, opens batches, picks a runner.
+
+The local backend: rows with and without adapters in one batch on one quantized base.
+
+The state that fits a base.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
-from errors import PromptOrTuneError
-from serve.backends.local.loading import LoadedBase
-from serve.backends.memory import trim_malloc
-from serve.backends.openmp import single_thread
-from serve.rows import Batch, PartialOutput, Row, RowOutput, SamplingParams
-from tasks.prompt import Message
+from errors import BaseModelError, PromptOrTuneError
+from models.identity import BaseIdentity
+from models.loader import LoadedBase
+from models.memory import trim_malloc
+from models.threads import single_thread
+from serve.backends.local.fused_llama import FusedLlama, can_fuse
+from serve.backends.local.fused_runner import FusedModelRunner, share_model
+from serve.backends.local.hf_runner import HFCausalRunner, HFSeq2SeqRunner
+from serve.backends.local.prefix_cache import PrefixCache
+from serve.types import Batch, PartialOutput, Row, RowOutput, SamplingParams
+from tasks.prompt import Message, get_style
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from serve.backends.local.model_runner import ModelRunner
 
 
 class LocalBackend:
     """Generates with a base in this process. Batches belong to one thread; adapters come and go from any."""
 
     def __init__(self, loaded: LoadedBase) -> None:
-        from serve.backends.local.prefixes import PrefixCache
-        from serve.backends.local.speech import Detokenizer
-        from serve.backends.local.states import make_runner_factory
-        from serve.backends.local.wear import AdapterRegistry
+        from serve.backends.local.detokenizer import Detokenizer
+        from serve.backends.local.lora.registry import AdapterRegistry
+        from serve.backends.local.prefix_cache import PrefixCache
 
+        check_trained_style(loaded.identity)
         self._model: Any = loaded.model
         self._tokenizer: Any = loaded.tokenizer
         self._identity = loaded.identity
@@ -63,7 +77,7 @@ class LocalBackend:
 
     def load_adapter(self, folder: AdapterFolder) -> None:
         """Reads the adapter's tensors, whole or not at all, in any thread; the base itself is not touched."""
-        from serve.backends.local.wear import load_adapter
+        from serve.backends.local.lora.registry import load_adapter
 
         with single_thread():
             adapter = load_adapter(folder, self._model, self._modules)
@@ -85,8 +99,8 @@ class LocalBackend:
 
     def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
         """An empty batch."""
-        from serve.backends.local.beams import BeamSearchBatch
-        from serve.backends.local.stepwise import SamplingBatch
+        from serve.backends.local.batch import SamplingBatch
+        from serve.backends.local.beam_search import BeamSearchBatch
 
         kind = BeamSearchBatch if mode == "beam" else SamplingBatch
         return kind(self._make_runner, self._encode, self._registry.resolve, self._detokenizer)
@@ -95,7 +109,7 @@ class LocalBackend:
         self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
     ) -> Iterator[PartialOutput | RowOutput]:
         """All rows in one batch. Yields Partials as they grow and one RowOutput a row, by index into `rows`."""
-        from serve.backends.local.flight import run_to_end
+        from serve.backends.local.batch import run_to_end
 
         return run_to_end(
             self.open_batch("beam" if sampling_params.mode == "beam" else "step"), rows, sampling_params, cancel
@@ -114,3 +128,23 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     first: Message = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
     return [first, *messages[2:]]
+
+
+def make_runner_factory(model: PreTrainedModel, pad_token: int, prefix_cache: PrefixCache) -> Callable[[], ModelRunner]:
+    """Makes fresh states of the kind that fits the model."""
+    modules = dict(model.named_modules())
+    if model.config.is_encoder_decoder:
+        return lambda: HFSeq2SeqRunner(model, pad_token, modules)
+    if can_fuse(model):
+        base = share_model(FusedLlama(model), modules, prefix_cache)
+        return lambda: FusedModelRunner(base)
+    return lambda: HFCausalRunner(model, pad_token, modules)
+
+
+def check_trained_style(base: BaseIdentity) -> None:
+    """BaseModelError where a fully fine-tuned base was trained with a prompt style that has changed since."""
+    if base.prompt_style and get_style(base.prompt_style).fingerprint != base.prompt_fingerprint:
+        raise BaseModelError(
+            f"The model '{base.id}' was trained with prompt style '{base.prompt_style}' as it was then "
+            "(its fingerprint differs): train it again."
+        )

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from evaluate.arena.__main__ import arena_main
-from evaluate.arena.report import player_labels
-from evaluate.arena.vote import Side
-from evaluate.arena.votes import VoteStore
+from evaluate.arena.ratings import player_labels
+from evaluate.arena.votes import Side, VoteStore
 from tests.evaluate.arena.votes import BASE, LORA, ZERO, make_vote
 
 

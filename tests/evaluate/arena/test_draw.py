@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from evaluate.arena.draw import sample_pair
-from evaluate.arena.vote import unordered_pair
+from evaluate.arena.ratings import sample_pair
+from evaluate.arena.votes import unordered_pair
 from tests.evaluate.arena.votes import LORA, RAG, ZERO
 
 PLAYERS = [ZERO, RAG, LORA]

@@ -9,8 +9,7 @@ import pytest
 from evalica import Winner, bradley_terry
 
 from evaluate.arena.ratings import compute_ratings, point_ratings
-from evaluate.arena.tallies import MIN_VOTES, Comparison
-from evaluate.arena.vote import Player
+from evaluate.arena.votes import MIN_VOTES, Comparison, Player
 from tests.evaluate.arena.votes import LORA, RAG, ZERO, bouts, simulated
 
 FOUR = [Player(name) for name in ("a", "b", "c", "d")]

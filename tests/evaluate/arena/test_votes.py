@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError
-from evaluate.arena.vote import Side, problem_digest
-from evaluate.arena.votes import AlreadyVotedError, VotesError, VoteStore
+from evaluate.arena.votes import AlreadyVotedError, Side, VotesError, VoteStore, problem_digest
 from tasks.problem import Problem
 from tests.conftest import ROOT
 from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, make_vote

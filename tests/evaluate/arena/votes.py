@@ -6,8 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluate.arena.tallies import Comparison
-from evaluate.arena.vote import Base, Player, Side, Vote, Winner
+from evaluate.arena.votes import Base, Comparison, Player, Side, Vote, Winner
 from tasks.problem import AssertTest, Problem
 
 BASE = Base("org/base", "abc", "nf4")

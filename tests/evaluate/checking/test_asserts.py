@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.checking.asserts import BrokenTestError, plan_assert
-from evaluate.checking.constants import UnsupportedExprError, evaluate_expr, is_constant
-from tasks.datasets import starter
+from evaluate.test_runner.asserts import BrokenTestError, UnsupportedExprError, evaluate_expr, is_constant, plan_assert
+from tasks.datasets import conala
 from tasks.problem import AssertTest
 
 
@@ -106,7 +105,7 @@ def test_a_test_that_is_none_is_said_to_be_none(code: str) -> None:
 
 def test_starters_own_tests_can_all_be_taken_apart() -> None:
     tests = [
-        test for split in ("train", "validation", "test") for each in starter.read_starter(split) for test in each.tests
+        test for split in ("train", "validation", "test") for each in conala.read_starter(split) for test in each.tests
     ]
     assert len(tests) > 500
     assert not [test.code for test in tests if isinstance(test, AssertTest) and plan_assert(test).whole_statement]

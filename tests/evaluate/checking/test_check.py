@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from evaluate.checking import TestResult, run_tests, run_tests_many
-from evaluate.sandbox import ExecutionResult, Limits, Program, Sandbox
-from tasks.datasets.apps_tests import parse_tests
+from evaluate.sandbox.sandbox import Sandbox
+from evaluate.sandbox.types import ExecutionResult, Limits, Program
+from evaluate.test_runner.result import TestResult
+from evaluate.test_runner.runner import run_tests, run_tests_many
+from tasks.datasets.apps import parse_tests
 from tasks.problem import AssertTest, StdioTest, Test
 from tests.evaluate.checking.cheats import CHEATS
 from tests.evaluate.hostile import HOSTILE

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluate.checking import run_tests_many
-from evaluate.sandbox import Limits, Sandbox
+from evaluate.sandbox.sandbox import Sandbox
+from evaluate.sandbox.types import Limits
+from evaluate.test_runner.runner import run_tests_many
 from tasks.datasets import mbpp
-from tasks.datasets.jsonl import read_rows
+from tasks.datasets.base import read_rows
 
 # mbpp-123 takes seconds on a quiet machine.
 LIMITS = Limits(wall_seconds=60, cpu_seconds=60)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.checking.outputs import comparable_lines, first_difference
+from evaluate.test_runner.runner import comparable_lines, first_difference
 
 
 @pytest.mark.parametrize(

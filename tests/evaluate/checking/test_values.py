@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.checking.child import ValueTooLargeError, ValueWriter
-from evaluate.checking.values import InvalidValueError, OpaqueValue, decode_value, format_value, parse_json_line
+from evaluate.test_runner.child import ValueTooLargeError, ValueWriter
+from evaluate.test_runner.result import InvalidValueError, OpaqueValue, decode_value, format_value, parse_json_line
 
 HASHABLE: st.SearchStrategy[Any] = st.one_of(
     st.none(),

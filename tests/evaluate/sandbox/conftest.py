@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from evaluate.sandbox import job, probe
-from evaluate.sandbox.job import SANDBOX_LAYERS
+from evaluate.sandbox import probe, spec
+from evaluate.sandbox.spec import SANDBOX_LAYERS
 
 
 @pytest.fixture(scope="module", params=SANDBOX_LAYERS)
@@ -26,5 +26,5 @@ def marker() -> Iterator[str]:
     """Stands in the command line of every process of the sandbox, and of its forks."""
     text = f"marker-{secrets.token_hex(8)}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "BOOTSTRAP", f"{job.BOOTSTRAP}#{text}")
+        patch.setattr(spec, "BOOTSTRAP", f"{spec.BOOTSTRAP}#{text}")
         yield text

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from evaluate.sandbox.outcome import ExecutionResult
+from evaluate.sandbox.types import ExecutionResult
 from tests.conftest import ROOT
 
 ORIGINAL = "as it was"

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from evaluate.sandbox import ExecutionResult, Program, Sandbox, open_sandbox
+from evaluate.sandbox.sandbox import Sandbox, open_sandbox
+from evaluate.sandbox.types import ExecutionResult, Program
 from tests.evaluate.sandbox.attacks import ATTACKS, Attack
 from tests.evaluate.sandbox.honest import HONEST, Honest
 from tests.evaluate.sandbox.host import Host, gone

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError, UnknownNameError
-from evaluate.sandbox import Limits, Program, Sandbox, SandboxUnavailableError, open_sandbox, probe, runtime, scratch
+from evaluate.sandbox import isolation, probe, spec
+from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
+from evaluate.sandbox.types import Limits, Program
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import gone, processes_with
 
@@ -117,7 +119,7 @@ def test_closing_ends_what_runs_and_refuses_the_rest(layer: str) -> None:
 
 def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str, tmp_path: Path) -> None:
     code = f"""
-from evaluate.sandbox import Program, job, open_sandbox
+from evaluate.sandbox.sandbox import Program, job, open_sandbox
 sandbox = open_sandbox({layer!r})
 job.BOOT += "#{marker}"
 print("opened", flush=True)
@@ -136,16 +138,16 @@ sandbox.run(Program("import time; time.sleep(60)"))
 
 def test_a_killed_owners_folder_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / f"{scratch.SCRATCH_PREFIX}left"
+    left = tmp_path / f"{spec.SCRATCH_PREFIX}left"
     (left / "inner").mkdir(parents=True)
     (left / "inner").chmod(0o300)
     (left / "link").symlink_to(tmp_path)
-    scratch.remove_stale_scratch_dirs()
+    spec.remove_stale_scratch_dirs()
     assert left.exists()  # it is too young: its owner may just be about to lock it
-    monkeypatch.setattr(scratch, "SCRATCH_STALE_SECONDS", 0)
-    with scratch.scratch_dir() as used:
+    monkeypatch.setattr(spec, "SCRATCH_STALE_SECONDS", 0)
+    with spec.scratch_dir() as used:
         mode = tmp_path.stat().st_mode
-        scratch.remove_stale_scratch_dirs()
+        spec.remove_stale_scratch_dirs()
         assert list(tmp_path.iterdir()) == [Path(used)]
     assert list(tmp_path.iterdir()) == []
     assert tmp_path.stat().st_mode == mode
@@ -163,9 +165,9 @@ def test_packages_below_a_closed_folder_can_be_imported(
     secret = tmp_path / "secret"
     secret.write_text("a secret")
     secret.chmod(0o644)
-    monkeypatch.setattr(runtime, "package_dirs", lambda: (str(folder.parent),))
-    readable = (*runtime.readable_paths(), str(folder.parent))
-    monkeypatch.setattr(runtime, "readable_paths", lambda: readable)
+    monkeypatch.setattr(isolation, "package_dirs", lambda: (str(folder.parent),))
+    readable = (*isolation.readable_paths(), str(folder.parent))
+    monkeypatch.setattr(isolation, "readable_paths", lambda: readable)
     with open_sandbox(layer) as sandbox:
         assert sandbox.run(Program("import closed\nprint(closed.inner.value)")).stdout == "42\n"
         for path in (repr(str(secret)), "os.path.dirname(closed.__file__) + '/../../secret'"):
@@ -241,8 +243,8 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_WORKING_LAYERS", {})
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert probe.probe_layer("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"
-    monkeypatch.setattr("evaluate.sandbox.landlock.landlock_abi_version", lambda: 0)
+    monkeypatch.setattr("evaluate.sandbox.isolation.landlock_abi_version", lambda: 0)
     assert "no Landlock" in probe.probe_layer("landlock").reason
     monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    monkeypatch.setattr("evaluate.sandbox.landlock.landlock_abi_version", lambda: 7)
+    monkeypatch.setattr("evaluate.sandbox.isolation.landlock_abi_version", lambda: 7)
     assert probe.probe_layer("landlock").reason == "there is no table of system calls for riscv64"

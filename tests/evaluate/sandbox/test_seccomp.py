@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 from evaluate.sandbox.seccomp import (
+    ALLOWED_SYSCALLS,
     AUDIT_ARCHITECTURES,
+    CHECKED_SYSCALLS,
     PID_PLACEHOLDER,
     RET_ALLOW,
     RET_ERRNO,
     RET_KILL_PROCESS,
+    SYSCALL_MACHINES,
     build_filter,
     set_filter_pid,
+    syscall_number,
 )
-from evaluate.sandbox.syscalls import ALLOWED_SYSCALLS, CHECKED_SYSCALLS, SYSCALL_MACHINES, syscall_number
 
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 PID = 4711

@@ -86,9 +86,9 @@ def settings(config: StudyConfig, job: StudyJob, count: int) -> dict[str, Any]:
 
 def score(run: Run) -> None:
     """Scores the texts; tests are scored as if the first test of a right answer passed, and both."""
-    from evaluate.progress import ProgressBar
-    from evaluate.score_file import ScoreFile
-    from evaluate.score_run import score_run, text_metrics_key
+    from evaluate.results import ScoreFile
+    from evaluate.run import ProgressBar
+    from evaluate.scoring import score_run, text_metrics_key
 
     score_run(run, ProgressBar)
     if not any(problem["tests"] for problem in run.problems):

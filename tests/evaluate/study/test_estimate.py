@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from evaluate.study import published
-from evaluate.study.architectures import KNOWN_ARCHITECTURES, Architecture
-from evaluate.study.config import HardwareSpec
-from evaluate.study.estimate import (
+from evaluate.study.config import KNOWN_ARCHITECTURES, Architecture, HardwareSpec
+from evaluate.study.plan import (
     DATASET_LENGTHS,
     PRESET_EPOCHS,
     WEIGHT_BYTES,
@@ -50,9 +49,9 @@ def test_training_memory_is_that_of_a_followed_step() -> None:
     """train.estimate counts the tensors of a real step; the formula was fitted to models of other sizes."""
     from transformers import LlamaConfig
 
-    from train.encode import TokenizedExample
     from train.estimate import estimate
     from train.settings import make_config
+    from train.tokenize import TokenizedExample
 
     base = LlamaConfig(
         hidden_size=1024, intermediate_size=2816, num_hidden_layers=2, num_attention_heads=16, vocab_size=32000,

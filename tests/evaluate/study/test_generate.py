@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from adapters.manifest import BaseIdentity
 from errors import PromptOrTuneError
 from evaluate.results import read_run
 from evaluate.study.cells import collect_jobs, read_runs
@@ -18,6 +17,7 @@ from evaluate.study.config import StudyConfig
 from evaluate.study.generate import EngineOpener, check_base_revisions, generate_missing, missing_jobs
 from evaluate.study.jobs import StudyJob, limit_problems, run_path, study_jobs
 from evaluate.study.read_config import read_study_config, resolve_config_path
+from models.identity import BaseIdentity
 from tests.evaluate.fakes import BASE, FakeEngine
 from tests.evaluate.study.conftest import add_adapter
 

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from evaluate.study.adapters import required_adapters
 from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs
 from evaluate.study.config import StudyConfig
-from evaluate.study.estimate import expected_prompt_tokens, generation_seconds
-from evaluate.study.jobs import StudyJob, study_jobs
-from evaluate.study.plan import build_plan, render_plan
+from evaluate.study.jobs import StudyJob, required_adapters, study_jobs
+from evaluate.study.plan import build_plan, expected_prompt_tokens, generation_seconds, render_plan
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from tests.evaluate.study.conftest import add_adapter
 from tests.evaluate.study.runs import made_problems, write_runs
-from train.options import parse_args as read_train
+from train.settings import parse_args as read_train
 
 
 def test_a_plan_adds_up(config: StudyConfig, tmp_path: Path) -> None:

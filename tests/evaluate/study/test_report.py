@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from errors import PromptOrTuneError
-from evaluate.measures import metric_values
+from evaluate.aggregate import metric_values
 from evaluate.results import read_run
 from evaluate.study import published
 from evaluate.study.__main__ import main

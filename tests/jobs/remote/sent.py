@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.hf_jobs.follow import PollIntervals
+from jobs.hf_jobs.run import run_remote_job
 from jobs.job import Job, ServingOptions
-from jobs.remote.follow import PollIntervals
-from jobs.remote.run import run_remote_job
 
 QUICK = PollIntervals(status_seconds=0.02, log_retry_seconds=0.05, unreachable_timeout=0.3, log_wait_seconds=0.02)
 ROWS = "intent,snippet\nadd one to `x`,x += 1\nprint a list,print([1])\n"

@@ -14,10 +14,9 @@ from click.testing import CliRunner
 from huggingface_hub.cli.hf import app
 
 from errors import PromptOrTuneError
+from jobs.hf_jobs.submit import manual_commands
 from jobs.job import ServingOptions
-from jobs.remote.command import manual_commands
-from train.options import parse_args
-from train.settings import make_config
+from train.settings import make_config, parse_args
 
 EVIL = "'; touch owned; echo \"$(id)`id`\n\\ #.csv"
 # A stand-in for python and hf that keeps how it was called and, as hf, says who is logged in.

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from jobs.remote.curve import LossCurveFile, parse_log_line
+from jobs.hf_jobs.follow import LossCurveFile, parse_log_line
 from train.callbacks import ProgressReporter
 
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from errors import PromptOrTuneError, TrainingError
-from jobs.publishing import PublishProcess, PublishRequest, PublishService, full_repo_id
+from jobs.publish import PublishProcess, PublishRequest, PublishService, full_repo_id
 from tests.hub.child import use_hub_in_children
 from tests.hub.client import OWNER, TOKEN
 from tests.hub.state import Account

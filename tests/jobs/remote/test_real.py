@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs.remote.follow import PollIntervals
+from jobs.hf_jobs.follow import PollIntervals
 from tests.hub.machines import run_here
 from tests.hub_standin import Hub
 from tests.jobs.remote.sent import Sent
 from tests.serve.tiny import make_base
 from train.callbacks import read_log
-from train.publish_verify import adapter_answer_fn
+from train.publish import adapter_answer_fn
 
 CONFIG = {
     "model_name_or_path": "tiny/base",

@@ -16,10 +16,9 @@ from huggingface_hub import constants
 
 from adapters.store import Store
 from errors import PromptOrTuneError, TrainingError
-from jobs.remote.follow import PollIntervals
-from jobs.remote.record import read_remote_state
-from jobs.remote.run import RemoteJobStoppedError
-from jobs.remote.submit import JOB_SCRIPT
+from jobs.hf_jobs.follow import PollIntervals, read_remote_state
+from jobs.hf_jobs.run import RemoteJobStoppedError
+from jobs.hf_jobs.submit import JOB_SCRIPT
 from tests.adapters.folders import write_adapter
 from tests.hub.client import OWNER, TOKEN
 from tests.hub.machines import RemoteJob
@@ -96,7 +95,7 @@ def test_what_is_sent_is_the_program_the_rows_and_the_settings(
     job = hub.jobs.only()
     files = archive(hub, job)
     assert files["data/my rows.csv"].decode() == ROWS
-    assert {"errors.py", "train/__main__.py", "serve/home.py", "requirements.txt"} <= set(files)
+    assert {"errors.py", "train/__main__.py", "common/paths.py", "requirements.txt"} <= set(files)
     assert not [
         name for name in files if name.startswith(("ui/", "jobs/", "tests/", "adapters/library/")) or ".pyc" in name
     ]
@@ -177,7 +176,7 @@ def test_a_job_whose_id_never_came_to_disk_is_found_by_its_label(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("jobs.remote.submit.replace", killed)
+        patched.setattr("jobs.hf_jobs.submit.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             sent.run()
     assert read_remote_state(sent.folder).id == ""

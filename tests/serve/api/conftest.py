@@ -16,13 +16,12 @@ from openai import OpenAI
 
 from adapters.store import Store
 from serve.api.app import Api, ApiSettings
-from serve.api.keys import ApiKeys
+from serve.api.auth import ApiKeys
 from serve.api.server import ApiServer, listen
-from serve.engine import LLMEngine
-from serve.engine_source import EngineLoader
-from serve.examples import ExamplePools
-from serve.scheduling.limits import EngineConfig
-from tasks.datasets import load_examples
+from serve.engine.config import EngineConfig
+from serve.engine.llm_engine import EngineLoader, LLMEngine
+from tasks.datasets.registry import load_examples
+from tasks.retrieval import ExamplePools
 from tests.adapters.folders import FINGERPRINTS, write_adapter
 from tests.serve.api.scripted import ScriptedBackend
 

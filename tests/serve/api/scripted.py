@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from adapters.manifest import BaseIdentity
 from adapters.store import AdapterFolder
-from serve.rows import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
+from models.identity import BaseIdentity
+from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 from tasks.prompt import Message
 from tests.adapters.folders import BASE as SMALL_BASE
 

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.api.asks import CompletionRequest, parse_chat_request, parse_completion_request
 from serve.api.errors import ApiError
-from serve.api.fields import parse_json
+from serve.api.protocol import CompletionRequest, parse_chat_request, parse_completion_request, parse_json
 
 NAMES = [
     "model", "messages", "prompt", "n", "stop", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens",

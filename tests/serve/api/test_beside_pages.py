@@ -14,8 +14,8 @@ import pytest
 import app
 from errors import PromptOrTuneError
 from serve.api.app import Api, ApiSettings
-from serve.api.keys import ApiKeys
-from serve.engine_source import EngineLoader
+from serve.api.auth import ApiKeys
+from serve.engine.llm_engine import EngineLoader
 from tests.serve.api.conftest import Served, engine_over, wait_for
 from tests.serve.api.scripted import ScriptedBackend
 from tests.serve.api.test_refusals import CHAT, error_of

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serve.api.asks import CompletionRequest, parse_chat_request, parse_completion_request
-from serve.api.chunks import SSEStream, stable_prefix
-from serve.api.replies import ResponseBuilder
-from serve.method import parse_method
-from serve.rows import Candidate, PartialOutput, Request, RequestOutput
+from serve.api.protocol import CompletionRequest, ResponseBuilder, parse_chat_request, parse_completion_request
+from serve.api.streaming import SSEStream, stable_prefix
+from serve.types import Candidate, PartialOutput, Request, RequestOutput
 from tasks.extract import answer_end
+from tasks.methods import parse_method
 from tasks.problem import Problem
 from tasks.prompt import INSTRUCTION, RESPONSE, STYLES
 

@@ -18,9 +18,9 @@ import pytest
 
 from serve.api import server as http_server
 from serve.api.app import ApiSettings
-from serve.api.keys import ApiKeys, read_keys
+from serve.api.auth import ApiKeys, read_keys
 from serve.api.server import listen
-from serve.scheduling.limits import EngineConfig
+from serve.engine.config import EngineConfig
 from tests.serve.api import conftest
 from tests.serve.api.conftest import Served, serving, wait_for
 from tests.serve.api.scripted import ScriptedBackend
@@ -78,8 +78,8 @@ def test_rows_a_minute_are_counted_per_key(guarded: Served) -> None:
 
 
 def test_the_minute_passes(tmp_path: Path) -> None:
+    from serve.api.auth import RateLimiter
     from serve.api.errors import ApiError
-    from serve.api.keys import RateLimiter
 
     now = [0.0]
     meter = RateLimiter(6, 100, lambda: now[0])

@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 
 from serve.api.app import VERSION
-from serve.api.keys import read_keys
+from serve.api.auth import read_keys
 from tests.adapters.folders import CONFIG, write_adapter
 from tests.conftest import ROOT as CHECKOUT
 from tests.serve.api.conftest import Served, serving

@@ -14,8 +14,8 @@ from openai import OpenAI
 
 from errors import BaseModelError
 from serve.api.app import Api
-from serve.api.keys import ApiKeys
-from serve.engine_source import EngineLoader
+from serve.api.auth import ApiKeys
+from serve.engine.llm_engine import EngineLoader
 from tests.serve.api.conftest import Served, running, serving, wait_for
 from tests.serve.api.scripted import ScriptedBackend
 

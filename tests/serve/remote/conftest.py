@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve.backends.openai.backend import OpenAIBackend
+from serve.backends.remote.backend import OpenAIBackend
 from tests.serve.remote.standin import StandIn, served
 
 

@@ -12,7 +12,7 @@ import pytest
 from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder
 from errors import AdapterError, PromptOrTuneError
-from serve.rows import Row, SamplingParams
+from serve.types import Row, SamplingParams
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, store, tensors, write_adapter
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
 from tests.serve.remote.test_rows import PLAIN, answer, finish

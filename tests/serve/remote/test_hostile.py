@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from serve.backends.openai.events import MAX_LINE_BYTES
-from serve.backends.openai.talk import Timeouts
-from serve.rows import Row, SamplingParams
+from serve.backends.remote.client import MAX_LINE_BYTES
+from serve.backends.remote.stream import Timeouts
+from serve.types import Row, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import DONE, VLLM_MODELS, StandIn, chunk, event, saying
 from tests.serve.remote.test_refusals import one_sentence

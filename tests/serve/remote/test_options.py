@@ -13,10 +13,10 @@ import pytest
 import app
 from errors import PromptOrTuneError
 from evaluate.options import run_parser, sampling_params_from_options
-from serve.backends.openai.options import RemoteOptions, parse_remote_options
-from serve.build import build_engine
-from serve.method import parse_method
-from serve.rows import PartialOutput, Request, RequestOutput, SamplingParams
+from serve.backends.remote.backend import RemoteOptions, parse_remote_options
+from serve.engine.build import build_engine
+from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Problem
 from tests.serve.remote.standin import VLLM_MODELS, StandIn, chunk, saying
 

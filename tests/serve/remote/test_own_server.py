@@ -19,15 +19,15 @@ import pytest
 from peft import IA3Config, LoraConfig, PromptTuningConfig
 
 from adapters.store import Store
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.backends.openai.backend import OpenAIBackend
-from serve.engine import LLMEngine
-from serve.examples import ExamplePools
-from serve.method import parse_method
-from serve.rows import Request, RequestOutput, SamplingParams
+from serve.backends.remote.backend import OpenAIBackend
+from serve.engine.llm_engine import LLMEngine
+from serve.types import Request, RequestOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
+from tasks.retrieval import ExamplePools
 from tests.serve.tiny import make_adapter, make_base
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from errors import BusyError, PromptOrTuneError
-from serve.backends.openai.talk import Timeouts
-from serve.backends.openai.wire import MAX_BODY_BYTES, ServerClient
-from serve.rows import Row
+from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient
+from serve.backends.remote.stream import Timeouts
+from serve.types import Row
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
 from tests.serve.remote.test_rows import GREEDY, PLAIN, answer, finish
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from errors import PromptOrTuneError
-from serve.rows import PartialOutput, Row, RowOutput, SamplingParams
+from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, chunk, saying
 from tests.serve.remote.standin import event as sse

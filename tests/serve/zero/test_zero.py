@@ -16,15 +16,9 @@ import pytest
 
 from adapters.store import Store
 from errors import BusyError, PromptOrTuneError
+from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
-from serve.backends.local.loading import load_base
-from serve.engine import LLMEngine
-from serve.examples import ExamplePools
-from serve.method import parse_method
-from serve.rows import PartialOutput, Request, RequestOutput, Row, RowOutput, SamplingParams
-from serve.zero import engine as zero
-from serve.zero.engine import ZeroGpuEngine
-from serve.zero.lending import (
+from serve.backends.zero_gpu import (
     MAX_GPU_SECONDS,
     GpuTask,
     GpuTaskFailure,
@@ -33,8 +27,14 @@ from serve.zero.lending import (
     import_spaces,
     load_base_for_gpu,
 )
+from serve.engine import zero_gpu as zero
+from serve.engine.llm_engine import LLMEngine
+from serve.engine.zero_gpu import ZeroGpuEngine
+from serve.types import PartialOutput, Request, RequestOutput, Row, RowOutput, SamplingParams
+from tasks.methods import parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
+from tasks.retrieval import ExamplePools
 from tests.serve.tiny import make_base, make_lora
 from tests.serve.zero.standin import ASKS, Spaces, WorkerError
 

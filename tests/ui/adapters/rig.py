@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapters.manifest import BaseIdentity, Manifest
+from adapters.manifest import Manifest
 from adapters.store import LIBRARY, Store
-from serve.engine import LLMEngine
-from serve.engine_source import EngineLoader
-from serve.examples import ExamplePools
-from tasks.datasets import load_examples
+from models.identity import BaseIdentity
+from serve.engine.llm_engine import EngineLoader, LLMEngine
+from tasks.datasets.registry import load_examples
 from tasks.problem import Example
 from tasks.prompt import STYLES
+from tasks.retrieval import ExamplePools
 from tests.adapters.folders import write_adapter
 from tests.serve.api.scripted import ScriptedBackend
 from ui.context import Context
@@ -99,7 +99,7 @@ def furnish(home: Path) -> Path:
 
 
 def engine_of(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
-    """The engine over the library and the home's own adapters, as serve.build makes it."""
+    """The engine over the library and the home's own adapters, as serve.engine.build makes it."""
     pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)

@@ -13,17 +13,15 @@ import pytest
 from adapters.archive import pack
 from adapters.store import LIBRARY
 from errors import AdapterError, PromptOrTuneError, UnknownNameError
-from serve.method import Method, NoExamples
-from serve.rows import Request, SamplingParams
+from serve.types import Request, SamplingParams
+from tasks.methods import Method, NoExamples
 from tasks.problem import Problem
 from tests.ui.adapters.rig import SMALL, context_of, copy_of, furnish, unstarted
-from ui.adapters.acts import MAX_CACHED_ZIPS, AdapterActions
-from ui.adapters.adding import InstallProgress, checks_html, install_from_zip
-from ui.adapters.listing import PAGE_SIZE, adapter_list_value, page_start
-from ui.adapters.shelf import AdapterCatalog
+from ui.adapters.actions import MAX_CACHED_ZIPS, AdapterActions, InstallProgress, checks_html, install_from_zip
+from ui.adapters.catalog import AdapterCatalog
+from ui.adapters.view import PAGE_SIZE, adapter_list_value, page_start
 from ui.context import Context
-from ui.limits import Limits
-from ui.visitors import AccessPolicy, Visitor
+from ui.visitors import AccessPolicy, Limits, Visitor
 
 OWNER, STRANGER = Visitor("o", "ada", owner=True), Visitor("s", "", owner=False)
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from adapters.origin import Origin
+from adapters.manifest import Origin
 from tests.ui.adapters.rig import BASE, EVIL, SMALL, context_of, copy_of, furnish, unstarted
-from ui.adapters.cards import (
+from ui.adapters.catalog import AdapterCatalog, CatalogEntry
+from ui.adapters.view import (
     best_scores,
     card_value,
     details_value,
@@ -20,7 +21,6 @@ from ui.adapters.cards import (
     score_conditions,
     score_row,
 )
-from ui.adapters.shelf import AdapterCatalog, CatalogEntry
 
 
 def _score(metric: Any, quantization: str = "nf4", **more: Any) -> dict[str, Any]:

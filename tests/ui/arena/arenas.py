@@ -7,11 +7,9 @@ from pathlib import Path
 from threading import Event
 
 from evaluate.arena.votes import VOTES_FILE, VoteStore
-from serve.engine_source import EngineLoader
+from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
-from ui.arena.answering import MatchRunner, MatchUpdate
-from ui.arena.drawing import MatchRequest
-from ui.arena.duels import MATCH_FOLDER, Match, MatchStore
+from ui.arena.matches import MATCH_FOLDER, Match, MatchRequest, MatchRunner, MatchStore, MatchUpdate
 from ui.context import Context
 from ui.visitors import Visitor
 

@@ -11,10 +11,8 @@ import pytest
 from errors import BusyError, PromptOrTuneError
 from tests.fakes import FakeEngine
 from tests.ui.arena.arenas import ANNA, BERT, FAILS, SAYS, THREE, answered, draw, make_arena
-from ui.arena.answering import LOCKED_BY_OTHER_WINDOW, MatchRunner
-from ui.arena.drawing import MatchRequest, usable_methods
-from ui.limits import Limits
-from ui.visitors import AccessPolicy, VisitorRegistry
+from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, MatchRequest, MatchRunner, usable_methods
+from ui.visitors import AccessPolicy, Limits, VisitorRegistry
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.ui.arena.arenas import ANNA, answered, make_arena
-from ui.arena.duels import MATCH_FOLDER, MatchStore
+from ui.arena.matches import MATCH_FOLDER, MatchStore
 
 
 def test_a_duel_comes_back_as_it_was(tmp_path: Path) -> None:

@@ -9,11 +9,9 @@ import gradio as gr
 import pytest
 
 from evaluate.arena.ratings import RatingTable, compute_ratings
-from evaluate.arena.vote import Player
-from evaluate.arena.votes import VoteStore
+from evaluate.arena.votes import Player, VoteStore
 from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, bouts, make_vote
-from ui.arena.ratings_html import NO_VOTES, ratings_html
-from ui.arena.ratings_view import ALL_QUESTIONS, RatingsSection, build_ratings
+from ui.arena.leaderboard import ALL_QUESTIONS, NO_VOTES, RatingsSection, build_ratings, ratings_html
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from errors import PromptOrTuneError
-from evaluate.arena.vote import WINNERS
+from evaluate.arena.votes import WINNERS
 from tasks.prompt import PROMPT_VERSION
 from tests.ui.arena.arenas import ANNA, BERT, EVIL, SAYS, THREE, answered, draw, make_arena
-from ui.arena.answering import MatchRunner
-from ui.arena.blind import empty_match_view, match_view
-from ui.arena.voting import record_vote
+from ui.arena.events import record_vote
+from ui.arena.matches import MatchRunner
+from ui.arena.view import empty_match_view, match_view
 
 PAIR = ("zero-shot", "lora-quokka")
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import Manifest
-from jobs.board import JobService
-from jobs.folder import JobFolder, JobState, exclusive, utc_timestamp
-from jobs.job import ComputeTarget, Job, ScoreComparison, ServingOptions, Verdict
-from jobs.request import job_config
+from jobs.api import JobService
+from jobs.job import ComputeTarget, Job, ScoreComparison, ServingOptions, Verdict, job_config
+from jobs.store import JobFolder, JobState, exclusive, utc_timestamp
+from train.checkpoints import RunDirectory, run_directory
 from train.config import TrainConfig
-from train.workspace import RunDirectory, run_directory
 
 CSV = "intent,snippet\n" + "".join(f"add {n} to x,x + {n}\n" for n in range(24))
 STEPS = 120

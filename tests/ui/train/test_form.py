@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from errors import DataError, PromptOrTuneError
-from jobs.job import ServingOptions
-from jobs.request import resolve_settings
+from jobs.job import ServingOptions, resolve_settings
 from train.settings import FIELDS, make_config
 from train.techniques import TECHNIQUES
-from ui.train import cards, report, settings_form
+from ui.train import preview_view
+from ui.train import settings as cards
+from ui.train import settings as settings_form
 from ui.train.drafts import Draft, DraftStore, check_dataset_name, safe_file_name
-from ui.train.filled import (
+from ui.train.events import (
     FormValues,
     find_unused_name,
     flags_to_setting_names,
@@ -295,7 +296,7 @@ FOUND: dict[str, Any] = {
 
 def test_the_report_counts_and_folds() -> None:
     faults = finding(*(f"line {n}: column 'x' is empty." for n in range(2, 9)), count=9)
-    html = report.report_html(Draft("mine.csv", "d"), {"faults": faults}, FOUND)
+    html = preview_view.report_html(Draft("mine.csv", "d"), {"faults": faults}, FOUND)
     assert '<h3 class="mapped">mine.csv: 415 rows, 370 to learn, 41 held out</h3>' in html
     assert "<strong>9 rows left out</strong>" in html
     assert "<summary>6 more</summary>" in html
@@ -311,43 +312,43 @@ def test_no_text_of_a_file_becomes_html() -> None:
     facts = {"rows": 1, "sound": 0, "faults": faults}
     draft = Draft(EVIL, "d")
     for html in (
-        report.report_html(draft, None, shown),
-        report.facts_html(draft, facts),
-        report.examples_html(shown),
-        report.title_html(draft),
-        report.error_html(EVIL),
-        report.progress_html(EVIL),
-        report.cost_html({"estimate": {"reason": EVIL}}),
+        preview_view.report_html(draft, None, shown),
+        preview_view.facts_html(draft, facts),
+        preview_view.examples_html(shown),
+        preview_view.title_html(draft),
+        preview_view.error_html(EVIL),
+        preview_view.progress_html(EVIL),
+        preview_view.cost_html({"estimate": {"reason": EVIL}}),
     ):
         assert "<script" not in html
         assert "&lt;script&gt;" in html
 
 
 def test_what_is_learned_is_marked_and_what_an_eye_misses_is_shown() -> None:
-    html = report.examples_html(FOUND)
+    html = preview_view.examples_html(FOUND)
     assert html.count("<mark>") == 2  # the legend's own, and the example's
     assert '<mark><span class="pa-sr">learned: </span>' in html
     assert '<span class="unseen">⇥\t</span>x<span class="unseen">·</span>' in html
-    assert report.escape_visible("a\u202eb\x1b") == (
+    assert preview_view.escape_visible("a\u202eb\x1b") == (
         'a<span class="unseen">\\u202e</span>b<span class="unseen">\\u001b</span>'
     )
 
 
 def test_the_cost_warns_where_memory_is_short() -> None:
-    html = report.cost_html(FOUND)
+    html = preview_view.cost_html(FOUND)
     assert "about 14 min" in html
     assert "3.6 GB" in html
     assert "3.7 MB" in html
     assert "sentence" not in html
     short = {**FOUND, "estimate": {**FOUND["estimate"], "free_bytes": 1_000_000_000}}
-    assert "more memory than is free now" in report.cost_html(short)
+    assert "more memory than is free now" in preview_view.cost_html(short)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.2, "about 1 s"), (90, "about 90 s"), (840, "about 14 min"), (9000, "about 2.5 h")]
 )
 def test_durations_read_well(seconds: float, words: str) -> None:
-    assert report.format_duration(seconds) == words
+    assert preview_view.format_duration(seconds) == words
 
 
 def test_a_draft_is_plain_json(tmp_path: Path) -> None:

@@ -12,16 +12,14 @@ import pytest
 from starlette.requests import Request
 
 from jobs.job import ServingOptions
-from serve.engine_source import EngineLoader
+from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.train.jobs_on_disk import QuietBoard, stand
 from ui.context import Context
-from ui.limits import Limits
-from ui.train import settings_form
+from ui.train import settings as settings_form
+from ui.train.events import NO_ROWS, TrainFormHandlers, Updates
 from ui.train.form import NO_LOCAL_BASE, build_form
-from ui.train.form_events import NO_ROWS, TrainFormHandlers
-from ui.train.form_report import Updates
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 ADA, BOB = "a" * 32, "b" * 32
 ROWS = "intent,code\n" + "".join(f"add {n} to x,x + {n}\n" for n in range(24))

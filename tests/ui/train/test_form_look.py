@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from ui.train import looker as module
-from ui.train.look import preview
-from ui.train.looker import PROCESS_DIED, PreviewClient
+from ui.train import preview as module
+from ui.train.preview import PROCESS_DIED, PreviewClient
+from ui.train.preview_process import preview
 
 GOOD = "intent,code\n" + "".join(f"make {n} zeros,[0] * {n}\n" for n in range(30))
 FAULTY = f"{GOOD}no code,\n,print(1)\na,b,c,d\n"
@@ -158,7 +158,11 @@ def test_a_process_that_dies_is_said_and_the_next_look_works(tmp_path: Path, loo
 
 def test_the_process_ends_with_the_program_that_asked(tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "ui.train.look"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "ui.train.preview_process"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     said, _ = child.communicate(json.dumps(rows(tmp_path / "a.csv")) + "\n", timeout=60)
     assert json.loads(said.splitlines()[-1]) == {"over": True}
@@ -166,6 +170,6 @@ def test_the_process_ends_with_the_program_that_asked(tmp_path: Path) -> None:
 
 
 def test_looking_at_rows_loads_neither_gradio_nor_torch() -> None:
-    code = "import ui.train.look, sys; print(*sorted(sys.modules))"
+    code = "import ui.train.preview_process, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert not {"gradio", "torch", "transformers"} & set(done.stdout.split())

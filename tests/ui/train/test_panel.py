@@ -17,19 +17,25 @@ from starlette.requests import Request
 from adapters.store import LIBRARY
 from errors import PromptOrTuneError
 from jobs.job import Job, Progress, ServingOptions, Verdict
-from serve.engine_source import EngineLoader
+from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import QuietBoard
 from ui.context import Context
-from ui.limits import Limits
-from ui.train import panel_views as views
-from ui.train import panel_words as words
-from ui.train.panel_actions import WORKER_CHECK_SECONDS, JobActions
-from ui.train.panel_curve import MAX_POINTS, loss_curve
-from ui.train.panel_look import BUSY_SECONDS, IDLE_SECONDS, JOB_NOT_FOUND, PanelUpdate, button_labels, panel_update
-from ui.train.panel_words import JobArtifacts
-from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorRegistry
+from ui.train import jobs_view as views
+from ui.train import jobs_view as words
+from ui.train.jobs_events import (
+    BUSY_SECONDS,
+    IDLE_SECONDS,
+    JOB_NOT_FOUND,
+    WORKER_CHECK_SECONDS,
+    JobActions,
+    PanelUpdate,
+    button_labels,
+    panel_update,
+)
+from ui.train.jobs_view import MAX_POINTS, JobArtifacts, loss_curve
+from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB = "a" * 32, "b" * 32

@@ -20,10 +20,9 @@ from gradio import oauth
 from adapters.manifest import Manifest
 from adapters.store import LIBRARY
 from errors import PromptOrTuneError
-from jobs.job import Job
-from jobs.publishing import PublishProgress, PublishRequest
-from jobs.request import job_config
-from serve.engine_source import EngineLoader
+from jobs.job import Job, job_config
+from jobs.publish import PublishProgress, PublishRequest
+from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.hub import openid
 from tests.hub.client import OWNER, TOKEN, log_in, use_hub
@@ -32,9 +31,8 @@ from tests.hub_standin import Hub, hub_standin
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import QuietBoard
 from ui.context import Context
-from ui.login import build_login, is_login_available, resolve_token
 from ui.train.publish import Publisher, build_publish, status_html
-from ui.visitors import AccessPolicy, Visitor, VisitorRegistry
+from ui.visitors import AccessPolicy, Visitor, VisitorRegistry, build_login, is_login_available, resolve_token
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB, BOSS = Visitor("ada"), Visitor("bob"), Visitor("boss", "boss", owner=True)

@@ -1,0 +1,1 @@
+"""Exact match, parse rate, pass@k and CodeBLEU."""

@@ -1,0 +1,316 @@
+"""Syntax-tree and data-flow match.
+
+The two parts of CodeBLEU that need a syntax tree: subtrees and data flow, both as plain values of one snippet.
+
+Source: Ren et al., arXiv 2009.10297, sections 3.2 and 3.3, as the `codebleu` package (0.7.0) computes them with
+tree-sitter. Its parser, its tokens and its data-flow rules (`DFG_python`) are used as they are. What the package does
+around them is done here instead, because there
+
+- the names in a data-flow item pass through `set`, so their order, and with it the score, moves with PYTHONHASHSEED;
+- a string that begins a statement is cut as if it were a docstring, so `"a".join(x)` and `"b".join(x)` are the same;
+- byte columns index into characters, so names behind a non-ASCII character are read wrongly;
+- nesting costs without bound: every `for` doubles the work on its body, and subtrees are compared as whole texts.
+
+The data flow of one snippet, as values that can be compared: which name gets its value from which.
+
+Source: Ren et al., arXiv 2009.10297, section 3.3. The rules are the `codebleu` package's own (`DFG_python`, 0.7.0);
+what is made of their items is done here, as evaluate/metrics/codebleu_trees.py explains.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+ByteSpan = tuple[int, int]  # in bytes
+FlowItem = tuple[str, str, tuple[str, ...]]
+
+
+def extract_data_flow(root: Any, leaves: list[ByteSpan], data: bytes) -> Counter[FlowItem]:
+    """The normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
+    # Places count bytes: as Latin-1 every byte is one character. The package joins the lines of a token.
+    texts = [data[start:end].decode("latin-1").replace("\n", "") for start, end in leaves]
+    try:
+        items, _ = _package_dataflow_rules()(root, {span: (at, texts[at]) for at, span in enumerate(leaves)}, {})
+    except Exception:  # noqa: BLE001 - on trees with errors it fails in ways of its own: no data flow then
+        return Counter()
+    related = {item[1] for item in items if item[4]} | {parent for item in items for parent in item[4]}
+    merged: dict[int, tuple[str, set[int]]] = {}
+    for _, at, relation, _, parents in sorted(items, key=lambda item: item[1]):
+        if at in related:
+            merged[at] = (relation, merged.get(at, ("", set()))[1] | set(parents))
+    # The names of the parents are read off their places in the code, each name once, because the package's own list
+    # of names has the order of a set.
+    names: dict[str, str] = {}
+    flow: Counter[FlowItem] = Counter()
+    for at in sorted(merged):
+        relation, places = merged[at]
+        parents = [names.setdefault(texts[place], f"var_{len(names)}") for place in sorted(places)]
+        name = names.setdefault(texts[at], f"var_{len(names)}")
+        flow[name, relation, tuple(dict.fromkeys(parents))] += 1
+    return flow
+
+
+@cache
+def _package_dataflow_rules() -> Any:
+    from codebleu.parser import DFG_python
+
+    return DFG_python
+
+
+MAX_TREE_DEPTH = 250  # DFG_python and its helpers recurse once a level
+MAX_DATAFLOW_STEPS = 50_000_000  # estimated steps; no reference of CoNaLa, CodeAlpacaPy and MBPP takes over 1.2 million
+
+_ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
+_LOOPS = {"for_statement", "while_statement"}
+_TARGET_FIELDS = {"left", "name"}
+# What `DFG_python` looks at child by child: there, and on the sides of an assignment, tokens like a comma count.
+_FLOW_NODE_TYPES = {*_ASSIGNMENTS, *_LOOPS, "if_statement"}
+_ASSIGNMENT_FIELDS = {"left", "right", "name", "value"}
+
+
+@dataclass(frozen=True)
+class TreeFeatures:
+    """Digests of all subtrees in the order of their ends, and the data flow as a multiset of normalised items.
+
+    `bounded` is False for code that is too deep or too costly for its data flow, which is empty then.
+    """
+
+    subtrees: tuple[bytes, ...]
+    flow: Counter[FlowItem]
+    bounded: bool = True
+
+
+def tree_features(code: str) -> TreeFeatures:
+    """Subtrees and data flow of `code`, which must be encodable as UTF-8. Linear in its length but for the flow.
+
+    Too deep is a tree of more than MAX_DEPTH levels, too costly a flow of more than MAX_DATAFLOW_STEPS steps.
+    """
+    data = code.encode()
+    tree = _parser().parse(data)
+    walk = _TreeWalker(tree, data)
+    if walk.depth > MAX_TREE_DEPTH or walk.work > MAX_DATAFLOW_STEPS:
+        return TreeFeatures(tuple(walk.subtrees), Counter(), bounded=False)
+    return TreeFeatures(tuple(walk.subtrees), extract_data_flow(walk.root, walk.leaves, data))
+
+
+@cache
+def _language() -> Any:
+    from codebleu.utils import get_tree_sitter_language
+
+    return get_tree_sitter_language("python")
+
+
+class _ThreadParsers(threading.local):
+    """One parser a thread: a parser is not safe in two."""
+
+    def __init__(self) -> None:
+        from tree_sitter import Parser
+
+        self.parser = Parser()
+        self.parser.language = _language()
+
+
+@cache
+def _thread_parsers() -> _ThreadParsers:
+    return _ThreadParsers()
+
+
+def _parser() -> Any:
+    return _thread_parsers().parser
+
+
+class _Leaf:
+    """A node without children as Python's own object, for `DFG_python`: it asks each node for much, and often.
+
+    The places are bytes from the beginning. `mute` are tokens that are their own kind, as `(` and `in`: the data flow
+    has nothing to say of them.
+    """
+
+    __slots__ = ("end_point", "is_own_type", "start_point", "type")
+    children = ()
+
+    def __init__(self, kind: str, start: int, end: int, mute: bool) -> None:
+        self.type = kind
+        self.start_point = start
+        self.end_point = end
+        self.is_own_type = mute
+
+    def child_by_field_name(self, _: str) -> None:
+        return None
+
+
+class _Node:
+    """A node with children, for `DFG_python` too.
+
+    Besides, on the way down to the current one: `parts` are the shapes of its children, `count` how many of them are no
+    comments, `leaves` how many leaves it holds, `sides` how many of those are assigned to.
+    """
+
+    __slots__ = (
+        *(
+            "children",
+            "num_children",
+            "counted",
+            "has_docstring",
+            "end_point",
+            "fields",
+            "leaves",
+            "child_shapes",
+            "assignment_sides",
+        ),
+        *("start_point", "type"),
+    )
+    is_own_type = False
+
+    def __init__(self, node: Any, kind: str, counted: bool) -> None:
+        self.type = kind
+        self.start_point: int = node.start_byte
+        self.end_point: int = node.end_byte
+        self.children: list[_Node | _Leaf] = []
+        self.fields: dict[str, _Node | _Leaf] = {}
+        self.counted = counted
+        self.child_shapes: list[bytes] = []
+        self.num_children = 0
+        self.has_docstring = False
+        self.leaves = 0
+        self.assignment_sides = 0
+
+    def child_by_field_name(self, name: str) -> _Node | _Leaf | None:
+        return self.fields.get(name)
+
+
+class _TreeWalker:
+    """One pass over a tree without recursion: subtrees, leaves, depth, and what the data flow would cost.
+
+    A subtree is what tree-sitter prints of it: the kinds of its named nodes and their fields, no names or values.
+    Comments and docstrings are left out.
+    """
+
+    def __init__(self, tree: Any, data: bytes) -> None:
+        self.subtrees: list[bytes] = []
+        self.leaves: list[ByteSpan] = []
+        self.root: _Node | _Leaf
+        self.depth = 0
+        self._data = data
+        self._nodes = 0
+        self._loop_products = 0
+        self._loops = 0
+        self._weight = 1  # every loop doubles what its body costs
+        self._stack: list[_Node] = []
+        self._cursor = tree.walk()
+        down, across, up = self._cursor.goto_first_child, self._cursor.goto_next_sibling, self._cursor.goto_parent
+        while True:
+            node = self._cursor.node
+            if node.child_count:
+                self._enter_node(node)
+                down()
+                continue
+            self._visit_leaf(node)
+            while not across():
+                if not up():
+                    self.work = self._nodes * max(len(self.leaves), 1) + self._loop_products
+                    return
+                self._leave_node(self._stack.pop())
+
+    def _loop(self, more: int) -> None:
+        self._loops += more
+        self._weight = 1 << min(self._loops, 40)
+
+    def _enter_node(self, node: Any) -> None:
+        kind: str = node.type
+        counted = node.is_named and kind != "comment"
+        if kind == "expression_statement":
+            counted = counted and not self._is_docstring(node)
+        elif kind in _LOOPS:
+            self._loop(1)
+        made = _Node(node, kind, counted)
+        if kind == "string":
+            self.leaves.append((made.start_point, made.end_point))
+        self._nodes += self._weight
+        self._stack.append(made)
+
+    def _visit_leaf(self, node: Any) -> None:
+        """A node without children; it is among the leaves unless it is a comment or part of a string."""
+        kind: str = node.type
+        start: int = node.start_byte
+        end: int = node.end_byte
+        missing: bool = start == end and node.is_missing  # what the parser made up has no length
+        named: bool = node.is_named
+        stack = self._stack
+        made = _Leaf(kind, start, end, not named and self._data[start:end] == kind.encode())
+        self._nodes += self._weight
+        if len(stack) >= self.depth:
+            self.depth = len(stack) + 1
+        leaves = 0
+        inside = stack and (stack[-1].type == "string" or (len(stack) > 1 and stack[-2].type == "string"))
+        if kind == "string" or (kind != "comment" and not inside):
+            self.leaves.append((start, end))
+            leaves = 1
+        if not stack:
+            self.root = made
+            self.subtrees.append(_childless_shape(kind, missing))
+        elif made.is_own_type:  # the grammar names no role for such a token that matters
+            parent = stack[-1]
+            parent.children.append(made)
+            parent.leaves += leaves
+            parent.num_children += 1
+        else:
+            shape = _childless_shape(kind, missing) if (missing or named) and kind != "comment" else None
+            self._add_to_parent(made, self._cursor.field_name, leaves, shape)
+
+    def _leave_node(self, made: _Node) -> None:
+        if made.type in _ASSIGNMENTS:
+            self._loop_products += (made.assignment_sides * (made.leaves - made.assignment_sides)) * self._weight
+        if made.type in _LOOPS:
+            self._loop(-1)
+        shape = blake2b(made.type.encode() + b"".join(made.child_shapes), digest_size=16).digest()
+        # As in the package: the root, and every node that has children.
+        if not self._stack:
+            self.subtrees.append(shape)
+            self.root = made
+            return
+        if made.counted and made.num_children:
+            self.subtrees.append(shape)
+        role: str | None = self._cursor.field_name
+        if made.type not in _FLOW_NODE_TYPES and role not in _ASSIGNMENT_FIELDS:
+            made.children = [each for each in made.children if not each.is_own_type] or made.children
+        self._add_to_parent(made, role, made.leaves + (made.type == "string"), shape if made.counted else None)
+
+    def _add_to_parent(self, made: _Node | _Leaf, role: str | None, leaves: int, shape: bytes | None) -> None:
+        """Adds a node to its parent, with its `shape` where it counts."""
+        parent = self._stack[-1]
+        parent.children.append(made)
+        parent.leaves += leaves
+        if role is not None:
+            parent.fields.setdefault(role, made)
+            if role in _TARGET_FIELDS:
+                parent.assignment_sides += leaves
+        if made.type != "comment":
+            parent.num_children += 1
+        if shape is not None:
+            parent.child_shapes.append(f"{role or ''}:".encode() + shape)
+
+    def _is_docstring(self, node: Any) -> bool:
+        """A bare string that is the first of several statements of its module, class or function."""
+        if node.named_child_count != 1 or node.children[0].type != "string" or not self._stack:
+            return False
+        body = self._stack[-1]
+        owner = self._stack[-2].type if len(self._stack) > 1 else ""
+        named = body.type == "module" or (body.type == "block" and owner in {"function_definition", "class_definition"})
+        if not named or body.has_docstring or body.num_children:
+            return False
+        following = node.next_named_sibling
+        while following is not None and following.type == "comment":
+            following = following.next_named_sibling
+        body.has_docstring = following is not None
+        return body.has_docstring
+
+
+@cache
+def _childless_shape(kind: str, missing: bool) -> bytes:
+    return blake2b(kind.encode() + (b"!" if missing else b""), digest_size=16).digest()

@@ -1,0 +1,1 @@
+"""Runs a problem's tests against generated code."""

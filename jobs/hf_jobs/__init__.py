@@ -1,0 +1,1 @@
+"""The same training job on Hugging Face Jobs."""

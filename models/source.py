@@ -1,0 +1,179 @@
+"""--base string -> local folder and revision (Hub, folder, GGUF).
+
+From what a person wrote after --base to a folder with the model, and the name and revision it goes by.
+
+`embedded` (the default), a Hub id with optional @revision, a folder, or a .gguf file. A GGUF file is converted
+once to safetensors in the user's cache.
+
+A base from the Hugging Face Hub: its files in the Hub's own cache, and the commit they are from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.paths import ProgressFn, cache_dir
+from errors import BaseModelError
+from models.gguf import embedded_file
+
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
+# Seconds until a Hub that does not answer counts as unreachable.
+_HUB_TIMEOUT_S = 10
+
+
+def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path, str]:
+    """The folder of `name` at `revision` (default: main) and its commit.
+
+    A Hub that cannot be reached is no error while the cache has the base. Raises BaseModelError in one sentence.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    report(f"Looking up {name} on the Hugging Face Hub ...")
+    try:
+        # Asked first because snapshot_download would wait without end for a Hub that never answers.
+        HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=_PATTERNS, tqdm_class=_progress_bar_class(name, report)
+            )
+        )
+    except GatedRepoError as fault:
+        raise BaseModelError(
+            f"The base '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
+        ) from fault
+    except RevisionNotFoundError as fault:
+        raise BaseModelError(
+            f"The base '{name}' has no revision '{revision}' on the Hub: check the part after '@'."
+        ) from fault
+    except RepositoryNotFoundError as fault:
+        raise BaseModelError(
+            f"There is no base '{name}' on the Hub that you may read: check its spelling, or run `hf auth login`."
+        ) from fault
+    except Exception as fault:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
+        folder = _from_cache(name, revision, fault)
+    if not list(folder.glob("*.safetensors")):
+        raise BaseModelError(
+            f"The base '{name}' has no safetensors weights on the Hub: pickled weights are not loaded; look for a "
+            "converted revision (refs/convert/safetensors or a pull request) and give it after '@'."
+        )
+    return folder, folder.name
+
+
+def _from_cache(name: str, revision: str | None, error: Exception) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if isinstance(error, OSError) and error.errno == 28:
+        raise BaseModelError(
+            f"The disk is full: '{name}' does not fit the Hub's cache; free some room or set HF_HOME to a larger disk."
+        ) from error
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True))
+    except Exception:  # noqa: BLE001 - likewise
+        raise BaseModelError(
+            f"The Hub could not be reached for '{name}' and it is not in the cache: check the network, or use "
+            "--base embedded, a folder or a .gguf file."
+        ) from error
+
+
+def _progress_bar_class(name: str, report: ProgressFn) -> Any:
+    """A progress bar that reports whole percents instead of drawing."""
+    from tqdm import tqdm
+
+    class Reporter(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._told = -1
+            super().__init__(*arguments, **(options | {"disable": False}))
+
+        def display(self, *_: Any, **__: Any) -> None:
+            percent = int(100 * self.n / self.total) if self.total else 0
+            if percent > self._told and self.unit == "B":
+                self._told = percent
+                report(f"Downloading {name} {percent} %")
+
+        def close(self) -> None:
+            self.disable = True
+            super().close()
+
+    return Reporter
+
+
+EMBEDDED = "embedded"
+EMBEDDED_ID = "embedded/SmolLM2-135M-Instruct-Q4_1"
+_HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base that is ready to be loaded: its public name, its exact revision, and its folder."""
+
+    id: str
+    revision: str
+    folder: Path
+
+
+def resolve(base: str, report: ProgressFn, trust_remote_code: bool = False) -> Source:
+    """Finds, and where needed downloads or converts, the base; BaseModelError in one sentence otherwise."""
+    if base in (EMBEDDED, EMBEDDED_ID):
+        return _from_gguf(embedded_file(report), EMBEDDED_ID, report)
+    path = Path(base).expanduser()
+    if base.endswith(".gguf"):
+        if not path.is_file():
+            raise BaseModelError(f"There is no GGUF file {path}: check the path given to --base.")
+        return _from_gguf(path, path.stem, report)
+    if path.is_dir():
+        return _from_folder(path)
+    name, _, revision = base.partition("@")
+    if base.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(name):
+        raise BaseModelError(
+            f"There is no base '{base}': give 'embedded', a Hub id such as Qwen/Qwen2.5-Coder-0.5B-Instruct, "
+            "a model's folder, or a .gguf file."
+        )
+    if trust_remote_code and not is_commit(revision):
+        raise BaseModelError(
+            f"--trust-remote-code runs code from '{name}', so it needs a pinned commit: --base {name}@<40 hex digits>."
+        )
+    folder, commit = download(name, revision or None, report)
+    if trust_remote_code and commit != revision:
+        raise BaseModelError(f"The Hub gave commit {commit} of '{name}' instead of {revision}: its code is not run.")
+    return Source(name, commit, folder)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether it is a whole commit hash, which alone pins what a repository holds."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:` and the first 16 hex digits of the file's SHA-256."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _from_gguf(path: Path, name: str, report: ProgressFn) -> Source:
+    from models.gguf import convert
+
+    digest = file_digest(path)
+    folder = cache_dir() / "bases" / f"{path.stem}-{digest.removeprefix('sha256:')}"
+    if not (folder / "config.json").is_file():
+        report(f"Converting {path.name} to safetensors, once (under a minute for small models) ...")
+        convert(path, folder, report)
+    return Source(name, digest, folder)
+
+
+def _from_folder(path: Path) -> Source:
+    if not (path / "config.json").is_file():
+        raise BaseModelError(f"The folder {path} holds no model: it has no config.json.")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        raise BaseModelError(
+            f"The folder {path} has no .safetensors weights: save the model with save_pretrained(), "
+            "pickled weights from a folder are not loaded."
+        )
+    whole = hashlib.sha256("".join(file_digest(file) for file in weights).encode()).hexdigest()
+    return Source(path.resolve().name, f"sha256:{whole[:16]}", path)

@@ -1,0 +1,336 @@
+"""Requests in flight -> engine.
+
+What the API asks of the engine: a model's name as a method, requests, the list of models, tokens, adapters.
+
+One question to the engine and its events in an event loop's time, until the answer, the client or the server ends.
+
+No thread waits for a call: the engine rings when there is news, and the loop fetches it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import Receive
+
+from errors import AdapterError, BusyError, PromptOrTuneError, UnknownNameError
+from serve.api.errors import (
+    ApiError,
+    invalid_request,
+    model_not_found,
+    not_ready,
+    rate_limited,
+    shutting_down,
+    timed_out,
+    to_api_error,
+)
+from serve.api.protocol import CompletionRequest, Conversation
+from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
+from tasks.extract import extract_code
+from tasks.methods import Method, NoExamples, parse_method
+from tasks.problem import Example, Problem
+from tasks.prompt import STYLES
+
+if TYPE_CHECKING:
+    from serve.engine.llm_engine import EngineLoader, LLMEngine
+    from serve.engine.output_stream import OutputStream
+
+
+OWNER = "peft-arena"
+_METHOD_NAMES = ("zero-shot", "icl", "rag")
+_MAX_HINT_CANDIDATES = 500
+_PROBE_PARAMS = SamplingParams(max_new_tokens=1)
+# How a turn's answer is read back: code from its fence where it has one, else as it is.
+_HISTORY_STYLE = STYLES["chat"]
+
+
+class OpenAIServing:
+    """The engine in the API's words. `pool` names the data set whose examples `icl` and `rag` show.
+
+    Methods may take time (disk, a lock) and are called in threads; each raises ApiError, or PromptOrTuneError.
+    """
+
+    def __init__(self, loader: EngineLoader, pool: str) -> None:
+        self._loader = loader
+        self._pool = pool
+        self._started_at = int(time.time())
+        self._adapter_lock = Lock()
+
+    def engine(self) -> LLMEngine:
+        """The engine; ApiError 503 while it loads, and when loading has failed."""
+        try:
+            engine = self._loader.wait(0)
+        except PromptOrTuneError as fault:
+            raise not_ready(str(fault), "model_failed") from fault
+        if engine is None:
+            raise not_ready(f"The model is loading ({self._loader.state().message}): ask again soon.", "model_loading")
+        return engine
+
+    def fingerprint(self) -> str:
+        """What answers depend on beside the request: the base's revision and its quantization."""
+        base = self.engine().base
+        return f"fp_{base.revision.removeprefix('sha256:')[:12]}_{base.quantization}"
+
+    def resolve_method(self, model: str) -> Method:
+        """The method that `model` names; ApiError 404 where it names none."""
+        engine = self.engine()
+        if model == engine.base.id:
+            return parse_method("zero-shot", ())
+        parts = {part.strip().partition("*")[0] for part in model.split("+")}
+        names = engine.adapters()
+        try:
+            method = parse_method(model, parts.intersection(names))
+        except UnknownNameError as fault:
+            raise model_not_found(_unknown_model_message(model, names)) from fault
+        except PromptOrTuneError as fault:
+            raise invalid_request(str(fault), "model") from fault
+        reason = engine.unsupported_reason(method)
+        if reason:
+            raise ApiError(400, reason, param="model", code="model_unavailable")
+        return method
+
+    def start(self, request: CompletionRequest, owner: str, notify: Callable[[], None]) -> OutputStream:
+        """Hands the request to the engine; `ring` is called whenever there is news."""
+        method = self.resolve_method(request.model)
+        if request.conversation is not None:
+            requests = [self._chat_request(request.conversation, method)]
+        elif method.examples.k:
+            raise invalid_request(
+                f"'{request.model}' shows examples and this prompt is read as it is: use /v1/chat/completions.", "model"
+            )
+        else:
+            requests = [Request(Problem("api", prompt), method, self._pool, raw=prompt) for prompt in request.prompts]
+        try:
+            return self.engine().submit(requests, request.sampling_params, owner=owner, notify=notify)
+        except PromptOrTuneError as fault:
+            raise to_api_error(fault) from fault
+
+    def _chat_request(self, conversation: Conversation, method: Method) -> Request:
+        turns = [Example("", asked, extract_code(said, _HISTORY_STYLE)) for asked, said in conversation.turns]
+        return Request(Problem("api", conversation.intent), method, self._pool, turns=tuple(turns))
+
+    def list_models(self) -> list[dict[str, Any]]:
+        """Every model: the base, the methods, and the adapters that this base can wear."""
+        engine = self.engine()
+        found = [
+            self._base_model_card(),
+            *(self._model_card(name) for name in _METHOD_NAMES if self._is_supported(parse_method(name, ()))),
+        ]
+        for status in engine.store.status(engine.base):
+            if status.usable and self._is_supported(Method(status.name, NoExamples(), status.name)):
+                created = status.manifest.created if status.manifest else ""
+                found.append(self._model_card(status.name, _to_timestamp(created) or self._started_at))
+        return found
+
+    def get_model(self, name: str) -> dict[str, Any]:
+        """One model, also of those that the list does not name, as `icl-4` or `lora-x*0.5`."""
+        if name == self.engine().base.id:
+            return self._base_model_card()
+        try:
+            self.resolve_method(name)
+        except ApiError as fault:
+            raise model_not_found(fault.message) from fault
+        return self._model_card(name)
+
+    def count_tokens(self, model: str, text: str | Conversation) -> dict[str, Any]:
+        """How many tokens a text has, or a chat's whole prompt with its examples."""
+        engine = self.engine()
+        if isinstance(text, str):
+            count = engine.count_tokens(text)
+        else:
+            (count,) = engine.count_prompt_tokens([self._chat_request(text, self.resolve_method(model))], _PROBE_PARAMS)
+            if not count:
+                raise invalid_request(
+                    "These messages cannot be answered, so they have no prompt: shorten them.", "messages"
+                )
+        return {"count": count, "max_model_len": engine.base.context_length, "tokens": None, "token_strs": None}
+
+    def load_lora_adapter(self, name: str, path: str) -> str:
+        """Registers the adapter folder `path` as `name` and loads it; nothing is registered when that fails."""
+        engine = self.engine()
+        with self._adapter_lock:
+            known = name in engine.adapters()
+            try:
+                engine.store.register(name, Path(path), engine.base)
+                try:
+                    engine.adapter_cache.acquire(name).release()
+                except BaseException:
+                    if not known:
+                        engine.store.unregister(name)
+                    raise
+            except BusyError as fault:
+                raise to_api_error(fault) from fault
+            except PromptOrTuneError as fault:
+                raise invalid_request(str(fault), "lora_path") from fault
+        return f"Success: LoRA adapter '{name}' added successfully."
+
+    def unload_lora_adapter(self, name: str) -> str:
+        """Frees the adapter's memory and forgets a registered one; 404 where there is none of that name."""
+        engine = self.engine()
+        with self._adapter_lock:
+            if name not in engine.adapters():
+                raise ApiError(
+                    404, _unknown_model_message(name, engine.adapters()), param="lora_name", code="model_not_found"
+                )
+            try:
+                # First, so that nobody loads it again in between.
+                engine.store.unregister(name)
+            except AdapterError:  # it lies in the store itself, where whoever asks for it finds it again
+                return f"Success: LoRA adapter '{name}' left memory; it stays in the store."
+            finally:
+                engine.adapter_cache.unload(name)
+        return f"Success: LoRA adapter '{name}' removed successfully."
+
+    def health(self) -> tuple[int, Mapping[str, str]]:
+        """200 when requests are answered, and 503 with the reason when not."""
+        state = self._loader.state()
+        if state.phase == "ready":
+            return 200, {"status": "ok"}
+        return 503, {"status": state.phase, "message": state.message}
+
+    def _is_supported(self, method: Method) -> bool:
+        return self.engine().unsupported_reason(method) is None
+
+    def _base_model_card(self) -> dict[str, Any]:
+        base = self.engine().base
+        # The last two are ours: they tell a client which adapters belong to this base.
+        known = {"max_model_len": base.context_length, "revision": base.revision, "quantization": base.quantization}
+        return {**self._model_card(base.id), "parent": None, **known}
+
+    def _model_card(self, name: str, created: int | None = None) -> dict[str, Any]:
+        base = self.engine().base
+        when = self._started_at if created is None else created
+        return {"id": name, "object": "model", "created": when, "owned_by": OWNER, "root": base.id, "parent": base.id}
+
+
+def output_error(output: RequestOutput) -> ApiError | None:
+    """What to say of an answer that failed, None of one that did not."""
+    if output.error is None:
+        return shutting_down() if output.cancelled else None
+    return to_api_error(output.exception or PromptOrTuneError(output.error))
+
+
+def _unknown_model_message(model: str, names: list[str]) -> str:
+    """A sentence with the nearest name; of thousands none is sought and none is listed."""
+    near = difflib.get_close_matches(model, [*_METHOD_NAMES, *names[:_MAX_HINT_CANDIDATES]], n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"The model '{model}' does not exist: {hint}GET /v1/models lists what is served."
+
+
+def _to_timestamp(created: str) -> int | None:
+    """A manifest's date as seconds since 1970."""
+    try:
+        return int(datetime.fromisoformat(created).timestamp())
+    except ValueError:
+        return None
+
+
+# Starts the engine's work; is given what to call, from any thread, when there is news.
+StartFn = Callable[[Callable[[], None]], "OutputStream"]
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection: nobody is left to answer."""
+
+
+class InFlightRequest:
+    """A call that runs. It ends with its last answer, or with what `end` is given."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._has_output = asyncio.Event()
+        self._exception: Exception | None = None
+
+    async def events(self, start: StartFn) -> AsyncGenerator[PartialOutput | RequestOutput]:
+        """Partials as they come, of each answer the newest, and one RequestOutput a request; raises what ended it.
+
+        However it is left, the rows are stopped within a step.
+        """
+        stream = await asyncio.to_thread(start, self._notify)
+        try:
+            while not stream.finished:
+                if self._exception is not None:
+                    raise self._exception
+                for event in stream.get_nowait():
+                    yield event
+                if not stream.finished:
+                    await self._has_output.wait()
+                    self._has_output.clear()
+        finally:
+            stream.close()
+
+    def end(self, exception: Exception) -> None:
+        """Ends it in this loop's thread: the reader gets `fault` raised."""
+        if self._exception is None:
+            self._exception = exception
+        self._has_output.set()
+
+    def _notify(self) -> None:
+        self._loop.call_soon_threadsafe(self._has_output.set)
+
+
+class InFlightRequests:
+    """All calls of a server: how many there may be, how long one may take, and their end with the server's."""
+
+    def __init__(self, max_requests: int, timeout_s: float) -> None:
+        self._max_requests = max_requests
+        self._timeout_s = timeout_s
+        self._requests: set[InFlightRequest] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing = False
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @asynccontextmanager
+    async def track(self, receive: Receive) -> AsyncIterator[InFlightRequest]:
+        """A call that ends when the client goes (`receive` says so), at its time limit, or with the server.
+
+        ApiError where there are too many already, or the server is about to end.
+        """
+        if self._closing:
+            raise shutting_down()
+        if len(self._requests) >= self._max_requests:
+            message = f"{len(self._requests)} requests are being answered: ask again in a few seconds."
+            raise rate_limited(message, 3, "server_busy")
+        call = InFlightRequest()
+        self._loop = asyncio.get_running_loop()
+        self._requests.add(call)
+        watcher = asyncio.create_task(_watch_disconnect(call, receive))
+        limit = asyncio.get_running_loop().call_later(self._timeout_s, call.end, timed_out(self._timeout_s))
+        try:
+            yield call
+        finally:
+            limit.cancel()
+            watcher.cancel()
+            self._requests.discard(call)
+
+    def close(self) -> None:
+        """Ends all calls and takes no more, in the loop's thread: the server is about to end."""
+        self._closing = True
+        for call in self._requests:
+            call.end(shutting_down())
+
+    def stop(self, seconds: float) -> None:
+        """As `close`, from another thread; waits for the calls to have ended, at most so long."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self.close)
+        end = time.monotonic() + seconds
+        while self._requests and time.monotonic() < end:
+            time.sleep(0.02)
+
+
+async def _watch_disconnect(request: InFlightRequest, receive: Receive) -> None:
+    """Ends the call when its client goes; the body has been read, so nothing else can come."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    request.end(ClientGoneError())

@@ -1,0 +1,1 @@
+"""Adapters of all kinds in one batch."""

@@ -1,1 +1,0 @@
-"""Another engine behind the same pages: any server that speaks OpenAI's completions over HTTP."""

@@ -1,0 +1,1 @@
+"""A backend over another OpenAI-compatible server."""

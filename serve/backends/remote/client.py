@@ -1,0 +1,263 @@
+"""HTTP client, SSE, error mapping.
+
+What goes to the server and what comes back: bounded, without redirects, and every failure one sentence.
+
+The key goes to the one address that was given, in a header, and is in no sentence, log or representation.
+
+Server-sent events, out of bytes as they come: bounded, and anything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from common.format import quote_untrusted
+from errors import BaseModelError, BusyError, PromptOrTuneError
+
+MAX_BODY_BYTES = 4 << 20
+_CONNECT_SECONDS = 10.0
+_READ_SECONDS = 30.0
+_MAX_RETRY_SECONDS = 3600.0
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+_KEY_PATTERN = re.compile(r"[!-~]+")
+
+
+@dataclass(frozen=True)
+class ServerResponse:
+    """A whole answer: its status, headers, and its JSON (None where it is none)."""
+
+    status: int
+    headers: httpx.Headers
+    value: Any
+    text: str
+
+    def field(self, name: str) -> Any:
+        """The field of that name where the JSON is an object that has it, else None."""
+        return self.value.get(name) if isinstance(self.value, dict) else None
+
+
+class ServerClient:
+    """One server: its address, the key that it wants, and short exchanges with it. Thread-safe."""
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        parts = _parse_url(url)
+        self.url = url.strip().rstrip("/")
+        self.host = parts.netloc
+        self._root = self.url.removesuffix("/v1")
+        if api_key is not None and not _KEY_PATTERN.fullmatch(api_key):
+            raise PromptOrTuneError("The API key is empty or has characters that no header takes: check its variable.")
+        self._key = api_key
+        # A proxy of the environment is for the world, not for a server on this machine.
+        self._options: dict[str, Any] = {
+            "headers": self._headers(),
+            "trust_env": parts.hostname not in _LOCAL_HOSTS,
+            "follow_redirects": False,
+        }
+        self._client = httpx.Client(**self._options, timeout=self._timeout(_READ_SECONDS))
+
+    @property
+    def sends_key_unencrypted(self) -> bool:
+        """Whether a key travels where others can read it."""
+        return self._key is not None and self.url.startswith("http://") and self._options["trust_env"]
+
+    def __repr__(self) -> str:
+        return f"Wire({self.host!r})"
+
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "peft-arena"}
+        return headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+
+    def _timeout(self, seconds: float | None) -> httpx.Timeout:
+        return httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
+
+    def streaming_client(self) -> httpx.AsyncClient:
+        """A client for streams, whose patience is the caller's affair."""
+        unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        return httpx.AsyncClient(**self._options, timeout=self._timeout(None), limits=unlimited)
+
+    def get(self, path: str, *, at_root: bool = False) -> ServerResponse:
+        """GET under the address, or beside it (`/tokenize` lies beside `/v1`); PromptOrTuneError when nothing answers."""
+        return self._request("GET", path, None, at_root, _READ_SECONDS)
+
+    def post(
+        self, path: str, body: Mapping[str, Any], *, at_root: bool = False, seconds: float = _READ_SECONDS
+    ) -> ServerResponse:
+        """POST of a JSON body, likewise."""
+        return self._request("POST", path, body, at_root, seconds)
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self._client.close()
+
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, at_root: bool, seconds: float
+    ) -> ServerResponse:
+        until = time.monotonic() + seconds
+        address = (self._root if at_root else self.url) + path
+        try:
+            with self._client.stream(method, address, json=body, timeout=self._timeout(seconds)) as response:
+                content = bytearray()
+                for chunk in response.iter_raw():
+                    content += chunk
+                    if len(content) > MAX_BODY_BYTES:
+                        raise PromptOrTuneError(
+                            f"{self.host} answered {path} with more than {MAX_BODY_BYTES >> 20} MB."
+                        )
+                    if time.monotonic() > until:
+                        raise httpx.ReadTimeout("too slow")
+                return ServerResponse(response.status_code, response.headers, *read_json(bytes(content)))
+        except (httpx.HTTPError, httpx.InvalidURL) as fault:
+            raise self.connection_error(fault) from fault
+
+    def connection_error(self, error: Exception) -> PromptOrTuneError:
+        """The sentence for a connection that failed, before or within an answer."""
+        if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
+            return BaseModelError(f"No server answers at {self.url}: start it, or check --url.")
+        if isinstance(error, httpx.TimeoutException | TimeoutError):
+            return PromptOrTuneError(
+                f"The server at {self.host} was silent for too long: try again, or look at its log."
+            )
+        return PromptOrTuneError(
+            f"The connection to {self.host} broke off ({type(error).__name__}): try again, or look at its log."
+        )
+
+    def status_error(self, status: int, headers: Mapping[str, str], value: Any, model: str = "") -> PromptOrTuneError:
+        """The sentence for an answer that is none: what the server says is quoted, without the key."""
+        said = self.sanitize(error_message(value))
+        if status in (401, 403):
+            what = "refuses the key" if self._key else "wants a key and none was given"
+            return PromptOrTuneError(f"The server at {self.host} {what}: name its variable with --api-key-env.")
+        if status == 404 and model:
+            return PromptOrTuneError(
+                f"The server at {self.host} does not have the model '{quote_untrusted(model)}'{_in_parentheses(said)}: "
+                "check --model, and that --url ends in /v1."
+            )
+        if status in (429, 503):
+            seconds = _retry_after_seconds(headers.get("retry-after", ""))
+            return BusyError(
+                f"The server at {self.host} is busy, about {seconds:.0f} s{_in_parentheses(said)}.", seconds
+            )
+        if 300 <= status < 400:
+            return PromptOrTuneError(
+                f"The server at {self.host} sends elsewhere (status {status}), and the key goes nowhere else: "
+                "give the final address as --url."
+            )
+        return PromptOrTuneError(f"The server at {self.host} answered with status {status}{_in_parentheses(said)}.")
+
+    def sanitize(self, text: str) -> str:
+        """What a server said, fit for a sentence: short, without control characters, without the key."""
+        if self._key:
+            text = text.replace(self._key, "…")
+        return quote_untrusted(" ".join(text.split()), 300).rstrip(".")
+
+
+def _parse_url(url: str) -> Any:
+    """The parts of an address that can be asked; PromptOrTuneError where it cannot."""
+    example = "give one such as http://127.0.0.1:8000/v1"
+    try:
+        parts = urlsplit(url.strip())
+        port = parts.port
+    except ValueError:
+        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is no address: {example}.") from None
+    if parts.username or parts.password:
+        raise PromptOrTuneError("--url holds a name or password: take it out, keys come with --api-key-env.")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is no server's address: {example}.")
+    return parts
+
+
+def read_json(content: bytes) -> tuple[Any, str]:
+    """The JSON in `content`, None where it is none, and the text."""
+    text = content.decode("utf-8", "replace")
+    try:
+        return json.loads(text), text
+    except (ValueError, RecursionError):
+        return None, text
+
+
+def error_message(value: Any) -> str:
+    """What went wrong, out of any of the forms in which servers say it; '' where none is known."""
+    for name in ("error", "message", "detail"):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+    if isinstance(value, list) and value:
+        value = value[0].get("msg", "") if isinstance(value[0], dict) else value[0]
+    return value if isinstance(value, str) else ""
+
+
+def _in_parentheses(text: str) -> str:
+    return f" ({text})" if text else ""
+
+
+def _retry_after_seconds(header: str) -> float:
+    """How long Retry-After asks for; a second where it is missing or a date."""
+    try:
+        return min(max(float(header), 1.0), _MAX_RETRY_SECONDS)
+    except ValueError:
+        return 1.0
+
+
+MAX_LINE_BYTES = 1 << 20
+_DONE = "[DONE]"
+
+
+class SSEDecoder:
+    """The JSON objects of one stream. `done` is set by OpenAI's end mark; nothing after it is read."""
+
+    def __init__(self, host: str, max_bytes: int, sanitize: Callable[[str], str] = repr) -> None:
+        self.done = False
+        self._host = host
+        self._sanitize = sanitize
+        self._bytes_left = max_bytes
+        self._buffer = bytearray()
+        self._data: list[str] = []
+
+    def feed(self, chunk: bytes) -> Iterator[dict[str, Any]]:
+        """The events that `chunk` completes; PromptOrTuneError for what is no such stream, or too much of it."""
+        self._bytes_left -= len(chunk)
+        self._buffer += chunk
+        if self._bytes_left < 0 or len(self._buffer) - (self._buffer.rfind(b"\n") + 1) > MAX_LINE_BYTES:
+            raise PromptOrTuneError(f"The server at {self._host} sent far more than was asked for: it was cut off.")
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer = bytearray(rest)
+        for line in lines:
+            yield from self._decode_line(line)
+
+    def _decode_line(self, raw: bytes) -> list[dict[str, Any]]:
+        line = raw.decode("utf-8", "replace").removesuffix("\r")
+        if self.done or line.startswith(":"):  # a comment keeps a silent connection open
+            return []
+        if line:
+            name, _, value = line.partition(":")
+            if name == "data":
+                self._data.append(value.removeprefix(" "))
+            elif name not in ("event", "id", "retry"):
+                raise self._invalid_stream_error(line)
+            return []
+        data, self._data = "\n".join(self._data), []
+        if data.strip() == _DONE:
+            self.done = True
+        return [] if self.done or not data.strip() else [self._parse_object(data)]
+
+    def _parse_object(self, data: str) -> dict[str, Any]:
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise self._invalid_stream_error(data) from None
+        if not isinstance(value, dict):
+            raise self._invalid_stream_error(data)
+        return value
+
+    def _invalid_stream_error(self, text: str) -> PromptOrTuneError:
+        sent = self._sanitize(text[:80])
+        return PromptOrTuneError(
+            f"The server at {self._host} does not speak OpenAI's stream (it sent {sent}): check --url."
+        )

@@ -1,0 +1,1 @@
+"""The engine: queue, scheduler, adapter cache and the threads that step the model."""

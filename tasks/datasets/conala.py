@@ -1,0 +1,95 @@
+"""CoNaLa, CodeAlpacaPy, starter readers.
+
+CoNaLa and CodeAlpacaPy: an intent (column nl) and its code (column cmd) a row, in three files, without tests.
+
+CoNaLa is DocPrompting's split (Zhou et al., arXiv 2207.05987), whose repository keeps its rows in JSON Lines files.
+CodeAlpacaPy is the Python part of CodeAlpaca that the study (arXiv 2308.10462) used; its revision is the Hub's own
+Parquet copy of `antolin/codealpaca-filtered`.
+
+Starter: our own short intents with code and asserts, in the repository: neither a folder nor the Hub is needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+from tasks.datasets import hub
+from tasks.datasets.base import DatasetRow, DatasetSource, read_rows
+from tasks.datasets.hub import HubFile
+from tasks.datasets.mbpp import find_entry_point
+from tasks.problem import AssertTest, Problem
+
+CONALA_REPO, CONALA_REVISION = "neulab/docprompting-conala", "48df7abf0f64f9279b4ee04386272eb9dc89ef89"
+CODEALPACAPY_REPO, CODEALPACAPY_REVISION = "antolin/codealpaca-filtered", "2e2e5f16ccd5ab5891d6962cdff5453a62e8920b"
+
+_CONALA_FILES = {
+    split: HubFile(CONALA_REPO, CONALA_REVISION, f"conala-{stem}.jsonl", "json")
+    for split, stem in (("train", "train"), ("validation", "dev"), ("test", "test"))
+}
+_CODEALPACAPY_FILES = {
+    split: HubFile(CODEALPACAPY_REPO, CODEALPACAPY_REVISION, f"default/{stem}/0000.parquet", "parquet")
+    for split, stem in (("train", "train"), ("validation", "valid"), ("test", "test"))
+}
+
+
+def read_pairs(name: str, title: str, folder: Path, split: str) -> list[Problem]:
+    """The problems of `<folder>/<split>.jsonl`."""
+    holds = f"{title}'s {split} split, one JSON object a line with the columns nl and cmd"
+    return _make_problems(name, split, read_rows(folder / f"{split}.jsonl", holds))
+
+
+def fetch_pairs(name: str, title: str, files: dict[str, HubFile], split: str) -> list[Problem]:
+    """The problems of a split on the Hub."""
+    return _make_problems(name, split, hub.load_rows(files[split], title))
+
+
+def _make_problems(name: str, split: str, rows: Iterable[DatasetRow]) -> list[Problem]:
+    seen: Counter[str] = Counter()
+    problems = []
+    for number, row in enumerate(rows):
+        id = row.row_id(f"{name}-{split}-{number:04d}")
+        seen[id] += 1
+        if seen[id] > 1:  # CoNaLa repeats 21 rows; results are kept by id, so each row needs its own
+            id = f"{id}#{seen[id]}"
+        problems.append(Problem(id, row.text("nl", "instruction"), row.text("cmd", "output")))
+    return problems
+
+
+def _make_source(name: str, title: str, files: dict[str, HubFile]) -> DatasetSource:
+    return DatasetSource(
+        name=name,
+        title=title,
+        patterns=("train.jsonl", "validation.jsonl", "test.jsonl"),
+        layout=f"{name}/train.jsonl, validation.jsonl and test.jsonl (columns nl and cmd), or these three files",
+        read=partial(read_pairs, name, title),
+        fetch=partial(fetch_pairs, name, title, files),
+    )
+
+
+CONALA = _make_source("conala", "CoNaLa", _CONALA_FILES)
+CODEALPACAPY = _make_source("codealpacapy", "CodeAlpacaPy", _CODEALPACAPY_FILES)
+
+
+STARTER_DIR = Path(__file__).parent.parent / "starter"
+
+
+def read_starter(split: str, folder: Path = STARTER_DIR) -> list[Problem]:
+    """The problems of a split. Train rows may come without tests."""
+    holds = f"the {split} split of starter, which comes with this program"
+    return [_starter_problem(row) for row in read_rows(folder / f"{split}.jsonl", holds)]
+
+
+def _starter_problem(row: DatasetRow) -> Problem:
+    code = row.text("code")
+    setup = row.optional_text("setup")
+    tests = row.texts("tests") if row.values.get("tests") is not None else []
+    return Problem(
+        id=row.text("id"),
+        intent=row.text("intent"),
+        reference=code,
+        tests=tuple(AssertTest(test, setup) for test in tests),
+        entry_point=find_entry_point(code, tests),
+    )

@@ -1,0 +1,152 @@
+"""Which adapters there are, where each lies and whether it can be used here; with or without a model behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adapters.checks import check_name
+from adapters.manifest import Manifest, Origin, read_origin
+from adapters.store import LIBRARY, AdapterStatus, Store, looks_like_adapter
+from adapters.weights import WEIGHTS_NAME
+from errors import PromptOrTuneError
+from tasks.methods import Method, NoExamples
+from tasks.prompt import STYLES
+from ui.context import Context
+
+if TYPE_CHECKING:
+    from serve.engine.llm_engine import LLMEngine
+
+Location = Literal["library", "own", "registered"]
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """One adapter. `usable` is None until the model is ready; `reason` says why not, and `memory` its bytes there."""
+
+    name: str
+    location: Location
+    path: Path | None
+    manifest: Manifest | None
+    usable: bool | None
+    reason: str = ""
+    memory_bytes: int | None = None
+    weight_bytes: int = 0
+    origin: Origin | None = None
+
+
+class AdapterCatalog:
+    """The adapters that the engine knows, and those it will know while it is being loaded."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
+        self._offline_store = Store((LIBRARY, self.install_dir), fingerprints=fingerprints)
+
+    @property
+    def install_dir(self) -> Path:
+        """Where adapters are added."""
+        return self._context.home / "adapters"
+
+    @property
+    def engine(self) -> LLMEngine | None:
+        """The engine where it is ready."""
+        return self._context.engine_loader.engine() if self._context.engine_loader.state().phase == "ready" else None
+
+    @property
+    def store(self) -> Store:
+        """The engine's own, as far as there is one."""
+        engine = self.engine
+        return self._offline_store if engine is None else engine.store
+
+    def states(self) -> list[AdapterStatus]:
+        """All adapters: those that were added here first and the newest of them first, then the others by name."""
+        engine = self.engine
+        states = self.store.status(None if engine is None else engine.base)
+        roots = self._locations()
+        return sorted(states, key=lambda state: (*_sort_key(*_locate(state.name, roots)), state.name))
+
+    def entries(self, states: Sequence[AdapterStatus]) -> list[CatalogEntry]:
+        """What is to be shown of these few: each is looked at on the disk and in the engine."""
+        engine = self.engine
+        resident = {} if engine is None else {each.name: each.bytes for each in engine.adapter_cache.status().adapters}
+        roots = self._locations()
+        return [_make_entry(state, engine, resident, *_locate(state.name, roots)) for state in states]
+
+    def is_usable(self, state: AdapterStatus) -> bool:
+        """Whether it can be used here, as far as that is known."""
+        return _usability(state, self.engine)[0] is not False
+
+    def names_in(self, location: Location) -> set[str]:
+        """The names of the adapters that lie there."""
+        roots = self._locations()
+        return {name for name in self.store.names() if _locate(name, roots)[0] == location}
+
+    def loaded_names(self) -> set[str]:
+        """The names of the adapters in memory."""
+        engine = self.engine
+        return set() if engine is None else {each.name for each in engine.adapter_cache.status().adapters}
+
+    def folder(self, name: str) -> Path:
+        """The folder of a listed adapter, sound or not; PromptOrTuneError where there is none of that name."""
+        check_name(name)
+        path = _locate(name, self._locations())[1]
+        return self.store.inspect(name).path if path is None else path
+
+    def _locations(self) -> list[tuple[Location, Path]]:
+        """The folders that adapters lie in, the one that hides the others first."""
+        library = LIBRARY.resolve()
+        return [("library" if root.resolve() == library else "own", root) for root in reversed(self.store.roots)]
+
+
+def _locate(name: str, roots: Sequence[tuple[Location, Path]]) -> tuple[Location, Path | None]:
+    return next(
+        ((place, root / name) for place, root in roots if looks_like_adapter(root / name)), ("registered", None)
+    )
+
+
+def _sort_key(location: Location, path: Path | None) -> tuple[int, float]:
+    if location != "own" or path is None:
+        return 1, 0.0
+    try:
+        return 0, -path.stat().st_mtime
+    except OSError:  # gone since it was listed
+        return 0, 0.0
+
+
+def _make_entry(
+    state: AdapterStatus, engine: LLMEngine | None, loaded_bytes: dict[str, int], location: Location, path: Path | None
+) -> CatalogEntry:
+    usable, reason = _usability(state, engine)
+    return CatalogEntry(
+        name=state.name,
+        location=location,
+        path=path,
+        manifest=state.manifest,
+        usable=usable,
+        reason=reason,
+        memory_bytes=loaded_bytes.get(state.name),
+        weight_bytes=_weights_size(path),
+        origin=None if path is None else read_origin(path),
+    )
+
+
+def _usability(state: AdapterStatus, engine: LLMEngine | None) -> tuple[bool | None, str]:
+    if not state.usable:
+        return False, state.reason
+    if engine is None:
+        return None, ""
+    try:
+        reason = engine.unsupported_reason(Method(state.name, NoExamples(), state.name))
+    except PromptOrTuneError as fault:
+        reason = str(fault)
+    return reason is None, reason or ""
+
+
+def _weights_size(path: Path | None) -> int:
+    try:
+        return 0 if path is None else (path / WEIGHTS_NAME).stat().st_size
+    except OSError:
+        return 0

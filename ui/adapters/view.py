@@ -1,0 +1,349 @@
+"""Cards and list.
+
+What a card says of an adapter: texts alone, ready for js/adapters.js, which makes text nodes of them.
+
+Everything in a manifest was written by somebody: nothing of it is believed to be a number, short, or polite.
+
+The list of adapters as js/adapters.js draws it: a page of cards, found by words and by what they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from adapters.manifest import Manifest
+from adapters.store import AdapterStatus, Store
+from adapters.weights import read_limited
+from common.format import quote_untrusted
+from errors import PromptOrTuneError
+from models.identity import BaseIdentity
+from ui import components
+from ui.adapters.catalog import AdapterCatalog, CatalogEntry
+from ui.context import Context
+from ui.labels import format_date
+from ui.visitors import Visitor
+
+MAX_SCORES = 3
+MAX_ALL_SCORES = 60
+MAX_CARD_BYTES = 1 << 20
+MAX_TEXT_LENGTH = 40_000
+_PREFERRED_METRICS = ("EM@1", "Pass@1", "CodeBLEU", "EM@10", "Pass@5", "parses")
+_TECHNIQUES = {
+    "lora": "LoRA",
+    "qlora-8bit": "QLoRA, 8 bit",
+    "qlora-4bit": "QLoRA, 4 bit",
+    "ia3": "IA3",
+    "prompt-tuning": "Prompt tuning",
+    "prefix-tuning": "Prefix tuning",
+}
+_QUANTIZATIONS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
+_NOT_STATED = "not said"
+
+
+def card_value(entry: CatalogEntry, base: BaseIdentity | None) -> dict[str, Any]:
+    """One card; `base` is the one that answers here, None while it is being loaded."""
+    manifest = entry.manifest
+    scores = [] if manifest is None else best_scores(manifest.scores, base)
+    return {
+        "name": quote_untrusted(entry.name, 64),
+        "kind": _technique_label(manifest),
+        "usable": {True: "yes", False: "no", None: "unknown"}[entry.usable],
+        "reason": entry.reason,
+        "memory": "" if entry.memory_bytes is None else f"In memory, {format_size(entry.memory_bytes)}",
+        "facts": [] if manifest is None else _card_facts(entry, manifest),
+        "scored_on": score_conditions(scores[0]) if scores else "",
+        "scores": [score_row(score) for score in scores],
+        "place": _origin_text(entry),
+        "own": entry.location == "own",
+    }
+
+
+def details_value(path: Path, manifest: Manifest | None) -> dict[str, Any]:
+    """What unfolds beneath a card: all scores, the settings of its training, its card and its manifest as text."""
+    scores = () if manifest is None else manifest.scores
+    return {
+        "scores": [[score_conditions(each), *score_row(each)] for each in scores[:MAX_ALL_SCORES]],
+        "facts": [] if manifest is None else _training_facts(manifest),
+        "readme": _readme_text(path),
+        "manifest": "" if manifest is None else _manifest_text(manifest),
+    }
+
+
+def best_scores(scores: Sequence[Mapping[str, Any]], base: BaseIdentity | None) -> list[Mapping[str, Any]]:
+    """At most MAX_SCORES, all measured at one place: on the base as it is quantized here where there are such."""
+    known = [each for each in scores if parse_number(each.get("value")) is not None]
+    counted = [each for each in known if parse_number(each.get("n"))] or known
+    here = [each for each in counted if base is not None and each.get("quantization") == base.quantization] or counted
+    ranked = sorted(here, key=_metric_rank)
+    return [each for each in ranked if score_conditions(each) == score_conditions(ranked[0])][:MAX_SCORES]
+
+
+def score_row(score: Mapping[str, Any]) -> list[str]:
+    """Metric, value, 95 % interval and n, each as text; '' for what is not stated."""
+    low, high, count = (parse_number(score.get(key)) for key in ("low", "high", "n"))
+    interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    value = parse_number(score.get("value"))
+    return [
+        quote_untrusted(score.get("metric", "?"), 30),
+        quote_untrusted(score.get("value", "?"), 20) if value is None else f"{value:.3f}",
+        interval,
+        "" if count is None else f"{count:,.0f}",
+    ]
+
+
+def score_conditions(score: Mapping[str, Any]) -> str:
+    """Where a score was measured: 'conala test, base NF4, beam, 10 candidates'."""
+    data = " ".join(quote_untrusted(score[key], 40) for key in ("dataset", "split") if score.get(key))
+    quantization = str(score.get("quantization") or "")
+    base = f"base {_QUANTIZATIONS.get(quantization, quote_untrusted(quantization, 20))}" if quantization else ""
+    decoding = quote_untrusted(score["decoding"], 40) if score.get("decoding") else ""
+    return ", ".join(part for part in (data, base, decoding) if part)
+
+
+def parse_number(value: object) -> float | None:
+    """A finite number as a file may state one; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) and abs(found) < 1e12 else None
+
+
+def format_size(count: int) -> str:
+    """'3.7 MB', '512 kB'."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"
+
+
+def search_text(name: str, manifest: Manifest | None) -> str:
+    """What the search looks through, in small letters."""
+    parts = [name]
+    if manifest is not None:
+        parts += [manifest.technique, _technique_label(manifest), manifest.dataset, manifest.base_id, manifest.licence]
+    return " ".join(quote_untrusted(part, 200) for part in parts).casefold()
+
+
+def full_models(store: Store) -> list[dict[str, str]]:
+    """The whole models beside the adapters, each with the command that serves it."""
+    try:
+        found = store.full_models()
+    except PromptOrTuneError:
+        return []
+    return [
+        {"name": quote_untrusted(name, 64), "command": f"python app.py --base {shlex.quote(str(path))}"}
+        for name, path in found.items()
+        if str(path).isprintable()
+    ]
+
+
+def _metric_rank(score: Mapping[str, Any]) -> int:
+    metric = score.get("metric")
+    return _PREFERRED_METRICS.index(metric) if metric in _PREFERRED_METRICS else len(_PREFERRED_METRICS)
+
+
+def _technique_label(manifest: Manifest | None) -> str:
+    if manifest is None:
+        return ""
+    return _TECHNIQUES.get(manifest.technique) or quote_untrusted(manifest.technique, 30)
+
+
+def _card_facts(entry: CatalogEntry, manifest: Manifest) -> list[list[str]]:
+    rows = parse_number(manifest.config.get("n_train"))
+    data = quote_untrusted(manifest.dataset, 48) + (f", {rows:,.0f} rows" if rows else "")
+    facts = [
+        ["Trained on", data],
+        ["Base", quote_untrusted(manifest.base_id.rstrip("/").rsplit("/", 1)[-1], 60)],
+        ["Size", format_size(entry.weight_bytes) if entry.weight_bytes else _NOT_STATED],
+        ["Licence", quote_untrusted(manifest.licence, 40) or _NOT_STATED],
+    ]
+    return [*facts, ["Created", _date_text(manifest.created)]] if manifest.created else facts
+
+
+def _training_facts(manifest: Manifest) -> list[list[str]]:
+    """What is needed to train it again."""
+    rate = parse_number(manifest.config.get("learning_rate"))
+    epochs = parse_number(manifest.config.get("num_train_epochs"))
+    facts = [
+        ["Base", f"{quote_untrusted(manifest.base_id)} (revision {quote_untrusted(manifest.base_revision, 60)})"],
+        [
+            "Base in training",
+            _QUANTIZATIONS.get(manifest.trained_quantization, quote_untrusted(manifest.trained_quantization)),
+        ],
+        ["Data", f"{quote_untrusted(manifest.dataset)} ({quote_untrusted(manifest.dataset_digest, 40)})"],
+        [
+            "Prompt",
+            f"{quote_untrusted(manifest.prompt_style, 40)} ({quote_untrusted(manifest.prompt_fingerprint, 40)})",
+        ],
+        ["Seed", str(manifest.seed)],
+        ["Weights", quote_untrusted(manifest.weights_digest, 40) or _NOT_STATED],
+    ]
+    settings = [f"learning rate {rate:g}" if rate else "", f"at most {epochs:g} epochs" if epochs else ""]
+    said = ", ".join(part for part in settings if part)
+    return [*facts, ["Training", said]] if said else facts
+
+
+def _origin_text(entry: CatalogEntry) -> str:
+    if entry.location == "library":
+        return "Comes with Peft Arena"
+    if entry.location == "registered":
+        return "Registered through the API"
+    if entry.origin is None:
+        return "Trained here, or copied here by hand"
+    what = quote_untrusted(entry.origin.what, 80)
+    return f"From the Hub: {_short_commit(what)}" if entry.origin.kind == "hub" else f"From the zip {what}"
+
+
+def _short_commit(what: str) -> str:
+    repo, at, commit = what.partition("@")
+    return f"{repo}{at}{commit[:8]}"
+
+
+def _date_text(created: str) -> str:
+    try:
+        return format_date(created)
+    except ValueError:
+        return quote_untrusted(created, 30)
+
+
+def _readme_text(path: Path) -> str:
+    """The card as text, without the lines for machines at its top; '' where there is none that can be read."""
+    if not (path / "README.md").is_file():
+        return ""
+    try:
+        text = read_limited(path / "README.md", MAX_CARD_BYTES, path.name).decode("utf-8", "replace")
+    except PromptOrTuneError as fault:
+        return str(fault)
+    if text.startswith("---\n") and "\n---\n" in text:
+        text = text.split("\n---\n", 1)[1]
+    return _truncate(text.strip())
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    """The manifest without the loss curve, which is long."""
+    values = asdict(manifest)
+    values["log"] = f"{len(manifest.log)} records"
+    return _truncate(json.dumps(values, indent=1, ensure_ascii=True))
+
+
+def _truncate(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_LENGTH else text[:MAX_TEXT_LENGTH] + "\n… (cut here)"
+
+
+PAGE_SIZE = 24
+FILTERS = {
+    "all": "All",
+    "usable": "Usable here",
+    "unusable": "Not usable here",
+    "own": "Trained or added here",
+    "library": "Come with Peft Arena",
+    "memory": "In memory",
+}
+
+
+def adapter_list_value(
+    context: Context,
+    catalog: AdapterCatalog,
+    visitor: Visitor,
+    *,
+    query: str = "",
+    show: str = "all",
+    start: int = 0,
+    next_action: str = "",
+    added: str = "",
+) -> dict[str, Any]:
+    """The value of the list: the adapters from `start` on, at most PAGE_SIZE of them.
+
+    `after` says what the browser does next ('compare' or 'save'), `fresh` names the adapter that was just added.
+    """
+    phase = context.engine_loader.state().phase
+    states, wanted = catalog.states(), _filter_by(show, catalog)
+    found = [state for state in states if wanted(state) and _matches_query(state, query)]
+    start = min(max(start, 0), max(len(found) - 1, 0)) // PAGE_SIZE * PAGE_SIZE
+    engine = catalog.engine
+    base = None if engine is None else engine.base
+    return {
+        # Two equal lists differ in it: the browser then knows that its click was answered.
+        "turn": time.monotonic_ns(),
+        "head": _count_text(len(states), len(found)),
+        "phase": phase,
+        "cards": [card_value(entry, base) for entry in catalog.entries(found[start : start + PAGE_SIZE])],
+        "from": start,
+        "size": PAGE_SIZE,
+        "total": len(found),
+        "none": not states,
+        "may": context.visitors.training_denied_reason(visitor) is None,
+        # Where they lie on this machine is its owner's business.
+        "models": full_models(catalog.store) if visitor.owner else [],
+        "after": next_action,
+        "fresh": added,
+    }
+
+
+def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
+    """The list. Its events are `select` with {"do": open, load, unload, delete, save or page, "name", "from"}."""
+
+    def adapter_details(name: str) -> dict[str, Any]:
+        """The page asks for this when a card is unfolded."""
+        try:
+            folder = catalog.folder(str(name))
+            manifest = next((state.manifest for state in catalog.states() if state.name == name), None)
+        except PromptOrTuneError as fault:
+            return {"fault": str(fault)}
+        return details_value(folder, manifest)
+
+    template = (
+        '<p class="found" role="status" aria-live="polite">Looking for adapters ...</p><ul class="adapter-cards"></ul>'
+        '<div class="pager"></div><div class="models" hidden><h2>Whole models</h2><p class="quiet">These are no '
+        "adapters: full fine-tuning changed every weight. Serve one in place of the base with its command.</p><ul></ul>"
+        "</div>"
+    )
+    return gr.HTML(
+        None,
+        html_template=template,
+        js_on_load=components.load_script("adapters"),
+        server_functions=[adapter_details],
+        apply_default_css=False,
+        elem_id="adapters-list",
+    )
+
+
+def _matches_query(state: AdapterStatus, query: str) -> bool:
+    text = search_text(state.name, state.manifest)
+    return all(word in text for word in query.casefold().split())
+
+
+def _filter_by(show: str, catalog: AdapterCatalog) -> Callable[[AdapterStatus], bool]:
+    kinds: Mapping[str, Callable[[], Callable[[AdapterStatus], bool]]] = {
+        "usable": lambda: catalog.is_usable,
+        "unusable": lambda: lambda state: not catalog.is_usable(state),
+        "own": lambda: _in_names(catalog.names_in("own")),
+        "library": lambda: _in_names(catalog.names_in("library")),
+        "memory": lambda: _in_names(catalog.loaded_names()),
+    }
+    return kinds[show]() if show in kinds else lambda _: True
+
+
+def _in_names(names: set[str]) -> Callable[[AdapterStatus], bool]:
+    return lambda state: state.name in names
+
+
+def _count_text(total: int, found: int) -> str:
+    if total == found:
+        return f"{total} adapter{'' if total == 1 else 's'}"
+    return f"{found} of {total} adapters" if found else f"None of {total} adapters is like that: loosen the search."
+
+
+def page_start(event: Mapping[str, Any]) -> int:
+    """The first card that the browser wants to see, or sees."""
+    start = event.get("from")
+    return start if type(start) is int and 0 <= start < 10**9 else 0

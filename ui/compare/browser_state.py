@@ -1,0 +1,96 @@
+"""What a browser kept of the Compare page, read back after a refresh.
+
+It stays in the browser's own storage (js/page.js), so another visitor never has it, and the server has nothing to
+lose or to leak. It comes from outside, though: nothing of it is taken on trust.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from errors import PromptOrTuneError
+from tasks.datasets.registry import DATASETS
+from tasks.problem import Problem
+from ui.compare.decoding_form import DECODING_MODES, make_sampling_params
+from ui.compare.run import MAX_COLUMNS
+from ui.compare.verdict import HISTORY_LENGTH, History, verdict_text
+from ui.compare.view import finished_view
+from ui.components import chip_names
+from ui.records import Record, to_csv
+
+TEXT_FIELDS = ("intent", "reference", "tests")
+DECODING_FIELDS = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
+# In the order in which the page's script gets them.
+STORED_FIELDS = (*TEXT_FIELDS, "chips", "data", "problem", "pool", *DECODING_FIELDS)
+_MAX_NAME_LENGTH = 200
+_RUN_ADAPTER: TypeAdapter[list[Record]] = TypeAdapter(list[Record])
+_PROBLEM_ADAPTER = TypeAdapter(Problem)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BrowserState:
+    """Fields by name, only those that can be filled in as they are; the test problem asked about; the runs."""
+
+    fields: Mapping[str, Any]
+    selected_problem: Problem | None
+    history: History
+
+
+def parse_browser_state(value: Any) -> BrowserState:
+    """What the browser sent as {"fields", "chosen", "runs", "shown"}; whatever is not as we wrote it is left out."""
+    kept = value if isinstance(value, dict) else {}
+    return BrowserState(
+        _parse_fields(kept.get("fields")),
+        _parse_problem(kept.get("chosen")),
+        _parse_history(kept.get("runs"), kept.get("shown")),
+    )
+
+
+def _parse_fields(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {}
+    fields: dict[str, Any] = {name: value[name] for name in TEXT_FIELDS if isinstance(value.get(name), str)}
+    chips = value.get("chips")
+    if isinstance(chips, list) and all(isinstance(chip, dict) and isinstance(chip.get("name"), str) for chip in chips):
+        fields["chips"] = [name for name in chip_names(chips) if len(name) <= _MAX_NAME_LENGTH][:MAX_COLUMNS]
+    fields |= {name: value[name] for name in ("data", "pool") if value.get(name) in DATASETS}
+    if isinstance(value.get("problem"), str):
+        fields["problem"] = value["problem"]
+    choices = [value.get(name) for name in DECODING_FIELDS]
+    if choices[0] not in {name for _, name in DECODING_MODES}:
+        return fields
+    try:
+        make_sampling_params(*choices)  # type: ignore[arg-type]  # of whatever kind: this is the check
+    except (PromptOrTuneError, TypeError, ValueError):
+        return fields
+    return fields | dict(zip(DECODING_FIELDS, choices, strict=True))
+
+
+def _parse_problem(value: Any) -> Problem | None:
+    try:
+        return _PROBLEM_ADAPTER.validate_python(value) if value is not None else None
+    except ValidationError:
+        return None
+
+
+def _parse_history(value: Any, selected: Any) -> History:
+    runs = [run for each in value[:HISTORY_LENGTH] if (run := _parse_run(each))] if isinstance(value, list) else []
+    on_board = next((run for run in runs if run[0]["created"] == selected), runs[0] if runs else ())
+    return History(tuple(runs), on_board)
+
+
+def _parse_run(value: Any) -> tuple[Record, ...]:
+    """A run's records; () where the page could not show or save them, as after an update of the program."""
+    try:
+        run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
+        History((run,)).items(), verdict_text(run), to_csv(run), finished_view(run)
+    except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as fault:
+        _log.info("A run that a browser kept cannot be shown (%s).", type(fault).__name__)
+        return ()
+    return run

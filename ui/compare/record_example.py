@@ -1,0 +1,108 @@
+r"""Records the finished run that greets a first visit: a real one, with its model, revision, prompts and date.
+
+python -m ui.compare.record_example
+python -m ui.compare.record_example --data conala --data-dir ../shared/data --problem 4906977-61 \
+    --methods zero-shot,icl-8,rag-8,ia3-conala
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.command import configure_environment
+from errors import DataError, PromptOrTuneError, UnknownNameError
+from serve.engine.llm_engine import EngineLoader, ProgressFn
+from tasks.datasets.registry import load_problems
+from tasks.problem import Problem
+from ui.compare.run import format_tests, make_comparison
+from ui.compare.steps import collect_records
+from ui.compare.verdict import verdict_text
+from ui.compare.view import FIRST_EXAMPLE_PATH
+from ui.context import Context
+from ui.method_form import default_methods, list_adapter_choices
+from ui.records import Record
+
+if TYPE_CHECKING:
+    from serve.engine.llm_engine import LLMEngine
+
+
+# Whose words and code the problem and its examples are; starter's are our own.
+DATASET_CREDITS = {
+    "conala": "CoNaLa (Yin et al., 2018), CC BY-SA 4.0",
+    "codealpacapy": "CodeAlpacaPy, from Code Alpaca",
+    "mbpp": "MBPP (Austin et al., 2021), CC BY 4.0",
+    "apps": "APPS (Hendrycks et al., 2021), MIT",
+}
+
+
+def example_json(records: Sequence[Record], source: str) -> str:
+    """The text of ui/first_example.json: the records, and whose the problem and its examples are."""
+    return json.dumps({"source": source, "records": list(records)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def find_problem(data: str, problem_id: str | None, data_dir: Path | None) -> Problem:
+    """The test problem of that id, or the first one of the test split."""
+    problems = load_problems(data, "test", data_dir=data_dir)
+    if not problems:
+        raise DataError(f"'{data}' has no test problems.")
+    if problem_id is None:
+        return problems[0]
+    for problem in problems:
+        if problem.id == problem_id:
+            return problem
+    raise UnknownNameError(f"'{data}' has no test problem '{problem_id}': its first is '{problems[0].id}'.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Answers one test problem, writes the records to ui/first_example.json and says what the scores say."""
+    configure_environment()
+    parser = argparse.ArgumentParser(prog="python -m ui.compare.record_example", description=main.__doc__)
+    parser.add_argument("--base", default="embedded")
+    parser.add_argument("--quantization", default="nf4")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data", default="starter", help="a data set (%(default)s)")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--problem", help="the id of a test problem; the first one without it")
+    parser.add_argument("--methods", help="names with commas; those that the page begins with without it")
+    given = parser.parse_args(arguments)
+    try:
+        problem = find_problem(given.data, given.problem, given.data_dir)
+        context = Context(EngineLoader(_engine_builder(given)), given.data_dir)
+        methods = (
+            given.methods.split(",")
+            if given.methods
+            else default_methods(list_adapter_choices(context.engine_loader.engine())[1])
+        )
+        records = collect_records(
+            context, make_comparison(problem, methods, pool=given.data, tests_text=format_tests(problem.tests))
+        )
+    except PromptOrTuneError as fault:
+        sys.stderr.write(f"record_example: {fault}\n")
+        return 2
+    FIRST_EXAMPLE_PATH.write_text(example_json(records, DATASET_CREDITS.get(given.data, "")), encoding="utf-8")
+    sys.stdout.write(f"{verdict_text(records)}\nWritten to {FIRST_EXAMPLE_PATH}.\n")
+    return 0
+
+
+def _engine_builder(args: argparse.Namespace) -> Callable[[ProgressFn], LLMEngine]:
+    from serve.engine.build import build_engine
+
+    def build(report: ProgressFn) -> LLMEngine:
+        return build_engine(
+            base=args.base,
+            quantization=args.quantization,
+            device=args.device,
+            data_dir=args.data_dir,
+            report=report,
+        )
+
+    return build
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -45,7 +45,7 @@ _PREFIX_SETTINGS = _VIRTUAL_TOKEN_SETTINGS | {"encoder_hidden_size", "init_weigh
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
-    """LoRA (rsLoRA and DoRA too), IA3, Prompt or KVPrefix tuning, with nothing that serving would have to ignore."""
+    """LoRA (rsLoRA and DoRA too), IA3, Prompt or Prefix tuning, with nothing that serving would have to ignore."""
     technique = config.get("peft_type")
     if not isinstance(technique, str) or technique not in _TECHNIQUES:
         raise AdapterError(

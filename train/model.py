@@ -6,7 +6,7 @@ Start values for virtual tokens. Those that PEFT draws at random train badly; th
 
 PEFT's own suite measured 0.057 on GSM8K for Prompt tuning from random values and 0.343 from sampled vocabulary
 (../docs/training.md has ours). Here the default is the text of solved training examples: Prompt tuning starts from
-its token embeddings, KVPrefix tuning from the keys and values that the base computes for it.
+its token embeddings, Prefix tuning from the keys and values that the base computes for it.
 
 The loss of every technique: cross-entropy of the learned tokens, without the other tokens' logits.
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def init_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[TokenizedExample]) -> None:
-    """Gives a fresh PeftModel with Prompt or KVPrefix tuning its start values; `random` leaves PEFT's own."""
+    """Gives a fresh PeftModel with Prompt or Prefix tuning its start values; `random` leaves PEFT's own."""
     if config.virtual_tokens_init == "random":
         return
     wanted = config.num_virtual_tokens
@@ -304,7 +304,7 @@ def _causal_loss(
 def _prepend_virtual_tokens(
     model: Any, base: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> dict[str, Any]:
-    """The decoder's inputs, with the virtual tokens of Prompt and KVPrefix tuning before them, as PEFT puts them."""
+    """The decoder's inputs, with the virtual tokens of Prompt and Prefix tuning before them, as PEFT puts them."""
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}

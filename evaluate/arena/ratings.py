@@ -2,7 +2,7 @@
 
 Ratings from votes: Bradley and Terry's model (Biometrika 39, 1952), fitted by evalica, with bootstrap intervals.
 
-The model says that GroupT beats B with probability a / (a + b). Ratings are 1000 + 400 log10(strength), strengths having a
+The model says that A beats B with probability a / (a + b). Ratings are 1000 + 400 log10(strength), strengths having a
 geometric mean of 1: the methods' mean is 1000, and one that is 400 points ahead wins ten times as often as it loses.
 
 A tie counts as half a win for each side, and so does 'both bad', as Chatbot Arena does (Chiang et al., ICML 2024): it

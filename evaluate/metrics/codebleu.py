@@ -156,7 +156,7 @@ def bleu_scores(
 
 
 def _common_counts(reference: Counter[Any], candidate: Counter[Any]) -> dict[Any, int]:
-    """How often each n-gram is in both. The keys of two plain dicts, as TokenCounter's own `&` is far slower."""
+    """How often each n-gram is in both. The keys of two plain dicts, as Counter's own `&` is far slower."""
     return {gram: min(reference[gram], candidate[gram]) for gram in reference.keys() & candidate.keys()}
 
 

@@ -1,7 +1,7 @@
 """Shows what the sandbox is worth on this machine, and runs one program in it.
 
-    python -m evaluate.sandbox.sandbox probe [--json]
-    python -m evaluate.sandbox.sandbox run program.py [--stdin FILE] [--layer NAME] [--wall SECONDS] [--memory MB]
+    python -m evaluate.sandbox probe [--json]
+    python -m evaluate.sandbox run program.py [--stdin FILE] [--layer NAME] [--wall SECONDS] [--memory MB]
 
 The second prints one JSON object with `status`, `stdout`, `stderr`, `layer`, `seconds` and `limit`.
 """
@@ -68,7 +68,7 @@ def _read_source(path: Path) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m evaluate.sandbox.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m evaluate.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("probe", help="attack every layer and say what it stops")

@@ -7,7 +7,7 @@ Runs code that nobody has read: in layers of the kernel's own fences, or not at 
     with open_sandbox() as sandbox:
         outcome = sandbox.run(Program("print(input()[::-1])", stdin="abc"))
 
-GroupT program may read Python's library, compute, start threads, print, and write small files into a folder of its own that
+A program may read Python's library, compute, start threads, print, and write small files into a folder of its own that
 is empty at its start and gone at its end. All else (network, other files, processes, programs, signals to others) the
 kernel denies. It does not protect against faults of the kernel itself, nor against what a program learns from its own
 timing; under the Landlock layer a program also learns which paths exist and how large they are, not what they hold.
@@ -146,7 +146,7 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
         passed_over.append(f"{each} does not work here: {found.reason}")
     raise SandboxUnavailableError(
         f"No code is run, because no layer of the sandbox works here: {'; '.join(passed_over)}; "
-        "`python -m evaluate.sandbox.sandbox probe` shows more."
+        "`python -m evaluate.sandbox probe` shows more."
     )
 
 

@@ -7,7 +7,7 @@ One YAML file says it all (`evaluate/study/configs/`); `evaluate.study.read_conf
 The sizes of the study's models, and what follows from sizes alone: how many parameters there are, how many learn.
 
 Sizes are those of each model's published config.json. What is derived from them reproduces the study's own Table 3:
-2.7M for LoRA on CodeT5+-220M, 12.5M on CodeLlama-7B, 0.16M for IA3 on CodeGen-350M, 2.6M for KVPrefix tuning on
+2.7M for LoRA on CodeT5+-220M, 12.5M on CodeLlama-7B, 0.16M for IA3 on CodeGen-350M, 2.6M for Prefix tuning on
 CodeGen2-7B (arXiv 2308.10462).
 """
 

@@ -11,7 +11,7 @@ is a list; everything else is an object with one key, its type:
     {"tuple": [...]} {"set": [...]} {"frozenset": [...]} {"dict": [[key, value], ...]}
     {"fraction": ["0x1", "0x2"]} {"decimal": "1.5"} {"other": "name of the type"}
 
-An instance of a subclass arrives as the data of its base (a TokenCounter as a dict, a NumPy number as a number), so methods
+An instance of a subclass arrives as the data of its base (a Counter as a dict, a NumPy number as a number), so methods
 like `__eq__` never decide here. Any other object arrives as the name of its type: an `OpaqueValue`, equal to nothing.
 Reading is bounded in length, depth and digits, and evaluates nothing.
 """

@@ -1,4 +1,4 @@
-"""DoRA, IA3, Prompt and KVPrefix tuning: what their configs may say, and which tensors belong to them."""
+"""DoRA, IA3, Prompt and Prefix tuning: what their configs may say, and which tensors belong to them."""
 
 from __future__ import annotations
 

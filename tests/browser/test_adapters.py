@@ -1,4 +1,4 @@
-"""The AdapterChoices page as a person uses it: a real engine and the real library, on a backend without a model."""
+"""The Adapters page as a person uses it: a real engine and the real library, on a backend without a model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The AdapterChoices page."""
+"""The Adapters page."""

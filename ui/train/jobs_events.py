@@ -72,7 +72,7 @@ class JobActions:
         self.job_service.cancel(self.require_job(request, job_id).id)
 
     def resume(self, request: Any, job_id: str | None) -> None:
-        """Resume, Retry, StartFn again: into the line once more, from the last checkpoint where there is one."""
+        """Resume, Retry, Start again: into the line once more, from the last checkpoint where there is one."""
         job = self.require_job(request, job_id)
         self._check_job_limit(request)
         self.job_service.resume(job.id)

@@ -1,4 +1,4 @@
-"""`python -m evaluate.sandbox.sandbox`: the table for people, one JSON object for programs, and one sentence for mistakes."""
+"""`python -m evaluate.sandbox`: the table for people, one JSON object for programs, and one sentence for mistakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def program(tmp_path: Path) -> Path:
 def test_it_runs_a_program_in_a_layer(program: Path, layer: str) -> None:
     command = [
         "-m",
-        "evaluate.sandbox.sandbox",
+        "evaluate.sandbox",
         "run",
         str(program),
         "--stdin",

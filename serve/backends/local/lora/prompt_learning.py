@@ -1,6 +1,6 @@
 """Row prefixes: keys and values that stand before a line's prompt as if they had been read.
 
-Prompt tuning (arXiv 2104.08691) and KVPrefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
+Prompt tuning (arXiv 2104.08691) and Prefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
 the first are read by the bare base when they are first worn, the second brings its keys and values along. Rows with
 and without a prefix share a batch.
 """

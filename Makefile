@@ -33,7 +33,7 @@ setup-test: .venv/.installed-test
 # Each stamp is younger than the list that it stands for, so a set-up that is up to date costs nothing.
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "Peft Arena needs Python 3.11 or newer, and '$(PYTHON)' is not: name another with PYTHON=python3.12." >&2; exit 1; }
+	    echo "Prompt or Tune needs Python 3.11 or newer, and '$(PYTHON)' is not: name another with PYTHON=python3.12." >&2; exit 1; }
 	@echo "Making .venv ..."
 	@$(PYTHON) -m venv .venv
 	@touch $@

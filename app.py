@@ -1,4 +1,4 @@
-"""Starts Peft Arena: reads the command line, loads the model behind the pages, and serves them.
+"""Starts Prompt or Tune: reads the command line, loads the model behind the pages, and serves them.
 
 python app.py                                              the embedded base, on http://127.0.0.1:7860
 python app.py --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda
@@ -65,10 +65,10 @@ class AppOptions:
 def parse_options(arguments: Sequence[str]) -> AppOptions:
     """The options in `arguments`, with defaults from the environment; PromptOrTuneError in one sentence otherwise."""
     space = space_settings(os.environ)
-    base = os.environ.get("PEFT_ARENA_BASE") or None
+    base = os.environ.get("PROMPT_OR_TUNE_BASE") or None
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if space.is_space else "127.0.0.1")  # noqa: S104
     port = os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
-    parser = ArgumentParser(prog="app.py", description="Peft Arena: four answers to one intent, side by side.")
+    parser = ArgumentParser(prog="app.py", description="Prompt or Tune: four answers to one intent, side by side.")
     add_model_options(parser, base or EMBEDDED)
     add_remote_options(parser)
     parser.add_argument("--runs-dir", type=Path, help="a folder with runs of `python -m evaluate` for Results")
@@ -114,7 +114,7 @@ def serve(options: AppOptions) -> NoReturn:
         options.data_dir,
         visitors=VisitorRegistry(options.access.policy),
         serving=_job_serving(options),
-        persistent=not options.space.is_space or bool(os.environ.get("PEFT_ARENA_HOME")),
+        persistent=not options.space.is_space or bool(os.environ.get("PROMPT_OR_TUNE_HOME")),
     )
     pages = build_pages(source, context=context, run_library=make_run_library(options.runs_dir))
     board = JobService(context.home)
@@ -224,14 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_environment()
     lasting = space_settings(os.environ).persistent_cache_dir
     if lasting:
-        os.environ["PEFT_ARENA_HOME"] = str(lasting)
+        os.environ["PROMPT_OR_TUNE_HOME"] = str(lasting)
     try:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         check_port_free(options.host, options.port)
-        print("Starting Peft Arena ...", flush=True)
+        print("Starting Prompt or Tune ...", flush=True)
         serve(options)
     except PromptOrTuneError as error:
-        print(f"peft-arena: {error}", file=sys.stderr)
+        print(f"prompt-or-tune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

@@ -170,7 +170,7 @@ def find_adapter_files(files: Sequence[zipfile.ZipInfo], name: str) -> ArchiveCo
     for needed in REQUIRED_FILES:
         if needed not in found:
             raise AdapterError(
-                f"'{name}' has no {needed}, so it is no adapter of Peft Arena: zip the whole folder that "
+                f"'{name}' has no {needed}, so it is no adapter of Prompt or Tune: zip the whole folder that "
                 "`python -m train` wrote."
             )
     return ArchiveContents("".join(place.parts), found, len(by_path) - len(found))

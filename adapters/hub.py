@@ -182,7 +182,7 @@ def _check_file_list(repo: str, files: Mapping[str, RemoteFile]) -> None:
     for path in REQUIRED_FILES:
         if path not in files:
             raise AdapterError(
-                f"'{repo}' has no {path}, so it is no adapter of Peft Arena: check the name, or train one with "
+                f"'{repo}' has no {path}, so it is no adapter of Prompt or Tune: check the name, or train one with "
                 "`python -m train`."
             )
     for path in ADAPTER_FILES:

@@ -46,7 +46,7 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
     except OSError as fault:
         raise AdapterError(
             f"Cannot write to {root} ({fault.strerror or fault}): choose another folder with --root, "
-            "or set PEFT_ARENA_HOME to one that you may write to."
+            "or set PROMPT_OR_TUNE_HOME to one that you may write to."
         ) from fault
     try:
         yield aside

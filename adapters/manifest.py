@@ -81,7 +81,7 @@ class Manifest:
         if values.get("version") != MANIFEST_VERSION:
             raise AdapterError(
                 f"Adapter '{name}': {MANIFEST_NAME} has version {quote_untrusted(values.get('version'), 40)}, "
-                f"this program reads version {MANIFEST_VERSION}; update Peft Arena or train it again."
+                f"this program reads version {MANIFEST_VERSION}; update Prompt or Tune or train it again."
             )
         known = {each.name: each for each in fields(cls)}
         strange = [key for key in values if key not in known]
@@ -90,7 +90,7 @@ class Manifest:
             fault = (
                 f"has no field '{lacking[0]}'" if lacking else f"has an unknown field {quote_untrusted(strange[0], 60)}"
             )
-            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {fault}; update Peft Arena or train it again.")
+            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {fault}; update Prompt or Tune or train it again.")
         for key in ("log", "scores"):
             if not isinstance(values.get(key, []), list):
                 raise AdapterError(f"Adapter '{name}': '{key}' in {MANIFEST_NAME} is no list: train it again.")

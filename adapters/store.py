@@ -213,8 +213,8 @@ MAX_REGISTERED = 10_000
 
 
 def user_root() -> Path:
-    """Where adapters that the user trained lie: `adapters` in PEFT_ARENA_HOME, or in ~/.cache/peft-arena."""
-    home = os.environ.get("PEFT_ARENA_HOME") or "~/.cache/peft-arena"
+    """Where adapters that the user trained lie: `adapters` in PROMPT_OR_TUNE_HOME, or in ~/.cache/prompt-or-tune."""
+    home = os.environ.get("PROMPT_OR_TUNE_HOME") or "~/.cache/prompt-or-tune"
     return Path(home).expanduser() / "adapters"
 
 

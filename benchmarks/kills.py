@@ -9,7 +9,7 @@ the end nothing may be missing: no job, no uploaded file, no checkpoint (the tra
 was whole), no vote that was confirmed; and the adapter has the bytes and the scores of the undisturbed one. A job that
 is through before all kills are done is followed by another one of the same.
 
-It works in a folder of its own, which shares converted bases with PEFT_ARENA_HOME and is removed at the end. Prints
+It works in a folder of its own, which shares converted bases with PROMPT_OR_TUNE_HOME and is removed at the end. Prints
 one JSON line; the exit status is 1 where anything was lost or differs.
 """
 
@@ -233,7 +233,7 @@ class RestartedProcess:
 
     def restart_if_ended(self) -> None:
         if self._running is None or self._running.poll() is not None:
-            environment = {**os.environ, "PEFT_ARENA_HOME": str(self._home)}
+            environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(self._home)}
             quiet = subprocess.DEVNULL
             self._running = subprocess.Popen(
                 self._command, cwd=PROJECT_ROOT, env=environment, stdout=quiet, stderr=quiet
@@ -265,7 +265,7 @@ def find_process(home: Path, command_name: str) -> psutil.Process | None:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
-            if command[1:4] == ["-m", "jobs", command_name] and process.environ().get("PEFT_ARENA_HOME") == str(home):
+            if command[1:4] == ["-m", "jobs", command_name] and process.environ().get("PROMPT_OR_TUNE_HOME") == str(home):
                 return process
     return None
 

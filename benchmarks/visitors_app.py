@@ -51,7 +51,7 @@ def running_app(folder: Path) -> Iterator[AppProcess]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "app.py", "--port", str(port)]
-    environment = {**os.environ, "PEFT_ARENA_HOME": str(folder)}
+    environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(folder)}
     with (folder / "app.log").open("wb") as log:
         process = subprocess.Popen(
             command, cwd=PROJECT_ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -16,8 +16,8 @@ ProgressFn = Callable[[str], None]
 
 
 def cache_dir() -> Path:
-    """`PEFT_ARENA_HOME`, or ~/.cache/peft-arena."""
-    return Path(os.environ.get("PEFT_ARENA_HOME") or "~/.cache/peft-arena").expanduser()
+    """`PROMPT_OR_TUNE_HOME`, or ~/.cache/prompt-or-tune."""
+    return Path(os.environ.get("PROMPT_OR_TUNE_HOME") or "~/.cache/prompt-or-tune").expanduser()
 
 
 def make_dir(path: Path) -> Path:
@@ -26,7 +26,7 @@ def make_dir(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise PromptOrTuneError(
-            f"Cannot create {path} ({fault.strerror}): set PEFT_ARENA_HOME to a folder that you may write to."
+            f"Cannot create {path} ({fault.strerror}): set PROMPT_OR_TUNE_HOME to a folder that you may write to."
         ) from fault
     return path
 
@@ -37,7 +37,7 @@ def check_disk_space(folder: Path, required_bytes: int) -> None:
     if free < required_bytes:
         raise DiskSpaceError(
             f"{folder} has {free / 1e6:.0f} MB free and {required_bytes / 1e6:.0f} MB are needed: "
-            "free some room, or set PEFT_ARENA_HOME to a folder on a larger disk."
+            "free some room, or set PROMPT_OR_TUNE_HOME to a folder on a larger disk."
         )
 
 
@@ -60,7 +60,7 @@ def atomic_dir(target: Path) -> Iterator[Path]:
     except OSError as fault:
         if fault.errno in (28, 122):  # no space left, or the quota is used up
             raise DiskSpaceError(
-                f"The disk under {target.parent} is full: free some room, or set PEFT_ARENA_HOME to a larger disk."
+                f"The disk under {target.parent} is full: free some room, or set PROMPT_OR_TUNE_HOME to a larger disk."
             ) from fault
         raise
     finally:

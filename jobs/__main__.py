@@ -5,7 +5,7 @@
     python -m jobs work          takes jobs from the queue; the app starts this by itself
     python -m jobs run ID        works on one job that waits, here and now
 
-Jobs lie in the folder that PEFT_ARENA_HOME names, ~/.cache/peft-arena without it.
+Jobs lie in the folder that PROMPT_OR_TUNE_HOME names, ~/.cache/prompt-or-tune without it.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class WorkerLauncher:
 
 def worker_environment(home: Path) -> dict[str, str]:
     """The environment of processes that work for this home."""
-    return {**os.environ, "PEFT_ARENA_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, "PROMPT_OR_TUNE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
 _LOG_BYTES = 1_000_000

@@ -52,9 +52,9 @@ class Options:
 def parse_options(arguments: Sequence[str]) -> Options:
     """The options in `arguments`; PromptOrTuneError in one sentence where something is wrong with them."""
     parser = ArgumentParser(
-        prog="-m serve", description="Peft Arena's methods and adapters behind an OpenAI-compatible API."
+        prog="-m serve", description="Prompt or Tune's methods and adapters behind an OpenAI-compatible API."
     )
-    add_model_options(parser, os.environ.get("PEFT_ARENA_BASE") or "embedded")
+    add_model_options(parser, os.environ.get("PROMPT_OR_TUNE_BASE") or "embedded")
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on (%(default)s)")
     parser.add_argument("--port", default=str(DEFAULT_PORT), help="the port to serve on (%(default)s)")
     add_api_options(parser)
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run_server(options)
         return 0
     except PromptOrTuneError as error:
-        print(f"peft-arena: {error}", file=sys.stderr)
+        print(f"prompt-or-tune: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)

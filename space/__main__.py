@@ -1,7 +1,7 @@
 """Builds the Space's files, and publishes them.
 
 python -m space build DIR                    the files of a Space, in a folder
-python -m space publish user/peft-arena      creates or updates the Space on the Hub and waits until it runs
+python -m space publish user/prompt-or-tune      creates or updates the Space on the Hub and waits until it runs
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def parse_space_options(args: argparse.Namespace) -> SpaceOptions:
     if both:
         raise PromptOrTuneError(f"{both[0]} is given as --secret and as --variable: give it once.")
     if args.storage is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.storage, re.ASCII):
-        raise PromptOrTuneError("--storage names no bucket: write user/name, such as someone/peft-arena-data.")
+        raise PromptOrTuneError("--storage names no bucket: write user/name, such as someone/prompt-or-tune-data.")
     return SpaceOptions(args.private, args.hardware, args.storage, secrets, variables)
 
 
@@ -308,7 +308,7 @@ def check_name(repo_id: str) -> None:
     except HFValidationError:
         repo_id = ""
     if repo_id.count("/") != 1:
-        raise PromptOrTuneError("That cannot name a Space on the Hub: write user/name, such as someone/peft-arena.")
+        raise PromptOrTuneError("That cannot name a Space on the Hub: write user/name, such as someone/prompt-or-tune.")
 
 
 def _remote_files(api: HfApi, repo_id: str) -> list[str] | None:
@@ -379,7 +379,7 @@ def _upload(
     with _hub_errors(repo_id, "uploading to"):
         before = api.space_info(repo_id).sha
         # The client leaves out files that are there already, and makes no commit where all are.
-        made = api.create_commit(repo_id, operations, commit_message="Publish Peft Arena", repo_type="space")
+        made = api.create_commit(repo_id, operations, commit_message="Publish Prompt or Tune", repo_type="space")
     changed = made.oid != before
     report(f"Published {repo_id}@{made.oid[:12]}." if changed else f"{repo_id} holds this program already.")
     return PublishedSpace(repo_id, made.oid, f"{api.endpoint}/spaces/{repo_id}", changed)

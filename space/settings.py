@@ -22,9 +22,9 @@ class SpaceSettings:
     """What follows from running on a Space; at home all fields are empty.
 
     `id` is the Space's own, "owner/name". `owner` is the person or organisation it belongs to, and `owners` are all who
-    count as such: nobody can log in as an organisation, so it names its people in PEFT_ARENA_OWNERS. `persistent_home`
-    is where PEFT_ARENA_HOME belongs so that jobs, votes and adapters outlive a restart; None where no storage is
-    mounted, or where PEFT_ARENA_HOME is set already. `host` is the name under which browsers reach the Space. With
+    count as such: nobody can log in as an organisation, so it names its people in PROMPT_OR_TUNE_OWNERS. `persistent_home`
+    is where PROMPT_OR_TUNE_HOME belongs so that jobs, votes and adapters outlive a restart; None where no storage is
+    mounted, or where PROMPT_OR_TUNE_HOME is set already. `host` is the name under which browsers reach the Space. With
     `oauth` people can log in with the Hub.
     """
 
@@ -54,14 +54,14 @@ def space_settings(environ: Mapping[str, str], storage: Path = STORAGE_DIR) -> S
     if not id:
         return SpaceSettings()
     owner = environ.get("SPACE_AUTHOR_NAME", "").strip() or id.partition("/")[0]
-    named = (name.strip() for name in environ.get("PEFT_ARENA_OWNERS", "").split(","))
-    kept = not environ.get("PEFT_ARENA_HOME") and sqlite_works(storage)
+    named = (name.strip() for name in environ.get("PROMPT_OR_TUNE_OWNERS", "").split(","))
+    kept = not environ.get("PROMPT_OR_TUNE_HOME") and sqlite_works(storage)
     return SpaceSettings(
         id=id,
         owner=owner,
         owners=frozenset(name for name in (owner, *named) if name),
         zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
-        persistent_cache_dir=storage / "peft-arena" if kept else None,
+        persistent_cache_dir=storage / "prompt-or-tune" if kept else None,
         host=environ.get("SPACE_HOST", "").split(",")[0].strip(),
         oauth=bool(environ.get("OAUTH_CLIENT_ID")),
     )
@@ -73,7 +73,7 @@ def sqlite_works(folder: Path) -> bool:
     Storage that is mounted over the network does not always do that, and votes and the jobs' queue are databases.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=".peft-arena-", dir=folder) as probe:
+        with tempfile.TemporaryDirectory(prefix=".prompt-or-tune-", dir=folder) as probe:
             connection = sqlite3.connect(Path(probe) / "probe.sqlite", timeout=5)
             try:
                 with connection:

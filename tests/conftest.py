@@ -26,9 +26,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder with CoNaLa, CodeAlpacaPy, MBPP and APPS; it lies beside the checkout, not in it."""
-    folder = Path(os.environ.get("PEFT_ARENA_TEST_DATA") or ROOT.parent / "shared" / "data")
+    folder = Path(os.environ.get("PROMPT_OR_TUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
-        pytest.skip(f"There is no test data in {folder}: name its folder with PEFT_ARENA_TEST_DATA.")
+        pytest.skip(f"There is no test data in {folder}: name its folder with PROMPT_OR_TUNE_TEST_DATA.")
     return folder
 
 
@@ -36,11 +36,11 @@ def data_dir() -> Path:
 def home() -> Path:
     """The user's own cache, so that the embedded base is converted once and not once a run of the tests.
 
-    Without PEFT_ARENA_HOME this is the default folder; tests that write adapters make a home of their own.
+    Without PROMPT_OR_TUNE_HOME this is the default folder; tests that write adapters make a home of their own.
     """
-    folder = Path(os.environ.get("PEFT_ARENA_HOME") or "~/.cache/peft-arena").expanduser()
+    folder = Path(os.environ.get("PROMPT_OR_TUNE_HOME") or "~/.cache/prompt-or-tune").expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ["PEFT_ARENA_HOME"] = str(folder)
+    os.environ["PROMPT_OR_TUNE_HOME"] = str(folder)
     return folder
 
 

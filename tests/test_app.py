@@ -45,9 +45,9 @@ def sentence_of(done: subprocess.CompletedProcess[str]) -> str:
     assert "Traceback" not in done.stdout + done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("peft-arena: ")
+    assert lines[0].startswith("prompt-or-tune: ")
     assert lines[0].endswith(".")
-    return lines[0].removeprefix("peft-arena: ")
+    return lines[0].removeprefix("prompt-or-tune: ")
 
 
 @pytest.mark.parametrize(
@@ -91,16 +91,16 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 
 def test_a_space_is_served_to_everybody_and_its_base_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPACE_ID", "someone/peft-arena")
+    monkeypatch.setenv("SPACE_ID", "someone/prompt-or-tune")
     monkeypatch.setenv("GRADIO_SERVER_PORT", "7000")
     options = app.parse_options([])
     assert (options.host, options.port, options.base) == ("0.0.0.0", 7000, "embedded")
-    monkeypatch.setenv("PEFT_ARENA_BASE", "owner/other@main")
+    monkeypatch.setenv("PROMPT_OR_TUNE_BASE", "owner/other@main")
     assert app.parse_options([]).base == "owner/other@main"
 
 
 def test_at_home_only_this_machine_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "PEFT_ARENA_BASE"):
+    for name in ("SPACE_ID", "GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "PROMPT_OR_TUNE_BASE"):
         monkeypatch.delenv(name, raising=False)
     options = app.parse_options([])
     assert (options.host, options.port, options.base) == ("127.0.0.1", 7860, "embedded")
@@ -150,8 +150,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.model
 def test_a_full_disk_is_one_sentence_with_the_folder(tiny_disk: Path) -> None:
-    done = start("--base", "embedded", PEFT_ARENA_HOME=str(tiny_disk))
-    assert re.search(rf"{re.escape(str(tiny_disk))}.* MB free and .* PEFT_ARENA_HOME", sentence_of(done))
+    done = start("--base", "embedded", PROMPT_OR_TUNE_HOME=str(tiny_disk))
+    assert re.search(rf"{re.escape(str(tiny_disk))}.* MB free and .* PROMPT_OR_TUNE_HOME", sentence_of(done))
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_the_page_is_up_before_the_model_and_ctrl_c_ends_quietly(home: Path) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PEFT_ARENA_HOME": str(home)},
+        env=os.environ | {"PROMPT_OR_TUNE_HOME": str(home)},
     )
     try:
         assert process.stdout is not None
@@ -204,5 +204,5 @@ def test_make_names_a_python_that_is_too_old(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     done = subprocess.run(["make", "demo", "PYTHON=false"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0].startswith("Peft Arena needs Python 3.11 or newer, and 'false' is not")
+    assert done.stderr.splitlines()[0].startswith("Prompt or Tune needs Python 3.11 or newer, and 'false' is not")
     assert not (tmp_path / ".venv").exists()

@@ -169,7 +169,7 @@ def _merged_model_card(manifest: Manifest, caveat: str) -> str:
 library_name: transformers
 base_model: {base}
 license: {manifest.licence}
-tags: [peft-arena, merged, {manifest.technique}]
+tags: [prompt-or-tune, merged, {manifest.technique}]
 ---
 # {manifest.name}, merged
 

@@ -46,7 +46,7 @@ def header_html(context: Context) -> str:
         share = f' style="width:{state.fraction:.0%}"' if state.fraction is not None else ' class="unknown"'
         bar = f'<span class="progress" aria-hidden="true"><span{share}></span></span>'
     return (
-        '<header class="top"><p class="product">Peft Arena</p>'
+        '<header class="top"><p class="product">Prompt or Tune</p>'
         f'<p class="model {state.phase}" role="status" aria-live="polite">'
         f'<span class="dot" aria-hidden="true"></span><span class="model-text">{escape(text)}</span>{bar}</p></header>'
     )
@@ -72,7 +72,7 @@ def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
-PRODUCT = "Peft Arena"
+PRODUCT = "Prompt or Tune"
 PAGES = (
     ("compare", page.TITLE),
     ("arena", arena.TITLE),
@@ -132,7 +132,7 @@ def build_pages(
 
 
 def make_run_library(runs_dir: Path | None = None) -> RunLibrary:
-    """The runs that come along, and the user's own: those in `runs_dir`, or in PEFT_ARENA_HOME."""
+    """The runs that come along, and the user's own: those in `runs_dir`, or in PROMPT_OR_TUNE_HOME."""
     return RunLibrary([("docs/results", BUNDLED_RUNS_DIR), ("runs", runs_dir or default_runs_dir())])
 
 
@@ -204,11 +204,11 @@ def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], 
         return [gr.Dropdown(choices=known.choices), known.reasons]
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    pages.load(None, None, None, js="() => window.peftArenaOpen()", **quiet)
+    pages.load(None, None, None, js="() => window.promptOrTuneOpen()", **quiet)
     # An adapter may have been trained, added or removed since the page came up.
     tabs["compare"].select(adapters_now, None, [form.adapter, form.reasons], **quiet)
     for name, tab in tabs.items():
-        tab.select(None, None, None, js=f"() => window.peftArenaTab({name!r})", **quiet)
+        tab.select(None, None, None, js=f"() => window.promptOrTuneTab({name!r})", **quiet)
 
 
 def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> Any:

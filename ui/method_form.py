@@ -99,7 +99,7 @@ def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list
 def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any]:
     """Updates for [form.chips, form.adapter, form.reasons] that put this adapter among the compared methods.
 
-    Other pages use it for 'Open in Compare', followed by `window.peftArenaGo("compare")` in the browser.
+    Other pages use it for 'Open in Compare', followed by `window.promptOrTuneGo("compare")` in the browser.
     """
     known = list_adapter_choices(engine)
     names = components.chip_names(chips)

@@ -115,11 +115,11 @@ def check_upload_size(size: int, limit: int, what: str = "the file") -> None:
     if 0 < limit < size:
         raise PromptOrTuneError(
             f"{what[:1].upper()}{what[1:]} has {size / 1e6:.1f} MB and {limit / 1e6:.0f} MB is the limit here: "
-            "make it smaller, or run Peft Arena on a machine of your own."
+            "make it smaller, or run Prompt or Tune on a machine of your own."
         )
 
 
-COOKIE_NAME = "peft_arena_visitor"
+COOKIE_NAME = "prompt_or_tune_visitor"
 _YEAR_SECONDS = 365 * 24 * 3600
 _TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
@@ -166,7 +166,7 @@ class VisitorRegistry:
     def training_denied_reason(self, visitor: Visitor) -> str | None:
         """Why this visitor may not train, add or remove adapters, in one sentence; None where they may."""
         if self.policy.training == "nobody":
-            return "Training is switched off here: run Peft Arena on a machine of your own, or ask this one's owner."
+            return "Training is switched off here: run Prompt or Tune on a machine of your own, or ask this one's owner."
         if self.policy.training == "owner" and not visitor.owner:
             who = " or ".join(sorted(self.policy.owners)) or "its owner"
             return (
@@ -247,7 +247,7 @@ def _hashed_id(kind: str, value: str) -> str:
     return f"{kind}-{hashlib.sha256(f'{kind}:{value}'.encode()).hexdigest()[:16]}"
 
 
-AUTH_VARIABLE = "PEFT_ARENA_AUTH"
+AUTH_VARIABLE = "PROMPT_OR_TUNE_AUTH"
 MIN_PASSWORD_LENGTH = 8
 TRAINING_CHOICES: tuple[TrainingAccess, ...] = ("everyone", "owner", "nobody")
 # Of whole settings a Limits field is made with this many of its units.
@@ -382,7 +382,7 @@ class UploadLimitMiddleware:
             return
         sentence = (
             f"An upload may have {self._max_bytes / 1e6:.0f} MB here and this one has {size / 1e6:.1f} MB: make the file "
-            "smaller, or run Peft Arena on a machine of your own."
+            "smaller, or run Prompt or Tune on a machine of your own."
         )
         # The body stays unread, so the line cannot be used again.
         await PlainTextResponse(sentence, 413, headers={"connection": "close"})(scope, receive, send)

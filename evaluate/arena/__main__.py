@@ -4,7 +4,7 @@
     python -m evaluate.arena --export votes.jsonl
     python -m evaluate.arena --votes other/votes.sqlite --export votes.csv
 
-Needs no model. The votes lie in PEFT_ARENA_HOME unless --votes names their file.
+Needs no model. The votes lie in PROMPT_OR_TUNE_HOME unless --votes names their file.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _arena_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluate.arena", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--votes", type=Path, help=f"the file of votes (by default {VOTES_FILE} in PEFT_ARENA_HOME)")
+    parser.add_argument("--votes", type=Path, help=f"the file of votes (by default {VOTES_FILE} in PROMPT_OR_TUNE_HOME)")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write all votes to FILE.jsonl or FILE.csv")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's draws")
     return parser

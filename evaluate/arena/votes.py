@@ -367,8 +367,8 @@ class VoteStore:
         version = int(database.execute("PRAGMA user_version").fetchone()[0])
         if version > SCHEMA:
             raise VotesError(
-                f"The votes in {self.path} were written by a newer Peft Arena (version {version} of the file, this "
-                f"program knows {SCHEMA}): update Peft Arena, or move the file away."
+                f"The votes in {self.path} were written by a newer Prompt or Tune (version {version} of the file, this "
+                f"program knows {SCHEMA}): update Prompt or Tune, or move the file away."
             )
         return version
 

@@ -185,7 +185,7 @@ def _failure_reason(layer: str, result: ExecutionResult) -> str:
 @contextlib.contextmanager
 def _attack_targets() -> Iterator[tuple[socket.socket, Path, Path]]:
     """A listener, a file with a secret, and a file that anybody may write: only a fence keeps a program from them."""
-    folder = Path(tempfile.mkdtemp(prefix="peft-arena-probe-"))
+    folder = Path(tempfile.mkdtemp(prefix="prompt-or-tune-probe-"))
     try:
         folder.chmod(0o755)
         secret, target = folder / "secret", folder / "target"

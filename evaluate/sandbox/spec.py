@@ -136,7 +136,7 @@ def next_uid() -> int:
     return FIRST_UID + next(_UID_OFFSETS) % (LAST_UID - FIRST_UID + 1)
 
 
-SCRATCH_PREFIX = "peft-arena-sandbox-"
+SCRATCH_PREFIX = "prompt-or-tune-sandbox-"
 SCRATCH_STALE_SECONDS = 60  # a folder that is younger may not have been locked yet
 
 

@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
 
 DOCKER_IMAGE = "python:3.11"
-JOBS_DATASET_NAME = "peft-arena-jobs"
+JOBS_DATASET_NAME = "prompt-or-tune-jobs"
 # What of the program a training needs; `*` stands for slashes too.
 PROGRAM_PATTERNS = ("errors.py", "adapters/*.py", "serve/*.py", "tasks/*", "train/*", "requirements*.txt")
 _EXCLUDED_PATTERN = "*.pyc"
 _FIRST_SETTINGS = ("adapter_name", "dataset_name", "technique", "preset")
-_MOUNT_PATH = "/peft-arena"
+_MOUNT_PATH = "/prompt-or-tune"
 
 
 def manual_commands(
@@ -57,7 +57,7 @@ def manual_commands(
     """
     settings = train_arguments(config, serving, upload_name)
     return [
-        ("On a machine of your own, in the folder of Peft Arena", _format_command(["python", "-m", "train"], settings)),
+        ("On a machine of your own, in the folder of Prompt or Tune", _format_command(["python", "-m", "train"], settings)),
         (
             "On Hugging Face Jobs, from the same folder",
             _hf_jobs_command(settings, upload_name, flavor or DEFAULT_HARDWARE),
@@ -268,15 +268,15 @@ def _yaml_types(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-JOB_LABEL = "peft-arena"
+JOB_LABEL = "prompt-or-tune"
 # What runs there. All that belongs to one job comes as variables, so nothing of it is read as a command.
 JOB_SCRIPT = f"""set -e
 cd "$(mktemp -d)"
-pip install --quiet "huggingface_hub==$PEFT_ARENA_CLIENT"
-hf download "$PEFT_ARENA_SOURCE" "$PEFT_ARENA_JOB/{ARCHIVE_NAME}" --repo-type dataset --revision "$PEFT_ARENA_COMMIT" \
+pip install --quiet "huggingface_hub==$PROMPT_OR_TUNE_CLIENT"
+hf download "$PROMPT_OR_TUNE_SOURCE" "$PROMPT_OR_TUNE_JOB/{ARCHIVE_NAME}" --repo-type dataset --revision "$PROMPT_OR_TUNE_COMMIT" \
 --local-dir sent --format quiet
 mkdir program
-tar -xzf "sent/$PEFT_ARENA_JOB/{ARCHIVE_NAME}" -C program
+tar -xzf "sent/$PROMPT_OR_TUNE_JOB/{ARCHIVE_NAME}" -C program
 cd program
 pip install --quiet -r requirements.txt
 pip install --quiet --no-deps -r requirements-embedded.txt
@@ -346,10 +346,10 @@ def _run_job(api: HfApi, job: Job, state: RemoteJobState) -> JobInfo:
                 image=DOCKER_IMAGE,
                 command=["bash", "-c", JOB_SCRIPT],
                 env={
-                    "PEFT_ARENA_SOURCE": state.source,
-                    "PEFT_ARENA_COMMIT": state.commit,
-                    "PEFT_ARENA_JOB": job.id,
-                    "PEFT_ARENA_CLIENT": version("huggingface-hub"),
+                    "PROMPT_OR_TUNE_SOURCE": state.source,
+                    "PROMPT_OR_TUNE_COMMIT": state.commit,
+                    "PROMPT_OR_TUNE_JOB": job.id,
+                    "PROMPT_OR_TUNE_CLIENT": version("huggingface-hub"),
                     "PIP_ROOT_USER_ACTION": "ignore",
                     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
                     "PYTHONUNBUFFERED": "1",
@@ -357,7 +357,7 @@ def _run_job(api: HfApi, job: Job, state: RemoteJobState) -> JobInfo:
                 secrets={"HF_TOKEN": str(api.token)},
                 flavor=job.flavor,
                 timeout=f"{MAX_HOURS}h",
-                name=re.sub(r"[^a-zA-Z0-9_-]", "-", f"peft-arena-{job.adapter}"),
+                name=re.sub(r"[^a-zA-Z0-9_-]", "-", f"prompt-or-tune-{job.adapter}"),
                 labels={JOB_LABEL: state.label},
                 namespace=state.namespace,
             )

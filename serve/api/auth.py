@@ -17,7 +17,7 @@ from common.command import read_secrets
 from errors import PromptOrTuneError
 from serve.api.errors import ApiError, rate_limited
 
-ENV_VARIABLE = "PEFT_ARENA_API_KEYS"
+ENV_VARIABLE = "PROMPT_OR_TUNE_API_KEYS"
 MIN_KEY_LENGTH = 16
 _MAX_OWNERS = 10_000
 _NAME = re.compile(r"[\w.@-]{1,64}")
@@ -63,7 +63,7 @@ class ApiKeys:
 
 
 def read_keys(file: Path | None) -> ApiKeys:
-    """The keys in `file`, and those of PEFT_ARENA_API_KEYS (separated by commas); PromptOrTuneError in one sentence.
+    """The keys in `file`, and those of PROMPT_OR_TUNE_API_KEYS (separated by commas); PromptOrTuneError in one sentence.
 
     No message repeats a key.
     """

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from serve.engine.output_stream import OutputStream
 
 
-OWNER = "peft-arena"
+OWNER = "prompt-or-tune"
 _METHOD_NAMES = ("zero-shot", "icl", "rag")
 _MAX_HINT_CANDIDATES = 500
 _PROBE_PARAMS = SamplingParams(max_new_tokens=1)

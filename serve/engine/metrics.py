@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from serve.engine.config import EngineStatus
 
 Outcome = Literal["answered", "refused", "cancelled", "failed"]
-_PREFIX = "peft_arena"
+_PREFIX = "prompt_or_tune"
 _SEQUENCE_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 256)
 _STEP_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _WAIT_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

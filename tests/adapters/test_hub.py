@@ -126,7 +126,7 @@ def test_what_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, n
 def test_a_repository_that_is_no_adapter_of_ours(hub: Hub, good: Path, root: Path, name: str) -> None:
     (good / name).unlink()
     hub.add(REPO, good)
-    assert f"has no {name}, so it is no adapter of Peft Arena" in _refused(REPO, root)
+    assert f"has no {name}, so it is no adapter of Prompt or Tune" in _refused(REPO, root)
     assert not _downloads(hub)
 
 

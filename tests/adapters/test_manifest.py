@@ -30,10 +30,10 @@ def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 2}, "has version 2, this program reads version 1; update Peft Arena"),
+        ({"version": 2}, "has version 2, this program reads version 1; update Prompt or Tune"),
         ({"version": "\x1b[31m" + "x" * 10_000}, "…, this program reads version 1"),
-        ({"\x1b[31mextra": 1}, r"has an unknown field '\x1b[31mextra'; update Peft Arena"),
-        ({"e" * 100_000: 1}, "e…; update Peft Arena"),
+        ({"\x1b[31mextra": 1}, r"has an unknown field '\x1b[31mextra'; update Prompt or Tune"),
+        ({"e" * 100_000: 1}, "e…; update Prompt or Tune"),
         ({"log": "abc"}, "'log' in manifest.json is no list"),
         ({"scores": {"metric": 1}}, "'scores' in manifest.json is no list"),
     ],

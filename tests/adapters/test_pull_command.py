@@ -21,7 +21,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", standin.url + "/{repo_id}/resolve/{revision}/{filename}"
         )
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
         standin.repositories["someone/good"] = write_adapter(tmp_path / "published" / "good")
         yield standin
 

@@ -161,10 +161,10 @@ sys.exit(code)
 
 
 def test_the_users_own_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
     assert user_root() == tmp_path / "adapters"
-    monkeypatch.delenv("PEFT_ARENA_HOME")
-    assert user_root() == Path.home() / ".cache" / "peft-arena" / "adapters"
+    monkeypatch.delenv("PROMPT_OR_TUNE_HOME")
+    assert user_root() == Path.home() / ".cache" / "prompt-or-tune" / "adapters"
 
 
 def test_every_adapter_that_comes_with_the_program_is_sound() -> None:

@@ -21,7 +21,7 @@ QUESTIONS = "columns,eight,thousand,cold,memory,prefix,limit"
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny base, and a home in which nothing is left behind; smaller numbers of adapters."""
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(engine_adapters, "COLD_LOADS", 3)

@@ -84,7 +84,7 @@ def test_scores_go_into_manifest_and_card_once(tmp_path: Path) -> None:
 
 
 def test_a_job_resumes_what_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
     job = TechniqueRun("lora", "conala", "2")
     checkpoint = tmp_path / "adapters" / ".lora-conala.run" / "checkpoints" / "checkpoint-7"
     options = Namespace(base="embedded", data_dir=None)
@@ -97,6 +97,6 @@ def test_a_job_resumes_what_is_unfinished(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_anything_finished_the_table_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
     assert main(["--table", "--output", str(tmp_path / "out")]) == 2
     assert "Nothing is finished yet" in capsys.readouterr().err

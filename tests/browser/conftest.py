@@ -103,7 +103,7 @@ def real_app(home: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactor
     port = free_port()
     log = tmp_path_factory.mktemp("log") / "app.log"
     command = [sys.executable, "app.py", "--port", str(port), "--data-dir", str(data_dir)]
-    environment = {**os.environ, "PEFT_ARENA_HOME": str(folder)}
+    environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(folder)}
     with log.open("w") as out:
         app = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

@@ -15,7 +15,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 
 T = TypeVar("T")
-SCREENSHOTS = "PEFT_ARENA_SCREENSHOTS"
+SCREENSHOTS = "PROMPT_OR_TUNE_SCREENSHOTS"
 
 
 def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
@@ -221,7 +221,7 @@ class ComparePage:
         return self.all("#history li button")
 
     def screenshot(self, name: str) -> None:
-        """The whole page, into the folder that PEFT_ARENA_SCREENSHOTS names, if it names one."""
+        """The whole page, into the folder that PROMPT_OR_TUNE_SCREENSHOTS names, if it names one."""
         folder = os.environ.get(SCREENSHOTS)
         if not folder:
             return

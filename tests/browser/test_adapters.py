@@ -113,13 +113,13 @@ def marks(page: ComparePage) -> list[str]:
 
 
 def test_the_address_opens_all_there_is_to_know(page: ComparePage) -> None:
-    assert page.driver.title == "Peft Arena · Adapters"
+    assert page.driver.title == "Prompt or Tune · Adapters"
     assert page.text("#adapters-list .found") == "11 adapters"
     text = card(page, "lora-conala").text
     for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.7 MB", "cc-by-sa-4.0", "0.041"):
         assert part in text
     assert "0.027 to 0.061" in text
-    assert "Comes with Peft Arena" in text
+    assert "Comes with Prompt or Tune" in text
     assert "was trained for tiny/base" in card(page, "other-base").text
     assert not card(page, "other-base").find_element(By.CSS_SELECTOR, ".acts .main").is_enabled()
     assert labels(page, "lora-conala") == ["Open in Compare", "Load", "Download zip"]
@@ -145,7 +145,7 @@ def test_a_hostile_card_is_text(page: ComparePage) -> None:
     card(page, "evil").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "onerror" in card(page, "evil").find_element(By.CSS_SELECTOR, "pre.text").text)
     assert page.all("#adapters-list img, #adapters-list script") == []
-    assert page.driver.title == "Peft Arena · Adapters"
+    assert page.driver.title == "Prompt or Tune · Adapters"
     card(page, "lora-conala").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "A LoRA adapter that answers intents" in card(page, "lora-conala").text)
     tables = card(page, "lora-conala").find_elements(By.CSS_SELECTOR, ".told table")
@@ -173,7 +173,7 @@ def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: A
     assert "From the zip mail.zip" in card(page, "from-mail").text
     page.screenshot("adapters-added")
     press(page, "from-mail", "Open in Compare")
-    until(lambda: page.driver.title == "Peft Arena · Compare")
+    until(lambda: page.driver.title == "Prompt or Tune · Compare")
     assert page.chips()[-1] == "from-mail"
     page.intent("count 3")
     page.run()

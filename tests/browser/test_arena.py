@@ -205,7 +205,7 @@ def test_a_hostile_answer_is_text(page: ArenaPage) -> None:
     assert page.all("#arena img, #arena script") == []
     page.vote("3")
     assert page.all("#arena img, #arena script") == []
-    assert page.driver.title == "Peft Arena · Arena"
+    assert page.driver.title == "Prompt or Tune · Arena"
 
 
 def test_another_person_has_a_duel_of_their_own(page: ArenaPage, home: Path) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 
 def test_a_first_visit_is_invited_and_ready(page: ComparePage) -> None:
-    assert page.text(".product") == "Peft Arena"
+    assert page.text(".product") == "Prompt or Tune"
     assert page.text(".model-text") == "SmolLM2-135M-Instruct · NF4 · CPU"
     until(lambda: page.chips() == DEFAULTS)
     assert len(page.all("#begin button")) == 3
@@ -37,7 +37,7 @@ def test_no_text_becomes_markup(page: ComparePage) -> None:
     time.sleep(0.5)
     page.history()[0].click()
     time.sleep(0.5)
-    assert page.driver.title == "Peft Arena · Compare"
+    assert page.driver.title == "Prompt or Tune · Compare"
     assert page.all("#board script, #board img, #history img, #history script") == []
 
 

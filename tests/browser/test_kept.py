@@ -61,7 +61,7 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     until(lambda: page.intent_text() == EVIL)
     again(page)
     until(lambda: page.history() and page.history()[1].get_attribute("aria-current") == "true")
-    assert page.driver.title == "Peft Arena · Compare"
+    assert page.driver.title == "Prompt or Tune · Compare"
     assert page.all("#board script, #board img, #history img") == []
 
 
@@ -70,7 +70,7 @@ def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage)
     until(page.intent_text)
     until(lambda: value(page, "#problem input") != "Pick a test problem")
     problem, intent = value(page, "#problem input"), page.intent_text()
-    until(lambda: page.driver.execute_script("return localStorage['peft-arena.chosen']"))
+    until(lambda: page.driver.execute_script("return localStorage['prompt-or-tune.chosen']"))
     again(page)
     until(lambda: page.intent_text() == intent)
     until(lambda: value(page, "#problem input") == problem)
@@ -96,10 +96,10 @@ def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
 
 def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePage) -> None:
     script = """
-        localStorage.setItem("peft-arena.runs", '[[{"method": "<img src=x onerror=alert(1)>"}], 7, null]');
-        localStorage.setItem("peft-arena.fields", '{"intent": 5, "mode": "loud", "chips": [{"name": 3}, "x"]}');
-        localStorage.setItem("peft-arena.chosen", '{"id": {}}');
-        localStorage.setItem("peft-arena.shown", "no JSON");
+        localStorage.setItem("prompt-or-tune.runs", '[[{"method": "<img src=x onerror=alert(1)>"}], 7, null]');
+        localStorage.setItem("prompt-or-tune.fields", '{"intent": 5, "mode": "loud", "chips": [{"name": 3}, "x"]}');
+        localStorage.setItem("prompt-or-tune.chosen", '{"id": {}}');
+        localStorage.setItem("prompt-or-tune.shown", "no JSON");
     """
     page.driver.execute_script(script)
     again(page)

@@ -47,7 +47,7 @@ def rows(page: ComparePage) -> list[str]:
 
 
 def test_the_address_opens_a_run_with_its_numbers(page: ComparePage) -> None:
-    assert page.driver.title == "Peft Arena · Results"
+    assert page.driver.title == "Prompt or Tune · Results"
     table = page.text("#summary table")
     assert "Pass@1" in table
     assert "lora-starter" in table
@@ -64,7 +64,7 @@ def test_a_problem_opens_with_all_answers_and_nothing_in_it_is_markup(page: Comp
     assert [badge.text for badge in page.all("#answers .badge")] == ["passes"]
     assert "onerror" in page.text("#answers .asked")
     assert page.all("#results img, #results script") == []
-    assert page.driver.title == "Peft Arena · Results"
+    assert page.driver.title == "Prompt or Tune · Results"
     page.screenshot("results-problem")
 
 
@@ -107,7 +107,7 @@ def test_numbers_are_downloaded(page: ComparePage, tmp_path: Path) -> None:
 def test_the_tabs_change_the_address(page: ComparePage) -> None:
     page.find("#tab-compare-button").click()
     until(lambda: "tab=" not in page.driver.current_url)
-    until(lambda: page.driver.title == "Peft Arena · Compare")
+    until(lambda: page.driver.title == "Prompt or Tune · Compare")
     page.find("#tab-results-button").click()
     until(lambda: "tab=results" in page.driver.current_url)
 

@@ -230,7 +230,7 @@ def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePag
     copied = Path(shutil.copytree(LIBRARY / "lora-starter", board.home / "copied"))
     on_disk.complete(board, job.id, copied)
     opened(page, job)
-    page.driver.execute_script("window.peftArenaSave = (file) => { window.saved = file; }")
+    page.driver.execute_script("window.promptOrTuneSave = (file) => { window.saved = file; }")
     press(page, "train-job-download")
     file = until(lambda: page.driver.execute_script("return window.saved"))
     assert file["orig_name"] == "lora-mine.zip"
@@ -260,7 +260,7 @@ def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board:
     for place in ("#train-job-head", "#train-job-line", "#train-job-failed", "#train-job-list"):
         assert "onerror" in page.text(place) or place == "#train-job-list"
     assert page.all("#train-jobs img, #train-jobs script") == []
-    assert page.driver.title == "Peft Arena · Train"
+    assert page.driver.title == "Prompt or Tune · Train"
 
 
 def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, board: JobService) -> None:
@@ -280,11 +280,11 @@ def test_nobody_looks_nobody_asks(page: ComparePage, board: JobService) -> None:
     opened(page, job)
     page.driver.execute_script(COUNT_LOOKS)
     until(lambda: page.driver.execute_script("return window.looks") > 0)
-    page.driver.execute_script("window.peftArenaGo('compare')")
+    page.driver.execute_script("window.promptOrTuneGo('compare')")
     until(lambda: "tab=" not in page.driver.current_url and "job=" not in page.driver.current_url)
     page.driver.execute_script("window.looks = 0")
     on_disk.train(board, job.id, 9, since=5)
     page.driver.execute_async_script("setTimeout(arguments[0], 3500)")
     assert page.driver.execute_script("return window.looks") == 0
-    page.driver.execute_script("window.peftArenaGo('train')")
+    page.driver.execute_script("window.promptOrTuneGo('train')")
     until(lambda: points(page, "training") == 9)

@@ -44,7 +44,7 @@ def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         (home / shared).mkdir(exist_ok=True)
         (folder / shared).symlink_to(home / shared)
     port, log = free_port(), tmp_path_factory.mktemp("log") / "app.log"
-    environment = {**os.environ, "PEFT_ARENA_HOME": str(folder)}
+    environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(folder)}
     with log.open("w") as out:
         program = subprocess.Popen(
             [sys.executable, "app.py", "--port", str(port)],
@@ -68,7 +68,7 @@ def end_workers(home: Path) -> None:
     ours = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.environ().get("PEFT_ARENA_HOME") == str(home) and "jobs" in process.cmdline():
+            if process.environ().get("PROMPT_OR_TUNE_HOME") == str(home) and "jobs" in process.cmdline():
                 ours.append(process)
     for process in ours:
         with suppress(psutil.Error):

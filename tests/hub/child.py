@@ -15,7 +15,7 @@ def use_hub_in_children(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path)
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "huggingface"),
         "HF_HUB_DISABLE_XET": "1",
-        "PEFT_ARENA_HOME": str(folder / "home"),
+        "PROMPT_OR_TUNE_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
     }.items():

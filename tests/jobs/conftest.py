@@ -18,7 +18,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The home that the environment names, as in the processes of jobs."""
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 

@@ -34,7 +34,7 @@ def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     """A job that nobody disturbed."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("calm") / "home"
-        patch.setenv("PEFT_ARENA_HOME", str(home))
+        patch.setenv("PROMPT_OR_TUNE_HOME", str(home))
         board = QuietBoard(home)
         config, serving = tiny(base, "lora-calm")
         job = board.submit(config, serving)
@@ -250,7 +250,7 @@ def test_a_full_disk_while_it_trains_is_a_failure_that_goes_on(
     assert run_job(board.home, job.id) == EXIT_FAILED
     assert "is full, so the checkpoint of step 3" in board.get_job(job.id).message
     monkeypatch.undo()
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(board.home))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(board.home))
     monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
     board.resume(job.id)
     assert run_job(board.home, job.id) == EXIT_DONE

@@ -94,7 +94,7 @@ def fake_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     start = subprocess.Popen
 
     def popen(command: list[str], **options: Any) -> Any:
-        folder = Path(os.environ["PEFT_ARENA_HOME"]) / "jobs" / command[4]
+        folder = Path(os.environ["PROMPT_OR_TUNE_HOME"]) / "jobs" / command[4]
         return start([sys.executable, "-c", script, str(folder)], **options)
 
     monkeypatch.setattr(subprocess, "Popen", popen)

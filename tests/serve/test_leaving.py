@@ -31,7 +31,7 @@ ask()
 @pytest.mark.parametrize("what", ["asked", "only built"])
 def test_a_program_whose_engine_was_dropped_ends_with_status_0(what: str, tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PEFT_ARENA_HOME": str(tmp_path)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PROMPT_OR_TUNE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, str(base), what]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -35,7 +35,7 @@ def embedder() -> Embedder:
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
 
 
 def test_the_nearest_intent_comes_first(embedder: Embedder) -> None:

@@ -104,7 +104,7 @@ def test_a_full_queue_says_about_how_long(build: Build) -> None:
     assert len(last(going)) == 6
     assert engine.status().queued == 0
     assert len(engine.answer([request()], SamplingParams(max_new_tokens=1))) == 1
-    assert b"peft_arena_busy_refusals_total 1.0" in generate_latest(engine.metrics.registry)
+    assert b"prompt_or_tune_busy_refusals_total 1.0" in generate_latest(engine.metrics.registry)
 
 
 def test_the_estimate_follows_what_rows_took(build: Build) -> None:

@@ -28,7 +28,7 @@ def test_a_missing_gguf_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(BaseModelError, match="not a GGUF file"):
@@ -36,7 +36,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(BaseModelError, match="cannot be converted"):
@@ -45,11 +45,11 @@ def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage())
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(1000))
-    with pytest.raises(DiskSpaceError, match=r"has 0 MB free .* PEFT_ARENA_HOME"):
+    with pytest.raises(DiskSpaceError, match=r"has 0 MB free .* PROMPT_OR_TUNE_HOME"):
         resolve(str(path), _silent)
 
 

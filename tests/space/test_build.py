@@ -145,4 +145,4 @@ def test_without_a_command_it_says_which_there_are(
     arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == status
-    assert "python -m space publish user/peft-arena" in capsys.readouterr().out
+    assert "python -m space publish user/prompt-or-tune" in capsys.readouterr().out

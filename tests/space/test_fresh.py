@@ -49,16 +49,16 @@ def space_environment(port: int, home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "HF_"))}
     return kept | {
         "SYSTEM": "spaces",
-        "SPACE_ID": "someone/peft-arena",
+        "SPACE_ID": "someone/prompt-or-tune",
         "SPACE_AUTHOR_NAME": "someone",
-        "SPACE_REPO_NAME": "peft-arena",
-        "SPACE_HOST": "someone-peft-arena.hf.space",
+        "SPACE_REPO_NAME": "prompt-or-tune",
+        "SPACE_HOST": "someone-prompt-or-tune.hf.space",
         "OAUTH_CLIENT_ID": "client",
         "OAUTH_CLIENT_SECRET": "secret",
         "OAUTH_SCOPES": "openid profile contribute-repos jobs",
         "OPENID_PROVIDER_URL": "https://huggingface.co",
         "GRADIO_SERVER_PORT": str(port),
-        "PEFT_ARENA_HOME": str(home),
+        "PROMPT_OR_TUNE_HOME": str(home),
         "HF_HUB_OFFLINE": "1",
         "OMP_WAIT_POLICY": "passive",
     }
@@ -109,7 +109,7 @@ def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
 @pytest.mark.model
 def test_a_space_of_its_own_requirements_answers(running: Running) -> None:
     with urllib.request.urlopen(running.url, timeout=20) as answer:
-        assert "Peft Arena" in answer.read().decode()
+        assert "Prompt or Tune" in answer.read().decode()
     client = Client(running.url, verbose=False)
     records = client.predict(INTENT, METHODS, api_name="/compare")
     assert [record["method"] for record in records] == METHODS

@@ -37,7 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | bytes]:
     """A Space of four files in place of all of them."""
     picture = space_files(NAME)["thumbnail.png"]
     made: dict[str, Path | bytes] = {
-        "README.md": b"---\ntitle: Peft Arena\nsdk: gradio\n---\n",
+        "README.md": b"---\ntitle: Prompt or Tune\nsdk: gradio\n---\n",
         "app.py": b"print('up')\n",
         "serve/engine/llm_engine.py": b"# the engine\n",
         "thumbnail.png": picture,
@@ -66,14 +66,14 @@ def test_a_new_space_gets_all_files_and_wishes_and_runs(
 ) -> None:
     monkeypatch.setattr(publishing, "wait_until_running", partial(wait_until_running, poll_seconds=0))
     wishes = ["--private", "--hardware", "t4-small", "--storage", "ada/kept"]
-    pairs = ["--secret", "HF_TOKEN=hf_secret", "--variable", "PEFT_ARENA_BASE=Qwen/Qwen3-0.6B@main"]
+    pairs = ["--secret", "HF_TOKEN=hf_secret", "--variable", "PROMPT_OR_TUNE_BASE=Qwen/Qwen3-0.6B@main"]
     hub.spaces.fresh = lambda: Space(stages=["BUILDING", "BUILDING", "RUNNING"], log=["Cloning\n", "Installing torch"])
     assert main(["publish", NAME, *wishes, *pairs]) == 0
     out = capsys.readouterr().out
     space = hub.spaces.known[NAME]
     assert (space.sdk, space.hardware) == ("gradio", "t4-small")
     assert space.secrets == {"HF_TOKEN": "hf_secret"}
-    assert space.variables == {"PEFT_ARENA_BASE": "Qwen/Qwen3-0.6B@main"}
+    assert space.variables == {"PROMPT_OR_TUNE_BASE": "Qwen/Qwen3-0.6B@main"}
     assert space.volumes == [{"type": "bucket", "source": "ada/kept", "mountPath": "/data"}]
     assert hub.spaces.buckets == {"ada/kept": True}
     assert f"spaces/{NAME}" in hub.private

@@ -10,9 +10,9 @@ import pytest
 from space.settings import SpaceSettings, space_settings, sqlite_works
 
 SPACE = {
-    "SPACE_ID": "someone/peft-arena",
+    "SPACE_ID": "someone/prompt-or-tune",
     "SPACE_AUTHOR_NAME": "someone",
-    "SPACE_HOST": "someone-peft-arena.hf.space",
+    "SPACE_HOST": "someone-prompt-or-tune.hf.space",
     "OAUTH_CLIENT_ID": "client",
 }
 
@@ -27,20 +27,20 @@ def test_at_home_nothing_is_set_and_no_storage_is_looked_at(tmp_path: Path) -> N
 def test_a_space_belongs_to_its_author_who_alone_may_train(tmp_path: Path) -> None:
     found = space_settings(SPACE, tmp_path / "none")
     assert found.is_space
-    assert (found.id, found.owner, set(found.owners)) == ("someone/peft-arena", "someone", {"someone"})
-    assert found.host == "someone-peft-arena.hf.space"
+    assert (found.id, found.owner, set(found.owners)) == ("someone/prompt-or-tune", "someone", {"someone"})
+    assert found.host == "someone-prompt-or-tune.hf.space"
     assert found.oauth
     assert found.training_access == "owner"
 
 
 def test_without_the_authors_name_the_id_says_it(tmp_path: Path) -> None:
-    found = space_settings({"SPACE_ID": "lab/peft-arena"}, tmp_path / "none")
+    found = space_settings({"SPACE_ID": "lab/prompt-or-tune"}, tmp_path / "none")
     assert found.owner == "lab"
     assert not found.oauth
 
 
 def test_an_organisation_names_its_people(tmp_path: Path) -> None:
-    found = space_settings(SPACE | {"PEFT_ARENA_OWNERS": "ada, grace ,"}, tmp_path / "none")
+    found = space_settings(SPACE | {"PROMPT_OR_TUNE_OWNERS": "ada, grace ,"}, tmp_path / "none")
     assert set(found.owners) == {"someone", "ada", "grace"}
 
 
@@ -52,12 +52,12 @@ def test_nobody_trains_on_zero_gpu(said: str, expected: bool, tmp_path: Path) ->
 
 
 def test_storage_that_is_mounted_keeps_what_people_make(tmp_path: Path) -> None:
-    assert space_settings(SPACE, tmp_path).persistent_cache_dir == tmp_path / "peft-arena"
+    assert space_settings(SPACE, tmp_path).persistent_cache_dir == tmp_path / "prompt-or-tune"
     assert list(tmp_path.iterdir()) == [], "the probe leaves nothing behind"
 
 
 def test_a_home_that_is_set_stays(tmp_path: Path) -> None:
-    assert space_settings(SPACE | {"PEFT_ARENA_HOME": "/elsewhere"}, tmp_path).persistent_cache_dir is None
+    assert space_settings(SPACE | {"PROMPT_OR_TUNE_HOME": "/elsewhere"}, tmp_path).persistent_cache_dir is None
 
 
 def test_without_storage_nothing_is_promised(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tasks.problem import AssertTest, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL = Path(os.environ.get("PEFT_ARENA_TEST_DATA") or ROOT.parent / "shared" / "data")
+REAL = Path(os.environ.get("PROMPT_OR_TUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
 # The fixture skips where there is no data, and fails where CI is set: there nothing may be skipped in silence.
 needs_real_data = pytest.mark.usefixtures("data_dir")
 

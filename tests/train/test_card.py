@@ -54,7 +54,7 @@ def test_the_front_matter_says_what_the_hub_asks(tmp_path: Path) -> None:
     assert data["license"] == "cc-by-sa-4.0"
     assert data["datasets"] == ["neulab/docprompting-conala"]
     assert data["language"] == "en"
-    assert {"peft-arena", "lora"} <= set(data["tags"])
+    assert {"prompt-or-tune", "lora"} <= set(data["tags"])
     assert "model-index" not in data, "there are no scores, so none are stated"
 
 

@@ -127,7 +127,7 @@ def test_the_command_says_a_fault_in_one_sentence(
     arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(tmp_path))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert sentence in error

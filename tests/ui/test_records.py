@@ -87,4 +87,4 @@ def test_an_export_is_a_named_file_or_nothing() -> None:
     assert export_file((), "json", 1) is None
     file = export_file(records(), "csv", 3)
     assert file is not None
-    assert (file["name"], file["type"], file["number"]) == ("peft-arena-20251122054800.csv", "text/csv", 3)
+    assert (file["name"], file["type"], file["number"]) == ("prompt-or-tune-20251122054800.csv", "text/csv", 3)

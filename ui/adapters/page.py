@@ -30,8 +30,8 @@ INTRO_HTML = (
     "snippet. The model that answers here puts it on for one answer and takes it off again.</p>"
 )
 _AFTER_ACTION_JS = """(list, file) => {
-  if (list?.after === "compare") window.peftArenaGo("compare");
-  if (list?.after === "save" && file) window.peftArenaSaveZip(file);
+  if (list?.after === "compare") window.promptOrTuneGo("compare");
+  if (list?.after === "save" && file) window.promptOrTuneSaveZip(file);
 }"""
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _log = logging.getLogger(__name__)

@@ -194,7 +194,7 @@ def _training_facts(manifest: Manifest) -> list[list[str]]:
 
 def _origin_text(entry: CatalogEntry) -> str:
     if entry.location == "library":
-        return "Comes with Peft Arena"
+        return "Comes with Prompt or Tune"
     if entry.location == "registered":
         return "Registered through the API"
     if entry.origin is None:
@@ -245,7 +245,7 @@ FILTERS = {
     "usable": "Usable here",
     "unusable": "Not usable here",
     "own": "Trained or added here",
-    "library": "Come with Peft Arena",
+    "library": "Come with Prompt or Tune",
     "memory": "In memory",
 }
 

@@ -218,7 +218,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
     """
     fields = page.stored_fields
     picker = page.picker
-    keep = f"(...values) => window.peftArenaKeep({json.dumps(STORED_FIELDS)}, values)"
+    keep = f"(...values) => window.promptOrTuneKeep({json.dumps(STORED_FIELDS)}, values)"
     gr.on([field.change for field in fields.values()], None, list(fields.values()), None, js=keep, **_EVENT_OPTIONS)
     for event in selection_events:
         event.then(_store_selected_problem, page.selected_problem, page.storage_writer, **_EVENT_OPTIONS)
@@ -244,10 +244,10 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
 
     def after(came_up: Any) -> None:
         filled = came_up.then(
-            restore, page.storage_writer, outputs, js="() => [window.peftArenaKept()]", **_EVENT_OPTIONS
+            restore, page.storage_writer, outputs, js="() => [window.promptOrTuneKept()]", **_EVENT_OPTIONS
         )
         # Only now: what the fields said before they were filled is nothing to keep.
-        begin = keep.replace("peftArenaKeep(", "peftArenaKeeping(")
+        begin = keep.replace("promptOrTuneKeep(", "promptOrTuneKeeping(")
         filled.then(None, list(fields.values()), None, js=begin, **_EVENT_OPTIONS)
 
     return after

@@ -42,7 +42,7 @@ WELCOME_LINES = (
     ("The four columns", COLUMNS_TEXT),
     ("What to do", "Ask for a piece of Python below, compare the answers, and see which way suits your kind of code."),
 )
-_WELCOME_JS = "() => window.peftArenaWelcome({})"
+_WELCOME_JS = "() => window.promptOrTuneWelcome({})"
 
 
 def welcome_html(lines: Sequence[tuple[str, str]] = WELCOME_LINES) -> str:
@@ -128,7 +128,7 @@ def _build_history() -> gr.HTML:
         gr.HTML(f'<p class="quiet">{PRIVACY_NOTE}</p>', apply_default_css=False, js_on_load=None)
         forget = gr.Button("Forget them", size="sm", scale=0, min_width=110, elem_id="forget")
         build_show_welcome_button()
-    forget.click(None, None, None, js="() => window.peftArenaForget()", api_visibility="private")
+    forget.click(None, None, None, js="() => window.promptOrTuneForget()", api_visibility="private")
     return history
 
 

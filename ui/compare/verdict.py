@@ -188,7 +188,7 @@ def export_file(records: Sequence[Record], kind: str, number: int) -> dict[str, 
         return None
     stamp = "".join(character for character in records[0]["created"][:19] if character.isdigit())
     text, media = (to_csv(records), "text/csv") if kind == "csv" else (to_json(records), "application/json")
-    return {"name": f"peft-arena-{stamp}.{kind}", "type": media, "text": text, "number": number}
+    return {"name": f"prompt-or-tune-{stamp}.{kind}", "type": media, "text": text, "number": number}
 
 
 def _run_summary(records: Sequence[Record]) -> str:

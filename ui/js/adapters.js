@@ -208,7 +208,7 @@ function show() {
   refocus();
   if (arrived) list.querySelector(".fresh")?.scrollIntoView({ block: "nearest" });
 }
-window.peftArenaSaveZip = (file) => {
+window.promptOrTuneSaveZip = (file) => {
   const link = document.createElement("a");
   link.href = file.url;
   link.download = file.orig_name || "adapter.zip";

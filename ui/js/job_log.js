@@ -30,7 +30,7 @@ async function copy() {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
-fold.addEventListener("toggle", () => { if (fold.open) window.peftArenaLook?.(); });
+fold.addEventListener("toggle", () => { if (fold.open) window.promptOrTuneLook?.(); });
 button.addEventListener("click", copy);
 watch("value", show);
 show();

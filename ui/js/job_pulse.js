@@ -59,8 +59,8 @@ watch("value", () => {
   shown = job;
 });
 
-window.peftArenaLook = () => { if (seen()) look(); };
-window.peftArenaSave = (file) => {
+window.promptOrTuneLook = () => { if (seen()) look(); };
+window.promptOrTuneSave = (file) => {
   const link = document.createElement("a");
   link.href = file.url;
   link.download = file.orig_name || "adapter.zip";
@@ -68,6 +68,6 @@ window.peftArenaSave = (file) => {
   link.click();
   link.remove();
 };
-document.addEventListener("visibilitychange", window.peftArenaLook);
+document.addEventListener("visibilitychange", window.promptOrTuneLook);
 const clock = setInterval(due, 250);
 due();

@@ -4,8 +4,8 @@ watch("value", () => {
   const value = props.value;
   if (!value || !value.at || value.at === last) return;
   last = value.at;
-  if (value.begun) window.peftArenaWelcome(false);
-  if (value.run) window.peftArenaKeepRun(value.run);
-  else if (value.shown) window.peftArenaStore("shown", value.shown);
-  if ("chosen" in value) window.peftArenaStore("chosen", value.chosen);
+  if (value.begun) window.promptOrTuneWelcome(false);
+  if (value.run) window.promptOrTuneKeepRun(value.run);
+  else if (value.shown) window.promptOrTuneStore("shown", value.shown);
+  if ("chosen" in value) window.promptOrTuneStore("chosen", value.chosen);
 });

@@ -26,29 +26,29 @@ document.addEventListener("keydown", (event) => {
 let wantedTab = new URL(location.href).searchParams.get("tab");
 if (!/^[a-z]+$/.test(wantedTab || "")) wantedTab = null;
 
-window.peftArenaTab = (name) => {
+window.promptOrTuneTab = (name) => {
   if (wantedTab && wantedTab !== name) return;
   wantedTab = null;
   const address = new URL(location.href);
   if (name === "compare") address.searchParams.delete("tab");
   else address.searchParams.set("tab", name);
   history.replaceState(history.state, "", address);
-  document.title = "Peft Arena · " + name[0].toUpperCase() + name.slice(1);
+  document.title = "Prompt or Tune · " + name[0].toUpperCase() + name.slice(1);
 };
 
-window.peftArenaOpen = () => {
+window.promptOrTuneOpen = () => {
   const button = wantedTab && document.querySelector(`#tab-${wantedTab}-button`);
   if (button) button.click();
-  else { wantedTab = null; window.peftArenaTab("compare"); }
+  else { wantedTab = null; window.promptOrTuneTab("compare"); }
 };
 
 // What else a page wants in the address, as {name: values}; another page's part of it stays as it is.
-window.peftArenaReadAddress = (names) => {
+window.promptOrTuneReadAddress = (names) => {
   const found = new URL(location.href).searchParams;
   return Object.fromEntries(names.map((name) => [name, found.getAll(name)]));
 };
 
-window.peftArenaWriteAddress = (names, values) => {
+window.promptOrTuneWriteAddress = (names, values) => {
   const address = new URL(location.href);
   names.forEach((name, place) => {
     address.searchParams.delete(name);
@@ -77,7 +77,7 @@ if (document.body) addSkip();
 else document.addEventListener("DOMContentLoaded", addSkip);
 
 // Opens a page by its name, as a click on its tab does.
-window.peftArenaGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();
+window.promptOrTuneGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();
 
 // What a person did on the Compare page stays in this browser and comes back when the page does. Storage may be full
 // or closed to us (a frame of another site): then there is nothing to keep, and everything else works.
@@ -88,52 +88,52 @@ let keeping = false;
 
 function stored(name) {
   try {
-    return JSON.parse(localStorage.getItem("peft-arena." + name));
+    return JSON.parse(localStorage.getItem("prompt-or-tune." + name));
   } catch {
     return null;
   }
 }
 
-window.peftArenaStore = (name, value) => {
+window.promptOrTuneStore = (name, value) => {
   try {
-    localStorage.setItem("peft-arena." + name, JSON.stringify(value));
+    localStorage.setItem("prompt-or-tune." + name, JSON.stringify(value));
     return true;
   } catch {
     return false;
   }
 };
 
-window.peftArenaKept = () => Object.fromEntries(KEPT.map((name) => [name, stored(name)]));
+window.promptOrTuneKept = () => Object.fromEntries(KEPT.map((name) => [name, stored(name)]));
 
 // Fields that change before they were filled from the storage hold what a new page begins with.
-window.peftArenaKeeping = (names, values) => {
+window.promptOrTuneKeeping = (names, values) => {
   keeping = true;
-  window.peftArenaKeep(names, values);
+  window.promptOrTuneKeep(names, values);
 };
 
-window.peftArenaKeep = (names, values) => {
-  if (keeping) window.peftArenaStore("fields", Object.fromEntries(names.map((name, place) => [name, values[place]])));
+window.promptOrTuneKeep = (names, values) => {
+  if (keeping) window.promptOrTuneStore("fields", Object.fromEntries(names.map((name, place) => [name, values[place]])));
 };
 
-window.peftArenaKeepRun = (records) => {
+window.promptOrTuneKeepRun = (records) => {
   const before = stored("runs");
   const runs = [records, ...(Array.isArray(before) ? before : [])].slice(0, MOST_RUNS);
   // The oldest go first when there is no room for all.
-  while (runs.length && (JSON.stringify(runs).length > MOST_LETTERS || !window.peftArenaStore("runs", runs))) runs.pop();
-  window.peftArenaStore("shown", records[0].created);
+  while (runs.length && (JSON.stringify(runs).length > MOST_LETTERS || !window.promptOrTuneStore("runs", runs))) runs.pop();
+  window.promptOrTuneStore("shown", records[0].created);
 };
 
-window.peftArenaForget = () => {
+window.promptOrTuneForget = () => {
   const question = "Forget your question, your settings and your runs? They are kept in this browser alone.";
   if (!confirm(question)) return;
-  KEPT.forEach((name) => localStorage.removeItem("peft-arena." + name));
+  KEPT.forEach((name) => localStorage.removeItem("prompt-or-tune." + name));
   location.href = location.pathname;
 };
 
 // The introduction is for a first visit: gone with the first run, and back when it is asked for.
-window.peftArenaWelcome = (wanted) => {
+window.promptOrTuneWelcome = (wanted) => {
   document.documentElement.classList.toggle("pa-known", !wanted);
-  window.peftArenaStore("seen", !wanted);
+  window.promptOrTuneStore("seen", !wanted);
   if (wanted) document.querySelector("#run-example")?.focus();
 };
 document.documentElement.classList.toggle("pa-known", stored("seen") === true);

@@ -45,10 +45,10 @@ _MAX_VALUE_LENGTH = 500
 # The open problem is the one that the list of problems marks. Before there is a list nothing was shown yet, and what
 # the address asks for stands.
 WRITE_URL_JS = (
-    "(runs, method, show, words, problems) => { if (problems) window.peftArenaWriteAddress("
+    "(runs, method, show, words, problems) => { if (problems) window.promptOrTuneWriteAddress("
     f'{json.dumps(URL_PARAMETERS)}, [runs, method, show === "all" ? "" : show, words, problems.shown]); }}'
 )
-READ_URL_JS = f"(runs) => [runs, window.peftArenaReadAddress({json.dumps(URL_PARAMETERS)})]"
+READ_URL_JS = f"(runs) => [runs, window.promptOrTuneReadAddress({json.dumps(URL_PARAMETERS)})]"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ MAX_CACHED_RUNS = 8
 
 
 def default_runs_dir() -> Path:
-    """The user's own runs unless --runs-dir names another folder: `runs` in PEFT_ARENA_HOME."""
+    """The user's own runs unless --runs-dir names another folder: `runs` in PROMPT_OR_TUNE_HOME."""
     return cache_dir() / "runs"
 
 

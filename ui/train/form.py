@@ -199,11 +199,11 @@ HEADER_HTML = (
 FULL_FINE_TUNING_HTML = (
     "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "
     "base instead of an adapter, so it is no job here. On a machine with memory for it: "
-    "<code>python -m train --technique full</code>, then start Peft Arena with its folder as <code>--base</code>."
+    "<code>python -m train --technique full</code>, then start Prompt or Tune with its folder as <code>--base</code>."
     "</p></details>"
 )
 NO_LOCAL_BASE = (
-    "Another engine answers here, and training needs the base itself: start Peft Arena without --backend, or with "
+    "Another engine answers here, and training needs the base itself: start Prompt or Tune without --backend, or with "
     "--base, to train."
 )
 

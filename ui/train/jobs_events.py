@@ -40,7 +40,7 @@ class JobActions:
     clock: Callable[[], float] = time.monotonic
     _last_worker_check: float = float("-inf")
     _zips: tempfile.TemporaryDirectory[str] = field(
-        default_factory=lambda: tempfile.TemporaryDirectory(prefix="peft-arena-zips-")
+        default_factory=lambda: tempfile.TemporaryDirectory(prefix="prompt-or-tune-zips-")
     )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

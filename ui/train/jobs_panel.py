@@ -29,8 +29,8 @@ from ui.train.jobs_events import JobActions, PanelUpdate, failed_poll_state, pan
 from ui.train.publish import build_publish
 
 # What follows a press whose sentence stayed empty.
-OPEN_COMPARE_JS = '(note) => { if (!note) window.peftArenaGo("compare"); }'
-SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.peftArenaSave(file); }"
+OPEN_COMPARE_JS = '(note) => { if (!note) window.promptOrTuneGo("compare"); }'
+SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.promptOrTuneSave(file); }"
 
 
 def static_html(value: str, elem_id: str) -> gr.HTML:
@@ -336,7 +336,7 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
     ]
     for button, act, outputs in presses:
         done = button.click(acting(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
-        done.then(None, None, None, js="() => window.peftArenaLook?.()", **_EVENT_OPTIONS)
+        done.then(None, None, None, js="() => window.promptOrTuneLook?.()", **_EVENT_OPTIONS)
 
 
 def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -> None:

@@ -169,7 +169,7 @@ class _PreviewProcess:
         paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
-            "PEFT_ARENA_HOME": str(home.absolute()),
+            "PROMPT_OR_TUNE_HOME": str(home.absolute()),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         }
         self._child = subprocess.Popen(

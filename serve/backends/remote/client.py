@@ -72,7 +72,7 @@ class ServerClient:
         return f"Wire({self.host!r})"
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Accept-Encoding": "identity", "User-Agent": "peft-arena"}
+        headers = {"Accept-Encoding": "identity", "User-Agent": "prompt-or-tune"}
         return headers | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
 
     def _timeout(self, seconds: float | None) -> httpx.Timeout:

@@ -49,7 +49,7 @@ class ServerType:
 
 _USAGE_OPTIONS = {"continuous_usage_stats": True}
 OURS = ServerType(
-    "Peft Arena",
+    "Prompt or Tune",
     supports_n=True,
     usage_options=_USAGE_OPTIONS,
     supports_all_techniques=True,
@@ -73,7 +73,7 @@ OTHER = ServerType("OpenAI-compatible server")
 
 # `owned_by` of the entries of /v1/models.
 SERVER_TYPE_BY_OWNER: Mapping[str, ServerType] = {
-    "peft-arena": OURS,
+    "prompt-or-tune": OURS,
     "vllm": VLLM,
     "llamacpp": LLAMA_CPP,
     "me": LLAMA_CPP_PYTHON,

@@ -171,7 +171,7 @@ def _length(value: object) -> int:
 
 
 _COUNT_ENDPOINTS = (
-    # vLLM and Peft Arena
+    # vLLM and Prompt or Tune
     _CountEndpoint("/tokenize", lambda model, text: {"model": model, "prompt": text}, lambda said: said.field("count")),
     # llama-cpp-python
     _CountEndpoint("/extras/tokenize/count", lambda _, text: {"input": text}, lambda said: said.field("count")),

@@ -160,7 +160,7 @@ def test_the_file_of_a_newer_version_is_left_alone(votes: VoteStore) -> None:
     votes.add(make_vote())
     with sqlite3.connect(votes.path) as database:
         database.execute("PRAGMA user_version=2")
-    with pytest.raises(VotesError, match="written by a newer Peft Arena"):
+    with pytest.raises(VotesError, match="written by a newer Prompt or Tune"):
         votes.add(make_vote(1))
 
 

@@ -25,7 +25,7 @@ class Host:
     """One attack's own victims. All of them are open to any user: only a fence can keep a program from them."""
 
     def __init__(self, bystander: subprocess.Popen[bytes]) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="peft-arena-victim-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="prompt-or-tune-victim-"))
         self.folder.chmod(0o777)
         self.secret, self.claim = secrets.token_hex(16), secrets.token_hex(16)
         self.secret_file, self.victim = self.folder / "secret", self.folder / "victim"
@@ -35,7 +35,7 @@ class Host:
         self.victim.chmod(0o666)
         self.before = self._look()
         self.bystander = bystander
-        self.abstract = f"peft-arena-{secrets.token_hex(8)}"
+        self.abstract = f"prompt-or-tune-{secrets.token_hex(8)}"
         self.tcp = socket.create_server(("127.0.0.1", 0))
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind(("127.0.0.1", 0))

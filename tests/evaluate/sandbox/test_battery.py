@@ -39,7 +39,7 @@ def let_loose(sandbox: Sandbox, attacks: tuple[Attack, ...], marker: str, worker
 @pytest.fixture(scope="module")
 def battery(layer: str, marker: str) -> Iterator[tuple[Results, bool]]:
     with pytest.MonkeyPatch.context() as patch, open_sandbox(layer) as sandbox:
-        patch.setenv("PEFT_ARENA_CANARY", "not to be handed on")
+        patch.setenv("PROMPT_OR_TUNE_CANARY", "not to be handed on")
         yield let_loose(sandbox, ATTACKS, marker, WORKERS)
 
 

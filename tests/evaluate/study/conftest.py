@@ -31,7 +31,7 @@ hardware: {name: a machine, memory_gb: 8, gigabytes_per_second: 10, teraflops: 0
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's own folder, empty: what lies in the real one must not count."""
     folder = tmp_path / "home"
-    monkeypatch.setenv("PEFT_ARENA_HOME", str(folder))
+    monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(folder))
     return folder
 
 

@@ -92,7 +92,7 @@ def test_a_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Pat
     assert parse_args(called[3:], "")[0].dataset_name == name
     whoami, upload, begun = run(jobs, tmp_path)
     assert whoami == ["hf", "auth", "whoami", "-q"]
-    assert upload[:5] == ["hf", "upload", "someone/peft-arena-jobs", ".", "."]
+    assert upload[:5] == ["hf", "upload", "someone/prompt-or-tune-jobs", ".", "."]
     image = begun.index("python:3.11")
     assert begun[image + 1 : image + 3] == ["bash", "-c"]
     script = begun[image + 3].replace("cd /tmp/run", "true")

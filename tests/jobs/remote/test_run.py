@@ -28,7 +28,7 @@ from tests.jobs.remote.sent import QUICK, ROWS, Sent
 
 STEP = "  step 5/20  epoch 0.5  loss 1.2500  300 tokens/s  0:04 gone, about 0:12 left"
 VALIDATION = "  step 10/20  epoch 1.0  validation loss 0.7500  310 tokens/s  0:09 gone, about 0:09 left"
-SOURCE = f"datasets/{OWNER}/peft-arena-jobs"
+SOURCE = f"datasets/{OWNER}/prompt-or-tune-jobs"
 
 
 @pytest.fixture
@@ -53,9 +53,9 @@ def settings(hub: Hub, job: RemoteJob) -> dict[str, Any]:
 
 def archive(hub: Hub, job: RemoteJob) -> dict[str, bytes]:
     """What was sent along with the job, by name."""
-    commit = hub.at(SOURCE, job.spec["environment"]["PEFT_ARENA_COMMIT"])
+    commit = hub.at(SOURCE, job.spec["environment"]["PROMPT_OR_TUNE_COMMIT"])
     assert commit is not None
-    packed = commit.files[f"{job.spec['environment']['PEFT_ARENA_JOB']}/job.tar.gz"].content
+    packed = commit.files[f"{job.spec['environment']['PROMPT_OR_TUNE_JOB']}/job.tar.gz"].content
     with tarfile.open(fileobj=io.BytesIO(packed)) as files:
         return {entry.name: files.extractfile(entry).read() for entry in files}  # type: ignore[union-attr]
 
@@ -253,7 +253,7 @@ def test_a_job_that_ends_badly_says_why_and_the_next_run_begins_another(
     assert "\n" not in str(fault.value)
     hub.jobs.script = trains
     assert sent.run().name == "lora-mine"
-    assert [job.spec["labels"]["peft-arena"][-2:] for job in hub.jobs.known.values()] == ["-1", "-2"]
+    assert [job.spec["labels"]["prompt-or-tune"][-2:] for job in hub.jobs.known.values()] == ["-1", "-2"]
 
 
 def test_without_credit_nothing_is_begun(hub: Hub, sent: Sent) -> None:
@@ -288,7 +288,7 @@ def test_a_gated_base_is_refused_before_anything_is_sent(hub: Hub, tmp_path: Pat
 
 def test_rows_are_not_put_where_everybody_can_read_them(hub: Hub, sent: Sent, tmp_path: Path) -> None:
     hub.add(SOURCE, tmp_path)
-    with pytest.raises(TrainingError, match="peft-arena-jobs is public"):
+    with pytest.raises(TrainingError, match="prompt-or-tune-jobs is public"):
         sent.run()
     assert not hub.jobs.known
 

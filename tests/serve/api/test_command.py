@@ -74,14 +74,14 @@ def test_a_wrong_start_is_one_line_and_status_2() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr == f"{done.stderr.strip()}\n"
-    assert re.fullmatch(r"peft-arena: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", done.stderr)
+    assert re.fullmatch(r"prompt-or-tune: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", done.stderr)
 
 
 def test_a_base_that_cannot_be_loaded_ends_it_with_its_sentence(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve", "--port", str(free_port()), "--base", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == f"peft-arena: The folder {tmp_path} holds no model: it has no config.json.\n"
+    assert done.stderr == f"prompt-or-tune: The folder {tmp_path} holds no model: it has no config.json.\n"
 
 
 # `python -m serve`, also where whoever runs the tests has them in the background, so that they ignore Ctrl-C.
@@ -95,7 +95,7 @@ PROGRAM = (
 def started(home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
     command = [sys.executable, "-c", PROGRAM, "--port", str(port)]
-    environment = os.environ | {"PEFT_ARENA_HOME": str(home)}
+    environment = os.environ | {"PROMPT_OR_TUNE_HOME": str(home)}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

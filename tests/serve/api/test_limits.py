@@ -256,7 +256,7 @@ def test_a_wrong_key_file_is_one_sentence_without_the_key(tmp_path: Path, line: 
 
 
 def test_keys_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEFT_ARENA_API_KEYS", f"anna:{ANNA}, root:{ROOT}:9:admin")
+    monkeypatch.setenv("PROMPT_OR_TUNE_API_KEYS", f"anna:{ANNA}, root:{ROOT}:9:admin")
     found = read_keys(None)
     key = found.find(f"Bearer {ROOT}")
     assert (len(found), key.name, key.rows_per_minute, key.admin) == (2, "root", 9, True)

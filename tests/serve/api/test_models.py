@@ -43,7 +43,7 @@ def test_the_base_the_methods_and_the_adapters_are_listed(client: OpenAI) -> Non
     assert base.parent is None
     assert (base.max_model_len, base.revision, base.quantization) == (2048, "a" * 40, "nf4")
     assert all(model.parent == model.root == "tiny/base" for model in others)
-    assert {model.owned_by for model in models} == {"peft-arena"}
+    assert {model.owned_by for model in models} == {"prompt-or-tune"}
     assert all(model.created > 0 and model.object == "model" for model in models)
 
 
@@ -138,14 +138,14 @@ def test_metrics_speak_prometheus(served: Served) -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     names = {line.split("{")[0].split(" ")[0] for line in answer.text.splitlines() if not line.startswith("#")}
     assert {
-        "peft_arena_queue_rows",
-        "peft_arena_lines",
-        "peft_arena_batch_lines_bucket",
-        "peft_arena_generated_tokens_total",
-        "peft_arena_prompt_tokens_total",
-        "peft_arena_request_seconds_count",
-        "peft_arena_adapter_hits_total",
-        "peft_arena_adapter_loads_total",
+        "prompt_or_tune_queue_rows",
+        "prompt_or_tune_lines",
+        "prompt_or_tune_batch_lines_bucket",
+        "prompt_or_tune_generated_tokens_total",
+        "prompt_or_tune_prompt_tokens_total",
+        "prompt_or_tune_request_seconds_count",
+        "prompt_or_tune_adapter_hits_total",
+        "prompt_or_tune_adapter_loads_total",
     } <= names
 
 

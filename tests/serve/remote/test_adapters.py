@@ -22,10 +22,10 @@ IA3 = {
     "peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": [],
 }  # fmt: skip
 OURS: list[dict[str, Any]] = [
-    {"id": "tiny/base", "owned_by": "peft-arena", "root": "tiny/base", "parent": None, "max_model_len": 512,
+    {"id": "tiny/base", "owned_by": "prompt-or-tune", "root": "tiny/base", "parent": None, "max_model_len": 512,
      "revision": BASE.revision, "quantization": "nf4"},
-    {"id": "zero-shot", "owned_by": "peft-arena", "root": "tiny/base", "parent": "tiny/base"},
-    {"id": "ia3-mine", "owned_by": "peft-arena", "root": "tiny/base", "parent": "tiny/base"},
+    {"id": "zero-shot", "owned_by": "prompt-or-tune", "root": "tiny/base", "parent": "tiny/base"},
+    {"id": "ia3-mine", "owned_by": "prompt-or-tune", "root": "tiny/base", "parent": "tiny/base"},
 ]  # fmt: skip
 SERVED: list[dict[str, Any]] = [{"id": "tiny/base", "owned_by": "vllm", "root": "tiny/base", "parent": None}]
 

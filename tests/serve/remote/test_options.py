@@ -33,7 +33,7 @@ def test_a_server_is_named_with_its_model_and_the_variable_of_its_key(monkeypatc
 
 
 def test_the_base_is_the_servers_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PEFT_ARENA_BASE", raising=False)
+    monkeypatch.delenv("PROMPT_OR_TUNE_BASE", raising=False)
     remote = ["--backend", "openai", "--url", URL]
     assert app.parse_options(remote).base is None
     assert app.parse_options([*remote, "--base", "embedded"]).base == "embedded"

@@ -56,7 +56,7 @@ def serving(base: Path, adapters: Path, home: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "serve", "--base", str(base), "--quantization", "none", "--device", "cpu"]
     command += ["--port", str(port), "--adapter-dir", str(adapters)]
-    environment = os.environ | {"PEFT_ARENA_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PROMPT_OR_TUNE_HOME": str(home), "OMP_NUM_THREADS": "1"}
     log = (home / "log").open("wb")
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -133,7 +133,7 @@ def test_what_the_server_says_of_itself_is_believed(engines: tuple[LLMEngine, LL
     here, there, remote = engines
     assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
     assert there.base.quantization == here.base.quantization == "none"
-    assert there.base.device.startswith("Peft Arena at 127.0.0.1:")
+    assert there.base.device.startswith("Prompt or Tune at 127.0.0.1:")
     assert there.base.context_length == here.base.context_length
     assert all(there.unsupported_reason(parse_method(name, there.adapters())) is None for name in METHODS)
     folder = there.store.open("ia3-tiny", there.base)

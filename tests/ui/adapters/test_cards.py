@@ -69,7 +69,7 @@ def test_every_adapter_of_the_library_has_a_full_card(tmp_path: Path) -> None:
             shown = card_value(entry, BASE)
             assert shown["usable"] == "yes", shown
             assert shown["kind"]
-            assert shown["place"] == "Comes with Peft Arena"
+            assert shown["place"] == "Comes with Prompt or Tune"
             assert not shown["own"]
             facts = dict(shown["facts"])
             assert facts["Trained on"].endswith("rows")

@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     roots = tuple(options.root or (LIBRARY, user_root()))
     try:
         return int(options.run(options, roots))
-    except PromptOrTuneError as fault:
-        print(fault, file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped; nothing was left half done.", file=sys.stderr)

@@ -70,8 +70,8 @@ class _LimitedReader(io.BufferedReader):
     def seek(self, target: int, whence: int = 0, /) -> int:
         try:
             return super().seek(target, whence)
-        except OSError as fault:
-            raise zipfile.BadZipFile("it points outside itself") from fault
+        except OSError as error:
+            raise zipfile.BadZipFile("it points outside itself") from error
 
     def read(self, size: int | None = -1, /) -> bytes:
         wanted = -1 if size is None else size
@@ -102,13 +102,13 @@ def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
             yield archive
     except PromptOrTuneError:
         raise
-    except OSError as fault:
-        raise AdapterError(f"'{name}' cannot be read ({fault.strerror or fault}): check who may read it.") from fault
-    except Exception as fault:  # a broken archive raises whatever it likes: struct's, zlib's, Unicode's errors
+    except OSError as error:
+        raise AdapterError(f"'{name}' cannot be read ({error.strerror or error}): check who may read it.") from error
+    except Exception as error:  # a broken archive raises whatever it likes: struct's, zlib's, Unicode's errors
         raise AdapterError(
-            f"'{name}' is no zip file, is cut short or is damaged ({quote_untrusted(str(fault), 80)}): copy it again, or make it "
+            f"'{name}' is no zip file, is cut short or is damaged ({quote_untrusted(str(error), 80)}): copy it again, or make it "
             "with `python -m adapters pack NAME FILE.zip`."
-        ) from fault
+        ) from error
 
 
 def check_entries(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
@@ -255,8 +255,8 @@ def pack(folder: Path, target: Path) -> Path:
                     if (folder / file).exists():
                         _add_file(archive, folder / file, name)
             made.replace(target)
-    except OSError as fault:
-        raise disk_error(fault, f"'{name}' could not be packed into {target}") from fault
+    except OSError as error:
+        raise disk_error(error, f"'{name}' could not be packed into {target}") from error
     return target
 
 

@@ -73,10 +73,10 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     raw = read_limited(folder / CONFIG_NAME, MAX_CONFIG_BYTES, name)
     try:
         config = parse_json(raw)
-    except ValueError as fault:
+    except ValueError as error:
         raise AdapterError(
-            f"Adapter '{name}': {CONFIG_NAME} cannot be read ({quote_untrusted(str(fault))}): copy it again."
-        ) from fault
+            f"Adapter '{name}': {CONFIG_NAME} cannot be read ({quote_untrusted(str(error))}): copy it again."
+        ) from error
     if not isinstance(config, dict) or len(config) > MAX_CONFIG_KEYS:
         raise AdapterError(
             f"Adapter '{name}': {CONFIG_NAME} must be a JSON object of at most {MAX_CONFIG_KEYS} settings: "
@@ -93,8 +93,8 @@ def read_manifest(folder: Path, name: str) -> Manifest:
     raw = read_limited(path, MAX_MANIFEST_BYTES, name)
     try:
         manifest = Manifest.parse(raw, name)
-    except AdapterError as fault:  # its sentence may quote the file
-        raise AdapterError(quote_untrusted(str(fault), 400)) from fault
+    except AdapterError as error:  # its sentence may quote the file
+        raise AdapterError(quote_untrusted(str(error), 400)) from error
     for field in fields(manifest):
         if not _has_type(getattr(manifest, field.name), str(field.type)):
             raise AdapterError(f"Adapter '{name}': '{field.name}' in {MANIFEST_NAME} is not valid: train it again.")
@@ -138,8 +138,8 @@ def _entries(folder: Path, name: str) -> dict[str, os.stat_result]:
                 if len(found) == MAX_FILES:
                     raise AdapterError(f"Adapter '{name}' has more than {MAX_FILES} files: leave only its own there.")
                 found[entry.name] = entry.stat(follow_symlinks=False)
-    except OSError as fault:
-        raise AdapterError(f"Adapter '{name}' cannot be read ({fault.strerror or fault}).") from fault
+    except OSError as error:
+        raise AdapterError(f"Adapter '{name}' cannot be read ({error.strerror or error}).") from error
     return found
 
 

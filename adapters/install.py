@@ -43,15 +43,15 @@ def staging_folder(root: Path, name: str) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
         aside = Path(tempfile.mkdtemp(prefix=f".{name}-pull-", dir=root))
-    except OSError as fault:
+    except OSError as error:
         raise AdapterError(
-            f"Cannot write to {root} ({fault.strerror or fault}): choose another folder with --root, "
+            f"Cannot write to {root} ({error.strerror or error}): choose another folder with --root, "
             "or set PROMPT_OR_TUNE_HOME to one that you may write to."
-        ) from fault
+        ) from error
     try:
         yield aside
-    except OSError as fault:
-        raise disk_error(fault, f"'{name}' could not be written to {root}") from fault
+    except OSError as error:
+        raise disk_error(error, f"'{name}' could not be written to {root}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -64,13 +64,13 @@ def install(folder: Path, target: Path, staging: Path, overwrite: bool) -> None:
         target.rename(old)
     try:
         folder.rename(target)
-    except OSError as fault:
+    except OSError as error:
         if replaced:
             old.rename(target)
-        if fault.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise AdapterError(
                 f"An adapter '{target.name}' was put into {target.parent} in the meantime: choose another name."
-            ) from fault
+            ) from error
         raise
 
 

@@ -65,10 +65,10 @@ class Manifest:
             raise AdapterError(missing_manifest_message(folder.name))
         try:
             raw = path.read_bytes()
-        except OSError as fault:
+        except OSError as error:
             raise AdapterError(
-                f"Adapter '{folder.name}': {MANIFEST_NAME} cannot be read ({fault.strerror or fault}): train it again."
-            ) from fault
+                f"Adapter '{folder.name}': {MANIFEST_NAME} cannot be read ({error.strerror or error}): train it again."
+            ) from error
         return cls.parse(raw, folder.name)
 
     @classmethod
@@ -87,10 +87,10 @@ class Manifest:
         strange = [key for key in values if key not in known]
         lacking = [key for key, each in known.items() if key not in values and _is_required(each)]
         if strange or lacking:
-            fault = (
+            error = (
                 f"has no field '{lacking[0]}'" if lacking else f"has an unknown field {quote_untrusted(strange[0], 60)}"
             )
-            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {fault}; update Prompt or Tune or train it again.")
+            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {error}; update Prompt or Tune or train it again.")
         for key in ("log", "scores"):
             if not isinstance(values.get(key, []), list):
                 raise AdapterError(f"Adapter '{name}': '{key}' in {MANIFEST_NAME} is no list: train it again.")
@@ -106,10 +106,10 @@ def missing_manifest_message(name: str) -> str:
 def _parse_object(raw: bytes, name: str) -> dict[str, Any]:
     try:
         values = parse_json(raw)
-    except ValueError as fault:
+    except ValueError as error:
         raise AdapterError(
-            f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({quote_untrusted(str(fault))}): train it again."
-        ) from fault
+            f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({quote_untrusted(str(error))}): train it again."
+        ) from error
     if not isinstance(values, dict):
         raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} must be a JSON object: train it again.")
     return values

@@ -66,8 +66,8 @@ class AdapterDirectory:
                 # A second change within one tick of the clock would not show in the root's times.
                 self._last_scan = known if settled else None
             return known.adapters
-        except OSError as fault:
-            raise AdapterError(f"The adapters in {self.root} cannot be read ({fault.strerror or fault}).") from fault
+        except OSError as error:
+            raise AdapterError(f"The adapters in {self.root} cannot be read ({error.strerror or error}).") from error
 
     def _is_current(self, scan: _DirectoryScan, stat_key: tuple[int, int, int]) -> bool:
         fresh = scan.stat_key == stat_key and time.monotonic() - scan.scanned_at < _RECHECK_SECONDS
@@ -334,8 +334,8 @@ class Store:
                 continue
             try:
                 found.update({entry.name: entry for entry in root.iterdir() if looks_like_model(entry)})
-            except OSError as fault:
-                raise AdapterError(f"The adapters in {root} cannot be read ({fault.strerror or fault}).") from fault
+            except OSError as error:
+                raise AdapterError(f"The adapters in {root} cannot be read ({error.strerror or error}).") from error
         return dict(sorted(found.items()))
 
     def _folder(self, name: str) -> Path:
@@ -359,8 +359,8 @@ class Store:
         """The adapter folder at `path`, links followed, if it lies inside an allowed one."""
         try:
             folder = path.resolve()
-        except (OSError, ValueError, RuntimeError) as fault:  # a name too long, a zero byte, a ring of links
-            raise AdapterError(f"{quote_untrusted(str(path))} cannot be the path of an adapter's folder.") from fault
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, a ring of links
+            raise AdapterError(f"{quote_untrusted(str(path))} cannot be the path of an adapter's folder.") from error
         if not any(root.resolve() in folder.parents for root in self._allowed):
             raise AdapterError(
                 f"{quote_untrusted(str(path))} is not inside a folder that adapters may be loaded from: copy it there."
@@ -380,9 +380,9 @@ class Store:
             return found
         try:
             found = self._check(path, name, base, need_digest)
-        except AdapterError as fault:
-            if now is not None and is_permanent(fault):
-                self._check_cache.put(path, name, now, base, str(fault), has_digest=need_digest)
+        except AdapterError as error:
+            if now is not None and is_permanent(error):
+                self._check_cache.put(path, name, now, base, str(error), has_digest=need_digest)
             raise
         if now is not None:
             self._check_cache.put(path, name, now, base, found, has_digest=need_digest)
@@ -410,8 +410,8 @@ class Store:
             path = self._in_roots(name) or self._folder(name)
             checks.check_name(name)
             return AdapterStatus(name, True, "", self._open(path, name, base, need_digest=False).manifest)
-        except PromptOrTuneError as fault:
-            reason = str(fault)
+        except PromptOrTuneError as error:
+            reason = str(error)
         try:
             if path is not None:
                 checks.check_files(path, name)  # no manifest is shown that lies behind a link
@@ -457,7 +457,7 @@ def delete_adapter(folder: Path) -> None:
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-deleted-", dir=folder.parent))
         folder.rename(aside / folder.name)
         shutil.rmtree(aside)
-    except OSError as fault:
+    except OSError as error:
         raise AdapterError(
-            f"{folder} cannot be deleted ({fault.strerror or fault}): check who may write to {folder.parent}."
-        ) from fault
+            f"{folder} cannot be deleted ({error.strerror or error}): check who may write to {folder.parent}."
+        ) from error

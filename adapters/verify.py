@@ -223,9 +223,9 @@ def _card_base_models(folder: AdapterFolder) -> list[str] | None:
     try:
         parts = path.read_text(encoding="utf-8").split("---\n", 2)
         values = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AdapterError(
             f"Adapter '{folder.name}': the top of {_MODEL_CARD} cannot be read as YAML: mend it, or delete the card."
-        ) from fault
+        ) from error
     named = values.get("base_model") if isinstance(values, dict) else None
     return [each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)]

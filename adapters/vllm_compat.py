@@ -123,8 +123,8 @@ def _check_target_modules(folder: AdapterFolder) -> str:
 def _check_tensor_names(folder: AdapterFolder) -> str:
     try:
         keys = read_shapes(folder.path / WEIGHTS_NAME, folder.name)
-    except AdapterError as fault:
-        return str(fault).rstrip(".")
+    except AdapterError as error:
+        return str(error).rstrip(".")
     targets = folder.config.get("target_modules")
     for key in keys:
         match = _TENSOR_NAME.fullmatch(key)

@@ -47,12 +47,12 @@ def open_untrusted(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.s
             if not stat.S_ISREG(status.st_mode):
                 raise AdapterError(f"Adapter '{name}': {path.name} is no regular file: copy it again.")
             yield file, status
-    except OSError as fault:
-        if fault.errno == errno.ELOOP:
+    except OSError as error:
+        if error.errno == errno.ELOOP:
             raise AdapterError(
                 f"Adapter '{name}': {path.name} is a symbolic link: put the file itself there."
-            ) from fault
-        raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({fault.strerror or fault}).") from fault
+            ) from error
+        raise AdapterError(f"Adapter '{name}': {path.name} cannot be read ({error.strerror or error}).") from error
 
 
 def read_limited(path: Path, limit: int, name: str) -> bytes:
@@ -70,8 +70,8 @@ def parse_json(raw: bytes) -> Any:
     """JSON in UTF-8; ValueError where it is none, where a name stands twice in one object, or for endless nesting."""
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except RecursionError as fault:
-        raise ValueError("it is nested without end") from fault
+    except RecursionError as error:
+        raise ValueError("it is nested without end") from error
     # What is nested deeply, though not too deeply for the parser, would break whoever prints or copies it.
     level = [values] if isinstance(values, dict | list) else []
     for _ in range(MAX_DEPTH):
@@ -180,12 +180,12 @@ def _read_header(file: BufferedReader, size: int, name: str) -> bytes:
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > MAX_HEADER_BYTES or length > size - 8:
         big = size >= 8 and MAX_HEADER_BYTES < length <= size - 8
-        fault = (
+        error = (
             f"has a header of {length} bytes, more than {MAX_HEADER_BYTES}"
             if big
             else "is cut short or not safetensors"
         )
-        raise AdapterError(f"Adapter '{name}': {WEIGHTS_NAME} {fault}: copy it again or train it again.")
+        raise AdapterError(f"Adapter '{name}': {WEIGHTS_NAME} {error}: copy it again or train it again.")
     return file.read(length)
 
 
@@ -193,10 +193,10 @@ def _parse_header(raw: bytes, size: int, name: str) -> dict[str, TensorInfo]:
     """The tensors that the header names, after checking that they fill the rest of the file exactly."""
     try:
         header = parse_json(raw)
-    except ValueError as fault:
+    except ValueError as error:
         raise AdapterError(
-            f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({quote_untrusted(str(fault))}): train it again."
-        ) from fault
+            f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({quote_untrusted(str(error))}): train it again."
+        ) from error
     if not isinstance(header, dict):
         raise AdapterError(f"Adapter '{name}': the header of {WEIGHTS_NAME} is not an object: train it again.")
     header.pop("__metadata__", None)

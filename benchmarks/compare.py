@@ -45,8 +45,8 @@ def main() -> int:
     configure_environment()
     try:
         print(json.dumps(measure(arguments)))
-    except PromptOrTuneError as fault:
-        print(f"benchmarks.compare: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"benchmarks.compare: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = measure(options)
         if options.output is not None:
             _write_report(options.output, line, _command(given))
-    except PromptOrTuneError as fault:
-        print(f"benchmarks.engine: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"benchmarks.engine: {error}", file=sys.stderr)
         return 2
     print(json.dumps(line))
     return 0

@@ -52,10 +52,10 @@ def make_random_llama(size: str, device: str, report: ProgressFn) -> Path:
         with atomic_dir(folder) as building:
             model.save_pretrained(building)
             tokenizer.save_pretrained(building)
-    except torch.cuda.OutOfMemoryError as fault:
+    except torch.cuda.OutOfMemoryError as error:
         raise BaseModelError(
             f"A Llama of {weights / 1e9:.0f} billion weights does not fit the GPU's memory: use a larger one."
-        ) from fault
+        ) from error
     return folder
 
 

@@ -46,8 +46,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         print(json.dumps(generation_ratio(**vars(options))))
-    except PromptOrTuneError as fault:
-        print(f"benchmarks.generation: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"benchmarks.generation: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _share_converted_bases(home)
         try:
             found = Chaos(home, options).run()
-        except PromptOrTuneError as fault:
-            print(f"kills: {fault}", file=sys.stderr)
+        except PromptOrTuneError as error:
+            print(f"kills: {error}", file=sys.stderr)
             return 2
     print(json.dumps(found))
     return 0 if found["same_bytes"] and found["same_scores"] and not found["lost"] else 1
@@ -265,7 +265,9 @@ def find_process(home: Path, command_name: str) -> psutil.Process | None:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
-            if command[1:4] == ["-m", "jobs", command_name] and process.environ().get("PROMPT_OR_TUNE_HOME") == str(home):
+            if command[1:4] == ["-m", "jobs", command_name] and process.environ().get("PROMPT_OR_TUNE_HOME") == str(
+                home
+            ):
                 return process
     return None
 

@@ -56,8 +56,8 @@ def main() -> int:
     configure_environment()
     try:
         print(json.dumps(measure(arguments)))
-    except PromptOrTuneError as fault:
-        print(f"benchmarks.scoring: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"benchmarks.scoring: {error}", file=sys.stderr)
         return 2
     return 0
 
@@ -97,8 +97,8 @@ def _bench_sandbox(programs: list[Program], runs: int) -> dict[str, float | None
     for layer in SANDBOX_LAYERS:
         try:
             boxes[layer] = open_sandbox(layer)
-        except SandboxUnavailableError as fault:
-            _print_progress(str(fault))
+        except SandboxUnavailableError as error:
+            _print_progress(str(error))
     for _ in range(runs):
         for layer, box in boxes.items():
             begin = time.perf_counter()

@@ -83,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.table:
             _run_all(jobs, options)
         _write_report(jobs, options, " ".join(["python -m benchmarks.techniques", *given]))
-    except (PromptOrTuneError, subprocess.CalledProcessError) as fault:
-        print(f"techniques: {fault}", file=sys.stderr)
+    except (PromptOrTuneError, subprocess.CalledProcessError) as error:
+        print(f"techniques: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "TRL is not installed: pip install --no-deps -r requirements-benchmarks.txt (what it needs is there)."
             )
         print(json.dumps(_compare_sides(options)))
-    except PromptOrTuneError as fault:
-        print(f"training: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"training: {error}", file=sys.stderr)
         return 2
     return 0
 

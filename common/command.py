@@ -54,9 +54,9 @@ def read_secrets(file: Path | None, variable: str, what: str, option: str) -> li
     if file is not None:
         try:
             text = file.expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8"
-            raise PromptOrTuneError(f"The {what} in {file} cannot be read ({reason}): check {option}.") from fault
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise PromptOrTuneError(f"The {what} in {file} cannot be read ({reason}): check {option}.") from error
         lines += [(f"line {number} of {file}", line) for number, line in enumerate(text.splitlines(), 1)]
     given = os.environ.get(variable, "")
     lines += [(f"entry {number} of {variable}", line) for number, line in enumerate(given.split(","), 1)]
@@ -77,16 +77,16 @@ def check_port_free(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as fault:
-        if fault.errno == errno.EADDRINUSE:
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
             reason = (
                 f"Port {port} is in use: stop the other program or choose another with --port N (`make demo PORT=N`)."
             )
-        elif fault.errno == errno.EACCES:
+        elif error.errno == errno.EACCES:
             reason = f"You may not serve on port {port}: choose one above 1023 with --port N (`make demo PORT=N`)."
         else:
-            reason = f"Cannot serve on address '{host}' ({fault.strerror}): check --host."
-        raise PromptOrTuneError(reason) from fault
+            reason = f"Cannot serve on address '{host}' ({error.strerror}): check --host."
+        raise PromptOrTuneError(reason) from error
 
 
 class ProgressPrinter:

@@ -31,8 +31,8 @@ def atomic_write(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as fault:
-        raise write_error(path, fault) from fault
+    except OSError as error:
+        raise write_error(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -67,8 +67,8 @@ def acquire_lock(path: Path, timeout: float = _DEFAULT_TIMEOUT_SECONDS) -> FileI
     deadline = time.monotonic() + timeout
     try:
         file = FileIO(path, "ab")
-    except OSError as fault:
-        raise write_error(path, fault) from fault
+    except OSError as error:
+        raise write_error(path, error) from error
     while not _try_lock(file, exclusive=True):
         if time.monotonic() >= deadline:
             file.close()

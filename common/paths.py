@@ -24,10 +24,10 @@ def make_dir(path: Path) -> Path:
     """Creates `path` and its parents; one sentence when the disk or its permissions say no."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
+    except OSError as error:
         raise PromptOrTuneError(
-            f"Cannot create {path} ({fault.strerror}): set PROMPT_OR_TUNE_HOME to a folder that you may write to."
-        ) from fault
+            f"Cannot create {path} ({error.strerror}): set PROMPT_OR_TUNE_HOME to a folder that you may write to."
+        ) from error
     return path
 
 
@@ -57,11 +57,11 @@ def atomic_dir(target: Path) -> Iterator[Path]:
         except OSError:
             if not target.is_dir():
                 raise
-    except OSError as fault:
-        if fault.errno in (28, 122):  # no space left, or the quota is used up
+    except OSError as error:
+        if error.errno in (28, 122):  # no space left, or the quota is used up
             raise DiskSpaceError(
                 f"The disk under {target.parent} is full: free some room, or set PROMPT_OR_TUNE_HOME to a larger disk."
-            ) from fault
+            ) from error
         raise
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["score"]:
             return _score_command(score_parser().parse_args(words[1:]), command)
         return _run_command(run_parser(__doc__ or "").parse_args(words), command)
-    except PromptOrTuneError as fault:
-        print(fault, file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped before anything new was saved.", file=sys.stderr)
@@ -143,8 +143,8 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
 
     try:
         return open_sandbox(options.sandbox)
-    except SandboxUnavailableError as fault:
-        raise PromptOrTuneError(f"{str(fault).rstrip('.')}; --no-tests goes without.") from fault
+    except SandboxUnavailableError as error:
+        raise PromptOrTuneError(f"{str(error).rstrip('.')}; --no-tests goes without.") from error
 
 
 def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:

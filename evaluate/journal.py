@@ -65,8 +65,8 @@ class Journal:
         while True:
             try:
                 file = path.open("ab", buffering=0)
-            except OSError as fault:
-                raise write_error(path, fault) from fault
+            except OSError as error:
+                raise write_error(path, error) from error
             if not _try_lock(file):
                 file.close()
                 raise PromptOrTuneError(
@@ -84,10 +84,10 @@ class Journal:
         try:
             _write_all(self._file, _encode_records(records))
             os.fsync(self._file.fileno())
-        except OSError as fault:
+        except OSError as error:
             with suppress(OSError):
                 self._truncate(size)
-            raise write_error(self.path, fault) from fault
+            raise write_error(self.path, error) from error
 
     def truncate(self, size: int) -> None:
         """Drops what follows the first `size` bytes: lines that a crash tore off."""
@@ -103,8 +103,8 @@ class Journal:
             _write_all(fresh, _encode_records(records))
             os.fsync(fresh.fileno())
             temporary.replace(self.path)
-        except OSError as fault:
-            raise write_error(self.path, fault) from fault
+        except OSError as error:
+            raise write_error(self.path, error) from error
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)

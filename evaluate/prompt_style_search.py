@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run_command(_parser().parse_args(words), "python -m evaluate.prompt_style_search " + shlex.join(words))
-    except PromptOrTuneError as fault:
-        print(fault, file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped: the styles that were finished are in the output file.", file=sys.stderr)

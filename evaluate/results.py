@@ -132,13 +132,13 @@ def _read_scores(path: Path) -> tuple[list[dict[str, Any]], int]:
             _RECORD_FIELDS.get(record.get("kind", ""), {""}) <= record.keys() for record in records
         ):
             raise ValueError("no scores")
-    except OSError as fault:
+    except OSError as error:
         raise PromptOrTuneError(
-            f"Cannot read {path} ({fault.strerror or fault}): the run's scores belong there."
-        ) from fault
-    except (ValueError, TypeError) as fault:
+            f"Cannot read {path} ({error.strerror or error}): the run's scores belong there."
+        ) from error
+    except (ValueError, TypeError) as error:
         sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
-        raise PromptOrTuneError(sentence) from fault
+        raise PromptOrTuneError(sentence) from error
     return records, whole
 
 
@@ -161,10 +161,10 @@ def _attach_records(run: Run, records: Sequence[dict[str, Any]], wanted: Iterabl
             run.set_scores(method, problem, record["scores"], record.get("checks", ()))
         used = {kind for kind, _, _ in kept}
         run.scored_with = {kind: dict(key["values"]) for kind, key in keys.items() if kind in used}
-    except (KeyError, TypeError, AttributeError) as fault:
+    except (KeyError, TypeError, AttributeError) as error:
         path = scores_path(run.path)
         sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
-        raise PromptOrTuneError(sentence) from fault
+        raise PromptOrTuneError(sentence) from error
     return [*(dict(key) for kind, key in keys.items() if kind in used or kind in wanted), *kept.values()]
 
 
@@ -404,13 +404,13 @@ def _load_run(path: Path) -> tuple[Run, int]:
     try:
         records, whole = read_records(path)
         run = _run_from_records(path, records)
-    except OSError as fault:
-        sentence = f"Cannot read {path} ({fault.strerror or fault}): name a file that `python -m evaluate` wrote."
-        raise PromptOrTuneError(sentence) from fault
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as fault:
+    except OSError as error:
+        sentence = f"Cannot read {path} ({error.strerror or error}): name a file that `python -m evaluate` wrote."
+        raise PromptOrTuneError(sentence) from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise PromptOrTuneError(
             f"{path} is not a file that `python -m evaluate` wrote: choose another name."
-        ) from fault
+        ) from error
     return run, whole
 
 

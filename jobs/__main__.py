@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     board = JobService(cache_dir())
     try:
         return _dispatch(board, options)
-    except PromptOrTuneError as fault:
-        print(f"jobs: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"jobs: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

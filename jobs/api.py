@@ -92,10 +92,10 @@ class WorkerLauncher:
                     stderr=log,
                     start_new_session=True,
                 )
-        except OSError as fault:
+        except OSError as error:
             raise PromptOrTuneError(
-                f"The process that works on jobs cannot be started ({fault.strerror or fault}): see {self._home}."
-            ) from fault
+                f"The process that works on jobs cannot be started ({error.strerror or error}): see {self._home}."
+            ) from error
 
 
 def worker_environment(home: Path) -> dict[str, str]:
@@ -239,8 +239,8 @@ class JobService:
             gone = self.root / f".{id}.deleted"
             try:
                 folder.path.rename(gone)
-            except OSError as fault:
-                raise PromptOrTuneError(f"{folder.path} cannot be deleted ({fault.strerror}).") from fault
+            except OSError as error:
+                raise PromptOrTuneError(f"{folder.path} cannot be deleted ({error.strerror}).") from error
         shutil.rmtree(gone, ignore_errors=True)
 
     def has_checkpoint(self, id: str) -> bool:

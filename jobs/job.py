@@ -195,8 +195,8 @@ def copy_upload(source: Path, target: Path) -> None:
             os.fsync(file.fileno())
     except DiskSpaceError:
         raise
-    except OSError as fault:
-        raise DataError(f"{source.name} cannot be copied ({fault.strerror or fault}): upload it again.") from fault
+    except OSError as error:
+        raise DataError(f"{source.name} cannot be copied ({error.strerror or error}): upload it again.") from error
 
 
 def _check_dataset_name(name: str) -> None:

@@ -46,17 +46,17 @@ def open_queue(root: Path, work: WorkFn | None = None) -> Iterator[JobQueue]:
     path = root / "queue.sqlite"
     try:
         queue = _open_or_replace(path, work)
-    except sqlite3.DatabaseError as fault:
-        if not any(words in str(fault) for words in _CORRUPT_MESSAGES):
-            raise _queue_error(path, fault) from fault
+    except sqlite3.DatabaseError as error:
+        if not any(words in str(error) for words in _CORRUPT_MESSAGES):
+            raise _queue_error(path, error) from error
         for name in (path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")):
             if name.exists():
                 name.replace(name.with_name(name.name + ".broken"))
         queue = _open_or_replace(path, work)
     try:
         yield queue
-    except sqlite3.Error as fault:
-        raise _queue_error(path, fault) from fault
+    except sqlite3.Error as error:
+        raise _queue_error(path, error) from error
     finally:
         queue.close()
 

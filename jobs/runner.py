@@ -220,9 +220,9 @@ class _JobRunner:
                 return EXIT_DONE
             except KeyboardInterrupt:  # JobStoppedError, or a second Ctrl-C while a checkpoint was being saved
                 return self._handle_stop(watch)
-            except Exception as fault:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
                 watch.ignore_stops()
-                return self._handle_stop(watch) if watch.stop_reason else self._handle_error(fault)
+                return self._handle_stop(watch) if watch.stop_reason else self._handle_error(error)
 
     def _start(self) -> Job:
         """The job is ours from now on; an attempt that got further than those before makes their ends forgotten."""

@@ -205,8 +205,8 @@ class _Worker:
             recover_jobs(self._root, queue, self._active_ids)
             if not self._active_ids and time.monotonic() - self._last_active >= self._idle_seconds:
                 self._end_if_idle(consumers)
-        except PromptOrTuneError as fault:  # a full disk, say: what waits goes on waiting
-            _logger.warning("%s", fault)
+        except PromptOrTuneError as error:  # a full disk, say: what waits goes on waiting
+            _logger.warning("%s", error)
 
     def _end_if_idle(self, consumers: Sequence[Any]) -> None:
         """Whoever adds a job does so under the same lock, and then finds no worker and starts the next one."""

@@ -60,11 +60,11 @@ class Embedder:
         where = str(_embedded_folder()) if self._model_name == EMBEDDED else self._model_name
         try:
             return SentenceTransformer(where, device=self._device)
-        except Exception as fault:  # the Hub's client raises several libraries' errors
+        except Exception as error:  # the Hub's client raises several libraries' errors
             raise PromptOrTuneError(
                 f"The embedding model '{self._model_name}' cannot be loaded: check its name and the network, "
                 "or use --embedder embedded."
-            ) from fault
+            ) from error
 
 
 def _embedded_folder() -> Path:

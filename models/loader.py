@@ -76,8 +76,8 @@ def smoke_test(source: Source, model: Any) -> None:
     try:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=torch.ones_like(ids), **start)
-    except Exception as fault:
-        raise broken_error(source, fault) from fault
+    except Exception as error:
+        raise broken_error(source, error) from error
 
 
 def broken_error(source: Source, error: Exception) -> BaseModelError:
@@ -184,16 +184,16 @@ def _load(
             use_safetensors=True,
             quantization_config=_quantization_config(quantization, dtype),
         )
-    except torch.cuda.OutOfMemoryError as fault:
+    except torch.cuda.OutOfMemoryError as error:
         raise BaseModelError(
             f"The base '{source.id}' does not fit the GPU's memory: "
             "try --quantization nf4, a smaller base, or --device cpu."
-        ) from fault
-    except Exception as fault:
-        refusal = _load_error(source, fault, trust_remote_code)
+        ) from error
+    except Exception as error:
+        refusal = _load_error(source, error, trust_remote_code)
         if refusal is None:
             raise
-        raise refusal from fault
+        raise refusal from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer

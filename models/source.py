@@ -42,20 +42,20 @@ def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path,
                 name, revision=revision, allow_patterns=_PATTERNS, tqdm_class=_progress_bar_class(name, report)
             )
         )
-    except GatedRepoError as fault:
+    except GatedRepoError as error:
         raise BaseModelError(
             f"The base '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
-        ) from fault
-    except RevisionNotFoundError as fault:
+        ) from error
+    except RevisionNotFoundError as error:
         raise BaseModelError(
             f"The base '{name}' has no revision '{revision}' on the Hub: check the part after '@'."
-        ) from fault
-    except RepositoryNotFoundError as fault:
+        ) from error
+    except RepositoryNotFoundError as error:
         raise BaseModelError(
             f"There is no base '{name}' on the Hub that you may read: check its spelling, or run `hf auth login`."
-        ) from fault
-    except Exception as fault:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
-        folder = _from_cache(name, revision, fault)
+        ) from error
+    except Exception as error:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
+        folder = _from_cache(name, revision, error)
     if not list(folder.glob("*.safetensors")):
         raise BaseModelError(
             f"The base '{name}' has no safetensors weights on the Hub: pickled weights are not loaded; look for a "

@@ -138,8 +138,8 @@ def _warm_up(engine: LLMEngine, pool: str, progress: ProgressPrinter) -> None:
     """Loads what RAG needs while nobody waits: whoever asked for it first would hold up those behind."""
     try:
         engine.warm_up(pool)
-    except PromptOrTuneError as fault:
-        progress(f"No examples to show: {fault}")
+    except PromptOrTuneError as error:
+        progress(f"No examples to show: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,8 +35,8 @@ def front_matter(text: str) -> dict[str, Any]:
     found = _FRONT_MATTER.match(text)
     try:
         values = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError as fault:
-        raise PromptOrTuneError(f"The front matter of {CARD.name} is no YAML: {_first_line(fault)}.") from fault
+    except yaml.YAMLError as error:
+        raise PromptOrTuneError(f"The front matter of {CARD.name} is no YAML: {_first_line(error)}.") from error
     if not isinstance(values, dict):
         raise PromptOrTuneError(f"{CARD.name} has no front matter: begin it with lines between '---' and '---'.")
     return values
@@ -193,7 +193,7 @@ def _clear_folder(folder: Path, overwrite: bool) -> None:
             else:
                 path.unlink()
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as fault:
+    except OSError as error:
         raise PromptOrTuneError(
-            f"The folder {folder} cannot be written ({fault.strerror}): name another one."
-        ) from fault
+            f"The folder {folder} cannot be written ({error.strerror}): name another one."
+        ) from error

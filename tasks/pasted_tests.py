@@ -80,9 +80,9 @@ def _parse_asserts(text: str) -> tuple[Test, ...]:
 def _parse_session(text: str) -> tuple[Test, ...]:
     try:
         examples = doctest.DocTestParser().get_examples(text)
-    except ValueError as fault:
+    except ValueError as error:
         raise DataError(
-            f"The session cannot be read ({_truncate(str(fault))}): write '>>> ' before each call."
+            f"The session cannot be read ({_truncate(str(error))}): write '>>> ' before each call."
         ) from None
     setup: list[str] = []
     tests: list[Test] = []
@@ -173,10 +173,10 @@ def _parse_python(source: str, line: int, mode: Literal["exec", "eval"]) -> ast.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(source, mode=mode)
-    except SyntaxError as fault:
-        shown = f" ('{_truncate(fault.text)}')" if fault.text and fault.text.strip() else ""
-        number = line + (fault.lineno or 1) - 1
-        raise DataError(f"Line {number}: this is no Python, {fault.msg}{shown}: {_FORMAT_HINT}.") from None
+    except SyntaxError as error:
+        shown = f" ('{_truncate(error.text)}')" if error.text and error.text.strip() else ""
+        number = line + (error.lineno or 1) - 1
+        raise DataError(f"Line {number}: this is no Python, {error.msg}{shown}: {_FORMAT_HINT}.") from None
     except (ValueError, MemoryError, RecursionError):
         raise DataError(f"Line {line}: this cannot be read as Python: {_FORMAT_HINT}.") from None
 

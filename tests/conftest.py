@@ -51,9 +51,9 @@ def sandbox() -> Iterator[Sandbox]:
 
     try:
         opened = open_sandbox()
-    except SandboxUnavailableError as fault:
+    except SandboxUnavailableError as error:
         if os.environ.get("CI"):
-            pytest.fail(str(fault))
-        pytest.skip(str(fault))
+            pytest.fail(str(error))
+        pytest.skip(str(error))
     with opened:
         yield opened

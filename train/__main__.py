@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, modes = parse_args(given, __doc__ or "")
         configure_environment()
         return _dry_run(config) if DRY_RUN in modes else _run(config, modes)
-    except PromptOrTuneError as fault:
-        print(f"train: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("train: stopped at once; what was saved before is kept, see --resume.", file=sys.stderr)

@@ -86,11 +86,11 @@ class RunDirectory:
         """The settings that the run was begun with; TrainingError where there is no such run."""
         try:
             values = json.loads(self.settings.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as fault:
+        except (OSError, ValueError) as error:
             raise TrainingError(
                 f"There is no unfinished run of '{self.target.name}' in {self.target.parent}: "
                 "begin it without --resume."
-            ) from fault
+            ) from error
         return dict(values)
 
     def remove(self) -> None:

@@ -241,7 +241,7 @@ def _add_upload(split: DataSplit, file: str, upload: UploadResult) -> None:
         split.examples.append(example if id == example.id else Example(id, example.intent, example.code))
         split.locations[id] = f"{file}, {upload.locations[example.id]}"
     split.row_errors += [
-        RowError(fault.line, fault.column, f"{file}, {fault.message}", fault.empty) for fault in upload.errors
+        RowError(error.line, error.column, f"{file}, {error.message}", error.empty) for error in upload.errors
     ]
     split.num_rows += upload.rows
     split.columns, split.column_mapping = upload.columns, str(upload.mapping)

@@ -104,9 +104,9 @@ def try_estimate(config: TrainConfig, folder: Path, prepared: TokenizedData) -> 
     """
     try:
         return estimate(config, folder, prepared.train.samples, prepared.validation.samples)
-    except Exception as fault:  # noqa: BLE001 - see above
-        reason = str(fault).strip().partition("\n")[0]
-        return f"not known, as this base cannot be followed without its weights ({type(fault).__name__}: {reason})."
+    except Exception as error:  # noqa: BLE001 - see above
+        reason = str(error).strip().partition("\n")[0]
+        return f"not known, as this base cannot be followed without its weights ({type(error).__name__}: {reason})."
 
 
 def estimate(

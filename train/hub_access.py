@@ -63,10 +63,10 @@ def check_base_access(base: str, token: str | None = None) -> None:
     try:
         HfApi().model_info(name, revision=revision or None, timeout=REQUEST_TIMEOUT_S, token=token)
         HfApi().auth_check(name, token=token)
-    except Exception as fault:
+    except Exception as error:
         cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str)
-        if not (cached and _is_unreachable(fault)):
-            raise BaseModelError(hub_error_message(fault, name, "looking up the base", revision)) from fault
+        if not (cached and _is_unreachable(error)):
+            raise BaseModelError(hub_error_message(error, name, "looking up the base", revision)) from error
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -93,11 +93,11 @@ def merge_adapter(
             replace(folder.manifest, technique=f"{folder.manifest.technique}, merged", weights_digest="").write(
                 building
             )
-    except SafetensorError as fault:  # safetensors' own, also for a full disk
+    except SafetensorError as error:  # safetensors' own, also for a full disk
         raise DiskSpaceError(
-            f"The merged model cannot be written under {out.parent} ({quote_untrusted(str(fault))}): "
+            f"The merged model cannot be written under {out.parent} ({quote_untrusted(str(error))}): "
             "free some room, or name an OUT on another disk."
-        ) from fault
+        ) from error
     return out
 
 
@@ -153,12 +153,12 @@ def _merge_weights(folder: AdapterFolder, model: Any) -> Any:
 
     try:
         merged = PeftModel.from_pretrained(model, str(folder.path)).merge_and_unload(safe_merge=True)
-    except ValueError as fault:
-        if "NaN" not in str(fault):
+    except ValueError as error:
+        if "NaN" not in str(error):
             raise
         raise AdapterError(
             f"Adapter '{folder.name}' gives weights that are not finite when merged: train it again."
-        ) from fault
+        ) from error
     return merged.to(merged.dtype if merged.dtype in (torch.float16, torch.bfloat16) else torch.bfloat16)
 
 

@@ -134,8 +134,8 @@ def run_preflight(config: TrainConfig, report: ProgressFn, estimate_fn: Estimate
         mapping=learned.column_mapping,
         rows=_row_counts(data),
         changes=_count_changes(data),
-        row_errors=make_issue(fault.message for fault in data.row_errors),
-        empty=sum(fault.empty for fault in data.row_errors),
+        row_errors=make_issue(error.message for error in data.row_errors),
+        empty=sum(error.empty for error in data.row_errors),
         duplicates=find_duplicates(data.train, learned.locate),
         conflicts=find_conflicts(data.train, learned.locate),
         unparsable=find_unparsable(data.train, learned.locate),
@@ -161,13 +161,13 @@ def load_tokenizer_info(source: Source, trust_remote_code: bool) -> TokenizerInf
     try:
         base = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-    except Exception as fault:
+    except Exception as error:
         if trust_remote_code and auto_map_entries(source.folder):
-            raise broken_error(source, fault) from fault
-        if "trust_remote_code" in str(fault):
-            raise untrusted_error(source) from fault
-        reason = str(fault).strip().partition("\n")[0] or type(fault).__name__
-        raise BaseModelError(f"The tokenizer of base '{source.id}' cannot be loaded: {reason}") from fault
+            raise broken_error(source, error) from error
+        if "trust_remote_code" in str(error):
+            raise untrusted_error(source) from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BaseModelError(f"The tokenizer of base '{source.id}' cannot be loaded: {reason}") from error
     context = getattr(base, "max_position_embeddings", None) or getattr(base, "n_positions", None) or 2048
     return TokenizerInfo(source.id, tokenizer, bool(base.is_encoder_decoder), int(context))
 

@@ -357,14 +357,14 @@ def _model_card_errors() -> Iterator[None]:
     """The Hub reads a card before it takes anything, and its complaint is the person's to mend."""
     try:
         yield
-    except ValueError as fault:
-        lines = [line.strip("- ") for line in str(fault).splitlines()]
+    except ValueError as error:
+        lines = [line.strip("- ") for line in str(error).splitlines()]
         if not lines or not lines[0].startswith("Invalid metadata"):
             raise
         raise TrainingError(
             f"The Hub does not accept the card ({quote_untrusted('; '.join(lines[1:]), 200)}): correct the lines between '---' "
             f"at the top of {CARD_NAME} and publish again."
-        ) from fault
+        ) from error
 
 
 def _ignore_progress(_: str) -> None:

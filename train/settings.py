@@ -49,12 +49,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as fault:
-        raise TrainingError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as fault:
-        place = getattr(fault, "problem_mark", None)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        place = getattr(error, "problem_mark", None)
         where = f", line {place.line + 1}" if place else ""
-        raise TrainingError(f"{path}{where}: not YAML; write one `setting: value` a line.") from fault
+        raise TrainingError(f"{path}{where}: not YAML; write one `setting: value` a line.") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -84,8 +84,8 @@ def _coerce_field(name: str, value: Any) -> Any:
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     try:
         return _coerce(hint, value)
-    except (TypeError, ValueError) as fault:
-        raise TrainingError(f"{name} cannot be {value!r}: it must be {_type_label(hint)}.") from fault
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"{name} cannot be {value!r}: it must be {_type_label(hint)}.") from error
 
 
 def _coerce(hint: Any, value: Any) -> Any:

@@ -81,8 +81,8 @@ class CompletionTrainer(Trainer):
         while not losses:
             try:
                 losses = self._forward_backward(model, self._split_batch(inputs), num_items_in_batch)
-            except (RuntimeError, MemoryError) as fault:
-                self._halve_batch(fault, inputs)
+            except (RuntimeError, MemoryError) as error:
+                self._halve_batch(error, inputs)
                 for parameter, gradient in kept:
                     parameter.grad = gradient
         loss = torch.stack(losses).sum()
@@ -138,22 +138,22 @@ class CompletionTrainer(Trainer):
                 with torch.no_grad(), self.compute_loss_context_manager():
                     losses = [model(**piece, num_items_in_batch=share)["loss"] for piece in self._split_batch(inputs)]
                 return torch.stack(losses).sum().detach(), None, None
-            except (RuntimeError, MemoryError) as fault:
-                self._halve_batch(fault, inputs)
+            except (RuntimeError, MemoryError) as error:
+                self._halve_batch(error, inputs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer does it; what could not be written whole is removed, and the checkpoint before it stays."""
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError) as fault:
+        except (OSError, RuntimeError) as error:
             folder = Path(self.args.output_dir)
             remove_partial_checkpoints(folder)
-            if not _is_disk_full(fault, folder):
+            if not _is_disk_full(error, folder):
                 raise
             raise DiskSpaceError(
                 f"The disk under {folder} is full, so the checkpoint of step {self.state.global_step} could not be "
                 "written; those before it are whole: free some room, then continue with --resume."
-            ) from fault
+            ) from error
 
     def load_checkpoint(self, checkpoint: Path) -> None:
         """Puts a checkpoint's weights into the model, as Trainer does when it continues."""

@@ -53,8 +53,8 @@ def list_adapter_choices(engine: LLMEngine) -> AdapterChoices:
     """All adapters. One that cannot be used stays a choice: its reason is shown, which a missing name would not be."""
     try:
         known = engine.store.status(engine.base)
-    except PromptOrTuneError as fault:
-        _log.warning("%s", fault)
+    except PromptOrTuneError as error:
+        _log.warning("%s", error)
         return AdapterChoices([], [], {})
     reasons: dict[str, str] = {}
     for entry in known:
@@ -171,6 +171,6 @@ def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examp
     try:
         name = method_name(kind, k, adapter, examples)
         names = add_method(components.chip_names(value), name, [adapter] if adapter else [])
-    except PromptOrTuneError as fault:
-        return gr.skip(), f'<p class="sentence">{escape(str(fault))}</p>'
+    except PromptOrTuneError as error:
+        return gr.skip(), f'<p class="sentence">{escape(str(error))}</p>'
     return components.chip_values(names), ""

@@ -146,8 +146,8 @@ def _problem_choices(name: str, data_dir: Path | None) -> tuple[list[tuple[str, 
         return [
             (_shorten(problem.intent, _LABEL_LENGTH), problem.id) for problem in load_split_problems(name, data_dir)
         ], ""
-    except PromptOrTuneError as fault:
-        return [], str(fault)
+    except PromptOrTuneError as error:
+        return [], str(error)
 
 
 def _find_problem(name: str, problem_id: str | None, data_dir: Path | None) -> Problem | None:

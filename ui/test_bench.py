@@ -105,8 +105,8 @@ def run_tests(
         return
     try:
         sandbox = bench.open()
-    except PromptOrTuneError as fault:
-        yield TestProgress("", add_tests_note(records, places, str(fault)), frozenset())
+    except PromptOrTuneError as error:
+        yield TestProgress("", add_tests_note(records, places, str(error)), frozenset())
         return
     done, pending = list(records), set(places)
     # Leaving the block ends at once what still runs.
@@ -155,8 +155,8 @@ def _check_in_thread(
         try:
             for result in run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS):
                 events.put(result)
-        except BaseException as fault:  # noqa: BLE001 - it is raised where the results are awaited
-            events.put(fault)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the results are awaited
+            events.put(error)
         finally:
             events.put(None)
 

@@ -166,7 +166,9 @@ class VisitorRegistry:
     def training_denied_reason(self, visitor: Visitor) -> str | None:
         """Why this visitor may not train, add or remove adapters, in one sentence; None where they may."""
         if self.policy.training == "nobody":
-            return "Training is switched off here: run Prompt or Tune on a machine of your own, or ask this one's owner."
+            return (
+                "Training is switched off here: run Prompt or Tune on a machine of your own, or ask this one's owner."
+            )
         if self.policy.training == "owner" and not visitor.owner:
             who = " or ".join(sorted(self.policy.owners)) or "its owner"
             return (

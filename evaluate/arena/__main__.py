@@ -31,8 +31,8 @@ def arena_main(argv: Sequence[str] | None = None) -> int:
         if options.export:
             return _export_votes(VoteStore(path), options.export)
         return _arena_report(VoteStore(path), options.seed)
-    except PromptOrTuneError as fault:
-        print(fault, file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(error, file=sys.stderr)
         return 2
 
 
@@ -59,7 +59,9 @@ def _arena_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m evaluate.arena", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--votes", type=Path, help=f"the file of votes (by default {VOTES_FILE} in PROMPT_OR_TUNE_HOME)")
+    parser.add_argument(
+        "--votes", type=Path, help=f"the file of votes (by default {VOTES_FILE} in PROMPT_OR_TUNE_HOME)"
+    )
     parser.add_argument("--export", type=Path, metavar="FILE", help="write all votes to FILE.jsonl or FILE.csv")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's draws")
     return parser

@@ -262,12 +262,12 @@ class VoteStore:
         insert = f"INSERT INTO votes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
         try:
             self._with_connection(lambda database: database.execute(insert, _vote_row(vote)), writes=True)
-        except sqlite3.IntegrityError as fault:
+        except sqlite3.IntegrityError as error:
             if self._read("SELECT 1 FROM votes WHERE id = ? AND winner = ?", (vote.id, vote.winner)):
                 return
             raise AlreadyVotedError(
                 "You have voted on this pair and problem already, and that vote stands: go on to the next one."
-            ) from fault
+            ) from error
 
     def count(self) -> int:
         """All votes, of all bases."""
@@ -345,11 +345,11 @@ class VoteStore:
                     return work(database)
         except sqlite3.IntegrityError:
             raise
-        except (sqlite3.Error, OSError) as fault:
+        except (sqlite3.Error, OSError) as error:
             raise VotesError(
-                f"The votes in {self.path} cannot be read or written ({fault}): check the disk and its permissions, or "
+                f"The votes in {self.path} cannot be read or written ({error}): check the disk and its permissions, or "
                 "move the file away to begin with a new one."
-            ) from fault
+            ) from error
 
     def _create_table(self, database: sqlite3.Connection) -> None:
         """The table, made once; VotesError for the file of a newer version."""

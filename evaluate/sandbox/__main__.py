@@ -28,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return _probe_command(options) if options.command == "probe" else _run_command(options)
-    except PromptOrTuneError as fault:
-        print(fault, file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(error, file=sys.stderr)
         return 2
 
 
@@ -51,8 +51,8 @@ def _run_command(options: argparse.Namespace) -> int:
             outcome = sandbox.run(program)
             for reason in sandbox.unavailable_layers:
                 print(f"{reason[0].upper()}{reason[1:]}.", file=sys.stderr)
-    except SandboxUnavailableError as fault:
-        outcome = ExecutionResult("refused", "", str(fault), options.layer or "none", 0.0)
+    except SandboxUnavailableError as error:
+        outcome = ExecutionResult("refused", "", str(error), options.layer or "none", 0.0)
     print(json.dumps(asdict(outcome)))
     return 1 if outcome.status == "refused" else 0
 
@@ -60,10 +60,10 @@ def _run_command(options: argparse.Namespace) -> int:
 def _read_source(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as fault:
-        raise PromptOrTuneError(f"{path} cannot be read ({fault.strerror}): name a file that exists.") from None
-    except UnicodeDecodeError as fault:
-        raise PromptOrTuneError(f"{path} is not UTF-8 text (byte {fault.start}): save it as UTF-8.") from None
+    except OSError as error:
+        raise PromptOrTuneError(f"{path} cannot be read ({error.strerror}): name a file that exists.") from None
+    except UnicodeDecodeError as error:
+        raise PromptOrTuneError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
 
 
 def _parser() -> argparse.ArgumentParser:

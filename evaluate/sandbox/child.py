@@ -39,8 +39,8 @@ def main(spec: dict[str, Any], ready_fd: int) -> None:
         confine(spec, ready_fd)
         os.write(ready_fd, b"+")
         os.close(ready_fd)
-    except BaseException as fault:  # noqa: BLE001 - whatever it is, the program must not start
-        os.write(2, f"{type(fault).__name__}: {fault}".encode(errors="replace"))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
+        os.write(2, f"{type(error).__name__}: {error}".encode(errors="replace"))
         os._exit(1)
     source = spec["code"]
     spec.clear()  # the program can walk up to here
@@ -183,12 +183,12 @@ def run_program(source: str) -> None:
             return
         if not isinstance(stop.code, int):
             print(stop.code, file=sys.stderr)  # noqa: T201
-    except BaseException as fault:  # noqa: BLE001 - the program's own, to be shown to whoever reads stderr
+    except BaseException as error:  # noqa: BLE001 - the program's own, to be shown to whoever reads stderr
         reserve.clear()
         try:
-            print_traceback(fault, source)
+            print_traceback(error, source)
         finally:
-            if isinstance(fault, MemoryError):
+            if isinstance(error, MemoryError):
                 exit_process(EXIT_OUT_OF_MEMORY)
     else:
         return

@@ -56,8 +56,8 @@ def file_watcher(folder: str) -> Watcher:
                             size += entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:
                 continue  # it has just been deleted
-            except OSError as fault:
-                return LimitExceeded("output", f"a folder that cannot be looked into ({fault.strerror})")
+            except OSError as error:
+                return LimitExceeded("output", f"a folder that cannot be looked into ({error.strerror})")
         if size > limits.file_bytes:
             return LimitExceeded("output", f"{limits.file_bytes / MEBIBYTE:g} MB of files")
         return None
@@ -91,8 +91,8 @@ def run_in_layer(layer: str, program: Program, stop: threading.Event) -> Executi
     try:
         with contextlib.ExitStack() as cleanup:
             return _ChildProcess(layer, program, stop, cleanup).wait_for_result()
-    except OSError as fault:
-        return ExecutionResult("refused", "", f"The program was not started: {fault}.", layer, time.monotonic() - begun)
+    except OSError as error:
+        return ExecutionResult("refused", "", f"The program was not started: {error}.", layer, time.monotonic() - begun)
 
 
 class _ChildProcess:

@@ -47,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         return _run_study(options, command)
-    except PromptOrTuneError as fault:
-        print(f"study: {fault}", file=sys.stderr)
+    except PromptOrTuneError as error:
+        print(f"study: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"Stopped; what was answered is kept. To go on: {command}", file=sys.stderr)

@@ -239,8 +239,8 @@ def _find_adapter(name: str, job: StudyJob) -> RequiredAdapter:
         if (root / name / MANIFEST_NAME).is_file():
             try:
                 manifest = Manifest.read(root / name)
-            except AdapterError as fault:
-                return RequiredAdapter(name, job, None, str(fault))
+            except AdapterError as error:
+                return RequiredAdapter(name, job, None, str(error))
             mismatch = _manifest_mismatch(manifest, job)
             if mismatch and root == LIBRARY:
                 break  # one of the user's own will hide it

@@ -369,9 +369,9 @@ def _adapters_text(plan: StudyPlan) -> list[str]:
     ]
     header = ["adapter", "technique", "state", f"memory GB (batch {TRAIN_BATCH_SIZE})", "training"]
     parts.append(text_table(header, rows, markdown=False))
-    faults = [lesson.adapter.problem for lesson in plan.adapters_to_train if lesson.adapter.problem]
-    if faults:
-        parts.append("\n".join(faults))
+    errors = [lesson.adapter.problem for lesson in plan.adapters_to_train if lesson.adapter.problem]
+    if errors:
+        parts.append("\n".join(errors))
     commands = [format_train_command(lesson.command) for lesson in plan.adapters_to_train if not lesson.adapter.problem]
     if commands:
         parts.append("They are left out until they are trained, with --train or with\n\n" + "\n".join(commands))

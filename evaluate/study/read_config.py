@@ -192,13 +192,13 @@ def read_strict_yaml(path: Path) -> Any:
 
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Strict)  # noqa: S506 - Strict is a SafeLoader
-    except OSError as fault:
-        raise PromptOrTuneError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as fault:
-        mark = getattr(fault, "problem_mark", None)
+    except OSError as error:
+        raise PromptOrTuneError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(fault, "problem", None) or "it is not YAML"
-        raise PromptOrTuneError(f"{path}{where}: {problem}; write one `name: value` a line.") from fault
+        problem = getattr(error, "problem", None) or "it is not YAML"
+        raise PromptOrTuneError(f"{path}{where}: {problem}; write one `name: value` a line.") from error
 
 
 def _type_label(value: Any) -> str:
@@ -418,5 +418,5 @@ def _check_names(config: StudyConfig) -> None:
 def _check_decoding(data: StudyDataset, seed: int, file: str) -> None:
     try:
         data.decoding(seed)
-    except PromptOrTuneError as fault:
-        raise PromptOrTuneError(f"{file}: data: {data.name}: {fault}") from fault
+    except PromptOrTuneError as error:
+        raise PromptOrTuneError(f"{file}: data: {data.name}: {error}") from error

@@ -308,8 +308,8 @@ def plan_assert(test: AssertTest) -> AssertPlan:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             body = ast.parse(code).body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as fault:
-        raise BrokenTestError(f"the test is no Python ({getattr(fault, 'msg', None) or fault})") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise BrokenTestError(f"the test is no Python ({getattr(error, 'msg', None) or error})") from None
     asserts = [each for each in ast.walk(ast.Module(body, [])) if isinstance(each, ast.Assert)]
     if not asserts:
         raise BrokenTestError("the test asserts nothing")

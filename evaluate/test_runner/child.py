@@ -206,8 +206,8 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
     started = clock()
     try:
         names = _load_candidate(code, preamble)
-    except BaseException as fault:  # noqa: BLE001 - whatever the candidate raises is its result
-        _send_error(results, -1, f"{clock() - started:.6f}", fault)
+    except BaseException as error:  # noqa: BLE001 - whatever the candidate raises is its result
+        _send_error(results, -1, f"{clock() - started:.6f}", error)
     else:
         _send_record(results, '"loaded"')
         for at, setup, source, token in calls:
@@ -215,8 +215,8 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
             started = clock()
             try:
                 said, value = _evaluate_call(names, setup, source, token)
-            except BaseException as fault:  # noqa: BLE001 - as above
-                _send_error(results, at, f"{clock() - started:.6f}", fault)
+            except BaseException as error:  # noqa: BLE001 - as above
+                _send_error(results, at, f"{clock() - started:.6f}", error)
             else:
                 _send_record(results, said, str(at), f"{clock() - started:.6f}", value)
     os._exit(0)  # threads of the candidate, or what it registered to run at exit, need not be waited for

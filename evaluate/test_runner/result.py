@@ -150,8 +150,8 @@ def decode_value(encoded: Any) -> Any:
         return _decode(encoded, 0)
     except InvalidValueError:
         raise
-    except (TypeError, ValueError, ArithmeticError) as fault:
-        raise InvalidValueError(str(fault)) from fault
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InvalidValueError(str(error)) from error
 
 
 def parse_json_line(line: str) -> Any:
@@ -160,8 +160,8 @@ def parse_json_line(line: str) -> Any:
         raise InvalidValueError("too long")
     try:
         return json.loads(line)
-    except (ValueError, RecursionError) as fault:
-        raise InvalidValueError(str(fault)) from fault
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(str(error)) from error
 
 
 def format_value(value: Any) -> str:

@@ -159,10 +159,10 @@ def _syntax_error(code: str) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(code)
-    except SyntaxError as fault:
-        return f"{type(fault).__name__}: {fault.msg}" + (f" (line {fault.lineno})" if fault.lineno else "")
-    except (ValueError, MemoryError, RecursionError) as fault:
-        return f"{type(fault).__name__}: {one_line(str(fault)) or 'nested too deeply'}"
+    except SyntaxError as error:
+        return f"{type(error).__name__}: {error.msg}" + (f" (line {error.lineno})" if error.lineno else "")
+    except (ValueError, MemoryError, RecursionError) as error:
+        return f"{type(error).__name__}: {one_line(str(error)) or 'nested too deeply'}"
     return ""
 
 
@@ -201,8 +201,8 @@ def _run_calls_checked(
 def _plan_or_error(test: AssertTest) -> AssertPlan | TestResult:
     try:
         return plan_assert(test)
-    except BrokenTestError as fault:
-        return TestResult(False, "assert", shorten(test.code), "no error", "", str(fault), "refused", protected=False)
+    except BrokenTestError as error:
+        return TestResult(False, "assert", shorten(test.code), "no error", "", str(error), "refused", protected=False)
 
 
 def _run_stdio(code: str, test: StdioTest, syntax_error: str, sandbox: Sandbox, limits: Limits) -> list[TestResult]:

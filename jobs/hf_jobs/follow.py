@@ -214,9 +214,9 @@ def follow_job(
         looked = time.monotonic()
         try:
             info = api.inspect_job(job_id=state.id, namespace=state.namespace)
-        except Exception as fault:
+        except Exception as error:
             lost = lost or looked
-            if not is_hub_unreachable(fault) or looked - lost >= intervals.unreachable_timeout:
+            if not is_hub_unreachable(error) or looked - lost >= intervals.unreachable_timeout:
                 with hf_jobs_errors(state.namespace, "following the job of"):
                     raise
             if lost == looked:
@@ -242,9 +242,9 @@ def _fetch_remaining_lines(api: HfApi, state: RemoteJobState, log_events: LogEve
     try:
         for place, line in enumerate(api.fetch_job_logs(job_id=state.id, namespace=state.namespace)):
             log_events.add_line(place, line)
-    except Exception as fault:  # noqa: BLE001 - whatever the client raises
+    except Exception as error:  # noqa: BLE001 - whatever the client raises
         log_events.add_line(
-            len(log_events.lines), f"(The last lines of the log could not be read: {type(fault).__name__}.)"
+            len(log_events.lines), f"(The last lines of the log could not be read: {type(error).__name__}.)"
         )
 
 

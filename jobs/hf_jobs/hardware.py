@@ -85,8 +85,8 @@ def hf_jobs_errors(namespace: str, action: str) -> Iterator[None]:
         yield
     except PromptOrTuneError:
         raise
-    except Exception as fault:  # the client raises several libraries' errors for one broken line
-        raise TrainingError(_error_message(fault, namespace, action)) from fault
+    except Exception as error:  # the client raises several libraries' errors for one broken line
+        raise TrainingError(_error_message(error, namespace, action)) from error
 
 
 def is_hub_unreachable(error: BaseException) -> bool:

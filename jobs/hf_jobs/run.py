@@ -128,9 +128,9 @@ def _cancel_job(api: HfApi, folder: Path, report: ProgressFn) -> None:
             id = record.id or getattr(find_job(api, record), "id", "")
             if id:
                 api.cancel_job(job_id=id, namespace=record.namespace)
-    except PromptOrTuneError as fault:
+    except PromptOrTuneError as error:
         place = record.url or "huggingface.co/settings/jobs"
-        report(f"{fault} The job may run on, and cost, until you cancel it at {place}.")
+        report(f"{error} The job may run on, and cost, until you cancel it at {place}.")
         return
     write_remote_state(folder, replace(record, over=True))
     if id:

@@ -57,7 +57,10 @@ def manual_commands(
     """
     settings = train_arguments(config, serving, upload_name)
     return [
-        ("On a machine of your own, in the folder of Prompt or Tune", _format_command(["python", "-m", "train"], settings)),
+        (
+            "On a machine of your own, in the folder of Prompt or Tune",
+            _format_command(["python", "-m", "train"], settings),
+        ),
         (
             "On Hugging Face Jobs, from the same folder",
             _hf_jobs_command(settings, upload_name, flavor or DEFAULT_HARDWARE),
@@ -361,8 +364,8 @@ def _run_job(api: HfApi, job: Job, state: RemoteJobState) -> JobInfo:
                 labels={JOB_LABEL: state.label},
                 namespace=state.namespace,
             )
-        except Exception as fault:
-            found = find_job(api, state) if is_hub_unreachable(fault) else None
+        except Exception as error:
+            found = find_job(api, state) if is_hub_unreachable(error) else None
             if found is None:
                 raise
             return found

@@ -108,12 +108,12 @@ class Api:
         try:
             try:
                 await self._dispatch(scope, receive, out)
-            except PromptOrTuneError as fault:
-                await out.send_error(to_api_error(fault))
+            except PromptOrTuneError as error:
+                await out.send_error(to_api_error(error))
             except ClientGoneError:
                 raise
-            except Exception as fault:  # noqa: BLE001 - a defect of ours must not show, nor end the server
-                log_unexpected_error(fault)
+            except Exception as error:  # noqa: BLE001 - a defect of ours must not show, nor end the server
+                log_unexpected_error(error)
                 await out.send_error(internal_error())
         except ClientGoneError:
             return

@@ -43,9 +43,9 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, seconds: flo
                 if len(body) > max_bytes:
                     await _drain(receive)
                     raise _too_large(max_bytes)
-    except TimeoutError as fault:
+    except TimeoutError as error:
         message = f"The body did not arrive within {seconds:g} s: send it at once."
-        raise ApiError(408, message, code="timeout", headers=_CLOSE_HEADERS) from fault
+        raise ApiError(408, message, code="timeout", headers=_CLOSE_HEADERS) from error
     return bytes(body)
 
 
@@ -130,5 +130,5 @@ class ResponseWriter:
         try:
             async with asyncio.timeout(self._write_timeout_s):
                 await self._send(message)
-        except TimeoutError as fault:
-            raise ClientGoneError from fault
+        except TimeoutError as error:
+            raise ClientGoneError from error

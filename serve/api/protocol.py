@@ -38,14 +38,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
     """The JSON object that `body` holds; ApiError 400 where it holds none."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as fault:
-        raise _invalid_json("it is not UTF-8") from fault
-    except RecursionError as fault:
-        raise _invalid_json("it is nested too deeply") from fault
-    except json.JSONDecodeError as fault:
-        raise _invalid_json(f"{fault.msg} at line {fault.lineno}, column {fault.colno}") from fault
-    except ValueError as fault:  # a number of thousands of digits
-        raise _invalid_json("a number in it has too many digits or is no number") from fault
+    except UnicodeDecodeError as error:
+        raise _invalid_json("it is not UTF-8") from error
+    except RecursionError as error:
+        raise _invalid_json("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise _invalid_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise _invalid_json("a number in it has too many digits or is no number") from error
     if not isinstance(value, dict):
         raise _invalid_json("it must be an object with named fields")
     return value
@@ -162,10 +162,10 @@ def check_text(value: Any, name: str, max_length: int | None = None) -> str:
         raise invalid_request(f"'{name}' has {len(value)} characters: give at most {max_length}.", name)
     try:
         value.encode("utf-8")
-    except UnicodeEncodeError as fault:
+    except UnicodeEncodeError as error:
         raise invalid_request(
             f"'{name}' holds half a character (a lone surrogate): send valid Unicode.", name
-        ) from fault
+        ) from error
     return value
 
 
@@ -378,8 +378,8 @@ def _parse_sampling_params(fields: Fields, n: int, max_tokens: int, top_logprobs
             stop=stop,
             top_logprobs=top_logprobs,
         )
-    except PromptOrTuneError as fault:  # what the checks above let through and the engine does not
-        raise invalid_request(str(fault)) from fault
+    except PromptOrTuneError as error:  # what the checks above let through and the engine does not
+        raise invalid_request(str(error)) from error
 
 
 def _parse_stream_options(fields: Fields) -> tuple[bool, bool, bool]:

@@ -68,8 +68,8 @@ class OpenAIServing:
         """The engine; ApiError 503 while it loads, and when loading has failed."""
         try:
             engine = self._loader.wait(0)
-        except PromptOrTuneError as fault:
-            raise not_ready(str(fault), "model_failed") from fault
+        except PromptOrTuneError as error:
+            raise not_ready(str(error), "model_failed") from error
         if engine is None:
             raise not_ready(f"The model is loading ({self._loader.state().message}): ask again soon.", "model_loading")
         return engine
@@ -88,10 +88,10 @@ class OpenAIServing:
         names = engine.adapters()
         try:
             method = parse_method(model, parts.intersection(names))
-        except UnknownNameError as fault:
-            raise model_not_found(_unknown_model_message(model, names)) from fault
-        except PromptOrTuneError as fault:
-            raise invalid_request(str(fault), "model") from fault
+        except UnknownNameError as error:
+            raise model_not_found(_unknown_model_message(model, names)) from error
+        except PromptOrTuneError as error:
+            raise invalid_request(str(error), "model") from error
         reason = engine.unsupported_reason(method)
         if reason:
             raise ApiError(400, reason, param="model", code="model_unavailable")
@@ -110,8 +110,8 @@ class OpenAIServing:
             requests = [Request(Problem("api", prompt), method, self._pool, raw=prompt) for prompt in request.prompts]
         try:
             return self.engine().submit(requests, request.sampling_params, owner=owner, notify=notify)
-        except PromptOrTuneError as fault:
-            raise to_api_error(fault) from fault
+        except PromptOrTuneError as error:
+            raise to_api_error(error) from error
 
     def _chat_request(self, conversation: Conversation, method: Method) -> Request:
         turns = [Example("", asked, extract_code(said, _HISTORY_STYLE)) for asked, said in conversation.turns]
@@ -136,8 +136,8 @@ class OpenAIServing:
             return self._base_model_card()
         try:
             self.resolve_method(name)
-        except ApiError as fault:
-            raise model_not_found(fault.message) from fault
+        except ApiError as error:
+            raise model_not_found(error.message) from error
         return self._model_card(name)
 
     def count_tokens(self, model: str, text: str | Conversation) -> dict[str, Any]:
@@ -166,10 +166,10 @@ class OpenAIServing:
                     if not known:
                         engine.store.unregister(name)
                     raise
-            except BusyError as fault:
-                raise to_api_error(fault) from fault
-            except PromptOrTuneError as fault:
-                raise invalid_request(str(fault), "lora_path") from fault
+            except BusyError as error:
+                raise to_api_error(error) from error
+            except PromptOrTuneError as error:
+                raise invalid_request(str(error), "lora_path") from error
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload_lora_adapter(self, name: str) -> str:

@@ -147,16 +147,16 @@ async def send_stream(
             if pieces:
                 await writer.send_event(pieces)
         last = sse.encode_end()
-    except PromptOrTuneError as fault:
+    except PromptOrTuneError as error:
         if not writer.started:
             raise
-        last = sse.encode_error(to_api_error(fault))
+        last = sse.encode_error(to_api_error(error))
     except ClientGoneError:
         raise
-    except Exception as fault:
+    except Exception as error:
         if not writer.started:
             raise
-        log_unexpected_error(fault)
+        log_unexpected_error(error)
         last = sse.encode_error(internal_error())
     await writer.send_event(b"".join(last))
     await writer.end_stream()
@@ -167,9 +167,9 @@ async def raise_failed(
 ) -> AsyncIterator[PartialOutput | RequestOutput]:
     """The events; ApiError where an answer has failed."""
     async for event in events:
-        fault = output_error(event) if isinstance(event, RequestOutput) else None
-        if fault is not None:
-            raise fault
+        error = output_error(event) if isinstance(event, RequestOutput) else None
+        if error is not None:
+            raise error
         yield event
 
 

@@ -111,10 +111,10 @@ def import_spaces() -> Any:
     """The package `spaces`, which must be imported before anything uses CUDA; PromptOrTuneError where it is missing."""
     try:
         return importlib.import_module("spaces")
-    except ImportError as fault:
+    except ImportError as error:
         raise PromptOrTuneError(
             "This Space has ZeroGPU and no package 'spaces': choose the Gradio SDK, which brings it."
-        ) from fault
+        ) from error
 
 
 def load_base_for_gpu(
@@ -136,8 +136,8 @@ def gpu_function(backend: LocalBackend, spaces: Any) -> GenerateFn:
         with single_thread():
             try:
                 _load_adapters(backend, work.adapters, worn)
-            except PromptOrTuneError as fault:
-                yield (GpuTaskFailure(str(fault)),)
+            except PromptOrTuneError as error:
+                yield (GpuTaskFailure(str(error)),)
                 return
             news: list[GpuEvent] = []
             spoke = time.monotonic()

@@ -61,8 +61,8 @@ class InputThread:
         def task() -> None:
             try:
                 future.set_result(fn())
-            except BaseException as fault:  # noqa: BLE001 - it is raised where `run` was called
-                future.set_exception(fault)
+            except BaseException as error:  # noqa: BLE001 - it is raised where `run` was called
+                future.set_exception(error)
 
         with self._queue.condition:
             if self._queue.closed:
@@ -102,13 +102,13 @@ class InputThread:
             return  # the other thread takes it off the board
         try:
             plan = self._prepare_fn(request.index, call.requests[request.index], call.sampling_params)
-        except BusyError as fault:
-            self._defer(request, fault)
-        except PromptOrTuneError as fault:
-            self._reject(request, fault)
-        except Exception as fault:  # noqa: BLE001 - a defect of ours: whoever asked hears of it
+        except BusyError as error:
+            self._defer(request, error)
+        except PromptOrTuneError as error:
+            self._reject(request, error)
+        except Exception as error:  # noqa: BLE001 - a defect of ours: whoever asked hears of it
             with self._queue.condition:
-                call.exception = fault
+                call.exception = error
                 self._queue.condition.notify_all()
         else:
             self._queue.mark_ready(request, plan)
@@ -187,11 +187,11 @@ class EngineCore:
             while self._wait_for_work():
                 self._step("step")
                 self._step("beam")
-        except Exception as fault:
+        except Exception as error:
             # A defect of ours must not leave callers waiting for ever.
             self._queue.close(abort_running=True)
             for call in list(self._queue.request_batches):
-                self._queue.fail(call, fault)
+                self._queue.fail(call, error)
             raise
         finally:
             self._batches.clear()
@@ -232,8 +232,8 @@ class EngineCore:
             return None
         try:
             return self._batches[request.request_batch.mode].cancel(request)
-        except Exception as fault:  # noqa: BLE001 - as where a step fails
-            self._fail_batch(request.request_batch.mode, fault)
+        except Exception as error:  # noqa: BLE001 - as where a step fails
+            self._fail_batch(request.request_batch.mode, error)
             return None
 
     def _step(self, mode: BatchMode) -> None:
@@ -250,8 +250,8 @@ class EngineCore:
         begin, lines = time.monotonic(), len(batch)
         try:
             events = batch.step()
-        except Exception as fault:  # noqa: BLE001 - whatever it is, it ends this batch alone
-            self._fail_batch(mode, fault)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this batch alone
+            self._fail_batch(mode, error)
             return
         self._metrics.observe_step(lines, time.monotonic() - begin)
         self._process_outputs(events)

@@ -71,8 +71,8 @@ class InputProcessor:
         try:
             name = method.adapter
             folder = None if name is None else self._store.open(name, self._backend.base)
-        except PromptOrTuneError as fault:
-            return str(fault)
+        except PromptOrTuneError as error:
+            return str(error)
         return None if refuses is None else refuses(folder, method.scale)
 
     def build_row(

@@ -215,10 +215,10 @@ class EngineLoader:
         try:
             self._engine = self._build(self._on_progress)
             self._state = LoadState("ready", "Ready", 1.0)
-        except PromptOrTuneError as fault:
-            self._state = LoadState("failed", str(fault))
-        except Exception as fault:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
+        except PromptOrTuneError as error:
+            self._state = LoadState("failed", str(error))
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
             _log.exception("The model could not be loaded.")
-            self._state = LoadState("failed", f"The model could not be loaded ({type(fault).__name__}: {fault}).")
+            self._state = LoadState("failed", f"The model could not be loaded ({type(error).__name__}: {error}).")
         finally:
             self._finished.set()

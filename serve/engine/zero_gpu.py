@@ -259,10 +259,10 @@ class ZeroGpuEngine(LLMEngine):
             plans = self._prepare(gpu_request)
             for part in _split_batches(plans, gpu_request.decoding, self._config):
                 gpu_request.run(self._generate, part, _make_task(part, gpu_request.decoding))
-        except Exception as fault:
+        except Exception as error:
             # A defect of ours must not leave the caller waiting for ever.
             self.metrics.count_failed_step()
-            gpu_request.output_queue.fail(fault)
+            gpu_request.output_queue.fail(error)
             raise
         finally:
             for plan in plans:

@@ -233,10 +233,10 @@ def _read_text(path: Path) -> str:
         return ""
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path}: not UTF-8 (byte {fault.start + 1} of the file).") from fault
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1} of the file).") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 APPS = DatasetSource(

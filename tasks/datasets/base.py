@@ -143,8 +143,8 @@ def read_rows(path: Path, expected: str) -> list[DatasetRow]:
         raise DataError(f"No such file: {path} should hold {expected}.")
     try:
         rows = list(_iter_rows(path))
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
     if not rows:
         raise DataError(f"{path} is empty: it should hold {expected}.")
     return rows
@@ -154,20 +154,20 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file; DataError in one sentence when it cannot be read."""
     try:
         return parse_json(path.read_bytes().decode("utf-8-sig"), str(path))
-    except UnicodeDecodeError as fault:
-        raise DataError(f"{path}: not UTF-8 (byte {fault.start + 1} of the file).") from fault
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1} of the file).") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
 def parse_json(text: str, location: str, **options: Any) -> Any:
     """The JSON value that `text` spells; DataError naming `where` otherwise. `options` go to json.loads."""
     try:
         return json.loads(text, **options)
-    except json.JSONDecodeError as fault:
-        raise DataError(f"{location}: not JSON ({fault.msg} at character {fault.pos + 1}).") from fault
-    except (ValueError, RecursionError) as fault:  # a number too long for Python, or nesting without end
-        raise DataError(f"{location}: not JSON that Python can read ({fault}).") from fault
+    except json.JSONDecodeError as error:
+        raise DataError(f"{location}: not JSON ({error.msg} at character {error.pos + 1}).") from error
+    except (ValueError, RecursionError) as error:  # a number too long for Python, or nesting without end
+        raise DataError(f"{location}: not JSON that Python can read ({error}).") from error
 
 
 def json_type(value: object) -> str:
@@ -187,8 +187,8 @@ def _iter_rows(path: Path) -> Iterator[DatasetRow]:
             where = f"{path}, line {number}"
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as fault:
-                raise DataError(f"{where}: not UTF-8 (byte {fault.start + 1} of the line).") from fault
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line).") from error
             if not line:
                 continue
             value = parse_json(line, where)

@@ -49,11 +49,11 @@ def load_table(file: HubFile, title: str) -> Any:
     """The file as a datasets.Dataset. Whatever goes wrong becomes one DataError that names the other way."""
     try:
         return _load_dataset(file)
-    except Exception as fault:
+    except Exception as error:
         raise DataError(
             f"{title} ({file.path} of {file.repo}) could not be loaded from the Hugging Face Hub "
-            f"({_short_reason(fault)}): give the folder with its files as --data-dir FOLDER (JSONL), or check the connection."
-        ) from fault
+            f"({_short_reason(error)}): give the folder with its files as --data-dir FOLDER (JSONL), or check the connection."
+        ) from error
 
 
 def load_rows(file: HubFile, title: str) -> list[DatasetRow]:
@@ -142,19 +142,19 @@ def fetch_tables(spec: str) -> HubTables:
 
         try:
             info = HfApi().dataset_info(name, revision=revision, timeout=_REQUEST_TIMEOUT_S, files_metadata=True)
-        except GatedRepoError as fault:
+        except GatedRepoError as error:
             raise DataError(
                 f"The data set '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
-            ) from fault
-        except RevisionNotFoundError as fault:
-            raise DataError(f"The data set '{name}' has no revision '{revision}': check the part after '@'.") from fault
-        except RepositoryNotFoundError as fault:
+            ) from error
+        except RevisionNotFoundError as error:
+            raise DataError(f"The data set '{name}' has no revision '{revision}': check the part after '@'.") from error
+        except RepositoryNotFoundError as error:
             raise DataError(
                 f"There is no data set '{name}' on the Hub that you may read: check its spelling, or run "
                 "`hf auth login`."
-            ) from fault
-        except Exception as fault:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
-            return _find_cached(name, revision, within, fault)
+            ) from error
+        except Exception as error:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
+            return _find_cached(name, revision, within, error)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         train, validation = select_files(name, sizes, within)
         large = sum(sizes[path] for path in train)
@@ -218,13 +218,13 @@ def _download(name: str, commit: str, train: Sequence[str], validation: Sequence
     try:
         card = get(_DATASET_CARD) if has_card else None
         return HubTables(name, commit, _licence(card), tuple(map(get, train)), tuple(map(get, validation)))
-    except Exception as fault:
-        if isinstance(fault, OSError) and fault.errno == 28:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == 28:
             raise DataError(
                 f"The disk is full: '{name}' does not fit the Hub's cache; free some room or set HF_HOME to a larger "
                 "disk."
-            ) from fault
-        raise DataError(f"'{name}' could not be downloaded ({type(fault).__name__}): check the network.") from fault
+            ) from error
+        raise DataError(f"'{name}' could not be downloaded ({type(error).__name__}): check the network.") from error
 
 
 def _find_cached(name: str, revision: str | None, within: str, error: Exception) -> HubTables:

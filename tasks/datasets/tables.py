@@ -87,8 +87,8 @@ def open_table(path: Path) -> Table:
         if not path.is_file():
             raise DataError(f"There is no file {path}: check its path.")
         size = path.stat().st_size
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
     reader = _reader_for(path)
     if size > MAX_BYTES:
         raise DataError(
@@ -113,8 +113,8 @@ def read_bytes(path: Path) -> bytes:
     """The file's content, if it can be text at all."""
     try:
         content = path.read_bytes()
-    except OSError as fault:
-        raise DataError(f"{path} cannot be read ({fault.strerror or fault}).") from fault
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16: save it as UTF-8 (in Excel: 'CSV UTF-8').")
     if b"\0" in content[:65_536]:
@@ -202,10 +202,10 @@ class _CsvRows:
                     first = end
                 yield from self._pending
                 return
-            except csv.Error as fault:
+            except csv.Error as error:
                 yield from self._pending
                 self._pending, self._broken_row, restarts = [], first + 1, restarts + 1
-                yield RowError(first + 1, "", f"line {first + 1}: {_csv_error_reason(str(fault))}")
+                yield RowError(first + 1, "", f"line {first + 1}: {_csv_error_reason(str(error))}")
             if restarts > _MAX_RESTARTS:
                 yield RowError(
                     first + 2, "", f"line {first + 2}: too many quotes are broken; from here on nothing is read."
@@ -287,10 +287,10 @@ def _read_json_rows(content: bytes) -> Iterator[TableRow | RowError]:
             continue
         try:
             value = parse_json(raw.decode("utf-8").strip(), f"line {line}")
-        except UnicodeDecodeError as fault:
-            yield RowError(line, "", f"line {line}: not UTF-8 (byte {fault.start + 1} of the line).")
-        except DataError as fault:
-            yield RowError(line, "", str(fault))
+        except UnicodeDecodeError as error:
+            yield RowError(line, "", f"line {line}: not UTF-8 (byte {error.start + 1} of the line).")
+        except DataError as error:
+            yield RowError(line, "", str(error))
         else:
             yield _make_record(line, value)
 
@@ -310,13 +310,13 @@ def _read_json_list(path: Path, content: bytes) -> Iterator[TableRow | RowError]
             line += text.count("\n", seen, place)
             seen = place
             yield _make_record(line, value)
-    except UnicodeDecodeError as fault:
-        line = content.count(b"\n", 0, fault.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 (byte {fault.start + 1} of the file).") from fault
-    except json.JSONDecodeError as fault:
-        raise DataError(f"{path}: not JSON ({fault.msg} at line {fault.lineno}, character {fault.colno}).") from fault
-    except (ValueError, RecursionError) as fault:  # a number too long for Python, or nesting without end
-        raise DataError(f"{path}: not JSON that Python can read ({fault}).") from fault
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 (byte {error.start + 1} of the file).") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error.msg} at line {error.lineno}, character {error.colno}).") from error
+    except (ValueError, RecursionError) as error:  # a number too long for Python, or nesting without end
+        raise DataError(f"{path}: not JSON that Python can read ({error}).") from error
 
 
 def _find_list_start(path: Path, text: str) -> int:
@@ -382,8 +382,8 @@ def open_parquet(path: Path) -> Table:
     try:
         file = pq.ParquetFile(path)
         names = tuple(dict.fromkeys(file.schema_arrow.names))
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as fault:
-        raise _unreadable_error(path, fault) from fault
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise _unreadable_error(path, error) from error
     return Table(names, lambda wanted: limit_rows(path, _read_parquet(path, names, wanted)), "row")
 
 
@@ -403,8 +403,8 @@ def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) ->
             for values in batch.to_pylist():
                 row += 1
                 yield TableRow(row, values)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as fault:
-        raise _unreadable_error(path, fault) from fault
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        raise _unreadable_error(path, error) from error
 
 
 def _open_dictionary_encoded(path: Path, columns: Sequence[str]) -> Any:

@@ -157,8 +157,8 @@ class _UploadReader:
         changes: set[str] = set()
         try:
             intent, code = _row_texts(row, self._mapping, changes)
-        except CellError as fault:
-            self.errors.append(RowError(record.line, fault.column, str(fault), fault.empty))
+        except CellError as error:
+            self.errors.append(RowError(record.line, error.column, str(error), error.empty))
             return
         id = self._id(row, record.line)
         self.examples.append(Example(id, intent, code))

@@ -25,9 +25,9 @@ def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
     while time.monotonic() < deadline:
         try:
             value = what()
-        except WebDriverException as fault:
+        except WebDriverException as error:
             value = None
-            describe = describe or str(fault.msg)
+            describe = describe or str(error.msg)
         if value:
             return value
         time.sleep(0.05)

@@ -62,8 +62,8 @@ def validate(body: bytes) -> Reply:
     front = _FRONT.match(json.loads(body)["content"])
     try:
         card = yaml.safe_load(front[1]) if front else {}
-    except yaml.YAMLError as fault:
-        return reply_json({"errors": [{"message": str(fault)}], "warnings": []}, 400)
+    except yaml.YAMLError as error:
+        return reply_json({"errors": [{"message": str(error)}], "warnings": []}, 400)
     named = card.get("base_model", [])
     bases = named if isinstance(named, list) else [named]
     strange = [base for base in bases if not _MODEL.fullmatch(str(base))]

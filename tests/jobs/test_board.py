@@ -273,8 +273,8 @@ def test_two_boards_at_once_never_give_one_name_twice(board: QuietBoard) -> None
     def begin(each: QuietBoard) -> None:
         try:
             taken.append(named(each, "lora-one"))
-        except TrainingError as fault:
-            refused.append(fault)
+        except TrainingError as error:
+            refused.append(error)
 
     threads = [threading.Thread(target=begin, args=(each,)) for each in boards]
     for thread in threads:

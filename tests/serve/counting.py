@@ -127,8 +127,8 @@ class CountingBackend:
         time.sleep(self.pause)
         self.steps += 1
         if self.fault is not None and batch.mode == "step":
-            fault, self.fault, batch.broken = self.fault, None, True
-            raise fault
+            error, self.fault, batch.broken = self.fault, None, True
+            raise error
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
         raise AssertionError("a base without a chat template gets plain prompts")

@@ -164,9 +164,9 @@ def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -
         ("CodeGenModel.forward = lambda self, *_, **__: self.get_head_mask(None, 2)", "get_head_mask"),
     ],
 )
-def test_code_written_for_other_libraries_is_one_sentence(own: Path, fault: str, says: str) -> None:
+def test_code_written_for_other_libraries_is_one_sentence(own: Path, error: str, says: str) -> None:
     with (own / "modeling_own.py").open("a") as file:
-        file.write(f"\n{fault}\n")
+        file.write(f"\n{error}\n")
     sentence = _refused(own, trusted=True)
     assert sentence.startswith("The base 'own' does not run with the code that it brings and transformers 5.")
     assert says in sentence

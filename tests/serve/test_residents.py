@@ -205,8 +205,8 @@ def test_a_failing_load_leaves_nothing_behind_and_says_so_to_all_who_wait(root: 
 
     keeper.before = fails
     with ThreadPoolExecutor(4) as threads:
-        faults = [each.exception() for each in [threads.submit(found.acquire, "a") for _ in range(4)]]
-    assert {str(fault) for fault in faults} == {"Adapter 'a' has NaN or infinite values: train it again."}
+        errors = [each.exception() for each in [threads.submit(found.acquire, "a") for _ in range(4)]]
+    assert {str(error) for error in errors} == {"Adapter 'a' has NaN or infinite values: train it again."}
     assert keeper.loads == ["a"]
     assert (found.status().count, found.status().bytes, keeper.kept) == (0, 0, {})
     keeper.before = lambda _: None

@@ -95,8 +95,8 @@ def test_any_text_gives_tests_or_one_sentence(text: str) -> None:
     said = ""
     try:
         tests = parse_pasted_tests(text)
-    except DataError as fault:
-        said = str(fault)
+    except DataError as error:
+        said = str(error)
     else:
         assert tests
     assert "\n" not in said

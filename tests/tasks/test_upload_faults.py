@@ -48,10 +48,10 @@ def test_a_bad_line_is_a_fault_and_the_rest_is_read(tmp_path: Path, line: bytes,
     upload = read(tmp_path / "a.jsonl", GOOD + line + b"\n" + GOOD)
     assert len(upload.examples) == 2
     assert upload.rows == 3
-    (fault,) = upload.errors
-    assert fault.message.startswith(sentence)
-    assert (fault.line, fault.column) == (2, column)
-    assert fault.empty == ("is empty" in sentence)
+    (error,) = upload.errors
+    assert error.message.startswith(sentence)
+    assert (error.line, error.column) == (2, column)
+    assert error.empty == ("is empty" in sentence)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def codes(upload: UploadResult) -> list[str]:
 def test_csv_rows_with_too_many_or_too_few_cells(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,f(1, 2)\nb\nc,d,,\ne,f\n")
     assert codes(upload) == ["d", "f"]
-    assert [fault.message for fault in upload.errors] == [
+    assert [error.message for error in upload.errors] == [
         "line 2: has 3 cells and the header 2: put quotes around a cell that has commas in it.",
         "line 3: column 'code' is missing; the row has 'intent'.",
     ]
@@ -173,7 +173,7 @@ def test_csv_bytes_that_are_not_utf_8_cost_their_own_row(tmp_path: Path) -> None
 def test_a_broken_quote_costs_its_own_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print("d")"\ne,"f(1, ""2"")"\ng,h\n')
     assert codes(upload) == ["b", 'f(1, "2")', "h"]
-    assert [fault.message for fault in upload.errors] == [
+    assert [error.message for error in upload.errors] == [
         "line 3: text follows a quote that closes a cell: double the quotes inside of a cell."
     ]
 
@@ -181,7 +181,7 @@ def test_a_broken_quote_costs_its_own_row(tmp_path: Path) -> None:
 def test_a_quote_that_never_closes_costs_its_own_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print(d)\n' + "e,f\n" * 3000)
     assert codes(upload) == ["b"] + ["f"] * 3000
-    assert [fault.line for fault in upload.errors] == [3]
+    assert [error.line for error in upload.errors] == [3]
     assert "a quote opens here and never closes" in upload.errors[0].message
 
 
@@ -190,7 +190,7 @@ def test_the_inside_of_a_broken_cell_never_becomes_a_row(tmp_path: Path) -> None
     broken = 'c,"print("hello")\nfoo(a, b)\nbar"\n'
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + broken + "e,f\ng,h\n")
     assert codes(upload) == ["b", "f", "h"]
-    assert [fault.line for fault in upload.errors] == [3, 4, 5]
+    assert [error.line for error in upload.errors] == [3, 4, 5]
     assert upload.errors[2].message == "line 5: belongs to the broken quote in line 3, or has its own."
 
 
@@ -204,7 +204,7 @@ def test_a_file_of_broken_quotes_ends_soon(tmp_path: Path) -> None:
 def test_a_cell_longer_than_the_reader_takes(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\nc," + "x" * 200_000 + "\nd,e\n")
     assert codes(upload) == ["b", "e"]
-    assert [fault.line for fault in upload.errors] == [3]
+    assert [error.line for error in upload.errors] == [3]
 
 
 def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_faults_of_both_files_name_their_file_and_line(tmp_path: Path) -> None:
         with each.open("a") as file:
             file.write('{"intent": "a"}\n')
     data = load_training_data(config(path, validation_file=other))
-    assert [fault.message.partition(":")[0] for fault in data.row_errors] == [
+    assert [error.message.partition(":")[0] for error in data.row_errors] == [
         "mine.jsonl, line 21",
         "held.jsonl, line 4",
     ]
@@ -92,7 +92,7 @@ def test_a_data_set_of_the_hub_with_shards_and_its_licence(tmp_path: Path, monke
         assert len({example.id for example in data.train}) == 8
         assert (data.name, data.licence) == (f"someone/rows@{hub.commit('someone/rows')}", "mit")
     assert data.train_split.locate(data.train[7]) == "train-0001.jsonl, line 4"
-    assert [fault.message.partition(":")[0] for fault in data.row_errors] == [
+    assert [error.message.partition(":")[0] for error in data.row_errors] == [
         "train-0000.jsonl, line 5",
         "train-0001.jsonl, line 5",
         "validation-0000.jsonl, line 5",

@@ -23,13 +23,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def _small_memory(monkeypatch: pytest.MonkeyPatch, rows: int, fault: Exception) -> None:
+def _small_memory(monkeypatch: pytest.MonkeyPatch, rows: int, error: Exception) -> None:
     """A machine whose memory takes `rows` samples at once."""
     causal = objective._causal_loss
 
     def guarded(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         if len(input_ids) > rows:
-            raise fault
+            raise error
         return causal(model, base, input_ids, *rest)
 
     monkeypatch.setattr(objective, "_causal_loss", guarded)
@@ -49,13 +49,13 @@ def _loss(entry: tuple[Any, ...]) -> float:
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_out_of_memory_halves_the_batch_and_learns_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, accumulation: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, accumulation: int
 ) -> None:
     """In float32 without dropout nothing differs but the order of sums: the effective batch is the same."""
     changes: dict[str, Any] = {"lora_dropout": 0.0, "gradient_accumulation_steps": accumulation, "overwrite": True}
     name = f"memory-{accumulation}"
     whole = train(tiny_config(folder, adapter_name=f"{name}-whole", **changes), lambda _: None)
-    _small_memory(monkeypatch, 3, fault)
+    _small_memory(monkeypatch, 3, error)
     said: list[str] = []
     halved = train(tiny_config(folder, adapter_name=name, **changes), said.append)
     ours, theirs = losses(halved / "log.jsonl"), losses(whole / "log.jsonl")
@@ -135,9 +135,9 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
 ) -> None:
     config = tiny_config(folder, adapter_name=f"nan-{what}")
     _spoiled(monkeypatch, 4, spoil)
-    with pytest.raises(TrainingError) as fault:
+    with pytest.raises(TrainingError) as error:
         train(config, lambda _: None)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"The {what} is no finite number at step 4, so the run stopped; the checkpoint of step 3 is kept. Start again "
         "with --overwrite and a lower --learning-rate (it was 0.003), "
         "or make an adapter of that checkpoint with --finish."

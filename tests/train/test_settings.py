@@ -90,9 +90,9 @@ def test_there_is_a_ready_file_for_each_technique_and_the_paper_s() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(values: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(PromptOrTuneError) as fault:
+    with pytest.raises(PromptOrTuneError) as error:
         make_config({**NEEDED, **values})
-    assert sentence in str(fault.value)
+    assert sentence in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,10 @@ def test_what_cannot_be_is_refused_in_one_sentence(values: dict[str, Any], sente
 )
 def test_a_broken_file_is_refused_with_its_place(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(TrainingError) as fault:
+    with pytest.raises(TrainingError) as error:
         read_yaml(tmp_path / "run.yaml")
-    assert sentence in str(fault.value)
-    assert "run.yaml" in str(fault.value)
+    assert sentence in str(error.value)
+    assert "run.yaml" in str(error.value)
 
 
 @pytest.mark.parametrize(

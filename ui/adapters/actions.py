@@ -212,8 +212,8 @@ class StepLog:
     def run(self, work: InstallFn) -> None:
         try:
             self.events.put(work(self.events.put, self.events.put))
-        except Exception as fault:  # noqa: BLE001 - whoever waits must hear of any end
-            self.events.put(fault)
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of any end
+            self.events.put(error)
 
 
 def _run_install(names: Sequence[str], work: InstallFn) -> Iterator[InstallProgress]:

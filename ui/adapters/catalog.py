@@ -140,8 +140,8 @@ def _usability(state: AdapterStatus, engine: LLMEngine | None) -> tuple[bool | N
         return None, ""
     try:
         reason = engine.unsupported_reason(Method(state.name, NoExamples(), state.name))
-    except PromptOrTuneError as fault:
-        reason = str(fault)
+    except PromptOrTuneError as error:
+        reason = str(error)
     return reason is None, reason or ""
 
 

@@ -134,8 +134,8 @@ def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, ta
         visitor = context.visitors.identify(request)
         try:
             listed = adapter_list_value(context, catalog, visitor, query=words, show=show)
-        except Exception as fault:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
-            return {page.note: _exception_html(fault), page.timer: gr.Timer(active=False)}
+        except Exception as error:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
+            return {page.note: _exception_html(error), page.timer: gr.Timer(active=False)}
         refused = context.visitors.training_denied_reason(visitor)
         return {
             page.note: "",
@@ -176,15 +176,15 @@ def _wire_actions(
                 updates = add_adapter_updates(actions.require_usable(name), chips, name)
                 changes |= dict(zip((form.chips, form.adapter, form.reasons), updates, strict=True))
                 after = "compare"
-        except Exception as fault:  # noqa: BLE001 - as above
-            changes[page.note] = _exception_html(fault)
+        except Exception as error:  # noqa: BLE001 - as above
+            changes[page.note] = _exception_html(error)
         try:
             start = page_start(asked)
             listed = adapter_list_value(
                 context, catalog, visitor, query=words, show=show, start=start, next_action=after
             )
-        except Exception as fault:  # noqa: BLE001 - as above
-            return {page.note: _exception_html(fault)}
+        except Exception as error:  # noqa: BLE001 - as above
+            return {page.note: _exception_html(error)}
         return {**changes, page.list: listed}
 
     outputs = [page.note, page.list, page.download, form.chips, form.adapter, form.reasons]

@@ -221,8 +221,8 @@ def _readme_text(path: Path) -> str:
         return ""
     try:
         text = read_limited(path / "README.md", MAX_CARD_BYTES, path.name).decode("utf-8", "replace")
-    except PromptOrTuneError as fault:
-        return str(fault)
+    except PromptOrTuneError as error:
+        return str(error)
     if text.startswith("---\n") and "\n---\n" in text:
         text = text.split("\n---\n", 1)[1]
     return _truncate(text.strip())
@@ -297,8 +297,8 @@ def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
         try:
             folder = catalog.folder(str(name))
             manifest = next((state.manifest for state in catalog.states() if state.name == name), None)
-        except PromptOrTuneError as fault:
-            return {"fault": str(fault)}
+        except PromptOrTuneError as error:
+            return {"fault": str(error)}
         return details_value(folder, manifest)
 
     template = (

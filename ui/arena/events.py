@@ -48,8 +48,8 @@ def record_vote(votes: VoteStore, visitor: str, match: Match, winner: Winner) ->
     """
     try:
         votes.add(make_vote(visitor, match, winner))
-    except AlreadyVotedError as fault:
-        return replace(match, voted=True, said=f"<p>{escape(str(fault))} {_method_names_html(match)}</p>")
+    except AlreadyVotedError as error:
+        return replace(match, voted=True, said=f"<p>{escape(str(error))} {_method_names_html(match)}</p>")
     return replace(match, voted=True, winner=winner, said=_outcome_html(votes, visitor, match, winner))
 
 
@@ -241,8 +241,8 @@ class ArenaEvents:
             try:
                 changed = change(visitor, duel)
                 self._runner.matches.save(visitor, changed)
-            except PromptOrTuneError as fault:
-                return self._render_match(duel, str(fault))
+            except PromptOrTuneError as error:
+                return self._render_match(duel, str(error))
             return self._render_match(changed)
 
     def _load_match(self, visitor: str, match_id: str) -> tuple[Match | None, str]:
@@ -258,8 +258,8 @@ class ArenaEvents:
         try:
             for last in updates:
                 yield self._render_update(last)
-        except PromptOrTuneError as fault:
-            yield self._render_match(self._runner.matches.load(visitor), str(fault))
+        except PromptOrTuneError as error:
+            yield self._render_match(self._runner.matches.load(visitor), str(error))
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
             _log.exception("A duel failed.")
             yield self._render_match(self._runner.matches.load(visitor), INTERNAL_ERROR)

@@ -161,8 +161,8 @@ class RatingsSection:
         """Values for `outputs`: the ratings of a base (the present one by default) over all questions or a data set."""
         try:
             return self._updates(chosen, data or ALL_QUESTIONS)
-        except PromptOrTuneError as fault:
-            return [gr.skip(), gr.skip(), f'<p class="sentence">{escape(str(fault))}</p>', gr.Row(visible=False)]
+        except PromptOrTuneError as error:
+            return [gr.skip(), gr.skip(), f'<p class="sentence">{escape(str(error))}</p>', gr.Row(visible=False)]
 
     def _updates(self, chosen: str | None, data: str) -> list[Any]:
         known = [base for base, _ in self.votes.bases()]
@@ -223,8 +223,8 @@ def _save_handler(votes: VoteStore, kind: str) -> Any:
     def save(number: int) -> tuple[Any, int, Any]:
         try:
             text = EXPORTERS[kind](votes)
-        except PromptOrTuneError as fault:
-            return gr.skip(), number, f'<p class="sentence">{escape(str(fault))}</p>'
+        except PromptOrTuneError as error:
+            return gr.skip(), number, f'<p class="sentence">{escape(str(error))}</p>'
         name = f"arena-votes-{utc_timestamp()[:10]}.{kind}"
         return {"name": name, "type": _MEDIA_TYPES[kind], "text": text, "number": number + 1}, number + 1, gr.skip()
 

@@ -103,8 +103,8 @@ class MatchStore:
             return _parse_match(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as fault:
-            _log.warning("The open duel of %s cannot be read (%s): a new one is drawn.", visitor, fault)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.warning("The open duel of %s cannot be read (%s): a new one is drawn.", visitor, error)
             return None
 
     def save(self, visitor: str, match: Match) -> None:
@@ -235,8 +235,8 @@ def _available_players(engine: LLMEngine, methods: Sequence[str]) -> list[Player
             reason = engine.unsupported_reason(method)
             if reason is None:
                 players.append(Player(method.name, engine.adapter_digest(method.adapter) if method.adapter else ""))
-        except PromptOrTuneError as fault:
-            reason = str(fault)
+        except PromptOrTuneError as error:
+            reason = str(error)
         if reason is not None:
             _log.warning("%s does not take part: %s", name, reason)
     return list(dict.fromkeys(players))

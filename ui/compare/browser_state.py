@@ -90,7 +90,7 @@ def _parse_run(value: Any) -> tuple[Record, ...]:
     try:
         run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
         History((run,)).items(), verdict_text(run), to_csv(run), finished_view(run)
-    except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as fault:
-        _log.info("A run that a browser kept cannot be shown (%s).", type(fault).__name__)
+    except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+        _log.info("A run that a browser kept cannot be shown (%s).", type(error).__name__)
         return ()
     return run

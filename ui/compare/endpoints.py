@@ -108,5 +108,5 @@ def _errors_as_gradio_errors() -> Iterator[None]:
     """What a person can mend reaches the program that asked as its sentence."""
     try:
         yield
-    except PromptOrTuneError as fault:
-        raise gr.Error(str(fault), print_exception=False) from fault
+    except PromptOrTuneError as error:
+        raise gr.Error(str(error), print_exception=False) from error

@@ -126,8 +126,8 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
             try:
                 ask = replace(_make_comparison(fields, chips, values), owner=context.visitors.identify(request).id)
                 held.enter_context(context.visitors.quota.reserve(ask.owner, len(ask.methods)))
-            except PromptOrTuneError as fault:
-                yield {page.note: error_html(fault)}
+            except PromptOrTuneError as error:
+                yield {page.note: error_html(error)}
                 return
             yield _run_started_updates(page, fields)
             try:
@@ -135,8 +135,8 @@ def _run_handler(page: ComparePage, context: Context) -> Any:
                 for step in run_comparison(context, ask, cancel):
                     changes, memory = _apply_update(page, step, memory)
                     yield changes
-            except PromptOrTuneError as fault:
-                yield {page.status: error_html(fault)}
+            except PromptOrTuneError as error:
+                yield {page.status: error_html(error)}
             except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
                 _log.exception("A comparison failed.")
                 yield {page.status: error_html(INTERNAL_ERROR)}

@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         records = collect_records(
             context, make_comparison(problem, methods, pool=given.data, tests_text=format_tests(problem.tests))
         )
-    except PromptOrTuneError as fault:
-        sys.stderr.write(f"record_example: {fault}\n")
+    except PromptOrTuneError as error:
+        sys.stderr.write(f"record_example: {error}\n")
         return 2
     FIRST_EXAMPLE_PATH.write_text(example_json(records, DATASET_CREDITS.get(given.data, "")), encoding="utf-8")
     sys.stdout.write(f"{verdict_text(records)}\nWritten to {FIRST_EXAMPLE_PATH}.\n")

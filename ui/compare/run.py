@@ -226,8 +226,8 @@ def _parse_tests(fields: QuestionFields) -> tuple[tuple[Test, ...], str]:
         return fields.selected_problem.tests, ""  # with their setup, which the field does not show
     try:
         return parse_pasted_tests(text), ""
-    except PromptOrTuneError as fault:
-        return (), str(fault)
+    except PromptOrTuneError as error:
+        return (), str(error)
 
 
 def _is_filled(text: str | None) -> bool:

@@ -346,8 +346,8 @@ def load_first_example(path: Path = FIRST_EXAMPLE_PATH) -> RecordedExample | Non
         example_view(example)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as fault:
-        _log.warning("%s cannot be read (%s): the page begins empty; record it anew.", path, fault)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        _log.warning("%s cannot be read (%s): the page begins empty; record it anew.", path, error)
         return None
     return example
 

@@ -216,8 +216,8 @@ def read_runs(library: RunLibrary, names: Sequence[str]) -> tuple[list[tuple[str
     for name in dict.fromkeys(names):
         try:
             runs.append((name, library.load_run(name)))
-        except PromptOrTuneError as fault:
-            sentences.append(str(fault))
+        except PromptOrTuneError as error:
+            sentences.append(str(error))
     return runs, sentences
 
 
@@ -353,8 +353,8 @@ def _export_handler(library: RunLibrary, kind: str) -> Any:
         try:
             runs, _ = read_runs(library, names)
             return export_runs(runs, kind, number + 1), number + 1, gr.skip()
-        except PromptOrTuneError as fault:
-            return gr.skip(), number, _errors_html([str(fault)])
+        except PromptOrTuneError as error:
+            return gr.skip(), number, _errors_html([str(error)])
 
     return save
 

@@ -84,10 +84,10 @@ class RunLibrary:
                 return self._cache[key]
         try:
             run = read_run(path)
-        except PromptOrTuneError as fault:
+        except PromptOrTuneError as error:
             # Where it lies is this machine's business; the page names the file as it was listed.
-            sentence = str(fault).replace(str(path), f"'{name}'").replace(f"{path.parent}/", "")
-            raise PromptOrTuneError(sentence) from fault
+            sentence = str(error).replace(str(path), f"'{name}'").replace(f"{path.parent}/", "")
+            raise PromptOrTuneError(sentence) from error
         with self._lock:
             self._cache[key] = run
             while len(self._cache) > MAX_CACHED_RUNS:

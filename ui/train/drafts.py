@@ -89,12 +89,12 @@ class DraftStore:
         try:
             shutil.copyfile(upload, part)
             part.replace(target)
-        except OSError as fault:
+        except OSError as error:
             part.unlink(missing_ok=True)
             raise DiskSpaceError(
-                f"'{draft.name}' could not be kept ({fault.strerror or fault}): free some room, or tell the owner of "
+                f"'{draft.name}' could not be kept ({error.strerror or error}): free some room, or tell the owner of "
                 "this app."
-            ) from fault
+            ) from error
         self.save(visitor, draft)
         self._delete_outdated(folder, draft.digest)
         return draft
@@ -112,9 +112,9 @@ class DraftStore:
         try:
             part.write_text(json.dumps(asdict(draft)), encoding="utf-8")
             part.replace(folder / _DRAFT_FILE)
-        except OSError as fault:
+        except OSError as error:
             part.unlink(missing_ok=True)
-            raise DiskSpaceError(f"What you filled in could not be kept ({fault.strerror or fault}).") from fault
+            raise DiskSpaceError(f"What you filled in could not be kept ({error.strerror or error}).") from error
 
     def delete(self, visitor: str) -> None:
         """Removes the visitor's draft and file."""

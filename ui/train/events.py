@@ -145,8 +145,8 @@ class PreviewReporter:
                     yield updates
             if fresh and table and (draft.columns or draft.recognised) and turn.debounce(_MOUNT_DELAY_SECONDS):
                 yield self._column_updates(draft, table)
-        except PromptOrTuneError as fault:
-            yield {form.progress: "", **self.error_updates(fault, form.note)}
+        except PromptOrTuneError as error:
+            yield {form.progress: "", **self.error_updates(error, form.note)}
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
             _log.exception("The rows could not be looked at.")
             yield {form.progress: "", form.note: preview_view.error_html(INTERNAL_ERROR)}
@@ -375,8 +375,8 @@ class TrainFormHandlers:
                     where="hub" if hub else "here",
                     flavor=filled.flavor if hub else "",
                 )
-        except PromptOrTuneError as fault:
-            return self.reporter.error_updates(fault, form.start_note)
+        except PromptOrTuneError as error:
+            return self.reporter.error_updates(error, form.start_note)
         free = find_unused_name(job.adapter, self.context.home, self.job_service.list_jobs())
         self.drafts.save(visitor.id, replace(draft, settings={**draft.settings, "adapter_name": free}))
         return {
@@ -414,8 +414,8 @@ class TrainFormHandlers:
         form, visitor, filled = self.form, self.context.visitors.identify(request), FormValues.parse(values)
         try:
             draft = load(visitor.id)
-        except PromptOrTuneError as fault:
-            yield {form.note: _error_html(str(fault)), form.file: None}
+        except PromptOrTuneError as error:
+            yield {form.note: _error_html(str(error)), form.file: None}
             return
         name = self._unused_adapter_name(filled.technique, draft)
         settings = {**settings_form.apply_technique(filled.technique, filled.settings), "adapter_name": name}

@@ -113,8 +113,8 @@ def build_training_target(context: Context) -> TrainingTarget:
         ]
         try:
             found = prices.get()
-        except PromptOrTuneError as fault:
-            unknown = _error_html(f"Prices are not known: {fault}")
+        except PromptOrTuneError as error:
+            unknown = _error_html(f"Prices are not known: {error}")
             yield [gr.Dropdown(visible=True), hardware_html(machine, prices.cached()) + unknown]
             return
         value = machine if machine in [each.name for each in found] else None

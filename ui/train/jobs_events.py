@@ -222,8 +222,8 @@ def _job_values(job_actions: JobActions, job: Job, *, may_change: bool, with_log
 def _job_progress(job_actions: JobActions, job: Job) -> Progress:
     try:
         return job_actions.job_service.progress(job.id)
-    except PromptOrTuneError as fault:
-        _log.warning("%s", fault)
+    except PromptOrTuneError as error:
+        _log.warning("%s", error)
         return Progress()
 
 
@@ -231,8 +231,8 @@ def _ensure_worker(job_actions: JobActions, jobs: Sequence[Job]) -> str:
     """Sees to it that a worker lives; why there is none, where it cannot be started."""
     try:
         job_actions.ensure_worker(jobs)
-    except PromptOrTuneError as fault:
-        return str(fault)
+    except PromptOrTuneError as error:
+        return str(error)
     return ""
 
 

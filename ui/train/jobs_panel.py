@@ -227,8 +227,8 @@ def _wire_poll(panel: JobsPanel, job_actions: JobActions) -> None:
             return _component_updates(
                 panel, panel_update(job_actions, job_actions.context.visitors.identify(request), chosen, asked), chosen
             )
-        except PromptOrTuneError as fault:
-            return {panel.note: _error_html(str(fault)), panel.poller: failed_poll_state(asked)}
+        except PromptOrTuneError as error:
+            return {panel.note: _error_html(str(error)), panel.poller: failed_poll_state(asked)}
         except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
             _log.exception("The jobs could not be shown.")
             return {panel.note: _error_html(INTERNAL_ERROR), panel.poller: failed_poll_state(asked)}
@@ -286,8 +286,8 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
         def press(chosen: str | None, request: gr.Request) -> dict[Any, Any]:
             try:
                 return {panel.action_note: "", **act(request, chosen)}
-            except PromptOrTuneError as fault:
-                return {panel.action_note: _error_html(str(fault))}
+            except PromptOrTuneError as error:
+                return {panel.action_note: _error_html(str(error))}
             except Exception:  # noqa: BLE001 - as above
                 _log.exception("A job's button failed.")
                 return {panel.action_note: _error_html(INTERNAL_ERROR)}
@@ -350,15 +350,15 @@ def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -
             updates = add_adapter_updates(job_actions.context.engine_loader.engine(), chips, job.adapter)
             if job.adapter in updates[2]:
                 raise PromptOrTuneError(f"'{job.adapter}' cannot be used here: {updates[2][job.adapter]}")
-        except PromptOrTuneError as fault:
-            return [gr.skip(), gr.skip(), gr.skip(), _error_html(str(fault))]
+        except PromptOrTuneError as error:
+            return [gr.skip(), gr.skip(), gr.skip(), _error_html(str(error))]
         return [*updates, ""]
 
     def packed(chosen: str | None, request: gr.Request) -> list[Any]:
         try:
             return [gr.DownloadButton(value=job_actions.pack_zip(request, chosen)), ""]
-        except PromptOrTuneError as fault:
-            return [gr.skip(), _error_html(str(fault))]
+        except PromptOrTuneError as error:
+            return [gr.skip(), _error_html(str(error))]
 
     going = panel.buttons["open"].click(
         opened,

@@ -208,13 +208,13 @@ class _PreviewProcess:
         for pipe in (self._stdin, self._stdout):
             try:
                 pipe.close()
-            except OSError as fault:  # what was still to be written
-                _log.debug("%s", fault)
+            except OSError as error:  # what was still to be written
+                _log.debug("%s", error)
 
     def _read(self) -> None:
         try:
             for line in self._stdout:
                 self._events.put(json.loads(line))
-        except ValueError as fault:  # closed while it was read, or not whole
-            _log.debug("%s", fault)
+        except ValueError as error:  # closed while it was read, or not whole
+            _log.debug("%s", error)
         self._events.put({"ended": True})

@@ -49,10 +49,10 @@ def preview(values: Mapping[str, Any], report_progress: Any) -> Iterator[Event]:
             return
         report_progress("Counting what would be learned ...")
         yield {"preflight": run_preflight(config, report_progress, _estimate).to_dict()}
-    except _UnknownColumnsError as fault:
-        yield {"question": str(fault)}
-    except PromptOrTuneError as fault:
-        yield {"refused": hide_path(str(fault), str(values.get("dataset_name", "")))}
+    except _UnknownColumnsError as error:
+        yield {"question": str(error)}
+    except PromptOrTuneError as error:
+        yield {"refused": hide_path(str(error), str(values.get("dataset_name", "")))}
 
 
 class _UnknownColumnsError(PromptOrTuneError):
@@ -82,7 +82,7 @@ def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
             "and which one holds the code."
         )
     uploads = [read_upload(path, *chosen) for path in paths]
-    faults = [f"{fault.message}" for upload in uploads for fault in upload.errors]
+    faults = [f"{error.message}" for upload in uploads for error in upload.errors]
     yield {
         "facts": {
             "rows": sum(upload.rows for upload in uploads),

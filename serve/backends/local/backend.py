@@ -65,8 +65,8 @@ class LocalBackend:
             except TemplateError:
                 # Some templates refuse a system turn, so it is said again as part of the first one.
                 return self._apply_template(_without_system(messages))
-        except TemplateError as fault:
-            raise PromptOrTuneError(f"The chat template of '{self._identity.id}' does not work: {fault}.") from fault
+        except TemplateError as error:
+            raise PromptOrTuneError(f"The chat template of '{self._identity.id}' does not work: {error}.") from error
 
     def _apply_template(self, messages: Sequence[Message]) -> str:
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))

@@ -114,8 +114,8 @@ class ServerClient:
                     if time.monotonic() > until:
                         raise httpx.ReadTimeout("too slow")
                 return ServerResponse(response.status_code, response.headers, *read_json(bytes(content)))
-        except (httpx.HTTPError, httpx.InvalidURL) as fault:
-            raise self.connection_error(fault) from fault
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self.connection_error(error) from error
 
     def connection_error(self, error: Exception) -> PromptOrTuneError:
         """The sentence for a connection that failed, before or within an answer."""

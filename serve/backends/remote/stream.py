@@ -240,10 +240,10 @@ class RemoteRow:
         """The whole conversation. `tell` hears of every growth, and of one end unless this is cancelled."""
         calls = [self._call_with_retries(call, connection, emit) for call in self._calls]
         ends = await asyncio.gather(*calls, return_exceptions=True)
-        faults = [end for end in ends if isinstance(end, Exception)]
-        known = [str(fault) for fault in faults if isinstance(fault, PromptOrTuneError)]
-        if faults and not known:
-            raise faults[0]
+        errors = [end for end in ends if isinstance(end, Exception)]
+        known = [str(fault) for fault in errors if isinstance(fault, PromptOrTuneError)]
+        if errors and not known:
+            raise errors[0]
         emit(self.row_output(error=known[0] if known else None))
 
     async def _call_with_retries(
@@ -263,9 +263,9 @@ class RemoteRow:
                 if left < 0:
                     raise
                 await asyncio.sleep(busy.seconds)
-            except httpx.HTTPError as fault:
+            except httpx.HTTPError as error:
                 if not is_first:
-                    raise connection.server_client.connection_error(fault) from fault
+                    raise connection.server_client.connection_error(error) from error
                 is_first = False
 
     async def _call(self, call: CompletionCall, connection: Connection, emit: Callable[[PartialOutput], None]) -> None:
@@ -292,13 +292,13 @@ class RemoteRow:
                         break
             if not self._is_finished(call):
                 raise PromptOrTuneError(f"The server at {wire.host} ended in the middle of the answer.")
-        except (httpx.HTTPError, TimeoutError) as fault:
-            if not has_begun and isinstance(fault, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
+        except (httpx.HTTPError, TimeoutError) as error:
+            if not has_begun and isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
                 raise
             if not self._is_finished(call):
-                raise self._with_partial_note(call, wire.connection_error(fault)) from fault
-        except PromptOrTuneError as fault:
-            raise self._with_partial_note(call, fault) from fault
+                raise self._with_partial_note(call, wire.connection_error(error)) from error
+        except PromptOrTuneError as error:
+            raise self._with_partial_note(call, error) from error
 
     def _on_event(
         self,

@@ -47,8 +47,8 @@ class LocalTokenizer:
 
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, OSError, KeyError, ImportError) as fault:
-            raise BaseModelError(f"The tokenizer in {folder} cannot be read: check --base.") from fault
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            raise BaseModelError(f"The tokenizer in {folder} cannot be read: check --base.") from error
         bos = self._tokenizer.bos_token
         adds = self._tokenizer("", verbose=False)["input_ids"]
         self._bos_token = bos if bos and adds[:1] == [self._tokenizer.bos_token_id] else ""
@@ -142,8 +142,8 @@ def _read_config(known: KnownBase | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads((known.folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
-        raise PromptOrTuneError(f"The config.json in {known.folder} cannot be read: check --base.") from fault
+    except (OSError, ValueError) as error:
+        raise PromptOrTuneError(f"The config.json in {known.folder} cannot be read: check --base.") from error
     return value if isinstance(value, dict) else {}
 
 

@@ -411,7 +411,8 @@ for at in range(3, 4096):
     ),
     Attack("rewrite its input", "attempt(lambda: os.write(0, b'x'), lambda: os.ftruncate(0, 0))"),
     Attack(
-        "inherited environment", "if {'PATH', 'USER', 'PROMPT_OR_TUNE_CANARY'} & set(os.environ): claim(dict(os.environ))"
+        "inherited environment",
+        "if {'PATH', 'USER', 'PROMPT_OR_TUNE_CANARY'} & set(os.environ): claim(dict(os.environ))",
     ),
     Attack(
         "what other programs left",

@@ -56,8 +56,8 @@ class Running:
     def _run(self) -> None:
         try:
             self._result = self._call()
-        except BaseException as fault:  # noqa: BLE001 - a Ctrl-C too
-            self._fault = fault
+        except BaseException as error:  # noqa: BLE001 - a Ctrl-C too
+            self._fault = error
 
     def result(self, seconds: float = 20.0) -> Path:
         self._thread.join(seconds)

@@ -122,7 +122,7 @@ def test_without_any_token_it_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_token_that_nobody_has_is_said_without_it(hub: Hub) -> None:
-    with pytest.raises(TrainingError) as fault:
+    with pytest.raises(TrainingError) as error:
         full_repo_id("lora-mine", "hf_wrong")
-    assert "does not accept your token" in str(fault.value)
-    assert "hf_wrong" not in str(fault.value)
+    assert "does not accept your token" in str(error.value)
+    assert "hf_wrong" not in str(error.value)

@@ -247,10 +247,10 @@ def test_a_job_that_ends_badly_says_why_and_the_next_run_begins_another(
         job.end(stage, message)
 
     hub.jobs.script = fail
-    with pytest.raises(TrainingError) as fault:
+    with pytest.raises(TrainingError) as error:
         sent.run()
-    assert sentence in str(fault.value)
-    assert "\n" not in str(fault.value)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
     hub.jobs.script = trains
     assert sent.run().name == "lora-mine"
     assert [job.spec["labels"]["prompt-or-tune"][-2:] for job in hub.jobs.known.values()] == ["-1", "-2"]

@@ -41,8 +41,8 @@ def outcome(read: Callable[[Any], Any], body: Any) -> Any:
     """What reading gave, or the refusal."""
     try:
         return read(body)
-    except ApiError as fault:
-        return fault
+    except ApiError as error:
+        return error
 
 
 @settings(max_examples=150)

@@ -118,5 +118,5 @@ class _Worker:
                     results.close()  # type: ignore[attr-defined]  # it is a generator
                     return
                 self.results.put(("value", value))
-        except Exception as fault:  # noqa: BLE001 - as in the real package
-            self.results.put(("fault", type(fault).__name__))
+        except Exception as error:  # noqa: BLE001 - as in the real package
+            self.results.put(("fault", type(error).__name__))

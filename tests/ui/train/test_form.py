@@ -84,9 +84,9 @@ def test_a_technique_takes_its_own_settings_alone() -> None:
 )
 def test_a_sentence_about_a_setting_stands_at_its_field(values: dict[str, str], name: str, sentence: str) -> None:
     draft = Draft("starter", technique="lora", settings={"adapter_name": "mine", **values})
-    with pytest.raises(PromptOrTuneError) as fault:
+    with pytest.raises(PromptOrTuneError) as error:
         resolve_settings(train_config_fields(draft, SERVING), SERVING, None)
-    found, said = settings_form.locate_error(str(fault.value))
+    found, said = settings_form.locate_error(str(error.value))
     assert found == name
     assert said.startswith(sentence)
     marked = dict(
@@ -295,8 +295,8 @@ FOUND: dict[str, Any] = {
 
 
 def test_the_report_counts_and_folds() -> None:
-    faults = finding(*(f"line {n}: column 'x' is empty." for n in range(2, 9)), count=9)
-    html = preview_view.report_html(Draft("mine.csv", "d"), {"faults": faults}, FOUND)
+    errors = finding(*(f"line {n}: column 'x' is empty." for n in range(2, 9)), count=9)
+    html = preview_view.report_html(Draft("mine.csv", "d"), {"faults": errors}, FOUND)
     assert '<h3 class="mapped">mine.csv: 415 rows, 370 to learn, 41 held out</h3>' in html
     assert "<strong>9 rows left out</strong>" in html
     assert "<summary>6 more</summary>" in html
@@ -307,9 +307,9 @@ def test_the_report_counts_and_folds() -> None:
 
 
 def test_no_text_of_a_file_becomes_html() -> None:
-    faults = finding(f"line 2: column '{EVIL}' is empty.")
-    shown = {**FOUND, "faults": faults, "mapping": EVIL, "source": EVIL, "changes": {EVIL: 1}}
-    facts = {"rows": 1, "sound": 0, "faults": faults}
+    errors = finding(f"line 2: column '{EVIL}' is empty.")
+    shown = {**FOUND, "faults": errors, "mapping": EVIL, "source": EVIL, "changes": {EVIL: 1}}
+    facts = {"rows": 1, "sound": 0, "faults": errors}
     draft = Draft(EVIL, "d")
     for html in (
         preview_view.report_html(draft, None, shown),

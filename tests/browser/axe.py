@@ -29,7 +29,7 @@ def script() -> str:
     return Path(str(found.locate())).read_text(encoding="utf-8")
 
 
-def errors(driver: WebDriver) -> list[Any]:
+def faults(driver: WebDriver) -> list[Any]:
     """Every violation of WCAG 2.2 A and AA and of axe's best practices on the page as it is: [rule, help, places]."""
     driver.execute_script(script())
     found = driver.execute_async_script(_RUN, TAGS)

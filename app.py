@@ -1,4 +1,4 @@
-"""Starts Prompt or Tune: reads the command line, loads the model behind the pages, and serves them.
+"""Start Prompt or Tune: read the command line, serve the pages, load the model in the background.
 
 python app.py                                              the embedded base, on http://127.0.0.1:7860
 python app.py --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda
@@ -9,7 +9,6 @@ python app.py --backend openai --url http://127.0.0.1:8000/v1       another engi
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -23,16 +22,18 @@ from common.command import (
     ProgressPrinter,
     check_port_free,
     configure_environment,
+    exit_now,
     optional_folder,
     parse_port,
+    run_command,
 )
+from common.paths import take_over_old_cache
 from errors import PromptOrTuneError
 from jobs.job import ServingOptions
 from models.source import EMBEDDED
 from serve.api.app import Api
 from serve.api.server import ApiOptions, add_api_options, read_api_options
-from serve.backends.remote.backend import RemoteOptions, add_remote_options, parse_remote_options
-from serve.options import add_model_options, check_model_options
+from serve.options import ModelOptions, add_model_options, parse_model_options
 from space.settings import SpaceSettings, space_settings
 from ui.visitors import AccessOptions, add_access_options, parse_access_options
 
@@ -45,54 +46,37 @@ DEFAULT_PORT = 7860
 
 @dataclass(frozen=True)
 class AppOptions:
-    """What the command line and the environment ask for, checked as far as it can be without loading anything."""
+    """The options of the command line and the environment, checked as far as possible before anything is loaded."""
 
-    base: str | None  # None: what the server behind `remote` says
-    quantization: str
-    device: str
-    data_dir: Path | None
+    model: ModelOptions
     runs_dir: Path | None
     host: str
     port: int
-    trust_remote_code: bool
-    embedder: str
-    remote: RemoteOptions | None
     api: ApiOptions | None
     access: AccessOptions
     space: SpaceSettings
 
 
 def parse_options(arguments: Sequence[str]) -> AppOptions:
-    """The options in `arguments`, with defaults from the environment; PromptOrTuneError in one sentence otherwise."""
+    """Return the options in `arguments`, with defaults from the environment. Raises PromptOrTuneError."""
     space = space_settings(os.environ)
     base = os.environ.get("PROMPT_OR_TUNE_BASE") or None
     host = os.environ.get("GRADIO_SERVER_NAME") or ("0.0.0.0" if space.is_space else "127.0.0.1")  # noqa: S104
     port = os.environ.get("GRADIO_SERVER_PORT") or str(DEFAULT_PORT)
     parser = ArgumentParser(prog="app.py", description="Prompt or Tune: four answers to one intent, side by side.")
-    add_model_options(parser, base or EMBEDDED)
-    add_remote_options(parser)
+    add_model_options(parser, base)
     parser.add_argument("--runs-dir", type=Path, help="a folder with runs of `python -m evaluate` for Results")
     parser.add_argument("--host", default=host, help="the address to serve on (%(default)s)")
     parser.add_argument("--port", default=port, help="the port to serve on (%(default)s)")
     parser.add_argument("--api", action="store_true", help="serve the OpenAI-compatible API beside the pages")
     add_api_options(parser)
     add_access_options(parser)
-    given = parser.parse_args(arguments, argparse.Namespace(base=None))
-    named = base if given.base is None else given.base
-    given.base = EMBEDDED if named is None else named
-    check_model_options(given)
-    remote = parse_remote_options(given)
+    given = parser.parse_args(arguments)
     return AppOptions(
-        base=None if named is None and remote is not None else given.base,
-        quantization=given.quantization,
-        device=given.device,
-        data_dir=given.data_dir,
+        model=parse_model_options(given),
         runs_dir=optional_folder(given.runs_dir, "runs", "--runs-dir"),
         host=given.host,
         port=parse_port(given.port),
-        trust_remote_code=given.trust_remote_code,
-        embedder=given.embedder,
-        remote=remote,
         api=read_api_options(given, given.host) if given.api else None,
         access=parse_access_options(given, given.host, space),
         space=space,
@@ -111,7 +95,7 @@ def serve(options: AppOptions) -> NoReturn:
     api = Api(source, options.api.keys, options.api.settings) if options.api else None
     context = Context(
         source,
-        options.data_dir,
+        options.model.data_dir,
         visitors=VisitorRegistry(options.access.policy),
         serving=_job_serving(options),
         persistent=not options.space.is_space or bool(os.environ.get("PROMPT_OR_TUNE_HOME")),
@@ -151,54 +135,39 @@ def serve(options: AppOptions) -> NoReturn:
 
 
 def _start_engine_loader(options: AppOptions, progress: ProgressPrinter) -> EngineLoader:
-    """Where the pages get their engine from: it is being loaded, but on ZeroGPU, where it must stand before them."""
+    """Start loading the engine in the background; on ZeroGPU load it now, before the pages are built."""
     from serve.engine.build import build_engine, build_zero_gpu_engine
     from serve.engine.llm_engine import EngineLoader
 
-    if options.space.zero_gpu and options.remote is None:
-        engine = build_zero_gpu_engine(
-            base=options.base,
-            quantization=options.quantization,
-            data_dir=options.data_dir,
-            trust_remote_code=options.trust_remote_code,
-            embedder=options.embedder,
-            report=progress,
-        )
+    if options.space.zero_gpu and options.model.remote is None:
+        engine = build_zero_gpu_engine(options.model, progress)
         return EngineLoader(lambda _: engine).start()
 
     def build(report: Callable[[str], None]) -> LLMEngine:
-        def tell(line: str) -> None:
+        def report_everywhere(line: str) -> None:
             progress(line)
             report(line)
 
-        return build_engine(
-            base=options.base,
-            quantization=options.quantization,
-            device=options.device,
-            data_dir=options.data_dir,
-            trust_remote_code=options.trust_remote_code,
-            embedder=options.embedder,
-            report=tell,
-            remote=options.remote,
-        )
+        return build_engine(options.model, report_everywhere)
 
     return EngineLoader(build).start()
 
 
 def _job_serving(options: AppOptions) -> ServingOptions:
-    """What a training job is for: the base that answers here, none where another engine answers."""
+    """Return the base that training jobs are for; an empty one where another engine answers."""
+    model = options.model
     return ServingOptions(
-        base="" if options.remote else options.base or EMBEDDED,
-        quantization=options.quantization,
-        device=options.device,
-        data_dir=str(options.data_dir) if options.data_dir else None,
-        trust_remote_code=options.trust_remote_code,
-        embedder=options.embedder,
+        base="" if model.remote else model.base or EMBEDDED,
+        quantization=model.quantization,
+        device=model.device,
+        data_dir=str(model.data_dir) if model.data_dir else None,
+        trust_remote_code=model.trust_remote_code,
+        embedder=model.embedder,
     )
 
 
 def _resume_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
-    """Training that a restart of this program or of the machine cut off goes on by itself."""
+    """Start the worker where a restart of this program or of the machine interrupted training jobs."""
     waiting = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
     if waiting:
         progress(f"Going on with the training of {', '.join(waiting)}.")
@@ -220,26 +189,21 @@ def _wait_until_loaded(loader: EngineLoader) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the program and gives its exit status: 2 for an error that a person can mend, 130 after Ctrl-C."""
+    """Run the program and return its exit status: 2 after an error that the user can mend, 130 after Ctrl-C."""
     configure_environment()
-    lasting = space_settings(os.environ).persistent_cache_dir
-    if lasting:
-        os.environ["PROMPT_OR_TUNE_HOME"] = str(lasting)
-    try:
-        options = parse_options(sys.argv[1:] if arguments is None else arguments)
-        check_port_free(options.host, options.port)
-        print("Starting Prompt or Tune ...", flush=True)
-        serve(options)
-    except PromptOrTuneError as error:
-        print(f"prompt-or-tune: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+    return run_command(lambda: _main(arguments), "prompt-or-tune", "\nStopped.")
+
+
+def _main(arguments: Sequence[str] | None) -> None:
+    storage = space_settings(os.environ).persistent_cache_dir
+    if storage:
+        take_over_old_cache(print, storage.parent)
+        os.environ["PROMPT_OR_TUNE_HOME"] = str(storage)
+    options = parse_options(sys.argv[1:] if arguments is None else arguments)
+    check_port_free(options.host, options.port)
+    print("Starting Prompt or Tune ...", flush=True)
+    serve(options)
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # the model's thread may be deep inside a library: nothing of it must delay or spoil the exit
+    exit_now(main())  # the model's thread may be inside a library: it must not delay the exit or change its status

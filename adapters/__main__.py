@@ -21,21 +21,17 @@ from pathlib import Path
 
 from adapters.install import Step
 from adapters.store import LIBRARY, Store, user_root
-from errors import AdapterError, PromptOrTuneError
+from common.command import run_command
+from errors import AdapterError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; 0, 2 with one sentence on standard error, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    roots = tuple(options.root or (LIBRARY, user_root()))
-    try:
-        return int(options.run(options, roots))
-    except PromptOrTuneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped; nothing was left half done.", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: int(options.run(options, tuple(options.root or (LIBRARY, user_root())))),
+        stopped="Stopped; no adapter was left incomplete.",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

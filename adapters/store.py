@@ -28,6 +28,7 @@ from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.peft_config import check_shapes
 from adapters.weights import MIN_STAT_AGE_NS, WEIGHTS_NAME
 from common.format import quote_untrusted
+from common.paths import cache_dir
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
 from models.identity import BaseIdentity
 
@@ -213,9 +214,8 @@ MAX_REGISTERED = 10_000
 
 
 def user_root() -> Path:
-    """Where adapters that the user trained lie: `adapters` in PROMPT_OR_TUNE_HOME, or in ~/.cache/prompt-or-tune."""
-    home = os.environ.get("PROMPT_OR_TUNE_HOME") or "~/.cache/prompt-or-tune"
-    return Path(home).expanduser() / "adapters"
+    """Return the folder of the user's own adapters, `adapters` in the cache folder."""
+    return cache_dir() / "adapters"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from benchmarks.engine_bench import without_eos
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from serve.engine.build import build_engine
+from serve.options import ModelOptions
 from serve.types import Request, RequestOutput, Row, RowOutput, SamplingParams
 from tasks.methods import parse_method
 from tasks.problem import Problem
@@ -53,7 +54,7 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Times both sides in turn and returns what the JSON line says."""
-    engine = build_engine(arguments.base, arguments.quantization, "auto", report=_print_progress)
+    engine = build_engine(ModelOptions(arguments.base, arguments.quantization), _print_progress)
     names = ["zero-shot", "icl-8", "rag-8", arguments.adapter]
     requests = [Request(Problem("bench", INTENT), parse_method(name, engine.adapters())) for name in names]
     answers = engine.answer(requests, SamplingParams(max_new_tokens=1))

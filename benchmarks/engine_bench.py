@@ -18,6 +18,7 @@ from errors import AdapterError, PromptOrTuneError
 from serve.engine.build import build_engine
 from serve.engine.config import EngineConfig
 from serve.engine.llm_engine import LLMEngine
+from serve.options import ModelOptions
 from serve.types import Request, Row, RowOutput, SamplingParams
 from tasks.datasets.registry import load_problems
 from tasks.methods import parse_method
@@ -142,10 +143,8 @@ def open_bench(settings: BenchSettings) -> Iterator[Bench]:
         # As many adapters as the questions say, whatever their size.
         limits = EngineConfig(max_loaded_adapters=MAX_LOADED_ADAPTERS, max_loaded_adapter_bytes=16 << 30)
         engine = build_engine(
-            settings.base,
-            settings.quantization,
-            settings.device,
-            report=print_progress,
+            ModelOptions(settings.base, settings.quantization, settings.device),
+            print_progress,
             adapter_dirs=(root,),
             engine_config=limits,
         )

@@ -23,6 +23,7 @@ from benchmarks.engine_bench import without_eos
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from serve.engine.build import build_engine
+from serve.options import ModelOptions
 from serve.types import Request, Row, RowOutput, SamplingParams
 from tasks.datasets.registry import load_problems
 from tasks.methods import parse_method
@@ -63,7 +64,7 @@ def generation_ratio(
 ) -> dict[str, Any]:
     """Times both sides in turn; `generation_ratio` with what it was measured on."""
     configure_environment()
-    engine = build_engine(base, quantization, "auto", data_dir, report=_print_progress)
+    engine = build_engine(ModelOptions(base, quantization, data_dir=data_dir), _print_progress)
     backend: Any = engine._backend
     method = parse_method(METHOD, ())
     asked = [Request(problem, method, data) for problem in load_problems(data, "test", data_dir, problems)]

@@ -1,9 +1,4 @@
-"""What the programs that serve have in common: options that are checked before anything is loaded, and progress.
-
-Makes libraries behave: what they print and a person can do nothing about, and how their threads wait.
-
-Called once by a program, before it imports them.
-"""
+"""Command lines: argument parser, exit status, checks of options, progress output, environment of the libraries."""
 
 from __future__ import annotations
 
@@ -16,29 +11,60 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from common.paths import adopt_old_variables, take_over_old_cache
 from errors import DataError, PromptOrTuneError
 
 EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 _PERCENT = re.compile(r"\s*\d+(?:\.\d+)?\s?%.*")
 
 
+def run_command(run: Callable[[], int | None], name: str = "", stopped: str = "Stopped.") -> int:
+    """Run a command and return its exit status: its own (None is 0), 2 after a PromptOrTuneError, 130 after Ctrl-C.
+
+    The error's message goes to standard error behind "`name`: ", the text `stopped` after Ctrl-C. Before the command
+    runs, variables and the cache folder of the product's old name are taken over.
+    """
+
+    def report(line: str) -> None:
+        sys.stderr.write((f"{name}: {line}" if name else line) + "\n")
+
+    try:
+        adopt_old_variables(report)
+        take_over_old_cache(report)
+        return run() or 0
+    except PromptOrTuneError as error:
+        report(str(error))
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{stopped}\n")
+        return EXIT_INTERRUPTED
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process at once, without waiting for threads that are inside of a library."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one sentence, as a PromptOrTuneError."""
+    """An argument parser that raises PromptOrTuneError where argparse prints its usage and exits."""
 
     def error(self, message: str) -> NoReturn:
         raise PromptOrTuneError(f"{message[:1].upper()}{message[1:]}; `python {self.prog} --help` lists all options.")
 
 
 def optional_folder(folder: Path | None, what: str, option: str) -> Path | None:
-    """The folder with ~ resolved, or None where none was given; DataError where there is no such folder."""
+    """Return the folder with ~ expanded, or None where none was given. Raises DataError for a missing folder."""
     return None if folder is None else require_folder(folder, what, option)
 
 
 def require_folder(folder: Path, what: str, option: str) -> Path:
-    """The folder with ~ resolved; DataError where there is none."""
+    """Return the folder with ~ expanded. Raises DataError for a missing folder."""
     folder = folder.expanduser()
     if not folder.is_dir():
         raise DataError(f"There is no {what} folder {folder}: check the path given to {option}.")
@@ -46,9 +72,9 @@ def require_folder(folder: Path, what: str, option: str) -> Path:
 
 
 def read_secrets(file: Path | None, variable: str, what: str, option: str) -> list[tuple[str, str]]:
-    """The lines of `file`, and what the environment has in `variable` between commas, each with where it stands.
+    """Return pairs (location, text) of the lines of `file` and of the comma-separated entries of a variable.
 
-    `what` and `option` are for the sentence, which repeats none of it, where the file cannot be read: PromptOrTuneError.
+    `what` and `option` appear in the message of the PromptOrTuneError for a file that cannot be read; no secret does.
     """
     lines: list[tuple[str, str]] = []
     if file is not None:
@@ -64,14 +90,14 @@ def read_secrets(file: Path | None, variable: str, what: str, option: str) -> li
 
 
 def parse_port(text: str) -> int:
-    """The port that `text` says; PromptOrTuneError where it says none."""
+    """Return the port number in `text`. Raises PromptOrTuneError for anything else."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise PromptOrTuneError(f"'{text}' is no port: give a number from 1 to 65535.")
     return int(text)
 
 
 def check_port_free(host: str, port: int) -> None:
-    """PromptOrTuneError unless this machine lets us serve on `host` and `port` now."""
+    """Raise PromptOrTuneError unless this process can listen on `host` and `port` now."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -90,7 +116,7 @@ def check_port_free(host: str, port: int) -> None:
 
 
 class ProgressPrinter:
-    """Prints lines of progress; on a terminal a growing percentage stays on its line, elsewhere it is thinned out."""
+    """Prints progress lines. A percentage is rewritten in place on a terminal, and printed every 10 s elsewhere."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty()
@@ -98,7 +124,7 @@ class ProgressPrinter:
         self._last_write = 0.0
 
     def __call__(self, message: str) -> None:
-        """Shows one line."""
+        """Print one line."""
         message = message.strip()
         head = _PERCENT.sub("", message)
         counts = head != message
@@ -118,11 +144,11 @@ class ProgressPrinter:
 
 
 def configure_environment() -> None:
-    """Keeps the console for our own progress and for errors, and the cores for work."""
-    # How long threads of torch spin before they sleep. Hundreds of kernels a step follow one another within
-    # microseconds, and waking a thread takes longer than most of them. Threads that spin for milliseconds, as is
-    # libgomp's way, slow everything down as soon as another program wants one of the cores. This is about as long as
-    # the gap between two kernels; `OMP_WAIT_POLICY=passive` is best where other programs keep the cores busy.
+    """Set environment variables and log levels of the libraries; call it before they are imported."""
+    # How long OpenMP threads spin before they sleep. A decoding step starts hundreds of kernels within microseconds of
+    # one another, and waking a thread takes longer than most of them. libgomp's default, milliseconds, slows the
+    # process down as soon as another program needs a core. This value covers the gap between two kernels;
+    # `OMP_WAIT_POLICY=passive` is better where other programs keep the cores busy.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -136,5 +162,5 @@ def configure_environment() -> None:
     for name in ("bitsandbytes", "httpx", "sentence_transformers", "transformers", "huggingface_hub", "faiss", "peft"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=UserWarning)
-    # bitsandbytes looks for an optional kernel package and warns that it is not there.
+    # bitsandbytes warns that an optional kernel package is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)

@@ -1,4 +1,8 @@
-"""The user's cache folder: converted bases, retrieval indexes, adapters. Nothing else is written outside a run."""
+"""The cache folder (bases, indexes, adapters, jobs, votes), folders that appear whole, and checks of disk space.
+
+The product was called Peft Arena before. What a person made under that name is taken over by `take_over_old_cache` and
+`adopt_old_variables`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from errors import DiskSpaceError, PromptOrTuneError
@@ -15,13 +19,76 @@ from errors import DiskSpaceError, PromptOrTuneError
 ProgressFn = Callable[[str], None]
 
 
+_OLD_PREFIX, _PREFIX = "PEFT_ARENA_", "PROMPT_OR_TUNE_"
+_OLD_NAME, _NAME = "peft-arena", "prompt-or-tune"
+
+
 def cache_dir() -> Path:
     """`PROMPT_OR_TUNE_HOME`, or ~/.cache/prompt-or-tune."""
-    return Path(os.environ.get("PROMPT_OR_TUNE_HOME") or "~/.cache/prompt-or-tune").expanduser()
+    return Path(os.environ.get("PROMPT_OR_TUNE_HOME") or f"~/.cache/{_NAME}").expanduser()
+
+
+def adopt_old_variables(report: ProgressFn) -> None:
+    """Give environment variables of the old name (PEFT_ARENA_HOME, ...) their new names, where those are not set."""
+    old = sorted(name for name in os.environ if name.startswith(_OLD_PREFIX))
+    adopted = [name for name in old if _PREFIX + name.removeprefix(_OLD_PREFIX) not in os.environ]
+    for name in adopted:
+        os.environ[_PREFIX + name.removeprefix(_OLD_PREFIX)] = os.environ[name]
+    if adopted:
+        report(f"{', '.join(adopted)}: these variables begin with {_PREFIX} now; their values are used.")
+
+
+def take_over_old_cache(report: ProgressFn, parent: Path | None = None) -> None:
+    """Move the cache of the old name to the new one, once; `report` gets one line.
+
+    `parent` holds both folders; without it ~/.cache does, and nothing is moved where PROMPT_OR_TUNE_HOME names another
+    folder. A link stays under the old name, because jobs on disk hold absolute paths. Where both folders exist, each
+    entry that the new one lacks is moved (one level deep for adapters and jobs), and the rest stays. Where the folder
+    cannot be moved, the new name becomes a link to it.
+    """
+    if parent is None:
+        if os.environ.get("PROMPT_OR_TUNE_HOME"):
+            return
+        parent = Path("~/.cache").expanduser()
+    old, new = parent / _OLD_NAME, parent / _NAME
+    if old.is_symlink() or not old.is_dir():
+        return
+    if new.exists():
+        moved = sum(_move_missing(entry, new / entry.name) for entry in sorted(old.iterdir()))
+        if moved:
+            report(f"{moved} folders and files of {old} were moved to {new}; what both have stays where it is.")
+        return
+    try:
+        old.rename(new)
+    except FileNotFoundError:  # another process moved it at this moment
+        return
+    except OSError:
+        with suppress(OSError):
+            new.symlink_to(old, target_is_directory=True)
+            report(f"{new} is a link to {old}, which cannot be moved: nothing in it is lost.")
+        return
+    with suppress(OSError):
+        old.symlink_to(new, target_is_directory=True)
+    report(f"{old} was moved to {new}: bases, adapters, jobs and votes are all there.")
+
+
+def _move_missing(entry: Path, target: Path) -> int:
+    """Move `entry` where there is no `target`, or what a folder holds that `target` lacks; the number of moves."""
+    if target.is_dir() and entry.is_dir():
+        pairs = [(child, target / child.name) for child in sorted(entry.iterdir())]
+    else:
+        pairs = [(entry, target)]
+    moved = 0
+    for source, destination in pairs:
+        if not destination.exists():
+            with suppress(OSError):
+                source.rename(destination)
+                moved += 1
+    return moved
 
 
 def make_dir(path: Path) -> Path:
-    """Creates `path` and its parents; one sentence when the disk or its permissions say no."""
+    """Create `path` and its parents. Raises PromptOrTuneError where the disk or its permissions forbid it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -32,7 +99,7 @@ def make_dir(path: Path) -> Path:
 
 
 def check_disk_space(folder: Path, required_bytes: int) -> None:
-    """DiskSpaceError unless the disk under `folder` has `needed` bytes free."""
+    """Raise DiskSpaceError unless the disk under `folder` has `required_bytes` free."""
     free = shutil.disk_usage(folder).free
     if free < required_bytes:
         raise DiskSpaceError(
@@ -43,9 +110,9 @@ def check_disk_space(folder: Path, required_bytes: int) -> None:
 
 @contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+    """Give a temporary folder that is renamed to `target` when the block succeeds, and deleted when it fails.
 
-    Where another process made `target` in the meantime, that one stays.
+    A `target` that another process made in the meantime stays. Raises DiskSpaceError where the disk is full.
     """
     make_dir(target.parent)
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

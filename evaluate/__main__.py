@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from common.command import EXIT_INTERRUPTED
+from common.command import EXIT_INTERRUPTED, run_command
 from common.files import atomic_write
 from errors import PromptOrTuneError
 from evaluate.options import (
@@ -47,18 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # A home folder is one person's; the shell that repeats the command fills in its own.
     command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")
-    try:
+
+    def run() -> int:
         if words[:1] == ["report"]:
             return _report_command(report_parser().parse_args(words[1:]), command)
         if words[:1] == ["score"]:
             return _score_command(score_parser().parse_args(words[1:]), command)
         return _run_command(run_parser(__doc__ or "").parse_args(words), command)
-    except PromptOrTuneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped before anything new was saved.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+
+    return run_command(run, stopped="Stopped before anything new was saved.")
 
 
 def _report_command(options: argparse.Namespace, command: str) -> int:

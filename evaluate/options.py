@@ -9,8 +9,8 @@ from pathlib import Path
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from evaluate.run import DECODING_MODES, EngineProtocol, make_sampling_params
-from serve.backends.remote.backend import add_remote_options, parse_remote_options
 from serve.engine.config import EngineConfig
+from serve.options import add_model_options, parse_model_options
 from serve.types import SamplingParams
 
 DEFAULT_BEAMS, DEFAULT_SAMPLES = 10, 5  # as in the study
@@ -24,23 +24,15 @@ def build_engine_from_options(options: argparse.Namespace) -> EngineProtocol:
     configure_environment()
     from serve.engine.build import build_engine
 
-    remote = parse_remote_options(options)
-
     def report(line: str) -> None:
         sys.stderr.write(f"{line}\n")
 
     return build_engine(
-        base=options.base,
-        quantization=options.quantization,
-        device=options.device,
-        data_dir=options.data_dir,
-        trust_remote_code=options.trust_remote_code,
-        embedder=options.embedder,
-        report=report,
+        parse_model_options(options),
+        report,
         engine_config=EngineConfig(
             max_num_seqs=_MAX_NUM_SEQS, max_num_beam_seqs=_MAX_NUM_SEQS, max_queued=_MAX_QUEUED_ROWS
         ),
-        remote=remote,
     )
 
 
@@ -72,14 +64,8 @@ def sampling_params_from_options(options: argparse.Namespace) -> SamplingParams:
 def add_base_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which base answers, and which data it is asked."""
     parser.add_argument("--data", required=True, help="data set: starter, conala, codealpacapy, mbpp or apps")
-    parser.add_argument("--data-dir", type=Path, help="folder with a folder for each data set; else the Hub is read")
     parser.add_argument("--limit", type=int, help="only the first N problems")
-    parser.add_argument("--base", help="embedded (the default), a Hub id[@revision], a folder or a .gguf file")
-    parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "none"])
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the base's own code; needs a revision")
-    parser.add_argument("--embedder", default="embedded", help="for RAG: embedded, or a Hub id: thenlper/gte-small")
-    add_remote_options(parser)
+    add_model_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16, help="problems a batch")
     parser.add_argument(

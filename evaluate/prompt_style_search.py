@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.command import EXIT_INTERRUPTED
+from common.command import run_command
 from common.files import atomic_write, check_writable
 from common.format import format_percent, text_table
 from errors import PromptOrTuneError
@@ -125,14 +125,11 @@ def render_scores(scores: Sequence[StyleScore]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run_command(_parser().parse_args(words), "python -m evaluate.prompt_style_search " + shlex.join(words))
-    except PromptOrTuneError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Stopped: the styles that were finished are in the output file.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    options = _parser().parse_args(words)
+    command = "python -m evaluate.prompt_style_search " + shlex.join(words)
+    return run_command(
+        lambda: _run_command(options, command), stopped="Stopped: the styles that were finished are in the output file."
+    )
 
 
 def _run_command(options: argparse.Namespace, command: str) -> int:

@@ -16,8 +16,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from common.command import run_command
 from common.paths import cache_dir
-from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
 
@@ -35,16 +35,9 @@ _JOB_COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     options = _parser().parse_args(arguments)
-    board = JobService(cache_dir())
-    try:
-        return _dispatch(board, options)
-    except PromptOrTuneError as error:
-        print(f"jobs: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return run_command(lambda: _dispatch(JobService(cache_dir()), options), "jobs")
 
 
 def _dispatch(service: JobService, options: argparse.Namespace) -> int:

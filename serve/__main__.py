@@ -1,4 +1,4 @@
-"""Serves the methods and adapters of one base to programs that speak OpenAI's API.
+"""Serve the methods and adapters of one base behind an OpenAI-compatible API.
 
 python -m serve                                            the embedded base, on http://127.0.0.1:8000/v1
 python -m serve --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda --adapter-dir ~/adapters
@@ -9,7 +9,6 @@ docs/serving.md says what it answers.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import threading
@@ -23,13 +22,15 @@ from common.command import (
     ProgressPrinter,
     check_port_free,
     configure_environment,
+    exit_now,
     parse_port,
     require_folder,
+    run_command,
 )
 from errors import PromptOrTuneError
 from serve.api.server import ApiOptions, add_api_options, parse_count, read_api_options
 from serve.engine.config import EngineConfig
-from serve.options import add_model_options, check_model_options
+from serve.options import ModelOptions, add_model_options, parse_model_options
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
@@ -41,7 +42,7 @@ DEFAULT_PORT = 8000
 class Options:
     """What the command line asks for, checked as far as it can be without loading anything."""
 
-    model: argparse.Namespace
+    model: ModelOptions
     host: str
     port: int
     api: ApiOptions
@@ -54,7 +55,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
     parser = ArgumentParser(
         prog="-m serve", description="Prompt or Tune's methods and adapters behind an OpenAI-compatible API."
     )
-    add_model_options(parser, os.environ.get("PROMPT_OR_TUNE_BASE") or "embedded")
+    add_model_options(parser, os.environ.get("PROMPT_OR_TUNE_BASE") or None, remote=False)
     parser.add_argument("--host", default="127.0.0.1", help="the address to serve on (%(default)s)")
     parser.add_argument("--port", default=str(DEFAULT_PORT), help="the port to serve on (%(default)s)")
     add_api_options(parser)
@@ -74,9 +75,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
     ):
         parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
     given = parser.parse_args(arguments)
-    check_model_options(given)
     return Options(
-        model=given,
+        model=parse_model_options(given),
         host=given.host,
         port=parse_port(given.port),
         api=read_api_options(given, given.host),
@@ -111,13 +111,8 @@ def run_server(options: Options) -> None:
             report(line)
 
         engine = build_engine(
-            base=options.model.base,
-            quantization=options.model.quantization,
-            device=options.model.device,
-            data_dir=options.model.data_dir,
-            trust_remote_code=options.model.trust_remote_code,
-            embedder=options.model.embedder,
-            report=tell,
+            options.model,
+            tell,
             adapter_dirs=options.adapter_dirs,
             engine_config=options.engine_config,
         )
@@ -143,23 +138,16 @@ def _warm_up(engine: LLMEngine, pool: str, progress: ProgressPrinter) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the server and gives its exit status: 2 for an error that a person can mend, 130 after Ctrl-C."""
+    """Run the server and return its exit status: 2 after an error that the user can mend, 130 after Ctrl-C."""
     configure_environment()
-    try:
+
+    def run() -> None:
         options = parse_options(sys.argv[1:] if arguments is None else arguments)
         check_port_free(options.host, options.port)
         run_server(options)
-        return 0
-    except PromptOrTuneError as error:
-        print(f"prompt-or-tune: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        return 130
+
+    return run_command(run, "prompt-or-tune", "\nStopped.")
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # the model's thread may be deep inside a library: nothing of it must delay or spoil the exit
+    exit_now(main())  # the model's thread may be inside a library: it must not delay the exit or change its status

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.command import configure_environment
-from errors import PromptOrTuneError
+from common.command import configure_environment, run_command
 from space.build import build_space
 
 
@@ -25,15 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__)
         asked_for_help = bool(given) and given[0] in ("-h", "--help")
         return 0 if asked_for_help else 2
-    try:
-        command(given[1:])
-        return 0
-    except PromptOrTuneError as error:
-        print(f"space: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nStopped; what was published goes on by itself.", file=sys.stderr)
-        return 130
+    return run_command(
+        lambda: command(given[1:]), "space", "\nStopped; a Space that was published goes on starting by itself."
+    )
 
 
 def _build(arguments: Sequence[str]) -> None:

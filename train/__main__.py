@@ -15,8 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from common.command import configure_environment
-from errors import PromptOrTuneError
+from common.command import configure_environment, run_command
 from train.config import TrainConfig
 from train.settings import DRY_RUN, FINISH, RESUME, parse_args
 
@@ -26,7 +25,8 @@ EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+
+    def run() -> int:
         if given[:1] == ["publish"]:
             from train.publish import publish_command
 
@@ -34,12 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, modes = parse_args(given, __doc__ or "")
         configure_environment()
         return _dry_run(config) if DRY_RUN in modes else _run(config, modes)
-    except PromptOrTuneError as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train: stopped at once; what was saved before is kept, see --resume.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+
+    return run_command(run, "train", "train: stopped at once; what was saved before is kept, see --resume.")
 
 
 def _dry_run(config: TrainConfig) -> int:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.command import run_command
 from common.files import atomic_write
 from common.paths import cache_dir
 from errors import PromptOrTuneError
@@ -24,16 +25,16 @@ from evaluate.arena.votes import EXPORTERS, VOTES_FILE, VoteStore
 def arena_main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     options = _arena_parser().parse_args(argv)
-    try:
-        path = options.votes or cache_dir() / VOTES_FILE
-        if not path.exists():
-            raise PromptOrTuneError(f"There are no votes in {path} yet: vote on the Arena page, or name the file.")
-        if options.export:
-            return _export_votes(VoteStore(path), options.export)
-        return _arena_report(VoteStore(path), options.seed)
-    except PromptOrTuneError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command(lambda: _run_arena(options))
+
+
+def _run_arena(options: argparse.Namespace) -> int:
+    path = options.votes or cache_dir() / VOTES_FILE
+    if not path.exists():
+        raise PromptOrTuneError(f"There are no votes in {path} yet: vote on the Arena page, or name the file.")
+    if options.export:
+        return _export_votes(VoteStore(path), options.export)
+    return _arena_report(VoteStore(path), options.seed)
 
 
 def _arena_report(votes: VoteStore, seed: int) -> int:

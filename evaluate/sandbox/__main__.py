@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from common.command import run_command
 from errors import PromptOrTuneError
 from evaluate.sandbox import probe
 from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
@@ -26,11 +27,7 @@ DEFAULT_LIMITS = Limits()
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 where a run took place, 1 where it was refused, 2 for a mistake of ours."""
     options = _parser().parse_args(argv)
-    try:
-        return _probe_command(options) if options.command == "probe" else _run_command(options)
-    except PromptOrTuneError as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run_command(lambda: _probe_command(options) if options.command == "probe" else _run_command(options))
 
 
 def _probe_command(options: argparse.Namespace) -> int:

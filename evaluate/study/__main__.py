@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.command import EXIT_INTERRUPTED
+from common.command import EXIT_INTERRUPTED, run_command
 from errors import PromptOrTuneError
 from evaluate.run import ProgressBar
 from evaluate.scoring import has_tests, score_run
@@ -45,14 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = ("python -m evaluate.study " + shlex.join(words)).replace(str(Path.home()), "~")
     options = _parser().parse_args(words)
-    try:
-        return _run_study(options, command)
-    except PromptOrTuneError as error:
-        print(f"study: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"Stopped; what was answered is kept. To go on: {command}", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    stopped = f"Stopped; what was answered is kept. To go on: {command}"
+    return run_command(lambda: _run_study(options, command), "study", stopped)
 
 
 def _run_study(options: argparse.Namespace, command: str) -> int:

@@ -80,15 +80,13 @@ def engine_opener(config: StudyConfig, data_dir: Path | None, report: ProgressFn
     def opened(job: StudyJob) -> Iterator[EngineProtocol]:
         configure_environment()
         from serve.engine.build import build_engine
+        from serve.options import ModelOptions
 
         engine = build_engine(
-            base=job.base,
-            quantization=job.quantization,
-            device=config.device,
-            data_dir=data_dir,
-            trust_remote_code=job.model.trust_remote_code,
-            embedder=config.embedder,
-            report=report,
+            ModelOptions(
+                job.base, job.quantization, config.device, data_dir, job.model.trust_remote_code, config.embedder
+            ),
+            report,
         )
         try:
             yield engine

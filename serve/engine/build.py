@@ -1,4 +1,4 @@
-"""Builds the engine that every program uses, from what was given on the command line."""
+"""build_engine: the engine of every program, from its ModelOptions."""
 
 from __future__ import annotations
 
@@ -8,63 +8,54 @@ from pathlib import Path
 from adapters.store import LIBRARY, Store
 from common.paths import ProgressFn, cache_dir
 from models.source import EMBEDDED
-from serve.backends.remote.backend import RemoteOptions
 from serve.engine.config import EngineConfig
 from serve.engine.llm_engine import LLMEngine
+from serve.options import ModelOptions
 from serve.types import Backend
 from tasks.datasets.registry import dataset_digest, load_examples
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools, IndexRetriever
 
 
-def build_engine(  # noqa: PLR0913 - each is an option of a command line
-    base: str | None = None,
-    quantization: str = "nf4",
-    device: str = "auto",
-    data_dir: Path | None = None,
-    trust_remote_code: bool = False,
-    embedder: str = "embedded",
+def build_engine(
+    options: ModelOptions | None = None,
     report: ProgressFn = lambda _: None,
     *,
-    remote: RemoteOptions | None = None,
     adapter_dirs: Sequence[Path] = (),
     engine_config: EngineConfig | None = None,
 ) -> LLMEngine:
-    """Loads the base (converting or downloading it first where needed) and puts the engine around it.
+    """Load the base (converting or downloading it first where needed) and return an engine over it.
 
-    With `remote` that server answers instead, and `base`, where it is given, says which base the server has; without
-    either the embedded base is loaded. Adapters lie in the library, in the user's own folder and in `adapter_dirs`;
-    others are registered from the last of these alone, where there are any. `report` gets one line of progress at a
-    time. Raises BaseModelError, or another PromptOrTuneError, in one sentence.
+    Adapters are those of the library, of the user's folder and of `adapter_dirs`; adapters that clients register are
+    taken from the last of these only, where there are any. `report` gets one line of progress at a time. Raises
+    BaseModelError or another PromptOrTuneError.
     """
     from models.threads import release_thread_pool
 
+    options = options or ModelOptions()
+    remote = options.remote
     backend: Backend
     if remote is None:
         from models.loader import load_base
         from serve.backends.local.backend import LocalBackend
 
-        backend = LocalBackend(load_base(base or EMBEDDED, quantization, device, report, trust_remote_code))
+        loaded = load_base(
+            options.base or EMBEDDED, options.quantization, options.device, report, options.trust_remote_code
+        )
+        backend = LocalBackend(loaded)
         release_thread_pool()
     else:
         from serve.backends.remote.backend import OpenAIBackend
 
-        backend = OpenAIBackend(remote.url, remote.model, remote.api_key, base, report)
-    return LLMEngine(backend, _make_store(adapter_dirs), _make_example_pools(embedder, data_dir), config=engine_config)
+        backend = OpenAIBackend(remote.url, remote.model, remote.api_key, options.base, report)
+    pools = _make_example_pools(options.embedder, options.data_dir)
+    return LLMEngine(backend, _make_store(adapter_dirs), pools, config=engine_config)
 
 
-def build_zero_gpu_engine(
-    base: str | None = None,
-    quantization: str = "nf4",
-    data_dir: Path | None = None,
-    trust_remote_code: bool = False,
-    embedder: str = "embedded",
-    report: ProgressFn = lambda _: None,
-) -> LLMEngine:
-    """The engine on ZeroGPU, which lends a GPU for each call (serve.zero); the options are those of `build_engine`.
+def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: None) -> LLMEngine:
+    """Return the engine for ZeroGPU, which assigns a GPU to single calls (serve/backends/zero_gpu.py).
 
-    To be called in the main thread, before anything uses CUDA and before the pages are launched. Raises PromptOrTuneError
-    in one sentence.
+    Call it in the main thread, before anything uses CUDA and before the pages are launched. Raises PromptOrTuneError.
     """
     from models.threads import release_thread_pool
     from serve.backends.local.backend import LocalBackend
@@ -72,11 +63,11 @@ def build_zero_gpu_engine(
     from serve.engine.zero_gpu import ZeroGpuEngine
 
     spaces = import_spaces()
-    backend = LocalBackend(load_base_for_gpu(base or EMBEDDED, quantization, report, trust_remote_code))
+    loaded = load_base_for_gpu(options.base or EMBEDDED, options.quantization, report, options.trust_remote_code)
+    backend = LocalBackend(loaded)
     release_thread_pool()
-    return ZeroGpuEngine(
-        backend, _make_store(()), _make_example_pools(embedder, data_dir), gpu_function(backend, spaces)
-    )
+    pools = _make_example_pools(options.embedder, options.data_dir)
+    return ZeroGpuEngine(backend, _make_store(()), pools, gpu_function(backend, spaces))
 
 
 def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:

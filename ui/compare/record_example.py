@@ -91,15 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _engine_builder(args: argparse.Namespace) -> Callable[[ProgressFn], LLMEngine]:
     from serve.engine.build import build_engine
+    from serve.options import ModelOptions
 
     def build(report: ProgressFn) -> LLMEngine:
-        return build_engine(
-            base=args.base,
-            quantization=args.quantization,
-            device=args.device,
-            data_dir=args.data_dir,
-            report=report,
-        )
+        return build_engine(ModelOptions(args.base, args.quantization, args.device, args.data_dir), report)
 
     return build
 

@@ -15,6 +15,7 @@ from errors import PromptOrTuneError
 from evaluate.options import run_parser, sampling_params_from_options
 from serve.backends.remote.backend import RemoteOptions, parse_remote_options
 from serve.engine.build import build_engine
+from serve.options import ModelOptions
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.methods import parse_method
 from tasks.problem import Problem
@@ -28,17 +29,17 @@ def test_a_server_is_named_with_its_model_and_the_variable_of_its_key(monkeypatc
     options = app.parse_options(
         ["--backend", "openai", "--url", URL, "--model", "owner/base", "--api-key-env", "SERVER_KEY"]
     )
-    assert options.remote == RemoteOptions(URL, "owner/base", "secret")
+    assert options.model.remote == RemoteOptions(URL, "owner/base", "secret")
     assert "secret" not in repr(options)
 
 
 def test_the_base_is_the_servers_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMPT_OR_TUNE_BASE", raising=False)
     remote = ["--backend", "openai", "--url", URL]
-    assert app.parse_options(remote).base is None
-    assert app.parse_options([*remote, "--base", "embedded"]).base == "embedded"
-    assert app.parse_options([]).base == "embedded"
-    assert app.parse_options([]).remote is None
+    assert app.parse_options(remote).model.base is None
+    assert app.parse_options([*remote, "--base", "embedded"]).model.base == "embedded"
+    assert app.parse_options([]).model.base == "embedded"
+    assert app.parse_options([]).model.remote is None
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(s
             yield chunk(piece)
         yield chunk("", 0, "stop")
 
-    engine = build_engine(remote=RemoteOptions(serve(StandIn(echo, VLLM_MODELS)).url))
+    engine = build_engine(ModelOptions(remote=RemoteOptions(serve(StandIn(echo, VLLM_MODELS)).url)))
 
     def ask(number: int) -> str:
         request = Request(Problem("typed", f"number {number}"), parse_method("zero-shot", ()))
@@ -101,7 +102,7 @@ def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(s
 def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
     standin = serve(StandIn(saying("s[::-1]", logprob=-0.5), VLLM_MODELS))
     said: list[str] = []
-    engine = build_engine(remote=RemoteOptions(standin.url), report=said.append)
+    engine = build_engine(ModelOptions(remote=RemoteOptions(standin.url)), said.append)
     try:
         request = Request(Problem("typed", "reverse the string `s`"), parse_method("icl-2", ()))
         (answer,) = engine.answer([request], SamplingParams(max_new_tokens=16))

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from threading import Event
 from typing import Any
 
-from benchmarks.engine_bench import without_eos
+from benchmarks.engine_harness import without_eos
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from serve.engine.build import build_engine

@@ -6,14 +6,14 @@ r"""How fast the engine is: one batch for everything, against transformers + PEF
 
 Prints one JSON line. Its questions, each in a module of its own that says how it is measured:
 
-    columns    six_columns_ratio, slowest_column_ratio              engine_columns.py
-    llama      llama_cpp_total_ratio, llama_cpp_single_ratio        engine_llama.py
+    columns    six_columns_ratio, slowest_column_ratio              engine_batches.py
+    llama      llama_cpp_total_ratio, llama_cpp_single_ratio        llama_cpp.py
     eight      eight_adapters_ratio                                 engine_adapters.py
-    thousand   thousand_adapters_ratio                              engine_thousand.py
+    thousand   thousand_adapters_ratio                              engine_adapters.py
     cold       cold_load_ms                                         engine_adapters.py
     memory     adapter_memory_ratio                                 engine_adapters.py
-    prefix     warm_prefix_ratio                                    engine_prefix.py
-    limit      share_of_limit                                       engine_limit.py
+    prefix     warm_prefix_ratio                                    engine_batches.py
+    limit      share_of_limit                                       engine_batches.py
 
 Both sides of a question take turns, and their medians are compared. With --output the line is also written to
 OUTPUT.json, and as a page to OUTPUT.md.
@@ -31,11 +31,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.command import configure_environment
-from errors import PromptOrTuneError, unknown_name_error
+from common.command import configure_environment, run_command
+from errors import unknown_name_error
 
 if TYPE_CHECKING:
-    from benchmarks.engine_bench import Bench, BenchSettings
+    from benchmarks.engine_harness import Bench, BenchSettings
 
 BENCHMARKS = ("columns", "llama", "eight", "thousand", "cold", "memory", "prefix", "limit")
 VERSIONED_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -43,19 +43,18 @@ BenchmarkFn = Callable[["Bench"], dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 2 with one sentence where something is missing, else 0."""
+    """Run the benchmarks that are asked for, print one JSON line, and return the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(given)
     configure_environment()
-    try:
-        line = measure(options)
+
+    def run() -> None:
+        results = measure(options)
         if options.output is not None:
-            _write_report(options.output, line, _command(given))
-    except PromptOrTuneError as error:
-        print(f"benchmarks.engine: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(line))
-    return 0
+            _write_report(options.output, results, _command(given))
+        print(json.dumps(results))
+
+    return run_command(run, "benchmarks.engine")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,7 +81,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     questions = _benchmark_functions(chosen, options)
     # Before torch is imported: each of its threads asks once how many there may be.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
-    from benchmarks.engine_bench import open_bench
+    from benchmarks.engine_harness import open_bench
 
     settings = _settings(options)
     load = os.getloadavg()[0]
@@ -118,28 +117,26 @@ def _selected_benchmarks(options: argparse.Namespace) -> list[str]:
 
 
 def _benchmark_functions(selected: Sequence[str], options: argparse.Namespace) -> dict[str, BenchmarkFn]:
-    from benchmarks import engine_adapters, engine_columns, engine_limit, engine_llama, engine_prefix, engine_thousand
+    from benchmarks import engine_adapters, engine_batches, llama_cpp
 
     questions: dict[str, BenchmarkFn] = {
-        "columns": engine_columns.bench_columns,
+        "columns": engine_batches.bench_columns,
         "eight": engine_adapters.bench_eight_adapters,
-        "thousand": engine_thousand.bench_thousand_adapters,
+        "thousand": engine_adapters.bench_thousand_adapters,
         "cold": engine_adapters.bench_cold_load,
         "memory": engine_adapters.bench_adapter_memory,
-        "prefix": engine_prefix.bench_prefix_cache,
-        "limit": engine_limit.bench_bandwidth_limit,
+        "prefix": engine_batches.bench_prefix_cache,
+        "limit": engine_batches.bench_bandwidth_limit,
     }
     if "llama" in selected:
-        engine_llama.check_python(options.llama_python)
-        gguf = engine_llama.gguf_file(options.base, options.gguf)
-        questions["llama"] = lambda bench: engine_llama.bench_llama_cpp(bench, options.llama_python, gguf)
+        llama_cpp.check_python(options.llama_python)
+        gguf = llama_cpp.gguf_file(options.base, options.gguf)
+        questions["llama"] = lambda bench: llama_cpp.bench_llama_cpp(bench, options.llama_python, gguf)
     return questions
 
 
 def _settings(options: argparse.Namespace) -> BenchSettings:
-    from benchmarks.engine_bench import BenchSettings
-    from benchmarks.engine_random import make_random_llama
-    from benchmarks.engine_timing import print_progress
+    from benchmarks.engine_harness import BenchSettings, make_random_llama, print_progress
 
     base = options.base
     if options.random_llama is not None:
@@ -170,11 +167,11 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def _write_report(output: Path, results: Mapping[str, Any], command: str) -> None:
-    from benchmarks.engine_page import render_page
+    from benchmarks.report import render_engine_page
     from common.files import atomic_write
 
     atomic_write(output.with_suffix(".json"), json.dumps(results, indent=1) + "\n")
-    atomic_write(output.with_suffix(".md"), render_page(results, command, output.with_suffix(".json").name))
+    atomic_write(output.with_suffix(".md"), render_engine_page(results, command, output.with_suffix(".json").name))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from benchmarks.engine_bench import without_eos
+from benchmarks.engine_harness import without_eos
 from common.command import configure_environment
 from errors import PromptOrTuneError
 from serve.engine.build import build_engine
@@ -116,7 +116,7 @@ def _generate_throughput(backend: Any, rows: list[Row], new_tokens: int) -> floa
     import torch
 
     model = backend._model
-    ends = sorted(backend._vocabulary.ends)
+    ends = sorted(backend._detokenizer.eos_token_ids)
     begin = time.perf_counter()
     for row in rows:
         ids = torch.tensor([backend._encode(row)], device=model.device)

@@ -16,7 +16,7 @@ from ui.compare.run import Scorer
 from ui.test_bench import AdmissionQueue, TestBench
 from ui.visitors import VisitorRegistry
 
-# Runs of several people share the engine's batch; benchmarks/visitors.py tells what another number gives.
+# Runs of several people share the engine's batch; benchmarks/load_test.py tells what another number gives.
 MAX_CONCURRENT_RUNS = 12
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from adapters.store import Store
-from benchmarks import engine, engine_adapters, engine_thousand
-from benchmarks.engine_folders import copy_adapters, make_adapter
+from benchmarks import engine, engine_adapters
+from benchmarks import engine_adapters as engine_thousand
+from benchmarks.engine_harness import copy_adapters, make_adapter
 from models.loader import load_base
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base
@@ -77,18 +78,18 @@ def test_a_llama_of_random_weights_answers_like_any_base(
     base: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tokenizer is the embedded base's; here the tiny one's stands in for it."""
-    from benchmarks import engine_random
+    from benchmarks import engine_harness
     from models.source import Source
 
-    monkeypatch.setattr(engine_random, "resolve", lambda *_: Source("tiny", "sha256:0", base))
-    folder = engine_random.make_random_llama("tiny", "cpu", lambda _: None)
+    monkeypatch.setattr(engine_harness, "resolve", lambda *_: Source("tiny", "sha256:0", base))
+    folder = engine_harness.make_random_llama("tiny", "cpu", lambda _: None)
     assert folder == tmp_path / "home" / "bases" / "random-llama-tiny"
     made = (folder / "model.safetensors").stat().st_mtime_ns
-    assert engine_random.make_random_llama("tiny", "cpu", lambda _: None) == folder
+    assert engine_harness.make_random_llama("tiny", "cpu", lambda _: None) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
     identity = load_base(str(folder), "nf4", "cpu", lambda _: None).identity
     assert (identity.num_layers, identity.hidden_size, identity.context_length) == (
         2,
         128,
-        engine_random.CONTEXT_LENGTH,
+        engine_harness.CONTEXT_LENGTH,
     )

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import engine, engine_limit
-from benchmarks.engine_page import TARGETS, render_page
-from benchmarks.engine_thousand import HOT, sample_requests
-from benchmarks.engine_timing import Stopwatch, make_timed, medians, round_significant, time_interleaved, time_ratios
+from benchmarks import engine, engine_batches
+from benchmarks.engine_adapters import HOT, sample_requests
+from benchmarks.engine_harness import Stopwatch, make_timed, medians, round_significant, time_interleaved, time_ratios
+from benchmarks.report import TARGETS, render_engine_page
 from errors import PromptOrTuneError
 from serve.types import Candidate, PartialOutput, RowOutput
 
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("benchmarks.engine_timing.time.perf_counter", clock)
+    monkeypatch.setattr("benchmarks.engine_harness.time.perf_counter", clock)
     return clock
 
 
@@ -142,7 +142,7 @@ class Model(torch.nn.Module):
 
 @pytest.mark.parametrize("is_tied", [True, False])
 def test_a_step_reads_every_weight_once_and_no_input_embeddings(is_tied: bool) -> None:
-    assert engine_limit.weight_bytes(Model(is_tied)) == 2 * (4 * 4 + 4 + 10 * 4)
+    assert engine_batches.weight_bytes(Model(is_tied)) == 2 * (4 * 4 + 4 + 10 * 4)
 
 
 def test_four_bits_have_scales_that_are_read_too() -> None:
@@ -153,17 +153,17 @@ def test_four_bits_have_scales_that_are_read_too() -> None:
     layer.load_state_dict({"weight": torch.randn(64, 128)})
     model.layer = layer.to("cpu")
     # Half a byte a weight, a float32 for every 64 of them, and the table of 16 values.
-    assert engine_limit.weight_bytes(model) == 64 * 128 // 2 + 4 * 64 * 128 // 64 + 4 * 16 + 2 * 10 * 4
+    assert engine_batches.weight_bytes(model) == 64 * 128 // 2 + 4 * 64 * 128 // 64 + 4 * 16 + 2 * 10 * 4
 
 
 def test_a_place_has_keys_and_values_in_every_layer() -> None:
-    assert engine_limit.kv_bytes_per_token(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
+    assert engine_batches.kv_bytes_per_token(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
 
 
 def test_bandwidth_is_what_a_copy_reads_and_writes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(engine_limit.COPY_BYTES, "cpu", 1000)
-    monkeypatch.setattr("benchmarks.engine_limit.time.perf_counter", iter(range(0, 100, 4)).__next__)
-    assert engine_limit.measure_bandwidth("cpu") == 2 * 1000 / 4
+    monkeypatch.setitem(engine_batches.COPY_BYTES, "cpu", 1000)
+    monkeypatch.setattr("benchmarks.engine_batches.time.perf_counter", iter(range(0, 100, 4)).__next__)
+    assert engine_batches.measure_bandwidth("cpu") == 2 * 1000 / 4
 
 
 LINE: dict[str, Any] = {
@@ -187,7 +187,7 @@ LINE: dict[str, Any] = {
 
 
 def test_the_page_says_what_was_measured_and_whether_it_keeps_the_promise() -> None:
-    text = render_page(LINE, "python -m benchmarks.engine --only columns", "engine-speed.json")
+    text = render_engine_page(LINE, "python -m benchmarks.engine --only columns", "engine-speed.json")
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     titles = {aim.metric: aim.title for aim in TARGETS}
     cells = {

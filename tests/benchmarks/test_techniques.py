@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.manifest import Manifest
-from benchmarks.techniques import TechniqueRun, main
-from benchmarks.techniques_table import TechniqueResult, manifest_scores, render_markdown
+from benchmarks.techniques import TechniqueResult, TechniqueRun, main, manifest_scores, render_markdown
 from evaluate.results import Result, Run
 from evaluate.scoring import score_candidates
 from tasks.prompt import STYLES

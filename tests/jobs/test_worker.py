@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.kills import find_process
+from benchmarks.crash_recovery import find_process
 from common.files import is_locked
 from jobs.__main__ import main
 from jobs.api import JobService, WorkerLauncher, worker_lock_path

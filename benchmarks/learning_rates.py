@@ -1,6 +1,6 @@
 r"""Which learning rates and start values work? Short runs of each technique, one table.
 
-    python -m benchmarks.starts --data conala --data-dir ../shared/data --output docs/results/training-starts
+    python -m benchmarks.learning_rates --data conala --data-dir ../shared/data --output docs/results/training-starts
 
 Each run is `python -m train` in a process of its own: 60 steps of batch 8 with a schedule of that length, scored by the
 loss on the first 64 validation rows. What is finished is not done again; OUTPUT.md and OUTPUT.json are
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status of the first run that fails, else 0."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.starts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.learning_rates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", default="conala")
     parser.add_argument("--data-dir", type=Path)
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="without an ending")
     options = parser.parse_args(given)
     file = options.output.with_suffix(".json")
-    command = " ".join(["python -m benchmarks.starts", *given])
+    command = " ".join(["python -m benchmarks.learning_rates", *given])
     done: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     for technique, rates, starts in GRID:
         for rate in rates:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import engine, engine_llama
+from benchmarks import engine, llama_cpp
 from errors import BaseModelError, PromptOrTuneError
 
 STANDIN = '''
@@ -59,7 +59,7 @@ def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("standin")
 def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> None:
-    with engine_llama.llama_worker(sys.executable, Path("model.gguf"), context=64, threads=2, new_tokens=3) as (
+    with llama_cpp.llama_worker(sys.executable, Path("model.gguf"), context=64, threads=2, new_tokens=3) as (
         ask,
         settings,
     ):
@@ -83,7 +83,7 @@ def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> Non
 def test_a_worker_that_fails_says_so_and_is_gone() -> None:
     with (
         pytest.raises(PromptOrTuneError, match="process ended"),
-        engine_llama.llama_worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
+        llama_cpp.llama_worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
     ):
         pytest.fail("it began")
 
@@ -94,16 +94,16 @@ def test_what_is_missing_is_said_before_anything_is_measured(
     assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2
     assert "pip install --no-deps -r requirements-benchmarks.txt" in capsys.readouterr().err
     with pytest.raises(PromptOrTuneError, match="--gguf"):
-        engine_llama.gguf_file("Qwen/Qwen2.5-Coder-0.5B-Instruct", None)
+        llama_cpp.gguf_file("Qwen/Qwen2.5-Coder-0.5B-Instruct", None)
     with pytest.raises(BaseModelError, match="no GGUF file"):
-        engine_llama.gguf_file("embedded", tmp_path / "none.gguf")
+        llama_cpp.gguf_file("embedded", tmp_path / "none.gguf")
 
 
 @pytest.mark.model
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed here")
 def test_the_real_one_answers_with_the_embedded_base() -> None:
-    file = engine_llama.gguf_file("embedded", None)
-    with engine_llama.llama_worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (ask, settings):
+    file = llama_cpp.gguf_file("embedded", None)
+    with llama_cpp.llama_worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (ask, settings):
         answers = ask([[1, 2, 3], [1, 2, 3]])
     assert settings["threads"] == 1
     assert answers[0]["tokens"] == answers[1]["tokens"]

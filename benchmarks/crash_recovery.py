@@ -1,7 +1,7 @@
 r"""Does a training job survive kills? The same job is run undisturbed, and then killed again and again.
 
-    python -m benchmarks.kills
-    python -m benchmarks.kills --app "python app.py --port 7999"
+    python -m benchmarks.crash_recovery
+    python -m benchmarks.crash_recovery --app "python app.py --port 7999"
 
 At random moments one of the processes is killed with SIGKILL, by its id: the job's own, the worker that began it, a
 program that votes, and the app where there is one. Whatever a person or the app would start again is started again. At
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks.kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.crash_recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rows", type=int, default=60, help="rows of the uploaded file")
@@ -218,7 +218,7 @@ class Chaos:
 
     def _other_commands(self) -> dict[str, list[str]]:
         """The commands of programs that are killed besides, by name."""
-        voter = [sys.executable, "-m", "benchmarks.kills", "--vote", str(self._home)]
+        voter = [sys.executable, "-m", "benchmarks.crash_recovery", "--vote", str(self._home)]
         return {"voter": voter, **({"app": shlex.split(self._options.app)} if self._options.app else {})}
 
 

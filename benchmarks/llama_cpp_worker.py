@@ -1,4 +1,4 @@
-"""llama.cpp in a process of its own, for benchmarks.engine_llama: a line of JSON in, a line of JSON out.
+"""llama.cpp in a process of its own, for benchmarks.llama_cpp: a line of JSON in, a line of JSON out.
 
 Run with the Python that has llama-cpp-python, by this file's path: it imports nothing of ours. The first line says
 what to load, `{"model": path, "context": 2048, "threads": 2, "flash_attention": true}`; it is answered with the

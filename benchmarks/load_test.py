@@ -1,6 +1,6 @@
-r"""Many visitors at once on the real program: whose answers are they, how soon do they begin, does memory stay flat?
+"""Many visitors at once on the real program: whose answers are they, how soon do they begin, does memory stay flat?
 
-    python -m benchmarks.visitors --output docs/results/visitors
+    python -m benchmarks.load_test --output docs/results/visitors
 
 `python app.py` runs in a process of its own on the embedded base. First every request is asked alone, one after the
 other. Then 50 programs (gradio_client, each with a visitor's cookie of its own) ask them at random, in a row, for two
@@ -9,6 +9,8 @@ not those asked for, where it is the text that belongs to another request, or wh
 none. On a quantized base the rows beside a row move the last bits of its numbers, so that a token of almost equal
 probability can change (docs/engine.md): how many answers are the same letter by letter is a figure of its own.
 A refusal because too many ask is a right answer and counted apart. Prints one line of JSON.
+
+One question of a visitor through /stream, with its times.
 """
 
 from __future__ import annotations
@@ -18,25 +20,91 @@ import json
 import os
 import platform
 import random
+import re
 import secrets
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
 from gradio_client import Client
 
-from benchmarks.visitors_app import MemorySampler, running_app
-from benchmarks.visitors_ask import LoadRequest, LoadResponse, send_request
-from benchmarks.visitors_page import render_page
+from benchmarks.load_test_app import MemorySampler, running_app
+from benchmarks.report import render_load_test_page
 from common.files import atomic_write
 from tasks.datasets.registry import load_problems
 from ui.visitors import COOKIE_NAME
+
+_QUEUE_POSITION = re.compile(r"Waiting: (\d+) run")
+SETTLE_SECONDS = 10.0
+# The sentences with which a visitor is asked to come back later.
+BUSY_MESSAGES = ("limit for one person", "busy", "queue is full", "too many")
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """An intent and the methods that answer it."""
+
+    intent: str
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LoadResponse:
+    """What came of it: the records, or why it was refused for now, or what went wrong. Times in seconds from asking.
+
+    `most_before` is how many runs were before it in the line at most.
+    """
+
+    seconds: float
+    first_token: float | None = None
+    max_queue_position: int = 0
+    records: list[dict[str, Any]] | None = None
+    rejected: str | None = None
+    error: str | None = None
+
+
+def send_request(client: Client, request: LoadRequest) -> LoadResponse:
+    """Asks and waits for the end. The first token is that of whichever method begins first."""
+    _wait_for_closed_stream(client)
+    began = time.monotonic()
+    first: float | None = None
+    before, records = 0, None
+    try:
+        for change in client.submit(request.intent, list(request.methods), api_name="/stream"):
+            if first is None and any(column["tokens"] for column in change["columns"]):
+                first = time.monotonic() - began
+            if found := _QUEUE_POSITION.match(change["status"]):
+                before = max(before, int(found[1]))
+            records = change["records"] or None
+    except Exception as fault:  # noqa: BLE001 - whatever a client raises is counted
+        seconds, said = time.monotonic() - began, f"{type(fault).__name__}: {fault}"
+        if any(word in said.casefold() for word in BUSY_MESSAGES):
+            return LoadResponse(seconds, first, before, rejected=said)
+        return LoadResponse(seconds, first, before, error=said)
+    seconds = time.monotonic() - began
+    if records is None:
+        return LoadResponse(seconds, first, before, error="The stream ended without records.")
+    return LoadResponse(seconds, first, before, records)
+
+
+def _wait_for_closed_stream(client: Client) -> None:
+    """Waits until the client has closed the stream of its last question.
+
+    gradio_client 2 loses an event that is sent while the stream of the one before is on its way to be closed: nobody
+    reads its answer.
+    """
+    until = time.monotonic() + SETTLE_SECONDS
+    while client.stream_open and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
 
 METHODS = (
     ("zero-shot", "icl-2"), ("rag-2",), ("lora-starter",), ("lora-conala",), ("ia3-conala",), ("prefix-tuning-conala",),
@@ -51,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the benchmark, writes OUTPUT.md and OUTPUT.json if asked to; 1 where an answer was wrong or it crashed."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.visitors", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.load_test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--visitors", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
@@ -83,9 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     print(json.dumps(line))
     if options.output:
-        command = " ".join(["python -m benchmarks.visitors", *given])
+        command = " ".join(["python -m benchmarks.load_test", *given])
         atomic_write(options.output.with_suffix(".json"), json.dumps(line, indent=1) + "\n")
-        atomic_write(options.output.with_suffix(".md"), render_page(line, command, options.output.name + ".json"))
+        atomic_write(
+            options.output.with_suffix(".md"), render_load_test_page(line, command, options.output.name + ".json")
+        )
     return int(bool(line["wrong"] or line["failed"] or line["hung"] or line["crashed"]))
 
 

@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engine_bench import Bench
-from benchmarks.engine_columns import METHODS
-from benchmarks.engine_timing import make_timed, print_progress, round_significant, time_interleaved
+from benchmarks.engine_batches import METHODS
+from benchmarks.engine_harness import Bench, make_timed, print_progress, round_significant, time_interleaved
 from errors import BaseModelError, PromptOrTuneError
 from models.gguf import embedded_file
 from models.source import EMBEDDED, EMBEDDED_ID
 
-_WORKER = Path(__file__).with_name("engine_llama_worker.py")
+_WORKER = Path(__file__).with_name("llama_cpp_worker.py")
 LlamaAnswers = list[dict[str, Any]]
 LlamaGenerateFn = Callable[[Sequence[Sequence[int]]], LlamaAnswers]
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.visitors import make_requests, percentile, single_user_error, summarize_load
-from benchmarks.visitors_app import MemorySampler
-from benchmarks.visitors_ask import LoadRequest, LoadResponse
-from benchmarks.visitors_page import render_page
+from benchmarks.load_test import LoadRequest, LoadResponse, make_requests, percentile, single_user_error, summarize_load
+from benchmarks.load_test_app import MemorySampler
+from benchmarks.report import render_load_test_page
 
 REQUESTS = [LoadRequest("reverse", ("zero-shot",)), LoadRequest("sort", ("lora-starter",))]
 
@@ -91,6 +90,8 @@ def test_requests_are_the_same_for_a_seed_and_the_page_says_what_was_measured() 
     memory = MemorySampler(1, [(float(second), 100.0) for second in range(30)]).summary()
     about = {"visitors": 50, "hung": 0, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
              "quantization": "nf4", "device": "cpu"}  # fmt: skip
-    text = render_page(counted((0, ALONE[0])) | memory | about, "python -m benchmarks.visitors", "visitors.json")
+    text = render_load_test_page(
+        counted((0, ALONE[0])) | memory | about, "python -m benchmarks.load_test", "visitors.json"
+    )
     assert text.startswith("# 50 visitors at once")
     assert "| wrong: of another question, adapter, prompt or example" in text

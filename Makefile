@@ -1,14 +1,17 @@
 # make demo     sets up and serves the app on http://127.0.0.1:7860
 #               BASE=<Hub id, folder or .gguf>  QUANTIZATION=nf4|int8|none  DEVICE=auto|cpu|cuda  DATA_DIR=<folder>  PORT=<n>
-# make test     sets up, checks the code and runs all tests (ARGS="-k name" are pytest's)
+# make test     sets up, checks the code and runs all tests (ARGS="-k name" are pytest's; WORKERS=0 runs them in one process)
+# make test-fast  the same without the tests that need a model, a browser or more than some seconds
 # make check    ruff, mypy and import-linter alone
 # make clean    removes .venv and the tools' caches; converted models and adapters in the user's cache stay
 
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: demo test check setup setup-test clean
+.PHONY: demo test test-fast check setup setup-test clean
 .DEFAULT_GOAL := demo
 
 # Ctrl-C is the ordinary way to end it, so make says nothing about it.
@@ -18,7 +21,10 @@ demo: setup
 	    || { status=$$?; [ $$status -eq 130 ] || exit $$status; }
 
 test: setup-test check
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
+
+test-fast: setup-test check
+	@$(PYTEST) -m "not model and not browser and not slow" $(ARGS)
 
 check: setup-test
 	@$(BIN)/ruff check --quiet .

@@ -1,6 +1,6 @@
 r"""Which learning rates and start values work? Short runs of each technique, one table.
 
-    python -m benchmarks.learning_rates --data conala --data-dir ../shared/data --output docs/results/training-starts
+    python -m benchmarks.learning_rates --data conala --data-dir ../shared/data --output docs/results/learning-rates
 
 Each run is `python -m train` in a process of its own: 60 steps of batch 8 with a schedule of that length, scored by the
 loss on the first 64 validation rows. What is finished is not done again; OUTPUT.md and OUTPUT.json are

@@ -1,6 +1,6 @@
 """Many visitors at once on the real program: whose answers are they, how soon do they begin, does memory stay flat?
 
-    python -m benchmarks.load_test --output docs/results/visitors
+    python -m benchmarks.load_test --output docs/results/load-test
 
 `python app.py` runs in a process of its own on the embedded base. First every request is asked alone, one after the
 other. Then 50 programs (gradio_client, each with a visitor's cookie of its own) ask them at random, in a row, for two

@@ -91,7 +91,7 @@ def test_requests_are_the_same_for_a_seed_and_the_page_says_what_was_measured() 
     about = {"visitors": 50, "hung": 0, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
              "quantization": "nf4", "device": "cpu"}  # fmt: skip
     text = render_load_test_page(
-        counted((0, ALONE[0])) | memory | about, "python -m benchmarks.load_test", "visitors.json"
+        counted((0, ALONE[0])) | memory | about, "python -m benchmarks.load_test", "load-test.json"
     )
     assert text.startswith("# 50 visitors at once")
     assert "| wrong: of another question, adapter, prompt or example" in text

@@ -1,0 +1,137 @@
+"""No name or text uses the project's old private vocabulary; the field's terms stand in its place.
+
+Identifiers, comments and strings of Python files are checked, and the text of scripts, styles and pages of docs.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Words that may stand in no identifier: an exception is an error, a position or an index is no place, text for a
+# person is a message, and so on. Plurals count as well.
+IDENTIFIER_WORDS = frozenset(
+    "desk dress dressing fault flight flying kept lane ledger lesson mailbox parcel place rack resident said sentence "
+    "shelf shown speech stem told trunk voice wardrobe wear wish worn".split()
+)
+# Words that may not stand in prose either.
+PROSE_WORDS = frozenset(
+    "desk dressed fault lanes ledger mailbox parcel rack residents shelf stems trunk wardrobe wears worn".split()
+)
+# Classes of the first version. A name that the field uses itself (Job, Call, Row) is none of them.
+OLD_CLASSES = frozenset(
+    """
+    Answering BeamBatch CausalState CompositeVoice Decoding DressedModel EngineLimits EngineSource Flight FormDesk
+    FusedState Given Growth Hole JobBoard Lanes Looker Mailbox Measure OpenBatch Out PeftArenaError Parcel Patience
+    Planner Preparer Rack Residents Said Seq2SeqState Shelf Speech StepBatch Stems Stops TailLayer Telling Told
+    Vocabulary Voice Voices Wardrobe Where Wish Worker Workspace Worn
+    """.split()
+)
+OLD_PRODUCT = re.compile(r"peft[ _-]?arena", re.IGNORECASE)
+
+# path (or "*"), word, reason
+ALLOWED: tuple[tuple[str, str, str], ...] = (
+    ("common/paths.py", "peft-arena", "the cache folder and the variables that are taken over"),
+    ("tests/common/test_paths.py", "peft-arena", "tests what is taken over"),
+    ("tests/test_vocabulary.py", "*", "lists the words"),
+    ("*", "sentence_transformers", "the library"),
+    ("*", "sentence-transformers", "the library"),
+    ("*", "SentenceTransformer", "the library's class"),
+    ("*", "Default", "a word that contains another"),
+)
+_WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+
+
+def tracked(*patterns: str) -> list[str]:
+    done = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def is_allowed(path: str, word: str) -> bool:
+    return any(
+        (where in ("*", path)) and (allowed == "*" or allowed.casefold() == word.casefold())
+        for where, allowed, _ in ALLOWED
+    )
+
+
+def singular(word: str) -> str:
+    return word[:-1] if word.endswith("s") and word[:-1] in IDENTIFIER_WORDS else word
+
+
+def identifier_hits(path: str, name: str) -> Iterator[str]:
+    if name in OLD_CLASSES and not is_allowed(path, name):
+        yield name
+    if is_allowed(path, name):
+        return
+    for part in _WORD.findall(name):
+        if singular(part.casefold()) in IDENTIFIER_WORDS and not is_allowed(path, part):
+            yield name
+
+
+def prose_hits(path: str, text: str) -> Iterator[str]:
+    for word in re.findall(r"[A-Za-z][A-Za-z-]*", text):
+        if word.casefold() in PROSE_WORDS and not is_allowed(path, word):
+            yield word
+    for match in OLD_PRODUCT.finditer(text):
+        if not is_allowed(path, "peft-arena"):
+            yield match.group()
+
+
+def python_hits(path: str) -> Iterator[str]:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            hits = identifier_hits(path, token.string)
+        elif token.type in (tokenize.COMMENT, tokenize.STRING):
+            hits = prose_hits(path, token.string)
+        else:
+            continue
+        for hit in hits:
+            yield f"{path}:{token.start[0]}: {hit}"
+
+
+def text_hits(path: str) -> Iterator[str]:
+    for number, line in enumerate((ROOT / path).read_text(encoding="utf-8").splitlines(), 1):
+        for hit in prose_hits(path, line):
+            yield f"{path}:{number}: {hit}"
+
+
+def report(hits: list[str]) -> str:
+    return f"{len(hits)} uses of the old vocabulary:\n" + "\n".join(hits[:60])
+
+
+def test_no_python_file_uses_the_old_vocabulary() -> None:
+    hits = [hit for path in tracked("*.py") for hit in python_hits(path)]
+    assert not hits, report(hits)
+
+
+def test_no_page_script_or_setting_uses_the_old_vocabulary() -> None:
+    files = tracked("*.md", "*.js", "*.css", "*.toml", "*.yaml", "*.jinja", "Makefile", ".ci/run", "requirements*.txt")
+    hits = [hit for path in files for hit in text_hits(path)]
+    assert not hits, report(hits)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fault", 1), ("_faults", 1), ("last_place", 1), ("PlaceError", 1), ("Wardrobe", 2), ("default", 0),
+        ("placeholder", 0), ("replace", 0), ("workplace", 0), ("racket", 0), ("sentence_transformers", 0),
+    ],
+)  # fmt: skip
+def test_a_name_is_judged_by_its_words(name: str, expected: int) -> None:
+    assert len(list(identifier_hits("some/file.py", name))) == expected
+
+
+def test_an_allowance_is_used() -> None:
+    """An entry of the allow-list that nothing needs any more must go."""
+    text = "\n".join((ROOT / path).read_text(encoding="utf-8") for path in tracked("*.py"))
+    unused = [word for _, word, _ in ALLOWED if word != "*" and word not in text]
+    assert not unused

@@ -56,7 +56,7 @@ def test_a_prompt_and_its_completion_are_an_example_s_turn(style: object) -> Non
 def test_fingerprints_differ_between_styles_and_change_with_the_text() -> None:
     prints = {style.fingerprint for style in STYLES.values()}
     assert len(prints) == len(STYLES)
-    for change in ({"system": "Hello."}, {"ask": "Please: {intent}"}, {"fenced": True}):
+    for change in ({"system": "Hello."}, {"intent_template": "Please: {intent}"}, {"fenced": True}):
         assert dataclasses.replace(STYLES["plain"], **change).fingerprint not in prints
 
 

@@ -61,7 +61,8 @@ def check_card(text: str, requirements: str) -> dict[str, Any]:
     pinned, sdk_version = pinned_version("gradio", requirements), str(values["sdk_version"])
     if sdk_version != pinned:
         raise PromptOrTuneError(
-            f"The sdk_version of {CARD.name} is {sdk_version} and requirements.txt pins gradio {pinned}: write {pinned}."
+            f"The sdk_version of {CARD.name} is {sdk_version} and requirements.txt pins gradio {pinned}: "
+            f"write {pinned}."
         )
     return values
 
@@ -130,7 +131,7 @@ def build_space(folder: Path, *, overwrite: bool = False, repo_id: str | None = 
 
 
 def space_files(repo_id: str | None = None) -> dict[str, Path | bytes]:
-    """Map the paths within a Space, sorted, to the file, or the bytes, that belong there."""
+    """Map the paths within a Space, sorted, to the file, or the bytes, to write there."""
     card = CARD.read_text(encoding="utf-8")
     check_card(card, REQUIREMENTS.read_text(encoding="utf-8"))
     found: dict[str, Path | bytes] = {name: ROOT / name for name in (*TOP_LEVEL_FILES, *SPACE_FILES)}

@@ -1,13 +1,16 @@
-"""Code out of what a model said, and where an answer is over."""
+"""Code extraction from completions, the end of an answer, and the syntax check."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.extract import answer_end, extract_code
+from tasks.extract import answer_end, extract_code, is_valid_python
 from tasks.prompt import STYLES, format_answer, format_completion
+from tests.evaluate.hostile import HOSTILE
 
 PLAIN, CHAT, OPEN = STYLES["plain"], STYLES["chat"], STYLES["chat-python-open"]
 CODE = "def f(x):\n    return x"
@@ -84,3 +87,24 @@ def test_any_text_is_read_without_an_error(said: str, style: object) -> None:
     end = answer_end(said, chosen)
     assert end is None or 0 <= end <= len(said)
     extract_code(said, chosen)
+
+
+@pytest.mark.parametrize("code", ["x", "print(x)", "def f():\n    return 1", "  x = 1\n"])
+def test_programs_parse(code: str) -> None:
+    assert is_valid_python(code)
+
+
+@pytest.mark.parametrize("code", ["", "  \n", "# nothing", "x =", "print x", "x\0", "'\ud800' +", "```python\nx\n```"])
+def test_other_texts_do_not(code: str) -> None:
+    assert not is_valid_python(code)
+
+
+def test_doubtful_escapes_and_comparisons_warn_nobody() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert is_valid_python("x = '\\d'; x is 1")
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_never_raises(text: str) -> None:
+    assert is_valid_python(text) in (True, False)

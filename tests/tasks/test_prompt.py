@@ -1,14 +1,16 @@
-"""Prompts: what a base reads, and that training and serving read the same."""
+"""Prompt styles: rendered prompts and training targets, fingerprints, and the style of each base."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 
 from errors import PromptOrTuneError, UnknownNameError
 from tasks.problem import Example
-from tasks.prompt import STYLES, Message, format_answer, format_completion, get_style, render_prompt
+from tasks.prompt import STYLES, Message, choose_style, format_answer, format_completion, get_style, render_prompt
 
 EXAMPLES = [Example("a", "add `x` and `y`", "x + y"), Example("b", "sort `z`", "z.sort()\nprint(z)")]
 
@@ -77,3 +79,22 @@ def test_a_chat_style_without_a_template_is_refused() -> None:
 def test_an_unknown_style_gets_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'plain-short'"):
         get_style("plain-shrt")
+
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("data", ["conala", "starter"])
+def test_each_baseline_gets_the_style_in_which_it_did_best_on_validation(data: str) -> None:
+    measured = json.loads((RESULTS / f"prompt-style-{data}.json").read_text(encoding="utf-8"))
+    assert measured["settings"]["split"] == "validation"
+    for shots in ("zero-shot", "few-shot"):
+        scores = [score for score in measured["scores"] if score["shots"] == shots]
+        best = max(scores, key=lambda score: score["mean"])  # the first of equals, as the command has it
+        chosen = choose_style(measured["settings"]["base_id"], True, data, shots == "few-shot")
+        assert (chosen.name, chosen.fingerprint) == (best["style"], best["fingerprint"])
+
+
+def test_a_base_that_was_not_measured_gets_what_it_can_read() -> None:
+    assert choose_style("someone/new", True, "starter", False).format == "chat"
+    assert choose_style("someone/new", False, "starter", True).format == "plain"

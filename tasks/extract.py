@@ -1,8 +1,8 @@
 """Code extraction from completions: the end of an answer, the code in it, and a syntax check.
 
 Works on any text: with or without Markdown fences, with prose around the code, with a repeated prompt, or with a
-further example that the model generates after its answer. Valid Python means a non-empty program for `ast.parse` of the running
-Python; comments alone are empty.
+further example that the model generates after its answer. Valid Python means a non-empty program for `ast.parse` of the
+running Python; comments alone are empty.
 """
 
 from __future__ import annotations

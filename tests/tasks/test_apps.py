@@ -154,7 +154,11 @@ def test_apps_from_the_hub_as_the_study_splits_it(monkeypatch: pytest.MonkeyPatc
     assert (test[0].reference, test[1].reference) == (None, "print(1)")
     assert (test[0].tests, test[1].tests) == ((), (StdioTest("1\n", "1\n"),))
     assert len(load_examples("apps")) == sum(problem.reference is not None for problem in train) < len(train)
-    assert [address.rpartition("/")[2] for _, address in hub.requests[:3]] == ["train.jsonl", "train.jsonl", "test.jsonl"]
+    assert [address.rpartition("/")[2] for _, address in hub.requests[:3]] == [
+        "train.jsonl",
+        "train.jsonl",
+        "test.jsonl",
+    ]
 
 
 def test_first_rows_of_each_difficulty() -> None:

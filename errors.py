@@ -1,4 +1,4 @@
-"""Exception hierarchy: every message says what is wrong, where, and what to do, in one sentence.
+"""Exception hierarchy: every message says on one line what is wrong, where, and what to do.
 
 The programs (app.py and the commands of the packages) catch PromptOrTuneError, print its message and exit with status
 2, without a traceback. Any other exception is a bug.

@@ -65,7 +65,7 @@ class _LimitedReader(io.BufferedReader):
         try:
             return super().seek(target, whence)
         except OSError as error:
-            raise zipfile.BadZipFile("its directory lies outside the file") from error
+            raise zipfile.BadZipFile("its directory is outside the file") from error
 
     def read(self, size: int | None = -1, /) -> bytes:
         length = -1 if size is None else size

@@ -294,7 +294,7 @@ class Store:
     def register(self, name: str, path: Path, base: BaseIdentity | None = None) -> AdapterFolder:
         """Register the folder at `path` under `name`, after the checks of `open`; a repeated call changes nothing.
 
-        Raises AdapterError where it lies outside the allowed folders, fails a check, or the name is taken.
+        Raises AdapterError where it is outside the allowed folders, fails a check, or the name is taken.
         """
         checks.check_name(name)
         folder = self._resolve_allowed(path)

@@ -42,7 +42,7 @@ class SpaceSettings:
 
     @property
     def training_access(self) -> Literal["everyone", "owner", "nobody"]:
-        """Who may train by default; nobody on ZeroGPU, which lends its GPU for seconds."""
+        """Who may train by default: no user on ZeroGPU, where a GPU is available for seconds only."""
         if not self.is_space:
             return "everyone"
         return "nobody" if self.zero_gpu else "owner"

@@ -377,7 +377,7 @@ def open_parquet(path: Path) -> Table:
         names = tuple(dict.fromkeys(file.schema_arrow.names))
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _unreadable_error(path, error) from error
-    return Table(names, lambda wanted: limit_rows(path, _read_parquet(path, names, wanted)), "row")
+    return Table(names, lambda requested: limit_rows(path, _read_parquet(path, names, requested)), "row")
 
 
 def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) -> Iterator[TableRow | RowError]:

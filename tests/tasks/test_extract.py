@@ -59,7 +59,7 @@ def test_answers_to_an_open_fence(text: str, code: str) -> None:
     "code", [CODE, "x", "x = [1,\n     2]", "# only a comment\npass", "for i in x:\n    pass\n\nprint(i)"]
 )
 def test_the_code_of_a_formatted_answer_is_extracted(style: object, code: str) -> None:
-    chosen = next(known for known in STYLES.values() if known is style)
+    chosen = next(item for item in STYLES.values() if item is style)
     assert extract_code(format_completion(code, chosen), chosen) == code
     assert extract_code(format_answer(code, chosen), chosen) == code
 
@@ -83,7 +83,7 @@ def test_an_answer_does_not_end_before_it_begins(text: str) -> None:
 
 @given(st.text(alphabet="`#\n xI:<|>def()=_python", max_size=80), st.sampled_from(list(STYLES.values())))
 def test_any_text_is_read_without_an_error(text: str, style: object) -> None:
-    chosen = next(known for known in STYLES.values() if known is style)
+    chosen = next(item for item in STYLES.values() if item is style)
     end = answer_end(text, chosen)
     assert end is None or 0 <= end <= len(text)
     extract_code(text, chosen)

@@ -1,7 +1,7 @@
-"""Errors that a person meets: each is one sentence that says what is wrong, where, and what to do.
+"""Exception hierarchy: every message says on one line what is wrong, where, and what to do.
 
-Whatever starts a program (app.py, the commands of train and evaluate) catches PromptOrTuneError, prints its
-sentence and exits with status 2, without a traceback. Any other exception is a defect of ours.
+The programs (app.py and the commands of the packages) catch PromptOrTuneError, print its message and exit with status
+2, without a traceback. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _MAX_LISTED = 100
 
 
 class PromptOrTuneError(Exception):
-    """Base of all errors whose text is meant for the person who runs the program."""
+    """Base of all errors whose message is for the person who runs the program."""
 
 
 class UnknownNameError(PromptOrTuneError):
@@ -29,11 +29,11 @@ class AdapterError(PromptOrTuneError):
 
 
 class DataError(PromptOrTuneError):
-    """A data set cannot be found or has a bad line."""
+    """A data set cannot be found or has an invalid row."""
 
 
 class PromptTooLongError(PromptOrTuneError):
-    """A prompt does not fit the context of the base, or of what the backend accepts."""
+    """A prompt is longer than the base's context, or than the backend accepts."""
 
 
 class TrainingError(PromptOrTuneError):
@@ -41,13 +41,13 @@ class TrainingError(PromptOrTuneError):
 
 
 class DiskSpaceError(PromptOrTuneError):
-    """A folder has too little room for what must be written to it."""
+    """A disk has too little space for what must be written."""
 
 
 class BusyError(PromptOrTuneError):
-    """Too much is being answered at present: nothing was begun, the same may be asked again later.
+    """The engine has too many requests: nothing was started, and the request may be repeated.
 
-    `seconds` is about how long to wait.
+    `seconds` is an estimate of how long to wait.
     """
 
     def __init__(self, message: str, seconds: float) -> None:
@@ -56,7 +56,7 @@ class BusyError(PromptOrTuneError):
 
 
 def unknown_name_error(kind: str, name: str, choices: Iterable[str]) -> UnknownNameError:
-    """The error for an unknown name: the nearest known one first, then the list, of which thousands are left out."""
+    """Return the error for an unknown name, with the nearest known one and at most _MAX_LISTED of the others."""
     known = sorted(choices)
     near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""

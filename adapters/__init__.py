@@ -1,1 +1,1 @@
-"""The adapter store: folders in PEFT's own format with a manifest. No torch here; library/ holds data."""
+"""Adapters: folders in PEFT's format with a manifest. No torch is imported here; library/ holds those that we ship."""

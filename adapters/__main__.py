@@ -1,4 +1,4 @@
-"""Lists, shows, verifies, merges, deletes, pulls, packs and unpacks adapters.
+"""Command line of the adapter store: list, show, verify, merge, delete, pull, pack and unpack adapters.
 
     python -m adapters list
     python -m adapters show lora-starter
@@ -22,6 +22,7 @@ from pathlib import Path
 from adapters.install import Step
 from adapters.store import LIBRARY, Store, user_root
 from common.command import run_command
+from common.format import format_bytes
 from errors import AdapterError
 
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m adapters",
-        description="Lists, shows, verifies, merges, deletes, pulls, packs and unpacks adapters.",
+        description="List, show, verify, merge, delete, pull, pack and unpack adapters.",
     )
     parser.add_argument(
         "--root",
@@ -47,20 +48,20 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder with adapters (repeatable; default: those that come with the program, then your own)",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    listing = commands.add_parser("list", help="all adapters, one a line")
+    listing = commands.add_parser("list", help="list all adapters, one a line")
     listing.set_defaults(run=_list)
-    show = commands.add_parser("show", help="what is known of one adapter")
+    show = commands.add_parser("show", help="show the facts about one adapter")
     show.add_argument("name", metavar="NAME")
     show.set_defaults(run=_show)
-    verify = commands.add_parser("verify", help="whether an adapter is what it says")
+    verify = commands.add_parser("verify", help="check the weights of an adapter and everything that names its base")
     verify.add_argument("target", metavar="NAME|FOLDER")
     _add_base(verify, "also decode two prompts with the adapter on this base")
     verify.add_argument("--quantization", help="of that base: nf4, int8 or none (default: as in training)")
     verify.set_defaults(run=_verify)
     merge = commands.add_parser("merge", help="write the base with the adapter merged into its weights")
     merge.add_argument("target", metavar="NAME|FOLDER")
-    merge.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
-    _add_base(merge, "where the adapter's base is now, if its manifest cannot say")
+    merge.add_argument("out", type=Path, metavar="OUT", help="the folder to create")
+    _add_base(merge, "the adapter's base, if its manifest does not name one that can be loaded")
     merge.set_defaults(run=_merge, device="cpu")
     delete = commands.add_parser("delete", help="delete one of your own adapters")
     delete.add_argument("name", metavar="NAME")
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     delete.set_defaults(run=_delete)
     pull = commands.add_parser("pull", help="install an adapter from the Hugging Face Hub")
     pull.add_argument("spec", metavar="USER/NAME[@REVISION]")
-    pull.add_argument("--name", help="what it is called here (default: its name on the Hub)")
+    pull.add_argument("--name", help="the name of the installed adapter (default: its name on the Hub)")
     pull.add_argument("--overwrite", action="store_true", help="replace the adapter of that name")
     pull.set_defaults(run=_pull)
     _add_zip_commands(commands)
@@ -78,11 +79,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_zip_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     pack = commands.add_parser("pack", help="write an adapter as one zip")
     pack.add_argument("target", metavar="NAME|FOLDER")
-    pack.add_argument("out", type=Path, metavar="FILE.zip", help="the zip to write; one that is there is replaced")
+    pack.add_argument("out", type=Path, metavar="FILE.zip", help="the zip to write; an existing one is replaced")
     pack.set_defaults(run=_pack)
     unpack = commands.add_parser("unpack", help="install an adapter from a zip, after all checks")
     unpack.add_argument("archive", type=Path, metavar="FILE.zip")
-    unpack.add_argument("--name", help="what it is called here (default: its folder in the zip)")
+    unpack.add_argument("--name", help="the name of the installed adapter (default: its folder in the zip)")
     unpack.add_argument("--overwrite", action="store_true", help="replace the adapter of that name")
     unpack.set_defaults(run=_unpack)
 
@@ -115,8 +116,8 @@ def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     if options.base:
         from train.merge import TestTarget, smoke_test_adapter
 
-        place = TestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
-        print(smoke_test_adapter(folder, place, _print_progress))
+        test_target = TestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
+        print(smoke_test_adapter(folder, test_target, _print_progress))
     return 0
 
 
@@ -150,7 +151,7 @@ def _delete(options: argparse.Namespace, roots: Sequence[Path]) -> int:
 
 def _confirmed(name: str, folder: Path) -> bool:
     try:
-        return input(f"Delete {folder} for good? Type {name} to confirm: ").strip() == name
+        return input(f"Delete {folder} permanently? Type {name} to confirm: ").strip() == name
     except EOFError:
         return False
 
@@ -158,7 +159,7 @@ def _confirmed(name: str, folder: Path) -> bool:
 def _pull(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     from adapters.hub import pull
 
-    # The last root is the one that hides the others, and by default the user's own.
+    # The last root hides adapters of the same name in the others; by default it is the user's own.
     folder = pull(options.spec, roots[-1], _print_progress, name=options.name, overwrite=options.overwrite)
     print(f"The adapter is ready in {folder}.")
     return 0
@@ -169,7 +170,7 @@ def _pack(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     from adapters.verify import find_adapter
 
     out = pack(find_adapter(options.target, Store(roots)).path, options.out)
-    print(f"The adapter is packed in {out} ({out.stat().st_size / 1e6:.1f} MB).")
+    print(f"The adapter is packed in {out} ({format_bytes(out.stat().st_size)}).")
     return 0
 
 

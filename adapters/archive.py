@@ -1,15 +1,9 @@
-"""Zip pack/unpack.
+"""Adapter zips: pack a folder into a zip, and check and unpack a zip from an untrusted source into a store.
 
-An adapter as one zip file: packed out of its folder, the same bytes each time, and unpacked into a store.
-
-A zip may come from anywhere. It is unpacked into a hidden folder beside the adapters and renamed when every check has
-passed: nobody sees half an adapter, and of one that is refused nothing stays. Not protected against: weights that are
-well-formed and bad.
-
-What a zip from anywhere may hold: it is read with suspicion, and nothing of it is written here.
-
-What an entry says of itself decides whether the archive is refused, before a byte of it is decompressed. What the
-entries then turn out to be is checked as they are unpacked (adapters.archive).
+Packing gives the same bytes for the same adapter each time. Unpacking goes in two stages. What the archive's directory
+states (paths, types, sizes) is checked before a byte is decompressed; the content is checked while it is unpacked. The
+files are written into a hidden staging folder, which is renamed once every check has passed, so that a refused archive
+leaves nothing behind. Not protected against: weights that are well-formed and bad.
 """
 
 from __future__ import annotations
@@ -30,14 +24,14 @@ from adapters.hub import ADAPTER_FILES, REQUIRED_FILES, STEP_CONSISTENT, STEP_NA
 from adapters.install import StepFn, ignore_steps, install, report_step, staging_folder, target_folder
 from adapters.manifest import write_origin
 from adapters.weights import WEIGHTS_NAME, open_untrusted
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from common.hub import disk_error
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 
 MAX_ENTRIES = checks.MAX_FILES
-# zipfile reads the list of contents whole, as long as the archive says it is.
+# zipfile reads the whole directory of an archive into memory; the archive itself states how long it is.
 MAX_DIRECTORY_BYTES = 1 << 20
-# Of what unpacks to more than this, a hundredth must be there: trained weights hardly become smaller.
+# The largest compression ratio of a file that unpacks to more than RATIO_EXEMPT_BYTES: trained weights hardly compress.
 MAX_RATIO = 100
 RATIO_EXEMPT_BYTES = 10 << 20
 _ARCHIVE_SUFFIXES = (
@@ -46,13 +40,13 @@ _ARCHIVE_SUFFIXES = (
 _COMPRESSION_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 _FULL_MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json")
-# What macOS adds to every zip that it makes.
+# macOS adds this folder to its zips.
 _MACOS_FOLDER = "__MACOSX"
 
 
 @dataclass(frozen=True)
 class ArchiveContents:
-    """The adapter in an archive: the folder it lies in ('' at the top), its files by name, and how many more it has."""
+    """The adapter in an archive: its folder ('' at the top level), its files by name, and the number of other files."""
 
     folder: str
     files: dict[str, zipfile.ZipInfo]
@@ -60,34 +54,34 @@ class ArchiveContents:
 
     @property
     def size(self) -> int:
-        """The bytes it unpacks to, as the archive says."""
+        """Size after unpacking in bytes, as the archive states it."""
         return sum(info.file_size for info in self.files.values())
 
 
 class _LimitedReader(io.BufferedReader):
-    """Refuses to read much at once: how long the list of contents is, the archive itself says, and where it begins."""
+    """A file that refuses long reads: an archive states the length and the offset of its own directory."""
 
     def seek(self, target: int, whence: int = 0, /) -> int:
         try:
             return super().seek(target, whence)
         except OSError as error:
-            raise zipfile.BadZipFile("it points outside itself") from error
+            raise zipfile.BadZipFile("its directory is outside the file") from error
 
     def read(self, size: int | None = -1, /) -> bytes:
-        wanted = -1 if size is None else size
-        if wanted < 0:
-            wanted = os.fstat(self.fileno()).st_size - self.tell()
-        if wanted > MAX_DIRECTORY_BYTES:
+        length = -1 if size is None else size
+        if length < 0:
+            length = os.fstat(self.fileno()).st_size - self.tell()
+        if length > MAX_DIRECTORY_BYTES:
             raise AdapterError(
-                f"The list of contents of this archive has {wanted} bytes, the limit is {MAX_DIRECTORY_BYTES}: zip the adapter's "
-                "own files alone."
+                f"The directory of this archive has {length} bytes, the limit is {MAX_DIRECTORY_BYTES}: zip only the "
+                "adapter's own files."
             )
-        return super().read(wanted)
+        return super().read(length)
 
 
 @contextmanager
 def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
-    """The archive, for reading. Whatever zipfile raises in the block becomes an AdapterError with one sentence."""
+    """Open the archive for reading; any exception of zipfile in the block becomes an AdapterError."""
     name = quote_untrusted(path.name)
     try:
         if not path.is_file():
@@ -95,8 +89,8 @@ def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
         size = path.stat().st_size
         if size > max_bytes:
             raise AdapterError(
-                f"'{name}' has {size / 1e6:.1f} MB and {max_bytes / 1e6:.1f} MB is the limit here: "
-                "zip the adapter's own files alone."
+                f"'{name}' has {format_bytes(size)} and {format_bytes(max_bytes)} is the limit here: "
+                "zip only the adapter's own files."
             )
         with _LimitedReader(io.FileIO(path)) as file, zipfile.ZipFile(file) as archive:
             yield archive
@@ -104,19 +98,19 @@ def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
         raise
     except OSError as error:
         raise AdapterError(f"'{name}' cannot be read ({error.strerror or error}): check who may read it.") from error
-    except Exception as error:  # a broken archive raises whatever it likes: struct's, zlib's, Unicode's errors
+    except Exception as error:  # broken archives raise errors of struct, zlib and Unicode too
         raise AdapterError(
-            f"'{name}' is no zip file, is cut short or is damaged ({quote_untrusted(str(error), 80)}): copy it again, or make it "
-            "with `python -m adapters pack NAME FILE.zip`."
+            f"'{name}' is no zip file, is cut short or is damaged ({quote_untrusted(str(error), 80)}): copy it again, "
+            "or make it with `python -m adapters pack NAME FILE.zip`."
         ) from error
 
 
 def check_entries(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
-    """The archive's files, where no entry of it leads out of its folder and none stands twice."""
+    """Return the archive's files after checking that no entry leaves its folder, is a link or appears twice."""
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         raise AdapterError(
-            f"'{name}' has {len(entries)} entries, the limit is {MAX_ENTRIES}: zip the adapter's own files alone."
+            f"'{name}' has {len(entries)} entries, the limit is {MAX_ENTRIES}: zip only the adapter's own files."
         )
     seen: set[str] = set()
     for info in entries:
@@ -126,7 +120,7 @@ def check_entries(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
         if kind == stat.S_IFLNK:
             raise AdapterError(f"'{name}': '{entry}' is a symbolic link: put the file itself into the zip.")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise AdapterError(f"'{name}': '{entry}' is neither a file nor a folder: zip regular files alone.")
+            raise AdapterError(f"'{name}': '{entry}' is neither a file nor a folder: zip only regular files.")
         folded = info.orig_filename.rstrip("/").casefold()
         if folded in seen:
             raise AdapterError(f"'{name}' holds '{entry}' twice, so it is not clear which one counts: zip it again.")
@@ -135,7 +129,7 @@ def check_entries(archive: zipfile.ZipFile, name: str) -> list[zipfile.ZipInfo]:
 
 
 def check_file_types(files: Sequence[zipfile.ZipInfo], name: str) -> None:
-    """Nothing that runs code when it is read, hides more, or cannot be looked into."""
+    """Refuse pickles, which run code when they are read, nested archives and encrypted files."""
     for info in files:
         entry, lower = quote_untrusted(info.filename), info.filename.lower()
         if lower.endswith(checks.PICKLES):
@@ -143,67 +137,67 @@ def check_file_types(files: Sequence[zipfile.ZipInfo], name: str) -> None:
                 f"'{name}' holds '{entry}', a pickle, which can run code: leave it out, or convert it to safetensors."
             )
         if lower.endswith(_ARCHIVE_SUFFIXES):
-            raise AdapterError(f"'{name}' holds another archive, '{entry}': zip the adapter's own files alone.")
+            raise AdapterError(f"'{name}' holds another archive, '{entry}': zip only the adapter's own files.")
         if info.flag_bits & _ENCRYPTED_FLAGS:
             raise AdapterError(f"'{name}' is encrypted ('{entry}'): zip it without a password.")
 
 
 def find_adapter_files(files: Sequence[zipfile.ZipInfo], name: str) -> ArchiveContents:
-    """The one adapter in the archive, at its top or in one folder, with all files that it needs."""
+    """Find the one adapter in the archive, at its top level or in one folder, with all required files."""
     by_path = {PurePosixPath(info.filename): info for info in files}
-    places = [path.parent for path in by_path if path.name == checks.CONFIG_NAME and path.parts[0] != _MACOS_FOLDER]
-    if not places:
+    folders = [path.parent for path in by_path if path.name == checks.CONFIG_NAME and path.parts[0] != _MACOS_FOLDER]
+    if not folders:
         if any(path.name in _FULL_MODEL_FILES or path.suffix == ".gguf" for path in by_path):
             raise AdapterError(
                 f"'{name}' is a whole model, not an adapter: unpack it yourself and use it as a base, with "
                 "--base FOLDER."
             )
         raise AdapterError(f"'{name}' has no {checks.CONFIG_NAME}, so it is no adapter: zip the folder that has it.")
-    if len(places) > 1:
-        raise AdapterError(f"'{name}' holds {len(places)} adapters: zip each of them alone.")
-    place = places[0]
-    if len(place.parts) > 1:
+    if len(folders) > 1:
+        raise AdapterError(f"'{name}' holds {len(folders)} adapters: zip each of them by itself.")
+    folder = folders[0]
+    if len(folder.parts) > 1:
         raise AdapterError(
-            f"'{name}' has its adapter deep inside, in '{quote_untrusted(str(place))}': zip that folder alone."
+            f"'{name}' has its adapter in the nested folder '{quote_untrusted(str(folder))}': zip that folder only."
         )
-    found = {file: by_path[place / file] for file in ADAPTER_FILES if place / file in by_path}
+    found = {file: by_path[folder / file] for file in ADAPTER_FILES if folder / file in by_path}
     for needed in REQUIRED_FILES:
         if needed not in found:
             raise AdapterError(
                 f"'{name}' has no {needed}, so it is no adapter of Prompt or Tune: zip the whole folder that "
                 "`python -m train` wrote."
             )
-    return ArchiveContents("".join(place.parts), found, len(by_path) - len(found))
+    return ArchiveContents("".join(folder.parts), found, len(by_path) - len(found))
 
 
 def check_sizes(contents: ArchiveContents, name: str, max_bytes: int) -> None:
-    """What the archive says of its sizes: each file and all of them fit, and none is blown up."""
+    """Check the stated sizes: of each file, of all files together, and the compression ratio."""
     for file, info in contents.files.items():
         limit = file_limit(file)
         if info.file_size > limit:
             raise AdapterError(
-                f"'{name}': {file} unpacks to {info.file_size / 1e6:.1f} MB, the limit is {limit / 1e6:.1f} MB: "
-                "train it again, or leave out what is too large."
+                f"'{name}': {file} unpacks to {format_bytes(info.file_size)}, the limit is {format_bytes(limit)}: "
+                "train it again, or leave the file out."
             )
         if info.compress_type not in _COMPRESSION_METHODS:
             raise AdapterError(
-                f"'{name}': {file} is packed with method {info.compress_type}, which is not read here: zip it the "
-                "usual way (deflate)."
+                f"'{name}': {file} is compressed with method {info.compress_type}, which is not supported: zip it "
+                "with deflate."
             )
         if info.file_size > max(RATIO_EXEMPT_BYTES, MAX_RATIO * info.compress_size):
             raise AdapterError(
-                f"'{name}': {file} unpacks to {info.file_size / 1e6:.1f} MB from {info.compress_size / 1e3:.1f} kB, "
+                f"'{name}': {file} unpacks to {format_bytes(info.file_size)} from {format_bytes(info.compress_size)}, "
                 "as no real adapter does: it is not unpacked."
             )
     if contents.size > max_bytes:
         raise AdapterError(
-            f"'{name}' unpacks to {contents.size / 1e6:.1f} MB and {max_bytes / 1e6:.1f} MB is the limit here: "
+            f"'{name}' unpacks to {format_bytes(contents.size)} and {format_bytes(max_bytes)} is the limit here: "
             "train an adapter of a smaller rank."
         )
 
 
 def _check_path(path: str, entry: str, name: str) -> None:
-    """`path` is the name as it stands in the archive; `entry` the same, fit for a sentence."""
+    """Check the name `path` as the archive has it; `entry` is the same name, printable, for the message."""
     parts = path.split("/")
     absolute = path.startswith("/") or (len(path) > 1 and path[1] == ":")
     if absolute or "\\" in path or ".." in parts:
@@ -216,11 +210,11 @@ def _check_path(path: str, entry: str, name: str) -> None:
 
 
 STEP_IS_ZIP = "It is a zip file"
-STEP_PATHS = "Nothing in it reaches outside its folder"
+STEP_PATHS = "No entry leads outside its folder"
 STEP_FILE_TYPES = "No pickles, no archives inside, nothing encrypted"
-STEP_REQUIRED_FILES = "Settings, weights and manifest are there"
-STEP_SIZES = "It unpacks to a size that fits"
-STEP_CRC = "Every file is whole"
+STEP_REQUIRED_FILES = "It has settings, weights and a manifest"
+STEP_SIZES = "Its unpacked size is within the limit"
+STEP_CRC = "Every file is complete"
 STEPS = (
     STEP_IS_ZIP,
     STEP_PATHS,
@@ -233,28 +227,28 @@ STEPS = (
 )
 _CHUNK_BYTES = 256 << 10
 
-# The first moment that a zip can name: the same adapter gives the same bytes, whenever it is packed.
+# The earliest time of the zip format, so that an adapter gives the same bytes whenever it is packed.
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def pack(folder: Path, target: Path) -> Path:
-    """Writes the adapter's own files (adapters.hub.FILES, and no others) into the zip `target`; returns `target`.
+    """Write the adapter's own files (ADAPTER_FILES, no others) into the zip `target`; return `target`.
 
-    They lie in one folder of the adapter's name, in a fixed order and without times, so that equal adapters give equal
-    bytes. A file that stood at `target` is replaced at once or not at all. AdapterError where the folder is no adapter
-    or holds a link; PromptOrTuneError where the disk would not take it.
+    They are in one folder of the adapter's name, in a fixed order and without times, so that equal adapters give equal
+    bytes. An existing file at `target` is replaced in one step. Raises AdapterError where the folder is no adapter,
+    holds a link or cannot be written, DiskSpaceError where the disk is full.
     """
     name = folder.name
     checks.check_files(folder, name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as aside:
-            made = Path(aside) / "made.zip"
-            with zipfile.ZipFile(made, "w") as archive:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
+            packed = Path(staging) / "packed.zip"
+            with zipfile.ZipFile(packed, "w") as archive:
                 for file in ADAPTER_FILES:
                     if (folder / file).exists():
                         _add_file(archive, folder / file, name)
-            made.replace(target)
+            packed.replace(target)
     except OSError as error:
         raise disk_error(error, f"'{name}' could not be packed into {target}") from error
     return target
@@ -270,40 +264,39 @@ def unpack(
     max_bytes: int = checks.MAX_FOLDER_BYTES,
     reserved: Collection[str] = (),
 ) -> Path:
-    """Installs the adapter in the zip `archive` as the folder `name` under `root`; returns that folder.
+    """Install the adapter in the zip `archive` as the folder `name` under `root`; return that folder.
 
-    The name is by default that of the folder in the zip, or else the zip's own; those in `reserved` count as taken.
-    `report` gets each check of STEPS as it passes or fails. Neither the zip nor what it unpacks to may have more than
-    `max_bytes`. Only the files of adapters.hub.FILES are unpacked. Raises PromptOrTuneError in one sentence; the store is
-    then as it was before.
+    The default name is that of the folder in the zip, or else of the zip; names in `reserved` count as taken. `report`
+    gets each check of STEPS as it passes or fails. Neither the zip nor its unpacked content may have more than
+    `max_bytes`. Only ADAPTER_FILES are unpacked. Raises PromptOrTuneError; the store is then as it was before.
     """
-    shown_name = quote_untrusted(archive.name)
+    archive_name = quote_untrusted(archive.name)
     with _open_zip_step(archive, max_bytes, report) as opened_archive:
         with report_step(report, STEP_PATHS):
-            files = check_entries(opened_archive, shown_name)
+            files = check_entries(opened_archive, archive_name)
         with report_step(report, STEP_FILE_TYPES):
-            check_file_types(files, shown_name)
+            check_file_types(files, archive_name)
         with report_step(report, STEP_REQUIRED_FILES):
-            parcel = find_adapter_files(files, shown_name)
+            contents = find_adapter_files(files, archive_name)
         with report_step(report, STEP_SIZES):
-            check_sizes(parcel, shown_name, max_bytes)
+            check_sizes(contents, archive_name, max_bytes)
         with report_step(report, STEP_NAME):
-            name = name or (parcel.folder or archive.name.removesuffix(".zip")).lower()
+            name = name or (contents.folder or archive.name.removesuffix(".zip")).lower()
             target = target_folder(root, name, overwrite, reserved)
-        with staging_folder(root, name) as aside:
-            folder = aside / name
+        with staging_folder(root, name) as staging:
+            folder = staging / name
             with report_step(report, STEP_CRC):
-                _extract(opened_archive, parcel, folder, shown_name)
+                _extract(opened_archive, contents, folder, archive_name)
             with report_step(report, STEP_CONSISTENT):
                 inspect_verified(folder)
             write_origin(folder, "zip", archive.name)
-            install(folder, target, aside, overwrite)
+            install(folder, target, staging, overwrite)
     return target
 
 
 @contextmanager
 def _open_zip_step(path: Path, max_bytes: int, report: StepFn) -> Iterator[zipfile.ZipFile]:
-    """The open archive; that it is one is a check of its own, what is wrong inside it belongs to the later ones."""
+    """Open the archive as a step of its own; errors in its content belong to the later steps."""
     with ExitStack() as stack:
         with report_step(report, STEP_IS_ZIP):
             archive = stack.enter_context(open_zip(path, max_bytes))
@@ -311,27 +304,27 @@ def _open_zip_step(path: Path, max_bytes: int, report: StepFn) -> Iterator[zipfi
 
 
 def _extract(archive: zipfile.ZipFile, contents: ArchiveContents, folder: Path, name: str) -> None:
-    """Writes the parcel's files into a new `folder`; zipfile checks their CRC, and gives no more than was announced."""
+    """Write the files into a new `folder`; zipfile checks their CRC and yields no more bytes than stated."""
     free = shutil.disk_usage(folder.parent).free
     if free < contents.size:
         raise DiskSpaceError(
-            f"'{name}' unpacks to {contents.size / 1e6:.0f} MB and {free / 1e6:.0f} MB are free on the disk: free some "
-            "room, then add it again."
+            f"'{name}' unpacks to {format_bytes(contents.size)} and the disk has {format_bytes(free)} free: free some "
+            "space, then add it again."
         )
     folder.mkdir()
     for file, info in contents.files.items():
         with archive.open(info) as source, (folder / file).open("xb") as destination:
             shutil.copyfileobj(source, destination, _CHUNK_BYTES)
         if (folder / file).stat().st_size != info.file_size:
-            raise zipfile.BadZipFile(f"{file} is shorter than announced")
+            raise zipfile.BadZipFile(f"{file} is shorter than stated")
 
 
 def _add_file(archive: zipfile.ZipFile, path: Path, name: str) -> None:
-    """One file, without its times; links and pipes are refused as in the store."""
+    """Add one file without its times; links and pipes are refused as in the store."""
     entry = zipfile.ZipInfo(f"{name}/{path.name}", _ZIP_EPOCH)
-    entry.create_system = 3  # Unix, so that the permissions mean the same wherever it is packed
+    entry.create_system = 3  # Unix, whatever system packs it
     entry.external_attr = 0o644 << 16
-    # Trained weights do not become smaller: they are stored as they are, which is many times as fast.
+    # Trained weights do not compress, and storing them is many times as fast.
     entry.compress_type = zipfile.ZIP_STORED if path.name == WEIGHTS_NAME else zipfile.ZIP_DEFLATED
     with open_untrusted(path, name) as (source, status):
         entry.file_size = status.st_size

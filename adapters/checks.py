@@ -1,8 +1,7 @@
-"""What must be true of an adapter folder before a tensor of it is moved.
+"""Safety checks of an adapter folder, before a tensor of it is loaded.
 
-Read are adapter_config.json, manifest.json and adapter_model.safetensors alone. Nothing here runs code that a folder
-brings along, follows its links, or believes a size that it states. What these checks cannot know is whether the
-weights are any good.
+Only adapter_config.json, manifest.json and adapter_model.safetensors are read. No code of the folder is run, no link is
+followed and no stated size is trusted. These checks say nothing about the quality of the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 from adapters.manifest import MANIFEST_NAME, Manifest, missing_manifest_message
 from adapters.weights import WEIGHTS_NAME, parse_json, read_limited
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from errors import AdapterError
 from models.identity import BaseIdentity
 
@@ -34,18 +33,18 @@ _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 
 def check_name(name: str) -> None:
-    """A name is a slug, never a path, and never one that a method without an adapter has."""
+    """Raise AdapterError unless the name is a slug and not the name of another method."""
     if not _NAME.fullmatch(name):
         raise AdapterError(
-            f"{quote_untrusted(name)!r} cannot name an adapter: use small letters, digits, '.', '_' and '-', at most 64, "
-            "starting with a letter or digit."
+            f"{quote_untrusted(name)!r} cannot name an adapter: use lowercase letters, digits, '.', '_' and '-', at "
+            "most 64, starting with a letter or digit."
         )
     if _METHOD_NAME.fullmatch(name):
         raise AdapterError(f"'{name}' is the name of a method, not of an adapter: give the folder another name.")
 
 
 def check_files(folder: Path, name: str) -> None:
-    """No links, no pickles, nothing oversized, and both files of an adapter there."""
+    """Raise AdapterError for links, pickles, oversized folders, and without both files of an adapter."""
     if folder.is_symlink():
         raise AdapterError(f"Adapter '{name}' is a symbolic link: copy the folder itself to where the link is.")
     entries = _entries(folder, name)
@@ -55,21 +54,21 @@ def check_files(folder: Path, name: str) -> None:
                 f"Adapter '{name}': {quote_untrusted(entry)} is a symbolic link: put the file itself there."
             )
         if entry.lower().endswith(PICKLES):
-            mend = "delete it" if WEIGHTS_NAME in entries else f"convert it to safetensors ({WEIGHTS_NAME})"
-            raise AdapterError(f"Adapter '{name}': {quote_untrusted(entry)} is a pickle, which can run code: {mend}.")
+            advice = "delete it" if WEIGHTS_NAME in entries else f"convert it to safetensors ({WEIGHTS_NAME})"
+            raise AdapterError(f"Adapter '{name}': {quote_untrusted(entry)} is a pickle, which can run code: {advice}.")
     for needed in (CONFIG_NAME, WEIGHTS_NAME):
         if needed not in entries or not stat.S_ISREG(entries[needed].st_mode):
             raise AdapterError(f"Adapter '{name}' has no file {needed}: copy it there, or train it again.")
     total = sum(status.st_size for status in entries.values() if stat.S_ISREG(status.st_mode))
     if total > MAX_FOLDER_BYTES:
         raise AdapterError(
-            f"Adapter '{name}' has {total / 2**30:.1f} GiB, the limit is {MAX_FOLDER_BYTES >> 30} GiB: "
+            f"Adapter '{name}' has {format_bytes(total)}, the limit is {format_bytes(MAX_FOLDER_BYTES)}: "
             "train one of a smaller rank."
         )
 
 
 def read_config(folder: Path, name: str) -> dict[str, Any]:
-    """PEFT's config as it stands in the file, within limits."""
+    """Read PEFT's config, of at most MAX_CONFIG_BYTES and MAX_CONFIG_KEYS."""
     raw = read_limited(folder / CONFIG_NAME, MAX_CONFIG_BYTES, name)
     try:
         config = parse_json(raw)
@@ -86,14 +85,14 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path, name: str) -> Manifest:
-    """The manifest, within limits and with values of the types it promises."""
+    """Read the manifest, of at most MAX_MANIFEST_BYTES, and check the types of its values."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise AdapterError(missing_manifest_message(name))
     raw = read_limited(path, MAX_MANIFEST_BYTES, name)
     try:
         manifest = Manifest.parse(raw, name)
-    except AdapterError as error:  # its sentence may quote the file
+    except AdapterError as error:  # its message may quote the file
         raise AdapterError(quote_untrusted(str(error), 400)) from error
     for field in fields(manifest):
         if not _has_type(getattr(manifest, field.name), str(field.type)):
@@ -102,41 +101,44 @@ def read_manifest(folder: Path, name: str) -> Manifest:
 
 
 def check_base(manifest: Manifest, base: BaseIdentity, name: str) -> None:
-    """An adapter belongs to one revision of one base."""
+    """Raise AdapterError unless the adapter was trained for this revision of this base."""
     if (manifest.base_id, manifest.base_revision) == (base.id, base.revision):
         return
     commit = f"@{manifest.base_revision}" if _COMMIT.fullmatch(manifest.base_revision) else ""
     raise AdapterError(
-        f"Adapter '{name}' was trained for {quote_untrusted(manifest.base_id)} (revision {quote_untrusted(manifest.base_revision)}), "
-        f"the base here is {base.id} (revision {base.revision}): "
+        f"Adapter '{name}' was trained for {quote_untrusted(manifest.base_id)} "
+        f"(revision {quote_untrusted(manifest.base_revision)}), the base here is {base.id} (revision {base.revision}): "
         f"start with --base {quote_untrusted(manifest.base_id)}{commit} or train it again."
     )
 
 
 def check_prompt(manifest: Manifest, fingerprints: Mapping[str, str], name: str) -> None:
-    """The prompt that trained it must still be the one that this version renders."""
+    """Raise AdapterError unless this version renders the adapter's prompt style as it was in training."""
     style = manifest.prompt_style
     if style not in fingerprints:
-        known = ", ".join(sorted(fingerprints)) or "none"
+        names = ", ".join(sorted(fingerprints)) or "none"
         raise AdapterError(
             f"Adapter '{name}' was trained with the prompt style '{quote_untrusted(style)}', which is unknown here "
-            f"(known are {known}): train it again."
+            f"(known are {names}): train it again."
         )
     if manifest.prompt_fingerprint != fingerprints[style]:
         raise AdapterError(
             f"Adapter '{name}' was trained with prompt style '{style}' as it was then "
-            f"(fingerprint {quote_untrusted(manifest.prompt_fingerprint)}), it is {fingerprints[style]} here: train it again."
+            f"(fingerprint {quote_untrusted(manifest.prompt_fingerprint)}), it is {fingerprints[style]} here: "
+            "train it again."
         )
 
 
 def _entries(folder: Path, name: str) -> dict[str, os.stat_result]:
-    """What lies in the folder, links as links."""
+    """Status of each entry of the folder; links are not followed."""
     found: dict[str, os.stat_result] = {}
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if len(found) == MAX_FILES:
-                    raise AdapterError(f"Adapter '{name}' has more than {MAX_FILES} files: leave only its own there.")
+                    raise AdapterError(
+                        f"Adapter '{name}' has more than {MAX_FILES} files: leave only its own files there."
+                    )
                 found[entry.name] = entry.stat(follow_symlinks=False)
     except OSError as error:
         raise AdapterError(f"Adapter '{name}' cannot be read ({error.strerror or error}).") from error
@@ -149,5 +151,5 @@ def _has_type(value: Any, annotation: str) -> bool:
     if annotation == "int":
         return type(value) is int
     if annotation.startswith("tuple"):
-        return isinstance(value, tuple) and all(isinstance(each, dict) for each in value)
+        return isinstance(value, tuple) and all(isinstance(item, dict) for item in value)
     return isinstance(value, dict)

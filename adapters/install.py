@@ -1,9 +1,4 @@
-"""Staging folder, checks as steps, atomic install.
-
-The last step of what brings an adapter into a store: made aside, checked there, then renamed to its place.
-
-The checks of something that is to be installed, told one by one as they pass.
-"""
+"""Installation of an adapter into a store: staging folder, checks reported as steps, atomic rename."""
 
 from __future__ import annotations
 
@@ -20,12 +15,12 @@ from adapters import checks
 from common.hub import disk_error
 from errors import AdapterError
 
-# After this long nobody is at work in a scratch folder.
+# After this long no process is working in a staging folder any more.
 ABANDONED_SECONDS = 24 * 3600
 
 
 def target_folder(root: Path, name: str, overwrite: bool, reserved: Collection[str]) -> Path:
-    """The folder `name` under `root`; AdapterError where it cannot be named so, or is there and not to be replaced."""
+    """Return the folder `name` under `root`; raises AdapterError where the name is not valid or taken."""
     checks.check_name(name)
     if name in reserved:
         raise AdapterError(f"There is an adapter '{name}' already: give this one another name, or delete that one.")
@@ -38,26 +33,26 @@ def target_folder(root: Path, name: str, overwrite: bool, reserved: Collection[s
 
 @contextmanager
 def staging_folder(root: Path, name: str) -> Iterator[Path]:
-    """A hidden folder under `root` (so that a rename installs), gone when the block ends."""
+    """Create a hidden folder under `root`, so that a rename installs, and remove it after the block."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(root)
-        aside = Path(tempfile.mkdtemp(prefix=f".{name}-pull-", dir=root))
+        staging = Path(tempfile.mkdtemp(prefix=f".{name}-pull-", dir=root))
     except OSError as error:
         raise AdapterError(
             f"Cannot write to {root} ({error.strerror or error}): choose another folder with --root, "
             "or set PROMPT_OR_TUNE_HOME to one that you may write to."
         ) from error
     try:
-        yield aside
+        yield staging
     except OSError as error:
         raise disk_error(error, f"'{name}' could not be written to {root}") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def install(folder: Path, target: Path, staging: Path, overwrite: bool) -> None:
-    """Renames the folder to its place; one that stood there comes back if that fails."""
+    """Rename the folder to `target`; a folder that it replaces is restored if that fails."""
     old = staging / "replaced"
     replaced = overwrite and target.exists()
     if replaced:
@@ -75,15 +70,15 @@ def install(folder: Path, target: Path, staging: Path, overwrite: bool) -> None:
 
 
 def _remove_abandoned(root: Path) -> None:
-    """Removes what a process that was killed half way left behind, once nobody can be at it any more."""
-    for left in root.glob(".*-pull-*"):
-        if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+    """Remove staging folders of processes that were killed, once no process can be working in them."""
+    for folder in root.glob(".*-pull-*"):
+        if time.time() - folder.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One check: what it is about, and whether it passed. Why one failed is said by the error that follows it."""
+    """A check and whether it passed. The error that follows a failed check says why."""
 
     name: str
     ok: bool
@@ -93,12 +88,12 @@ StepFn = Callable[[Step], None]
 
 
 def ignore_steps(_: Step) -> None:
-    """For whoever wants to hear of errors alone."""
+    """Do nothing: for callers that want errors only."""
 
 
 @contextmanager
 def report_step(report: StepFn, name: str) -> Iterator[None]:
-    """Reports the check as passed when the block ends, and as failed when it raises."""
+    """Report the check as passed when the block ends, and as failed when it raises."""
     try:
         yield
     except BaseException:

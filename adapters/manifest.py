@@ -1,8 +1,7 @@
-"""BaseIdentity, Manifest, install origin.
+"""Manifest of an adapter folder, and the note of where an installed adapter came from.
 
-The identity of a base model, and the manifest that lies in every adapter folder.
-
-Where an installed adapter came from: a note in its folder that no archive and no repository can bring along.
+The manifest says what an adapter was trained on and how. The origin is a hidden file that is written at installation;
+archives and repositories cannot bring one along.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from errors import AdapterError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
-# A base's revision, architecture or quantization where the engine that serves it does not tell.
+# A base's revision, architecture or quantization where the engine that serves it does not report them.
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that is needed to trust an adapter and to train it again.
+    """Provenance of an adapter: base, prompt, data, configuration, loss curve and scores of its training.
 
-    `prompt_style` names the entry of tasks.prompt.STYLES that trained it and `prompt_fingerprint` is that
-    style's fingerprint then. `config` is the resolved training configuration, `log` the loss curve as
-    {"step", "epoch", "loss" or "eval_loss"} records, `scores` lists {"metric", "value", "n", ...}. `weights_digest` is
-    what `adapters.weights.digest` says of the weights beside it, '' in manifests older than the field.
+    `prompt_style` is the key in tasks.prompt.STYLES of the style in training, and `prompt_fingerprint` its fingerprint
+    at that time. `config` is the resolved training configuration, `log` the loss curve as records of {"step", "epoch",
+    "loss" or "eval_loss"}, `scores` a list of {"metric", "value", "n", ...}. `weights_digest` is that of
+    `adapters.weights.digest` for the weights beside it, '' in manifests older than the field.
     """
 
     name: str
@@ -53,13 +52,13 @@ class Manifest:
     version: int = MANIFEST_VERSION
 
     def write(self, folder: Path) -> None:
-        """Writes manifest.json into `folder`."""
+        """Write manifest.json into `folder`."""
         text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """The manifest in `folder`; AdapterError when it is missing, broken, or from a newer version."""
+        """Read the manifest in `folder`; raises AdapterError when it is missing, broken or of a newer version."""
         path = folder / MANIFEST_NAME
         if not path.is_file():
             raise AdapterError(missing_manifest_message(folder.name))
@@ -73,9 +72,9 @@ class Manifest:
 
     @classmethod
     def parse(cls, raw: bytes, name: str) -> Manifest:
-        """The manifest that the bytes of a file hold; AdapterError, naming the adapter, where they hold none.
+        """Parse the bytes of a manifest file; raises AdapterError with the adapter's name where they are not valid.
 
-        What the file says is quoted within limits, whoever wrote it. Of its values only the names are checked here.
+        Messages quote values of the file within limits. The names of the values are checked, their types are not.
         """
         values = _parse_object(raw, name)
         if values.get("version") != MANIFEST_VERSION:
@@ -83,23 +82,23 @@ class Manifest:
                 f"Adapter '{name}': {MANIFEST_NAME} has version {quote_untrusted(values.get('version'), 40)}, "
                 f"this program reads version {MANIFEST_VERSION}; update Prompt or Tune or train it again."
             )
-        known = {each.name: each for each in fields(cls)}
-        strange = [key for key in values if key not in known]
-        lacking = [key for key, each in known.items() if key not in values and _is_required(each)]
-        if strange or lacking:
-            error = (
-                f"has no field '{lacking[0]}'" if lacking else f"has an unknown field {quote_untrusted(strange[0], 60)}"
+        by_name = {field.name: field for field in fields(cls)}
+        unknown = [key for key in values if key not in by_name]
+        missing = [key for key, field in by_name.items() if key not in values and _is_required(field)]
+        if unknown or missing:
+            problem = (
+                f"has no field '{missing[0]}'" if missing else f"has an unknown field {quote_untrusted(unknown[0], 60)}"
             )
-            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {error}; update Prompt or Tune or train it again.")
+            raise AdapterError(f"Adapter '{name}': {MANIFEST_NAME} {problem}; update Prompt or Tune or train it again.")
         for key in ("log", "scores"):
             if not isinstance(values.get(key, []), list):
-                raise AdapterError(f"Adapter '{name}': '{key}' in {MANIFEST_NAME} is no list: train it again.")
+                raise AdapterError(f"Adapter '{name}': '{key}' in {MANIFEST_NAME} is not a list: train it again.")
             values[key] = tuple(values.get(key, ()))
         return cls(**values)
 
 
 def missing_manifest_message(name: str) -> str:
-    """The sentence for an adapter without a manifest."""
+    """Return the message for an adapter without a manifest."""
     return f"Adapter '{name}' has no {MANIFEST_NAME}: train it with `python -m train`."
 
 
@@ -119,14 +118,14 @@ def _is_required(value: Field[Any]) -> bool:
     return value.default is MISSING and value.default_factory is MISSING
 
 
-# Hidden, and not among adapters.hub.FILES: what is unpacked or downloaded never has it.
+# Hidden and not one of adapters.hub.ADAPTER_FILES, so that it is never unpacked or downloaded.
 ORIGIN_NAME = ".origin.json"
 _MAX_ORIGIN_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Origin:
-    """`what` is a repository with its commit, or the name of a zip; `added` the time in UTC, as ISO 8601."""
+    """Source of an adapter: `what` is repository@commit or the name of a zip, `added` the time in UTC (ISO 8601)."""
 
     kind: Literal["hub", "zip"]
     what: str
@@ -134,13 +133,13 @@ class Origin:
 
 
 def write_origin(folder: Path, kind: Literal["hub", "zip"], what: str) -> None:
-    """Notes in `folder` where it came from, now."""
-    note = Origin(kind, quote_untrusted(what, 300), datetime.now(UTC).isoformat(timespec="seconds"))
-    (folder / ORIGIN_NAME).write_text(json.dumps(asdict(note)) + "\n", encoding="utf-8")
+    """Write the origin, with the current time, into `folder`."""
+    origin = Origin(kind, quote_untrusted(what, 300), datetime.now(UTC).isoformat(timespec="seconds"))
+    (folder / ORIGIN_NAME).write_text(json.dumps(asdict(origin)) + "\n", encoding="utf-8")
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """The note in `folder`; None where there is none that makes sense: trained here, or put there by hand."""
+    """Read the origin in `folder`; None without a valid one: the adapter was trained here, or copied by hand."""
     path = folder / ORIGIN_NAME
     if not path.is_file():
         return None
@@ -149,5 +148,5 @@ def read_origin(folder: Path) -> Origin | None:
         found = Origin(**values)
     except (AdapterError, ValueError, TypeError):
         return None
-    texts = all(isinstance(each, str) for each in (found.kind, found.what, found.added))
-    return found if texts and found.kind in ("hub", "zip") else None
+    are_texts = all(isinstance(text, str) for text in (found.kind, found.what, found.added))
+    return found if are_texts and found.kind in ("hub", "zip") else None

@@ -1,8 +1,7 @@
-"""Allowed PEFT config per type, tensor shape checks.
+"""Checks of PEFT's configuration and of the tensor shapes, by technique (LoRA, IA3, prompt tuning, prefix tuning).
 
-What PEFT's config may say, technique by technique: settings that serving applies, within limits, and no others.
-
-Whether an adapter's tensors are those of its technique, and fit the base: names and shapes, no values.
+A configuration may have the settings that serving applies, within limits, and no others. Tensors must have the names
+and shapes that the technique, the configuration and the base require; their values are not read.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from models.identity import BaseIdentity
 MAX_RANK = 256
 MAX_ALPHA = 65_536
 MAX_VIRTUAL_TOKENS = 512
-# Start values that leave the base's weights alone; PiSSA, OLoRA, LoftQ and CorDA train against a changed base.
+# Initialisations that leave the base's weights unchanged; PiSSA, OLoRA, LoftQ and CorDA train a changed base.
 _INIT_VALUES = (None, True, False, "gaussian", "orthogonal", "eva")
-# Settings that are applied, or that change nothing once an adapter is trained. Any other must be off.
+# Settings that are applied, or that have no effect after training. Any other must be off.
 _COMMON_SETTINGS = frozenset(
     {
         "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
@@ -40,17 +39,17 @@ _VIRTUAL_TOKEN_SETTINGS = frozenset(
 _PROMPT_SETTINGS = _VIRTUAL_TOKEN_SETTINGS | {
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path",
 }  # fmt: skip
-# PEFT saves what the projection gives, not the projection: a file that does otherwise has another shape.
+# PEFT saves the projection's output, not the projection; a file with the projection has another shape.
 _PREFIX_SETTINGS = _VIRTUAL_TOKEN_SETTINGS | {"encoder_hidden_size", "init_weights", "prefix_projection"}
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
-    """LoRA (rsLoRA and DoRA too), IA3, Prompt or Prefix tuning, with nothing that serving would have to ignore."""
+    """Raise AdapterError unless it is LoRA, rsLoRA, DoRA, IA3, prompt or prefix tuning with supported settings."""
     technique = config.get("peft_type")
     if not isinstance(technique, str) or technique not in _TECHNIQUES:
         raise AdapterError(
-            f"Adapter '{name}' is a {quote_untrusted(technique, 40)} adapter; this version serves LoRA, IA3, Prompt tuning and "
-            "Prefix tuning: train one of these instead."
+            f"Adapter '{name}' is a {quote_untrusted(technique, 40)} adapter; this version serves LoRA, IA3, "
+            "Prompt tuning and Prefix tuning: train one of these instead."
         )
     check, applied = _TECHNIQUES[technique]
     check(config, name)
@@ -66,8 +65,8 @@ def _check_lora_config(config: Mapping[str, Any], name: str) -> None:
         raise AdapterError(f"Adapter '{name}' trains biases (bias), which are not served: train it with bias 'none'.")
     if config.get("init_lora_weights", True) not in _INIT_VALUES:
         raise AdapterError(
-            f"Adapter '{name}' starts from {quote_untrusted(config['init_lora_weights'], 40)} (init_lora_weights), which changes "
-            "the base's weights: convert it to plain LoRA with PEFT, or train it again."
+            f"Adapter '{name}' starts from {quote_untrusted(config['init_lora_weights'], 40)} (init_lora_weights), "
+            "which changes the base's weights: convert it to plain LoRA with PEFT, or train it again."
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not 1 <= rank <= MAX_RANK:
@@ -76,7 +75,8 @@ def _check_lora_config(config: Mapping[str, Any], name: str) -> None:
         )
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= MAX_ALPHA:  # NaN: no
         raise AdapterError(
-            f"Adapter '{name}' has lora_alpha = {quote_untrusted(alpha)}: it must be a number of common size, train again."
+            f"Adapter '{name}' has lora_alpha = {quote_untrusted(alpha)}: it must be a number of at most {MAX_ALPHA}, "
+            "train it again."
         )
     for key in ("use_dora", "use_rslora"):
         if not isinstance(config.get(key, False), bool | None):
@@ -87,11 +87,11 @@ def _check_lora_config(config: Mapping[str, Any], name: str) -> None:
 def _check_ia3_config(config: Mapping[str, Any], name: str) -> None:
     _check_modules(config, "target_modules", name)
     _check_modules(config, "feedforward_modules", name, may_be_empty=True)
-    strange = sorted(set(config["feedforward_modules"]) - set(config["target_modules"]))
-    if strange:
+    extra = sorted(set(config["feedforward_modules"]) - set(config["target_modules"]))
+    if extra:
         raise AdapterError(
-            f"Adapter '{name}': {quote_untrusted(', '.join(strange))} is in feedforward_modules and not in target_modules: "
-            "train it again."
+            f"Adapter '{name}': {quote_untrusted(', '.join(extra))} is in feedforward_modules and not in "
+            "target_modules: train it again."
         )
 
 
@@ -99,8 +99,8 @@ def _check_prompt_config(config: Mapping[str, Any], name: str) -> None:
     _check_number(config, "num_virtual_tokens", MAX_VIRTUAL_TOKENS, name)
     if config.get("num_transformer_submodules") not in (1, 2):
         raise AdapterError(
-            f"Adapter '{name}' has num_transformer_submodules = {quote_untrusted(config.get('num_transformer_submodules'))}: "
-            "it must be 1 or 2, train it again."
+            f"Adapter '{name}' has num_transformer_submodules = "
+            f"{quote_untrusted(config.get('num_transformer_submodules'))}: it must be 1 or 2, train it again."
         )
 
 
@@ -111,7 +111,7 @@ def _check_prefix_config(config: Mapping[str, Any], name: str) -> None:
     if config["token_dim"] % config["num_attention_heads"]:
         raise AdapterError(
             f"Adapter '{name}' has token_dim = {config['token_dim']}, which {config['num_attention_heads']} "
-            "attention heads cannot share: train it again."
+            "attention heads do not divide: train it again."
         )
 
 
@@ -122,7 +122,7 @@ def _check_modules(config: Mapping[str, Any], key: str, name: str, may_be_empty:
         or not (modules or may_be_empty)
         or not all(isinstance(module, str) and module for module in modules)
     ):
-        raise AdapterError(f"Adapter '{name}': {key} must be a list of module names (a pattern is not taken).")
+        raise AdapterError(f"Adapter '{name}': {key} must be a list of module names (patterns are not supported).")
 
 
 def _check_number(config: Mapping[str, Any], key: str, limit: int, name: str) -> None:
@@ -134,7 +134,7 @@ def _check_number(config: Mapping[str, Any], key: str, limit: int, name: str) ->
 
 
 _ConfigCheck = Callable[[Mapping[str, Any], str], None]
-# What each of PEFT's types must pass, and the settings that it may have beside those of all types.
+# By PEFT type: the check of its settings, and the settings that it may have besides the common ones.
 _TECHNIQUES: dict[str, tuple[_ConfigCheck, frozenset[str]]] = {
     "LORA": (_check_lora_config, _LORA_SETTINGS),
     "IA3": (_check_ia3_config, _IA3_SETTINGS),
@@ -152,10 +152,10 @@ _EMBEDDINGS_KEY = "prompt_embeddings"
 
 
 def check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: BaseIdentity | None, name: str) -> None:
-    """AdapterError unless `shapes` (tensor name -> shape) are what `config` promises and `base` needs.
+    """Raise AdapterError unless `shapes` (by tensor name) match `config` and, if given, `base`.
 
-    `config` has passed `configs.check_config`. Without a base only what the folder says of itself is checked, and so
-    with a base whose shapes are not known: the engine that holds its weights checks them.
+    `config` has passed `check_config`. Without a base, or with one whose shapes are not known here, only the folder
+    itself is checked; the engine that has the base's weights then checks the rest.
     """
     if base is not None and not base.shapes:
         base = None
@@ -175,21 +175,21 @@ def check_shapes(shapes: Mapping[str, Shape], config: Mapping[str, Any], base: B
 
 
 def is_feedforward(module: str, config: Mapping[str, Any]) -> bool:
-    """Whether IA3 scales this module's input instead of its output; PEFT compares the ends of names, dot or not."""
+    """Whether IA3 scales this module's input, not its output. PEFT compares name endings, also within a word."""
     return any(module.endswith(ending) for ending in config["feedforward_modules"])
 
 
 def _by_module(
     shapes: Mapping[str, Shape], pattern: re.Pattern[str], title: str, name: str
 ) -> dict[str, dict[str, Shape]]:
-    """Module -> part of the technique -> shape."""
+    """Group the shapes by module and then by part of the technique."""
     modules: dict[str, dict[str, Shape]] = {}
     for key, shape in shapes.items():
         match = pattern.fullmatch(key)
         if match is None:
             raise AdapterError(
-                f"Adapter '{name}' holds the tensor {quote_untrusted(key)}, which is not of {_article(title)} {title} "
-                f"(peft_type in adapter_config.json): train it again as plain {title}."
+                f"Adapter '{name}' has the tensor {quote_untrusted(key)}, which is not part of "
+                f"{_article(title)} {title} (peft_type in adapter_config.json): train it again as plain {title}."
             )
         modules.setdefault(match["module"], {})[match["part"].removesuffix(".weight")] = shape
     return modules
@@ -200,7 +200,7 @@ def _article(title: str) -> str:
 
 
 def _check_targets(modules: Collection[str], targets: Collection[str], name: str) -> None:
-    """Every module with weights must be one that the config names, as PEFT matches them (by name or by ending)."""
+    """Check that the config names every module with weights, matched as PEFT does (by name or dotted ending)."""
     for module in modules:
         if not any(module == target or module.endswith(f".{target}") for target in targets):
             raise AdapterError(
@@ -219,7 +219,7 @@ def _check_lora_shapes(
         if len(a) != 2 or len(b) != 2:
             raise AdapterError(
                 f"Adapter '{name}': module {quote_untrusted(module)} has shape {list(a)} and {list(b)}, "
-                "a LoRA's have two dimensions: train it again."
+                "LoRA weights have two dimensions: train it again."
             )
         if a[0] != config["r"] or b[1] != config["r"]:
             raise AdapterError(
@@ -228,8 +228,8 @@ def _check_lora_shapes(
             )
         if config.get("use_dora") and found["lora_magnitude_vector"] != (b[0],):
             raise AdapterError(
-                f"Adapter '{name}': module {quote_untrusted(module)} has a magnitude vector {found['lora_magnitude_vector']} "
-                f"and B {b}: train it again."
+                f"Adapter '{name}': module {quote_untrusted(module)} has a magnitude vector "
+                f"{found['lora_magnitude_vector']} and B {b}: train it again."
             )
         if base is not None:
             features_out, features_in = _linear_features(base, module, name)
@@ -245,20 +245,20 @@ def _check_ia3_shapes(
 ) -> None:
     for module, found in modules.items():
         shape = found["ia3_l"]
-        inwards = is_feedforward(module, config)
-        if len(shape) != 2 or shape[0 if inwards else 1] != 1:
+        scales_input = is_feedforward(module, config)
+        if len(shape) != 2 or shape[0 if scales_input else 1] != 1:
             raise AdapterError(
-                f"Adapter '{name}': module {quote_untrusted(module)} has an IA3 vector {shape}, which is "
-                f"({'1, inputs' if inwards else 'outputs, 1'}) where feedforward_modules is as in adapter_config.json: "
-                "train it again."
+                f"Adapter '{name}': module {quote_untrusted(module)} has an IA3 vector {shape}; with the "
+                f"feedforward_modules of adapter_config.json it must be "
+                f"({'1, inputs' if scales_input else 'outputs, 1'}): train it again."
             )
         if base is not None:
             features_out, features_in = _linear_features(base, module, name)
-            expected = (1, features_in) if inwards else (features_out, 1)
+            expected = (1, features_in) if scales_input else (features_out, 1)
             if shape != expected:
                 raise AdapterError(
-                    f"Adapter '{name}': module {quote_untrusted(module)} has an IA3 vector {shape}, the base needs {expected}: "
-                    "train it again on this base."
+                    f"Adapter '{name}': module {quote_untrusted(module)} has an IA3 vector {shape}, the base needs "
+                    f"{expected}: train it again on this base."
                 )
 
 
@@ -269,13 +269,13 @@ def _check_parts(found: Mapping[str, Shape], needed: Collection[str], module: st
     for part in found:
         if part not in needed:
             raise AdapterError(
-                f"Adapter '{name}' has {part} of module {quote_untrusted(module)} without use_dora in adapter_config.json: "
-                "train it again."
+                f"Adapter '{name}' has {part} of module {quote_untrusted(module)} without use_dora in "
+                "adapter_config.json: train it again."
             )
 
 
 def _linear_features(base: BaseIdentity, module: str, name: str) -> tuple[int, int]:
-    """(out_features, in_features) of the base's linear layer."""
+    """Return (out_features, in_features) of the base's linear layer."""
     if module not in base.shapes:
         raise AdapterError(
             f"Adapter '{name}' has weights for module {quote_untrusted(module)}, which the base does not have: "
@@ -288,17 +288,17 @@ def _check_embeddings(shapes: Mapping[str, Shape], config: Mapping[str, Any], na
     if set(shapes) != {_EMBEDDINGS_KEY}:
         other = next(iter(set(shapes) - {_EMBEDDINGS_KEY}), "")
         raise AdapterError(
-            f"Adapter '{name}' holds {quote_untrusted(other) or 'no tensor'} where virtual tokens are one tensor, {_EMBEDDINGS_KEY}: "
-            "train it again."
+            f"Adapter '{name}' has {quote_untrusted(other) or 'no tensor'} where virtual tokens are one tensor, "
+            f"{_EMBEDDINGS_KEY}: train it again."
         )
-    shape, wanted = shapes[_EMBEDDINGS_KEY], config["num_virtual_tokens"]
-    length = wanted
+    shape, num_tokens = shapes[_EMBEDDINGS_KEY], config["num_virtual_tokens"]
+    length = num_tokens
     if config["peft_type"] == "PROMPT_TUNING":
-        # For an encoder-decoder base PEFT may keep a second half, for the decoder, that it never reads.
+        # For an encoder-decoder base PEFT saves a second half, for the decoder, that it never reads.
         length *= config["num_transformer_submodules"]
     if len(shape) != 2 or shape[0] != length:
         raise AdapterError(
-            f"Adapter '{name}' has {_EMBEDDINGS_KEY} {shape}, which do not fit num_virtual_tokens = {wanted} of "
+            f"Adapter '{name}' has {_EMBEDDINGS_KEY} {shape}, which do not fit num_virtual_tokens = {num_tokens} of "
             "adapter_config.json: train it again."
         )
 
@@ -313,7 +313,7 @@ def _check_prompt_base(shapes: Mapping[str, Shape], config: Mapping[str, Any], b
     if config["num_transformer_submodules"] == 2 and not base.is_encoder_decoder:
         raise AdapterError(
             f"Adapter '{name}' was trained for an encoder-decoder base (num_transformer_submodules 2), this base is "
-            "none: train it again on this base."
+            "not one: train it again on this base."
         )
 
 
@@ -325,10 +325,10 @@ def _check_prefix_base(shapes: Mapping[str, Shape], config: Mapping[str, Any], b
         )
     found = (config["num_layers"], config["num_attention_heads"], config["token_dim"] // config["num_attention_heads"])
     needed = (base.num_layers, base.num_key_value_heads, base.head_dim)
-    width, fitting = shapes[_EMBEDDINGS_KEY][1], base.num_layers * 2 * base.num_key_value_heads * base.head_dim
-    if found != needed or width != fitting:
+    width, base_width = shapes[_EMBEDDINGS_KEY][1], base.num_layers * 2 * base.num_key_value_heads * base.head_dim
+    if found != needed or width != base_width:
         raise AdapterError(
             f"Adapter '{name}' has a prefix of {width} features for {found[0]} layers, {found[1]} heads of {found[2]}; "
-            f"the base has {fitting} for {needed[0]} layers, {needed[1]} heads of {needed[2]}: "
+            f"the base has {base_width} for {needed[0]} layers, {needed[1]} heads of {needed[2]}: "
             "train it again on this base."
         )

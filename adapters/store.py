@@ -1,12 +1,8 @@
-"""List/open adapter folders, cached checks, delete.
+"""Adapter store: which adapter folders there are under the roots, and which of them can be applied to a base.
 
-The store: which adapter folders there are, and which of them may be loaded onto a base.
-
-Folders that were checked before, for as long as nothing about them has changed.
-
-Which folders of a root are adapters, asked often: thousands of them must not be looked into each time.
-
-Deletes an adapter: out of the user's own folder, never out of the library that comes with the program.
+A store may hold thousands of adapters and is asked at every request, so two things are cached: the names in each root
+(AdapterDirectory) and the results of the checks (CheckCache). Both notice changes through the times of folders and
+files. Deletion is here as well; the library that comes with the program is never deleted.
 """
 
 from __future__ import annotations
@@ -32,13 +28,13 @@ from common.paths import cache_dir
 from errors import AdapterError, PromptOrTuneError, unknown_name_error
 from models.identity import BaseIdentity
 
-# A folder that stays, but is no adapter any more, is noticed within this time; whoever opens it sees it at once.
+# A folder that stops being an adapter is dropped from the names within this time; opening it fails at once.
 _RECHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class _DirectoryScan:
-    """What a root held: its adapters, and the folders that may become some without the root showing it."""
+    """One scan of a root: its adapters, and the other folders, which may become adapters without changing the root."""
 
     stat_key: tuple[int, int, int]
     scanned_at: float
@@ -47,26 +43,26 @@ class _DirectoryScan:
 
 
 class AdapterDirectory:
-    """The names of one root's adapters. Of any thread; a folder that is added or removed is seen at the next call."""
+    """Names of the adapters in one root. Thread-safe; an added or removed folder is seen at the next call."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._last_scan: _DirectoryScan | None = None
 
     def names(self) -> tuple[str, ...]:
-        """Names of the folders that look like adapters, in no order; none of them is checked yet."""
+        """Return the names of the folders that look like adapters, in no order; they are not checked here."""
         try:
             if not self.root.is_dir():
                 return ()
             status = self.root.stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-            known = self._last_scan
-            if known is None or not self._is_current(known, stamp):
-                now, settled = time.monotonic(), time.time_ns() - status.st_ctime_ns > MIN_STAT_AGE_NS
-                known = _DirectoryScan(stamp, now, *self._scan())
-                # A second change within one tick of the clock would not show in the root's times.
-                self._last_scan = known if settled else None
-            return known.adapters
+            key = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            scan = self._last_scan
+            if scan is None or not self._is_current(scan, key):
+                now, is_stable = time.monotonic(), time.time_ns() - status.st_ctime_ns > MIN_STAT_AGE_NS
+                scan = _DirectoryScan(key, now, *self._scan())
+                # A second change within one tick of the clock would leave the root's times as they are.
+                self._last_scan = scan if is_stable else None
+            return scan.adapters
         except OSError as error:
             raise AdapterError(f"The adapters in {self.root} cannot be read ({error.strerror or error}).") from error
 
@@ -88,12 +84,12 @@ class AdapterDirectory:
 
 
 def looks_like_adapter(folder: Path) -> bool:
-    """Hidden folders are left out: that is how a folder is named while it is being written."""
+    """Whether the folder has an adapter's config; hidden folders are still being written and do not count."""
     return not folder.name.startswith(".") and has_file(str(folder), CONFIG_NAME)
 
 
 def looks_like_model(folder: Path) -> bool:
-    """Whether a whole model lies there, as full fine-tuning and `merge` leave it."""
+    """Whether the folder has a whole model, as full fine-tuning and `merge` write it."""
     return (
         not folder.name.startswith(".")
         and has_file(str(folder), "config.json")
@@ -102,30 +98,33 @@ def looks_like_model(folder: Path) -> bool:
 
 
 def has_file(folder: str, name: str) -> bool:
-    """Whether there is such a file, or a link to one; False for a folder that may not be entered."""
-    return os.path.isfile(f"{folder}/{name}")  # noqa: PTH113 - five times as fast, and asked thousands of times
+    """Whether there is such a file, or a link to one; False for a folder that cannot be read."""
+    return os.path.isfile(f"{folder}/{name}")  # noqa: PTH113 - five times as fast as Path
 
 
-# Of JSON in the files; what is made of it takes several times as much memory.
+# Size of the JSON files behind the cached results; the parsed values take several times as much memory.
 _MAX_CACHE_BYTES = 32 << 20
 _STAT_FILES = (CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME)
-_CacheKey = tuple[str, str, bool, bool]
+_CacheKey = tuple[str, str, bool]
 StatKey = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class _CheckResult:
+    """The adapter, or the message of the error, for a folder with this stat key; `cost` in bytes."""
+
     stat_key: StatKey
     base: BaseIdentity | None
+    has_digest: bool
     result: AdapterFolder | str
     cost: int
 
 
 class CheckCache:
-    """What checking a folder came to: the adapter, or why it was refused. Of any thread; bounded in bytes.
+    """LRU cache of check results: the adapter, or why it was refused. Thread-safe, bounded in bytes.
 
-    The times of a folder show what was added to it, removed or renamed, those of the files that are read show what
-    was written into them. Neither shows how large a file has become that nobody reads.
+    A result holds as long as the stat key of its folder does. The folder's times change when an entry is added, removed
+    or renamed, those of the files that are read when they are written. Writes into any other file are not noticed.
     """
 
     def __init__(self) -> None:
@@ -136,21 +135,21 @@ class CheckCache:
     def get(
         self, folder: Path, name: str, stat: StatKey | None, base: BaseIdentity | None, *, need_digest: bool
     ) -> AdapterFolder | None:
-        """What was found when the folder had this stamp, None where that is not known; AdapterError as it was.
+        """Return the adapter as it was checked with this stat key and base, None without a cached result.
 
-        Where the `whole` is not needed, its digests may be missing.
+        Raises AdapterError where the result is a refusal. Without `need_digest` the adapter may lack its digests.
         """
+        key = (str(folder), name, base is None)
         with self._lock:
-            for key in [_cache_key(folder, name, base, each) for each in ((True,) if need_digest else (True, False))]:
-                checked = self._results.get(key)
-                if checked is not None and checked.stat_key == stat and checked.base == base:
-                    self._results.move_to_end(key)
-                    break
-            else:
+            cached = self._results.get(key)
+            if cached is None or cached.stat_key != stat or cached.base != base:
                 return None
-        if isinstance(checked.result, str):
-            raise AdapterError(checked.result)
-        return checked.result
+            if need_digest and not cached.has_digest:
+                return None
+            self._results.move_to_end(key)
+        if isinstance(cached.result, str):
+            raise AdapterError(cached.result)
+        return cached.result
 
     def put(
         self,
@@ -162,38 +161,34 @@ class CheckCache:
         *,
         has_digest: bool,
     ) -> None:
-        """Keeps what was found; what was asked for longest ago goes."""
+        """Cache the result of a check, evicting the least recently used ones above the limit."""
+        key = (str(folder), name, base is None)
         cost = 256 + sum(size for _, size, *_ in stat[1:-1])
         with self._lock:
-            for each in (True, False):
-                self._evict(_cache_key(folder, name, base, each))
-            self._results[_cache_key(folder, name, base, has_digest)] = _CheckResult(stat, base, result, cost)
+            self._evict(key)
+            self._results[key] = _CheckResult(stat, base, has_digest, result, cost)
             self._bytes += cost
             while self._bytes > _MAX_CACHE_BYTES:
                 self._evict(next(iter(self._results)))
 
     def _evict(self, key: _CacheKey) -> None:
-        checked = self._results.pop(key, None)
-        if checked is not None:
-            self._bytes -= checked.cost
-
-
-def _cache_key(folder: Path, name: str, base: BaseIdentity | None, has_digest: bool) -> _CacheKey:
-    return (str(folder), name, base is None, has_digest)
+        cached = self._results.pop(key, None)
+        if cached is not None:
+            self._bytes -= cached.cost
 
 
 def stat_key(folder: Path) -> StatKey | None:
-    """Changes whenever the folder or one of the files that are read does; None where nothing may be remembered.
+    """Return a key that changes with the folder and the files that are read; None where nothing may be cached.
 
-    A folder that changed a moment ago may change again within one tick of the clock.
+    A folder that changed less than MIN_STAT_AGE_NS ago may change again within one tick of the clock.
     """
     found = [_stat_tuple(str(folder)), *(_stat_tuple(f"{folder}/{name}") for name in _STAT_FILES)]
-    settled = time.time_ns() - max(status[-1] for status in found) > MIN_STAT_AGE_NS
-    return tuple(found) if settled else None
+    is_stable = time.time_ns() - max(status[-1] for status in found) > MIN_STAT_AGE_NS
+    return tuple(found) if is_stable else None
 
 
 def is_permanent(error: BaseException | None) -> bool:
-    """Whether a refusal will be the same next time: not where the system could not read, as it may by then."""
+    """Whether a refusal may be cached: not one that a failed read caused, which may succeed next time."""
     while error is not None:
         if isinstance(error, OSError):
             return False
@@ -220,9 +215,9 @@ def user_root() -> Path:
 
 @dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter that passed its checks: where it lies, its manifest, PEFT's config, and the weights' digest.
+    """An adapter that passed its checks: its folder, manifest, PEFT's config and the digest of its weights.
 
-    `sha256` is the digest in full: weights with any other are not those that were checked.
+    `digest` is the short form; `sha256` is complete and identifies the bytes that were checked.
     """
 
     name: str
@@ -234,13 +229,13 @@ class AdapterFolder:
 
     @property
     def virtual_tokens(self) -> int:
-        """How many places of the context it takes before the prompt; 0 for LoRA and IA3."""
+        """Number of positions that it takes before the prompt; 0 for LoRA and IA3."""
         return int(self.config.get("num_virtual_tokens") or 0)
 
 
 @dataclass(frozen=True)
 class AdapterStatus:
-    """Whether an adapter can be used on a base and why not. The manifest is None where it cannot be read."""
+    """Whether an adapter can be used on a base, and if not, why. The manifest is None where it cannot be read."""
 
     name: str
     usable: bool
@@ -251,10 +246,9 @@ class AdapterStatus:
 class Store:
     """Adapter folders under one or more roots; a later root's adapter hides an earlier one of the same name.
 
-    `fingerprints` maps the names of the prompt styles that this version knows to their fingerprints
-    (tasks.prompt.STYLES, which this room does not import). Folders inside `allowed`, by default the roots, may be
-    registered under a name of their own. What was found out about a folder is kept until the folder changes, and what
-    changes is seen at the next call: a store of thousands may be asked at every request, from any thread.
+    `fingerprints` maps the names of the prompt styles of this version to their fingerprints (tasks.prompt.STYLES, which
+    this package does not import). Folders inside `allowed`, by default the roots, may be registered under another name.
+    Results are cached until a folder changes, and changes are seen at the next call. Thread-safe.
     """
 
     def __init__(
@@ -274,60 +268,60 @@ class Store:
         self._registered: Mapping[str, Path] = {}
 
     def names(self) -> list[str]:
-        """Names of all folders that look like adapters, and those registered, sorted; none of them is checked yet."""
-        found = (tuple(self._registered), *(listing.names() for listing in self._directories))
-        before, names = self._names_cache
-        if found != before:
-            names = sorted({name for each in found for name in each})
+        """Return the names of all folders that look like adapters and of those registered, sorted, without checks."""
+        found = (tuple(self._registered), *(directory.names() for directory in self._directories))
+        cached, names = self._names_cache
+        if found != cached:
+            names = sorted({name for group in found for name in group})
             self._names_cache = (found, names)
         return list(names)
 
     def open(self, name: str, base: BaseIdentity) -> AdapterFolder:
-        """The folder of that name after every check against `base`; AdapterError in one sentence otherwise.
+        """Return the adapter of that name after all checks against `base`.
 
-        UnknownNameError, with the nearest name, when there is no such adapter.
+        Raises AdapterError where a check fails, UnknownNameError, with the nearest name, for an unknown name.
         """
         return self._open(self._folder(name), name, base)
 
     def inspect(self, name: str) -> AdapterFolder:
-        """As `open`, without a base: what the folder says of itself is checked, not what it was trained for."""
+        """Return the adapter as `open` does, without the checks against a base."""
         return self._open(self._folder(name), name, None)
 
     def status(self, base: BaseIdentity | None = None) -> list[AdapterStatus]:
-        """Every adapter, with the reason why it cannot be used on `base` (or, without one, at all)."""
+        """Return every adapter with the reason why it cannot be used on `base` (or, without one, at all)."""
         return [self._status(name, base) for name in self.names()]
 
     def register(self, name: str, path: Path, base: BaseIdentity | None = None) -> AdapterFolder:
-        """Makes the folder at `path` known under `name`, after the checks of `open`; the same again changes nothing.
+        """Register the folder at `path` under `name`, after the checks of `open`; a repeated call changes nothing.
 
-        AdapterError where it lies outside the allowed folders, is unsound, or the name is taken by another folder.
+        Raises AdapterError where it is outside the allowed folders, fails a check, or the name is taken.
         """
         checks.check_name(name)
         folder = self._resolve_allowed(path)
         with self._register_lock:
-            here = self._in_roots(name) or self._registered.get(name)
-            if here is not None and here.resolve() != folder:
+            existing = self._in_roots(name) or self._registered.get(name)
+            if existing is not None and existing.resolve() != folder:
                 raise AdapterError(f"There is another adapter '{name}': choose another name, or unload that one first.")
             if len(self._registered) >= MAX_REGISTERED:
                 raise AdapterError(f"{MAX_REGISTERED} adapters are registered, which is the limit: unload one first.")
             opened = self._open(folder, name, base)
-            if here is None:
+            if existing is None:
                 self._registered = {**self._registered, name: folder}
         return opened
 
     def unregister(self, name: str) -> None:
-        """Forgets a registered name; nothing is deleted. AdapterError for an adapter that lies in a root."""
+        """Remove a registered name; no file is deleted. Raises AdapterError for an adapter in a root."""
         checks.check_name(name)
         with self._register_lock:
             if name in self._registered:
-                self._registered = {each: path for each, path in self._registered.items() if each != name}
+                self._registered = {other: path for other, path in self._registered.items() if other != name}
                 return
         if self._in_roots(name) is not None:
-            raise AdapterError(f"Adapter '{name}' lies in the store itself: delete its folder to be rid of it.")
+            raise AdapterError(f"Adapter '{name}' is in the store itself: delete its folder to remove it.")
         raise unknown_name_error("registered adapter", name, self._registered)
 
     def full_models(self) -> dict[str, Path]:
-        """Name -> folder of the whole models that full fine-tuning left beside the adapters: bases of their own."""
+        """Return the folders, by name, of whole models beside the adapters, which can be used as bases."""
         found: dict[str, Path] = {}
         for root in self.roots:
             if not root.is_dir():
@@ -349,17 +343,17 @@ class Store:
                 refuse_full_model(root / name)
             raise unknown_name_error("adapter", name, self.names())
         if Path(os.path.realpath(registered)) != registered:
-            raise AdapterError(f"Adapter '{name}' was registered as a folder and is behind a link now: load it again.")
+            raise AdapterError(f"Adapter '{name}' was registered as a folder and is a link now: load it again.")
         return registered
 
     def _in_roots(self, name: str) -> Path | None:
         return next((root / name for root in reversed(self.roots) if looks_like_adapter(root / name)), None)
 
     def _resolve_allowed(self, path: Path) -> Path:
-        """The adapter folder at `path`, links followed, if it lies inside an allowed one."""
+        """Return the adapter folder at `path` with links resolved; raises AdapterError outside the allowed folders."""
         try:
             folder = path.resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, a ring of links
+        except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, a cycle of links
             raise AdapterError(f"{quote_untrusted(str(path))} cannot be the path of an adapter's folder.") from error
         if not any(root.resolve() in folder.parents for root in self._allowed):
             raise AdapterError(
@@ -373,19 +367,19 @@ class Store:
         return folder
 
     def _open(self, path: Path, name: str, base: BaseIdentity | None, *, need_digest: bool = True) -> AdapterFolder:
-        """The folder after its checks. Where not the `whole` is needed, its weights are not read and have no digest."""
-        now = stat_key(path)
-        found = self._check_cache.get(path, name, now, base, need_digest=need_digest)
+        """Return the adapter after its checks. Without `need_digest` only the header of its weights is read."""
+        key = stat_key(path)
+        found = self._check_cache.get(path, name, key, base, need_digest=need_digest)
         if found is not None:
             return found
         try:
             found = self._check(path, name, base, need_digest)
         except AdapterError as error:
-            if now is not None and is_permanent(error):
-                self._check_cache.put(path, name, now, base, str(error), has_digest=need_digest)
+            if key is not None and is_permanent(error):
+                self._check_cache.put(path, name, key, base, str(error), has_digest=need_digest)
             raise
-        if now is not None:
-            self._check_cache.put(path, name, now, base, found, has_digest=need_digest)
+        if key is not None:
+            self._check_cache.put(path, name, key, base, found, has_digest=need_digest)
         return found
 
     def _check(self, path: Path, name: str, base: BaseIdentity | None, need_digest: bool) -> AdapterFolder:
@@ -414,7 +408,7 @@ class Store:
             reason = str(error)
         try:
             if path is not None:
-                checks.check_files(path, name)  # no manifest is shown that lies behind a link
+                checks.check_files(path, name)  # a manifest behind a link is not read
                 return AdapterStatus(name, False, reason, checks.read_manifest(path, name))
         except PromptOrTuneError:
             pass
@@ -422,42 +416,42 @@ class Store:
 
 
 def refuse_full_model(folder: Path | None) -> None:
-    """AdapterError where `folder` holds a whole model, as full fine-tuning and `merge` leave it."""
+    """Raise AdapterError where `folder` has a whole model, as full fine-tuning and `merge` write it."""
     if folder is not None and looks_like_model(folder):
         raise AdapterError(f"'{folder.name}' is a whole model, not an adapter: use it with --base {folder}.")
 
 
 def user_adapter_folder(name: str, roots: Sequence[Path]) -> Path:
-    """The folder that `delete` would take away; AdapterError where the adapter is the library's, or no adapter.
+    """Return the folder of one of the user's own adapters, which need not be valid.
 
-    It need not be sound: a broken adapter is what people want to be rid of.
+    Raises AdapterError for an adapter of the library or a whole model, UnknownNameError for an unknown name.
     """
     checks.check_name(name)
-    own = [root for root in roots if root.resolve() != LIBRARY.resolve()]
+    user_roots = [root for root in roots if root.resolve() != LIBRARY.resolve()]
     # A later root hides an earlier one, as in the store.
-    for root in reversed(own):
+    for root in reversed(user_roots):
         if name in Store((root,)).names():
             return root / name
-    everywhere = Store(roots)
-    if name in everywhere.names():
-        raise AdapterError(f"'{name}' comes with the program and is not deleted; leave it out where you name adapters.")
-    models = everywhere.full_models()
+    store = Store(roots)
+    if name in store.names():
+        raise AdapterError(f"'{name}' comes with the program and is not deleted; leave it out where you list adapters.")
+    models = store.full_models()
     if name in models:
         raise AdapterError(f"'{name}' is a whole model, not an adapter: delete the folder {models[name]} yourself.")
-    raise unknown_name_error("adapter", name, Store(own).names())
+    raise unknown_name_error("adapter", name, Store(user_roots).names())
 
 
 def delete_adapter(folder: Path) -> None:
-    """Takes the folder away at once, as far as anybody else can see, and then frees its room."""
+    """Rename the folder to a hidden one, so that it disappears in one step, and delete that."""
     try:
         if folder.is_symlink():
-            folder.unlink()  # what it points at is not the store's
+            folder.unlink()  # the link only, its target is not in the store
             return
-        # Hidden, so that no store lists it should the second half fail.
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-deleted-", dir=folder.parent))
-        folder.rename(aside / folder.name)
-        shutil.rmtree(aside)
+        # Hidden, so that no store lists it if the deletion fails half way.
+        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-deleted-", dir=folder.parent))
+        folder.rename(hidden / folder.name)
+        shutil.rmtree(hidden)
     except OSError as error:
         raise AdapterError(
-            f"{folder} cannot be deleted ({error.strerror or error}): check who may write to {folder.parent}."
+            f"{folder} cannot be deleted ({error.strerror or error}): check the permissions of {folder.parent}."
         ) from error

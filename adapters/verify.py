@@ -1,11 +1,8 @@
-"""`show`/`verify`: deep checks and text description.
+"""Adapter reports: the output of `list`, `show` and `verify`, and the deep checks of `verify`.
 
-Whether an adapter folder is what it says: beyond the store's checks, its weights and all that names its base.
-
-Nothing here loads a base; `train.merge` puts the adapter onto one. Not found out: whether the adapter is any good, and
-whether who wrote the manifest also changed the weights.
-
-What `list` and `show` print.
+Beyond the store's checks, `verify` reads the weights' values and compares every file that names the base. No base is
+loaded here; `train.merge` applies an adapter to one. Not checked: the quality of the adapter, and whether the author of
+a manifest has also changed the weights.
 """
 
 from __future__ import annotations
@@ -18,14 +15,14 @@ from typing import Any
 from adapters.store import AdapterFolder, AdapterStatus, Store, refuse_full_model
 from adapters.vllm_compat import vllm_checks
 from adapters.weights import WEIGHTS_NAME
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from errors import AdapterError
 
 _HEADER = ("NAME", "TECHNIQUE", "BASE", "QUANTIZED", "DATA", "PROMPT", "SOUND")
 
 
 def format_adapter_list(store: Store) -> str:
-    """A table of all adapters; below it why the unsound ones are not, and which folders are whole models."""
+    """Format a table of all adapters, then the reasons why some cannot be used, then the whole models."""
     states, models = store.status(), store.full_models()
     if not states and not models:
         return "No adapters in " + " or ".join(str(root) for root in store.roots) + "."
@@ -40,7 +37,7 @@ def format_adapter_list(store: Store) -> str:
 
 
 def describe_adapter(folder: AdapterFolder) -> str:
-    """Everything that a person asks of an adapter, one a line."""
+    """Format the facts about an adapter, one a line."""
     manifest = folder.manifest
     size = (folder.path / WEIGHTS_NAME).stat().st_size
     pairs = [
@@ -54,29 +51,29 @@ def describe_adapter(folder: AdapterFolder) -> str:
         ("prompt", f"{manifest.prompt_style} ({manifest.prompt_fingerprint})"),
         ("seed", str(manifest.seed)),
         ("licence", manifest.licence),
-        ("created", manifest.created or "not said"),
-        ("weights", f"{size / 1e6:.1f} MB ({folder.digest})"),
+        ("created", manifest.created or "not stated"),
+        ("weights", f"{format_bytes(size)} ({folder.digest})"),
         *((f"score, {score.get('metric', '?')}", _format_score(score)) for score in manifest.scores),
     ]
     return format_pairs(pairs)
 
 
 def format_pairs(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values, the values below one another; whatever a file says is cut to what fits a line."""
+    """Format names and values in two columns; values from files are shortened to fit a line."""
     width = max(len(quote_untrusted(name)) for name, _ in pairs)
     return "\n".join(f"{quote_untrusted(name):<{width}}  {quote_untrusted(value, 400)}" for name, value in pairs)
 
 
 def _config_pairs(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What PEFT's config says, by technique; the store has checked it."""
+    """Names and values of PEFT's config, by technique; the store has checked it."""
     if config["peft_type"] == "LORA":
         flags = [name for key, name in (("use_rslora", "rsLoRA"), ("use_dora", "DoRA")) if config.get(key)]
         ranks = ", ".join([f"{config['r']}, {config['lora_alpha']}", *flags])
         return [("rank, alpha", ranks), ("modules", _format_modules(config["target_modules"]))]
     if config["peft_type"] == "IA3":
-        inner = set(config["feedforward_modules"])
-        outer = set(config["target_modules"]) - inner
-        return [("rescaled outputs", _format_modules(outer)), ("rescaled inputs", _format_modules(inner))]
+        inputs = set(config["feedforward_modules"])
+        outputs = set(config["target_modules"]) - inputs
+        return [("rescaled outputs", _format_modules(outputs)), ("rescaled inputs", _format_modules(inputs))]
     return [("virtual tokens", str(config["num_virtual_tokens"]))]
 
 
@@ -85,9 +82,9 @@ def _format_modules(modules: Any) -> str:
 
 
 def _table(cells: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    rows = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-    return "\n".join(row.rstrip() for row in rows)
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _status_row(status: AdapterStatus) -> tuple[str, ...]:
@@ -112,12 +109,12 @@ def _format_score(score: Mapping[str, Any]) -> str:
 
 _MODEL_CARD = "README.md"
 _MAX_CARD_BYTES = 1 << 20
-# The bits of the exponent: all of them are set in infinities and in what is not a number.
+# The bits of the exponent: all of them are set in infinities and NaN.
 _EXPONENT_BITS = {"F32": ("<u4", 0x7F80_0000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
 
 
 def find_adapter(target: str, store: Store) -> AdapterFolder:
-    """The adapter of that name in the store, or the one in that folder, after the store's checks."""
+    """Return the adapter of that name in the store, or the one in that folder, after the store's checks."""
     path = Path(target).expanduser()
     if "/" not in target and "\\" not in target and not target.startswith((".", "~")):
         return store.inspect(target)
@@ -128,17 +125,17 @@ def find_adapter(target: str, store: Store) -> AdapterFolder:
 
 
 def verify_adapter(folder: AdapterFolder) -> str:
-    """What was found sound, one a line, and which rules of the hand-over hold; AdapterError for what is not sound."""
+    """Check digest, values and base; return the results and vLLM's rules, one a line. Raises AdapterError."""
     pairs = [
-        ("folder", f"{folder.path}: files, settings and shapes are sound"),
+        ("folder", f"{folder.path}: files, settings and shapes are valid"),
         ("weights", _check_digest(folder)),
         ("values", _check_values(folder)),
         ("base", _check_base(folder)),
     ]
     found = vllm_checks(folder)
-    broken = [(f"vLLM: {rule.name}", rule.reason) for rule in found if not rule.passed]
-    held = f"{len(found) - len(broken)} of {len(found)} rules of the hand-over hold"
-    return format_pairs([*pairs, ("vLLM", held), *broken])
+    failed = [(f"vLLM: {check.name}", check.reason) for check in found if not check.passed]
+    summary = f"{len(found) - len(failed)} of {len(found)} checks passed"
+    return format_pairs([*pairs, ("vLLM", summary), *failed])
 
 
 def _check_digest(folder: AdapterFolder) -> str:
@@ -159,14 +156,14 @@ def _check_values(folder: AdapterFolder) -> str:
         count += 1
         if not is_finite:
             raise AdapterError(
-                f"Adapter '{folder.name}': tensor {quote_untrusted(key)} holds values that are not finite: "
+                f"Adapter '{folder.name}': tensor {quote_untrusted(key)} has values that are not finite: "
                 "training went wrong, train it again with a lower learning rate."
             )
     return f"all of {count} tensors are finite"
 
 
 def _iter_tensors(path: Path) -> Iterator[tuple[str, bool]]:
-    """Each tensor's name and whether all its values are finite; the store has checked the file's header."""
+    """Yield each tensor's name and whether all its values are finite; the store has checked the file's header."""
     import numpy as np
 
     with path.open("rb") as file:
@@ -182,37 +179,38 @@ def _iter_tensors(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 def _check_base(folder: AdapterFolder) -> str:
-    """The manifest, PEFT's config and the card must name one base."""
+    """Check that the manifest, PEFT's config and the model card name the same base."""
     manifest, name = folder.manifest, folder.name
-    said = folder.config.get("base_model_name_or_path")
-    if said != manifest.base_id:
+    configured = folder.config.get("base_model_name_or_path")
+    if configured != manifest.base_id:
         raise AdapterError(
-            f"Adapter '{name}': adapter_config.json names the base {quote_untrusted(said)} and the manifest "
+            f"Adapter '{name}': adapter_config.json names the base {quote_untrusted(configured)} and the manifest "
             f"{quote_untrusted(manifest.base_id)}: one of them is not of this adapter, copy both again."
         )
     revision = folder.config.get("revision")
     if revision and revision != manifest.base_revision:
         raise AdapterError(
-            f"Adapter '{name}': adapter_config.json names the revision {quote_untrusted(revision, 50)} and the manifest "
-            f"{quote_untrusted(manifest.base_revision, 50)}: one of them is not of this adapter, copy both again."
+            f"Adapter '{name}': adapter_config.json names the revision {quote_untrusted(revision, 50)} and the "
+            f"manifest {quote_untrusted(manifest.base_revision, 50)}: one of them is not of this adapter, copy both "
+            "again."
         )
     base = f"{manifest.base_id} (revision {manifest.base_revision}) in the manifest, adapter_config.json"
     cards = _card_base_models(folder)
     if cards is None:
         return f"{base}; there is no card"
     if manifest.base_revision.startswith("sha256:") and manifest.base_id not in cards:
-        # A base out of a file has no id on the Hub, and the Hub takes no other in a card.
+        # A base from a file has no id on the Hub, and a card may only have ids of the Hub.
         return f"{base}; the card names {quote_untrusted(', '.join(cards) or 'none')} for the Hub"
     if manifest.base_id not in cards:
         raise AdapterError(
             f"Adapter '{name}': its card names the base {quote_untrusted(', '.join(cards) or 'none')} and the manifest "
-            f"{quote_untrusted(manifest.base_id)}: mend base_model at the top of {_MODEL_CARD}."
+            f"{quote_untrusted(manifest.base_id)}: correct base_model at the top of {_MODEL_CARD}."
         )
     return f"{base} and card"
 
 
 def _card_base_models(folder: AdapterFolder) -> list[str] | None:
-    """`base_model` of the card's front matter (a name or a list of them); None where there is no card."""
+    """Return `base_model` of the card's front matter (a name or a list); None where there is no card."""
     path = folder.path / _MODEL_CARD
     if not path.is_file():
         return None
@@ -225,7 +223,7 @@ def _card_base_models(folder: AdapterFolder) -> list[str] | None:
         values = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else {}
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AdapterError(
-            f"Adapter '{folder.name}': the top of {_MODEL_CARD} cannot be read as YAML: mend it, or delete the card."
+            f"Adapter '{folder.name}': the top of {_MODEL_CARD} cannot be read as YAML: correct it, or delete the card."
         ) from error
-    named = values.get("base_model") if isinstance(values, dict) else None
-    return [each for each in (named if isinstance(named, list) else [named]) if isinstance(each, str)]
+    found = values.get("base_model") if isinstance(values, dict) else None
+    return [name for name in (found if isinstance(found, list) else [found]) if isinstance(name, str)]

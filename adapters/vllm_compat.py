@@ -1,8 +1,8 @@
-"""Whether vLLM, and Ray Serve LLM over it, loads an adapter folder as it lies.
+"""vLLM compatibility: whether vLLM, and Ray Serve LLM on top of it, loads an adapter folder without changes.
 
-The rules are those that vLLM applies itself: plugins/lora_resolvers/filesystem_resolver.py (layout, type and base),
-lora/peft_helper.py (bias, DoRA, modules to save), config/lora.py (ranks), lora/lora_model.py (names of tensors).
-What they cannot know is whether vLLM has an implementation of the base.
+The rules are vLLM's own: plugins/lora_resolvers/filesystem_resolver.py (layout, type and base), lora/peft_helper.py
+(bias, DoRA, modules to save), config/lora.py (ranks), lora/lora_model.py (tensor names). Whether vLLM implements the
+base is not checked.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from adapters.weights import WEIGHTS_NAME, read_shapes
 from common.format import quote_untrusted
 from errors import AdapterError
 
-# What --max-lora-rank may be. A rank between two of them would be padded to the next one.
+# The values of --max-lora-rank. vLLM would pad a rank between two of them to the next one.
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _TENSOR_NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_[AB]\.weight")
-# The end of a layer's name, without the number of its place in the model.
+# The end of a layer's name, without the layer's index.
 _MODULE_SUFFIX = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
 class CompatCheck:
-    """One condition; `reason` says what is wrong and how to mend it where it does not hold, else it is ''."""
+    """One condition; where it does not hold, `reason` says what is wrong and what to do, else it is ''."""
 
     name: str
     passed: bool
@@ -34,7 +34,7 @@ class CompatCheck:
 
 
 def vllm_checks(folder: AdapterFolder) -> list[CompatCheck]:
-    """Every rule of the hand-over, held or not, in the order in which vLLM would come upon them."""
+    """Check every rule, in the order in which vLLM applies them."""
     found = []
     for name, check in _CHECKS.items():
         reason = check(folder)
@@ -45,7 +45,7 @@ def vllm_checks(folder: AdapterFolder) -> list[CompatCheck]:
 def _check_layout(folder: AdapterFolder) -> str:
     for needed in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder.path / needed).is_file():
-            return f"vLLM looks for <root>/{folder.name}/{needed}, which is not there: copy the folder again"
+            return f"vLLM looks for <root>/{folder.name}/{needed}, which does not exist: copy the folder again"
     if folder.path.name != folder.name:
         return f"the folder is called {folder.path.name}, vLLM would look for {folder.name}: rename it"
     return ""
@@ -55,16 +55,16 @@ def _check_type(folder: AdapterFolder) -> str:
     kind = folder.config.get("peft_type")
     if kind == "LORA":
         return ""
-    return f"it is a {quote_untrusted(kind, 40)} adapter and vLLM loads LoRA alone: serve it here, or train a LoRA"
+    return f"it is a {quote_untrusted(kind, 40)} adapter and vLLM loads only LoRA: serve it here, or train a LoRA"
 
 
 def _check_base_name(folder: AdapterFolder) -> str:
-    said, served = folder.config.get("base_model_name_or_path"), folder.manifest.base_id
-    if said == served:
+    configured, served = folder.config.get("base_model_name_or_path"), folder.manifest.base_id
+    if configured == served:
         return ""
     return (
-        f"base_model_name_or_path is {quote_untrusted(said)} and the base is served as {quote_untrusted(served)}: "
-        "vLLM compares the two, make them one"
+        f"base_model_name_or_path is {quote_untrusted(configured)} and the base is served as "
+        f"{quote_untrusted(served)}: vLLM compares the two, make them equal"
     )
 
 
@@ -79,13 +79,14 @@ def _check_rank(folder: AdapterFolder) -> str:
     rank = folder.config.get("r")
     if type(rank) is int and rank in VLLM_LORA_RANKS:
         return ""
-    return f"rank r is {quote_untrusted(rank, 40)} and vLLM's ranks are {', '.join(map(str, VLLM_LORA_RANKS))}: train with one of them"
+    ranks = ", ".join(map(str, VLLM_LORA_RANKS))
+    return f"rank r is {quote_untrusted(rank, 40)} and vLLM's ranks are {ranks}: train with one of them"
 
 
 def _check_patterns(folder: AdapterFolder) -> str:
     for key in ("rank_pattern", "alpha_pattern"):
         if folder.config.get(key):
-            return f"{key} gives modules ranks or alphas of their own, which vLLM does not read: train without"
+            return f"{key} gives modules different ranks or alphas, which vLLM does not read: train without it"
     return ""
 
 
@@ -93,12 +94,12 @@ def _check_bias(folder: AdapterFolder) -> str:
     bias = folder.config.get("bias", "none")
     if bias == "none" and not folder.config.get("lora_bias"):
         return ""
-    return f"it trains biases (bias {quote_untrusted(bias, 40)}), which vLLM leaves out: train with bias none"
+    return f"it trains biases (bias {quote_untrusted(bias, 40)}), which vLLM ignores: train with bias none"
 
 
 def _check_dora(folder: AdapterFolder) -> str:
     return (
-        "it is a DoRA (use_dora), which vLLM refuses: train without, or merge it"
+        "it is a DoRA (use_dora), which vLLM refuses: train without it, or merge it"
         if folder.config.get("use_dora")
         else ""
     )
@@ -107,7 +108,7 @@ def _check_dora(folder: AdapterFolder) -> str:
 def _check_modules_to_save(folder: AdapterFolder) -> str:
     if not folder.config.get("modules_to_save"):
         return ""
-    return "it holds whole layers (modules_to_save), which vLLM refuses: train without, or merge it"
+    return "it has whole layers (modules_to_save), which vLLM refuses: train without them, or merge it"
 
 
 def _check_target_modules(folder: AdapterFolder) -> str:
@@ -116,7 +117,8 @@ def _check_target_modules(folder: AdapterFolder) -> str:
         return f"target_modules is {quote_untrusted(targets, 60)}, not a list of names: list the names of the layers"
     paths = [target for target in targets if not _MODULE_SUFFIX.fullmatch(target)]
     if paths:
-        return f"target_modules names {quote_untrusted(paths[0], 60)}, vLLM knows layers by the end of their name: list those"
+        path = quote_untrusted(paths[0], 60)
+        return f"target_modules has {path}, vLLM matches layers by the end of their name: list those"
     return ""
 
 
@@ -129,9 +131,10 @@ def _check_tensor_names(folder: AdapterFolder) -> str:
     for key in keys:
         match = _TENSOR_NAME.fullmatch(key)
         if match is None:
-            return f"the tensor {quote_untrusted(key)} is not named base_model.model.<layer>.lora_A.weight or lora_B.weight"
+            expected = "base_model.model.<layer>.lora_A.weight or lora_B.weight"
+            return f"the tensor {quote_untrusted(key)} is not named {expected}"
         if isinstance(targets, list) and not f".{match['module']}".endswith(tuple(f".{target}" for target in targets)):
-            return f"the tensor {quote_untrusted(key)} is of a layer that target_modules does not name: train it again"
+            return f"the tensor {quote_untrusted(key)} is of a layer that target_modules does not have: train it again"
     return ""
 
 
@@ -146,5 +149,5 @@ _CHECKS: dict[str, Callable[[AdapterFolder], str]] = {
     "no DoRA": _check_dora,
     "no modules_to_save": _check_modules_to_save,
     "target modules": _check_target_modules,
-    "names of tensors": _check_tensor_names,
+    "tensor names": _check_tensor_names,
 }

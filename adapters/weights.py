@@ -1,14 +1,14 @@
-"""Safetensors header, digest, read-once loading.
+"""Safetensors weights of an adapter: header and shape checks, digest, and loading of exactly the file that was checked.
 
-The header of an adapter's safetensors file, read and checked without touching a tensor.
+The format: 8 bytes with the header's length N (little endian), N bytes of JSON with each tensor's dtype, shape and
+offsets, then the tensors one after the other without gaps (github.com/huggingface/safetensors, README).
 
-The format: 8 bytes with the header's length N (little endian), N bytes of JSON that name each tensor's dtype, shape
-and place, then the tensors one after the other without holes (github.com/huggingface/safetensors, README).
+safetensors.safe_open is not used: it opens a path by itself, so that the bytes whose digest was taken need not be those
+that it maps, it follows links and waits for pipes, and its header limit is 100 MB.
 
-Reading files that somebody else may have written, and may still be writing.
-
-No link is followed, nothing that is not a file is waited for, no size is believed, and JSON has one meaning or none.
-Links among the folders on the way to an adapter's own folder are not looked for.
+The readers here treat files as untrusted, and as files that may change while they are read: no link is followed, no
+pipe is waited for, no stated size is trusted, and JSON with repeated names is refused. Links among the parent folders
+of an adapter's own folder are not checked.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from common.format import quote_untrusted
 from errors import AdapterError
 
 MAX_DEPTH = 32
-# Not on Windows, where links need rights of their own and pipes are no files.
+# Windows has neither flag; links need special rights there, and pipes are not files.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
 def open_untrusted(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.stat_result]]:
-    """The file and its status, for reading; AdapterError, naming the adapter, for what is no file or cannot be read.
+    """Open a file for reading, with its status; raises AdapterError where it is no regular file or cannot be read.
 
-    Without O_NONBLOCK the opening of a pipe would wait for somebody to write into it.
+    `name` is the adapter's, for messages. Without O_NONBLOCK, opening a pipe would wait for a writer.
     """
     try:
         with os.fdopen(os.open(path, _OPEN_FLAGS), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise AdapterError(f"Adapter '{name}': {path.name} is no regular file: copy it again.")
+                raise AdapterError(f"Adapter '{name}': {path.name} is not a regular file: copy it again.")
             yield file, status
     except OSError as error:
         if error.errno == errno.ELOOP:
@@ -56,9 +56,9 @@ def open_untrusted(path: Path, name: str) -> Iterator[tuple[BufferedReader, os.s
 
 
 def read_limited(path: Path, limit: int, name: str) -> bytes:
-    """The whole file, of at most `limit` bytes."""
+    """Read a file of at most `limit` bytes."""
     with open_untrusted(path, name) as (file, status):
-        # One more than the limit: the file may have grown since.
+        # One byte more than the limit, in case the file has grown since.
         raw = file.read(limit + 1)
     if len(raw) > limit:
         size = max(status.st_size, len(raw))
@@ -67,29 +67,29 @@ def read_limited(path: Path, limit: int, name: str) -> bytes:
 
 
 def parse_json(raw: bytes) -> Any:
-    """JSON in UTF-8; ValueError where it is none, where a name stands twice in one object, or for endless nesting."""
+    """Parse JSON in UTF-8; raises ValueError for invalid JSON, a repeated name in an object, or deep nesting."""
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
     except RecursionError as error:
-        raise ValueError("it is nested without end") from error
-    # What is nested deeply, though not too deeply for the parser, would break whoever prints or copies it.
+        raise ValueError("it is nested too deeply") from error
+    # Nesting that the parser still accepts would break code that prints or copies the value.
     level = [values] if isinstance(values, dict | list) else []
     for _ in range(MAX_DEPTH):
         if not level:
             return values
         level = [
-            inner
-            for each in level
-            for inner in (each.values() if isinstance(each, dict) else each)
-            if type(inner) is dict or type(inner) is list
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if type(child) is dict or type(child) is list
         ]
-    raise ValueError("it is nested without end")
+    raise ValueError("it is nested too deeply")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name is repeated")
     return found
 
 
@@ -102,14 +102,14 @@ _digest_cache: dict[tuple[str, int, int, int, int], str] = {}
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What one reading of a weights file found: tensor name -> shape, and the SHA-256 of its bytes in hex."""
+    """Shapes by tensor name, and the SHA-256 (hex) of the same bytes of the file."""
 
     shapes: Mapping[str, tuple[int, ...]]
     sha256: str
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies in `RawTensors.data`: its dtype as safetensors names it, its shape, its first byte and the next."""
+    """A tensor in `RawTensors.data`: dtype in safetensors' naming, shape, and the byte range begin to end."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -119,23 +119,23 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class RawTensors:
-    """All tensors of a file, by name, and the bytes that hold them."""
+    """All tensors of a file by name, and the bytes of their values."""
 
     tensors: Mapping[str, TensorInfo]
     data: bytearray
 
 
 def read_shapes(path: Path, name: str) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape, of every tensor in the file; AdapterError where its header is broken or it is empty."""
+    """Return the shape of every tensor by name; raises AdapterError where the header is invalid or a tensor empty."""
     with open_untrusted(path, name) as (file, status):
         return _check_shapes(_parse_header(_read_header(file, status.st_size, name), status.st_size, name), name)
 
 
 def inspect(path: Path, name: str) -> WeightsInfo:
-    """The file's shapes and digest, of the same bytes: somebody may be writing it.
+    """Return shapes and digest, both from one reading, as the file may be written at the same time.
 
-    A digest is remembered for as long as the file's size, times and inode stay as they are; a file that changed a
-    moment ago is read each time, because a second change within one tick of the clock would not show.
+    The digest is cached by the file's size, times and inode. A file that changed less than MIN_STAT_AGE_NS ago is read
+    each time, because a second change within one tick of the file system's clock would leave the times as they are.
     """
     with open_untrusted(path, name) as (file, status):
         now = time.time_ns()
@@ -152,18 +152,18 @@ def inspect(path: Path, name: str) -> WeightsInfo:
 
 
 def digest(path: Path, name: str) -> str:
-    """`sha256:` and 16 hex digits of the file's bytes, whatever they are."""
+    """Return `sha256:` and 16 hex digits of the SHA-256 of the file."""
     with open_untrusted(path, name) as (file, _):
         return short_digest(hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def short_digest(sha256: str) -> str:
-    """A digest as manifests state it."""
+    """Shorten a SHA-256 to the form that manifests use."""
     return f"sha256:{sha256[:16]}"
 
 
 def read_raw_tensors(path: Path, sha256: str, name: str) -> RawTensors:
-    """The tensors of the very file that was checked: read once, and AdapterError where its digest is another."""
+    """Read the tensors in one reading; raises AdapterError unless the bytes have the digest of the checked file."""
     with open_untrusted(path, name) as (file, status):
         raw = _read_header(file, status.st_size, name)
         data = bytearray(status.st_size - 8 - len(raw))
@@ -171,31 +171,32 @@ def read_raw_tensors(path: Path, sha256: str, name: str) -> RawTensors:
     hasher = hashlib.sha256(len(raw).to_bytes(8, "little") + raw)
     hasher.update(data)
     if filled != len(data) or hasher.hexdigest() != sha256:
-        raise AdapterError(f"Adapter '{name}' was changed while it was being loaded: ask for it again.")
+        raise AdapterError(f"Adapter '{name}' was changed while it was being loaded: load it again.")
     return RawTensors(_parse_header(raw, status.st_size, name), data)
 
 
 def _read_header(file: BufferedReader, size: int, name: str) -> bytes:
-    """The JSON that names the tensors, not parsed yet; `size` is the file's."""
+    """Read the header's JSON, not parsed yet; `size` is the file's."""
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > MAX_HEADER_BYTES or length > size - 8:
-        big = size >= 8 and MAX_HEADER_BYTES < length <= size - 8
-        error = (
+        too_long = size >= 8 and MAX_HEADER_BYTES < length <= size - 8
+        problem = (
             f"has a header of {length} bytes, more than {MAX_HEADER_BYTES}"
-            if big
+            if too_long
             else "is cut short or not safetensors"
         )
-        raise AdapterError(f"Adapter '{name}': {WEIGHTS_NAME} {error}: copy it again or train it again.")
+        raise AdapterError(f"Adapter '{name}': {WEIGHTS_NAME} {problem}: copy it again or train it again.")
     return file.read(length)
 
 
 def _parse_header(raw: bytes, size: int, name: str) -> dict[str, TensorInfo]:
-    """The tensors that the header names, after checking that they fill the rest of the file exactly."""
+    """Parse the header and check that its tensors fill the rest of the file exactly, without gap or overlap."""
     try:
         header = parse_json(raw)
     except ValueError as error:
         raise AdapterError(
-            f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({quote_untrusted(str(error))}): train it again."
+            f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({quote_untrusted(str(error))}): "
+            "train it again."
         ) from error
     if not isinstance(header, dict):
         raise AdapterError(f"Adapter '{name}': the header of {WEIGHTS_NAME} is not an object: train it again.")
@@ -205,12 +206,12 @@ def _parse_header(raw: bytes, size: int, name: str) -> dict[str, TensorInfo]:
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
         if tensor.begin != end:
             raise AdapterError(
-                f"Adapter '{name}': tensor {quote_untrusted(key)} overlaps another or leaves a hole: train again."
+                f"Adapter '{name}': tensor {quote_untrusted(key)} overlaps another or leaves a gap: train again."
             )
         end = tensor.end
     if end != size - 8 - len(raw):
         raise AdapterError(
-            f"Adapter '{name}': {WEIGHTS_NAME} has {size - 8 - len(raw)} bytes of tensors where its header names "
+            f"Adapter '{name}': {WEIGHTS_NAME} has {size - 8 - len(raw)} bytes of tensors where its header states "
             f"{end}: it is cut short or damaged, copy it again."
         )
     return tensors
@@ -222,26 +223,28 @@ def _check_shapes(tensors: Mapping[str, TensorInfo], name: str) -> dict[str, tup
     for key, tensor in tensors.items():
         if 0 in tensor.shape:
             raise AdapterError(
-                f"Adapter '{name}': tensor {quote_untrusted(key)} has shape {list(tensor.shape)}, so it is empty: train it again."
+                f"Adapter '{name}': tensor {quote_untrusted(key)} has shape {list(tensor.shape)}, so it is empty: "
+                "train it again."
             )
     return {key: tensor.shape for key, tensor in tensors.items()}
 
 
 def _parse_tensor_info(key: str, tensor: Any, name: str) -> TensorInfo:
-    """What the header says of a tensor; AdapterError when its place contradicts its dtype and shape."""
+    """Parse one tensor of the header; raises AdapterError where its offsets contradict its dtype and shape."""
     dtype = tensor.get("dtype") if isinstance(tensor, dict) else None
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise AdapterError(
-            f"Adapter '{name}': tensor {quote_untrusted(key)} has dtype {quote_untrusted(dtype, 20)}: save it as F32, F16 or BF16."
+            f"Adapter '{name}': tensor {quote_untrusted(key)} has dtype {quote_untrusted(dtype, 20)}: save it as F32, "
+            "F16 or BF16."
         )
-    shape, place = tensor.get("shape"), tensor.get("data_offsets")
-    if not _is_size_list(shape) or not _is_size_list(place) or len(place) != 2:
+    shape, offsets = tensor.get("shape"), tensor.get("data_offsets")
+    if not _is_size_list(shape) or not _is_size_list(offsets) or len(offsets) != 2:
         raise AdapterError(
-            f"Adapter '{name}': tensor {quote_untrusted(key)} has no valid shape and place: train it again."
+            f"Adapter '{name}': tensor {quote_untrusted(key)} has no valid shape and offsets: train it again."
         )
-    if place[1] - place[0] != math.prod(shape) * ITEM_BYTES[dtype]:
+    if offsets[1] - offsets[0] != math.prod(shape) * ITEM_BYTES[dtype]:
         raise AdapterError(f"Adapter '{name}': tensor {quote_untrusted(key)} does not fill its shape: copy it again.")
-    return TensorInfo(dtype, tuple(shape), place[0], place[1])
+    return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _is_size_list(value: Any) -> bool:

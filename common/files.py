@@ -1,27 +1,31 @@
-"""Atomic file write, inter-process file lock.
+"""Atomic file writes and inter-process file locks.
 
-Files that are written whole, in one step.
-
-Locks that a process holds on a file, and that the system takes back when the process ends, however it ends.
-
-A number of a process says nothing after a restart: it may be a stranger's by then. Whether a lock is free does.
+A lock is an flock on a file, taken through the package filelock: the system releases it when its process ends, however
+it ends. A process id in a file would not do, since after a restart it may belong to another program.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from errors import PromptOrTuneError
 
+if sys.platform != "win32":
+    import fcntl
+
+_POLL_SECONDS = 0.02
+# `is_locked` holds a lock for microseconds; a process that wants the lock for longer must not give up because of that.
+_DEFAULT_TIMEOUT_SECONDS = 1.0
+
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Puts `content` into the file in one step: a reader, or a crash, sees the old content or the new."""
+    """Replace the content of the file in one step: a reader, or a crash, sees the old content or the new."""
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -39,7 +43,7 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Fails now, not after an hour, where the file could not be written."""
+    """Raise PromptOrTuneError where the file could not be written, before an hour of work depends on it."""
     if path.is_dir():
         raise PromptOrTuneError(f"{path} is a folder: name a file.")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
@@ -48,64 +52,59 @@ def check_writable(path: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> PromptOrTuneError:
-    """The sentence for a file that could not be written."""
-    return PromptOrTuneError(f"Cannot write {path} ({error.strerror}): choose a place with room that you may write to.")
+    """Return the error for a file that could not be written."""
+    return PromptOrTuneError(
+        f"Cannot write {path} ({error.strerror}): choose a folder with free space that you may write to."
+    )
 
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+def acquire_lock(path: Path, timeout: float = _DEFAULT_TIMEOUT_SECONDS) -> AcquireReturnProxy[FileLock] | None:
+    """Lock the file for this process; the result is a context manager that releases it, and `.lock` the lock itself.
 
-_POLL_SECONDS = 0.02
-# Whoever only looks holds a lock for microseconds; who wants it for long must not give up on that.
-_DEFAULT_TIMEOUT_SECONDS = 1.0
-
-
-def acquire_lock(path: Path, timeout: float = _DEFAULT_TIMEOUT_SECONDS) -> FileIO | None:
-    """The file, locked for this process until it is closed; None where another has it for `patience` seconds."""
-    deadline = time.monotonic() + timeout
+    Returns None where another process held it for `timeout` seconds. Raises PromptOrTuneError where the file cannot be
+    written.
+    """
     try:
-        file = FileIO(path, "ab")
+        path.touch()  # FileLock would create missing folders
+        # Any thread may release it. No fallback to a soft lock, which would outlive a crash.
+        lock = FileLock(path, timeout, thread_local=False, poll_interval=_POLL_SECONDS, fallback_to_soft=False)
+        return lock.acquire()
+    except Timeout:
+        return None
     except OSError as error:
         raise write_error(path, error) from error
-    while not _try_lock(file, exclusive=True):
-        if time.monotonic() >= deadline:
-            file.close()
-            return None
-        time.sleep(_POLL_SECONDS)
-    return file
 
 
 @contextmanager
 def file_lock(path: Path, timeout: float) -> Iterator[None]:
-    """The lock for as long as the block lasts; PromptOrTuneError where another process keeps it all the time."""
-    file = acquire_lock(path, timeout)
-    if file is None:
-        raise PromptOrTuneError(f"Another process has held {path} for {timeout:.0f} seconds: see what it waits for.")
-    try:
+    """Hold the lock in the block; raises PromptOrTuneError where another process held it for `timeout` seconds."""
+    lock = acquire_lock(path, timeout)
+    if lock is None:
+        raise PromptOrTuneError(
+            f"Another process has held {path} for {timeout:.0f} seconds: check what that process waits for."
+        )
+    with lock:
         yield
-    finally:
-        file.close()
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process has the lock."""
+    """Whether a living process holds the lock. Creates no file.
+
+    The probe is a shared lock, which filelock does not have, so that two processes that look at the same time do not
+    take each other for a holder.
+    """
+    if sys.platform == "win32":
+        lock = acquire_lock(path, timeout=0) if path.exists() else None
+        if lock is not None:
+            lock.lock.release()
+        return lock is None and path.exists()
     try:
-        file = FileIO(path, "rb")
+        file = path.open("rb")
     except OSError:
         return False
     with file:
-        return not _try_lock(file, exclusive=False)
-
-
-def _try_lock(file: FileIO, exclusive: bool) -> bool:
-    try:
-        if sys.platform == "win32":
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

@@ -1,13 +1,13 @@
-"""Aligned tables, on the terminal and in Markdown, and how figures are written in them."""
+"""Text for people: bytes, durations, percentages with intervals, aligned tables, and quoted values from files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 
 class Interval(Protocol):
-    """A value between two bounds, as shares of one."""
+    """A value between two bounds, as shares of 1."""
 
     @property
     def value(self) -> float: ...
@@ -18,47 +18,73 @@ class Interval(Protocol):
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Aligned columns, the first to the left and the others to the right; as Markdown where asked."""
-    cells = [[_table_cell(cell, markdown) for cell in line] for line in [header, *rows]]
-    least = 3 if markdown else 1  # Markdown needs a rule of "-:" at least
-    widths = [max(least, *(len(line[at]) for line in cells)) for at in range(len(header))]
+    """Format rows below a header, the first column aligned left and the others right; as Markdown with `markdown`."""
+    cells = [[_table_cell(cell, markdown) for cell in row] for row in [header, *rows]]
+    min_width = 3 if markdown else 1  # Markdown needs a rule of "-:" at least
+    widths = [max(min_width, *(len(row[column]) for row in cells)) for column in range(len(header))]
 
-    def text(line: Sequence[str], pad: Callable[[str, int], str]) -> str:
-        rest = (pad(cell, width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        columns = [line[0].ljust(widths[0]), *rest]
+    def format_row(row: Sequence[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        columns = [row[0].ljust(widths[0]), *rest]
         return "| " + " | ".join(columns) + " |" if markdown else "  ".join(columns).rstrip()
 
     rule = ["-" * widths[0], *("-" * (width - 1) + (":" if markdown else "-") for width in widths[1:])]
-    return "\n".join([text(cells[0], str.rjust), text(rule, str.rjust), *(text(line, str.rjust) for line in cells[1:])])
+    return "\n".join(format_row(row) for row in (cells[0], rule, *cells[1:]))
 
 
 def format_percent(interval: Interval | None) -> str:
-    """A value with its interval, in percent; 'none' where there is none."""
+    """Format a value with its interval, in percent; 'none' for None."""
     if interval is None:
         return "none"
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def format_points(difference: Interval) -> str:
-    """A difference of shares in percentage points, with its interval."""
+    """Format a difference of shares in percentage points, with its interval."""
     if difference.low == difference.high == 0:
-        return "0 (no problem differs)"  # an interval of no width would look like certainty
+        return "0 (no problem differs)"  # an interval of no width would suggest certainty
     return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
 def format_share(interval: Interval | None) -> str:
-    """A value in percent, without its interval; 'none' where there is none."""
+    """Format a value in percent, without its interval; 'none' for None."""
     return "none" if interval is None else f"{100 * interval.value:.1f}"
 
 
 def format_p_value(value: float) -> str:
-    """A p with three places."""
+    """Format a p-value with three decimals."""
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
 def format_gigabytes(size: int | None) -> str:
-    """A size in 10**9 bytes; 'none' where it was not measured."""
+    """Format a size in 10**9 bytes, so that a column of them is in one unit; 'none' for None."""
     return "none" if size is None else f"{size / 1e9:.2f} GB"
+
+
+def format_bytes(size: float) -> str:
+    """Format a size in units of 1000: '512 bytes', '12.3 kB', '93 MB', '3.61 GB'; three digits, no trailing zeros."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit * 0.9995:  # from where the smaller unit would be rounded up to 1000
+            value = size / unit
+            decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            text = f"{value:.{decimals}f}"
+            return f"{text.rstrip('0').rstrip('.') if decimals else text} {name}"
+    return f"{size:.0f} bytes"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a time span in two units at most: '45 s', '3 min 07 s', '2 h 05 min', '1 d 04 h'."""
+    total = max(0, round(seconds))
+    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if total >= unit:
+            return f"{total // unit} {name} {total % unit // part:02d} {part_name}"
+    return f"{total} s"
+
+
+def format_clock(seconds: float) -> str:
+    """Format a time span as a clock has it: '3:07', '2:05:09'."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _table_cell(text: str, markdown: bool) -> str:
@@ -67,6 +93,6 @@ def _table_cell(text: str, markdown: bool) -> str:
 
 
 def quote_untrusted(value: object, width: int = 100) -> str:
-    """A value out of a file, fit for a sentence: without control characters, and not without end."""
+    """Return a value from a file fit for a message: without control characters, `width` characters at most."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -20,9 +20,10 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from common.files import acquire_lock
 from common.paths import make_dir
@@ -125,13 +126,13 @@ def run_worker(home: Path, idle_seconds: float = IDLE_SECONDS) -> None:
         _logger.info("Another worker lives; nothing to do.")
         return
     with lock:
-        worker = _Worker(home, root, idle_seconds, lock)
+        worker = _Worker(home, root, idle_seconds, lock.lock)
         with open_queue(root, worker.run_job) as queue:
             worker.serve(queue)
 
 
 class _Worker:
-    def __init__(self, home: Path, root: Path, idle_seconds: float, lock: FileIO) -> None:
+    def __init__(self, home: Path, root: Path, idle_seconds: float, lock: FileLock) -> None:
         self._lock = lock
         self._home = home
         self._root = root
@@ -214,7 +215,7 @@ class _Worker:
             if not has_pending_jobs(self._root):
                 for consumer in consumers:
                     consumer.stop(graceful=True)
-                self._lock.close()
+                self._lock.release()
                 self._stop_event.set()
 
     def _on_signal(self, number: int, _frame: Any) -> None:

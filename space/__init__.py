@@ -1,1 +1,1 @@
-"""The Space: its card, and the command that builds its files and publishes them."""
+"""The Hugging Face Space: its card, its files, and the command that publishes it."""

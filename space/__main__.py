@@ -1,7 +1,7 @@
-"""Builds the Space's files, and publishes them.
+"""Command line of the Space: build its files and publish them.
 
-python -m space build DIR                    the files of a Space, in a folder
-python -m space publish user/prompt-or-tune      creates or updates the Space on the Hub and waits until it runs
+python -m space build DIR                    writes the files of a Space, in a folder
+python -m space publish user/prompt-or-tune  creates or updates the Space on the Hub and waits until it runs
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.command import configure_environment, run_command
+from common.format import format_bytes
 from space.build import build_space
 
 
@@ -35,7 +36,7 @@ def _build(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a Space that was built there before")
     options = parser.parse_args(arguments)
     built = build_space(options.folder.expanduser(), overwrite=options.overwrite)
-    print(f"{built.folder}: {len(built.files)} files, {built.size / 1e6:.1f} MB; `python app.py` there starts it.")
+    print(f"{built.folder}: {len(built.files)} files, {format_bytes(built.size)}; `python app.py` there starts it.")
 
 
 def _publish(arguments: Sequence[str]) -> None:

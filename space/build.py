@@ -1,10 +1,8 @@
-"""Files and card of the Space.
+"""Files of the Space: which files of the checkout it needs, and the check of its card.
 
-Puts exactly the files that a Space needs into a folder: the rooms, the library, the runs that Results shows.
-
-The card of the Space: the front matter of its README.md, which tells the Hub how to build and run it.
-
-Source: the Hub's manual, "Spaces Configuration Reference".
+A Space holds the packages of the program, the adapter library and the runs that the Results page shows. Its card is the
+front matter of README.md, which tells the Hub how to build and run it (source: the Hub's manual, "Spaces Configuration
+Reference").
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from common.format import format_bytes
 from errors import PromptOrTuneError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +30,7 @@ _REQUIRED_KEYS = ("title", "emoji", "sdk", "sdk_version", "python_version", "app
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The values between the '---' lines at the top of a card; PromptOrTuneError where there are none."""
+    """Return the values between the '---' lines at the top of a card; raises PromptOrTuneError where there are none."""
     found = _FRONT_MATTER.match(text)
     try:
         values = yaml.safe_load(found[1]) if found else None
@@ -43,7 +42,7 @@ def front_matter(text: str) -> dict[str, Any]:
 
 
 def check_card(text: str, requirements: str) -> dict[str, Any]:
-    """The card's front matter; PromptOrTuneError in one sentence where the Hub would refuse it or build something else."""
+    """Return the card's front matter; raises PromptOrTuneError for a card that the Hub would refuse."""
     values = front_matter(text)
     missing = [key for key in _REQUIRED_KEYS if not values.get(key)]
     if missing:
@@ -59,16 +58,17 @@ def check_card(text: str, requirements: str) -> dict[str, Any]:
             raise PromptOrTuneError(
                 f"The {key} of {CARD.name} is {values.get(key)!r}: choose one of {', '.join(_COLORS)}."
             )
-    wanted, given = pinned_version("gradio", requirements), str(values["sdk_version"])
-    if given != wanted:
+    pinned, sdk_version = pinned_version("gradio", requirements), str(values["sdk_version"])
+    if sdk_version != pinned:
         raise PromptOrTuneError(
-            f"The sdk_version of {CARD.name} is {given} and requirements.txt pins gradio {wanted}: write {wanted}."
+            f"The sdk_version of {CARD.name} is {sdk_version} and requirements.txt pins gradio {pinned}: "
+            f"write {pinned}."
         )
     return values
 
 
 def pinned_version(package: str, requirements: str) -> str:
-    """The version that `requirements` pins for a package; PromptOrTuneError where it pins none."""
+    """Return the version of a package that `requirements` pins; raises PromptOrTuneError without a pin."""
     found = re.search(rf"^{re.escape(package)}==([^\s;#]+)", requirements, re.MULTILINE)
     if not found:
         raise PromptOrTuneError(f"requirements.txt pins no version of {package}: add {package}==VERSION.")
@@ -76,7 +76,7 @@ def pinned_version(package: str, requirements: str) -> str:
 
 
 def with_thumbnail(text: str, address: str) -> str:
-    """The card with the picture that is shown where people share the Space's address."""
+    """Return the card with the picture that is displayed where people share the Space's address."""
     return text.replace("\n---\n", f"\nthumbnail: {address}\n---\n", 1)
 
 
@@ -85,10 +85,11 @@ def _first_line(error: Exception) -> str:
 
 
 MAX_BYTES = 30_000_000
-# Rooms go along whole; what stands around them (tests, benchmarks, docs, this package) is for those who develop.
-PACKAGES = ("adapters", "evaluate", "jobs", "serve", "tasks", "train", "ui")
+# Copied whole. Tests, benchmarks, docs and the rest of this package are needed for development only.
+PACKAGES = ("adapters", "common", "evaluate", "jobs", "models", "serve", "tasks", "train", "ui")
 TOP_LEVEL_FILES = ("app.py", "errors.py", "LICENSE", "requirements.txt")
-# The Results page reads the runs and the scores beside them; the reports, plots and tables are made from these.
+SPACE_FILES = ("space/__init__.py", "space/settings.py")  # what app.py imports of this package
+# The Results page reads the runs and the scores beside them; reports, plots and tables are generated from these.
 RESULTS_DIR = "docs/results"
 _RUN_ENDINGS = (".jsonl", ".jsonl.gz")
 _SKIPPED_NAMES = ("__pycache__",)
@@ -99,7 +100,7 @@ THUMBNAIL = "thumbnail.png"
 
 @dataclass(frozen=True)
 class BuiltSpace:
-    """What was written: the folder, its files as paths within it, sorted, and their bytes together."""
+    """What was written: the folder, its files as sorted paths within it, and their total size in bytes."""
 
     folder: Path
     files: tuple[str, ...]
@@ -107,39 +108,39 @@ class BuiltSpace:
 
 
 def build_space(folder: Path, *, overwrite: bool = False, repo_id: str | None = None) -> BuiltSpace:
-    """Writes the Space into `folder`; the same checkout gives the same files, byte for byte.
+    """Write the Space into `folder`; the same checkout gives the same files, byte for byte.
 
-    With `repo_id` the card names the Space's own thumbnail, which needs its address. PromptOrTuneError in one sentence
-    where the folder holds something and may not be overwritten, or the card or the size is wrong; nothing is then
-    written. With `overwrite` the folder holds the Space alone afterwards.
+    With `repo_id` the card names the Space's own thumbnail, which needs its address. With `overwrite` the folder holds
+    nothing but the Space afterwards. Raises PromptOrTuneError where the folder holds something and may not be
+    overwritten, or the card or the size is wrong; nothing is then written.
     """
-    wanted = space_files(repo_id)
-    size = sum(_size(source) for source in wanted.values())
+    files = space_files(repo_id)
+    size = sum(_size(source) for source in files.values())
     if size > MAX_BYTES:
         raise PromptOrTuneError(
-            f"The Space would have {size / 1e6:.1f} MB and {MAX_BYTES / 1e6:.0f} MB is the limit: take something large "
-            "out of adapters/library or docs/results."
+            f"The Space would have {format_bytes(size)} and {format_bytes(MAX_BYTES)} is the limit: remove "
+            "something large from adapters/library or docs/results."
         )
     _clear_folder(folder, overwrite)
-    for name, source in wanted.items():
+    for name, source in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(source if isinstance(source, bytes) else source.read_bytes())
         target.chmod(0o644)
-    return BuiltSpace(folder, tuple(wanted), size)
+    return BuiltSpace(folder, tuple(files), size)
 
 
 def space_files(repo_id: str | None = None) -> dict[str, Path | bytes]:
-    """What a Space consists of: paths within it, sorted, with the file, or the text, that belongs there."""
+    """Map the paths within a Space, sorted, to the file, or the bytes, to write there."""
     card = CARD.read_text(encoding="utf-8")
     check_card(card, REQUIREMENTS.read_text(encoding="utf-8"))
-    found: dict[str, Path | bytes] = {name: ROOT / name for name in TOP_LEVEL_FILES}
-    for room in PACKAGES:
-        found |= {_repo_path(path): path for path in _iter_files(ROOT / room)}
+    found: dict[str, Path | bytes] = {name: ROOT / name for name in (*TOP_LEVEL_FILES, *SPACE_FILES)}
+    for package in PACKAGES:
+        found |= {_repo_path(path): path for path in _iter_files(ROOT / package)}
     found |= {_repo_path(path): path for path in _iter_files(ROOT / RESULTS_DIR) if path.name.endswith(_RUN_ENDINGS)}
     found["packages.txt"] = CARD.with_name("packages.txt")
     if repo_id is not None:
-        # Addresses of a Space's files are the Hub's own, whatever endpoint this machine uses.
+        # The Hub's own address, whatever endpoint this machine uses.
         card = with_thumbnail(card, f"https://huggingface.co/spaces/{repo_id}/resolve/main/{THUMBNAIL}")
         found[THUMBNAIL] = SCREENSHOT
     found["README.md"] = card.encode()
@@ -147,17 +148,17 @@ def space_files(repo_id: str | None = None) -> dict[str, Path | bytes]:
 
 
 def is_project_file(path: str) -> bool:
-    """Whether a file of a published Space is one that some version of this program put there."""
+    """Whether some version of this program put this file into a published Space."""
     first = path.split("/", 1)[0]
     return (
         first in PACKAGES
-        or path in (*TOP_LEVEL_FILES, "packages.txt", "README.md", THUMBNAIL)
+        or path in (*TOP_LEVEL_FILES, *SPACE_FILES, "packages.txt", "README.md", THUMBNAIL)
         or path.startswith(f"{RESULTS_DIR}/")
     )
 
 
 def _iter_files(folder: Path) -> Iterator[Path]:
-    """All files under `folder` that are no leftovers of tools; links are not followed out of the checkout."""
+    """Yield the files under `folder`, without caches and backups of tools and without symbolic links."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part in _SKIPPED_NAMES for part in parts)
@@ -174,21 +175,23 @@ def _size(source: Path | bytes) -> int:
 
 
 def _clear_folder(folder: Path, overwrite: bool) -> None:
-    """An empty `folder`. What is deleted is only ever a Space that was built before."""
+    """Make `folder` empty. Nothing is deleted but a Space that was built there before."""
     if folder.exists() and not folder.is_dir():
         raise PromptOrTuneError(f"{folder} is a file: name a folder for the Space.")
-    there = list(folder.iterdir()) if folder.is_dir() else []
-    if there and not overwrite:
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    if entries and not overwrite:
         raise PromptOrTuneError(f"The folder {folder} is not empty: name another one, or add --overwrite.")
-    strange = [path.name for path in there if not is_project_file(path.name) and path.name not in ("docs", ".git")]
-    if strange:
+    foreign = [
+        path.name for path in entries if not is_project_file(path.name) and path.name not in ("docs", "space", ".git")
+    ]
+    if foreign:
         raise PromptOrTuneError(
-            f"The folder {folder} holds more than a Space ({', '.join(sorted(strange)[:3])}): name another one."
+            f"The folder {folder} holds more than a Space ({', '.join(sorted(foreign)[:3])}): name another one."
         )
     try:
-        for path in there:
+        for path in entries:
             if path.is_dir() and not path.is_symlink():
-                if path.name != ".git":  # a clone of the Space stays one
+                if path.name != ".git":  # so that a clone of the Space stays a clone
                     shutil.rmtree(path)
             else:
                 path.unlink()

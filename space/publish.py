@@ -1,13 +1,7 @@
-"""Create/update the Space, options, wait.
+"""Publishing of the Space: options, upload in one commit, settings, and waiting until it runs.
 
-Publishes the Space: creates it where there is none, uploads its files in one commit, sets what was wished for.
-
-Publishing the same again changes nothing: no commit is made and nothing restarts, except for secrets, whose old values
-nobody can read and which are therefore set anew.
-
-What a person wants of a Space besides its files: hardware, storage, secrets and variables, read from options.
-
-Waits until the Hub runs a Space, with the lines of its build as far as the Hub gives them.
+Publishing the same files again makes no commit and restarts nothing, except for secrets: their old values cannot be
+read, so they are always set anew.
 """
 
 from __future__ import annotations
@@ -22,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from common.hub import hub_errors
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, unknown_name_error
@@ -36,7 +30,7 @@ if TYPE_CHECKING:
 
 WAIT_MINUTES = 45.0
 POLL_SECONDS = 5.0
-# For so long after a commit the Hub may still show the former version as running, where it does not name the commit.
+# For this long after a commit the Hub may still report the former version as running, if it does not name the commit.
 STALE_STATUS_SECONDS = 20.0
 _MAX_LOG_WIDTH = 200
 _FAILED_STAGES = {
@@ -63,14 +57,14 @@ def wait_until_running(
     clock: Callable[[], float] = time.monotonic,
     api: HfApi | None = None,
 ) -> str:
-    """The hardware that runs `commit` of the Space; PromptOrTuneError in one sentence where it does not come to that.
+    """Wait until the Space runs `commit`, reporting the build log; return the name of its hardware.
 
-    `patience` and `poll` are seconds.
+    `timeout` and `poll_seconds` are in seconds. Raises PromptOrTuneError where the Space fails, stops or takes longer.
     """
     from huggingface_hub import HfApi
 
     api = api or HfApi()
-    began, stage = clock(), ""
+    started_at, stage = clock(), ""
     log = _BuildLog(api, repo_id, report)
     while True:
         with hub_errors(repo_id, "waiting for", error=PromptOrTuneError):
@@ -79,10 +73,10 @@ def wait_until_running(
             stage = _enum_value(runtime.stage)
             report(f"{stage.replace('_', ' ').capitalize()} ...")
         log.report_new()
-        settled = clock() - began >= STALE_STATUS_SECONDS
-        if _is_final(runtime, stage, commit, settled):
+        is_current = clock() - started_at >= STALE_STATUS_SECONDS
+        if _is_final(runtime, stage, commit, is_current):
             break
-        if clock() - began > timeout:
+        if clock() - started_at > timeout:
             raise PromptOrTuneError(
                 f"'{repo_id}' does not run after {timeout / 60:g} min (it says {stage}): look at its logs at "
                 f"{api.endpoint}/spaces/{repo_id}, it goes on there by itself."
@@ -94,7 +88,7 @@ def wait_until_running(
 
 
 def _is_final(runtime: SpaceRuntime, stage: str, commit: str, is_current: bool) -> bool:
-    """Whether this stage is the end, and that of this commit: the former version may run, or have failed, until now."""
+    """Whether the stage is final and belongs to `commit`; the former version may still run, or have failed before."""
     sha = runtime.raw.get("sha")
     if stage == "RUNNING" and sha:
         return bool(sha == commit)
@@ -105,13 +99,13 @@ def _failure_message(runtime: SpaceRuntime, stage: str, repo_id: str, last_log: 
     address = f"{endpoint}/spaces/{repo_id}"
     if stage in _INACTIVE_STAGES:
         return f"'{repo_id}' {_INACTIVE_STAGES[stage]}: start it again in its settings at {address}."
-    said = str(runtime.raw.get("errorMessage") or last_log).strip().splitlines()
-    reason = f": {quote_untrusted(said[-1].strip(), _MAX_LOG_WIDTH)}" if said else ""
+    lines = str(runtime.raw.get("errorMessage") or last_log).strip().splitlines()
+    reason = f": {quote_untrusted(lines[-1].strip(), _MAX_LOG_WIDTH)}" if lines else ""
     return f"'{repo_id}' does not run, {_FAILED_STAGES[stage]} ({stage}{reason}): read its logs at {address}."
 
 
 class _BuildLog:
-    """The build's lines, each told once. Not every Hub and token gives them; then there are none."""
+    """Reports each line of the build log once. Not every Hub and token gives access to it; then there are none."""
 
     def __init__(self, api: HfApi, repo_id: str, report: ProgressFn) -> None:
         self._api = api
@@ -121,7 +115,7 @@ class _BuildLog:
         self.last_message = ""
 
     def report_new(self) -> None:
-        """Reports the lines that are new since the last time."""
+        """Report the lines that are new since the last call."""
         lines = self._fetch()
         if len(lines) < self._num_reported:  # another build has begun
             self._num_reported = 0
@@ -133,7 +127,7 @@ class _BuildLog:
     def _fetch(self) -> list[str]:
         try:
             text = "".join(_ensure_newline(part) for part in self._api.fetch_space_logs(self._repo_id, build=True))
-        except Exception:  # noqa: BLE001 - the log is a courtesy: whatever keeps it away must not end the waiting
+        except Exception:  # noqa: BLE001 - without a log the wait goes on
             return []
         return [line.rstrip() for line in text.splitlines() if line.strip()]
 
@@ -142,9 +136,9 @@ def _ensure_newline(part: str) -> str:
     return part if part.endswith("\n") else f"{part}\n"
 
 
-def _enum_value(each: Any) -> str:
-    """The client has enumerations for what it knows and plain texts for what it does not."""
-    return str(getattr(each, "value", each))
+def _enum_value(value: Any) -> str:
+    """The text of a stage or hardware: the client has an enumeration for known ones and a str for others."""
+    return str(getattr(value, "value", value))
 
 
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,255}")
@@ -152,9 +146,10 @@ _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,255}")
 
 @dataclass(frozen=True)
 class SpaceOptions:
-    """Nothing is changed of what is not wished for. `storage` is a bucket, "user/name", mounted at /data.
+    """Settings to apply to a Space; those left out stay as they are.
 
-    `private` matters for a new Space alone. Secrets' values appear in no message.
+    `storage` is a bucket, "user/name", mounted at /data. `private` applies to a new Space only. Values of secrets
+    appear in no message.
     """
 
     private: bool = False
@@ -165,7 +160,7 @@ class SpaceOptions:
 
 
 def add_space_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `read_wishes` reads."""
+    """Add the options that `parse_space_options` reads."""
     parser.add_argument("--private", action="store_true", help="a new Space is private")
     parser.add_argument(
         "--hardware", metavar="NAME", help="such as cpu-basic, t4-small, l4x1, or zero-a10g for ZeroGPU"
@@ -184,12 +179,12 @@ def add_space_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_space_options(args: argparse.Namespace) -> SpaceOptions:
-    """The options, checked; PromptOrTuneError in one sentence."""
+    """Check and return the options; raises PromptOrTuneError."""
     from huggingface_hub import SpaceHardware
 
-    known = [str(each.value) for each in SpaceHardware]
-    if args.hardware is not None and args.hardware not in known:
-        raise unknown_name_error("hardware", args.hardware, known)
+    names = [str(hardware.value) for hardware in SpaceHardware]
+    if args.hardware is not None and args.hardware not in names:
+        raise unknown_name_error("hardware", args.hardware, names)
     secrets = _parse_pairs(args.secret, "--secret")
     variables = _parse_pairs(args.variable, "--variable")
     both = sorted(secrets.keys() & variables.keys())
@@ -201,7 +196,7 @@ def parse_space_options(args: argparse.Namespace) -> SpaceOptions:
 
 
 def _parse_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
-    """KEY=VALUE, or KEY with its value in the environment. No message repeats a value."""
+    """Parse KEY=VALUE, or KEY with its value in the environment. No message repeats a value."""
     found: dict[str, str] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -221,13 +216,14 @@ def _parse_pairs(texts: Iterable[str], option: str) -> dict[str, str]:
     return found
 
 
-_MARKER_FILE = "serve/engine/llm_engine.py"  # every Space of this program has it
+# A Space with one of these files was published by this program; the second one by versions before the engine moved.
+_MARKER_FILES = ("serve/engine/llm_engine.py", "serve/engine.py")
 _NEW_SPACE_FILES = (".gitattributes", "README.md")  # what the Hub itself puts into a new Space
 
 
 @dataclass(frozen=True)
 class PublishedSpace:
-    """Where the Space is, the commit that it shall run, and whether that commit is new."""
+    """Address of the Space, the commit that it should run, and whether that commit is new."""
 
     repo_id: str
     commit: str
@@ -236,7 +232,7 @@ class PublishedSpace:
 
 
 def publish_command(arguments: Sequence[str]) -> None:
-    """`python -m space publish`; PromptOrTuneError in one sentence."""
+    """Run `python -m space publish`; raises PromptOrTuneError."""
     parser = argparse.ArgumentParser(
         prog="python -m space publish",
         description="Creates or updates a Space on the Hugging Face Hub and waits until it runs. The token is the one "
@@ -250,8 +246,8 @@ def publish_command(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
 
-    def report(line: str) -> None:
-        print(line, flush=True)
+    def report(message: str) -> None:
+        print(message, flush=True)
 
     published = publish_space(options.repo_id, parse_space_options(options), report)
     if options.no_wait:
@@ -264,42 +260,44 @@ def publish_command(arguments: Sequence[str]) -> None:
 def publish_space(
     repo_id: str, space_options: SpaceOptions, report: ProgressFn, token: str | None = None
 ) -> PublishedSpace:
-    """Makes the Space hold exactly this checkout's program. PromptOrTuneError in one sentence.
+    """Upload this checkout's program to the Space, creating it where it does not exist, and apply the options.
 
-    All that can be refused is refused before anything is sent: the card, the size, the token and its rights, and a
-    Space that holds somebody's other program.
+    Raises PromptOrTuneError. The card, the size, the token with its rights and a Space that holds another program are
+    checked before anything is sent.
     """
     from huggingface_hub import HfApi
 
     check_name(repo_id)
-    wanted = space_files(repo_id)
-    size = sum(len(each) if isinstance(each, bytes) else each.stat().st_size for each in wanted.values())
+    files = space_files(repo_id)
+    size = sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
     if size > MAX_BYTES:
-        raise PromptOrTuneError(f"The Space would have {size / 1e6:.1f} MB and {MAX_BYTES / 1e6:.0f} MB is the limit.")
+        raise PromptOrTuneError(
+            f"The Space would have {format_bytes(size)} and {format_bytes(MAX_BYTES)} is the limit."
+        )
     api = HfApi(token=find_token(repo_id, token))
     with _hub_errors(repo_id, "checking access to"):
-        person = api.whoami()
-    check_owner(repo_id, person)
-    there = _remote_files(api, repo_id)
-    if there is None:
-        check_scopes(repo_id, person)
-    elif _MARKER_FILE not in there and set(there) - set(_NEW_SPACE_FILES):
-        strange = min(set(there) - set(_NEW_SPACE_FILES))
+        account = api.whoami()
+    check_owner(repo_id, account)
+    remote_files = _remote_files(api, repo_id)
+    if remote_files is None:
+        check_scopes(repo_id, account)
+    elif not set(remote_files) & set(_MARKER_FILES) and set(remote_files) - set(_NEW_SPACE_FILES):
+        foreign = min(set(remote_files) - set(_NEW_SPACE_FILES))
         raise PromptOrTuneError(
-            f"The Space '{repo_id}' holds another program already ({strange}): publish under another name, or delete "
+            f"The Space '{repo_id}' holds another program already ({foreign}): publish under another name, or delete "
             "it there."
         )
     if space_options.storage:
         _make_bucket(api, space_options.storage, report)
-    if there is None:
+    if remote_files is None:
         _create_space(api, repo_id, space_options, report)
     else:
         _update_settings(api, repo_id, space_options, report)
-    return _upload(api, repo_id, wanted, there or [], report)
+    return _upload(api, repo_id, files, remote_files or [], report)
 
 
 def check_name(repo_id: str) -> None:
-    """PromptOrTuneError unless it is `user/name` as the Hub takes it."""
+    """Raise PromptOrTuneError unless it is `user/name` as the Hub takes it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -312,7 +310,7 @@ def check_name(repo_id: str) -> None:
 
 
 def _remote_files(api: HfApi, repo_id: str) -> list[str] | None:
-    """The paths of the Space's files; None where there is no such Space."""
+    """Return the paths of the Space's files; None where there is no such Space."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
     with _hub_errors(repo_id, "looking up"):
@@ -320,7 +318,7 @@ def _remote_files(api: HfApi, repo_id: str) -> list[str] | None:
             found = api.space_info(repo_id)
         except RepositoryNotFoundError:
             return None
-    return [each.rfilename for each in found.siblings or ()]
+    return [file.rfilename for file in found.siblings or ()]
 
 
 def _make_bucket(api: HfApi, bucket: str, report: ProgressFn) -> None:
@@ -330,7 +328,7 @@ def _make_bucket(api: HfApi, bucket: str, report: ProgressFn) -> None:
 
 
 def _create_space(api: HfApi, repo_id: str, space_options: SpaceOptions, report: ProgressFn) -> None:
-    """A new Space has everything from its first start on."""
+    """Create the Space with all settings, so that its first start has them."""
     options: dict[str, Any] = {
         "space_hardware": space_options.hardware,
         "space_secrets": _key_value_list(space_options.secrets.items()),
@@ -345,24 +343,24 @@ def _create_space(api: HfApi, repo_id: str, space_options: SpaceOptions, report:
 
 
 def _update_settings(api: HfApi, repo_id: str, space_options: SpaceOptions, report: ProgressFn) -> None:
-    """Of an existing Space only what differs is set: every change restarts it."""
+    """Set what differs from the Space's current settings; every change restarts it."""
     with _hub_errors(repo_id, "changing the settings of"):
         runtime = api.get_space_runtime(repo_id)
         if space_options.hardware and space_options.hardware not in (runtime.requested_hardware, runtime.hardware):
             report(f"Asking for {space_options.hardware} ...")
             api.request_space_hardware(repo_id, space_options.hardware)  # type: ignore[arg-type]  # its value is what is sent
-        known = api.get_space_variables(repo_id) if space_options.variables else {}
+        current = api.get_space_variables(repo_id) if space_options.variables else {}
         for key, value in space_options.variables.items():
-            if key not in known or known[key].value != value:
+            if key not in current or current[key].value != value:
                 report(f"Setting the variable {key} ...")
                 api.add_space_variable(repo_id, key, value)
         for key, value in space_options.secrets.items():
             report(f"Setting the secret {key} ...")
             api.add_space_secret(repo_id, key, value)
         volumes = list(runtime.volumes or ())
-        here = [each for each in volumes if each.mount_path == str(STORAGE_DIR)]
-        if space_options.storage and [each.source for each in here] != [space_options.storage]:
-            others = [each for each in volumes if each not in here]
+        mounted = [volume for volume in volumes if volume.mount_path == str(STORAGE_DIR)]
+        if space_options.storage and [volume.source for volume in mounted] != [space_options.storage]:
+            others = [volume for volume in volumes if volume not in mounted]
             api.set_space_volumes(repo_id, [*others, _volume(space_options.storage)])
 
 
@@ -372,17 +370,17 @@ def _upload(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(name, each if isinstance(each, bytes) else str(each)) for name, each in files.items()
+        CommitOperationAdd(name, file if isinstance(file, bytes) else str(file)) for name, file in files.items()
     ]
     operations += [CommitOperationDelete(path) for path in remote_files if is_project_file(path) and path not in files]
     report(f"Uploading {len(files)} files to {repo_id} ...")
     with _hub_errors(repo_id, "uploading to"):
         before = api.space_info(repo_id).sha
-        # The client leaves out files that are there already, and makes no commit where all are.
-        made = api.create_commit(repo_id, operations, commit_message="Publish Prompt or Tune", repo_type="space")
-    changed = made.oid != before
-    report(f"Published {repo_id}@{made.oid[:12]}." if changed else f"{repo_id} holds this program already.")
-    return PublishedSpace(repo_id, made.oid, f"{api.endpoint}/spaces/{repo_id}", changed)
+        # The client skips files that have not changed, and makes no commit where none has.
+        commit = api.create_commit(repo_id, operations, commit_message="Publish Prompt or Tune", repo_type="space")
+    changed = commit.oid != before
+    report(f"Published {repo_id}@{commit.oid[:12]}." if changed else f"{repo_id} holds this program already.")
+    return PublishedSpace(repo_id, commit.oid, f"{api.endpoint}/spaces/{repo_id}", changed)
 
 
 def _key_value_list(pairs: Any) -> list[dict[str, str]] | None:
@@ -397,22 +395,22 @@ def _volume(bucket: str) -> Any:
 
 @contextmanager
 def _hub_errors(repo_id: str, action: str) -> Iterator[None]:
-    """Whatever the client raises, as one sentence; what the Hub says of names and money is said in our own words."""
+    """Turn what the client raises into PromptOrTuneError; payment and a taken name get messages of their own."""
     from huggingface_hub.errors import HfHubHTTPError
 
     with hub_errors(repo_id, action, error=PromptOrTuneError):
         try:
             yield
-        except HfHubHTTPError as fault:
-            status = fault.response.status_code
+        except HfHubHTTPError as error:
+            status = error.response.status_code
             if status == 402:
                 raise PromptOrTuneError(
                     f"The Hub wants a subscription or a payment method for that (HTTP 402) while {action} '{repo_id}': "
                     "see huggingface.co/settings/billing, or choose other hardware with --hardware."
-                ) from fault
+                ) from error
             if status == 409 and action == "creating":
                 raise PromptOrTuneError(
                     f"The name '{repo_id}' is taken on the Hub by a Space that this token may not see: choose another "
                     "one, or use a token with access to it."
-                ) from fault
+                ) from error
             raise

@@ -1,4 +1,4 @@
-"""What a Hugging Face Space says of itself through its environment. At home there is nothing to say.
+"""Settings of a Hugging Face Space, read from its environment; empty on any other machine.
 
 Sources: the Hub's manual (Spaces overview, "Helper environment variables"; Spaces storage; ZeroGPU) and, for
 SPACES_ZERO_GPU, the package `spaces` (spaces/config.py).
@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# Where a Space mounts the storage that outlives its restarts, when it has any.
+# Where a Space mounts persistent storage, if it has any.
 STORAGE_DIR = Path("/data")
 
 
 @dataclass(frozen=True)
 class SpaceSettings:
-    """What follows from running on a Space; at home all fields are empty.
+    """What follows from running on a Space; all fields are empty elsewhere.
 
-    `id` is the Space's own, "owner/name". `owner` is the person or organisation it belongs to, and `owners` are all who
-    count as such: nobody can log in as an organisation, so it names its people in PROMPT_OR_TUNE_OWNERS. `persistent_home`
-    is where PROMPT_OR_TUNE_HOME belongs so that jobs, votes and adapters outlive a restart; None where no storage is
+    `id` is "owner/name". `owner` is the person or organisation that the Space belongs to; `owners` adds the names in
+    PROMPT_OR_TUNE_OWNERS, which an organisation needs, since a login is always a person's. `persistent_cache_dir` is
+    the value for PROMPT_OR_TUNE_HOME with which jobs, votes and adapters outlive a restart; None where no storage is
     mounted, or where PROMPT_OR_TUNE_HOME is set already. `host` is the name under which browsers reach the Space. With
     `oauth` people can log in with the Hub.
     """
@@ -42,35 +42,35 @@ class SpaceSettings:
 
     @property
     def training_access(self) -> Literal["everyone", "owner", "nobody"]:
-        """Who may train where nobody says otherwise: ZeroGPU lends its GPU for seconds, so nobody can there."""
+        """Who may train by default: no user on ZeroGPU, where a GPU is available for seconds only."""
         if not self.is_space:
             return "everyone"
         return "nobody" if self.zero_gpu else "owner"
 
 
 def space_settings(environ: Mapping[str, str], storage: Path = STORAGE_DIR) -> SpaceSettings:
-    """Reads `environ`; looks besides only at `storage`, where it writes nothing that stays."""
+    """Read the settings from `environ`, and probe `storage` with a database that is removed again."""
     id = environ.get("SPACE_ID", "").strip()
     if not id:
         return SpaceSettings()
     owner = environ.get("SPACE_AUTHOR_NAME", "").strip() or id.partition("/")[0]
-    named = (name.strip() for name in environ.get("PROMPT_OR_TUNE_OWNERS", "").split(","))
-    kept = not environ.get("PROMPT_OR_TUNE_HOME") and sqlite_works(storage)
+    listed = (name.strip() for name in environ.get("PROMPT_OR_TUNE_OWNERS", "").split(","))
+    use_storage = not environ.get("PROMPT_OR_TUNE_HOME") and sqlite_works(storage)
     return SpaceSettings(
         id=id,
         owner=owner,
-        owners=frozenset(name for name in (owner, *named) if name),
+        owners=frozenset(name for name in (owner, *listed) if name),
         zero_gpu=environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true"),
-        persistent_cache_dir=storage / "prompt-or-tune" if kept else None,
+        persistent_cache_dir=storage / "prompt-or-tune" if use_storage else None,
         host=environ.get("SPACE_HOST", "").split(",")[0].strip(),
         oauth=bool(environ.get("OAUTH_CLIENT_ID")),
     )
 
 
 def sqlite_works(folder: Path) -> bool:
-    """Whether SQLite can work in `folder`: it must be writable in the middle of files and lock them.
+    """Whether SQLite works in `folder`, which needs locks and writes in the middle of a file.
 
-    Storage that is mounted over the network does not always do that, and votes and the jobs' queue are databases.
+    Storage that is mounted over a network does not always have both, and the votes and the job queue are databases.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".prompt-or-tune-", dir=folder) as probe:

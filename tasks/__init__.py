@@ -1,1 +1,1 @@
-"""What is asked: problems, prompts and data sets. Imports nothing of ours but errors, and no torch."""
+"""Tasks: problems, prompts, methods and data sets. Imports errors and common only, and no torch."""

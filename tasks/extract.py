@@ -1,13 +1,8 @@
-"""End of answer, code extraction, syntax check.
+"""Code extraction from completions: the end of an answer, the code in it, and a syntax check.
 
-From what a model said back to code: where the answer is over, and which part of it is the code.
-
-Both work on any text: with or without Markdown fences, with chatter around the code, with the prompt repeated, or
-with a further example that the model invents after its answer.
-
-Whether an answer is Python at all.
-
-Definition: the text is a non-empty program by `ast.parse` of the Python that runs this. Comments alone are empty.
+Works on any text: with or without Markdown fences, with prose around the code, with a repeated prompt, or with a
+further example that the model generates after its answer. Valid Python means a non-empty program for `ast.parse` of the
+running Python; comments alone are empty.
 """
 
 from __future__ import annotations
@@ -21,16 +16,16 @@ from tasks.prompt import INSTRUCTION, RESPONSE, PromptStyle
 
 
 def is_valid_python(code: str) -> bool:
-    """Whether `code` is syntactically right and holds at least one statement. Never raises."""
+    """Whether `code` is syntactically valid and has at least one statement. Never raises."""
     tree = syntax_tree(code)
     return tree is not None and bool(tree.body)
 
 
 def syntax_tree(code: str) -> ast.Module | None:
-    """The syntax tree of `code` after stripping it, or None where there is none. Never raises.
+    """Parse `code` after stripping it; None where it is not valid. Never raises.
 
-    CPython refuses nesting that it cannot hold with MemoryError or RecursionError, NUL bytes with SyntaxError or
-    ValueError and lone surrogates with UnicodeEncodeError, a ValueError.
+    CPython raises MemoryError or RecursionError for deep nesting, SyntaxError or ValueError for NUL bytes, and
+    UnicodeEncodeError, a ValueError, for lone surrogates.
     """
     try:
         with warnings.catch_warnings():
@@ -40,7 +35,7 @@ def syntax_tree(code: str) -> ast.Module | None:
         return None
 
 
-# A fence is opened or closed by a line of its own.
+# A fence is opened or closed by a separate line.
 _FENCE_OPEN = re.compile(r"^[ \t]*```[ \t]*[\w+-]*[ \t]*(?:\n|\Z)", re.MULTILINE)
 _FENCE_CLOSE = re.compile(r"^[ \t]*```[ \t]*(?=\n|\Z)|(?<=\S)```[ \t]*(?=\n|\Z)", re.MULTILINE)
 _NEXT_TURN = re.compile(
@@ -54,9 +49,9 @@ _CODE_START = re.compile(
 
 
 def answer_end(text: str, style: PromptStyle) -> int | None:
-    """The index in `text` behind which nothing belongs to the answer; None while that is not clear.
+    """Return the index in `text` where the answer ends; None while that is not known.
 
-    The answer is over at the fence that closes its code, and where a further example or turn begins.
+    An answer ends at the fence that closes its code, and where a further example or turn begins.
     """
     start = len(text) - len(_without_repeated_prompt(text))
     turn = _NEXT_TURN.search(text, _skip_blank(text, start))
@@ -67,16 +62,16 @@ def answer_end(text: str, style: PromptStyle) -> int | None:
         body = opening.end()
     if body is not None:
         close = _FENCE_CLOSE.search(text, _skip_blank(text, body), limit)
-        # The line end is waited for: "```" at the very end may become "```python" with the next token.
+        # Not without the end of the line: "```" at the end of the text may become "```python" with the next token.
         if close and (close.end() < len(text) or style.prefill or opening):
             return close.end()
     return turn.start() if turn else None
 
 
 def extract_code(text: str, style: PromptStyle) -> str:
-    """The code in a completion: the first fenced block, or what is left when prompt, turns and prose are cut.
+    """Return the code in a completion: the first fenced block, or the rest without prompt, turns and prose.
 
-    Text without any code in it comes back stripped, so that a person sees what the model said.
+    Text without code is returned stripped, so that a person sees what the model generated.
     """
     end = answer_end(text, style)
     body = _without_repeated_prompt(text if end is None else text[:end])
@@ -89,7 +84,7 @@ def extract_code(text: str, style: PromptStyle) -> str:
 
 
 def _without_repeated_prompt(text: str) -> str:
-    """Drops `### Instruction: ... ### Response:` where the text begins with the prompt said again."""
+    """Drop `### Instruction: ... ### Response:` where the text begins with a repeated prompt."""
     stripped = text.lstrip()
     if stripped.startswith(INSTRUCTION) and RESPONSE in stripped:
         return stripped.split(RESPONSE, 1)[1]
@@ -112,7 +107,7 @@ def _dedent(text: str) -> str:
 
 
 def _without_prose(text: str) -> str:
-    """The longest run of lines that is Python, where the whole is not; the text itself where there is none."""
+    """Return the longest block of lines that is Python; the text itself where it is Python, or no block is."""
     text = text.strip()
     lines = text.splitlines()
     if is_valid_python(text) or not 1 < len(lines) <= _MAX_LINES:
@@ -128,7 +123,7 @@ def _without_prose(text: str) -> str:
 
 
 def _is_prose(line: str) -> bool:
-    """Whether a line is a sentence and not code: a lone word parses as a name, and 'Sure' must not win."""
+    """Whether a line is prose. A single word such as 'Sure' parses as a name, but counts as prose."""
     line = line.strip()
     if not line or _SINGLE_WORD.fullmatch(line):
         return True

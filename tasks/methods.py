@@ -1,15 +1,15 @@
-"""A method is a value: a name, how its examples are chosen, and an adapter or none.
+"""Methods: parsing and canonical names of how an answer is made, with which examples and which adapter.
 
-The names people type are a grammar, the same everywhere (page, API, command line):
+The names are a grammar, the same in the page, the API and the command line:
 
     zero-shot               no examples, no adapter
     icl-8                   8 examples, one random sample of the pool, the same for every problem
     rag-8                   the 8 examples whose intents are nearest to the problem's
     lora-conala             the adapter `lora-conala`, no examples
     lora-conala+rag-8       both
-    lora-conala*0.5         the adapter at half its strength
+    lora-conala*0.5         the adapter with its update scaled by 0.5
 
-`icl` and `rag` alone mean 8 examples.
+`icl` and `rag` without a number mean 8 examples.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ExampleSelection = NoExamples | FixedExamples | NearestExamples
 
 @dataclass(frozen=True)
 class Method:
-    """How an answer is made. Build one with `parse_method`, or directly where the values are known."""
+    """How an answer is made: canonical name, choice of examples, adapter and its scale."""
 
     name: str
     examples: ExampleSelection
@@ -62,33 +62,33 @@ class Method:
 
 
 def parse_method(name: str, adapters: Iterable[str]) -> Method:
-    """The method that `name` means, given the names of the adapters in the store.
+    """Parse the name of a method, given the names of the adapters in the store.
 
     Raises UnknownNameError with the nearest known name, PromptOrTuneError for a number of examples out of range.
     """
-    known = set(adapters)
+    adapter_names = set(adapters)
     parts = [part.strip() for part in name.strip().split("+")]
     adapter: str | None = None
     scale = 1.0
     selection: ExampleSelection = NoExamples()
     for part in parts:
-        wearable, star, factor = part.partition("*")
+        adapter_part, star, factor = part.partition("*")
         chosen = _parse_selection(part)
         if chosen is not None:
             if selection.k:
                 raise PromptOrTuneError(f"Method '{name}' chooses examples twice: keep one of icl-k and rag-k.")
             selection = chosen
-        elif wearable in known:
+        elif adapter_part in adapter_names:
             if adapter is not None:
-                raise PromptOrTuneError(f"Method '{name}' names two adapters: one row can wear only one.")
-            adapter, scale = wearable, _parse_scale(factor, part) if star else 1.0
+                raise PromptOrTuneError(f"Method '{name}' names two adapters: a row can have only one.")
+            adapter, scale = adapter_part, _parse_scale(factor, part) if star else 1.0
         elif part != "zero-shot" or len(parts) > 1:
-            raise unknown_name_error("method", part or name, known | {"zero-shot", "icl-8", "rag-8"})
+            raise unknown_name_error("method", part or name, adapter_names | {"zero-shot", "icl-8", "rag-8"})
     return Method(method_name(selection, adapter, scale), selection, adapter, scale)
 
 
 def method_name(selection: ExampleSelection, adapter: str | None, scale: float = 1.0) -> str:
-    """The one canonical name of a choice of examples and an adapter."""
+    """Return the canonical name of a choice of examples and an adapter."""
     if adapter is not None and scale != 1:
         adapter = f"{adapter}*{scale:g}"
     if isinstance(selection, FixedExamples):
@@ -111,7 +111,7 @@ def _parse_selection(part: str) -> ExampleSelection | None:
 
 
 def _parse_scale(factor: str, part: str) -> float:
-    """The number behind the star."""
+    """Parse the number after the star."""
     if re.fullmatch(r"\d{1,4}(\.\d{1,6})?", factor) is None or not 0 < float(factor) <= MAX_SCALE:
-        raise PromptOrTuneError(f"'{part}' has no valid strength: give a number above 0, at most {MAX_SCALE:g}.")
+        raise PromptOrTuneError(f"'{part}' has no valid scale: give a number above 0, at most {MAX_SCALE:g}.")
     return float(factor)

@@ -1,4 +1,4 @@
-"""Tests as a person writes or pastes them. Three forms are understood, one at a time.
+"""Pasted tests: parse the tests that a person writes or pastes. One of three forms at a time.
 
 Asserts, with imports or other lines before those that need them:
 
@@ -6,12 +6,12 @@ Asserts, with imports or other lines before those that need them:
     assert area(1) == math.pi
     assert area(0) == 0
 
-Calls with their answers, as in an interactive session (doctest):
+Calls with their results, as in an interactive session (doctest):
 
     >>> double(2)
     4
 
-Program runs, what goes in and what must come out, on the same line or on lines below:
+Program runs, with input and expected output on the same line as their label or on the lines below it:
 
     input:
     2 3
@@ -21,7 +21,7 @@ Program runs, what goes in and what must come out, on the same line or on lines 
     input: 1 1
     output: 2
 
-A label stands at the beginning of its line, in any case; empty lines around a block don't count.
+A label begins its line, in upper or lower case; empty lines around a block are ignored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FORMAT_HINT = "write lines like 'assert f(2) == 4', '>>> f(2)' with the answer 
 
 
 def parse_pasted_tests(text: str) -> tuple[Test, ...]:
-    """The tests in `text`, at least one. DataError in one sentence, with the line, where it is none of the forms."""
+    """Parse at least one test in `text`; raises DataError with the line where it has none of the forms."""
     if len(text) > MAX_CHARACTERS:
         raise DataError(f"The tests have {len(text)} characters: paste at most {MAX_CHARACTERS}.")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -66,8 +66,8 @@ def _parse_asserts(text: str) -> tuple[Test, ...]:
         source = ast.get_source_segment(text, statement) or ast.unparse(statement)
         if isinstance(statement, ast.Assert):
             tests.append(AssertTest(source, "\n".join(setup)))
-        elif any(isinstance(each, ast.Assert) for each in ast.walk(statement)):
-            raise DataError(f"Line {statement.lineno}: write each assert as a line of its own, not inside of a block.")
+        elif any(isinstance(node, ast.Assert) for node in ast.walk(statement)):
+            raise DataError(f"Line {statement.lineno}: write each assert on a separate line, not inside a block.")
         elif isinstance(statement, ast.Expr) and _is_comparison(statement.value):
             raise DataError(f"Line {statement.lineno}: '{_truncate(source)}' checks nothing: put 'assert' before it.")
         else:
@@ -101,7 +101,7 @@ def _parse_session(text: str) -> tuple[Test, ...]:
 
 
 def _assert_statement(source: str, want: str, line: int) -> str:
-    """The assert that says the same: by value where the answer is a literal, else by how it is written."""
+    """Build the equivalent assert: it compares values where the result is a literal, else their repr."""
     call = _parse_python(source, line, "eval").body
     code = ast.get_source_segment(source, call) or source
     if isinstance(call, ast.Call) and ast.unparse(call.func) == "print" and len(call.args) == 1 and not call.keywords:
@@ -115,7 +115,7 @@ def _assert_statement(source: str, want: str, line: int) -> str:
 
 @dataclass
 class _LabelledBlock:
-    """What stands behind one label."""
+    """The lines after one label."""
 
     label: str
     line: int
@@ -132,21 +132,21 @@ class _LabelledBlock:
 
 def _parse_runs(lines: list[str]) -> tuple[Test, ...]:
     tests: list[Test] = []
-    given: _LabelledBlock | None = None
+    pending: _LabelledBlock | None = None
     for block in _split_blocks(lines):
         if block.label == "input":
-            if given is not None:
-                raise DataError(f"Line {given.line}: 'input:' has no 'output:' after it: add what must be printed.")
-            given = block
-        elif given is None:
+            if pending is not None:
+                raise DataError(f"Line {pending.line}: 'input:' has no 'output:' after it: add what must be printed.")
+            pending = block
+        elif pending is None:
             raise DataError(
                 f"Line {block.line}: 'output:' has no 'input:' before it: add one, empty if nothing is read."
             )
         else:
-            tests.append(StdioTest(given.text(), block.text()))
-            given = None
-    if given is not None:
-        raise DataError(f"Line {given.line}: 'input:' has no 'output:' after it: add what must be printed.")
+            tests.append(StdioTest(pending.text(), block.text()))
+            pending = None
+    if pending is not None:
+        raise DataError(f"Line {pending.line}: 'input:' has no 'output:' after it: add what must be printed.")
     return tuple(tests)
 
 
@@ -159,7 +159,7 @@ def _split_blocks(lines: list[str]) -> list[_LabelledBlock]:
         elif blocks:
             blocks[-1].lines.append(line)
         elif line.strip():
-            raise DataError(f"Line {number}: '{_truncate(line)}' stands before the first 'input:': move or remove it.")
+            raise DataError(f"Line {number}: '{_truncate(line)}' is before the first 'input:': move or remove it.")
     return blocks
 
 
@@ -168,15 +168,15 @@ def _parse_python(source: str, line: int, mode: Literal["exec"]) -> ast.Module: 
 @overload
 def _parse_python(source: str, line: int, mode: Literal["eval"]) -> ast.Expression: ...
 def _parse_python(source: str, line: int, mode: Literal["exec", "eval"]) -> ast.AST:
-    """The syntax tree of `source`, whose first line is number `line` of what was pasted."""
+    """Parse `source`, whose first line is line `line` of the pasted text."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ast.parse(source, mode=mode)
     except SyntaxError as error:
-        shown = f" ('{_truncate(error.text)}')" if error.text and error.text.strip() else ""
+        quoted = f" ('{_truncate(error.text)}')" if error.text and error.text.strip() else ""
         number = line + (error.lineno or 1) - 1
-        raise DataError(f"Line {number}: this is no Python, {error.msg}{shown}: {_FORMAT_HINT}.") from None
+        raise DataError(f"Line {number}: this is not Python, {error.msg}{quoted}: {_FORMAT_HINT}.") from None
     except (ValueError, MemoryError, RecursionError):
         raise DataError(f"Line {line}: this cannot be read as Python: {_FORMAT_HINT}.") from None
 

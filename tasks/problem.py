@@ -1,4 +1,4 @@
-"""A problem to solve and an example of one solved."""
+"""Problems to solve, their tests, and solved examples."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """An intent with code that does it: a row of a training split, or one shown in a prompt."""
+    """An intent with code that implements it: a row of a training split, or an example in a prompt."""
 
     id: str
     intent: str
@@ -24,7 +24,7 @@ class AssertTest:
 
 @dataclass(frozen=True)
 class StdioTest:
-    """A program run: what it reads on standard input and what it must print."""
+    """A program run: its standard input and the expected standard output."""
 
     stdin: str
     expected: str
@@ -35,7 +35,7 @@ Test = AssertTest | StdioTest
 
 @dataclass(frozen=True)
 class Problem:
-    """What a piece of Python should do, with the reference code and the tests where there are any.
+    """An intent in words, with reference code and tests where the data set has them.
 
     `entry_point` names the function that the tests call (MBPP, starter); `difficulty` is APPS's level.
     """

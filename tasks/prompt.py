@@ -1,19 +1,15 @@
-r"""Prompt styles and rendering; style chosen per base.
+r"""Prompt styles: rendering of prompts and of training targets, and the choice of a style for each base.
 
-The one place where a problem becomes text and where a completion becomes code again.
+Training, every method, the API and the study render with `render_prompt`, end answers with `answer_end` and read code
+with `extract_code` (tasks.extract). A style is plain or chat, with its wording, and fenced or bare answers. Its
+fingerprint is stored with every adapter and every result.
 
-Training, every method, the API and the study render through `render`, end answers with `answer_end` and read
-code with `extract_code`. A style (plain or chat, its wording, fenced or bare answers) is chosen for each base on
-validation problems (tasks/prompt.py); its fingerprint is stored with every adapter and every result.
+The plain template is the study's: `### Instruction:\n{intent}\n### Response:\n` and then the code (arXiv 2308.10462,
+section 4).
 
-The plain template is the study's: `### Instruction:\n{intent}\n### Response:\n` with the code after it
-(arXiv 2308.10462, section 4).
-
-Which prompt style each base gets, chosen on validation problems so that no baseline is handicapped.
-
-`python -m evaluate.prompt_style_search` measures every style of tasks.prompt.STYLES with zero-shot and with 8 fixed
-examples and names the best of each; what it found is recorded here (figures: docs/results/prompt-style.md).
-A base that was not measured gets the defaults: chat with a fence where it has a chat template, else plain.
+`python -m evaluate.prompt_style_search` measures every style on validation problems, with zero-shot and with 8 fixed
+examples; the best ones are recorded here (figures: docs/results/prompt-style.md). A base that was not measured gets the
+defaults: chat with a fence where it has a chat template, else plain.
 """
 
 from __future__ import annotations
@@ -44,9 +40,9 @@ class Message(TypedDict):
 class PromptStyle:
     """How a problem is worded.
 
-    `system` is the system turn of a chat, or the first line of a plain prompt; `ask` wraps the intent; `fenced`
-    says whether answers (of examples, and in training) stand in a Markdown fence; `prefill` opens that fence for
-    the model, so that a small base cannot chat before its code.
+    `system` is the system turn of a chat, or the first line of a plain prompt; `intent_template` is the text around the
+    intent; with `fenced`, answers (of examples, and in training) are in a Markdown fence; with `prefill` the prompt
+    already opens that fence, so that a small base cannot write prose before its code.
     """
 
     name: str
@@ -58,13 +54,16 @@ class PromptStyle:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with anything that changes the text of a prompt or of a learned answer.
+        """16 hex digits that change with anything that changes the text of a prompt or of a training target.
 
-        It is taken from what is rendered, not from these fields, so that a new field with a neutral default leaves
-        the adapters trained before it valid. Every answer ends with the base's own end token ("eos").
+        The digest is of rendered text, not of these fields, so that adapters stay valid when a field with a neutral
+        default is added. Every answer ends with the base's end token ("eos"). The literals below are part of the
+        digest: a change of one of them would invalidate every adapter.
         """
-        shown, asked = Example("probe", "probe intent", "probe = 1"), "asked intent"
-        turns = _chat_messages(asked, [shown], self) if self.format == "chat" else render_prompt(asked, [shown], self)
+        examples, intent = [Example("probe", "probe intent", "probe = 1")], "asked intent"
+        turns = (
+            _chat_messages(intent, examples, self) if self.format == "chat" else render_prompt(intent, examples, self)
+        )
         parts = [PROMPT_VERSION, self.format, turns, self.prefill, format_completion("asked = 1", self), "eos"]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -98,7 +97,7 @@ STYLES: dict[str, PromptStyle] = {
 
 
 def get_style(name: str) -> PromptStyle:
-    """The style of that name; UnknownNameError with the nearest one otherwise."""
+    """Return the style of that name; raises UnknownNameError with the nearest one."""
     if name not in STYLES:
         raise unknown_name_error("prompt style", name, STYLES)
     return STYLES[name]
@@ -110,27 +109,26 @@ def render_prompt(
     style: PromptStyle,
     apply_chat_template: Callable[[Sequence[Message]], str] | None = None,
 ) -> str:
-    """The text that a base reads before it answers.
+    """Render the prompt for an intent, with the examples in the given order.
 
-    `chat` puts the base's own chat template around messages; a style of format "chat" needs it. Examples stand
-    in the order given.
+    `apply_chat_template` is the base's own; a style of format "chat" needs it.
     """
     if style.format == "chat":
         if apply_chat_template is None:
             raise PromptOrTuneError(f"Prompt style '{style.name}' needs a chat template and this base has none.")
         return apply_chat_template(_chat_messages(intent, examples, style)) + (_FENCE_START if style.prefill else "")
-    shown = [f"{_plain_turn(example.intent, style)}{format_answer(example.code, style)}\n\n" for example in examples]
+    turns = [f"{_plain_turn(example.intent, style)}{format_answer(example.code, style)}\n\n" for example in examples]
     head = f"{style.system}\n\n" if style.system else ""
-    return head + "".join(shown) + _plain_turn(intent, style) + (_FENCE_START if style.prefill else "")
+    return head + "".join(turns) + _plain_turn(intent, style) + (_FENCE_START if style.prefill else "")
 
 
 def format_answer(code: str, style: PromptStyle) -> str:
-    """What a right answer with this code looks like in this style, without the end token."""
+    """Render an answer with this code, without the end token."""
     return f"{_FENCE_START}{code}\n```" if style.fenced else code
 
 
 def format_completion(code: str, style: PromptStyle) -> str:
-    """What training teaches to follow a rendered prompt, without the end token."""
+    """Render the training target that follows a rendered prompt, without the end token."""
     return format_answer(code, style).removeprefix(_FENCE_START if style.prefill else "")
 
 
@@ -149,7 +147,7 @@ def _plain_turn(intent: str, style: PromptStyle) -> str:
     return f"{INSTRUCTION}\n{style.intent_template.format(intent=intent)}\n{RESPONSE}\n"
 
 
-# (base id, data set) -> (style without examples, style with examples); "*" stands for any other data set.
+# (base id, data set) -> (style without examples, style with examples); "*" is any other data set.
 _EMBEDDED_BASE = "embedded/SmolLM2-135M-Instruct-Q4_1"
 _BEST_STYLES: dict[tuple[str, str], tuple[str, str]] = {
     (_EMBEDDED_BASE, "conala"): ("chat-short-ask-open", "chat"),
@@ -159,7 +157,7 @@ _BEST_STYLES: dict[tuple[str, str], tuple[str, str]] = {
 
 
 def choose_style(base_id: str, has_chat_template: bool, pool: str, with_examples: bool) -> PromptStyle:
-    """The style for a row without an adapter."""
+    """Return the style for a row without an adapter."""
     chosen = _BEST_STYLES.get((base_id, pool)) or _BEST_STYLES.get((base_id, "*"))
     if chosen is None:
         default = "chat-python" if has_chat_template else "plain"

@@ -1,9 +1,10 @@
-"""Choosing the examples that a prompt shows: the same random few for every problem, or the nearest ones."""
+"""Example selection for prompts: the same random examples for every problem, or the nearest ones."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Protocol
 
 from tasks.methods import FixedExamples, Method, NearestExamples
@@ -11,17 +12,17 @@ from tasks.problem import Example, Problem
 
 
 class Retriever(Protocol):
-    """Finds the examples of one pool whose intents are nearest to an intent."""
+    """Searches the examples of one pool by their intents."""
 
     def nearest(self, intent: str, k: int) -> list[Example]:
-        """The k nearest examples, nearest first (fewer where the pool is smaller)."""
+        """Return the k nearest examples, nearest first (fewer where the pool is smaller)."""
 
 
 class TextIndex(Protocol):
-    """Finds similar texts by their index (models.embedder.FaissIndex)."""
+    """Searches similar texts (models.embedder.FaissIndex)."""
 
     def search(self, text: str, k: int) -> list[int]:
-        """Indices of the k most similar texts, nearest first."""
+        """Return the indices of the k most similar texts, nearest first."""
 
 
 class IndexRetriever:
@@ -32,12 +33,12 @@ class IndexRetriever:
         self._index = index
 
     def nearest(self, intent: str, k: int) -> list[Example]:
-        """The k examples with the most similar intents, nearest first."""
+        """Return the k examples with the most similar intents, nearest first."""
         return [self._examples[index] for index in self._index.search(intent, k)]
 
 
 class ExamplePools:
-    """The training splits that examples come from, loaded and indexed when first asked for."""
+    """The training splits that examples come from, loaded and indexed at first use."""
 
     def __init__(
         self,
@@ -50,12 +51,12 @@ class ExamplePools:
         self._retrievers: dict[str, Retriever] = {}
 
     def select(self, method: Method, problem: Problem, pool: str) -> tuple[Example, ...]:
-        """The examples for one row, in the order they are shown. A problem never is its own example."""
+        """Select the examples for one row, in the order of the prompt. A problem is never its own example."""
         selection = method.examples
         if isinstance(selection, FixedExamples):
             return self._fixed(selection, problem, pool)
         if isinstance(selection, NearestExamples):
-            # Asking for more leaves enough when the problem itself, or its like, is in the pool.
+            # 8 more than needed, since the problem itself and its duplicates are removed.
             found = self._retriever(pool).nearest(problem.intent, selection.k + 8)
             return tuple(example for example in found if not _is_same_problem(example, problem))[: selection.k]
         return ()
@@ -63,11 +64,11 @@ class ExamplePools:
     def _fixed(self, selection: FixedExamples, problem: Problem, pool: str) -> tuple[Example, ...]:
         examples = self.examples(pool)
         order = random.Random(selection.seed).sample(range(len(examples)), min(len(examples), selection.k + 8))
-        shown = (examples[place] for place in order if not _is_same_problem(examples[place], problem))
-        return tuple(example for example, _ in zip(shown, range(selection.k), strict=False))
+        usable = (examples[index] for index in order if not _is_same_problem(examples[index], problem))
+        return tuple(islice(usable, selection.k))
 
     def examples(self, pool: str) -> list[Example]:
-        """The pool's training split."""
+        """Return the pool's training split."""
         if pool not in self._examples:
             self._examples[pool] = self._load(pool)
         return self._examples[pool]

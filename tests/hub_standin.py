@@ -1,10 +1,9 @@
-"""A local stand-in for the Hugging Face Hub over HTTP: enough of its API for the real client to read and write models.
+"""A local server in place of the Hugging Face Hub: enough of its API for the real client to read and write models.
 
-It knows repositories (folders on disk, or created over HTTP with as many commits as are made), accounts with tokens
-that may do more or less, gated and private repositories, and lines that break half way. Large files travel by LFS, or
-by Xet where it is given a folder for them (tests/hub/xet.py). Data sets are repositories whose names begin with
-`datasets/`. Jobs are in tests/hub/jobs.py, Spaces in
-tests/hub/spaces.py.
+It has repositories (folders on disk, or created over HTTP with several commits), accounts with tokens of different
+rights, gated and private repositories, and connections that break half way. Large files are transferred by LFS, or by
+Xet where it has a folder for them (tests/hub/xet.py). Data sets are repositories whose names begin with `datasets/`.
+Jobs are in tests/hub/jobs.py, Spaces in tests/hub/spaces.py.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ _OBJECT = re.compile(r"/lfs/([0-9a-f]{64})")
 
 @contextmanager
 def hub_standin() -> Iterator[Hub]:
-    """Serves a Hub on a free port of this machine for the length of the block."""
+    """Serve a Hub on a free port of this machine during the block."""
     hub = Hub()
 
     class Handler(_Handler):
-        known = hub
+        hub_state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -56,11 +55,11 @@ def hub_standin() -> Iterator[Hub]:
 
 
 class _CutError(Exception):
-    """The line is to break now."""
+    """The connection must break now."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    known: Hub
+    hub_state: Hub
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -80,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, reply: Callable[[str], Reply]) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.known.requests.append(f"{self.command} {path}")
+        self.hub_state.requests.append(f"{self.command} {path}")
         try:
             self._send(reply(path))
         except _CutError:
@@ -88,18 +87,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def _account(self) -> Account | None:
-        return self.known.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        return self.hub_state.accounts.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
 
     def _read(self, path: str) -> Reply:
-        hub, account = self.known, self._account()
+        hub, account = self.hub_state, self._account()
         if path == "/api/whoami-v2":
             return writing.whoami(account)
         if (reply := spaces.read(hub, account, path)) is not None:
             return reply
         query = urlsplit(self.path).query
-        for others in (openid.read(hub, path, query), jobs.read(hub, account, path, query)):
-            if others is not None:
-                return others
+        for reply in (openid.read(hub, path, query), jobs.read(hub, account, path, query)):
+            if reply is not None:
+                return reply
         for pattern in (_TREE, _ACCESS, _XET, _INFO, _FILE):
             match = pattern.fullmatch(path)
             if match:
@@ -109,9 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         return Reply(404, error="EntryNotFound", message="Entry not found")
 
     def _of_repository(self, pattern: re.Pattern[str], match: re.Match[str], account: Account | None) -> Reply:
-        hub, name = self.known, match[1]
-        open_to_them = name not in hub.gated or (account is not None and account.may_write(name))
-        if pattern in (_FILE, _ACCESS) and not open_to_them:
+        hub, name = self.hub_state, match[1]
+        has_access = name not in hub.gated or (account is not None and account.may_write(name))
+        if pattern in (_FILE, _ACCESS) and not has_access:
             return Reply(403, error="GatedRepo", message=f"Access to model {name} is restricted")
         if pattern is _ACCESS:
             return (writing.refusal(account, name) if match[2] else None) or Reply(200)
@@ -131,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
         return reading.info(hub, name, commit)
 
     def _write(self, path: str) -> Reply:
-        hub, account = self.known, self._account()
+        hub, account = self.hub_state, self._account()
         if match := _OBJECT.fullmatch(path):
             return writing.lfs_store(hub, match[1], self._body("upload"))
         if path == "/api/validate-yaml":
@@ -157,20 +156,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _to_repository(self, pattern: re.Pattern[str], name: str, body: bytes) -> Reply:
         if pattern is _PREUPLOAD:
-            return writing.preupload(self.known, name, body)
+            return writing.preupload(self.hub_state, name, body)
         if pattern is _BATCH:
-            return writing.lfs_batch(self.known, body)
-        reply = writing.commit(self.known, name, body)
-        if self.known.breaks("reply"):
+            return writing.lfs_batch(self.hub_state, body)
+        reply = writing.commit(self.hub_state, name, body)
+        if self.hub_state.breaks("reply"):
             raise _CutError
         return reply
 
     def _body(self, breaks: str = "") -> bytes:
-        """What was sent, whole; with a cut due under `breaks`, half of it."""
+        """Read the request body; only half of it where the connection must break under `breaks`."""
         if self.headers.get("Transfer-Encoding") == "chunked":
             parts = []
             while size := int(self.rfile.readline(), 16):
-                if breaks and self.known.breaks(breaks):
+                if breaks and self.hub_state.breaks(breaks):
                     self.rfile.read(size // 2)
                     raise _CutError
                 parts.append(self.rfile.read(size))
@@ -178,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.readline()
             return b"".join(parts)
         size = int(self.headers.get("Content-Length", 0))
-        if breaks and self.known.breaks(breaks):
+        if breaks and self.hub_state.breaks(breaks):
             self.rfile.read(size // 2)
             raise _CutError
         return self.rfile.read(size)
@@ -200,12 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply.content)
 
     def _send_stream(self, parts: Iterator[bytes]) -> None:
-        """Events as they come; the end of the line is their end."""
+        """Send events as they come, until the connection is closed."""
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Connection", "close")
         self.end_headers()
         self.close_connection = True
-        with suppress(OSError):  # whoever listened has left
+        with suppress(OSError):  # the client has closed the connection
             for part in parts:
                 self.wfile.write(part)
                 self.wfile.flush()

@@ -155,7 +155,7 @@ def _format_command(
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE_NAME = "job.tar.gz"
 SETTINGS_NAME = "config.yaml"
-_PACKAGES = ("adapters", "serve", "tasks", "train")
+_PACKAGES = ("adapters", "common", "models", "serve", "tasks", "train")
 _FILE_SUFFIXES = (".py", ".yaml", ".json", ".jsonl")
 _TOP_LEVEL_FILES = ("errors.py", "requirements.txt", "requirements-embedded.txt")
 _ADAPTER_LIBRARY = Path("adapters") / "library"

@@ -1,1 +1,1 @@
-"""Readers of data sets and of uploaded tables."""
+"""Data sets that problems and examples come from, and tables that people upload."""

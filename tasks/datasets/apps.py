@@ -1,19 +1,17 @@
-"""APPS reader and its test format.
+"""APPS (Hendrycks et al., arXiv 2105.09938): reader of its rows and of its test format.
 
-APPS (Hendrycks et al., arXiv 2105.09938): competition problems with tests, in three difficulties.
+APPS has competition problems with tests, in three difficulties. From the Hub the splits are the study's (arXiv
+2308.10462): the training rows are shuffled with seed 42, the first 500 are the validation split and the rest is train;
+test is the first 250 rows of each difficulty of APPS's test rows.
 
-From the Hub, as in the study (arXiv 2308.10462): the training rows are shuffled with seed 42, the first 500 of them
-are the validation split and the rest is train; test is the first 250 rows of each difficulty of APPS's test rows.
+A folder has the split `test` only, and its problems come from APPS's *train* rows, in both known layouts:
+`apps_unique128.jsonl` (128 problems, no reference solutions) and APPS's original layout, a folder NNNN for each problem
+with question.txt and, where they exist, input_output.json, solutions.json, metadata.json, starter_code.py. Figures on
+these must not be compared with the study's.
 
-From a folder there is the split `test` alone, and its problems come from APPS's *train* rows in both layouts that are
-known: `apps_unique128.jsonl` (128 problems, no reference solutions) and APPS's original layout, a folder NNNN for each
-problem with question.txt and, where they exist, input_output.json, solutions.json, metadata.json, starter_code.py.
-Never compare figures on these with the study's.
-
-The intent is the question, the starter code where there is one, and APPS's own last line, which says how the program
-is called. The reference is the first solution. Problems that call a function become asserts, the others program runs.
-
-APPS's tests: the JSON object with inputs, outputs and, for problems that call a function, fn_name.
+The intent is the question, the starter code if there is any, and APPS's own last line, which says how the program is
+called. The reference is the first solution. Problems that call a function become asserts, the others program runs.
+Tests are a JSON object with inputs, outputs and, for problems that call a function, fn_name.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from tasks.datasets.base import DatasetRow, DatasetSource, json_type, parse_json
 from tasks.datasets.hub import HubFile
 from tasks.problem import AssertTest, Problem, StdioTest, Test
 
-# Runs after the candidate's code. As APPS's own checker does: tuples count as lists, a method is called on a
-# `Solution` where the code has one, and a result equals the expected value or the one value inside of it (the
-# published outputs are wrapped in a list or not, without a rule). Digits too many for a literal are read as text.
+# Runs after the candidate's code, and follows APPS's own checker: tuples count as lists, a method is called on a
+# `Solution` where the code has one, and a result equals the expected value or the only item of it (the published
+# outputs are wrapped in a list or not, without a rule). Integers too long for a literal are read from text.
 CALL_HELPERS = """\
 import sys
 sys.set_int_max_str_digits(0)
@@ -42,21 +40,21 @@ def _apps_call(name, *arguments):
     found = getattr(Solution(), name) if "Solution" in globals() else globals()[name]
     return _apps_plain(found(*arguments))
 """
-# Runs before the code of such a problem: the starter codes, which are LeetCode's, write `List[int]` and import nothing.
+# Runs before the code of such a problem: LeetCode's starter code has `List[int]` without an import.
 CODE_PRELUDE = "from typing import *"
 MAX_DIGITS = 4_000  # Python refuses to read or write more than 4,300 at once
 
 
 @dataclass(frozen=True)
 class AppsTests:
-    """A problem's tests, and the function that they call if they call one."""
+    """A problem's tests, and the function that they call, if any."""
 
     tests: tuple[Test, ...]
     function: str | None
 
 
 class _LargeInt(str):
-    """A whole number with more digits than Python writes; stands in source code as int('...')."""
+    """An integer with more digits than Python writes; its repr is int('...')."""
 
     __slots__ = ()
 
@@ -65,7 +63,7 @@ class _LargeInt(str):
 
 
 def parse_tests(text: str, location: str) -> AppsTests:
-    """The tests that `text` spells; DataError naming `where` when they are not what APPS has."""
+    """Parse the tests in `text`; raises DataError with `location` where they are not in APPS's format."""
     value = parse_json(text, location, parse_int=_parse_int)
     if not isinstance(value, dict):
         raise DataError(f"{location}: must be a JSON object with inputs and outputs.")
@@ -82,18 +80,20 @@ def parse_tests(text: str, location: str) -> AppsTests:
 
 
 def to_stdio_text(value: Any) -> str:
-    """What a program prints, or reads, for this value: text as it is, a list of lines joined, others as by print."""
+    """Return a program's input or output for this value: text unchanged, a list joined by lines, others by str."""
     if isinstance(value, list):
         return "\n".join(line if isinstance(line, str) else str(line) for line in value)
     return str(value)
 
 
 def _call_test(function: str, arguments: Any, expected: Any) -> AssertTest:
-    given = "".join(f", {argument!r}" for argument in (arguments if isinstance(arguments, list) else [arguments]))
+    arguments_source = "".join(
+        f", {argument!r}" for argument in (arguments if isinstance(arguments, list) else [arguments])
+    )
     accepted = [expected]
     if isinstance(expected, list) and len(expected) == 1:
         accepted.append(expected[0])
-    return AssertTest(f"assert _apps_call({function!r}{given}) in {accepted!r}", CALL_HELPERS)
+    return AssertTest(f"assert _apps_call({function!r}{arguments_source}) in {accepted!r}", CALL_HELPERS)
 
 
 def _parse_int(digits: str) -> int | str:
@@ -110,22 +110,22 @@ ARGUMENTS_HINT = "Read each argument from a line of its own of standard input an
 
 
 def read_apps(folder: Path, split: str) -> list[Problem]:
-    """The problems in a folder of either layout. Only `test`: see the module's docstring."""
+    """Read the problems in a folder of either layout. Only `test`: see the module's docstring."""
     if split != "test":
         raise DataError(
-            f"APPS in {folder} has the split test alone: leave --data-dir out to get {split} from the Hugging Face Hub."
+            f"APPS in {folder} has only the split test: leave --data-dir out to get {split} from the Hugging Face Hub."
         )
     if (folder / FILE).is_file():
         return [_unique128_problem(row) for row in read_rows(folder / FILE, "problems of APPS, one JSON object a line")]
     numbered = folder / LAYOUT if (folder / LAYOUT).is_dir() else folder
-    problems = [_folder_problem(each) for each in sorted(numbered.glob(_PROBLEM_FOLDER)) if each.is_dir()]
+    problems = [_folder_problem(path) for path in sorted(numbered.glob(_PROBLEM_FOLDER)) if path.is_dir()]
     if not problems:
         raise DataError(f"{numbered} is empty: expected there is a folder NNNN with question.txt for each problem.")
     return problems
 
 
 def fetch_apps(split: str) -> list[Problem]:
-    """The problems of the study's split, from the Hub."""
+    """Load the problems of the study's split from the Hub."""
     file = HubFile(REPO, REVISION, "test.jsonl" if split == "test" else "train.jsonl", "json")
     table = hub.load_table(file, "APPS")
     if split == "test":
@@ -139,7 +139,7 @@ def fetch_apps(split: str) -> list[Problem]:
 
 
 def first_per_difficulty(difficulties: Iterable[str], number: int) -> list[int]:
-    """Indices of the first `number` rows of each difficulty, in their order."""
+    """Return the indices of the first `number` rows of each difficulty, in their order."""
     seen: Counter[str] = Counter()
     chosen = []
     for index, difficulty in enumerate(difficulties):
@@ -150,7 +150,7 @@ def first_per_difficulty(difficulties: Iterable[str], number: int) -> list[int]:
 
 
 def _hub_problem(row: DatasetRow, origin: str) -> Problem:
-    """A row of the Hub's files, in which solutions and tests are JSON inside of text ('' for none)."""
+    """Make the problem of a row of the Hub's files, where solutions and tests are JSON in text ('' for none)."""
     solutions = parse_json(row.optional_text("solutions") or "[]", f"{row.location}, column solutions")
     tests = row.optional_text("input_output") or "{}"
     return _make_problem(
@@ -188,11 +188,11 @@ def _make_problem(
     if not isinstance(solutions, list):
         raise DataError(f"{location}: solutions must be a list, it is {json_type(solutions)}.")
     call = tests.function is not None or (not tests.tests and bool(starter.strip()))
-    shown = [question.strip(), starter.strip(), CALL_FORMAT if call else STDIO_FORMAT]
+    parts = [question.strip(), starter.strip(), CALL_FORMAT if call else STDIO_FORMAT]
     usable = [text for text in solutions if isinstance(text, str) and text.strip()]
     return Problem(
         id=id,
-        intent="\n".join(part for part in shown if part),
+        intent="\n".join(part for part in parts if part),
         reference=usable[0].replace("\r\n", "\n") if usable else None,
         tests=tests.tests,
         entry_point=tests.function,
@@ -201,9 +201,10 @@ def _make_problem(
 
 
 def _unique128_problem(row: DatasetRow) -> Problem:
-    """A row of apps_unique128.jsonl: tests are program runs, also where the original called a function.
+    """Make the problem of a row of apps_unique128.jsonl: its tests are program runs.
 
-    There the starter code is left out, as the program must read its arguments, one a line.
+    Where the original calls a function the starter code is left out, as the program must read its arguments, one a
+    line.
     """
     question = row.text("description").strip()
     how = f"{ARGUMENTS_HINT}\n{STDIO_FORMAT}" if row.optional_text("starter_code").strip() else STDIO_FORMAT

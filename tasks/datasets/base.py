@@ -1,8 +1,6 @@
-"""Dataset source type, JSONL row reader.
+"""Base types of the data sets: the source of a data set, its rows, and the reader of JSON Lines files.
 
-What the package knows of one data set: how its folder is recognised, read, and fetched from the Hub instead.
-
-Rows of a data set, and the reader of JSON Lines files. Whatever is wrong with a row is said with its place.
+Every error about a row has its location.
 """
 
 from __future__ import annotations
@@ -19,10 +17,10 @@ from tasks.problem import Problem
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One data set.
+    """A data set: how its folder is recognised and read, and how it is fetched from the Hub.
 
-    `marks` are glob patterns of which the data set's own folder matches at least one, `layout` says the same to a
-    person. `read` takes that folder and a split, `fetch` takes a split and asks the Hub.
+    The data set's folder matches at least one of the glob `patterns`; `layout` describes them in words. `read` takes
+    that folder and a split, `fetch` takes a split.
     """
 
     name: str
@@ -33,10 +31,9 @@ class DatasetSource:
     fetch: Callable[[str], list[Problem]]
 
     def find(self, data_dir: Path, names: frozenset[str]) -> Path | None:
-        """The folder in `data_dir`, or `data_dir` itself, that holds this data set; None when neither does.
+        """Return the folder in `data_dir`, or `data_dir` itself, with this data set; None where neither has it.
 
-        Several data sets have files of the same names, so a folder that is called like another one (`names`) is
-        not taken for this one.
+        Several data sets have files of the same names, so a folder with the name of another one (`names`) is skipped.
         """
         if self._matches(data_dir / self.name):
             return data_dir / self.name
@@ -45,7 +42,7 @@ class DatasetSource:
         return None
 
     def folder(self, data_dir: Path, names: frozenset[str]) -> Path:
-        """As `find`, with a DataError that says what is expected when there is nothing."""
+        """Return the folder as `find` does; raises DataError, with the expected layout, where there is none."""
         if not data_dir.is_dir():
             raise DataError(f"No such data folder: {data_dir} (--data-dir) should hold {self.layout}.")
         found = self.find(data_dir.resolve(), names)
@@ -54,18 +51,18 @@ class DatasetSource:
         return found
 
     def _matches(self, folder: Path) -> bool:
-        return folder.is_dir() and any(next(folder.glob(mark), None) is not None for mark in self.patterns)
+        return folder.is_dir() and any(next(folder.glob(pattern), None) is not None for pattern in self.patterns)
 
 
 @dataclass(frozen=True)
 class DatasetRow:
-    """One row and where it stands (`train.jsonl, line 12`), for the sentence that says what is wrong with it."""
+    """A row and its location (`train.jsonl, line 12`), for error messages."""
 
     location: str
     values: Mapping[str, Any]
 
     def text(self, *columns: str) -> str:
-        """The text in the first of these columns that the row has; DataError if missing, blank or not text."""
+        """Return the text in the first of these columns that exists; raises DataError if missing, blank or not text."""
         column = self._require_column(columns)
         value = self.values[column]
         if not isinstance(value, str):
@@ -75,7 +72,7 @@ class DatasetRow:
         return self._check_unicode(column, value)
 
     def optional_text(self, column: str) -> str:
-        """The text in this column, '' when the row does not have it or has null there."""
+        """Return the text in this column, '' if the column is missing or null."""
         value = self.values.get(column)
         if value is None:
             return ""
@@ -84,7 +81,7 @@ class DatasetRow:
         return self._check_unicode(column, value)
 
     def texts(self, column: str) -> list[str]:
-        """The list of texts in this column."""
+        """Return the list of texts in this column."""
         value = self.items(column)
         for item in value:
             if not isinstance(item, str):
@@ -94,21 +91,21 @@ class DatasetRow:
         return [self._check_unicode(column, item) for item in value]
 
     def items(self, column: str) -> list[Any]:
-        """The list in this column, whatever it holds."""
+        """Return the list in this column, with items of any type."""
         value = self.values[self._require_column((column,))]
         if not isinstance(value, list):
             raise DataError(f"{self.location}: column '{column}' must be a list, it is {json_type(value)}.")
         return value
 
     def number(self, column: str) -> int:
-        """The whole number in this column."""
+        """Return the integer in this column."""
         value = self.values[self._require_column((column,))]
         if not isinstance(value, int) or isinstance(value, bool):
             raise DataError(f"{self.location}: column '{column}' must be a whole number, it is {json_type(value)}.")
         return value
 
     def row_id(self, default: str) -> str:
-        """The row's own id (column id, or question_id as on the Hub), or `default` when it has none."""
+        """Return the row's id (column id, or question_id as on the Hub), or `default`."""
         for column in ("id", "question_id"):
             value = self.values.get(column)
             if isinstance(value, str) and value.strip():
@@ -121,12 +118,12 @@ class DatasetRow:
         for column in columns:
             if column in self.values:
                 return column
-        there = ", ".join(str(name) for name in self.values) or "none"
-        wanted = " or ".join(f"'{column}'" for column in columns)
-        raise DataError(f"{self.location}: column {wanted} is missing; the columns there are {there}.")
+        existing = ", ".join(str(name) for name in self.values) or "none"
+        expected = " or ".join(f"'{column}'" for column in columns)
+        raise DataError(f"{self.location}: column {expected} is missing; the columns there are {existing}.")
 
     def _check_unicode(self, column: str, value: str) -> str:
-        # JSON can spell half of a surrogate pair, which no file, hash or tokenizer takes afterwards.
+        # JSON can have half of a surrogate pair, which no file, hash or tokenizer accepts.
         try:
             value.encode("utf-8")
         except UnicodeEncodeError:
@@ -135,9 +132,9 @@ class DatasetRow:
 
 
 def read_rows(path: Path, expected: str) -> list[DatasetRow]:
-    """All rows of a JSON Lines file (UTF-8, with or without BOM; blank lines skipped).
+    """Read all rows of a JSON Lines file (UTF-8, with or without BOM; blank lines skipped).
 
-    `holds` says what the file should hold, for the error when it is not there. Raises DataError with the line.
+    `expected` describes the content, for the message where the file is missing. Raises DataError with the line.
     """
     if not path.is_file():
         raise DataError(f"No such file: {path} should hold {expected}.")
@@ -151,7 +148,7 @@ def read_rows(path: Path, expected: str) -> list[DatasetRow]:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; DataError in one sentence when it cannot be read."""
+    """Read the value in a JSON file; raises DataError."""
     try:
         return parse_json(path.read_bytes().decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
@@ -161,17 +158,17 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str, location: str, **options: Any) -> Any:
-    """The JSON value that `text` spells; DataError naming `where` otherwise. `options` go to json.loads."""
+    """Parse JSON; raises DataError with `location`. `options` are passed to json.loads."""
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError as error:
         raise DataError(f"{location}: not JSON ({error.msg} at character {error.pos + 1}).") from error
-    except (ValueError, RecursionError) as error:  # a number too long for Python, or nesting without end
+    except (ValueError, RecursionError) as error:  # a number too long for Python, or deep nesting
         raise DataError(f"{location}: not JSON that Python can read ({error}).") from error
 
 
 def json_type(value: object) -> str:
-    """What a JSON value is, in words."""
+    """Return the type of a JSON value in words."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -181,17 +178,17 @@ def json_type(value: object) -> str:
 
 
 def _iter_rows(path: Path) -> Iterator[DatasetRow]:
-    # Read as bytes: only b"\n" ends a line of JSON Lines, while text mode and str.splitlines know many more ends.
+    # Read as bytes: only b"\n" ends a line of JSON Lines, while text mode and str.splitlines accept other ends.
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            where = f"{path}, line {number}"
+            location = f"{path}, line {number}"
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line).") from error
+                raise DataError(f"{location}: not UTF-8 (byte {error.start + 1} of the line).") from error
             if not line:
                 continue
-            value = parse_json(line, where)
+            value = parse_json(line, location)
             if not isinstance(value, dict):
-                raise DataError(f"{where}: must be a JSON object with named columns, it is {json_type(value)}.")
-            yield DatasetRow(where, value)
+                raise DataError(f"{location}: must be a JSON object with named columns, it is {json_type(value)}.")
+            yield DatasetRow(location, value)

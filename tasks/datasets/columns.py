@@ -1,4 +1,4 @@
-"""Which columns of a table are the intent and the code: the names that people's data has, or a mapping."""
+"""Column detection: which columns of a table are the intent and the code, by usual names or a mapping."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from errors import DataError
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns in use. With `turns`, one column holds both sides of a chat; else `intent` and `code` do.
+    """The columns in use: `turns`, one column with both sides of a chat, or `intent` and `code`.
 
-    `context` is joined to the intent where a row has it.
+    `context` is appended to the intent where a row has it.
     """
 
     intent: str = ""
@@ -24,7 +24,7 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """Names of all columns in use."""
         return tuple(name for name in (self.intent, self.context, self.code, self.turns) if name)
 
     def __str__(self) -> str:
@@ -33,7 +33,7 @@ class Columns:
         return f"{self.intent}{f' + {self.context}' if self.context else ''} -> {self.code}"
 
 
-# In this order: the more telling names first, as tables can have several.
+# Ordered from the most specific names, as a table can match several.
 KNOWN_COLUMNS = (
     Columns("intent", "snippet"),
     Columns("nl", "cmd"),
@@ -51,22 +51,25 @@ KNOWN_COLUMNS = (
 
 
 def detect_columns(path: Path, columns: Sequence[str], intent: str | None = None, code: str | None = None) -> Columns:
-    """The columns to read. `intent` and `code` override what is recognised; the same name twice is a chat's column.
+    """Return the columns to read. `intent` and `code` override the detection; the same name twice is a chat column.
 
-    Raises DataError with the columns that are there and how to map them.
+    Raises DataError with the table's columns and how to map them.
     """
-    for wanted in (intent, code):
-        if wanted is not None and wanted not in columns:
-            near = difflib.get_close_matches(wanted, columns, n=1, cutoff=0.5)
+    for mapped in (intent, code):
+        if mapped is not None and mapped not in columns:
+            near = difflib.get_close_matches(mapped, columns, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""
-            raise DataError(f"{path} has no column '{wanted}': {hint}it has {quote_names(columns)}.")
+            raise DataError(f"{path} has no column '{mapped}': {hint}it has {quote_names(columns)}.")
     if intent is not None and code is not None:
         return Columns(turns=intent) if intent == code else Columns(intent, code)
-    known = {name.strip().casefold(): name for name in reversed(columns)}
+    by_folded_name = {name.strip().casefold(): name for name in reversed(columns)}
     if intent is None and code is None:
-        found = next((_with_table_names(layout, known) for layout in KNOWN_COLUMNS if _matches(layout, known)), None)
+        found = next(
+            (_with_table_names(layout, by_folded_name) for layout in KNOWN_COLUMNS if _matches(layout, by_folded_name)),
+            None,
+        )
     else:
-        found = _complete_mapping(intent, code, known)
+        found = _complete_mapping(intent, code, by_folded_name)
     if found is None:
         missing = " ".join(
             f"--{side}-column NAME" for side, name in (("intent", intent), ("code", code)) if name is None
@@ -83,12 +86,12 @@ def _matches(layout: Columns, table_names: Mapping[str, str]) -> bool:
 
 
 def _with_table_names(layout: Columns, table_names: Mapping[str, str]) -> Columns:
-    """The layout with the names as the table spells them."""
+    """Return the layout with the names as the table spells them."""
     return Columns(*(table_names.get(name, "") for name in (layout.intent, layout.code, layout.context, layout.turns)))
 
 
 def _complete_mapping(intent: str | None, code: str | None, table_names: Mapping[str, str]) -> Columns | None:
-    """The column that was not mapped, by its usual partner first and by any known name otherwise."""
+    """Find the column that was not mapped, by its usual partner, or else by any known name."""
     pairs = [_with_table_names(layout, table_names) for layout in KNOWN_COLUMNS if not layout.turns]
     mapped = intent or code
     partners = [pair for pair in pairs if mapped in (pair.intent, pair.code)]
@@ -100,12 +103,12 @@ def _complete_mapping(intent: str | None, code: str | None, table_names: Mapping
 
 
 def quote_names(columns: Iterable[object]) -> str:
-    """Names that a file gives, for a sentence: each on one line and not too long, the first twenty."""
+    """Quote the first twenty names from a file for a message, each printable and shortened."""
     names = list(columns)
-    shown = [f"'{_printable(str(name))}'" for name in names[:20]]
-    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
+    quoted = [f"'{_printable(str(name))}'" for name in names[:20]]
+    return ", ".join(quoted) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
 
 
 def _printable(name: str) -> str:
-    clean = "".join(each if each.isprintable() else "?" for each in name[:61])
+    clean = "".join(character if character.isprintable() else "?" for character in name[:61])
     return clean if len(clean) <= 60 else clean[:59] + "…"

@@ -1,12 +1,11 @@
-"""CoNaLa, CodeAlpacaPy, starter readers.
+"""CoNaLa, CodeAlpacaPy and starter: readers of data sets with an intent and its code in each row.
 
-CoNaLa and CodeAlpacaPy: an intent (column nl) and its code (column cmd) a row, in three files, without tests.
+CoNaLa and CodeAlpacaPy have an intent (column nl) and its code (column cmd) a row, in three files, without tests.
+CoNaLa is DocPrompting's split (Zhou et al., arXiv 2207.05987), from the JSON Lines files of its repository.
+CodeAlpacaPy is the Python part of CodeAlpaca in the study (arXiv 2308.10462), from the Hub's Parquet copy of
+`antolin/codealpaca-filtered`.
 
-CoNaLa is DocPrompting's split (Zhou et al., arXiv 2207.05987), whose repository keeps its rows in JSON Lines files.
-CodeAlpacaPy is the Python part of CodeAlpaca that the study (arXiv 2308.10462) used; its revision is the Hub's own
-Parquet copy of `antolin/codealpaca-filtered`.
-
-Starter: our own short intents with code and asserts, in the repository: neither a folder nor the Hub is needed.
+Starter is our own data set of short intents with code and asserts; it is part of this repository.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ _CODEALPACAPY_FILES = {
 
 
 def read_pairs(name: str, title: str, folder: Path, split: str) -> list[Problem]:
-    """The problems of `<folder>/<split>.jsonl`."""
-    holds = f"{title}'s {split} split, one JSON object a line with the columns nl and cmd"
-    return _make_problems(name, split, read_rows(folder / f"{split}.jsonl", holds))
+    """Read the problems of `<folder>/<split>.jsonl`."""
+    expected = f"{title}'s {split} split, one JSON object a line with the columns nl and cmd"
+    return _make_problems(name, split, read_rows(folder / f"{split}.jsonl", expected))
 
 
 def fetch_pairs(name: str, title: str, files: dict[str, HubFile], split: str) -> list[Problem]:
-    """The problems of a split on the Hub."""
+    """Load the problems of a split from the Hub."""
     return _make_problems(name, split, hub.load_rows(files[split], title))
 
 
@@ -52,7 +51,7 @@ def _make_problems(name: str, split: str, rows: Iterable[DatasetRow]) -> list[Pr
     for number, row in enumerate(rows):
         id = row.row_id(f"{name}-{split}-{number:04d}")
         seen[id] += 1
-        if seen[id] > 1:  # CoNaLa repeats 21 rows; results are kept by id, so each row needs its own
+        if seen[id] > 1:  # CoNaLa repeats 21 rows; results are stored by id, so each row needs its own
             id = f"{id}#{seen[id]}"
         problems.append(Problem(id, row.text("nl", "instruction"), row.text("cmd", "output")))
     return problems
@@ -77,9 +76,9 @@ STARTER_DIR = Path(__file__).parent.parent / "starter"
 
 
 def read_starter(split: str, folder: Path = STARTER_DIR) -> list[Problem]:
-    """The problems of a split. Train rows may come without tests."""
-    holds = f"the {split} split of starter, which comes with this program"
-    return [_starter_problem(row) for row in read_rows(folder / f"{split}.jsonl", holds)]
+    """Read the problems of a split. Rows of train may have no tests."""
+    expected = f"the {split} split of starter, which comes with this program"
+    return [_starter_problem(row) for row in read_rows(folder / f"{split}.jsonl", expected)]
 
 
 def _starter_problem(row: DatasetRow) -> Problem:

@@ -1,15 +1,12 @@
-"""Dataset files on the Hub.
+"""Data set files on the Hugging Face Hub: our own data sets at pinned revisions, and any repository with table files.
 
-Files of data sets on the Hugging Face Hub, read through `datasets`, which is imported here alone and only when used.
+Our data sets are read with `datasets`, which is imported here only and at first use. Every file is named with its
+repository, a pinned revision and its path: `datasets` can then read repositories whose loading scripts it no longer
+runs, fails at once when the Hub cannot be reached (a repository name alone is retried for half a minute), and finds
+cached files without a request.
 
-Every file is named with its repository, a pinned revision and its path. That is what `datasets` needs to read
-repositories whose loading scripts it no longer runs, it fails at once when the Hub cannot be reached (a repository's
-name alone is retried for half a minute), and it finds what an earlier call left in the cache without asking the Hub.
-
-Any data set on the Hugging Face Hub whose rows lie in files: which of them train, which validate, and the licence.
-
-`user/name`, `user/name@revision`, and `user/name:path` (or `@revision:path`) for a file or folder of a repository that
-has several. Scripts of a repository are never run.
+Any other data set is given as `user/name`, `user/name@revision`, or `user/name:path` (or `@revision:path`) for a file
+or folder of it. Its training and validation files are chosen by their names. Scripts of a repository are never run.
 """
 
 from __future__ import annotations
@@ -23,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from common.format import format_bytes
 from errors import DataError
 from tasks.datasets.base import DatasetRow
 from tasks.datasets.tables import FORMATS, MAX_BYTES
@@ -32,7 +30,7 @@ _NOISY_LOGGERS = ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a data set's repository; `format` names the reader of `datasets` ("json" or "parquet")."""
+    """A file of a data set's repository; `format` is that of `datasets` ("json" or "parquet")."""
 
     repo: str
     revision: str
@@ -46,23 +44,24 @@ class HubFile:
 
 
 def load_table(file: HubFile, title: str) -> Any:
-    """The file as a datasets.Dataset. Whatever goes wrong becomes one DataError that names the other way."""
+    """Load the file as a datasets.Dataset; raises DataError, which names --data-dir, for any failure."""
     try:
         return _load_dataset(file)
     except Exception as error:
         raise DataError(
             f"{title} ({file.path} of {file.repo}) could not be loaded from the Hugging Face Hub "
-            f"({_short_reason(error)}): give the folder with its files as --data-dir FOLDER (JSONL), or check the connection."
+            f"({_short_reason(error)}): give the folder with its files as --data-dir FOLDER (JSONL), or "
+            "check the connection."
         ) from error
 
 
 def load_rows(file: HubFile, title: str) -> list[DatasetRow]:
-    """All rows of the file."""
+    """Load all rows of the file."""
     return [make_row(file, number, values) for number, values in enumerate(load_table(file, title), start=1)]
 
 
 def make_row(file: HubFile, number: int, values: dict[str, Any]) -> DatasetRow:
-    """A row of a table with its place."""
+    """Return a row of a table with its location."""
     return DatasetRow(f"{file.repo}, {file.path}, row {number}", values)
 
 
@@ -73,12 +72,12 @@ def _load_dataset(file: HubFile) -> Any:
 
         with silence_libraries():  # again: the import above sets the libraries' own levels
             cached = try_to_load_from_cache(file.repo, file.path, revision=file.revision, repo_type="dataset")
-            where = cached if isinstance(cached, str) else file.url
-            return datasets.load_dataset(file.format, data_files=where, split="train")
+            source = cached if isinstance(cached, str) else file.url
+            return datasets.load_dataset(file.format, data_files=source, split="train")
 
 
 def _short_reason(error: BaseException) -> str:
-    """The first sentence of the fault's message, short: these libraries' messages can run over several."""
+    """Return the first sentence of the error's message, shortened; these libraries' messages can be long."""
     text = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
     if len(text) > 120:
         text = text[:119] + "…"
@@ -87,7 +86,7 @@ def _short_reason(error: BaseException) -> str:
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Keeps back the libraries' log lines and warnings: what matters of them is in our error."""
+    """Suppress the libraries' log lines and warnings; our error has what matters of them."""
     loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -102,7 +101,7 @@ def silence_libraries() -> Iterator[None]:
 
 
 _SPEC = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:@\s]+))?(?::(?P<path>[^:\s]+))?")
-# Seconds until a Hub that does not answer counts as unreachable.
+# After this long a Hub that does not answer counts as unreachable.
 _REQUEST_TIMEOUT_S = 10
 _TRAIN, _VALIDATION, _TEST = {"train", "training"}, {"validation", "valid", "val", "dev"}, {"test", "eval"}
 _METADATA_FILES = {"dataset_infos.json", "dataset_info.json", "state.json", "config.json"}
@@ -113,7 +112,7 @@ _LICENCE = re.compile(r"^license:[ \t]*(?:\r?\n[ \t]*-[ \t]*|\[[ \t]*)?['\"]?([\
 
 @dataclass(frozen=True)
 class HubTables:
-    """Files in the Hub's own cache; `licence` is "" where the card names none."""
+    """Files of a data set in the Hub's cache; `licence` is "" where the card has none."""
 
     name: str
     revision: str
@@ -128,13 +127,13 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch_tables(spec: str) -> HubTables:
-    """Downloads what is not in the cache yet; a Hub out of reach is no error while the cache has the files.
+    """Download what is not in the cache yet. Without a connection to the Hub the cache is used.
 
-    Raises DataError in one sentence.
+    Raises DataError.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise DataError(f"'{spec}' is no data set of the Hub: write user/name, or user/name@revision.")
+        raise DataError(f"'{spec}' is not a data set of the Hub: write user/name, or user/name@revision.")
     name, revision, within = match["name"], match["revision"], match["path"] or ""
     with silence_libraries():
         from huggingface_hub import HfApi
@@ -153,21 +152,21 @@ def fetch_tables(spec: str) -> HubTables:
                 f"There is no data set '{name}' on the Hub that you may read: check its spelling, or run "
                 "`hf auth login`."
             ) from error
-        except Exception as error:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
+        except Exception as error:  # noqa: BLE001 - errors of several libraries
             return _find_cached(name, revision, within, error)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         train, validation = select_files(name, sizes, within)
-        large = sum(sizes[path] for path in train)
-        if large > MAX_BYTES:
+        size = sum(sizes[path] for path in train)
+        if size > MAX_BYTES:
             raise DataError(
-                f"The training files of '{name}' have {large / 1e6:.0f} MB and {MAX_BYTES / 1e6:.0f} MB are read at "
-                f"most: name one of them, as {name}:{train[0]}."
+                f"The training files of '{name}' have {format_bytes(size)} and the limit is {format_bytes(MAX_BYTES)}: "
+                f"name one of them, as {name}:{train[0]}."
             )
         return _download(name, str(info.sha), train, validation, has_card=_DATASET_CARD in sizes)
 
 
 def select_files(name: str, files: Iterable[str], within: str = "") -> tuple[list[str], list[str]]:
-    """The files to train on and those to validate on, by their names; shards of one file belong together."""
+    """Choose training and validation files by their names; the shards of a file are one group."""
     tables = sorted(
         path
         for path in files
@@ -176,8 +175,10 @@ def select_files(name: str, files: Iterable[str], within: str = "") -> tuple[lis
         and (not within or path == within or path.startswith(within.rstrip("/") + "/"))
     )
     if not tables:
-        place = f"under '{within}'" if within else "in it"
-        raise DataError(f"The data set '{name}' has no {', '.join(FORMATS)} file {place}: check its page on the Hub.")
+        location = f"under '{within}'" if within else "in it"
+        raise DataError(
+            f"The data set '{name}' has no {', '.join(FORMATS)} file {location}: check its page on the Hub."
+        )
     if within in tables:
         return [within], []
     groups = _group_shards([path for path in tables if _name_words(path) & _TRAIN])
@@ -185,9 +186,9 @@ def select_files(name: str, files: Iterable[str], within: str = "") -> tuple[lis
         groups = _group_shards([path for path in tables if not _name_words(path) & (_VALIDATION | _TEST)])
     if len(groups) != 1:
         firsts = [group[0] for group in (groups or _group_shards(tables)).values()]
-        shown = ", ".join(firsts[:8]) + (f" and {len(firsts) - 8} more" if len(firsts) > 8 else "")
+        listing = ", ".join(firsts[:8]) + (f" and {len(firsts) - 8} more" if len(firsts) > 8 else "")
         raise DataError(
-            f"The data set '{name}' has several files that could be the training rows ({shown}): "
+            f"The data set '{name}' has several files that could be the training rows ({listing}): "
             f"name one, as {name}:{firsts[0]}."
         )
     ((key, train),) = groups.items()
@@ -195,7 +196,7 @@ def select_files(name: str, files: Iterable[str], within: str = "") -> tuple[lis
 
 
 def _group_shards(paths: Sequence[str]) -> dict[str, list[str]]:
-    """Files that differ in their split and their numbers alone."""
+    """Group the files whose names differ only in their split and their numbers."""
     groups: dict[str, list[str]] = {}
     for path in paths:
         words = "".join(
@@ -221,7 +222,7 @@ def _download(name: str, commit: str, train: Sequence[str], validation: Sequence
     except Exception as error:
         if isinstance(error, OSError) and error.errno == 28:
             raise DataError(
-                f"The disk is full: '{name}' does not fit the Hub's cache; free some room or set HF_HOME to a larger "
+                f"The disk is full: '{name}' does not fit the Hub's cache; free some space or set HF_HOME to a larger "
                 "disk."
             ) from error
         raise DataError(f"'{name}' could not be downloaded ({type(error).__name__}): check the network.") from error
@@ -232,20 +233,20 @@ def _find_cached(name: str, revision: str | None, within: str, error: Exception)
 
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
-    except Exception:  # noqa: BLE001 - likewise
+    except Exception:  # noqa: BLE001 - as above
         raise DataError(
             f"The Hub could not be reached for the data set '{name}' ({type(error).__name__}) and it is not in the "
             "cache: check the network, or give a file."
         ) from error
-    there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    train, validation = select_files(name, there, within)
-    card = folder / _DATASET_CARD if _DATASET_CARD in there else None
+    cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    train, validation = select_files(name, cached, within)
+    card = folder / _DATASET_CARD if _DATASET_CARD in cached else None
     files = [tuple(folder / path for path in paths) for paths in (train, validation)]
     return HubTables(name, folder.name, _licence(card), files[0], files[1])
 
 
 def _licence(card: Path | None) -> str:
-    """What the card's front matter says; of a list the first."""
+    """Return the licence in the card's front matter, the first one of a list."""
     if card is None:
         return ""
     front = _FRONT_MATTER.match(card.read_text(encoding="utf-8", errors="replace"))

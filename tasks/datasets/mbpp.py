@@ -1,13 +1,9 @@
-"""MBPP reader.
+"""MBPP (Austin et al., arXiv 2108.07732): reader of 974 short tasks with asserts, in one file.
 
-MBPP (Austin et al., arXiv 2108.07732): 974 short tasks with asserts, in one file.
-
-The split goes by task_id as its authors say: 11-510 test, 511-600 validation, 601-974 train; 1-10 are their few-shot
-prompt and belong to none of the three. A task's text never names the function that the asserts call, so, as is usual
-with MBPP, the intent ends with the first of them ("Your code should pass this test: ..."). That assert is among those
-that score the answer. Windows newlines, which nearly every row has, become plain ones.
-
-Tests made of `assert` statements: which function of the reference they call.
+The splits are the authors': task_id 11-510 test, 511-600 validation, 601-974 train; 1-10 are their few-shot prompt and
+in none of the three. A task's text never names the function that the asserts call, so, as is usual with MBPP, the
+intent ends with the first of them ("Your code should pass this test: ..."). That assert is among those that score the
+answer. Windows newlines, which nearly every row has, are replaced.
 """
 
 from __future__ import annotations
@@ -24,7 +20,7 @@ from tasks.problem import AssertTest, Problem
 
 
 def find_entry_point(code: str, tests: Iterable[str]) -> str | None:
-    """The function or class at the top of `code` that the tests call first, or None when they call none of it."""
+    """Return the top-level function or class of `code` that the tests call first; None if they call none."""
     try:
         defined = {
             node.name
@@ -47,7 +43,7 @@ SPLIT_IDS = {"train": range(601, 975), "validation": range(511, 601), "test": ra
 
 
 def read_mbpp(folder: Path, split: str) -> list[Problem]:
-    """The problems of the split in `<folder>/mbpp.jsonl`."""
+    """Read the problems of the split in `<folder>/mbpp.jsonl`."""
     rows = read_rows(folder / FILE, "MBPP, one JSON object a line with the columns task_id, text, code and test_list")
     problems = _make_problems(row for row in rows if row.number("task_id") in SPLIT_IDS[split])
     if not problems:
@@ -57,7 +53,7 @@ def read_mbpp(folder: Path, split: str) -> list[Problem]:
 
 
 def fetch_mbpp(split: str) -> list[Problem]:
-    """The problems of the split on the Hub."""
+    """Load the problems of the split from the Hub."""
     return _make_problems(
         hub.load_rows(HubFile(REPO, REVISION, f"full/{split}-00000-of-00001.parquet", "parquet"), "MBPP")
     )

@@ -1,7 +1,7 @@
-"""The data sets that problems and examples come from: conala, codealpacapy, mbpp, apps, and our own starter.
+"""Registry of the data sets: conala, codealpacapy, mbpp, apps and our own starter.
 
-Each is read from a folder (`data_dir`: one that holds a folder for each data set, or the data set's own folder) or,
-without one, from the Hugging Face Hub. Starter needs neither. Importing this loads neither `datasets` nor torch.
+Each is read from a folder (`data_dir`: one with a folder for each data set, or the data set's own folder) or, without
+one, from the Hugging Face Hub. Starter needs neither. Importing this module loads neither `datasets` nor torch.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ DATASETS: tuple[str, ...] = (STARTER, *_SOURCES)
 
 
 def load_problems(name: str, split: str, data_dir: str | Path | None = None, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems of a split (all of them without a limit), in the data set's own order.
+    """Load the first `limit` problems of a split (all of them without a limit), in the data set's order.
 
-    Raises UnknownNameError for a name or split that does not exist and DataError, in one sentence, for a folder or
-    file that is missing, a bad row (with its place), a limit below 1 and a Hub that cannot be reached.
+    Raises UnknownNameError for an unknown name or split, and DataError for a missing folder or file, an invalid row
+    (with its location), a limit below 1 and a Hub that cannot be reached.
     """
     if name not in DATASETS:
         raise unknown_name_error("data set", name, DATASETS)
     if split not in SPLITS:
         raise unknown_name_error("split", split, SPLITS)
     if limit is not None and limit < 1:
-        raise DataError(f"A limit of {limit} problems asks for none: choose 1 or more, or leave it out for all.")
+        raise DataError(f"A limit of {limit} problems is too small: choose 1 or more, or leave it out for all.")
     return _load_split(name, split, None if data_dir is None else Path(data_dir))[:limit]
 
 
 def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example]:
-    """The training split as examples; problems without a reference (some of APPS) are left out."""
+    """Load the training split as examples, without problems that have no reference (some of APPS)."""
     return [
         Example(problem.id, problem.intent, problem.reference)
         for problem in load_problems(name, "train", data_dir)
@@ -50,7 +50,7 @@ def load_examples(name: str, data_dir: str | Path | None = None) -> list[Example
 
 
 def available_datasets(data_dir: str | Path | None = None) -> list[str]:
-    """The data sets that load without the network: starter always, others where `data_dir` holds them."""
+    """Return the data sets that load without the network: starter, and those in `data_dir`."""
     if data_dir is None or not Path(data_dir).is_dir():
         return [STARTER]
     folder, names = Path(data_dir).resolve(), frozenset(_SOURCES)
@@ -58,7 +58,7 @@ def available_datasets(data_dir: str | Path | None = None) -> list[str]:
 
 
 def dataset_digest(items: Iterable[Problem | Example]) -> str:
-    """`sha256:` and 16 hex digits that change with any id, intent or code of the items, or their order."""
+    """Return `sha256:` and 16 hex digits that change with any id, intent or code of the items, or their order."""
     state = hashlib.sha256()
     for item in items:
         code = item.code if isinstance(item, Example) else item.reference
@@ -68,7 +68,7 @@ def dataset_digest(items: Iterable[Problem | Example]) -> str:
 
 def _load_split(name: str, split: str, data_dir: Path | None) -> list[Problem]:
     if name == STARTER:
-        # Starter needs no folder, but a mistyped one must not go unnoticed.
+        # Starter needs no folder, but a mistyped one is an error.
         if data_dir is not None and not data_dir.is_dir():
             raise DataError(f"No such data folder: {data_dir} (--data-dir); leave it out for {STARTER}.")
         return conala.read_starter(split)

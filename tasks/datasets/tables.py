@@ -1,17 +1,12 @@
-"""CSV/TSV, JSON(L), Parquet readers with per-row errors.
+"""Table readers: CSV/TSV, JSON, JSON Lines and Parquet files as named columns and rows, with an error for each bad row.
 
-Tables that people bring, whatever their format: named columns, records with their line, faults for bad rows.
+Files are untrusted: their size, the number of rows and the length of a cell are limited. An invalid part costs only its
+own rows. The csv and json modules are used, not pandas or pyarrow, because only they know the line of a bad row.
 
-Nothing in a file is trusted: its size, its number of rows and the length of a cell are limited, and a broken part
-costs its own rows, not the others.
-
-CSV with a header: comma, semicolon or tab between cells, line ends inside of quotes, UTF-8 with or without BOM.
-
-JSON Lines, a JSON list of rows, and the same list inside of an object ({"data": [...]}).
-
-Which of them a file is, its content says: both kinds are often given the other's ending.
-
-Parquet, read through pyarrow in small batches, as a small file can unpack to a large one.
+- CSV has a header, with comma, semicolon or tab between cells, line ends inside quotes, UTF-8 with or without BOM.
+- JSON is JSON Lines, a list of rows, or such a list inside an object ({"data": [...]}). The content decides which,
+  since both endings are in use for both.
+- Parquet is read through pyarrow in small batches, as a small file can unpack to a large one.
 """
 
 from __future__ import annotations
@@ -27,6 +22,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from common.format import format_bytes
 from errors import DataError
 from tasks.datasets.base import json_type, parse_json
 from tasks.datasets.columns import quote_names
@@ -36,23 +32,22 @@ MAX_BYTES = 200_000_000
 MAX_ROWS = 1_000_000
 # Characters of one cell: more than any model reads.
 MAX_CELL_CHARS = 100_000
-# Rows whose columns are looked at where a format has no header.
+# Rows whose columns are collected where a format has no header.
 COLUMN_SAMPLE_ROWS = 1_000
 
 
 @dataclass(frozen=True)
 class RowError:
-    """A row that is left out. `sentence` says where and why; `line` counts from 1, in Parquet it counts rows."""
+    """A row that is skipped. `message` says where and why; `line` counts from 1, in Parquet it counts rows."""
 
     line: int
     column: str
     message: str
-    # Nothing is wrong with it but that a cell is blank.
-    empty: bool = False
+    empty: bool = False  # whether a blank cell is the only problem
 
 
 class CellError(DataError):
-    """What is wrong with one cell; becomes a RowError."""
+    """An invalid cell; becomes a RowError."""
 
     def __init__(self, message: str, column: str, empty: bool = False) -> None:
         super().__init__(message)
@@ -61,7 +56,7 @@ class CellError(DataError):
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row as the file has it."""
+    """A row as it is in the file."""
 
     line: int
     values: Mapping[str, Any]
@@ -69,7 +64,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """An opened file. `records` takes the columns that are wanted (a format may give more) and reads once."""
+    """An opened file. `rows` takes the columns to read (a format may yield more) and can be called once."""
 
     columns: tuple[str, ...]
     rows: Callable[[Sequence[str]], Iterator[TableRow | RowError]]
@@ -77,9 +72,9 @@ class Table:
 
 
 def open_table(path: Path) -> Table:
-    """Opens a .jsonl, .json, .csv, .tsv or .parquet file.
+    """Open a .jsonl, .json, .csv, .tsv or .parquet file.
 
-    Raises DataError, in one sentence, where the file as a whole cannot be read; that may be while its records are.
+    Raises DataError where the file as a whole cannot be read, which may also happen while its rows are read.
     """
     try:
         if path.is_dir():
@@ -92,7 +87,7 @@ def open_table(path: Path) -> Table:
     reader = _reader_for(path)
     if size > MAX_BYTES:
         raise DataError(
-            f"{path} has {size / 1e6:.0f} MB and {MAX_BYTES / 1e6:.0f} MB are read at most: split it, or cut it down."
+            f"{path} has {format_bytes(size)} and the limit is {format_bytes(MAX_BYTES)}: split it, or make it smaller."
         )
     if not size:
         raise DataError(f"{path} is empty: it has neither columns nor rows.")
@@ -100,8 +95,6 @@ def open_table(path: Path) -> Table:
 
 
 def _reader_for(path: Path) -> Callable[[Path], Table]:
-    # Imported here, as each of them imports the classes above.
-
     readers = {".csv": open_csv, ".tsv": open_csv, ".parquet": open_parquet}
     ending = path.suffix.casefold()
     if ending not in (*FORMATS, ".ndjson"):
@@ -110,7 +103,7 @@ def _reader_for(path: Path) -> Callable[[Path], Table]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content, if it can be text at all."""
+    """Read the content; raises DataError where it cannot be UTF-8 text."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -118,36 +111,36 @@ def read_bytes(path: Path) -> bytes:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path} is UTF-16: save it as UTF-8 (in Excel: 'CSV UTF-8').")
     if b"\0" in content[:65_536]:
-        raise DataError(f"{path} is no text file, it has NUL bytes: check whether its name ends as it should.")
+        raise DataError(f"{path} is not a text file, it has NUL bytes: check the ending of its name.")
     return content
 
 
 def limit_rows(path: Path, rows: Iterator[TableRow | RowError]) -> Iterator[TableRow | RowError]:
-    """The records; DataError behind MAX_ROWS of them."""
+    """Yield the rows; raises DataError after MAX_ROWS of them."""
     for number, record in enumerate(rows, start=1):
         if number > MAX_ROWS:
-            raise DataError(f"{path} has more than {MAX_ROWS:,} rows, which is the most that is read: cut it down.")
+            raise DataError(f"{path} has more than {MAX_ROWS:,} rows, which is the limit: make it smaller.")
         yield record
 
 
 _DELIMITERS = ",;\t"
-# How often reading starts again behind a row with a broken quote.
+# How often reading restarts after a row with a broken quote.
 _MAX_RESTARTS = 100
 
 
 def open_csv(path: Path) -> Table:
-    """The table; the first line that is not blank names its columns."""
-    # Bytes that are not UTF-8 become lone surrogates, which are found again in the rows that have them.
+    """Open a CSV file; the first line that is not blank is its header."""
+    # Bytes that are not UTF-8 become lone surrogates, which are reported for the rows that have them.
     text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
     lines = list(io.StringIO(text, newline=""))
     start = next((index for index, line in enumerate(lines) if line.strip()), None)
     if start is None:
         raise DataError(f"{path} is empty: it has neither columns nor rows.")
-    delimiter = max(_DELIMITERS, key=lambda mark: len(_split_header(lines[start], mark)))
+    delimiter = max(_DELIMITERS, key=lambda candidate: len(_split_header(lines[start], candidate)))
     names = tuple(_replace_surrogates(name.strip()) for name in _split_header(lines[start], delimiter))
     repeated = [name for name, times in Counter(names).items() if name and times > 1]
     if not any(names):
-        raise DataError(f"{path}, line {start + 1}: this line names no columns: begin the file with a header.")
+        raise DataError(f"{path}, line {start + 1}: this line has no column names: begin the file with a header.")
     if repeated:
         raise DataError(f"{path}, line {start + 1}: two columns are named '{repeated[0]}': rename one of them.")
     body = _CsvRows(lines, names, delimiter)
@@ -167,11 +160,11 @@ def _replace_surrogates(name: str) -> str:
 
 @dataclass
 class _CsvRows:
-    """The lines behind the header.
+    """The rows after the header.
 
-    A quote that is not doubled, or never closed, breaks its row, and what follows may still belong to it: rows after
-    it are held back until it is clear that they are rows. A line with a quote where none may stand is the end of the
-    broken cell, and what was held back is a part of that cell.
+    A quote that is not doubled, or never closed, breaks its row, and the lines after it may still be part of it. So the
+    rows that follow a broken one are pending until the file ends or another quote breaks. A line with a misplaced quote
+    is the end of the broken cell; the pending rows are then parts of that cell and become errors.
     """
 
     lines: list[str]
@@ -181,8 +174,8 @@ class _CsvRows:
     _pending: list[TableRow | RowError] = field(default_factory=list)
 
     def records(self, start: int) -> Iterator[TableRow | RowError]:
-        """Rows from the line with index `start` on."""
-        sound = re.compile(
+        """Yield the rows from the line with index `start` on."""
+        well_quoted = re.compile(
             r'(?:"(?:[^"]|"")*"|[^"D\r\n]*)(?:D(?:"(?:[^"]|"")*"|[^"D\r\n]*))*\s*'.replace("D", self.delimiter)
         )
         restarts = 0
@@ -195,7 +188,7 @@ class _CsvRows:
                     row = self._make_row(first + 1, cells)
                     if not self._broken_row:
                         yield from (row,) if row else ()
-                    elif sound.fullmatch("".join(self.lines[first:end])):
+                    elif well_quoted.fullmatch("".join(self.lines[first:end])):
                         self._pending += (row,) if row else ()
                     else:
                         yield from self._quote_errors(first + 1)
@@ -208,16 +201,16 @@ class _CsvRows:
                 yield RowError(first + 1, "", f"line {first + 1}: {_csv_error_reason(str(error))}")
             if restarts > _MAX_RESTARTS:
                 yield RowError(
-                    first + 2, "", f"line {first + 2}: too many quotes are broken; from here on nothing is read."
+                    first + 2, "", f"line {first + 2}: too many quotes are broken; the rest of the file is not read."
                 )
                 return
             start = first + 1
 
     def _quote_errors(self, line: int) -> Iterator[RowError]:
-        """Faults for the rows held back, and for this line, which shows that they are the rest of a broken cell."""
+        """Yield errors for the pending rows and for this line, which shows that they are parts of a broken cell."""
         for number in (*(row.line for row in self._pending), line):
             yield RowError(
-                number, "", f"line {number}: belongs to the broken quote in line {self._broken_row}, or has its own."
+                number, "", f"line {number}: is part of the broken quote in line {self._broken_row}, or has its own."
             )
         self._pending = []
 
@@ -241,18 +234,18 @@ def _csv_error_reason(message: str) -> str:
     if "unexpected end" in message:
         return "a quote opens here and never closes."
     if "expected after" in message:
-        return "text follows a quote that closes a cell: double the quotes inside of a cell."
+        return "text follows a quote that closes a cell: double the quotes inside a cell."
     return f"cannot be read ({message})."
 
 
-# Names under which an object holds its rows.
+# Keys under which an object has its rows.
 WRAPPER_KEYS = ("data", "train", "rows", "examples")
 _BLANK = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
 
 
 def open_json(path: Path) -> Table:
-    """The table; its columns are those of the first rows."""
+    """Open a JSON or JSON Lines file; its columns are those of the first rows."""
     content = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     start = content.lstrip()
     if start.startswith(b"[") or (start.startswith(b"{") and path.suffix != ".jsonl" and not _first_is_row(start)):
@@ -266,13 +259,13 @@ def open_json(path: Path) -> Table:
         if isinstance(record, TableRow):
             columns.update(dict.fromkeys(record.values))
     if not columns:
-        why = next((f": {record.message}" for record in head if isinstance(record, RowError)), ".")
-        raise DataError(f"{path} has no row with named columns{why}")
+        reason = next((f": {record.message}" for record in head if isinstance(record, RowError)), ".")
+        raise DataError(f"{path} has no row with named columns{reason}")
     return Table(tuple(columns), lambda _: chain(head, records))
 
 
 def _first_is_row(content: bytes) -> bool:
-    """Whether the first line is a whole object, and not one that wraps a list of rows."""
+    """Whether the first line is a complete object that does not wrap a list of rows."""
     try:
         value = json.loads(content.split(b"\n", 1)[0])
     except (ValueError, RecursionError):
@@ -281,7 +274,7 @@ def _first_is_row(content: bytes) -> bool:
 
 
 def _read_json_rows(content: bytes) -> Iterator[TableRow | RowError]:
-    # Only b"\n" ends a line of JSON Lines, while str.splitlines knows many more ends.
+    # Only b"\n" ends a line of JSON Lines, while str.splitlines accepts other ends.
     for line, raw in enumerate(content.split(b"\n"), start=1):
         if not raw.strip():
             continue
@@ -302,63 +295,63 @@ def _make_record(line: int, value: Any) -> TableRow | RowError:
 
 
 def _read_json_list(path: Path, content: bytes) -> Iterator[TableRow | RowError]:
-    """The rows of a list, decoded one after the other, so that each one's line is known."""
+    """Yield the rows of a list, decoded one by one to know the line of each."""
     try:
         text = content.decode("utf-8")
-        line, seen = 1, 0
-        for place, value in _iter_elements(text, _find_list_start(path, text)):
-            line += text.count("\n", seen, place)
-            seen = place
+        line, counted = 1, 0
+        for index, value in _iter_elements(text, _find_list_start(path, text)):
+            line += text.count("\n", counted, index)
+            counted = index
             yield _make_record(line, value)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 (byte {error.start + 1} of the file).") from error
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not JSON ({error.msg} at line {error.lineno}, character {error.colno}).") from error
-    except (ValueError, RecursionError) as error:  # a number too long for Python, or nesting without end
+    except (ValueError, RecursionError) as error:  # a number too long for Python, or deep nesting
         raise DataError(f"{path}: not JSON that Python can read ({error}).") from error
 
 
 def _find_list_start(path: Path, text: str) -> int:
-    """Where the list of rows begins."""
-    place = _skip_blank(text, 0)
-    if text[place] == "[":
-        return place
+    """Return the index of the list of rows in `text`."""
+    index = _skip_blank(text, 0)
+    if text[index] == "[":
+        return index
     names = []
-    while text[place] != "}":
-        name, place = _DECODER.raw_decode(text, _skip_blank(text, place + 1))
+    while text[index] != "}":
+        name, index = _DECODER.raw_decode(text, _skip_blank(text, index + 1))
         names.append(str(name))
-        place = _expect(text, _skip_blank(text, place), ":")
-        if name in WRAPPER_KEYS and text[place : place + 1] == "[":
-            return place
-        _, place = _DECODER.raw_decode(text, place)
-        place = _skip_blank(text, place)
-        if text[place : place + 1] not in (",", "}"):
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, place)
+        index = _expect(text, _skip_blank(text, index), ":")
+        if name in WRAPPER_KEYS and text[index : index + 1] == "[":
+            return index
+        _, index = _DECODER.raw_decode(text, index)
+        index = _skip_blank(text, index)
+        if text[index : index + 1] not in (",", "}"):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text, index)
     raise DataError(
-        f"{path} holds one object ({quote_names(names)}): it should be a list of rows, or have one under "
+        f"{path} holds one object ({quote_names(names)}): it must be a list of rows, or have one under "
         f"{' or '.join(repr(name) for name in WRAPPER_KEYS)}."
     )
 
 
 def _iter_elements(text: str, start: int) -> Iterator[tuple[int, Any]]:
-    """Place and value of each element; nothing may stand behind a list that is the whole file."""
-    place = _skip_blank(text, start + 1)
-    more = text[place : place + 1] != "]"
+    """Yield index and value of each element; text after a list that is the whole file is an error."""
+    index = _skip_blank(text, start + 1)
+    more = text[index : index + 1] != "]"
     while more:
-        value, end = _DECODER.raw_decode(text, place)
-        yield place, value
-        place = _skip_blank(text, end)
-        more = text[place : place + 1] != "]"
+        value, end = _DECODER.raw_decode(text, index)
+        yield index, value
+        index = _skip_blank(text, end)
+        more = text[index : index + 1] != "]"
         if more:
-            place = _expect(text, place, ",")
-    rest = _skip_blank(text, place + 1)
+            index = _expect(text, index, ",")
+    rest = _skip_blank(text, index + 1)
     if text[:start].strip() == "" and rest < len(text):
-        raise json.JSONDecodeError("Extra data behind the list", text, rest)
+        raise json.JSONDecodeError("Extra data after the list", text, rest)
 
 
 def _expect(text: str, index: int, delimiter: str) -> int:
-    """The place behind `mark` and what is blank."""
+    """Return the index after `delimiter` and white space."""
     if text[index : index + 1] != delimiter:
         raise json.JSONDecodeError(f"Expecting '{delimiter}' delimiter", text, index)
     return _skip_blank(text, index + 1)
@@ -370,12 +363,12 @@ def _skip_blank(text: str, index: int) -> int:
 
 
 _BATCH_ROWS = 256
-# What the columns in use may take unpacked.
+# Limit of the unpacked size of the columns in use.
 MAX_UNPACKED_BYTES = 2 * MAX_BYTES
 
 
 def open_parquet(path: Path) -> Table:
-    """The table; its records are numbered from 1, as a Parquet file has no lines."""
+    """Open a Parquet file; its rows are numbered from 1, as it has no lines."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -384,7 +377,7 @@ def open_parquet(path: Path) -> Table:
         names = tuple(dict.fromkeys(file.schema_arrow.names))
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise _unreadable_error(path, error) from error
-    return Table(names, lambda wanted: limit_rows(path, _read_parquet(path, names, wanted)), "row")
+    return Table(names, lambda requested: limit_rows(path, _read_parquet(path, names, requested)), "row")
 
 
 def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) -> Iterator[TableRow | RowError]:
@@ -397,8 +390,8 @@ def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) ->
             unpacked += sum(_unpacked_bytes(column) for column in batch.columns)
             if unpacked > MAX_UNPACKED_BYTES:
                 raise DataError(
-                    f"{path} unpacks to more than {MAX_UNPACKED_BYTES / 1e6:.0f} MB, which is the most that is read: "
-                    "split it, or cut it down."
+                    f"{path} unpacks to more than {format_bytes(MAX_UNPACKED_BYTES)}, which is the limit: "
+                    "split it, or make it smaller."
                 )
             for values in batch.to_pylist():
                 row += 1
@@ -408,7 +401,7 @@ def _read_parquet(path: Path, names: Sequence[str], requested: Sequence[str]) ->
 
 
 def _open_dictionary_encoded(path: Path, columns: Sequence[str]) -> Any:
-    """The file, of which a text that many rows share is held once: one page can name a long text a million times."""
+    """Open the file so that repeated texts are in memory once: a page can refer to a long text a million times."""
     import pyarrow.parquet as pq
 
     metadata = pq.ParquetFile(path).metadata
@@ -423,7 +416,7 @@ def _open_dictionary_encoded(path: Path, columns: Sequence[str]) -> Any:
 
 
 def _unpacked_bytes(array: Any) -> int:
-    """Bytes of the array's values when each stands by itself."""
+    """Return the size of the array's values in bytes, with repeated values counted each time."""
     import pyarrow as pa
     import pyarrow.compute as pc  # type: ignore[import-untyped]
 

@@ -1,11 +1,8 @@
-"""Uploaded table -> examples + row errors.
+"""Uploaded tables: a person's file becomes examples, with an error and its line for every bad row.
 
-A person's own data: a file becomes examples, and whatever is wrong with a row is said with its line.
-
-Intents and code are taken as they are but for what no model should learn: Windows' line ends, blank lines around them,
-white space at their end, and a Markdown fence around the code. Nothing in a file is run.
-
-Chats of one question and one answer, as OpenAI's and ShareGPT's formats have them.
+Intents and code are unchanged except for what a model should not learn: Windows line ends, blank lines around them,
+white space at their end, and a Markdown fence around the code. Chats must have one question and one answer, in OpenAI's
+or ShareGPT's format. No content of a file is run.
 """
 
 from __future__ import annotations
@@ -37,7 +34,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class ChatPair:
-    """What each side said, "" where it said nothing, and whether there was a system turn."""
+    """The text of each side, "" without a turn, and whether there was a system turn."""
 
     user: str
     assistant: str
@@ -45,25 +42,24 @@ class ChatPair:
 
 
 def split_chat(value: Any, location: str, column: str) -> ChatPair:
-    """The chat in a cell.
+    """Return the question and the answer of the chat in a cell.
 
-    CellError for what is none, and for several turns of a side: learning the last one alone would lose what it
-    answers to.
+    Raises CellError where it is no chat, and for several turns of a side, since an answer depends on the turns before.
     """
     if not isinstance(value, list):
         raise CellError(f"{location}: column '{column}' must be a list of messages, it is {json_type(value)}.", column)
-    said: dict[str, list[str]] = {"user": [], "assistant": [], "system": []}
+    turns: dict[str, list[str]] = {"user": [], "assistant": [], "system": []}
     for message in value:
         role, text = _parse_message(message, location, column)
-        said[role].append(text)
+        turns[role].append(text)
     for role in ("user", "assistant"):
-        if len(said[role]) > 1:
+        if len(turns[role]) > 1:
             raise CellError(
-                f"{location}: column '{column}' has {len(said[role])} {role} turns: one question and one answer are "
-                "learned, so give each turn a row of its own.",
+                f"{location}: column '{column}' has {len(turns[role])} {role} turns: a row is one question and one "
+                "answer, so give each pair its own row.",
                 column,
             )
-    return ChatPair("".join(said["user"]), "".join(said["assistant"]), bool(said["system"]))
+    return ChatPair("".join(turns["user"]), "".join(turns["assistant"]), bool(turns["system"]))
 
 
 def _parse_message(message: Any, location: str, column: str) -> tuple[str, str]:
@@ -73,11 +69,11 @@ def _parse_message(message: Any, location: str, column: str) -> tuple[str, str]:
         )
     role = message.get("role", message.get("from"))
     text = message.get("content", message.get("value"))
-    if isinstance(text, list):  # parts, as of models that also read images
+    if isinstance(text, list):  # content in parts, as for models that read images
         text = "\n".join(str(part.get("text")) for part in text if isinstance(part, dict) and part.get("text"))
     if not isinstance(role, str) or _ROLES.get(role.casefold()) is None:
         raise CellError(
-            f"{location}: column '{column}' has a message of role {role!r}: only user and assistant are learned.",
+            f"{location}: column '{column}' has a message of role {role!r}: only user and assistant are supported.",
             column,
         )
     if text is not None and not isinstance(text, str):
@@ -87,25 +83,25 @@ def _parse_message(message: Any, location: str, column: str) -> tuple[str, str]:
     return _ROLES[role.casefold()], text or ""
 
 
-# What was done to rows on the way, for `UploadResult.changes`.
+# Changes made to rows, the keys of `UploadResult.changes`.
 FENCE_REMOVED = "a code fence taken off"
 SYSTEM_REMOVED = "a system turn left out"
 _FENCED_CODE = re.compile(r"\s*```[ \t]*[\w+-]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\n)+")
-# What the readers make of a byte that is not UTF-8, and what else no file or tokenizer takes.
+# How the readers decode a byte that is not UTF-8, and other characters that no file or tokenizer accepts.
 _BAD_BYTE = re.compile("[\udc80-\udcff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Alpaca's own word for a blank input.
+# Values of an empty input in Alpaca's data.
 _NO_CONTEXT = ("", "<noinput>")
 _MAX_ID_LENGTH = 200
 
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What was read of a file.
+    """The content of a file: examples, and errors for the rows that were skipped.
 
-    `rows` counts all of them, `faults` are those left out, `changes` counts what was done to the others. `places`
-    gives the place ("line 12") of each example by its id.
+    `rows` counts all rows, `changes` the changes made to examples. `locations` maps the id of each example to its
+    location ("line 12").
     """
 
     examples: list[Example]
@@ -118,10 +114,9 @@ class UploadResult:
 
 
 def read_upload(path: str | Path, intent_column: str | None = None, code_column: str | None = None) -> UploadResult:
-    """Reads a .jsonl, .json, .csv, .tsv or .parquet file; columns are recognised (see columns.LAYOUTS) or mapped.
+    """Read a .jsonl, .json, .csv, .tsv or .parquet file; columns are detected (columns.KNOWN_COLUMNS) or mapped.
 
-    Raises DataError, in one sentence, for a file that cannot be read as a whole, columns that are not known, and a
-    file without a single sound row.
+    Raises DataError for a file that cannot be read as a whole, unknown columns, and a file without a valid row.
     """
     path = Path(path).expanduser()
     table = open_table(path)
@@ -138,7 +133,7 @@ def read_upload(path: str | Path, intent_column: str | None = None, code_column:
 
 
 class _UploadReader:
-    """Collects examples and faults, row by row."""
+    """Collects examples and errors, row by row."""
 
     def __init__(self, stem: str, mapping: Columns, unit: str) -> None:
         self.examples: list[Example] = []
@@ -166,7 +161,7 @@ class _UploadReader:
         self.changes.update(changes)
 
     def _id(self, row: DatasetRow, line: int) -> str:
-        """The row's own id where it has one that nobody had before it."""
+        """Return the row's own id if it is unique, or else a generated one."""
         default = f"{self._stem}-{line:05d}"
         try:
             id = row.row_id(default)
@@ -177,7 +172,7 @@ class _UploadReader:
 
 
 def _row_texts(row: DatasetRow, mapping: Columns, changes: set[str]) -> tuple[str, str]:
-    """The row's intent and code; CellError for what cannot be learned."""
+    """Return the row's intent and code; raises CellError for an invalid cell."""
     if mapping.turns:
         chat = split_chat(_cell(row, mapping.turns), row.location, mapping.turns)
         intent = _clean_text(row, mapping.turns, chat.user, "has no text of the user")
@@ -203,7 +198,7 @@ def _cell(row: DatasetRow, column: str) -> Any:
 
 
 def _role_text(row: DatasetRow, column: str, role: str, changes: set[str]) -> Any:
-    """The cell, or what this role says in it where it is a chat, as in TRL's conversational prompt and completion."""
+    """Return the cell, or this role's text where it is a chat, as in TRL's conversational prompt and completion."""
     value = _cell(row, column)
     if not isinstance(value, list):
         return value
@@ -213,21 +208,21 @@ def _role_text(row: DatasetRow, column: str, role: str, changes: set[str]) -> An
 
 
 def _clean_text(row: DatasetRow, column: str, value: Any, blank: str = "is empty") -> str:
-    """The text without Windows' line ends, blank lines around it and white space at its end."""
-    where = f"{row.location}: column '{column}'"
+    """Return the text without Windows line ends, blank lines around it and white space at its end."""
+    cell = f"{row.location}: column '{column}'"
     if value is None:
-        raise CellError(f"{where} {blank}.", column, empty=True)
+        raise CellError(f"{cell} {blank}.", column, empty=True)
     if not isinstance(value, str):
-        raise CellError(f"{where} must be text, it is {json_type(value)}.", column)
+        raise CellError(f"{cell} must be text, it is {json_type(value)}.", column)
     if len(value) > MAX_CELL_CHARS:
-        raise CellError(f"{where} has {len(value):,} characters and {MAX_CELL_CHARS:,} are read at most.", column)
+        raise CellError(f"{cell} has {len(value):,} characters and {MAX_CELL_CHARS:,} are read at most.", column)
     if "\0" in value:
-        raise CellError(f"{where} has a NUL character in it.", column)
+        raise CellError(f"{cell} has a NUL character in it.", column)
     if _BAD_BYTE.search(value):
-        raise CellError(f"{where} is not UTF-8: save the file as UTF-8.", column)
+        raise CellError(f"{cell} is not UTF-8: save the file as UTF-8.", column)
     if _SURROGATE.search(value):
-        raise CellError(f"{where} has half a character (a lone surrogate).", column)
+        raise CellError(f"{cell} has half a character (a lone surrogate).", column)
     text = _BLANK_LINES.sub("", value.replace("\r\n", "\n").replace("\r", "\n")).rstrip()
     if not text:
-        raise CellError(f"{where} {blank}.", column, empty=True)
+        raise CellError(f"{cell} {blank}.", column, empty=True)
     return text

@@ -1,4 +1,4 @@
-"""A sound adapter folder for each test of the room."""
+"""Fixtures for the tests of adapters."""
 
 from __future__ import annotations
 

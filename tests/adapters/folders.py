@@ -99,10 +99,10 @@ def store(root: Path) -> Store:
 
 
 def refused(folder: Path, base: BaseIdentity = BASE) -> str:
-    """The one sentence with which the folder is refused."""
+    """The message with which the folder is refused."""
     with pytest.raises(AdapterError) as caught:
         store(folder.parent).open(folder.name, base)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert len(sentence) < 700
-    return sentence
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 700
+    return message

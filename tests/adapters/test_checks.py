@@ -1,10 +1,13 @@
-"""Broken, unsafe and foreign adapter folders are refused with the mend: files, config, manifest, base, prompt."""
+"""Checks of adapter folders: broken, unsafe, hostile and foreign files, configs, manifests, bases and prompts."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import socket
+import stat
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 import pytest
 from safetensors.numpy import save_file
 
+from adapters import checks
 from adapters.store import Store
+from adapters.weights import WEIGHTS_NAME, read_raw_tensors
 from errors import AdapterError
 from tests.adapters.folders import BASE, CONFIG, MANIFEST, refused, store, tensors, write_adapter
 
@@ -39,24 +44,19 @@ def test_linked_files_are_refused(good: Path, tmp_path: Path, name: str) -> None
 def test_a_linked_folder_is_refused(good: Path) -> None:
     (good.parent / "link").symlink_to(good, target_is_directory=True)
     assert "'link' is a symbolic link: copy the folder itself" in refused(good.parent / "link")
-    (status,) = [each for each in store(good.parent).status(BASE) if each.name == "link"]
+    (status,) = [status for status in store(good.parent).status(BASE) if status.name == "link"]
     assert status.manifest is None
 
 
-def test_a_missing_or_strange_file(good: Path) -> None:
+def test_missing_weights(good: Path) -> None:
     (good / "adapter_model.safetensors").unlink()
-    assert "has no file adapter_model.safetensors" in refused(good)
-    (good / "adapter_model.safetensors").mkdir()
-    assert "has no file adapter_model.safetensors" in refused(good)
-    (good / "adapter_model.safetensors").rmdir()
-    os.mkfifo(good / "adapter_model.safetensors")  # opening it would wait for ever
     assert "has no file adapter_model.safetensors" in refused(good)
 
 
 def test_sizes_have_limits(good: Path) -> None:
     with (good / "adapter_model.safetensors").open("r+b") as file:
-        file.truncate((2 << 30) + 1)  # sparse: takes no room
-    assert "has 2.0 GiB, the limit is 2 GiB" in refused(good)
+        file.truncate((2 << 30) + 1)  # a sparse file
+    assert "has 2.15 GB, the limit is 2.15 GB" in refused(good)
     save_file(tensors(), good / "adapter_model.safetensors")
     (good / "manifest.json").write_text(" " * ((8 << 20) + 1))
     assert "manifest.json has 8388609 bytes" in refused(good)
@@ -75,9 +75,9 @@ def test_sizes_have_limits(good: Path) -> None:
         (json.dumps({str(number): None for number in range(201)}), "must be a JSON object of at most 200 settings"),
     ],
 )
-def test_a_config_that_is_none(good: Path, text: str, says: str) -> None:
+def test_a_file_that_is_not_a_config(good: Path, text: str, says: str) -> None:
     (good / "adapter_config.json").write_text(text)
-    assert any(each in refused(good) for each in says.split("|"))
+    assert any(message in refused(good) for message in says.split("|"))
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_a_config_that_is_none(good: Path, text: str, says: str) -> None:
     ],
 )
 def test_a_config_that_cannot_be_served(tmp_path: Path, change: dict[str, Any], says: str) -> None:
-    sentence = refused(write_adapter(tmp_path / "bad", {**CONFIG, **change}))
-    assert says in sentence
-    assert sentence.isprintable()
+    message = refused(write_adapter(tmp_path / "bad", {**CONFIG, **change}))
+    assert says in message
+    assert message.isprintable()
 
 
 def test_a_folder_without_a_manifest(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_manifest_with_values_of_other_types(good: Path, change: dict[str, Any
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "{}", "3", "[" * 100_000])
-def test_a_manifest_that_is_none(good: Path, text: str) -> None:
+def test_a_file_that_is_not_a_manifest(good: Path, text: str) -> None:
     (good / "manifest.json").write_text(text)
     assert "manifest.json" in refused(good)
 
@@ -160,10 +160,10 @@ def test_another_base_or_revision(good: Path) -> None:
     assert "the base here is tiny/base (revision bbb)" in refused(good, replace(BASE, revision="bbb"))
 
 
-def test_a_revision_that_is_a_digest_is_no_part_of_the_advice(tmp_path: Path) -> None:
+def test_a_revision_that_is_a_digest_is_left_out_of_the_advice(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, base_id="embedded", base_revision="sha256:0011223344556677")
-    sentence = refused(write_adapter(tmp_path / "embedded", manifest=manifest))
-    assert "start with --base embedded or train it again" in sentence
+    message = refused(write_adapter(tmp_path / "embedded", manifest=manifest))
+    assert "start with --base embedded or train it again" in message
 
 
 def test_another_prompt(tmp_path: Path) -> None:
@@ -173,3 +173,182 @@ def test_another_prompt(tmp_path: Path) -> None:
     assert "(fingerprint 00ff), it is 0123456789abcdef here" in refused(old)
     with pytest.raises(AdapterError, match=r"unknown here \(known are none\)"):
         Store((tmp_path,)).open("old", BASE)
+
+
+CONFIG_NAME, MANIFEST_NAME = "adapter_config.json", "manifest.json"
+DEPTHS = [5, 30, 40, 300, 900, 1500, 5000, 60_000]
+
+
+def nest(depth: int, kind: str) -> str:
+    return "[" * depth + "]" * depth if kind == "list" else '{"a":' * depth + "1" + "}" * depth
+
+
+@pytest.mark.parametrize("kind", ["list", "object"])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_deeply_nested_json_is_refused_in_every_file(good: Path, depth: int, kind: str) -> None:
+    """Deep nesting breaks parsers, and code that prints, copies or compares the values."""
+    nested = nest(depth, kind)
+    for key in ("r", "lora_alpha", "peft_type", "target_modules", "init_lora_weights", "layer_replication"):
+        (good / CONFIG_NAME).write_text(json.dumps({**CONFIG, key: "HERE"}).replace('"HERE"', nested))
+        assert refused(good).isprintable()
+    (good / CONFIG_NAME).write_text(json.dumps(CONFIG))
+    for key in ("version", "seed", "base_id", "log", "strange"):
+        (good / MANIFEST_NAME).write_text(json.dumps({**asdict(MANIFEST), key: "HERE"}).replace('"HERE"', nested))
+        assert refused(good).isprintable()
+    MANIFEST.write(good)
+    for header in ('{"a": HERE}', '{"a": {"dtype": HERE, "shape": [1], "data_offsets": [0, 4]}}', "HERE"):
+        raw = header.replace("HERE", nested).encode()
+        (good / WEIGHTS_NAME).write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(4))
+        assert refused(good).isprintable()
+
+
+@pytest.mark.parametrize("file", [CONFIG_NAME, MANIFEST_NAME])
+def test_a_repeated_json_name_is_refused(good: Path, file: str) -> None:
+    """Some readers take the first value and some the last."""
+    text = (good / file).read_text()
+    first = next(iter(json.loads(text)))
+    (good / file).write_text(text.replace("{", f'{{"{first}": "LORA", ', 1))
+    assert "a name is repeated" in refused(good)
+
+
+def test_a_folder_of_many_files(good: Path) -> None:
+    for number in range(checks.MAX_FILES):
+        (good / f"x{number}").touch()
+    assert refused(good) == f"Adapter 'good' has more than {checks.MAX_FILES} files: leave only its own files there."
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def listener(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        here = Path.cwd()
+        os.chdir(path.parent)  # the path of a socket may have 107 bytes
+        try:
+            made.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def device(path: Path) -> None:
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except PermissionError:
+        pytest.skip("no right to make devices here")
+
+
+KINDS = [pipe, link_to_a_device, folder, listener, device]
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("file", [MANIFEST_NAME, WEIGHTS_NAME])
+def test_special_files_are_not_read(good: Path, file: str, make: Callable[[Path], None]) -> None:
+    (good / file).unlink()
+    make(good / file)
+    assert file in refused(good)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("file", [CONFIG_NAME, MANIFEST_NAME, WEIGHTS_NAME])
+def test_special_files_that_replace_a_file_after_the_check_are_not_read(
+    good: Path, monkeypatch: pytest.MonkeyPatch, file: str, make: Callable[[Path], None]
+) -> None:
+    check_files = checks.check_files
+
+    def check_then_replace(path: Path, name: str) -> None:
+        check_files(path, name)
+        (path / file).unlink()
+        make(path / file)
+
+    monkeypatch.setattr(checks, "check_files", check_then_replace)
+    assert file in refused(good)
+
+
+def test_a_growing_file_is_read_up_to_the_limit(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fstat = os.fstat
+
+    def fstat_before_growth(descriptor: int) -> os.stat_result:
+        status = list(fstat(descriptor))
+        status[stat.ST_SIZE] = 10
+        return os.stat_result(status)
+
+    (good / CONFIG_NAME).write_text(json.dumps({**CONFIG, "note": "x" * checks.MAX_CONFIG_BYTES}))
+    monkeypatch.setattr(os, "fstat", fstat_before_growth)
+    assert f"adapter_config.json has {checks.MAX_CONFIG_BYTES + 1} bytes, the limit is" in refused(good)
+
+
+def shorter(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + bytes(4))
+
+
+def other_values(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+
+
+def other_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"F32", b"BF1"))
+
+
+def link_to_the_same(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to(path.with_name("moved"))
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def another_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    "swap", [shorter, longer, other_values, other_header, link_to_the_same, gone, empty, another_pipe]
+)
+def test_a_file_that_changes_between_check_and_load_is_not_loaded(good: Path, swap: Callable[[Path], None]) -> None:
+    opened = store(good.parent).open("good", BASE)
+    path = good / WEIGHTS_NAME
+    assert len(read_raw_tensors(path, opened.sha256, "good").tensors) == 4
+    swap(path)
+    with pytest.raises(AdapterError, match=r"^Adapter 'good'[^\n]{20,200}\.$"):
+        read_raw_tensors(path, opened.sha256, "good")
+
+
+def test_a_copy_with_the_same_bytes_is_loaded(good: Path) -> None:
+    """The digest counts, not the inode."""
+    opened = store(good.parent).open("good", BASE)
+    path = good / WEIGHTS_NAME
+    raw = path.read_bytes()
+    path.unlink()
+    path.write_bytes(raw)
+    loaded = read_raw_tensors(path, opened.sha256, "good")
+    assert bytes(loaded.data) == raw[8 + int.from_bytes(raw[:8], "little") :]
+
+
+def test_a_huge_rank_and_a_header_with_huge_tensors(tmp_path: Path) -> None:
+    for rank in (257, 2**31, 10**300):
+        assert "1 to 256 is served" in refused(write_adapter(tmp_path / f"r{len(str(rank))}", {**CONFIG, "r": rank}))
+    folder = write_adapter(tmp_path / "claims", {**CONFIG, "r": 256})
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    claim = {name: {"dtype": "F32", "shape": [256, 2**36], "data_offsets": [0, 2**46]}}
+    raw = json.dumps(claim).encode()
+    (folder / WEIGHTS_NAME).write_bytes(len(raw).to_bytes(8, "little") + raw)
+    assert "bytes of tensors where its header states" in refused(folder)

@@ -1,20 +1,23 @@
-"""The program's listing, descriptions and deletions."""
+"""The commands `list`, `show`, `delete` and `pull` of `python -m adapters`."""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from adapters.__main__ import main
 from adapters.store import LIBRARY
 from tests.adapters.folders import CONFIG, IN, LAYERS, MANIFEST, OUT, write_adapter
+from tests.hub_standin import Hub, hub_standin
 
 IA3 = {
     "peft_type": "IA3",
@@ -46,7 +49,7 @@ def _model(folder: Path) -> None:
     (folder / "config.json").write_text("{}")
 
 
-def test_all_techniques_are_listed_and_whole_models_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapters_and_whole_models_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _every_technique(tmp_path)
     _model(tmp_path / "tuned")
     assert main(["--root", str(tmp_path), "list"]) == 0
@@ -68,17 +71,17 @@ def test_all_techniques_are_listed_and_whole_models_apart(tmp_path: Path, capsys
         ("prompt", ["virtual tokens            3"]),
     ],
 )
-def test_each_technique_is_described_by_what_it_has(
+def test_each_technique_is_described_by_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, lines: list[str]
 ) -> None:
     _every_technique(tmp_path)
     assert main(["--root", str(tmp_path), "show", name]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert set(lines) <= set(said)
-    assert any(line.startswith("rank") for line in said) is (name == "lora")
+    output = capsys.readouterr().out.splitlines()
+    assert set(lines) <= set(output)
+    assert any(line.startswith("rank") for line in output) is (name == "lora")
 
 
-def test_a_file_cannot_draw_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_file_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     strange = "\x1b[2J" + "x" * 10_000
     scores: list[dict[str, Any]] = [{"metric": strange, "value": strange, strange: strange}]
     folder = write_adapter(tmp_path / "good")
@@ -86,9 +89,9 @@ def test_a_file_cannot_draw_on_the_terminal(tmp_path: Path, capsys: pytest.Captu
     (folder / "manifest.json").write_text(json.dumps(changed))
     for command in (["show", "good"], ["list"]):
         assert main(["--root", str(tmp_path), *command]) == 0
-        said = capsys.readouterr().out
-        assert "\x1b" not in said
-        assert max(map(len, said.splitlines())) < 600
+        output = capsys.readouterr().out
+        assert "\x1b" not in output
+        assert max(map(len, output.splitlines())) < 600
 
 
 def test_delete_asks_for_the_name(
@@ -105,13 +108,13 @@ def test_delete_asks_for_the_name(
     assert list(good.parent.iterdir()) == []
 
 
-def test_delete_can_be_told_yes_and_takes_broken_adapters(good: Path) -> None:
+def test_delete_with_yes_removes_broken_adapters(good: Path) -> None:
     (good / "manifest.json").write_text("[")
     assert main(["--root", str(good.parent), "delete", "good", "--yes"]) == 0
     assert list(good.parent.iterdir()) == []
 
 
-def test_the_library_is_never_deleted_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_adapters_of_the_library_are_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shipped = sorted(path.name for path in LIBRARY.iterdir())
     name = shipped[-1]
     link = tmp_path / "link"
@@ -122,7 +125,7 @@ def test_the_library_is_never_deleted_from(tmp_path: Path, capsys: pytest.Captur
     assert sorted(path.name for path in LIBRARY.iterdir()) == shipped
 
 
-def test_ones_own_adapter_that_hides_the_librarys_goes(tmp_path: Path) -> None:
+def test_a_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path) -> None:
     name = min(path.name for path in LIBRARY.iterdir())
     mine = write_adapter(tmp_path / "mine" / name)
     assert main(["--root", str(LIBRARY), "--root", str(tmp_path / "mine"), "delete", name, "--yes"]) == 0
@@ -140,7 +143,7 @@ def test_ones_own_adapter_that_hides_the_librarys_goes(tmp_path: Path) -> None:
         ("plain-folder", "Unknown adapter"),
     ],
 )
-def test_what_is_no_adapter_is_not_deleted(
+def test_a_folder_that_is_not_an_adapter_is_not_deleted(
     good: Path, capsys: pytest.CaptureFixture[str], name: str, says: str
 ) -> None:
     _model(good.parent / "tuned")
@@ -151,7 +154,7 @@ def test_what_is_no_adapter_is_not_deleted(
     assert sorted(good.parent.iterdir()) == before
 
 
-def test_a_link_is_cut_and_what_it_points_at_stays(good: Path, tmp_path: Path) -> None:
+def test_of_a_link_only_the_link_is_deleted(good: Path, tmp_path: Path) -> None:
     elsewhere = write_adapter(tmp_path / "elsewhere" / "good")
     shutil.rmtree(good)
     good.symlink_to(elsewhere, target_is_directory=True)
@@ -160,7 +163,7 @@ def test_a_link_is_cut_and_what_it_points_at_stays(good: Path, tmp_path: Path) -
     assert (elsewhere / "manifest.json").is_file()
 
 
-def test_a_deletion_that_breaks_off_leaves_no_half_adapter(
+def test_an_interrupted_deletion_leaves_no_partial_adapter(
     good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Path) -> None:
@@ -169,12 +172,12 @@ def test_a_deletion_that_breaks_off_leaves_no_half_adapter(
     monkeypatch.setattr(shutil, "rmtree", refuse)
     command = ["--root", str(good.parent)]
     assert main([*command, "delete", "good", "--yes"]) == 2
-    assert "cannot be deleted (Permission denied): check who may write" in capsys.readouterr().err
+    assert "cannot be deleted (Permission denied): check the permissions" in capsys.readouterr().err
     assert main([*command, "list"]) == 0
     assert capsys.readouterr().out.startswith("No adapters in")
 
 
-def test_ctrl_c_is_no_traceback(
+def test_ctrl_c_prints_no_traceback(
     good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(_: str) -> str:
@@ -184,3 +187,38 @@ def test_ctrl_c_is_no_traceback(
     assert main(["--root", str(good.parent), "delete", "good"]) == 130
     assert capsys.readouterr().err == "Stopped; nothing was left half done.\n"
     assert good.is_dir()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_standin() as standin:
+        monkeypatch.setattr(constants, "ENDPOINT", standin.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", standin.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
+        standin.repositories["someone/good"] = write_adapter(tmp_path / "published" / "good")
+        yield standin
+
+
+def test_pull_installs_into_the_users_folder(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", f"someone/good@{hub.commit('someone/good')}", "--name", "lora-theirs"]) == 0
+    folder = tmp_path / "home" / "adapters" / "lora-theirs"
+    captured = capsys.readouterr()
+    assert captured.out == f"The adapter is ready in {folder}.\n"
+    assert "Looking up someone/good" in captured.err
+    assert main(["show", "lora-theirs"]) == 0
+    assert f"folder                    {folder}" in capsys.readouterr().out
+    assert main(["pull", "someone/good", "--name", "lora-theirs"]) == 2
+    assert "add --overwrite" in capsys.readouterr().err
+    assert main(["pull", "someone/good", "--name", "lora-theirs", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(("spec", "says"), [("someone/gone", "someone/gone"), ("good", "user/name@revision")])
+def test_a_failed_pull_prints_one_line(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, says: str
+) -> None:
+    assert main(["pull", spec]) == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "home").glob("adapters/*"))

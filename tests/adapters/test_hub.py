@@ -1,4 +1,4 @@
-"""Adapters pulled from the Hub, with the real client against a stand-in over HTTP."""
+"""Adapters pulled with the real client from a local server in place of the Hub."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 from adapters.hub import parse_repo_spec, pull
 from adapters.manifest import ORIGIN_NAME, Manifest, read_origin
 from adapters.weights import digest
+from common.format import format_bytes
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
 from tests.adapters.folders import MANIFEST, store, tensors, write_adapter
 from tests.hub.client import TOKEN, log_in, use_hub, use_xet
@@ -42,15 +43,15 @@ def _silent(_: str) -> None:
 
 
 def _refused(spec: str, root: Path, error: type[PromptOrTuneError] = AdapterError) -> str:
-    """The sentence with which a pull is refused; nothing may be left of it."""
+    """The message of a failed pull, which must leave nothing behind."""
     before = sorted(root.iterdir()) if root.is_dir() else []
     with pytest.raises(error) as caught:
         pull(spec, root, _silent)
     assert (sorted(root.iterdir()) if root.is_dir() else []) == before
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert len(sentence) < 500
-    return sentence
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    return message
 
 
 def _downloads(hub: Hub) -> list[str]:
@@ -78,7 +79,7 @@ def test_a_pulled_adapter_is_the_published_one(hub: Hub, good: Path, root: Path)
     assert (origin.kind, origin.what) == ("hub", f"{REPO}@{commit}")
     assert store(root).inspect("good").digest == digest(good / WEIGHTS, "good")
     assert f"{REPO}@{commit}" in lines[-1]
-    assert [path.name for path in root.iterdir()] == ["good"], "what was needed on the way is gone"
+    assert [path.name for path in root.iterdir()] == ["good"], "the staging folder is removed"
     assert not any("training_args" in request for request in hub.requests)
     assert all(f"/resolve/{commit}/" in request for request in _downloads(hub)), "all files come from one commit"
 
@@ -92,7 +93,7 @@ def test_an_older_commit_is_named_by_its_hash(hub: Hub, good: Path, tmp_path: Pa
     assert Manifest.read(pull(f"{REPO}@main", root, _silent, name="newest")).seed == 7
 
 
-def test_a_pulled_adapter_came_by_xet(
+def test_weights_are_downloaded_by_xet(
     hub: Hub, good: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import HfApi
@@ -115,22 +116,22 @@ def test_a_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path,
 
 
 @pytest.mark.parametrize(("name", "size"), [(WEIGHTS, 3 << 30), ("manifest.json", 9 << 20), ("loss.png", 64 << 20)])
-def test_what_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, name: str, size: int) -> None:
+def test_a_file_that_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, name: str, size: int) -> None:
     hub.add(REPO, good)
     hub.append(REPO, {**hub.history[REPO][-1].files, name: Blob(b"", size, "0" * 64)})
-    assert f"{name} has {size / 1e6:.1f} MB, the limit is" in _refused(REPO, root)
+    assert f"{name} has {format_bytes(size)}, the limit is" in _refused(REPO, root)
     assert not _downloads(hub)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", WEIGHTS, "manifest.json"])
-def test_a_repository_that_is_no_adapter_of_ours(hub: Hub, good: Path, root: Path, name: str) -> None:
+def test_a_repository_without_a_required_file(hub: Hub, good: Path, root: Path, name: str) -> None:
     (good / name).unlink()
     hub.add(REPO, good)
     assert f"has no {name}, so it is no adapter of Prompt or Tune" in _refused(REPO, root)
     assert not _downloads(hub)
 
 
-def test_a_whole_model_is_named_as_what_it_is(hub: Hub, good: Path, root: Path) -> None:
+def test_a_whole_model_is_refused(hub: Hub, good: Path, root: Path) -> None:
     (good / "adapter_config.json").rename(good / "config.json")
     hub.add(REPO, good)
     assert "is a whole model, not an adapter: use it as a base, with --base someone/good" in _refused(REPO, root)
@@ -145,7 +146,7 @@ def test_weights_must_be_those_of_the_manifest(hub: Hub, good: Path, root: Path)
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_what_the_store_would_refuse_is_not_installed(hub: Hub, good: Path, root: Path) -> None:
+def test_an_adapter_that_the_store_refuses_is_not_installed(hub: Hub, good: Path, root: Path) -> None:
     config = json.loads((good / "adapter_config.json").read_text())
     (good / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
     hub.add(REPO, good)
@@ -162,14 +163,14 @@ def test_a_file_that_arrives_damaged_is_refused(hub: Hub, good: Path, root: Path
     assert "arrived damaged" in _refused(REPO, root)
 
 
-def test_a_line_that_breaks_is_taken_up_again(hub: Hub, good: Path, root: Path) -> None:
+def test_a_broken_download_is_resumed(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     hub.cuts["download"] = 2
     folder = pull(REPO, root, _silent)
     assert (folder / WEIGHTS).read_bytes() == (good / WEIGHTS).read_bytes()
 
 
-def test_a_hub_that_goes_away_leaves_nothing_and_the_retry_finishes(hub: Hub, good: Path, root: Path) -> None:
+def test_a_broken_connection_leaves_nothing_and_a_retry_finishes(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     hub.cuts["answer"] = 1000
     assert "connection to the Hub broke while downloading 'someone/good'" in _refused(REPO, root)
@@ -177,7 +178,7 @@ def test_a_hub_that_goes_away_leaves_nothing_and_the_retry_finishes(hub: Hub, go
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_an_adapter_of_that_name_stays_unless_asked(hub: Hub, good: Path, root: Path) -> None:
+def test_an_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     pull(REPO, root, _silent)
     before = len(hub.requests)
@@ -191,11 +192,11 @@ def test_an_adapter_of_that_name_stays_unless_asked(hub: Hub, good: Path, root: 
     hub.add(REPO, good)
     with pytest.raises(AdapterError):
         pull(REPO, root, _silent, overwrite=True)
-    assert Manifest.read(root / "good").seed == 9, "a broken version must not cost the sound one"
+    assert Manifest.read(root / "good").seed == 9, "a broken version must not replace a valid one"
     assert store(root).inspect("good").digest.startswith("sha256:")
 
 
-def test_a_reserved_name_is_refused_before_anything_is_asked(hub: Hub, good: Path, root: Path) -> None:
+def test_a_reserved_name_is_refused_without_a_request(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     with pytest.raises(AdapterError, match="There is an adapter 'good' already: give this one another name"):
         pull(REPO, root, _silent, reserved=["good"])
@@ -203,7 +204,7 @@ def test_a_reserved_name_is_refused_before_anything_is_asked(hub: Hub, good: Pat
     assert pull(REPO, root, _silent, name="mine", reserved=["good"]).is_dir()
 
 
-def test_what_a_killed_process_left_is_swept_away(hub: Hub, good: Path, root: Path) -> None:
+def test_staging_folders_of_killed_processes_are_removed(hub: Hub, good: Path, root: Path) -> None:
     old, fresh = root / ".good-pull-old", root / ".good-pull-fresh"
     for folder in (old, fresh):
         (folder / "good").mkdir(parents=True)
@@ -216,7 +217,7 @@ def test_what_a_killed_process_left_is_swept_away(hub: Hub, good: Path, root: Pa
 @pytest.mark.parametrize(
     "spec", ["lora", "a/b/c", "a/b@", "a--b/c", "a/b.git", "../up", "a/b@x y", "https://hf.co/a/b", "a/b@x\n"]
 )
-def test_a_name_that_is_none(hub: Hub, root: Path, spec: str) -> None:
+def test_an_invalid_repository_name(hub: Hub, root: Path, spec: str) -> None:
     with pytest.raises(AdapterError, match="is no repository on the Hub: write user/name"):
         pull(spec, root, _silent)
     assert not hub.requests
@@ -227,7 +228,7 @@ def test_a_revision_may_be_a_branch_with_slashes() -> None:
     assert parse_repo_spec("someone/lora.v2@refs/pr/1") == ("someone/lora.v2", "refs/pr/1")
 
 
-def test_the_hub_s_refusals_are_sentences(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_become_messages(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, good)
     assert "no repository 'someone/else'" in _refused("someone/else", root)
     assert "has no revision 'v9'" in _refused(f"{REPO}@v9", root)
@@ -249,14 +250,14 @@ def test_a_private_repository_needs_the_token(
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_a_full_disk_is_said_before_the_download(
+def test_a_full_disk_is_reported_before_the_download(
     hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add(REPO, good)
     full = SimpleNamespace(total=1, used=1, free=10)
     with monkeypatch.context() as patch:
         patch.setattr("adapters.hub.shutil.disk_usage", lambda _: full)
-        assert "free some room" in _refused(REPO, root, DiskSpaceError)
+        assert "free some space" in _refused(REPO, root, DiskSpaceError)
     assert not _downloads(hub)
     assert shutil.disk_usage(root).free > 10
 

@@ -1,4 +1,4 @@
-"""The manifest by itself: written and read again, and never quoted at length or raw when it is broken."""
+"""The manifest: written and read again, and quoted within limits when it is broken."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from errors import AdapterError
 from tests.adapters.folders import MANIFEST
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_manifest_is_read_again(tmp_path: Path) -> None:
     manifest = replace(MANIFEST, weights_digest="sha256:0011223344556677", config={"seed": 1})
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
@@ -34,11 +34,11 @@ def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) ->
         ({"version": "\x1b[31m" + "x" * 10_000}, "…, this program reads version 1"),
         ({"\x1b[31mextra": 1}, r"has an unknown field '\x1b[31mextra'; update Prompt or Tune"),
         ({"e" * 100_000: 1}, "e…; update Prompt or Tune"),
-        ({"log": "abc"}, "'log' in manifest.json is no list"),
-        ({"scores": {"metric": 1}}, "'scores' in manifest.json is no list"),
+        ({"log": "abc"}, "'log' in manifest.json is not a list"),
+        ({"scores": {"metric": 1}}, "'scores' in manifest.json is not a list"),
     ],
 )
-def test_strange_values_are_quoted_within_limits(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_unexpected_values_are_quoted_within_limits(tmp_path: Path, change: dict[str, Any], says: str) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**asdict(MANIFEST), **change}))
     assert says in _refused(tmp_path)
 
@@ -51,17 +51,17 @@ def test_strange_values_are_quoted_within_limits(tmp_path: Path, change: dict[st
         ("[]", "must be a JSON object"),
         ("{}", "has version None"),
         ('{"version": 1}', "has no field 'name'"),
-        ("[" * 100_000, "is nested without end"),
+        ("[" * 100_000, "is nested too deeply"),
         ("1" * 5000, "cannot be read"),
         ('{"version": ' + "1" * 5000 + "}", "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_manifest(tmp_path: Path, text: str, says: str) -> None:
+def test_a_file_that_is_not_a_manifest(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     assert says in _refused(tmp_path)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(b'{"name": "\xff\x1b[31m"}')
     assert "cannot be read ('utf-8' codec can't decode" in _refused(tmp_path)
 
@@ -69,7 +69,7 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 def _refused(folder: Path) -> str:
     with pytest.raises(AdapterError) as caught:
         Manifest.read(folder)
-    sentence = str(caught.value)
-    assert sentence.isprintable()
-    assert len(sentence) < 400
-    return sentence
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 400
+    return message

@@ -1,4 +1,4 @@
-"""Folders registered under a name: inside what is allowed, checked like any other, hiding nothing."""
+"""Adapter folders registered under a name: allowed folders, checks, and names that are taken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_registered_folder_is_an_adapter_like_any_other(found: Store, tmp_path
     assert (opened.name, opened.manifest.seed) == ("mine", 5)
     assert found.names() == ["good", "mine"]
     assert found.open("mine", BASE).manifest.seed == 5
-    assert [(each.name, each.usable) for each in found.status(BASE)] == [("good", True), ("mine", True)]
+    assert [(status.name, status.usable) for status in found.status(BASE)] == [("good", True), ("mine", True)]
     found.register("mine", tmp_path / "more" / "deep" / "other")
     found.unregister("mine")
     assert found.names() == ["good"]
@@ -49,7 +49,7 @@ def test_the_path_must_lie_inside_an_allowed_folder(found: Store, tmp_path: Path
     assert found.names() == ["good"]
 
 
-def test_the_roots_are_allowed_where_nothing_else_is_said(tmp_path: Path) -> None:
+def test_the_roots_are_allowed_by_default(tmp_path: Path) -> None:
     write_adapter(tmp_path / "root" / "good")
     write_adapter(tmp_path / "outside" / "other")
     plain = Store((tmp_path / "root",), fingerprints=FINGERPRINTS)
@@ -60,28 +60,28 @@ def test_the_roots_are_allowed_where_nothing_else_is_said(tmp_path: Path) -> Non
         Store((tmp_path / "root",), allowed=()).register("mine", tmp_path / "root" / "good")
 
 
-def test_a_link_leads_nowhere_else(found: Store, tmp_path: Path) -> None:
+def test_a_link_to_another_folder_is_refused(found: Store, tmp_path: Path) -> None:
     (tmp_path / "more" / "link").symlink_to(tmp_path / "outside" / "other", target_is_directory=True)
-    (tmp_path / "more" / "ring").symlink_to(tmp_path / "more" / "ring")
-    for name in ("link", "ring", "link/../other"):
+    (tmp_path / "more" / "cycle").symlink_to(tmp_path / "more" / "cycle")
+    for name in ("link", "cycle", "link/../other"):
         with pytest.raises(AdapterError):
             found.register("mine", tmp_path / "more" / name)
     found.register("mine", tmp_path / "more" / "deep" / "other")
     (tmp_path / "more" / "deep").rename(tmp_path / "more" / "was")
     (tmp_path / "more" / "deep").symlink_to(tmp_path / "outside", target_is_directory=True)
-    with pytest.raises(AdapterError, match="was registered as a folder and is behind a link now"):
+    with pytest.raises(AdapterError, match="was registered as a folder and is a link now"):
         found.open("mine", BASE)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "a/" * 3000])
-def test_a_path_that_can_be_none(found: Store, tmp_path: Path, path: str) -> None:
+def test_an_invalid_path(found: Store, tmp_path: Path, path: str) -> None:
     with pytest.raises(AdapterError) as caught:
         found.register("mine", tmp_path / "root" / path)
     assert len(str(caught.value)) < 300
     assert str(caught.value).isprintable()
 
 
-def test_what_is_registered_is_checked(found: Store, tmp_path: Path) -> None:
+def test_a_registered_folder_is_checked(found: Store, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="There is no adapter in"):
         found.register("mine", tmp_path / "more" / "deep")
     with pytest.raises(AdapterError, match="There is no adapter in"):
@@ -115,8 +115,8 @@ def test_a_name_that_is_taken_stays_with_its_folder(found: Store, tmp_path: Path
     assert found.names() == ["good", "mine"]
 
 
-def test_unregistering_what_is_not_registered(found: Store) -> None:
-    with pytest.raises(AdapterError, match="'good' lies in the store itself: delete its folder"):
+def test_unregistering_an_unknown_name(found: Store) -> None:
+    with pytest.raises(AdapterError, match="'good' is in the store itself: delete its folder"):
         found.unregister("good")
     with pytest.raises(UnknownNameError, match="Unknown registered adapter 'x'"):
         found.unregister("x")
@@ -124,7 +124,9 @@ def test_unregistering_what_is_not_registered(found: Store) -> None:
         found.unregister("../x")
 
 
-def test_registering_has_a_limit(found: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_registered_adapters_is_limited(
+    found: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("adapters.store.MAX_REGISTERED", 2)
     for name in ("one", "two"):
         found.register(name, tmp_path / "more" / "deep" / "other")

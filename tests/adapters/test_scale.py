@@ -1,4 +1,4 @@
-"""A store that is asked at every request: nothing is looked into twice, and nothing that changes is missed."""
+"""Caches of the store: nothing is read twice, no change is missed, and thousands of adapters stay quick."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ MANY = 5000
 
 
 @pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock that says whether a file has just been written is a minute ahead: what is remembered is used."""
+def stable_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the clock a minute ahead, so that no file counts as just written and results are cached."""
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 60_000_000_000)
 
 
-class Counted:
-    """How often folders were read since the last look."""
+class ReadCounter:
+    """Number of folders read since the last call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -48,11 +48,11 @@ class Counted:
 
 
 @pytest.fixture
-def checked(monkeypatch: pytest.MonkeyPatch, settled: None) -> Counted:
-    return Counted(monkeypatch)
+def checked(monkeypatch: pytest.MonkeyPatch, stable_files: None) -> ReadCounter:
+    return ReadCounter(monkeypatch)
 
 
-def test_a_folder_is_checked_once_for_each_base(good: Path, checked: Counted) -> None:
+def test_a_folder_is_checked_once_for_each_base(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     first = found.open("good", BASE)
     assert found.open("good", BASE) is first
@@ -76,7 +76,7 @@ def changes(good: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "another folder", lambda: (good.rename(good.with_name(".old")), write_adapter(good))
 
 
-def test_whatever_changes_is_seen_at_the_next_call(good: Path, checked: Counted) -> None:
+def test_every_change_is_seen_at_the_next_call(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     for what, change in changes(good):
         found.open("good", BASE)
@@ -87,7 +87,7 @@ def test_whatever_changes_is_seen_at_the_next_call(good: Path, checked: Counted)
         assert found.open("good", BASE) is before
 
 
-def test_a_file_of_the_same_size_and_time_is_another_file(good: Path, checked: Counted) -> None:
+def test_a_changed_file_of_the_same_size_and_time_is_noticed(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     first = found.open("good", BASE)
     path = good / "adapter_model.safetensors"
@@ -97,7 +97,7 @@ def test_a_file_of_the_same_size_and_time_is_another_file(good: Path, checked: C
     assert found.open("good", BASE).digest != first.digest
 
 
-def test_what_becomes_unsafe_is_refused_and_what_is_mended_opens(good: Path, checked: Counted) -> None:
+def test_a_folder_that_becomes_unsafe_is_refused_and_a_repaired_one_opens(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     found.open("good", BASE)
     (good / "x.bin").write_bytes(b"")
@@ -111,8 +111,8 @@ def test_what_becomes_unsafe_is_refused_and_what_is_mended_opens(good: Path, che
         found.open("good", BASE)
 
 
-def test_a_refusal_is_remembered_but_not_one_of_the_system(
-    good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch
+def test_a_refusal_is_cached_unless_the_system_failed(
+    good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = store(good.parent)
     (good / "adapter_config.json").write_text("{")
@@ -128,7 +128,9 @@ def test_a_refusal_is_remembered_but_not_one_of_the_system(
     assert found.open("other", BASE).name == "other"
 
 
-def test_a_list_of_all_adapters_reads_no_weights(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_all_adapters_reads_no_weights(
+    good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = store(good.parent)
     with monkeypatch.context() as patch:
         patch.setattr(weights, "inspect", lambda *_: pytest.fail("the weights were read"))
@@ -139,14 +141,14 @@ def test_a_list_of_all_adapters_reads_no_weights(good: Path, checked: Counted, m
     assert checked() == 1
 
 
-def test_a_folder_that_has_just_changed_is_looked_at_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found, checked = store(good.parent), Counted(monkeypatch)
+def test_a_folder_that_has_just_changed_is_read_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found, checked = store(good.parent), ReadCounter(monkeypatch)
     found.open("good", BASE)
     found.open("good", BASE)
     assert checked() == 2
 
 
-def test_names_follow_the_roots(tmp_path: Path, settled: None) -> None:
+def test_names_follow_the_roots(tmp_path: Path, stable_files: None) -> None:
     found = Store((tmp_path / "one", tmp_path / "two"), fingerprints=FINGERPRINTS)
     assert found.names() == []
     write_adapter(tmp_path / "one" / "a")
@@ -165,8 +167,8 @@ def test_names_follow_the_roots(tmp_path: Path, settled: None) -> None:
         found.open("b", BASE)
 
 
-def test_a_folder_that_is_no_adapter_any_more_leaves_the_names(
-    good: Path, settled: None, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_stops_being_an_adapter_leaves_the_names(
+    good: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = store(good.parent)
     assert found.names() == ["good"]
@@ -178,7 +180,9 @@ def test_a_folder_that_is_no_adapter_any_more_leaves_the_names(
     assert found.names() == []
 
 
-def test_thousands_of_folders_cost_one_scan(tmp_path: Path, settled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_folders_cost_one_scan(
+    tmp_path: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(MANY):
         folder = tmp_path / f"lora-{number:04d}"
         folder.mkdir()
@@ -204,39 +208,41 @@ def test_thousands_of_folders_cost_one_scan(tmp_path: Path, settled: None, monke
     assert len(str(caught.value)) < 3000
 
 
-def test_what_is_remembered_is_bounded(good: Path, checked: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded(good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapters.store._MAX_CACHE_BYTES", 4000)
     for number in range(6):
         write_adapter(good.parent / f"other-{number}")
     found = store(good.parent)
     for name in (*found.names(), "other-5", "good"):
         found.open(name, BASE)
-    assert checked() == 8  # the last one was remembered, the first one no more
+    assert checked() == 8  # the last one is cached, the first one no more
 
 
-def test_many_threads_ask_while_folders_come_and_go(tmp_path: Path) -> None:
+def test_many_threads_read_while_folders_change(tmp_path: Path) -> None:
     found = store(tmp_path)
     write_adapter(tmp_path / "stays")
     done = threading.Event()
 
-    def ask() -> None:
+    def read() -> None:
         while not done.is_set():
             assert "stays" in found.names()
             assert found.open("stays", BASE).name == "stays"
-            assert [each.name for each in found.status(BASE) if each.usable or each.name == "stays"][-1] == "stays"
+            assert [status.name for status in found.status(BASE) if status.usable or status.name == "stays"][
+                -1
+            ] == "stays"
 
     with ThreadPoolExecutor(4) as threads:
-        asking = [threads.submit(ask) for _ in range(4)]
+        futures = [threads.submit(read) for _ in range(4)]
         for _ in range(15):
             write_adapter(tmp_path / "comes", CONFIG).rename(tmp_path / ".went")
             shutil.rmtree(tmp_path / ".went")
         done.set()
-        for each in asking:
-            each.result(20)
+        for future in futures:
+            future.result(20)
     assert found.names() == ["stays"]
 
 
-def test_the_whole_digest_is_kept_beside_the_short_one(good: Path) -> None:
+def test_the_complete_and_the_short_digest_agree(good: Path) -> None:
     folder: AdapterFolder = store(good.parent).open("good", BASE)
     assert weights.short_digest(folder.sha256) == folder.digest
     assert len(folder.sha256) == 64

@@ -1,4 +1,4 @@
-"""`verify`: what a sound folder is told, and each way in which a folder is not what it says."""
+"""`verify`: the report on a valid folder, and each error that it finds."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def _verified(folder: Path) -> str:
 def _refused(folder: Path) -> str:
     with pytest.raises(AdapterError) as caught:
         _verified(folder)
-    sentence = str(caught.value)
-    assert sentence.isprintable()
-    assert len(sentence) < 400
-    return sentence
+    message = str(caught.value)
+    assert message.isprintable()
+    assert len(message) < 400
+    return message
 
 
-def test_a_sound_folder(good: Path) -> None:
+def test_a_valid_folder(good: Path) -> None:
     stated = digest(good / "adapter_model.safetensors", "good")
     replace(MANIFEST, weights_digest=stated).write(good)
     (good / "README.md").write_text(CARD)
-    said = _verified(good)
-    assert f"{stated}, as the manifest states" in said
-    assert "all of 4 tensors are finite" in said
-    assert f"tiny/base (revision {'a' * 40}) in the manifest, adapter_config.json and card" in said
-    assert "10 of 11 rules of the hand-over hold" in said
-    assert "vLLM: rank  rank r is 4 and vLLM's ranks are 8" in said
+    output = _verified(good)
+    assert f"{stated}, as the manifest states" in output
+    assert "all of 4 tensors are finite" in output
+    assert f"tiny/base (revision {'a' * 40}) in the manifest, adapter_config.json and card" in output
+    assert "10 of 11 checks passed" in output
+    assert "vLLM: rank  rank r is 4 and vLLM's ranks are 8" in output
 
 
-def test_a_folder_without_digest_and_card_says_so(good: Path) -> None:
-    said = _verified(good)
-    assert "the manifest, older than this check, states no digest" in said
-    assert "there is no card" in said
+def test_a_folder_without_digest_and_card(good: Path) -> None:
+    output = _verified(good)
+    assert "the manifest, older than this check, states no digest" in output
+    assert "there is no card" in output
 
 
-def test_other_weights_than_the_manifests(good: Path) -> None:
+def test_weights_with_another_digest_than_the_manifest(good: Path) -> None:
     replace(MANIFEST, weights_digest="sha256:0011223344556677").write(good)
     assert "the manifest states sha256:0011223344556677: the weights are not those" in _refused(good)
 
@@ -62,7 +62,7 @@ def test_values_that_are_not_finite(good: Path, dtype: type, value: float) -> No
     broken = tensors(dtype=dtype)
     broken[key(LAYERS[1], "B")][3, 2] = value
     save_file(broken, good / "adapter_model.safetensors")
-    assert f"tensor {key(LAYERS[1], 'B')} holds values that are not finite" in _refused(good)
+    assert f"tensor {key(LAYERS[1], 'B')} has values that are not finite" in _refused(good)
 
 
 def test_bfloat16_is_read_too(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_manifest_and_config_name_one_base(tmp_path: Path) -> None:
         ("x" * ((1 << 20) + 1), "README.md has more than 1048576 bytes"),
     ],
 )
-def test_the_card_names_it_too(good: Path, card: str, says: str) -> None:
+def test_the_card_must_name_the_base(good: Path, card: str, says: str) -> None:
     (good / "README.md").write_text(card)
     assert says in _refused(good)
 
@@ -113,7 +113,7 @@ def test_a_card_that_names_several(good: Path) -> None:
     assert "and card" in _verified(good)
 
 
-def test_a_base_that_the_hub_does_not_have_cannot_stand_in_the_card(good: Path) -> None:
+def test_a_base_without_a_hub_id_is_not_in_the_card(good: Path) -> None:
     replace(MANIFEST, base_id="embedded/base", base_revision="sha256:0123456789abcdef").write(good)
     (good / "adapter_config.json").write_text(json.dumps({**CONFIG, "base_model_name_or_path": "embedded/base"}))
     (good / "README.md").write_text("---\nbase_model: someone/base\n---\n")
@@ -129,18 +129,18 @@ def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.Monk
         find_adapter(str(tmp_path / "none"), store)
 
 
-def test_a_whole_model_is_no_adapter(tmp_path: Path) -> None:
+def test_a_whole_model_is_not_an_adapter(tmp_path: Path) -> None:
     model = tmp_path / "tuned"
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"")
     MANIFEST.write(model)
-    sentence = f"^'tuned' is a whole model, not an adapter: use it with --base {model}\\.$"
-    with pytest.raises(AdapterError, match=sentence):
+    message = f"^'tuned' is a whole model, not an adapter: use it with --base {model}\\.$"
+    with pytest.raises(AdapterError, match=message):
         find_adapter(str(model), Store(()))
-    with pytest.raises(AdapterError, match=sentence):
+    with pytest.raises(AdapterError, match=message):
         find_adapter("tuned", Store((tmp_path,)))
-    with pytest.raises(AdapterError, match=sentence):
+    with pytest.raises(AdapterError, match=message):
         Store((tmp_path,)).open("tuned", BASE)
 
 

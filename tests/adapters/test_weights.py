@@ -1,4 +1,4 @@
-"""The header of the safetensors file: read as safetensors reads it, and refused wherever it lies."""
+"""Safetensors headers: read as the library reads them, and refused where they are wrong."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_digest_is_of_the_bytes_and_follows_them(good: Path) -> None:
     assert opened.open("good", BASE).digest != first
 
 
-def test_a_settled_file_is_hashed_once(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_file_is_hashed_once(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = good / "adapter_model.safetensors"
     later = path.stat().st_ctime_ns + 10_000_000_000
     monkeypatch.setattr(time, "time_ns", lambda: later)
@@ -84,12 +84,12 @@ A0, B0 = key(LAYERS[0], "A"), key(LAYERS[0], "B")
         (without(A0), "lacks lora_A of module model.layers.0.self_attn.q_proj"),
         (without(B0), "lacks lora_B of module model.layers.0.self_attn.q_proj"),
         (lambda found: found.clear(), "has no tensors"),
-        (with_tensor("lm_head.weight", np.ones((2, 2), np.float32)), "holds the tensor lm_head.weight, which is not"),
+        (with_tensor("lm_head.weight", np.ones((2, 2), np.float32)), "has the tensor lm_head.weight, which is not"),
         (
             with_tensor("base_model.model.lm_head.lora_embedding_A", np.ones((2, 2), np.float32)),
-            "which is not of a LoRA",
+            "which is not part of a LoRA",
         ),
-        (with_tensor(A0 + "\x1b", np.ones((2, 2), np.float32)), "which is not of a LoRA"),
+        (with_tensor(A0 + "\x1b", np.ones((2, 2), np.float32)), "which is not part of a LoRA"),
         (with_tensor(A0, np.ones((RANK, IN), np.float64)), "has dtype F64: save it as F32, F16 or BF16"),
         (with_tensor(A0, np.ones((RANK, IN), np.int8)), "has dtype I8"),
         (with_tensor(A0, np.ones((RANK, IN, 1), np.float32)), "has shape [4, 16, 1]"),
@@ -105,9 +105,9 @@ A0, B0 = key(LAYERS[0], "A"), key(LAYERS[0], "B")
 def test_weights_that_do_not_fit(tmp_path: Path, change: Callable[[Tensors], None], says: str) -> None:
     found = tensors()
     change(found)
-    sentence = refused(write_adapter(tmp_path / "bad", weights=found))
-    assert says in sentence
-    assert sentence.isprintable()
+    message = refused(write_adapter(tmp_path / "bad", weights=found))
+    assert says in message
+    assert message.isprintable()
 
 
 def test_a_module_that_the_base_does_not_have(good: Path) -> None:
@@ -128,30 +128,30 @@ def test_bfloat16_is_read(tmp_path: Path) -> None:
 
 def test_a_file_cut_at_any_length_is_refused(good: Path) -> None:
     path = good / "adapter_model.safetensors"
-    whole = path.read_bytes()
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
         with pytest.raises(AdapterError):
             store(good.parent).open("good", BASE)
-    path.write_bytes(whole + b"\0")
+    path.write_bytes(content + b"\0")
     assert "copy it again" in refused(good)
-    path.write_bytes(whole)
+    path.write_bytes(content)
     assert store(good.parent).open("good", BASE).manifest == MANIFEST
 
 
 def test_a_file_with_any_byte_of_its_header_changed_opens_or_is_refused(good: Path) -> None:
     path = good / "adapter_model.safetensors"
-    whole = path.read_bytes()
-    header = 8 + int.from_bytes(whole[:8], "little")
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
     random = np.random.default_rng(0)
     for position in [*range(8), *random.integers(8, header, 400)]:
         for value in random.integers(0, 256, 2):
-            path.write_bytes(whole[:position] + bytes([value]) + whole[position + 1 :])
+            path.write_bytes(content[:position] + bytes([value]) + content[position + 1 :])
             try:
                 store(good.parent).open("good", BASE)
             except AdapterError:
                 continue
-            with safe_open(path, framework="numpy") as file:  # whatever we take, safetensors must take
+            with safe_open(path, framework="numpy") as file:  # what we accept, safetensors must accept
                 assert len(list(file.keys())) == 4
 
 
@@ -165,7 +165,7 @@ def entry(begin: Any, end: Any, shape: Any, dtype: Any = "F32") -> dict[str, Any
 
 
 def headers() -> Iterator[tuple[str, int]]:
-    """Headers that lie, each with the length of the body after it."""
+    """Wrong headers, each with the length of the body after it."""
     yield "{}", 0
     yield "[]", 0
     yield "[" * 200_000, 0
@@ -189,13 +189,13 @@ def headers() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(("header", "body"), headers())
-def test_a_header_that_lies(good: Path, header: str, body: int) -> None:
+def test_a_wrong_header(good: Path, header: str, body: int) -> None:
     header_file(good / "adapter_model.safetensors", header, body)
     assert refused(good).isprintable()
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 9 << 20])
-def test_a_header_of_absurd_length(good: Path, length: int) -> None:
+def test_a_header_that_is_too_long(good: Path, length: int) -> None:
     header_file(good / "adapter_model.safetensors", "{}", length=length)
     assert "is cut short or not safetensors" in refused(good)
     with (good / "adapter_model.safetensors").open("r+b") as file:

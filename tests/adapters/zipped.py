@@ -1,4 +1,4 @@
-"""Zips as people make them, and as nobody should: each entry as its writer wants it."""
+"""Builds zip files, valid and hostile ones, from single entries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def entry(name: str, mode: int = stat.S_IFREG | 0o644, method: int = zipfile.ZIP_DEFLATED) -> zipfile.ZipInfo:
-    """An entry of that very name, which zipfile would otherwise make harmless."""
+    """An entry with exactly that name, which zipfile would otherwise normalise."""
     info = zipfile.ZipInfo("x")
     info.filename = info.orig_filename = name
     info.external_attr = mode << 16
@@ -18,7 +18,7 @@ def entry(name: str, mode: int = stat.S_IFREG | 0o644, method: int = zipfile.ZIP
 
 
 def files_of(folder: Path, prefix: str = "good/") -> list[tuple[zipfile.ZipInfo, bytes]]:
-    """The files of a sound adapter, ready to be zipped."""
+    """The files of an adapter folder as zip entries."""
     return [(entry(prefix + path.name), path.read_bytes()) for path in sorted(folder.iterdir())]
 
 
@@ -31,7 +31,7 @@ def make_zip(path: Path, entries: Sequence[tuple[zipfile.ZipInfo, bytes]]) -> Pa
 
 
 def patched(path: Path, old: bytes, new: bytes, *, count: int = -1) -> Path:
-    """The same file with some bytes replaced: what no library would write."""
+    """Replace bytes in the file, for content that no library would write."""
     raw = path.read_bytes()
     assert old in raw
     path.write_bytes(raw.replace(old, new, count))

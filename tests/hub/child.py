@@ -1,4 +1,4 @@
-"""Points processes that a test starts at the stand-in: they read their client's settings from the environment."""
+"""Environment for processes that a test starts, so that their client uses the local Hub."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.hub.state import Hub
 
 
 def use_hub_in_children(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Every process that is started from now on asks `hub`, and keeps what it keeps under `folder`."""
+    """Let processes that are started from now on use `hub`, with caches under `folder`."""
     for name, value in {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(folder / "huggingface"),

@@ -1,4 +1,4 @@
-"""Points the real huggingface_hub client at the stand-in for the length of a test."""
+"""Settings of the real huggingface_hub client for a test, so that it uses the local Hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OWNER = "someone"
 
 
 def use_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """The client asks `hub`, keeps its cache under `folder`, has no token, uses LFS, and does not wait before retries.
+    """Let the client use `hub`, with its cache under `folder`, no token, LFS, and no waits before retries.
 
     `hub` gets one account, OWNER, whose token is TOKEN: see `log_in`.
     """
@@ -32,22 +32,22 @@ def use_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
-    at_once = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr(_http, "time", at_once)
-    monkeypatch.setattr(file_download, "time", at_once)
+    no_wait = SimpleNamespace(sleep=lambda _: None, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(_http, "time", no_wait)
+    monkeypatch.setattr(file_download, "time", no_wait)
     hub.accounts[TOKEN] = Account(OWNER)
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, token: str = TOKEN) -> None:
-    """The token lies where people put it."""
+    """Set the token in the environment."""
     monkeypatch.setenv("HF_TOKEN", token)
 
 
 def use_xet(hub: Hub, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Large files travel by Xet, as they do wherever hf_xet is installed."""
+    """Transfer large files by Xet, as with hf_xet installed."""
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     monkeypatch.setenv("HF_XET_CACHE", str(folder / "xet-cache"))
-    # Read when a session begins, so the session that an earlier test may have left is not used.
+    # Read when a session begins, so a session of an earlier test is not used.
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())

@@ -1,4 +1,4 @@
-"""How the Hub stand-in answers what is asked of Hugging Face Jobs: begin, list, look at, follow and cancel."""
+"""Hugging Face Jobs on the local Hub: start, list, show, follow and cancel."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ HARDWARE = [
 
 
 def read(hub: Hub, account: Account | None, path: str, query: str) -> Reply | None:
-    """What a GET asks of jobs; None where it asks for something else."""
+    """Answer a GET about jobs; None for any other."""
     if path == "/api/jobs/hardware":
         return reply_json(HARDWARE)
     if match := _ALL.fullmatch(path):
-        wanted = [value.split("=", 1) for key, value in parse_qsl(query) if key == "label"]
+        labels = [value.split("=", 1) for key, value in parse_qsl(query) if key == "label"]
         return _refusal(account, match[1]) or reply_json(
             [
                 job.values()
                 for job in hub.jobs.known.values()
-                if all((job.spec.get("labels") or {}).get(key) == value for key, value in wanted)
+                if all((job.spec.get("labels") or {}).get(key) == value for key, value in labels)
             ]
         )
     if match := _ONE.fullmatch(path):
@@ -51,7 +51,7 @@ def read(hub: Hub, account: Account | None, path: str, query: str) -> Reply | No
 
 
 def write(hub: Hub, account: Account | None, path: str, body: Callable[[], bytes]) -> tuple[Reply, bool] | None:
-    """What a POST asks of jobs, and whether the line breaks before the answer; None for something else."""
+    """Answer a POST about jobs, with whether the connection breaks before the answer; None for any other."""
     if match := _ALL.fullmatch(path):
         spec = json.loads(body())
         refused = _refusal(account, match[1], write=True)
@@ -75,13 +75,13 @@ def write(hub: Hub, account: Account | None, path: str, body: Callable[[], bytes
 
 
 def _events(hub: Hub, job: RemoteJob) -> Iterator[bytes]:
-    """The log as server-sent events: from its beginning, until the job is over or the line is to break."""
-    told, until = 0, time.monotonic() + 60
+    """Yield the log as server-sent events, from its beginning until the job is over or the connection must break."""
+    num_sent, until = 0, time.monotonic() + 60
     yield _event("===== Job started at 2030-01-01 00:00:00 =====")
     while time.monotonic() < until:
         over = job.over
-        for line in job.lines[told:]:
-            told += 1
+        for line in job.lines[num_sent:]:
+            num_sent += 1
             yield _event(line)
             if hub.breaks("log"):
                 return

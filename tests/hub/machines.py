@@ -1,7 +1,7 @@
-"""The machines of Hugging Face Jobs on the Hub stand-in.
+"""Machines of Hugging Face Jobs on the local Hub.
 
-What a job does is the test's choice: `Jobs.script` acts for the machine. `run_here` is one that really runs the job's
-command, in a subprocess of this machine; by default a job waits until the test speaks for it.
+A test decides what a job does: `Jobs.script` acts for the machine. `run_here` is a script that runs the job's command
+in a subprocess of this machine; without a script a job waits for the test's calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 
 @dataclass
 class RemoteJob:
-    """One job: what was asked for, how it stands, and what it said."""
+    """A job: its specification, its stage and its log."""
 
     id: str
     owner: str
@@ -38,32 +38,32 @@ class RemoteJob:
         return self.stage in _OVER
 
     def say(self, *lines: str) -> None:
-        """The machine runs and prints these lines."""
+        """Set the stage to running and append these lines to the log."""
         self.stage = "RUNNING"
         self.lines += lines
 
     def end(self, stage: str = "COMPLETED", message: str | None = None) -> None:
-        """The machine is given back."""
+        """Set a final stage."""
         self.stage, self.message = stage, message
 
     def values(self) -> dict[str, Any]:
-        """As the Hub tells of it; secrets are not told."""
-        told = {key: self.spec.get(key) for key in ("dockerImage", "command", "environment", "flavor", "labels")}
+        """Return the job as the Hub's API does, without its secrets."""
+        spec = {key: self.spec.get(key) for key in ("dockerImage", "command", "environment", "flavor", "labels")}
         owner = {"id": "0", "name": self.owner, "type": "user"}
         status = {"stage": self.stage, "message": self.message}
-        return {"id": self.id, "createdAt": "2030-01-01T00:00:00.000Z", **told, "owner": owner, "status": status}
+        return {"id": self.id, "createdAt": "2030-01-01T00:00:00.000Z", **spec, "owner": owner, "status": status}
 
 
 @dataclass
 class Jobs:
-    """What the stand-in knows of jobs. Without `credit` none is begun; `script` is told of each that is."""
+    """All jobs of the local Hub. Without `credit` none is started; `script` is called with each new one."""
 
     known: dict[str, RemoteJob] = field(default_factory=dict)
     credit: bool = True
     script: Callable[[RemoteJob], None] | None = None
 
     def begin(self, owner: str, spec: Mapping[str, Any]) -> RemoteJob:
-        """A new job, and whoever acts for its machine."""
+        """Add a job and start the script for it."""
         job = RemoteJob(f"{len(self.known):024x}", owner, spec)
         self.known[job.id] = job
         if self.script is not None:
@@ -71,15 +71,15 @@ class Jobs:
         return job
 
     def only(self) -> RemoteJob:
-        """The one job there is."""
+        """Return the only job."""
         (job,) = self.known.values()
         return job
 
 
 def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[RemoteJob], None]:
-    """A script that runs each job's command in `folder`, with a `pip` that installs nothing.
+    """Return a script that runs each job's command in a subprocess, with a `pip` that installs nothing.
 
-    The image is this machine, its client asks the Hub at `url`, and whatever it keeps lies under `folder`.
+    Its client uses the Hub at `url`, and its files are under `folder`.
     """
     programs = folder / "bin"
     programs.mkdir(parents=True)
@@ -88,11 +88,11 @@ def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[Remote
     pip.chmod(0o755)
 
     def run(job: RemoteJob) -> None:
-        place = folder / job.id
-        place.mkdir()
+        job_dir = folder / job.id
+        job_dir.mkdir()
         environment = {
             "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
-            "HOME": str(place),
+            "HOME": str(job_dir),
             "HF_ENDPOINT": url,
             "HF_HUB_DISABLE_XET": "1",
             "OMP_NUM_THREADS": "1",
@@ -101,7 +101,7 @@ def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[Remote
             **job.spec.get("secrets", {}),
         }
         with subprocess.Popen(
-            job.spec["command"], cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            job.spec["command"], cwd=job_dir, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True,
         ) as process:  # fmt: skip
             job.process = process
@@ -121,7 +121,7 @@ def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[Remote
 
 
 def _end_early(job: RemoteJob, process: subprocess.Popen[str], timeout: float) -> None:
-    """Ends the job's processes when it is cancelled, or has had its time."""
+    """Kill the job's processes when it is cancelled or its time is over."""
     until = time.monotonic() + timeout
     while process.poll() is None:
         if job.cancelled.wait(0.05) or time.monotonic() > until:

@@ -1,4 +1,4 @@
-"""The Hub stand-in as an OpenID provider, as a Space needs it: whoever comes is logged in as `Hub.login` at once."""
+"""OpenID provider of the local Hub, as a Space needs it: every login is for the account of `Hub.login`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ CLIENT, SECRET = "standin-client", "standin-secret"
 
 
 def read(hub: Hub, path: str, query: str) -> Reply | None:
-    """What a GET asks of the provider; None where it asks for something else."""
+    """Answer a GET to the provider; None for any other."""
     if path == "/.well-known/openid-configuration":
         endpoints = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "jwks"}
-        values = {name: f"{hub.url}/oauth/{place}" for name, place in endpoints.items()}
+        values = {name: f"{hub.url}/oauth/{endpoint}" for name, endpoint in endpoints.items()}
         return reply_json({"issuer": hub.url, "id_token_signing_alg_values_supported": ["RS256"], **values})
     if path == "/oauth/jwks":
         return reply_json({"keys": [_key().as_dict(private=False)]})
     if path != "/oauth/authorize":
         return None
-    asked = dict(parse_qsl(query))
-    if asked["client_id"] != CLIENT:
+    parameters = dict(parse_qsl(query))
+    if parameters["client_id"] != CLIENT:
         return Reply(400, message="Unknown client")
     code = secrets.token_urlsafe(8)
-    hub.codes[code] = asked.get("nonce", "")
-    back = urlencode({"code": code, "state": asked["state"]})
-    mark = "&" if "?" in asked["redirect_uri"] else "?"
-    return Reply(302, headers={"Location": f"{asked['redirect_uri']}{mark}{back}"})
+    hub.codes[code] = parameters.get("nonce", "")
+    back = urlencode({"code": code, "state": parameters["state"]})
+    separator = "&" if "?" in parameters["redirect_uri"] else "?"
+    return Reply(302, headers={"Location": f"{parameters['redirect_uri']}{separator}{back}"})
 
 
 def write(hub: Hub, path: str, authorization: str, body: Callable[[], bytes]) -> Reply | None:
-    """The token for a code that was given out, once; None where something else is asked."""
+    """Exchange a code for a token, once; None for any other request."""
     if path != "/oauth/token":
         return None
     code = parse_qs(body().decode())["code"][0]
@@ -59,5 +59,5 @@ def write(hub: Hub, path: str, authorization: str, body: Callable[[], bytes]) ->
 
 @cache
 def _key() -> RSAKey:
-    """The provider's own key, made where somebody logs in."""
+    """The provider's key, generated at the first login."""
     return RSAKey.generate_key(2048, {"kid": "standin", "use": "sig", "alg": "RS256"})

@@ -1,4 +1,4 @@
-"""How the Hub stand-in answers those who read: information, listings and files, as the real Hub does."""
+"""Read requests on the local Hub: repository information, listings and files, as on the real Hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.hub.state import Account, Blob, Commit, Hub
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. With `cut` the line breaks after half of its content; a `stream` takes the place of content."""
+    """An HTTP response. With `cut` the connection breaks after half of the content; a `stream` replaces the content."""
 
     status: int = 200
     content: bytes = b""
@@ -24,17 +24,17 @@ class Reply:
 
 
 def reply_json(values: Any, status: int = 200) -> Reply:
-    """An answer in JSON."""
+    """Return a response in JSON."""
     return Reply(status, json.dumps(values).encode(), {"Content-Type": "application/json"})
 
 
 def missing(account: Account | None) -> Reply:
-    """The Hub does not tell whether a repository is private or not there, and blames a missing token for both."""
+    """Return the response for a private or missing repository, which the Hub does not distinguish."""
     return Reply(404 if account else 401, error="RepoNotFound", message="Repository not found")
 
 
 def info(hub: Hub, name: str, commit: Commit) -> Reply:
-    """What `model_info` asks, with sizes."""
+    """Answer `model_info` with file sizes."""
     siblings = [{"rfilename": path, **_sizes(blob)} for path, blob in commit.files.items()]
     gated = "manual" if name in hub.gated else False
     private = name in hub.private
@@ -43,7 +43,7 @@ def info(hub: Hub, name: str, commit: Commit) -> Reply:
 
 
 def tree(commit: Commit) -> Reply:
-    """What `list_repo_tree` asks."""
+    """Answer `list_repo_tree`."""
     entries = []
     for path, blob in commit.files.items():
         sizes = _sizes(blob)
@@ -57,7 +57,7 @@ def tree(commit: Commit) -> Reply:
 
 
 def file(hub: Hub, name: str, commit: Commit, path: str, head: bool) -> Reply:
-    """One file, or with `head` what is known of it."""
+    """Answer a request for a file, or with `head` for its headers."""
     if path not in commit.files:
         return Reply(404, error="EntryNotFound", message="Entry not found")
     blob = commit.files[path]

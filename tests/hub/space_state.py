@@ -1,4 +1,4 @@
-"""What the Hub stand-in knows of Spaces: their settings, how far they are, the lines of their build."""
+"""State of Spaces on the local Hub: settings, stages and build log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 @dataclass
 class Space:
-    """One Space's settings. `stages` are what it goes through, one each time somebody asks; the last one stays.
+    """A Space's settings. Each request for the status returns the next one of `stages`; the last one stays.
 
-    `names_commit` says whether its runtime tells the commit that runs; `hidden` Spaces are seen by nobody, and their
-    name is taken all the same.
+    With `names_commit` the status has the commit that runs. `hidden` Spaces cannot be read, but their name is taken.
+    `asked` counts the requests for the status.
     """
 
     sdk: str = "gradio"
@@ -30,7 +30,7 @@ class Space:
 
 @dataclass
 class Spaces:
-    """All Spaces of a stand-in, its buckets (private or not), and the hardware that nobody pays for."""
+    """All Spaces of the local Hub, its buckets (private or not), and the hardware that requires a payment."""
 
     known: dict[str, Space] = field(default_factory=dict)
     buckets: dict[str, bool] = field(default_factory=dict)
@@ -38,5 +38,5 @@ class Spaces:
     fresh: Callable[[], Space] = Space
 
     def of(self, name: str) -> Space:
-        """The Space of that name, which must be there."""
+        """Return the Space of that name, which must exist."""
         return self.known[name]

@@ -1,7 +1,7 @@
-"""How the Hub stand-in answers for Spaces: new ones, their settings, how far they are, the lines of their build.
+"""Spaces on the local Hub: creation, settings, status and build log.
 
-Sources: what huggingface_hub 2.4 asks (hf_api.py) and how it reads the answers (_space_api.py). A Space's files are
-kept under "spaces/<name>", because a model may have the same name.
+Sources: the requests of huggingface_hub 2.4 (hf_api.py) and how it parses the responses (_space_api.py). A Space's
+files are stored under "spaces/<name>", because a model may have the same name.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _CREATE = "/api/repos/create"
 
 
 def files(hub: Hub, name: str) -> dict[str, bytes]:
-    """What the Space holds now."""
+    """Return the Space's current files."""
     blobs = hub.history[_key(name)][-1].files
     return {path: hub.objects[blob.sha256] if blob.sha256 else blob.content for path, blob in blobs.items()}
 
 
 def read(hub: Hub, account: Account | None, path: str) -> Reply | None:
-    """The answer to a GET of a Space, None for any other."""
+    """Answer a GET about a Space; None for any other."""
     match = _OF_API.fullmatch(path)
     if match is None:
         return None
@@ -49,7 +49,7 @@ def read(hub: Hub, account: Account | None, path: str) -> Reply | None:
 
 
 def write(hub: Hub, account: Account | None, path: str, body: bytes) -> Reply | None:
-    """The answer to a POST or PUT that concerns Spaces or buckets, None for any other."""
+    """Answer a POST or PUT about Spaces or buckets; None for any other."""
     if path == _CREATE:
         values = json.loads(body)
         return _create(hub, account, values) if values.get("type") == "space" else None
@@ -83,7 +83,7 @@ def _change(hub: Hub, name: str, what: str, body: bytes) -> Reply:
         space.secrets[values["key"]] = values["value"]
     elif what == "variables":
         space.variables[values["key"]] = values["value"]
-        return reply_json({each: {"value": value} for each, value in space.variables.items()})
+        return reply_json({key: {"value": value} for key, value in space.variables.items()})
     elif what == "volumes":
         space.volumes = values["volumes"]
     else:
@@ -103,8 +103,8 @@ def _create(hub: Hub, account: Account | None, values: dict[str, Any]) -> Reply:
         return Reply(402, message="Payment required")
     space = spaces.fresh()
     space.sdk, space.hardware = values["sdk"], values.get("hardware")
-    space.secrets |= {each["key"]: each["value"] for each in values.get("secrets", ())}
-    space.variables |= {each["key"]: each["value"] for each in values.get("variables", ())}
+    space.secrets |= {pair["key"]: pair["value"] for pair in values.get("secrets", ())}
+    space.variables |= {pair["key"]: pair["value"] for pair in values.get("variables", ())}
     space.volumes = list(values.get("volumes", ()))
     spaces.known[name] = space
     if values.get("visibility") == "private":
@@ -141,7 +141,7 @@ def _runtime(hub: Hub, name: str, space: Space) -> Reply:
 
 
 def _log(space: Space) -> Reply:
-    """Server-sent events: so many lines as the Space has stages behind it."""
+    """Return server-sent events: one line for each stage that was requested so far."""
     lines = space.log[: space.asked]
     events = [{"data": line, "timestamp": "2026-01-01T00:00:00.000Z"} for line in lines]
     text = "".join(f"data: {json.dumps(event)}\n\n" for event in events)

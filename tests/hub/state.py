@@ -1,4 +1,4 @@
-"""What the Hub stand-in knows: accounts and their rights, repositories and their commits, and when the line breaks."""
+"""State of the local Hub: accounts and their rights, repositories and their commits, and connections to break."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 from tests.hub.machines import Jobs
 from tests.hub.space_state import Spaces
 
-# Endings of the files that are kept as large ones.
+# Endings of the files that are stored as large files.
 LARGE = (".safetensors", ".png")
 
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token belongs to.
+    """The owner of a token, and the token's rights.
 
-    `role` is the token's: "write", "read" or "fineGrained", which writes in the namespaces of `scopes` alone. `orgs`
+    `role` is "write", "read" or "fineGrained", which writes only in the namespaces of `scopes`. `orgs`
     maps the organisations of its owner to the owner's role in each.
     """
 
@@ -41,7 +41,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Blob:
-    """One file of a commit. Of a large file `sha256` is set; where Xet keeps it, `xet` is its hash there."""
+    """A file of a commit. For a large file `sha256` is set; for one stored by Xet, `xet` is its hash there."""
 
     content: bytes
     size: int
@@ -56,7 +56,7 @@ class Blob:
 
 @dataclass(frozen=True)
 class Commit:
-    """One state of a repository: its hash and all of its files."""
+    """A commit of a repository: its hash and all of its files."""
 
     oid: str
     files: Mapping[str, Blob]
@@ -64,14 +64,14 @@ class Commit:
 
 @dataclass
 class Hub:
-    """What the stand-in serves.
+    """State of the local Hub.
 
-    `repositories` are folders on disk, one commit each; `history` holds what was created and written over HTTP, the
-    oldest commit first. `requests` lists the method and path of all that was asked. `cuts` says how many more times
-    the line breaks: half way through an "upload", a "commit" or a "download", before a commit's "reply" or that of a
-    "job" that was begun, in the middle of a job's "log", or instead of an "answer" to whoever wants a file, or the
-    address of "xet". With `xet`, a folder, large files travel by Xet, otherwise by LFS. `login` is the token that
-    logging in on a Space gives; `codes` are the logins under way.
+    `repositories` are folders on disk, one commit each; `history` has the repositories written over HTTP, the oldest
+    commit first. `requests` lists method and path of all requests. `cuts` says how many more times the connection
+    breaks: half way through an "upload", a "commit" or a "download", before the "reply" to a commit or to a started
+    "job", in the middle of a job's "log", or instead of an "answer" with a file or the address of "xet". With `xet`, a
+    folder, large files are transferred by Xet, otherwise by LFS. `login` is the token that a login on a Space gives;
+    `codes` are the logins in progress.
     """
 
     repositories: dict[str, Path] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Hub:
     url: str = ""
 
     def add(self, name: str, folder: Path) -> str:
-        """A new commit of the repository with the files of `folder`, as if they had been uploaded; its hash."""
+        """Add a commit with the files of `folder`; return its hash."""
         files = {}
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             content = path.read_bytes()
@@ -99,14 +99,14 @@ class Hub:
         return self.append(name, files)
 
     def append(self, name: str, files: dict[str, Blob]) -> str:
-        """A new commit of the repository with these files; its hash."""
+        """Add a commit with these files; return its hash."""
         commits = self.history.setdefault(name, [])
         state = json.dumps([name, len(commits), sorted((path, blob.oid) for path, blob in files.items())])
         commits.append(Commit(hashlib.sha1(state.encode()).hexdigest(), files))
         return commits[-1].oid
 
     def commit(self, name: str) -> str:
-        """The repository's latest commit; of a folder, 40 hex digits that depend on its files."""
+        """Return the latest commit; for a folder, 40 hex digits that depend on its files."""
         if name in self.history:
             return self.history[name][-1].oid
         digest = hashlib.sha1(name.encode())
@@ -115,18 +115,18 @@ class Hub:
         return digest.hexdigest()
 
     def files(self, name: str) -> list[Path]:
-        """A folder's files, sorted."""
+        """Return a folder's files, sorted."""
         return sorted(path for path in self.repositories[name].rglob("*") if path.is_file())
 
     def knows(self, name: str) -> bool:
-        """Whether there is such a repository."""
+        """Whether the repository exists."""
         return name in self.repositories or name in self.history
 
     def at(self, name: str, revision: str | None) -> Commit | None:
-        """The repository's state at a revision ("main" or none: the latest), None where there is none."""
+        """Return the commit of a revision ("main" or None: the latest), None for an unknown one."""
         if name in self.history:
             commits = self.history[name]
-            return next((each for each in reversed(commits) if revision in (None, "main", each.oid)), None)
+            return next((commit for commit in reversed(commits) if revision in (None, "main", commit.oid)), None)
         if revision not in (None, "main", self.commit(name)):
             return None
         folder = self.repositories[name]
@@ -134,11 +134,11 @@ class Hub:
         return Commit(self.commit(name), {path: Blob(content, len(content)) for path, content in contents.items()})
 
     def breaks(self, what: str) -> bool:
-        """Whether the line breaks now; counts down."""
+        """Whether the connection breaks now; counts down."""
         broken = self.cuts[what] > 0
         self.cuts[what] -= broken
         return broken
 
     def may_read(self, name: str, account: Account | None) -> bool:
-        """Whether a repository shows at all to this account."""
+        """Whether this account can see the repository."""
         return name not in self.private or (account is not None and account.may_write(name))

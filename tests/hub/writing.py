@@ -1,4 +1,4 @@
-"""How the Hub stand-in answers those who write: accounts, new repositories, uploads and commits."""
+"""Write requests on the local Hub: accounts, new repositories, uploads and commits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FRONT = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 
 
 def whoami(account: Account | None) -> Reply:
-    """Whose token it is and what it may do."""
+    """Return the owner and the rights of a token."""
     if account is None:
         return Reply(401, error="", message="Invalid credentials in Authorization header")
     scoped = [{"entity": {"type": "user", "name": name}, "permissions": ["repo.write"]} for name in account.scopes]
@@ -32,7 +32,7 @@ def whoami(account: Account | None) -> Reply:
 
 
 def refusal(account: Account | None, repo: str) -> Reply | None:
-    """The answer to somebody who may not write there, None to somebody who may."""
+    """Return the response for an account without write access, None for one with it."""
     if account is None:
         return Reply(401, message="Invalid username or password.")
     if not account.may_write(repo):
@@ -41,7 +41,7 @@ def refusal(account: Account | None, repo: str) -> Reply | None:
 
 
 def create(hub: Hub, account: Account | None, body: bytes) -> Reply:
-    """A new repository, with the one file that every repository begins with."""
+    """Create a repository with its first file."""
     values = json.loads(body)
     kind = "datasets/" if values.get("type") == "dataset" else ""
     name = f"{kind}{values['organization'] or (account.name if account else '')}/{values['name']}"
@@ -58,28 +58,28 @@ def create(hub: Hub, account: Account | None, body: bytes) -> Reply:
 
 
 def validate(body: bytes) -> Reply:
-    """The checks of a card's front matter that concern us."""
+    """Check a card's front matter, as far as our cards need it."""
     front = _FRONT.match(json.loads(body)["content"])
     try:
         card = yaml.safe_load(front[1]) if front else {}
     except yaml.YAMLError as error:
         return reply_json({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    named = card.get("base_model", [])
-    bases = named if isinstance(named, list) else [named]
-    strange = [base for base in bases if not _MODEL.fullmatch(str(base))]
-    errors = [{"message": f'"base_model" with value "{base}" is not valid'} for base in strange]
+    found = card.get("base_model", [])
+    bases = found if isinstance(found, list) else [found]
+    invalid = [base for base in bases if not _MODEL.fullmatch(str(base))]
+    errors = [{"message": f'"base_model" with value "{base}" is not valid'} for base in invalid]
     return reply_json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
 
 def preupload(hub: Hub, name: str, body: bytes) -> Reply:
-    """Which files are large, and what the repository has under the same names."""
-    known = hub.history[name][-1].files
+    """Return which files are large, and the hashes of existing files of the same names."""
+    existing = hub.history[name][-1].files
     files = [
         {
             "path": entry["path"],
             "uploadMode": "lfs" if entry["path"].endswith(LARGE) else "regular",
             "shouldIgnore": False,
-            "oid": known[entry["path"]].oid if entry["path"] in known else None,
+            "oid": existing[entry["path"]].oid if entry["path"] in existing else None,
         }
         for entry in json.loads(body)["files"]
     ]
@@ -87,7 +87,7 @@ def preupload(hub: Hub, name: str, body: bytes) -> Reply:
 
 
 def lfs_batch(hub: Hub, body: bytes) -> Reply:
-    """Where to upload each large file; nothing for those that are here already."""
+    """Return the upload address of each large file that is not stored yet."""
     objects = []
     for entry in json.loads(body)["objects"]:
         answer: dict[str, Any] = {"oid": entry["oid"], "size": entry["size"]}
@@ -98,15 +98,15 @@ def lfs_batch(hub: Hub, body: bytes) -> Reply:
 
 
 def lfs_store(hub: Hub, oid: str, body: bytes) -> Reply:
-    """Keeps an uploaded file, if it is the one that was announced."""
+    """Store an uploaded file if it has the stated hash."""
     if hashlib.sha256(body).hexdigest() != oid:
-        return Reply(400, message="The content is not the announced one")
+        return Reply(400, message="The content does not have the stated hash")
     hub.objects[oid] = body
     return Reply(200)
 
 
 def commit(hub: Hub, name: str, body: bytes) -> Reply:
-    """All operations in one new commit, or none of them."""
+    """Apply all operations in one new commit, or none of them."""
     files = dict(hub.history[name][-1].files)
     for line in body.splitlines():
         entry = json.loads(line)

@@ -1,9 +1,9 @@
-"""Large files by Xet, the way that huggingface_hub takes wherever hf_xet is installed.
+"""Large files by Xet, which huggingface_hub uses where hf_xet is installed.
 
-The real hf_xet can keep its store in a folder instead of a server, so the stand-in hands out `local://` addresses and
-only looks up, in the shards that hf_xet leaves there, which Xet hash belongs to the SHA-256 that a commit names.
-A shard is a row of 48-byte records (github.com/huggingface/xet-core, `mdb_shard`): each file is a header, its
-segments, as many verification records, and one record with the SHA-256.
+The real hf_xet can store files in a folder instead of a server. So the local Hub returns `local://` addresses, and
+finds in the shards that hf_xet writes there which Xet hash belongs to the SHA-256 in a commit. A shard is a sequence of
+48-byte records (github.com/huggingface/xet-core, `mdb_shard`): each file is a header, its segments, as many
+verification records, and one record with the SHA-256.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NEVER = 4_000_000_000
 
 
 def token(hub: Hub) -> Reply:
-    """Where large files are kept and the key to it, in the headers (for Python) and in JSON (for hf_xet)."""
+    """Return address and token of the store, in the headers (for Python) and in JSON (for hf_xet)."""
     address = f"local://{hub.xet}"
     headers = {"X-Xet-Cas-Url": address, "X-Xet-Access-Token": "xet", "X-Xet-Token-Expiration": str(_NEVER)}
     answer: dict[str, Any] = {"casUrl": address, "accessToken": "xet", "exp": _NEVER}
@@ -28,25 +28,25 @@ def token(hub: Hub) -> Reply:
 
 
 def hash_of(hub: Hub, sha256: str) -> str:
-    """The Xet hash of the file with this SHA-256, or '' when it was never uploaded."""
+    """Return the Xet hash of the file with this SHA-256, '' if it was not uploaded."""
     shards = sorted((hub.xet or Path("/nowhere")).rglob("*.mdb"))
     return next((found for shard in shards if (found := _files(shard.read_bytes()).get(sha256))), "")
 
 
 def _files(shard: bytes) -> dict[str, str]:
-    """SHA-256 -> Xet hash of all files in a shard."""
+    """Return the Xet hashes of all files in a shard by SHA-256."""
     found: dict[str, str] = {}
-    place = _RECORD  # after the shard's own header
-    while shard[place : place + 32] not in (b"\xff" * 32, b""):
-        header = shard[place : place + _RECORD]
+    offset = _RECORD  # after the shard's own header
+    while shard[offset : offset + 32] not in (b"\xff" * 32, b""):
+        header = shard[offset : offset + _RECORD]
         flags, segments = (int.from_bytes(header[at : at + 4], "little") for at in (32, 36))
-        place += _RECORD * (1 + segments * (2 if flags >> 31 & 1 else 1))
+        offset += _RECORD * (1 + segments * (2 if flags >> 31 & 1 else 1))
         if flags >> 30 & 1:
-            found[_hex(shard[place : place + 32])] = _hex(header[:32])
-            place += _RECORD
+            found[_hex(shard[offset : offset + 32])] = _hex(header[:32])
+            offset += _RECORD
     return found
 
 
 def _hex(value: bytes) -> str:
-    """Hashes are written as four little-endian numbers of 64 bits."""
+    """Format a hash: four little-endian numbers of 64 bits."""
     return "".join(value[at : at + 8][::-1].hex() for at in range(0, 32, 8))

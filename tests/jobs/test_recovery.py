@@ -119,7 +119,7 @@ def test_a_lock_is_taken_once_and_free_when_its_holder_lets_go(tmp_path: Path) -
     assert first is not None
     assert is_locked(path)
     assert acquire_lock(path, timeout=0.05) is None
-    first.close()
+    first.lock.release()
     assert not is_locked(path)
     with pytest.raises(Exception, match="Cannot write"):
         acquire_lock(tmp_path / "nowhere" / "lock")

@@ -1,7 +1,8 @@
-"""`python -m space build`: exactly the files that a Space needs, and never a person's own."""
+"""`python -m space build`: the files that a Space needs and no others."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 from pathlib import Path
 
@@ -10,9 +11,19 @@ import pytest
 from errors import PromptOrTuneError
 from space import build as building
 from space.__main__ import main
-from space.build import MAX_BYTES, PACKAGES, ROOT, THUMBNAIL, build_space, front_matter, is_project_file, space_files
+from space.build import (
+    MAX_BYTES,
+    PACKAGES,
+    ROOT,
+    SPACE_FILES,
+    THUMBNAIL,
+    build_space,
+    front_matter,
+    is_project_file,
+    space_files,
+)
 
-TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", *PACKAGES}
+TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", "space", *PACKAGES}
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +38,10 @@ def digest(folder: Path) -> str:
     return state.hexdigest()
 
 
-def test_it_holds_the_program_and_nothing_around_it(built: building.BuiltSpace) -> None:
+def test_the_space_holds_the_program_and_nothing_else(built: building.BuiltSpace) -> None:
     assert {path.name for path in built.folder.iterdir()} == TOP
-    there = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
-    assert there == set(built.files)
+    names = {path.relative_to(built.folder).as_posix() for path in built.folder.rglob("*") if path.is_file()}
+    assert names == set(built.files)
     for name in (
         "serve/engine/llm_engine.py",
         "ui/style.css",
@@ -38,17 +49,28 @@ def test_it_holds_the_program_and_nothing_around_it(built: building.BuiltSpace) 
         "tasks/starter/train.jsonl",
         "jobs/job.py",
     ):
-        assert name in there, name
-    assert not [name for name in there if "__pycache__" in name or "/." in name or name.endswith(".pyc")]
-    assert not [name for name in there if name.split("/")[0] in ("tests", "benchmarks", "space", ".ci")]
+        assert name in names, name
+    assert not [name for name in names if "__pycache__" in name or "/." in name or name.endswith(".pyc")]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "benchmarks", ".ci")]
+    assert {name for name in names if name.startswith("space/")} == set(SPACE_FILES)
 
 
-def test_every_module_of_the_rooms_goes_along(built: building.BuiltSpace) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for room in PACKAGES for path in (ROOT / room).rglob("*.py")}
-    assert modules == {name for name in built.files if name.endswith(".py")} - {"app.py", "errors.py"}
+def test_every_module_of_the_packages_is_included(built: building.BuiltSpace) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert modules == {name for name in built.files if name.endswith(".py")} - {"app.py", "errors.py", *SPACE_FILES}
 
 
-def test_of_the_docs_only_the_runs_go_along(built: building.BuiltSpace) -> None:
+def test_every_own_module_that_is_imported_is_included(built: building.BuiltSpace) -> None:
+    own = {path.name.removesuffix(".py") for path in ROOT.iterdir() if (path / "__init__.py").is_file()} | {"errors"}
+    for name in (name for name in built.files if name.endswith(".py")):
+        for node in ast.walk(ast.parse((built.folder / name).read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module or node.module.split(".")[0] not in own:
+                continue
+            path = node.module.replace(".", "/")
+            assert {f"{path}.py", f"{path}/__init__.py"} & set(built.files), f"{name} imports {node.module}"
+
+
+def test_of_the_docs_only_the_runs_are_included(built: building.BuiltSpace) -> None:
     docs = [name for name in built.files if name.startswith("docs/")]
     assert docs
     assert all(name.startswith("docs/results/") and name.endswith((".jsonl", ".jsonl.gz")) for name in docs)
@@ -56,19 +78,19 @@ def test_of_the_docs_only_the_runs_go_along(built: building.BuiltSpace) -> None:
     assert "docs/results/study/conala.scores.jsonl.gz" in docs
 
 
-def test_the_library_goes_along_whole(built: building.BuiltSpace) -> None:
+def test_the_whole_library_is_included(built: building.BuiltSpace) -> None:
     names = sorted(path.name for path in (ROOT / "adapters" / "library").iterdir() if path.is_dir())
     for name in names:
         for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
             assert f"adapters/library/{name}/{file}" in built.files
 
 
-def test_it_stays_under_thirty_megabytes(built: building.BuiltSpace) -> None:
+def test_the_space_is_smaller_than_thirty_megabytes(built: building.BuiltSpace) -> None:
     size = sum(path.stat().st_size for path in built.folder.rglob("*") if path.is_file())
     assert size == built.size <= MAX_BYTES == 30_000_000
 
 
-def test_what_needs_apt_is_named_a_line_each(built: building.BuiltSpace) -> None:
+def test_packages_txt_lists_the_debian_packages(built: building.BuiltSpace) -> None:
     assert (built.folder / "packages.txt").read_text() == "bubblewrap\n"
 
 
@@ -78,7 +100,7 @@ def test_the_same_checkout_gives_the_same_bytes(built: building.BuiltSpace, tmp_
     assert digest(again.folder) == digest(built.folder)
 
 
-def test_a_published_card_names_the_spaces_own_thumbnail() -> None:
+def test_a_published_card_has_the_address_of_its_thumbnail() -> None:
     found = space_files("someone/arena")
     card = found["README.md"]
     assert isinstance(card, bytes)
@@ -89,7 +111,7 @@ def test_a_published_card_names_the_spaces_own_thumbnail() -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["build", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
@@ -98,7 +120,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, capsys: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_overwriting_never_touches_what_is_no_space(tmp_path: Path) -> None:
+def test_overwriting_refuses_a_folder_that_is_not_a_space(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("mine")
     (tmp_path / "holiday.jpg").write_text("mine")
     with pytest.raises(PromptOrTuneError, match=r"holds more than a Space \(holiday\.jpg\): name another one"):
@@ -118,30 +140,31 @@ def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, bui
     assert {path.name for path in target.iterdir()} == TOP | {".git"}
 
 
-def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PromptOrTuneError, match="is a file: name a folder"):
         build_space(tmp_path / "file")
 
 
-def test_a_space_that_grew_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
-    with pytest.raises(PromptOrTuneError, match=r"would have \d+\.\d MB and 1 MB is the limit"):
+    with pytest.raises(PromptOrTuneError, match=r"would have [\d.]+ MB and 1 MB is the limit"):
         build_space(tmp_path / "space")
     assert not (tmp_path / "space").exists()
 
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("serve/engine/llm_engine.py", True), ("docs/results/a.jsonl", True), ("README.md", True), (".gitattributes", False),
+    [("serve/engine/llm_engine.py", True), ("space/settings.py", True),
+     ("docs/results/a.jsonl", True), ("README.md", True), (".gitattributes", False),
      ("docs/mine.md", False), ("notes.txt", False)],
 )  # fmt: skip
-def test_what_a_space_has_of_ours(path: str, expected: bool) -> None:
+def test_files_of_this_program_are_recognised(path: str, expected: bool) -> None:
     assert is_project_file(path) is expected
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["paint"], 2)])
-def test_without_a_command_it_says_which_there_are(
+def test_without_a_command_the_usage_is_printed(
     arguments: list[str], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == status

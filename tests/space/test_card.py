@@ -1,4 +1,4 @@
-"""The card of the Space: what the Hub reads from it, and that it agrees with the program."""
+"""The card of the Space: what the Hub reads from it, and its agreement with the program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIST = REQUIREMENTS.read_text(encoding="utf-8")
 NARROW_SCOPES = {"openid", "profile", "contribute-repos", "jobs"}
 
 
-def test_the_card_is_one_that_the_hub_takes() -> None:
+def test_the_card_is_valid_for_the_hub() -> None:
     values = check_card(TEXT, LIST)
     assert values["sdk"] == "gradio"
     assert values["app_file"] == "app.py"
@@ -33,12 +33,12 @@ def test_gradio_is_the_same_in_the_card_the_requirements_and_here() -> None:
     assert front_matter(TEXT)["sdk_version"] == pinned_version("gradio", LIST) == version("gradio")
 
 
-def test_python_is_one_that_zero_gpu_has_and_this_program_runs_on() -> None:
+def test_the_python_version_is_supported_by_zero_gpu_and_this_program() -> None:
     # ZeroGPU has 3.10.13 and 3.12.12 ("Spaces ZeroGPU", Supported Versions); this program needs 3.11 or newer.
     assert front_matter(TEXT)["python_version"] == "3.12.12"
 
 
-def test_a_login_asks_for_no_more_than_publishing_and_jobs_need() -> None:
+def test_the_login_asks_only_for_the_scopes_of_publishing_and_jobs() -> None:
     values = front_matter(TEXT)
     assert values["hf_oauth"] is True
     assert set(values["hf_oauth_scopes"]) <= NARROW_SCOPES
@@ -46,7 +46,7 @@ def test_a_login_asks_for_no_more_than_publishing_and_jobs_need() -> None:
     assert values["hf_oauth_expiration_minutes"] <= 43_200
 
 
-def test_the_body_links_to_nothing_that_a_space_has_not() -> None:
+def test_all_links_of_the_card_are_absolute() -> None:
     targets = re.findall(r"\]\(([^)]+)\)", TEXT)
     assert all(target.startswith("https://") for target in targets)
 
@@ -58,22 +58,22 @@ def test_the_body_links_to_nothing_that_a_space_has_not() -> None:
         (("license: apache-2.0\n", ""), "lacks license: add it"),
         (("colorTo: gray", "colorTo: mauve"), "colorTo of README.md is 'mauve': choose one of red"),
         (("Prompt it", "Prompt it " * 6), r"has \d+ characters and 60 are allowed: shorten it"),
-        (("title: Peft", "title: [Peft"), "is no YAML"),
+        (("title: Prompt", "title: [Prompt"), "is no YAML"),
         (("---\n", "", 1), "has no front matter"),
     ],
 )
-def test_a_card_that_would_not_work_is_one_sentence(change: tuple[str, str], expected: str) -> None:
+def test_an_invalid_card_is_refused(change: tuple[str, str], expected: str) -> None:
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         check_card(TEXT.replace(*change), LIST)
     assert str(caught.value).endswith(".")
 
 
-def test_requirements_without_a_pin_are_one_sentence() -> None:
+def test_requirements_without_a_pin_are_refused() -> None:
     with pytest.raises(PromptOrTuneError, match=r"pins no version of gradio: add gradio==VERSION"):
         check_card(TEXT, "gradio>=6\n")
 
 
-def test_the_thumbnail_stands_in_the_front_matter() -> None:
+def test_the_thumbnail_is_added_to_the_front_matter() -> None:
     text = with_thumbnail(TEXT, "https://example.org/a.png")
     assert front_matter(text) == front_matter(TEXT) | {"thumbnail": "https://example.org/a.png"}
     assert text.count("thumbnail:") == 1

@@ -1,4 +1,4 @@
-"""What was built runs on what it asks for and nothing else: a fresh environment, the environment of a Space, an answer.
+"""A built Space in a fresh environment with only its own requirements: it starts, answers and can train.
 
 This is the slowest test of the Space: installing takes most of its time.
 """
@@ -29,7 +29,7 @@ START_SECONDS = 300  # the embedded base may have to be converted first
 
 @dataclass(frozen=True)
 class Running:
-    """A Space that runs: where it is, the Python it runs on, its files, and what it has said."""
+    """A running Space: its address, its Python, its files, its environment and its log."""
 
     url: str
     python: Path
@@ -45,9 +45,11 @@ def free_port() -> int:
 
 
 def space_environment(port: int, home: Path) -> dict[str, str]:
-    """What the Hub gives a Space with a login, and nothing of this environment that would help it."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "HF_"))}
-    return kept | {
+    """The variables that the Hub sets for a Space with a login, without those of this environment."""
+    inherited = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "VIRTUAL_ENV", "HF_"))
+    }
+    return inherited | {
         "SYSTEM": "spaces",
         "SPACE_ID": "someone/prompt-or-tune",
         "SPACE_AUTHOR_NAME": "someone",
@@ -66,25 +68,25 @@ def space_environment(port: int, home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Builds the Space, installs its requirements alone, and starts it as the Hub does."""
+    """Build the Space, install only its requirements, and start it as the Hub does."""
     folder = tmp_path_factory.mktemp("fresh")
     space = build_space(folder / "space").folder
     own = folder / "home"
     own.mkdir()
-    for shared in ("bases", "indexes"):  # so that nothing is converted twice
+    for shared in ("bases", "indexes"):  # to avoid a second conversion
         (home / shared).mkdir(exist_ok=True)
         (own / shared).symlink_to(home / shared)
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
     python = folder / "venv" / "bin" / "python"
-    # Modules are compiled when they are imported, which few of all installed ones ever are.
+    # Modules are compiled at their first import, and few of the installed ones are ever imported.
     install = [str(python), "-m", "pip", "install", "-q", "--no-compile", "-r", "requirements.txt"]
     done = subprocess.run(install, cwd=space, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     port = free_port()
     environment = space_environment(port, own)
     log = folder / "log.txt"
-    with log.open("w") as said:
-        process = subprocess.Popen([python, "app.py"], cwd=space, env=environment, stdout=said, stderr=said)
+    with log.open("w") as output:
+        process = subprocess.Popen([python, "app.py"], cwd=space, env=environment, stdout=output, stderr=output)
     try:
         wait_for("Ready: ", log, process)
         yield Running(f"http://127.0.0.1:{port}", python, space, environment, log)
@@ -95,7 +97,7 @@ def running(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        shutil.rmtree(folder / "venv")  # gigabytes, which pytest would keep for days
+        shutil.rmtree(folder / "venv")  # gigabytes, which pytest would not delete for days
 
 
 def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
@@ -107,7 +109,7 @@ def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.model
-def test_a_space_of_its_own_requirements_answers(running: Running) -> None:
+def test_a_space_with_only_its_requirements_answers(running: Running) -> None:
     with urllib.request.urlopen(running.url, timeout=20) as answer:
         assert "Prompt or Tune" in answer.read().decode()
     client = Client(running.url, verbose=False)
@@ -117,15 +119,15 @@ def test_a_space_of_its_own_requirements_answers(running: Running) -> None:
         assert record["error"] is None, record
         assert record["code"].strip(), record
     assert [len(record["examples"]) for record in records] == [0, 2, 0]
-    # An adapter of the library, on the real base, says Python to this.
+    # An adapter of the library, on the real base, generates Python for this intent.
     ast.parse(records[-1]["code"])
     assert "zip" in records[-1]["code"]
-    # Gradio itself misses the package `spaces` here, which the Hub installs besides; nothing of ours may fail.
+    # Gradio itself misses the package `spaces` here, which the Hub also installs; our own files must not fail.
     assert str(running.folder) not in running.log.read_text()
 
 
 @pytest.mark.model
-def test_training_and_jobs_start_from_the_same_files(running: Running) -> None:
+def test_training_and_jobs_start_in_the_space(running: Running) -> None:
     for command in (["-m", "jobs", "list"], ["-m", "train", "--help"]):
         done = subprocess.run(
             [running.python, *command], cwd=running.folder, env=running.environment, capture_output=True, text=True

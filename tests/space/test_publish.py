@@ -1,4 +1,4 @@
-"""`python -m space publish` against a stand-in of the Hub, with the real client over HTTP."""
+"""`python -m space publish` with the real client, against a local server in place of the Hub."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NAME = "ada/arena"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A Hub that knows Ada, to which the real client speaks with her token."""
-    with hub_standin() as known:
-        use_hub(known, monkeypatch, tmp_path)
-        known.accounts = {TOKEN: Account("ada", orgs={"lab": "read"})}
+    """A local Hub with the account "ada", whose token the client uses."""
+    with hub_standin() as running:
+        use_hub(running, monkeypatch, tmp_path)
+        running.accounts = {TOKEN: Account("ada", orgs={"lab": "read"})}
         log_in(monkeypatch)
-        yield known
+        yield running
 
 
 @pytest.fixture
@@ -46,29 +46,29 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Path | bytes]:
     return made
 
 
-def said_of(call: Callable[[], object]) -> str:
-    """The one sentence that the call ends with."""
+def error_message(call: Callable[[], object]) -> str:
+    """The message of the error that the call raises, on one line."""
     with pytest.raises(PromptOrTuneError) as caught:
         call()
-    sentence = str(caught.value)
-    assert sentence.endswith(".")
-    assert "\n" not in sentence
-    assert TOKEN not in sentence
-    return sentence
+    message = str(caught.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    assert TOKEN not in message
+    return message
 
 
-def quietly(_: str) -> None:
+def ignore(_: str) -> None:
     return
 
 
-def test_a_new_space_gets_all_files_and_wishes_and_runs(
+def test_a_new_space_gets_all_files_and_settings_and_runs(
     hub: Hub, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publishing, "wait_until_running", partial(wait_until_running, poll_seconds=0))
-    wishes = ["--private", "--hardware", "t4-small", "--storage", "ada/kept"]
+    options = ["--private", "--hardware", "t4-small", "--storage", "ada/kept"]
     pairs = ["--secret", "HF_TOKEN=hf_secret", "--variable", "PROMPT_OR_TUNE_BASE=Qwen/Qwen3-0.6B@main"]
     hub.spaces.fresh = lambda: Space(stages=["BUILDING", "BUILDING", "RUNNING"], log=["Cloning\n", "Installing torch"])
-    assert main(["publish", NAME, *wishes, *pairs]) == 0
+    assert main(["publish", NAME, *options, *pairs]) == 0
     out = capsys.readouterr().out
     space = hub.spaces.known[NAME]
     assert (space.sdk, space.hardware) == ("gradio", "t4-small")
@@ -77,11 +77,13 @@ def test_a_new_space_gets_all_files_and_wishes_and_runs(
     assert space.volumes == [{"type": "bucket", "source": "ada/kept", "mountPath": "/data"}]
     assert hub.spaces.buckets == {"ada/kept": True}
     assert f"spaces/{NAME}" in hub.private
-    there, wanted = files(hub, NAME), space_files(NAME)
-    assert set(there) == {*wanted, ".gitattributes"}
-    for name, source in wanted.items():
-        assert there[name] == (source if isinstance(source, bytes) else source.read_bytes()), name
-    assert front_matter(there["README.md"].decode())["thumbnail"].endswith(f"/spaces/{NAME}/resolve/main/thumbnail.png")
+    remote, expected = files(hub, NAME), space_files(NAME)
+    assert set(remote) == {*expected, ".gitattributes"}
+    for name, source in expected.items():
+        assert remote[name] == (source if isinstance(source, bytes) else source.read_bytes()), name
+    assert front_matter(remote["README.md"].decode())["thumbnail"].endswith(
+        f"/spaces/{NAME}/resolve/main/thumbnail.png"
+    )
     assert len(hub.history[f"spaces/{NAME}"]) == 2, "all in one commit on top of the Hub's own first one"
     assert "  Cloning\n" in out
     assert "  Installing torch\n" in out
@@ -92,57 +94,67 @@ def test_a_new_space_gets_all_files_and_wishes_and_runs(
 def test_publishing_the_same_again_makes_no_commit_and_restarts_nothing(
     hub: Hub, small: dict[str, Path | bytes]
 ) -> None:
-    wishes = SpaceOptions(hardware="l4x1", storage="ada/kept", variables={"A": "1"})
-    first = publish_space(NAME, wishes, quietly)
+    options = SpaceOptions(hardware="l4x1", storage="ada/kept", variables={"A": "1"})
+    first = publish_space(NAME, options, ignore)
     assert first.changed
-    asked = len(hub.requests)
-    again = publish_space(NAME, wishes, quietly)
+    num_requests = len(hub.requests)
+    again = publish_space(NAME, options, ignore)
     assert (again.changed, again.commit) == (False, first.commit)
-    written = [line for line in hub.requests[asked:] if not line.startswith(("GET", "HEAD"))]
+    written = [line for line in hub.requests[num_requests:] if not line.startswith(("GET", "HEAD"))]
     # The bucket and what the client asks before a commit; no commit, no setting.
     harmless = ("/api/buckets/", "/preupload/", "/api/validate-yaml", "/lfs/objects/batch")
     assert [line for line in written if not any(part in line for part in harmless)] == []
 
 
-def test_only_what_changed_is_sent_and_what_is_gone_is_deleted(hub: Hub, small: dict[str, Path | bytes]) -> None:
-    first = publish_space(NAME, SpaceOptions(), quietly)
+def test_changed_files_are_sent_and_removed_files_deleted(hub: Hub, small: dict[str, Path | bytes]) -> None:
+    first = publish_space(NAME, SpaceOptions(), ignore)
     old = dict(hub.history[f"spaces/{NAME}"][-1].files)
     hub.append(f"spaces/{NAME}", old | {"ui/gone.py": Blob(b"old", 3), "notes.txt": Blob(b"mine", 4)})
     small["app.py"] = b"print('newer')\n"
-    second = publish_space(NAME, SpaceOptions(hardware="t4-small", variables={"A": "2"}, secrets={"S": "x"}), quietly)
+    second = publish_space(NAME, SpaceOptions(hardware="t4-small", variables={"A": "2"}, secrets={"S": "x"}), ignore)
     assert second.changed
     assert second.commit != first.commit
-    there = files(hub, NAME)
-    assert there["app.py"] == b"print('newer')\n"
-    assert "ui/gone.py" not in there
-    assert there["notes.txt"] == b"mine", "what this program never put there stays"
+    remote = files(hub, NAME)
+    assert remote["app.py"] == b"print('newer')\n"
+    assert "ui/gone.py" not in remote
+    assert remote["notes.txt"] == b"mine", "a file of somebody else stays"
     space = hub.spaces.known[NAME]
     assert (space.hardware, space.variables, space.secrets) == ("t4-small", {"A": "2"}, {"S": "x"})
 
 
 def test_other_volumes_stay_mounted(hub: Hub, small: dict[str, Path | bytes]) -> None:
-    publish_space(NAME, SpaceOptions(storage="ada/old"), quietly)
+    publish_space(NAME, SpaceOptions(storage="ada/old"), ignore)
     model = {"type": "model", "source": "ada/base", "mountPath": "/base", "readOnly": True}
     hub.spaces.known[NAME].volumes.append(model)
-    publish_space(NAME, SpaceOptions(storage="ada/new"), quietly)
-    sources = [(each["source"], each["mountPath"]) for each in hub.spaces.known[NAME].volumes]
+    publish_space(NAME, SpaceOptions(storage="ada/new"), ignore)
+    sources = [(volume["source"], volume["mountPath"]) for volume in hub.spaces.known[NAME].volumes]
     assert sources == [("ada/base", "/base"), ("ada/new", "/data")]
 
 
-def test_a_model_of_the_same_name_is_no_obstacle(hub: Hub, small: dict[str, Path | bytes], tmp_path: Path) -> None:
+def test_a_model_of_the_same_name_is_ignored(hub: Hub, small: dict[str, Path | bytes], tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     hub.add(NAME, tmp_path / "model")
-    publish_space(NAME, SpaceOptions(), quietly)
+    publish_space(NAME, SpaceOptions(), ignore)
     assert set(files(hub, NAME)) >= set(small)
     assert set(hub.history[NAME][-1].files) == {"config.json"}
 
 
-def test_somebodys_other_program_is_left_alone(hub: Hub, small: dict[str, Path | bytes]) -> None:
+@pytest.mark.parametrize("marker", ["serve/engine/llm_engine.py", "serve/engine.py"])
+def test_a_space_of_this_or_an_earlier_version_is_updated(
+    marker: str, hub: Hub, small: dict[str, Path | bytes]
+) -> None:
+    hub.spaces.known[NAME] = Space()
+    hub.append(f"spaces/{NAME}", {"README.md": Blob(b"x", 1), marker: Blob(b"x", 1)})
+    assert publish_space(NAME, SpaceOptions(), ignore).changed
+    assert set(files(hub, NAME)) == set(small)
+
+
+def test_a_space_with_another_program_is_refused(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space()
     hub.append(f"spaces/{NAME}", {"README.md": Blob(b"x", 1), "chess.py": Blob(b"x", 1)})
-    sentence = said_of(lambda: publish_space(NAME, SpaceOptions(), quietly))
-    assert sentence == (
+    message = error_message(lambda: publish_space(NAME, SpaceOptions(), ignore))
+    assert message == (
         f"The Space '{NAME}' holds another program already (chess.py): publish under another name, or delete it there."
     )
     assert set(files(hub, NAME)) == {"README.md", "chess.py"}
@@ -158,52 +170,54 @@ def test_somebodys_other_program_is_left_alone(hub: Hub, small: dict[str, Path |
         (Account("ada", role="fineGrained", scopes=("lab",)), NAME, "The fine-grained token may not create"),
     ],
 )
-def test_rights_that_are_missing_are_one_sentence_before_anything_is_sent(
+def test_missing_rights_are_reported_before_anything_is_sent(
     account: Account | None, name: str, expected: str, hub: Hub, small: dict[str, Path | bytes]
 ) -> None:
     hub.accounts = {TOKEN: account} if account else {}
-    assert said_of(lambda: publish_space(name, SpaceOptions(), quietly)).startswith(expected)
+    assert error_message(lambda: publish_space(name, SpaceOptions(), ignore)).startswith(expected)
     assert not [line for line in hub.requests if line.startswith(("POST", "PUT"))]
 
 
-def test_without_a_token_the_way_to_one_is_named(
+def test_without_a_token_the_message_says_how_to_log_in(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    assert "needs a token of the Hub: run `hf auth login`" in said_of(
-        lambda: publish_space(NAME, SpaceOptions(), quietly)
+    assert "needs a token of the Hub: run `hf auth login`" in error_message(
+        lambda: publish_space(NAME, SpaceOptions(), ignore)
     )
 
 
-def test_a_name_that_is_taken_unseen_is_one_sentence(hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_a_name_taken_by_a_hidden_space_is_reported(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space(hidden=True)
-    assert f"The name '{NAME}' is taken on the Hub" in said_of(lambda: publish_space(NAME, SpaceOptions(), quietly))
+    assert f"The name '{NAME}' is taken on the Hub" in error_message(
+        lambda: publish_space(NAME, SpaceOptions(), ignore)
+    )
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_hardware_that_nobody_pays_for_is_one_sentence(exists: bool, hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_hardware_without_a_payment_method_is_reported(exists: bool, hub: Hub, small: dict[str, Path | bytes]) -> None:
     if exists:
-        publish_space(NAME, SpaceOptions(), quietly)
+        publish_space(NAME, SpaceOptions(), ignore)
     hub.spaces.unpaid.add("a100-large")
-    sentence = said_of(lambda: publish_space(NAME, SpaceOptions(hardware="a100-large"), quietly))
-    assert "wants a subscription or a payment method for that (HTTP 402)" in sentence
+    message = error_message(lambda: publish_space(NAME, SpaceOptions(hardware="a100-large"), ignore))
+    assert "wants a subscription or a payment method for that (HTTP 402)" in message
 
 
 @pytest.mark.parametrize("name", ["arena", "a/b/c", "ada/ar ena", "", "../x"])
-def test_a_name_that_is_none_is_one_sentence(name: str, small: dict[str, Path | bytes]) -> None:
-    assert said_of(lambda: publish_space(name, SpaceOptions(), quietly)).startswith(
+def test_an_invalid_name_is_refused(name: str, small: dict[str, Path | bytes]) -> None:
+    assert error_message(lambda: publish_space(name, SpaceOptions(), ignore)).startswith(
         "That cannot name a Space on the Hub"
     )
 
 
-def test_a_line_that_breaks_is_one_sentence_and_the_next_run_finishes(
+def test_a_broken_connection_is_reported_and_the_next_run_finishes(
     hub: Hub, small: dict[str, Path | bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.cuts["commit"] = 1
-    assert "The connection to the Hub broke while uploading to" in said_of(
-        lambda: publish_space(NAME, SpaceOptions(), quietly)
+    assert "The connection to the Hub broke while uploading to" in error_message(
+        lambda: publish_space(NAME, SpaceOptions(), ignore)
     )
-    assert publish_space(NAME, SpaceOptions(), quietly).changed
+    assert publish_space(NAME, SpaceOptions(), ignore).changed
     assert set(files(hub, NAME)) >= set(small)
 
 
@@ -218,13 +232,11 @@ def test_a_line_that_breaks_is_one_sentence_and_the_next_run_finishes(
         (["--storage", "bucket"], "--storage names no bucket"),
     ],
 )
-def test_wishes_that_make_no_sense_are_one_sentence(
-    options: list[str], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_options_are_refused(options: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["publish", NAME, *options]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"space: {expected}")
-    assert len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert output.startswith(f"space: {expected}")
+    assert len(output.splitlines()) == 1
 
 
 def test_a_secret_may_come_from_the_environment(
@@ -237,7 +249,7 @@ def test_a_secret_may_come_from_the_environment(
 
 
 class Clock:
-    """Seconds that pass with every look."""
+    """A clock that advances by `step` seconds with every call."""
 
     def __init__(self, step: float) -> None:
         self.now, self.step = 0.0, step
@@ -247,12 +259,12 @@ class Clock:
         return self.now
 
 
-def waits(hub: Hub, space: Space, clock: Clock, commit: str | None = None) -> str:
-    """Waits for `commit`, the latest one by default, of a Space in this state."""
+def wait_for_space(hub: Hub, space: Space, clock: Clock, commit: str | None = None) -> str:
+    """Wait for `commit`, by default the latest one, of a Space in this state."""
     hub.spaces.known[NAME] = space
     hub.append(f"spaces/{NAME}", {"app.py": Blob(b"x", 1)})
-    wanted = commit or hub.history[f"spaces/{NAME}"][-1].oid
-    return wait_until_running(NAME, wanted, quietly, timeout=100, poll_seconds=0, clock=clock)
+    expected = commit or hub.history[f"spaces/{NAME}"][-1].oid
+    return wait_until_running(NAME, expected, ignore, timeout=100, poll_seconds=0, clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -265,30 +277,32 @@ def waits(hub: Hub, space: Space, clock: Clock, commit: str | None = None) -> st
         ("PAUSED", "", "is paused: start it again in its settings"),
     ],
 )
-def test_a_space_that_does_not_come_up_says_why(stage: str, error: str, expected: str, hub: Hub) -> None:
+def test_the_reason_of_a_failed_start_is_reported(stage: str, error: str, expected: str, hub: Hub) -> None:
     log = ["Installing\n", "ERROR: No matching distribution found\n"]
     space = Space(stages=["BUILDING", "BUILDING", stage], log=log, error=error)
-    assert expected in said_of(lambda: waits(hub, space, Clock(1)))
+    assert expected in error_message(lambda: wait_for_space(hub, space, Clock(1)))
 
 
-def test_a_space_that_never_comes_up_is_given_up_on(hub: Hub) -> None:
+def test_waiting_ends_at_the_timeout(hub: Hub) -> None:
     space = Space(stages=["BUILDING"])
-    assert "does not run after 1.66667 min (it says BUILDING)" in said_of(lambda: waits(hub, space, Clock(10)))
+    assert "does not run after 1.66667 min (it says BUILDING)" in error_message(
+        lambda: wait_for_space(hub, space, Clock(10))
+    )
 
 
-def test_the_former_version_that_still_runs_is_not_taken_for_the_new_one(hub: Hub) -> None:
+def test_a_former_version_that_still_runs_does_not_count(hub: Hub) -> None:
     space = Space(stages=["RUNNING"])
-    said_of(lambda: waits(hub, space, Clock(10), commit="0" * 40))
+    error_message(lambda: wait_for_space(hub, space, Clock(10), commit="0" * 40))
     assert space.asked > 5
 
 
-def test_where_the_hub_names_no_commit_the_stage_must_last(hub: Hub) -> None:
+def test_without_a_commit_in_the_status_the_stage_must_last(hub: Hub) -> None:
     space = Space(stages=["RUNNING"], names_commit=False)
-    assert waits(hub, space, Clock(1)) == "cpu-basic"
+    assert wait_for_space(hub, space, Clock(1)) == "cpu-basic"
     assert space.asked > 5
 
 
-def test_each_line_of_the_build_is_told_once_and_fit_for_a_terminal(hub: Hub) -> None:
+def test_each_line_of_the_build_log_is_reported_once_and_printable(hub: Hub) -> None:
     lines: list[str] = []
     hub.spaces.known[NAME] = Space(
         stages=["BUILDING", "BUILDING", "BUILDING", "RUNNING"], log=["one\n", "two \x1b[31m\n", "three"]

@@ -1,4 +1,4 @@
-"""A stand-in for the data sets of the Hub, over HTTP and for the real client: folders on disk, one commit each."""
+"""A local server for data sets in place of the Hub, for the real client: folders on disk, one commit each."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)")
 
 @dataclass
 class DatasetHub:
-    """What is served; `requests` lists what was asked."""
+    """The served repositories; `requests` lists the requests so far."""
 
     repositories: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
@@ -41,11 +41,11 @@ class DatasetHub:
 
 @contextmanager
 def dataset_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
-    """Serves on a free port, and points the client to it with a cache of its own."""
+    """Serve on a free port, and point the client to it with its own cache."""
     hub = DatasetHub()
 
     class Handler(_Handler):
-        known = hub
+        hub_state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -61,7 +61,7 @@ def dataset_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Datase
 
 
 class _Handler(BaseHTTPRequestHandler):
-    known: DatasetHub
+    hub_state: DatasetHub
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -75,30 +75,30 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.known.requests.append(f"{self.command} {path}")
+        self.hub_state.requests.append(f"{self.command} {path}")
         match = _INFO.fullmatch(path) or _FILE.fullmatch(path)
         if match is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        elif match[1] not in self.known.repositories:
+        elif match[1] not in self.hub_state.repositories:
             self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
-        elif match[1] in self.known.gated:
+        elif match[1] in self.hub_state.gated:
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})
-        elif match[2] not in (None, "main", self.known.commit(match[1])):
+        elif match[2] not in (None, "main", self.hub_state.commit(match[1])):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif match.re is _INFO:
             self._send(200, self._info(match[1]), {"Content-Type": "application/json"})
         else:
-            content = (self.known.repositories[match[1]] / match[3]).read_bytes()
+            content = (self.hub_state.repositories[match[1]] / match[3]).read_bytes()
             etag = hashlib.sha1(content).hexdigest()
             self._send(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": match[2]})
 
     def _info(self, name: str) -> bytes:
-        folder = self.known.repositories[name]
+        folder = self.hub_state.repositories[name]
         siblings = [
             {"rfilename": path.relative_to(folder).as_posix(), "size": path.stat().st_size}
-            for path in self.known.files(name)
+            for path in self.hub_state.files(name)
         ]
-        return json.dumps({"id": name, "sha": self.known.commit(name), "siblings": siblings, "tags": []}).encode()
+        return json.dumps({"id": name, "sha": self.hub_state.commit(name), "siblings": siblings, "tags": []}).encode()
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)

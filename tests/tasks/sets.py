@@ -1,4 +1,4 @@
-"""Rows of each data set, small folders of them, and where the real ones lie."""
+"""Rows of each data set, small folders of them, and the folder of the real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.problem import AssertTest, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("PROMPT_OR_TUNE_TEST_DATA") or ROOT.parent / "shared" / "data")
-# The fixture skips where there is no data, and fails where CI is set: there nothing may be skipped in silence.
+# The fixture skips where there is no data, and fails where CI is set.
 needs_real_data = pytest.mark.usefixtures("data_dir")
 
 PAIR = {"id": "q-1", "nl": "add 1 to `x`", "cmd": "x += 1"}
@@ -43,7 +43,7 @@ def write_rows(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def run(problem: Problem, code: str) -> None:
-    """Runs the problem's asserts after `code`, as the sandbox does: code, set-up, assert."""
+    """Run the problem's asserts after `code`, as the sandbox does: code, set-up, assert."""
     limit = sys.get_int_max_str_digits()
     try:
         for test in problem.tests:
@@ -54,14 +54,14 @@ def run(problem: Problem, code: str) -> None:
 
 
 class FakeHub:
-    """Stands in for `datasets.load_dataset`: real tables, made here."""
+    """Replaces `datasets.load_dataset` with tables of the given rows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> None:
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self._rows = rows
         monkeypatch.setattr(datasets, "load_dataset", self._load)
 
     def _load(self, format: str, *, data_files: str, split: str) -> Any:
-        self.asked.append((format, data_files))
+        self.requests.append((format, data_files))
         assert split == "train"  # the one split that a single data file has
         return datasets.Dataset.from_list(self._rows)

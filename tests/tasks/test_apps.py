@@ -1,4 +1,4 @@
-"""APPS: both layouts of folders, its two kinds of tests, and the study's split of the Hub's rows."""
+"""APPS: both folder layouts, both kinds of tests, and the study's split of the Hub's rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, writ
 
 def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
     write_rows(tmp_path / "apps" / "apps_unique128.jsonl", APPS_ROW)
-    with pytest.raises(DataError, match="has the split test alone: leave --data-dir out to get train"):
+    with pytest.raises(DataError, match="has only the split test: leave --data-dir out to get train"):
         load_examples("apps", tmp_path)
 
 
@@ -43,7 +43,7 @@ def test_a_bad_folder_of_apps(tmp_path: Path, files: dict[str, str], says: str) 
         load_problems("apps", "test", tmp_path)
 
 
-def test_apps_rewritten_as_programs(tmp_path: Path) -> None:
+def test_apps_unique128_are_program_runs(tmp_path: Path) -> None:
     call = {**APPS_ROW, "id": 8, "starter_code": "def double(x):", "test_list": [{"input": "1", "output": [[2, 5]]}]}
     write_rows(tmp_path / "apps_unique128.jsonl", APPS_ROW, call)
     plain, rewritten = load_problems("apps", "test", tmp_path)
@@ -96,7 +96,7 @@ def test_apps_original_layout(tmp_path: Path) -> None:
         ("1" * 5000, f"def f(x): return int('{'1' * 5000}')", True),
     ],
 )
-def test_apps_calls_compare_as_its_own_checker_does(output: str, code: str, passes: bool) -> None:
+def test_apps_calls_compare_as_in_its_own_checker(output: str, code: str, passes: bool) -> None:
     tests = parse_tests(f'{{"fn_name": "f", "inputs": [[1]], "outputs": [{output}]}}', "here")
     problem = Problem("x", "x", tests=tests.tests)
     if passes:
@@ -154,8 +154,12 @@ def test_apps_from_the_hub_as_the_study_splits_it(monkeypatch: pytest.MonkeyPatc
     assert (test[0].reference, test[1].reference) == (None, "print(1)")
     assert (test[0].tests, test[1].tests) == ((), (StdioTest("1\n", "1\n"),))
     assert len(load_examples("apps")) == sum(problem.reference is not None for problem in train) < len(train)
-    assert [address.rpartition("/")[2] for _, address in hub.asked[:3]] == ["train.jsonl", "train.jsonl", "test.jsonl"]
+    assert [address.rpartition("/")[2] for _, address in hub.requests[:3]] == [
+        "train.jsonl",
+        "train.jsonl",
+        "test.jsonl",
+    ]
 
 
-def test_first_of_each() -> None:
+def test_first_rows_of_each_difficulty() -> None:
     assert first_per_difficulty("aabbba", 2) == [0, 1, 2, 3]

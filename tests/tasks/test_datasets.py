@@ -1,4 +1,4 @@
-"""The data sets in folders: what comes out of them, and the sentence for each mistake."""
+"""Data sets read from folders, and the error for each mistake."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.problem import AssertTest, Example, Problem
 from tests.tasks.sets import MBPP_ROW, PAIR, REAL, needs_real_data, run, write_rows
 
 
-def test_unknown_names_are_answered_with_the_nearest() -> None:
+def test_unknown_names_are_reported_with_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="Unknown data set 'conola': did you mean 'conala'"):
         load_problems("conola", "test")
     with pytest.raises(UnknownNameError, match="Unknown split 'valid': did you mean 'validation'"):
@@ -24,11 +24,11 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one(limit: int) -> None:
-    with pytest.raises(DataError, match=f"A limit of {limit} problems asks for none"):
+    with pytest.raises(DataError, match=f"A limit of {limit} problems is too small"):
         load_problems("starter", "test", limit=limit)
 
 
-def test_folders_that_are_not_there_or_hold_something_else(tmp_path: Path) -> None:
+def test_missing_or_wrong_folders(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     with pytest.raises(DataError) as caught:
         load_problems("conala", "test", gone)
@@ -129,7 +129,7 @@ def test_available(tmp_path: Path) -> None:
     assert available_datasets(str(tmp_path / "conala")) == ["starter", "conala"]
 
 
-def test_the_digest_changes_with_whatever_is_learnt() -> None:
+def test_the_digest_changes_with_every_text() -> None:
     example = Example("1", "a", "b")
     problem = Problem("1", "a", "b", tests=(AssertTest("assert b"),))
     assert dataset_digest([example]) == dataset_digest([problem])
@@ -179,7 +179,7 @@ def test_real_folders_are_found() -> None:
     assert available_datasets(REAL) == list(DATASETS)
 
 
-def test_a_mistyped_folder_is_noticed_even_where_none_is_needed(tmp_path: Path) -> None:
+def test_a_mistyped_folder_is_an_error_even_where_none_is_needed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such data folder"):
         load_problems("starter", "test", tmp_path / "none")
     assert load_problems("starter", "test", tmp_path)

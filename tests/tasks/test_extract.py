@@ -1,20 +1,23 @@
-"""Code out of what a model said, and where an answer is over."""
+"""Code extraction from completions, the end of an answer, and the syntax check."""
 
 from __future__ import annotations
+
+import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.extract import answer_end, extract_code
+from tasks.extract import answer_end, extract_code, is_valid_python
 from tasks.prompt import STYLES, format_answer, format_completion
+from tests.evaluate.hostile import HOSTILE
 
 PLAIN, CHAT, OPEN = STYLES["plain"], STYLES["chat"], STYLES["chat-python-open"]
 CODE = "def f(x):\n    return x"
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("text", "code"),
     [
         ("x.sort()", "x.sort()"),
         ("x.sort()\n\n### Instruction:\nnext\n### Response:\ny", "x.sort()"),
@@ -33,12 +36,12 @@ CODE = "def f(x):\n    return x"
         ("\n\n", ""),
     ],
 )
-def test_plain_answers(said: str, code: str) -> None:
-    assert extract_code(said, PLAIN) == code
+def test_plain_answers(text: str, code: str) -> None:
+    assert extract_code(text, PLAIN) == code
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("text", "code"),
     [
         (f"{CODE}\n```\nThis returns x.", CODE),
         (f"```python\n{CODE}\n```", CODE),
@@ -47,40 +50,61 @@ def test_plain_answers(said: str, code: str) -> None:
         ('s = "```"\nprint(s)\n```', 's = "```"\nprint(s)'),
     ],
 )
-def test_answers_to_an_open_fence(said: str, code: str) -> None:
-    assert extract_code(said, OPEN) == code
+def test_answers_to_an_open_fence(text: str, code: str) -> None:
+    assert extract_code(text, OPEN) == code
 
 
 @pytest.mark.parametrize("style", STYLES.values(), ids=lambda style: style.name)
 @pytest.mark.parametrize(
     "code", [CODE, "x", "x = [1,\n     2]", "# only a comment\npass", "for i in x:\n    pass\n\nprint(i)"]
 )
-def test_a_right_answer_gives_its_code_back(style: object, code: str) -> None:
-    chosen = next(known for known in STYLES.values() if known is style)
+def test_the_code_of_a_formatted_answer_is_extracted(style: object, code: str) -> None:
+    chosen = next(item for item in STYLES.values() if item is style)
     assert extract_code(format_completion(code, chosen), chosen) == code
     assert extract_code(format_answer(code, chosen), chosen) == code
 
 
-def test_an_answer_is_over_at_the_closing_fence() -> None:
-    said = f"```python\n{CODE}\n```\n"
-    assert answer_end(said, CHAT) == len(said) - 1
+def test_an_answer_ends_at_the_closing_fence() -> None:
+    text = f"```python\n{CODE}\n```\n"
+    assert answer_end(text, CHAT) == len(text) - 1
     assert answer_end(f"{CODE}\n```", OPEN) == len(CODE) + 4
 
 
-def test_an_answer_is_over_where_a_further_example_begins() -> None:
+def test_an_answer_ends_where_a_further_example_begins() -> None:
     assert answer_end("x.sort()\n\n### Instruction:", PLAIN) == len("x.sort()\n\n")
 
 
 @pytest.mark.parametrize(
-    "said", ["", "x", "```python", "```python\n", "### Instruction:\nsort x\n### Response:\nx", "\n"]
+    "text", ["", "x", "```python", "```python\n", "### Instruction:\nsort x\n### Response:\nx", "\n"]
 )
-def test_an_answer_is_not_over_before_it_began(said: str) -> None:
-    assert answer_end(said, PLAIN) is None
+def test_an_answer_does_not_end_before_it_begins(text: str) -> None:
+    assert answer_end(text, PLAIN) is None
 
 
 @given(st.text(alphabet="`#\n xI:<|>def()=_python", max_size=80), st.sampled_from(list(STYLES.values())))
-def test_any_text_is_read_without_an_error(said: str, style: object) -> None:
-    chosen = next(known for known in STYLES.values() if known is style)
-    end = answer_end(said, chosen)
-    assert end is None or 0 <= end <= len(said)
-    extract_code(said, chosen)
+def test_any_text_is_read_without_an_error(text: str, style: object) -> None:
+    chosen = next(item for item in STYLES.values() if item is style)
+    end = answer_end(text, chosen)
+    assert end is None or 0 <= end <= len(text)
+    extract_code(text, chosen)
+
+
+@pytest.mark.parametrize("code", ["x", "print(x)", "def f():\n    return 1", "  x = 1\n"])
+def test_programs_parse(code: str) -> None:
+    assert is_valid_python(code)
+
+
+@pytest.mark.parametrize("code", ["", "  \n", "# nothing", "x =", "print x", "x\0", "'\ud800' +", "```python\nx\n```"])
+def test_invalid_programs_do_not_parse(code: str) -> None:
+    assert not is_valid_python(code)
+
+
+def test_doubtful_escapes_and_comparisons_cause_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert is_valid_python("x = '\\d'; x is 1")
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_never_raises(text: str) -> None:
+    assert is_valid_python(text) in (True, False)

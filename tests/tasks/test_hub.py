@@ -1,24 +1,30 @@
-"""Data sets from the Hub: a stand-in at its boundary, and a Hub that cannot be reached."""
+"""Data set files on the Hub: our data sets, any repository through the real client, and a Hub out of reach."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import constants
 
 from errors import DataError
+from tasks.datasets import hub as hub_files
+from tasks.datasets.hub import fetch_tables, is_hub_id, select_files
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
+from tests.tasks.dataset_hub import DatasetHub, dataset_hub
 from tests.tasks.sets import MBPP_ROW, PAIR, ROOT, FakeHub, write_rows
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "asked"),
+    ("name", "split", "source"),
     [
         ("conala", "train", ("json", "neulab/docprompting-conala", "conala-train.jsonl")),
         ("conala", "validation", ("json", "neulab/docprompting-conala", "conala-dev.jsonl")),
@@ -26,14 +32,14 @@ from tests.tasks.sets import MBPP_ROW, PAIR, ROOT, FakeHub, write_rows
     ],
 )
 def test_pairs_from_the_hub(
-    monkeypatch: pytest.MonkeyPatch, name: str, split: str, asked: tuple[str, str, str]
+    monkeypatch: pytest.MonkeyPatch, name: str, split: str, source: tuple[str, str, str]
 ) -> None:
     hub = FakeHub(monkeypatch, [{"nl": "a", "cmd": "b", "question_id": "5-1", "oracle_man": ["x"]}])
     assert load_problems(name, split) == [Problem("5-1", "a", "b")]
-    ((format, address),) = hub.asked
-    assert format == asked[0]
-    assert address.startswith(f"hf://datasets/{asked[1]}@")
-    assert address.endswith(f"/{asked[2]}")
+    ((format, address),) = hub.requests
+    assert format == source[0]
+    assert address.startswith(f"hf://datasets/{source[1]}@")
+    assert address.endswith(f"/{source[2]}")
     assert len(address.split("@")[1].split("/")[0]) == 40  # a pinned revision
 
 
@@ -41,10 +47,10 @@ def test_mbpp_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = FakeHub(monkeypatch, [MBPP_ROW])
     (problem,) = load_problems("mbpp", "train")
     assert (problem.id, problem.entry_point) == ("mbpp-602", "double")
-    assert hub.asked[0][1].endswith("/full/train-00000-of-00001.parquet")
+    assert hub.requests[0][1].endswith("/full/train-00000-of-00001.parquet")
 
 
-def test_a_bad_row_of_the_hub_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_row_of_the_hub_is_reported_with_its_location(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeHub(monkeypatch, [{"nl": "a", "cmd": "b"}, {"nl": None, "cmd": "b"}])
     with pytest.raises(DataError, match=r"docprompting-conala, conala-test\.jsonl, row 2: column 'nl' must be text"):
         load_problems("conala", "test")
@@ -61,22 +67,22 @@ def test_a_file_that_is_in_the_cache_is_read_without_the_hub(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
-def test_a_hub_out_of_reach_is_one_sentence_soon_and_quietly(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_hub_out_of_reach_is_reported_soon_without_other_output(tmp_path: Path, environment: dict[str, str]) -> None:
     script = """
 import sys, time
 from errors import DataError
 from tasks.datasets.registry import DATASETS, load_problems
 assert "datasets" not in sys.modules and "torch" not in sys.modules and "pandas" not in sys.modules
 for name in DATASETS[1:]:
-    begun = time.monotonic()
+    started_at = time.monotonic()
     try:
         load_problems(name, "train")
-    except DataError as fault:
-        print(f"{time.monotonic() - begun:.1f} {fault}")
+    except DataError as error:
+        print(f"{time.monotonic() - started_at:.1f} {error}")
 assert "torch" not in sys.modules
 """
     variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    begun = time.monotonic()
+    started_at = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
@@ -86,13 +92,118 @@ assert "torch" not in sys.modules
         timeout=100,
         check=True,
     )
-    assert time.monotonic() - begun < 60  # most of it is the import of `datasets`; retries alone would be 23 s a name
+    assert (
+        time.monotonic() - started_at < 60
+    )  # most of it is the import of `datasets`; retries alone would be 23 s a name
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert len(lines) == 4
     for title, line in zip(("CoNaLa", "CodeAlpacaPy", "MBPP", "APPS"), lines, strict=True):
-        seconds, _, sentence = line.partition(" ")
+        seconds, _, message = line.partition(" ")
         assert float(seconds) < 15
-        assert sentence.startswith(f"{title} (")
-        assert "could not be loaded from the Hugging Face Hub" in sentence
-        assert "--data-dir FOLDER (JSONL)" in sentence
+        assert message.startswith(f"{title} (")
+        assert "could not be loaded from the Hugging Face Hub" in message
+        assert "--data-dir FOLDER (JSONL)" in message
+
+
+ROW = json.dumps({"intent": "a", "code": "b"}) + "\n"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DatasetHub]:
+    folder = tmp_path / "repository"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.jsonl").write_text(ROW)
+    (folder / "data" / "dev.jsonl").write_text(ROW)
+    (folder / "data" / "test.jsonl").write_text(ROW)
+    (folder / "script.py").write_text("raise SystemExit('a script of a data set was run')")
+    (folder / "README.md").write_text("---\npretty_name: x\nlicense:\n- cc-by-4.0\n---\n# Rows\nlicense: mit\n")
+    with dataset_hub(tmp_path / "cache", monkeypatch) as standin:
+        standin.repositories["someone/rows"] = folder
+        yield standin
+
+
+def test_training_and_validation_files_are_downloaded_once(hub: DatasetHub) -> None:
+    tables = fetch_tables("someone/rows")
+    assert [path.name for path in tables.train] == ["train.jsonl"]
+    assert [path.name for path in tables.validation] == ["dev.jsonl"]
+    assert tables.train[0].read_text() == ROW
+    assert (tables.revision, tables.licence) == (hub.commit("someone/rows"), "cc-by-4.0")
+    downloads = [request for request in hub.requests if request.startswith("GET /datasets/")]
+    assert not [request for request in downloads if request.endswith(("test.jsonl", "script.py"))]
+    assert fetch_tables(f"someone/rows@{tables.revision}") == tables
+    assert [request for request in hub.requests if request.startswith("GET /datasets/")] == downloads
+
+
+def test_a_cached_data_set_needs_no_hub(hub: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = f"someone/rows@{hub.commit('someone/rows')}"
+    tables = fetch_tables(pinned)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert fetch_tables(pinned) == tables
+    with pytest.raises(DataError, match=r"could not be reached for the data set 'someone/else' .* or give a file\.$"):
+        fetch_tables("someone/else")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("someone/else", "There is no data set 'someone/else' on the Hub that you may read"),
+        ("someone/rows@v9", "has no revision 'v9': check the part after '@'"),
+        ("someone/rows:other", r"has no \.jsonl, \.json, \.csv, \.tsv, \.parquet file under 'other'"),
+    ],
+)
+def test_an_unknown_name_revision_or_path(hub: DatasetHub, spec: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fetch_tables(spec)
+
+
+def test_a_gated_data_set(hub: DatasetHub) -> None:
+    hub.gated.add("someone/rows")
+    with pytest.raises(DataError, match="is gated: accept its terms on its Hub page, then run `hf auth login`"):
+        fetch_tables("someone/rows")
+
+
+def test_a_data_set_that_is_too_large_is_not_downloaded(hub: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_files, "MAX_BYTES", 10)
+    with pytest.raises(DataError, match=r"name one of them, as someone/rows:data/train\.jsonl"):
+        fetch_tables("someone/rows")
+    assert not [request for request in hub.requests if "/resolve/" in request]
+
+
+@pytest.mark.parametrize(
+    ("files", "within", "train", "validation"),
+    [
+        (["alpaca_data.json", "README.md", "dataset_infos.json"], "", ["alpaca_data.json"], []),
+        (["a-train.jsonl", "a-dev.jsonl", "a-test.jsonl"], "", ["a-train.jsonl"], ["a-dev.jsonl"]),
+        (
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test-00000.parquet"],
+            "",
+            ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+            [],
+        ),
+        (
+            ["default/train/0000.parquet", "default/valid/0000.parquet"],
+            "",
+            ["default/train/0000.parquet"],
+            ["default/valid/0000.parquet"],
+        ),
+        (["full/train.csv", "full/val.csv", "small/train.csv"], "full", ["full/train.csv"], ["full/val.csv"]),
+        (["full/train.csv", "full/val.csv"], "full/val.csv", ["full/val.csv"], []),
+        (["rows.csv", "test.csv"], "", ["rows.csv"], []),
+    ],
+)
+def test_files_are_chosen_by_their_names(
+    files: list[str], within: str, train: list[str], validation: list[str]
+) -> None:
+    assert select_files("someone/rows", files, within) == (train, validation)
+
+
+@pytest.mark.parametrize("files", [["full/train.csv", "small/train.csv"], ["a.json", "b.json"], ["test.csv"]])
+def test_an_ambiguous_choice_of_files_is_an_error(files: list[str]) -> None:
+    with pytest.raises(DataError, match=rf"several files .* name one, as someone/rows:{files[0]}\.$"):
+        select_files("someone/rows", files)
+
+
+def test_names_on_the_hub() -> None:
+    assert is_hub_id("user/name@v1:data/a.csv")
+    assert not any(map(is_hub_id, ("name", "/user/name", "user/name/more", "user/na me", "../user/name")))

@@ -1,4 +1,4 @@
-"""What a person pastes as tests, in each of its forms, and what is wrong with it in one sentence."""
+"""Pasted tests: each of the three forms, and the errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.problem import AssertTest, Problem, StdioTest
 from tests.tasks.sets import run
 
 
-def test_asserts_with_what_stands_before_them() -> None:
+def test_asserts_with_the_lines_before_them() -> None:
     tests = parse_pasted_tests("import math\nassert f(0) == 0\n\nxs = [1,\n  2]\nassert f(xs) == math.pi, 'why'\r\n")
     assert tests == (
         AssertTest("assert f(0) == 0", "import math"),
@@ -41,7 +41,7 @@ def test_a_session() -> None:
         (">>> x = []\n>>> f(x)\n0\n>>> x.append(1)\n>>> f(x)\n1", "f = len"),
     ],
 )
-def test_a_session_says_what_its_asserts_say(session: str, code: str) -> None:
+def test_the_asserts_of_a_session_are_equivalent(session: str, code: str) -> None:
     tests = parse_pasted_tests(session)
     run(Problem("x", "x", tests=tests), code)
     with pytest.raises(AssertionError):
@@ -65,38 +65,38 @@ def test_program_runs_in_blocks_and_on_one_line() -> None:
         ("f(2) == 4", r"Line 1: 'f\(2\) == 4' checks nothing: put 'assert' before it"),
         (
             "assert f(2) == 4\nassert f(3 == 9",
-            r"Line 2: this is no Python, '\(' was never closed \('assert f\(3 == 9'\)",
+            r"Line 2: this is not Python, '\(' was never closed \('assert f\(3 == 9'\)",
         ),
-        ("for x in a:\n    assert f(x)", "Line 1: write each assert as a line of its own"),
-        ("x = 1\0", "this cannot be read as Python|this is no Python"),
+        ("for x in a:\n    assert f(x)", "Line 1: write each assert on a separate line"),
+        ("x = 1\0", "this cannot be read as Python|this is not Python"),
         ("assert f('\ud800') == 1", "this cannot be read as Python"),
         ("assert " + "(" * 5000, "Line 1: "),
         (">>>f(2)\n4", "lacks blank after >>>"),
-        (">>> f(2", "Line 1: this is no Python"),
+        (">>> f(2", "Line 1: this is not Python"),
         (">>> f(2)", "Line 1: no call has an answer below it"),
-        ("\n>>> x = 2\n3", "Line 2: this is no Python"),
+        ("\n>>> x = 2\n3", "Line 2: this is not Python"),
         (">>> f(2)\nTraceback (most recent call last):\nValueError: no", "Line 1: an answer that is an error"),
         ("input:\n1\ninput:\n2\noutput:\n2", "Line 1: 'input:' has no 'output:' after it"),
-        ("a\ninput: 1", "Line 1: 'a' stands before the first 'input:'"),
+        ("a\ninput: 1", "Line 1: 'a' is before the first 'input:'"),
         ("input: 1\noutput: 2\noutput: 3", "Line 3: 'output:' has no 'input:' before it"),
         ("input: 1", "Line 1: 'input:' has no 'output:' after it"),
         ("assert f(2) == 4\n" * 201, "There are 201 tests: paste at most 200"),
         ("#" * 100_001, "The tests have 100001 characters"),
     ],
 )
-def test_what_is_wrong_in_one_sentence(text: str, says: str) -> None:
+def test_errors_are_one_line(text: str, says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         parse_pasted_tests(text)
     assert "\n" not in str(caught.value)
 
 
 @given(st.text(alphabet="assert f(1)=>:.\n'\"input output\t#\0\ud800[]{}", max_size=120))
-def test_any_text_gives_tests_or_one_sentence(text: str) -> None:
-    said = ""
+def test_any_text_gives_tests_or_an_error_of_one_line(text: str) -> None:
+    message = ""
     try:
         tests = parse_pasted_tests(text)
     except DataError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert tests
-    assert "\n" not in said
+    assert "\n" not in message

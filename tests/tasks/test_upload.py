@@ -1,4 +1,4 @@
-"""A person's own file: every format and every usual naming of columns gives the same examples."""
+"""Uploaded files: every format and all usual column names give the same examples."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_json_lines_with_a_bom_and_blank_lines(tmp_path: Path) -> None:
     ("name", "value"),
     [("a.json", ROWS), ("a.jsonl", ROWS), ("a.json", {"version": [1], "data": ROWS}), ("a.json", {"train": ROWS})],
 )
-def test_a_json_list_whatever_the_file_is_called(tmp_path: Path, name: str, value: Any, indent: int | None) -> None:
+def test_a_json_list_with_either_ending(tmp_path: Path, name: str, value: Any, indent: int | None) -> None:
     (tmp_path / name).write_text(json.dumps(value, indent=indent))
     assert pairs(tmp_path / name) == PAIRS
 
@@ -64,14 +64,14 @@ def test_rows_of_a_json_list_have_their_lines(tmp_path: Path) -> None:
     assert list(read_upload(path).locations.values()) == ["line 2", "line 6"]
 
 
-def test_json_lines_that_are_called_json(tmp_path: Path) -> None:
+def test_json_lines_with_the_ending_json(tmp_path: Path) -> None:
     assert pairs(jsonl(tmp_path / "a.json", *ROWS)) == PAIRS
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_csv_with_line_ends_inside_of_quotes(tmp_path: Path, delimiter: str, bom: str, end: str) -> None:
+def test_csv_with_line_ends_inside_quotes(tmp_path: Path, delimiter: str, bom: str, end: str) -> None:
     path = write_csv(tmp_path / "a.csv", delimiter, bom, end)
     assert pairs(path) == PAIRS
     assert list(read_upload(path).locations.values()) == ["line 2", "line 3"]
@@ -127,9 +127,9 @@ def test_usual_columns_are_recognised(tmp_path: Path, row: dict[str, Any], mappi
     assert str(read_upload(path).mapping) == mapping
 
 
-def test_an_input_is_joined_to_its_instruction(tmp_path: Path) -> None:
-    rows = [{"instruction": "sum up", "input": each, "output": "s()"} for each in ("[1, 2]\n", "  ", "<noinput>")]
-    # Only the columns of the first rows decide which are there; a later row may bring the input.
+def test_an_input_is_appended_to_its_instruction(tmp_path: Path) -> None:
+    rows = [{"instruction": "sum up", "input": text, "output": "s()"} for text in ("[1, 2]\n", "  ", "<noinput>")]
+    # The columns are those of the first rows; the input may be in a later one.
     path = jsonl(tmp_path / "a.jsonl", {"instruction": "sum up", "output": "s()"}, *rows)
     joined = [intent for intent, _ in pairs(path)]
     assert joined == ["sum up", "sum up\n[1, 2]", "sum up", "sum up"]
@@ -145,7 +145,7 @@ def test_a_chat_in_parquet_and_content_in_parts(tmp_path: Path) -> None:
     assert pairs(jsonl(tmp_path / "b.jsonl", parts)) == [("do it", "it()")]
 
 
-def test_a_mapping_overrides_what_is_recognised(tmp_path: Path) -> None:
+def test_a_mapping_overrides_the_detection(tmp_path: Path) -> None:
     row = {"intent": "do it", "rewritten_intent": "do `it`", "snippet": "it()", "tested": "it(1)"}
     path = jsonl(tmp_path / "a.jsonl", row)
     assert pairs(path, intent_column="rewritten_intent") == [("do `it`", "it()")]
@@ -158,7 +158,7 @@ def test_a_chat_under_another_name_is_mapped_as_both(tmp_path: Path) -> None:
     assert pairs(path, intent_column="dialogue", code_column="dialogue") == [("do it", "it()")]
 
 
-def test_columns_that_are_not_known_are_named_with_the_way_to_map_them(tmp_path: Path) -> None:
+def test_unknown_columns_are_listed_with_the_options_to_map_them(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"ask": "do it", "reply": "it()"})
     with pytest.raises(
         DataError, match=r"has the columns 'ask', 'reply', .* add --intent-column NAME --code-column NAME\.$"
@@ -172,7 +172,7 @@ def test_columns_that_are_not_known_are_named_with_the_way_to_map_them(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("code", "kept", "taken_off"),
+    ("code", "expected", "removed"),
     [
         ("```python\nx = 1\n```", "x = 1", 1),
         ("\n```\nx = 1\ny = 2\n```\n", "x = 1\ny = 2", 1),
@@ -180,18 +180,18 @@ def test_columns_that_are_not_known_are_named_with_the_way_to_map_them(tmp_path:
         ("```\nx\n```\nor\n```\ny\n```", "```\nx\n```\nor\n```\ny\n```", 0),
     ],
 )
-def test_a_fence_around_the_code_is_taken_off_and_counted(tmp_path: Path, code: str, kept: str, taken_off: int) -> None:
+def test_a_fence_around_the_code_is_removed_and_counted(tmp_path: Path, code: str, expected: str, removed: int) -> None:
     upload = read_upload(jsonl(tmp_path / "a.jsonl", {"intent": "a", "code": code}))
-    assert upload.examples[0].code == kept
-    assert upload.changes.get(FENCE_REMOVED, 0) == taken_off
+    assert upload.examples[0].code == expected
+    assert upload.changes.get(FENCE_REMOVED, 0) == removed
 
 
-def test_only_line_ends_and_the_space_around_a_text_change(tmp_path: Path) -> None:
+def test_only_line_ends_and_surrounding_space_change(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"intent": " a \r\n b\n", "code": "\n  \n    if x:\r\n\n        y  \n\n"})
     assert pairs(path) == [("a \n b", "    if x:\n\n        y")]
 
 
-def test_rows_keep_their_own_ids_and_no_two_share_one(tmp_path: Path) -> None:
+def test_rows_have_their_own_ids_and_all_ids_differ(tmp_path: Path) -> None:
     rows = [{"intent": "a", "code": "b", "id": id} for id in ("q-1", 7, "q-1", "x" * 300, None, "a-00005")]
     ids = [example.id for example in read_upload(jsonl(tmp_path / "a.jsonl", *rows)).examples]
     assert ids[:3] == ["q-1", "7", "a-00003"]

@@ -80,7 +80,7 @@ def test_the_command_loads_the_base_and_no_other(
     command = ["--root", str(tmp_path / "store"), "verify", "good", "--device", "cpu", "--base"]
     assert main([*command, str(base)]) == 0
     said = capsys.readouterr().out
-    assert "11 of 11 rules of the hand-over hold" in said
+    assert "11 of 11 checks passed" in said
     assert "on llama (unquantized): finite, and not what the base says alone" in said
     other = make_base("llama", tmp_path / "other", seed=5)
     assert main([*command, str(other)]) == 2

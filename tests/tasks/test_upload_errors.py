@@ -1,4 +1,4 @@
-"""Bad rows are left out with their line, the others are read; a file that cannot be read is one sentence."""
+"""Uploaded files with bad rows, which are skipped with an error, and files that cannot be read at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(path: Path, content: bytes | str) -> UploadResult:
 
 
 @pytest.mark.parametrize(
-    ("line", "sentence", "column"),
+    ("line", "message", "column"),
     [
         (b'{"intent": "a"}', "line 2: column 'code' is missing; the row has 'intent'.", "code"),
         (b'{"intent": "a", "code": " "}', "line 2: column 'code' is empty.", "code"),
@@ -44,18 +44,18 @@ def read(path: Path, content: bytes | str) -> UploadResult:
         ),
     ],
 )
-def test_a_bad_line_is_a_fault_and_the_rest_is_read(tmp_path: Path, line: bytes, sentence: str, column: str) -> None:
+def test_a_bad_line_is_an_error_and_the_others_are_read(tmp_path: Path, line: bytes, message: str, column: str) -> None:
     upload = read(tmp_path / "a.jsonl", GOOD + line + b"\n" + GOOD)
     assert len(upload.examples) == 2
     assert upload.rows == 3
     (error,) = upload.errors
-    assert error.message.startswith(sentence)
+    assert error.message.startswith(message)
     assert (error.line, error.column) == (2, column)
-    assert error.empty == ("is empty" in sentence)
+    assert error.empty == ("is empty" in message)
 
 
 @pytest.mark.parametrize(
-    ("messages", "sentence"),
+    ("messages", "message"),
     [
         ([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "has 2 user turns"),
         ([("assistant", "b")], "has no text of the user"),
@@ -65,7 +65,7 @@ def test_a_bad_line_is_a_fault_and_the_rest_is_read(tmp_path: Path, line: bytes,
         ([("user", 3), ("assistant", "b")], "whose content is a number"),
     ],
 )
-def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages: object, sentence: str) -> None:
+def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages: object, message: str) -> None:
     def row(turns: object) -> str:
         value = turns if isinstance(turns, str) else [{"role": role, "content": text} for role, text in turns]  # type: ignore[attr-defined]
         return json.dumps({"messages": value})
@@ -73,18 +73,18 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
     upload = read(tmp_path / "a.jsonl", row([("user", "a"), ("assistant", "b")]) + "\n" + row(messages))
     assert len(upload.examples) == 1
     assert upload.errors[0].message.startswith("line 2: column 'messages' ")
-    assert sentence in upload.errors[0].message
+    assert message in upload.errors[0].message
 
 
 @pytest.mark.parametrize(
-    ("ending", "content", "sentence"),
+    ("ending", "content", "message"),
     [
         ("jsonl", b"", "is empty"),
         ("jsonl", b"\n \n", "has no row with named columns"),
         ("jsonl", b"hello\nyou\n", "has no row with named columns: line 1: not JSON"),
         ("jsonl", b'{"intent": "a", "code": ""}\n', "has 1 rows and none can be used: line 1: column 'code' is empty"),
         ("json", b'[{"intent": "a", "code": "b"},\n {"intent"', r"not JSON \(Expecting ':' delimiter at line 2"),
-        ("json", b'[{"intent": "a", "code": "b"}] [1]', "Extra data behind the list"),
+        ("json", b'[{"intent": "a", "code": "b"}] [1]', "Extra data after the list"),
         ("json", b'{\n"train_set": 1, "meta": {}}', r"holds one object \('train_set', 'meta'\)"),
         ("json", b'{"intent": "a"', r"not JSON"),
         ("json", b"[" * 100_000, "not JSON that Python can read"),
@@ -92,12 +92,12 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
         ("json", b'[\n{"intent": "\xe4"}]', r"line 2: not UTF-8 \(byte 15 of the file\)"),
         ("json", b"{\n}", "not JSON"),
         ("json", b'"text"', "has no row"),
-        ("csv", b"a,b\n1\x002,3\n" + bytes(range(256)), "no text file, it has NUL bytes"),
+        ("csv", b"a,b\n1\x002,3\n" + bytes(range(256)), "not a text file, it has NUL bytes"),
         ("csv", "intent,code\na,b\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
-        ("csv", b"PK\x03\x04\x14\x00\x06\x00", "no text file"),
+        ("csv", b"PK\x03\x04\x14\x00\x06\x00", "not a text file"),
         ("csv", b"\n\n", "is empty"),
         ("csv", b"intent,code\n", "has 0 rows"),
-        ("csv", b"x" * 200_000, "line 1: this line names no columns: begin the file with a header"),
+        ("csv", b"x" * 200_000, "line 1: this line has no column names: begin the file with a header"),
         ("csv", b"code,intent,code\na,b,c\n", "line 1: two columns are named 'code'"),
         ("csv", b"add 1 to x,x += 1\nb,c\n", "has the columns 'add 1 to x', 'x \\+= 1'"),
         ("parquet", b"PAR1 is not all that it takes PAR1", "cannot be read as Parquet"),
@@ -105,24 +105,24 @@ def test_a_chat_that_is_not_one_question_and_one_answer(tmp_path: Path, messages
         ("txt", b"a", "is of no known format: give a file that ends in .jsonl, .json, .csv, .tsv, .parquet"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, ending: str, content: bytes, sentence: str) -> None:
-    with pytest.raises(DataError, match=sentence) as caught:
+def test_a_file_that_cannot_be_read(tmp_path: Path, ending: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         read(tmp_path / f"a.{ending}", content)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
 
 
-def test_names_of_columns_stay_short_and_on_one_line(tmp_path: Path) -> None:
+def test_column_names_are_shortened_and_printable(tmp_path: Path) -> None:
     row = {"x\n\x1b" * 200: "a"} | {f"c{number}": "b" for number in range(30)}
     with pytest.raises(DataError, match=r"'x\?\?x.*…', 'c0', .* and 11 more, and none that are known") as caught:
         read(tmp_path / "a.jsonl", json.dumps(row))
     assert str(caught.value).isprintable()
 
 
-def test_a_pickled_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_pickle_is_refused_without_reading_it(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (Path.touch, (tmp_path / "sprung",))  # type: ignore[return-value]
+            return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
 
     for name in ("a.pt", "a.pkl", "a.bin"):
         with pytest.raises(DataError, match="is of no known format"):
@@ -130,7 +130,7 @@ def test_a_pickled_file_is_refused_unread(tmp_path: Path) -> None:
     for name in ("a.json", "a.csv", "a.parquet"):
         with pytest.raises(DataError):
             read(tmp_path / name, pickle.dumps(Trap()))
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_limits_of_size_and_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(DataError, match="has more than 3 rows"):
             read(tmp_path / f"a.{ending}", content)
     monkeypatch.setattr(tables, "MAX_BYTES", 100)
-    with pytest.raises(DataError, match="has 0 MB and 0 MB are read at most"):
+    with pytest.raises(DataError, match="has 116 bytes and the limit is 100 bytes"):
         read(tmp_path / "a.jsonl", GOOD * 4)
 
 
@@ -164,44 +164,44 @@ def test_csv_rows_with_too_many_or_too_few_cells(tmp_path: Path) -> None:
     ]
 
 
-def test_csv_bytes_that_are_not_utf_8_cost_their_own_row(tmp_path: Path) -> None:
+def test_csv_bytes_that_are_not_utf_8_affect_only_their_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", b"intent,code\na,b\nf\xfcr,c\nd,e\n")
     assert codes(upload) == ["b", "e"]
     assert upload.errors[0].message == "line 3: column 'intent' is not UTF-8: save the file as UTF-8."
 
 
-def test_a_broken_quote_costs_its_own_row(tmp_path: Path) -> None:
+def test_a_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print("d")"\ne,"f(1, ""2"")"\ng,h\n')
     assert codes(upload) == ["b", 'f(1, "2")', "h"]
     assert [error.message for error in upload.errors] == [
-        "line 3: text follows a quote that closes a cell: double the quotes inside of a cell."
+        "line 3: text follows a quote that closes a cell: double the quotes inside a cell."
     ]
 
 
-def test_a_quote_that_never_closes_costs_its_own_row(tmp_path: Path) -> None:
+def test_a_quote_that_never_closes_affects_only_its_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print(d)\n' + "e,f\n" * 3000)
     assert codes(upload) == ["b"] + ["f"] * 3000
     assert [error.line for error in upload.errors] == [3]
     assert "a quote opens here and never closes" in upload.errors[0].message
 
 
-def test_the_inside_of_a_broken_cell_never_becomes_a_row(tmp_path: Path) -> None:
-    """`foo(a, b)` looks like a row of two cells; the quote behind it tells that it is code."""
+def test_parts_of_a_broken_cell_never_become_rows(tmp_path: Path) -> None:
+    """`foo(a, b)` looks like a row of two cells; the quote after it shows that it is code."""
     broken = 'c,"print("hello")\nfoo(a, b)\nbar"\n'
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + broken + "e,f\ng,h\n")
     assert codes(upload) == ["b", "f", "h"]
     assert [error.line for error in upload.errors] == [3, 4, 5]
-    assert upload.errors[2].message == "line 5: belongs to the broken quote in line 3, or has its own."
+    assert upload.errors[2].message == "line 5: is part of the broken quote in line 3, or has its own."
 
 
-def test_a_file_of_broken_quotes_ends_soon(tmp_path: Path) -> None:
+def test_a_file_of_broken_quotes_is_given_up_soon(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\n" + 'c,"d"e\n' * 500)
     assert codes(upload) == ["b"]
     assert len(upload.errors) == 102
-    assert upload.errors[-1].message.endswith("from here on nothing is read.")
+    assert upload.errors[-1].message.endswith("the rest of the file is not read.")
 
 
-def test_a_cell_longer_than_the_reader_takes(tmp_path: Path) -> None:
+def test_a_cell_that_is_too_long(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", "intent,code\na,b\nc," + "x" * 200_000 + "\nd,e\n")
     assert codes(upload) == ["b", "e"]
     assert [error.line for error in upload.errors] == [3]
@@ -221,7 +221,7 @@ def test_parquet_of_other_types_and_nulls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_parquet_that_unpacks_to_too_much(tmp_path: Path, nested: bool) -> None:
-    """A small file of which a page names one long text 5,000 times: 5 GB, were it unpacked."""
+    """A small file in which a page refers to one long text 5,000 times: 5 GB unpacked."""
     count, path = 5_000, tmp_path / "a.parquet"
     text = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 1_000_000]))
     role = pa.array(["user"] * count).dictionary_encode()
@@ -239,6 +239,6 @@ def test_a_truncated_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"intent": ["a"] * 2000, "code": [f"f({i})" for i in range(2000)]}), path)
     content = bytearray(path.read_bytes())
-    content[20:2000] = b"\xff" * 1980  # the footer is whole, the pages are not
+    content[20:2000] = b"\xff" * 1980  # the footer is intact, the pages are not
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         read(path, bytes(content))

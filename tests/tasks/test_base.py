@@ -1,4 +1,4 @@
-"""The reader of JSON Lines files: what it forgives, and the sentence for everything else."""
+"""The reader of JSON Lines files: accepted variants, and errors with their location."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_rows_are_those_that_the_datasets_library_reads(tmp_path: Path) -> None:
     assert [row.values for row in read_rows(path, "rows")] == oracle.to_list() == ROWS
 
 
-def test_bom_blank_lines_and_windows_newlines_are_forgiven(tmp_path: Path) -> None:
+def test_bom_blank_lines_and_windows_newlines_are_accepted(tmp_path: Path) -> None:
     lines = [json.dumps(row).encode() for row in ROWS]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n  \r\n".join(lines) + b"\r\n\r\n")
@@ -51,7 +51,7 @@ def test_bom_blank_lines_and_windows_newlines_are_forgiven(tmp_path: Path) -> No
         (b'{"nl": "gr\xfc\xdfe"}', "line 2: not UTF-8 (byte 11 of the line)."),
     ],
 )
-def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str | bytes, says: str) -> None:
+def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: str | bytes, says: str) -> None:
     path = write(tmp_path / "rows.jsonl", json.dumps(ROWS[0]), line)
     with pytest.raises(DataError) as caught:
         read_rows(path, "rows")
@@ -59,7 +59,7 @@ def test_a_bad_line_is_named_by_its_number(tmp_path: Path, line: str | bytes, sa
     assert "\n" not in str(caught.value)
 
 
-def test_utf16_is_named_at_its_first_line(tmp_path: Path) -> None:
+def test_utf16_is_reported_at_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]), encoding="utf-16")
     with pytest.raises(DataError, match=r"line 1: not UTF-8 \(byte 1 of the line\)"):

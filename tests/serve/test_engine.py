@@ -189,7 +189,7 @@ def test_what_the_backend_cannot_do_is_said_before_it_is_asked(engine: LLMEngine
         None,
         "Adapter 'broken' is broken: train it again.",
     ]
-    backend.refuses = lambda folder, scale: "Not here." if folder and scale != 1 else None  # type: ignore[attr-defined]
+    backend.unsupported_reason = lambda folder, scale: "Not here." if folder and scale != 1 else None  # type: ignore[attr-defined]
     assert [engine.unsupported_reason(method) for method in methods[:3]] == [None, None, "Not here."]
 
 

@@ -58,7 +58,7 @@ def test_any_body_is_an_ask_or_a_refusal(
         assert json.loads(found.encoded()) == found.body()
     else:
         assert 1 <= found.n <= 10
-        assert 1 <= found.lines <= 100
+        assert 1 <= found.num_seqs <= 100
         assert found.model
         assert found.prompts or found.conversation
 

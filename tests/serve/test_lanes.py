@@ -46,7 +46,7 @@ class Books:
         job = self.lanes.next_to_prepare()
         if job is None:
             return
-        assert job.status == "planning"
+        assert job.status == "preparing"
         chance = self.chance.random()
         if chance < 0.7:
             self.lanes.mark_ready(job)
@@ -56,36 +56,36 @@ class Books:
             self.lanes.finish(job)
 
     def join(self) -> None:
-        flying = [job for job in self.of("flying") if job.request_batch.mode == "step"]
+        flying = [job for job in self.of("running") if job.request_batch.mode == "step"]
         lines = sum(job.num_seqs for job in flying)
         while (job := self.lanes.next_to_run("step", lines)) is not None:
             lines += job.num_seqs
         assert lines <= LIMITS.max_num_seqs
-        if not [job for job in self.of("flying") if job.request_batch.mode == "beam"]:
+        if not [job for job in self.of("running") if job.request_batch.mode == "beam"]:
             lines = 0
             while (job := self.lanes.next_to_run("beam", lines)) is not None:
                 lines += job.num_seqs
             assert lines <= LIMITS.max_num_beam_seqs
 
     def end(self) -> None:
-        going = self.of("flying") or self.of("waiting", "planning", "planned")
+        going = self.of("running") or self.of("waiting", "preparing", "ready")
         if going:
             self.lanes.finish(self.chance.choice(going))
 
     def check(self) -> None:
         lanes = self.lanes
-        assert lanes.waiting == len(self.of("waiting", "planning", "planned"))
-        assert lanes.running == len(self.of("flying"))
-        assert lanes.num_seqs == sum(job.num_seqs for job in self.of("flying"))
+        assert lanes.waiting == len(self.of("waiting", "preparing", "ready"))
+        assert lanes.running == len(self.of("running"))
+        assert lanes.num_seqs == sum(job.num_seqs for job in self.of("running"))
         for mode in ("step", "beam"):
-            ready = [job for lane in lanes._round_robin for job in lane.ready[mode] if job.status == "planned"]
+            ready = [job for lane in lanes._round_robin for job in lane.ready[mode] if job.status == "ready"]
             assert lanes.ready[mode] == len(ready)
-        owners = {job.request_batch.owner for job in self.jobs if job.status != "done"}
+        owners = {job.request_batch.owner for job in self.jobs if job.status != "finished"}
         assert set(lanes._queues) == owners
         for owner, lane in lanes._queues.items():
             own = [job for job in self.jobs if job.request_batch.owner == owner]
-            assert lane.prepared == sum(job.status in ("planning", "planned") for job in own)
-            assert lane.num_seqs == sum(job.num_seqs for job in own if job.status == "flying")
+            assert lane.prepared == sum(job.status in ("preparing", "ready") for job in own)
+            assert lane.num_seqs == sum(job.num_seqs for job in own if job.status == "running")
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -105,7 +105,7 @@ def test_the_books_are_right_whatever_happens(seed: int) -> None:
         if not books.lanes._queues:
             break
     books.check()
-    assert not books.of("waiting", "planning", "planned", "flying")
+    assert not books.of("waiting", "preparing", "ready", "running")
 
 
 def test_a_group_joins_when_the_last_of_it_is_planned() -> None:

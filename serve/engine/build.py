@@ -1,4 +1,4 @@
-"""Builds the engine that every program uses, from what was given on the command line."""
+"""Engine construction from command-line options: build_engine() and build_zero_gpu_engine()."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def build_engine(  # noqa: PLR0913 - each is an option of a command line
     adapter_dirs: Sequence[Path] = (),
     engine_config: EngineConfig | None = None,
 ) -> LLMEngine:
-    """Loads the base (converting or downloading it first where needed) and puts the engine around it.
+    """Load the base, downloading or converting it first if necessary, and return an engine for it.
 
-    With `remote` that server answers instead, and `base`, where it is given, says which base the server has; without
-    either the embedded base is loaded. Adapters lie in the library, in the user's own folder and in `adapter_dirs`;
-    others are registered from the last of these alone, where there are any. `report` gets one line of progress at a
-    time. Raises BaseModelError, or another PromptOrTuneError, in one sentence.
+    With `remote` the engine sends its rows to that server, and `base`, if given, names the base that the server has;
+    with neither, the embedded base is loaded. Adapters are found in the library, the user's folder and
+    `adapter_dirs`; if `adapter_dirs` is not empty, further adapters can be registered only from these. `report` is
+    called with one line of progress at a time. Raises BaseModelError or another PromptOrTuneError.
     """
     from models.threads import release_thread_pool
 
@@ -61,10 +61,10 @@ def build_zero_gpu_engine(
     embedder: str = "embedded",
     report: ProgressFn = lambda _: None,
 ) -> LLMEngine:
-    """The engine on ZeroGPU, which lends a GPU for each call (serve.zero); the options are those of `build_engine`.
+    """Return an engine for ZeroGPU, which assigns a GPU per call; the options are those of `build_engine`.
 
-    To be called in the main thread, before anything uses CUDA and before the pages are launched. Raises PromptOrTuneError
-    in one sentence.
+    Must be called in the main thread, before anything uses CUDA and before the pages are launched. Raises
+    PromptOrTuneError.
     """
     from models.threads import release_thread_pool
     from serve.backends.local.backend import LocalBackend
@@ -80,7 +80,7 @@ def build_zero_gpu_engine(
 
 
 def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:
-    """The data sets that give examples, and the indexes over them, loaded when they are first used."""
+    """Return the example pools; each data set and its index is loaded on first use."""
     from models.embedder import Embedder, FaissIndex
 
     model = Embedder(embedder)
@@ -93,7 +93,7 @@ def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:
 
 
 def _make_store(adapter_dirs: Sequence[Path]) -> Store:
-    """The adapters of the library, of the user's own folder and of `adapter_dirs`."""
+    """Return a store of the adapters in the library, the user's folder and `adapter_dirs`."""
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     roots = (LIBRARY, cache_dir() / "adapters", *adapter_dirs)
     return Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)

@@ -50,7 +50,7 @@ def test_all_requests_of_a_call_are_one_batch(engine: LLMEngine, backend: Counti
 def test_an_adapter_of_other_weights_says_so(engine: LLMEngine) -> None:
     answers = engine.answer([_request("lora-8"), _request("lora-1")], SamplingParams())
     assert answers[0].notes == (
-        "'lora-8' was trained on the NF4 base and answers on the unquantized one here: it may lose by that.",
+        "'lora-8' was trained on the NF4 base and answers on the unquantized one here: its answers may be worse.",
     )
     assert answers[1].notes == ()
 
@@ -77,7 +77,7 @@ def test_what_fails_leaves_the_others_alone(engine: LLMEngine) -> None:
 
 def test_an_empty_intent_is_one_sentence(engine: LLMEngine) -> None:
     answer = engine.answer([_request("zero-shot", " \n ")], SamplingParams())[0]
-    assert answer.error == "The intent is empty: say in a sentence what the Python should do."
+    assert answer.error == "The intent is empty: describe in a sentence what the Python should do."
 
 
 def test_a_prompt_that_is_too_long_loses_examples_first_and_says_so(engine: LLMEngine) -> None:

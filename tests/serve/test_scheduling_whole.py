@@ -36,19 +36,19 @@ def test_times_and_metrics_say_what_happened(build: Build) -> None:
     list(stream)
     text = generate_latest(engine.metrics.registry).decode()
     found = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert found['prompt_or_tune_rows_total{outcome="answered"}'] == "2.0"
-    assert found['prompt_or_tune_rows_total{outcome="failed"}'] == "1.0"
-    assert found['prompt_or_tune_rows_total{outcome="refused"}'] == "1.0"
-    assert found['prompt_or_tune_rows_total{outcome="cancelled"}'] == "1.0"
-    assert float(found["prompt_or_tune_generated_tokens_total"]) >= 21
+    assert found['prompt_or_tune_finished_requests_total{outcome="answered"}'] == "2.0"
+    assert found['prompt_or_tune_finished_requests_total{outcome="failed"}'] == "1.0"
+    assert found['prompt_or_tune_finished_requests_total{outcome="refused"}'] == "1.0"
+    assert found['prompt_or_tune_finished_requests_total{outcome="cancelled"}'] == "1.0"
+    assert float(found["prompt_or_tune_generation_tokens_total"]) >= 21
     assert float(found["prompt_or_tune_prompt_tokens_total"]) == 4 * first.prompt_tokens
-    assert found["prompt_or_tune_faults_total"] == "1.0"
-    assert found["prompt_or_tune_queue_rows"] == "0.0"
+    assert found["prompt_or_tune_failed_steps_total"] == "1.0"
+    assert found["prompt_or_tune_num_requests_waiting"] == "0.0"
     assert found["prompt_or_tune_adapters"] == "1.0"
     assert found["prompt_or_tune_adapter_bytes"] == "1000.0"
     assert (found["prompt_or_tune_adapter_hits_total"], found["prompt_or_tune_adapter_loads_total"]) == ("1.0", "1.0")
-    assert float(found["prompt_or_tune_batch_lines_count"]) >= 21
-    assert found["prompt_or_tune_request_seconds_count"] == "2.0"
+    assert float(found["prompt_or_tune_batch_num_seqs_count"]) >= 21
+    assert found["prompt_or_tune_e2e_request_latency_seconds_count"] == "2.0"
 
 
 def test_thousands_of_rows_of_fifty_clients_each_get_their_own(build: Build) -> None:

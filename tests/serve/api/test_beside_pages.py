@@ -41,7 +41,7 @@ def test_pages_and_api_stand_side_by_side(beside: Served) -> None:
         assert "<html" in http.get("/").text
         assert http.get("/gradio_api/info").status_code == 200
         assert http.get("/health").json() == {"status": "ok"}
-        assert "prompt_or_tune_lines" in http.get("/metrics").text
+        assert "prompt_or_tune_num_seqs_running" in http.get("/metrics").text
         assert [model.id for model in client.models.list()][1:4] == ["zero-shot", "icl", "rag"]
         error_of(http.get("/v1/nothing"), 404)
         error_of(beside.post(CHAT, {"model": "x" * 6000}), 413)

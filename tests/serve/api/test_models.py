@@ -138,12 +138,12 @@ def test_metrics_speak_prometheus(served: Served) -> None:
     assert answer.headers["content-type"].startswith("text/plain")
     names = {line.split("{")[0].split(" ")[0] for line in answer.text.splitlines() if not line.startswith("#")}
     assert {
-        "prompt_or_tune_queue_rows",
-        "prompt_or_tune_lines",
-        "prompt_or_tune_batch_lines_bucket",
-        "prompt_or_tune_generated_tokens_total",
+        "prompt_or_tune_num_requests_waiting",
+        "prompt_or_tune_num_seqs_running",
+        "prompt_or_tune_batch_num_seqs_bucket",
+        "prompt_or_tune_generation_tokens_total",
         "prompt_or_tune_prompt_tokens_total",
-        "prompt_or_tune_request_seconds_count",
+        "prompt_or_tune_e2e_request_latency_seconds_count",
         "prompt_or_tune_adapter_hits_total",
         "prompt_or_tune_adapter_loads_total",
     } <= names

@@ -107,7 +107,8 @@ class InputProcessor:
                 what = "intent" if request.raw is None else "prompt"
                 raise PromptTooLongError(
                     f"The prompt has {tokens} tokens and {max(max_prompt_tokens, 0)} fit "
-                    f"(context {base.context_length}, {sampling_params.max_new_tokens} kept for the answer): shorten the {what}."
+                    f"(context {base.context_length}, {sampling_params.max_new_tokens} kept for the answer): "
+                    f"shorten the {what}."
                 )
         notes = (
             *_example_notes(method, num_selected, len(examples)),
@@ -174,6 +175,5 @@ def _quantization_notes(adapter: AdapterFolder | None, quantization: str) -> tup
         return ()
     names = {"none": "unquantized", "nf4": "NF4", "int8": "INT8"}
     trained, here = (names.get(name, name) for name in (adapter.manifest.trained_quantization, quantization))
-    return (
-        f"'{adapter.name}' was trained on the {trained} base and answers on the {here} one here: its answers may be worse.",
-    )
+    message = f"'{adapter.name}' was trained on the {trained} base and answers on the {here} one here"
+    return (f"{message}: its answers may be worse.",)

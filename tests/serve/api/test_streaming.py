@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serve.api.protocol import CompletionRequest, ResponseBuilder, parse_chat_request, parse_completion_request
+from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
+from serve.api.responses import ResponseBuilder
 from serve.api.streaming import SSEStream, stable_prefix
 from serve.types import Candidate, PartialOutput, Request, RequestOutput
 from tasks.extract import answer_end
@@ -22,7 +23,7 @@ REQUEST = Request(Problem("p", "x"), parse_method("zero-shot", ()))
 MESSAGES = [{"role": "user", "content": "x"}]
 
 
-def streamed(ask: CompletionRequest, events: list[PartialOutput | RequestOutput]) -> dict[int, str]:
+def streamed(ask: OpenAIRequest, events: list[PartialOutput | RequestOutput]) -> dict[int, str]:
     """What a client puts together, choice by choice."""
     chunks = SSEStream(ResponseBuilder.create(ask, "fp"))
     sent = b"".join(piece for event in events for piece in chunks.encode(event)) + b"".join(chunks.encode_end())
@@ -53,13 +54,15 @@ def test_a_stream_is_the_answer_and_no_more(said: str, style: str, size: int) ->
             break
         events.append(PartialOutput(0, said[:length], length))
     events.append(RequestOutput(0, REQUEST, (Candidate(final, "", 0.0, 3),)))
-    assert streamed(parse_chat_request({"model": "zero-shot", "messages": MESSAGES}), events) == {0: final}
+    assert streamed(parse_request(ChatCompletionRequest, {"model": "zero-shot", "messages": MESSAGES}), events) == {
+        0: final
+    }
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=4), st.data())
 def test_every_choice_gets_its_own_text(texts: list[str], data: st.DataObject) -> None:
     n = len(texts)
-    ask = parse_completion_request({"model": "m", "prompt": ["a", "b"], "n": n, "temperature": 1})
+    ask = parse_request(CompletionRequest, {"model": "m", "prompt": ["a", "b"], "n": n, "temperature": 1})
     events: list[PartialOutput | RequestOutput] = []
     for _ in range(data.draw(st.integers(0, 8))):
         row, place = data.draw(st.integers(0, 1)), data.draw(st.integers(0, n - 1))
@@ -88,7 +91,7 @@ def test_what_may_be_cut_off_waits(text: str, certain: str) -> None:
 
 
 def test_an_engine_that_merges_samples_still_gives_n_choices() -> None:
-    ask = parse_chat_request({"model": "m", "messages": MESSAGES, "n": 3, "temperature": 1})
+    ask = parse_request(ChatCompletionRequest, {"model": "m", "messages": MESSAGES, "n": 3, "temperature": 1})
     merged = (Candidate("a", "a", 0.0, 1, count=2), Candidate("b", "b", 0.0, 1))
     whole: Any = ResponseBuilder.create(ask, "fp").full_response([RequestOutput(0, REQUEST, merged, prompt_tokens=4)])
     assert [choice["message"]["content"] for choice in whole["choices"]] == ["a", "a", "b"]

@@ -23,7 +23,7 @@ from serve.engine.llm_engine import EngineLoader, LLMEngine
 from tasks.datasets.registry import load_examples
 from tasks.retrieval import ExamplePools
 from tests.adapters.folders import FINGERPRINTS, write_adapter
-from tests.serve.api.scripted import ScriptedBackend
+from tests.serve.api.scripted_backend import ScriptedBackend
 
 
 class FirstOnes:

@@ -23,8 +23,8 @@ from serve.api.server import listen
 from serve.engine.config import EngineConfig
 from tests.serve.api import conftest
 from tests.serve.api.conftest import Served, serving, wait_for
-from tests.serve.api.scripted import ScriptedBackend
-from tests.serve.api.test_refusals import ASKED, CHAT, error_of
+from tests.serve.api.scripted_backend import ScriptedBackend
+from tests.serve.api.test_errors import ASKED, CHAT, error_of
 
 ANNA, BERT, ROOT = "anna-key-0123456789", "bert-key-0123456789", "root-key-0123456789"
 

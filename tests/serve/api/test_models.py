@@ -15,7 +15,7 @@ from serve.api.auth import read_keys
 from tests.adapters.folders import CONFIG, write_adapter
 from tests.conftest import ROOT as CHECKOUT
 from tests.serve.api.conftest import Served, serving
-from tests.serve.api.test_refusals import error_of
+from tests.serve.api.test_errors import error_of
 
 ADMIN, USER = "admin-key-0123456789", "user-key-0123456789"
 AS_ADMIN = {"authorization": f"Bearer {ADMIN}"}

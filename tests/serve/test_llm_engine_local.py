@@ -25,7 +25,7 @@ from tasks.methods import parse_method
 from tasks.problem import Problem
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
-from tests.serve.counting import POOL, InOrder
+from tests.serve.counting_backend import POOL, FirstExamples
 from tests.serve.tiny import make_adapter, make_base
 
 CLIENTS = 50
@@ -63,7 +63,7 @@ def engine(folder: Path) -> Iterator[LLMEngine]:
     """Five of the eight adapters have room in memory."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     store = Store((folder / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
-    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
     engine = LLMEngine(backend, store, pools, config=EngineConfig(max_loaded_adapters=5, max_queued=1000))
     yield engine
     engine.close()

@@ -17,7 +17,7 @@ from serve.api.app import Api
 from serve.api.auth import ApiKeys
 from serve.engine.llm_engine import EngineLoader
 from tests.serve.api.conftest import Served, running, serving, wait_for
-from tests.serve.api.scripted import ScriptedBackend
+from tests.serve.api.scripted_backend import ScriptedBackend
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": "zero-shot", "messages": [{"role": "user", "content": "x"}]}

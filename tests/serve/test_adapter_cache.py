@@ -14,7 +14,7 @@ from adapters.weights import WEIGHTS_NAME
 from errors import AdapterError, BusyError, UnknownNameError
 from serve.engine.adapter_cache import AdapterCache
 from tests.adapters.folders import tensors
-from tests.serve.residents_backend import Keeper, first_number, residents, write
+from tests.serve.adapter_cache_backend import Keeper, first_number, residents, write
 
 NAMES = ("a", "b", "c", "d")
 SIZE = sum(each.nbytes for each in tensors().values())

@@ -17,8 +17,8 @@ from serve.api.app import Api, ApiSettings
 from serve.api.auth import ApiKeys
 from serve.engine.llm_engine import EngineLoader
 from tests.serve.api.conftest import Served, engine_over, wait_for
-from tests.serve.api.scripted import ScriptedBackend
-from tests.serve.api.test_refusals import CHAT, error_of
+from tests.serve.api.scripted_backend import ScriptedBackend
+from tests.serve.api.test_errors import CHAT, error_of
 from ui.app import build_pages, launch
 
 

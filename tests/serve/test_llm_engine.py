@@ -17,7 +17,7 @@ from tasks.methods import parse_method
 from tasks.problem import Example, Problem
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
-from tests.serve.counting import BASE, POOL, CountingBackend, InOrder, OneStore
+from tests.serve.counting_backend import BASE, POOL, CountingBackend, FirstExamples, FakeStore
 
 
 @pytest.fixture
@@ -27,14 +27,14 @@ def backend() -> CountingBackend:
 
 @pytest.fixture
 def engine(backend: CountingBackend) -> Iterator[LLMEngine]:
-    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
-    engine = LLMEngine(cast("Any", backend), cast("Store", OneStore()), pools)
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
+    engine = LLMEngine(cast("Any", backend), cast("Store", FakeStore()), pools)
     yield engine
     engine.close()
 
 
 def _request(method: str, intent: str = "sort a list", problem_id: str = "p") -> Request:
-    return Request(Problem(problem_id, intent), parse_method(method, [*OneStore().names(), "gone"]))
+    return Request(Problem(problem_id, intent), parse_method(method, [*FakeStore().names(), "gone"]))
 
 
 def test_all_requests_of_a_call_are_one_batch(engine: LLMEngine, backend: CountingBackend) -> None:
@@ -130,7 +130,7 @@ def test_a_problem_is_never_its_own_example(engine: LLMEngine) -> None:
 
 def test_a_pool_with_too_few_examples_says_so(backend: CountingBackend) -> None:
     few = LLMEngine(
-        cast("Any", backend), cast("Store", OneStore()), ExamplePools(lambda _: POOL[:2], lambda *_: InOrder())
+        cast("Any", backend), cast("Store", FakeStore()), ExamplePools(lambda _: POOL[:2], lambda *_: FirstExamples())
     )
     answer = few.answer([_request("icl-4")], SamplingParams())[0]
     assert answer.notes == ("The pool has only 2 of the 4 examples asked for.",)
@@ -140,7 +140,7 @@ def test_a_raw_prompt_is_read_as_it_is(engine: LLMEngine, backend: CountingBacke
     raw = "def fibonacci(n):\n"
     answers = engine.answer(
         [
-            Request(Problem("p", ""), parse_method(name, OneStore().names()), raw=text)
+            Request(Problem("p", ""), parse_method(name, FakeStore().names()), raw=text)
             for name, text in (("zero-shot", raw), ("lora-1*0.5", raw), ("icl-2", raw), ("zero-shot", ""))
         ],
         SamplingParams(max_new_tokens=2),
@@ -182,7 +182,7 @@ def test_earlier_turns_stand_behind_the_examples_and_the_oldest_goes_first(
 
 def test_what_the_backend_cannot_do_is_said_before_it_is_asked(engine: LLMEngine, backend: CountingBackend) -> None:
     names = ("zero-shot", "lora-1", "lora-2*0.5", "broken")
-    methods = [parse_method(name, OneStore().names()) for name in names]
+    methods = [parse_method(name, FakeStore().names()) for name in names]
     assert [engine.unsupported_reason(method) for method in methods] == [
         None,
         None,
@@ -232,9 +232,9 @@ def test_callers_in_several_threads_each_get_their_own(engine: LLMEngine) -> Non
 
 
 def test_residence_is_bounded_even_below_one_call(backend: CountingBackend) -> None:
-    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
     small = LLMEngine(
-        cast("Any", backend), cast("Store", OneStore()), pools, config=EngineConfig(max_loaded_adapters=2)
+        cast("Any", backend), cast("Store", FakeStore()), pools, config=EngineConfig(max_loaded_adapters=2)
     )
     answers = small.answer([_request(f"lora-{place}") for place in (1, 2, 3)], SamplingParams(max_new_tokens=4))
     assert [answer.text.split("|")[2] for answer in answers] == ["lora-1", "lora-2", "lora-3"]
@@ -244,7 +244,7 @@ def test_residence_is_bounded_even_below_one_call(backend: CountingBackend) -> N
 
 
 def test_a_fault_of_ours_reaches_the_caller(engine: LLMEngine, backend: CountingBackend) -> None:
-    backend.fault = RuntimeError("a defect")
+    backend.error = RuntimeError("a defect")
     with pytest.raises(RuntimeError, match="a defect"):
         engine.answer([_request("zero-shot")], SamplingParams())
     assert engine.answer([_request("zero-shot")], SamplingParams())[0].code

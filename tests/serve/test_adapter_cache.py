@@ -374,7 +374,7 @@ def test_many_threads_with_a_small_cache(root: Path) -> None:
 
 
 class CacheComparison(RuleBasedStateMachine):
-    """Both are asked the same; after each step they must hold the same, and the backend what they say."""
+    """Applies random operations to a cache and to the model, and compares them after each one."""
 
     def __init__(self) -> None:
         super().__init__()

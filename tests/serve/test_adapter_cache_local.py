@@ -1,4 +1,4 @@
-"""Adapters that come, change and go on a real base: what rows say, and what memory is left."""
+"""AdapterCache with LocalBackend: outputs and memory while adapters are loaded, replaced and unloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import psutil
 import pytest
 import torch
-from peft import PromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -40,8 +40,8 @@ CONFIG_NAME = "adapter_config.json"
 DECODING = SamplingParams(max_new_tokens=10)
 
 
-class Place:
-    """A tiny base with a store of its own; `one` and `two` are different LoRAs, `prompt` is virtual tokens."""
+class Setup:
+    """A tiny base with a store of two LoRAs, `one` and `two`, and the prompt-tuning adapter `prompt`."""
 
     def __init__(self, root: Path) -> None:
         make_base("llama", root / "base")
@@ -53,18 +53,20 @@ class Place:
         make_adapter(self.folders / "prompt", self.backend.base, _bare(root / "base"), config, 2)
         self.store = Store((self.folders,), fingerprints=FINGERPRINTS)
 
-    def residents(self, count: int = 8) -> AdapterCache:
+    def make_cache(self, count: int = 8) -> AdapterCache:
         return AdapterCache(self.backend, self.store, max_count=count)
 
-    def says(self, name: str | None, prompt: str = "sort a list") -> str:
-        return self.finished([Row(prompt, PLAIN, name)], DECODING)[0].candidates[0].text
+    def generate(self, name: str | None, prompt: str = "sort a list") -> str:
+        return self.row_outputs([Row(prompt, PLAIN, name)], DECODING)[0].candidates[0].text
 
-    def finished(self, rows: list[Row], decoding: SamplingParams) -> list[RowOutput]:
-        return [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, RowOutput)]
+    def row_outputs(self, rows: list[Row], sampling_params: SamplingParams) -> list[RowOutput]:
+        return [
+            event for event in self.backend.generate(rows, sampling_params, Event()) if isinstance(event, RowOutput)
+        ]
 
-    def says_of(self, residents: AdapterCache, name: str) -> str:
-        with residents.acquire(name):
-            return self.says(name)
+    def generate_with(self, cache: AdapterCache, name: str) -> str:
+        with cache.acquire(name):
+            return self.generate(name)
 
 
 def _bare(folder: Path) -> Any:
@@ -72,136 +74,138 @@ def _bare(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("place"))
+def module_local(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return Setup(tmp_path_factory.mktemp("local"))
 
 
 @pytest.fixture
-def place(kept: Place) -> Place:
-    """The place with its three adapters and nothing in memory, whatever the test before has left."""
-    for entry in kept.folders.iterdir():
+def local(module_local: Setup) -> Setup:
+    """The local with its three adapters and none of them in memory."""
+    for entry in module_local.folders.iterdir():
         if entry.is_symlink() or entry.is_file():
             entry.unlink()
         elif entry.name not in ("one", "two", "prompt"):
             shutil.rmtree(entry)
-    for name in list(kept.backend._registry._adapters):
-        kept.backend.unload_adapter(name)
-    return kept
+    for name in list(module_local.backend._registry._adapters):
+        module_local.backend.unload_adapter(name)
+    return module_local
 
 
 def live_bytes() -> int:
-    """Memory of all tensors that Python can still reach, each piece once."""
+    """Return the bytes of all reachable tensors, counting shared storages once."""
     gc.collect()
-    found = {}
-    for each in gc.get_objects():
-        if type(each) in (torch.Tensor, torch.nn.Parameter):
-            storage = each.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+    storages = {}
+    for candidate in gc.get_objects():
+        if type(candidate) in (torch.Tensor, torch.nn.Parameter):
+            storage = candidate.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
-def in_memory(place: Place) -> set[str]:
-    return set(place.backend._registry._adapters)
+def in_memory(local: Setup) -> set[str]:
+    return set(local.backend._registry._adapters)
 
 
-def test_an_adapter_in_memory_takes_what_its_file_takes(place: Place) -> None:
+def test_an_adapter_takes_the_memory_of_its_file(local: Setup) -> None:
     before = live_bytes()
-    found = place.residents()
-    with found.acquire("one"):
-        size = (place.folders / "one" / WEIGHTS_NAME).stat().st_size
-        assert found.status().bytes <= size
+    cache = local.make_cache()
+    with cache.acquire("one"):
+        size = (local.folders / "one" / WEIGHTS_NAME).stat().st_size
+        assert cache.status().bytes <= size
         assert size > 2_000_000
         assert live_bytes() - before <= 1.05 * size
 
 
-def test_what_leaves_memory_leaves_it_whole(place: Place) -> None:
+def test_an_evicted_adapter_is_freed(local: Setup) -> None:
     before = live_bytes()
-    found = place.residents(count=1)
+    cache = local.make_cache(count=1)
     for name in ("one", "prompt"):
-        with found.acquire(name):
-            place.says(name)
-            (adapter,) = place.backend._registry._adapters.values()
-            gone = weakref.ref(adapter)
+        with cache.acquire(name):
+            local.generate(name)
+            (adapter,) = local.backend._registry._adapters.values()
+            reference = weakref.ref(adapter)
             del adapter
-        found.acquire("two").release()
+        cache.acquire("two").release()
         gc.collect()
-        assert gone() is None, name
-    found.unload("two")
+        assert reference() is None, name
+    cache.unload("two")
     assert live_bytes() == before
 
 
-def test_the_memory_of_the_process_does_not_grow_with_the_loads(place: Place) -> None:
-    found = place.residents(count=1)
+def test_process_memory_does_not_grow_with_the_number_of_loads(local: Setup) -> None:
+    cache = local.make_cache(count=1)
     names = ("one", "two")
 
     def cycle(times: int) -> int:
         for number in range(times):
-            found.acquire(names[number % 2]).release()
+            cache.acquire(names[number % 2]).release()
         gc.collect()
         return psutil.Process().memory_info().rss
 
     before = cycle(10)
-    size = (place.folders / "one" / WEIGHTS_NAME).stat().st_size
+    size = (local.folders / "one" / WEIGHTS_NAME).stat().st_size
     assert cycle(60) - before < 5 * size, "60 loads take as much as five adapters"
 
 
-def test_a_row_in_flight_keeps_its_version_and_the_next_row_has_the_new_one(place: Place) -> None:
-    folder = shutil.copytree(place.folders / "one", place.folders / "hot")
-    found = place.residents()
-    with found.acquire("hot"):
-        old = place.says("hot")
-    assert (new := place.says_of(found, "two")) != old
-    batch = place.backend.open_batch("step")
-    lease = found.acquire("hot")
+def test_a_running_row_keeps_its_version_and_the_next_row_gets_the_new_one(local: Setup) -> None:
+    folder = shutil.copytree(local.folders / "one", local.folders / "hot")
+    cache = local.make_cache()
+    with cache.acquire("hot"):
+        old = local.generate("hot")
+    assert (new := local.generate_with(cache, "two")) != old
+    batch = local.backend.open_batch("step")
+    lease = cache.acquire("hot")
     batch.add(0, Row("sort a list", PLAIN, "hot"), DECODING)
     batch.step()
-    # Written over in place, as `cp` does: the tensors of a row in flight must be nobody's file.
+    # Overwritten in place, as by `cp`: the tensors of a running row must not be a mapping of the file.
     with (folder / WEIGHTS_NAME).open("r+b") as file:
-        file.write((place.folders / "two" / WEIGHTS_NAME).read_bytes())
-    again = found.acquire("hot")
+        file.write((local.folders / "two" / WEIGHTS_NAME).read_bytes())
+    again = cache.acquire("hot")
     assert again.folder.digest != lease.folder.digest
     batch.add(1, Row("sort a list", PLAIN, "hot"), DECODING)
-    said: dict[int, str] = {}
+    outputs: dict[int, str] = {}
     while len(batch):
-        said |= {each.index: each.candidates[0].text for each in batch.step() if isinstance(each, RowOutput)}
-    assert said == {0: old, 1: new}
+        for event in batch.step():
+            if isinstance(event, RowOutput):
+                outputs[event.index] = event.candidates[0].text
+    assert outputs == {0: old, 1: new}
     lease.release()
     again.release()
-    assert found.status().count == 2
+    assert cache.status().count == 2
 
 
-def test_unloading_while_a_row_is_in_flight_lets_it_end(place: Place) -> None:
-    found = place.residents()
-    expected = place.says_of(found, "one")
-    batch = place.backend.open_batch("step")
-    with found.acquire("one"):
+def test_a_running_row_ends_normally_after_its_adapter_is_unloaded(local: Setup) -> None:
+    cache = local.make_cache()
+    expected = local.generate_with(cache, "one")
+    batch = local.backend.open_batch("step")
+    with cache.acquire("one"):
         batch.add(0, Row("sort a list", PLAIN, "one"), DECODING)
         batch.step()
-        found.unload("one")
-        assert in_memory(place) == {"one"}
-    assert in_memory(place) == set()
+        cache.unload("one")
+        assert in_memory(local) == {"one"}
+    assert in_memory(local) == set()
     events = [event for _ in range(DECODING.max_new_tokens + 2) for event in batch.step()]
-    assert [each.candidates[0].text for each in events if isinstance(each, RowOutput)] == [expected]
+    assert [event.candidates[0].text for event in events if isinstance(event, RowOutput)] == [expected]
 
 
-def test_loads_beside_decoding_change_nothing_that_is_said(place: Place) -> None:
-    found = place.residents(count=2)
-    bare, expected = place.says(None), place.says_of(found, "one")
+def test_loads_during_decoding_do_not_change_outputs(local: Setup) -> None:
+    cache = local.make_cache(count=2)
+    bare, expected = local.generate(None), local.generate_with(cache, "one")
     stop = threading.Event()
 
     def churn() -> int:
         loads = 0
         while not stop.is_set():
-            with found.acquire(("two", "prompt")[loads % 2]):
+            with cache.acquire(("two", "prompt")[loads % 2]):
                 loads += 1
         return loads
 
-    with found.acquire("one"), ThreadPoolExecutor(1) as threads:
+    with cache.acquire("one"), ThreadPoolExecutor(1) as threads:
         churning = threads.submit(churn)
-        said = [(place.says(None), place.says("one")) for _ in range(8)]
+        outputs = [(local.generate(None), local.generate("one")) for _ in range(8)]
         stop.set()
         assert churning.result(30) > 8
-    assert set(said) == {(bare, expected)}
+    assert set(outputs) == {(bare, expected)}
 
 
 def nan(folder: Path) -> None:
@@ -218,13 +222,13 @@ def other_shape(folder: Path) -> None:
     save_file({**tensors, name: tensors[name][:, :-1].contiguous()}, folder / WEIGHTS_NAME)
 
 
-def change(folder: Path, touch: Callable[[torch.Tensor], object]) -> None:
+def change(folder: Path, modify: Callable[[torch.Tensor], object]) -> None:
     tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_NAME).items()}
-    touch(list(tensors.values())[-1])
+    modify(list(tensors.values())[-1])
     save_file(tensors, folder / WEIGHTS_NAME)
 
 
-def cut_short(folder: Path) -> None:
+def truncated(folder: Path) -> None:
     os.truncate(folder / WEIGHTS_NAME, (folder / WEIGHTS_NAME).stat().st_size // 2)
 
 
@@ -260,56 +264,105 @@ def many_settings(folder: Path) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps({**config, **{f"s{number}": None for number in range(10_000)}}))
 
 
-HOSTILE = [
-    nan, infinite, other_shape, cut_short, pickle, link, linked_folder, another_base, another_prompt, gigantic_rank,
+DAMAGES = [
+    nan, infinite, other_shape, truncated, pickle, link, linked_folder, another_base, another_prompt, gigantic_rank,
     many_settings,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spoil", HOSTILE)
-def test_a_hostile_folder_is_refused_in_one_sentence_and_nothing_of_it_is_loaded(
-    place: Place, spoil: Callable[[Path], None]
-) -> None:
-    folder = shutil.copytree(place.folders / "one", place.folders / "bad")
-    found = place.residents()
-    with found.acquire("one"), found.acquire("two"):
-        before, said = found.status(), place.says("two")
-        spoil(folder)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused_and_nothing_of_it_is_loaded(local: Setup, damage: Callable[[Path], None]) -> None:
+    folder = shutil.copytree(local.folders / "one", local.folders / "bad")
+    cache = local.make_cache()
+    with cache.acquire("one"), cache.acquire("two"):
+        before, outputs = cache.status(), local.generate("two")
+        damage(folder)
         for _ in range(2):
             with pytest.raises(AdapterError, match=r"^Adapter 'bad'[^\n]{10,400}\.$"):
-                found.acquire("bad")
-        assert found.status() == before
-        assert in_memory(place) == {"one", "two"}
-        assert place.says("two") == said
+                cache.acquire("bad")
+        assert cache.status() == before
+        assert in_memory(local) == {"one", "two"}
+        assert local.generate("two") == outputs
 
 
-def test_a_version_that_is_spoiled_leaves_the_one_that_is_worn(place: Place) -> None:
-    folder = shutil.copytree(place.folders / "one", place.folders / "hot")
-    found = place.residents()
-    with found.acquire("hot"):
-        said = place.says("hot")
+def test_a_damaged_new_version_does_not_affect_the_running_one(local: Setup) -> None:
+    folder = shutil.copytree(local.folders / "one", local.folders / "hot")
+    cache = local.make_cache()
+    with cache.acquire("hot"):
+        outputs = local.generate("hot")
         nan(folder)
         with pytest.raises(AdapterError, match="Adapter 'hot' has NaN or infinite values"):
-            found.acquire("hot")
-        assert place.says("hot") == said
-        assert [(each.name, each.leases) for each in found.status().adapters] == [("hot", 1)]
+            cache.acquire("hot")
+        assert local.generate("hot") == outputs
+        assert [(adapter.name, adapter.leases) for adapter in cache.status().adapters] == [("hot", 1)]
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample", "beam"])
-def test_an_adapter_of_absurd_weights_harms_its_own_rows_alone(
-    place: Place, mode: Literal["greedy", "sample", "beam"]
+def test_an_adapter_with_huge_weights_affects_only_its_own_rows(
+    local: Setup, mode: Literal["greedy", "sample", "beam"]
 ) -> None:
-    """Each value is finite, their products are not: the other rows of the batch say what they say without it."""
-    folder = shutil.copytree(place.folders / "one", place.folders / "absurd")
+    """Each weight is finite but products overflow; the other rows of the batch must not change."""
+    folder = shutil.copytree(local.folders / "one", local.folders / "huge")
     tensors = load_file(folder / WEIGHTS_NAME)
     save_file({name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
-    found = place.residents()
-    decoding = SamplingParams(mode, 10, 1 if mode == "greedy" else 2, temperature=1e-30, seed=3)
-    with found.acquire("one"), found.acquire("absurd"):
+    cache = local.make_cache()
+    sampling_params = SamplingParams(mode, 10, 1 if mode == "greedy" else 2, temperature=1e-30, seed=3)
+    with cache.acquire("one"), cache.acquire("huge"):
         rows = [Row("sort a list", PLAIN, name) for name in (None, "one")]
         alone, beside = (
-            {each.index: [one.text for one in each.candidates] for each in place.finished(batch, decoding)}
-            for batch in (rows, [*rows, Row("sort a list", PLAIN, "absurd")])
+            {row.index: [one.text for one in row.candidates] for row in local.row_outputs(batch, sampling_params)}
+            for batch in (rows, [*rows, Row("sort a list", PLAIN, "huge")])
         )
     assert len(beside) == 3
     assert {index: beside[index] for index in alone} == alone
+
+
+def ratios(backend: LocalBackend) -> dict[str, torch.Tensor]:
+    deltas: Any = backend._registry["dora"].layers
+    return {name: delta.ratio for name, delta in deltas.items()}
+
+
+# DoRA reads the weights of the layers that decode. One base runs its own forward with hooks, one the fused forward.
+@pytest.mark.parametrize(("kind", "quantization", "targets"), [
+    ("codegen", "nf4", ["qkv_proj"]),
+    ("qwen2", "int8", ["q_proj", "v_proj"]),
+])  # fmt: skip
+def test_loads_of_dora_and_decoding_do_not_affect_each_other(
+    tmp_path: Path, kind: str, quantization: str, targets: list[str]
+) -> None:
+    make_base(kind, tmp_path / "base")
+    backend = LocalBackend(load_base(str(tmp_path / "base"), quantization, "cpu", lambda _: None))
+    store = Store((tmp_path / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
+    for name in ("lora", "dora"):
+        bare = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+        config = LoraConfig(r=4, use_dora=name == "dora", target_modules=targets, init_lora_weights=False)
+        make_adapter(tmp_path / "store" / name, backend.base, bare, config, seed=0)
+        backend.load_adapter(store.open(name, backend.base))
+    folder = store.open("dora", backend.base)
+
+    def generate() -> list[RowOutput]:
+        rows = [Row("sort a list", PLAIN, name) for name in (None, "lora")]
+        events = backend.generate(rows, SamplingParams(max_new_tokens=12), Event())
+        outputs = [event for event in events if isinstance(event, RowOutput)]
+        return sorted(outputs, key=lambda event: event.index)
+
+    expected = [event.candidates for event in generate()]
+    backend.load_adapter(folder)
+    norms = ratios(backend)
+    stop = threading.Event()
+
+    def churn() -> int:
+        num_changed = 0
+        while not stop.is_set():
+            backend.load_adapter(folder)
+            num_changed += any(not torch.equal(norms[name], ratio) for name, ratio in ratios(backend).items())
+        return num_changed
+
+    with ThreadPoolExecutor(1) as threads:
+        churning = threads.submit(churn)
+        try:
+            answers = [[event.candidates for event in generate()] for _ in range(12)]
+        finally:
+            stop.set()
+        assert churning.result(30) == 0
+    assert all(answer == expected for answer in answers)

@@ -29,17 +29,17 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )
-SOUND: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "model": st.just("zero-shot"), "messages": MESSAGES, "prompt": st.text(min_size=1) | st.lists(st.text(), max_size=3)
 }  # fmt: skip
 BODIES = st.builds(
-    lambda sound, wild: {**sound, **wild},
-    st.fixed_dictionaries({}, optional=SOUND),
+    lambda valid, random: {**valid, **random},
+    st.fixed_dictionaries({}, optional=VALID),
     st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
 )
 
 
-def outcome(read: Callable[[Any], Any], body: Any) -> Any:
+def result_or_error(read: Callable[[Any], Any], body: Any) -> Any:
     """Return the result of reading, or the error."""
     try:
         return read(body)
@@ -51,22 +51,22 @@ def outcome(read: Callable[[Any], Any], body: Any) -> Any:
 @pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest])
 @given(body=BODIES)
 def test_any_body_is_valid_or_refused(model: type[OpenAIRequest], body: dict[str, Any]) -> None:
-    found = outcome(partial(parse_request, model), body)
-    if isinstance(found, ApiError):
-        assert found.status == 400
-        assert "\n" not in found.message
-        assert json.loads(found.encoded()) == found.body()
+    result = result_or_error(partial(parse_request, model), body)
+    if isinstance(result, ApiError):
+        assert result.status == 400
+        assert "\n" not in result.message
+        assert json.loads(result.encoded()) == result.body()
     else:
-        assert 1 <= found.n <= 10
-        assert 1 <= found.num_seqs <= 100
-        assert found.model
-        assert found.prompts or found.conversation
+        assert 1 <= result.n <= 10
+        assert 1 <= result.num_seqs <= 100
+        assert result.model
+        assert result.prompts or result.conversation
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789eE+-.truefalsn\\u', max_size=40).map(str.encode))
 def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
-    found = outcome(parse_json, body)
-    assert isinstance(found, dict) or (found.status, found.code) == (400, "invalid_json")
+    result = result_or_error(parse_json, body)
+    assert isinstance(result, dict) or (result.status, result.code) == (400, "invalid_json")
 
 
 def test_seeds_of_any_size_are_mapped_to_the_range_of_the_sampler() -> None:

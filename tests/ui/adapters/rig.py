@@ -66,7 +66,7 @@ class Embedded(ScriptedBackend):
         return BASE
 
     def adapter_bytes(self, name: str) -> int:
-        return (self.worn[name] / "adapter_model.safetensors").stat().st_size
+        return (self.adapters[name] / "adapter_model.safetensors").stat().st_size
 
 
 def copy_of(source: str, folder: Path, **changes: Any) -> Path:

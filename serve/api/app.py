@@ -156,7 +156,9 @@ class Api:
 
     async def _parse(self, model: type[RequestT], request: Request) -> RequestT:
         max_bytes, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s
-        return parse_request(model, parse_json(await read_body(request.scope, request.receive, max_bytes, seconds)))
+        body = await read_body(request.scope, request.receive, max_bytes, seconds)
+        # In a thread: a large body takes tenths of a second, for which no stream would advance.
+        return await asyncio.to_thread(lambda: parse_request(model, parse_json(body)))
 
     async def _create_chat_completion(self, request: Request) -> Response:
         return await self._complete(request, await self._parse(ChatCompletionRequest, request))

@@ -84,7 +84,19 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True), AfterValidator(_check_unicode)]
 Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-Texts = Annotated[list[Text], BeforeValidator(_to_list), AfterValidator(_check_no_empty_entry)]
+# fail_fast: a body of 1 MB has room for hundreds of thousands of wrong entries, and only the first error is reported.
+Stops = Annotated[
+    list[Text],
+    Field(max_length=MAX_STOPS, fail_fast=True),
+    BeforeValidator(_to_list),
+    AfterValidator(_check_no_empty_entry),
+]
+Prompts = Annotated[
+    list[Text],
+    Field(max_length=MAX_PROMPTS, fail_fast=True),
+    BeforeValidator(_to_list),
+    AfterValidator(_check_no_empty_entry),
+]
 
 
 class _RequestModel(BaseModel):
@@ -93,7 +105,13 @@ class _RequestModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, body: Any) -> Any:
-        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+        """Drop null values, and unknown fields after the first one, which is the one that the error names."""
+        if not isinstance(body, dict):
+            return body
+        fields = cls.model_fields
+        values = {name: value for name, value in body.items() if value is not None}
+        unknown = next((name for name in values if name not in fields), None)
+        return {name: value for name, value in values.items() if name in fields or name == unknown}
 
 
 class TextPart(BaseModel):
@@ -112,7 +130,7 @@ class TextPart(BaseModel):
 
 
 Content = Annotated[
-    Annotated[Text, Tag(CONTENT_TAGS[0])] | Annotated[list[TextPart], Tag(CONTENT_TAGS[1])],
+    Annotated[Text, Tag(CONTENT_TAGS[0])] | Annotated[list[TextPart], Field(fail_fast=True), Tag(CONTENT_TAGS[1])],
     Discriminator(lambda content: CONTENT_TAGS[isinstance(content, list)]),
 ]
 
@@ -185,7 +203,11 @@ def _check_turns(messages: list[ChatMessage]) -> list[ChatMessage]:
     return messages
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES), AfterValidator(_check_turns)]
+Messages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+    AfterValidator(_check_turns),
+]
 
 
 class StreamOptions(_RequestModel):
@@ -230,7 +252,7 @@ class OpenAIRequest(_RequestModel):
     temperature: Number | None = Field(None, ge=0.0, le=2.0)
     top_p: Number | None = Field(None, ge=0.0, le=1.0)
     seed: WholeNumber | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: Texts = Field([], max_length=MAX_STOPS)
+    stop: Stops = []
     stream: Flag = False
     stream_options: StreamOptions | None = None
     presence_penalty: Any = None
@@ -386,7 +408,7 @@ class CompletionRequest(OpenAIRequest):
     kind = "text"
     default_max_tokens = DEFAULT_COMPLETION_TOKENS
 
-    prompt: Texts = Field(max_length=MAX_PROMPTS)
+    prompt: Prompts
     logprobs: WholeNumber | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
     best_of: WholeNumber | None = Field(None, ge=1, le=MAX_CANDIDATES)
     echo: Any = None

@@ -126,8 +126,8 @@ def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subpr
     assert 503 in codes, "the port is open before the model is loaded"
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         assert {"zero-shot", "icl", "rag", "lora-starter"} <= {model.id for model in client.models.list()}
-        asked: Any = {"messages": MESSAGES, "max_tokens": 24, "model": "lora-starter"}
-        reply = client.chat.completions.create(**asked)
+        request: Any = {"messages": MESSAGES, "max_tokens": 24, "model": "lora-starter"}
+        reply = client.chat.completions.create(**request)
         message = reply.choices[0].message
         assert "sort" in message.content
         compile(message.code, "answer", "exec")

@@ -42,7 +42,7 @@ def counting(words: int, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("guarded")
-    found = keys(folder, f"# who may ask\nanna:{ANNA}:6\n\nbert:{BERT}\nroot:{ROOT}::admin\n")
+    found = keys(folder, f"# API keys\nanna:{ANNA}:6\n\nbert:{BERT}\nroot:{ROOT}::admin\n")
     with serving(folder, keys=found) as served:
         yield served
 

@@ -4,11 +4,12 @@ python -m serve                                            the embedded base, on
 python -m serve --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda --adapter-dir ~/adapters
 python -m serve --host 0.0.0.0 --api-key-file keys.txt
 
-docs/serving.md says what it answers.
+docs/serving.md describes the API.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import threading
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
 DEFAULT_PORT = 8000
+# Names of earlier versions.
+_OLD_NAMES = {"--max-lines": "--max-num-seqs", "--max-resident": "--max-loras"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks for, checked as far as it can be without loading anything."""
+    """Options of the command line, checked as far as possible without loading anything."""
 
     model: ModelOptions
     host: str
@@ -51,7 +54,7 @@ class Options:
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
-    """The options in `arguments`; PromptOrTuneError in one sentence where something is wrong with them."""
+    """Return the options in `arguments`; raises PromptOrTuneError for a wrong one."""
     parser = ArgumentParser(
         prog="-m serve", description="Prompt or Tune's methods and adapters behind an OpenAI-compatible API."
     )
@@ -67,13 +70,15 @@ def parse_options(arguments: Sequence[str]) -> Options:
         metavar="DIR",
         help="a further folder of adapters; with it, /v1/load_lora_adapter loads from such folders alone",
     )
-    usual = EngineConfig()
+    defaults = EngineConfig()
     for option, value, text in (
-        ("--max-lines", usual.max_num_seqs, "answers that grow at once"),
-        ("--max-queued", usual.max_queued, "rows that may wait"),
-        ("--max-resident", usual.max_loaded_adapters, "adapters in memory"),
+        ("--max-num-seqs", defaults.max_num_seqs, "answers that are generated at once"),
+        ("--max-queued", defaults.max_queued, "rows that may wait"),
+        ("--max-loras", defaults.max_loaded_adapters, "adapters in memory"),
     ):
         parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
+    for old_name, option in _OLD_NAMES.items():
+        parser.add_argument(old_name, dest=option.removeprefix("--").replace("-", "_"), help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     return Options(
         model=parse_model_options(given),
@@ -82,9 +87,9 @@ def parse_options(arguments: Sequence[str]) -> Options:
         api=read_api_options(given, given.host),
         adapter_dirs=tuple(_adapter_dir(folder) for folder in given.adapter_dir),
         engine_config=EngineConfig(
-            max_num_seqs=parse_count(given.max_lines, "--max-lines"),
+            max_num_seqs=parse_count(given.max_num_seqs, "--max-num-seqs"),
             max_queued=parse_count(given.max_queued, "--max-queued"),
-            max_loaded_adapters=parse_count(given.max_resident, "--max-resident"),
+            max_loaded_adapters=parse_count(given.max_loras, "--max-loras"),
         ),
     )
 
@@ -94,47 +99,47 @@ def _adapter_dir(folder: Path) -> Path:
 
 
 def run_server(options: Options) -> None:
-    """Serves until a signal; PromptOrTuneError when the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
+    """Serve until a signal; raises PromptOrTuneError if the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
     from serve.api.app import Api
     from serve.api.server import ApiServer, listen
     from serve.engine.llm_engine import EngineLoader
 
     progress = ProgressPrinter()
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
-    shown = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
     def build(report: Callable[[str], None]) -> LLMEngine:
         from serve.engine.build import build_engine
 
-        def tell(line: str) -> None:
+        def report_and_print(line: str) -> None:
             progress(line)
             report(line)
 
         engine = build_engine(
             options.model,
-            tell,
+            report_and_print,
             adapter_dirs=options.adapter_dirs,
             engine_config=options.engine_config,
         )
-        progress(f"Ready: {shown}/v1")
+        progress(f"Ready: {address}/v1")
         threading.Thread(target=_warm_up, args=(engine, options.api.settings.pool, progress), daemon=True).start()
         return engine
 
     listener = listen(options.host, options.port)
-    source = EngineLoader(build).start()
-    api = Api(source, options.api.keys, options.api.settings)
-    progress(f"The API is up on {shown}/v1 while the model loads; Ctrl-C stops it.")
-    ApiServer(api, lambda: source.state().phase == "failed").run(sockets=[listener])
-    if source.state().phase == "failed":
-        raise PromptOrTuneError(source.state().message)
+    loader = EngineLoader(build).start()
+    api = Api(loader, options.api.keys, options.api.settings)
+    progress(f"The API is up on {address}/v1 while the model loads; Ctrl-C stops it.")
+    ApiServer(api, lambda: loader.state().phase == "failed").run(sockets=[listener])
+    if loader.state().phase == "failed":
+        raise PromptOrTuneError(loader.state().message)
 
 
 def _warm_up(engine: LLMEngine, pool: str, progress: ProgressPrinter) -> None:
-    """Loads what RAG needs while nobody waits: whoever asked for it first would hold up those behind."""
+    """Load the example pool for RAG in advance: the first RAG request would delay all requests behind it."""
     try:
         engine.warm_up(pool)
     except PromptOrTuneError as error:
-        progress(f"No examples to show: {error}")
+        progress(f"No examples for icl and rag: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The values that pass between the engine and a backend, and from the engine to whoever asked."""
+"""Types shared by engine and backends: sampling parameters, rows, outputs, the Batch and Backend protocols."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ MAX_TOP_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are chosen.
+    """How tokens are selected.
 
     `candidates` is the number of answers per row: beams for "beam", independent samples for "sample", 1 for
-    "greedy". `temperature`, `top_p` and `seed` matter for "sample" alone. An answer also ends before the first of the
-    `stop` strings. With `top_logprobs` candidates carry each token's log-probability and those of that many others.
+    "greedy". `temperature`, `top_p` and `seed` apply to "sample" only. An answer also ends before the first of the
+    `stop` strings. If `top_logprobs` is set, candidates carry the log-probability of each token and of that many
+    alternatives. Raises PromptOrTuneError for values that do not go together.
     """
 
     mode: Literal["greedy", "sample", "beam"] = "greedy"
@@ -41,7 +42,7 @@ class SamplingParams:
         if self.mode not in ("greedy", "sample", "beam"):
             raise PromptOrTuneError(f"Unknown decoding '{self.mode}': choose greedy, sample or beam.")
         if not 1 <= self.candidates <= MAX_CANDIDATES:
-            raise PromptOrTuneError(f"{self.candidates} candidates asked for: choose 1 to {MAX_CANDIDATES}.")
+            raise PromptOrTuneError(f"{self.candidates} candidates requested: choose 1 to {MAX_CANDIDATES}.")
         if self.mode == "greedy" and self.candidates != 1:
             raise PromptOrTuneError("Greedy decoding has one candidate: choose beam or sample for more.")
         if self.max_new_tokens < 1:
@@ -52,7 +53,7 @@ class SamplingParams:
             raise PromptOrTuneError(f"Give at most {MAX_STOPS} stop strings, none of them empty.")
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
             raise PromptOrTuneError(
-                f"{self.top_logprobs} top log-probabilities asked for: choose 0 to {MAX_TOP_LOGPROBS}."
+                f"{self.top_logprobs} top log-probabilities requested: choose 0 to {MAX_TOP_LOGPROBS}."
             )
         if self.mode == "beam" and (self.stop or self.top_logprobs is not None):
             raise PromptOrTuneError(
@@ -62,10 +63,10 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the batch: the text that the model reads and the adapter that bends it.
+    """Input of one generation: the prompt and the adapter to apply.
 
-    Without a `style` the answer is the raw text and ends at the end token alone. `scale` multiplies what a LoRA or
-    IA3 adapter changes; 1 is the adapter as it was trained.
+    Without a `style` the answer is raw text and ends only at the end-of-sequence token. `scale` multiplies the change
+    made by a LoRA or IA3 adapter; 1.0 applies the adapter as trained.
     """
 
     prompt: str
@@ -76,7 +77,7 @@ class Row:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One said token: its text, its natural log-probability before temperature, and the likeliest tokens there."""
+    """A generated token, its natural log-probability before temperature, and the most likely tokens at its position."""
 
     token: str
     logprob: float
@@ -85,10 +86,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One finished answer: the raw text, its code, the sum of its tokens' log-probabilities, their number.
+    """A finished answer: raw text, extracted code, sum of token log-probabilities, number of tokens.
 
-    `times` is how many samples, or beams, said this same code: they are one candidate, and Pass@k counts them all.
-    `finish` says why it ended: by itself or at a stop string, at its limit of tokens, or because nobody waited.
+    `count` is the number of samples or beams with the same code: they are merged into one candidate, and Pass@k
+    counts all of them. `finish` is "stop" (end token or stop string), "length" (token limit) or "cancelled".
     """
 
     text: str
@@ -100,7 +101,7 @@ class Candidate:
     token_logprobs: tuple[TokenLogprob, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as runs and records store them, where `count` has its first name, "times"."""
+        """Return the fields in the stored format of runs and records, in which `count` is called "times"."""
         values = asdict(self)
         values["times"] = values.pop("count")
         return values
@@ -108,7 +109,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PartialOutput:
-    """What row `index` has said so far: sample number `candidate`, or the best beam."""
+    """Text generated so far for row `index`: sample number `candidate`, or the best beam."""
 
     index: int
     text: str
@@ -118,11 +119,12 @@ class PartialOutput:
 
 @dataclass(frozen=True)
 class RowOutput:
-    """Row `index` is done: its candidates, best first, and the seconds since it was added to the batch.
+    """Final output of row `index`: candidates, best first, and seconds since the row was added to the batch.
 
-    `samples` are the row's samples as they were said, in the order of PartialOutput.candidate; `candidates` are the same
-    with equal ones merged. Empty for beams. `error` is the sentence of a row that failed by itself, as one does whose
-    connection breaks; the candidates then hold what it had said before. `notes` go to the answer's.
+    `samples` are the unmerged samples in the order of PartialOutput.candidate, empty for beam search; `candidates`
+    are the same samples with equal ones merged. `error` is the message of a row that failed alone (for example when
+    its connection broke); its candidates then hold the text generated before the failure. `notes` are appended to
+    those of the RequestOutput.
     """
 
     index: int
@@ -135,72 +137,74 @@ class RowOutput:
 
 
 class Batch(Protocol):
-    """Rows in flight. One thread works with it; several batches may be in flight, one step of each at a time."""
+    """Rows being generated. Used by one thread; several batches may be open, and their steps alternate."""
 
     @property
     def supports_continuous_batching(self) -> bool:
-        """Whether rows may be added while others are in flight."""
+        """Whether rows may be added while others are being generated."""
 
     def __len__(self) -> int:
-        """How many lines are in flight or waiting to be read: a row with several candidates has as many."""
+        """Number of sequences that are being prefilled or decoded: a row has one per candidate."""
 
     def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
-        """Takes a row in under a number that is not in use; its prompt is read by the steps to come.
+        """Queue `row` under the unused number `key`; its prefill starts with the next step.
 
-        Raises PromptOrTuneError where the row cannot be answered; nothing has changed then.
+        Raises PromptOrTuneError if the row cannot be answered; the batch is unchanged then.
         """
 
     def step(self) -> list[PartialOutput | RowOutput]:
-        """One piece of a prompt, one token for every line that has been read, or both; `index` is the row's key.
+        """Run one prefill chunk, one decode step of all prefilled sequences, or both; return their outputs.
 
-        A row's last event is its RowOutput. After an exception the batch is empty and the model is as before.
+        `index` of an output is the key of its row; the last output of a row is its RowOutput. After an exception the
+        batch is empty and the model's state is as before the batch.
         """
 
     def cancel(self, key: int) -> RowOutput:
-        """Takes the row out at once; what it has said is its answer."""
+        """Remove the row immediately; the returned output holds the text generated so far."""
 
 
 class Backend(Protocol):
-    """The only place that generates. Batches are stepped by one thread, the engine's worker."""
+    """Interface to a model. All batches of a backend are stepped by one thread, that of EngineCore."""
 
     @property
     def base(self) -> BaseIdentity: ...
 
     def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
-        """An empty batch: "step" is for greedy decoding and sampling, mixed as they come; "beam" for beam search."""
+        """Return an empty batch: "step" for any mix of greedy decoding and sampling, "beam" for beam search."""
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        """The base's own chat template around `messages`, open for the assistant's answer."""
+        """Render `messages` with the chat template of the base, up to the start of the assistant's answer."""
 
-    def count_tokens(self, text: str) -> int: ...
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens in `text`."""
 
     def load_adapter(self, folder: AdapterFolder) -> None:
-        """Makes the adapter's rows possible, from any thread. Loaded whole or not at all; raises AdapterError.
+        """Load the adapter, from any thread; raises AdapterError, and loads nothing then.
 
-        One of the same name is replaced for rows to come; rows in flight keep what they wear.
+        Replaces an adapter of the same name for later rows; running rows keep the version they started with.
         """
 
     def unload_adapter(self, name: str) -> None:
-        """Frees the adapter's memory, from any thread; rows in flight keep what they wear until they end."""
+        """Free the adapter's memory, from any thread; running rows keep the adapter until they end."""
 
     def adapter_bytes(self, name: str) -> int:
-        """How much memory the loaded adapter takes."""
+        """Return the memory of the loaded adapter in bytes."""
 
     def generate(
         self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
     ) -> Iterator[PartialOutput | RowOutput]:
-        """All rows in one batch, to the end. Every row ends with one RowOutput, a cancelled one within a step."""
+        """Generate all rows in one batch; one RowOutput per row, within one step once `cancel` is set."""
 
 
 @dataclass(frozen=True)
 class Request:
     """One problem for one method.
 
-    `pool` names the data set whose training split gives the examples. `style` overrides the prompt style that the
-    engine would choose (an adapter's own, or the one recorded for the base). `turns` are what was asked and answered
-    before: they stand in the prompt like examples, behind the method's own, and the oldest goes first where the
-    prompt gets too long. `raw` is a prompt to be read as it is: the method may show no examples then, there are no
-    turns, and the answer is raw text.
+    `pool` names the data set whose training split supplies the examples. `style` overrides the prompt style that the
+    engine would choose (that of the adapter, or the one recorded for the base). `turns` are earlier questions and
+    answers: they follow the method's examples in the prompt, and the oldest is dropped first if the prompt is too
+    long. `raw` is a prompt used as is: it requires a method without examples and no turns, and the answer is raw
+    text.
     """
 
     problem: Problem
@@ -213,14 +217,13 @@ class Request:
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """All that is known of one method's answer to one problem.
+    """Result of one Request: the answer of one method to one problem.
 
-    A failure has `error`; its candidates, where it has any, are what had been said before.
-
-    `samples` are what RowOutput.samples says: a client that asked for n answers gets n, equal ones too. `seconds` run
-    from the start of its generation to its end, `first_token_seconds` from there to its first token, and
-    `queued_seconds` from the call to that start. `fault` is the error whose sentence `error` holds, for who must tell
-    kinds of them apart.
+    `error` is the message of a failed request, and `exception` its error, for callers that distinguish error types;
+    the candidates then hold the text generated before the failure, if any. `samples` are those of the RowOutput, so
+    that a client that requested n answers gets n, equal ones included. `seconds` is the time from the start of
+    generation to its end, `first_token_seconds` from that start to the first token, and `queued_seconds` from the
+    call to that start.
     """
 
     index: int
@@ -241,15 +244,15 @@ class RequestOutput:
 
     @property
     def code(self) -> str:
-        """The first candidate's code, or ''."""
+        """Code of the first candidate, or ''."""
         return self.candidates[0].code if self.candidates else ""
 
     @property
     def text(self) -> str:
-        """The first candidate's raw text, or ''."""
+        """Raw text of the first candidate, or ''."""
         return self.candidates[0].text if self.candidates else ""
 
     @property
     def tokens(self) -> int:
-        """Tokens generated for the first candidate."""
+        """Number of tokens generated for the first candidate, or 0."""
         return self.candidates[0].tokens if self.candidates else 0

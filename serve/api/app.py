@@ -1,38 +1,43 @@
-"""The API as one ASGI application: who may ask what, and how it is answered."""
+"""API application: ASGI app with OpenAI's endpoints, API keys, limits and error responses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers
-from starlette.routing import Route
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from errors import PromptOrTuneError
 from serve.api.auth import ApiKey, ApiKeys, RateLimiter, is_loopback
 from serve.api.errors import ApiError, internal_error, to_api_error
-from serve.api.http import ResponseWriter, read_body
+from serve.api.http import ApiResponse, ErrorResponse, EventStreamResponse, ResponseSender, parse_json, read_body
 from serve.api.protocol import (
     MAX_NAME_LENGTH,
+    ChatCompletionRequest,
     CompletionRequest,
     Conversation,
-    Fields,
-    ResponseBuilder,
-    parse_chat_request,
-    parse_completion_request,
-    parse_json,
-    parse_messages,
+    LoadLoRAAdapterRequest,
+    OpenAIRequest,
+    RequestT,
+    TokenizeRequest,
+    UnloadLoRAAdapterRequest,
+    parse_request,
 )
+from serve.api.responses import ResponseBuilder
 from serve.api.serving import ClientGoneError, InFlightRequests, OpenAIServing
-from serve.api.streaming import SSEStream, log_unexpected_error, raise_failed, send_stream
-from serve.types import RequestOutput
+from serve.api.streaming import SSEStream, encode_stream, log_unexpected_error, raise_failed
+from serve.types import PartialOutput, RequestOutput
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import EngineLoader
@@ -44,11 +49,11 @@ _PUBLIC_PATHS = frozenset({"/health", "/metrics", "/version"})
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """Bounds of the API. Beyond `calls` requests at once, or `rows_at_once` answers a caller, it says busy.
+    """Limits of the API. Beyond `max_requests`, or `max_concurrent_rows` answers per caller, it answers 429.
 
-    `stall_seconds` is how long a client may leave an answer unread, `rows_per_minute` holds for callers whose key
-    says nothing else, `pool` names the data set whose examples `icl` and `rag` show, and `local` answers those alone
-    who name this machine: a web page whose name was made to point here does not.
+    `write_timeout_s` is how long a client may leave a response unread. `rows_per_minute` applies to callers whose key
+    has no limit of its own. `pool` names the data set with the examples of `icl` and `rag`. `loopback_only` refuses
+    requests whose Host header does not name this machine; this stops web pages that reach the server by DNS rebinding.
     """
 
     pool: str = "starter"
@@ -64,25 +69,14 @@ class ApiSettings:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: a key's owner, or an address where there are no keys. Also who shares a place in the engine's line."""
+    """Sender of a request: the owner of a key, or an address if there are no keys. `name` is the engine's owner."""
 
     name: str
     key: ApiKey | None = None
 
 
-@dataclass(frozen=True)
-class _HttpRequest:
-    """One HTTP request: where it goes, from whom, and how to answer it."""
-
-    scope: Scope
-    receive: Receive
-    writer: ResponseWriter
-    path: str
-    caller: Caller
-
-
 class Api:
-    """The ASGI application. `close` ends what is being answered; it is called in the loop that serves."""
+    """The ASGI application. `close` ends the requests in flight; it is called in the event loop that serves them."""
 
     def __init__(self, loader: EngineLoader, keys: ApiKeys, settings: ApiSettings = ApiSettings()) -> None:
         self._serving = OpenAIServing(loader, settings.pool)
@@ -90,148 +84,168 @@ class Api:
         self._settings = settings
         self._in_flight = InFlightRequests(settings.max_requests, settings.request_timeout_s)
         self._rate_limiter = RateLimiter(settings.rows_per_minute, settings.max_concurrent_rows)
-        self._routes: dict[str, dict[str, Callable[[_HttpRequest], Awaitable[None]]]] = {
-            "/v1/chat/completions": {"POST": partial(self._create_completion, parse=parse_chat_request)},
-            "/v1/completions": {"POST": partial(self._create_completion, parse=parse_completion_request)},
-            "/v1/models": {"GET": self._list_models},
-            "/v1/load_lora_adapter": {"POST": self._load_lora_adapter},
-            "/v1/unload_lora_adapter": {"POST": self._unload_lora_adapter},
-            "/tokenize": {"POST": self._tokenize},
-            "/health": {"GET": self._health},
-            "/metrics": {"GET": self._metrics},
-            "/version": {"GET": self._version},
-        }
+        self._router = Router(
+            [
+                Route("/v1/chat/completions", self._create_chat_completion, methods=["POST"]),
+                Route("/v1/completions", self._create_completion, methods=["POST"]),
+                Route("/v1/models", self._list_models, methods=["GET"]),
+                Route("/v1/models/{name:path}", self._get_model, methods=["GET"]),
+                Route("/v1/load_lora_adapter", self._load_lora_adapter, methods=["POST"]),
+                Route("/v1/unload_lora_adapter", self._unload_lora_adapter, methods=["POST"]),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/health", self._health, methods=["GET"]),
+                Route("/metrics", self._metrics, methods=["GET"]),
+                Route("/version", self._version, methods=["GET"]),
+            ],
+            redirect_slashes=False,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request; whatever happens, the client gets OpenAI's error object and no more."""
-        out = ResponseWriter(send, self._settings.write_timeout_s)
+        """Answer one request. Every failure becomes OpenAI's error object; unexpected exceptions show no details."""
+        sender = ResponseSender(send, self._settings.write_timeout_s)
         try:
-            try:
-                await self._dispatch(scope, receive, out)
-            except PromptOrTuneError as error:
-                await out.send_error(to_api_error(error))
-            except ClientGoneError:
-                raise
-            except Exception as error:  # noqa: BLE001 - a defect of ours must not show, nor end the server
-                log_unexpected_error(error)
-                await out.send_error(internal_error())
+            error = await self._handle(scope, receive, sender)
+            # An error after the status has been sent can only end the connection.
+            if error is not None and not sender.started:
+                await ErrorResponse(error)(scope, receive, sender)
         except ClientGoneError:
             return
 
     def close(self) -> None:
-        """Ends all answers on their way with an error that says so, and takes no more."""
+        """End all requests in flight with an error that says so, and refuse further ones."""
         self._in_flight.close()
 
     def stop(self, seconds: float = 2.0) -> None:
-        """As `close`, from another thread than the loop's; gives the answers so long to end."""
+        """As `close`, from another thread; waits at most `seconds` for the requests to end."""
         self._in_flight.stop(seconds)
 
     def routes(self) -> list[Route]:
-        """Routes that lead to this application, for one that stands around it."""
+        """Return routes to this application, for an application that contains it."""
         return [Route(path, endpoint=self) for path in PATHS]
 
-    async def _dispatch(self, scope: Scope, receive: Receive, writer: ResponseWriter) -> None:
-        path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]
-        caller = self._identify_caller(scope, path)
-        model = path.startswith("/v1/models/")
-        methods = {"GET": self._get_model} if model else self._routes.get(path)
-        if methods is None:
-            message = f"There is nothing at {method[:20]} {path[:MAX_NAME_LENGTH]}: see docs/serving.md."
-            raise ApiError(404, message, code="unknown_url")
-        if method not in methods:
-            allowed = ", ".join(methods)
-            message = f"{path[:MAX_NAME_LENGTH]} answers {allowed} and not {method[:20]}: use {allowed}."
-            raise ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
-        await methods[method](_HttpRequest(scope, receive, writer, path, caller))
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
+        """Check the caller and run the endpoint; return the error to send, if any."""
+        try:
+            # "app" makes the router raise HTTPException instead of answering in plain text. The exception handlers
+            # of an application around this one would do the same with HTML.
+            scope = {**scope, "app": self, "user": self._identify_caller(scope)}
+            scope.pop("starlette.exception_handlers", None)
+            await self._router(scope, receive, send)
+        except HTTPException as error:
+            return _routing_error(scope, error)
+        except PromptOrTuneError as error:
+            return to_api_error(error)
+        except ClientGoneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - any exception becomes status 500 and must not end the server
+            log_unexpected_error(error)
+            return internal_error()
+        return None
 
-    def _identify_caller(self, scope: Scope, path: str) -> Caller:
-        """Who asks; ApiError 401 where a key is needed and missing or wrong."""
-        if len(self._keys) and path not in _PUBLIC_PATHS:
-            key = self._keys.find(Headers(scope=scope).get("authorization", ""))
+    def _identify_caller(self, scope: Scope) -> Caller:
+        """Return the caller; raises ApiError 401 if a key is required and absent or wrong."""
+        headers = Headers(scope=scope)
+        if len(self._keys) and scope["path"] not in _PUBLIC_PATHS:
+            key = self._keys.find(headers.get("authorization", ""))
             return Caller(f"key {key.name}", key)
-        if self._settings.loopback_only and not is_loopback(_host_name(Headers(scope=scope).get("host", ""))):
+        if self._settings.loopback_only and not is_loopback(_host_name(headers.get("host", ""))):
             message = "Without API keys only 'localhost' is served: ask that, or start the server with keys or --open."
             raise ApiError(421, message, code="misdirected_request")
         client = scope.get("client")
         return Caller(f"address {client[0]}" if client else "address unknown")
 
-    async def _read_json_body(self, request: _HttpRequest) -> dict[str, Any]:
-        most, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s
-        return parse_json(await read_body(request.scope, request.receive, most, seconds))
+    async def _parse(self, model: type[RequestT], request: Request) -> RequestT:
+        max_bytes, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s
+        body = await read_body(request.scope, request.receive, max_bytes, seconds)
+        # In a thread: a large body takes tenths of a second, for which no stream would advance.
+        return await asyncio.to_thread(lambda: parse_request(model, parse_json(body)))
 
-    async def _create_completion(
-        self, request: _HttpRequest, parse: Callable[[dict[str, Any]], CompletionRequest]
-    ) -> None:
-        ask = parse(await self._read_json_body(request))
-        reply = ResponseBuilder.create(ask, await asyncio.to_thread(self._serving.fingerprint))
-        with self._rate_limiter.acquire(request.caller.name, request.caller.key, ask.num_seqs):
-            async with self._in_flight.track(request.receive) as call:
-                start = partial(self._serving.start, ask, request.caller.name)
-                async with aclosing(call.events(start)) as events:
-                    if ask.stream:
-                        await send_stream(events, SSEStream(reply), request.writer)
-                    else:
-                        answers = [event async for event in raise_failed(events) if isinstance(event, RequestOutput)]
-                        answers.sort(key=lambda answer: answer.index)
-                        await request.writer.send_json(200, reply.full_response(answers))
+    async def _create_chat_completion(self, request: Request) -> Response:
+        return await self._complete(request, await self._parse(ChatCompletionRequest, request))
 
-    async def _list_models(self, request: _HttpRequest) -> None:
-        data = await asyncio.to_thread(self._serving.list_models)
-        await request.writer.send_json(200, {"object": "list", "data": data})
+    async def _create_completion(self, request: Request) -> Response:
+        return await self._complete(request, await self._parse(CompletionRequest, request))
 
-    async def _get_model(self, request: _HttpRequest) -> None:
-        name = unquote(request.path.removeprefix("/v1/models/"))[:MAX_NAME_LENGTH]
-        await request.writer.send_json(200, await asyncio.to_thread(self._serving.get_model, name))
+    async def _complete(self, http_request: Request, request: OpenAIRequest) -> Response:
+        builder = ResponseBuilder.create(request, await asyncio.to_thread(self._serving.fingerprint))
+        outputs = self._generate(http_request, request)
+        if request.stream:
+            events = encode_stream(outputs, SSEStream(builder))
+            # The status is sent only after the first event, so that a request that cannot be answered gets its own.
+            return EventStreamResponse(await anext(events), events)
+        async with aclosing(outputs):
+            finished = [output async for output in raise_failed(outputs) if isinstance(output, RequestOutput)]
+        return ApiResponse(builder.full_response(sorted(finished, key=lambda output: output.index)))
 
-    async def _tokenize(self, request: _HttpRequest) -> None:
-        fields = Fields(await self._read_json_body(request))
-        model = fields.text("model", MAX_NAME_LENGTH) or "zero-shot"
-        messages = fields.pop("messages")
-        if messages is not None:
-            text: str | Conversation = parse_messages(messages)
-        else:
-            text = fields.required("prompt")
-        fields.reject_unknown(frozenset({"add_special_tokens", "add_generation_prompt", "return_token_strs"}))
-        await request.writer.send_json(200, await asyncio.to_thread(self._serving.count_tokens, model, text))
+    async def _generate(
+        self, http_request: Request, request: OpenAIRequest
+    ) -> AsyncGenerator[PartialOutput | RequestOutput]:
+        """Yield the outputs of a request, which counts towards the caller's limits until the generator is closed."""
+        caller: Caller = http_request.user
+        start = partial(self._serving.start, request, caller.name)
+        with self._rate_limiter.acquire(caller.name, caller.key, request.num_seqs):
+            async with (
+                self._in_flight.track(http_request.receive) as in_flight,
+                aclosing(in_flight.events(start)) as outputs,
+            ):
+                async for output in outputs:
+                    yield output
 
-    async def _load_lora_adapter(self, request: _HttpRequest) -> None:
-        self._require_admin(request.caller)
-        fields = Fields(await self._read_json_body(request))
-        name, path = fields.required("lora_name", MAX_NAME_LENGTH), fields.required("lora_path", 4096)
-        fields.reject_unknown(frozenset({"load_inplace", "lora_int_id"}))
-        await self._send_text(request, await asyncio.to_thread(self._serving.load_lora_adapter, name, path))
+    async def _list_models(self, request: Request) -> Response:  # noqa: ARG002
+        return ApiResponse({"object": "list", "data": await asyncio.to_thread(self._serving.list_models)})
 
-    async def _unload_lora_adapter(self, request: _HttpRequest) -> None:
-        self._require_admin(request.caller)
-        fields = Fields(await self._read_json_body(request))
-        name = fields.required("lora_name", MAX_NAME_LENGTH)
-        fields.reject_unknown(frozenset({"lora_int_id"}))
-        await self._send_text(request, await asyncio.to_thread(self._serving.unload_lora_adapter, name))
+    async def _get_model(self, request: Request) -> Response:
+        name = unquote(request.path_params["name"])[:MAX_NAME_LENGTH]
+        return ApiResponse(await asyncio.to_thread(self._serving.get_model, name))
 
-    async def _send_text(self, request: _HttpRequest, message: str) -> None:
-        await request.writer.send(200, message.encode(), "text/plain; charset=utf-8")
+    async def _tokenize(self, request: Request) -> Response:
+        body = await self._parse(TokenizeRequest, request)
+        text = body.prompt if body.messages is None else Conversation.from_messages(body.messages)
+        return ApiResponse(await asyncio.to_thread(self._serving.count_tokens, body.model or "zero-shot", text or ""))
 
-    def _require_admin(self, caller: Caller) -> None:
-        if caller.key is None or not caller.key.admin:
-            raise ApiError(
-                403,
-                "Only an admin's key loads and unloads adapters: give one the right 'admin' in the key file.",
-                type="permission_error",
-                code="admin_key_required",
-            )
+    async def _load_lora_adapter(self, request: Request) -> Response:
+        _require_admin(request.user)
+        body = await self._parse(LoadLoRAAdapterRequest, request)
+        message = await asyncio.to_thread(self._serving.load_lora_adapter, body.lora_name, body.lora_path)
+        return PlainTextResponse(message)
 
-    async def _health(self, request: _HttpRequest) -> None:
+    async def _unload_lora_adapter(self, request: Request) -> Response:
+        _require_admin(request.user)
+        body = await self._parse(UnloadLoRAAdapterRequest, request)
+        return PlainTextResponse(await asyncio.to_thread(self._serving.unload_lora_adapter, body.lora_name))
+
+    async def _health(self, request: Request) -> Response:  # noqa: ARG002
         status, body = self._serving.health()
-        await request.writer.send_json(status, body, {} if status == 200 else {"retry-after": "5"})
+        return ApiResponse(body, status, {} if status == 200 else {"retry-after": "5"})
 
-    async def _metrics(self, request: _HttpRequest) -> None:
+    async def _metrics(self, request: Request) -> Response:  # noqa: ARG002
         text = await asyncio.to_thread(generate_latest, self._serving.engine().metrics.registry)
-        await request.writer.send(200, text, CONTENT_TYPE_LATEST)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    async def _version(self, request: _HttpRequest) -> None:
-        await request.writer.send_json(200, {"version": VERSION})
+    async def _version(self, request: Request) -> Response:  # noqa: ARG002
+        return ApiResponse({"version": VERSION})
+
+
+def _require_admin(caller: Caller) -> None:
+    if caller.key is None or not caller.key.admin:
+        raise ApiError(
+            403,
+            "Only an admin's key loads and unloads adapters: give one the right 'admin' in the key file.",
+            type="permission_error",
+            code="admin_key_required",
+        )
+
+
+def _routing_error(scope: Scope, error: HTTPException) -> ApiError:
+    """Return the error for an unknown path (404) or a method that a path does not have (405)."""
+    method, path = scope["method"][:20], scope["path"][:MAX_NAME_LENGTH]
+    if error.status_code == 405:
+        allowed = ", ".join(sorted((error.headers or {})["Allow"].split(", ")))
+        message = f"{path} answers {allowed} and not {method}: use {allowed}."
+        return ApiError(405, message, code="method_not_allowed", headers={"allow": allowed})
+    return ApiError(404, f"There is nothing at {method} {path}: see docs/serving.md.", code="unknown_url")
 
 
 def _host_name(header: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Return the name in a Host header, without port and brackets."""
     return header.removeprefix("[").partition("]")[0] if header.startswith("[") else header.partition(":")[0]

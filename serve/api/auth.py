@@ -1,4 +1,4 @@
-"""Who may ask, and how much: API keys, their rights, and limits per key."""
+"""API keys, their rights, and rate limits per caller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENTRY_FORMAT = "name:key, name:key:rows-per-minute or name:key:rows-per-minute:
 
 @dataclass(frozen=True)
 class ApiKey:
-    """A key, known by its digest alone. Without `rows_per_minute` the server's own limit holds."""
+    """An API key, stored as its digest. Without `rows_per_minute` the limit of the server applies."""
 
     name: str
     digest: bytes
@@ -35,7 +35,7 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a server; without any it is open to whoever reaches it."""
+    """All keys of a server; without any, the API needs no key."""
 
     def __init__(self, keys: tuple[ApiKey, ...] = ()) -> None:
         self._keys = keys
@@ -44,37 +44,39 @@ class ApiKeys:
         return len(self._keys)
 
     def find(self, authorization: str) -> ApiKey:
-        """The key that an Authorization header holds; ApiError 401 otherwise.
+        """Return the key in an Authorization header; raises ApiError 401 if it is not a known one.
 
-        Digests of equal length are compared, all of them, so that time tells nothing.
+        All digests are compared, in constant time, so that response times reveal nothing about the keys.
         """
-        scheme, _, given = authorization.partition(" ")
-        digest = _digest(given.strip())
-        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        if scheme.casefold() != "bearer" or not found:
-            what = "is not known" if authorization else "is missing"
+        scheme, _, token = authorization.partition(" ")
+        digest = _digest(token.strip())
+        matching = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        if scheme.casefold() != "bearer" or not matching:
+            problem = "is not known" if authorization else "is missing"
             raise ApiError(
                 401,
-                f"The API key {what}: send one of this server's keys as 'Authorization: Bearer <key>'.",
+                f"The API key {problem}: send one of this server's keys as 'Authorization: Bearer <key>'.",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        return found[0]
+        return matching[0]
 
 
 def read_keys(file: Path | None) -> ApiKeys:
-    """The keys in `file`, and those of PROMPT_OR_TUNE_API_KEYS (separated by commas); PromptOrTuneError in one sentence.
+    """Return the keys in `file` and in PROMPT_OR_TUNE_API_KEYS (separated by commas).
 
-    No message repeats a key.
+    Raises PromptOrTuneError for an invalid entry; no message contains a key.
     """
     lines = read_secrets(file, ENV_VARIABLE, "keys", "--api-key-file")
     keys: dict[bytes, ApiKey] = {}
-    for where, line in lines:
+    for location, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        key = _parse_key(line.strip(), where)
-        if key.digest in keys or key.name in {known.name for known in keys.values()}:
-            raise PromptOrTuneError(f"The name or the key in {where} is there twice: give every user one of their own.")
+        key = _parse_key(line.strip(), location)
+        if key.digest in keys or key.name in {other.name for other in keys.values()}:
+            raise PromptOrTuneError(
+                f"The name or the key in {location} is there twice: give every user a different one."
+            )
         keys[key.digest] = key
     if file is not None and not keys:
         raise PromptOrTuneError(f"There is no key in {file}: write one a line, as {_ENTRY_FORMAT}.")
@@ -82,7 +84,7 @@ def read_keys(file: Path | None) -> ApiKeys:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine as it calls itself."""
+    """Whether `host` is 'localhost' or a loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -100,7 +102,7 @@ def _parse_key(entry: str, location: str) -> ApiKey:
     rows = rest[1].strip() if len(rest) > 1 else ""
     if rows and not (rows.isascii() and rows.isdigit() and 1 <= int(rows) <= 1_000_000):
         raise PromptOrTuneError(
-            f"The rows per minute of '{name}' in {location} are no number from 1 to 1000000: mend them."
+            f"The rows per minute of '{name}' in {location} are no number from 1 to 1000000: correct them."
         )
     if len(rest) == 3 and rest[2].strip() != "admin":
         raise PromptOrTuneError(f"The right of '{name}' in {location} is unknown: the only one is 'admin'.")
@@ -113,7 +115,7 @@ def _digest(key: str) -> bytes:
 
 @dataclass
 class _Quota:
-    """What one owner has left of this minute's rows, and how many of its rows are being answered."""
+    """Token bucket of one owner: rows left in this minute, and number of rows being answered."""
 
     remaining: float
     updated_at: float
@@ -121,7 +123,7 @@ class _Quota:
 
 
 class RateLimiter:
-    """Rows a minute and rows at once, per owner. Used in the event loop's thread alone."""
+    """Limits rows per minute and concurrent rows per owner. Used only in the event loop's thread, without a lock."""
 
     def __init__(
         self, rows_per_minute: int | None, max_concurrent_rows: int, clock: Callable[[], float] = time.monotonic
@@ -133,18 +135,19 @@ class RateLimiter:
 
     @contextmanager
     def acquire(self, owner: str, key: ApiKey | None, rows: int) -> Iterator[None]:
-        """Counts `rows` as asked for and, until the block ends, as being answered; ApiError 429 beyond a limit."""
+        """Count `rows` as requested and, until the block ends, as being answered; raises ApiError 429 over a limit."""
         limit = key.rows_per_minute if key and key.rows_per_minute is not None else self._rows_per_minute
-        account = self._quota(owner, limit)
-        if account.in_flight + rows > self._max_concurrent_rows:
+        quota = self._quota(owner, limit)
+        if quota.in_flight + rows > self._max_concurrent_rows:
             if rows > self._max_concurrent_rows:
                 raise ApiError(
                     400,
-                    f"{rows} answers asked for at once: ask for at most {self._max_concurrent_rows}.",
+                    f"{rows} answers requested at once: ask for at most {self._max_concurrent_rows}.",
                     code="too_many_rows",
                 )
             raise rate_limited(
-                f"{account.in_flight} of your answers are on their way and {self._max_concurrent_rows} may be at once: wait for some.",
+                f"{quota.in_flight} of your answers are being generated "
+                f"and {self._max_concurrent_rows} may be at once: wait for some.",
                 2,
                 "concurrency_limit_exceeded",
             )
@@ -152,33 +155,33 @@ class RateLimiter:
             if rows > limit:
                 raise ApiError(
                     400,
-                    f"{rows} answers asked for at once and {limit} a minute are allowed: ask for fewer.",
+                    f"{rows} answers requested at once and {limit} a minute are allowed: ask for fewer.",
                     code="too_many_rows",
                 )
-            if account.remaining < rows:
-                seconds = (rows - account.remaining) * 60 / limit
+            if quota.remaining < rows:
+                seconds = (rows - quota.remaining) * 60 / limit
                 raise rate_limited(
                     f"{limit} answers a minute are allowed: ask again in {max(1, round(seconds))} s.",
                     seconds,
                     "rate_limit_exceeded",
                 )
-            account.remaining -= rows
-        account.in_flight += rows
+            quota.remaining -= rows
+        quota.in_flight += rows
         try:
             yield
         finally:
-            account.in_flight -= rows
+            quota.in_flight -= rows
 
     def _quota(self, owner: str, limit: int | None) -> _Quota:
-        """The owner's account, filled up by the time that has passed; those not seen for long are forgotten."""
+        """Return the owner's quota, refilled by the time that has passed; drops the least recently used quotas."""
         now = self._clock()
-        account = self._quotas.setdefault(owner, _Quota(limit or 0, now))
+        quota = self._quotas.setdefault(owner, _Quota(limit or 0, now))
         self._quotas.move_to_end(owner)
-        account.remaining = min(limit or 0, account.remaining + (now - account.updated_at) * (limit or 0) / 60)
-        account.updated_at = now
+        quota.remaining = min(limit or 0, quota.remaining + (now - quota.updated_at) * (limit or 0) / 60)
+        quota.updated_at = now
         while len(self._quotas) > _MAX_OWNERS:
             _, oldest = next(iter(self._quotas.items()))
             if oldest.in_flight:
                 break
             self._quotas.popitem(last=False)
-        return account
+        return quota

@@ -1,36 +1,39 @@
-"""Bytes in and out: a body within its limits of size and time, and a response that stalls no longer than it may."""
+"""HTTP bodies: reads requests within limits of size and time, and sends responses with a write timeout."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
-from serve.api.errors import ApiError
+from serve.api.errors import ApiError, invalid_request
 from serve.api.serving import ClientGoneError
 
-# What a client that sends too much may still send before it is cut off, so that it can read why.
+# Limits on what is read of a body that is refused, before the connection is closed.
 _DRAIN_BYTES = 16_000_000
 _DRAIN_SECONDS = 2.0
 _CLOSE_HEADERS = {"connection": "close"}
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int, seconds: float) -> bytes:
-    """The JSON text of a request; ApiError 413, 415 or 408, ClientGoneError.
+    """Return the body of a request; raises ApiError 413, 415 or 408, or ClientGoneError.
 
-    JSON must be declared as such: a page of another origin cannot do that without asking first, and is then refused.
+    The content type must be JSON. A web page of another origin can send this type only after a preflight request,
+    which is refused; so a page cannot use the API in the name of a person who visits it.
     """
     headers = Headers(scope=scope)
-    kind = headers.get("content-type", "").partition(";")[0].strip().casefold()
+    content_type = headers.get("content-type", "").partition(";")[0].strip().casefold()
     declared = headers.get("content-length", "0")
     if (declared.isdigit() and int(declared) > max_bytes) or headers.get("content-encoding", "identity") != "identity":
         await _drain(receive)
         raise _too_large(max_bytes)
-    if kind != "application/json":
+    if content_type != "application/json":
         await _drain(receive)
         raise ApiError(
             415, "The body must be JSON: send it with 'Content-Type: application/json'.", headers=_CLOSE_HEADERS
@@ -38,8 +41,8 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, seconds: flo
     body = bytearray()
     try:
         async with asyncio.timeout(seconds):
-            async for piece in _body_chunks(receive):
-                body += piece
+            async for chunk in _body_chunks(receive):
+                body += chunk
                 if len(body) > max_bytes:
                     await _drain(receive)
                     raise _too_large(max_bytes)
@@ -54,8 +57,8 @@ def _too_large(max_bytes: int) -> ApiError:
     return ApiError(413, message, code="request_too_large", headers=_CLOSE_HEADERS)
 
 
-async def _body_chunks(receive: Receive) -> Any:
-    """The body as it arrives."""
+async def _body_chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives; raises ClientGoneError."""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -66,67 +69,103 @@ async def _body_chunks(receive: Receive) -> Any:
 
 
 async def _drain(receive: Receive) -> None:
-    """Reads on for a moment: who is still sending would not see the refusal of a connection that is closed."""
-    left = _DRAIN_BYTES
+    """Read on for a moment: a client that is still sending reads no response from a connection that is closed."""
+    remaining = _DRAIN_BYTES
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):
-            async for piece in _body_chunks(receive):
-                left -= len(piece)
-                if left < 0:
+            async for chunk in _body_chunks(receive):
+                remaining -= len(chunk)
+                if remaining < 0:
                     return
     except TimeoutError:
         return
 
 
-class ResponseWriter:
-    """The response. `started` says whether its status is on its way."""
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in `body`; raises ApiError 400 if it is not one."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise _invalid_json("it is not UTF-8") from error
+    except RecursionError as error:
+        raise _invalid_json("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise _invalid_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise _invalid_json("a number in it has too many digits or is no number") from error
+    if not isinstance(value, dict):
+        raise _invalid_json("it must be an object with named fields")
+    return value
+
+
+def _invalid_json(reason: str) -> ApiError:
+    return invalid_request(f"The body is not valid JSON for this request: {reason}.", code="invalid_json")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+class ApiResponse(JSONResponse):
+    """A JSON response. Lone surrogates, which a model may generate, are replaced instead of failing."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False).encode("utf-8", "replace")
+
+
+class ErrorResponse(ApiResponse):
+    """OpenAI's error object with its status and headers."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body(), error.status, error.headers)
+
+
+class EventStreamResponse(StreamingResponse):
+    """A stream of server-sent events: `first`, then those of a generator, which is closed however the response ends.
+
+    Unlike its base class it does not watch for the client's disconnect: InFlightRequests does, and ends the generator.
+    """
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes]) -> None:
+        # x-accel-buffering keeps a proxy from collecting the events before it forwards them.
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(_prepend(first, events), headers=headers, media_type="text/event-stream")
+        self._events = events
+        # Without the charset that Starlette would append.
+        self.headers["content-type"] = "text/event-stream"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        try:
+            await self.stream_response(send)
+        finally:
+            await self._events.aclose()
+
+
+async def _prepend(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for event in events:
+        yield event
+
+
+class ResponseSender:
+    """The `send` of one response: adds the common headers, and treats a client that does not read as gone.
+
+    `started` tells whether the status has been sent. Raises ClientGoneError if one message takes longer than
+    `write_timeout_s`.
+    """
 
     def __init__(self, send: Send, write_timeout_s: float) -> None:
         self._send = send
         self._write_timeout_s = write_timeout_s
-        self.started = False
         self._request_id = secrets.token_hex(12)
+        self.started = False
 
-    async def send_json(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
-        """A whole response of JSON."""
-        await self.send(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"), headers=headers)
-
-    async def send(
-        self,
-        status: int,
-        body: bytes,
-        content_type: str = "application/json",
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        """A whole response."""
-        await self._start(status, content_type, {"content-length": str(len(body)), **(headers or {})})
-        await self._write({"type": "http.response.body", "body": body})
-
-    async def send_error(self, error: ApiError) -> None:
-        """A refusal, unless a response is on its way already."""
-        if not self.started:
-            await self.send(error.status, error.encoded(), headers=error.headers)
-
-    async def send_event(self, data: bytes) -> None:
-        """A piece of a stream of server-sent events, which the first piece begins."""
-        if not self.started:
-            # The last header keeps a proxy from collecting the stream before it passes it on.
-            await self._start(200, "text/event-stream", {"cache-control": "no-cache", "x-accel-buffering": "no"})
-        await self._write({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end_stream(self) -> None:
-        """The end of a stream."""
-        await self._write({"type": "http.response.body", "body": b""})
-
-    async def _start(self, status: int, content_type: str, headers: dict[str, str]) -> None:
-        self.started = True
-        own = {"x-request-id": f"req_{self._request_id}", "x-content-type-options": "nosniff"}
-        known = {"content-type": content_type, **own, **headers}
-        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in known.items()]
-        await self._write({"type": "http.response.start", "status": status, "headers": raw})
-
-    async def _write(self, message: dict[str, Any]) -> None:
-        """Sends; a client that does not read for too long counts as gone."""
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = f"req_{self._request_id}"
+            headers["x-content-type-options"] = "nosniff"
         try:
             async with asyncio.timeout(self._write_timeout_s):
                 await self._send(message)

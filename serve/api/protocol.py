@@ -1,528 +1,484 @@
-"""Pydantic request/response models (OpenAI).
+"""OpenAI request bodies as pydantic models: chat completions, completions, and vLLM's further endpoints.
 
-What a body asks for: the fields of OpenAI's chat completions and completions, checked one by one.
-
-A chat's messages as an intent: what the last user message asks, and what was said before.
-
-Answers in OpenAI's words: choices, log-probabilities, usage, whole responses and what streams of them share.
-
-Reading a JSON body field by field: what is wrong with one is said in a sentence that names it.
+A field with the value null counts as absent. Fields that would change the answer and are not supported are refused
+with their own message, except for values that change nothing (an empty list of tools); unknown fields are refused.
+Error types of a PydanticCustomError are OpenAI's error codes: serve.api.errors turns them into its error object.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import secrets
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from errors import PromptOrTuneError
-from serve.api.errors import ApiError, invalid_request, unsupported_parameter
-from serve.types import (
-    MAX_CANDIDATES,
-    MAX_STOPS,
-    MAX_TOP_LOGPROBS,
-    Candidate,
-    RequestOutput,
-    SamplingParams,
-    TokenLogprob,
-)
+from serve.api.errors import CONTENT_TAGS, invalid_request, missing_field, validation_error
+from serve.types import MAX_CANDIDATES, MAX_STOPS, MAX_TOP_LOGPROBS, SamplingParams
 
 MAX_NAME_LENGTH = 200
-
-
-def parse_json(body: bytes) -> dict[str, Any]:
-    """The JSON object that `body` holds; ApiError 400 where it holds none."""
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
-    except UnicodeDecodeError as error:
-        raise _invalid_json("it is not UTF-8") from error
-    except RecursionError as error:
-        raise _invalid_json("it is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise _invalid_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise _invalid_json("a number in it has too many digits or is no number") from error
-    if not isinstance(value, dict):
-        raise _invalid_json("it must be an object with named fields")
-    return value
-
-
-def _invalid_json(reason: str) -> ApiError:
-    return invalid_request(f"The body is not valid JSON for this request: {reason}.", code="invalid_json")
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(name)
-
-
-class Fields:
-    """The fields of one body. Each is taken once, null counts as left out, and `finish` refuses what nobody took."""
-
-    def __init__(self, body: Mapping[str, Any]) -> None:
-        self._remaining = {name: value for name, value in body.items() if value is not None}
-
-    def pop(self, name: str) -> Any:
-        """The field as it came, or None."""
-        return self._remaining.pop(name, None)
-
-    def has(self, name: str) -> bool:
-        """Whether the field is there and not taken yet."""
-        return name in self._remaining
-
-    def integer(self, name: str, low: int, high: int) -> int | None:
-        """A whole number from `low` to `high`, or None."""
-        value = self.pop(name)
-        if value is None:
-            return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise invalid_request(
-                f"'{name}' is {describe_value(value)}: give a whole number from {low} to {high}.", name
-            )
-        return value
-
-    def number(self, name: str, low: float, high: float) -> float | None:
-        """A number from `low` to `high`, or None."""
-        value = self.pop(name)
-        if value is None:
-            return None
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and low <= value <= high):
-            raise invalid_request(f"'{name}' is {describe_value(value)}: give a number from {low:g} to {high:g}.", name)
-        return float(value)
-
-    def boolean(self, name: str) -> bool:
-        """True or false; false where it is left out."""
-        value = self.pop(name)
-        if value is not None and not isinstance(value, bool):
-            raise invalid_request(f"'{name}' is {describe_value(value)}: give true or false.", name)
-        return bool(value)
-
-    def text(self, name: str, max_length: int | None = None) -> str | None:
-        """A text, at most `most` characters long, or None."""
-        value = self.pop(name)
-        return None if value is None else check_text(value, name, max_length)
-
-    def required(self, name: str, max_length: int | None = None) -> str:
-        """A text that must be there and not be empty."""
-        value = self.text(name, max_length)
-        if not value:
-            raise missing_field(name)
-        return value
-
-    def texts(self, name: str, max_items: int) -> tuple[str, ...]:
-        """One text or a list of at most `most`, none of them empty; () where it is left out."""
-        value = self.pop(name)
-        if value is None:
-            return ()
-        listed = value if isinstance(value, list) else [value]
-        if len(listed) > max_items:
-            raise invalid_request(f"'{name}' has {len(listed)} entries: give at most {max_items}.", name)
-        found = tuple(check_text(each, name) for each in listed)
-        if not all(found):
-            raise invalid_request(f"'{name}' has an empty entry: leave it out.", name)
-        return found
-
-    def reject_unsupported(
-        self, messages: Mapping[str, str], neutral: Sequence[Any] = (False, 0, "none", "auto", [], {})
-    ) -> None:
-        """Refuses fields that would change the answer, with their sentence, unless their value changes nothing."""
-        for name, sentence in messages.items():
-            value = self.pop(name)
-            if value is not None and value not in neutral:
-                raise unsupported_parameter(name, sentence)
-
-    def reject_unknown(self, ignored: frozenset[str]) -> None:
-        """Refuses what is left, but for fields that do not touch the answer."""
-        for name in self._remaining:
-            if name not in ignored:
-                raise ApiError(
-                    400,
-                    f"Unknown parameter '{name[:MAX_NAME_LENGTH]}': leave it out, or see docs/serving.md for what is served.",
-                    param=name[:MAX_NAME_LENGTH],
-                    code="unknown_parameter",
-                )
-
-
-def missing_field(name: str) -> ApiError:
-    """400: a field that must be there is not."""
-    return invalid_request(f"'{name}' is missing or empty: the request needs it.", name, "missing_required_parameter")
-
-
-def check_text(value: Any, name: str, max_length: int | None = None) -> str:
-    """The text, if it is one that a model can read; ApiError 400 otherwise."""
-    if not isinstance(value, str):
-        raise invalid_request(f"'{name}' is {describe_value(value)}: give a text.", name)
-    if max_length is not None and len(value) > max_length:
-        raise invalid_request(f"'{name}' has {len(value)} characters: give at most {max_length}.", name)
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise invalid_request(
-            f"'{name}' holds half a character (a lone surrogate): send valid Unicode.", name
-        ) from error
-    return value
-
-
-def describe_value(value: Any) -> str:
-    """What kind of value came, for a sentence; only numbers and truth values are repeated."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"{value:g}" if abs(value) < 1e15 else "a huge number"
-    return {str: "a text", list: "a list", dict: "an object", type(None): "null"}[type(value)]
-
-
+MAX_PATH_LENGTH = 4096
 MAX_MESSAGES = 200
-_SYSTEM_ROLES = ("system", "developer")
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The intent of the last user message, below what a system message says, and earlier (question, answer) turns."""
-
-    intent: str
-    turns: tuple[tuple[str, str], ...] = ()
-
-
-def parse_messages(value: Any) -> Conversation:
-    """The field `messages`; ApiError 400 that names the message."""
-    if value is None or value == []:
-        raise missing_field("messages")
-    if not isinstance(value, list) or len(value) > MAX_MESSAGES:
-        raise invalid_request(f"'messages' must be a list of at most {MAX_MESSAGES} messages.", "messages")
-    said = [_parse_message(message, f"messages[{place}]") for place, message in enumerate(value)]
-    system = [text for role, text in said if role in _SYSTEM_ROLES and text.strip()]
-    spoken = [(role, text) for role, text in said if role not in _SYSTEM_ROLES]
-    if not spoken or spoken[-1][0] != "user":
-        raise invalid_request(
-            "The last of 'messages' must be the user's: it says what the Python should do.", "messages"
-        )
-    if not spoken[-1][1].strip():
-        raise missing_field(f"messages[{len(value) - 1}].content")
-    return Conversation("\n\n".join([*system, spoken[-1][1]]), _pair_turns(spoken[:-1]))
-
-
-def _pair_turns(messages: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Pairs of what a user asked and an assistant answered."""
-    if len(messages) % 2 or any(
-        role != ("assistant" if place % 2 else "user") for place, (role, _) in enumerate(messages)
-    ):
-        raise invalid_request("In 'messages' user and assistant must take turns, the user first and last.", "messages")
-    return tuple((messages[place][1], messages[place + 1][1]) for place in range(0, len(messages), 2))
-
-
-def _parse_message(message: Any, location: str) -> tuple[str, str]:
-    """Role and text of one message."""
-    if not isinstance(message, dict):
-        raise invalid_request(f"'{location}' must be an object with 'role' and 'content'.", location)
-    role = message.get("role")
-    if role in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
-        raise unsupported_parameter(location, f"Tools are not served: leave '{location}' out.")
-    if role not in (*_SYSTEM_ROLES, "user", "assistant"):
-        raise invalid_request(f"'{location}.role' must be system, developer, user or assistant.", f"{location}.role")
-    return role, _parse_content(message.get("content"), f"{location}.content")
-
-
-def _parse_content(content: Any, location: str) -> str:
-    """A message's content, given as a text or as a list of parts."""
-    if content is None:
-        raise missing_field(location)
-    if not isinstance(content, list):
-        return check_text(content, location)
-    texts = []
-    for place, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            raise unsupported_parameter(
-                f"{location}[{place}]", f"'{location}[{place}]' is no text: images, audio and files are not served."
-            )
-        texts.append(check_text(part.get("text"), f"{location}[{place}].text"))
-    return "".join(texts)
-
-
 MAX_PROMPTS = 10
 MAX_TOKENS = 1 << 20
 DEFAULT_CHAT_TOKENS = 256
 DEFAULT_COMPLETION_TOKENS = 16
 DEFAULT_SAMPLING_TEMPERATURE = 0.6
 
-# Fields that do not touch the answer, or say what is so anyway.
-_IGNORED_FIELDS = frozenset(
-    {
-        "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "parallel_tool_calls", "prediction", "request_id", "priority",
-    }
-)  # fmt: skip
-_UNSUPPORTED = {
-    "presence_penalty": "Penalties are not served: leave 'presence_penalty' out, or set it to 0.",
-    "frequency_penalty": "Penalties are not served: leave 'frequency_penalty' out, or set it to 0.",
-    "logit_bias": "A bias on tokens is not served: leave 'logit_bias' out.",
-}
-_UNSUPPORTED_CHAT = {
-    "tools": "Tools are not served: leave 'tools' out, the answer is Python code.",
-    "tool_choice": "Tools are not served: leave 'tool_choice' out.",
-    "functions": "Functions are not served: leave 'functions' out, the answer is Python code.",
-    "function_call": "Functions are not served: leave 'function_call' out.",
-    "audio": "Audio is not served: leave 'audio' out.",
-    "web_search_options": "Searching the web is not served: leave 'web_search_options' out.",
-    "reasoning_effort": "No model here reasons in steps that can be set: leave 'reasoning_effort' out.",
-    "verbosity": "How wordy an answer is cannot be set: leave 'verbosity' out.",
-}
-_UNSUPPORTED_COMPLETION = {
-    "echo": "The prompt is not repeated in the answer: leave 'echo' out, or set it to false.",
-    "suffix": "Filling in between a prompt and a suffix is not served: leave 'suffix' out.",
-}
+RequestT = TypeVar("RequestT", bound="_RequestModel")
+
+
+def parse_request(model: type[RequestT], body: Mapping[str, Any]) -> RequestT:
+    """Validate `body`; raises ApiError 400 that names the first wrong parameter."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        raise validation_error(model, error) from error
+
+
+def _integral_float_to_int(value: Any) -> Any:
+    """JSON has one number type: some clients send 5.0 for 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _to_list(value: Any) -> Any:
+    """Wrap a single text for fields that take a text or a list of texts."""
+    return value if isinstance(value, list) else [value]
+
+
+def _check_no_empty_entry(values: list[str], info: ValidationInfo) -> list[str]:
+    if not all(values):
+        raise PydanticCustomError(
+            "invalid_value", "'{name}' has an empty entry: leave it out.", {"name": info.field_name}
+        )
+    return values
+
+
+def _check_unicode(text: str) -> str:
+    """JSON can hold lone surrogates, which pydantic accepts and no tokenizer can encode."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PydanticKnownError("string_unicode") from error
+    return text
+
+
+WholeNumber = Annotated[int, BeforeValidator(_integral_float_to_int), Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True), AfterValidator(_check_unicode)]
+Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+# fail_fast: a body of 1 MB has room for hundreds of thousands of wrong entries, and only the first error is reported.
+Stops = Annotated[
+    list[Text],
+    Field(max_length=MAX_STOPS, fail_fast=True),
+    BeforeValidator(_to_list),
+    AfterValidator(_check_no_empty_entry),
+]
+Prompts = Annotated[
+    list[Text],
+    Field(max_length=MAX_PROMPTS, fail_fast=True),
+    BeforeValidator(_to_list),
+    AfterValidator(_check_no_empty_entry),
+]
+
+
+class _RequestModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        """Drop null values, and unknown fields after the first one, which is the one that the error names."""
+        if not isinstance(body, dict):
+            return body
+        fields = cls.model_fields
+        values = {name: value for name, value in body.items() if value is not None}
+        unknown = next((name for name in values if name not in fields), None)
+        return {name: value for name, value in values.items() if name in fields or name == unknown}
+
+
+class TextPart(BaseModel):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_is_text(cls, part: Any) -> Any:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            message = "Messages are made of text parts: images, audio and files are not supported."
+            raise PydanticCustomError("unsupported_parameter", message)
+        return part
+
+
+Content = Annotated[
+    Annotated[Text, Tag(CONTENT_TAGS[0])] | Annotated[list[TextPart], Field(fail_fast=True), Tag(CONTENT_TAGS[1])],
+    Discriminator(lambda content: CONTENT_TAGS[isinstance(content, list)]),
+]
+
+
+class ChatMessage(BaseModel):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_tools(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        if message.get("role") in ("tool", "function") or message.get("tool_calls") or message.get("function_call"):
+            raise PydanticCustomError(
+                "unsupported_parameter", "Tools are not supported: leave their messages and calls out."
+            )
+        return {name: value for name, value in message.items() if value is not None}
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 @dataclass(frozen=True)
-class CompletionRequest:
-    """One request to the API, whichever of the two endpoints it came to.
+class Conversation:
+    """A chat as the engine needs it: the intent, and earlier (question, answer) turns.
 
-    `prompts` are read as they are; a chat has a `conversation` instead. Every prompt gets `n` answers.
-    `include_usage` says the usage in a last chunk of a stream, `count_on` in each chunk as far as it is known then.
+    The intent is the last user message, below the system messages.
     """
 
-    kind: Literal["chat", "text"]
-    model: str
-    sampling_params: SamplingParams
-    n: int
-    prompts: tuple[str, ...] = ()
-    conversation: Conversation | None = None
-    stream: bool = False
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+    intent: str
+    turns: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def num_seqs(self) -> int:
-        """How many lines of the batch it takes; copies of one greedy answer take one."""
-        return max(1, len(self.prompts)) * self.sampling_params.candidates
-
-
-def parse_chat_request(body: Mapping[str, Any]) -> CompletionRequest:
-    """The body of POST /v1/chat/completions; ApiError 400 that names the parameter."""
-    fields = Fields(body)
-    model = fields.required("model", MAX_NAME_LENGTH)
-    conversation = parse_messages(fields.pop("messages"))
-    limit = fields.integer("max_completion_tokens", 1, MAX_TOKENS)
-    older = fields.integer("max_tokens", 1, MAX_TOKENS)
-    asked = fields.boolean("logprobs")
-    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
-    if top is not None and not asked:
-        raise invalid_request(
-            "'top_logprobs' needs 'logprobs': set 'logprobs' to true, or leave both out.", "top_logprobs"
+    @classmethod
+    def from_messages(cls, messages: Sequence[ChatMessage]) -> Conversation:
+        """Convert messages that have passed `_check_turns`."""
+        system, turns = _split_system(messages)
+        instructions = [message.text for message in system if message.text.strip()]
+        pairs = zip(turns[:-1:2], turns[1::2], strict=True)
+        return cls(
+            "\n\n".join([*instructions, turns[-1].text]), tuple((asked.text, answer.text) for asked, answer in pairs)
         )
-    _check_response_format(fields)
-    fields.reject_unsupported(_UNSUPPORTED_CHAT)
-    n = fields.integer("n", 1, MAX_CANDIDATES) or 1
-    decoding = _parse_sampling_params(fields, n, limit or older or DEFAULT_CHAT_TOKENS, (top or 0) if asked else None)
-    stream, include_usage, count_on = _parse_stream_options(fields)
-    fields.reject_unknown(_IGNORED_FIELDS)
-    return CompletionRequest("chat", model, decoding, n, (), conversation, stream, include_usage, count_on)
 
 
-def parse_completion_request(body: Mapping[str, Any]) -> CompletionRequest:
-    """The body of POST /v1/completions; ApiError 400 that names the parameter."""
-    fields = Fields(body)
-    model = fields.required("model", MAX_NAME_LENGTH)
-    prompts = parse_prompts(fields)
-    limit = fields.integer("max_tokens", 1, MAX_TOKENS)
-    top = fields.integer("logprobs", 0, MAX_TOP_LOGPROBS)
-    n = fields.integer("n", 1, MAX_CANDIDATES) or 1
-    best_of = fields.integer("best_of", 1, MAX_CANDIDATES)
-    if best_of not in (None, n):
-        raise unsupported_parameter("best_of", "Choosing the best of more answers is not served: leave 'best_of' out.")
-    fields.reject_unsupported(_UNSUPPORTED_COMPLETION)
-    decoding = _parse_sampling_params(fields, n, limit or DEFAULT_COMPLETION_TOKENS, top)
-    stream, include_usage, count_on = _parse_stream_options(fields)
-    fields.reject_unknown(_IGNORED_FIELDS)
-    return CompletionRequest("text", model, decoding, n, prompts, None, stream, include_usage, count_on)
+def _split_system(messages: Sequence[ChatMessage]) -> tuple[list[ChatMessage], list[ChatMessage]]:
+    system = [message for message in messages if message.role in ("system", "developer")]
+    return system, [message for message in messages if message.role in ("user", "assistant")]
 
 
-def parse_prompts(fields: Fields) -> tuple[str, ...]:
-    """The field `prompt`: a text, or a list of at most 10."""
-    if not fields.has("prompt"):
-        raise missing_field("prompt")
-    value = fields.pop("prompt")
-    if isinstance(value, list) and value and isinstance(value[0], int | list):
-        raise unsupported_parameter("prompt", "Prompts of token numbers are not served: send 'prompt' as a text.")
-    prompts = Fields({"prompt": value}).texts("prompt", MAX_PROMPTS)
-    if not all(prompt.strip() for prompt in prompts) or not prompts:
-        raise missing_field("prompt")
-    return prompts
+def _check_turns(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """User and assistant alternate, and the last message is a user's."""
+    _, turns = _split_system(messages)
+    if not turns or turns[-1].role != "user":
+        raise PydanticCustomError(
+            "invalid_value", "The last of 'messages' must be the user's: it describes what the Python should do."
+        )
+    if not turns[-1].text.strip():
+        message = "'{param}' is missing or empty: the request needs it."
+        raise PydanticCustomError(
+            "missing_required_parameter", message, {"param": f"messages[{len(messages) - 1}].content"}
+        )
+    if any(message.role != ("assistant" if index % 2 else "user") for index, message in enumerate(turns)):
+        raise PydanticCustomError(
+            "invalid_value", "In 'messages' user and assistant must take turns, the user first and last."
+        )
+    return messages
 
 
-def _parse_sampling_params(fields: Fields, n: int, max_tokens: int, top_logprobs: int | None) -> SamplingParams:
-    """Greedy at temperature 0. Left out, that is the temperature, unless `n` or `top_p` asks for samples."""
-    fields.reject_unsupported(_UNSUPPORTED)
-    temperature = fields.number("temperature", 0, 2)
-    top_p = fields.number("top_p", 0, 1)
-    seed = fields.integer("seed", -(2**63), 2**64 - 1)
-    stop = fields.texts("stop", MAX_STOPS)
-    if temperature is None:
-        temperature = DEFAULT_SAMPLING_TEMPERATURE if n > 1 or top_p not in (None, 1) else 0
-    try:
-        if not temperature or top_p == 0:
-            return SamplingParams("greedy", max_tokens, stop=stop, top_logprobs=top_logprobs)
+Messages = Annotated[
+    list[ChatMessage],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+    AfterValidator(_check_turns),
+]
+
+
+class StreamOptions(_RequestModel):
+    """`include_usage` adds a last chunk with the usage, `continuous_usage_stats` (vLLM's) the usage so far to each."""
+
+    include_usage: Flag = False
+    continuous_usage_stats: Flag = False
+    include_obfuscation: Any = None
+
+
+# Values with which an unsupported field changes nothing.
+_NEUTRAL: tuple[Any, ...] = (False, 0, "none", "auto", [], {})
+_UNSUPPORTED = {
+    "presence_penalty": "Penalties are not supported: leave 'presence_penalty' out, or set it to 0.",
+    "frequency_penalty": "Penalties are not supported: leave 'frequency_penalty' out, or set it to 0.",
+    "logit_bias": "A bias on tokens is not supported: leave 'logit_bias' out.",
+    "tools": "Tools are not supported: leave 'tools' out, the answer is Python code.",
+    "tool_choice": "Tools are not supported: leave 'tool_choice' out.",
+    "functions": "Functions are not supported: leave 'functions' out, the answer is Python code.",
+    "function_call": "Functions are not supported: leave 'function_call' out.",
+    "audio": "Audio is not supported: leave 'audio' out.",
+    "web_search_options": "Searching the web is not supported: leave 'web_search_options' out.",
+    "reasoning_effort": "No model here reasons in steps that can be set: leave 'reasoning_effort' out.",
+    "verbosity": "The length of answers cannot be set in words: leave 'verbosity' out.",
+    "response_format": "Answers in JSON or by a schema are not supported: leave 'response_format' out.",
+    "modalities": "Answers are text alone: leave 'modalities' out.",
+    "echo": "The prompt is not repeated in the answer: leave 'echo' out, or set it to false.",
+    "suffix": "Filling in between a prompt and a suffix is not supported: leave 'suffix' out.",
+}
+_NEUTRAL_FORMATS = {"response_format": {"type": "text"}, "modalities": ["text"]}
+
+
+class OpenAIRequest(_RequestModel):
+    """Fields of both completion endpoints. Each prompt gets `n` answers."""
+
+    kind: ClassVar[Literal["chat", "text"]]
+    default_max_tokens: ClassVar[int]
+
+    model: Name
+    n: WholeNumber = Field(1, ge=1, le=MAX_CANDIDATES)
+    max_tokens: WholeNumber | None = Field(None, ge=1, le=MAX_TOKENS)
+    temperature: Number | None = Field(None, ge=0.0, le=2.0)
+    top_p: Number | None = Field(None, ge=0.0, le=1.0)
+    seed: WholeNumber | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    stop: Stops = []
+    stream: Flag = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Any = None
+    frequency_penalty: Any = None
+    logit_bias: Any = None
+    # Accepted and ignored: they do not change the answer.
+    user: Any = None
+    store: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    parallel_tool_calls: Any = None
+    prediction: Any = None
+    request_id: Any = None
+    priority: Any = None
+
+    _sampling_params: SamplingParams = PrivateAttr()
+
+    @field_validator(*_UNSUPPORTED, mode="before", check_fields=False)
+    @classmethod
+    def _refuse_unsupported(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.field_name or ""
+        neutral = (_NEUTRAL_FORMATS[name],) if name in _NEUTRAL_FORMATS else _NEUTRAL
+        if value not in neutral:
+            raise PydanticCustomError("unsupported_parameter", "{reason}", {"reason": _UNSUPPORTED[name]})
+        return value
+
+    @field_validator("stream_options", mode="before")
+    @classmethod
+    def _check_stream(cls, value: Any, info: ValidationInfo) -> Any:
+        if not info.data.get("stream"):
+            raise PydanticCustomError(
+                "invalid_value", "'stream_options' needs 'stream': set 'stream' to true, or leave both out."
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _set_sampling_params(self) -> Self:
+        """Compute the sampling parameters once, because a seed is drawn if the request has none."""
+        try:
+            self._sampling_params = self._make_sampling_params()
+        except PromptOrTuneError as error:  # combinations that the checks of single fields cannot find
+            raise invalid_request(str(error)) from error
+        return self
+
+    def _make_sampling_params(self) -> SamplingParams:
+        """Greedy at temperature 0, which is the default unless `n` or `top_p` asks for samples."""
+        temperature, max_tokens = self.temperature, self.token_limit or self.default_max_tokens
+        if temperature is None:
+            temperature = DEFAULT_SAMPLING_TEMPERATURE if self.n > 1 or self.top_p not in (None, 1) else 0
+        if not temperature or self.top_p == 0:
+            return SamplingParams("greedy", max_tokens, stop=tuple(self.stop), top_logprobs=self.num_logprobs)
         return SamplingParams(
             "sample",
             max_tokens,
-            candidates=n,
+            candidates=self.n,
             temperature=temperature,
-            top_p=1.0 if top_p is None else top_p,
-            seed=secrets.randbits(31) if seed is None else seed % 2**31,
-            stop=stop,
-            top_logprobs=top_logprobs,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=secrets.randbits(31) if self.seed is None else self.seed % 2**31,
+            stop=tuple(self.stop),
+            top_logprobs=self.num_logprobs,
         )
-    except PromptOrTuneError as error:  # what the checks above let through and the engine does not
-        raise invalid_request(str(error)) from error
 
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """Sampling parameters for the engine."""
+        return self._sampling_params
 
-def _parse_stream_options(fields: Fields) -> tuple[bool, bool, bool]:
-    """Whether to stream, whether a last chunk says the usage, and whether every chunk does (vLLM's extension)."""
-    stream = fields.boolean("stream")
-    options = fields.pop("stream_options")
-    if options is None:
-        return stream, False, False
-    if not stream:
-        raise invalid_request(
-            "'stream_options' needs 'stream': set 'stream' to true, or leave both out.", "stream_options"
-        )
-    if not isinstance(options, dict):
-        raise invalid_request(
-            "'stream_options' must be an object: give {\"include_usage\": true}, or leave it out.", "stream_options"
-        )
-    inner = Fields(options)
-    usage, count_on = inner.boolean("include_usage"), inner.boolean("continuous_usage_stats")
-    inner.reject_unknown(frozenset({"include_obfuscation"}))
-    return stream, usage, usage and count_on
+    @property
+    def token_limit(self) -> int | None:
+        """The requested limit on the tokens of an answer."""
+        return self.max_tokens
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """Number of alternatives whose log-probabilities are returned; None if none are requested."""
+        raise NotImplementedError
 
-def _check_response_format(fields: Fields) -> None:
-    """Text is the one format of an answer, and the one modality."""
-    form = fields.pop("response_format")
-    if form not in (None, {"type": "text"}):
-        raise unsupported_parameter(
-            "response_format", "Answers in JSON or by a schema are not served: leave 'response_format' out."
-        )
-    if fields.pop("modalities") not in (None, ["text"]):
-        raise unsupported_parameter("modalities", "Answers are text alone: leave 'modalities' out.")
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Prompts that are used as they are; () for a chat."""
+        return ()
 
-
-_ID_PREFIXES = {"chat": "chatcmpl", "text": "cmpl"}
-_OBJECT_TYPES = {"chat": "chat.completion", "text": "text_completion"}
-
-
-@dataclass(frozen=True)
-class ResponseBuilder:
-    """What all parts of one response repeat: its id, when it was asked, the model as it was asked for."""
-
-    request: CompletionRequest
-    fingerprint: str
-    id: str = field(default="")
-    created: int = 0
-
-    @classmethod
-    def create(cls, request: CompletionRequest, fingerprint: str) -> ResponseBuilder:
-        """A new reply, with an id of its own and the time now."""
-        return cls(request, fingerprint, f"{_ID_PREFIXES[request.kind]}-{secrets.token_hex(12)}", int(time.time()))
-
-    def common_fields(self, chunk: bool = False) -> dict[str, Any]:
-        """The fields around the choices."""
-        kind = _OBJECT_TYPES[self.request.kind]
-        return {
-            "id": self.id,
-            "object": f"{kind}.chunk" if chunk and self.request.kind == "chat" else kind,
-            "created": self.created,
-            "model": self.request.model,
-            "system_fingerprint": self.fingerprint,
-        }
-
-    def full_response(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        """The response with all choices; `answers` are in the order of the prompts."""
-        choices = [
-            self._choice(place, candidate, answer)
-            for answer in outputs
-            for place, candidate in enumerate(expand_samples(answer, self.request), answer.index * self.request.n)
-        ]
-        return {**self.common_fields(), "choices": choices, "usage": usage_info(outputs, self.request)}
-
-    def _choice(self, index: int, candidate: Candidate, output: RequestOutput) -> dict[str, Any]:
-        said = {"finish_reason": finish_reason(candidate), "logprobs": logprobs_content(candidate, self.request)}
-        if self.request.kind == "text":
-            return {"index": index, "text": candidate.text, **said}
-        message = {"role": "assistant", "content": candidate.text, "refusal": None, **extra_fields(candidate, output)}
-        return {"index": index, "message": message, **said}
-
-
-def expand_samples(output: RequestOutput, request: CompletionRequest) -> list[Candidate]:
-    """The n choices of one answer: its samples as they were said, or the one greedy answer as often as asked for."""
-    found = list(output.samples)
-    if not found:  # an engine that does not keep them apart says how often each was said
-        found = [candidate for candidate in output.candidates for _ in range(candidate.count)]
-    return found * request.n if request.sampling_params.mode == "greedy" else found
-
-
-def extra_fields(candidate: Candidate, output: RequestOutput) -> dict[str, Any]:
-    """What our messages hold beside OpenAI's fields: the code in the answer, and notes where there are any."""
-    notes = {"notes": list(output.notes)} if output.notes else {}
-    return {"code": candidate.code, **notes}
-
-
-def finish_reason(candidate: Candidate) -> str:
-    """Why the answer ended, in OpenAI's words."""
-    return "length" if candidate.finish == "length" else "stop"
-
-
-def usage_info(outputs: Iterable[RequestOutput], request: CompletionRequest) -> dict[str, int]:
-    """Tokens read and said; a prompt counts once, whatever the number of its answers."""
-    outputs = list(outputs)
-    read = sum(answer.prompt_tokens for answer in outputs)
-    said = sum(candidate.tokens for answer in outputs for candidate in expand_samples(answer, request))
-    return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
-
-
-def logprobs_content(candidate: Candidate, request: CompletionRequest) -> dict[str, Any] | None:
-    """Each token's log-probability and its likeliest rivals, as the endpoint words them; None where not asked for."""
-    if request.sampling_params.top_logprobs is None:
+    @property
+    def conversation(self) -> Conversation | None:
+        """The messages of a chat; None for a completion."""
         return None
-    said = candidate.token_logprobs
-    return _chat_logprobs(said) if request.kind == "chat" else _text_logprobs(said)
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that has the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage_stats(self) -> bool:
+        """Whether every chunk of a stream has the usage so far."""
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def num_seqs(self) -> int:
+        """Number of sequences in the batch; copies of one greedy answer are computed once."""
+        return max(1, len(self.prompts)) * self.sampling_params.candidates
 
 
-def _chat_logprobs(token_logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-    content = [
-        {
-            **_token_entry(each.token, each.logprob),
-            "top_logprobs": [_token_entry(token, value) for token, value in each.top],
-        }
-        for each in token_logprobs
-    ]
-    return {"content": content, "refusal": None}
+class ChatCompletionRequest(OpenAIRequest):
+    """Body of POST /v1/chat/completions."""
+
+    kind = "chat"
+    default_max_tokens = DEFAULT_CHAT_TOKENS
+
+    messages: Messages
+    max_completion_tokens: WholeNumber | None = Field(None, ge=1, le=MAX_TOKENS)
+    logprobs: Flag = False
+    top_logprobs: WholeNumber | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    audio: Any = None
+    web_search_options: Any = None
+    reasoning_effort: Any = None
+    verbosity: Any = None
+    response_format: Any = None
+    modalities: Any = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _check_logprobs(cls, value: int, info: ValidationInfo) -> int:
+        if not info.data.get("logprobs"):
+            raise PydanticCustomError(
+                "invalid_value", "'top_logprobs' needs 'logprobs': set 'logprobs' to true, or leave both out."
+            )
+        return value
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation.from_messages(self.messages)
 
 
-def _token_entry(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": _finite_logprob(logprob), "bytes": list(token.encode("utf-8", "replace"))}
+class CompletionRequest(OpenAIRequest):
+    """Body of POST /v1/completions."""
+
+    kind = "text"
+    default_max_tokens = DEFAULT_COMPLETION_TOKENS
+
+    prompt: Prompts
+    logprobs: WholeNumber | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+    best_of: WholeNumber | None = Field(None, ge=1, le=MAX_CANDIDATES)
+    echo: Any = None
+    suffix: Any = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _refuse_token_ids(cls, value: Any) -> Any:
+        if isinstance(value, list) and value and isinstance(value[0], int | list):
+            raise PydanticCustomError(
+                "unsupported_parameter", "Prompts of token numbers are not supported: send 'prompt' as a text."
+            )
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_not_blank(cls, value: list[str]) -> list[str]:
+        if not value or not all(prompt.strip() for prompt in value):
+            raise PydanticCustomError(
+                "missing_required_parameter", "'prompt' is missing or empty: the request needs it."
+            )
+        return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _check_best_of(cls, value: int, info: ValidationInfo) -> int:
+        if value != info.data.get("n"):
+            message = "Choosing the best of more answers is not supported: leave 'best_of' out."
+            raise PydanticCustomError("unsupported_parameter", message)
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(self.prompt)
 
 
-def _finite_logprob(logprob: float) -> float:
-    """JSON knows no infinity: what OpenAI says of a token that is as good as impossible."""
-    return logprob if math.isfinite(logprob) else -9999.0
+class TokenizeRequest(_RequestModel):
+    """Body of POST /tokenize (vLLM's): a prompt or messages."""
+
+    model: Annotated[Text, Field(max_length=MAX_NAME_LENGTH)] = "zero-shot"
+    messages: Messages | None = None
+    prompt: Annotated[Text, Field(min_length=1)] | None = None
+    add_special_tokens: Any = None
+    add_generation_prompt: Any = None
+    return_token_strs: Any = None
+
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if self.messages is None and self.prompt is None:
+            raise missing_field("prompt")
+        if self.messages is not None and self.prompt is not None:
+            raise invalid_request("Give either 'prompt' or 'messages', not both.", "prompt")
+        return self
 
 
-def _text_logprobs(token_logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """The offsets are places in the choice's own text."""
-    offsets, place = [], 0
-    for each in token_logprobs:
-        offsets.append(place)
-        place += len(each.token)
-    return {
-        "tokens": [each.token for each in token_logprobs],
-        "token_logprobs": [_finite_logprob(each.logprob) for each in token_logprobs],
-        "top_logprobs": [{token: _finite_logprob(value) for token, value in each.top} for each in token_logprobs],
-        "text_offset": offsets,
-    }
+class LoadLoRAAdapterRequest(_RequestModel):
+    """Body of POST /v1/load_lora_adapter (vLLM's)."""
+
+    lora_name: Name
+    lora_path: Annotated[Text, Field(min_length=1, max_length=MAX_PATH_LENGTH)]
+    load_inplace: Any = None
+    lora_int_id: Any = None
+
+
+class UnloadLoRAAdapterRequest(_RequestModel):
+    """Body of POST /v1/unload_lora_adapter (vLLM's)."""
+
+    lora_name: Name
+    lora_int_id: Any = None

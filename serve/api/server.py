@@ -1,8 +1,6 @@
-"""Uvicorn server.
+"""API server: uvicorn with timeouts for slow clients, and the API's command-line options.
 
-The HTTP server around the API: uvicorn, with a limit on how long a request's head may take, and a clean end.
-
-The API's options on a command line, the same for `python -m serve` and for `python app.py --api`.
+The options are the same for `python -m serve` and `python app.py --api`.
 """
 
 from __future__ import annotations
@@ -24,21 +22,20 @@ from serve.api.auth import ENV_VARIABLE, ApiKeys, is_loopback, read_keys
 from tasks.datasets.registry import DATASETS
 
 HEADER_TIMEOUT_S = 15.0
-# A request's line and headers together.
+# Request line and headers together.
 MAX_HEADER_BYTES = 32_768
 MAX_CONNECTIONS = 1024
-# How long a connection may refuse what is sent to it.
+# How long the send buffer of a connection may stay full.
 WRITE_TIMEOUT_S = 90.0
-# How long answers that were ended may take to reach their clients.
+# How long the last messages of ended answers may take to reach their clients.
 SHUTDOWN_TIMEOUT_S = 5
 
 
 class HeaderTimeoutProtocol(H11Protocol):
-    """Closes a connection whose next request has begun, or should have, and whose head does not come to an end, and
-    one whose client does not read.
+    """HTTP/1.1 protocol that closes a connection if a request's head is not complete in time or the client stalls.
 
-    uvicorn itself waits for ever for the head of a connection's first request, and for a client to read on, so that a
-    few thousand idle clients would keep all others out.
+    uvicorn has no timeout for the head of a connection's first request, nor for a client that does not read: a few
+    thousand idle connections would use up MAX_CONNECTIONS.
     """
 
     _header_timer: asyncio.TimerHandle | None = None
@@ -71,7 +68,7 @@ class HeaderTimeoutProtocol(H11Protocol):
             self._write_timer = None
 
     def _update_header_timer(self) -> None:
-        """Starts the clock when a head is awaited and stops it when it is there."""
+        """Start the timer while a head is awaited, and stop it once the head is complete."""
         if self.conn.their_state is not h11.IDLE:
             self._cancel_header_timer()
         elif self._header_timer is None:
@@ -89,9 +86,9 @@ class HeaderTimeoutProtocol(H11Protocol):
 
 
 class ApiServer(uvicorn.Server):
-    """Serves an API on a socket, until a signal or until `over` says so.
+    """Serves an API until a signal, or until `should_stop` returns True.
 
-    Before uvicorn waits for answers on their way, those are told that it ends.
+    On shutdown it ends the requests in flight with an error before uvicorn waits for their responses.
     """
 
     def __init__(self, api: Api, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -123,7 +120,7 @@ class ApiServer(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that waits for connections; OSError where there is none to be had."""
+    """Return a listening socket; raises OSError if the address cannot be used."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,36 +136,37 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class ApiOptions:
-    """Who may ask, and the API's bounds."""
+    """API keys and limits from the command line."""
 
     keys: ApiKeys
     settings: ApiSettings
 
 
 def add_api_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options; `read_api_options` reads them."""
-    usual = ApiSettings()
+    """Add the options that `read_api_options` reads."""
+    defaults = ApiSettings()
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="keys, one a line: see docs/serving.md")
     parser.add_argument("--open", action="store_true", help="serve other machines without any API key")
-    parser.add_argument("--rows-per-minute", metavar="N", help="answers a minute for whose key says nothing else")
+    parser.add_argument("--rows-per-minute", metavar="N", help="answers a minute for keys without a limit of their own")
     parser.add_argument(
         "--pool",
-        default=usual.pool,
+        default=defaults.pool,
         help=f"whose examples icl and rag show: {', '.join(DATASETS)} (%(default)s)",
     )
     for option, value, text in (
-        ("--max-body-kb", usual.max_body_bytes // 1000, "the largest body of a request, in kB"),
-        ("--timeout", int(usual.request_timeout_s), "seconds that one request may take"),
+        ("--max-body-kb", defaults.max_body_bytes // 1000, "the largest body of a request, in kB"),
+        ("--timeout", int(defaults.request_timeout_s), "seconds that one request may take"),
     ):
         parser.add_argument(option, default=str(value), metavar="N", help=f"{text} (%(default)s)")
 
 
 def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
-    """What was given, with the keys read; PromptOrTuneError in one sentence, also where `host` needs keys."""
+    """Return the options with the keys read; raises PromptOrTuneError, also if `host` requires keys."""
     keys = read_keys(args.api_key_file)
     if not (len(keys) or args.open or is_loopback(host)):
         raise PromptOrTuneError(
-            f"Without keys anybody could ask on {host}: give --api-key-file, set {ENV_VARIABLE}, or allow it with --open."
+            f"Without keys anybody could ask on {host}: "
+            f"give --api-key-file, set {ENV_VARIABLE}, or allow it with --open."
         )
     if args.pool not in DATASETS:
         raise unknown_name_error("data set", args.pool, DATASETS)
@@ -184,7 +182,7 @@ def read_api_options(args: argparse.Namespace, host: str) -> ApiOptions:
 
 
 def parse_count(text: str, option: str) -> int:
-    """A number of something; PromptOrTuneError where it is none."""
+    """Return the number in `text`; raises PromptOrTuneError if it is none."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1_000_000):
         raise PromptOrTuneError(f"'{text}' is no number for {option}: give one from 1 to 1000000.")
     return int(text)

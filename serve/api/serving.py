@@ -1,10 +1,6 @@
-"""Requests in flight -> engine.
+"""OpenAIServing: maps API requests to the engine (models, chats, tokens, adapters); tracking of requests in flight.
 
-What the API asks of the engine: a model's name as a method, requests, the list of models, tokens, adapters.
-
-One question to the engine and its events in an event loop's time, until the answer, the client or the server ends.
-
-No thread waits for a call: the engine rings when there is news, and the loop fetches it.
+No thread waits for an answer: the engine notifies the event loop, which then reads the outputs.
 """
 
 from __future__ import annotations
@@ -32,7 +28,7 @@ from serve.api.errors import (
     timed_out,
     to_api_error,
 )
-from serve.api.protocol import CompletionRequest, Conversation
+from serve.api.protocol import Conversation, OpenAIRequest
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.extract import extract_code
 from tasks.methods import Method, NoExamples, parse_method
@@ -48,14 +44,14 @@ OWNER = "prompt-or-tune"
 _METHOD_NAMES = ("zero-shot", "icl", "rag")
 _MAX_HINT_CANDIDATES = 500
 _PROBE_PARAMS = SamplingParams(max_new_tokens=1)
-# How a turn's answer is read back: code from its fence where it has one, else as it is.
+# For the answers of earlier turns: code inside a fence if there is one, else the whole text.
 _HISTORY_STYLE = STYLES["chat"]
 
 
 class OpenAIServing:
-    """The engine in the API's words. `pool` names the data set whose examples `icl` and `rag` show.
+    """Interface of the API to the engine. `pool` names the data set with the examples of `icl` and `rag`.
 
-    Methods may take time (disk, a lock) and are called in threads; each raises ApiError, or PromptOrTuneError.
+    Methods may block (disk, a lock), so they are called in threads; they raise ApiError or PromptOrTuneError.
     """
 
     def __init__(self, loader: EngineLoader, pool: str) -> None:
@@ -65,7 +61,7 @@ class OpenAIServing:
         self._adapter_lock = Lock()
 
     def engine(self) -> LLMEngine:
-        """The engine; ApiError 503 while it loads, and when loading has failed."""
+        """Return the engine; raises ApiError 503 while it is loading and if loading failed."""
         try:
             engine = self._loader.wait(0)
         except PromptOrTuneError as error:
@@ -75,12 +71,12 @@ class OpenAIServing:
         return engine
 
     def fingerprint(self) -> str:
-        """What answers depend on beside the request: the base's revision and its quantization."""
+        """Return an identifier of what answers depend on beside the request: revision and quantization of the base."""
         base = self.engine().base
         return f"fp_{base.revision.removeprefix('sha256:')[:12]}_{base.quantization}"
 
     def resolve_method(self, model: str) -> Method:
-        """The method that `model` names; ApiError 404 where it names none."""
+        """Return the method that `model` names; raises ApiError 404 if it names none."""
         engine = self.engine()
         if model == engine.base.id:
             return parse_method("zero-shot", ())
@@ -97,14 +93,15 @@ class OpenAIServing:
             raise ApiError(400, reason, param="model", code="model_unavailable")
         return method
 
-    def start(self, request: CompletionRequest, owner: str, notify: Callable[[], None]) -> OutputStream:
-        """Hands the request to the engine; `ring` is called whenever there is news."""
+    def start(self, request: OpenAIRequest, owner: str, notify: Callable[[], None]) -> OutputStream:
+        """Submit the request to the engine, which calls `notify` whenever there are new outputs."""
         method = self.resolve_method(request.model)
-        if request.conversation is not None:
-            requests = [self._chat_request(request.conversation, method)]
+        conversation = request.conversation
+        if conversation is not None:
+            requests = [self._chat_request(conversation, method)]
         elif method.examples.k:
             raise invalid_request(
-                f"'{request.model}' shows examples and this prompt is read as it is: use /v1/chat/completions.", "model"
+                f"'{request.model}' shows examples and this prompt is used as it is: use /v1/chat/completions.", "model"
             )
         else:
             requests = [Request(Problem("api", prompt), method, self._pool, raw=prompt) for prompt in request.prompts]
@@ -114,24 +111,24 @@ class OpenAIServing:
             raise to_api_error(error) from error
 
     def _chat_request(self, conversation: Conversation, method: Method) -> Request:
-        turns = [Example("", asked, extract_code(said, _HISTORY_STYLE)) for asked, said in conversation.turns]
+        turns = [Example("", question, extract_code(answer, _HISTORY_STYLE)) for question, answer in conversation.turns]
         return Request(Problem("api", conversation.intent), method, self._pool, turns=tuple(turns))
 
     def list_models(self) -> list[dict[str, Any]]:
-        """Every model: the base, the methods, and the adapters that this base can wear."""
+        """Return all models: the base, the methods, and the adapters that fit the base."""
         engine = self.engine()
-        found = [
+        cards = [
             self._base_model_card(),
             *(self._model_card(name) for name in _METHOD_NAMES if self._is_supported(parse_method(name, ()))),
         ]
         for status in engine.store.status(engine.base):
             if status.usable and self._is_supported(Method(status.name, NoExamples(), status.name)):
                 created = status.manifest.created if status.manifest else ""
-                found.append(self._model_card(status.name, _to_timestamp(created) or self._started_at))
-        return found
+                cards.append(self._model_card(status.name, _to_timestamp(created) or self._started_at))
+        return cards
 
     def get_model(self, name: str) -> dict[str, Any]:
-        """One model, also of those that the list does not name, as `icl-4` or `lora-x*0.5`."""
+        """Return one model, also one that is not listed, such as `icl-4` or `lora-x*0.5`."""
         if name == self.engine().base.id:
             return self._base_model_card()
         try:
@@ -141,7 +138,7 @@ class OpenAIServing:
         return self._model_card(name)
 
     def count_tokens(self, model: str, text: str | Conversation) -> dict[str, Any]:
-        """How many tokens a text has, or a chat's whole prompt with its examples."""
+        """Return the number of tokens of a text, or of the whole prompt of a chat with its examples."""
         engine = self.engine()
         if isinstance(text, str):
             count = engine.count_tokens(text)
@@ -154,16 +151,16 @@ class OpenAIServing:
         return {"count": count, "max_model_len": engine.base.context_length, "tokens": None, "token_strs": None}
 
     def load_lora_adapter(self, name: str, path: str) -> str:
-        """Registers the adapter folder `path` as `name` and loads it; nothing is registered when that fails."""
+        """Register the adapter folder `path` as `name` and load it; undoes the registration if the load fails."""
         engine = self.engine()
         with self._adapter_lock:
-            known = name in engine.adapters()
+            was_registered = name in engine.adapters()
             try:
                 engine.store.register(name, Path(path), engine.base)
                 try:
                     engine.adapter_cache.acquire(name).release()
                 except BaseException:
-                    if not known:
+                    if not was_registered:
                         engine.store.unregister(name)
                     raise
             except BusyError as error:
@@ -173,7 +170,7 @@ class OpenAIServing:
         return f"Success: LoRA adapter '{name}' added successfully."
 
     def unload_lora_adapter(self, name: str) -> str:
-        """Frees the adapter's memory and forgets a registered one; 404 where there is none of that name."""
+        """Unload the adapter and remove its registration; raises ApiError 404 for an unknown name."""
         engine = self.engine()
         with self._adapter_lock:
             if name not in engine.adapters():
@@ -181,16 +178,16 @@ class OpenAIServing:
                     404, _unknown_model_message(name, engine.adapters()), param="lora_name", code="model_not_found"
                 )
             try:
-                # First, so that nobody loads it again in between.
+                # Before the unload, so that no request loads it again in between.
                 engine.store.unregister(name)
-            except AdapterError:  # it lies in the store itself, where whoever asks for it finds it again
+            except AdapterError:  # it is in the store itself and was not registered: later requests load it again
                 return f"Success: LoRA adapter '{name}' left memory; it stays in the store."
             finally:
                 engine.adapter_cache.unload(name)
         return f"Success: LoRA adapter '{name}' removed successfully."
 
     def health(self) -> tuple[int, Mapping[str, str]]:
-        """200 when requests are answered, and 503 with the reason when not."""
+        """Return 200 if requests are answered, else 503 with the reason."""
         state = self._loader.state()
         if state.phase == "ready":
             return 200, {"status": "ok"}
@@ -201,9 +198,9 @@ class OpenAIServing:
 
     def _base_model_card(self) -> dict[str, Any]:
         base = self.engine().base
-        # The last two are ours: they tell a client which adapters belong to this base.
-        known = {"max_model_len": base.context_length, "revision": base.revision, "quantization": base.quantization}
-        return {**self._model_card(base.id), "parent": None, **known}
+        # Revision and quantization are not vLLM's: they tell a client which adapters belong to this base.
+        details = {"max_model_len": base.context_length, "revision": base.revision, "quantization": base.quantization}
+        return {**self._model_card(base.id), "parent": None, **details}
 
     def _model_card(self, name: str, created: int | None = None) -> dict[str, Any]:
         base = self.engine().base
@@ -212,37 +209,37 @@ class OpenAIServing:
 
 
 def output_error(output: RequestOutput) -> ApiError | None:
-    """What to say of an answer that failed, None of one that did not."""
+    """Return the error of a failed output; None for one that did not fail."""
     if output.error is None:
         return shutting_down() if output.cancelled else None
     return to_api_error(output.exception or PromptOrTuneError(output.error))
 
 
 def _unknown_model_message(model: str, names: list[str]) -> str:
-    """A sentence with the nearest name; of thousands none is sought and none is listed."""
+    """Return a message with the most similar name, among a limited number of adapters: the search is slow."""
     near = difflib.get_close_matches(model, [*_METHOD_NAMES, *names[:_MAX_HINT_CANDIDATES]], n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"The model '{model}' does not exist: {hint}GET /v1/models lists what is served."
 
 
 def _to_timestamp(created: str) -> int | None:
-    """A manifest's date as seconds since 1970."""
+    """Return a manifest's date as seconds since 1970; None if it is no date."""
     try:
         return int(datetime.fromisoformat(created).timestamp())
     except ValueError:
         return None
 
 
-# Starts the engine's work; is given what to call, from any thread, when there is news.
+# Submits a request, given the function to call (from any thread) when there are new outputs.
 StartFn = Callable[[Callable[[], None]], "OutputStream"]
 
 
 class ClientGoneError(Exception):
-    """The client has closed its connection: nobody is left to answer."""
+    """The client has closed its connection, or does not read its response."""
 
 
 class InFlightRequest:
-    """A call that runs. It ends with its last answer, or with what `end` is given."""
+    """One request being answered. It ends with its last output, or with the exception given to `end`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -250,9 +247,9 @@ class InFlightRequest:
         self._exception: Exception | None = None
 
     async def events(self, start: StartFn) -> AsyncGenerator[PartialOutput | RequestOutput]:
-        """Partials as they come, of each answer the newest, and one RequestOutput a request; raises what ended it.
+        """Submit the request and yield its outputs; raises the exception given to `end`.
 
-        However it is left, the rows are stopped within a step.
+        Closing the generator stops the rows within one step.
         """
         stream = await asyncio.to_thread(start, self._notify)
         try:
@@ -268,7 +265,7 @@ class InFlightRequest:
             stream.close()
 
     def end(self, exception: Exception) -> None:
-        """Ends it in this loop's thread: the reader gets `fault` raised."""
+        """Raise `exception` in the reader of `events`; called in the event loop's thread."""
         if self._exception is None:
             self._exception = exception
         self._has_output.set()
@@ -278,7 +275,7 @@ class InFlightRequest:
 
 
 class InFlightRequests:
-    """All calls of a server: how many there may be, how long one may take, and their end with the server's."""
+    """All requests of a server: limits their number and duration, and ends them with the server."""
 
     def __init__(self, max_requests: int, timeout_s: float) -> None:
         self._max_requests = max_requests
@@ -292,35 +289,35 @@ class InFlightRequests:
 
     @asynccontextmanager
     async def track(self, receive: Receive) -> AsyncIterator[InFlightRequest]:
-        """A call that ends when the client goes (`receive` says so), at its time limit, or with the server.
+        """Track one request, which is ended when the client disconnects, at the timeout, or with the server.
 
-        ApiError where there are too many already, or the server is about to end.
+        Raises ApiError if there are too many already, or the server is shutting down.
         """
         if self._closing:
             raise shutting_down()
         if len(self._requests) >= self._max_requests:
             message = f"{len(self._requests)} requests are being answered: ask again in a few seconds."
             raise rate_limited(message, 3, "server_busy")
-        call = InFlightRequest()
+        request = InFlightRequest()
         self._loop = asyncio.get_running_loop()
-        self._requests.add(call)
-        watcher = asyncio.create_task(_watch_disconnect(call, receive))
-        limit = asyncio.get_running_loop().call_later(self._timeout_s, call.end, timed_out(self._timeout_s))
+        self._requests.add(request)
+        watcher = asyncio.create_task(_watch_disconnect(request, receive))
+        limit = asyncio.get_running_loop().call_later(self._timeout_s, request.end, timed_out(self._timeout_s))
         try:
-            yield call
+            yield request
         finally:
             limit.cancel()
             watcher.cancel()
-            self._requests.discard(call)
+            self._requests.discard(request)
 
     def close(self) -> None:
-        """Ends all calls and takes no more, in the loop's thread: the server is about to end."""
+        """End all requests and refuse further ones; called in the event loop's thread."""
         self._closing = True
-        for call in self._requests:
-            call.end(shutting_down())
+        for request in self._requests:
+            request.end(shutting_down())
 
     def stop(self, seconds: float) -> None:
-        """As `close`, from another thread; waits for the calls to have ended, at most so long."""
+        """As `close`, from another thread; waits at most `seconds` for the requests to end."""
         if self._loop is None or self._loop.is_closed():
             return
         self._loop.call_soon_threadsafe(self.close)
@@ -330,7 +327,7 @@ class InFlightRequests:
 
 
 async def _watch_disconnect(request: InFlightRequest, receive: Receive) -> None:
-    """Ends the call when its client goes; the body has been read, so nothing else can come."""
+    """End the request when its client disconnects. The body has been read, so no other message can come."""
     while (await receive())["type"] != "http.disconnect":
         pass
     request.end(ClientGoneError())

@@ -1,8 +1,7 @@
-"""SSE chunks.
+"""SSE streaming: converts the outputs of a call into server-sent events of OpenAI's chunks.
 
-A growing answer as server-sent events: chunks of text, a last one a choice, the usage, and [DONE].
-
-A call's events on their way out, and what becomes of a stream that fails after it has begun.
+A stream has chunks with new text, a last chunk per choice, the usage if requested, and [DONE]. If it fails after the
+first event, its last event is the error.
 """
 
 from __future__ import annotations
@@ -11,17 +10,18 @@ import json
 import logging
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 from typing import Any
 
 from errors import PromptOrTuneError
 from serve.api.errors import ApiError, internal_error, to_api_error
-from serve.api.http import ResponseWriter
-from serve.api.protocol import (
+from serve.api.responses import (
     ResponseBuilder,
     expand_samples,
     extra_fields,
     finish_reason,
     logprobs_content,
+    usage_fields,
     usage_info,
 )
 from serve.api.serving import ClientGoneError, output_error
@@ -29,12 +29,13 @@ from serve.types import PartialOutput, RequestOutput
 from tasks.prompt import INSTRUCTION, RESPONSE
 
 DONE_EVENT = b"data: [DONE]\n\n"
-# An answer is cut where one of these begins a line (tasks/extract.py), so a line that may become one waits.
+# An answer ends before a line that begins with one of these (tasks/extract.py). A last line that may become such a
+# line is therefore not sent before it is complete.
 _TURN_MARKERS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
 
 
 class SSEStream:
-    """Turns one call's events into server-sent events; what has been sent is never taken back."""
+    """Encodes the outputs of one call as server-sent events; sent text is never withdrawn."""
 
     def __init__(self, response: ResponseBuilder) -> None:
         self._response = response
@@ -45,14 +46,14 @@ class SSEStream:
         self._outputs: list[RequestOutput] = []
 
     def encode(self, event: PartialOutput | RequestOutput) -> Iterator[bytes]:
-        """The server-sent events that one event makes; none where nothing of it is certain yet."""
+        """Yield the events for one output; none if it has no text that is certain to stay."""
         if isinstance(event, PartialOutput):
             yield from self._encode_partial(event)
         else:
             yield from self._encode_finished(event)
 
     def encode_end(self) -> Iterator[bytes]:
-        """What comes after the last answer."""
+        """Yield the events after the last output."""
         if self._request.include_usage:
             yield _encode_event(
                 {**self._common_fields, "choices": [], "usage": usage_info(self._outputs, self._request)}
@@ -60,7 +61,7 @@ class SSEStream:
         yield DONE_EVENT
 
     def encode_error(self, error: ApiError) -> Iterator[bytes]:
-        """What ends a stream that cannot be finished."""
+        """Yield the events that end a failed stream."""
         yield b"data: " + error.encoded() + b"\n\n"
         yield DONE_EVENT
 
@@ -68,22 +69,22 @@ class SSEStream:
         text = partial.text if self._request.kind == "text" else stable_prefix(partial.text)
         copies = range(self._request.n) if self._request.sampling_params.mode == "greedy" else (partial.candidate,)
         for copy in copies:
-            place = partial.index * self._request.n + copy
-            self._tokens[place] = partial.tokens
-            yield from self._encode_text(place, text)
+            index = partial.index * self._request.n + copy
+            self._tokens[index] = partial.tokens
+            yield from self._encode_text(index, text)
 
     def _encode_finished(self, output: RequestOutput) -> Iterator[bytes]:
         self._outputs.append(output)
-        for place, candidate in enumerate(expand_samples(output, self._request), output.index * self._request.n):
-            self._tokens[place] = candidate.tokens
-            yield from self._encode_text(place, candidate.text)
+        for index, candidate in enumerate(expand_samples(output, self._request), output.index * self._request.n):
+            self._tokens[index] = candidate.tokens
+            yield from self._encode_text(index, candidate.text)
             more = extra_fields(candidate, output) if self._request.kind == "chat" else {}
             yield self._encode_chunk(
-                place, "", more, finish_reason(candidate), logprobs_content(candidate, self._request)
+                index, "", more, finish_reason(candidate), logprobs_content(candidate, self._request)
             )
 
     def _encode_text(self, index: int, text: str) -> Iterator[bytes]:
-        """What is new in the choice's text."""
+        """Yield a chunk with the text that is new in the choice."""
         if index not in self._sent:
             self._sent[index] = ""
             if self._request.kind == "chat":
@@ -110,22 +111,21 @@ class SSEStream:
         return _encode_event({**self._common_fields, "choices": [choice], **more})
 
     def _current_usage(self) -> dict[str, int] | None:
-        """Where it is asked for in every chunk. A prompt's tokens are known once its answer is whole."""
+        """Return the usage so far, if every chunk has it. Prompt tokens are counted once the answer is finished."""
         if not self._request.continuous_usage_stats:
             return None
-        read, said = sum(answer.prompt_tokens for answer in self._outputs), sum(self._tokens.values())
-        return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
+        return usage_fields(sum(output.prompt_tokens for output in self._outputs), sum(self._tokens.values()))
 
 
 def stable_prefix(text: str) -> str:
-    """The part of a growing answer that no further token can cut off again.
+    """Return the part of an unfinished answer that later tokens cannot change.
 
-    Left out are blanks at its end and a last line that may become the beginning of a further turn.
+    This omits white space at the end, and a last line that may become the start of another turn.
     """
     text = text.rstrip()
     start = text.rfind("\n") + 1
     line = text[start:].lstrip()
-    if line and any(turn.startswith(line) or line.startswith(turn) for turn in _TURN_MARKERS):
+    if line and any(marker.startswith(line) or line.startswith(marker) for marker in _TURN_MARKERS):
         return text[:start].rstrip()
     return text
 
@@ -137,35 +137,32 @@ def _encode_event(value: dict[str, Any]) -> bytes:
 _log = logging.getLogger(__name__)
 
 
-async def send_stream(
-    events: AsyncGenerator[PartialOutput | RequestOutput], sse: SSEStream, writer: ResponseWriter
-) -> None:
-    """Sends events as they come. Once something has been sent, a failure becomes the last event."""
+async def encode_stream(events: AsyncGenerator[PartialOutput | RequestOutput], sse: SSEStream) -> AsyncGenerator[bytes]:
+    """Yield server-sent events as outputs come. An error after the first event becomes the last event."""
+    started = False
     try:
-        async for event in raise_failed(events):
-            pieces = b"".join(sse.encode(event))
-            if pieces:
-                await writer.send_event(pieces)
+        async with aclosing(events):
+            async for event in raise_failed(events):
+                encoded = b"".join(sse.encode(event))
+                if encoded:
+                    started = True
+                    yield encoded
         last = sse.encode_end()
-    except PromptOrTuneError as error:
-        if not writer.started:
-            raise
-        last = sse.encode_error(to_api_error(error))
     except ClientGoneError:
         raise
     except Exception as error:
-        if not writer.started:
+        if not started:
             raise
-        log_unexpected_error(error)
-        last = sse.encode_error(internal_error())
-    await writer.send_event(b"".join(last))
-    await writer.end_stream()
+        if not isinstance(error, PromptOrTuneError):
+            log_unexpected_error(error)
+        last = sse.encode_error(to_api_error(error) if isinstance(error, PromptOrTuneError) else internal_error())
+    yield b"".join(last)
 
 
 async def raise_failed(
     events: AsyncIterator[PartialOutput | RequestOutput],
 ) -> AsyncIterator[PartialOutput | RequestOutput]:
-    """The events; ApiError where an answer has failed."""
+    """Yield the outputs; raises ApiError for a failed one."""
     async for event in events:
         error = output_error(event) if isinstance(event, RequestOutput) else None
         if error is not None:
@@ -174,6 +171,6 @@ async def raise_failed(
 
 
 def log_unexpected_error(error: BaseException) -> None:
-    """Writes down where a defect of ours happened, but no values: they may be what a person asked."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("A request failed with %s:\n%s", type(error).__name__, where)
+    """Log the type and the stack of an exception, but not its message, which may contain a person's prompt."""
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("A request failed with %s:\n%s", type(error).__name__, stack)

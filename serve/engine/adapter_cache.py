@@ -1,12 +1,12 @@
-"""Ref-counted LRU of loaded adapters.
+"""Adapter cache: reference-counted LRU of the adapters in memory, limited in number and bytes.
 
-The adapters in memory: at most so many and so many bytes of them; what was used longest ago makes room.
+A request that needs an adapter acquires a lease on it. If the adapter is not in memory, the thread that acquires it
+also loads it, while the engine's thread goes on decoding. Each `acquire` opens the folder again, so a lease always
+refers to the version now on disk: a new version under an old name is never answered with the old one. Running rows
+keep the version they started with, as `Backend.load_adapter` promises.
 
-Whoever needs an adapter takes a lease on it and loads it, where it is not there, in its own thread while the engine's
-worker goes on decoding. A folder is looked at each time: what is leased is what lies on disk now, so a new version
-under an old name is never answered with the old one. Rows in flight keep what they wear, as the backend promises.
-
-Which adapters are in memory, who uses them, and which of them may go: sums alone, no threads and no backend.
+CacheState holds the accounting (entries, leases, reservations, choice of a victim) without threads or backend;
+AdapterCache adds the locks and calls the backend.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serve.types import Backend
 
 @dataclass(eq=False)
 class CacheEntry:
-    """One version of an adapter in memory. `leaving`: it is unloaded once its last lease is given back."""
+    """One version of an adapter in memory. With `unload_pending` it is unloaded when its last lease is released."""
 
     folder: AdapterFolder
     bytes: int
@@ -37,7 +37,10 @@ class CacheEntry:
 
 @dataclass(eq=False)
 class InFlightLoad:
-    """A name that one thread is loading or unloading. `bytes` is the room that is kept for what it loads."""
+    """Marks a name that one thread is loading or unloading, so that other threads wait for it.
+
+    `bytes` is the memory reserved for the load, `error` its failure for the threads that wait for the same folder.
+    """
 
     folder: AdapterFolder | None = None
     bytes: int | None = None
@@ -58,10 +61,10 @@ class CachedAdapterStatus:
 
 @dataclass(frozen=True)
 class AdapterCacheStatus:
-    """What is in memory, what was used longest ago first, and what it took.
+    """State of the cache; `adapters` are in LRU order, least recently used first.
 
-    `bytes` counts replaced versions that rows in flight still wear. `hits`, `loads` and `evictions` count from the
-    start on; `load_seconds` is the time that the loads took together.
+    `bytes` includes replaced versions that running rows still use. `hits`, `loads` and `evictions` are counted from
+    the start of the engine; `load_seconds` is the total time of all loads.
     """
 
     count: int
@@ -77,12 +80,12 @@ class AdapterCacheStatus:
 
 @dataclass(eq=False)
 class CacheState:
-    """The books of `AdapterCache`, which calls everything here under its lock."""
+    """Accounting of `AdapterCache`, which makes every call here under its lock."""
 
     max_count: int
     max_bytes: int
     entries: OrderedDict[str, CacheEntry] = field(default_factory=OrderedDict)
-    # Versions that the backend has under their name no more, and somebody still has a lease on.
+    # Versions replaced in the backend by a newer one while they were leased: their memory is still in use.
     replaced: list[CacheEntry] = field(default_factory=list)
     in_flight: dict[str, InFlightLoad] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
@@ -90,38 +93,45 @@ class CacheState:
     loads: int = 0
     evictions: int = 0
     load_seconds: float = 0.0
-    # Seconds for which a lease is held, of late.
+    # Moving average of the seconds for which a lease is held: the estimate given with BusyError.
     mean_lease_seconds: float = 0.0
 
     def lease(self, name: str, folder: AdapterFolder) -> CacheEntry | None:
-        """What is in memory, with one lease more, if that is this version; it stays then, whoever wanted it to go."""
-        resident = self.entries.get(name)
-        if resident is None:
+        """Return the entry with one more lease if exactly this version is in memory, else None.
+
+        Cancels a pending unload: the adapter is in use again.
+        """
+        entry = self.entries.get(name)
+        if entry is None:
             return None
-        resident.unload_pending = False
-        if resident.folder != folder:
+        entry.unload_pending = False
+        if entry.folder != folder:
             return None
-        resident.leases += 1
-        self._touch(name, resident)
-        return resident
+        entry.leases += 1
+        self._touch(name, entry)
+        return entry
 
     def release(self, name: str, entry: CacheEntry, seconds: float) -> bool:
-        """One lease less, after so many seconds; whether the adapter must be unloaded now."""
+        """Remove one lease, held for `seconds`; return whether the caller must unload the adapter now."""
         self.mean_lease_seconds += (seconds - self.mean_lease_seconds) / 10
         entry.leases -= 1
         if entry.leases:
             return False
         if entry in self.replaced:
+            # The backend has a newer version under this name, which must stay; the old one is freed by its last row.
             self.replaced.remove(entry)
             return False
         self._touch(name, entry)
         return entry.unload_pending and name not in self.in_flight
 
     def insert(self, name: str, folder: AdapterFolder, load: InFlightLoad, size: int) -> CacheEntry | None:
-        """What was loaded in place of any earlier version, leased; None where it needs more room than there is."""
-        before = self.entries.pop(name, None)
-        if before is not None and before.leases:
-            self.replaced.append(before)
+        """Return a leased entry for the version just loaded, which replaces an earlier one of that name.
+
+        Returns None if its `size` in memory does not fit; the caller must unload it then.
+        """
+        earlier = self.entries.pop(name, None)
+        if earlier is not None and earlier.leases:
+            self.replaced.append(earlier)
         if not self.reserve(load, size):
             return None
         load.bytes = None
@@ -129,42 +139,50 @@ class CacheState:
         return self.lease(name, folder)
 
     def reserve(self, load: InFlightLoad, size: int) -> bool:
-        """Keeps `size` bytes for the move, in place of what it had; False where they are not there."""
+        """Reserve `size` bytes for the load, in place of its earlier reservation; return False if they do not fit.
+
+        Reservations count like entries, so that two concurrent loads do not both take the last free memory.
+        """
         load.bytes = None
-        taken = [each.bytes for each in (*self.entries.values(), *self.replaced)]
-        taken += [each.bytes for each in self.in_flight.values() if each.bytes is not None]
-        if len(taken) >= self.max_count or sum(taken) + size > self.max_bytes:
+        used = [entry.bytes for entry in (*self.entries.values(), *self.replaced)]
+        used += [other.bytes for other in self.in_flight.values() if other.bytes is not None]
+        if len(used) >= self.max_count or sum(used) + size > self.max_bytes:
             return False
         load.bytes = size
         return True
 
     def victim(self, name: str) -> str | None:
-        """What makes room for `name`: neither leased nor pinned, and used longest ago.
+        """Return the least recently used adapter that may be unloaded for `name`: neither leased nor pinned.
 
-        An earlier version of `name` itself may go even if it is pinned, as another one is on its way.
+        An earlier version of `name` itself may be unloaded even if it is pinned, because `name` is about to be loaded.
         """
-        for each, resident in self.entries.items():
-            if not resident.leases and (each == name or (each not in self.pinned and each not in self.in_flight)):
-                return each
+        for other, entry in self.entries.items():
+            if not entry.leases and (other == name or (other not in self.pinned and other not in self.in_flight)):
+                return other
         return None
 
     def can_free_later(self, name: str) -> bool:
-        """Whether something that takes room now can make room for `name` later on."""
-        leased = any(each.leases and (key == name or key not in self.pinned) for key, each in self.entries.items())
-        moving = any(
-            key != name and (move.bytes is not None or key in self.entries) for key, move in self.in_flight.items()
+        """Whether memory for `name` may become free later: by a lease, a load, an unload or a replaced version.
+
+        False means that only pinned adapters are left, so that waiting would be in vain.
+        """
+        leased = any(entry.leases and (key == name or key not in self.pinned) for key, entry in self.entries.items())
+        loading = any(
+            key != name and (load.bytes is not None or key in self.entries) for key, load in self.in_flight.items()
         )
-        return leased or moving or bool(self.replaced)
+        return leased or loading or bool(self.replaced)
 
     def status(self) -> AdapterCacheStatus:
-        """What is in memory now."""
+        """Return the current state."""
         adapters = tuple(
-            CachedAdapterStatus(name, each.folder.digest, each.bytes, each.leases, name in self.pinned, each.last_used)
-            for name, each in self.entries.items()
+            CachedAdapterStatus(
+                name, entry.folder.digest, entry.bytes, entry.leases, name in self.pinned, entry.last_used
+            )
+            for name, entry in self.entries.items()
         )
         return AdapterCacheStatus(
             len(adapters),
-            sum(each.bytes for each in (*self.entries.values(), *self.replaced)),
+            sum(entry.bytes for entry in (*self.entries.values(), *self.replaced)),
             self.max_count,
             self.max_bytes,
             adapters,
@@ -179,12 +197,12 @@ class CacheState:
         self.entries.move_to_end(name)
 
 
-# A folder that changes while it is loaded is tried anew, but not for as long as somebody writes into it.
+# A folder that changed during its load is loaded again; the limit ends this if a program keeps writing into it.
 _MAX_LOAD_ATTEMPTS = 3
 
 
 class Lease:
-    """Keeps an adapter in memory until it is released; `folder` is what was checked and loaded."""
+    """Keeps an adapter in memory until it is released; `folder` is the version that was checked and loaded."""
 
     def __init__(self, folder: AdapterFolder, release_fn: Callable[[], None]) -> None:
         self.folder = folder
@@ -192,11 +210,11 @@ class Lease:
         self._lock = Lock()
 
     def release(self) -> None:
-        """Gives the adapter back; a second time changes nothing."""
+        """Release the lease; further calls have no effect."""
         with self._lock:
-            give_back, self._release_fn = self._release_fn, None
-        if give_back is not None:
-            give_back()
+            release_fn, self._release_fn = self._release_fn, None
+        if release_fn is not None:
+            release_fn()
 
     def __enter__(self) -> Lease:
         return self
@@ -208,10 +226,11 @@ class Lease:
 
 
 class AdapterCache:
-    """The adapters in memory: a bounded LRU (count and bytes). Thread-safe.
+    """LRU of the adapters in memory, limited in number and bytes. Thread-safe.
 
-    The backend is never called under the lock: it may wait for the worker, and the worker for a lease's release.
-    What one thread loads or unloads is marked as moving instead, and other threads that need it wait.
+    The backend is never called under the lock: it may wait for the engine's thread, which in turn takes the lock to
+    release a lease. Instead, a name that one thread loads or unloads is marked in `in_flight`, and other threads that
+    need it wait until the mark is removed.
     """
 
     def __init__(
@@ -222,103 +241,110 @@ class AdapterCache:
         self._timeout = timeout
         self._state = CacheState(max_count, max_bytes)
         self._changed = Condition(Lock())
-        # Held while room is made, so that two that need room do not both take what one of them has freed.
+        # Held while adapters are evicted: otherwise one thread could reserve the memory that another has just freed,
+        # and that thread would evict more than is needed.
         self._eviction_lock = Lock()
 
     def acquire(self, name: str, timeout: float | None = None) -> Lease:
-        """The adapter as it lies in the store now, in memory until the lease is released.
+        """Load the adapter's current version if necessary and return a lease on it.
 
-        AdapterError or UnknownNameError where it may not be loaded: nothing of it is in memory then. BusyError where
-        for `timeout` seconds, by default those of all calls, all that is in memory was leased; 0 waits for no lease.
+        Raises AdapterError or UnknownNameError if it cannot be loaded; nothing of it is in memory then. Raises
+        BusyError if no memory became free within `timeout` seconds (by default that of the cache) because all
+        adapters were leased; with 0 it does not wait for a lease to end.
         """
-        asked = time.monotonic()
-        deadline = asked + (self._timeout if timeout is None else timeout)
+        begin = time.monotonic()
+        deadline = begin + (self._timeout if timeout is None else timeout)
         while True:
             folder = self._store.open(name, self._backend.base)
             with self._changed:
-                move = self._state.in_flight.get(name)
-                if move is None:
-                    if (resident := self._lookup(name, folder)) is not None:
-                        return self._make_lease(name, resident)
-                    move = self._state.in_flight[name] = InFlightLoad()
+                load = self._state.in_flight.get(name)
+                if load is None:
+                    if (entry := self._lookup(name, folder)) is not None:
+                        return self._make_lease(name, entry)
+                    load = self._state.in_flight[name] = InFlightLoad()
                     break
-                # Not the room is waited for here: that other thread loads what this one wants.
-                self._wait_for(name, move, max(deadline, asked + self._timeout))
-                if move.error is not None and move.folder == folder:
-                    raise AdapterError(str(move.error))
+                # Another thread is loading this adapter. `timeout` is about memory and does not apply: even a caller
+                # that does not wait for memory waits for this load.
+                self._wait_for(name, load, max(deadline, begin + self._timeout))
+                if load.error is not None and load.folder == folder:
+                    raise AdapterError(str(load.error))
         try:
-            return self._make_lease(name, self._load(name, move, deadline))
-        except AdapterError as fault:
-            move.error = fault
+            return self._make_lease(name, self._load(name, load, deadline))
+        except AdapterError as error:
+            load.error = error
             raise
         finally:
             self._end_load(name)
 
     def pin(self, name: str) -> None:
-        """Loads the adapter and keeps it in memory, in use or not; errors as of `acquire`."""
+        """Load the adapter and never evict it, whether it is in use or not; raises the errors of `acquire`."""
         with self.acquire(name), self._changed:
             self._state.pinned.add(name)
 
     def unpin(self, name: str) -> None:
-        """Lets the adapter make room again."""
+        """Allow the eviction of the adapter again."""
         with self._changed:
             self._state.pinned.discard(name)
             self._changed.notify_all()
 
     def unload(self, name: str) -> None:
-        """Takes the adapter, pinned or not, out of memory: now, or when its last lease is given back.
+        """Unload the adapter, pinned or not: now, or when its last lease is released.
 
-        Who acquires it before that keeps it. BusyError where it is being loaded all the time.
+        It stays in memory if it is acquired again before that. Raises BusyError if another thread is still loading it
+        when the timeout of the cache ends.
         """
         deadline = time.monotonic() + self._timeout
         with self._changed:
             self._state.pinned.discard(name)
             self._changed.notify_all()
-            while (move := self._state.in_flight.get(name)) is not None:
-                self._wait_for(name, move, deadline)
-            resident = self._state.entries.get(name)
-            if resident is None:
+            while (load := self._state.in_flight.get(name)) is not None:
+                self._wait_for(name, load, deadline)
+            entry = self._state.entries.get(name)
+            if entry is None:
                 return
-            resident.unload_pending = True
-            if resident.leases:
+            entry.unload_pending = True
+            if entry.leases:
                 return
             self._state.in_flight[name] = InFlightLoad()
         self._unload_marked(name)
 
     def status(self) -> AdapterCacheStatus:
-        """What is in memory now."""
+        """Return the current state."""
         with self._changed:
             return self._state.status()
 
     def _lookup(self, name: str, folder: AdapterFolder) -> CacheEntry | None:
-        resident = self._state.lease(name, folder)
-        self._state.hits += resident is not None
-        return resident
+        entry = self._state.lease(name, folder)
+        self._state.hits += entry is not None
+        return entry
 
     def _make_lease(self, name: str, entry: CacheEntry) -> Lease:
-        begun = time.monotonic()
-        return Lease(entry.folder, lambda: self._release(name, entry, begun))
+        leased_at = time.monotonic()
+        return Lease(entry.folder, lambda: self._release(name, entry, leased_at))
 
     def _release(self, name: str, entry: CacheEntry, leased_at: float) -> None:
         with self._changed:
-            leaves = self._state.release(name, entry, time.monotonic() - leased_at)
-            if leaves:
+            must_unload = self._state.release(name, entry, time.monotonic() - leased_at)
+            if must_unload:
                 self._state.in_flight[name] = InFlightLoad()
             self._changed.notify_all()
-        if leaves:
+        if must_unload:
             self._unload_marked(name)
 
     def _load(self, name: str, load: InFlightLoad, deadline: float) -> CacheEntry:
-        """Loads what the store has under `name` now, and leases it. No other thread moves that name meanwhile."""
+        """Load the version that the store has now and return its leased entry.
+
+        `load` is the mark of this thread in `in_flight`: no other thread loads or unloads the name meanwhile.
+        """
         needed = attempts = 0
         while True:
-            # Looked at again: the version that led here may have been replaced before this thread's turn.
+            # Opened again, because the version found in `acquire` may have been replaced in the meantime.
             folder = load.folder = self._store.open(name, self._backend.base)
             with self._changed:
-                if (resident := self._lookup(name, folder)) is not None:
-                    return resident
+                if (entry := self._lookup(name, folder)) is not None:
+                    return entry
             self._reserve(name, load, max(needed, _file_bytes(folder)), deadline)
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             attempts += 1
             try:
                 self._backend.load_adapter(folder)
@@ -329,14 +355,18 @@ class AdapterCache:
             needed = self._backend.adapter_bytes(name)
             with self._changed:
                 self._state.loads += 1
-                self._state.load_seconds += time.perf_counter() - begun
-                if (resident := self._state.insert(name, folder, load, needed)) is not None:
-                    return resident
-            # It is larger than its file: out again, until there is room for what it takes.
+                self._state.load_seconds += time.perf_counter() - begin
+                if (entry := self._state.insert(name, folder, load, needed)) is not None:
+                    return entry
+            # It is larger in memory than its file, whose size had been reserved, and does not fit. Unload it and
+            # reserve its real size in the next round.
             self._backend.unload_adapter(name)
 
     def _reserve(self, name: str, load: InFlightLoad, size: int, deadline: float) -> None:
-        """Reserves `size` bytes for the move, once enough is unloaded that is neither leased nor pinned."""
+        """Reserve `size` bytes for the load, after evicting as many adapters as necessary.
+
+        Raises AdapterError if `size` can never fit and BusyError at the deadline.
+        """
         if size > self._state.max_bytes:
             raise AdapterError(
                 f"Adapter '{name}' takes {size / 1e6:.1f} MB and all adapters together may take "
@@ -360,7 +390,10 @@ class AdapterCache:
             self._eviction_lock.release()
 
     def _next_victim(self, name: str, load: InFlightLoad, size: int, deadline: float) -> str | None:
-        """What must be unloaded next, marked as moving; None once there is room, which is reserved then."""
+        """Return the adapter to evict next, marked in `in_flight`; None once `size` bytes have been reserved.
+
+        Waits until the deadline for leases to end if every adapter is in use.
+        """
         with self._changed:
             while not self._state.reserve(load, size):
                 victim = self._state.victim(name)
@@ -376,7 +409,7 @@ class AdapterCache:
         return None
 
     def _unload_marked(self, name: str) -> None:
-        """Unloads what this thread has marked as moving."""
+        """Unload a name that this thread has marked in `in_flight`, and remove the mark."""
         try:
             self._unload(name)
         finally:
@@ -393,7 +426,7 @@ class AdapterCache:
             self._changed.notify_all()
 
     def _wait_for(self, name: str, load: InFlightLoad, deadline: float) -> None:
-        """Waits, giving the lock away, until the other thread is done with that name."""
+        """Wait (releasing the lock) until the other thread has removed its mark `load`; BusyError at the deadline."""
         while self._state.in_flight.get(name) is load:
             if not self._changed.wait(deadline - time.monotonic()):
                 raise self._busy_error()
@@ -406,5 +439,5 @@ class AdapterCache:
 def _file_bytes(folder: AdapterFolder) -> int:
     try:
         return (folder.path / WEIGHTS_NAME).stat().st_size
-    except OSError:  # it vanished a moment ago, and the backend will say so
+    except OSError:  # deleted a moment ago: the load that follows reports it
         return 0

@@ -71,7 +71,7 @@ def build_zero_gpu_engine(options: ModelOptions, report: ProgressFn = lambda _: 
 
 
 def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:
-    """The data sets that give examples, and the indexes over them, loaded when they are first used."""
+    """Return the example pools; each data set and its index is loaded on first use."""
     from models.embedder import Embedder, FaissIndex
 
     model = Embedder(embedder)
@@ -84,7 +84,7 @@ def _make_example_pools(embedder: str, data_dir: Path | None) -> ExamplePools:
 
 
 def _make_store(adapter_dirs: Sequence[Path]) -> Store:
-    """The adapters of the library, of the user's own folder and of `adapter_dirs`."""
+    """Return a store of the adapters in the library, the user's folder and `adapter_dirs`."""
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     roots = (LIBRARY, cache_dir() / "adapters", *adapter_dirs)
     return Store(roots, fingerprints=fingerprints, allowed=tuple(adapter_dirs) or None)

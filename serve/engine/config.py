@@ -1,4 +1,4 @@
-"""How much an engine takes on, and what it says of its load."""
+"""Engine configuration and status: limits of one engine, and the load that it reports."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ EnginePhase = Literal["idle", "preparing", "generating", "closed"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Bounds of one engine; whatever is beyond them waits, or is refused where waiting is bounded too.
+    """Limits of one engine. Work beyond them waits in the queue; a call is refused if the queue is full.
 
-    A line is one answer that grows: a row with several samples, or beams, has as many lines. `max_lines` bounds greedy
-    decoding and sampling, `max_beam_lines` beam search, whose lines share what their prompt takes. `max_queued` rows
-    may wait. `adapter_seconds` is how long a row waits for room in memory when all adapters there are in use.
+    `max_num_seqs` limits the running sequences of greedy decoding and sampling: a row with several samples has one
+    sequence per sample. `max_num_beam_seqs` limits those of beam search; it is higher because the beams of a row
+    share the KV cache of its prompt. `max_queued` limits the waiting rows. `adapter_timeout_s` is the time that a row
+    waits for memory while all loaded adapters are in use. Raises PromptOrTuneError for a limit below 1.
     """
 
     max_num_seqs: int = 32
@@ -39,15 +40,19 @@ class EngineConfig:
 
     @property
     def num_reserved_seqs(self) -> int:
-        """Lines that only those may take who have none: so nobody waits for the end of another's long answers."""
+        """Number of sequences reserved for owners without a running sequence.
+
+        Without this reserve one owner with many long answers could fill the batch, and the first row of every other
+        owner would wait until one of those answers ends.
+        """
         return self.max_num_seqs // 8
 
 
 @dataclass(frozen=True)
 class EngineStatus:
-    """What an engine does now. `queued` rows wait, `lines` grow, and a new row would start in about `seconds`.
+    """Load of an engine: waiting rows, running sequences, and the estimated seconds until a new row would start.
 
-    "preparing" means that prompts are made, or adapters loaded, and no line grows yet.
+    The phase "preparing" means that prompts are rendered or adapters loaded and no sequence is running yet.
     """
 
     queued: int

@@ -1,4 +1,4 @@
-"""From a request to a row: its adapter in memory, its examples, its prompt, and whether that fits the context."""
+"""Input processor: turns a request into a row, with its adapter loaded, examples selected and prompt rendered."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tasks.retrieval import ExamplePools
 
 @dataclass(frozen=True, eq=False)
 class PreparedRequest:
-    """One request made ready: its row, the answer so far (prompt, examples, notes), and its hold on its adapter."""
+    """A request ready to run: its row, its output so far (prompt, examples, notes), and the lease on its adapter."""
 
     row: Row
     output: RequestOutput
     lease: Lease | None = None
 
     def release(self) -> None:
-        """The row has ended, or never begins: its adapter may leave memory."""
+        """Release the lease on the adapter, once the row has ended or will not be run."""
         if self.lease is not None:
             self.lease.release()
 
 
 class InputProcessor:
-    """Makes requests ready. One thread's work: it loads adapters and pools, which takes time."""
+    """Prepares requests. Used by the input thread, because loading adapters and example pools takes time."""
 
     def __init__(self, backend: Backend, store: Store, pools: ExamplePools, adapter_cache: AdapterCache) -> None:
         self._backend = backend
@@ -40,14 +40,15 @@ class InputProcessor:
         self._adapter_cache = adapter_cache
 
     def prepare(self, index: int, request: Request, sampling_params: SamplingParams) -> PreparedRequest:
-        """The plan of request number `index`; PromptOrTuneError in one sentence where it cannot be answered.
+        """Prepare the request with this index in its call.
 
-        Raises BusyError where the adapter has no room in memory now.
+        Raises PromptOrTuneError if it cannot be answered, BusyError if there is no memory for its adapter now.
         """
         _check_request(request)
         name = request.method.adapter
         if name is None:
             return PreparedRequest(*self.build_row(index, request, sampling_params, None))
+        # No wait for memory here: it would delay the requests of all other owners. The engine defers this one instead.
         lease = self._adapter_cache.acquire(name, timeout=0.0)
         try:
             return PreparedRequest(*self.build_row(index, request, sampling_params, lease.folder), lease)
@@ -56,7 +57,7 @@ class InputProcessor:
             raise
 
     def count_prompt_tokens(self, request: Request, sampling_params: SamplingParams) -> int:
-        """How many tokens the prompt has, examples and all; 0 where the request cannot be answered."""
+        """Return the number of prompt tokens, examples included; 0 if the request cannot be answered."""
         try:
             _check_request(request)
             name = request.method.adapter
@@ -66,49 +67,58 @@ class InputProcessor:
             return 0
 
     def unsupported_reason(self, method: Method) -> str | None:
-        """Why the backend cannot do the method, in one sentence; None where it can."""
-        refuses = getattr(self._backend, "unsupported_reason", None)
+        """Return a message why the backend cannot run the method; None if it can."""
+        # Not part of the Backend protocol: only remote servers limit what adapters they can run.
+        backend_reason = getattr(self._backend, "unsupported_reason", None)
         try:
             name = method.adapter
             folder = None if name is None else self._store.open(name, self._backend.base)
         except PromptOrTuneError as error:
             return str(error)
-        return None if refuses is None else refuses(folder, method.scale)
+        return None if backend_reason is None else backend_reason(folder, method.scale)
 
     def build_row(
         self, index: int, request: Request, sampling_params: SamplingParams, adapter: AdapterFolder | None
     ) -> tuple[Row, RequestOutput]:
+        """Select the examples, render the prompt and return the row with its output so far.
+
+        Drops the oldest turns, then the least similar examples, until the prompt fits the context beside the virtual
+        tokens of the adapter and (except for encoder-decoder models) `max_new_tokens`. Raises PromptTooLongError if
+        it does not fit even without them.
+        """
         base, method = self._backend.base, request.method
-        ahead = adapter.virtual_tokens if adapter else 0
-        room = base.context_length - (0 if base.is_encoder_decoder else sampling_params.max_new_tokens) - ahead
+        virtual_tokens = adapter.virtual_tokens if adapter else 0
+        answer_tokens = 0 if base.is_encoder_decoder else sampling_params.max_new_tokens
+        max_prompt_tokens = base.context_length - answer_tokens - virtual_tokens
         style = None if request.raw is not None else request.style or self._choose_style(request, adapter)
         examples, turns = list(self._pools.select(method, request.problem, request.pool)), list(request.turns)
-        wanted = len(examples)
+        num_selected = len(examples)
         while True:
             prompt = self._render_prompt(request, [*examples, *turns], style)
             tokens = self._backend.count_tokens(prompt)
-            if tokens <= room:
+            if tokens <= max_prompt_tokens:
                 break
             if turns:
                 turns.pop(0)
             elif examples:
-                # The farthest example goes first; of a fixed sample, the last one.
+                # The last example is the least similar one, or the last of a fixed sample.
                 examples.pop()
             else:
                 what = "intent" if request.raw is None else "prompt"
                 raise PromptTooLongError(
-                    f"The prompt has {tokens} tokens and {max(room, 0)} fit (context {base.context_length}, "
-                    f"{sampling_params.max_new_tokens} kept for the answer): shorten the {what}."
+                    f"The prompt has {tokens} tokens and {max(max_prompt_tokens, 0)} fit "
+                    f"(context {base.context_length}, {sampling_params.max_new_tokens} kept for the answer): "
+                    f"shorten the {what}."
                 )
         notes = (
-            *_example_notes(method, wanted, len(examples)),
+            *_example_notes(method, num_selected, len(examples)),
             *_omission_note(len(request.turns), len(turns), "earlier turns"),
             *_quantization_notes(adapter, base.quantization),
         )
-        answer = RequestOutput(
+        output = RequestOutput(
             index, request, prompt=prompt, style=style, examples=tuple(examples), prompt_tokens=tokens, notes=notes
         )
-        return Row(prompt, style, method.adapter, method.scale), answer
+        return Row(prompt, style, method.adapter, method.scale), output
 
     def _render_prompt(self, request: Request, examples: Sequence[Example], style: PromptStyle | None) -> str:
         if style is None:
@@ -126,10 +136,10 @@ class InputProcessor:
 
 
 def _check_request(request: Request) -> None:
-    """What can be refused before anything is loaded."""
+    """Raise PromptOrTuneError for what can be refused before anything is loaded."""
     if request.raw is None:
         if not request.problem.intent.strip():
-            raise PromptOrTuneError("The intent is empty: say in a sentence what the Python should do.")
+            raise PromptOrTuneError("The intent is empty: describe in a sentence what the Python should do.")
     elif not request.raw:
         raise PromptOrTuneError("The prompt is empty: give at least one character to go on from.")
     elif request.turns:
@@ -143,27 +153,27 @@ def _check_request(request: Request) -> None:
         )
 
 
-def _example_notes(method: Method, requested: int, included: int) -> tuple[str, ...]:
+def _example_notes(method: Method, available: int, included: int) -> tuple[str, ...]:
+    """Return the notes for examples that the pool did not have or the context did not hold."""
     if not isinstance(method.examples, FixedExamples | NearestExamples):
         return ()
     notes = []
-    if requested < method.examples.k:
-        notes.append(f"The pool has only {requested} of the {method.examples.k} examples asked for.")
-    return (*notes, *_omission_note(requested, included, "examples"))
+    if available < method.examples.k:
+        notes.append(f"The pool has only {available} of the {method.examples.k} examples asked for.")
+    return (*notes, *_omission_note(available, included, "examples"))
 
 
-def _omission_note(requested: int, included: int, what: str) -> tuple[str, ...]:
-    if included == requested:
+def _omission_note(available: int, included: int, what: str) -> tuple[str, ...]:
+    if included == available:
         return ()
-    return (f"{requested - included} of {requested} {what} were left out: the prompt would not fit the context.",)
+    return (f"{available - included} of {available} {what} were left out: the prompt would not fit the context.",)
 
 
 def _quantization_notes(adapter: AdapterFolder | None, quantization: str) -> tuple[str, ...]:
-    """An adapter answers best on the very weights that it was trained on; another engine may not tell its own."""
+    """Return a note if the base is quantized otherwise than in training; remote servers may not report theirs."""
     if adapter is None or quantization in (adapter.manifest.trained_quantization, UNKNOWN):
         return ()
     names = {"none": "unquantized", "nf4": "NF4", "int8": "INT8"}
     trained, here = (names.get(name, name) for name in (adapter.manifest.trained_quantization, quantization))
-    return (
-        f"'{adapter.name}' was trained on the {trained} base and answers on the {here} one here: it may lose by that.",
-    )
+    message = f"'{adapter.name}' was trained on the {trained} base and answers on the {here} one here"
+    return (f"{message}: its answers may be worse.",)

@@ -1,9 +1,4 @@
-"""LLMEngine: submit, stream, answer; background loading.
-
-From problems and methods to answers: many callers' rows in one batch, streamed row by row.
-
-Where pages and the API get their engine from: both stand while the model is loaded behind them.
-"""
+"""LLMEngine: answers requests of many threads in one batch; EngineLoader loads an engine in the background."""
 
 from __future__ import annotations
 
@@ -37,68 +32,69 @@ _PROBE_PROBLEM = Problem("probe", "probe")
 
 
 class LLMEngine:
-    """Answers requests of many threads with one backend, all in one batch as far as the limits allow."""
+    """Answers the requests of many threads with one backend, batched together as far as the limits allow."""
 
     def __init__(
         self, backend: Backend, store: Store, pools: ExamplePools, *, config: EngineConfig | None = None
     ) -> None:
         config = config or EngineConfig()
-        board = RequestQueue(config)
+        queue = RequestQueue(config)
         self._backend = backend
         self._store = store
         self._pools = pools
-        self._queue = board
+        self._queue = queue
         self._adapter_cache = AdapterCache(
             backend, store, max_count=config.max_loaded_adapters, max_bytes=config.max_loaded_adapter_bytes
         )
-        self._metrics = Metrics(board.status, self._adapter_cache.status)
+        self._metrics = Metrics(queue.status, self._adapter_cache.status)
         self._input_processor = InputProcessor(backend, store, pools, self._adapter_cache)
-        self._core = EngineCoreClient(board, backend, self._input_processor.prepare, self._metrics)
-        # Its threads know nothing of the engine, so that one that nobody holds any more is freed with its model.
-        weakref.finalize(self, board.close, abort_running=False).atexit = False
+        self._core = EngineCoreClient(queue, backend, self._input_processor.prepare, self._metrics)
+        # The threads refer to the queue and the backend, not to the engine: an engine that is not referenced any more
+        # is collected, which closes the queue, ends the threads and frees the model. At exit engine_core does this.
+        weakref.finalize(self, queue.close, abort_running=False).atexit = False
 
     @property
     def base(self) -> BaseIdentity:
-        """The base that answers."""
+        """Identity of the base model."""
         return self._backend.base
 
     @property
     def store(self) -> Store:
-        """Where adapters come from."""
+        """Store of the adapters on disk."""
         return self._store
 
     @property
     def adapter_cache(self) -> AdapterCache:
-        """The adapters in memory."""
+        """Cache of the adapters in memory."""
         return self._adapter_cache
 
     @property
     def metrics(self) -> Metrics:
-        """What the engine counts."""
+        """Prometheus metrics."""
         return self._metrics
 
     def adapters(self) -> list[str]:
-        """Names of the adapters in the store; whether one fits this base shows when it is used."""
+        """Return the names of all adapters in the store, without checking that they fit the base."""
         return self._store.names()
 
     def methods(self) -> list[str]:
-        """Suggested method names: zero-shot, ICL, RAG, then each adapter."""
+        """Return suggested method names: zero-shot, ICL, RAG, then each adapter."""
         return ["zero-shot", "icl-8", "rag-8", *self.adapters()]
 
     def adapter_digest(self, name: str) -> str:
-        """The digest of an adapter's weights; AdapterError where it may not be loaded."""
+        """Return the digest of the adapter's weights; raises AdapterError if it must not be loaded."""
         return self._store.open(name, self.base).digest
 
     def stream(
         self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None, owner: str = ""
     ) -> Iterator[PartialOutput | RequestOutput]:
-        """All requests, together as far as they fit. Yields Partials as rows grow and exactly one RequestOutput a request.
+        """Yield PartialOutputs while the requests are generated, and exactly one RequestOutput per request.
 
-        A request that cannot be answered gets an RequestOutput with `error`; the others go on. Of Partials that nobody has
-        read the last of each row is kept. Setting `cancel`, or closing or dropping the iterator, stops within a step:
-        rows in flight then answer with what they had said. `owner` is who asks, such as a key or a browser's session:
-        owners share the batch evenly, and without one the call is an owner of its own. Raises BusyError at the call,
-        with nothing begun, where too many rows wait already.
+        A request that cannot be answered gets a RequestOutput with `error`; the others continue. Of unread
+        PartialOutputs only the newest per sample is kept. Setting `cancel`, or closing or dropping the iterator, stops
+        within one step; after `cancel`, running rows return the text generated so far. `owner` identifies the caller,
+        for example an API key or browser session: owners share the batch evenly, and a call without one counts as an
+        owner of its own. Raises BusyError at the call, with nothing queued, if too many rows wait already.
         """
         return self.submit(requests, sampling_params, cancel, owner)
 
@@ -110,45 +106,47 @@ class LLMEngine:
         owner: str = "",
         notify: Callable[[], None] | None = None,
     ) -> OutputStream:
-        """`stream` for callers that must not block: `notify` is called, from a thread of the engine, when there is news
-        for `Stream.ready`, and must return at once.
+        """As `stream`, for callers that must not block.
+
+        `notify` is called in a thread of the engine whenever `OutputStream.get_nowait` has something to return; it
+        must return without blocking.
         """
         return self._core.submit(requests, sampling_params, cancel, owner, notify, keep_alive=self)
 
     def answer(
         self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None, owner: str = ""
     ) -> list[RequestOutput]:
-        """`stream` to its end: one RequestOutput a request, in their order."""
+        """Generate all requests and return one RequestOutput per request, in their order."""
         stream = self._core.submit(requests, sampling_params, cancel, owner, partials=False)
-        answers = [event for event in stream if isinstance(event, RequestOutput)]
-        return sorted(answers, key=lambda answer: answer.index)
+        outputs = [event for event in stream if isinstance(event, RequestOutput)]
+        return sorted(outputs, key=lambda output: output.index)
 
     def count_prompt_tokens(self, requests: Sequence[Request], sampling_params: SamplingParams) -> list[int]:
-        """How many tokens each request's prompt has, examples and all; 0 where it cannot be answered."""
-        planner = self._input_processor
-        return self._core.run(lambda: [planner.count_prompt_tokens(request, sampling_params) for request in requests])
+        """Return the prompt tokens of each request, examples included; 0 for one that cannot be answered."""
+        processor = self._input_processor
+        return self._core.run(lambda: [processor.count_prompt_tokens(request, sampling_params) for request in requests])
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens the base reads for `text`."""
+        """Return the number of tokens in `text`."""
         return self._backend.count_tokens(text)
 
     def unsupported_reason(self, method: Method) -> str | None:
-        """Why this backend cannot do the method, in one sentence; None when it can."""
+        """Return a message why this backend cannot run the method; None if it can."""
         return self._input_processor.unsupported_reason(method)
 
     def status(self) -> EngineStatus:
-        """The load at this moment."""
+        """Return the current load."""
         return self._queue.status()
 
     def warm_up(self, pool: str) -> None:
-        """Loads the pool and its index, so that the first person to use RAG does not wait for them."""
+        """Load the example pool and its index, so that the first RAG request does not have to."""
         pools = self._pools
         self._core.run(lambda: pools.select(parse_method("rag-1", ()), _PROBE_PROBLEM, pool))
 
     def close(self) -> None:
-        """Takes nothing in any more. Rows that wait are given up, those that grow go on to their end."""
+        """Refuse further calls and cancel waiting rows; running rows are generated to their end."""
         self._core.close()
-        # Another engine's connections end; a backend in this process has nothing to close.
+        # Only a remote backend has something to close: its connections.
         close = getattr(self._backend, "close", None)
         if close is not None:
             close()
@@ -161,7 +159,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoadState:
-    """How far the loading is. `fraction` is 0 to 1 where the last line of progress names a percentage."""
+    """Progress of loading. `fraction` is 0 to 1 if the last progress line contains a percentage, else None."""
 
     phase: Literal["loading", "ready", "failed"]
     message: str
@@ -169,7 +167,10 @@ class LoadState:
 
 
 class EngineLoader:
-    """Runs `build` once in a thread of its own and keeps its last line of progress, its engine or its failure."""
+    """Runs `build` once in a background thread, so that the pages and the API can start before the model is loaded.
+
+    Keeps the last progress line and then the engine or the error.
+    """
 
     def __init__(self, build: Callable[[ProgressFn], LLMEngine]) -> None:
         self._build = build
@@ -180,7 +181,7 @@ class EngineLoader:
         self._engine: LLMEngine | None = None
 
     def start(self) -> EngineLoader:
-        """Begins to load, once; further calls do nothing."""
+        """Start loading; further calls have no effect."""
         with self._lock:
             if not self._started:
                 self._started = True
@@ -188,10 +189,11 @@ class EngineLoader:
         return self
 
     def state(self) -> LoadState:
+        """Return the current progress."""
         return self._state
 
     def wait(self, seconds: float) -> LLMEngine | None:
-        """The engine, or None when it is not ready within `seconds`; PromptOrTuneError when it will never be."""
+        """Return the engine, or None if not loaded within `seconds`; raises PromptOrTuneError if loading failed."""
         self.start()
         if not self._finished.wait(seconds):
             return None
@@ -200,7 +202,7 @@ class EngineLoader:
         return self._engine
 
     def engine(self) -> LLMEngine:
-        """The engine, however long it takes; PromptOrTuneError when loading failed."""
+        """Return the engine once it is loaded; raises PromptOrTuneError if loading failed."""
         while True:
             engine = self.wait(60)
             if engine is not None:
@@ -217,7 +219,7 @@ class EngineLoader:
             self._state = LoadState("ready", "Ready", 1.0)
         except PromptOrTuneError as error:
             self._state = LoadState("failed", str(error))
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
+        except Exception as error:  # noqa: BLE001 - `wait` must report any failure; the log has the traceback
             _log.exception("The model could not be loaded.")
             self._state = LoadState("failed", f"The model could not be loaded ({type(error).__name__}: {error}).")
         finally:

@@ -1,4 +1,4 @@
-"""What passes from the thread that generates to the one that asked. Bounded, however slowly it is read."""
+"""Output queue and stream: pass outputs from the engine thread to the thread or event loop of a caller."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ OutputEvent = PartialOutput | RequestOutput
 
 
 class OutputQueue:
-    """The events of one call that nobody has read yet: of every growing answer the last state, and all whole answers.
+    """Unread outputs of one call: the newest partial output per sample, and all request outputs.
 
-    It is over with the last of `answers` answers. `notify` is called, from the thread that has news, whenever
-    something new lies here; it must return at once.
+    Because a newer partial output replaces an older one, memory stays bounded however slowly the reader is. The queue
+    finishes with the last of `num_outputs` request outputs. `notify` is called in the engine thread after every
+    change and must return without blocking. With `partials=False` the engine skips partial outputs for this queue.
     """
 
     def __init__(self, num_outputs: int, notify: Callable[[], None] | None = None, partials: bool = True) -> None:
@@ -29,7 +30,7 @@ class OutputQueue:
         self._exception: Exception | None = None
 
     def put(self, events: Sequence[OutputEvent]) -> None:
-        """Adds news; after the end they are not heard."""
+        """Add outputs and wake the reader; ignored once the queue has finished."""
         with self._changed:
             if self._finished:
                 return
@@ -44,7 +45,7 @@ class OutputQueue:
         self._notify_reader()
 
     def fail(self, exception: Exception) -> None:
-        """Nothing more will come; the reader gets `fault` raised after what lies here."""
+        """Finish the queue with `exception`, which is raised to the reader after the outputs still queued."""
         with self._changed:
             if self._finished:
                 return
@@ -54,7 +55,11 @@ class OutputQueue:
         self._notify_reader()
 
     def get(self, wait: bool) -> tuple[list[OutputEvent], bool]:
-        """All that lies here, growing answers first, and whether that was the last; raises the fault that ended it."""
+        """Return the queued outputs, partial ones first, and whether the queue is finished and empty.
+
+        With `wait`, blocks until there is something to return. Raises the exception of `fail` once all outputs
+        queued before it have been returned.
+        """
         with self._changed:
             while wait and not (self._partials or self._outputs or self._finished):
                 self._changed.wait()
@@ -62,23 +67,26 @@ class OutputQueue:
             self._partials, self._outputs = {}, []
             if self._exception is not None and not events:
                 raise self._exception
-            over = self._finished and self._exception is None
-        if self._finished and not over:
-            self._notify_reader()  # its fault is still to be fetched
-        return events, over
+            finished = self._finished and self._exception is None
+        if self._finished and not finished:
+            # The outputs are returned now and the exception by the next call; an event loop calls only if notified.
+            self._notify_reader()
+        return events, finished
 
     def _notify_reader(self) -> None:
         if self._notify is not None:
-            # An event loop that was closed meanwhile raises; then nobody reads, and the others must not suffer.
+            # call_soon_threadsafe raises RuntimeError if the reader's event loop has been closed. The queue has no
+            # reader then, and the error must not reach the engine thread, which serves other calls too.
             with suppress(RuntimeError):
                 self._notify()
 
 
 class OutputStream(Iterator[OutputEvent]):
-    """A call's events as they come: Partials, and exactly one RequestOutput a request.
+    """Outputs of one call: partial outputs as they come, and exactly one RequestOutput per request.
 
-    Closing it, or dropping it, stops its rows within a step. One thread reads it. `stop` is told whether to be heard
-    at once; `holds` is what must live as long as somebody reads.
+    Closing or dropping the stream stops its rows within one step. Used by one thread. `abort` is called with True if
+    the engine may be woken immediately and with False if no lock may be taken. `keep_alive` is an object that must
+    not be freed before the stream (the engine, whose finalizer would end the call).
     """
 
     def __init__(self, queue: OutputQueue, abort: Callable[[bool], None], keep_alive: object = None) -> None:
@@ -90,7 +98,7 @@ class OutputStream(Iterator[OutputEvent]):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether all outputs have been read."""
         return self._finished and not self._pending
 
     def __next__(self) -> OutputEvent:
@@ -101,21 +109,22 @@ class OutputStream(Iterator[OutputEvent]):
         return self._pending.pop()
 
     def get_nowait(self) -> list[OutputEvent]:
-        """All events that are there, without waiting; raises what has ended the call."""
+        """Return all available outputs without blocking; raises the exception that ended the call."""
         if not self._finished:
             self._fetch(wait=False)
         events, self._pending = self._pending[::-1], []
         return events
 
     def close(self) -> None:
-        """Ends the call: nobody waits for the rest."""
+        """End the call and discard unread outputs."""
         if not self._finished:
             self._finished = True
             self._abort(True)
         self._pending = []
 
     def __del__(self) -> None:
-        # May run in any thread at any moment, so it only leaves a word.
+        # The garbage collector may run this in any thread, even one that holds the engine's lock; abort(False) takes
+        # no lock and only sets a flag.
         if not self._finished:
             self._abort(False)
 
@@ -125,5 +134,5 @@ class OutputStream(Iterator[OutputEvent]):
         except BaseException:
             self.close()
             raise
-        # Read from the end, which is cheap.
+        # Stored in reverse order, because list.pop() takes from the end in O(1).
         self._pending = events[::-1] + self._pending

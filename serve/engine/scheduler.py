@@ -1,16 +1,14 @@
-"""Waiting/running queues, fair share per owner, admission, wait estimate.
+"""Request scheduler: waiting, ready and running requests, fair sharing between owners, wait estimate.
 
-What the threads of an engine share: all calls that are not over, and the one lock around them.
+A request is "waiting" until the input thread takes it, "preparing" while its prompt is rendered and its adapter
+loaded, "ready" until there is room in the batch, "running" in the batch, and then "finished".
 
-Whose turn it is: jobs that do not grow yet, by owner, so that many rows of one do not keep others waiting.
+Two decisions are made here. Which request is prepared next: round robin over owners, one request at a time, and only
+a limited number ahead, because a prepared request holds its adapter in memory. Which ready request starts next: that
+of the owner with the fewest running sequences (max-min fairness); the last free sequences are reserved for owners
+without any.
 
-Two turns are taken. To be planned, owners come round robin, row by row, and none is planned far ahead: a planned row
-holds its adapter in memory. To join the batch, the owner with the fewest lines in it comes first (max-min fairness),
-and the last free lines are for owners who have none.
-
-A call and its requests on their way from the caller to the model and back.
-
-How long it is until a row that waits now has its turn, from how long rows took so far.
+RequestQueue holds this state under one lock, which the threads of engine_core share.
 """
 
 from __future__ import annotations
@@ -31,13 +29,15 @@ from serve.engine.output_stream import OutputQueue
 from serve.types import Request, RequestOutput, SamplingParams
 
 BatchMode = Literal["step", "beam"]
+RequestStatus = Literal["waiting", "preparing", "ready", "running", "finished"]
 
 
 @dataclass(eq=False, slots=True)
 class ScheduledRequest:
-    """One request of a call. Times are of `time.monotonic`, in seconds.
+    """One request of a call with its scheduling state. Times are seconds of `time.monotonic`.
 
-    "waiting" to be planned, in "planning", "planned" and waiting for the batch, "flying" in it, "done".
+    `index` is its index in the call, `key` its unique number in the engine, `num_seqs` its number of sequences.
+    `deferred_since` is when its adapter first found no memory.
     """
 
     request_batch: RequestBatch
@@ -45,7 +45,7 @@ class ScheduledRequest:
     key: int
     num_seqs: int
     group: StartGroup
-    status: Literal["waiting", "planning", "planned", "flying", "done"] = "waiting"
+    status: RequestStatus = "waiting"
     prepared: PreparedRequest | None = None
     start_time: float = 0.0
     first_token_time: float | None = None
@@ -54,9 +54,11 @@ class ScheduledRequest:
 
 @dataclass(eq=False, slots=True)
 class StartGroup:
-    """Jobs of one call that fit the batch together, so they start together: once none of them is `unplanned`.
+    """Requests of one call that fit into the batch together and therefore start together.
 
-    A `scattered` group starts job by job: its adapters did not all fit in memory at once.
+    They start once `num_unprepared` is 0, so that a comparison of methods shows all columns from its first token on.
+    The requests of a `split` group start one by one, because their adapters did not fit in memory together: waiting
+    for the last one would then hold the memory that it needs. `started` means that preparation has begun.
     """
 
     requests: list[ScheduledRequest]
@@ -66,7 +68,10 @@ class StartGroup:
 
 
 class RequestBatch:
-    """What one caller asked for at once. `open` jobs have no answer yet; a `fault` while planning ends them all."""
+    """One call: the requests that a caller submitted together.
+
+    `num_unfinished` requests have no output yet. An `exception` raised during preparation ends all of them.
+    """
 
     def __init__(
         self,
@@ -91,18 +96,21 @@ class RequestBatch:
 
     @property
     def is_aborted(self) -> bool:
-        """Whether nobody waits for the rest."""
+        """Whether the caller cancelled the call or dropped its stream."""
         return self.abandoned or self.cancel.is_set()
 
     def make_start_groups(self, keys: Iterator[int], max_seqs: int) -> list[StartGroup]:
-        """Makes the call's jobs, in groups of at most `most` lines (or of one job that has more)."""
-        each = self.sampling_params.candidates
-        size = max(1, max_seqs // each)
+        """Create the scheduled requests in groups of at most `max_seqs` sequences.
+
+        A request with more sequences than that is a group of its own.
+        """
+        num_seqs = self.sampling_params.candidates
+        size = max(1, max_seqs // num_seqs)
         groups = []
         for start in range(0, len(self.requests), size):
             group = StartGroup([])
             for index in range(start, min(start + size, len(self.requests))):
-                group.requests.append(ScheduledRequest(self, index, next(keys), each, group))
+                group.requests.append(ScheduledRequest(self, index, next(keys), num_seqs, group))
             group.num_unprepared = len(group.requests)
             self.scheduled.extend(group.requests)
             groups.append(group)
@@ -111,7 +119,12 @@ class RequestBatch:
 
 @dataclass(eq=False, slots=True)
 class OwnerQueue:
-    """One owner's jobs, `jobs` in all: `ahead` are with the planner or planned, `lines` grow. `turn` is its last."""
+    """Requests of one owner.
+
+    `num_requests` are unfinished; `prepared` of them are preparing or ready; `num_seqs` sequences are running.
+    `last_turn` is the number of the turn in which the owner last started a request: among owners with equally many
+    sequences the smallest comes first. `deferred` means that the next request waits for adapter memory.
+    """
 
     owner: str | int
     waiting: deque[ScheduledRequest] = field(default_factory=deque)
@@ -123,15 +136,20 @@ class OwnerQueue:
     deferred: bool = False
 
     def peek(self, mode: BatchMode) -> ScheduledRequest | None:
-        """The next job that may join; those that were given up meanwhile are cleared away."""
-        waiting = self.ready[mode]
-        while waiting and waiting[0].status == "done":
-            waiting.popleft()
-        return waiting[0] if waiting else None
+        """Return the next ready request, after removing those that were cancelled while ready."""
+        ready = self.ready[mode]
+        # finish() leaves a cancelled request in its deque, because removal from the middle would take linear time.
+        while ready and ready[0].status == "finished":
+            ready.popleft()
+        return ready[0] if ready else None
 
 
 class FairScheduler:
-    """All jobs from their call to their end. Not thread-safe: the scheduler holds its lock."""
+    """State of all unfinished requests and the order in which they proceed.
+
+    Not thread-safe: every call is made under the lock of the RequestQueue. The counters `waiting` (every request
+    that is not running yet), `running`, `num_seqs` and `ready` are updated with each change of a status.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -144,38 +162,40 @@ class FairScheduler:
         self.ready: dict[BatchMode, int] = {"step": 0, "beam": 0}
 
     def add(self, groups: Iterable[StartGroup]) -> None:
-        """Takes in a call's groups; an owner's jobs keep their order."""
+        """Queue the groups of a call behind earlier requests of the same owner."""
         for group in groups:
             owner = group.requests[0].request_batch.owner
-            lane = self._queues.get(owner)
-            if lane is None:
-                lane = self._queues[owner] = OwnerQueue(owner, last_turn=next(self._turn_counter))
-                self._round_robin.append(lane)
-            lane.waiting.extend(group.requests)
-            lane.num_requests += len(group.requests)
+            queue = self._queues.get(owner)
+            if queue is None:
+                queue = self._queues[owner] = OwnerQueue(owner, last_turn=next(self._turn_counter))
+                self._round_robin.append(queue)
+            queue.waiting.extend(group.requests)
+            queue.num_requests += len(group.requests)
             self.waiting += len(group.requests)
 
     def next_to_prepare(self) -> ScheduledRequest | None:
-        """The next job to be planned, or None where none may be now."""
+        """Return the next request to prepare, now "preparing", or None if none may be prepared now."""
         for _ in range(len(self._round_robin)):
-            lane = self._round_robin[0]
+            queue = self._round_robin[0]
             self._round_robin.rotate(-1)
-            while lane.waiting and lane.waiting[0].status == "done":
-                lane.waiting.popleft()
-            if not lane.waiting or lane.deferred:
+            while queue.waiting and queue.waiting[0].status == "finished":
+                queue.waiting.popleft()
+            if not queue.waiting or queue.deferred:
                 continue
-            job = lane.waiting[0]
-            if not job.group.started and lane.prepared >= self._config.max_num_seqs:
+            request = queue.waiting[0]
+            # The limit applies to whole groups: a group that has begun is prepared to its end, since none of its
+            # requests can start before the last one is ready.
+            if not request.group.started and queue.prepared >= self._config.max_num_seqs:
                 continue
-            lane.waiting.popleft()
-            lane.prepared += 1
-            job.status, job.group.started = "planning", True
-            return job
+            queue.waiting.popleft()
+            queue.prepared += 1
+            request.status, request.group.started = "preparing", True
+            return request
         return None
 
     def mark_ready(self, request: ScheduledRequest) -> None:
-        """The job's plan is made; it may join when all of its group may."""
-        request.status = "planned"
+        """Record that `request` is prepared; it may start as soon as its whole group is."""
+        request.status = "ready"
         request.group.num_unprepared -= 1
         if request.group.split:
             self._enqueue(request)
@@ -183,79 +203,88 @@ class FairScheduler:
             self._enqueue_group(request.group)
 
     def defer(self, request: ScheduledRequest) -> None:
-        """The job's adapter has no room in memory: its owner waits, and what is planned of its group goes ahead."""
-        lane = self._queues[request.request_batch.owner]
+        """Return `request` to the front of its queue, because its adapter does not fit in memory now.
+
+        Nothing of its owner is prepared until `retry_deferred`, to keep the owner's order. Its group is split: the
+        ready requests start now, and the adapters that they release may be what this request waits for.
+        """
+        queue = self._queues[request.request_batch.owner]
         request.status = "waiting"
-        lane.prepared -= 1
-        lane.waiting.appendleft(request)
-        lane.deferred = True
+        queue.prepared -= 1
+        queue.waiting.appendleft(request)
+        queue.deferred = True
         if not request.group.split:
             request.group.split = True
             self._enqueue_group(request.group)
 
     def retry_deferred(self) -> None:
-        """Memory may have room again."""
-        for lane in self._round_robin:
-            lane.deferred = False
+        """Allow preparation for the owners whose next request was deferred."""
+        for queue in self._round_robin:
+            queue.deferred = False
 
     @property
     def has_deferred(self) -> bool:
-        """Whether a job waits for room in memory."""
-        return any(lane.deferred for lane in self._round_robin)
+        """Whether an owner's next request waits for adapter memory."""
+        return any(queue.deferred for queue in self._round_robin)
 
     def next_to_run(
         self, mode: BatchMode, running_seqs: int, sampling_params: SamplingParams | None = None
     ) -> ScheduledRequest | None:
-        """The job that joins the batch of `in_flight` lines next, or None; one of this `decoding` where it is given.
+        """Return the request that starts next, now "running", or None if none is ready or it does not fit.
 
-        The one whose turn it is keeps it until there is room, so that rows with many lines come in too.
+        `running_seqs` is the number of sequences in the batch of this mode. With `sampling_params` only requests with
+        equal ones are considered. If the request whose turn it is does not fit, no smaller one is chosen instead;
+        otherwise a stream of small requests could keep one with many sequences out for ever.
         """
         best: tuple[int, int] | None = None
         chosen: tuple[OwnerQueue, ScheduledRequest] | None = None
-        for lane in self._round_robin if self.ready[mode] else ():
-            head = lane.peek(mode)
+        for queue in self._round_robin if self.ready[mode] else ():
+            head = queue.peek(mode)
             if head is None or (sampling_params is not None and head.request_batch.sampling_params != sampling_params):
                 continue
-            if best is None or (lane.num_seqs, lane.last_turn) < best:
-                best, chosen = (lane.num_seqs, lane.last_turn), (lane, head)
+            if best is None or (queue.num_seqs, queue.last_turn) < best:
+                best, chosen = (queue.num_seqs, queue.last_turn), (queue, head)
         if chosen is None:
             return None
-        lane, job = chosen
-        if running_seqs and running_seqs + job.num_seqs > self._max_seqs(mode, lane):
+        queue, request = chosen
+        # An empty batch takes any request: one with more sequences than the limit could not start otherwise.
+        if running_seqs and running_seqs + request.num_seqs > self._max_seqs(mode, queue):
             return None
-        lane.ready[mode].popleft()
+        queue.ready[mode].popleft()
         self.ready[mode] -= 1
-        lane.prepared -= 1
-        lane.num_seqs += job.num_seqs
-        self.num_seqs += job.num_seqs
-        lane.last_turn = next(self._turn_counter)
+        queue.prepared -= 1
+        queue.num_seqs += request.num_seqs
+        self.num_seqs += request.num_seqs
+        queue.last_turn = next(self._turn_counter)
         self.waiting -= 1
         self.running += 1
-        job.status = "flying"
-        return job
+        request.status = "running"
+        return request
 
     def finish(self, request: ScheduledRequest) -> None:
-        """The job has its answer, or nobody waits for it, wherever it was."""
-        lane = self._queues[request.request_batch.owner]
-        if request.status == "flying":
-            lane.num_seqs -= request.num_seqs
+        """Mark `request` as finished and adjust the counters of the state that it was in."""
+        queue = self._queues[request.request_batch.owner]
+        if request.status == "running":
+            queue.num_seqs -= request.num_seqs
             self.num_seqs -= request.num_seqs
             self.running -= 1
         else:
             self.waiting -= 1
-            if request.status in ("planning", "planned"):
-                lane.prepared -= 1
-            if request.status in ("waiting", "planning"):
+            if request.status in ("preparing", "ready"):
+                queue.prepared -= 1
+            if request.status in ("waiting", "preparing"):
                 request.group.num_unprepared -= 1
             elif request.group.split or not request.group.num_unprepared:
+                # Counted in `ready` only if it had been enqueued: a ready request whose group is incomplete is not.
                 self.ready[request.request_batch.mode] -= 1
-        before, request.status = request.status, "done"
-        if before in ("waiting", "planning") and not request.group.num_unprepared and not request.group.split:
+        before, request.status = request.status, "finished"
+        if before in ("waiting", "preparing") and not request.group.num_unprepared and not request.group.split:
+            # It was the last unprepared request of its group; the others need not wait for it any more.
             self._enqueue_group(request.group)
-        lane.num_requests -= 1
-        if not lane.num_requests:
-            del self._queues[lane.owner]
-            self._round_robin.remove(lane)
+        queue.num_requests -= 1
+        if not queue.num_requests:
+            del self._queues[queue.owner]
+            self._round_robin.remove(queue)
 
     def _max_seqs(self, mode: BatchMode, queue: OwnerQueue) -> int:
         if mode == "beam":
@@ -263,9 +292,9 @@ class FairScheduler:
         return self._config.max_num_seqs - (self._config.num_reserved_seqs if queue.num_seqs else 0)
 
     def _enqueue_group(self, group: StartGroup) -> None:
-        for job in group.requests:
-            if job.status == "planned":
-                self._enqueue(job)
+        for request in group.requests:
+            if request.status == "ready":
+                self._enqueue(request)
 
     def _enqueue(self, request: ScheduledRequest) -> None:
         self._queues[request.request_batch.owner].ready[request.request_batch.mode].append(request)
@@ -277,34 +306,35 @@ _SMOOTHING = 0.1
 
 
 class WaitEstimator:
-    """A moving average of the seconds that rows take in the batch."""
+    """Estimate of the waiting time, from a moving average of the seconds that a row takes in the batch."""
 
     def __init__(self) -> None:
         self._mean_seconds = _INITIAL_SECONDS
         self._has_observations = False
 
     def observe(self, seconds: float) -> None:
-        """A row has its answer after so many seconds in the batch."""
+        """Add the seconds that an answered row spent in the batch."""
         if not self._has_observations:
             self._mean_seconds, self._has_observations = seconds, True
         self._mean_seconds += _SMOOTHING * (seconds - self._mean_seconds)
 
     def estimate(self, rows: int, concurrency: int) -> float:
-        """Seconds until so many more rows have ended, where `together` of them grow at a time (Little's law)."""
+        """Return the seconds until `rows` more rows have ended, `concurrency` of them at a time (Little's law)."""
         return rows * self._mean_seconds / max(1, concurrency)
 
 
 class RequestQueue:
-    """Calls, their jobs, and whose turn it is.
+    """Unfinished calls, their scheduler and the lock that guards both.
 
-    `changed` guards all of it and wakes whoever waits for work. It is reentrant: the garbage collector closes an engine
-    that was dropped, in whatever thread it runs.
+    `condition` is notified on every change that may give a waiting thread work. Its lock is reentrant, because the
+    garbage collector may close an engine in any thread, also in one that holds the lock.
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self.condition = Condition()
         self.config = config
         self.scheduler = FairScheduler(config)
+        # A dict as an ordered set: calls are visited in the order of their arrival.
         self.request_batches: dict[RequestBatch, None] = {}
         self.wait_estimator = WaitEstimator()
         self.closed = False
@@ -312,12 +342,13 @@ class RequestQueue:
         self._row_keys = count()
 
     def add(self, request_batch: RequestBatch) -> None:
-        """Takes a call in; BusyError, with nothing changed, where its rows would be more than may wait."""
+        """Queue a call; raises BusyError, with nothing changed, if more rows than `max_queued` would wait."""
         with self.condition:
             if self.closed:
-                raise PromptOrTuneError("The engine was closed: start it anew.")
+                raise PromptOrTuneError("The engine was closed: start it again.")
             rows, waiting = len(request_batch.requests), self.scheduler.waiting
-            # A call that alone is larger than the queue is its caller's own memory; it only may not come on top.
+            # A call larger than the whole queue is accepted if the queue is empty: its rows are in the caller's
+            # memory anyway (an evaluation submits thousands), and it could never be accepted otherwise.
             if waiting and waiting + rows > self.config.max_queued:
                 seconds = self.wait_estimator.estimate(waiting + rows - self.config.max_queued, self.scheduler.running)
                 seconds = max(1.0, seconds)
@@ -331,9 +362,10 @@ class RequestQueue:
             self.condition.notify_all()
 
     def abort(self, request_batch: RequestBatch, immediately: bool) -> None:
-        """The caller waits no more. Where that is to be heard `at_once` its own event is set too.
+        """Mark the call as abandoned; with `immediately` also set its cancel event and wake the engine.
 
-        Else this takes no lock, because the garbage collector may call it wherever it runs; the worker looks often.
+        Without `immediately` no lock is taken: the garbage collector may be the caller, in a thread that holds any
+        lock. The engine then notices the flag when it next polls.
         """
         request_batch.abandoned = True
         if immediately:
@@ -343,35 +375,35 @@ class RequestQueue:
                 self.condition.notify_all()
 
     def finish(self, request: ScheduledRequest) -> None:
-        """The job is over, wherever it was; what it holds is given back."""
+        """Mark the request as finished, in whatever state it was, and release its adapter."""
         with self.condition:
             self.scheduler.finish(request)
-            call = request.request_batch
-            call.num_unfinished -= 1
-            if not call.num_unfinished:
-                self.request_batches.pop(call, None)
+            request_batch = request.request_batch
+            request_batch.num_unfinished -= 1
+            if not request_batch.num_unfinished:
+                self.request_batches.pop(request_batch, None)
             self.condition.notify_all()
         if request.prepared is not None:
             request.prepared.release()
 
     def reject(self, scheduled: ScheduledRequest, error: PromptOrTuneError) -> bool:
-        """The job cannot be answered as it was asked; False where nobody waits for it any more."""
-        call = scheduled.request_batch
+        """Finish a request that cannot be prepared with `error`; returns False if it was finished before."""
+        request_batch = scheduled.request_batch
         with self.condition:
-            if scheduled.status == "done":
+            if scheduled.status == "finished":
                 return False
             self.finish(scheduled)
-        waited = time.monotonic() - call.arrival_time
-        request = call.requests[scheduled.index]
-        call.output_queue.put(
+        waited = time.monotonic() - request_batch.arrival_time
+        request = request_batch.requests[scheduled.index]
+        request_batch.output_queue.put(
             [RequestOutput(scheduled.index, request, error=str(error), exception=error, queued_seconds=waited)]
         )
         return True
 
     def mark_ready(self, request: ScheduledRequest, prepared: PreparedRequest) -> None:
-        """The job may join; where nobody waits for it any more the plan's adapter is given back."""
+        """Store the prepared input; its adapter is released if the request was cancelled in the meantime."""
         with self.condition:
-            if request.status == "planning":
+            if request.status == "preparing":
                 request.prepared = prepared
                 self.scheduler.mark_ready(request)
                 self.condition.notify_all()
@@ -379,33 +411,33 @@ class RequestQueue:
         prepared.release()
 
     def fail(self, request_batch: RequestBatch, exception: Exception) -> None:
-        """Ends the call with an exception for its caller; its rows are in no batch any more."""
+        """End the call with an exception for its caller; none of its rows may be in a batch any more."""
         with self.condition:
-            for job in request_batch.scheduled:
-                if job.status != "done":
-                    self.finish(job)
+            for request in request_batch.scheduled:
+                if request.status != "finished":
+                    self.finish(request)
         request_batch.output_queue.fail(exception)
 
     def close(self, abort_running: bool) -> None:
-        """Takes nothing in any more; rows that wait are given up, and where all is abandoned those that grow too."""
+        """Refuse further calls and cancel requests that are not running; with `abort_running` the running ones too."""
         with self.condition:
             self.closed = True
             self.aborting |= abort_running
             self.condition.notify_all()
 
     def status(self) -> EngineStatus:
-        """The load at this moment."""
+        """Return the current load."""
         with self.condition:
-            waiting, lines = self.scheduler.waiting, self.scheduler.num_seqs
-            free = not waiting and lines < self.config.max_num_seqs
-            seconds = 0.0 if free else self.wait_estimator.estimate(waiting + 1, self.scheduler.running)
+            waiting, num_seqs = self.scheduler.waiting, self.scheduler.num_seqs
+            has_room = not waiting and num_seqs < self.config.max_num_seqs
+            seconds = 0.0 if has_room else self.wait_estimator.estimate(waiting + 1, self.scheduler.running)
             if self.closed:
-                return EngineStatus(waiting, lines, seconds, "closed")
-            phase: EnginePhase = "generating" if lines else "preparing" if waiting else "idle"
-            return EngineStatus(waiting, lines, seconds, phase)
+                return EngineStatus(waiting, num_seqs, seconds, "closed")
+            phase: EnginePhase = "generating" if num_seqs else "preparing" if waiting else "idle"
+            return EngineStatus(waiting, num_seqs, seconds, phase)
 
     def _max_group_seqs(self, request_batch: RequestBatch) -> int:
-        """How many lines of one call can start together."""
+        """Return how many sequences of one call can start together."""
         if request_batch.mode == "beam":
             return self.config.max_num_beam_seqs
         return self.config.max_num_seqs - self.config.num_reserved_seqs

@@ -1,4 +1,4 @@
-"""The API on a real socket, with a real engine around a backend that needs no model."""
+"""Fixtures: the API on a real socket, with a real engine and a ScriptedBackend."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from serve.engine.llm_engine import EngineLoader, LLMEngine
 from tasks.datasets.registry import load_examples
 from tasks.retrieval import ExamplePools
 from tests.adapters.folders import FINGERPRINTS, write_adapter
-from tests.serve.api.scripted import ScriptedBackend
+from tests.serve.api.scripted_backend import ScriptedBackend
 
 
-class FirstOnes:
-    """Finds the first examples nearest, without embeddings."""
+class FirstExamples:
+    """A retriever that returns the first examples, without embeddings."""
 
     def __init__(self, examples: Any) -> None:
         self._examples = list(examples)
@@ -38,7 +38,7 @@ class FirstOnes:
 
 @dataclass
 class Served:
-    """A server that answers: its address, what stands behind it, and clients for it."""
+    """A running server: its address, backend and engine, and clients for it."""
 
     url: str
     backend: ScriptedBackend
@@ -59,29 +59,29 @@ class Served:
 
 @contextmanager
 def running(api: Api) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Serves `api` on a free port in a thread of its own; its address, and what ends it."""
+    """Serve `api` on a free port in a thread; yields its address and a function that stops it."""
     listener = listen("127.0.0.1", 0)
-    over = threading.Event()
-    server = ApiServer(api, over.is_set)
+    stop = threading.Event()
+    server = ApiServer(api, stop.is_set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", over.set
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", stop.set
     finally:
-        over.set()
+        stop.set()
         thread.join(15)
         assert not thread.is_alive(), "the server did not end"
 
 
-def engine_over(folder: Path, backend: ScriptedBackend, limits: EngineConfig | None = None) -> LLMEngine:
-    """An engine with the adapters `lora-a` and `lora-b` of `folder`, which may register those in its folder `more`."""
+def make_engine(folder: Path, backend: ScriptedBackend, config: EngineConfig | None = None) -> LLMEngine:
+    """Return an engine with the adapters `lora-a` and `lora-b`; those in `folder`/more may be registered."""
     root = folder / "root"
     for name in ("lora-a", "lora-b"):
         if not (root / name).exists():
             write_adapter(root / name)
-    pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstExamples(examples))
     store = Store((root,), fingerprints=FINGERPRINTS, allowed=(root, folder / "more"))
-    return LLMEngine(backend, store, pools, config=limits)
+    return LLMEngine(backend, store, pools, config=config)
 
 
 @contextmanager
@@ -90,11 +90,11 @@ def serving(
     backend: ScriptedBackend | None = None,
     settings: ApiSettings | None = None,
     keys: ApiKeys | None = None,
-    limits: EngineConfig | None = None,
+    config: EngineConfig | None = None,
 ) -> Iterator[Served]:
-    """The API over a scripted backend."""
+    """Serve the API with a ScriptedBackend."""
     backend = backend or ScriptedBackend()
-    engine = engine_over(folder, backend, limits)
+    engine = make_engine(folder, backend, config)
     api = Api(EngineLoader(lambda report: engine).start(), keys or ApiKeys(), settings or ApiSettings())
     try:
         with running(api) as (url, stop):
@@ -104,23 +104,23 @@ def serving(
         engine.close()
 
 
-def wait_for(truth: Callable[[], bool], seconds: float = 10) -> None:
-    """Returns as soon as `truth` holds; fails the test when it does not in time."""
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Return as soon as `condition` holds; fails the test if it does not within `seconds`."""
     import time
 
     end = time.monotonic() + seconds
-    while not truth():
-        assert time.monotonic() < end, "it did not come true in time"
+    while not condition():
+        assert time.monotonic() < end, "the condition did not become true in time"
         time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("api")) as found:
-        yield found
+    with serving(tmp_path_factory.mktemp("api")) as running_server:
+        yield running_server
 
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[OpenAI]:
-    with served.client() as found:
-        yield found
+    with served.client() as openai_client:
+        yield openai_client

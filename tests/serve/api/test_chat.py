@@ -1,4 +1,4 @@
-"""Chat completions through the real `openai` client: what is asked, what comes back, whole and streamed."""
+"""POST /v1/chat/completions with the `openai` client, whole and streamed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ask(client: OpenAI, content: Any = "reverse `s`", model: str = "zero-shot", 
 
 
 def streamed(client: OpenAI, *arguments: Any, **more: Any) -> tuple[dict[int, str], dict[int, Any], list[Any]]:
-    """Each choice's text, its last chunk, and all chunks."""
+    """Return the text and the last chunk of each choice, and all chunks."""
     texts: dict[int, str] = {}
     last: dict[int, Any] = {}
     chunks = list(ask(client, *arguments, stream=True, **more))
@@ -30,7 +30,7 @@ def streamed(client: OpenAI, *arguments: Any, **more: Any) -> tuple[dict[int, st
     return texts, last, chunks
 
 
-def test_an_answer_is_whole(client: OpenAI) -> None:
+def test_a_response_has_all_fields(client: OpenAI) -> None:
     reply = ask(client)
     (choice,) = reply.choices
     assert choice.message.content == "print('reverse `s`') # base*1"
@@ -46,14 +46,14 @@ def test_an_answer_is_whole(client: OpenAI) -> None:
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
 
 
-def test_the_code_of_a_fenced_answer_stands_beside_it(client: OpenAI) -> None:
+def test_the_message_has_the_code_of_a_fenced_answer(client: OpenAI) -> None:
     message = ask(client, "something fenced").choices[0].message
     assert message.content == "```python\nx = 1\n```"
     assert message.code == "x = 1"
 
 
 @pytest.mark.parametrize(
-    ("model", "wearer", "examples"),
+    ("model", "adapter", "examples"),
     [
         ("zero-shot", "base*1", 0),
         ("tiny/base", "base*1", 0),
@@ -65,35 +65,35 @@ def test_the_code_of_a_fenced_answer_stands_beside_it(client: OpenAI) -> None:
         ("lora-a*0.5", "lora-a*0.5", 0),
     ],
 )
-def test_a_model_names_a_method(client: OpenAI, served: Served, model: str, wearer: str, examples: int) -> None:
+def test_a_model_names_a_method(client: OpenAI, served: Served, model: str, adapter: str, examples: int) -> None:
     reply = ask(client, f"say {model}", model)
-    assert reply.choices[0].message.content.endswith(f"# {wearer}")
+    assert reply.choices[0].message.content.endswith(f"# {adapter}")
     assert reply.model == model
-    (prompt,) = {seen for seen in served.backend.seen if f"say {model}\n" in seen}
+    (prompt,) = {seen for seen in served.backend.prompts if f"say {model}\n" in seen}
     assert prompt.count("### Instruction:") == examples + 1
 
 
-def test_a_stream_says_the_same(client: OpenAI) -> None:
-    whole = ask(client, "count 40", max_tokens=60)
+def test_a_stream_has_the_same_text_and_usage(client: OpenAI) -> None:
+    response = ask(client, "count 40", max_tokens=60)
     texts, last, chunks = streamed(client, "count 40", max_tokens=60, stream_options={"include_usage": True})
-    assert texts == {0: whole.choices[0].message.content}
+    assert texts == {0: response.choices[0].message.content}
     assert last[0].finish_reason == "stop"
-    assert last[0].delta.code == whole.choices[0].message.code
+    assert last[0].delta.code == response.choices[0].message.code
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
-    assert len(chunks) > 5, "it came piece by piece"
+    assert chunks[-1].usage == response.usage
+    assert len(chunks) > 5, "several chunks"
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
 
 
-def test_usage_comes_only_when_asked_for(client: OpenAI) -> None:
+def test_a_stream_has_usage_only_if_requested(client: OpenAI) -> None:
     _, _, chunks = streamed(client, "count 3")
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_a_limit_of_tokens_is_kept_and_said(client: OpenAI, name: str) -> None:
+def test_token_limits(client: OpenAI, name: str) -> None:
     limit: Any = {name: 5}
     reply = ask(client, "count 40", **limit)
     assert reply.choices[0].message.content == "1 2 3 4 5"
@@ -104,7 +104,7 @@ def test_a_limit_of_tokens_is_kept_and_said(client: OpenAI, name: str) -> None:
 
 
 @pytest.mark.parametrize("stop", [" 4", [" 9", " 4"]])
-def test_an_answer_ends_before_a_stop_string(client: OpenAI, stop: Any) -> None:
+def test_stop_strings(client: OpenAI, stop: Any) -> None:
     choice = ask(client, "count 40", stop=stop).choices[0]
     assert (choice.message.content, choice.finish_reason) == ("1 2 3", "stop")
     texts, last, _ = streamed(client, "count 40", stop=stop)
@@ -113,25 +113,25 @@ def test_an_answer_ends_before_a_stop_string(client: OpenAI, stop: Any) -> None:
 
 def test_several_samples_are_several_choices(client: OpenAI) -> None:
     reply = ask(client, "sort", n=3, temperature=0.7, seed=11)
-    said = [choice.message.content for choice in reply.choices]
+    texts = [choice.message.content for choice in reply.choices]
     assert [choice.index for choice in reply.choices] == [0, 1, 2]
-    assert said == [f"print('sort') # base*1 # sample {place} of seed 11" for place in range(3)]
-    assert reply.usage.completion_tokens == 3 * len(said[0].split())
-    texts, _, _ = streamed(client, "sort", n=3, temperature=0.7, seed=11)
-    assert [texts[place] for place in range(3)] == said
+    assert texts == [f"print('sort') # base*1 # sample {sample} of seed 11" for sample in range(3)]
+    assert reply.usage.completion_tokens == 3 * len(texts[0].split())
+    streamed_texts, _, _ = streamed(client, "sort", n=3, temperature=0.7, seed=11)
+    assert [streamed_texts[index] for index in range(3)] == texts
 
 
 def test_greedy_copies_are_equal_and_computed_once(client: OpenAI, served: Served) -> None:
     reply = ask(client, "copy me", n=4, temperature=0)
     assert {choice.message.content for choice in reply.choices} == {"print('copy me') # base*1"}
     assert len(reply.choices) == 4
-    assert sum("copy me" in prompt for prompt in served.backend.seen) == 1
+    assert sum("copy me" in prompt for prompt in served.backend.prompts) == 1
     texts, last, _ = streamed(client, "copy me", n=4, temperature=0)
     assert set(texts.values()) == {"print('copy me') # base*1"}
     assert set(last) == {0, 1, 2, 3}
 
 
-def test_the_temperature_decides_between_greedy_and_samples(client: OpenAI) -> None:
+def test_sampling_is_chosen_by_temperature_top_p_and_n(client: OpenAI) -> None:
     def sampled(**more: Any) -> bool:
         return "sample" in ask(client, "sort", **more).choices[0].message.content
 
@@ -144,15 +144,15 @@ def test_the_temperature_decides_between_greedy_and_samples(client: OpenAI) -> N
 
 
 def test_without_a_seed_samples_differ(client: OpenAI) -> None:
-    said = {ask(client, "sort", temperature=1).choices[0].message.content for _ in range(4)}
-    assert len(said) > 1
+    texts = {ask(client, "sort", temperature=1).choices[0].message.content for _ in range(4)}
+    assert len(texts) > 1
 
 
-def test_log_probabilities_stand_with_the_tokens(client: OpenAI) -> None:
+def test_logprobs(client: OpenAI) -> None:
     reply = ask(client, "count 3", logprobs=True, top_logprobs=2)
     content = reply.choices[0].logprobs.content
-    assert [each.token for each in content] == ["1", " 2", " 3"]
-    assert [each.logprob for each in content] == [-0.5] * 3
+    assert [entry.token for entry in content] == ["1", " 2", " 3"]
+    assert [entry.logprob for entry in content] == [-0.5] * 3
     assert bytes(content[1].bytes) == b" 2"
     assert [top.token for top in content[0].top_logprobs] == ["other0", "other1"]
     _, last, _ = streamed(client, "count 3", logprobs=True, top_logprobs=2)
@@ -160,26 +160,26 @@ def test_log_probabilities_stand_with_the_tokens(client: OpenAI) -> None:
     assert ask(client, "count 3", logprobs=True).choices[0].logprobs.content[0].top_logprobs == []
 
 
-def test_a_system_message_goes_before_the_intent(client: OpenAI, served: Served) -> None:
+def test_a_system_message_is_put_before_the_intent(client: OpenAI, served: Served) -> None:
     messages = [{"role": "system", "content": "Use numpy."}, {"role": "user", "content": "add a system line"}]
     ask(client, messages)
-    (prompt,) = {seen for seen in served.backend.seen if "add a system line" in seen}
+    (prompt,) = {seen for seen in served.backend.prompts if "add a system line" in seen}
     assert "Use numpy.\n\nadd a system line" in prompt
 
 
-def test_earlier_turns_stand_in_the_prompt_in_their_order(client: OpenAI, served: Served) -> None:
+def test_earlier_turns_are_in_the_prompt(client: OpenAI, served: Served) -> None:
     messages = [
         {"role": "user", "content": "first question"},
         {"role": "assistant", "content": "Sure:\n```python\nfirst = 1\n```"},
         {"role": "user", "content": [{"type": "text", "text": "and now "}, {"type": "text", "text": "the second"}]},
     ]
     ask(client, messages, "icl-2")
-    (prompt,) = {seen for seen in served.backend.seen if "and now the second" in seen}
+    (prompt,) = {seen for seen in served.backend.prompts if "and now the second" in seen}
     assert prompt.count("### Instruction:") == 4
     assert "first question\n### Response:\nfirst = 1\n\n### Instruction:\nand now the second" in prompt
 
 
-def test_what_cannot_change_the_answer_is_accepted(client: OpenAI) -> None:
+def test_ignored_parameters_are_accepted(client: OpenAI) -> None:
     reply = ask(
         client,
         user="somebody",
@@ -195,7 +195,7 @@ def test_what_cannot_change_the_answer_is_accepted(client: OpenAI) -> None:
     assert reply.choices[0].message.content
 
 
-def test_many_clients_at_once_each_get_their_own(served: Served) -> None:
+def test_concurrent_clients_get_their_own_answers(served: Served) -> None:
     with served.client() as client, ThreadPoolExecutor(40) as pool:
 
         def one(number: int) -> tuple[int, str]:
@@ -204,9 +204,9 @@ def test_many_clients_at_once_each_get_their_own(served: Served) -> None:
                 return number, ask(client, f"mine is {number}", model).choices[0].message.content
             return number, streamed(client, f"mine is {number}", model)[0][0]
 
-        for number, said in pool.map(one, range(80)):
-            wearer = ("base*1", "lora-a*1", "lora-b*1", "lora-a*0.5")[number % 4]
-            assert said == f"print('mine is {number}') # {wearer}"
+        for number, text in pool.map(one, range(80)):
+            adapter = ("base*1", "lora-a*1", "lora-b*1", "lora-a*0.5")[number % 4]
+            assert text == f"print('mine is {number}') # {adapter}"
 
 
 @pytest.mark.parametrize("text", ["", "   "])

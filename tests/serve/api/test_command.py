@@ -1,4 +1,4 @@
-"""`python -m serve`: its options, and the whole way with the embedded base, from loading to Ctrl-C."""
+"""`python -m serve`: options, and one run with the embedded base from loading to Ctrl-C."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.test_app import free_port
 MESSAGES: Any = [{"role": "user", "content": "sort the list `xs` in reverse"}]
 
 
-def test_options_reach_their_places(tmp_path: Path) -> None:
+def test_options_are_parsed(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("anna:anna-key-0123456789::admin")
-    given = ["--max-lines", "8", "--max-queued", "9", "--max-resident", "3", "--adapter-dir", str(tmp_path)]
+    given = ["--max-num-seqs", "8", "--max-queued", "9", "--max-loras", "3", "--adapter-dir", str(tmp_path)]
     given += ["--api-key-file", str(tmp_path / "keys"), "--host", "0.0.0.0", "--port", "9000", "--pool", "conala"]
     given += ["--max-body-kb", "5", "--timeout", "7", "--rows-per-minute", "11", "--quantization", "none"]
     options = parse_options(given)
@@ -39,8 +39,13 @@ def test_options_reach_their_places(tmp_path: Path) -> None:
     assert (len(options.api.keys), options.model.quantization) == (1, "none")
 
 
+def test_option_names_of_earlier_versions_still_work() -> None:
+    config = parse_options(["--max-lines", "8", "--max-resident", "3"]).engine_config
+    assert (config.max_num_seqs, config.max_loaded_adapters) == (8, 3)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
-def test_only_this_machine_is_served_without_keys(host: str) -> None:
+def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
     assert parse_options(["--host", host]).api.settings.loopback_only
     with pytest.raises(PromptOrTuneError, match="Without keys"):
@@ -53,7 +58,7 @@ def test_only_this_machine_is_served_without_keys(host: str) -> None:
     ("arguments", "words"),
     [
         (["--port", "x"], "'x' is no port"),
-        (["--max-lines", "0"], "'0' is no number for --max-lines"),
+        (["--max-num-seqs", "0"], "'0' is no number for --max-num-seqs"),
         (["--timeout", "1.5"], "'1.5' is no number for --timeout"),
         (["--rows-per-minute", "-3"], "'-3' is no number for --rows-per-minute"),
         (["--pool", "starters"], "did you mean 'starter'"),
@@ -64,27 +69,27 @@ def test_only_this_machine_is_served_without_keys(host: str) -> None:
         (["--bass", "x"], "`python -m serve --help` lists all options"),
     ],
 )
-def test_a_wrong_option_is_one_sentence(arguments: list[str], words: str) -> None:
+def test_wrong_options_are_refused(arguments: list[str], words: str) -> None:
     with pytest.raises(PromptOrTuneError, match=re.escape(words)):
         parse_options(arguments)
 
 
-def test_a_wrong_start_is_one_line_and_status_2() -> None:
+def test_an_unusable_address_prints_one_line_and_exits_with_2() -> None:
     command = [sys.executable, "-m", "serve", "--host", "192.0.2.1", "--open"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == f"{done.stderr.strip()}\n"
-    assert re.fullmatch(r"prompt-or-tune: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", done.stderr)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert process.stderr == f"{process.stderr.strip()}\n"
+    assert re.fullmatch(r"prompt-or-tune: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", process.stderr)
 
 
-def test_a_base_that_cannot_be_loaded_ends_it_with_its_sentence(tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_loaded_prints_its_message_and_exits_with_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve", "--port", str(free_port()), "--base", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr == f"prompt-or-tune: The folder {tmp_path} holds no model: it has no config.json.\n"
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 2
+    assert process.stderr == f"prompt-or-tune: The folder {tmp_path} holds no model: it has no config.json.\n"
 
 
-# `python -m serve`, also where whoever runs the tests has them in the background, so that they ignore Ctrl-C.
+# `python -m serve` with the default handler of Ctrl-C, which programs started in the background ignore.
 PROGRAM = (
     "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "runpy.run_module('serve', run_name='__main__', alter_sys=True)"
@@ -111,7 +116,7 @@ def health(url: str) -> int:
 
 
 @pytest.mark.model
-def test_the_embedded_base_answers_and_ctrl_c_ends_it_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
+def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
     process, url = started
     codes: list[int] = []
     while not codes or codes[-1] != 200:
@@ -121,9 +126,9 @@ def test_the_embedded_base_answers_and_ctrl_c_ends_it_cleanly(started: tuple[sub
     assert 503 in codes, "the port is open before the model is loaded"
     with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         assert {"zero-shot", "icl", "rag", "lora-starter"} <= {model.id for model in client.models.list()}
-        asked: Any = {"messages": MESSAGES, "max_tokens": 24, "model": "lora-starter"}
-        whole = client.chat.completions.create(**asked)
-        message = whole.choices[0].message
+        request: Any = {"messages": MESSAGES, "max_tokens": 24, "model": "lora-starter"}
+        reply = client.chat.completions.create(**request)
+        message = reply.choices[0].message
         assert "sort" in message.content
         compile(message.code, "answer", "exec")
         chunks = list(
@@ -141,7 +146,7 @@ def test_the_embedded_base_answers_and_ctrl_c_ends_it_cleanly(started: tuple[sub
         process.send_signal(signal.SIGINT)
         with pytest.raises(openai.APIError, match="about to end"):
             list(stream)
-    said, wrong = process.communicate(timeout=20)
+    output, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert wrong == "\nStopped.\n"
-    assert said.splitlines()[-1] == f"Ready: {url}/v1"
+    assert errors == "\nStopped.\n"
+    assert output.splitlines()[-1] == f"Ready: {url}/v1"

@@ -1,4 +1,4 @@
-"""Keys, limits, and clients that go, wait, send too much or too slowly."""
+"""API keys, rate limits, and clients that disconnect, stall, or send too much or too slowly."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from serve.api.server import listen
 from serve.engine.config import EngineConfig
 from tests.serve.api import conftest
 from tests.serve.api.conftest import Served, serving, wait_for
-from tests.serve.api.scripted import ScriptedBackend
-from tests.serve.api.test_refusals import ASKED, CHAT, error_of
+from tests.serve.api.scripted_backend import ScriptedBackend
+from tests.serve.api.test_errors import CHAT, REQUEST, error_of
 
 ANNA, BERT, ROOT = "anna-key-0123456789", "bert-key-0123456789", "root-key-0123456789"
 
@@ -42,15 +42,15 @@ def counting(words: int, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("guarded")
-    found = keys(folder, f"# who may ask\nanna:{ANNA}:6\n\nbert:{BERT}\nroot:{ROOT}::admin\n")
+    found = keys(folder, f"# API keys\nanna:{ANNA}:6\n\nbert:{BERT}\nroot:{ROOT}::admin\n")
     with serving(folder, keys=found) as served:
         yield served
 
 
-def test_without_a_known_key_nothing_is_answered(guarded: Served) -> None:
+def test_requests_without_a_valid_key_are_refused(guarded: Served) -> None:
     for header in ({}, {"authorization": "Bearer wrong"}, {"authorization": ANNA}, {"authorization": f"Basic {BERT}"}):
         for path in (CHAT, "/v1/completions", "/tokenize", "/v1/load_lora_adapter"):
-            answer = httpx.post(guarded.url + path, json=ASKED, headers=header)
+            answer = httpx.post(guarded.url + path, json=REQUEST, headers=header)
             assert error_of(answer, 401)["code"] == "invalid_api_key"
             assert answer.headers["www-authenticate"] == "Bearer"
         assert httpx.get(f"{guarded.url}/v1/models", headers=header).status_code == 401
@@ -64,9 +64,9 @@ def test_health_metrics_and_version_need_no_key(guarded: Served) -> None:
     assert all(httpx.get(guarded.url + path).status_code == 200 for path in ("/health", "/metrics", "/version"))
 
 
-def test_rows_a_minute_are_counted_per_key(guarded: Served) -> None:
+def test_rows_per_minute_are_limited_per_key(guarded: Served) -> None:
     with guarded.client(ANNA) as anna, guarded.client(BERT) as bert:
-        messages: Any = ASKED["messages"]
+        messages: Any = REQUEST["messages"]
         anna.chat.completions.create(model="zero-shot", messages=messages, n=5, temperature=1)
         with pytest.raises(openai.RateLimitError) as caught:
             anna.chat.completions.create(model="zero-shot", messages=messages, n=3, temperature=1)
@@ -77,43 +77,43 @@ def test_rows_a_minute_are_counted_per_key(guarded: Served) -> None:
         assert bert.chat.completions.create(model="zero-shot", messages=messages, n=5, temperature=1)
 
 
-def test_the_minute_passes(tmp_path: Path) -> None:
+def test_the_quota_is_refilled(tmp_path: Path) -> None:
     from serve.api.auth import RateLimiter
     from serve.api.errors import ApiError
 
     now = [0.0]
-    meter = RateLimiter(6, 100, lambda: now[0])
+    limiter = RateLimiter(6, 100, lambda: now[0])
 
-    def ask(rows: int) -> bool:
+    def allowed(rows: int) -> bool:
         try:
-            with meter.acquire("x", None, rows):
+            with limiter.acquire("x", None, rows):
                 return True
         except ApiError:
             return False
 
-    assert [ask(4), ask(2), ask(1)] == [True, True, False]
+    assert [allowed(4), allowed(2), allowed(1)] == [True, True, False]
     now[0] = 20.0
-    assert [ask(2), ask(1)] == [True, False]
+    assert [allowed(2), allowed(1)] == [True, False]
     now[0] = 10_000.0
-    assert [ask(6), ask(1)] == [True, False]
+    assert [allowed(6), allowed(1)] == [True, False]
 
 
-def test_rows_at_once_are_bounded_per_caller(tmp_path: Path) -> None:
+def test_concurrent_rows_are_limited_per_caller(tmp_path: Path) -> None:
     settings = ApiSettings(max_concurrent_rows=2)
     with serving(tmp_path, ScriptedBackend(delay=0.01), settings) as served, ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(served.post, CHAT, counting(60)) for _ in range(2)]
         wait_for(lambda: served.backend.steps > 0)
-        wait_for(lambda: len(served.backend.seen) == 2)
-        answer = served.post(CHAT, ASKED)
+        wait_for(lambda: len(served.backend.prompts) == 2)
+        answer = served.post(CHAT, REQUEST)
         assert error_of(answer, 429)["code"] == "concurrency_limit_exceeded"
         assert all(job.result().status_code == 200 for job in jobs)
-        assert served.post(CHAT, ASKED).status_code == 200
-        assert error_of(served.post(CHAT, {**ASKED, "n": 3, "temperature": 1}), 400)["code"] == "too_many_rows"
+        assert served.post(CHAT, REQUEST).status_code == 200
+        assert error_of(served.post(CHAT, {**REQUEST, "n": 3, "temperature": 1}), 400)["code"] == "too_many_rows"
 
 
-def test_a_full_queue_is_busy_and_says_how_long(tmp_path: Path) -> None:
-    limits = EngineConfig(max_num_seqs=1, max_queued=2)
-    with serving(tmp_path, ScriptedBackend(delay=0.01), limits=limits) as served, ThreadPoolExecutor(8) as pool:
+def test_a_full_queue_is_busy_with_a_retry_time(tmp_path: Path) -> None:
+    config = EngineConfig(max_num_seqs=1, max_queued=2)
+    with serving(tmp_path, ScriptedBackend(delay=0.01), config=config) as served, ThreadPoolExecutor(8) as pool:
         answers = [job.result() for job in [pool.submit(served.post, CHAT, counting(30)) for _ in range(8)]]
         refused = [answer for answer in answers if answer.status_code == 429]
         assert 0 < len(refused) < 8
@@ -122,20 +122,20 @@ def test_a_full_queue_is_busy_and_says_how_long(tmp_path: Path) -> None:
             assert (error["code"], error["type"]) == ("server_busy", "rate_limit_error")
             assert "busy" in error["message"]
             assert int(answer.headers["retry-after"]) >= 1
-        with served.client(max_retries=3) as patient:
-            assert patient.chat.completions.create(**ASKED).choices[0].message.content
+        with served.client(max_retries=3) as retrying_client:
+            assert retrying_client.chat.completions.create(**REQUEST).choices[0].message.content
 
 
-def test_too_many_requests_at_once_are_busy(tmp_path: Path) -> None:
+def test_too_many_concurrent_requests_are_busy(tmp_path: Path) -> None:
     with serving(tmp_path, ScriptedBackend(delay=0.01), ApiSettings(max_requests=1)) as served:
         with served.client().chat.completions.create(**counting(100), stream=True) as stream:
             next(iter(stream))
-            assert error_of(served.post(CHAT, ASKED), 429)["code"] == "server_busy"
-        wait_for(lambda: served.post(CHAT, ASKED).status_code == 200)
+            assert error_of(served.post(CHAT, REQUEST), 429)["code"] == "server_busy"
+        wait_for(lambda: served.post(CHAT, REQUEST).status_code == 200)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_frees_its_rows(tmp_path: Path, stream: bool) -> None:
+def test_a_disconnect_removes_the_rows(tmp_path: Path, stream: bool) -> None:
     with serving(tmp_path, ScriptedBackend(delay=0.01)) as served:
         body = json.dumps(counting(5000, stream=stream, max_tokens=1900)).encode()
         head = (
@@ -148,10 +148,10 @@ def test_a_client_that_goes_frees_its_rows(tmp_path: Path, stream: bool) -> None
         steps = served.backend.steps
         time.sleep(0.1)
         assert served.backend.steps <= steps + 1
-        assert served.post(CHAT, ASKED).status_code == 200
+        assert served.post(CHAT, REQUEST).status_code == 200
 
 
-def test_an_answer_that_takes_too_long_ends_with_an_error(tmp_path: Path) -> None:
+def test_a_request_has_a_timeout(tmp_path: Path) -> None:
     settings = ApiSettings(request_timeout_s=0.3)
     with serving(tmp_path, ScriptedBackend(delay=0.01), settings) as served:
         answer = served.post(CHAT, counting(5000, max_tokens=1900))
@@ -163,16 +163,16 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_is_refused_however_it_is_sent(served: Served, chunked: bool) -> None:
-    body = json.dumps({**ASKED, "user": "x" * 1_200_000}).encode()
-    pieces = (body[place : place + 65_536] for place in range(0, len(body), 65_536))
+def test_a_large_body_is_refused(served: Served, chunked: bool) -> None:
+    body = json.dumps({**REQUEST, "user": "x" * 1_200_000}).encode()
+    chunks = (body[start : start + 65_536] for start in range(0, len(body), 65_536))
     with served.http() as client:
-        content: Any = pieces if chunked else body
+        content: Any = chunks if chunked else body
         answer = client.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert error_of(answer, 413)["code"] == "request_too_large"
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_body_has_a_timeout(tmp_path: Path) -> None:
     with serving(tmp_path, settings=ApiSettings(body_timeout_s=0.2)) as served:
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
             client.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode())
@@ -180,40 +180,40 @@ def test_a_body_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
             assert client.recv(100).startswith(b"HTTP/1.1 408")
 
 
-def test_a_head_that_does_not_end_is_not_waited_for(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_head_has_a_timeout(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "HEADER_TIMEOUT_S", 0.3)
-    for dripped in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n"):
+    for partial_head in (b"", b"POST /v1/chat", b"GET /health HTTP/1.1\r\nHost: x\r\nA: b\r\n"):
         with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=5) as client:
-            client.sendall(dripped)
+            client.sendall(partial_head)
             assert client.recv(100) == b""
-    assert served.post(CHAT, ASKED).status_code == 200
+    assert served.post(CHAT, REQUEST).status_code == 200
 
 
-def test_a_client_that_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def small(host: str, port: int) -> socket.socket:
+def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def listen_with_small_buffer(host: str, port: int) -> socket.socket:
         listener = listen(host, port)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         return listener
 
     monkeypatch.setattr(http_server, "WRITE_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(conftest, "listen", small)
-    asked = {"model": "zero-shot", "prompt": ["count 200"] * 10, "max_tokens": 200, "logprobs": 20}
+    monkeypatch.setattr(conftest, "listen", listen_with_small_buffer)
+    request = {"model": "zero-shot", "prompt": ["count 200"] * 10, "max_tokens": 200, "logprobs": 20}
     with serving(tmp_path, ScriptedBackend(delay=0)) as served, socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", int(served.url.rpartition(":")[2])))
-        body = json.dumps(asked)
+        body = json.dumps(request)
         head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
-        first = client.recv(1000)
-        whole = int(re.findall(rb"content-length: (\d+)", first)[0])
+        response = client.recv(1000)
+        length = int(re.findall(rb"content-length: (\d+)", response)[0])
         time.sleep(0.5)
         with suppress(ConnectionError):
-            while piece := client.recv(1 << 16):
-                first += piece
-        assert len(first) < whole
+            while chunk := client.recv(1 << 16):
+                response += chunk
+        assert len(response) < length
 
 
-def test_only_who_names_this_machine_is_answered_without_keys(tmp_path: Path) -> None:
+def test_without_keys_the_host_header_must_name_this_machine(tmp_path: Path) -> None:
     with serving(tmp_path, settings=ApiSettings(loopback_only=True)) as served, served.http() as client:
         for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
             assert client.get("/v1/models", headers={"host": host}).status_code == 200
@@ -221,16 +221,16 @@ def test_only_who_names_this_machine_is_answered_without_keys(tmp_path: Path) ->
         assert error_of(answer, 421)["code"] == "misdirected_request"
 
 
-def test_the_end_of_the_server_is_an_error_for_who_waits(tmp_path: Path) -> None:
+def test_requests_in_flight_get_an_error_at_shutdown(tmp_path: Path) -> None:
     with serving(tmp_path, ScriptedBackend(delay=0.01)) as served, ThreadPoolExecutor(2) as pool:
-        whole = pool.submit(served.post, CHAT, counting(5000, max_tokens=1900))
+        pending = pool.submit(served.post, CHAT, counting(5000, max_tokens=1900))
         with served.client().chat.completions.create(**counting(5000, max_tokens=1900), stream=True) as stream:
             chunks = iter(stream)
             next(chunks)
             served.stop()
             with pytest.raises(openai.APIError, match="about to end"):
                 list(chunks)
-        assert error_of(whole.result(), 503)["code"] == "shutting_down"
+        assert error_of(pending.result(), 503)["code"] == "shutting_down"
         wait_for(lambda: served.backend.cancelled == 2)
 
 
@@ -244,10 +244,10 @@ def test_the_end_of_the_server_is_an_error_for_who_waits(tmp_path: Path) -> None
         ("anna:0123456789abcdef:5:king", "only one is 'admin'"),
         (f"anna:{ANNA}\nanna:{BERT}", "there twice"),
         (f"anna:{ANNA}\nbert:{ANNA}", "there twice"),
-        ("# nobody", "There is no key in"),
+        ("# no entry", "There is no key in"),
     ],
 )
-def test_a_wrong_key_file_is_one_sentence_without_the_key(tmp_path: Path, line: str, words: str) -> None:
+def test_an_invalid_key_file_is_refused_without_revealing_the_key(tmp_path: Path, line: str, words: str) -> None:
     from errors import PromptOrTuneError
 
     with pytest.raises(PromptOrTuneError, match=words) as caught:
@@ -255,7 +255,7 @@ def test_a_wrong_key_file_is_one_sentence_without_the_key(tmp_path: Path, line: 
     assert not any(key in str(caught.value) for key in (ANNA, BERT, "0123456789abcdef"))
 
 
-def test_keys_come_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_API_KEYS", f"anna:{ANNA}, root:{ROOT}:9:admin")
     found = read_keys(None)
     key = found.find(f"Bearer {ROOT}")

@@ -1,4 +1,4 @@
-"""The list of models, tokens, metrics, and adapters that an admin loads and unloads."""
+"""Endpoints for models, adapters, tokens, metrics, health and version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve.api.auth import read_keys
 from tests.adapters.folders import CONFIG, write_adapter
 from tests.conftest import ROOT as CHECKOUT
 from tests.serve.api.conftest import Served, serving
-from tests.serve.api.test_refusals import error_of
+from tests.serve.api.test_errors import error_of
 
 ADMIN, USER = "admin-key-0123456789", "user-key-0123456789"
 AS_ADMIN = {"authorization": f"Bearer {ADMIN}"}
@@ -32,11 +32,11 @@ def managed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def change(served: Served, action: str, **body: object) -> httpx.Response:
+def post_adapter(served: Served, action: str, **body: object) -> httpx.Response:
     return httpx.post(f"{served.url}/v1/{action}_lora_adapter", json=body, headers=AS_ADMIN)
 
 
-def test_the_base_the_methods_and_the_adapters_are_listed(client: OpenAI) -> None:
+def test_models_are_the_base_the_methods_and_the_adapters(client: OpenAI) -> None:
     models = client.models.list().data
     assert [model.id for model in models] == ["tiny/base", "zero-shot", "icl", "rag", "lora-a", "lora-b"]
     base, *others = models
@@ -48,11 +48,11 @@ def test_the_base_the_methods_and_the_adapters_are_listed(client: OpenAI) -> Non
 
 
 @pytest.mark.parametrize("name", ["tiny/base", "zero-shot", "icl-4", "lora-a", "lora-a*0.5+rag-2"])
-def test_one_model_is_found_by_its_name(client: OpenAI, name: str) -> None:
+def test_a_model_is_returned_by_name(client: OpenAI, name: str) -> None:
     assert client.models.retrieve(name).id == name
 
 
-def test_an_adapter_that_cannot_be_worn_is_not_listed_and_says_why(tmp_path: Path) -> None:
+def test_an_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp_path: Path) -> None:
     write_adapter(tmp_path / "root" / "lora-broken", {**CONFIG, "r": 5})
     with serving(tmp_path) as served, served.client() as client:
         assert "lora-broken" not in [model.id for model in client.models.list()]
@@ -64,27 +64,29 @@ def test_an_adapter_that_cannot_be_worn_is_not_listed_and_says_why(tmp_path: Pat
 
 
 def test_an_adapter_is_loaded_used_and_unloaded(managed: Served) -> None:
-    loaded = change(managed, "load", lora_name="fresh", lora_path=str(managed.adapters / "more" / "deep" / "fresh"))
+    loaded = post_adapter(
+        managed, "load", lora_name="fresh", lora_path=str(managed.adapters / "more" / "deep" / "fresh")
+    )
     assert loaded.status_code == 200, loaded.text
     assert loaded.text == "Success: LoRA adapter 'fresh' added successfully."
-    assert "fresh" in managed.backend.worn
+    assert "fresh" in managed.backend.adapters
     with managed.client(USER) as client:
         assert "fresh" in [model.id for model in client.models.list()]
         assert client.completions.create(model="fresh", prompt="x", max_tokens=9).choices[0].text.endswith("# fresh*1")
-        gone = change(managed, "unload", lora_name="fresh")
-        assert gone.text == "Success: LoRA adapter 'fresh' removed successfully."
-        assert "fresh" not in managed.backend.worn
+        unloaded = post_adapter(managed, "unload", lora_name="fresh")
+        assert unloaded.text == "Success: LoRA adapter 'fresh' removed successfully."
+        assert "fresh" not in managed.backend.adapters
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="fresh", prompt="x")
-    assert error_of(change(managed, "unload", lora_name="fresh"), 404)["param"] == "lora_name"
+    assert error_of(post_adapter(managed, "unload", lora_name="fresh"), 404)["param"] == "lora_name"
 
 
-def test_one_that_lies_in_the_store_leaves_memory_alone(managed: Served) -> None:
+def test_an_adapter_of_the_store_is_only_unloaded(managed: Served) -> None:
     with managed.client(USER) as client:
         client.completions.create(model="lora-b", prompt="x")
-        assert "lora-b" in managed.backend.worn
-        assert change(managed, "unload", lora_name="lora-b").status_code == 200
-        assert "lora-b" not in managed.backend.worn
+        assert "lora-b" in managed.backend.adapters
+        assert post_adapter(managed, "unload", lora_name="lora-b").status_code == 200
+        assert "lora-b" not in managed.backend.adapters
         assert (
             client.completions.create(model="lora-b", prompt="x", max_tokens=9).choices[0].text.endswith("# lora-b*1")
         )
@@ -103,13 +105,13 @@ def test_one_that_lies_in_the_store_leaves_memory_alone(managed: Served) -> None
     ],
 )
 def test_what_may_not_be_loaded_leaves_nothing_behind(managed: Served, name: str, path: str, param: str) -> None:
-    before = set(managed.backend.worn), managed.engine.adapters()
-    error = error_of(change(managed, "load", lora_name=name, lora_path=str(managed.adapters / path)), 400)
+    before = set(managed.backend.adapters), managed.engine.adapters()
+    error = error_of(post_adapter(managed, "load", lora_name=name, lora_path=str(managed.adapters / path)), 400)
     assert error["param"] == param
-    assert (set(managed.backend.worn), managed.engine.adapters()) == before
+    assert (set(managed.backend.adapters), managed.engine.adapters()) == before
 
 
-def test_only_an_admin_loads_and_unloads(managed: Served, served: Served) -> None:
+def test_only_an_admin_loads_and_unloads_adapters(managed: Served, served: Served) -> None:
     body = {"lora_name": "fresh", "lora_path": "/"}
     for action in ("load", "unload"):
         path = f"/v1/{action}_lora_adapter"
@@ -119,10 +121,10 @@ def test_only_an_admin_loads_and_unloads(managed: Served, served: Served) -> Non
 
 
 def test_tokens_are_counted(served: Served) -> None:
-    counted = served.post("/tokenize", {"model": "zero-shot", "prompt": "a b c"}).json()
-    assert counted["count"] == 3
-    assert counted["max_model_len"] == 2048
-    assert counted["tokens"] is None
+    response = served.post("/tokenize", {"model": "zero-shot", "prompt": "a b c"}).json()
+    assert response["count"] == 3
+    assert response["max_model_len"] == 2048
+    assert response["tokens"] is None
     messages = [{"role": "user", "content": "a b c"}]
     few, many = (
         served.post("/tokenize", {"model": model, "messages": messages}).json()["count"]
@@ -132,18 +134,18 @@ def test_tokens_are_counted(served: Served) -> None:
     assert error_of(served.post("/tokenize", {"model": "zero-shot"}), 400)["param"] == "prompt"
 
 
-def test_metrics_speak_prometheus(served: Served) -> None:
+def test_metrics_have_the_format_of_prometheus(served: Served) -> None:
     served.post("/v1/completions", {"model": "lora-a", "prompt": "x"})
     answer = httpx.get(f"{served.url}/metrics")
     assert answer.headers["content-type"].startswith("text/plain")
     names = {line.split("{")[0].split(" ")[0] for line in answer.text.splitlines() if not line.startswith("#")}
     assert {
-        "prompt_or_tune_queue_rows",
-        "prompt_or_tune_lines",
-        "prompt_or_tune_batch_lines_bucket",
-        "prompt_or_tune_generated_tokens_total",
+        "prompt_or_tune_num_requests_waiting",
+        "prompt_or_tune_num_seqs_running",
+        "prompt_or_tune_batch_num_seqs_bucket",
+        "prompt_or_tune_generation_tokens_total",
         "prompt_or_tune_prompt_tokens_total",
-        "prompt_or_tune_request_seconds_count",
+        "prompt_or_tune_e2e_request_latency_seconds_count",
         "prompt_or_tune_adapter_hits_total",
         "prompt_or_tune_adapter_loads_total",
     } <= names

@@ -18,7 +18,7 @@ from tasks.problem import Example
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
 from tests.adapters.folders import write_adapter
-from tests.serve.api.scripted import ScriptedBackend
+from tests.serve.api.scripted_backend import ScriptedBackend
 from ui.context import Context
 from ui.visitors import AccessPolicy, VisitorRegistry
 
@@ -66,7 +66,7 @@ class Embedded(ScriptedBackend):
         return BASE
 
     def adapter_bytes(self, name: str) -> int:
-        return (self.worn[name] / "adapter_model.safetensors").stat().st_size
+        return (self.adapters[name] / "adapter_model.safetensors").stat().st_size
 
 
 def copy_of(source: str, folder: Path, **changes: Any) -> Path:

@@ -1,4 +1,4 @@
-"""A backend without a model: each row says who it is, one word a step, as its own batch would see it."""
+"""CountingBackend: a backend without a model, whose answers identify the row, its adapter and the step count."""
 
 from __future__ import annotations
 
@@ -18,103 +18,103 @@ from tasks.problem import Example
 from tasks.prompt import STYLES, Message
 
 BASE = BaseIdentity("tiny", "sha256:0", "Tiny", "none", "cpu", context_length=600, has_chat_template=False)
-POOL = [Example(f"e{place}", f"intent number {place}", f"x = {place}") for place in range(20)]
+POOL = [Example(f"e{number}", f"intent number {number}", f"x = {number}") for number in range(20)]
 
 
 def words(row: Row, digest: str | None, candidate: int, tokens: int) -> str:
-    """What a row has said after so many tokens."""
+    """Return the text of a row after `tokens` steps."""
     return f"{len(row.prompt)}|{hash(row.prompt)}|{row.adapter}|{digest}|{row.scale}|{candidate}|{tokens}"
 
 
 @dataclass
-class Growing:
-    """One row of a batch, and the digest of the adapter that it put on when it joined."""
+class CountingRow:
+    """One row of a batch, with the digest of its adapter at the time when it was added."""
 
     row: Row
-    decoding: SamplingParams
+    sampling_params: SamplingParams
     digest: str | None
     tokens: int = 0
 
     def candidates(self) -> tuple[Candidate, ...]:
         if not self.tokens:
             return ()
-        said = (words(self.row, self.digest, place, self.tokens) for place in range(self.decoding.candidates))
-        return tuple(Candidate(text, text, -1.0, self.tokens) for text in said)
+        texts = (words(self.row, self.digest, index, self.tokens) for index in range(self.sampling_params.candidates))
+        return tuple(Candidate(text, text, -1.0, self.tokens) for text in texts)
 
 
 @dataclass
 class CountingBatch:
-    """Rows that end at their limit of tokens. What the engine may not do raises an AssertionError."""
+    """A batch whose rows end at their token limit. Raises AssertionError if the engine misuses it."""
 
     backend: CountingBackend
     mode: Literal["step", "beam"]
-    rows: dict[int, Growing] = field(default_factory=dict)
+    rows: dict[int, CountingRow] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
     added: list[Row] = field(default_factory=list)
     broken: bool = False
 
     @property
     def supports_continuous_batching(self) -> bool:
-        return self.mode == "step" and self.backend.joins
+        return self.mode == "step" and self.backend.continuous
 
     def __len__(self) -> int:
-        return sum(each.decoding.candidates for each in self.rows.values())
+        return sum(row.sampling_params.candidates for row in self.rows.values())
 
     def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
-        assert not self.broken, "a batch is not used after an exception"
+        assert not self.broken, "the batch was used after an exception"
         assert key not in self.rows
-        assert self.supports_continuous_batching or not any(each.tokens for each in self.rows.values()), (
-            "this batch may not be joined now"
+        assert self.supports_continuous_batching or not any(row.tokens for row in self.rows.values()), (
+            "this batch takes no rows now"
         )
         assert (sampling_params.mode == "beam") == (self.mode == "beam")
         if "refuse me" in row.prompt:
             raise PromptOrTuneError("This row is refused.")
         digest = None if row.adapter is None else self.backend.loaded[row.adapter]
-        self.rows[key] = Growing(row, sampling_params, digest)
+        self.rows[key] = CountingRow(row, sampling_params, digest)
         self.added.append(row)
 
     def step(self) -> list[PartialOutput | RowOutput]:
-        assert not self.broken, "a batch is not used after an exception"
-        assert self.rows, "nobody steps an empty batch"
+        assert not self.broken, "the batch was used after an exception"
+        assert self.rows, "an empty batch was stepped"
         self.backend.before_step(self)
         self.sizes.append(len(self))
         events: list[PartialOutput | RowOutput] = []
-        for key, each in list(self.rows.items()):
-            each.tokens += 1
-            if each.tokens < each.decoding.max_new_tokens:
-                said = each.candidates()
-                events += [PartialOutput(key, one.text, each.tokens, place) for place, one in enumerate(said)]
+        for key, row in list(self.rows.items()):
+            row.tokens += 1
+            if row.tokens < row.sampling_params.max_new_tokens:
+                candidates = enumerate(row.candidates())
+                events += [PartialOutput(key, candidate.text, row.tokens, index) for index, candidate in candidates]
             else:
-                events.append(RowOutput(key, each.candidates(), 0.2))
+                events.append(RowOutput(key, row.candidates(), 0.2))
                 del self.rows[key]
         return events
 
     def cancel(self, key: int) -> RowOutput:
-        assert not self.broken, "a batch is not used after an exception"
+        assert not self.broken, "the batch was used after an exception"
         return RowOutput(key, self.rows.pop(key).candidates(), 0.1, cancelled=True)
 
 
 class CountingBackend:
-    """Opens such batches. `gate`, where it is set, lets that many steps happen; `pause` is how long one takes.
+    """Opens CountingBatches. `gate`, if given, must be released once per step; `pause` is the duration of a step.
 
-    `fault` is raised by the next step that is none of a beam search.
+    `error` is raised by the next step of a batch that is not beam search. `loading` is called by each adapter load.
     """
 
     base = BASE
 
-    def __init__(self, joins: bool = True, pause: float = 0.001, gate: Semaphore | None = None) -> None:
-        self.joins = joins
+    def __init__(self, continuous: bool = True, pause: float = 0.001, gate: Semaphore | None = None) -> None:
+        self.continuous = continuous
         self.pause = pause
         self.gate = gate
         self.loaded: dict[str, str] = {}
         self.batches: list[CountingBatch] = []
         self.steps = 0
-        self.fault: Exception | None = None
+        self.error: Exception | None = None
         self.loading: Callable[[AdapterFolder], None] = lambda _: None
 
     @property
     def rows(self) -> list[Row]:
-        """All rows that ever joined a batch."""
+        """All rows that were ever added to a batch."""
         return [row for batch in self.batches for row in batch.added]
 
     def open_batch(self, mode: Literal["step", "beam"]) -> CountingBatch:
@@ -126,12 +126,12 @@ class CountingBackend:
             self.gate.acquire()
         time.sleep(self.pause)
         self.steps += 1
-        if self.fault is not None and batch.mode == "step":
-            error, self.fault, batch.broken = self.fault, None, True
+        if self.error is not None and batch.mode == "step":
+            error, self.error, batch.broken = self.error, None, True
             raise error
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        raise AssertionError("a base without a chat template gets plain prompts")
+        raise AssertionError("a base without a chat template must get plain prompts")
 
     def count_tokens(self, text: str) -> int:
         return len(text)
@@ -149,17 +149,17 @@ class CountingBackend:
     def generate(
         self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
     ) -> Iterator[PartialOutput | RowOutput]:
-        raise AssertionError("the engine works with batches")
+        raise AssertionError("the engine must use batches")
 
 
-class OneStore:
-    """A store in which every name but 'broken' opens, with the digest that `digests` gives it."""
+class FakeStore:
+    """A store with 20 LoRAs and one adapter that cannot be opened; `digests` overrides their digests."""
 
     def __init__(self) -> None:
         self.digests: dict[str, str] = {}
 
     def names(self) -> list[str]:
-        return ["broken", *(f"lora-{place}" for place in range(20))]
+        return ["broken", *(f"lora-{number}" for number in range(20))]
 
     def open(self, name: str, base: BaseIdentity) -> AdapterFolder:
         if name == "broken":
@@ -174,8 +174,8 @@ class OneStore:
         return AdapterFolder(name, Path(name), manifest, config, self.digests.get(name, f"digest of {name}"))
 
 
-class InOrder:
-    """Retrieves the examples in their order."""
+class FirstExamples:
+    """A retriever that returns the first examples of the pool."""
 
     def nearest(self, intent: str, k: int) -> list[Example]:
         return POOL[:k]

@@ -1,4 +1,4 @@
-"""Fifty clients at once on a real, tiny base: each gets what it would have got alone, whoever else is in the batch."""
+"""LLMEngine with a tiny real base: outputs of fifty concurrent clients equal those of single requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tasks.methods import parse_method
 from tasks.problem import Problem
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
-from tests.serve.counting import POOL, InOrder
+from tests.serve.counting_backend import POOL, FirstExamples
 from tests.serve.tiny import make_adapter, make_base
 
 CLIENTS = 50
@@ -39,7 +39,7 @@ Case = tuple[str, str, SamplingParams]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base with eight adapters of four techniques, no two alike."""
+    """A tiny base with eight different adapters of four techniques."""
     root = tmp_path_factory.mktemp("many")
     make_base("llama", root / "base")
     base = load_base(str(root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32).identity
@@ -60,10 +60,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[LLMEngine]:
-    """Five of the eight adapters have room in memory."""
+    """An engine that can hold five of the eight adapters in memory."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     store = Store((folder / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
-    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: InOrder())
+    pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
     engine = LLMEngine(backend, store, pools, config=EngineConfig(max_loaded_adapters=5, max_queued=1000))
     yield engine
     engine.close()
@@ -73,77 +73,77 @@ def request(method: str, intent: str) -> Request:
     return Request(Problem("p", intent), parse_method(method, [*RANKS, "ia3-a", "ia3-b", "prompt", "prefix"]))
 
 
-def said(candidates: tuple[Candidate, ...]) -> list[tuple[str, int]]:
+def texts_of(candidates: tuple[Candidate, ...]) -> list[tuple[str, int]]:
     return [(candidate.text, candidate.tokens) for candidate in candidates]
 
 
 @pytest.fixture
 def alone(engine: LLMEngine) -> dict[Case, RequestOutput]:
-    """What each says when nobody else is there."""
+    """The output of each case without other rows in the batch."""
     return {
         case: engine.answer([request(case[0], case[1])], case[2])[0] for case in product(METHODS, INTENTS, DECODINGS)
     }
 
 
-def test_fifty_clients_get_what_they_would_get_alone(engine: LLMEngine, alone: dict[Case, RequestOutput]) -> None:
+def test_fifty_clients_get_the_outputs_of_single_requests(engine: LLMEngine, alone: dict[Case, RequestOutput]) -> None:
     assert all(answer.error is None for answer in alone.values())
     texts = {answer.text for case, answer in alone.items() if case[1] == INTENTS[0] and case[2] == DECODINGS[0]}
-    assert len(texts) == len(METHODS), "a row with another's adapter or prefix would be noticed"
+    assert len(texts) == len(METHODS), "all methods have different answers, so that a mixed-up adapter would be noticed"
 
     def ask(client: int) -> tuple[int, int]:
         chance = random.Random(client)
-        whole = cut = 0
+        num_finished = num_cancelled = 0
         for _ in range(TURNS):
             decoding = chance.choice(DECODINGS)
             cases = [(chance.choice(METHODS), chance.choice(INTENTS), decoding) for _ in range(chance.randint(1, 4))]
             cancel = Event()
-            gives_up = chance.randint(1, 60)
+            cancel_after = chance.randint(1, 60)
             stream = engine.stream([request(*case[:2]) for case in cases], decoding, cancel, owner=f"{client % 9}")
             for number, event in enumerate(stream):
-                if number == gives_up:
+                if number == cancel_after:
                     cancel.set()
                 expected = alone[cases[event.index]]
                 if isinstance(event, RequestOutput):
                     assert event.error is None
                     assert event.prompt in ("", expected.prompt)
                     if event.cancelled:
-                        cut += 1
+                        num_cancelled += 1
                         assert decoding.mode == "sample" or expected.text.startswith(event.text)
                     else:
-                        whole += 1
-                        assert said(event.candidates) == said(expected.candidates), cases[event.index]
+                        num_finished += 1
+                        assert texts_of(event.candidates) == texts_of(expected.candidates), cases[event.index]
                 elif decoding.mode == "greedy":
                     assert expected.text.startswith(event.text), cases[event.index]
-        return whole, cut
+        return num_finished, num_cancelled
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         counts = list(clients.map(ask, range(CLIENTS)))
-    assert sum(whole for whole, _ in counts) > 150
-    assert sum(cut for _, cut in counts) > 10
+    assert sum(finished for finished, _ in counts) > 150
+    assert sum(cancelled for _, cancelled in counts) > 10
     status = engine.adapter_cache.status()
     assert status.evictions > 0
-    assert not any(each.leases for each in status.adapters)
-    # And the base is as it was; how much of a prompt was known before moves the last bits alone.
+    assert not any(adapter.leases for adapter in status.adapters)
+    # The base is unchanged. A longer cached prefix of the prompt changes only the last bits.
     for case in (("zero-shot", INTENTS[0], DECODINGS[0]), ("lora-c", INTENTS[1], DECODINGS[0])):
         again = engine.answer([request(case[0], case[1])], case[2])[0]
-        assert said(again.candidates) == said(alone[case].candidates)
+        assert texts_of(again.candidates) == texts_of(alone[case].candidates)
         assert again.candidates[0].logprob == pytest.approx(alone[case].candidates[0].logprob, abs=1e-4)
 
 
-def test_after_a_fault_in_the_middle_the_next_answers_are_those_of_a_fresh_engine(
+def test_outputs_after_an_exception_in_a_step_are_those_of_a_new_engine(
     engine: LLMEngine, alone: dict[Case, RequestOutput], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = engine._backend._model  # type: ignore[attr-defined]
     layer = model.model.layers[1].mlp.act_fn
     calls = 0
-    genuine = type(layer).forward
+    original = type(layer).forward
 
     def fail(self: Any, value: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 9:
             raise RuntimeError("CUDA out of memory at 0x7f")
-        return genuine(self, value)
+        return original(self, value)
 
     monkeypatch.setattr(type(layer), "forward", fail)
     names = ["zero-shot", "icl-2", "lora-c", "ia3-a", "prompt"]
@@ -151,4 +151,4 @@ def test_after_a_fault_in_the_middle_the_next_answers_are_those_of_a_fresh_engin
         engine.answer([request(name, INTENTS[0]) for name in names], replace(DECODINGS[0], max_new_tokens=20))
     again = engine.answer([request(name, INTENTS[0]) for name in names], DECODINGS[0])
     for name, answer in zip(names, again, strict=True):
-        assert said(answer.candidates) == said(alone[name, INTENTS[0], DECODINGS[0]].candidates), name
+        assert texts_of(answer.candidates) == texts_of(alone[name, INTENTS[0], DECODINGS[0]].candidates), name

@@ -1,4 +1,4 @@
-"""Method names: what they mean, and what is said about a wrong one."""
+"""Method names: parsing, canonical names, and errors."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ ADAPTERS = ["lora-conala", "lora-starter"]
         ("lora-starter+icl-3", FixedExamples(3), "lora-starter"),
     ],
 )
-def test_a_name_means_a_method_and_is_its_name_again(name: str, examples: object, adapter: str | None) -> None:
+def test_a_name_is_parsed_and_the_method_has_that_name(name: str, examples: object, adapter: str | None) -> None:
     method = parse_method(name, ADAPTERS)
     assert (method.examples, method.adapter) == (examples, adapter)
     assert method.name == name
     assert parse_method(method.name, ADAPTERS) == method
 
 
-def test_order_and_blanks_do_not_matter() -> None:
+def test_order_and_spaces_are_ignored() -> None:
     assert parse_method(" rag-8 + lora-conala ", ADAPTERS) == Method(
         "lora-conala+rag-8", NearestExamples(8), "lora-conala"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    ("name", "message"),
     [
         ("zero-shoot", "did you mean 'zero-shot'"),
         ("lora-conalla", "did you mean 'lora-conala'"),
@@ -45,12 +45,12 @@ def test_order_and_blanks_do_not_matter() -> None:
         ("zero-shot+rag-8", "Unknown method"),
     ],
 )
-def test_an_unknown_name_gets_the_nearest(name: str, sentence: str) -> None:
-    with pytest.raises(UnknownNameError, match=sentence.replace("(", r"\(")):
+def test_the_error_for_an_unknown_name_has_the_most_similar_one(name: str, message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message.replace("(", r"\(")):
         parse_method(name, ADAPTERS)
 
 
 @pytest.mark.parametrize("name", ["icl-0", "rag-33", "icl-8+rag-8", "lora-conala+lora-starter"])
-def test_what_cannot_be_is_refused(name: str) -> None:
+def test_invalid_methods_are_refused(name: str) -> None:
     with pytest.raises(PromptOrTuneError):
         parse_method(name, ADAPTERS)

@@ -1,9 +1,10 @@
-"""Whatever JSON a body holds, it is an ask within its bounds or a refusal in one sentence."""
+"""Request bodies: any JSON is either a valid request within the limits or refused with one message."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.api.errors import ApiError
-from serve.api.protocol import CompletionRequest, parse_chat_request, parse_completion_request, parse_json
+from serve.api.http import parse_json
+from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
 
 NAMES = [
     "model", "messages", "prompt", "n", "stop", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens",
@@ -27,18 +29,18 @@ MESSAGES = st.lists(
     ),
     max_size=4,
 )
-SOUND: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "model": st.just("zero-shot"), "messages": MESSAGES, "prompt": st.text(min_size=1) | st.lists(st.text(), max_size=3)
 }  # fmt: skip
 BODIES = st.builds(
-    lambda sound, wild: {**sound, **wild},
-    st.fixed_dictionaries({}, optional=SOUND),
+    lambda valid, random: {**valid, **random},
+    st.fixed_dictionaries({}, optional=VALID),
     st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4),
 )
 
 
-def outcome(read: Callable[[Any], Any], body: Any) -> Any:
-    """What reading gave, or the refusal."""
+def result_or_error(read: Callable[[Any], Any], body: Any) -> Any:
+    """Return the result of reading, or the error."""
     try:
         return read(body)
     except ApiError as error:
@@ -46,33 +48,30 @@ def outcome(read: Callable[[Any], Any], body: Any) -> Any:
 
 
 @settings(max_examples=150)
-@pytest.mark.parametrize("read", [parse_chat_request, parse_completion_request])
+@pytest.mark.parametrize("model", [ChatCompletionRequest, CompletionRequest])
 @given(body=BODIES)
-def test_any_body_is_an_ask_or_a_refusal(
-    read: Callable[[Mapping[str, Any]], CompletionRequest], body: dict[str, Any]
-) -> None:
-    found = outcome(read, body)
-    if isinstance(found, ApiError):
-        assert found.status == 400
-        assert "\n" not in found.message
-        assert json.loads(found.encoded()) == found.body()
+def test_any_body_is_valid_or_refused(model: type[OpenAIRequest], body: dict[str, Any]) -> None:
+    result = result_or_error(partial(parse_request, model), body)
+    if isinstance(result, ApiError):
+        assert result.status == 400
+        assert "\n" not in result.message
+        assert json.loads(result.encoded()) == result.body()
     else:
-        assert 1 <= found.n <= 10
-        assert 1 <= found.lines <= 100
-        assert found.model
-        assert found.prompts or found.conversation
+        assert 1 <= result.n <= 10
+        assert 1 <= result.num_seqs <= 100
+        assert result.model
+        assert result.prompts or result.conversation
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789eE+-.truefalsn\\u', max_size=40).map(str.encode))
-def test_any_bytes_are_an_object_or_a_refusal(body: bytes) -> None:
-    found = outcome(parse_json, body)
-    assert isinstance(found, dict) or (found.status, found.code) == (400, "invalid_json")
+def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
+    result = result_or_error(parse_json, body)
+    assert isinstance(result, dict) or (result.status, result.code) == (400, "invalid_json")
 
 
-def test_seeds_of_any_size_reach_the_sampler_in_its_range() -> None:
+def test_seeds_of_any_size_are_mapped_to_the_range_of_the_sampler() -> None:
     for seed in (-(2**63), -1, 0, 7, 2**63, 2**64 - 1):
         body = {"model": "m", "prompt": "x", "temperature": 1, "seed": seed}
-        assert 0 <= parse_completion_request(body).sampling_params.seed < 2**31
-    assert (
-        parse_completion_request({"model": "m", "prompt": "x", "temperature": 1, "seed": 7}).sampling_params.seed == 7
-    )
+        assert 0 <= parse_request(CompletionRequest, body).sampling_params.seed < 2**31
+    body = {"model": "m", "prompt": "x", "temperature": 1, "seed": 7}
+    assert parse_request(CompletionRequest, body).sampling_params.seed == 7

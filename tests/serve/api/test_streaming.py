@@ -1,4 +1,4 @@
-"""What has been streamed is never more than the answer, whatever an answer looks like while it grows."""
+"""SSEStream: streamed text is never more than the answer, whatever the partial outputs are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from serve.api.protocol import CompletionRequest, ResponseBuilder, parse_chat_request, parse_completion_request
+from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
+from serve.api.responses import ResponseBuilder
 from serve.api.streaming import SSEStream, stable_prefix
 from serve.types import Candidate, PartialOutput, Request, RequestOutput
 from tasks.extract import answer_end
@@ -22,10 +23,10 @@ REQUEST = Request(Problem("p", "x"), parse_method("zero-shot", ()))
 MESSAGES = [{"role": "user", "content": "x"}]
 
 
-def streamed(ask: CompletionRequest, events: list[PartialOutput | RequestOutput]) -> dict[int, str]:
-    """What a client puts together, choice by choice."""
-    chunks = SSEStream(ResponseBuilder.create(ask, "fp"))
-    sent = b"".join(piece for event in events for piece in chunks.encode(event)) + b"".join(chunks.encode_end())
+def streamed(request: OpenAIRequest, events: list[PartialOutput | RequestOutput]) -> dict[int, str]:
+    """Return the text of each choice, as a client assembles it."""
+    sse = SSEStream(ResponseBuilder.create(request, "fp"))
+    sent = b"".join(piece for event in events for piece in sse.encode(event)) + b"".join(sse.encode_end())
     lines = sent.decode().split("\n\n")
     assert lines[-2:] == ["data: [DONE]", ""]
     texts: dict[int, str] = {}
@@ -43,36 +44,38 @@ def streamed(ask: CompletionRequest, events: list[PartialOutput | RequestOutput]
 )
 @example("x = 1\n```\n", "chat-python-open", 1)
 @example(f"x = 1\n{INSTRUCTION}\nmore", "plain", 3)
-def test_a_stream_is_the_answer_and_no_more(said: str, style: str, size: int) -> None:
+def test_a_stream_is_exactly_the_answer(text: str, style: str, size: int) -> None:
     events: list[PartialOutput | RequestOutput] = []
-    final = said
-    for length in [*range(size, len(said), size), len(said)]:
-        end = answer_end(said[:length], STYLES[style])
+    final = text
+    for length in [*range(size, len(text), size), len(text)]:
+        end = answer_end(text[:length], STYLES[style])
         if end is not None:
-            final = said[:end]
+            final = text[:end]
             break
-        events.append(PartialOutput(0, said[:length], length))
+        events.append(PartialOutput(0, text[:length], length))
     events.append(RequestOutput(0, REQUEST, (Candidate(final, "", 0.0, 3),)))
-    assert streamed(parse_chat_request({"model": "zero-shot", "messages": MESSAGES}), events) == {0: final}
+    assert streamed(parse_request(ChatCompletionRequest, {"model": "zero-shot", "messages": MESSAGES}), events) == {
+        0: final
+    }
 
 
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=4), st.data())
-def test_every_choice_gets_its_own_text(texts: list[str], data: st.DataObject) -> None:
+def test_each_choice_gets_its_own_text(texts: list[str], data: st.DataObject) -> None:
     n = len(texts)
-    ask = parse_completion_request({"model": "m", "prompt": ["a", "b"], "n": n, "temperature": 1})
+    request = parse_request(CompletionRequest, {"model": "m", "prompt": ["a", "b"], "n": n, "temperature": 1})
     events: list[PartialOutput | RequestOutput] = []
     for _ in range(data.draw(st.integers(0, 8))):
-        row, place = data.draw(st.integers(0, 1)), data.draw(st.integers(0, n - 1))
-        grown = texts[place][: data.draw(st.integers(0, len(texts[place])))]
-        events.append(PartialOutput(row, grown, 1, place))
+        row, sample = data.draw(st.integers(0, 1)), data.draw(st.integers(0, n - 1))
+        partial = texts[sample][: data.draw(st.integers(0, len(texts[sample])))]
+        events.append(PartialOutput(row, partial, 1, sample))
     for row in (1, 0):
         samples = tuple(Candidate(text, "", 0.0, 1) for text in texts)
         events.append(RequestOutput(row, REQUEST, samples[:1], samples=samples))
-    assert streamed(ask, events) == {row * n + place: text for row in (0, 1) for place, text in enumerate(texts)}
+    assert streamed(request, events) == {row * n + sample: text for row in (0, 1) for sample, text in enumerate(texts)}
 
 
 @pytest.mark.parametrize(
-    ("text", "certain"),
+    ("text", "expected"),
     [
         ("x = 1", "x = 1"),
         ("x = 1\n", "x = 1"),
@@ -83,13 +86,15 @@ def test_every_choice_gets_its_own_text(texts: list[str], data: st.DataObject) -
         ("a < b", "a < b"),
     ],
 )
-def test_what_may_be_cut_off_waits(text: str, certain: str) -> None:
-    assert stable_prefix(text) == certain
+def test_stable_prefix(text: str, expected: str) -> None:
+    assert stable_prefix(text) == expected
 
 
-def test_an_engine_that_merges_samples_still_gives_n_choices() -> None:
-    ask = parse_chat_request({"model": "m", "messages": MESSAGES, "n": 3, "temperature": 1})
+def test_merged_samples_become_n_choices() -> None:
+    request = parse_request(ChatCompletionRequest, {"model": "m", "messages": MESSAGES, "n": 3, "temperature": 1})
     merged = (Candidate("a", "a", 0.0, 1, count=2), Candidate("b", "b", 0.0, 1))
-    whole: Any = ResponseBuilder.create(ask, "fp").full_response([RequestOutput(0, REQUEST, merged, prompt_tokens=4)])
-    assert [choice["message"]["content"] for choice in whole["choices"]] == ["a", "a", "b"]
-    assert whole["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+    response: Any = ResponseBuilder.create(request, "fp").full_response(
+        [RequestOutput(0, REQUEST, merged, prompt_tokens=4)]
+    )
+    assert [choice["message"]["content"] for choice in response["choices"]] == ["a", "a", "b"]
+    assert response["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}

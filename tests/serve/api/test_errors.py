@@ -1,4 +1,4 @@
-"""Every refusal is OpenAI's error object, in one sentence that names the parameter."""
+"""Errors of the API: OpenAI's error object with a one-line message that names the parameter."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from serve.api.app import Api
 from serve.api.auth import ApiKeys
 from serve.engine.llm_engine import EngineLoader
 from tests.serve.api.conftest import Served, running, serving, wait_for
-from tests.serve.api.scripted import ScriptedBackend
+from tests.serve.api.scripted_backend import ScriptedBackend
 
 CHAT = "/v1/chat/completions"
-ASKED: dict[str, Any] = {"model": "zero-shot", "messages": [{"role": "user", "content": "x"}]}
+REQUEST: dict[str, Any] = {"model": "zero-shot", "messages": [{"role": "user", "content": "x"}]}
 
 
 def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The error object, after a look at its form."""
+    """Check the form of an error response and return its error object."""
     assert answer.status_code == status, answer.text
     body = answer.json()
     assert set(body) == {"error"}
@@ -85,9 +85,9 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"beam_width": 4}, "beam_width", "Unknown parameter 'beam_width'"),
     ],
 )
-def test_a_wrong_parameter_is_named(served: Served, change: Any, param: str | None, words: str) -> None:
+def test_the_error_names_the_wrong_parameter(served: Served, change: Any, param: str | None, words: str) -> None:
     with served.http() as client:
-        body = json.dumps({**ASKED, **change})
+        body = json.dumps({**REQUEST, **change})
         answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
     error = error_of(answer, 400)
     assert error["param"] == param
@@ -107,27 +107,27 @@ def test_a_wrong_parameter_is_named(served: Served, change: Any, param: str | No
         (b"", "line 1"),
     ],
 )
-def test_a_body_that_is_no_json_is_said(served: Served, body: bytes, words: str) -> None:
+def test_an_invalid_json_body_is_refused(served: Served, body: bytes, words: str) -> None:
     with served.http() as client:
         error = error_of(client.post(CHAT, content=body, headers={"content-type": "application/json"}), 400)
     assert error["code"] == "invalid_json"
     assert words in error["message"]
 
 
-def test_a_model_that_does_not_exist_is_404_with_the_nearest_name(client: OpenAI) -> None:
+def test_an_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="lora-c", messages=[{"role": "user", "content": "x"}])
     assert caught.value.code == "model_not_found"
     assert caught.value.param == "model"
     assert "did you mean 'lora-" in caught.value.message
     for name in ("lora-c", "lora-a*9"):
-        with pytest.raises(openai.APIStatusError) as refused:
+        with pytest.raises(openai.APIStatusError) as error:
             client.models.retrieve(name)
-        assert refused.value.status_code in (400, 404)
+        assert error.value.status_code in (400, 404)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_does_not_fit_is_refused_before_a_stream_begins(client: OpenAI, stream: bool) -> None:
+def test_a_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model="zero-shot", messages=[{"role": "user", "content": "x " * 3000}], stream=stream
@@ -145,19 +145,19 @@ def test_a_prompt_that_does_not_fit_is_refused_before_a_stream_begins(client: Op
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
 )
-def test_unknown_ways_are_named(served: Served, method: str, path: str, status: int, code: str) -> None:
+def test_unknown_paths_and_methods(served: Served, method: str, path: str, status: int, code: str) -> None:
     with served.http() as client:
         answer = client.request(method, path)
     assert error_of(answer, status)["code"] == code
     assert status != 405 or answer.headers["allow"]
 
 
-def test_a_body_that_is_not_declared_as_json_is_refused(served: Served) -> None:
+def test_the_content_type_must_be_json(served: Served) -> None:
     with served.http() as client:
-        error_of(client.post(CHAT, content=json.dumps(ASKED), headers={"content-type": "text/plain"}), 415)
+        error_of(client.post(CHAT, content=json.dumps(REQUEST), headers={"content-type": "text/plain"}), 415)
 
 
-def test_a_defect_of_ours_shows_no_internals(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(tmp_path, ScriptedBackend(fails=True)) as served, served.client() as client:
         for stream in (False, True):
@@ -174,7 +174,7 @@ def test_a_defect_of_ours_shows_no_internals(tmp_path: Path, caplog: pytest.LogC
     assert "my secret" not in caplog.text
 
 
-def test_a_defect_in_the_middle_of_a_stream_is_its_last_event(tmp_path: Path) -> None:
+def test_an_exception_during_a_stream_is_its_last_event(tmp_path: Path) -> None:
     with serving(tmp_path, ScriptedBackend(delay=0.01)) as served, served.client() as client:
         stream = client.chat.completions.create(
             model="zero-shot", messages=[{"role": "user", "content": "count 200"}], stream=True
@@ -186,7 +186,7 @@ def test_a_defect_in_the_middle_of_a_stream_is_its_last_event(tmp_path: Path) ->
             list(chunks)
 
 
-def test_while_the_model_loads_the_api_says_so_and_then_answers() -> None:
+def test_requests_get_503_while_the_model_loads_and_after_it_failed() -> None:
     import threading
 
     may_end = threading.Event()
@@ -196,15 +196,19 @@ def test_while_the_model_loads_the_api_says_so_and_then_answers() -> None:
         may_end.wait(10)
         raise BaseModelError("There is no base 'x': check --base.")
 
-    source = EngineLoader(build).start()
-    with running(Api(source, ApiKeys())) as (url, _):
+    loader = EngineLoader(build).start()
+    with running(Api(loader, ApiKeys())) as (url, _):
         wait_for(lambda: "40" in httpx.get(f"{url}/health").json()["message"])
         health = httpx.get(f"{url}/health")
         assert (health.status_code, health.json()["status"]) == (503, "loading")
-        for answer in (httpx.post(url + CHAT, json=ASKED), httpx.get(f"{url}/v1/models"), httpx.get(f"{url}/metrics")):
+        for answer in (
+            httpx.post(url + CHAT, json=REQUEST),
+            httpx.get(f"{url}/v1/models"),
+            httpx.get(f"{url}/metrics"),
+        ):
             assert error_of(answer, 503)["code"] == "model_loading"
             assert int(answer.headers["retry-after"]) > 0
         may_end.set()
         wait_for(lambda: httpx.get(f"{url}/health").json()["status"] == "failed")
-        error = error_of(httpx.post(url + CHAT, json=ASKED), 503)
+        error = error_of(httpx.post(url + CHAT, json=REQUEST), 503)
         assert (error["code"], error["message"]) == ("model_failed", "There is no base 'x': check --base.")

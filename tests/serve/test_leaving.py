@@ -15,13 +15,13 @@ PROGRAM = """
 import sys
 from serve.engine.build import build_engine
 from tasks.methods import parse_method
-from serve.types import Decoding, Request
+from serve.types import SamplingParams, Request
 from tasks.problem import Problem
 
 def ask():
     engine = build_engine(sys.argv[1], "none", "cpu")
     if sys.argv[2] == "asked":
-        answer, = engine.answer([Request(Problem("p", "x"), parse_method("zero-shot", ()))], Decoding(max_new_tokens=2))
+        answer, = engine.answer([Request(Problem("p", "x"), parse_method("zero-shot", ()))], SamplingParams(max_new_tokens=2))
         assert not answer.error, answer.error
 
 ask()

@@ -74,7 +74,7 @@ def test_vllm_loads_a_lora_folder_and_answers_with_it(serve: Any, connect: Any, 
     standin = serve(loading(StandIn(saying("x"))))
     backend = connect(standin.url)
     folder = lora(tmp_path)
-    assert backend.refuses(folder) is None
+    assert backend.unsupported_reason(folder) is None
     backend.load_adapter(folder)
     backend.load_adapter(folder)
     asked = [body for body in standin.bodies("/v1/load_lora_adapter") if body["lora_name"]]
@@ -110,19 +110,19 @@ def test_what_the_server_lists_is_used_by_its_name_alone(serve: Any, connect: An
 def test_ia3_has_no_path_on_vllm(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(loading(StandIn(saying("x")))).url)
     folder = ia3(tmp_path)
-    reason = backend.refuses(folder)
+    reason = backend.unsupported_reason(folder)
     assert reason.startswith("This engine serves LoRA adapters only; 'ia3-mine' is IA3:")
     with pytest.raises(AdapterError, match="serves LoRA adapters only"):
         backend.load_adapter(folder)
 
 
 def test_a_lora_that_vllm_refuses_is_told_before_it_is_sent(serve: Any, connect: Any, tmp_path: Path) -> None:
-    reason = connect(serve(loading(StandIn(saying("x")))).url).refuses(lora(tmp_path, rank=6))
+    reason = connect(serve(loading(StandIn(saying("x")))).url).unsupported_reason(lora(tmp_path, rank=6))
     assert "cannot wear 'lora-mine': rank r is 6 and vLLM's ranks are 8, 16" in reason
 
 
 def test_a_server_that_loads_nothing_at_run_time_is_told_how(serve: Any, connect: Any, tmp_path: Path) -> None:
-    reason = connect(serve(StandIn(saying("x"), SERVED)).url).refuses(lora(tmp_path))
+    reason = connect(serve(StandIn(saying("x"), SERVED)).url).unsupported_reason(lora(tmp_path))
     assert "does not list 'lora-mine' among its models: start it with that adapter (--lora-modules)" in reason
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in reason
 
@@ -141,13 +141,13 @@ def test_a_folder_that_the_server_does_not_see_is_one_sentence(serve: Any, conne
 
 def test_llama_cpp_python_has_no_adapters_of_a_request(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(StandIn(saying("x"), [{"id": "base.gguf", "owned_by": "me"}])).url)
-    assert "has no adapters that a request can choose" in backend.refuses(lora(tmp_path))
+    assert "has no adapters that a request can choose" in backend.unsupported_reason(lora(tmp_path))
 
 
 def test_a_strength_is_for_engines_that_have_one(serve: Any, connect: Any, tmp_path: Path) -> None:
     folder = lora(tmp_path)
     vllm = connect(serve(loading(StandIn(saying("x")))).url)
-    assert "full strength only" in (vllm.refuses(folder, 0.5) or "")
+    assert "full strength only" in (vllm.unsupported_reason(folder, 0.5) or "")
     vllm.load_adapter(folder)
     with pytest.raises(PromptOrTuneError, match="full strength only"):
         wearing(vllm, "lora-mine", 0.5)
@@ -160,7 +160,7 @@ def test_our_own_server_serves_every_technique_that_it_lists(serve: Any, connect
     backend = connect(serve(StandIn(saying("x"), OURS)).url)
     assert (backend.base.revision, backend.base.quantization) == (BASE.revision, "nf4")
     backend.load_adapter(ia3(tmp_path))
-    assert "does not list 'lora-mine'" in (backend.refuses(lora(tmp_path)) or "")
+    assert "does not list 'lora-mine'" in (backend.unsupported_reason(lora(tmp_path)) or "")
     assert store(tmp_path).open("ia3-mine", backend.base).name == "ia3-mine"
 
 
@@ -202,7 +202,7 @@ def test_llama_cpp_wears_nothing_that_was_not_asked_for(serve: Any, connect: Any
     backend.load_adapter(lora(tmp_path))
     wearing(backend, "lora-mine", 0.5)
     assert standin.bodies()[-1]["lora"] == [{"id": 0, "scale": 0.5}, {"id": 1, "scale": 0.0}]
-    assert "convert it with convert_lora_to_gguf.py" in backend.refuses(lora(tmp_path, "lora-new"))
+    assert "convert it with convert_lora_to_gguf.py" in backend.unsupported_reason(lora(tmp_path, "lora-new"))
 
 
 def test_lorax_reads_the_folder_itself(serve: Any, connect: Any, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_stream_that_breaks_keeps_what_was_said_and_says_so(
     serve: Any, connect: Any, stream: Any, expected: str
 ) -> None:
     standin = serve(StandIn(by_prompt(bad=stream, good=saying("x")), VLLM_MODELS))
-    batch = connect(standin.url, patience=Timeouts(first_token=1, between_tokens=0.3)).open_batch("step")
+    batch = connect(standin.url, timeouts=Timeouts(first_token=1, between_tokens=0.3)).open_batch("step")
     batch.add(0, Row("bad", PLAIN), GREEDY)
     batch.add(1, Row("good", PLAIN), GREEDY)
     ends, _ = finish(batch)
@@ -105,7 +105,7 @@ def test_a_server_that_never_begins_is_given_up_on(serve: Any, connect: Any) -> 
 
     standin = serve(StandIn(never, VLLM_MODELS))
     began = time.monotonic()
-    end = answer(connect(standin.url, patience=Timeouts(first_token=0.3)))
+    end = answer(connect(standin.url, timeouts=Timeouts(first_token=0.3)))
     assert "was silent for too long" in one_sentence(end.error or "")
     assert end.candidates == ()
     assert time.monotonic() - began < 3
@@ -137,7 +137,7 @@ def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
             yield piece
 
     end = answer(
-        connect(serve(StandIn(flood, VLLM_MODELS)).url, patience=Timeouts(first_token=5)),
+        connect(serve(StandIn(flood, VLLM_MODELS)).url, timeouts=Timeouts(first_token=5)),
         SamplingParams(max_new_tokens=4),
     )
     assert end.error is not None or end.candidates[0].finish == "length"

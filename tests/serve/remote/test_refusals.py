@@ -84,7 +84,7 @@ def test_the_key_goes_to_the_server_alone_and_is_shown_nowhere(serve: Any, conne
     assert "sends elsewhere" in one_sentence(end.error or "")
     assert not other.asked
     assert all(headers["authorization"] == f"Bearer {KEY}" for _, _, headers in standin.asked)
-    assert KEY not in repr(backend._wire)
+    assert KEY not in repr(backend._client)
 
 
 def test_a_key_that_no_header_takes_is_refused_without_showing_it() -> None:
@@ -160,7 +160,7 @@ def test_a_server_that_still_loads_is_waited_for(serve: Any, connect: Any) -> No
     assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in said
     standin.asked.clear()
     with pytest.raises(BusyError, match="the model is loading"):
-        connect(standin.url, patience=Timeouts(startup=0.5))
+        connect(standin.url, timeouts=Timeouts(startup=0.5))
 
 
 def test_a_key_that_others_could_read_is_told(serve: Any) -> None:

@@ -143,7 +143,7 @@ def test_rows_run_beside_one_another_and_join_at_any_time(serve: Any, connect: A
 
     standin = serve(StandIn(stream, VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
-    assert batch.joins
+    assert batch.supports_continuous_batching
     prompts = [f"row {number} says so" for number in range(12)]
     for key, prompt in enumerate(prompts[:6]):
         batch.add(key, Row(prompt, None), GREEDY)

@@ -25,12 +25,10 @@ from serve.api.protocol import (
     usage_info,
 )
 from serve.api.serving import ClientGoneError, output_error
+from serve.generated_text import stable_prefix
 from serve.types import PartialOutput, RequestOutput
-from tasks.prompt import INSTRUCTION, RESPONSE
 
 DONE_EVENT = b"data: [DONE]\n\n"
-# An answer is cut where one of these begins a line (tasks/extract.py), so a line that may become one waits.
-_TURN_MARKERS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
 
 
 class SSEStream:
@@ -65,7 +63,7 @@ class SSEStream:
         yield DONE_EVENT
 
     def _encode_partial(self, partial: PartialOutput) -> Iterator[bytes]:
-        text = partial.text if self._request.kind == "text" else stable_prefix(partial.text)
+        text = partial.text if self._request.kind == "text" else stable_prefix(partial.text).rstrip()
         copies = range(self._request.n) if self._request.sampling_params.mode == "greedy" else (partial.candidate,)
         for copy in copies:
             place = partial.index * self._request.n + copy
@@ -115,19 +113,6 @@ class SSEStream:
             return None
         read, said = sum(answer.prompt_tokens for answer in self._outputs), sum(self._tokens.values())
         return {"prompt_tokens": read, "completion_tokens": said, "total_tokens": read + said}
-
-
-def stable_prefix(text: str) -> str:
-    """The part of a growing answer that no further token can cut off again.
-
-    Left out are blanks at its end and a last line that may become the beginning of a further turn.
-    """
-    text = text.rstrip()
-    start = text.rfind("\n") + 1
-    line = text[start:].lstrip()
-    if line and any(turn.startswith(line) or line.startswith(turn) for turn in _TURN_MARKERS):
-        return text[:start].rstrip()
-    return text
 
 
 def _encode_event(value: dict[str, Any]) -> bytes:

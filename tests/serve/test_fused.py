@@ -128,7 +128,7 @@ def test_what_has_one_strength_only_is_refused_at_another(arena: Arena) -> None:
         make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
         arena.load(name)
         batch = arena.backend.open_batch("step")
-        with pytest.raises(PromptOrTuneError, match=f"'{name}' has one strength only"):
+        with pytest.raises(PromptOrTuneError, match=f"'{name}' cannot be scaled"):
             batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
 

@@ -12,13 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from serve.backends.local.batch import run_to_end
-from serve.backends.local.detokenizer import (
-    Detokenizer,
-    IncrementalDetokenizer,
-    dedupe_candidates,
-    find_stop,
-    stable_prefix,
-)
+from serve.backends.local.detokenizer import Detokenizer, IncrementalDetokenizer
+from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import INSTRUCTION, STYLES
 from tests.serve.scripted_state import END, Bench, saying, vocabulary
@@ -197,8 +192,8 @@ def test_the_first_stop_is_found_wherever_it_began() -> None:
     assert find_stop("abcd", ("bc",), begin=3) is None
     assert find_stop("abcd", ("bcd",), begin=3) == 1
     assert find_stop("abcd", ()) is None
-    assert stable_prefix("a\n\n#", ("\n\n\n", "#x"), None) == "a\n\n"
-    assert stable_prefix("aaa", ("aab",), None) == "a"
+    assert stable_prefix("a\n\n#", ("\n\n\n", "#x"), raw=True) == "a\n\n"
+    assert stable_prefix("aaa", ("aab",), raw=True) == "a"
 
 
 def test_the_end_token_has_no_text_even_where_it_is_no_special_one() -> None:

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import httpx
 
 from errors import BusyError, PromptOrTuneError
-from serve.backends.local.detokenizer import dedupe_candidates, find_stop, stable_prefix
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, read_json
+from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 from tasks.extract import answer_end, extract_code
 from tasks.prompt import PromptStyle
@@ -68,7 +68,7 @@ class StreamedCandidate:
     @property
     def stable_text(self) -> str:
         """As much of it as will stay, whatever comes."""
-        return stable_prefix(self.text, self._decoding.stop, self._style) if self._end is None else self.text
+        return stable_prefix(self.text, self._decoding.stop, raw=self._style is None) if self._end is None else self.text
 
     @property
     def tokens(self) -> int:

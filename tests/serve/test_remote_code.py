@@ -152,7 +152,7 @@ def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -
     values = json.loads((base / "tokenizer_config.json").read_text())
     values |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
     (base / "tokenizer_config.json").write_text(json.dumps(values))
-    assert "code of its own (tokenization_own.py), which is not run unasked" in _refused(base, trusted=False)
+    assert "code of its own (tokenization_own.py), which is not run by default" in _refused(base, trusted=False)
     assert not mark.exists()
 
 
@@ -168,7 +168,7 @@ def test_code_written_for_other_libraries_is_one_sentence(own: Path, error: str,
     with (own / "modeling_own.py").open("a") as file:
         file.write(f"\n{error}\n")
     sentence = _refused(own, trusted=True)
-    assert sentence.startswith("The base 'own' does not run with the code that it brings and transformers 5.")
+    assert sentence.startswith("The base 'own' does not run with its own code and transformers 5.")
     assert says in sentence
     assert sentence.endswith("look for a newer revision of it.")
 

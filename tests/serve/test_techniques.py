@@ -222,7 +222,7 @@ def test_a_base_that_forgets_takes_no_virtual_tokens(tmp_path: Path) -> None:
     arena.backend._model.config.sliding_window = 16
     arena.backend._model.config.layer_types = ["sliding_attention", "full_attention"]
     for folder in folders:
-        with pytest.raises(AdapterError, match="forgets what stands far back"):
+        with pytest.raises(AdapterError, match="sliding window"):
             arena.backend.load_adapter(folder)
 
 
@@ -230,7 +230,7 @@ def test_a_prefix_before_a_decoder_that_counts_places_from_the_start_is_refused(
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
     bart = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=16, decoder_ffn_dim=16, **sizes))
     config = {"num_layers": 2, "num_attention_heads": 2, "num_virtual_tokens": 3}
-    with pytest.raises(AdapterError, match="where only bases like T5 are served"):
+    with pytest.raises(AdapterError, match="only bases like T5 are served"):
         prefix_tuning(bart, config, torch.zeros(3, 64), "mine")
 
 

@@ -118,7 +118,7 @@ def test_ia3_has_no_path_on_vllm(serve: Any, connect: Any, tmp_path: Path) -> No
 
 def test_a_lora_that_vllm_refuses_is_told_before_it_is_sent(serve: Any, connect: Any, tmp_path: Path) -> None:
     reason = connect(serve(loading(StandIn(saying("x")))).url).unsupported_reason(lora(tmp_path, rank=6))
-    assert "cannot wear 'lora-mine': rank r is 6 and vLLM's ranks are 8, 16" in reason
+    assert "cannot use 'lora-mine': rank r is 6 and vLLM's ranks are 8, 16" in reason
 
 
 def test_a_server_that_loads_nothing_at_run_time_is_told_how(serve: Any, connect: Any, tmp_path: Path) -> None:
@@ -141,15 +141,15 @@ def test_a_folder_that_the_server_does_not_see_is_one_sentence(serve: Any, conne
 
 def test_llama_cpp_python_has_no_adapters_of_a_request(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(StandIn(saying("x"), [{"id": "base.gguf", "owned_by": "me"}])).url)
-    assert "has no adapters that a request can choose" in backend.unsupported_reason(lora(tmp_path))
+    assert "has no adapters that requests can choose" in backend.unsupported_reason(lora(tmp_path))
 
 
 def test_a_strength_is_for_engines_that_have_one(serve: Any, connect: Any, tmp_path: Path) -> None:
     folder = lora(tmp_path)
     vllm = connect(serve(loading(StandIn(saying("x")))).url)
-    assert "full strength only" in (vllm.unsupported_reason(folder, 0.5) or "")
+    assert "cannot scale adapters" in (vllm.unsupported_reason(folder, 0.5) or "")
     vllm.load_adapter(folder)
-    with pytest.raises(PromptOrTuneError, match="full strength only"):
+    with pytest.raises(PromptOrTuneError, match="cannot scale adapters"):
         wearing(vllm, "lora-mine", 0.5)
     standin = serve(StandIn(saying("x"), OURS))
     wearing(connect(standin.url), "ia3-mine", 0.5)

@@ -74,7 +74,7 @@ def silent(body: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("stream", "expected"),
     [
-        (cut, "ended in the middle"),
+        (cut, "in the middle of the answer"),
         (garbage, "does not speak OpenAI's stream (it sent HTTP/1.1 nonsense)"),
         (broken_json, "does not speak OpenAI's stream"),
         (says_error, "(out of memory)"),
@@ -91,7 +91,7 @@ def test_a_stream_that_breaks_keeps_what_was_said_and_says_so(
     ends, _ = finish(batch)
     sentence = one_sentence(ends[0].error or "")
     assert expected in sentence
-    assert sentence.endswith("what it had said before is kept, half an answer.")
+    assert sentence.endswith("the text received before is kept as a partial answer.")
     assert ends[0].candidates[0].text.startswith("half")
     assert ends[1].error is None
     assert ends[1].candidates[0].code == "x"

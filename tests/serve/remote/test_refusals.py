@@ -37,10 +37,10 @@ def test_nobody_there_is_one_sentence(connect: Any) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("localhost:8000", "is no server's address"),
-        ("ftp://x/v1", "is no server's address"),
-        ("http://", "is no server's address"),
-        ("http://host:99999/v1", "is no address"),
+        ("localhost:8000", "is not the address of a server"),
+        ("ftp://x/v1", "is not the address of a server"),
+        ("http://", "is not the address of a server"),
+        ("http://host:99999/v1", "is not an address"),
         (f"http://me:{KEY}@host/v1", "holds a name or password"),
     ],
 )
@@ -55,12 +55,12 @@ def test_an_address_that_is_none_is_named(url: str, expected: str) -> None:
     [
         (Reply({"error": {"message": f"Incorrect API key provided: {KEY}"}}, 401), "refuses the key"),
         (Reply({"data": []}), "lists no model"),
-        (Reply({"models": 1}), "is no list of models"),
-        (Reply(b"<html>hello</html>"), "is no list of models"),
+        (Reply({"models": 1}), "is not a list of models"),
+        (Reply(b"<html>hello</html>"), "is not a list of models"),
         (Reply(b"", 302, {"Location": "http://elsewhere.example/v1"}), "sends elsewhere"),
         (Reply({"error": {"message": f"boom {KEY}\nsecond"}}, 500), r"answered with status 500 \(boom … second\)"),
         (Reply(b"x" * (MAX_BODY_BYTES + 1)), "with more than 4 MB"),
-        (Reply(b"[" * 100_000), "is no list of models"),
+        (Reply(b"[" * 100_000), "is not a list of models"),
     ],
 )
 def test_a_list_of_models_that_is_none_is_one_sentence(serve: Any, connect: Any, page: Reply, expected: str) -> None:
@@ -88,7 +88,7 @@ def test_the_key_goes_to_the_server_alone_and_is_shown_nowhere(serve: Any, conne
 
 
 def test_a_key_that_no_header_takes_is_refused_without_showing_it() -> None:
-    with pytest.raises(PromptOrTuneError, match="characters that no header takes") as caught:
+    with pytest.raises(PromptOrTuneError, match="characters that no header allows") as caught:
         ServerClient("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
     one_sentence(str(caught.value))
 

@@ -220,5 +220,5 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without(serve: Any, co
     standin.pages["/v1/completions"] = whole  # type: ignore[assignment]
     end = answer(connect(serve(standin).url), SamplingParams("sample", candidates=2))
     assert end.error is None
-    assert end.notes[-1] == "This engine did not tell all log-probabilities: those that are missing stand as 0."
+    assert end.notes[-1] == "This engine did not send all log-probabilities: the missing ones count as 0."
     assert "logprobs" not in standin.bodies()[-1]

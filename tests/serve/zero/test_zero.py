@@ -327,5 +327,5 @@ def test_longer_answers_ask_for_more_time(decoding: SamplingParams, expected: in
 
 
 def test_without_the_package_the_way_out_is_named() -> None:
-    with pytest.raises(PromptOrTuneError, match="choose the Gradio SDK, which brings it"):
+    with pytest.raises(PromptOrTuneError, match="choose the Gradio SDK, which includes it"):
         import_spaces()

@@ -123,7 +123,7 @@ def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Arena(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -> None:
+def test_mixed_batch_matches_peft_for_each_adapter(arena: Arena) -> None:
     rows = [Row(prompt, PLAIN, name) for prompt in PROMPTS for name in arena.names]
     found = arena.said(rows, SamplingParams(max_new_tokens=TOKENS))
     models = {name: arena.peft(name) for name in arena.names}
@@ -137,7 +137,7 @@ def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -
     assert len(different) == len(arena.names), "two techniques say the same, so this test would prove little"
 
 
-def test_each_adapter_alone_says_what_it_says_in_company(arena: Arena) -> None:
+def test_each_adapter_alone_matches_the_mixed_batch(arena: Arena) -> None:
     decoding = SamplingParams(mode="sample", candidates=2, temperature=1.5, max_new_tokens=TOKENS, seed=3)
     together = arena.said([Row(PROMPTS[1], PLAIN, name) for name in arena.names], decoding)
     for name, event in zip(arena.names, together, strict=True):
@@ -145,7 +145,7 @@ def test_each_adapter_alone_says_what_it_says_in_company(arena: Arena) -> None:
         assert [each.text for each in alone.candidates] == [each.text for each in event.candidates], f"adapter {name}"
 
 
-def test_beams_of_a_mixed_batch_are_those_of_peft(arena: Arena) -> None:
+def test_beams_of_a_mixed_batch_match_peft(arena: Arena) -> None:
     found = arena.said(
         [Row(PROMPTS[0], PLAIN, name) for name in arena.names], SamplingParams("beam", TOKENS, candidates=4)
     )
@@ -154,7 +154,7 @@ def test_beams_of_a_mixed_batch_are_those_of_peft(arena: Arena) -> None:
         assert [candidate.text.strip() for candidate in event.candidates] == expected, f"adapter {name}"
 
 
-def test_base_rows_are_the_bare_base_bit_for_bit_before_and_after(arena: Arena) -> None:
+def test_base_rows_match_the_bare_base_bit_for_bit(arena: Arena) -> None:
     fresh = LocalBackend(load_base(str(arena.root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     rows = [Row(prompt, PLAIN) for prompt in PROMPTS]
     decoding = SamplingParams(max_new_tokens=TOKENS)
@@ -191,7 +191,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch:
     assert [event.candidates for event in arena.said(rows, decoding)] == first
 
 
-def test_nan_values_are_refused_and_nothing_stays(arena: Arena, tmp_path: Path) -> None:
+def test_nan_values_are_refused_and_nothing_is_loaded(arena: Arena, tmp_path: Path) -> None:
     for name in arena.names[1:]:
         assert name is not None
         folder = shutil.copytree(arena.root / "store" / name, tmp_path / f"nan-{name}")
@@ -206,7 +206,7 @@ def test_nan_values_are_refused_and_nothing_stays(arena: Arena, tmp_path: Path) 
         assert folder.name not in arena.backend._registry
 
 
-def test_an_adapter_of_a_base_of_another_size_is_refused_before_a_tensor_moves(arena: Arena) -> None:
+def test_adapter_of_another_size_is_refused_before_loading(arena: Arena) -> None:
     base = arena.backend.base
     shapes = {name: (rows + 8, columns + 8) for name, (rows, columns) in base.shapes.items()}
     other = replace(base, shapes=shapes, hidden_size=72, num_layers=4)
@@ -216,7 +216,7 @@ def test_an_adapter_of_a_base_of_another_size_is_refused_before_a_tensor_moves(a
             arena.store.open(name, other)
 
 
-def test_a_base_that_forgets_takes_no_virtual_tokens(tmp_path: Path) -> None:
+def test_sliding_window_base_refuses_virtual_tokens(tmp_path: Path) -> None:
     arena = Arena("llama", tmp_path)
     folders = [arena.store.open(name, arena.backend.base) for name in ("prompt", "prefix")]
     arena.backend._model.config.sliding_window = 16
@@ -226,7 +226,7 @@ def test_a_base_that_forgets_takes_no_virtual_tokens(tmp_path: Path) -> None:
             arena.backend.load_adapter(folder)
 
 
-def test_a_prefix_before_a_decoder_that_counts_places_from_the_start_is_refused() -> None:
+def test_prefix_on_absolute_decoder_positions_is_refused() -> None:
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
     bart = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=16, decoder_ffn_dim=16, **sizes))
     config = {"num_layers": 2, "num_attention_heads": 2, "num_virtual_tokens": 3}

@@ -57,7 +57,7 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Quantized(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_the_base_answers_bit_for_bit_after_each_kind_came_and_went(quantized: Quantized) -> None:
+def test_base_is_unchanged_bit_for_bit_after_each_technique(quantized: Quantized) -> None:
     for name, folder in quantized.folders.items():
         quantized.backend.load_adapter(folder)
         assert quantized.said(ROWS) == quantized.first, f"after {name} came"
@@ -68,7 +68,7 @@ def test_the_base_answers_bit_for_bit_after_each_kind_came_and_went(quantized: Q
         assert quantized.said(ROWS) == quantized.first, f"after {name} went"
 
 
-def test_a_dora_measures_the_weight_whether_it_is_packed_or_not(quantized: Quantized) -> None:
+def test_dora_weight_norm_for_packed_and_unpacked_weights(quantized: Quantized) -> None:
     name = "model.layers.1.self_attn.k_proj"
     a, b = torch.randn(4, 64) / 10, torch.randn(32, 4) / 10
     weight = dequantize_module_weight(quantized.load(training=True).model.get_submodule(name)).float()
@@ -82,7 +82,7 @@ def test_a_dora_measures_the_weight_whether_it_is_packed_or_not(quantized: Quant
 
 
 @torch.no_grad()
-def test_rows_score_as_peft_scores_them_on_the_same_weights(quantized: Quantized) -> None:
+def test_logprobs_match_peft_on_the_same_weights(quantized: Quantized) -> None:
     for folder in quantized.folders.values():
         quantized.backend.load_adapter(folder)
     prompt = tokenizer()(PROMPTS[1])["input_ids"]

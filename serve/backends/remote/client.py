@@ -147,7 +147,7 @@ class ServerClient:
             )
         if 300 <= status < 400:
             return PromptOrTuneError(
-                f"The server at {self.host} sends elsewhere (status {status}), and the key goes nowhere else: "
+                f"The server at {self.host} redirects (status {status}), and the key is sent to no other address: "
                 "give the final address as --url."
             )
         return PromptOrTuneError(f"The server at {self.host} answered with status {status}{_in_parentheses(message)}.")

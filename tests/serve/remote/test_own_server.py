@@ -107,7 +107,7 @@ def ask(engine: LLMEngine, methods: list[str], decoding: SamplingParams) -> list
     return [engine.answer([request], decoding)[0] for request in requests]
 
 
-def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+def test_own_server_and_local_engine_give_equal_answers(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     here, there, _ = engines
     decoding = SamplingParams(max_new_tokens=12)
     ours, theirs = ask(here, METHODS, decoding), ask(there, METHODS, decoding)
@@ -121,7 +121,7 @@ def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[LLMEngine, 
     assert len({answer.text for answer in theirs}) >= 6, "the adapters bend nothing"
 
 
-def test_all_methods_at_once_are_answered_apart(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+def test_all_methods_at_once(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     _, there, _ = engines
     requests = [Request(PROBLEM, parse_method(name, there.adapters())) for name in METHODS]
     answers = there.answer(requests, SamplingParams("sample", max_new_tokens=6, candidates=2, seed=3))
@@ -129,7 +129,7 @@ def test_all_methods_at_once_are_answered_apart(engines: tuple[LLMEngine, LLMEng
     assert all(len(answer.samples) == 2 for answer in answers)
 
 
-def test_what_the_server_says_of_itself_is_believed(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+def test_server_identity_is_used(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     here, there, remote = engines
     assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
     assert there.base.quantization == here.base.quantization == "none"

@@ -118,7 +118,7 @@ METHODS = ["zero-shot", "icl-2", "one", "two", "one"]
     [DECODING, SamplingParams("sample", 12, 2, 1.2, seed=3), SamplingParams("beam", 8, 3)],
     ids=["greedy", "sample", "beam"],
 )
-def test_a_forked_process_says_what_one_process_says(
+def test_forked_process_gives_the_same_answers(
     decoding: SamplingParams, engine: ZeroGpuEngine, here: LocalBackend, spaces: Spaces
 ) -> None:
     requests = [request(method) for method in METHODS]
@@ -138,14 +138,14 @@ def test_a_forked_process_says_what_one_process_says(
     assert worker.process.pid != os.getpid()
 
 
-def test_rows_are_made_ready_as_ever(engine: ZeroGpuEngine, alone: LLMEngine) -> None:
+def test_rows_are_prepared_in_this_process(engine: ZeroGpuEngine, alone: LLMEngine) -> None:
     requests = [request(method) for method in METHODS]
     for ours, theirs in zip(engine.answer(requests, DECODING), alone.answer(requests, DECODING), strict=True):
         assert (ours.prompt, ours.style, ours.examples) == (theirs.prompt, theirs.style, theirs.examples)
         assert (ours.prompt_tokens, ours.notes) == (theirs.prompt_tokens, theirs.notes)
 
 
-def test_this_process_loads_no_adapter_and_the_other_keeps_them(
+def test_only_the_gpu_process_loads_adapters(
     engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces
 ) -> None:
     first = engine.answer([request("one")], DECODING)
@@ -156,7 +156,7 @@ def test_this_process_loads_no_adapter_and_the_other_keeps_them(
     assert len(spaces.workers) == 1, "the process is used again"
 
 
-def test_answers_grow_and_end_once(engine: ZeroGpuEngine) -> None:
+def test_partials_then_one_output_per_request(engine: ZeroGpuEngine) -> None:
     events = list(engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=48)))
     answers = [event for event in events if isinstance(event, RequestOutput)]
     assert sorted(answer.index for answer in answers) == [0, 1]
@@ -166,7 +166,7 @@ def test_answers_grow_and_end_once(engine: ZeroGpuEngine) -> None:
         assert all(answer.text.startswith(text.rstrip("\ufffd")) for text in grown)
 
 
-def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_context_and_duration_reach_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     token = ASKS.set("ada")
     try:
         engine.answer([request("zero-shot")], DECODING)
@@ -175,14 +175,14 @@ def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroGpuEngine, space
     assert spaces.asked == [("ada", 11)]
 
 
-def test_one_request_that_cannot_be_answered_leaves_the_others_alone(engine: ZeroGpuEngine) -> None:
+def test_refused_request_does_not_affect_others(engine: ZeroGpuEngine) -> None:
     found = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
     assert "The intent is empty" in str(found[0].error)
     assert found[1].error is None
     assert found[1].text
 
 
-def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_used_up_quota_gives_one_message_per_request(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     spaces.refuses = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
     found = engine.answer([request("zero-shot"), request("one")], DECODING)
     expected = (
@@ -194,7 +194,7 @@ def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroGpu
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_lost_gpu_keeps_partial_text(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     stream = engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=400))
     answers: list[RequestOutput] = []
     for event in stream:
@@ -214,7 +214,7 @@ def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroGpuEngine, spa
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None, "the next call has another process"
 
 
-def test_stopping_ends_the_other_process_too(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_cancel_ends_the_gpu_process(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     cancel = threading.Event()
     answers = []
     for event in engine.stream([request("zero-shot"), request("two")], SamplingParams(max_new_tokens=400), cancel):
@@ -229,7 +229,7 @@ def test_stopping_ends_the_other_process_too(engine: ZeroGpuEngine, spaces: Spac
     assert engine.answer([request("zero-shot")], DECODING)[0].text
 
 
-def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_closed_stream_cancels_its_rows(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     stream = engine.submit([request("zero-shot")], SamplingParams(max_new_tokens=400))
     next(stream)
     stream.close()
@@ -237,7 +237,7 @@ def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroGpuEngine, spaces: S
     assert spaces.stops == 1
 
 
-def test_a_fault_over_there_is_one_sentence(
+def test_gpu_process_error_gives_one_message(
     engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Iterator[Any]:
@@ -249,7 +249,7 @@ def test_a_fault_over_there_is_one_sentence(
     assert answer.error.startswith("ZeroGPU worker error (ZeroDivisionError)")
 
 
-def test_many_rows_are_asked_for_in_parts(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_many_rows_are_split_into_calls(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     found = engine.answer(
         [request("zero-shot", f"do {place}") for place in range(33)], SamplingParams(max_new_tokens=2)
     )
@@ -258,7 +258,7 @@ def test_many_rows_are_asked_for_in_parts(engine: ZeroGpuEngine, spaces: Spaces)
     assert len(spaces.asked) == 2
 
 
-def test_more_callers_than_may_wait_are_told_to_come_back(
+def test_too_many_waiting_calls_raise_busy(
     engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zero, "MAX_WAITING_CALLS", 1)
@@ -274,14 +274,14 @@ def test_more_callers_than_may_wait_are_told_to_come_back(
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_a_closed_engine_takes_nothing_in(engine: ZeroGpuEngine) -> None:
+def test_closed_engine_refuses_requests(engine: ZeroGpuEngine) -> None:
     engine.close()
     assert engine.status().phase == "closed"
     with pytest.raises(PromptOrTuneError, match="was closed"):
         engine.stream([request("zero-shot")], DECODING)
 
 
-def test_what_this_process_knows_needs_no_gpu(engine: ZeroGpuEngine, alone: LLMEngine, spaces: Spaces) -> None:
+def test_prompts_and_counts_need_no_gpu(engine: ZeroGpuEngine, alone: LLMEngine, spaces: Spaces) -> None:
     requests = [request("icl-2"), request("one")]
     assert engine.count_prompt_tokens(requests, DECODING) == alone.count_prompt_tokens(requests, DECODING)
     assert engine.count_tokens("abc") == alone.count_tokens("abc")
@@ -290,7 +290,7 @@ def test_what_this_process_knows_needs_no_gpu(engine: ZeroGpuEngine, alone: LLME
     assert spaces.asked == []
 
 
-def test_an_adapter_that_breaks_after_its_check_is_refused_over_there(
+def test_adapter_changed_after_its_check_is_refused(
     lent: LocalBackend, folder: Path, alone: LLMEngine
 ) -> None:
     found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
@@ -308,7 +308,7 @@ def test_an_adapter_that_breaks_after_its_check_is_refused_over_there(
     assert "gone" in refused.message
 
 
-def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: LLMEngine) -> None:
+def test_tasks_and_events_can_be_pickled(folder: Path, alone: LLMEngine) -> None:
     found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
     work = GpuTask((), (found,), SamplingParams(top_logprobs=2, stop=("\n",)))
     assert pickle.loads(pickle.dumps(work)) == work
@@ -322,10 +322,10 @@ def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: L
         (SamplingParams(max_new_tokens=9999), MAX_GPU_SECONDS),
     ],
 )
-def test_longer_answers_ask_for_more_time(decoding: SamplingParams, expected: int) -> None:
+def test_longer_answers_request_more_time(decoding: SamplingParams, expected: int) -> None:
     assert gpu_seconds(GpuTask((), (), decoding)) == expected
 
 
-def test_without_the_package_the_way_out_is_named() -> None:
+def test_missing_spaces_package_message() -> None:
     with pytest.raises(PromptOrTuneError, match="choose the Gradio SDK, which includes it"):
         import_spaces()

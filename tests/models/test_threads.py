@@ -51,7 +51,7 @@ def _multiply() -> None:
     torch.ones(512, 512) @ torch.ones(512, 512)
 
 
-def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
+def test_thread_pool_stays_until_released() -> None:
     assert _in_a_thread(_multiply) >= 1, "torch made no team, so this test would prove nothing"
 
     def alone() -> None:
@@ -69,7 +69,7 @@ def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
     assert _in_a_thread(lets_go) == 0
 
 
-def test_embedding_an_intent_leaves_no_team_behind() -> None:
+def test_embedding_leaves_no_thread_pool() -> None:
     embedder = Embedder()
     embedder.embed(["warm up"])
 

@@ -105,7 +105,7 @@ def test_rows_with_all_adapters_in_one_batch(arena: Arena) -> None:
         assert said == arena.expected(row), row
 
 
-def test_rows_that_join_in_the_middle_take_the_slots_of_those_that_have_gone(arena: Arena) -> None:
+def test_joining_rows_reuse_free_slots(arena: Arena) -> None:
     names: Iterator[str | None] = iter([*LORAS, None, "ia3", *LORAS, *LORAS])
     arrivals = {
         step: [Row(PROMPTS[step % 3], PLAIN, name)] for step, name in zip(range(0, 200, 3), names, strict=False)
@@ -114,7 +114,7 @@ def test_rows_that_join_in_the_middle_take_the_slots_of_those_that_have_gone(are
         assert said == arena.expected(row), row
 
 
-def test_a_row_wears_its_adapter_as_strongly_as_it_says(arena: Arena) -> None:
+def test_scale_multiplies_the_adapter(arena: Arena) -> None:
     rows = [Row(PROMPTS[0], PLAIN, name, scale) for name in ("all", "attention", "ia3") for scale in (0.25, 1.0, 2.0)]
     found = _said(arena, {0: rows})
     for row, said in found:
@@ -122,7 +122,7 @@ def test_a_row_wears_its_adapter_as_strongly_as_it_says(arena: Arena) -> None:
     assert len({said for _, said in found}) > 5, "the strength changes nothing, so this test would prove little"
 
 
-def test_what_has_one_strength_only_is_refused_at_another(arena: Arena) -> None:
+def test_adapters_that_cannot_be_scaled_are_refused(arena: Arena) -> None:
     dora = LoraConfig(r=4, use_dora=True, target_modules=["q_proj"], init_lora_weights=False)
     for name, config in (("dora", dora), ("prompt", PromptTuningConfig(num_virtual_tokens=4))):
         make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
@@ -133,7 +133,7 @@ def test_what_has_one_strength_only_is_refused_at_another(arena: Arena) -> None:
         assert len(batch) == 0
 
 
-def test_a_row_in_flight_keeps_the_adapter_that_it_began_with(arena: Arena, tmp_path: Path) -> None:
+def test_running_row_keeps_its_adapter_after_unload(arena: Arena, tmp_path: Path) -> None:
     before = arena.expected(Row(PROMPTS[0], PLAIN, "two"))
     batch = arena.backend.open_batch("step")
     batch.add(0, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
@@ -150,7 +150,7 @@ def test_a_row_in_flight_keeps_the_adapter_that_it_began_with(arena: Arena, tmp_
     assert found[1] == arena.expected(Row(PROMPTS[0], PLAIN, "two")) != before
 
 
-def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_the_forward_leaves_a_clean_state(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row(PROMPTS[0], PLAIN, name) for name in (None, "all", "ia3", "mlp")]
     for name in ("prefill", "step"):
         batch = arena.backend.open_batch("step")
@@ -175,7 +175,7 @@ def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeyp
             assert said == arena.expected(row), f"after an error in a {name}: {row}"
 
 
-def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_prefilled_in_chunks_between_steps(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.backends.local.prefill.PREFILL_CHUNK", 16)
     long = Row(PROMPTS[2], PLAIN, "all")
     found = _said(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
@@ -184,7 +184,7 @@ def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, mo
     assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "one piece, so this test would prove nothing"
 
 
-def test_what_lines_say_is_what_the_base_says_of_the_whole_text_bit_by_bit_close(arena: Arena) -> None:
+def test_logits_are_close_to_those_of_one_forward(arena: Arena) -> None:
     """Logits, not only tokens: of lines in groups, by themselves and out of order."""
     state = arena.backend._make_runner()
     assert isinstance(state, FusedModelRunner)

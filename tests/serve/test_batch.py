@@ -1,4 +1,4 @@
-"""Rows that are cancelled, rows that break and rows that cannot be answered: nothing of them stays."""
+"""Continuous batching: rows that join, end, are cancelled or fail do not change other rows."""
 
 from __future__ import annotations
 
@@ -15,23 +15,97 @@ from errors import PromptOrTuneError
 from serve.backends.local.batch import SamplingBatch, run_to_end
 from serve.backends.local.beam_search import BeamSearchBatch
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
-from tests.serve.scripted_state import (
+from tests.serve.scripted_runner import (
     DECODINGS,
     ROWS,
     Bench,
-    ScriptedState,
+    ScriptedRunner,
     alone,
     by_key,
     drain,
     encode,
     noise,
+    said,
+    saying,
     vocabulary,
 )
 
 
+@pytest.mark.parametrize("joins", [True, False])
+@pytest.mark.parametrize("piece", [4, 1000])
+def test_rows_added_one_by_one_match_each_alone(joins: bool, piece: int) -> None:
+    bench = Bench(noise(), joins=joins, piece=piece)
+    events: list[PartialOutput | RowOutput] = []
+    for key, (row, decoding) in enumerate(zip(ROWS, DECODINGS, strict=True)):
+        bench.batch.add(key, row, decoding)
+        events += bench.batch.step() + bench.batch.step()
+    found = drain(bench, events)
+    expected = {key: alone(row, decoding) for key, (row, decoding) in enumerate(zip(ROWS, DECODINGS, strict=True))}
+    for key, finished in expected.items():
+        assert said(found[key]) == said(finished), key
+        assert found[key].candidates == finished.candidates
+    assert len({text for finished in expected.values() for text in said(finished)}) > 6, "else this would prove nothing"
+
+
+def test_prefill_runs_between_steps_of_running_rows() -> None:
+    bench = Bench(noise(), piece=4)
+    bench.batch.add(0, ROWS[1], SamplingParams(max_new_tokens=50))
+    bench.batch.step()
+    bench.batch.add(1, ROWS[0], SamplingParams(max_new_tokens=50))
+    bench.batch.add(2, ROWS[0], SamplingParams("sample", 50, 2))
+    seen = [[event.index for event in bench.batch.step()] for _ in range(3)]
+    assert seen == [[0], [0], [0, 1, 2, 2]], "11 tokens are three pieces, and both rows are read together"
+    assert bench.state.calls.count("read") == 2
+    assert len(bench.batch) == 4
+
+
+def test_without_continuous_batching_rows_wait_and_samples_fork() -> None:
+    bench = Bench(noise(), joins=False)
+    bench.batch.add(0, ROWS[0], SamplingParams("sample", 3, 3))
+    bench.batch.step()
+    bench.batch.add(1, ROWS[1], SamplingParams(max_new_tokens=2))
+    assert len(bench.batch) == 4
+    assert {event.index for event in bench.batch.step()} == {0}
+    assert {event.index for event in bench.batch.step()} == {0}
+    assert "branch" in bench.states[-2].calls
+    assert [event.index for event in bench.batch.step()] == [1]
+    assert "branch" not in bench.state.calls
+
+
+def test_beams_in_a_batch_match_each_alone() -> None:
+    bench = Bench(noise(), "beam")
+    decodings = [SamplingParams("beam", 6 + key, 2 + key % 3) for key in range(len(ROWS))]
+    for key, (row, decoding) in enumerate(zip(ROWS, decodings, strict=True)):
+        bench.batch.add(key, row, decoding)
+    assert len(bench.batch) == sum(decoding.candidates for decoding in decodings)
+    assert not bench.batch.supports_continuous_batching
+    found = drain(bench)
+    for key, (row, decoding) in enumerate(zip(ROWS, decodings, strict=True)):
+        assert found[key].candidates == alone(row, decoding).candidates
+        assert not found[key].cancelled
+        assert {candidate.finish for candidate in found[key].candidates} == {"length"}
+
+
+def test_run_to_end_gives_each_row_one_output_by_index() -> None:
+    bench = Bench(saying({"a": "first", "b": "the second", "c": ""}))
+    events = list(run_to_end(bench.batch, [Row(prompt, None) for prompt in "abc"], SamplingParams(), Event()))
+    found = by_key(events)
+    assert [said(found[key]) for key in range(3)] == [["first"], ["the second"], [""]]
+    assert all(found[key].candidates[0].finish == "stop" and found[key].seconds > 0 for key in range(3))
+    shown = [event.text for event in events if isinstance(event, PartialOutput) and event.index == 0]
+    assert shown == ["f", "fi", "fir", "firs", "first"]
+
+
+def test_16_bit_logits_are_accepted() -> None:
+    script = noise()
+    bench = Bench(lambda read, worn: script(read, worn).to(torch.bfloat16))
+    bench.batch.add(0, ROWS[0], SamplingParams("sample", 6, 2, top_logprobs=3))
+    assert {sample.tokens for sample in drain(bench)[0].samples} == {6}
+
+
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
-def test_a_cancelled_row_keeps_what_it_said_and_the_others_say_the_same(kind: str, after: int) -> None:
+def test_cancelled_row_keeps_its_text_and_others_are_unchanged(kind: str, after: int) -> None:
     decoding = SamplingParams("sample", 15, 2, seed=3) if kind == "step" else SamplingParams("beam", 15, 3)
     bench = Bench(noise(), kind, piece=4)
     rows = [ROWS[0], ROWS[1], ROWS[2]]
@@ -54,7 +128,7 @@ def test_a_cancelled_row_keeps_what_it_said_and_the_others_say_the_same(kind: st
         assert by_key(events)[key].candidates == alone(rows[key], decoding).candidates
 
 
-def test_when_all_rows_that_are_being_read_are_cancelled_the_reading_ends() -> None:
+def test_cancelling_all_rows_in_prefill_ends_the_prefill() -> None:
     bench = Bench(noise(), piece=2)
     bench.batch.add(0, ROWS[1], SamplingParams(max_new_tokens=50))
     bench.batch.step()
@@ -72,7 +146,7 @@ def test_when_all_rows_that_are_being_read_are_cancelled_the_reading_ends() -> N
     assert bench.batch.step() == []
 
 
-def test_the_last_row_in_flight_may_be_cancelled_while_another_is_read() -> None:
+def test_last_running_row_can_be_cancelled_during_prefill() -> None:
     bench = Bench(noise(), piece=4)
     bench.batch.add(0, ROWS[1], SamplingParams(max_new_tokens=50))
     bench.batch.step()
@@ -84,7 +158,7 @@ def test_the_last_row_in_flight_may_be_cancelled_while_another_is_read() -> None
 
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("call", ["read", "piece", "step", "select", "branch"])
-def test_after_an_error_the_batch_is_empty_and_works_on(kind: str, call: str) -> None:
+def test_after_an_error_the_batch_is_empty_and_usable(kind: str, call: str) -> None:
     decoding = SamplingParams("sample", 5, 2, seed=3) if kind == "step" else SamplingParams("beam", 5, 2)
     bench = Bench(noise(), kind, joins=False, piece=4)
     bench.state.break_at = call
@@ -100,14 +174,14 @@ def test_after_an_error_the_batch_is_empty_and_works_on(kind: str, call: str) ->
 
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("end", ["said", "cancelled", "broken"])
-def test_nothing_holds_what_a_row_wore_when_it_has_ended(kind: str, end: str) -> None:
+def test_finished_rows_release_their_adapter(kind: str, end: str) -> None:
     class Thing:
         """An adapter in memory."""
 
         def __repr__(self) -> str:
             return "thing"
 
-    class Breaking(ScriptedState):
+    class Breaking(ScriptedRunner):
         def decode(self, tokens: torch.Tensor) -> torch.Tensor:
             if end == "broken" and len(self.calls) > 4:
                 raise RuntimeError("the base broke")
@@ -131,7 +205,7 @@ def test_nothing_holds_what_a_row_wore_when_it_has_ended(kind: str, end: str) ->
     assert kept() is None
 
 
-def test_what_cannot_be_answered_changes_nothing() -> None:
+def test_refused_rows_leave_the_batch_unchanged() -> None:
     bench = Bench(noise())
     with pytest.raises(PromptOrTuneError, match="prompt is empty"):
         bench.batch.add(0, Row("", None), SamplingParams())
@@ -145,7 +219,7 @@ def test_what_cannot_be_answered_changes_nothing() -> None:
     assert len(bench.batch) == 1
 
 
-def test_to_the_end_a_cancel_or_a_caller_who_leaves_empties_the_batch() -> None:
+def test_run_to_end_empties_the_batch_on_cancel_and_close() -> None:
     bench = Bench(noise())
     cancel = Event()
     finished = []

@@ -20,7 +20,7 @@ def _prompt(*own: int) -> tuple[int, ...]:
     return (*BEGINNING, *own)
 
 
-def test_the_part_that_two_prompts_share_is_found_and_becomes_an_entry() -> None:
+def test_common_prefix_becomes_an_entry() -> None:
     prefixes = PrefixCache()
     first = _prompt(1, 2, 3)
     prefixes.insert(None, first, _known(len(first)))
@@ -34,7 +34,7 @@ def test_the_part_that_two_prompts_share_is_found_and_becomes_an_entry() -> None
     assert len(prefixes._entries) == 2, "the beginning is an entry once, however often it comes"
 
 
-def test_a_prompt_keeps_a_token_to_read() -> None:
+def test_last_token_is_never_cached() -> None:
     prefixes = PrefixCache()
     prefixes.insert(None, BEGINNING, _known(len(BEGINNING)))
     found = prefixes.match_prefix(None, BEGINNING)
@@ -42,7 +42,7 @@ def test_a_prompt_keeps_a_token_to_read() -> None:
     assert found[0] == len(BEGINNING) - 1
 
 
-def test_what_was_read_under_one_adapter_or_strength_serves_no_other() -> None:
+def test_entries_are_separate_by_adapter_and_scale() -> None:
     prefixes, one, two = PrefixCache(), LoadedAdapter(), LoadedAdapter()
     prefixes.insert(AppliedAdapter(one), _prompt(1), _known(len(BEGINNING) + 1))
     assert prefixes.match_prefix(None, _prompt(2)) is None
@@ -54,7 +54,7 @@ def test_what_was_read_under_one_adapter_or_strength_serves_no_other() -> None:
     assert prefixes.bytes == 0
 
 
-def test_virtual_tokens_stand_before_what_follows() -> None:
+def test_virtual_tokens_precede_the_tokens() -> None:
     prefixes, worn = PrefixCache(), AppliedAdapter(LoadedAdapter())
     prefixes.insert(worn, (), _known(0, ahead=5))
     found = prefixes.match_prefix(worn, (1, 2, 3))
@@ -67,7 +67,7 @@ def test_virtual_tokens_stand_before_what_follows() -> None:
     assert (longer[0], longer[1].shape[3]) == (len(BEGINNING), len(BEGINNING) + 5)
 
 
-def test_a_few_words_in_common_by_chance_do_not_make_another_beginning() -> None:
+def test_few_common_tokens_make_no_entry() -> None:
     prefixes = PrefixCache()
     prefixes.insert(None, BEGINNING, _known(len(BEGINNING)))
     prefixes.insert(None, _prompt(1, 2, 3), _known(len(BEGINNING) + 3))
@@ -77,7 +77,7 @@ def test_a_few_words_in_common_by_chance_do_not_make_another_beginning() -> None
     assert len(prefixes._entries) == 2
 
 
-def test_memory_is_bounded_and_what_comes_again_outlives_what_came_once() -> None:
+def test_memory_is_bounded_and_reused_prefixes_stay_longer() -> None:
     size = _known(len(BEGINNING) + 1).nbytes
     prefixes = PrefixCache(max_bytes=4 * size)
     prefixes.insert(None, BEGINNING, _known(len(BEGINNING)))
@@ -93,7 +93,7 @@ def test_memory_is_bounded_and_what_comes_again_outlives_what_came_once() -> Non
 
 
 @pytest.mark.parametrize("length", [MIN_PREFIX_TOKENS - 1, MIN_PREFIX_TOKENS])
-def test_short_prompts_are_not_worth_keeping(length: int) -> None:
+def test_short_prompts_are_not_cached(length: int) -> None:
     prefixes = PrefixCache()
     prefixes.insert(None, range(length), _known(length))
     assert len(prefixes._entries) == (length >= MIN_PREFIX_TOKENS)

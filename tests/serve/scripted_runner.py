@@ -76,7 +76,7 @@ def saying(answers: dict[str, str], end: bool = True) -> Script:
     return logits
 
 
-class ScriptedState:
+class ScriptedRunner:
     """Keeps each line's tokens and holds decoding to what State asks of it."""
 
     def __init__(self, script: Script, joins: bool = True, piece: int = 1000) -> None:
@@ -137,10 +137,10 @@ class Bench:
     """A batch over scripted states, with all the states that it has made."""
 
     def __init__(self, script: Script, kind: str = "step", joins: bool = True, piece: int = 1000) -> None:
-        self.states: list[ScriptedState] = []
+        self.states: list[ScriptedRunner] = []
 
-        def make() -> ScriptedState:
-            self.states.append(ScriptedState(script, joins, piece))
+        def make() -> ScriptedRunner:
+            self.states.append(ScriptedRunner(script, joins, piece))
             return self.states[-1]
 
         def worn(row: Row) -> Any:
@@ -150,7 +150,7 @@ class Bench:
         self.batch: SamplingBatch | BeamSearchBatch = made(make, encode, worn, vocabulary())
 
     @property
-    def state(self) -> ScriptedState:
+    def state(self) -> ScriptedRunner:
         return self.states[-1]
 
 

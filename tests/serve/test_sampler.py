@@ -20,7 +20,7 @@ def _scores(lines: int, size: int, spread: float, seed: int = 0) -> torch.Tensor
 @pytest.mark.parametrize("spread", [8.0, 1.0])
 @pytest.mark.parametrize("top_p", [0.2, 0.95, 1.0])
 @pytest.mark.parametrize("size", [40, 3000])
-def test_the_distribution_is_that_of_the_warpers_of_transformers(size: int, top_p: float, spread: float) -> None:
+def test_distribution_matches_transformers_warpers(size: int, top_p: float, spread: float) -> None:
     """Points spread evenly over [0, 1) meet each token as often as its probability says."""
     scores = _scores(1, size, spread)
     warped = TopPLogitsWarper(top_p)(None, TemperatureLogitsWarper(0.8)(None, scores)).softmax(-1)[0]
@@ -32,7 +32,7 @@ def test_the_distribution_is_that_of_the_warpers_of_transformers(size: int, top_
     assert set(seen.nonzero()[:, 0].tolist()) <= set(warped.nonzero()[:, 0].tolist())
 
 
-def test_a_draw_of_one_is_never_outside_the_nucleus() -> None:
+def test_uniform_near_one_stays_in_the_nucleus() -> None:
     shares = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]])
     nearly = torch.full((2,), 1 - 1e-16, dtype=torch.float64)
     for top_p, expected in ((1.0, [2, 0]), (0.6, [1, 0]), (0.5, [0, 0])):
@@ -40,7 +40,7 @@ def test_a_draw_of_one_is_never_outside_the_nucleus() -> None:
         assert nucleus_tokens(shares, limits, nearly).tolist() == expected
 
 
-def test_each_line_is_chosen_by_its_own_wish_whatever_the_others_want() -> None:
+def test_each_row_uses_its_own_sampling_params() -> None:
     scores = _scores(20, 500, 3.0)
     wishes = [
         GREEDY
@@ -60,7 +60,7 @@ def test_each_line_is_chosen_by_its_own_wish_whatever_the_others_want() -> None:
     assert any(choice.token != int(scores[line].argmax()) for line, choice in enumerate(together))
 
 
-def test_log_probabilities_are_those_before_temperature() -> None:
+def test_logprobs_are_those_before_temperature() -> None:
     scores = _scores(3, 100, 2.0)
     expected = scores.log_softmax(-1)
     wish = SequenceSampling(SamplingParams("sample", temperature=3.0, top_logprobs=5), make_generator(1, 0))
@@ -71,7 +71,7 @@ def test_log_probabilities_are_those_before_temperature() -> None:
         assert [logprob for _, logprob in choice.top] == pytest.approx(best.values.tolist())
 
 
-def test_greedy_is_the_likeliest_and_any_seed_is_a_seed() -> None:
+def test_greedy_is_argmax_and_any_seed_is_accepted() -> None:
     scores = _scores(11, 100, 2.0)
     assert [choice.token for choice in sample(scores, [GREEDY] * 11)] == scores.argmax(-1).tolist()
     first = [

@@ -47,7 +47,7 @@ def _oracle(model: Any, prompt: str) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_beams_over_prompts_with_the_same_beginning_are_those_of_generate(kind: str, tmp_path: Path) -> None:
+def test_beams_over_a_common_prefix_match_generate(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path)
     expected = [_oracle(model, prompt) for prompt in PROMPTS]
     assert _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS]) == expected
@@ -57,7 +57,7 @@ def test_beams_over_prompts_with_the_same_beginning_are_those_of_generate(kind: 
     assert backend.prefix_cache.hits == before + 2
 
 
-def test_a_beginning_is_read_anew_under_another_adapter_and_when_an_adapter_changes(tmp_path: Path) -> None:
+def test_common_prefix_is_computed_again_for_another_adapter(tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path / "base")
     store = Store((tmp_path / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, ["q_proj", "v_proj"], 1)
@@ -77,7 +77,7 @@ def test_a_beginning_is_read_anew_under_another_adapter_and_when_an_adapter_chan
 
 
 @pytest.mark.parametrize("config", [PromptTuningConfig(num_virtual_tokens=7), PrefixTuningConfig(num_virtual_tokens=5)])
-def test_virtual_tokens_stand_before_the_shared_beginning(config: Any, tmp_path: Path) -> None:
+def test_virtual_tokens_precede_the_common_prefix(config: Any, tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path / "base")
     make_adapter(tmp_path / "store" / "one", backend.base, model, config, 1)
     store = Store((tmp_path / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
@@ -95,7 +95,7 @@ def test_virtual_tokens_stand_before_the_shared_beginning(config: Any, tmp_path:
 
 
 @pytest.mark.parametrize("shared", [0, 5])
-def test_attention_over_stem_and_tail_is_attention_over_both(shared: int) -> None:
+def test_merged_attention_equals_attention_over_all_keys(shared: int) -> None:
     """Stems of different lengths, lines unevenly spread over them, against softmax over the columns joined."""
     generator = torch.Generator().manual_seed(3)
 

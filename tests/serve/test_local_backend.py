@@ -48,7 +48,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_greedy_rows_of_a_batch_say_what_generate_says_to_each_alone(kind: str, tmp_path: Path) -> None:
+def test_greedy_rows_match_generate(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / kind)
     found = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], SamplingParams(max_new_tokens=24))
     texts = [event.candidates[0].text for event in found]
@@ -57,7 +57,7 @@ def test_greedy_rows_of_a_batch_say_what_generate_says_to_each_alone(kind: str, 
     assert len(set(texts)) == len(PROMPTS), "the oracle says the same to everybody, so this test would prove nothing"
 
 
-def test_beams_are_those_of_generate(kind: str, tmp_path: Path) -> None:
+def test_beams_match_generate(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / kind)
     decoding = SamplingParams(mode="beam", candidates=5, max_new_tokens=24)
     found = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], decoding)
@@ -67,7 +67,7 @@ def test_beams_are_those_of_generate(kind: str, tmp_path: Path) -> None:
         assert [candidate.text.strip() for candidate in event.candidates] == merged
 
 
-def test_rows_with_adapters_say_what_peft_says_alone(kind: str, tmp_path: Path) -> None:
+def test_rows_with_adapters_match_peft(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / kind)
     targets = {"llama": ["q_proj", "v_proj", "down_proj"], "codegen": ["qkv_proj", "fc_in"], "t5": ["q", "v", "wo"]}
     some = {"llama": ["o_proj"], "codegen": ["out_proj"], "t5": ["k"]}
@@ -90,7 +90,7 @@ def test_rows_with_adapters_say_what_peft_says_alone(kind: str, tmp_path: Path) 
     assert len(same_prompt) == 2, "the adapter changes nothing, so this test would prove nothing"
 
 
-def test_rows_that_come_while_others_speak_say_what_each_says_alone(kind: str, tmp_path: Path) -> None:
+def test_rows_joining_running_ones_match_each_alone(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path / "base")
     targets = {"llama": ["q_proj", "down_proj"], "codegen": ["qkv_proj"], "t5": ["q", "wo"]}[kind]
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, targets, 1)
@@ -118,7 +118,7 @@ def test_rows_that_come_while_others_speak_say_what_each_says_alone(kind: str, t
     assert len({event.candidates[0].text for event in alone}) > 5
 
 
-def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(tmp_path: Path) -> None:
+def test_sampling_depends_on_the_seed_only(tmp_path: Path) -> None:
     backend, _ = _load("llama", tmp_path)
     decoding = SamplingParams(mode="sample", candidates=3, temperature=2.0, max_new_tokens=12, seed=7)
     alone = _finished(backend, [Row(PROMPTS[0], PLAIN)], decoding)[0]
@@ -130,7 +130,7 @@ def test_sampling_depends_on_the_seed_and_not_on_the_neighbours(tmp_path: Path) 
     assert len(said) == 3
 
 
-def test_log_probabilities_are_those_of_the_model(tmp_path: Path) -> None:
+def test_logprobs_match_the_model(tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path)
     event = _finished(backend, [Row(prompt, PLAIN) for prompt in PROMPTS], SamplingParams(max_new_tokens=8))[0]
     encoded = tokenizer()(PROMPTS[0], return_tensors="pt")["input_ids"]
@@ -142,7 +142,7 @@ def test_log_probabilities_are_those_of_the_model(tmp_path: Path) -> None:
     assert event.candidates[0].logprob == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_cancel_stops_within_a_step_and_keeps_what_was_said(tmp_path: Path) -> None:
+def test_cancel_stops_within_a_step_and_keeps_the_text(tmp_path: Path) -> None:
     backend, _ = _load("llama", tmp_path)
     for decoding in (SamplingParams(max_new_tokens=200), SamplingParams(mode="beam", candidates=4, max_new_tokens=200)):
         cancel, seen, after = Event(), 0, 0
@@ -160,7 +160,7 @@ def test_a_cancel_stops_within_a_step_and_keeps_what_was_said(tmp_path: Path) ->
         assert all(event.candidates[0].tokens > 0 for event in finished)
 
 
-def test_a_generator_that_is_closed_leaves_no_hook_on_the_base(tmp_path: Path) -> None:
+def test_closed_generator_leaves_no_hooks(tmp_path: Path) -> None:
     backend, model = _load("codegen", tmp_path / "base")
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, ["qkv_proj"], 1)
     backend.load_adapter(Store((tmp_path / "store",), fingerprints=FINGERPRINTS).open("one", backend.base))
@@ -192,7 +192,7 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
         backend.load_adapter(store.open("one", backend.base))
 
 
-def test_prompts_of_very_different_length_are_read_apart_and_say_the_same(tmp_path: Path) -> None:
+def test_prompts_of_different_lengths_are_grouped_and_match(tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path / "base")
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, ["q_proj", "v_proj"], 1)
     backend.load_adapter(Store((tmp_path / "store",), fingerprints=FINGERPRINTS).open("one", backend.base))

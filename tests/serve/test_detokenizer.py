@@ -16,7 +16,7 @@ from serve.backends.local.detokenizer import Detokenizer, IncrementalDetokenizer
 from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import INSTRUCTION, STYLES
-from tests.serve.scripted_state import END, Bench, saying, vocabulary
+from tests.serve.scripted_runner import END, Bench, saying, vocabulary
 from tests.serve.tiny import tokenizer
 
 BYTE = 9
@@ -37,7 +37,7 @@ def _pieces() -> Detokenizer:
     return Detokenizer(PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>"), model)
 
 
-def test_text_that_grows_token_by_token_is_the_text_of_all_tokens() -> None:
+def test_incremental_text_equals_the_text_of_all_tokens() -> None:
     words, chance = vocabulary(), random.Random(3)
     spoken = [tokenizer()("def f(é):\n    return '€ 𝒳'" * 3)["input_ids"]]
     spoken += [[chance.randrange(len(tokenizer())) for _ in range(chance.randrange(80))] for _ in range(100)]
@@ -48,7 +48,7 @@ def test_text_that_grows_token_by_token_is_the_text_of_all_tokens() -> None:
             assert telling.text == words.decode(tokens[:count])
 
 
-def test_text_grows_alike_where_blanks_belong_to_words_and_rare_characters_are_spelled_in_bytes() -> None:
+def test_incremental_text_with_metaspace_and_byte_fallback() -> None:
     words, chance = _pieces(), random.Random(3)
     spelled = [[BYTE + byte for byte in character.encode()] for character in "aé€𝒳"]
     units = [[1], [2], [3], [4], [5], [6], [7], [8], *spelled, *spelled]
@@ -63,7 +63,7 @@ def test_text_grows_alike_where_blanks_belong_to_words_and_rare_characters_are_s
             assert telling.text == words.decode(tokens)
 
 
-def test_a_token_costs_the_same_however_long_the_answer_is() -> None:
+def test_cost_of_a_token_does_not_depend_on_length() -> None:
     words = vocabulary()
     decoded: list[int] = []
     unfinished = words.decode_partial
@@ -89,7 +89,7 @@ def _run(
     return events[-1], [event.text for event in events if isinstance(event, PartialOutput)]
 
 
-def test_an_answer_ends_before_a_stop_string_and_no_part_of_it_is_ever_shown() -> None:
+def test_answer_ends_before_a_stop_string_and_partials_never_include_it() -> None:
     finished, shown = _run("one\n\ntwo END three", SamplingParams(stop=("\n\nthree", "END")))
     (said,) = finished.candidates
     assert (said.text, said.code, said.finish) == ("one\n\ntwo ", "one\n\ntwo ", "stop")
@@ -99,7 +99,7 @@ def test_an_answer_ends_before_a_stop_string_and_no_part_of_it_is_ever_shown() -
     assert "one\n" not in shown
 
 
-def test_the_first_of_several_stop_strings_counts_and_a_stop_may_be_all() -> None:
+def test_first_stop_string_wins_and_may_be_the_whole_text() -> None:
     assert _run("abcd", SamplingParams(stop=("bcd", "cd")))[0].candidates[0].text == "a"
     assert _run("abcd", SamplingParams(stop=("bcde", "c")))[0].candidates[0].text == "ab"
     assert _run("abcd", SamplingParams(stop=("a",)))[0].candidates[0].text == ""
@@ -108,7 +108,7 @@ def test_the_first_of_several_stop_strings_counts_and_a_stop_may_be_all() -> Non
     assert shown == ["a", "a"]
 
 
-def test_why_an_answer_ended() -> None:
+def test_finish_reason() -> None:
     assert _run("abc", SamplingParams())[0].candidates[0].finish == "stop"
     limited = _run("abc", SamplingParams(max_new_tokens=3))[0].candidates[0]
     assert (limited.text, limited.tokens, limited.finish) == ("abc", 3, "length")
@@ -117,7 +117,7 @@ def test_why_an_answer_ended() -> None:
     assert (stopped.text, stopped.code, stopped.finish) == ("x = 1\n```", "x = 1", "stop")
 
 
-def test_raw_text_ends_neither_at_a_fence_nor_at_a_turn() -> None:
+def test_raw_text_does_not_end_at_a_fence_or_turn() -> None:
     text = f"x\n```\n{INSTRUCTION}\nmore"
     (said,) = _run(text, SamplingParams())[0].candidates
     assert said.text == said.code == text
@@ -132,7 +132,7 @@ def test_raw_text_ends_neither_at_a_fence_nor_at_a_turn() -> None:
         ("if x:\n    <|im\n    <|im_end|>\n", PLAIN),
     ],
 )
-def test_what_is_shown_of_an_answer_with_a_style_is_never_taken_back(answer: str, style: Any) -> None:
+def test_partial_text_is_always_a_prefix_of_the_answer(answer: str, style: Any) -> None:
     finished, shown = _run(answer, SamplingParams(), Row("p", style))
     text = finished.candidates[0].text
     assert shown
@@ -140,7 +140,7 @@ def test_what_is_shown_of_an_answer_with_a_style_is_never_taken_back(answer: str
     assert len(shown[-1]) > len(text) - 20, "hardly anything is held back for long"
 
 
-def test_log_probabilities_come_with_texts_that_join_to_the_answer() -> None:
+def test_logprob_tokens_join_to_the_answer() -> None:
     decoding = SamplingParams(top_logprobs=2)
     (said,) = _run("é = 1", decoding)[0].candidates
     assert [token.token for token in said.token_logprobs] == ["", "é", " ", "=", " ", "1"], "a character is whole"
@@ -154,7 +154,7 @@ def test_log_probabilities_come_with_texts_that_join_to_the_answer() -> None:
     assert _run("one", SamplingParams())[0].candidates[0].token_logprobs == ()
 
 
-def test_the_text_of_a_token_beside_others() -> None:
+def test_text_of_a_single_token() -> None:
     words = _pieces()
     assert [words.token_text(token) for token in (2, 4, 5, 1, BYTE + 0xC3)] == [
         " the",
@@ -165,7 +165,7 @@ def test_the_text_of_a_token_beside_others() -> None:
     ]
 
 
-def test_samples_that_end_early_are_told_in_full_at_once() -> None:
+def test_early_finished_samples_are_reported_at_once() -> None:
     bench = Bench(saying({"p": "ab"}))
     rows, decoding = [Row("p", None)], SamplingParams("sample", 20, 8, 1.3, 1.0, seed=1)
     events = list(run_to_end(bench.batch, rows, decoding, Event()))
@@ -181,13 +181,13 @@ def test_samples_that_end_early_are_told_in_full_at_once() -> None:
     assert sum(candidate.count for candidate in finished.candidates) == 8
 
 
-def test_equal_samples_are_merged_and_of_raw_text_only_those_that_are_equal() -> None:
+def test_equal_candidates_are_merged() -> None:
     said = [Candidate(text, text, -1.0, 3) for text in ("x", " x", "y", "x")]
     assert [(each.text, each.count) for each in dedupe_candidates(said)] == [("x", 3), ("y", 1)]
     assert [(each.text, each.count) for each in dedupe_candidates(said, raw=True)] == [("x", 2), (" x", 1), ("y", 1)]
 
 
-def test_the_first_stop_is_found_wherever_it_began() -> None:
+def test_find_stop_and_stable_prefix() -> None:
     assert find_stop("abcd", ("d", "bc")) == 1
     assert find_stop("abcd", ("bc",), begin=3) is None
     assert find_stop("abcd", ("bcd",), begin=3) == 1
@@ -196,7 +196,7 @@ def test_the_first_stop_is_found_wherever_it_began() -> None:
     assert stable_prefix("aaa", ("aab",), raw=True) == "a"
 
 
-def test_the_end_token_has_no_text_even_where_it_is_no_special_one() -> None:
+def test_end_token_has_no_text_even_if_not_special() -> None:
     words = vocabulary()
     dot = tokenizer()(".")["input_ids"][0]
     words.eos_token_ids = frozenset({END, dot})

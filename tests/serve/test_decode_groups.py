@@ -56,7 +56,7 @@ class Told:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_each_line_sees_its_own_past_whoever_comes_and_goes(seed: int) -> None:
+def test_sequences_attend_to_their_own_tokens_while_others_come_and_go(seed: int) -> None:
     choices = random.Random(seed)
     told = Told(seed)
     told.join(*(choices.choice([3, 20, 300, 2000]) for _ in range(3)))
@@ -72,14 +72,14 @@ def test_each_line_sees_its_own_past_whoever_comes_and_goes(seed: int) -> None:
             told.select(sorted(choices.choices(range(len(told.lines)), k=len(told.lines) + 1)))
 
 
-def test_lines_outgrow_the_room_that_they_had() -> None:
+def test_groups_grow_beyond_their_spare_columns() -> None:
     told = Told(1)
     told.join(5, 9)
     for _ in range(2 * SPARE_COLUMNS + 3):
         told.step()
 
 
-def test_short_lines_are_not_padded_to_long_ones_and_similar_ones_stay_together() -> None:
+def test_similar_lengths_share_a_group() -> None:
     told = Told(2)
     told.join(50, 60, 2 * MAX_PADDING_TOKENS, 55, 2 * MAX_PADDING_TOKENS - 10)
     assert sorted(len(members) for members in told.groups._members) == [2, 3]
@@ -90,7 +90,7 @@ def test_short_lines_are_not_padded_to_long_ones_and_similar_ones_stay_together(
     told.step()
 
 
-def test_the_padding_that_a_long_line_leaves_behind_goes_with_it() -> None:
+def test_padding_of_a_removed_long_sequence_is_dropped() -> None:
     told = Told(3)
     told.join(400, *[30] * 3)
     assert len(told.groups._groups) == 1

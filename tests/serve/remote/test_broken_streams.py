@@ -12,8 +12,8 @@ from serve.backends.remote.stream import Timeouts
 from serve.types import Row, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import DONE, VLLM_MODELS, StandIn, chunk, event, saying
-from tests.serve.remote.test_refusals import one_sentence
-from tests.serve.remote.test_rows import GREEDY, PLAIN, answer, finish
+from tests.serve.remote.test_client import one_sentence
+from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
 
 def by_prompt(**streams: Any) -> Any:
@@ -21,7 +21,7 @@ def by_prompt(**streams: Any) -> Any:
     return lambda body: streams[body["prompt"].split()[0]](body)
 
 
-def test_a_connection_that_was_gone_is_tried_once_more(serve: Any, connect: Any) -> None:
+def test_lost_connection_is_retried_once(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), VLLM_MODELS))
     backend = connect(standin.url)
     standin.drops = 1
@@ -31,7 +31,7 @@ def test_a_connection_that_was_gone_is_tried_once_more(serve: Any, connect: Any)
     assert standin.drops == 0
 
 
-def test_what_comes_behind_an_answer_is_not_waited_for(serve: Any, connect: Any) -> None:
+def test_data_after_a_finished_answer_is_not_awaited(serve: Any, connect: Any) -> None:
     def lingering(body: dict[str, Any]) -> Any:
         yield chunk("x", 0, "stop")
         for _ in range(200):
@@ -81,7 +81,7 @@ def silent(body: dict[str, Any]) -> Any:
         (silent, "was silent for too long"),
     ],
 )
-def test_a_stream_that_breaks_keeps_what_was_said_and_says_so(
+def test_broken_stream_keeps_partial_text_and_reports_it(
     serve: Any, connect: Any, stream: Any, expected: str
 ) -> None:
     standin = serve(StandIn(by_prompt(bad=stream, good=saying("x")), VLLM_MODELS))
@@ -97,7 +97,7 @@ def test_a_stream_that_breaks_keeps_what_was_said_and_says_so(
     assert ends[1].candidates[0].code == "x"
 
 
-def test_a_server_that_never_begins_is_given_up_on(serve: Any, connect: Any) -> None:
+def test_server_without_first_token_times_out(serve: Any, connect: Any) -> None:
     def never(body: dict[str, Any]) -> Any:
         for _ in range(100):
             time.sleep(0.05)
@@ -111,7 +111,7 @@ def test_a_server_that_never_begins_is_given_up_on(serve: Any, connect: Any) -> 
     assert time.monotonic() - began < 3
 
 
-def test_a_server_that_goes_on_for_ever_is_cut_at_the_limit_of_tokens(serve: Any, connect: Any) -> None:
+def test_endless_stream_is_cut_at_max_tokens(serve: Any, connect: Any) -> None:
     def endless(body: dict[str, Any]) -> Any:
         while True:
             yield chunk("x", logprob=-0.1)
@@ -148,7 +148,7 @@ def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
     "choices",
     [None, 7, [7], [{"index": -1, "text": "x"}], [{"index": 99, "text": "x"}], [{"index": "0", "text": "x"}], [{}]],
 )
-def test_choices_that_are_none_are_passed_over(serve: Any, connect: Any, choices: Any) -> None:
+def test_invalid_choices_are_skipped(serve: Any, connect: Any, choices: Any) -> None:
     def odd(body: dict[str, Any]) -> Any:
         yield event({"choices": choices, "usage": 7})
         yield event({"choices": [{"index": 0, "text": 5, "logprobs": {"tokens": 3, "token_logprobs": [None]}}]})
@@ -161,12 +161,12 @@ def test_choices_that_are_none_are_passed_over(serve: Any, connect: Any, choices
     assert end.candidates[0].code == "x"
 
 
-def test_a_server_that_does_not_stream_is_named(serve: Any, connect: Any) -> None:
+def test_server_that_does_not_stream_gives_an_error(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a"), VLLM_MODELS, content_type="application/json"))
     assert "does not stream" in one_sentence(answer(connect(standin.url)).error or "")
 
 
-def test_characters_that_come_in_pieces_are_put_together(serve: Any, connect: Any) -> None:
+def test_split_characters_are_joined(serve: Any, connect: Any) -> None:
     whole = event({"choices": [{"index": 0, "text": "größe = '→'", "finish_reason": "stop"}]}).decode()
     raw = whole.encode().replace(b"\\u00f6", "ö".encode()).replace(b"\\u00df", "ß".encode())
 

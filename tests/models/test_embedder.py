@@ -1,4 +1,4 @@
-"""Retrieval with the real embedding model and a real FAISS index."""
+"""Embedder and FAISS index, with the real embedding model."""
 
 from __future__ import annotations
 

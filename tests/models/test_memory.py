@@ -1,4 +1,4 @@
-"""The peak that is measured: of this process, since it was asked to start."""
+"""Peak memory of this process since the start of a measurement."""
 
 from __future__ import annotations
 

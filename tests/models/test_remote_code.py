@@ -1,4 +1,4 @@
-"""Code that a base brings: run with the flag and a pinned revision only, and then truly run."""
+"""Code of base models: it runs only with the option and a pinned revision."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_nothing_runs_without_the_flag(tmp_path: Path, mark: Path, kind: str) ->
     base = make_own_code_base(tmp_path / "base", mark, kind)
     assert _refused(base, trusted=False) == (
         "The base 'base' needs code of its own (configuration_own.py, modeling_own.py), which is not run "
-        "unasked: read it, and if you trust it start with --trust-remote-code."
+        "by default: read it, and if you trust it start with --trust-remote-code."
     )
     assert not mark.exists()
 

@@ -1,4 +1,4 @@
-"""Threads beside the one that runs the model keep no team of OpenMP threads, which would slow every step of it."""
+"""OpenMP thread pools: threads beside the one that runs the model keep none, because it would slow each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tiny base that brings code of its own, as CodeGen2 does, and that leaves a mark when the code runs."""
+"""A tiny base with code of its own, like CodeGen2, that writes a file when the code runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A state without a base: what comes next is a function of all tokens that a line has read, and of what it wears."""
+"""Scripted model runner without a base: logits are a function of a sequence's tokens and its adapter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DECODINGS = [
 
 
 def vocabulary() -> Detokenizer:
-    """One token a byte; END ends."""
+    """Return a detokenizer with one token per byte and the end token END."""
     model: Any = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=END))
     return Detokenizer(tokenizer(), model)
 
@@ -50,10 +50,10 @@ def encode(row: Row) -> list[int]:
 
 
 def noise(scale: float = 4.0) -> Script:
-    """Logits that any other token anywhere before would have made others. The end token is never the likeliest."""
+    """Return random logits that depend on every token and the adapter; the end token is never the most likely."""
 
-    def logits(read: tuple[int, ...], worn: Any) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(crc32(repr((read, worn)).encode()))
+    def logits(tokens_so_far: tuple[int, ...], adapter: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(crc32(repr((tokens_so_far, adapter)).encode()))
         scores = scale * torch.randn(len(tokenizer()), generator=generator)
         scores[:3] = -30.0
         return scores
@@ -62,107 +62,113 @@ def noise(scale: float = 4.0) -> Script:
 
 
 def saying(answers: dict[str, str], end: bool = True) -> Script:
-    """After each prompt its answer, byte by byte, and then the end token (or "." on and on)."""
-    known = {tuple(tokenizer()(prompt)["input_ids"]): answer for prompt, answer in answers.items()}
+    """Return logits that generate each prompt's answer byte by byte, then the end token (or "." without end)."""
+    answer_by_prompt = {tuple(tokenizer()(prompt)["input_ids"]): answer for prompt, answer in answers.items()}
 
-    def logits(read: tuple[int, ...], worn: Any) -> torch.Tensor:
-        prompt, answer = next(pair for pair in known.items() if read[: len(pair[0])] == pair[0])
-        said = [*tokenizer()(answer)["input_ids"], *([END] if end else [])]
-        place = len(read) - len(prompt)
+    def logits(tokens_so_far: tuple[int, ...], adapter: Any) -> torch.Tensor:
+        prompt, answer = next(pair for pair in answer_by_prompt.items() if tokens_so_far[: len(pair[0])] == pair[0])
+        tokens = [*tokenizer()(answer)["input_ids"], *([END] if end else [])]
+        index = len(tokens_so_far) - len(prompt)
         scores = torch.zeros(len(tokenizer()))
-        scores[said[place] if place < len(said) else tokenizer()(".")["input_ids"][0]] = 9.0
+        scores[tokens[index] if index < len(tokens) else tokenizer()(".")["input_ids"][0]] = 9.0
         return scores
 
     return logits
 
 
 class ScriptedRunner:
-    """Keeps each line's tokens and holds decoding to what State asks of it."""
+    """Records each sequence's tokens and asserts that decoding follows the ModelRunner protocol."""
 
-    def __init__(self, script: Script, joins: bool = True, piece: int = 1000) -> None:
+    def __init__(self, script: Script, continuous: bool = True, chunk_size: int = 1000) -> None:
         self.script = script
-        self.supports_continuous_batching = joins
-        self.piece = piece
-        self.lines: list[tuple[int, tuple[int, ...], Any]] = []
+        self.supports_continuous_batching = continuous
+        self.chunk_size = chunk_size
+        self.sequences: list[tuple[int, tuple[int, ...], Any]] = []
         self.calls: list[str] = []
-        self.reads = 0
-        self.reading = False
-        self.break_at: str | None = None
+        self.num_prompts = 0
+        self.prefilling = False
+        self.fail_at: str | None = None
 
     def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
         assert prompts
-        assert not self.reading, "one read at a time"
-        assert self.supports_continuous_batching or not self.lines, "this state cannot be joined"
-        self.reading = True
+        assert not self.prefilling, "one prefill at a time"
+        assert self.supports_continuous_batching or not self.sequences, "this runner admits no further rows"
+        self.prefilling = True
         try:
-            self._note("read")
-            for _ in range(self.piece, max(len(line.tokens) for line in prompts), self.piece):
+            self._record("prefill")
+            for _ in range(self.chunk_size, max(len(prompt_input.tokens) for prompt_input in prompts), self.chunk_size):
                 yield None
-                self._note("piece")
-            fresh = [(self.reads + number, line.tokens, line.applied_adapter) for number, line in enumerate(prompts)]
-            self.reads += len(prompts)
-            self.lines += fresh
+                self._record("chunk")
+            new_sequences = [
+                (self.num_prompts + number, prompt_input.tokens, prompt_input.applied_adapter)
+                for number, prompt_input in enumerate(prompts)
+            ]
+            self.num_prompts += len(prompts)
+            self.sequences += new_sequences
         finally:
-            self.reading = False
-        yield self._logits(fresh)
+            self.prefilling = False
+        yield self._logits(new_sequences)
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        self._note("step")
-        assert len(tokens) == len(self.lines) > 0
-        added = zip(self.lines, tokens.tolist(), strict=True)
-        self.lines = [(prompt, (*read, token), worn) for (prompt, read, worn), token in added]
-        return self._logits(self.lines)
+        self._record("decode")
+        assert len(tokens) == len(self.sequences) > 0
+        sequences_and_tokens = zip(self.sequences, tokens.tolist(), strict=True)
+        self.sequences = [
+            (prompt, (*tokens_so_far, token), adapter)
+            for (prompt, tokens_so_far, adapter), token in sequences_and_tokens
+        ]
+        return self._logits(self.sequences)
 
     def reorder(self, indices: torch.Tensor) -> None:
-        self._note("select")
-        self.lines = [self.lines[line] for line in indices.tolist()]
-        prompts = [prompt for prompt, _, _ in self.lines]
-        runs = [prompt for place, prompt in enumerate(prompts) if place == 0 or prompts[place - 1] != prompt]
-        assert len(runs) == len(set(runs)), "the lines of a prompt stay together"
+        self._record("reorder")
+        self.sequences = [self.sequences[prompt_input] for prompt_input in indices.tolist()]
+        prompts = [prompt for prompt, _, _ in self.sequences]
+        runs = [prompt for index, prompt in enumerate(prompts) if index == 0 or prompts[index - 1] != prompt]
+        assert len(runs) == len(set(runs)), "the sequences of a prompt must stay adjacent"
 
     def fork(self) -> None:
-        self._note("branch")
-        assert not self.reading
+        self._record("fork")
+        assert not self.prefilling
 
-    def _logits(self, lines: Sequence[tuple[int, tuple[int, ...], Any]]) -> torch.Tensor:
-        return torch.stack([self.script(read, worn) for _, read, worn in lines])
+    def _logits(self, sequences: Sequence[tuple[int, tuple[int, ...], Any]]) -> torch.Tensor:
+        return torch.stack([self.script(tokens_so_far, adapter) for _, tokens_so_far, adapter in sequences])
 
-    def _note(self, call: str) -> None:
+    def _record(self, call: str) -> None:
         self.calls.append(call)
-        if call == self.break_at:
-            raise RuntimeError("the base broke")
+        if call == self.fail_at:
+            raise RuntimeError("the base failed")
 
 
 class Bench:
-    """A batch over scripted states, with all the states that it has made."""
+    """A batch over scripted runners, and all runners that it has made."""
 
-    def __init__(self, script: Script, kind: str = "step", joins: bool = True, piece: int = 1000) -> None:
-        self.states: list[ScriptedRunner] = []
+    def __init__(self, script: Script, kind: str = "step", continuous: bool = True, chunk_size: int = 1000) -> None:
+        self.runners: list[ScriptedRunner] = []
 
         def make() -> ScriptedRunner:
-            self.states.append(ScriptedRunner(script, joins, piece))
-            return self.states[-1]
+            self.runners.append(ScriptedRunner(script, continuous, chunk_size))
+            return self.runners[-1]
 
-        def worn(row: Row) -> Any:
+        def resolve(row: Row) -> Any:
             return row.adapter
 
-        made = SamplingBatch if kind == "step" else BeamSearchBatch
-        self.batch: SamplingBatch | BeamSearchBatch = made(make, encode, worn, vocabulary())
+        batch_class = SamplingBatch if kind == "step" else BeamSearchBatch
+        self.batch: SamplingBatch | BeamSearchBatch = batch_class(make, encode, resolve, vocabulary())
 
     @property
-    def state(self) -> ScriptedRunner:
-        return self.states[-1]
+    def runner(self) -> ScriptedRunner:
+        return self.runners[-1]
 
 
 def alone(row: Row, decoding: SamplingParams) -> RowOutput:
-    """What the row says in a batch of its own."""
+    """Return the row's output from a batch of its own."""
     batch = Bench(noise(), "beam" if decoding.mode == "beam" else "step").batch
     (finished,) = (event for event in run_to_end(batch, [row], decoding, Event()) if isinstance(event, RowOutput))
     return finished
 
 
 def drain(bench: Bench, events: list[PartialOutput | RowOutput] | None = None) -> dict[int, RowOutput]:
-    """Steps to the end; what finished, here and in `events`, which takes all events up."""
+    """Step to the end; return the outputs here and in `events`, to which all events are appended."""
     events = [] if events is None else events
     for _ in range(300):
         if not len(bench.batch):
@@ -176,5 +182,5 @@ def by_key(events: Iterable[PartialOutput | RowOutput]) -> dict[int, RowOutput]:
     return {event.index: event for event in events if isinstance(event, RowOutput)}
 
 
-def said(finished: RowOutput) -> list[str]:
+def sample_texts(finished: RowOutput) -> list[str]:
     return [sample.text for sample in finished.samples]

@@ -1,4 +1,4 @@
-"""What a line has said as text: as it grows, where it stops, and token by token."""
+"""Detokenizer: incremental text, the end of answers, stop strings and log-probabilities."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PLAIN, FENCED = STYLES["plain"], STYLES["chat-short-open"]
 
 
 def _pieces() -> Detokenizer:
-    """Words with their blanks and single bytes, as the tokenizers of Llama and T5 have them."""
-    words = ["<unk>", "</s>", "▁the", "▁", "list", "▁list", "s", "é", "€", *(f"<0x{byte:02X}>" for byte in range(256))]
+    """Return a detokenizer with metaspace words and byte fallback, like the tokenizers of Llama and T5."""
+    tokens = ["<unk>", "</s>", "▁the", "▁", "list", "▁list", "s", "é", "€", *(f"<0x{byte:02X}>" for byte in range(256))]
     inner = Tokenizer(
-        models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[], byte_fallback=True)
+        models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=[], byte_fallback=True)
     )
     inner.pre_tokenizer = pre_tokenizers.Metaspace()
     inner.decoder = decoders.Sequence(
@@ -38,44 +38,46 @@ def _pieces() -> Detokenizer:
 
 
 def test_incremental_text_equals_the_text_of_all_tokens() -> None:
-    words, chance = vocabulary(), random.Random(3)
-    spoken = [tokenizer()("def f(é):\n    return '€ 𝒳'" * 3)["input_ids"]]
-    spoken += [[chance.randrange(len(tokenizer())) for _ in range(chance.randrange(80))] for _ in range(100)]
-    for tokens in spoken:
-        telling = IncrementalDetokenizer(words)
+    detokenizer, random_source = vocabulary(), random.Random(3)
+    token_lists = [tokenizer()("def f(é):\n    return '€ 𝒳'" * 3)["input_ids"]]
+    token_lists += [
+        [random_source.randrange(len(tokenizer())) for _ in range(random_source.randrange(80))] for _ in range(100)
+    ]
+    for tokens in token_lists:
+        incremental = IncrementalDetokenizer(detokenizer)
         for count, token in enumerate(tokens, 1):
-            telling.add(token)
-            assert telling.text == words.decode(tokens[:count])
+            incremental.add(token)
+            assert incremental.text == detokenizer.decode(tokens[:count])
 
 
 def test_incremental_text_with_metaspace_and_byte_fallback() -> None:
-    words, chance = _pieces(), random.Random(3)
-    spelled = [[BYTE + byte for byte in character.encode()] for character in "aé€𝒳"]
-    units = [[1], [2], [3], [4], [5], [6], [7], [8], *spelled, *spelled]
+    detokenizer, random_source = _pieces(), random.Random(3)
+    byte_tokens = [[BYTE + byte for byte in character.encode()] for character in "aé€𝒳"]
+    units = [[1], [2], [3], [4], [5], [6], [7], [8], *byte_tokens, *byte_tokens]
     for _ in range(100):
-        telling, tokens = IncrementalDetokenizer(words), list[int]()
-        for unit in chance.choices(units, k=40):
+        incremental, tokens = IncrementalDetokenizer(detokenizer), list[int]()
+        for unit in random_source.choices(units, k=40):
             for token in unit:
-                before = telling.text
-                telling.add(token)
+                before = incremental.text
+                incremental.add(token)
                 tokens.append(token)
-                assert telling.text.startswith(before)
-            assert telling.text == words.decode(tokens)
+                assert incremental.text.startswith(before)
+            assert incremental.text == detokenizer.decode(tokens)
 
 
 def test_cost_of_a_token_does_not_depend_on_length() -> None:
-    words = vocabulary()
+    detokenizer = vocabulary()
     decoded: list[int] = []
-    unfinished = words.decode_partial
+    unfinished = detokenizer.decode_partial
 
     def counted(tokens: Sequence[int]) -> str:
         decoded.append(len(tokens))
         return unfinished(tokens)
 
-    words.decode_partial = counted  # type: ignore[method-assign]
-    telling = IncrementalDetokenizer(words)
-    for token in words._tokenizer("x = [é]\n" * 200)["input_ids"]:
-        telling.add(token)
+    detokenizer.decode_partial = counted  # type: ignore[method-assign]
+    incremental = IncrementalDetokenizer(detokenizer)
+    for token in detokenizer._tokenizer("x = [é]\n" * 200)["input_ids"]:
+        incremental.add(token)
     assert max(decoded) < 20
 
 
@@ -90,22 +92,22 @@ def _run(
 
 
 def test_answer_ends_before_a_stop_string_and_partials_never_include_it() -> None:
-    finished, shown = _run("one\n\ntwo END three", SamplingParams(stop=("\n\nthree", "END")))
-    (said,) = finished.candidates
-    assert (said.text, said.code, said.finish) == ("one\n\ntwo ", "one\n\ntwo ", "stop")
-    assert said.tokens == len("one\n\ntwo END"), "what was generated counts"
-    assert all(said.text.startswith(text) for text in shown)
-    assert "one\n\ntwo" in shown, "what was held back comes when the string has not completed"
-    assert "one\n" not in shown
+    finished, partial_texts = _run("one\n\ntwo END three", SamplingParams(stop=("\n\nthree", "END")))
+    (candidate,) = finished.candidates
+    assert (candidate.text, candidate.code, candidate.finish) == ("one\n\ntwo ", "one\n\ntwo ", "stop")
+    assert candidate.tokens == len("one\n\ntwo END"), "all generated tokens count"
+    assert all(candidate.text.startswith(text) for text in partial_texts)
+    assert "one\n\ntwo" in partial_texts, "text is released when the stop string does not complete"
+    assert "one\n" not in partial_texts
 
 
 def test_first_stop_string_wins_and_may_be_the_whole_text() -> None:
     assert _run("abcd", SamplingParams(stop=("bcd", "cd")))[0].candidates[0].text == "a"
     assert _run("abcd", SamplingParams(stop=("bcde", "c")))[0].candidates[0].text == "ab"
     assert _run("abcd", SamplingParams(stop=("a",)))[0].candidates[0].text == ""
-    finished, shown = _run("ab", SamplingParams(stop=("bc",)))
-    assert finished.candidates[0].text == "ab", "what was held back belongs to an answer that ends"
-    assert shown == ["a", "a"]
+    finished, partial_texts = _run("ab", SamplingParams(stop=("bc",)))
+    assert finished.candidates[0].text == "ab", "a partial stop string belongs to a finished answer"
+    assert partial_texts == ["a", "a"]
 
 
 def test_finish_reason() -> None:
@@ -119,8 +121,8 @@ def test_finish_reason() -> None:
 
 def test_raw_text_does_not_end_at_a_fence_or_turn() -> None:
     text = f"x\n```\n{INSTRUCTION}\nmore"
-    (said,) = _run(text, SamplingParams())[0].candidates
-    assert said.text == said.code == text
+    (candidate,) = _run(text, SamplingParams())[0].candidates
+    assert candidate.text == candidate.code == text
 
 
 @pytest.mark.parametrize(
@@ -133,20 +135,22 @@ def test_raw_text_does_not_end_at_a_fence_or_turn() -> None:
     ],
 )
 def test_partial_text_is_always_a_prefix_of_the_answer(answer: str, style: Any) -> None:
-    finished, shown = _run(answer, SamplingParams(), Row("p", style))
+    finished, partial_texts = _run(answer, SamplingParams(), Row("p", style))
     text = finished.candidates[0].text
-    assert shown
-    assert [part for part in shown if not text.startswith(part)] == []
-    assert len(shown[-1]) > len(text) - 20, "hardly anything is held back for long"
+    assert partial_texts
+    assert [part for part in partial_texts if not text.startswith(part)] == []
+    assert len(partial_texts[-1]) > len(text) - 20, "little text is held back"
 
 
 def test_logprob_tokens_join_to_the_answer() -> None:
     decoding = SamplingParams(top_logprobs=2)
-    (said,) = _run("é = 1", decoding)[0].candidates
-    assert [token.token for token in said.token_logprobs] == ["", "é", " ", "=", " ", "1"], "a character is whole"
-    assert sum(token.logprob for token in said.token_logprobs) > said.logprob, "the end token has one too"
-    for token in said.token_logprobs:
-        assert token.top[0] == (token.token, token.logprob), "what was said is the likeliest in this script"
+    (candidate,) = _run("é = 1", decoding)[0].candidates
+    assert [token.token for token in candidate.token_logprobs] == ["", "é", " ", "=", " ", "1"], (
+        "characters are complete"
+    )
+    assert sum(token.logprob for token in candidate.token_logprobs) > candidate.logprob, "the end token has one too"
+    for token in candidate.token_logprobs:
+        assert token.top[0] == (token.token, token.logprob), "the generated token is the most likely one in this script"
         assert len(token.top) == 2
     (cut,) = _run("one END", SamplingParams(top_logprobs=0, stop=("e E",)))[0].candidates
     assert "".join(token.token for token in cut.token_logprobs) == cut.text == "on"
@@ -155,8 +159,8 @@ def test_logprob_tokens_join_to_the_answer() -> None:
 
 
 def test_text_of_a_single_token() -> None:
-    words = _pieces()
-    assert [words.token_text(token) for token in (2, 4, 5, 1, BYTE + 0xC3)] == [
+    detokenizer = _pieces()
+    assert [detokenizer.token_text(token) for token in (2, 4, 5, 1, BYTE + 0xC3)] == [
         " the",
         "list",
         " list",
@@ -182,9 +186,13 @@ def test_early_finished_samples_are_reported_at_once() -> None:
 
 
 def test_equal_candidates_are_merged() -> None:
-    said = [Candidate(text, text, -1.0, 3) for text in ("x", " x", "y", "x")]
-    assert [(each.text, each.count) for each in dedupe_candidates(said)] == [("x", 3), ("y", 1)]
-    assert [(each.text, each.count) for each in dedupe_candidates(said, raw=True)] == [("x", 2), (" x", 1), ("y", 1)]
+    candidate = [Candidate(text, text, -1.0, 3) for text in ("x", " x", "y", "x")]
+    assert [(candidate.text, candidate.count) for candidate in dedupe_candidates(candidate)] == [("x", 3), ("y", 1)]
+    assert [(candidate.text, candidate.count) for candidate in dedupe_candidates(candidate, raw=True)] == [
+        ("x", 2),
+        (" x", 1),
+        ("y", 1),
+    ]
 
 
 def test_find_stop_and_stable_prefix() -> None:
@@ -197,8 +205,8 @@ def test_find_stop_and_stable_prefix() -> None:
 
 
 def test_end_token_has_no_text_even_if_not_special() -> None:
-    words = vocabulary()
+    detokenizer = vocabulary()
     dot = tokenizer()(".")["input_ids"][0]
-    words.eos_token_ids = frozenset({END, dot})
-    assert words.decode_answer([*tokenizer()("a.")["input_ids"]]) == "a"
-    assert words.decode_answer([]) == ""
+    detokenizer.eos_token_ids = frozenset({END, dot})
+    assert detokenizer.decode_answer([*tokenizer()("a.")["input_ids"]]) == "a"
+    assert detokenizer.decode_answer([]) == ""

@@ -1,4 +1,4 @@
-"""Which adapters another engine can put on a row, and what a person reads of the others."""
+"""Adapters of remote servers: loading, request fields, and the messages for unsupported ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ia3(tmp_path: Path, name: str = "ia3-mine") -> AdapterFolder:
 
 
 def loading(standin: StandIn) -> StandIn:
-    """vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING: it lists what it was told to load."""
+    """Return a vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which lists the adapters that it has loaded."""
 
     def load(body: dict[str, Any]) -> Reply:
         if not body["lora_name"]:
@@ -64,7 +64,7 @@ def loading(standin: StandIn) -> StandIn:
     return standin
 
 
-def wearing(backend: Any, name: str | None, scale: float = 1.0) -> Any:
+def generate_with(backend: Any, name: str | None, scale: float = 1.0) -> Any:
     batch = backend.open_batch("step")
     batch.add(0, Row("p", PLAIN, name, scale), SamplingParams(max_new_tokens=8))
     return finish(batch)[0][0]
@@ -79,9 +79,9 @@ def test_vllm_loads_a_lora_folder_and_answers_with_it(serve: Any, connect: Any, 
     backend.load_adapter(folder)
     asked = [body for body in standin.bodies("/v1/load_lora_adapter") if body["lora_name"]]
     assert asked == [{"lora_name": "lora-mine", "lora_path": str(tmp_path / "lora-mine")}]
-    assert wearing(backend, "lora-mine").error is None
+    assert generate_with(backend, "lora-mine").error is None
     assert standin.bodies()[-1]["model"] == "lora-mine"
-    assert wearing(backend, None).error is None
+    assert generate_with(backend, None).error is None
     assert standin.bodies()[-1]["model"] == "tiny/base"
 
 
@@ -102,7 +102,7 @@ def test_adapter_listed_by_the_server_is_used_by_name(serve: Any, connect: Any, 
     standin = serve(StandIn(saying("x"), [*SERVED, {"id": "lora-mine", "owned_by": "vllm", "parent": "tiny/base"}]))
     backend = connect(standin.url)
     backend.load_adapter(lora(tmp_path))
-    assert wearing(backend, "lora-mine").error is None
+    assert generate_with(backend, "lora-mine").error is None
     assert not [path for path, body, _ in standin.asked if "load" in path and body["lora_name"]]
     backend.unload_adapter("lora-mine")
 
@@ -150,9 +150,9 @@ def test_scale_needs_a_server_that_supports_it(serve: Any, connect: Any, tmp_pat
     assert "cannot scale adapters" in (vllm.unsupported_reason(folder, 0.5) or "")
     vllm.load_adapter(folder)
     with pytest.raises(PromptOrTuneError, match="cannot scale adapters"):
-        wearing(vllm, "lora-mine", 0.5)
+        generate_with(vllm, "lora-mine", 0.5)
     standin = serve(StandIn(saying("x"), OURS))
-    wearing(connect(standin.url), "ia3-mine", 0.5)
+    generate_with(connect(standin.url), "ia3-mine", 0.5)
     assert standin.bodies()[-1]["model"] == "ia3-mine*0.5"
 
 
@@ -197,10 +197,10 @@ def test_llama_cpp_applies_requested_adapters_only(serve: Any, connect: Any, tmp
     backend = connect(standin.url)
     assert backend.base.context_length == 1024
     assert backend.count_tokens("one two three") == 3
-    wearing(backend, None)
+    generate_with(backend, None)
     assert standin.bodies()[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
     backend.load_adapter(lora(tmp_path))
-    wearing(backend, "lora-mine", 0.5)
+    generate_with(backend, "lora-mine", 0.5)
     assert standin.bodies()[-1]["lora"] == [{"id": 0, "scale": 0.5}, {"id": 1, "scale": 0.0}]
     assert "convert it with convert_lora_to_gguf.py" in backend.unsupported_reason(lora(tmp_path, "lora-new"))
 
@@ -211,7 +211,7 @@ def test_lorax_gets_the_adapter_folder(serve: Any, connect: Any, tmp_path: Path)
     backend = connect(standin.url)
     assert (backend.base.id, backend.base.revision, backend.base.context_length) == ("tiny/base", BASE.revision, 2048)
     backend.load_adapter(lora(tmp_path))
-    wearing(backend, "lora-mine")
+    generate_with(backend, "lora-mine")
     body = standin.bodies()[-1]
     assert (body["model"], body["adapter_source"]) == (str(tmp_path / "lora-mine"), "local")
     assert "temperature" not in body

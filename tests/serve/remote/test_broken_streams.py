@@ -1,4 +1,4 @@
-"""Streams that break, stall, flood or are garbage: one sentence each, and no row harms another."""
+"""Streams that break, stall, flood or are invalid: each gives one message, and no row affects another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
 
 def by_prompt(**streams: Any) -> Any:
-    """A stream chosen by the first word of the prompt."""
+    """Return a stream that is chosen by the first word of the prompt."""
     return lambda body: streams[body["prompt"].split()[0]](body)
 
 
@@ -81,9 +81,7 @@ def silent(body: dict[str, Any]) -> Any:
         (silent, "was silent for too long"),
     ],
 )
-def test_broken_stream_keeps_partial_text_and_reports_it(
-    serve: Any, connect: Any, stream: Any, expected: str
-) -> None:
+def test_broken_stream_keeps_partial_text_and_reports_it(serve: Any, connect: Any, stream: Any, expected: str) -> None:
     standin = serve(StandIn(by_prompt(bad=stream, good=saying("x")), VLLM_MODELS))
     batch = connect(standin.url, timeouts=Timeouts(first_token=1, between_tokens=0.3)).open_batch("step")
     batch.add(0, Row("bad", PLAIN), GREEDY)

@@ -1,4 +1,4 @@
-"""A server that is down, refuses, redirects or is busy: one sentence each, and the key stays where it belongs."""
+"""Servers that are down, refuse, redirect or are busy: each gives one message; the key is sent to the server only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options that choose another engine, and the start with one."""
+"""Command-line options for remote servers, and an engine started with them."""
 
 from __future__ import annotations
 

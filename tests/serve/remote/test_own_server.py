@@ -1,4 +1,4 @@
-"""Our own server in another process, behind the same engine: the same answers as the model here gives."""
+"""This project's server in another process gives the same answers as the local engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as streams of another server: what they say, where they end, and that each is its own."""
+"""Rows as streams of a remote server: text, end, samples, log-probabilities, concurrency and cancel."""
 
 from __future__ import annotations
 

@@ -78,8 +78,8 @@ class PrefillSequence:
         keys, values = layer_kv[0, :, :end], layer_kv[1, :, :end]
         if query.device.type == "cpu":
             return self._matmul_attention(query, keys, values)
-        each = query.shape[1] // len(keys)
-        keys, values = keys.repeat_interleave(each, 0), values.repeat_interleave(each, 0)
+        group_size = query.shape[1] // len(keys)
+        keys, values = keys.repeat_interleave(group_size, 0), values.repeat_interleave(group_size, 0)
         attended = _sdpa(query.transpose(0, 1)[None], keys[None], values[None], self._bias, scale=self._scale)
         return attended[0].transpose(0, 1)
 

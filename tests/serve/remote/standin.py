@@ -45,8 +45,8 @@ class StandIn:
     """The server's behaviour and what it has received. `stream` answers POST /v1/completions with chunks of bytes.
 
     `models` are the entries of /v1/models (None: no such list), `pages` complete responses by path, `asked` the
-    received requests: path, body and headers. `cut` counts streams that the client closed early. The next `drops` requests for a
-    stream get no response: their connection is closed.
+    received requests: path, body and headers. `cut` counts streams that the client closed early. The next `drops`
+    requests for a stream get no response: their connection is closed.
     """
 
     stream: Stream

@@ -1,4 +1,4 @@
-"""Answers on a lent GPU: the forked process says what one process alone says, and every end has its sentence."""
+"""ZeroGPU engine and backend: the forked process gives the same answers, and every failure gives one message."""
 
 from __future__ import annotations
 
@@ -145,9 +145,7 @@ def test_rows_are_prepared_in_this_process(engine: ZeroGpuEngine, alone: LLMEngi
         assert (ours.prompt_tokens, ours.notes) == (theirs.prompt_tokens, theirs.notes)
 
 
-def test_only_the_gpu_process_loads_adapters(
-    engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces
-) -> None:
+def test_only_the_gpu_process_loads_adapters(engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces) -> None:
     first = engine.answer([request("one")], DECODING)
     with pytest.raises(KeyError):
         lent.adapter_bytes("one")
@@ -258,9 +256,7 @@ def test_many_rows_are_split_into_calls(engine: ZeroGpuEngine, spaces: Spaces) -
     assert len(spaces.asked) == 2
 
 
-def test_too_many_waiting_calls_raise_busy(
-    engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_waiting_calls_raise_busy(engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero, "MAX_WAITING_CALLS", 1)
     stream = engine.stream([request("zero-shot")], SamplingParams(max_new_tokens=400))
     assert engine.status().phase == "generating"
@@ -290,9 +286,7 @@ def test_prompts_and_counts_need_no_gpu(engine: ZeroGpuEngine, alone: LLMEngine,
     assert spaces.asked == []
 
 
-def test_adapter_changed_after_its_check_is_refused(
-    lent: LocalBackend, folder: Path, alone: LLMEngine
-) -> None:
+def test_adapter_changed_after_its_check_is_refused(lent: LocalBackend, folder: Path, alone: LLMEngine) -> None:
     found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
     gone = replace(found, name="gone", path=folder / "nowhere")
 

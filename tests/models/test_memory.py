@@ -16,7 +16,7 @@ MEGABYTE = 2**20
 
 
 def _fill(megabytes: int) -> bytearray:
-    """Written pages, not only promised ones."""
+    """Return memory whose pages are written, not only reserved."""
     return bytearray(b"\1") * (megabytes * MEGABYTE)
 
 
@@ -48,7 +48,7 @@ def test_without_proc_the_peak_of_the_process_is_used(monkeypatch: pytest.Monkey
 
 
 def test_on_a_gpu_torch_statistics_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU is the only thing replaced: torch's two functions, by their real names."""
+    """Only torch's two statistics functions are replaced."""
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * len(device))

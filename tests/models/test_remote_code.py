@@ -30,7 +30,7 @@ def _silent(_: str) -> None:
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where code that runs leaves its mark; what transformers copies of it goes away with the test."""
+    """Return the file that a base's code writes when it runs; transformers' copy of the code is temporary."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
@@ -75,7 +75,7 @@ def _logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["codegen", "codegen2-own"])
 def test_nothing_runs_without_the_flag(tmp_path: Path, mark: Path, kind: str) -> None:
-    """Neither where transformers has a class of that name, nor where it has none."""
+    """With and without a class of that model type in transformers."""
     base = make_own_code_base(tmp_path / "base", mark, kind)
     assert _refused(base, trusted=False) == (
         "The base 'base' needs code of its own (configuration_own.py, modeling_own.py), which is not run "

@@ -24,7 +24,7 @@ def _threads() -> int:
 
 
 def _settled() -> int:
-    """Their number once those that end have ended."""
+    """Return the number of threads once ending ones have ended."""
     seen = [_threads()]
     while len(seen) < 10 or len(set(seen[-10:])) > 1:
         time.sleep(0.005)
@@ -33,7 +33,7 @@ def _settled() -> int:
 
 
 def _in_a_thread(work: Callable[[], None]) -> int:
-    """How many threads more there are while a thread that has done `work` is still there."""
+    """Return the number of additional threads while a thread that has run `work` still exists."""
     found: list[int] = []
 
     def run() -> None:

@@ -96,7 +96,7 @@ def test_virtual_tokens_precede_the_common_prefix(config: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize("shared", [0, 5])
 def test_merged_attention_equals_attention_over_all_keys(shared: int) -> None:
-    """Stems of different lengths, lines unevenly spread over them, against softmax over the columns joined."""
+    """Prompts of different lengths with different numbers of sequences, compared with softmax over all columns."""
     generator = torch.Generator().manual_seed(3)
 
     def noise(*shape: int) -> torch.Tensor:

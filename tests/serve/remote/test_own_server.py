@@ -42,7 +42,7 @@ PROBLEM = Problem("typed", "subtract two from x")
 
 
 class First:
-    """Finds the first examples near enough."""
+    """Example retriever that returns the first k examples."""
 
     def nearest(self, intent: str, k: int) -> list[Example]:
         return POOL[:k]
@@ -50,7 +50,7 @@ class First:
 
 @contextmanager
 def serving(base: Path, adapters: Path, home: Path) -> Iterator[str]:
-    """`python -m serve` in a process of its own; its address once it answers."""
+    """Start `python -m serve` in its own process and yield its address once it answers."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +82,7 @@ def _healthy(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngine, LLMEngine, OpenAIBackend]]:
-    """The same base and adapters twice: here, and behind our own server."""
+    """The same base and adapters twice: in this process and behind this project's server."""
     root = tmp_path_factory.mktemp("own")
     base, adapters, home = make_base("llama", root / "tiny-llama"), root / "adapters", root / "home"
     home.mkdir()
@@ -102,7 +102,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngin
 
 
 def ask(engine: LLMEngine, methods: list[str], decoding: SamplingParams) -> list[RequestOutput]:
-    """One call a method, so that neither side's batch depends on the other's timing."""
+    """Call each method separately, so that no batch depends on timing."""
     requests = [Request(PROBLEM, parse_method(name, engine.adapters())) for name in methods]
     return [engine.answer([request], decoding)[0] for request in requests]
 

@@ -20,7 +20,7 @@ GREEDY = SamplingParams(max_new_tokens=32)
 
 
 def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, RowOutput], list[PartialOutput]]:
-    """Steps until every row is done."""
+    """Step until every row has ended."""
     ends: dict[int, RowOutput] = {}
     grown: list[PartialOutput] = []
     until = time.monotonic() + seconds

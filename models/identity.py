@@ -1,4 +1,4 @@
-"""What a base model is: its revision, architecture, quantization and shapes."""
+"""Identity of a base model: its id, revision, architecture, quantization and shapes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What a base model is, as far as an adapter, a result or a page must know.
+    """The properties of a base model that adapters, results and pages depend on.
 
-    `shapes` maps each linear module's name to (out_features, in_features). `revision` is a commit hash for a
-    Hub model, and `sha256:<16 hex digits>` of the weights for the embedded base, folders and GGUF files.
-    The sizes say how wide a virtual token and a key/value prefix must be; 0 where it is not known.
+    `shapes` maps each linear module's name to (out_features, in_features). `revision` is a commit hash for a Hub model,
+    and `sha256:<16 hex digits>` of the weights for the embedded base, folders and GGUF files. The sizes determine the
+    shapes of virtual tokens and key/value prefixes; 0 if unknown.
     """
 
     id: str
@@ -28,6 +28,6 @@ class BaseIdentity:
     num_layers: int = 0
     num_key_value_heads: int = 0
     head_dim: int = 0
-    # The style that the base itself was fine-tuned with; "" where it was not ours to train.
+    # The prompt style of a base that this program has fully fine-tuned; "" for other bases.
     prompt_style: str = ""
     prompt_fingerprint: str = ""

@@ -1,12 +1,9 @@
-"""Load_base(): quantized transformers model + BaseIdentity, remote-code policy.
+"""Loader of base models: quantized transformers model, tokenizer and BaseIdentity; the policy for remote code.
 
-Loads a base with its weights quantized, and says what exactly was loaded.
-
-Models published with code of their own: run only when asked to, and only code that is pinned with the weights.
-
-transformers itself runs nothing of it without `trust_remote_code`. What it does not do: refuse a class of its own that
-has the same name and computes something else, refuse code that lies in yet another repository, or say which option of
-this program to give. Code that runs may do all that its user may; it is not confined.
+Code that is published with a model runs only with `trust_remote_code`, and only if it is pinned together with the
+weights. transformers enforces the first; it does not refuse a model type whose own class in transformers computes
+something else, nor code from another repository, and its errors do not name this program's option. Code that runs is
+not sandboxed: it may do everything that the user may.
 """
 
 from __future__ import annotations
@@ -26,68 +23,68 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-# Types of models that transformers knows, published with code that computes something else: CodeGen2 says it is a
-# CodeGen and arranges queries, keys and values otherwise, so that CodeGen's class would answer nonsense.
+# Model types of transformers that are also published with code that computes something else: CodeGen2 has CodeGen's
+# type and another layout of queries, keys and values, so that transformers' class would generate nonsense.
 _MISNAMED_MODEL_TYPES = ("codegen",)
 
 
 def auto_map_entries(folder: Path) -> list[str]:
-    """What `auto_map` in the model's and the tokenizer's configuration names: file.Class, or repository--file.Class."""
-    found: list[str] = []
+    """Return the entries of `auto_map` of model and tokenizer: file.Class, or repository--file.Class."""
+    entries: list[str] = []
     for name in ("config.json", "tokenizer_config.json"):
-        mapped = _read_json(folder / name).get("auto_map")
-        values = mapped.values() if isinstance(mapped, dict) else [mapped]
+        auto_map = _read_json(folder / name).get("auto_map")
+        values = auto_map.values() if isinstance(auto_map, dict) else [auto_map]
         for value in values:
-            found += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)]
-    return found
+            entries += [entry for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, str)]
+    return entries
 
 
 def check_remote_code(source: Source, trusted: bool) -> None:
-    """BaseModelError where the base's code would be needed and is not trusted, or is trusted and cannot be pinned."""
+    """Raise BaseModelError if the base needs code that is not trusted, or that is trusted and not pinned."""
     code = auto_map_entries(source.folder)
     if not trusted:
         if code and _read_json(source.folder / "config.json").get("model_type") in _MISNAMED_MODEL_TYPES:
             raise untrusted_error(source)
         return
-    elsewhere = [each for each in code if "--" in each]
-    if elsewhere:
+    other_repositories = [entry for entry in code if "--" in entry]
+    if other_repositories:
         raise BaseModelError(
-            f"The base '{source.id}' takes its code from another repository ({elsewhere[0][:80]!r}), which no revision "
-            "of this one pins: copy model and code into one folder and give that to --base."
+            f"The base '{source.id}' takes its code from another repository ({other_repositories[0][:80]!r}), which no "
+            "revision of this one pins: copy model and code into one folder and give that to --base."
         )
 
 
 def untrusted_error(source: Source) -> BaseModelError:
-    """The refusal of a base whose code was not asked to run."""
-    files = sorted({each.rsplit("--", 1)[-1].split(".")[0] + ".py" for each in auto_map_entries(source.folder)})
+    """Return the error for a base that needs code of its own without --trust-remote-code."""
+    files = sorted({entry.rsplit("--", 1)[-1].split(".")[0] + ".py" for entry in auto_map_entries(source.folder)})
     pinned = f" --base {source.id}@{source.revision}" if is_commit(source.revision) else ""
     return BaseModelError(
-        f"The base '{source.id}' runs only with code of its own ({', '.join(files)[:80]}), which is not run unasked: "
+        f"The base '{source.id}' needs code of its own ({', '.join(files)[:80]}), which is not run by default: "
         f"read it, and if you trust it start with --trust-remote-code{pinned}."
     )
 
 
 def smoke_test(source: Source, model: Any) -> None:
-    """One small step through a model that brought its code; BaseModelError where it was written for other libraries."""
+    """Run one small forward of a model with code of its own; raises BaseModelError if that code does not work here."""
     import torch
 
     ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    start = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    decoder_inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     try:
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), **start)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder_inputs)
     except Exception as error:
         raise broken_error(source, error) from error
 
 
 def broken_error(source: Source, error: Exception) -> BaseModelError:
-    """What is said of code that does not run here, whatever it raised."""
+    """Return the error for a model's own code that raised `error`."""
     import transformers
 
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
     return BaseModelError(
-        f"The base '{source.id}' does not run with the code that it brings and transformers {transformers.__version__} "
+        f"The base '{source.id}' does not run with its own code and transformers {transformers.__version__} "
         f"({reason}): look for a newer revision of it."
     )
 
@@ -95,7 +92,7 @@ def broken_error(source: Source, error: Exception) -> BaseModelError:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # what is wrong with it is for whoever loads it to say
+    except (OSError, ValueError, RecursionError):  # transformers reports what is wrong with it
         return {}
     return values if isinstance(values, dict) else {}
 
@@ -103,7 +100,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 Quantization = Literal["nf4", "int8", "none"]
 QUANTIZATIONS = ("nf4", "int8", "none")
 DEVICES = ("auto", "cpu", "cuda")
-# Beside the weights of a fully fine-tuned model (adapters/manifest.py).
+# Next to the weights of a fully fine-tuned model (see adapters/manifest.py).
 _MANIFEST_NAME = "manifest.json"
 
 
@@ -125,30 +122,31 @@ def load_base(
     training: bool = False,
     dtype: torch.dtype | Literal["auto"] | None = None,
 ) -> LoadedBase:
-    """Resolves `base` and loads it onto `device` ("auto": CUDA where there is one).
+    """Resolve `base` and load it onto `device` ("auto": CUDA if available).
 
-    NF4 has double quantization and computes in bfloat16 (float16 on GPUs without it). With `training` the CPU
-    kernels never repack the weights: repacked weights have no gradient and are ruined by `state_dict()`.
-    `dtype` overrides the 16-bit float that the rest of the model has; "auto" takes that of the files.
+    NF4 has double quantization and computes in bfloat16 (float16 on GPUs without it). With `training` the CPU kernels
+    never repack the weights: repacked weights have no gradient and are damaged by `state_dict()`. `dtype` overrides
+    the 16-bit float type of the unquantized weights; "auto" takes that of the files. Raises BaseModelError if the base
+    cannot be found, is not allowed to run its code, or cannot be loaded.
     """
     if quantization not in QUANTIZATIONS:
         raise unknown_name_error("quantization", quantization, QUANTIZATIONS)
-    place = _resolve_device(device)
+    resolved_device = _resolve_device(device)
     source = resolve(base, report, trust_remote_code)
     check_remote_code(source, trust_remote_code)
-    report(f"Loading {source.id} ({quantization_label(quantization)}) on {place.upper()} ...")
-    model, tokenizer = _load(source, quantization, place, trust_remote_code, dtype)
+    report(f"Loading {source.id} ({quantization_label(quantization)}) on {resolved_device.upper()} ...")
+    model, tokenizer = _load(source, quantization, resolved_device, trust_remote_code, dtype)
     if training:
         _disable_repacking(model)
     else:
         _guard_state_dict(model)
     if trust_remote_code and auto_map_entries(source.folder):
         smoke_test(source, model)
-    return LoadedBase(model, tokenizer, _base_identity(source, model, tokenizer, quantization, place))
+    return LoadedBase(model, tokenizer, _base_identity(source, model, tokenizer, quantization, resolved_device))
 
 
 def quantization_label(quantization: str) -> str:
-    """How people write it: NF4, INT8, unquantized."""
+    """Return the quantization's name for people: NF4, INT8, unquantized."""
     return "unquantized" if quantization == "none" else quantization.upper()
 
 
@@ -158,7 +156,7 @@ def _resolve_device(device: str) -> str:
     if device not in DEVICES:
         raise unknown_name_error("device", device, DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
-        raise BaseModelError("--device cuda was asked for and torch sees no CUDA GPU: use --device cpu or auto.")
+        raise BaseModelError("torch sees no CUDA GPU for --device cuda: use --device cpu or auto.")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -174,9 +172,9 @@ def _load(
         dtype = torch.bfloat16 if device == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-        model = family.from_pretrained(
+        model = model_class.from_pretrained(
             source.folder,
             dtype=dtype,
             device_map=device,
@@ -190,17 +188,17 @@ def _load(
             "try --quantization nf4, a smaller base, or --device cpu."
         ) from error
     except Exception as error:
-        refusal = _load_error(source, error, trust_remote_code)
-        if refusal is None:
+        load_error = _load_error(source, error, trust_remote_code)
+        if load_error is None:
             raise
-        raise refusal from error
+        raise load_error from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
 
 def _load_error(source: Source, error: Exception, trust_remote_code: bool) -> BaseModelError | None:
-    """What a person is told of a base that could not be loaded; None for a defect of ours."""
+    """Return the error for a base that could not be loaded; None for a defect of this program."""
     if trust_remote_code and auto_map_entries(source.folder):
         return broken_error(source, error)
     if not isinstance(error, ValueError | OSError | KeyError | RuntimeError | ImportError):
@@ -236,10 +234,11 @@ def _disable_repacking(model: PreTrainedModel) -> None:
 
 
 def _guard_state_dict(model: PreTrainedModel) -> None:
-    """Turns two silent faults of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16 into none and a loud one.
+    """Work around two errors of bitsandbytes 0.50.2 on CPUs with AVX-512 bfloat16.
 
-    The repacking kernel asserts on shapes that are no multiple of its block, and `state_dict()` unpacks weights
-    without their scales, which ruins the base for everybody who comes after (docs/bitsandbytes-state-dict.md).
+    The repacking kernel asserts on shapes that are no multiple of its block: those layers are not repacked.
+    `state_dict()` silently unpacks weights without their scales, which damages the base for all later requests: it
+    raises RuntimeError instead (docs/bitsandbytes-state-dict.md).
     """
     layers = _four_bit_layers(model)
     for layer in layers:
@@ -247,7 +246,7 @@ def _guard_state_dict(model: PreTrainedModel) -> None:
             layer.support_avx512bf16_for_cpu = False
 
     def refuse(*_: object) -> None:
-        raise RuntimeError("The weights of a base that serves must not pass through state_dict().")
+        raise RuntimeError("state_dict() must not be called on a base that serves: it damages quantized weights.")
 
     if layers:
         model.register_state_dict_pre_hook(refuse)
@@ -283,16 +282,16 @@ def _base_identity(
 
 
 def _trained_style(folder: Path) -> tuple[str, str]:
-    """Prompt style and its fingerprint as a model of our own full fine-tuning states them; two "" for other bases."""
+    """Return the prompt style and fingerprint of a model fully fine-tuned by this program; two "" for other bases."""
     values = _read_json(folder / _MANIFEST_NAME)
     return str(values.get("prompt_style") or ""), str(values.get("prompt_fingerprint") or "")
 
 
 def _sizes(config: Any) -> dict[str, int]:
-    """How wide virtual tokens and key/value prefixes are on this base; those of the decoder where there are two."""
+    """Return the sizes of virtual tokens and key/value prefixes; those of the decoder for encoder-decoder bases."""
 
     def size(*names: str) -> int:
-        return next((int(found) for name in names if (found := getattr(config, name, None))), 0)
+        return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
 
     hidden, heads = size("hidden_size"), size("num_attention_heads")
     return {

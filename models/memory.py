@@ -1,4 +1,4 @@
-"""What a run really took: the peak of the memory that its device gave it."""
+"""Memory measurement: peak and available memory of a device, and returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
-# Writing 5 there sets the peak back to what is resident now: proc(5), /proc/pid/clear_refs, since Linux 4.0.
+# Writing 5 resets the peak to the current resident size: proc(5), /proc/pid/clear_refs, since Linux 4.0.
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """The peak since `start`: of what torch allocated on a GPU ("cuda"), of what this process holds resident on a CPU.
+    """The peak memory since `start`: torch's allocations on a GPU ("cuda"), this process's resident size on a CPU.
 
-    What a process holds on a CPU includes Python and its libraries, the base, and pages of files that it reads; on a
-    GPU neither the CUDA context nor what torch's allocator keeps in reserve counts, as in torch's own figures. Of
-    another engine nothing is known: 0.
+    The resident size includes Python and its libraries, the base, and mapped pages of files. On a GPU neither the CUDA
+    context nor the allocator's reserve counts, as in torch's own statistics. 0 for other engines, which run elsewhere.
     """
 
     def __init__(self, device: str) -> None:
@@ -27,7 +26,7 @@ class PeakMemory:
         self._device = device
 
     def start(self) -> bool:
-        """Forgets the peak so far. False where the system cannot: then loading the base counts as well."""
+        """Reset the peak. Returns False if the system cannot: then the peak includes loading the base."""
         if self._cuda:
             import torch
 
@@ -40,7 +39,7 @@ class PeakMemory:
         return True
 
     def bytes(self) -> int:
-        """The peak in bytes; cheap enough to ask at every step."""
+        """Return the peak in bytes; cheap enough to call at every step."""
         if self._cuda:
             import torch
 
@@ -49,21 +48,21 @@ class PeakMemory:
 
 
 def trim_malloc() -> None:
-    """Returns memory that was freed to the system, which glibc keeps otherwise for whoever asks next."""
+    """Return freed memory to the system, which glibc would otherwise keep for later allocations."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _peak_resident() -> int:
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+        match = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
-        found = None
-    return int(found.group(1)) * 1024 if found else _peak_elsewhere()
+        match = None
+    return int(match.group(1)) * 1024 if match else _peak_elsewhere()
 
 
 def _peak_elsewhere() -> int:
-    """Since the process began, where there is no /proc: `getrusage` on macOS and the BSDs, Windows counts itself."""
+    """Return the peak since the start of the process without /proc: from `getrusage`, on Windows from psutil."""
     if sys.platform == "win32":
         import psutil
 
@@ -75,7 +74,7 @@ def _peak_elsewhere() -> int:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that a run on `device` (auto, cpu, cuda) could take now; None where nobody can say."""
+    """Return the bytes available for a run on `device` (auto, cpu, cuda); None if unknown."""
     import torch
 
     if device != "cpu" and torch.cuda.is_available():

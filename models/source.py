@@ -1,11 +1,7 @@
-"""--base string -> local folder and revision (Hub, folder, GGUF).
+"""Source of a base model: resolves the value of --base to a local folder, a name and a revision.
 
-From what a person wrote after --base to a folder with the model, and the name and revision it goes by.
-
-`embedded` (the default), a Hub id with optional @revision, a folder, or a .gguf file. A GGUF file is converted
-once to safetensors in the user's cache.
-
-A base from the Hugging Face Hub: its files in the Hub's own cache, and the commit they are from.
+The value is `embedded` (the default), a Hub id with optional @revision, a folder, or a .gguf file. Files of the Hub
+stay in the Hub's own cache. A GGUF file is converted once to safetensors in the user's cache.
 """
 
 from __future__ import annotations
@@ -21,21 +17,21 @@ from errors import BaseModelError
 from models.gguf import embedded_file
 
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.py"]
-# Seconds until a Hub that does not answer counts as unreachable.
+# Seconds after which a Hub that does not answer is treated as unreachable.
 _HUB_TIMEOUT_S = 10
 
 
 def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path, str]:
-    """The folder of `name` at `revision` (default: main) and its commit.
+    """Return the folder of `name` at `revision` (default: main) and its commit, after a download if needed.
 
-    A Hub that cannot be reached is no error while the cache has the base. Raises BaseModelError in one sentence.
+    An unreachable Hub is no error if the cache has the base. Raises BaseModelError otherwise.
     """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     report(f"Looking up {name} on the Hugging Face Hub ...")
     try:
-        # Asked first because snapshot_download would wait without end for a Hub that never answers.
+        # A request with a timeout first, because snapshot_download waits for ever if the Hub does not answer.
         HfApi().model_info(name, revision=revision, timeout=_HUB_TIMEOUT_S)
         folder = Path(
             snapshot_download(
@@ -54,11 +50,11 @@ def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path,
         raise BaseModelError(
             f"There is no base '{name}' on the Hub that you may read: check its spelling, or run `hf auth login`."
         ) from error
-    except Exception as error:  # noqa: BLE001 - the client raises several libraries' errors for one broken line
+    except Exception as error:  # noqa: BLE001 - the client raises several libraries' errors for a broken connection
         folder = _from_cache(name, revision, error)
     if not list(folder.glob("*.safetensors")):
         raise BaseModelError(
-            f"The base '{name}' has no safetensors weights on the Hub: pickled weights are not loaded; look for a "
+            f"The base '{name}' has no safetensors weights on the Hub and pickled weights are not loaded: look for a "
             "converted revision (refs/convert/safetensors or a pull request) and give it after '@'."
         )
     return folder, folder.name
@@ -73,7 +69,7 @@ def _from_cache(name: str, revision: str | None, error: Exception) -> Path:
         ) from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True))
-    except Exception:  # noqa: BLE001 - likewise
+    except Exception:  # noqa: BLE001 - as above
         raise BaseModelError(
             f"The Hub could not be reached for '{name}' and it is not in the cache: check the network, or use "
             "--base embedded, a folder or a .gguf file."
@@ -81,18 +77,18 @@ def _from_cache(name: str, revision: str | None, error: Exception) -> Path:
 
 
 def _progress_bar_class(name: str, report: ProgressFn) -> Any:
-    """A progress bar that reports whole percents instead of drawing."""
+    """Return a tqdm class that reports whole percents to `report` instead of drawing a bar."""
     from tqdm import tqdm
 
     class Reporter(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._told = -1
+            self._reported_percent = -1
             super().__init__(*arguments, **(options | {"disable": False}))
 
         def display(self, *_: Any, **__: Any) -> None:
             percent = int(100 * self.n / self.total) if self.total else 0
-            if percent > self._told and self.unit == "B":
-                self._told = percent
+            if percent > self._reported_percent and self.unit == "B":
+                self._reported_percent = percent
                 report(f"Downloading {name} {percent} %")
 
         def close(self) -> None:
@@ -110,7 +106,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Source:
-    """A base that is ready to be loaded: its public name, its exact revision, and its folder."""
+    """A base that can be loaded: its public name, its exact revision, and its local folder."""
 
     id: str
     revision: str
@@ -118,7 +114,10 @@ class Source:
 
 
 def resolve(base: str, report: ProgressFn, trust_remote_code: bool = False) -> Source:
-    """Finds, and where needed downloads or converts, the base; BaseModelError in one sentence otherwise."""
+    """Find the base, and download or convert it if needed.
+
+    With `trust_remote_code` a Hub id needs a full commit hash. Raises BaseModelError if there is no such base.
+    """
     if base in (EMBEDDED, EMBEDDED_ID):
         return _from_gguf(embedded_file(report), EMBEDDED_ID, report)
     path = Path(base).expanduser()
@@ -145,12 +144,12 @@ def resolve(base: str, report: ProgressFn, trust_remote_code: bool = False) -> S
 
 
 def is_commit(revision: str) -> bool:
-    """Whether it is a whole commit hash, which alone pins what a repository holds."""
+    """Return whether `revision` is a full commit hash, the only revision that pins a repository's content."""
     return _COMMIT.fullmatch(revision) is not None
 
 
 def file_digest(path: Path) -> str:
-    """`sha256:` and the first 16 hex digits of the file's SHA-256."""
+    """Return `sha256:` and the first 16 hex digits of the file's SHA-256."""
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -175,5 +174,5 @@ def _from_folder(path: Path) -> Source:
             f"The folder {path} has no .safetensors weights: save the model with save_pretrained(), "
             "pickled weights from a folder are not loaded."
         )
-    whole = hashlib.sha256("".join(file_digest(file) for file in weights).encode()).hexdigest()
-    return Source(path.resolve().name, f"sha256:{whole[:16]}", path)
+    combined_digest = hashlib.sha256("".join(file_digest(file) for file in weights).encode()).hexdigest()
+    return Source(path.resolve().name, f"sha256:{combined_digest[:16]}", path)

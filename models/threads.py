@@ -1,10 +1,11 @@
-"""How many threads GNU OpenMP keeps, so that the thread that runs the model is not slowed by those that do not.
+"""Control of GNU OpenMP's thread pools, so that other threads do not slow down the thread that runs the model.
 
-torch's kernels for CPUs share their work among a team of OpenMP threads, and every thread that calls them keeps a team
-of its own. Between two kernels a team spins for a moment, ready for the next; but once a process has more such threads
-than there are cores, libgomp lets none of them spin (`gomp_throttled_spin_count_var`), and each kernel begins by waking
-threads up. A step of a small model is hundreds of kernels: waking takes longer than they do, for as long as another
-thread so much as keeps a team. So what runs beside the model works alone, or lets its team go.
+torch's CPU kernels use a pool of OpenMP threads, and each thread that calls kernels has its own pool. Between two
+kernels the pool's threads spin for a moment, ready for the next one. But once a process has more pool threads than
+cores, libgomp lets none of them spin (`gomp_throttled_spin_count_var`), and each kernel starts with waking up sleeping
+threads. A step of a small model has hundreds of kernels, and waking takes longer than the kernels do. An
+idle pool of another thread is enough for that. So code that runs beside the model uses a single thread
+(`single_thread`) or frees its pool afterwards (`release_thread_pool`).
 """
 
 from __future__ import annotations
@@ -21,28 +22,28 @@ _PAUSE_SOFT = 1
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """In this context the calling thread's kernels use one core, and no team is made for it."""
+    """Run the calling thread's kernels on one core within this context, without making a thread pool."""
     runtime = _runtime()
     if runtime is None:
         yield
         return
-    before = _threads()
+    num_threads = _threads()
     runtime.omp_set_num_threads(1)
     try:
         yield
     finally:
-        runtime.omp_set_num_threads(before)
+        runtime.omp_set_num_threads(num_threads)
 
 
 def release_thread_pool() -> None:
-    """Ends the calling thread's team, if it has one; its next kernel would make another."""
+    """Free the calling thread's pool, if it has one; its next kernel makes a new one."""
     runtime = _runtime()
     if runtime is not None:
         runtime.omp_pause_resource_all(_PAUSE_SOFT)
 
 
 def _threads() -> int:
-    """How many threads the calling thread's team has or would have. torch sets that when it is first asked."""
+    """Return the size of the calling thread's pool, which torch sets when it is first called."""
     import torch
 
     return torch.get_num_threads()
@@ -50,15 +51,15 @@ def _threads() -> int:
 
 @cache
 def _runtime() -> Any:
-    """The libgomp that torch brings along and has loaded; None where it has another OpenMP."""
+    """Return the libgomp that torch has loaded from its package; None if it uses another OpenMP."""
     import torch
 
     package = Path(torch.__file__).parent
-    for found in (*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")):
+    for library in (*package.glob("lib/libgomp*.so*"), *package.parent.glob("torch.libs/libgomp*.so*")):
         try:
-            runtime: Any = ctypes.CDLL(str(found))
+            runtime: Any = ctypes.CDLL(str(library))
             runtime.omp_pause_resource_all.restype = ctypes.c_int
-        except (OSError, AttributeError):  # one from before OpenMP 5
+        except (OSError, AttributeError):  # a libgomp from before OpenMP 5
             continue
         return runtime
     return None

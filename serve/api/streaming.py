@@ -25,13 +25,10 @@ from serve.api.responses import (
     usage_info,
 )
 from serve.api.serving import ClientGoneError, output_error
+from serve.generated_text import stable_prefix
 from serve.types import PartialOutput, RequestOutput
-from tasks.prompt import INSTRUCTION, RESPONSE
 
 DONE_EVENT = b"data: [DONE]\n\n"
-# An answer ends before a line that begins with one of these (tasks/extract.py). A last line that may become such a
-# line is therefore not sent before it is complete.
-_TURN_MARKERS = (INSTRUCTION, RESPONSE, "<|im_start|>", "<|im_end|>")
 
 
 class SSEStream:
@@ -66,7 +63,7 @@ class SSEStream:
         yield DONE_EVENT
 
     def _encode_partial(self, partial: PartialOutput) -> Iterator[bytes]:
-        text = partial.text if self._request.kind == "text" else stable_prefix(partial.text)
+        text = partial.text if self._request.kind == "text" else stable_prefix(partial.text).rstrip()
         copies = range(self._request.n) if self._request.sampling_params.mode == "greedy" else (partial.candidate,)
         for copy in copies:
             index = partial.index * self._request.n + copy
@@ -115,19 +112,6 @@ class SSEStream:
         if not self._request.continuous_usage_stats:
             return None
         return usage_fields(sum(output.prompt_tokens for output in self._outputs), sum(self._tokens.values()))
-
-
-def stable_prefix(text: str) -> str:
-    """Return the part of an unfinished answer that later tokens cannot change.
-
-    This omits white space at the end, and a last line that may become the start of another turn.
-    """
-    text = text.rstrip()
-    start = text.rfind("\n") + 1
-    line = text[start:].lstrip()
-    if line and any(marker.startswith(line) or line.startswith(marker) for marker in _TURN_MARKERS):
-        return text[:start].rstrip()
-    return text
 
 
 def _encode_event(value: dict[str, Any]) -> bytes:

@@ -1,1 +1,1 @@
-"""Backends: the only place that generates. torch and transformers are imported below here, when used."""
+"""Backends, which generate text: local, remote and ZeroGPU. Only these modules import torch and transformers."""

@@ -1,18 +1,20 @@
-"""Answers on ZeroGPU, where a GPU is lent for seconds at a time: rows are made ready here and grow in a forked process.
+"""Generation on ZeroGPU: Spaces where a GPU is available for seconds at a time, in a process forked for each call.
 
-How ZeroGPU works (package `spaces` 0.51.3, which only such Spaces have): a function that `spaces.GPU` decorates runs in
-a process forked for it, where torch sees a real GPU; the forking process has none. Whatever was moved to "cuda" before
-the app was launched is moved to the GPU for real in each such process. Threads do not survive a fork, and the imitation
-of CUDA in the forking process works in its main thread alone. So here:
+How ZeroGPU works (package `spaces` 0.51.3, which only such Spaces have): a function decorated by `spaces.GPU` runs in a
+forked process in which torch sees a real GPU; the parent process has none. Tensors that were moved to "cuda" before the
+app was launched are moved to the GPU in each such process. Threads do not survive a fork, and the emulation of CUDA in
+the parent process works in its main thread only. Therefore:
 
-- `enter` comes first, in the main thread; then, still there and before the app is launched, `load_lent` loads the base
-  on the CPU, where bitsandbytes quantizes it too, and moves it (loading straight onto "cuda" reads files in threads of
-  its own, which the imitation does not reach), and `lend` decorates what generates;
-- examples, prompts and adapters' checks are this process's work, which costs nobody's GPU time (serve.engine.zero_gpu);
-- the forked process only generates, with adapters that it loads itself and keeps while it lives (this module).
+- `import_spaces` is called first, in the main thread. Still there and before the app is launched,
+  `load_base_for_gpu` loads the base on the CPU, where bitsandbytes also quantizes it, and moves it to "cuda" (loading
+  directly onto "cuda" reads files in other threads, which the emulation does not cover), and `gpu_function` decorates
+  the generating function;
+- the parent process selects examples, builds prompts and checks adapters, which takes no GPU time
+  (serve/engine/zero_gpu.py);
+- the forked process only generates, with adapters that it loads itself and keeps as long as it lives (this module).
 
-What was tested: all of it with a stand-in for `spaces` that really forks, on a tiny base without a GPU; loading and
-moving the embedded base, unquantized and NF4, under the imitation of the real package. It never ran on ZeroGPU itself.
+Tested with a stand-in for `spaces` that forks, on a tiny base without a GPU, and by loading and moving the embedded
+base, unquantized and NF4, under the emulation of the real package. Not tested on ZeroGPU itself.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ from tasks.prompt import Message
 
 
 class PromptOnlyBackend:
-    """Implements Backend (serve.types). Adapters are noted here and loaded where the GPU is."""
+    """Implements the parts of Backend (serve/types.py) that the parent process needs; it does not generate.
+
+    Adapters are only recorded here: the forked process loads them.
+    """
 
     def __init__(self, backend: LocalBackend) -> None:
         self._backend = backend
@@ -45,51 +50,51 @@ class PromptOnlyBackend:
 
     @property
     def base(self) -> BaseIdentity:
-        """What was loaded."""
+        """The identity of the loaded base."""
         return self._backend.base
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        """The base's own chat template around `messages`."""
+        """Render `messages` with the base's chat template."""
         return self._backend.apply_chat_template(messages)
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens the base reads for `text`."""
+        """Return the number of tokens of `text`."""
         return self._backend.count_tokens(text)
 
     def load_adapter(self, folder: AdapterFolder) -> None:
-        """Notes the adapter, which passed its checks."""
+        """Record the size of a checked adapter."""
         self._bytes[folder.name] = (folder.path / WEIGHTS_NAME).stat().st_size
 
     def unload_adapter(self, name: str) -> None:
-        """Forgets the adapter."""
+        """Remove the adapter's record."""
         self._bytes.pop(name, None)
 
     def adapter_bytes(self, name: str) -> int:
-        """The size of the adapter's file."""
+        """Return the size of the adapter's file."""
         return self._bytes[name]
 
     def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
-        """Nothing grows in this process."""
-        raise NotImplementedError(f"Rows ({mode}) grow where the GPU is: see serve.engine.zero_gpu.")
+        """Raise NotImplementedError: this process does not generate."""
+        raise NotImplementedError(f"Batches ({mode}) run in the GPU process: see serve/engine/zero_gpu.py.")
 
     def generate(
         self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
     ) -> Iterator[PartialOutput | RowOutput]:
-        """Nothing grows in this process."""
-        raise NotImplementedError(f"{len(rows)} rows grow where the GPU is: see serve.engine.zero_gpu.")
+        """Raise NotImplementedError: this process does not generate."""
+        raise NotImplementedError(f"{len(rows)} rows need the GPU process: see serve/engine/zero_gpu.py.")
 
 
-# What a call may take; ZeroGPU ends it then. Visitors who are not logged in have about two minutes a day.
+# The longest duration of a call; ZeroGPU ends it then. Visitors without login have about two minutes a day.
 MAX_GPU_SECONDS = 120
-_START_SECONDS = 10.0  # the base's way to the GPU, and the adapters'
+_START_SECONDS = 10.0  # moving the base to the GPU and loading adapters
 _SECONDS_PER_TOKEN = 0.05
-_FLUSH_SECONDS = 0.05  # how often news passes between the processes
+_FLUSH_SECONDS = 0.05  # how often events are sent to the parent process
 _MAX_LOADED_ADAPTERS = 16
 
 
 @dataclass(frozen=True)
 class GpuTask:
-    """Rows for one batch, all with the same decoding, and the folders of the adapters that they wear."""
+    """Rows for one batch with the same sampling parameters, and the folders of their adapters."""
 
     rows: tuple[Row, ...]
     adapters: tuple[AdapterFolder, ...]
@@ -98,7 +103,7 @@ class GpuTask:
 
 @dataclass(frozen=True)
 class GpuTaskFailure:
-    """The sentence of a PromptOrTuneError: of exceptions only their class's name comes back."""
+    """The message of a PromptOrTuneError in the forked process: ZeroGPU returns only the class name of exceptions."""
 
     message: str
 
@@ -108,59 +113,59 @@ GenerateFn = Callable[[GpuTask], Generator[Sequence[GpuEvent]]]
 
 
 def import_spaces() -> Any:
-    """The package `spaces`, which must be imported before anything uses CUDA; PromptOrTuneError where it is missing."""
+    """Import the package `spaces`, which must happen before CUDA is used; raises PromptOrTuneError if it is missing."""
     try:
         return importlib.import_module("spaces")
     except ImportError as error:
         raise PromptOrTuneError(
-            "This Space has ZeroGPU and no package 'spaces': choose the Gradio SDK, which brings it."
+            "This Space has ZeroGPU and no package 'spaces': choose the Gradio SDK, which includes it."
         ) from error
 
 
 def load_base_for_gpu(
     base: str, quantization: str, report: ProgressFn, trust_remote_code: bool = False, device: str = "cuda"
 ) -> LoadedBase:
-    """Loads the base for processes that have a GPU. In the main thread, after `enter` and before the launch."""
+    """Load the base for the GPU processes; call it in the main thread, after `import_spaces` and before the launch."""
     loaded = load_base(base, quantization, "cpu", report, trust_remote_code)
-    # Any: PreTrainedModel.to is typed for what it does not take.
+    # Any, because the annotation of PreTrainedModel.to does not accept a device name.
     model: Any = loaded.model
     return LoadedBase(model.to(device), loaded.tokenizer, replace(loaded.identity, device=device))
 
 
 def gpu_function(backend: LocalBackend, spaces: Any) -> GenerateFn:
-    """The function that generates on a lent GPU. Before the launch: ZeroGPU wants to know then that there is one."""
-    worn: dict[str, str] = {}  # in the forked process: which adapters it holds, by name, with their digests
+    """Return the function that generates on a GPU; call it before the launch, which needs to find such a function."""
+    loaded_digests: dict[str, str] = {}  # in the forked process: name -> digest of each loaded adapter
 
-    def generate(work: GpuTask) -> Generator[Sequence[GpuEvent]]:
-        # OpenMP's teams of threads do not survive a fork, and where the GPU works there is no use for one.
+    def generate(task: GpuTask) -> Generator[Sequence[GpuEvent]]:
+        # OpenMP's thread pools do not survive a fork, and next to a GPU they are not needed.
         with single_thread():
             try:
-                _load_adapters(backend, work.adapters, worn)
+                _load_adapters(backend, task.adapters, loaded_digests)
             except PromptOrTuneError as error:
                 yield (GpuTaskFailure(str(error)),)
                 return
-            news: list[GpuEvent] = []
-            spoke = time.monotonic()
-            for event in backend.generate(work.rows, work.decoding, Event()):
-                news.append(event)
-                if isinstance(event, RowOutput) or time.monotonic() - spoke >= _FLUSH_SECONDS:
-                    yield tuple(news)
-                    news, spoke = [], time.monotonic()
-            if news:
-                yield tuple(news)
+            events: list[GpuEvent] = []
+            flushed_at = time.monotonic()
+            for event in backend.generate(task.rows, task.decoding, Event()):
+                events.append(event)
+                if isinstance(event, RowOutput) or time.monotonic() - flushed_at >= _FLUSH_SECONDS:
+                    yield tuple(events)
+                    events, flushed_at = [], time.monotonic()
+            if events:
+                yield tuple(events)
 
-    generating: GenerateFn = spaces.GPU(generate, duration=gpu_seconds)
-    return generating
+    gpu_generate: GenerateFn = spaces.GPU(generate, duration=gpu_seconds)
+    return gpu_generate
 
 
 def gpu_seconds(task: GpuTask) -> int:
-    """How long the work may take: asking for less gives a better place in ZeroGPU's queue."""
-    searches = 2 if task.decoding.mode == "beam" else 1
-    return min(MAX_GPU_SECONDS, round(_START_SECONDS + searches * _SECONDS_PER_TOKEN * task.decoding.max_new_tokens))
+    """Return the requested duration of a call: shorter calls start earlier in ZeroGPU's queue."""
+    cost_factor = 2 if task.decoding.mode == "beam" else 1
+    return min(MAX_GPU_SECONDS, round(_START_SECONDS + cost_factor * _SECONDS_PER_TOKEN * task.decoding.max_new_tokens))
 
 
 def _load_adapters(backend: LocalBackend, folders: Sequence[AdapterFolder], loaded: dict[str, str]) -> None:
-    """Loads what is not there as it lies on disk now; what was loaded first leaves where there are too many."""
+    """Load missing and changed adapters; unload the oldest unused ones beyond the limit."""
     for folder in folders:
         if loaded.get(folder.name) != folder.digest:
             backend.load_adapter(folder)

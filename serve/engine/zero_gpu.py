@@ -1,7 +1,4 @@
-"""The engine whose rows grow on a GPU that is lent for each call.
-
-One caller's rows on their way to a lent GPU and back.
-"""
+"""Engine for ZeroGPU: each call is one batch on a GPU that is available for that call only."""
 
 from __future__ import annotations
 
@@ -28,15 +25,13 @@ from serve.types import Candidate, PartialOutput, Request, RequestOutput, RowOut
 from tasks.extract import extract_code
 from tasks.retrieval import ExamplePools
 
-_GPU_LOST_MESSAGE = (
-    "The GPU was taken away before this answer was whole: try again, with fewer tokens or fewer methods."
-)
+_GPU_LOST_MESSAGE = "The GPU time ended before this answer was complete: try again, with fewer tokens or fewer methods."
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class ZeroGpuRequest:
-    """What one caller asked for at once. It is stopped when any of the `stops` is set. Times are of time.monotonic."""
+    """All requests of one call, cancelled when any of the `cancel_events` is set. Times are from time.monotonic."""
 
     requests: tuple[Request, ...]
     decoding: SamplingParams
@@ -46,35 +41,35 @@ class ZeroGpuRequest:
     arrival_time: float = field(default_factory=time.monotonic)
 
     def is_cancelled(self) -> bool:
-        """Whether nobody waits for the rest."""
+        """Return whether the caller has cancelled or gone."""
         return any(stop.is_set() for stop in self.cancel_events)
 
     def run(self, generate: GenerateFn, prepared: Sequence[PreparedRequest], task: GpuTask) -> None:
-        """Has the rows of `plans` generated in one batch; each gets exactly one RequestOutput, whatever happens."""
-        rows = [_PendingRow(plan) for plan in prepared]
+        """Generate the prepared rows in one batch; each gets exactly one RequestOutput, also after any error."""
+        rows = [_PendingRow(prepared_row) for prepared_row in prepared]
         error = _GPU_LOST_MESSAGE
         if not self.is_cancelled():
             try:
-                with closing(generate(task)) as news:
-                    for part in news:
-                        refused = next((each.message for each in part if isinstance(each, GpuTaskFailure)), None)
-                        if refused is not None:
-                            error = refused
+                with closing(generate(task)) as event_lists:
+                    for events in event_lists:
+                        refusal = next((event.message for event in events if isinstance(event, GpuTaskFailure)), None)
+                        if refusal is not None:
+                            error = refusal
                             break
-                        self._on_events(rows, part)
+                        self._on_events(rows, events)
                         if self.is_cancelled():
                             break
-            except Exception as fault:  # noqa: BLE001 - `spaces` raises Gradio's errors and anything else
-                error = self._error_message(fault)
+            except Exception as exception:  # noqa: BLE001 - `spaces` raises Gradio's errors and anything else
+                error = self._error_message(exception)
         for row in rows:
             if not row.is_finished:
                 self._fail_row(row, error)
 
-    def put_output(self, answer: RequestOutput, outcome: Outcome) -> None:
-        """Gives the caller one row's answer."""
-        tokens = sum(each.tokens for each in answer.samples or answer.candidates)
+    def put_output(self, output: RequestOutput, outcome: Outcome) -> None:
+        """Put one row's output into the caller's queue."""
+        tokens = sum(candidate.tokens for candidate in output.samples or output.candidates)
         self.metrics.observe_finish(outcome, time.monotonic() - self.arrival_time, tokens)
-        self.output_queue.put([answer])
+        self.output_queue.put([output])
 
     def _on_events(self, rows: Sequence[_PendingRow], events: Sequence[GpuEvent]) -> None:
         now = time.monotonic()
@@ -83,7 +78,7 @@ class ZeroGpuRequest:
                 continue
             row = rows[event.index]
             if row.started_at is None:
-                # The row began when its batch did, which only its first word tells.
+                # The batch starts in the other process; its start is known only by the row's first event.
                 row.started_at = now
                 self.metrics.observe_start(now - self.arrival_time, row.prepared.output.prompt_tokens)
                 self.metrics.observe_first_token(now - self.arrival_time)
@@ -97,33 +92,33 @@ class ZeroGpuRequest:
 
     def _finish_row(self, row: _PendingRow, finished: RowOutput) -> None:
         row.is_finished = True
-        known = row.base_output(self.arrival_time)
-        answer = replace(
-            known,
+        base = row.base_output(self.arrival_time)
+        output = replace(
+            base,
             candidates=finished.candidates,
             samples=finished.samples,
             error=finished.error,
-            notes=(*known.notes, *finished.notes),
+            notes=(*base.notes, *finished.notes),
             seconds=finished.seconds,
         )
-        self.put_output(answer, "failed" if finished.error else "answered")
+        self.put_output(output, "failed" if finished.error else "answered")
 
     def _fail_row(self, row: _PendingRow, error: str) -> None:
-        """A row that has no end keeps what it has said; where the caller left that is all there is to say."""
+        """End an unfinished row with its partial text: as cancelled if the caller has gone, else with `error`."""
         row.is_finished = True
         seconds = 0.0 if row.started_at is None else time.monotonic() - row.started_at
-        answer = replace(row.base_output(self.arrival_time), candidates=row.candidates(), seconds=seconds)
+        output = replace(row.base_output(self.arrival_time), candidates=row.candidates(), seconds=seconds)
         if self.is_cancelled():
-            self.put_output(replace(answer, cancelled=True), "cancelled")
+            self.put_output(replace(output, cancelled=True), "cancelled")
         else:
-            self.put_output(replace(answer, error=error), "failed")
+            self.put_output(replace(output, error=error), "failed")
 
     def _error_message(self, error: Exception) -> str:
-        """Why there was no GPU. ZeroGPU's own words say what is left of whose quota, and come as Gradio's errors."""
+        """Return the message for a failed GPU call; ZeroGPU reports quotas in errors of Gradio, which are quoted."""
         if type(error).__module__.partition(".")[0] in ("gradio", "spaces"):
             title = quote_untrusted(str(getattr(error, "title", "") or "ZeroGPU"))
-            said = quote_untrusted(" ".join(str(error).split()).strip(". '\""), 300)
-            return f"{title} ({said}): try again later, or log in with Hugging Face for more time on GPUs."
+            message = quote_untrusted(" ".join(str(error).split()).strip(". '\""), 300)
+            return f"{title} ({message}): try again later, or log in with Hugging Face for more time on GPUs."
         _log.error("A call for a GPU failed.", exc_info=error)
         self.metrics.count_failed_step()
         return f"The call for a GPU failed ({type(error).__name__}): try again."
@@ -131,7 +126,7 @@ class ZeroGpuRequest:
 
 @dataclass
 class _PendingRow:
-    """A planned row, and what it has said."""
+    """A prepared row and its progress."""
 
     prepared: PreparedRequest
     started_at: float | None = None
@@ -139,12 +134,12 @@ class _PendingRow:
     is_finished: bool = False
 
     def base_output(self, arrival_time: float) -> RequestOutput:
-        """What is known of its answer besides what it said."""
+        """Return the row's output without its text."""
         now = time.monotonic() if self.started_at is None else self.started_at
         return replace(self.prepared.output, queued_seconds=now - arrival_time)
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """What it said before it was given up. How likely that was only the other process knew."""
+        """Return the partial text as a candidate; its log-probability is known only in the other process and is 0."""
         if self.last_partial is None or not self.last_partial.text:
             return ()
         style = self.prepared.row.style
@@ -152,15 +147,15 @@ class _PendingRow:
         return (Candidate(self.last_partial.text, code, 0.0, self.last_partial.tokens, finish="cancelled"),)
 
 
-# More calls than these wait for a GPU at most; each waits in a thread of its own.
+# The most calls that wait for a GPU at a time, because each waits in its own thread.
 MAX_WAITING_CALLS = 16
 _BUSY_SECONDS = 15.0
 
 
 class ZeroGpuEngine(LLMEngine):
-    """Answers each call in one batch on a lent GPU; rows of different callers share none, as each has a GPU's quota.
+    """Answers each call in batches of its own, because GPU time is charged to the caller's quota.
 
-    Of the usual scheduler only the thread that makes rows ready is used.
+    Of the engine core only the input thread is used, which prepares rows.
     """
 
     def __init__(
@@ -189,9 +184,9 @@ class ZeroGpuEngine(LLMEngine):
         owner: str = "",
         notify: Callable[[], None] | None = None,
     ) -> OutputStream:
-        """As Engine.submit. `owner` does not matter: ZeroGPU itself shares its GPUs among its visitors.
+        """Implements LLMEngine.submit. `owner` is ignored: ZeroGPU schedules its visitors itself.
 
-        Setting `cancel` is heard once a GPU was lent; while the call waits for one it goes on waiting.
+        `cancel` takes effect once the call has a GPU, not while it waits for one.
         """
         del owner
         return self._submit(requests, sampling_params, cancel, notify, partials=True)
@@ -203,14 +198,14 @@ class ZeroGpuEngine(LLMEngine):
         cancel: threading.Event | None = None,
         owner: str = "",
     ) -> list[RequestOutput]:
-        """As Engine.answer."""
+        """Implements LLMEngine.answer."""
         del owner
         stream = self._submit(requests, sampling_params, cancel, None, partials=False)
-        answers = [event for event in stream if isinstance(event, RequestOutput)]
-        return sorted(answers, key=lambda answer: answer.index)
+        outputs = [event for event in stream if isinstance(event, RequestOutput)]
+        return sorted(outputs, key=lambda output: output.index)
 
     def status(self) -> EngineStatus:
-        """The load at this moment, as far as this process sees it: not who else waits for ZeroGPU's GPUs."""
+        """Return the load of this process; how many others wait for ZeroGPU's GPUs is unknown."""
         with self._lock:
             if self._closed:
                 return EngineStatus(0, self._rows, 0.0, "closed")
@@ -218,7 +213,7 @@ class ZeroGpuEngine(LLMEngine):
             return EngineStatus(0, self._rows, seconds, "generating" if self._rows else "idle")
 
     def close(self) -> None:
-        """Takes nothing in any more; calls that have a GPU go on to their end."""
+        """Refuse new calls; running ones continue to their end."""
         with self._lock:
             self._closed = True
         super().close()
@@ -233,18 +228,22 @@ class ZeroGpuEngine(LLMEngine):
         partials: bool,
     ) -> OutputStream:
         self._admit(len(requests))
-        mailbox = OutputQueue(len(requests), notify, partials)
-        deserted = threading.Event()
-        flight = ZeroGpuRequest(tuple(requests), decoding, mailbox, self.metrics, (cancel or deserted, deserted))
-        # ZeroGPU finds in the caller's context who asks, and whose quota this is.
+        output_queue = OutputQueue(len(requests), notify, partials)
+        abandoned = threading.Event()
+        gpu_request = ZeroGpuRequest(
+            tuple(requests), decoding, output_queue, self.metrics, (cancel or abandoned, abandoned)
+        )
+        # ZeroGPU finds the user, and so the quota, in the context variables of the calling thread.
         context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._run_request, flight), name="zero-gpu", daemon=True).start()
-        return OutputStream(mailbox, lambda _: deserted.set(), keep_alive=self)
+        threading.Thread(
+            target=context.run, args=(self._run_request, gpu_request), name="zero-gpu", daemon=True
+        ).start()
+        return OutputStream(output_queue, lambda _: abandoned.set(), keep_alive=self)
 
     def _admit(self, rows: int) -> None:
         with self._lock:
             if self._closed:
-                raise PromptOrTuneError("The engine was closed: start it anew.")
+                raise PromptOrTuneError("The engine was closed: start it again.")
             if self._calls >= MAX_WAITING_CALLS:
                 self.metrics.count_busy_refusal()
                 raise BusyError(
@@ -254,47 +253,52 @@ class ZeroGpuEngine(LLMEngine):
             self._rows += rows
 
     def _run_request(self, gpu_request: ZeroGpuRequest) -> None:
-        plans: list[PreparedRequest] = []
+        prepared: list[PreparedRequest] = []
         try:
-            plans = self._prepare(gpu_request)
-            for part in _split_batches(plans, gpu_request.decoding, self._config):
+            prepared = self._prepare(gpu_request)
+            for part in _split_batches(prepared, gpu_request.decoding, self._config):
                 gpu_request.run(self._generate, part, _make_task(part, gpu_request.decoding))
         except Exception as error:
-            # A defect of ours must not leave the caller waiting for ever.
+            # After a defect the caller must not wait for ever.
             self.metrics.count_failed_step()
             gpu_request.output_queue.fail(error)
             raise
         finally:
-            for plan in plans:
-                plan.release()
+            for prepared_row in prepared:
+                prepared_row.release()
             with self._lock:
                 self._calls -= 1
                 self._rows -= len(gpu_request.requests)
 
     def _prepare(self, gpu_request: ZeroGpuRequest) -> list[PreparedRequest]:
-        """Every request made ready; one that cannot be answered has its RequestOutput, and the others go on."""
-        plans = []
+        """Prepare all requests; one that cannot be answered gets its RequestOutput, and the others continue."""
+        prepared = []
         for index, request in enumerate(gpu_request.requests):
-            planner = self._input_processor
+            input_processor = self._input_processor
             try:
-                plans.append(self._core.run(lambda: planner.prepare(index, request, gpu_request.decoding)))  # noqa: B023
-            except PromptOrTuneError as fault:
-                waited = time.monotonic() - gpu_request.arrival_time
+                prepared.append(self._core.run(lambda: input_processor.prepare(index, request, gpu_request.decoding)))  # noqa: B023
+            except PromptOrTuneError as error:
+                queued_seconds = time.monotonic() - gpu_request.arrival_time
                 gpu_request.put_output(
-                    RequestOutput(index, request, error=str(fault), exception=fault, queued_seconds=waited), "refused"
+                    RequestOutput(index, request, error=str(error), exception=error, queued_seconds=queued_seconds),
+                    "refused",
                 )
-        return plans
+        return prepared
 
 
 def _split_batches(
     prepared: Sequence[PreparedRequest], decoding: SamplingParams, config: EngineConfig
 ) -> list[list[PreparedRequest]]:
-    """The plans in batches of at most so many lines, each a call of its own for a GPU."""
-    most = config.max_num_beam_seqs if decoding.mode == "beam" else config.max_num_seqs
-    size = max(1, most // decoding.candidates)
+    """Split prepared rows into batches within the limit of sequences; each is a GPU call of its own."""
+    limit = config.max_num_beam_seqs if decoding.mode == "beam" else config.max_num_seqs
+    size = max(1, limit // decoding.candidates)
     return [list(prepared[start : start + size]) for start in range(0, len(prepared), size)]
 
 
 def _make_task(prepared: Sequence[PreparedRequest], decoding: SamplingParams) -> GpuTask:
-    worn = {plan.lease.folder.name: plan.lease.folder for plan in prepared if plan.lease is not None}
-    return GpuTask(tuple(plan.row for plan in prepared), tuple(worn.values()), decoding)
+    folders = {
+        prepared_row.lease.folder.name: prepared_row.lease.folder
+        for prepared_row in prepared
+        if prepared_row.lease is not None
+    }
+    return GpuTask(tuple(prepared_row.row for prepared_row in prepared), tuple(folders.values()), decoding)

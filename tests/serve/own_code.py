@@ -1,4 +1,4 @@
-"""A tiny base that brings code of its own, as CodeGen2 does, and that leaves a mark when the code runs."""
+"""A tiny base with code of its own, like CodeGen2, that writes a file when the code runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class OwnConfig(_CodeGenConfig):
 
 
 def make_own_code_base(folder: Path, mark: Path, kind: str = "codegen") -> Path:
-    """Saves the base to `folder`; every import of its code writes a line to `mark`.
+    """Save the base to `folder`; every import of its code writes a line to `mark`.
 
     The code is transformers' own CodeGen with CodeGen2's arrangement of queries, keys and values: eight groups in
     place of four, so that the same weights give other answers. `kind` is the model_type that its config states.

@@ -32,7 +32,7 @@ def _said(backend: LocalBackend, rows: list[Row]) -> list[tuple[str, float]]:
     return [(event.candidates[0].text, event.candidates[0].logprob) for event in finished]
 
 
-def test_the_base_answers_the_same_bit_for_bit_after_an_adapter_came(backend: LocalBackend) -> None:
+def test_base_is_unchanged_bit_for_bit_after_an_adapter(backend: LocalBackend) -> None:
     first = _said(backend, ROWS)
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     folder = Store(fingerprints=fingerprints).open("lora-starter", backend.base)
@@ -65,7 +65,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
     assert _said(backend, ROWS) == first
 
 
-def test_the_weights_of_a_serving_base_cannot_be_ruined_in_silence(backend: LocalBackend) -> None:
+def test_state_dict_of_a_serving_base_raises(backend: LocalBackend) -> None:
     first = _said(backend, ROWS)
     if backend.base.quantization == "nf4":
         with pytest.raises(RuntimeError, match="state_dict"):

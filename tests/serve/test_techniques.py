@@ -1,4 +1,4 @@
-"""Every technique against PEFT's own PeftModel, alone: what a mixed batch says is what each adapter says by itself."""
+"""Every technique in a mixed batch compared with PEFT's PeftModel for each adapter alone."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PLAIN = STYLES["plain"]
 PROMPTS = ["sort a list", "open the file `a.txt` and count its lines", "x"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 ATTENTION = {"llama": ["q_proj", "v_proj"], "qwen2": ["k_proj", "v_proj"], "codegen": ["qkv_proj"], "t5": ["q", "v"]}
-# One that reads the layer's input and one that writes the block's output.
+# Modules whose inputs IA3 scales.
 FORWARD = {"llama": "down_proj", "qwen2": "down_proj", "codegen": "fc_in", "t5": "wo"}
 TOKENS = 12
 
 
 def configs(kind: str) -> dict[str, PeftConfig]:
-    """An adapter of every technique that serves on a base of this kind."""
+    """Return a PEFT config of every technique that this kind of base supports."""
     targets = [*ATTENTION[kind], FORWARD[kind]]
-    found: dict[str, PeftConfig] = {
+    outputs: dict[str, PeftConfig] = {
         "lora": LoraConfig(r=8, lora_alpha=16, target_modules=targets, init_lora_weights=False),
         "rslora": LoraConfig(
             r=4, lora_alpha=2, use_rslora=True, target_modules=ATTENTION[kind], init_lora_weights=False
@@ -46,14 +46,14 @@ def configs(kind: str) -> dict[str, PeftConfig]:
         "prompt": PromptTuningConfig(num_virtual_tokens=7),
     }
     if kind == "t5":
-        found["prompt-1"] = PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1)
-    found["prefix"] = PrefixTuningConfig(num_virtual_tokens=5)
-    found["projected"] = PrefixTuningConfig(num_virtual_tokens=9, prefix_projection=True, encoder_hidden_size=16)
-    return found
+        outputs["prompt-1"] = PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1)
+    outputs["prefix"] = PrefixTuningConfig(num_virtual_tokens=5)
+    outputs["projected"] = PrefixTuningConfig(num_virtual_tokens=9, prefix_projection=True, encoder_hidden_size=16)
+    return outputs
 
 
 class Arena:
-    """One tiny base with an adapter of every technique resident, and PEFT's models of the same folders."""
+    """A tiny base with a loaded adapter of every technique, and PEFT's models of the same folders."""
 
     def __init__(self, kind: str, root: Path) -> None:
         self.kind, self.root = kind, root
@@ -67,41 +67,41 @@ class Arena:
             self.names.append(name)
 
     def bare(self) -> Any:
-        family = AutoModelForSeq2SeqLM if self.kind == "t5" else AutoModelForCausalLM
-        return family.from_pretrained(self.root / "base", dtype=torch.float32).eval()
+        model_class = AutoModelForSeq2SeqLM if self.kind == "t5" else AutoModelForCausalLM
+        return model_class.from_pretrained(self.root / "base", dtype=torch.float32).eval()
 
     def peft(self, name: str | None) -> Any:
         bare = self.bare()
         return bare if name is None else PeftModel.from_pretrained(bare, self.root / "store" / name).eval()
 
-    def said(self, rows: list[Row], decoding: SamplingParams) -> list[RowOutput]:
-        events = [each for each in self.backend.generate(rows, decoding, Event()) if isinstance(each, RowOutput)]
+    def generate(self, rows: list[Row], decoding: SamplingParams) -> list[RowOutput]:
+        events = [event for event in self.backend.generate(rows, decoding, Event()) if isinstance(event, RowOutput)]
         return sorted(events, key=lambda event: event.index)
 
 
 @torch.no_grad()
 def greedy(model: Any, prompt: str) -> tuple[list[int], float]:
-    """Tokens and their log-probability by PEFT's `forward` over the whole text, as in training: no cache of ours."""
+    """Return greedy tokens and their log-probability from PEFT's `forward` over the full text, without a KV cache."""
     ids = tokenizer()(prompt, return_tensors="pt")["input_ids"]
     decoded = torch.zeros((1, 1), dtype=torch.long)
-    said: list[int] = []
+    tokens: list[int] = []
     total = 0.0
-    while len(said) < TOKENS and 2 not in said:
+    while len(tokens) < TOKENS and 2 not in tokens:
         if model.config.is_encoder_decoder:
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": decoded}
         else:
-            whole = torch.cat([ids, decoded[:, 1:]], dim=1)
-            inputs = {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
+            full_ids = torch.cat([ids, decoded[:, 1:]], dim=1)
+            inputs = {"input_ids": full_ids, "attention_mask": torch.ones_like(full_ids)}
         logprobs = model(**inputs).logits[0, -1].log_softmax(-1)
-        said.append(int(logprobs.argmax()))
+        tokens.append(int(logprobs.argmax()))
         total += float(logprobs.max())
-        decoded = torch.cat([decoded, torch.tensor([[said[-1]]])], dim=1)
-    return said, total
+        decoded = torch.cat([decoded, torch.tensor([[tokens[-1]]])], dim=1)
+    return tokens, total
 
 
 def beams(model: Any, prompt: str, width: int) -> list[str]:
     ids = tokenizer()(prompt, return_tensors="pt")["input_ids"]
-    said = model.generate(
+    sequences = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=TOKENS,
@@ -110,8 +110,8 @@ def beams(model: Any, prompt: str, width: int) -> list[str]:
         num_return_sequences=width,
     )
     begin = 0 if model.config.is_encoder_decoder else ids.shape[1]
-    texts = [text(row[begin:].tolist()) for row in said]
-    return list(dict.fromkeys(each.strip() for each in texts))
+    texts = [text(row[begin:].tolist()) for row in sequences]
+    return list(dict.fromkeys(event.strip() for event in texts))
 
 
 def text(tokens: list[int]) -> str:
@@ -123,56 +123,58 @@ def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Arena(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_a_mixed_batch_says_what_peft_says_of_each_adapter_alone(arena: Arena) -> None:
+def test_mixed_batch_matches_peft_for_each_adapter(arena: Arena) -> None:
     rows = [Row(prompt, PLAIN, name) for prompt in PROMPTS for name in arena.names]
-    found = arena.said(rows, SamplingParams(max_new_tokens=TOKENS))
+    outputs = arena.generate(rows, SamplingParams(max_new_tokens=TOKENS))
     models = {name: arena.peft(name) for name in arena.names}
-    for row, event in zip(rows, found, strict=True):
+    for row, event in zip(rows, outputs, strict=True):
         tokens, logprob = greedy(models[row.adapter], row.prompt)
         assert event.candidates[0].text == text(tokens), f"adapter {row.adapter}, prompt {row.prompt}"
-        # T5 does not divide its attention scores, so the last bits of float32 grow.
-        near = pytest.approx(logprob, abs=2e-2 if arena.kind == "t5" else 2e-3)
-        assert event.candidates[0].logprob == near, f"adapter {row.adapter}"
-    different = {round(event.candidates[0].logprob, 3) for event in found[: len(arena.names)]}
-    assert len(different) == len(arena.names), "two techniques say the same, so this test would prove little"
+        # T5 does not scale its attention scores, so float32 rounding errors are larger.
+        expected_logprob = pytest.approx(logprob, abs=2e-2 if arena.kind == "t5" else 2e-3)
+        assert event.candidates[0].logprob == expected_logprob, f"adapter {row.adapter}"
+    different = {round(event.candidates[0].logprob, 3) for event in outputs[: len(arena.names)]}
+    assert len(different) == len(arena.names), "two techniques give equal results, so this test would prove little"
 
 
-def test_each_adapter_alone_says_what_it_says_in_company(arena: Arena) -> None:
+def test_each_adapter_alone_matches_the_mixed_batch(arena: Arena) -> None:
     decoding = SamplingParams(mode="sample", candidates=2, temperature=1.5, max_new_tokens=TOKENS, seed=3)
-    together = arena.said([Row(PROMPTS[1], PLAIN, name) for name in arena.names], decoding)
+    together = arena.generate([Row(PROMPTS[1], PLAIN, name) for name in arena.names], decoding)
     for name, event in zip(arena.names, together, strict=True):
-        (alone,) = arena.said([Row(PROMPTS[1], PLAIN, name)], decoding)
-        assert [each.text for each in alone.candidates] == [each.text for each in event.candidates], f"adapter {name}"
+        (alone,) = arena.generate([Row(PROMPTS[1], PLAIN, name)], decoding)
+        assert [event.text for event in alone.candidates] == [event.text for event in event.candidates], (
+            f"adapter {name}"
+        )
 
 
-def test_beams_of_a_mixed_batch_are_those_of_peft(arena: Arena) -> None:
-    found = arena.said(
+def test_beams_of_a_mixed_batch_match_peft(arena: Arena) -> None:
+    outputs = arena.generate(
         [Row(PROMPTS[0], PLAIN, name) for name in arena.names], SamplingParams("beam", TOKENS, candidates=4)
     )
-    for name, event in zip(arena.names, found, strict=True):
+    for name, event in zip(arena.names, outputs, strict=True):
         expected = beams(arena.peft(name), PROMPTS[0], 4)
         assert [candidate.text.strip() for candidate in event.candidates] == expected, f"adapter {name}"
 
 
-def test_base_rows_are_the_bare_base_bit_for_bit_before_and_after(arena: Arena) -> None:
+def test_base_rows_match_the_bare_base_bit_for_bit(arena: Arena) -> None:
     fresh = LocalBackend(load_base(str(arena.root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     rows = [Row(prompt, PLAIN) for prompt in PROMPTS]
     decoding = SamplingParams(max_new_tokens=TOKENS)
     bare = [event for event in fresh.generate(rows, decoding, Event()) if isinstance(event, RowOutput)]
     expected = {event.index: event.candidates for event in bare}
     arena.backend.prefix_cache.clear()
-    assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
-    arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
+    assert {event.index: event.candidates for event in arena.generate(rows, decoding)} == expected
+    arena.generate([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
     for name in arena.names[1:]:
         assert name is not None
         arena.backend.load_adapter(arena.store.open(name, arena.backend.base))
-    arena.backend.prefix_cache.clear()  # a prompt that is read in two pieces is rounded in other places
-    assert {event.index: event.candidates for event in arena.said(rows, decoding)} == expected
+    arena.backend.prefix_cache.clear()  # a prompt that is prefilled in two pieces is rounded differently
+    assert {event.index: event.candidates for event in arena.generate(rows, decoding)} == expected
 
 
 def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, decoding = [Row(prompt, PLAIN) for prompt in PROMPTS], SamplingParams(max_new_tokens=TOKENS)
-    first = [event.candidates for event in arena.said(rows, decoding)]
+    first = [event.candidates for event in arena.generate(rows, decoding)]
     calls: list[int] = []
 
     def breaks(inputs: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -185,13 +187,13 @@ def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", breaks)
         with pytest.raises(RuntimeError, match="out of memory"):
-            arena.said([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
+            arena.generate([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
     model = arena.backend._model
-    assert not [each for each in model.modules() if each._forward_hooks or each._forward_pre_hooks]
-    assert [event.candidates for event in arena.said(rows, decoding)] == first
+    assert not [event for event in model.modules() if event._forward_hooks or event._forward_pre_hooks]
+    assert [event.candidates for event in arena.generate(rows, decoding)] == first
 
 
-def test_nan_values_are_refused_and_nothing_stays(arena: Arena, tmp_path: Path) -> None:
+def test_nan_values_are_refused_and_nothing_is_loaded(arena: Arena, tmp_path: Path) -> None:
     for name in arena.names[1:]:
         assert name is not None
         folder = shutil.copytree(arena.root / "store" / name, tmp_path / f"nan-{name}")
@@ -206,7 +208,7 @@ def test_nan_values_are_refused_and_nothing_stays(arena: Arena, tmp_path: Path) 
         assert folder.name not in arena.backend._registry
 
 
-def test_an_adapter_of_a_base_of_another_size_is_refused_before_a_tensor_moves(arena: Arena) -> None:
+def test_adapter_of_another_size_is_refused_before_loading(arena: Arena) -> None:
     base = arena.backend.base
     shapes = {name: (rows + 8, columns + 8) for name, (rows, columns) in base.shapes.items()}
     other = replace(base, shapes=shapes, hidden_size=72, num_layers=4)
@@ -216,21 +218,21 @@ def test_an_adapter_of_a_base_of_another_size_is_refused_before_a_tensor_moves(a
             arena.store.open(name, other)
 
 
-def test_a_base_that_forgets_takes_no_virtual_tokens(tmp_path: Path) -> None:
+def test_sliding_window_base_refuses_virtual_tokens(tmp_path: Path) -> None:
     arena = Arena("llama", tmp_path)
     folders = [arena.store.open(name, arena.backend.base) for name in ("prompt", "prefix")]
     arena.backend._model.config.sliding_window = 16
     arena.backend._model.config.layer_types = ["sliding_attention", "full_attention"]
     for folder in folders:
-        with pytest.raises(AdapterError, match="forgets what stands far back"):
+        with pytest.raises(AdapterError, match="sliding window"):
             arena.backend.load_adapter(folder)
 
 
-def test_a_prefix_before_a_decoder_that_counts_places_from_the_start_is_refused() -> None:
+def test_prefix_on_absolute_decoder_positions_is_refused() -> None:
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
     bart = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=16, decoder_ffn_dim=16, **sizes))
     config = {"num_layers": 2, "num_attention_heads": 2, "num_virtual_tokens": 3}
-    with pytest.raises(AdapterError, match="where only bases like T5 are served"):
+    with pytest.raises(AdapterError, match="only bases like T5 are served"):
         prefix_tuning(bart, config, torch.zeros(3, 64), "mine")
 
 
@@ -238,9 +240,9 @@ def test_prompts_of_very_different_length_keep_their_prefixes(tmp_path: Path) ->
     arena = Arena("llama", tmp_path)
     prompts = ["sort the list " * 20, "x", "sort the list " * 19]
     rows = [Row(prompt, PLAIN, name) for prompt in prompts for name in (None, "prompt", "prefix", "lora")]
-    found = arena.said(rows, SamplingParams(max_new_tokens=TOKENS))
+    outputs = arena.generate(rows, SamplingParams(max_new_tokens=TOKENS))
     models = {name: arena.peft(name) for name in (None, "prompt", "prefix", "lora")}
-    for row, event in zip(rows, found, strict=True):
+    for row, event in zip(rows, outputs, strict=True):
         tokens, logprob = greedy(models[row.adapter], row.prompt)
         assert event.candidates[0].text == text(tokens), f"adapter {row.adapter}"
         assert event.candidates[0].logprob == pytest.approx(logprob, abs=2e-3)

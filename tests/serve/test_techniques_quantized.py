@@ -1,6 +1,6 @@
-"""Every technique on an NF4 and an int8 base: near PEFT on the same weights, and the base bit for bit as it was.
+"""Every technique on an NF4 and an int8 base: close to PEFT on the same weights, and the base stays bit for bit equal.
 
-A tiny base in bfloat16, so scores are close and not equal: what serves has its NF4 scales rounded by the CPU's kernel.
+The tiny base is in bfloat16 and the CPU kernel rounds NF4's block scales, so logits are close and not equal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Quantized:
         self.quantization, self.root = quantization, root
         make_base("qwen2", root / "base")  # with biases
         self.backend = LocalBackend(self.load(training=False))
-        self.first = self.said(ROWS)
+        self.first = self.generate(ROWS)
         store = Store((root / "store",), fingerprints=FINGERPRINTS)
         for seed, (name, config) in enumerate(configs("qwen2").items()):
             make_adapter(root / "store" / name, self.backend.base, self.load(training=True).model, config, seed)
@@ -44,11 +44,11 @@ class Quantized:
     def load(self, training: bool) -> Any:
         return load_base(str(self.root / "base"), self.quantization, "cpu", lambda _: None, training=training)
 
-    def said(self, rows: list[Row]) -> list[Candidate]:
-        self.backend.prefix_cache.clear()  # a prompt that is read in two pieces is rounded in other places
+    def generate(self, rows: list[Row]) -> list[Candidate]:
+        self.backend.prefix_cache.clear()  # a prompt that is prefilled in two pieces is rounded differently
         events = list(self.backend.generate(rows, SamplingParams(max_new_tokens=8), Event()))
-        finished = sorted((each for each in events if isinstance(each, RowOutput)), key=lambda each: each.index)
-        return [each.candidates[0] for each in finished]
+        finished = sorted((event for event in events if isinstance(event, RowOutput)), key=lambda event: event.index)
+        return [event.candidates[0] for event in finished]
 
 
 @pytest.fixture(scope="module", params=["nf4", "int8"])
@@ -57,18 +57,18 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Quantized(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def test_the_base_answers_bit_for_bit_after_each_kind_came_and_went(quantized: Quantized) -> None:
+def test_base_is_unchanged_bit_for_bit_after_each_technique(quantized: Quantized) -> None:
     for name, folder in quantized.folders.items():
         quantized.backend.load_adapter(folder)
-        assert quantized.said(ROWS) == quantized.first, f"after {name} came"
-        mixed = quantized.said([*ROWS, *(Row(row.prompt, PLAIN, name) for row in ROWS)])
+        assert quantized.generate(ROWS) == quantized.first, f"after {name} came"
+        mixed = quantized.generate([*ROWS, *(Row(row.prompt, PLAIN, name) for row in ROWS)])
         assert mixed[: len(ROWS)] != mixed[len(ROWS) :], f"{name} changes nothing, so this test would prove nothing"
-        assert quantized.said(ROWS) == quantized.first, f"after {name} was worn"
+        assert quantized.generate(ROWS) == quantized.first, f"after {name} was worn"
         quantized.backend.unload_adapter(name)
-        assert quantized.said(ROWS) == quantized.first, f"after {name} went"
+        assert quantized.generate(ROWS) == quantized.first, f"after {name} went"
 
 
-def test_a_dora_measures_the_weight_whether_it_is_packed_or_not(quantized: Quantized) -> None:
+def test_dora_weight_norm_for_packed_and_unpacked_weights(quantized: Quantized) -> None:
     name = "model.layers.1.self_attn.k_proj"
     a, b = torch.randn(4, 64) / 10, torch.randn(32, 4) / 10
     weight = dequantize_module_weight(quantized.load(training=True).model.get_submodule(name)).float()
@@ -82,7 +82,7 @@ def test_a_dora_measures_the_weight_whether_it_is_packed_or_not(quantized: Quant
 
 
 @torch.no_grad()
-def test_rows_score_as_peft_scores_them_on_the_same_weights(quantized: Quantized) -> None:
+def test_logprobs_match_peft_on_the_same_weights(quantized: Quantized) -> None:
     for folder in quantized.folders.values():
         quantized.backend.load_adapter(folder)
     prompt = tokenizer()(PROMPTS[1])["input_ids"]
@@ -97,17 +97,17 @@ def test_rows_score_as_peft_scores_them_on_the_same_weights(quantized: Quantized
 
 
 def _scores(backend: LocalBackend, names: list[str], prompt: list[int], continued: list[int]) -> torch.Tensor:
-    """Log-probabilities, (rows, places, vocabulary), of one batch in which every row wears another adapter."""
-    state = backend._make_runner()
-    lines = [PromptInput(tuple(prompt), AppliedAdapter(backend._registry[name])) for name in names]
-    *_, first = state.prefill(lines)
+    """Return log-probabilities, (rows, positions, vocabulary), of a batch with another adapter for every row."""
+    runner = backend._make_runner()
+    prompts = [PromptInput(tuple(prompt), AppliedAdapter(backend._registry[name])) for name in names]
+    *_, first = runner.prefill(prompts)
     assert first is not None
-    scores = [first, *(state.decode(torch.tensor([token] * len(names))) for token in continued[:-1])]
+    scores = [first, *(runner.decode(torch.tensor([token] * len(names))) for token in continued[:-1])]
     return torch.stack(scores, dim=1).log_softmax(-1)
 
 
 def _peft_scores(model: Any, prompt: list[int], continued: list[int]) -> torch.Tensor:
-    whole = torch.tensor([prompt + continued])
+    full_ids = torch.tensor([prompt + continued])
     with torch.autocast("cpu", torch.bfloat16):  # without it, IA3 of PEFT gives keys of another dtype than queries
-        logits = model(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[0]
+        logits = model(input_ids=full_ids, attention_mask=torch.ones_like(full_ids)).logits[0]
     return logits[-len(continued) - 1 : -1].float().log_softmax(-1)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and three special ones."""
+    """Return a tokenizer with one token per byte and three special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: place for place, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
-    """Saves a tiny base of the kind "llama", "qwen2", "codegen" or "t5" to `folder`."""
+    """Save a tiny base of the kind "llama", "qwen2", "codegen" or "t5" to `folder`."""
     torch.manual_seed(seed)
     size = len(tokenizer())
     ends: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -72,7 +72,7 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
         )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                if name.endswith("bias"):  # which are zero in a fresh model, and large in the real one
+                if name.endswith("bias"):  # zero in a new model, and large in the real one
                     parameter.normal_(std=3.0)
     elif kind == "codegen":
         model = CodeGenForCausalLM(
@@ -83,7 +83,7 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
             vocab_size=size, d_model=64, d_ff=128, d_kv=16, num_layers=3, num_heads=4, decoder_start_token_id=0, **ends
         )
         model = T5ForConditionalGeneration(config)
-    # Random weights of the usual size give nearly flat logits; larger ones make tokens that differ.
+    # Random weights of the usual size give nearly uniform logits; larger ones give different tokens.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
@@ -94,7 +94,7 @@ def make_base(kind: str, folder: Path, seed: int = 0) -> Path:
 
 
 def make_lora(folder: Path, base: BaseIdentity, model: Any, rank: int, targets: list[str], seed: int) -> Path:
-    """Saves a random LoRA folder for `base`, with a manifest that fits."""
+    """Save a random LoRA folder for `base` with its manifest."""
     from peft import LoraConfig
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, init_lora_weights=False)
@@ -102,10 +102,10 @@ def make_lora(folder: Path, base: BaseIdentity, model: Any, rank: int, targets: 
 
 
 def make_adapter(folder: Path, base: BaseIdentity, model: Any, config: PeftConfig, seed: int) -> Path:
-    """Saves a folder of any technique as PEFT writes it, with random weights and a manifest that fits.
+    """Save an adapter folder of any technique as PEFT writes it, with random weights and its manifest.
 
-    Vectors that PEFT starts at one, IA3's and DoRA's, are drawn around where they start; virtual tokens are drawn as
-    large as this tiny base's own.
+    Vectors that PEFT initializes with ones (IA3, DoRA) are drawn around one; virtual tokens are drawn at the scale of
+    this tiny base's embeddings.
     """
     from peft import get_peft_model
 

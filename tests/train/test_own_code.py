@@ -33,7 +33,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_the_flag_nothing_runs(place: Path) -> None:
-    with pytest.raises(BaseModelError, match="which is not run unasked"):
+    with pytest.raises(BaseModelError, match="which is not run by default"):
         train(tiny_config(place), _silent)
     assert not (place / "mark").exists()
     assert not list(place.glob("store/*"))

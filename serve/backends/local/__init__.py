@@ -1,1 +1,1 @@
-"""The local backend: one quantized base in this process, its adapters worn row by row."""
+"""Local backend: one quantized base in this process, with an adapter per row."""

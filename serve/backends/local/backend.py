@@ -1,9 +1,4 @@
-"""LocalBackend: loads adapters, opens batches, picks a runner.
-
-The local backend: rows with and without adapters in one batch on one quantized base.
-
-The state that fits a base.
-"""
+"""LocalBackend: generates on a quantized base in this process, with and without adapters in one batch."""
 
 from __future__ import annotations
 
@@ -31,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class LocalBackend:
-    """Generates with a base in this process. Batches belong to one thread; adapters come and go from any."""
+    """Implements Backend (serve/types.py) in this process.
+
+    Batches must be used by one thread; adapters may be loaded and unloaded by any thread.
+    """
 
     def __init__(self, loaded: LoadedBase) -> None:
         from serve.backends.local.detokenizer import Detokenizer
@@ -50,11 +48,14 @@ class LocalBackend:
 
     @property
     def base(self) -> BaseIdentity:
-        """What was loaded."""
+        """The identity of the loaded base."""
         return self._identity
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        """The base's own chat template around `messages`, open for the assistant's answer."""
+        """Render `messages` with the base's chat template, up to the beginning of the assistant's answer.
+
+        Raises PromptOrTuneError without a template or when it fails.
+        """
         if not self._identity.has_chat_template:
             raise PromptOrTuneError(f"The base '{self._identity.id}' has no chat template.")
         from jinja2 import TemplateError
@@ -63,7 +64,7 @@ class LocalBackend:
             try:
                 return self._apply_template(messages)
             except TemplateError:
-                # Some templates refuse a system turn, so it is said again as part of the first one.
+                # Some templates refuse a system turn: try again with its text in the first user turn.
                 return self._apply_template(_without_system(messages))
         except TemplateError as error:
             raise PromptOrTuneError(f"The chat template of '{self._identity.id}' does not work: {error}.") from error
@@ -72,43 +73,43 @@ class LocalBackend:
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens the base reads for `text`."""
+        """Return the number of tokens of `text`."""
         return len(self._tokenizer(text, verbose=False)["input_ids"])
 
     def load_adapter(self, folder: AdapterFolder) -> None:
-        """Reads the adapter's tensors, whole or not at all, in any thread; the base itself is not touched."""
+        """Load the adapter's tensors, all or none, in any thread; the base itself does not change."""
         from serve.backends.local.lora.registry import load_adapter
 
         with single_thread():
             adapter = load_adapter(folder, self._model, self._modules)
-        old = self._registry.add(folder.name, adapter)
-        if old is not None:
-            self.prefix_cache.evict_adapter(old)
+        replaced = self._registry.add(folder.name, adapter)
+        if replaced is not None:
+            self.prefix_cache.evict_adapter(replaced)
 
     def unload_adapter(self, name: str) -> None:
-        """Frees the adapter's memory, and what was read under it."""
-        old = self._registry.remove(name)
-        if old is not None:
-            self.prefix_cache.evict_adapter(old)
-        del old
+        """Free the memory of the adapter and of the prefixes that were computed with it."""
+        replaced = self._registry.remove(name)
+        if replaced is not None:
+            self.prefix_cache.evict_adapter(replaced)
+        del replaced
         trim_malloc()
 
     def adapter_bytes(self, name: str) -> int:
-        """The size of the adapter's tensors."""
+        """Return the size of the adapter's tensors in bytes."""
         return self._registry[name].size
 
     def open_batch(self, mode: Literal["step", "beam"]) -> Batch:
-        """An empty batch."""
+        """Return an empty batch: "beam" for beam search, "step" for greedy decoding and sampling."""
         from serve.backends.local.batch import SamplingBatch
         from serve.backends.local.beam_search import BeamSearchBatch
 
-        kind = BeamSearchBatch if mode == "beam" else SamplingBatch
-        return kind(self._make_runner, self._encode, self._registry.resolve, self._detokenizer)
+        batch_class = BeamSearchBatch if mode == "beam" else SamplingBatch
+        return batch_class(self._make_runner, self._encode, self._registry.resolve, self._detokenizer)
 
     def generate(
         self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
     ) -> Iterator[PartialOutput | RowOutput]:
-        """All rows in one batch. Yields Partials as they grow and one RowOutput a row, by index into `rows`."""
+        """Generate all rows in one batch; yields PartialOutputs and one RowOutput per row, by index into `rows`."""
         from serve.backends.local.batch import run_to_end
 
         return run_to_end(
@@ -116,14 +117,14 @@ class LocalBackend:
         )
 
     def _encode(self, row: Row) -> list[int]:
-        # A chat template writes the special tokens itself; a plain prompt gets what the tokenizer adds.
+        # A chat template includes the special tokens; to a plain prompt the tokenizer adds its own.
         plain = row.style is None or row.style.format == "plain"
         ids = self._tokenizer(row.prompt, add_special_tokens=plain, verbose=False)["input_ids"]
         return list(ids)
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """The same chat with its system turn put before the first user turn."""
+    """Return the chat with its system turn merged into the first user turn."""
     if messages[0]["role"] != "system":
         return list(messages)
     first: Message = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
@@ -131,7 +132,7 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def make_runner_factory(model: PreTrainedModel, pad_token: int, prefix_cache: PrefixCache) -> Callable[[], ModelRunner]:
-    """Makes fresh states of the kind that fits the model."""
+    """Return a function that makes empty runners of the kind that fits the model."""
     modules = dict(model.named_modules())
     if model.config.is_encoder_decoder:
         return lambda: HFSeq2SeqRunner(model, pad_token, modules)
@@ -142,9 +143,9 @@ def make_runner_factory(model: PreTrainedModel, pad_token: int, prefix_cache: Pr
 
 
 def check_trained_style(base: BaseIdentity) -> None:
-    """BaseModelError where a fully fine-tuned base was trained with a prompt style that has changed since."""
+    """Raise BaseModelError if a fully fine-tuned base was trained with a prompt style that has changed since."""
     if base.prompt_style and get_style(base.prompt_style).fingerprint != base.prompt_fingerprint:
         raise BaseModelError(
-            f"The model '{base.id}' was trained with prompt style '{base.prompt_style}' as it was then "
+            f"The model '{base.id}' was trained with an older version of prompt style '{base.prompt_style}' "
             "(its fingerprint differs): train it again."
         )

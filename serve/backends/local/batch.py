@@ -1,11 +1,8 @@
-"""ContinuousBatch, Sequence, greedy/sampling step.
+"""Continuous batching: queue, chunked prefill, one token per sequence and step, removal.
 
-Rows in flight, whatever they are decoded with: they wait, their prompts are read, their lines grow and leave.
-
-stepwise.py (greedy decoding and sampling) and beams.py say how lines grow. Here is what both share: who waits, who is
-being read, which line of the state belongs to whom, and that after any error nothing of it is left.
-
-Greedy decoding and sampling, mixed as they come: every row has its own settings, and lines leave as they end.
+`ContinuousBatch` holds what greedy decoding, sampling and beam search (beam_search.py) share: the waiting rows, the
+rows whose prompts are being prefilled, the order of the running sequences in the model runner, and the cleanup after
+an error. `SamplingBatch` decodes rows greedily or by sampling; each row has its own settings and leaves when it ends.
 """
 
 from __future__ import annotations
@@ -22,27 +19,24 @@ import torch
 from errors import PromptOrTuneError
 from models.memory import trim_malloc
 from models.threads import release_thread_pool
-from serve.backends.local.detokenizer import (
-    Detokenizer,
-    GeneratedText,
-    IncrementalDetokenizer,
-    dedupe_candidates,
-    find_stop,
-    stable_prefix,
-)
+from serve.backends.local.detokenizer import Detokenizer, GeneratedText, IncrementalDetokenizer
 from serve.backends.local.lora.registry import AppliedAdapter
 from serve.backends.local.model_runner import ModelRunner, PromptInput
 from serve.backends.local.sampler import SampledToken, SequenceSampling, make_generator, sample
+from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Batch, Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 
 Events = list[PartialOutput | RowOutput]
-# Prompts of all lengths come and go, and glibc keeps the gaps that they leave: after so many rows it gives them back.
+# glibc does not return the memory of freed prompts of different lengths by itself: call malloc_trim every so many rows.
 ROWS_BETWEEN_MALLOC_TRIM = 8
 
 
 @dataclass(eq=False, kw_only=True)
 class SequenceGroup(ABC):
-    """One row from when it is taken in until it has ended. `lines` of the state are its own once it has been read."""
+    """One row of the batch, from `add` to its RowOutput.
+
+    Once it is prefilled, `num_seqs` consecutive sequences of the model runner belong to it.
+    """
 
     key: int
     row: Row
@@ -55,14 +49,14 @@ class SequenceGroup(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """How many lines it has, or will have once it is read."""
+        """The number of sequences that it has, or will have after prefill."""
 
     @abstractmethod
     def row_output(self, detokenizer: Detokenizer) -> RowOutput:
-        """What it has said, as the row's last event; a row whose lines have not all ended is a cancelled one."""
+        """Return the row's last event; a row with unfinished sequences has been cancelled."""
 
     def seconds(self) -> float:
-        """Since it was taken in."""
+        """Return the seconds since the row was added."""
         return time.perf_counter() - self._added_at
 
 
@@ -71,7 +65,7 @@ GroupT = TypeVar("GroupT", bound=SequenceGroup)
 
 @dataclass
 class StepOutput:
-    """One step of all lines: the events to tell, and of each line that goes on its line before and its token."""
+    """The result of one step: events, and for each sequence that continues its parent's index and its next token."""
 
     events: Events = field(default_factory=list)
     parent_indices: list[int] = field(default_factory=list)
@@ -79,9 +73,13 @@ class StepOutput:
 
 
 class ContinuousBatch(ABC, Generic[GroupT]):
-    """A batch (serve/types.py) over a state (state.py); a row's seconds count from when it was added.
+    """Implements Batch (serve/types.py) over a ModelRunner; a row's seconds count from when it was added.
 
-    `encode` gives a row's prompt as tokens, `worn` the adapter it wears; both may raise PromptOrTuneError.
+    A row moves from `_waiting` to `_prefilling` to `_running`. Rows are prefilled as one set: what arrives meanwhile
+    waits for the next set. Between two chunks of a prefill the running sequences decode, so their order in `_running`
+    is the order of the runner's sequences at all times.
+
+    `encode` returns a row's prompt as tokens, `resolve_adapter` the adapter of a row; both may raise PromptOrTuneError.
     """
 
     def __init__(
@@ -100,46 +98,53 @@ class ContinuousBatch(ABC, Generic[GroupT]):
         self._clear()
 
     def _clear(self) -> None:
-        """No rows, and a state that knows of none."""
-        reading, self._prefill = self._prefill, None
+        """Drop all rows and make a fresh runner."""
+        prefill, self._prefill = self._prefill, None
         self._groups: dict[int, GroupT] = {}
         self._waiting: list[GroupT] = []
         self._prefilling: list[GroupT] = []
-        # Those that have been read, in the order of the state's lines, and the token that each line is to read next.
+        # Prefilled groups in the order of the runner's sequences, and for each sequence the token to decode next.
         self._running: list[GroupT] = []
         self._next_tokens: list[int] = []
-        if isinstance(reading, Generator):
-            reading.close()
+        if isinstance(prefill, Generator):
+            prefill.close()
         self._runner = self._make_runner()
 
     @property
     def supports_continuous_batching(self) -> bool:
-        """Whether rows may be added while others are in flight; if not, such rows wait until those have ended."""
+        """Whether rows are prefilled while others run; if not, added rows wait until those have ended."""
         return self._runner.supports_continuous_batching
 
     def __len__(self) -> int:
-        return sum(answer.width for answer in self._groups.values())
+        return sum(group.width for group in self._groups.values())
 
     def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
-        """Takes a row in under a number that is not in use; the next step that can begins to read it."""
+        """Queue a row under an unused `key`; its prefill starts with the next step that can start one.
+
+        Raises PromptOrTuneError for an empty prompt.
+        """
         if key in self._groups:
             raise ValueError(f"Row {key} is in the batch already.")
         tokens = self._encode(row)
         if not tokens:
             raise PromptOrTuneError("The prompt is empty: give the model at least one character to read.")
-        answer = self._make_group(key, row, sampling_params, PromptInput(tuple(tokens), self._resolve_adapter(row)))
-        self._groups[key] = answer
-        self._waiting.append(answer)
+        group = self._make_group(key, row, sampling_params, PromptInput(tuple(tokens), self._resolve_adapter(row)))
+        self._groups[key] = group
+        self._waiting.append(group)
         self._rows_since_trim += 1
 
     def cancel(self, key: int) -> RowOutput:
-        """Takes the row out; its lines leave the state before anything else is done with that."""
-        answer = self._groups.pop(key)
-        answer.cancelled = True
-        finished = answer.row_output(self._detokenizer)
-        if answer in self._waiting:
-            self._waiting.remove(answer)
-        if self._prefill is not None and all(each.cancelled for each in self._prefilling):
+        """Remove the row and return what it has generated.
+
+        The runner is not touched here: its sequences are removed at the start of the next step, because `cancel` may
+        be called between two chunks of a prefill.
+        """
+        group = self._groups.pop(key)
+        group.cancelled = True
+        finished = group.row_output(self._detokenizer)
+        if group in self._waiting:
+            self._waiting.remove(group)
+        if self._prefill is not None and all(group.cancelled for group in self._prefilling):
             self._abort_prefill()
         if not self._groups:
             self._clear()
@@ -147,7 +152,10 @@ class ContinuousBatch(ABC, Generic[GroupT]):
 
     @torch.inference_mode()
     def step(self) -> Events:
-        """One token for all lines that have been read, and one piece of the prompts that are being read."""
+        """Decode one token for every running sequence and prefill one chunk of waiting prompts.
+
+        After an exception the batch is empty and has a fresh runner: the KV cache may be half written.
+        """
         try:
             return self._step()
         except BaseException:
@@ -158,60 +166,64 @@ class ContinuousBatch(ABC, Generic[GroupT]):
                 self._rows_since_trim = 0
                 trim_malloc()
             if not self._groups:
-                release_thread_pool()  # another thread may be the next to run the model
+                release_thread_pool()  # the model may run in another thread next, which makes an OpenMP pool of its own
 
     def _step(self) -> Events:
         self._remove_cancelled()
         logits = self._runner.decode(torch.tensor(self._next_tokens)) if self._next_tokens else None
-        read = self._prefill_step()
-        if read is not None:
-            logits = read if logits is None else torch.cat([logits, read])
+        prefill_logits = self._prefill_step()
+        if prefill_logits is not None:
+            logits = prefill_logits if logits is None else torch.cat([logits, prefill_logits])
         if logits is None:
             return []
-        growth = self._sample_step(logits)
-        self._commit(growth, len(logits))
-        return growth.events
+        output = self._sample_step(logits)
+        self._commit(output, len(logits))
+        return output.events
 
     def _remove_cancelled(self) -> None:
-        """Lines of cancelled rows leave the state."""
-        if not any(answer.cancelled for answer in self._running):
+        """Remove the sequences of cancelled rows from the runner."""
+        if not any(group.cancelled for group in self._running):
             return
-        kept: list[int] = []
-        line = 0
-        for answer in self._running:
-            kept += [] if answer.cancelled else range(line, line + answer.num_seqs)
-            line += answer.num_seqs
-        self._reorder(kept)
-        self._running = [answer for answer in self._running if not answer.cancelled]
-        self._next_tokens = [self._next_tokens[line] for line in kept]
+        remaining: list[int] = []
+        index = 0
+        for group in self._running:
+            remaining += [] if group.cancelled else range(index, index + group.num_seqs)
+            index += group.num_seqs
+        self._reorder(remaining)
+        self._running = [group for group in self._running if not group.cancelled]
+        self._next_tokens = [self._next_tokens[index] for index in remaining]
 
     def _prefill_step(self) -> torch.Tensor | None:
-        """Reads one piece; when all are read, those who wanted to be become the last lines in flight."""
+        """Prefill one chunk; return the logits of all prefilled rows after the last chunk, else None.
+
+        Rows that were cancelled meanwhile become running too, so that logits and sequences stay aligned; the next
+        sampling step drops them.
+        """
         if self._prefill is None:
             if not self._waiting or (self._running and not self.supports_continuous_batching):
                 return None
             self._prefilling, self._waiting = self._waiting, []
-            self._prefill = iter(self._runner.prefill([answer.prompt for answer in self._prefilling]))
+            self._prefill = iter(self._runner.prefill([group.prompt for group in self._prefilling]))
         logits = next(self._prefill)
         if logits is None:
             return None
-        next(self._prefill, None)  # lets it run to its end
-        arrived, self._prefilling, self._prefill = self._prefilling, [], None
-        self._running += arrived
-        self._on_prefilled(arrived)
+        next(self._prefill, None)  # run the generator's code behind its last yield
+        prefilled, self._prefilling, self._prefill = self._prefilling, [], None
+        self._running += prefilled
+        self._on_prefilled(prefilled)
         return logits
 
     def _abort_prefill(self) -> None:
-        reading, self._prefill, self._prefilling = self._prefill, None, []
-        if isinstance(reading, Generator):
-            reading.close()
+        prefill, self._prefill, self._prefilling = self._prefill, None, []
+        if isinstance(prefill, Generator):
+            prefill.close()
 
     def _commit(self, output: StepOutput, num_seqs: int) -> None:
-        """The lines that go on are the state's lines from here on."""
+        """Keep only the sequences that continue, in the order of `output.parent_indices`."""
         for event in output.events:
             if isinstance(event, RowOutput):
                 del self._groups[event.index]
-        self._running = [answer for answer in self._running if answer.num_seqs]
+        self._running = [group for group in self._running if group.num_seqs]
         self._next_tokens = output.next_tokens
         if output.parent_indices != list(range(num_seqs)):
             self._reorder(output.parent_indices)
@@ -219,29 +231,29 @@ class ContinuousBatch(ABC, Generic[GroupT]):
     def _reorder(self, indices: Sequence[int]) -> None:
         if indices or self._prefill is not None:
             self._runner.reorder(torch.tensor(indices, dtype=torch.long))
-        else:  # a fresh one, so that nothing of these rows stays in memory
+        else:  # a fresh runner frees the KV memory of the finished rows
             self._runner = self._make_runner()
 
     @abstractmethod
     def _make_group(self, key: int, row: Row, decoding: SamplingParams, prompt: PromptInput) -> GroupT:
-        """The row as it is before it has been read; raises where it cannot be answered in this kind of batch."""
+        """Return the group of a new row; raises ValueError for settings of another kind of batch."""
 
     @abstractmethod
     def _on_prefilled(self, groups: Sequence[GroupT]) -> None:
-        """The prompts of `arrived` have been read; the state may be told to branch."""
+        """Called after the prompts of `groups` are prefilled; may fork the runner."""
 
     @abstractmethod
     def _sample_step(self, logits: torch.Tensor) -> StepOutput:
-        """Takes the next token of every line; rows that are `gone` or end here are left with no lines."""
+        """Choose the next token of every sequence; set `num_seqs` to 0 for groups that are cancelled or end here."""
 
 
 def run_to_end(
     batch: Batch, rows: Sequence[Row], decoding: SamplingParams, cancel: Event
 ) -> Iterator[PartialOutput | RowOutput]:
-    """All rows in one empty batch until each has its RowOutput; what they have said when `cancel` is set, is theirs.
+    """Run `rows` in an empty batch and yield its events until each row has its RowOutput.
 
-    `index` is a row's place in `rows`. When the caller stops asking, or a row cannot be answered, the batch is left
-    empty.
+    An event's `index` is the row's index in `rows`. Once `cancel` is set, unfinished rows end with what they have
+    generated. The batch is left empty, also when the caller closes the iterator or `add` raises.
     """
     waiting: set[int] = set()
     try:
@@ -256,13 +268,13 @@ def run_to_end(
         waiting.clear()
         yield from cancelled
     finally:
-        if len(batch):  # after an error of its own it is empty already
+        if len(batch):  # after an exception in `step` it is empty already
             for index in waiting:
                 batch.cancel(index)
 
 
 class SampledSequence:
-    """One sample of a row, or its one greedy answer."""
+    """One sample of a row, or its greedy answer."""
 
     def __init__(self, row: Row, decoding: SamplingParams, sample_index: int, detokenizer: Detokenizer) -> None:
         self.sample_index = sample_index
@@ -271,25 +283,25 @@ class SampledSequence:
         self.sampling = SequenceSampling(decoding, make_generator(decoding.seed, sample_index) if sampled else None)
         self._detokenizer = detokenizer
         self._incremental = IncrementalDetokenizer(detokenizer)
-        # Of each token what was chosen and where the text ended with it, where log-probabilities are asked for.
+        # Each sampled token with the length of the text after it; filled only when log-probabilities are requested.
         self._sampled_tokens: list[tuple[SampledToken, int]] = []
 
     def append_token(self, sampled: SampledToken) -> bool:
-        """Says the token that was chosen; whether the answer is over with it."""
-        speech, telling, decoding = self.generated, self._incremental, self.sampling.decoding
-        before = len(telling.text)
-        speech.tokens.append(sampled.token)
-        speech.logprob += sampled.logprob
+        """Append the sampled token; return whether the answer is finished."""
+        generated, incremental, decoding = self.generated, self._incremental, self.sampling.decoding
+        before = len(incremental.text)
+        generated.tokens.append(sampled.token)
+        generated.logprob += sampled.logprob
         is_end = sampled.token in self._detokenizer.eos_token_ids
         if not is_end:
-            telling.add(sampled.token)
+            incremental.add(sampled.token)
         if decoding.top_logprobs is not None:
-            self._sampled_tokens.append((sampled, len(telling.text)))
+            self._sampled_tokens.append((sampled, len(incremental.text)))
         if is_end or self._is_finished(sampled.token, before):
-            speech.finish_reason = "stop"
-        elif len(speech.tokens) >= decoding.max_new_tokens:
-            speech.finish_reason = "length"
-        return speech.finish_reason != "cancelled"
+            generated.finish_reason = "stop"
+        elif len(generated.tokens) >= decoding.max_new_tokens:
+            generated.finish_reason = "length"
+        return generated.finish_reason != "cancelled"
 
     def _is_finished(self, token: int, previous_length: int) -> bool:
         stops = self.sampling.decoding.stop
@@ -300,38 +312,39 @@ class SampledSequence:
         )
 
     def partial_output(self, key: int) -> PartialOutput:
-        """What may be shown of it while it grows."""
-        text = stable_prefix(self._incremental.text, self.sampling.decoding.stop, self.generated.style)
+        """Return the event for the text so far, without what a later token may remove."""
+        text = stable_prefix(self._incremental.text, self.sampling.decoding.stop, raw=self.generated.style is None)
         return PartialOutput(key, text, len(self.generated.tokens), self.sample_index)
 
     def candidate(self) -> Candidate:
-        """What it has said, with the log-probabilities that were asked for."""
+        """Return the answer so far, with log-probabilities if they were requested."""
         candidate = self.generated.candidate(self._detokenizer, self.sampling.decoding.stop)
         if not self._sampled_tokens:
             return candidate
         return replace(candidate, token_logprobs=tuple(self._logprobs(candidate.text)))
 
     def _logprobs(self, text: str) -> list[TokenLogprob]:
-        """Those of the tokens whose texts, one after the other, are `text`; the last may reach beyond it."""
+        """Return the log-probabilities of the tokens that make up `text`; the last one's text may be cut."""
         is_cut = len(text) < len(self._incremental.text)
-        found: list[TokenLogprob] = []
+        logprobs: list[TokenLogprob] = []
         begin = 0
-        for choice, end in self._sampled_tokens:
-            if choice.token in self._detokenizer.eos_token_ids or (is_cut and begin >= len(text)):
+        for sampled, end in self._sampled_tokens:
+            if sampled.token in self._detokenizer.eos_token_ids or (is_cut and begin >= len(text)):
                 break
-            said = text[begin:end]
+            text_piece = text[begin:end]
             names = (
-                (said if token == choice.token else self._detokenizer.token_text(token)) for token, _ in choice.top
+                text_piece if token == sampled.token else self._detokenizer.token_text(token)
+                for token, _ in sampled.top
             )
-            top = tuple(zip(names, (logprob for _, logprob in choice.top), strict=True))
-            found.append(TokenLogprob(said, choice.logprob, top))
+            top = tuple(zip(names, (logprob for _, logprob in sampled.top), strict=True))
+            logprobs.append(TokenLogprob(text_piece, sampled.logprob, top))
             begin = end
-        return found
+        return logprobs
 
 
 @dataclass(eq=False, kw_only=True)
 class SamplingGroup(SequenceGroup):
-    """The samples of one row, those still speaking in the order of the state's lines."""
+    """The samples of one row; `unfinished` is in the order of the runner's sequences."""
 
     sequences: Sequence[SampledSequence]
     unfinished: list[SampledSequence] = field(init=False)
@@ -343,57 +356,57 @@ class SamplingGroup(SequenceGroup):
     def width(self) -> int:
         return len(self.unfinished)
 
-    def row_output(self, detokenizer: Detokenizer) -> RowOutput:  # noqa: ARG002 - voices know theirs
-        samples = tuple(voice.candidate() for voice in self.sequences)
+    def row_output(self, detokenizer: Detokenizer) -> RowOutput:  # noqa: ARG002 - its sequences have it
+        samples = tuple(sequence.candidate() for sequence in self.sequences)
         candidates = dedupe_candidates(samples, raw=self.row.style is None)
         return RowOutput(self.key, candidates, self.seconds(), self.cancelled, samples)
 
 
 class SamplingBatch(ContinuousBatch[SamplingGroup]):
-    """Rows that say one token a step, each line for itself.
+    """Greedy decoding and sampling: one token per sequence and step.
 
-    A row with several candidates is read once; its line is then repeated. Where nobody can join anyway, lines share
-    what has been read instead.
+    A row with several samples is prefilled once and its sequence is then repeated. With a runner that admits no rows
+    while others run, samples share the prompt's KV cache instead (`fork`).
     """
 
     def _make_group(self, key: int, row: Row, decoding: SamplingParams, prompt: PromptInput) -> SamplingGroup:
         if decoding.mode == "beam":
             raise ValueError("Beam search needs a batch of its own.")
-        voices = [SampledSequence(row, decoding, copy, self._detokenizer) for copy in range(decoding.candidates)]
-        return SamplingGroup(key=key, row=row, decoding=decoding, prompt=prompt, sequences=voices)
+        sequences = [SampledSequence(row, decoding, copy, self._detokenizer) for copy in range(decoding.candidates)]
+        return SamplingGroup(key=key, row=row, decoding=decoding, prompt=prompt, sequences=sequences)
 
     def _on_prefilled(self, groups: Sequence[SamplingGroup]) -> None:
-        if not self._runner.supports_continuous_batching and any(answer.width > 1 for answer in groups):
+        if not self._runner.supports_continuous_batching and any(group.width > 1 for group in groups):
             self._runner.fork()
 
     def _sample_step(self, logits: torch.Tensor) -> StepOutput:
-        # A row that has just been read has one line for all its voices, else each voice has its own.
-        speakers: list[tuple[SamplingGroup, SampledSequence, int]] = []
-        line = 0
-        for answer in self._running:
-            if not answer.cancelled:
-                speakers += [
-                    (answer, voice, line + min(place, answer.num_seqs - 1))
-                    for place, voice in enumerate(answer.unfinished)
+        # A group that has just been prefilled has one row of logits for all its samples; later each sample has its own.
+        unfinished: list[tuple[SamplingGroup, SampledSequence, int]] = []
+        index = 0
+        for group in self._running:
+            if not group.cancelled:
+                unfinished += [
+                    (group, sequence, index + min(offset, group.num_seqs - 1))
+                    for offset, sequence in enumerate(group.unfinished)
                 ]
-            line += answer.num_seqs
-            answer.num_seqs = 0
-        sources = [source for _, _, source in speakers]
-        if sources != list(range(len(logits))):
-            logits = logits[torch.tensor(sources, dtype=torch.long, device=logits.device)]
-        choices = sample(logits, [voice.sampling for _, voice, _ in speakers])
-        growth = StepOutput()
-        for (answer, voice, source), choice in zip(speakers, choices, strict=True):
-            if not voice.append_token(choice):
-                growth.events.append(voice.partial_output(answer.key))
-                growth.parent_indices.append(source)
-                growth.next_tokens.append(choice.token)
-                answer.num_seqs += 1
+            index += group.num_seqs
+            group.num_seqs = 0
+        parents = [parent for _, _, parent in unfinished]
+        if parents != list(range(len(logits))):
+            logits = logits[torch.tensor(parents, dtype=torch.long, device=logits.device)]
+        sampled_tokens = sample(logits, [sequence.sampling for _, sequence, _ in unfinished])
+        output = StepOutput()
+        for (group, sequence, parent), sampled in zip(unfinished, sampled_tokens, strict=True):
+            if not sequence.append_token(sampled):
+                output.events.append(sequence.partial_output(group.key))
+                output.parent_indices.append(parent)
+                output.next_tokens.append(sampled.token)
+                group.num_seqs += 1
                 continue
-            answer.unfinished.remove(voice)
-            if not answer.unfinished:
-                growth.events.append(answer.row_output(self._detokenizer))
-            else:  # its end is told now, and not when the others have ended
-                candidate = voice.candidate()
-                growth.events.append(PartialOutput(answer.key, candidate.text, candidate.tokens, voice.sample_index))
-        return growth
+            group.unfinished.remove(sequence)
+            if not group.unfinished:
+                output.events.append(group.row_output(self._detokenizer))
+            else:  # report its final text now: the row's output comes only when all samples have ended
+                candidate = sequence.candidate()
+                output.events.append(PartialOutput(group.key, candidate.text, candidate.tokens, sequence.sample_index))
+        return output

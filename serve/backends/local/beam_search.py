@@ -1,8 +1,8 @@
-"""Beam search over a batch of problems: each prompt is read once, then its cache is repeated for the beams.
+"""Beam search over a batch of rows: each prompt is prefilled once and its KV cache is shared by the beams.
 
-The search is transformers' own (length penalty 1, `early_stopping=False`; tests hold it against `generate`) with
-two differences that its users need: a prompt is not computed once per beam, and a beam ends where its answer ends,
-not only at the end token. A base that chatters on would else give ten times the same code with ten continuations.
+The search is that of transformers (length penalty 1, `early_stopping=False`; tests compare with `generate`) with two
+differences: a prompt is not computed once per beam, and a beam ends where its answer ends (tasks/extract.py), not only
+at the end token. Otherwise a base that goes on after its answer fills the beams with one code and many continuations.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from operator import itemgetter
 import torch
 
 from serve.backends.local.batch import ContinuousBatch, SequenceGroup, StepOutput
-from serve.backends.local.detokenizer import Detokenizer, GeneratedText, dedupe_candidates
+from serve.backends.local.detokenizer import Detokenizer, GeneratedText
 from serve.backends.local.model_runner import PromptInput
 from serve.backends.local.sampler import ROWS_PER_CHUNK
+from serve.generated_text import dedupe_candidates
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 
 
 @dataclass(eq=False, kw_only=True)
 class BeamGroup(SequenceGroup):
-    """The beams of one problem: those still running, best first, and the finished ones with their scores."""
+    """The beams of one row: the running ones, best first, and the finished ones with their scores."""
 
     running: list[GeneratedText] = field(init=False)
     finished_beams: list[tuple[float, GeneratedText]] = field(default_factory=list)
@@ -36,9 +37,9 @@ class BeamGroup(SequenceGroup):
         return self.decoding.candidates
 
     def advance(self, top_tokens: Sequence[Sequence[tuple[float, int]]], detokenizer: Detokenizer) -> list[int]:
-        """Extends the running beams by one token; `likely` are the best (log-probability, token) of each.
+        """Extend the running beams by one token; `top_tokens` holds the best (log-probability, token) pairs of each.
 
-        Returns for each beam that runs on the old beam it continues; an empty list when the search is over.
+        Returns the index of the old beam that each new running beam continues; [] when the search has ended.
         """
         choices = [
             (beam.logprob + logprob, parent, token)
@@ -50,10 +51,11 @@ class BeamGroup(SequenceGroup):
         best = nlargest(2 * self.width, choices, key=itemgetter(0))
         for rank, (logprob, parent, token) in enumerate(best):
             beam = GeneratedText(self.row.style, [*self.running[parent].tokens, token], logprob)
-            over = detokenizer.is_finished(beam.tokens, self.row.style)
-            if over or len(beam.tokens) >= self.decoding.max_new_tokens:
-                beam.finish_reason = "stop" if over else "length"
-                # Only the best `width` may finish; those behind them are there to run on.
+            is_end = detokenizer.is_finished(beam.tokens, self.row.style)
+            if is_end or len(beam.tokens) >= self.decoding.max_new_tokens:
+                beam.finish_reason = "stop" if is_end else "length"
+                # As in transformers: 2 * width choices are ranked so that enough running beams remain, but only the
+                # best `width` of them may finish.
                 if rank < self.width:
                     self.finished_beams.append((logprob / len(beam.tokens), beam))
             elif len(running) < self.width:
@@ -70,27 +72,27 @@ class BeamGroup(SequenceGroup):
         return full and self.running[0].logprob / len(self.running[0].tokens) <= self.finished_beams[-1][0]
 
     def best(self) -> GeneratedText:
-        """What the row would answer now: the best finished beam, else the best running one."""
+        """Return the best finished beam, else the best running one."""
         return self.finished_beams[0][1] if self.finished_beams else self.running[0]
 
     def row_output(self, detokenizer: Detokenizer) -> RowOutput:
-        """All answers, best first; of a search that is not over those that run on, too."""
+        """Return the row's answers, best first."""
         candidates = [beam.candidate(detokenizer) for beam in self.answers()]
         return RowOutput(
             self.key, dedupe_candidates(candidates, raw=self.row.style is None), self.seconds(), self.cancelled
         )
 
     def answers(self) -> list[GeneratedText]:
-        """All answers, best first: finished beams by score, then running ones where there were too few."""
+        """Return `width` beams, best first: finished beams by score, then running ones if there are too few."""
         return ([beam for _, beam in self.finished_beams] + self.running)[: self.width]
 
 
 class BeamSearchBatch(ContinuousBatch[BeamGroup]):
-    """Rows under beam search; rows that are added while others are in flight wait until those have ended."""
+    """Beam search; rows that are added while others run wait until those have ended."""
 
     @property
     def supports_continuous_batching(self) -> bool:
-        """Lines that share what has been read cannot be joined by others."""
+        """False: sequences that share a prompt's KV cache admit no others."""
         return False
 
     def _make_group(self, key: int, row: Row, decoding: SamplingParams, prompt: PromptInput) -> BeamGroup:
@@ -98,34 +100,34 @@ class BeamSearchBatch(ContinuousBatch[BeamGroup]):
             raise ValueError("This batch is for beam search alone.")
         return BeamGroup(key=key, row=row, decoding=decoding, prompt=prompt)
 
-    def _on_prefilled(self, groups: Sequence[BeamGroup]) -> None:  # noqa: ARG002 - all of them branch
+    def _on_prefilled(self, groups: Sequence[BeamGroup]) -> None:  # noqa: ARG002 - all of them fork
         self._runner.fork()
 
     def _sample_step(self, logits: torch.Tensor) -> StepOutput:
-        likely = _top_tokens(logits, max(search.width for search in self._running))
-        growth = StepOutput()
-        line = 0
-        for search in self._running:
-            first, line = line, line + search.num_seqs
-            parents = [] if search.cancelled else search.advance(likely[first:line], self._detokenizer)
-            search.num_seqs = len(parents)
+        top_tokens = _top_tokens(logits, max(group.width for group in self._running))
+        output = StepOutput()
+        end = 0
+        for group in self._running:
+            first, end = end, end + group.num_seqs
+            parents = [] if group.cancelled else group.advance(top_tokens[first:end], self._detokenizer)
+            group.num_seqs = len(parents)
             if parents:
-                best = search.best()
-                growth.parent_indices += [first + parent for parent in parents]
-                growth.next_tokens += [beam.tokens[-1] for beam in search.running]
-                growth.events.append(PartialOutput(search.key, self._detokenizer.decode(best.tokens), len(best.tokens)))
-            elif not search.cancelled:
-                growth.events.append(search.row_output(self._detokenizer))
-        return growth
+                best = group.best()
+                output.parent_indices += [first + parent for parent in parents]
+                output.next_tokens += [beam.tokens[-1] for beam in group.running]
+                output.events.append(PartialOutput(group.key, self._detokenizer.decode(best.tokens), len(best.tokens)))
+            elif not group.cancelled:
+                output.events.append(group.row_output(self._detokenizer))
+        return output
 
 
 def _top_tokens(logits: torch.Tensor, width: int) -> list[list[tuple[float, int]]]:
-    """The best tokens of each line with their log-probabilities: as many as its search can use, twice the width."""
-    found: list[list[tuple[float, int]]] = []
-    for few in logits.split(ROWS_PER_CHUNK):
-        scores = few.float()
+    """Return the best 2 * `width` (log-probability, token) pairs of each sequence, as many as a search can use."""
+    top_tokens: list[list[tuple[float, int]]] = []
+    for chunk in logits.split(ROWS_PER_CHUNK):
+        scores = chunk.float()
         top = scores.topk(min(2 * width, scores.shape[-1]))
         logprobs = top.values - scores.logsumexp(-1, keepdim=True)
         for values, tokens in zip(logprobs.tolist(), top.indices.tolist(), strict=True):
-            found.append(list(zip(values, tokens, strict=True)))
-    return found
+            top_tokens.append(list(zip(values, tokens, strict=True)))
+    return top_tokens

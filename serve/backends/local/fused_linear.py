@@ -1,10 +1,10 @@
-"""One product for several linear layers that read the same input: query, key and value, or gate and up.
+"""Fused linear layers: one product for modules with the same input (query, key and value, or gate and up).
 
-At a few rows a step a product costs more to begin than to compute, so a layer of four products is quicker than one of
-seven. NF4 weights that bitsandbytes has packed for its CPU kernel are laid out by blocks of output features: those of
-several layers stand one after the other, and the kernel is called without what lies around it (autograd's function,
-checks of the quantization state), which takes longer than the product itself. A fused product is used only if it
-gives bit for bit what its layers give; else each layer computes its own.
+With a few rows per step the launch of a product costs more than its computation, so a layer of four products is faster
+than one of seven. NF4 weights that bitsandbytes has packed for its CPU kernel are laid out by blocks of output
+features, so those of several modules can be concatenated. The kernel is called directly: the code around it (an
+autograd function, checks of the quantization state) takes longer than the product. A fused product is used only if its
+result is bit for bit that of its modules; otherwise each module computes its own.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-# (places, in) -> (places, out of all layers, one after the other)
+# (rows, in) -> (rows, outputs of all modules, concatenated)
 LinearFn = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class FusedLinear:
-    """A product and how wide each layer's share of its result is."""
+    """A product and the output size of each of its modules."""
 
     forward: LinearFn
     output_sizes: tuple[int, ...]
@@ -31,29 +31,31 @@ class FusedLinear:
 
 @torch.inference_mode()
 def fuse_linears(layers: Sequence[nn.Module]) -> FusedLinear:
-    """The product of `layers`. Weights that are fused are held once: the layers then read them from there."""
+    """Return the fused product of `layers`. Fused weights are stored once: the modules then use views of them."""
     modules: list[Any] = list(layers)
     widths = tuple(int(module.out_features) for module in modules)
-    trial = torch.linspace(-1, 1, 3 * modules[0].in_features, device=modules[0].weight.device).view(3, -1)
-    trial = trial.to(_compute_dtype(modules[0]))
-    before = _unfused(modules)(trial)  # this is also when bitsandbytes packs its weights
-    made = _fuse_packed_nf4(modules) if _is_packed(modules) else _fuse_dense(modules) if _is_dense(modules) else None
-    if made is not None and torch.equal(made.forward(trial), before):
-        made.tie_weights(modules)
-        return FusedLinear(made.forward, widths)
+    trial_input = torch.linspace(-1, 1, 3 * modules[0].in_features, device=modules[0].weight.device).view(3, -1)
+    trial_input = trial_input.to(_compute_dtype(modules[0]))
+    expected = _unfused(modules)(trial_input)  # bitsandbytes packs its weights during this first forward
+    candidate = (
+        _fuse_packed_nf4(modules) if _is_packed(modules) else _fuse_dense(modules) if _is_dense(modules) else None
+    )
+    if candidate is not None and torch.equal(candidate.forward(trial_input), expected):
+        candidate.tie_weights(modules)
+        return FusedLinear(candidate.forward, widths)
     return FusedLinear(_unfused(modules), widths)
 
 
 def _unfused(modules: Sequence[Any]) -> LinearFn:
     if len(modules) == 1:
-        alone: LinearFn = modules[0]
-        return alone
+        only_module: LinearFn = modules[0]
+        return only_module
     return lambda x: torch.cat([module(x) for module in modules], -1)
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A fused product, and what lets its layers compute from the fused weight."""
+    """A fused product and its weight, the concatenated weights of the modules."""
 
     forward: LinearFn
     weight: torch.Tensor
@@ -98,7 +100,7 @@ def _fuse_packed_nf4(modules: Sequence[Any]) -> _Candidate | None:
     def product(x: torch.Tensor) -> torch.Tensor:
         x = x.contiguous()
         if x.dtype is not torch.bfloat16 or x.shape[1] != in_features:
-            raise ValueError(f"The packed product reads (places, {in_features}) in bfloat16, not {x.shape}, {x.dtype}.")
+            raise ValueError(f"The packed product takes (rows, {in_features}) in bfloat16, not {x.shape}, {x.dtype}.")
         out = x.new_empty((x.shape[0], out_features))
         kernel(
             c_int64(x.shape[0]), outs, ins, c_void_p(x.data_ptr()), weights_at, scales_at, c_void_p(out.data_ptr()),
@@ -106,20 +108,22 @@ def _fuse_packed_nf4(modules: Sequence[Any]) -> _Candidate | None:
         )  # fmt: skip
         return out if bias is None else out.add_(bias)
 
-    # The closure keeps both tensors: the kernel knows their addresses only.
-    product.__dict__["kept"] = (weight, scales)
+    # The kernel gets addresses only: refer to both tensors so that their memory is not freed.
+    product.__dict__["tensors"] = (weight, scales)
     return _Candidate(product, weight)
 
 
 def _concat_bias(modules: Sequence[Any]) -> torch.Tensor | None:
     if all(module.bias is None for module in modules):
         return None
-    like = modules[0].weight if modules[0].bias is None else modules[0].bias
-    parts = [like.new_zeros(module.out_features) if module.bias is None else module.bias.detach() for module in modules]
+    example = modules[0].weight if modules[0].bias is None else modules[0].bias
+    parts = [
+        example.new_zeros(module.out_features) if module.bias is None else module.bias.detach() for module in modules
+    ]
     return torch.cat(parts)
 
 
 def _compute_dtype(module: Any) -> torch.dtype:
-    """The dtype in which a layer is asked."""
+    """Return the dtype of a module's inputs."""
     dtype: torch.dtype = module.weight.dtype
     return dtype if dtype.is_floating_point else (getattr(module, "compute_dtype", None) or torch.bfloat16)

@@ -1,9 +1,9 @@
-"""A Llama-like base as the few products that it is, for places of many lines at once.
+"""Fused forward pass of Llama-like bases over the ragged tokens of many sequences.
 
-transformers' own forward spends more time between the products than in them when a step has a handful of rows, and it
-takes one kind of attention, one mask and one cache for all rows. Here the places of all lines stand one after the
-other, (places, hidden size), with no padding; only attention knows lines, and each part of the lines attends in its
-own way (parts.py). The arithmetic is that of transformers' models; tests hold it against them.
+With a handful of rows per step, transformers' forward spends more time between the matrix products than in them, and
+it has one kind of attention, one mask and one cache for all rows. Here the tokens of all sequences are concatenated,
+(rows, hidden size), without padding. Only attention distinguishes sequences, and callers pass it in as a function
+(prefill.py, decode_groups.py, shared_prefix_attention.py). The arithmetic is that of transformers; tests compare them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from serve.backends.local.kv_cache import is_plain, new_cache
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Architectures that are Llama's: root mean square norms before attention and a gated MLP, rotary places, no more.
+# Architectures with exactly Llama's parts: RMS norms before attention and a gated MLP, rotary position embeddings.
 ARCHITECTURES = frozenset({"llama", "qwen2"})
-# Rotary embeddings that do not change with the length of what was read.
+# Rotary embeddings that do not depend on the length of the sequence.
 _ROPE_TYPES = frozenset({"default", "linear", "llama3"})
 
-# (layer, queries (places, heads, head size), keys and values (places, key/value heads, head size)) -> like queries
+# (layer, queries (rows, heads, head size), keys and values (rows, key/value heads, head size)) -> shape of the queries
 AttentionFn = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class LayerPatch(Protocol):
-    """What the places of one forward wear; see dress.py. `x` and `y` are changed in place."""
+    """The adapters of one forward's rows (lora/batch.py). `change_outputs` changes `y` in place."""
 
     def change_inputs(self, projection: str, x: torch.Tensor) -> torch.Tensor: ...
 
@@ -39,7 +39,7 @@ class LayerPatch(Protocol):
 
 @dataclass(frozen=True)
 class FusedProjection:
-    """One fused product of the base, and the modules that it stands for, by name."""
+    """One fused product of the base and the names of its modules."""
 
     name: str
     modules: tuple[str, ...]
@@ -58,7 +58,7 @@ class _Layer:
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether the base is one that `FusedLlama` computes."""
+    """Return whether `FusedLlama` supports the base."""
     config: Any = model.config
     if config.model_type not in ARCHITECTURES or not is_plain(new_cache(config)):
         return False
@@ -66,33 +66,35 @@ def can_fuse(model: PreTrainedModel) -> bool:
 
 
 class FusedLlama:
-    """The products of a base that `can_fuse`. The model keeps serving beside it; they share their weights."""
+    """The fused forward of a base that `can_fuse`. It shares its weights with the model, which stays usable."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        whole: Any = model
-        self._embedding = whole.get_input_embeddings()
-        self._rotary_emb = whole.model.rotary_emb
-        self._norm = whole.model.norm
-        self._lm_head = whole.lm_head
-        names = {module: name for name, module in whole.named_modules()}
-        self._layers = [_fuse_layer(layer, names) for layer in whole.model.layers]
-        first = whole.model.layers[0].self_attn
-        self._head_dim = int(first.head_dim)
-        self._num_heads = whole.config.num_attention_heads
-        self._num_kv_heads = whole.config.num_key_value_heads
-        self._act_fn = whole.model.layers[0].mlp.act_fn
-        self.scale = float(first.scaling)
-        self.device = whole.device
+        hf_model: Any = model
+        self._embedding = hf_model.get_input_embeddings()
+        self._rotary_emb = hf_model.model.rotary_emb
+        self._norm = hf_model.model.norm
+        self._lm_head = hf_model.lm_head
+        names = {module: name for name, module in hf_model.named_modules()}
+        self._layers = [_fuse_layer(layer, names) for layer in hf_model.model.layers]
+        first_attention = hf_model.model.layers[0].self_attn
+        self._head_dim = int(first_attention.head_dim)
+        self._num_heads = hf_model.config.num_attention_heads
+        self._num_kv_heads = hf_model.config.num_key_value_heads
+        self._act_fn = hf_model.model.layers[0].mlp.act_fn
+        self.scale = float(first_attention.scaling)
+        self.device = hf_model.device
         self.dtype = self._embedding.weight.dtype
-        # Layers, key/value heads and head size: what is kept of a place.
+        # Layers, key/value heads and head size: the shape of the keys of one position.
         self.kv_shape = (len(self._layers), self._num_kv_heads, self._head_dim)
-        # Every fused product by its name.
+        # All fused projections by name.
         self.projections = {
-            site.name: site for each in self._layers for site in (each.qkv, each.out, each.gate_up, each.down)
+            projection.name: projection
+            for layer in self._layers
+            for projection in (layer.qkv, layer.out, layer.gate_up, layer.down)
         }
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Token ids, (places,), as the base reads them, (places, hidden size)."""
+        """Return the embeddings, (rows, hidden size), of token ids, (rows,)."""
         embedded: torch.Tensor = self._embedding(tokens)
         return embedded
 
@@ -104,28 +106,30 @@ class FusedLlama:
         patch: LayerPatch | None,
         logits_indices: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Logits, (kept places, vocabulary), of embedded places `x` that stand at `places` of their lines.
+        """Return logits, (selected rows, vocabulary), for embeddings `x`, (rows, hidden size), at `positions`, (rows,).
 
-        `kept` says which places are asked for their next token, all when None.
+        `attend` is called once per layer, `patch` applies adapters. `logits_indices` selects rows; None means all.
         """
         cos, sin = self._rotary_cos_sin(x, positions)
-        count, queries, both = len(x), self._num_heads, self._num_heads + self._num_kv_heads
+        num_rows, num_query_heads, num_rotated_heads = len(x), self._num_heads, self._num_heads + self._num_kv_heads
         for number, layer in enumerate(self._layers):
-            qkv = _project(layer.qkv, layer.norm(x), patch).view(count, -1, self._head_dim)
-            turned = qkv[:, :both] * cos
-            turned += qkv[:, :both].roll(self._head_dim // 2, -1) * sin
-            seen = attend(number, turned[:, :queries], turned[:, queries:], qkv[:, both:])
-            x = x + _project(layer.out, seen.reshape(count, -1), patch)
+            qkv = _project(layer.qkv, layer.norm(x), patch).view(num_rows, -1, self._head_dim)
+            rotated = qkv[:, :num_rotated_heads] * cos
+            rotated += qkv[:, :num_rotated_heads].roll(self._head_dim // 2, -1) * sin
+            attended = attend(
+                number, rotated[:, :num_query_heads], rotated[:, num_query_heads:], qkv[:, num_rotated_heads:]
+            )
+            x = x + _project(layer.out, attended.reshape(num_rows, -1), patch)
             gate, up = _project(layer.gate_up, layer.mlp_norm(x), patch).chunk(2, -1)
             x += _project(layer.down, self._act_fn(gate).mul_(up), patch)
         logits: torch.Tensor = self._lm_head(self._norm(x if logits_indices is None else x[logits_indices]))
         return logits
 
     def _rotary_cos_sin(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of the rotary embedding, (places, 1, head size).
+        """Return cosines and sines of the rotary embedding, each (rows, 1, head size).
 
-        The first half of the sines is negative: with halves swapped, `x cos + swapped x sin` is transformers'
-        `x cos + rotate_half(x) sin`.
+        The first half of the sines is negated: then `x cos + roll(x) sin`, with halves swapped by `roll`, is
+        transformers' `x cos + rotate_half(x) sin` with one operation less.
         """
         cos, sin = self._rotary_emb(x[None], positions[None])
         half = self._head_dim // 2
@@ -145,15 +149,17 @@ def _project(projection: FusedProjection, x: torch.Tensor, patch: LayerPatch | N
 def _fuse_layer(layer: Any, names: dict[Any, str]) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
 
-    def site(kind: str, *modules: Any) -> FusedProjection:
-        listed = tuple(names[module] for module in modules)
-        return FusedProjection(f"{names[layer]}.{kind}", listed, fuse_linears(modules), int(modules[0].in_features))
+    def projection(kind: str, *modules: Any) -> FusedProjection:
+        module_names = tuple(names[module] for module in modules)
+        return FusedProjection(
+            f"{names[layer]}.{kind}", module_names, fuse_linears(modules), int(modules[0].in_features)
+        )
 
     return _Layer(
         norm=layer.input_layernorm,
-        qkv=site("qkv", attention.q_proj, attention.k_proj, attention.v_proj),
-        out=site("out", attention.o_proj),
+        qkv=projection("qkv", attention.q_proj, attention.k_proj, attention.v_proj),
+        out=projection("out", attention.o_proj),
         mlp_norm=layer.post_attention_layernorm,
-        gate_up=site("gate_up", mlp.gate_proj, mlp.up_proj),
-        down=site("down", mlp.down_proj),
+        gate_up=projection("gate_up", mlp.gate_proj, mlp.up_proj),
+        down=projection("down", mlp.down_proj),
     )

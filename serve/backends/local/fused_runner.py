@@ -1,8 +1,8 @@
-"""The state of a Llama-like base: every line in one forward, whatever its length, its adapter and its past.
+"""Model runner for Llama-like bases: continuous batching with chunked prefill, KV groups and batched LoRA.
 
-Prompts are read in pieces between the steps of the lines that speak. What was read of a line becomes part of a group
-of lines; groups share all products and differ only in how they attend. So a line joins while others speak, and a
-short line is not padded to a very long one.
+All running sequences share one forward, whatever their lengths and adapters. Prompts are prefilled in chunks between
+decode steps; a prefilled sequence then joins a KV group (decode_groups.py). Groups share all matrix products and differ
+only in attention, so that short sequences are not padded to a very long one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serve.backends.local.shared_prefix_attention import SharedPrefixCache, buil
 
 @dataclass(frozen=True)
 class SharedModel:
-    """What all states of one base share."""
+    """What all runners of one base share; `runners` are those in use, whose adapters must keep their slots."""
 
     model: FusedLlama
     modules: Mapping[str, torch.nn.Module]
@@ -36,14 +36,18 @@ class SharedModel:
 
 
 def share_model(model: FusedLlama, modules: Mapping[str, torch.nn.Module], prefix_cache: PrefixCache) -> SharedModel:
-    """What the states of a base are made from."""
-    # Batched products of LoRA's size are quicker in float32 on a CPU, and more exact besides.
+    """Return the state shared by all runners of a base."""
+    # Batched products of LoRA's size are faster in float32 on a CPU, and more precise.
     dtype = torch.float32 if model.device.type == "cpu" else model.dtype
     return SharedModel(model, modules, prefix_cache, LoRAMemoryPool(model.projections, model.device, dtype), WeakSet())
 
 
 class FusedModelRunner:
-    """Lines of a base that `can_fuse`; see state.py."""
+    """Implements ModelRunner for a base that `can_fuse`.
+
+    Prefilled sequences stay in `_prefilled` until the first step after their prefill, because `fork` may be called in
+    between: it moves them to `_shared_prefix` instead of `_decode_batch`.
+    """
 
     supports_continuous_batching = True
 
@@ -61,91 +65,91 @@ class FusedModelRunner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
         if self._shared_prefix is not None or self._is_prefilling:
-            raise ValueError("Lines join neither those that have branched nor those that are being read.")
+            raise ValueError("A prefill needs a runner that has not forked and is not in another prefill.")
         self._is_prefilling = True
         try:
             self._prefill_prompts = prompts
             self._activate_adapters()
-            reader = ChunkedPrefill(self._shared.model, self._shared.prefix_cache, self._batch_adapters, prompts)
-            while not reader.prefill_chunk():
+            prefill = ChunkedPrefill(self._shared.model, self._shared.prefix_cache, self._batch_adapters, prompts)
+            while not prefill.prefill_chunk():
                 yield None
         finally:
             self._is_prefilling = False
             self._prefill_prompts = ()
-        self._prefilled += zip(prompts, reader.sequences, strict=True)
-        self._applied_adapters += [line.applied_adapter for line in prompts]
+        self._prefilled += zip(prompts, prefill.sequences, strict=True)
+        self._applied_adapters += [prompt.applied_adapter for prompt in prompts]
         self._batched_adapters = None
-        yield reader.logits
+        yield prefill.logits
 
     @torch.inference_mode()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
         self._merge_prefilled()
-        speaking: DecodeBatch | SharedPrefixCache = (
+        decode_cache: DecodeBatch | SharedPrefixCache = (
             self._decode_batch if self._shared_prefix is None else self._shared_prefix
         )
-        order = speaking.order
+        order = decode_cache.order
         tokens = tokens.to(self._shared.model.device)
         if self._batched_adapters is None:
             self._batched_adapters = self._batch_adapters(self._spans(order))
-        embedded = self._shared.model.embed(tokens if order is None else tokens[order])
-        places, attend = speaking.begin_step()
-        logits = self._shared.model.forward(embedded, places, attend, self._batched_adapters, None)
+        embeddings = self._shared.model.embed(tokens if order is None else tokens[order])
+        positions, attend = decode_cache.begin_step()
+        logits = self._shared.model.forward(embeddings, positions, attend, self._batched_adapters, None)
         if order is None:
             return logits
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        return logits[back]
+        inverse_order = torch.empty_like(order)
+        inverse_order[order] = torch.arange(len(order), device=order.device)
+        return logits[inverse_order]
 
     @torch.inference_mode()
     def reorder(self, indices: torch.Tensor) -> None:
         self._merge_prefilled()
-        chosen = indices.tolist()
+        index_list = indices.tolist()
         if self._shared_prefix is not None:
             self._shared_prefix.reorder(indices.to(self._shared.model.device))
         else:
-            self._decode_batch.reorder(chosen)
-        self._applied_adapters = [self._applied_adapters[line] for line in chosen]
+            self._decode_batch.reorder(index_list)
+        self._applied_adapters = [self._applied_adapters[index] for index in index_list]
         self._batched_adapters = None
-        if not chosen:
+        if not index_list:
             self._shared_prefix = None
 
     @torch.inference_mode()
     def fork(self) -> None:
-        # Lines that speak already, beside others, have copies instead.
+        # Beside running sequences a fork is not possible: their samples get copies of the prompt's KV cache.
         if not len(self._decode_batch) and self._prefilled:
             self._shared_prefix = build_shared_prefix(self._shared.model, self._prefilled)
             self._prefilled = []
 
     def _merge_prefilled(self) -> None:
-        """Lets what was just read speak."""
+        """Move the prefilled sequences to the decode groups."""
         if self._prefilled:
-            self._decode_batch.add_sequences([reading.kv for _, reading in self._prefilled])
+            self._decode_batch.add_sequences([sequence.kv for _, sequence in self._prefilled])
             self._prefilled = []
             self._batched_adapters = None
 
     def adapters(self) -> dict[LoadedAdapter, None]:
-        """What its lines wear, those that are being read too, each once and in their order."""
-        worn = (*self._applied_adapters, *(line.applied_adapter for line in self._prefill_prompts))
-        return dict.fromkeys(each.adapter for each in worn if each is not None)
+        """Return the adapters of its sequences and of the prompts in prefill, without duplicates, in their order."""
+        all_applied = (*self._applied_adapters, *(prompt.applied_adapter for prompt in self._prefill_prompts))
+        return dict.fromkeys(applied.adapter for applied in all_applied if applied is not None)
 
     def _activate_adapters(self) -> None:
-        """Gives the adapters of all lines their place in the rack, beside those of other states."""
-        if not any(state._applied_adapters for state in self._shared.runners):
+        """Give the adapters of all sequences slots in the memory pool, without taking those that other runners use."""
+        if not any(runner._applied_adapters for runner in self._shared.runners):
             self._shared.lora_pool.release_idle()
-        held = {adapter for state in self._shared.runners for adapter in state.adapters()}
-        self._shared.lora_pool.activate(self.adapters(), held)
-        for state in self._shared.runners:
-            state._batched_adapters = None  # the stacks may have grown
+        in_use = {adapter for runner in self._shared.runners for adapter in runner.adapters()}
+        self._shared.lora_pool.activate(self.adapters(), in_use)
+        for runner in self._shared.runners:
+            runner._batched_adapters = None  # buffers or slots may have changed
 
     def _spans(self, order: torch.Tensor | None) -> list[TokenSpan]:
-        lines = range(len(self._applied_adapters)) if order is None else order.tolist()
+        indices = range(len(self._applied_adapters)) if order is None else order.tolist()
         return [
-            (slice(place, place + 1), worn)
-            for place, line in enumerate(lines)
-            if (worn := self._applied_adapters[line]) is not None
+            (slice(row, row + 1), applied)
+            for row, index in enumerate(indices)
+            if (applied := self._applied_adapters[index]) is not None
         ]
 
     def _batch_adapters(self, spans: Sequence[TokenSpan]) -> BatchedAdapters | None:
-        if not any(worn.adapter.layers for _, worn in spans):
+        if not any(applied.adapter.layers for _, applied in spans):
             return None
         return BatchedAdapters(spans, self._shared.lora_pool, self._shared.model.projections, self._shared.modules)

@@ -1,8 +1,6 @@
-"""Runners over transformers' own forward (causal, seq2seq).
+"""Model runners over transformers' own forward: decoder-only bases that cannot be fused, and encoder-decoder bases.
 
-The state of a decoder-only base whose own forward computes: prompts padded on the left, in one cache.
-
-The state of an encoder-decoder base: prompts go through the encoder once.
+Their sequences share one padded KV cache, so all prompts of a batch are prefilled before any of them decodes.
 """
 
 from __future__ import annotations
@@ -22,21 +20,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# A prompt is read in pieces, so that a cancel during a long one takes effect between two of them.
+# Tokens per forward of a long prompt; a cancel takes effect between two chunks.
 PREFILL_CHUNK = 512
-# Prompts are read together when the shorter one has at least this share of the longer one's tokens,
+# Prompts are prefilled together when the shorter one has at least this share of the longer one's tokens,
 MIN_LENGTH_RATIO = 0.6
-# and while they are no more tokens than this: what comes of them should fit a CPU's cache, and prompts that are read
-# alone have no padding, so that attention needs no mask.
+# and while they have at most this many tokens together: their activations should fit a CPU's cache, and attention to a
+# single prompt, which has no padding, needs no mask.
 MAX_PREFILL_TOKENS = 512
 
 _PrefillResult = tuple[Any, torch.Tensor, torch.Tensor]
 
 
 class HFCausalRunner:
-    """Lines of a decoder-only base, padded on the left so that all of them end at the same column.
+    """Implements ModelRunner for a decoder-only base: sequences are left-padded to end at the same column.
 
-    A line's prefix stands before its padding. Its place counts, the padding's does not: position ids follow the mask.
+    A sequence's prompt prefix is in front of its padding. Position ids count unmasked columns, so that they include the
+    prefix and not the padding.
     """
 
     supports_continuous_batching = False
@@ -53,26 +52,26 @@ class HFCausalRunner:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
         if self._applied_adapters:
-            raise ValueError("Lines of this base are read together.")
-        groups = self._group_by_length([len(line.tokens) for line in prompts])
-        parts: list[_PrefillResult] = []
+            raise ValueError("This runner prefills all sequences at once: it must be empty.")
+        groups = self._group_by_length([len(prompt.tokens) for prompt in prompts])
+        results: list[_PrefillResult] = []
         for rows in groups:
-            for part in self._prefill_group([prompts[row] for row in rows]):
-                if part is not None:
-                    parts.append(part)
+            for result in self._prefill_group([prompts[row] for row in rows]):
+                if result is not None:
+                    results.append(result)
                 yield None
         order = torch.tensor([row for rows in groups for row in rows], device=self._model.device).argsort()
-        self._cache = self._concat_caches([cache for cache, _, _ in parts], order)
-        longest = max(mask.shape[1] for _, mask, _ in parts)
-        self._mask = torch.cat([_pad_left(mask, longest, 1) for _, mask, _ in parts])[order]
+        self._cache = self._concat_caches([cache for cache, _, _ in results], order)
+        longest = max(mask.shape[1] for _, mask, _ in results)
+        self._mask = torch.cat([_pad_left(mask, longest, 1) for _, mask, _ in results])[order]
         self._next_positions = self._mask.sum(-1, keepdim=True)
-        self._applied_adapters = [line.applied_adapter for line in prompts]
-        yield torch.cat([logits for _, _, logits in parts])[order]
+        self._applied_adapters = [prompt.applied_adapter for prompt in prompts]
+        yield torch.cat([logits for _, _, logits in results])[order]
 
     def _group_by_length(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Rows by similar length, so that a short prompt is not padded to a prompt with examples; few if they are long.
+        """Group rows by similar length, within MAX_PREFILL_TOKENS, so that short prompts need little padding.
 
-        Caches other than plain ones (a sliding window, say) cannot be joined: then all rows are one group.
+        Caches that are not plain (a sliding window, for example) cannot be concatenated: all rows are one group then.
         """
         order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         if not is_plain(new_cache(self._model.config)):
@@ -88,44 +87,46 @@ class HFCausalRunner:
         return groups
 
     def _prefill_group(self, prompts: Sequence[PromptInput]) -> Iterator[_PrefillResult | None]:
-        """Cache, mask and last logits of one group; None between its pieces."""
+        """Yield None between chunks, at last the cache, the mask and the last logits of one group."""
         cache = new_cache(self._model.config)
-        prefixes = [self._kv_prefix(line.applied_adapter) for line in prompts]
-        known = init_cache_with_prefixes(cache, prefixes, self._model.device)
-        ids, mask = pad([line.tokens for line in prompts], self._pad_token_id, left=True)
-        ids, mask = ids.to(self._model.device), torch.cat([known, mask.to(self._model.device)], dim=1)
-        before = known.shape[1]
-        places = (mask.cumsum(-1) - 1).clamp(min=0)[:, before:]
-        worn = [line.applied_adapter for line in prompts]
+        prefixes = [self._kv_prefix(prompt.applied_adapter) for prompt in prompts]
+        prefix_mask = init_cache_with_prefixes(cache, prefixes, self._model.device)
+        ids, mask = pad([prompt.tokens for prompt in prompts], self._pad_token_id, left=True)
+        ids, mask = ids.to(self._model.device), torch.cat([prefix_mask, mask.to(self._model.device)], dim=1)
+        num_prefix_columns = prefix_mask.shape[1]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, num_prefix_columns:]
+        applied_adapters = [prompt.applied_adapter for prompt in prompts]
         logits = torch.empty(0)
         for begin in range(0, ids.shape[1], PREFILL_CHUNK):
             if begin:
                 yield None
             end = min(begin + PREFILL_CHUNK, ids.shape[1])
-            logits = self._forward(cache, worn, ids[:, begin:end], mask[:, : before + end], places[:, begin:end])
+            logits = self._forward(
+                cache, applied_adapters, ids[:, begin:end], mask[:, : num_prefix_columns + end], positions[:, begin:end]
+            )
         yield cache, mask, logits
 
     def _kv_prefix(self, applied_adapter: AppliedAdapter | None) -> KVPrefix | None:
-        ahead = None if applied_adapter is None else applied_adapter.adapter.prompt_prefix
-        return None if ahead is None else to_kv_prefix(self._model, ahead)
+        prompt_prefix = None if applied_adapter is None else applied_adapter.adapter.prompt_prefix
+        return None if prompt_prefix is None else to_kv_prefix(self._model, prompt_prefix)
 
     def _concat_caches(self, caches: list[Any], order: torch.Tensor) -> Any:
-        """One cache of all rows: shorter groups get blank columns on the left, which the mask hides."""
+        """Concatenate the caches of all groups; shorter ones get zero columns on the left, which the mask hides."""
         if len(caches) == 1:
             caches[0].batch_select_indices(order)
             return caches[0]
         joined = new_cache(self._model.config)
         longest = max(cache.get_seq_length() for cache in caches)
         for number in range(len(caches[0].layers)):
-            pairs = []
-            for kind in ("keys", "values"):
-                parts = [getattr(cache.layers[number], kind) for cache in caches]
-                pairs.append(torch.cat([_pad_left(part, longest, 2) for part in parts])[order])
-            joined.update(pairs[0], pairs[1], number)
+            keys_and_values = []
+            for attribute in ("keys", "values"):
+                results = [getattr(cache.layers[number], attribute) for cache in caches]
+                keys_and_values.append(torch.cat([_pad_left(result, longest, 2) for result in results])[order])
+            joined.update(keys_and_values[0], keys_and_values[1], number)
         return joined
 
     def fork(self) -> None:
-        """Lines of one prompt copy its cache."""
+        """Do nothing: sequences of one prompt have copies of its KV cache."""
 
     @torch.inference_mode()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -138,7 +139,7 @@ class HFCausalRunner:
     @torch.inference_mode()
     def reorder(self, indices: torch.Tensor) -> None:
         indices = indices.to(self._model.device)
-        self._applied_adapters = [self._applied_adapters[line] for line in indices.tolist()]
+        self._applied_adapters = [self._applied_adapters[index] for index in indices.tolist()]
         self._cache.batch_select_indices(indices)
         self._next_positions, self._mask = self._next_positions[indices], self._mask[indices]
 
@@ -162,18 +163,18 @@ class HFCausalRunner:
         return torch.as_tensor(out.logits[:, -1])
 
 
-def _pad_left(part: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
-    """`part` with blank columns on the left."""
-    shape = list(part.shape)
+def _pad_left(result: torch.Tensor, columns: int, dim: int) -> torch.Tensor:
+    """Return `part` with zero columns on the left."""
+    shape = list(result.shape)
     shape[dim] = columns - shape[dim]
-    return torch.cat([part.new_zeros(shape), part], dim)
+    return torch.cat([result.new_zeros(shape), result], dim)
 
 
 class HFSeq2SeqRunner:
-    """Rows of an encoder-decoder base: prompts are encoded once, the decoder starts from its start token.
+    """Implements ModelRunner for an encoder-decoder base: prompts are encoded once, then the decoder generates.
 
-    Virtual tokens stand before the encoder's input, a prefix before the decoder's. Such a base must know places by
-    their distance alone (T5): rows without a prefix have masked columns where others have one.
+    Virtual tokens are in front of the encoder's input, a key/value prefix in front of the decoder's. Rows without a
+    prefix have masked columns instead, so a prefix needs relative positions (T5).
     """
 
     supports_continuous_batching = False
@@ -186,7 +187,7 @@ class HFSeq2SeqRunner:
         self._cache: Any = None
         self._encoder_hidden_states = torch.empty(0)
         self._encoder_mask = torch.empty(0)
-        # What of the decoder's columns each row may see; empty while all rows see all, which needs no mask.
+        # The mask of the decoder's columns; empty while no row has a prefix, because no mask is needed then.
         self._decoder_mask = torch.empty(0)
 
     @torch.inference_mode()
@@ -194,37 +195,40 @@ class HFSeq2SeqRunner:
         from transformers import DynamicCache, EncoderDecoderCache
 
         if self._applied_adapters:
-            raise ValueError("Lines of this base are read together.")
-        worn = [line.applied_adapter for line in prompts]
-        ahead = [None if each is None else each.adapter.prompt_prefix for each in worn]
+            raise ValueError("This runner prefills all sequences at once: it must be empty.")
+        applied_adapters = [prompt.applied_adapter for prompt in prompts]
+        prompt_prefixes = [None if applied is None else applied.adapter.prompt_prefix for applied in applied_adapters]
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        prefixes = [each if isinstance(each, KVPrefix) else None for each in ahead]
+        prefixes = [prefix if isinstance(prefix, KVPrefix) else None for prefix in prompt_prefixes]
         self._decoder_mask = init_cache_with_prefixes(self._cache.self_attention_cache, prefixes, self._model.device)
-        with adapter_hooks(self._modules, worn):
+        with adapter_hooks(self._modules, applied_adapters):
             self._encoder_hidden_states = self._encode(
-                [line.tokens for line in prompts], [each if isinstance(each, SoftPrompt) else None for each in ahead]
+                [prompt.tokens for prompt in prompts],
+                [prefix if isinstance(prefix, SoftPrompt) else None for prefix in prompt_prefixes],
             )
-        self._applied_adapters = worn
+        self._applied_adapters = applied_adapters
         config = self._model.config
-        first = self._model.generation_config.decoder_start_token_id
-        first = getattr(config, "decoder_start_token_id", None) if first is None else first
-        yield self.decode(torch.full((len(prompts),), self._pad_token_id if first is None else first, dtype=torch.long))
+        start_token = self._model.generation_config.decoder_start_token_id
+        start_token = getattr(config, "decoder_start_token_id", None) if start_token is None else start_token
+        yield self.decode(
+            torch.full((len(prompts),), self._pad_token_id if start_token is None else start_token, dtype=torch.long)
+        )
 
     def _encode(self, prompts: Sequence[Sequence[int]], soft_prompts: Sequence[SoftPrompt | None]) -> torch.Tensor:
-        """The encoder's states, (rows, longest, hidden); virtual tokens come first, where a row has them."""
+        """Return the encoder's hidden states, (rows, longest, hidden size), with a row's virtual tokens first."""
         encoder = self._model.get_encoder()
-        # Room for virtual tokens is made with padding tokens, whose embeddings are then written over.
-        counts = [0 if virtual is None else len(virtual.embeddings) for virtual in soft_prompts]
+        # Padding tokens stand in for virtual tokens; their embeddings are overwritten.
+        counts = [0 if soft_prompt is None else len(soft_prompt.embeddings) for soft_prompt in soft_prompts]
         padded = [[self._pad_token_id] * count + list(prompt) for count, prompt in zip(counts, prompts, strict=True)]
         ids, mask = pad(padded, self._pad_token_id, left=False)
         ids, self._encoder_mask = ids.to(self._model.device), mask.to(self._model.device)
         if not any(counts):
             return torch.as_tensor(encoder(input_ids=ids, attention_mask=self._encoder_mask).last_hidden_state)
-        embedded = encoder.get_input_embeddings()(ids)
-        for row, virtual in enumerate(soft_prompts):
-            if virtual is not None:
-                embedded[row, : counts[row]] = virtual.embeddings
-        return torch.as_tensor(encoder(inputs_embeds=embedded, attention_mask=self._encoder_mask).last_hidden_state)
+        embeddings = encoder.get_input_embeddings()(ids)
+        for row, soft_prompt in enumerate(soft_prompts):
+            if soft_prompt is not None:
+                embeddings[row, : counts[row]] = soft_prompt.embeddings
+        return torch.as_tensor(encoder(inputs_embeds=embeddings, attention_mask=self._encoder_mask).last_hidden_state)
 
     @torch.inference_mode()
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -244,12 +248,12 @@ class HFSeq2SeqRunner:
         return torch.as_tensor(out.logits[:, -1])
 
     def fork(self) -> None:
-        """The decoder's own cache is short; the encoder's states are copied for each line."""
+        """Do nothing: the decoder's own cache is short, and the encoder's states are copied for each sequence."""
 
     @torch.inference_mode()
     def reorder(self, indices: torch.Tensor) -> None:
         rows = indices.to(self._model.device)
-        self._applied_adapters = [self._applied_adapters[line] for line in indices.tolist()]
+        self._applied_adapters = [self._applied_adapters[index] for index in indices.tolist()]
         self._cache.batch_select_indices(rows)
         self._encoder_hidden_states, self._encoder_mask, self._decoder_mask = (
             self._encoder_hidden_states[rows],

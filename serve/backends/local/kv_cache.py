@@ -1,7 +1,7 @@
-"""A key/value cache that grows in place.
+"""Preallocated KV cache layers for transformers' caches.
 
 transformers' DynamicCache copies all keys and values of all rows for every new token; with examples in the prompt
-that is tens of megabytes a step. Here each layer keeps room for the tokens to come and writes into it.
+that is tens of megabytes per step. Here each layer has spare columns and writes new tokens in place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Columns allocated beyond what is needed.
+# Spare columns of a new buffer.
 GROWTH_TOKENS = 64
 
 
@@ -28,7 +28,7 @@ class PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends columns and returns all of them."""
+        """Append columns and return all of them."""
         old = self.get_seq_length()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -45,7 +45,7 @@ class PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps, reorders or repeats rows; the copy has no room until it next grows."""
+        """Keep, reorder or repeat rows; the copy has no spare columns until the next update allocates some."""
         super().batch_select_indices(indices)
         self._buffers = None
 
@@ -58,66 +58,66 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def new_cache(config: PreTrainedConfig) -> Any:
-    """An empty cache for a model of this configuration; layers of other kinds than the plain one stay what they are."""
+    """Return an empty cache for a model of this configuration; only plain layers are preallocated ones."""
     cache = DynamicCache(config=config)
     cache.layers = [PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def is_plain(cache: Any) -> bool:
-    """Whether every layer is plain, so that caches of several groups can be joined."""
+    """Return whether every layer is plain (no sliding window), so that caches of several groups can be concatenated."""
     return all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
 
 
 class SuffixLayer(DynamicLayer):
-    """What lines have said since they branched: keys and values by place, (columns, rows, heads, head size).
+    """Keys and values of tokens generated after a fork, stored by column: (columns, rows, heads, head size).
 
-    Beams reorder their rows at every step. Rows of one place lie together, so only what is there is copied, from one
-    buffer into the other; fresh memory of this size would cost more than the copying.
+    Beams reorder their rows at every step. With columns first, the used part is contiguous and alone is copied. It is
+    copied between two alternating buffers, because allocating memory of this size costs more than the copy.
     """
 
     _buffers: list[tuple[torch.Tensor, torch.Tensor]]
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Takes the shapes of the first column."""
+        """Allocate buffers for the shape of the first column."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self._length = 0
         self._buffers = [self._allocate(states, GROWTH_TOKENS) for states in (key_states, value_states)]
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
-        """How many columns there are."""
+        """Return the number of columns."""
         return self._length if self.is_initialized else 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Appends one column, (rows, heads, 1, head size), and returns all, (rows, heads, columns, head size)."""
+        """Append one column, (rows, heads, 1, head size), and return all, (rows, heads, columns, head size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        at = self._length
+        column = self._length
         self._length += 1
-        seen = []
-        for number, states in enumerate((key_states, value_states)):
-            if at == len(self._buffers[number][0]):
-                old = self._buffers[number][0]
-                self._buffers[number] = self._allocate(states, 2 * at)
-                self._buffers[number][0][:at] = old
-            here = self._buffers[number][0]
-            here[at] = states[:, :, 0]
-            seen.append(here[: self._length].permute(1, 2, 0, 3))
-        return seen[0], seen[1]
+        all_columns = []
+        for index, states in enumerate((key_states, value_states)):
+            if column == len(self._buffers[index][0]):
+                old = self._buffers[index][0]
+                self._buffers[index] = self._allocate(states, 2 * column)
+                self._buffers[index][0][:column] = old
+            buffer = self._buffers[index][0]
+            buffer[column] = states[:, :, 0]
+            all_columns.append(buffer[: self._length].permute(1, 2, 0, 3))
+        return all_columns[0], all_columns[1]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps, reorders or repeats rows."""
-        for number in range(2 * self.is_initialized):
-            here, spare = self._buffers[number]
-            if len(indices) != here.shape[1]:
-                spare = here.new_empty((len(here), len(indices), *here.shape[2:]))
-            torch.index_select(here[: self._length], 1, indices, out=spare[: self._length])
-            if len(indices) != here.shape[1]:
-                here = torch.empty_like(spare)
-            self._buffers[number] = (spare, here)
+        """Keep, reorder or repeat rows."""
+        for index in range(2 * self.is_initialized):
+            buffer, spare_buffer = self._buffers[index]
+            if len(indices) != buffer.shape[1]:
+                spare_buffer = buffer.new_empty((len(buffer), len(indices), *buffer.shape[2:]))
+            torch.index_select(buffer[: self._length], 1, indices, out=spare_buffer[: self._length])
+            if len(indices) != buffer.shape[1]:
+                buffer = torch.empty_like(spare_buffer)
+            self._buffers[index] = (spare_buffer, buffer)
 
     @staticmethod
     def _allocate(states: torch.Tensor, columns: int) -> tuple[torch.Tensor, torch.Tensor]:

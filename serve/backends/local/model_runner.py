@@ -1,6 +1,7 @@
-"""What a batch in flight is to decoding: the cache of its lines and all else that goes from one step to the next.
+"""ModelRunner: the interface between decoding and a base's forward with its KV cache.
 
-Kinds with the same methods, so that decoding need not know what the base is: see states.py.
+One runner holds the state of one batch. Each kind of base has its own runner (`make_runner_factory` in backend.py
+chooses it), so that greedy decoding, sampling and beam search need not know the base's architecture.
 """
 
 from __future__ import annotations
@@ -16,47 +17,50 @@ from serve.backends.local.lora.registry import AppliedAdapter
 
 @dataclass(frozen=True)
 class PromptInput:
-    """A prompt to be read, and what its line wears until it ends."""
+    """A prompt to prefill, and the adapter of its sequence."""
 
     tokens: tuple[int, ...]
     applied_adapter: AppliedAdapter | None = None
 
 
 class ModelRunner(Protocol):
-    """What decoding needs of a batch. Logits are (lines, vocabulary), in the base's own precision."""
+    """Forward passes and KV cache of one batch. Logits are (sequences, vocabulary) in the base's precision.
+
+    Sequences are indexed 0, 1, ... in the order in which they were prefilled, or as the last `reorder` put them.
+    """
 
     @property
     def supports_continuous_batching(self) -> bool:
-        """Whether lines may be read while others are in flight."""
+        """Whether prompts may be prefilled while other sequences run."""
 
     def prefill(self, prompts: Sequence[PromptInput]) -> Iterator[torch.Tensor | None]:
-        """Reads prompts piece by piece; after each piece None, at last the logits of each line's first new token.
+        """Prefill prompts chunk by chunk: yield None after each chunk, at last the logits of each first new token.
 
-        The lines are the state's last ones from then on, and none of them before; in between `step` and `select` may
-        be called for those in flight, where the state `joins`. Closing the iterator, or an error, leaves the state
-        as it was.
+        The prompts become the runner's last sequences with that last yield. With `supports_continuous_batching`,
+        `decode` and `reorder` may be called for the other sequences between two chunks. Closing the iterator, or an
+        exception, leaves the runner as it was.
         """
 
     def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Appends one token per line, shape (lines,); the logits of the next ones."""
+        """Append one token per sequence, shape (sequences,), and return the logits of the next ones."""
 
     def reorder(self, indices: torch.Tensor) -> None:
-        """Keeps, reorders, drops or repeats lines: new line i is old line `lines[i]`; those of a prompt stay together.
+        """Keep, reorder, drop or repeat sequences: new sequence i is old sequence `indices[i]`.
 
-        A selection of no lines leaves an empty state, which may `read` anew.
+        Sequences of one prompt must stay adjacent. Without indices the runner is empty and may `prefill` again.
         """
 
     def fork(self) -> None:
-        """From here on prompts have several lines each: where the base can, these share what has been read."""
+        """Announce that prompts will have several sequences each; a runner may then share their prompts' KV cache."""
 
 
 def pad(prompts: Sequence[Sequence[int]], pad_token: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, both (rows, longest)."""
+    """Return token ids and mask, both (rows, longest), padded on the left or on the right."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), pad_token, dtype=torch.long)
     mask = torch.zeros((len(prompts), longest), dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        where = slice(longest - len(prompt), longest) if left else slice(0, len(prompt))
-        ids[row, where] = torch.tensor(prompt, dtype=torch.long)
-        mask[row, where] = 1
+        columns = slice(longest - len(prompt), longest) if left else slice(0, len(prompt))
+        ids[row, columns] = torch.tensor(prompt, dtype=torch.long)
+        mask[row, columns] = 1
     return ids, mask

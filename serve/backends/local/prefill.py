@@ -1,11 +1,10 @@
-"""Chunked prefill of several prompts.
+"""Chunked prefill of several prompts, with reuse of cached prefixes.
 
-Reads the prompts of lines that join: piece by piece, several short ones at once, nothing that is known again.
+A forward computes at most PREFILL_CHUNK tokens: a piece of one long prompt, or several short prompts together. Tokens
+whose keys and values are in the prefix cache are skipped.
 
-A prompt that is being read: its tokens, and the keys and values of what stands before them and of them.
-
-Keys and values of all layers lie in one tensor, (layers, 2, key/value heads, places, head size): what is kept of one
-line for another (prefixes.py), copied or dropped, is one tensor operation.
+Keys and values of all layers are one tensor, (layers, 2, key/value heads, positions, head size), so that copying a
+prefix to or from the prefix cache is one tensor operation.
 """
 
 from __future__ import annotations
@@ -21,16 +20,19 @@ from serve.backends.local.lora.registry import AppliedAdapter
 from serve.backends.local.model_runner import PromptInput
 from serve.backends.local.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, common_prefix_length
 
-# Places whose attention is computed together on a CPU.
+# Number of query positions whose attention is computed together on a CPU.
 _QUERY_BLOCK = 96
-_attention = torch.nn.functional.scaled_dot_product_attention
+_sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 class PrefillSequence:
-    """`count` places after a prefix, read piece by piece: `take`, the forward that attends here, then `read`."""
+    """Keys and values of one prompt during its prefill.
+
+    For each chunk: `next_chunk`, then the forward, which calls `attend` once per layer, then `commit`.
+    """
 
     def __init__(self, model: FusedLlama, count: int, prefix_kv: torch.Tensor | None = None) -> None:
-        """`before` are the keys and values of a prefix; they are copied."""
+        """Reserve `count` positions behind `prefix_kv`, cached keys and values, which are copied."""
         layers, heads, size = model.kv_shape
         self._prefix_length = 0 if prefix_kv is None else prefix_kv.shape[3]
         self._end = self._prefix_length
@@ -45,70 +47,70 @@ class PrefillSequence:
 
     @property
     def done(self) -> int:
-        """How many of its places have been read."""
+        """The number of computed positions."""
         return self._end - self._prefix_length
 
     @property
     def remaining(self) -> int:
-        """How many have not."""
+        """The number of positions to compute."""
         return self.count - self.done
 
     def next_chunk(self, max_tokens: int) -> range:
-        """The next places, at most so many, as numbers in the line."""
-        places = range(self._end, self._end + min(max_tokens, self.remaining))
+        """Return the next positions, at most `max_tokens`, and prepare their causal mask."""
+        positions = range(self._end, self._end + min(max_tokens, self.remaining))
         device = self.kv.device
-        columns = torch.arange(places.stop, device=device)
-        hidden = columns > torch.arange(places.start, places.stop, device=device)[:, None]
+        columns = torch.arange(positions.stop, device=device)
+        hidden = columns > torch.arange(positions.start, positions.stop, device=device)[:, None]
         self._bias = torch.zeros(hidden.shape, device=device, dtype=self.kv.dtype)
         self._bias.masked_fill_(hidden, torch.finfo(self.kv.dtype).min)
-        return places
+        return positions
 
     def commit(self, positions: range) -> None:
-        """Says that the forward over `places` is done."""
+        """Mark `positions` as computed, after their forward."""
         self._end = positions.stop
 
     def attend(self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """What the taken places see, (places, heads, head size)."""
+        """Store the chunk's keys and values and return its causal attention, (positions, heads, head size)."""
         end = self._end + len(query)
-        mine = self.kv[layer]
-        mine[0, :, self._end : end] = keys.transpose(0, 1)
-        mine[1, :, self._end : end] = values.transpose(0, 1)
-        keys, values = mine[0, :, :end], mine[1, :, :end]
+        layer_kv = self.kv[layer]
+        layer_kv[0, :, self._end : end] = keys.transpose(0, 1)
+        layer_kv[1, :, self._end : end] = values.transpose(0, 1)
+        keys, values = layer_kv[0, :, :end], layer_kv[1, :, :end]
         if query.device.type == "cpu":
             return self._matmul_attention(query, keys, values)
-        each = query.shape[1] // len(keys)
-        keys, values = keys.repeat_interleave(each, 0), values.repeat_interleave(each, 0)
-        seen = _attention(query.transpose(0, 1)[None], keys[None], values[None], self._bias, scale=self._scale)
-        return seen[0].transpose(0, 1)
+        group_size = query.shape[1] // len(keys)
+        keys, values = keys.repeat_interleave(group_size, 0), values.repeat_interleave(group_size, 0)
+        attended = _sdpa(query.transpose(0, 1)[None], keys[None], values[None], self._bias, scale=self._scale)
+        return attended[0].transpose(0, 1)
 
     def _matmul_attention(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attention as plain products, block by block, so that what no place of a block sees is not computed.
+        """Attention as matrix products over blocks of queries; columns that a whole block may not see are skipped.
 
-        On a CPU this is quicker than torch 2.13's fused attention.
+        On a CPU this is faster than torch 2.13's fused attention.
         """
         count, heads, size = query.shape
         groups, before = len(keys), keys.shape[1] - count
         query = (query * self._scale).view(count, groups, -1, size).permute(1, 2, 0, 3)
-        seen = query.new_empty(query.shape)
+        attended = query.new_empty(query.shape)
         for begin in range(0, count, _QUERY_BLOCK):
             end = min(begin + _QUERY_BLOCK, count)
             columns = before + end
             block = query[:, :, begin:end]
             scores = torch.bmm(block.reshape(groups, -1, size), keys[:, :columns].transpose(1, 2))
             scores.view(groups, -1, end - begin, columns).add_(self._bias[begin:end, :columns])
-            shares = scores.softmax(-1)
-            seen[:, :, begin:end] = torch.bmm(shares, values[:, :columns]).view(block.shape)
-        return seen.permute(2, 0, 1, 3).reshape(count, heads, size)
+            probs = scores.softmax(-1)
+            attended[:, :, begin:end] = torch.bmm(probs, values[:, :columns]).view(block.shape)
+        return attended.permute(2, 0, 1, 3).reshape(count, heads, size)
 
 
-# Places that are read at once: lines that speak wait so long for their next token, and so does a cancel.
+# Tokens per forward. Running sequences wait one such forward for their next token, and so does a cancel.
 PREFILL_CHUNK = 512
 
 BatchAdaptersFn = Callable[[Sequence[TokenSpan]], BatchedAdapters | None]
 
 
 class ChunkedPrefill:
-    """The prompts of some lines, in their order. `dressed` makes ready what the places of a forward wear."""
+    """Prefill of several prompts in their order. `batch_adapters` prepares the adapters of one forward's rows."""
 
     def __init__(
         self,
@@ -126,116 +128,131 @@ class ChunkedPrefill:
 
     @property
     def sequences(self) -> list[PrefillSequence]:
-        """What was read, line by line."""
+        """The sequences in the order of the prompts."""
         return self._sequences
 
     @property
     def logits(self) -> torch.Tensor:
-        """The logits of each line's first new token, (lines, vocabulary)."""
+        """The logits of each prompt's first new token, (prompts, vocabulary)."""
         return torch.stack([row for row in self._logits if row is not None])
 
     def prefill_chunk(self) -> bool:
-        """Reads the next piece; whether all has been read."""
-        pieces = self._next_chunk()
+        """Compute the next chunk; return whether all prompts are prefilled."""
+        chunks = self._next_chunk()
         spans: list[TokenSpan] = []
         tokens: list[int] = []
-        places: list[int] = []
-        parts: list[tuple[slice, PrefillSequence]] = []
-        lasts: dict[int, int] = {}
-        for line, taken in pieces:
-            reading, asked = self._sequences[line], self._prompts[line]
-            rows = slice(len(tokens), len(tokens) + len(taken))
-            # The prompt's tokens that were not known are its last ones.
-            skipped = len(asked.tokens) - reading.count
-            tokens += asked.tokens[skipped + reading.done : skipped + reading.done + len(taken)]
-            places += taken
-            parts.append((rows, reading))
-            if asked.applied_adapter is not None:
-                spans.append((rows, asked.applied_adapter))
-            if len(taken) == reading.remaining:
-                lasts[line] = rows.stop - 1
-        embedded = self._model.embed(torch.tensor(tokens, device=self._model.device))
-        logits = self._forward(embedded, places, parts, self._batch_adapters(spans), list(lasts.values()))
-        for (line, taken), (_, reading) in zip(pieces, parts, strict=True):
-            reading.commit(taken)
-            if not reading.remaining:
-                self._prefix_cache.insert(self._prompts[line].applied_adapter, self._prompts[line].tokens, reading.kv)
-        for line, row in zip(lasts, logits, strict=True):
-            self._logits[line] = row
+        positions: list[int] = []
+        row_sequences: list[tuple[slice, PrefillSequence]] = []
+        last_rows: dict[int, int] = {}
+        for index, chunk_positions in chunks:
+            sequence, prompt = self._sequences[index], self._prompts[index]
+            rows = slice(len(tokens), len(tokens) + len(chunk_positions))
+            # Cached tokens are the first ones of the prompt; `count` are the others.
+            num_cached = len(prompt.tokens) - sequence.count
+            tokens += prompt.tokens[num_cached + sequence.done : num_cached + sequence.done + len(chunk_positions)]
+            positions += chunk_positions
+            row_sequences.append((rows, sequence))
+            if prompt.applied_adapter is not None:
+                spans.append((rows, prompt.applied_adapter))
+            if len(chunk_positions) == sequence.remaining:
+                last_rows[index] = rows.stop - 1
+        embeddings = self._model.embed(torch.tensor(tokens, device=self._model.device))
+        logits = self._forward(
+            embeddings, positions, row_sequences, self._batch_adapters(spans), list(last_rows.values())
+        )
+        for (index, chunk_positions), (_, sequence) in zip(chunks, row_sequences, strict=True):
+            sequence.commit(chunk_positions)
+            if not sequence.remaining:
+                self._prefix_cache.insert(
+                    self._prompts[index].applied_adapter, self._prompts[index].tokens, sequence.kv
+                )
+        for index, row in zip(last_rows, logits, strict=True):
+            self._logits[index] = row
         return all(row is not None for row in self._logits)
 
     def _next_chunk(self) -> list[tuple[int, range]]:
-        """Which places of which lines to read now."""
-        room = PREFILL_CHUNK
-        piece: list[tuple[int, range]] = []
-        for line, reading in enumerate(self._sequences):
-            if reading.remaining and room:
-                piece.append((line, reading.next_chunk(room)))
-                room -= len(piece[-1][1])
-        while len(self._sequences) < len(self._prompts) and room:
-            line = len(self._sequences)
-            known = self._cached_kv(self._prompts[line])
-            if self._should_wait(line, 0 if known is None else known[0], [other for other, _ in piece]):
+        """Choose up to PREFILL_CHUNK tokens: (prompt index, positions) pairs, begun prompts first.
+
+        A prompt that another one in this chunk would make cheaper (`_should_wait`) waits for the next chunk, and so do
+        those behind it: prompts start in their order.
+        """
+        budget = PREFILL_CHUNK
+        chunk: list[tuple[int, range]] = []
+        for index, sequence in enumerate(self._sequences):
+            if sequence.remaining and budget:
+                chunk.append((index, sequence.next_chunk(budget)))
+                budget -= len(chunk[-1][1])
+        while len(self._sequences) < len(self._prompts) and budget:
+            index = len(self._sequences)
+            cached = self._cached_kv(self._prompts[index])
+            if self._should_wait(index, 0 if cached is None else cached[0], [other for other, _ in chunk]):
                 break
-            skipped, before = known or (0, None)
-            self._prefix_cache.hits += skipped > 0
-            reading = PrefillSequence(self._model, len(self._prompts[line].tokens) - skipped, before)
-            self._sequences.append(reading)
-            piece.append((line, reading.next_chunk(room)))
-            room -= len(piece[-1][1])
-        return piece
+            num_cached, before = cached or (0, None)
+            self._prefix_cache.hits += num_cached > 0
+            sequence = PrefillSequence(self._model, len(self._prompts[index].tokens) - num_cached, before)
+            self._sequences.append(sequence)
+            chunk.append((index, sequence.next_chunk(budget)))
+            budget -= len(chunk[-1][1])
+        return chunk
 
     def _should_wait(self, index: int, num_cached: int, others: Sequence[int]) -> bool:
-        """Whether one of the lines in this piece reads what this one could then skip."""
-        mine = self._prompts[index]
+        """Return whether a prompt of this chunk computes a prefix that prompt `index` can take from the cache after it.
+
+        Rows of one request often share their few-shot examples: without this wait each of them would compute these.
+        """
+        prompt = self._prompts[index]
         return any(
-            PrefixCache.same_adapter(mine.applied_adapter, theirs.applied_adapter)
-            and common_prefix_length(theirs.tokens, mine.tokens) - num_cached >= MIN_PREFIX_TOKENS
-            for theirs in (self._prompts[other] for other in others)
+            PrefixCache.same_adapter(prompt.applied_adapter, other_prompt.applied_adapter)
+            and common_prefix_length(other_prompt.tokens, prompt.tokens) - num_cached >= MIN_PREFIX_TOKENS
+            for other_prompt in (self._prompts[other] for other in others)
         )
 
     def _cached_kv(self, prompt: PromptInput) -> tuple[int, torch.Tensor] | None:
-        """How many of the line's tokens need not be read, and the keys and values of all before the rest."""
-        found = self._prefix_cache.match_prefix(prompt.applied_adapter, prompt.tokens)
+        """Return the number of the prompt's tokens to skip, and the keys and values in front of the others."""
+        match = self._prefix_cache.match_prefix(prompt.applied_adapter, prompt.tokens)
         if (
-            found is None
+            match is None
             and prompt.applied_adapter is not None
             and prompt.applied_adapter.adapter.prompt_prefix is not None
         ):
-            known = self._prompt_prefix_kv(prompt.applied_adapter)
-            self._prefix_cache.insert(prompt.applied_adapter, (), known)
-            return 0, known
-        return found
+            cached = self._prompt_prefix_kv(prompt.applied_adapter)
+            self._prefix_cache.insert(prompt.applied_adapter, (), cached)
+            return 0, cached
+        return match
 
     def _prompt_prefix_kv(self, applied_adapter: AppliedAdapter) -> torch.Tensor:
-        """Keys and values of what the adapter puts before a prompt; virtual tokens are read by the bare base."""
-        ahead = applied_adapter.adapter.prompt_prefix
-        if isinstance(ahead, KVPrefix):
-            return torch.stack([torch.stack(pair) for pair in zip(ahead.keys, ahead.values, strict=True)])
-        if not isinstance(ahead, SoftPrompt):
-            raise TypeError(f"Nothing stands before the prompts of {applied_adapter}.")
-        reading = PrefillSequence(self._model, len(ahead.embeddings))
-        places = reading.next_chunk(reading.count)
-        rows = slice(0, reading.count)
-        self._forward(ahead.embeddings, list(places), [(rows, reading)], None, [reading.count - 1])
-        return reading.kv
+        """Return the keys and values of the adapter's prompt prefix; the bare base computes those of virtual tokens."""
+        prompt_prefix = applied_adapter.adapter.prompt_prefix
+        if isinstance(prompt_prefix, KVPrefix):
+            return torch.stack(
+                [torch.stack(pair) for pair in zip(prompt_prefix.keys, prompt_prefix.values, strict=True)]
+            )
+        if not isinstance(prompt_prefix, SoftPrompt):
+            raise TypeError(f"{applied_adapter} has no prompt prefix.")
+        sequence = PrefillSequence(self._model, len(prompt_prefix.embeddings))
+        positions = sequence.next_chunk(sequence.count)
+        rows = slice(0, sequence.count)
+        self._forward(prompt_prefix.embeddings, list(positions), [(rows, sequence)], None, [sequence.count - 1])
+        return sequence.kv
 
     def _forward(
         self,
-        embedded: torch.Tensor,
+        embeddings: torch.Tensor,
         positions: list[int],
-        parts: Sequence[tuple[slice, PrefillSequence]],
+        row_sequences: Sequence[tuple[slice, PrefillSequence]],
         batched_adapters: BatchedAdapters | None,
         logits_indices: list[int],
     ) -> torch.Tensor:
-        """Logits of the rows `lasts`."""
+        """Run the base over the rows of several sequences; return the logits of `logits_indices`."""
 
         def attend(layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            seen = torch.empty_like(query)
-            for rows, reading in parts:
-                seen[rows] = reading.attend(layer, query[rows], keys[rows], values[rows])
-            return seen
+            attended = torch.empty_like(query)
+            for rows, sequence in row_sequences:
+                attended[rows] = sequence.attend(layer, query[rows], keys[rows], values[rows])
+            return attended
 
         device = self._model.device
-        kept = torch.tensor(logits_indices, device=device, dtype=torch.long)
-        return self._model.forward(embedded, torch.tensor(positions, device=device), attend, batched_adapters, kept)
+        indices = torch.tensor(logits_indices, device=device, dtype=torch.long)
+        return self._model.forward(
+            embeddings, torch.tensor(positions, device=device), attend, batched_adapters, indices
+        )

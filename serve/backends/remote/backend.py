@@ -1,9 +1,4 @@
-"""Backend over an OpenAI-compatible server.
-
-The remote backend: each row is a streamed completion of any server that speaks OpenAI's API.
-
-The options that choose another engine, the same for every program that has them.
-"""
+"""Backend over an OpenAI-compatible server, and the command-line options that choose it."""
 
 from __future__ import annotations
 
@@ -28,7 +23,7 @@ from tasks.prompt import Message
 
 
 class OpenAIBackend:
-    """Implements Backend (serve.types) over HTTP. Rows are independent: one that fails leaves the others alone."""
+    """Implements Backend (serve/types.py) over HTTP. Rows are independent: a failing row does not affect others."""
 
     def __init__(
         self,
@@ -39,14 +34,14 @@ class OpenAIBackend:
         report: ProgressFn = lambda _: None,
         timeouts: Timeouts | None = None,
     ) -> None:
-        """Asks the server what it is. PromptOrTuneError in one sentence where it cannot be used.
+        """Discover the server; raises PromptOrTuneError if it cannot be used.
 
-        `model` is what the base is called there, by default the first one that the server lists; `base` says which
-        base that is, as --base does, so that its adapters can be told and its chat template be found.
+        `model` is the server's name of the base, by default its first model. `base` names that base as --base does, so
+        that its adapters are recognized and its chat template is found.
         """
         timeouts = timeouts or Timeouts()
         self._client = ServerClient(url, api_key)
-        report(f"Asking {self._client.host} which model it serves ...")
+        report(f"Looking up the model of {self._client.host} ...")
         self._server, self._has_logprobs = _discover_when_ready(self._client, model, timeouts.startup, report)
         known = known_base(base, report) if base else None
         self._tokenizer = LocalTokenizer(known.folder) if known and known.folder else None
@@ -57,11 +52,11 @@ class OpenAIBackend:
         )
         self._adapters = RemoteAdapters(self._client, self._server)
         self._loop_thread = EventLoopThread(self._client, timeouts, self._server.server_type.max_streams)
-        for sentence in self._warnings():
-            report(sentence)
+        for warning in self._warnings():
+            report(warning)
 
     def _warnings(self) -> Iterator[str]:
-        """What somebody should know before they compare."""
+        """Yield the limitations of this server that affect comparisons."""
         if not self._identity.has_chat_template:
             yield (
                 "Prompts are plain ones: the base's chat template is not known here; name the base with --base and "
@@ -74,19 +69,19 @@ class OpenAIBackend:
 
     @property
     def base(self) -> BaseIdentity:
-        """What the server serves, as far as it says and --base knows."""
+        """The identity of the server's base, as far as the server and --base tell it."""
         return self._identity
 
     def unsupported_reason(self, folder: AdapterFolder | None, scale: float = 1.0) -> str | None:
-        """Why this engine cannot answer with the adapter at that strength, in one sentence; None where it can."""
+        """Return why the server cannot answer with the adapter at that scale; None if it can."""
         return self._adapters.unsupported_reason(folder, scale)
 
     def open_batch(self, mode: Literal["step", "beam"]) -> RemoteBatch:  # noqa: ARG002 - beams are refused row by row
-        """An empty batch; rows join it and leave it at any time."""
+        """Return an empty batch; rows join and leave it at any time."""
         return RemoteBatch(self._loop_thread, self._make_row)
 
     def apply_chat_template(self, messages: Sequence[Message]) -> str:
-        """The base's own chat template around `messages`, open for the assistant's answer."""
+        """Render `messages` with the base's chat template, up to the beginning of the assistant's answer."""
         if self._tokenizer is None or not self._tokenizer.has_template:
             raise PromptOrTuneError(
                 f"The chat template of '{self._identity.id}' is not known here: name the base with --base and have its "
@@ -95,76 +90,76 @@ class OpenAIBackend:
         return self._tokenizer.chat(messages)
 
     def count_tokens(self, text: str) -> int:
-        """How many tokens the server reads for `text`; an estimate on the safe side where nothing can count them."""
+        """Return the number of tokens of `text` at the server; an upper estimate if it cannot be counted."""
         return self._token_counter(text)
 
     def load_adapter(self, folder: AdapterFolder) -> None:
-        """Makes the adapter's rows possible at the server; AdapterError in one sentence where it cannot."""
+        """Have the server load the adapter; raises AdapterError if it cannot."""
         self._adapters.load(folder)
 
     def unload_adapter(self, name: str) -> None:
-        """Has the server forget an adapter that we had it load."""
+        """Have the server unload an adapter that it loaded for this backend."""
         self._adapters.unload(name)
 
     def adapter_bytes(self, name: str) -> int:  # noqa: ARG002
-        """None of this machine's memory."""
+        """Return 0: adapters take no memory of this machine."""
         return 0
 
     def generate(
         self, rows: Sequence[Row], sampling_params: SamplingParams, cancel: Event
     ) -> Iterator[PartialOutput | RowOutput]:
-        """All rows at once, to the end; a row that cannot be answered ends with its sentence."""
+        """Generate all rows at once; a row that cannot be answered ends with its error message."""
         batch = self.open_batch("step")
-        live = set()
+        unfinished = set()
         for index, row in enumerate(rows):
             try:
                 batch.add(index, row, sampling_params)
-                live.add(index)
-            except PromptOrTuneError as fault:
-                yield RowOutput(index, (), 0.0, error=str(fault))
-        while live:
+                unfinished.add(index)
+            except PromptOrTuneError as error:
+                yield RowOutput(index, (), 0.0, error=str(error))
+        while unfinished:
             if cancel.is_set():
-                yield from (batch.cancel(index) for index in sorted(live))
+                yield from (batch.cancel(index) for index in sorted(unfinished))
                 return
             for event in batch.step():
                 if isinstance(event, RowOutput):
-                    live.discard(event.index)
+                    unfinished.discard(event.index)
                 yield event
 
     def close(self) -> None:
-        """Ends all conversations."""
+        """Close all streams and connections."""
         self._loop_thread.close()
         self._client.close()
 
     def _make_row(self, key: int, row: Row, decoding: SamplingParams) -> RemoteRow:
         if row.adapter is not None and row.scale != 1 and not self._server.server_type.supports_scale:
             raise PromptOrTuneError(
-                f"{self._name} wears an adapter at its full strength only: ask for '{row.adapter}' alone."
+                f"{self._name} cannot scale adapters: request '{row.adapter}' without a number after '*'."
             )
         notes = (ESTIMATED_NOTE,) if self._token_counter.is_estimate else ()
         return RemoteRow(key, row, decoding, list(self._completion_calls(row, decoding)), notes)
 
     def _completion_calls(self, row: Row, decoding: SamplingParams) -> Iterator[CompletionCall]:
-        """One call for all samples where the server gives several at once, else one a sample with a seed of its own."""
-        together = decoding.candidates if self._server.server_type.supports_n else 1
-        for first in range(0, decoding.candidates, together):
-            yield CompletionCall(self._request_body(row, decoding, first, together), first, together)
+        """Yield one call for all samples if the server supports `n`, else one call per sample with its own seed."""
+        per_call = decoding.candidates if self._server.server_type.supports_n else 1
+        for first in range(0, decoding.candidates, per_call):
+            yield CompletionCall(self._request_body(row, decoding, first, per_call), first, per_call)
 
     def _request_body(self, row: Row, decoding: SamplingParams, first_index: int, count: int) -> dict[str, Any]:
-        kind = self._server.server_type
+        server_type = self._server.server_type
         body: dict[str, Any] = {
             **self._adapters.adapter_fields(row.adapter, row.scale),
             "prompt": row.prompt,
             "max_tokens": decoding.max_new_tokens,
             "stream": True,
-            "stream_options": {"include_usage": True, **kind.usage_options},
-            **kind.neutral,
+            "stream_options": {"include_usage": True, **server_type.usage_options},
+            **server_type.neutral,
         }
         if decoding.mode == "sample":
             body |= {"n": count, "temperature": decoding.temperature, "seed": decoding.seed + first_index}
             body |= {"top_p": decoding.top_p} if decoding.top_p < 1 else {}
         else:
-            body |= kind.greedy
+            body |= server_type.greedy
         if decoding.stop:
             body["stop"] = list(decoding.stop)
         if self._has_logprobs:
@@ -175,12 +170,12 @@ class OpenAIBackend:
 def _discover_when_ready(
     client: ServerClient, model: str | None, seconds: float, report: ProgressFn
 ) -> tuple[ServerInfo, bool]:
-    """What the server is, and whether it gives log-probabilities. One that still loads is waited for."""
+    """Return the server's description and whether it sends log-probabilities; waits for one that is loading."""
     until = time.monotonic() + seconds
     while True:
         try:
-            facts = discover(client, model)
-            return facts, supports_logprobs(client, facts)
+            server = discover(client, model)
+            return server, supports_logprobs(client, server)
         except BusyError as busy:
             if time.monotonic() + busy.seconds > until:
                 raise
@@ -193,7 +188,7 @@ BACKENDS = ("local", "openai")
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """A server to ask instead of a base in this process. The key is in no representation."""
+    """A server to use instead of a base in this process. The key is in no representation."""
 
     url: str
     model: str | None = None
@@ -211,7 +206,10 @@ def add_remote_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_remote_options(args: argparse.Namespace) -> RemoteOptions | None:
-    """The server that the options name, None for the local engine; PromptOrTuneError where they contradict one another."""
+    """Return the server that the options name, None for the local engine.
+
+    Raises PromptOrTuneError for an unknown backend and for options that do not belong together.
+    """
     if args.backend not in BACKENDS:
         raise unknown_name_error("backend", args.backend, BACKENDS)
     if args.backend == "local":

@@ -1,10 +1,7 @@
-"""HTTP client, SSE, error mapping.
+"""HTTP client for an OpenAI-compatible server: bounded responses, server-sent events, and error messages.
 
-What goes to the server and what comes back: bounded, without redirects, and every failure one sentence.
-
-The key goes to the one address that was given, in a header, and is in no sentence, log or representation.
-
-Server-sent events, out of bytes as they come: bounded, and anything else is refused.
+Redirects are not followed and sizes are limited. The API key is sent to the given address only, in a header, and is
+part of no message, log or representation.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ _KEY_PATTERN = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True)
 class ServerResponse:
-    """A whole answer: its status, headers, and its JSON (None where it is none)."""
+    """A complete response: status, headers, text, and its JSON value (None if it is not JSON)."""
 
     status: int
     headers: httpx.Headers
@@ -40,12 +37,12 @@ class ServerResponse:
     text: str
 
     def field(self, name: str) -> Any:
-        """The field of that name where the JSON is an object that has it, else None."""
+        """Return the field of the JSON object; None if it is missing or the value is no object."""
         return self.value.get(name) if isinstance(self.value, dict) else None
 
 
 class ServerClient:
-    """One server: its address, the key that it wants, and short exchanges with it. Thread-safe."""
+    """Requests to one server with its API key. Thread-safe."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         parts = _parse_url(url)
@@ -53,9 +50,9 @@ class ServerClient:
         self.host = parts.netloc
         self._root = self.url.removesuffix("/v1")
         if api_key is not None and not _KEY_PATTERN.fullmatch(api_key):
-            raise PromptOrTuneError("The API key is empty or has characters that no header takes: check its variable.")
+            raise PromptOrTuneError("The API key is empty or has characters that no header allows: check its variable.")
         self._key = api_key
-        # A proxy of the environment is for the world, not for a server on this machine.
+        # Proxies of the environment are not used for a server on this machine.
         self._options: dict[str, Any] = {
             "headers": self._headers(),
             "trust_env": parts.hostname not in _LOCAL_HOSTS,
@@ -65,11 +62,11 @@ class ServerClient:
 
     @property
     def sends_key_unencrypted(self) -> bool:
-        """Whether a key travels where others can read it."""
+        """Whether the API key is sent unencrypted to another machine."""
         return self._key is not None and self.url.startswith("http://") and self._options["trust_env"]
 
     def __repr__(self) -> str:
-        return f"Wire({self.host!r})"
+        return f"ServerClient({self.host!r})"
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "User-Agent": "prompt-or-tune"}
@@ -79,22 +76,25 @@ class ServerClient:
         return httpx.Timeout(seconds, connect=_CONNECT_SECONDS, pool=None)
 
     def streaming_client(self) -> httpx.AsyncClient:
-        """A client for streams, whose patience is the caller's affair."""
+        """Return a client for streams without read timeouts; callers set their own deadlines."""
         unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=8)
         return httpx.AsyncClient(**self._options, timeout=self._timeout(None), limits=unlimited)
 
     def get(self, path: str, *, at_root: bool = False) -> ServerResponse:
-        """GET under the address, or beside it (`/tokenize` lies beside `/v1`); PromptOrTuneError when nothing answers."""
+        """GET `path` below the address, or below the address without /v1 (`at_root`).
+
+        Raises PromptOrTuneError when no response comes, or a too large one.
+        """
         return self._request("GET", path, None, at_root, _READ_SECONDS)
 
     def post(
         self, path: str, body: Mapping[str, Any], *, at_root: bool = False, seconds: float = _READ_SECONDS
     ) -> ServerResponse:
-        """POST of a JSON body, likewise."""
+        """POST a JSON body, as `get` does; the whole exchange may take `seconds`."""
         return self._request("POST", path, body, at_root, seconds)
 
     def close(self) -> None:
-        """Gives the connections back."""
+        """Close the connections."""
         self._client.close()
 
     def _request(
@@ -118,7 +118,7 @@ class ServerClient:
             raise self.connection_error(error) from error
 
     def connection_error(self, error: Exception) -> PromptOrTuneError:
-        """The sentence for a connection that failed, before or within an answer."""
+        """Return the error for a connection that failed before or during a response."""
         if isinstance(error, httpx.ConnectTimeout | httpx.ConnectError):
             return BaseModelError(f"No server answers at {self.url}: start it, or check --url.")
         if isinstance(error, httpx.TimeoutException | TimeoutError):
@@ -130,52 +130,52 @@ class ServerClient:
         )
 
     def status_error(self, status: int, headers: Mapping[str, str], value: Any, model: str = "") -> PromptOrTuneError:
-        """The sentence for an answer that is none: what the server says is quoted, without the key."""
-        said = self.sanitize(error_message(value))
+        """Return the error for a response with an error status; it quotes the server's message without the key."""
+        message = self.sanitize(error_message(value))
         if status in (401, 403):
-            what = "refuses the key" if self._key else "wants a key and none was given"
-            return PromptOrTuneError(f"The server at {self.host} {what}: name its variable with --api-key-env.")
+            problem = "refuses the key" if self._key else "wants a key and none was given"
+            return PromptOrTuneError(f"The server at {self.host} {problem}: name its variable with --api-key-env.")
         if status == 404 and model:
             return PromptOrTuneError(
-                f"The server at {self.host} does not have the model '{quote_untrusted(model)}'{_in_parentheses(said)}: "
-                "check --model, and that --url ends in /v1."
+                f"The server at {self.host} does not have the model '{quote_untrusted(model)}'"
+                f"{_in_parentheses(message)}: check --model, and that --url ends in /v1."
             )
         if status in (429, 503):
             seconds = _retry_after_seconds(headers.get("retry-after", ""))
             return BusyError(
-                f"The server at {self.host} is busy, about {seconds:.0f} s{_in_parentheses(said)}.", seconds
+                f"The server at {self.host} is busy, about {seconds:.0f} s{_in_parentheses(message)}.", seconds
             )
         if 300 <= status < 400:
             return PromptOrTuneError(
-                f"The server at {self.host} sends elsewhere (status {status}), and the key goes nowhere else: "
+                f"The server at {self.host} redirects (status {status}), and the key is sent to no other address: "
                 "give the final address as --url."
             )
-        return PromptOrTuneError(f"The server at {self.host} answered with status {status}{_in_parentheses(said)}.")
+        return PromptOrTuneError(f"The server at {self.host} answered with status {status}{_in_parentheses(message)}.")
 
     def sanitize(self, text: str) -> str:
-        """What a server said, fit for a sentence: short, without control characters, without the key."""
+        """Return text of a server for use in a message: short, without control characters and the key."""
         if self._key:
             text = text.replace(self._key, "…")
         return quote_untrusted(" ".join(text.split()), 300).rstrip(".")
 
 
 def _parse_url(url: str) -> Any:
-    """The parts of an address that can be asked; PromptOrTuneError where it cannot."""
+    """Split an http(s) address; raises PromptOrTuneError for anything else."""
     example = "give one such as http://127.0.0.1:8000/v1"
     try:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError:
-        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is no address: {example}.") from None
+        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is not an address: {example}.") from None
     if parts.username or parts.password:
         raise PromptOrTuneError("--url holds a name or password: take it out, keys come with --api-key-env.")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
-        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is no server's address: {example}.")
+        raise PromptOrTuneError(f"'{quote_untrusted(url)}' is not the address of a server: {example}.")
     return parts
 
 
 def read_json(content: bytes) -> tuple[Any, str]:
-    """The JSON in `content`, None where it is none, and the text."""
+    """Return the JSON value of `content` (None if it is not JSON) and its text."""
     text = content.decode("utf-8", "replace")
     try:
         return json.loads(text), text
@@ -184,7 +184,7 @@ def read_json(content: bytes) -> tuple[Any, str]:
 
 
 def error_message(value: Any) -> str:
-    """What went wrong, out of any of the forms in which servers say it; '' where none is known."""
+    """Return the message of an error response in any of the servers' formats; '' for other values."""
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and name in value:
             value = value[name]
@@ -198,7 +198,7 @@ def _in_parentheses(text: str) -> str:
 
 
 def _retry_after_seconds(header: str) -> float:
-    """How long Retry-After asks for; a second where it is missing or a date."""
+    """Return the seconds of a Retry-After header; 1 if it is missing or a date."""
     try:
         return min(max(float(header), 1.0), _MAX_RETRY_SECONDS)
     except ValueError:
@@ -210,7 +210,11 @@ _DONE = "[DONE]"
 
 
 class SSEDecoder:
-    """The JSON objects of one stream. `done` is set by OpenAI's end mark; nothing after it is read."""
+    """Decodes the JSON objects of one stream of server-sent events; `done` is set by OpenAI's end mark, [DONE].
+
+    httpx-sse is not used here because it has no limit for the length of a line or a stream, and skips unknown fields,
+    while this decoder must stop at floods and name a server that sends something else than events.
+    """
 
     def __init__(self, host: str, max_bytes: int, sanitize: Callable[[str], str] = repr) -> None:
         self.done = False
@@ -221,11 +225,14 @@ class SSEDecoder:
         self._data: list[str] = []
 
     def feed(self, chunk: bytes) -> Iterator[dict[str, Any]]:
-        """The events that `chunk` completes; PromptOrTuneError for what is no such stream, or too much of it."""
+        """Yield the events that `chunk` completes.
+
+        Raises PromptOrTuneError for other data than events of JSON objects, and beyond `max_bytes` or MAX_LINE_BYTES.
+        """
         self._bytes_left -= len(chunk)
         self._buffer += chunk
         if self._bytes_left < 0 or len(self._buffer) - (self._buffer.rfind(b"\n") + 1) > MAX_LINE_BYTES:
-            raise PromptOrTuneError(f"The server at {self._host} sent far more than was asked for: it was cut off.")
+            raise PromptOrTuneError(f"The server at {self._host} sent far more than requested: the stream was closed.")
         *lines, rest = bytes(self._buffer).split(b"\n")
         self._buffer = bytearray(rest)
         for line in lines:

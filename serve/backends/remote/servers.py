@@ -1,13 +1,7 @@
-"""Server types (vLLM, LoRAX, llama.cpp) and discovery.
-
-The engines that this program knows by what they say of themselves, and how their dialects differ.
+"""Server types (vLLM, LoRAX, llama.cpp), their discovery, and the adapters of a remote server.
 
 Sources: the manuals and servers of vLLM (docs/features/lora.md, /v1/models), LoRAX (router/src/lib.rs), llama.cpp
 (tools/server/README.md) and llama-cpp-python (llama_cpp/server).
-
-What a server says of itself: which engine it is, which model answers, what else it lists, how much it reads.
-
-Which adapters the server can put on a row, under which name, and why it cannot put on the others.
 """
 
 from __future__ import annotations
@@ -27,13 +21,14 @@ from serve.backends.remote.stream import parse_logprobs
 
 @dataclass(frozen=True)
 class ServerType:
-    """One engine's dialect.
+    """The request fields and abilities of one kind of server.
 
-    `takes_n`: several samples come from one call. `greedy`: what asks for the likeliest token. `neutral`: what switches
-    off the samplers and penalties that the server would add by itself (vLLM takes those of the model's
-    generation_config.json), so that all engines decode alike. `counting`: what makes a stream tell its tokens as they
-    come, which an answer that we cut would never tell. `every_technique`: not LoRA alone. `loads`: it may have
-    /v1/load_lora_adapter. `scales`: an adapter's strength can be chosen. `at_once`: how many streams it may be sent.
+    `supports_n`: one call returns several samples. `greedy`: fields for greedy decoding. `neutral`: fields that switch
+    off samplers and penalties that the server adds by default (vLLM takes those of the model's generation_config.json),
+    so that all engines decode alike. `usage_options`: fields for token counts in every chunk, because a stream that is
+    closed early never reports its usage at the end. `supports_all_techniques`: not only LoRA. `may_load_adapters`: it
+    may have /v1/load_lora_adapter. `supports_scale`: requests choose an adapter's scale. `max_streams`: how many
+    streams may be open at once.
     """
 
     name: str
@@ -67,7 +62,7 @@ VLLM = ServerType(
 LORAX = ServerType("LoRAX", greedy={})
 _LLAMA_NEUTRAL = {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}
 LLAMA_CPP = ServerType("llama.cpp", neutral=_LLAMA_NEUTRAL, supports_scale=True)
-# It answers one request at a time and, by default, breaks off a stream when the next one comes.
+# It answers one request at a time and, by default, aborts a stream when the next request comes.
 LLAMA_CPP_PYTHON = ServerType("llama-cpp-python", neutral=_LLAMA_NEUTRAL, max_streams=1)
 OTHER = ServerType("OpenAI-compatible server")
 
@@ -85,10 +80,10 @@ _MAX_LISTED_MODELS = 8
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """One server. `model` is what its base is called there, `base_id` what that base is, as far as the server says.
+    """One server's description of itself: `model` is its name of the base, `base_id` the base's own id if it tells it.
 
-    `revision`, `quantization` and `context` are '' and 0 where it does not. `slots` are the LoRA adapters that
-    llama.cpp was started with: name -> number.
+    `revision`, `quantization` and `context_length` are '' or 0 if unknown. `lora_slots` maps the names of the LoRA
+    adapters that llama.cpp was started with to their ids.
     """
 
     server_type: ServerType
@@ -101,19 +96,19 @@ class ServerInfo:
 
 
 def discover(client: ServerClient, model: str | None) -> ServerInfo:
-    """Asks the server; PromptOrTuneError in one sentence where it is none of ours to use."""
-    listed = list_models(client)
-    if listed is None:
-        found = _discover_lorax(client, model) or _from_model_option(client, model)
+    """Return the server's description; raises PromptOrTuneError if it cannot be used."""
+    entries = list_models(client)
+    if entries is None:
+        info = _discover_lorax(client, model) or _from_model_option(client, model)
     else:
-        found = _from_model_list(client, listed, model)
-    if found.server_type is LLAMA_CPP:
-        found = _with_llama_cpp_props(client, found)
-    return found
+        info = _from_model_list(client, entries, model)
+    if info.server_type is LLAMA_CPP:
+        info = _with_llama_cpp_props(client, info)
+    return info
 
 
 def list_models(client: ServerClient) -> list[dict[str, Any]] | None:
-    """The entries of /v1/models; None where the server has no such list."""
+    """Return the entries of /v1/models; None if the server has no such list."""
     reply = client.get("/models")
     if reply.status == 404:
         return None
@@ -121,12 +116,12 @@ def list_models(client: ServerClient) -> list[dict[str, Any]] | None:
     if reply.status != 200:
         raise client.status_error(reply.status, reply.headers, reply.value)
     if not isinstance(entries, list):
-        raise PromptOrTuneError(f"{client.url}/models is no list of models: check --url, which ends in /v1 as a rule.")
+        raise PromptOrTuneError(f"{client.url}/models is not a list of models: check --url, which usually ends in /v1.")
     return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
 
 def model_ids(entries: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    """The ids of the entries."""
+    """Return the ids of the entries."""
     return frozenset(entry["id"] for entry in entries)
 
 
@@ -139,11 +134,11 @@ def _from_model_list(client: ServerClient, entries: list[dict[str, Any]], model:
         raise unknown_name_error(
             "model of the server", str(model), [quote_untrusted(entry["id"]) for entry in entries[:_MAX_LISTED_MODELS]]
         )
-    kind = SERVER_TYPE_BY_OWNER.get(str(chosen.get("owned_by")), OTHER)
+    server_type = SERVER_TYPE_BY_OWNER.get(str(chosen.get("owned_by")), OTHER)
     root = chosen.get("root")
-    is_known = isinstance(root, str) and root and (kind is OURS or not root.startswith(("/", "~", ".")))
+    is_known = isinstance(root, str) and root and (server_type is OURS or not root.startswith(("/", "~", ".")))
     return ServerInfo(
-        kind,
+        server_type,
         chosen["id"],
         str(root) if is_known else chosen["id"],
         revision=_text(chosen, "revision"),
@@ -153,7 +148,7 @@ def _from_model_list(client: ServerClient, entries: list[dict[str, Any]], model:
 
 
 def _discover_lorax(client: ServerClient, model: str | None) -> ServerInfo | None:
-    """LoRAX has no list, and says of itself in /info what it runs."""
+    """Return the description of a LoRAX server, which has /info instead of a model list; None for other servers."""
     reply = client.get("/info", at_root=True)
     served = reply.field("model_id")
     if reply.status != 200 or not isinstance(served, str) or not served:
@@ -174,25 +169,25 @@ def _from_model_option(client: ServerClient, model: str | None) -> ServerInfo:
     return ServerInfo(OTHER, model, model)
 
 
-def _with_llama_cpp_props(client: ServerClient, found: ServerInfo) -> ServerInfo:
-    """llama.cpp tells its context in /props, and the adapters that it was started with in /lora-adapters."""
+def _with_llama_cpp_props(client: ServerClient, info: ServerInfo) -> ServerInfo:
+    """Add llama.cpp's context length (/props) and the adapters that it was started with (/lora-adapters)."""
     settings = client.get("/props", at_root=True).field("default_generation_settings")
     context = _count(settings.get("n_ctx")) if isinstance(settings, dict) else 0
-    listed = client.get("/lora-adapters", at_root=True).value
+    entries = client.get("/lora-adapters", at_root=True).value
     slots: dict[str, int] = {}
-    for entry in listed if isinstance(listed, list) else []:
+    for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("path"), str) and type(entry.get("id")) is int:
             file = entry["path"].replace("\\", "/").rsplit("/", 1)[-1]
             slots[file.removesuffix(".gguf")] = entry["id"]
     return ServerInfo(
-        found.server_type, found.model, found.base_id, context_length=context or found.context_length, lora_slots=slots
+        info.server_type, info.model, info.base_id, context_length=context or info.context_length, lora_slots=slots
     )
 
 
 def supports_logprobs(client: ServerClient, server: ServerInfo) -> bool:
-    """Asks for one token, with its log-probability and, where that is refused, without: so the model is known to work.
+    """Generate one token and return whether its log-probability came with it.
 
-    PromptOrTuneError where neither is answered.
+    A refusal of log-probabilities is tried again without them. Raises PromptOrTuneError if the model does not answer.
     """
     body = {"model": server.model, "prompt": "x", "max_tokens": 1, **server.server_type.greedy}
     reply = client.post("/completions", {**body, "logprobs": 1}, seconds=120)
@@ -220,7 +215,7 @@ _TITLES = {"IA3": "IA3", "PROMPT_TUNING": "Prompt tuning", "PREFIX_TUNING": "Pre
 
 
 class RemoteAdapters:
-    """The adapters at one server. Thread-safe: adapters are loaded while others answer."""
+    """The adapters at one server: support, loading, request fields. Thread-safe, for loading during generation."""
 
     def __init__(self, client: ServerClient, server: ServerInfo) -> None:
         self._client = client
@@ -228,16 +223,16 @@ class RemoteAdapters:
         self._name = f"{server.server_type.name} at {client.host}"
         self._server_models = model_ids(list_models(client) or ())
         self._can_load = server.server_type.may_load_adapters and self.supports_runtime_loading()
-        # name -> (digest, folder) of what we had the server load, or gave to it by its folder
+        # By name: adapters that the server loaded for this backend, or that requests name by their folder.
         self._loaded: dict[str, AdapterFolder] = {}
         self._lock = threading.Lock()
 
     def unsupported_reason(self, folder: AdapterFolder | None, scale: float = 1.0) -> str | None:
-        """Why this engine cannot answer with the adapter at that strength; None where it can, as far as is known."""
+        """Return why the server cannot answer with the adapter at that scale; None if it can, as far as is known."""
         if folder is None:
             return None
         if scale != 1 and not self._server.server_type.supports_scale:
-            return f"{self._name} wears an adapter at its full strength only: ask for '{folder.name}' alone."
+            return f"{self._name} cannot scale adapters: request '{folder.name}' without a number after '*'."
         if folder.name in self._server_models and folder.name not in self._loaded:
             return None
         technique = str(folder.config.get("peft_type"))
@@ -249,46 +244,50 @@ class RemoteAdapters:
         return self._unsupported_folder_reason(folder)
 
     def _unsupported_folder_reason(self, folder: AdapterFolder) -> str | None:
-        kind = self._server.server_type
-        if kind is LLAMA_CPP:
+        server_type = self._server.server_type
+        if server_type is LLAMA_CPP:
             if folder.name in (self._server.lora_slots or {}):
                 return None
             return (
                 f"{self._name} was not started with '{folder.name}': convert it with convert_lora_to_gguf.py and start "
                 f"the server with --lora {folder.name}.gguf."
             )
-        if kind is LLAMA_CPP_PYTHON:
-            return f"{self._name} has no adapters that a request can choose: use llama.cpp's own server, or vLLM."
-        if kind in (VLLM, LORAX):
-            for rule in vllm_checks(folder):
-                if not rule.passed:
-                    return f"{self._name} cannot wear '{folder.name}': {rule.reason}."
-        if kind is LORAX or self._can_load:
+        if server_type is LLAMA_CPP_PYTHON:
+            return f"{self._name} has no adapters that requests can choose: use llama.cpp's own server, or vLLM."
+        if server_type in (VLLM, LORAX):
+            for check in vllm_checks(folder):
+                if not check.passed:
+                    return f"{self._name} cannot use '{folder.name}': {check.reason}."
+        if server_type is LORAX or self._can_load:
             return None
-        mend = " (--lora-modules), or let it load adapters (VLLM_ALLOW_RUNTIME_LORA_UPDATING)" if kind is VLLM else ""
-        return f"{self._name} does not list '{folder.name}' among its models: start it with that adapter{mend}."
+        hint = (
+            " (--lora-modules), or let it load adapters (VLLM_ALLOW_RUNTIME_LORA_UPDATING)"
+            if server_type is VLLM
+            else ""
+        )
+        return f"{self._name} does not list '{folder.name}' among its models: start it with that adapter{hint}."
 
     def load(self, folder: AdapterFolder) -> None:
-        """Has the server load the adapter where it must; AdapterError in one sentence where it will not."""
+        """Have the server load the adapter if needed; raises AdapterError if it cannot."""
         with self._lock:
             if folder.name not in self._server_models:
                 self._server_models = model_ids(list_models(self._client) or ())
-            known = self._loaded.get(folder.name)
+            loaded = self._loaded.get(folder.name)
             if reason := self.unsupported_reason(folder):
                 raise AdapterError(reason)
-            if known is not None and known.digest == folder.digest:
+            if loaded is not None and loaded.digest == folder.digest:
                 return
-            if known is None and folder.name in self._server_models:
-                return  # the server's own, by its name
+            if loaded is None and folder.name in self._server_models:
+                return  # the server has an adapter of that name of its own
             if self._server.server_type.may_load_adapters:
-                if known is not None:
+                if loaded is not None:
                     self._post_adapter("/unload_lora_adapter", {"lora_name": folder.name}, folder.name)
                 body = {"lora_name": folder.name, "lora_path": str(folder.path.resolve())}
                 self._post_adapter("/load_lora_adapter", body, folder.name)
             self._loaded[folder.name] = folder
 
     def unload(self, name: str) -> None:
-        """Has the server forget what we had it load; a server that is gone has forgotten it."""
+        """Have the server unload an adapter that it loaded for this backend; errors of the server are ignored."""
         with self._lock:
             if self._loaded.pop(name, None) is not None and self._server.server_type.may_load_adapters:
                 try:
@@ -297,22 +296,23 @@ class RemoteAdapters:
                     return
 
     def adapter_fields(self, name: str | None, scale: float) -> dict[str, Any]:
-        """The fields of a request that put the adapter on it: `model`, and what the engine wants besides."""
-        kind = self._server.server_type
-        if kind is LLAMA_CPP and self._server.lora_slots:
-            # Without this list every adapter that the server was started with is on every row.
-            worn = [
-                {"id": slot, "scale": scale if each == name else 0.0} for each, slot in self._server.lora_slots.items()
+        """Return the request fields that select the adapter: `model` and further ones of the server type."""
+        server_type = self._server.server_type
+        if server_type is LLAMA_CPP and self._server.lora_slots:
+            # Without this list llama.cpp applies every adapter that it was started with to every request.
+            slot_scales = [
+                {"id": slot, "scale": scale if slot_name == name else 0.0}
+                for slot_name, slot in self._server.lora_slots.items()
             ]
-            return {"model": self._server.model, "lora": worn}
+            return {"model": self._server.model, "lora": slot_scales}
         if name is None:
             return {"model": self._server.model}
-        if kind is LORAX and name in self._loaded:
+        if server_type is LORAX and name in self._loaded:
             return {"model": str(self._loaded[name].path.resolve()), "adapter_source": "local"}
         return {"model": name if scale == 1 else f"{name}*{scale:g}"}
 
     def supports_runtime_loading(self) -> bool:
-        """Whether the server has the address that loads adapters; an empty name is refused there, and not unknown."""
+        """Return whether the server has /load_lora_adapter: it refuses an empty name, and an unknown path is a 404."""
         return self._client.post("/load_lora_adapter", {"lora_name": "", "lora_path": ""}).status not in (
             401,
             403,
@@ -323,8 +323,8 @@ class RemoteAdapters:
     def _post_adapter(self, path: str, body: dict[str, str], name: str) -> None:
         reply = self._client.post(path, body, seconds=_LOAD_SECONDS)
         if reply.status != 200:
-            said = self._client.sanitize(error_message(reply.value) or reply.text)
+            reason = self._client.sanitize(error_message(reply.value) or reply.text)
             raise AdapterError(
-                f"{self._name} does not load '{name}' (status {reply.status}: {said or 'no reason given'}): "
+                f"{self._name} does not load '{name}' (status {reply.status}: {reason or 'no reason given'}): "
                 "its folder must lie on a disk that the server sees."
             )

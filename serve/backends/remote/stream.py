@@ -1,10 +1,7 @@
-"""One row = one or more streamed completions.
+"""Streamed completions of a remote server: each row of a batch is one or more HTTP streams of its own.
 
-One row's conversation with the server: its calls, what they say as they say it, and how they end.
-
-One growing answer as it comes from a server: its text, its tokens as far as they are told, and its end.
-
-Rows in flight at another server: each is a stream of its own, so they join and leave when they like.
+All streams run as asyncio tasks on one thread (`EventLoopThread`). `RemoteBatch` hands their events to the engine's
+thread, so that rows join and leave the batch independently of each other.
 """
 
 from __future__ import annotations
@@ -23,20 +20,23 @@ from typing import Any, Literal
 import httpx
 
 from errors import BusyError, PromptOrTuneError
-from serve.backends.local.detokenizer import dedupe_candidates, find_stop, stable_prefix
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, read_json
+from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 from tasks.extract import answer_end, extract_code
 from tasks.prompt import PromptStyle
 
-# A chunk is a token or more, seldom none; a server that goes on for longer than this was not told, or does not listen.
+# A chunk has one token or more, seldom none: a stream is cut at this many chunks beyond twice the limit of tokens.
 _EXTRA_CHUNKS = 16
-# Longer than the text of any token that is no attack.
+# Longer than the text of any token of a well-behaved server.
 _MAX_TOKEN_CHARACTERS = 256
 
 
 class StreamedCandidate:
-    """One candidate. Its end is our own rule's (tasks.extract.answer_end), a stop string's, or the server's."""
+    """One candidate of a row; it ends by `answer_end` (tasks/extract.py), at a stop string, or by the server.
+
+    The server knows no `answer_end`: its stream is closed when the text received so far shows the answer's end.
+    """
 
     def __init__(self, style: PromptStyle | None, decoding: SamplingParams) -> None:
         self._style = style
@@ -48,37 +48,39 @@ class StreamedCandidate:
         self._logprob = 0.0
         self._tokens: list[TokenLogprob] = []
         self.finish_reason: Literal["stop", "length"] | None = None
-        self.ended_by_server = False  # by the server, and not by us
+        self.ended_by_server = False
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing that comes now belongs to the answer."""
+        """Whether the answer has ended; later chunks are ignored."""
         return self.finish_reason is not None
 
     @property
     def has_logprobs(self) -> bool:
-        """Whether the server tells log-probabilities with this answer."""
+        """Whether the server has sent log-probabilities."""
         return bool(self._tokens)
 
     @property
     def text(self) -> str:
-        """What has been said so far, up to the end."""
+        """The text so far, up to the answer's end."""
         return self._text if self._end is None else self._text[: self._end]
 
     @property
     def stable_text(self) -> str:
-        """As much of it as will stay, whatever comes."""
-        return stable_prefix(self.text, self._decoding.stop, self._style) if self._end is None else self.text
+        """The part of the text that no later chunk can remove."""
+        return (
+            stable_prefix(self.text, self._decoding.stop, raw=self._style is None) if self._end is None else self.text
+        )
 
     @property
     def tokens(self) -> int:
-        """Tokens said: the server's count, else that of its log-probabilities, else one a chunk."""
+        """The number of tokens: the server's count, else that of its log-probabilities, else one per chunk."""
         if self._server_token_count is not None:
             return self._server_token_count
         return min(len(self._tokens) or self._chunks, self._decoding.max_new_tokens)
 
     def feed(self, choice: Mapping[str, Any]) -> None:
-        """Takes in one chunk of a `choices` list."""
+        """Add one chunk of a `choices` list."""
         if self.is_finished:
             return
         text = choice.get("text")
@@ -97,12 +99,12 @@ class StreamedCandidate:
             self.finish_reason = "length"
 
     def set_token_count(self, tokens: object) -> None:
-        """The server's own count so far."""
+        """Set the server's own count so far; other values than a possible count are ignored."""
         if type(tokens) is int and 0 <= tokens <= self._decoding.max_new_tokens:
             self._server_token_count = tokens
 
     def candidate(self) -> Candidate:
-        """The answer as far as it has come, with its code."""
+        """Return the answer so far, with its code."""
         return Candidate(
             text=self.text,
             code=self.text if self._style is None else extract_code(self.text, self._style),
@@ -118,29 +120,29 @@ class StreamedCandidate:
         return end if end is not None or len(text) == len(self._text) else len(text)
 
     def _exceeds_limits(self) -> bool:
-        most = self._decoding.max_new_tokens
+        limit = self._decoding.max_new_tokens
         return (
-            len(self._tokens) >= most
-            or self._chunks >= 2 * most + _EXTRA_CHUNKS
-            or len(self._text) > _MAX_TOKEN_CHARACTERS * (most + _EXTRA_CHUNKS)
+            len(self._tokens) >= limit
+            or self._chunks >= 2 * limit + _EXTRA_CHUNKS
+            or len(self._text) > _MAX_TOKEN_CHARACTERS * (limit + _EXTRA_CHUNKS)
         )
 
 
 def parse_logprobs(logprobs: object) -> Iterator[TokenLogprob]:
-    """The tokens of a chunk's `logprobs`, in either of OpenAI's forms; nothing where they are broken."""
+    """Yield the tokens of a chunk's `logprobs` in either of OpenAI's formats; invalid entries are skipped."""
     if not isinstance(logprobs, dict):
         return
     if "content" in logprobs:
         for entry in _items(logprobs["content"]):
             if isinstance(entry, dict):
-                listed = [top for top in _items(entry.get("top_logprobs")) if isinstance(top, dict)]
-                pairs = [(top.get("token"), top.get("logprob")) for top in listed]
+                top_entries = [top for top in _items(entry.get("top_logprobs")) if isinstance(top, dict)]
+                pairs = [(top.get("token"), top.get("logprob")) for top in top_entries]
                 yield from _parse_token(entry.get("token"), entry.get("logprob"), pairs)
         return
     tokens, values, tops = (_items(logprobs.get(name)) for name in ("tokens", "token_logprobs", "top_logprobs"))
-    for place, (token, value) in enumerate(zip(tokens, values, strict=False)):
-        at = tops[place] if place < len(tops) else None
-        yield from _parse_token(token, value, list(at.items()) if isinstance(at, dict) else [])
+    for index, (token, value) in enumerate(zip(tokens, values, strict=False)):
+        top = tops[index] if index < len(tops) else None
+        yield from _parse_token(token, value, list(top.items()) if isinstance(top, dict) else [])
 
 
 def _items(value: object) -> list[Any]:
@@ -160,17 +162,19 @@ def _finite_number(value: object) -> float | None:
     return float(value)
 
 
-MISSING_LOGPROBS_NOTE = "This engine did not tell all log-probabilities: those that are missing stand as 0."
-# What a token may cost on the wire, its twenty likeliest neighbours included, and what a stream costs by itself.
+MISSING_LOGPROBS_NOTE = "This engine did not send all log-probabilities: the missing ones count as 0."
+# The largest size of a token in a stream, including twenty top log-probabilities, and of a stream without tokens.
 _BYTES_PER_STREAM_TOKEN, _BYTES_PER_STREAM = 8 << 10, 256 << 10
-# How long the usage may take behind an answer that is over.
+# Seconds to wait for the usage after a finished answer.
 _USAGE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: for a server that still loads its model, until a row's first token (a server has a queue of its own),
-    from one token to the next, and for a row that finds the server busy.
+    """Limits in seconds.
+
+    `startup`: for a server that is loading its model. `first_token`: until a row's first token, including the server's
+    queue. `between_tokens`: from one token to the next. `busy`: for retries of a row while the server is busy.
     """
 
     startup: float = 600.0
@@ -181,7 +185,7 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Connection:
-    """How rows reach the server: `places` bounds how many streams are open at once."""
+    """What rows need to reach the server; `stream_slots` limits the number of open streams."""
 
     server_client: ServerClient
     http_client: httpx.AsyncClient
@@ -191,7 +195,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class CompletionCall:
-    """One POST to /completions; its first choice is sample number `first`."""
+    """One POST to /completions for `count` samples, of which the first has index `first_index`."""
 
     body: Mapping[str, Any]
     first_index: int
@@ -199,7 +203,7 @@ class CompletionCall:
 
 
 class RemoteRow:
-    """All calls of one row. `run` works on the loop's thread; `finished` may be asked from any other."""
+    """All calls of one row. `run` runs on the event loop's thread; `row_output` may be called from any thread."""
 
     def __init__(
         self, key: int, row: Row, decoding: SamplingParams, calls: Sequence[CompletionCall], notes: tuple[str, ...]
@@ -214,9 +218,11 @@ class RemoteRow:
         self._started_at: float | None = None
 
     def row_output(self, *, cancelled: bool = False, error: str | None = None) -> RowOutput:
-        """The row's end, with all that was said."""
+        """Return the row's last event with everything received so far."""
         seconds = 0.0 if self._started_at is None else time.perf_counter() - self._started_at
-        samples = tuple(said.candidate() for said in self._candidates if said.is_finished or said.text)
+        samples = tuple(
+            candidate.candidate() for candidate in self._candidates if candidate.is_finished or candidate.text
+        )
         return RowOutput(
             self.key,
             dedupe_candidates(samples, raw=self._raw),
@@ -228,30 +234,33 @@ class RemoteRow:
         )
 
     def _logprobs_notes(self) -> tuple[str, ...]:
-        """What to say where somebody reads log-probabilities and the server did not tell them, or not yet."""
+        """Return a note if log-probabilities matter (several candidates, or requested) and some are missing."""
         is_read = self._decoding.candidates > 1 or self._decoding.top_logprobs is not None
         return (
             (MISSING_LOGPROBS_NOTE,)
-            if is_read and any(said.text and not said.has_logprobs for said in self._candidates)
+            if is_read and any(candidate.text and not candidate.has_logprobs for candidate in self._candidates)
             else ()
         )
 
     async def run(self, connection: Connection, emit: Callable[[PartialOutput | RowOutput], None]) -> None:
-        """The whole conversation. `tell` hears of every growth, and of one end unless this is cancelled."""
+        """Run all calls; `emit` gets every PartialOutput and, unless cancelled, one RowOutput.
+
+        The first PromptOrTuneError of a call becomes the row's error; any other exception is raised.
+        """
         calls = [self._call_with_retries(call, connection, emit) for call in self._calls]
-        ends = await asyncio.gather(*calls, return_exceptions=True)
-        errors = [end for end in ends if isinstance(end, Exception)]
-        known = [str(fault) for fault in errors if isinstance(fault, PromptOrTuneError)]
-        if errors and not known:
+        outputs = await asyncio.gather(*calls, return_exceptions=True)
+        errors = [end for end in outputs if isinstance(end, Exception)]
+        messages = [str(error) for error in errors if isinstance(error, PromptOrTuneError)]
+        if errors and not messages:
             raise errors[0]
-        emit(self.row_output(error=known[0] if known else None))
+        emit(self.row_output(error=messages[0] if messages else None))
 
     async def _call_with_retries(
         self, call: CompletionCall, connection: Connection, emit: Callable[[PartialOutput], None]
     ) -> None:
-        """One call, asked again where the server says that it is busy and for not too long.
+        """Run one call; retry while the server is busy, within the limit of `timeouts.busy`.
 
-        Once it is also asked again where the connection was gone before it answered: servers close idle ones.
+        A connection that breaks before the response is retried once: servers close idle connections.
         """
         left, is_first = connection.timeouts.busy, True
         while True:
@@ -269,34 +278,34 @@ class RemoteRow:
                 is_first = False
 
     async def _call(self, call: CompletionCall, connection: Connection, emit: Callable[[PartialOutput], None]) -> None:
-        wire = connection.server_client
-        most = _BYTES_PER_STREAM + _BYTES_PER_STREAM_TOKEN * self._decoding.max_new_tokens * call.count
-        events = SSEDecoder(wire.host, most, wire.sanitize)
+        client = connection.server_client
+        limit = _BYTES_PER_STREAM + _BYTES_PER_STREAM_TOKEN * self._decoding.max_new_tokens * call.count
+        events = SSEDecoder(client.host, limit, client.sanitize)
         clock = asyncio.get_running_loop().time
-        if self._started_at is None:  # what it waited for its place is not the server's time
+        if self._started_at is None:  # the time spent waiting for a stream slot is not the server's
             self._started_at = time.perf_counter()
         has_begun = False
         try:
             async with (
-                asyncio.timeout(connection.timeouts.first_token) as alarm,
-                connection.http_client.stream("POST", f"{wire.url}/completions", json=call.body) as response,
+                asyncio.timeout(connection.timeouts.first_token) as deadline,
+                connection.http_client.stream("POST", f"{client.url}/completions", json=call.body) as response,
             ):
                 has_begun = True
-                await _require_stream(response, wire, str(call.body["model"]))
+                await _require_stream(response, client, str(call.body["model"]))
                 async for chunk in response.aiter_raw():
-                    news = [self._on_event(event, call, wire, emit) for event in events.feed(chunk)]
-                    if any(news):
-                        patience = _USAGE_SECONDS if self._is_finished(call) else connection.timeouts.between_tokens
-                        alarm.reschedule(clock() + patience)
+                    has_new = [self._on_event(event, call, client, emit) for event in events.feed(chunk)]
+                    if any(has_new):
+                        seconds = _USAGE_SECONDS if self._is_finished(call) else connection.timeouts.between_tokens
+                        deadline.reschedule(clock() + seconds)
                     if events.done or self._is_cut_off(call):
                         break
             if not self._is_finished(call):
-                raise PromptOrTuneError(f"The server at {wire.host} ended in the middle of the answer.")
+                raise PromptOrTuneError(f"The server at {client.host} ended the stream in the middle of the answer.")
         except (httpx.HTTPError, TimeoutError) as error:
             if not has_begun and isinstance(error, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError):
                 raise
             if not self._is_finished(call):
-                raise self._with_partial_note(call, wire.connection_error(error)) from error
+                raise self._with_partial_note(call, client.connection_error(error)) from error
         except PromptOrTuneError as error:
             raise self._with_partial_note(call, error) from error
 
@@ -307,49 +316,59 @@ class RemoteRow:
         client: ServerClient,
         emit: Callable[[PartialOutput], None],
     ) -> bool:
-        """Takes one event in; whether it brought anything new."""
+        """Process one event; return whether it added to a candidate.
+
+        Only such events extend the deadline: comments and empty chunks do not count as progress.
+        """
         if "error" in event:
             raise client.status_error(200, {}, event)
         choices, usage = event.get("choices"), event.get("usage")
-        counted = [said for said in self._candidates_of(call) if said.ended_by_server or not said.is_finished]
-        new = False
+        counted = [
+            candidate
+            for candidate in self._candidates_of(call)
+            if candidate.ended_by_server or not candidate.is_finished
+        ]
+        has_new = False
         for choice in choices if isinstance(choices, list) else []:
-            place = choice.get("index", 0) if isinstance(choice, dict) else None
+            index = choice.get("index", 0) if isinstance(choice, dict) else None
             if (
-                type(place) is not int
-                or not 0 <= place < call.count
-                or self._candidates[call.first_index + place].is_finished
+                type(index) is not int
+                or not 0 <= index < call.count
+                or self._candidates[call.first_index + index].is_finished
             ):
                 continue
-            said = self._candidates[call.first_index + place]
-            said.feed(choice)
-            new = True
-            emit(PartialOutput(self.key, said.stable_text, said.tokens, call.first_index + place))
+            candidate = self._candidates[call.first_index + index]
+            candidate.feed(choice)
+            has_new = True
+            emit(PartialOutput(self.key, candidate.stable_text, candidate.tokens, call.first_index + index))
         if call.count == 1 and counted and isinstance(usage, dict):
             counted[0].set_token_count(usage.get("completion_tokens"))
-        return new
+        return has_new
 
     def _candidates_of(self, call: CompletionCall) -> list[StreamedCandidate]:
         return self._candidates[call.first_index : call.first_index + call.count]
 
     def _is_finished(self, call: CompletionCall) -> bool:
-        return all(said.is_finished for said in self._candidates_of(call))
+        return all(candidate.is_finished for candidate in self._candidates_of(call))
 
     def _is_cut_off(self, call: CompletionCall) -> bool:
-        """Whether nothing that comes is wanted. What the server ended itself is read to its last word, the usage."""
-        return self._is_finished(call) and not all(said.ended_by_server for said in self._candidates_of(call))
+        """Return whether to close the stream: all candidates have ended, and at least one by our own rule.
+
+        A stream whose candidates were all ended by the server is read to its end because the usage comes last.
+        """
+        return self._is_finished(call) and not all(candidate.ended_by_server for candidate in self._candidates_of(call))
 
     def _with_partial_note(self, call: CompletionCall, error: PromptOrTuneError) -> PromptOrTuneError:
-        """The same fault; where something was said before it, the sentence says that it is kept."""
-        if isinstance(error, BusyError) or not any(said.text for said in self._candidates_of(call)):
+        """Return the error, with a note that the received text is kept if there is any."""
+        if isinstance(error, BusyError) or not any(candidate.text for candidate in self._candidates_of(call)):
             return error
-        return PromptOrTuneError(f"{str(error).rstrip('.')}; what it had said before is kept, half an answer.")
+        return PromptOrTuneError(f"{str(error).rstrip('.')}; the text received before is kept as a partial answer.")
 
 
 async def _require_stream(response: httpx.Response, client: ServerClient, model: str) -> None:
-    """PromptOrTuneError unless the server begins a stream of events."""
-    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if response.status_code == 200 and kind == "text/event-stream":
+    """Raise PromptOrTuneError unless the response is a stream of events."""
+    content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if response.status_code == 200 and content_type == "text/event-stream":
         return
     content = bytearray()
     async for chunk in response.aiter_raw():
@@ -359,18 +378,18 @@ async def _require_stream(response: httpx.Response, client: ServerClient, model:
     if response.status_code != 200:
         raise client.status_error(response.status_code, response.headers, read_json(bytes(content))[0], model)
     raise PromptOrTuneError(
-        f"The server at {client.host} does not stream (it sent {client.sanitize(kind) or 'nothing'})."
+        f"The server at {client.host} does not stream (it sent {client.sanitize(content_type) or 'nothing'})."
     )
 
 
-# How long a step waits for the first event: a cancelled row, or a new one, waits as long at most.
+# How long a step waits for an event; it delays a cancel or a new row by at most this.
 _STEP_SECONDS = 0.05
 _log = logging.getLogger(__name__)
 RowEvent = PartialOutput | RowOutput
 
 
 class EventLoopThread:
-    """The thread on which all conversations with one server run, and its connections. Starts when first used."""
+    """The thread with the asyncio event loop for all streams of one server; it starts with the first row."""
 
     def __init__(self, client: ServerClient, timeouts: Timeouts, max_streams: int) -> None:
         self._client = client
@@ -380,38 +399,41 @@ class EventLoopThread:
         self._running: tuple[asyncio.AbstractEventLoop, Connection] | None = None
 
     def submit(self, row: RemoteRow, emit: Callable[[RowEvent], None]) -> Future[None]:
-        """Starts a conversation; cancelling the future closes its streams."""
+        """Start the row's streams; cancelling the future closes them."""
         with self._lock:
             if self._running is None:
                 loop = asyncio.new_event_loop()
-                places = asyncio.Semaphore(self._max_streams)
-                self._running = loop, Connection(self._client, self._client.streaming_client(), self._timeouts, places)
+                stream_slots = asyncio.Semaphore(self._max_streams)
+                self._running = (
+                    loop,
+                    Connection(self._client, self._client.streaming_client(), self._timeouts, stream_slots),
+                )
                 threading.Thread(target=_run_loop, args=(loop,), name="remote-rows", daemon=True).start()
-            loop, way = self._running
-        return asyncio.run_coroutine_threadsafe(self._run_row(row, way, emit), loop)
+            loop, connection = self._running
+        return asyncio.run_coroutine_threadsafe(self._run_row(row, connection, emit), loop)
 
     async def _run_row(self, row: RemoteRow, connection: Connection, emit: Callable[[RowEvent], None]) -> None:
         try:
             await row.run(connection, emit)
-        except Exception as fault:  # noqa: BLE001 - one row's defect is that row's alone; it is logged whole
-            _log.exception("A row's conversation with %s failed.", self._client.host)
-            sentence = f"The answer of {self._client.host} could not be read ({type(fault).__name__}): see the log."
-            emit(row.row_output(error=sentence))
+        except Exception as error:  # noqa: BLE001 - a defect must fail this row only; it is logged
+            _log.exception("A row at %s failed.", self._client.host)
+            message = f"The answer of {self._client.host} could not be read ({type(error).__name__}): see the log."
+            emit(row.row_output(error=message))
 
     def close(self) -> None:
-        """Ends all conversations and the thread."""
+        """Close all streams and end the thread."""
         with self._lock:
             running, self._running = self._running, None
         if running is None:
             return
-        loop, way = running
+        loop, connection = running
 
         async def end() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
-            await way.http_client.aclose()
+            await connection.http_client.aclose()
             await loop.shutdown_asyncgens()
             loop.stop()
 
@@ -424,7 +446,7 @@ def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class RemoteBatch:
-    """Implements Batch (serve.types) for one server. `make` turns a row into its conversation, or refuses it."""
+    """Implements Batch (serve/types.py) for one server. `make_row` may refuse a row with a PromptOrTuneError."""
 
     supports_continuous_batching = True
 
@@ -435,37 +457,40 @@ class RemoteBatch:
         self._running: dict[int, tuple[RemoteRow, Future[None]]] = {}
 
     def __len__(self) -> int:
-        return sum(talk.num_seqs for talk, _ in self._running.values())
+        return sum(remote_row.num_seqs for remote_row, _ in self._running.values())
 
     def add(self, key: int, row: Row, sampling_params: SamplingParams) -> None:
-        """Sends the row off; PromptOrTuneError where this engine cannot answer it."""
+        """Start the row; raises PromptOrTuneError if this engine cannot answer it."""
         if sampling_params.mode == "beam":
-            raise PromptOrTuneError("This engine has no beam search: choose sampling, which gives several answers too.")
-        talk = self._make_row(key, row, sampling_params)
-        self._running[key] = talk, self._loop_thread.submit(talk, lambda event: self._events.put((talk, event)))
+            raise PromptOrTuneError("This engine has no beam search: choose sampling for several answers.")
+        remote_row = self._make_row(key, row, sampling_params)
+        self._running[key] = (
+            remote_row,
+            self._loop_thread.submit(remote_row, lambda event: self._events.put((remote_row, event))),
+        )
 
     def step(self) -> list[RowEvent]:
-        """What has come since the last step, after a short wait for it; of a growing answer the latest state."""
+        """Wait shortly for events and return those since the last step; of a running candidate only the latest."""
         if not self._running:
             return []
-        ends: list[RowEvent] = []
-        grown: dict[tuple[int, int], PartialOutput] = {}
-        for talk, event in self._drain_events():
-            if self._running.get(event.index, (None,))[0] is not talk:
-                continue  # of a row that was cancelled, whatever its number means by now
+        outputs: list[RowEvent] = []
+        latest_partials: dict[tuple[int, int], PartialOutput] = {}
+        for remote_row, event in self._drain_events():
+            if self._running.get(event.index, (None,))[0] is not remote_row:
+                continue  # an event of a cancelled row, whose key may belong to another row by now
             if isinstance(event, PartialOutput):
-                grown[event.index, event.candidate] = event
+                latest_partials[event.index, event.candidate] = event
             else:
                 del self._running[event.index]
-                ends.append(event)
-        over = {event.index for event in ends}
-        return [*(event for event in grown.values() if event.index not in over), *ends]
+                outputs.append(event)
+        finished_keys = {event.index for event in outputs}
+        return [*(event for event in latest_partials.values() if event.index not in finished_keys), *outputs]
 
     def cancel(self, key: int) -> RowOutput:
-        """Closes the row's streams; what it has said is its answer."""
-        talk, future = self._running.pop(key)
+        """Close the row's streams; the text received so far is its answer."""
+        remote_row, future = self._running.pop(key)
         future.cancel()
-        return talk.row_output(cancelled=True)
+        return remote_row.row_output(cancelled=True)
 
     def _drain_events(self) -> Iterable[tuple[RemoteRow, RowEvent]]:
         try:

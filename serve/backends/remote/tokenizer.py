@@ -1,8 +1,7 @@
-"""Base identity, chat template, token counting.
+"""Base identity, chat template and token counting for the base of a remote server.
 
-What the base behind a server is: what the server says, made exact by --base and what this machine knows of it.
-
-How many tokens a prompt has at the server: asked of the server, else of the base's tokenizer, else estimated.
+The identity is what the server tells, completed by --base and the base's files on this machine. Tokens are counted by
+the server, else by the base's tokenizer, else estimated.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from serve.backends.remote.servers import OURS, ServerInfo
 from tasks.prompt import Message
 
 PLAIN = "plain"
-# Bases of today read more; a prompt that fits this fits them all.
+# A context length that all current bases have.
 _SAFE_CONTEXT = 2048
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class KnownBase:
-    """A base by its name, with its files where they are on this machine (configuration and tokenizer, not weights)."""
+    """A base by its id, with the folder of its configuration and tokenizer if that is on this machine."""
 
     id: str
     revision: str = ""
@@ -50,34 +49,34 @@ class LocalTokenizer:
         except (ValueError, OSError, KeyError, ImportError) as error:
             raise BaseModelError(f"The tokenizer in {folder} cannot be read: check --base.") from error
         bos = self._tokenizer.bos_token
-        adds = self._tokenizer("", verbose=False)["input_ids"]
-        self._bos_token = bos if bos and adds[:1] == [self._tokenizer.bos_token_id] else ""
+        added_tokens = self._tokenizer("", verbose=False)["input_ids"]
+        self._bos_token = bos if bos and added_tokens[:1] == [self._tokenizer.bos_token_id] else ""
 
     @property
     def has_template(self) -> bool:
-        """Whether it knows how a chat is written."""
+        """Whether it has a chat template."""
         return bool(self._tokenizer.chat_template)
 
     def chat(self, messages: Sequence[Message]) -> str:
-        """The template around `messages`, without the token that the server puts first itself."""
+        """Render `messages` with the template, without the first special token, which the server adds itself."""
         text = str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
         return text.removeprefix(self._bos_token) if self._bos_token else text
 
     def count(self, text: str) -> int:
-        """How many tokens `text` has."""
+        """Return the number of tokens of `text`."""
         return len(self._tokenizer(text, verbose=False)["input_ids"])
 
 
 def known_base(base: str, report: ProgressFn) -> KnownBase:
-    """What is known here of the base that --base names; nothing is downloaded from the Hub.
+    """Return what this machine knows of the base that --base names, without downloads from the Hub.
 
-    BaseModelError where it is a folder or file that does not exist.
+    Raises BaseModelError for a folder or file that does not exist.
     """
     name, _, revision = base.partition("@")
     is_here = base in (EMBEDDED, EMBEDDED_ID) or base.endswith(".gguf") or Path(base).expanduser().is_dir()
     if is_here or base.startswith((".", "/", "~")):
-        found = resolve(base, report)
-        return KnownBase(found.id, found.revision, found.folder)
+        source = resolve(base, report)
+        return KnownBase(source.id, source.revision, source.folder)
     folder = _cached_snapshot(name, revision or None)
     if folder is not None:
         return KnownBase(name, folder.name, folder)
@@ -85,7 +84,7 @@ def known_base(base: str, report: ProgressFn) -> KnownBase:
 
 
 def _cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """The snapshot in the Hub's cache, where it has a tokenizer."""
+    """Return the snapshot in the Hub's cache, None if it is missing or has no tokenizer."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -98,16 +97,16 @@ def _cached_snapshot(name: str, revision: str | None) -> Path | None:
 def base_identity(
     server: ServerInfo, known: KnownBase | None, tokenizer: LocalTokenizer | None, engine: str
 ) -> BaseIdentity:
-    """What adapters, results and pages must know of the base that `engine` serves.
+    """Return the identity of the base that `engine` serves.
 
-    Shapes stay unknown: the engine that holds the weights checks them. Without the base's own chat template every
-    prompt is a plain one. PromptOrTuneError where the server says that it has another base than `known`.
+    Shapes stay unknown: the server checks them. Without the base's own chat template all prompts have the plain style.
+    Raises PromptOrTuneError if the server has another base than `known`.
     """
     if known is not None:
         _check_same_base(server, known, engine)
     config = _read_config(known)
-    read = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
-    context = server.context_length or (read if type(read) is int else 0) or _SAFE_CONTEXT
+    max_positions = next((value for key in ("max_position_embeddings", "n_positions") if (value := config.get(key))), 0)
+    context = server.context_length or (max_positions if type(max_positions) is int else 0) or _SAFE_CONTEXT
     has_template = tokenizer is not None and tokenizer.has_template
     architectures = config.get("architectures") or [UNKNOWN]
     return BaseIdentity(
@@ -124,16 +123,17 @@ def base_identity(
 
 
 def _check_same_base(server: ServerInfo, known: KnownBase, engine: str) -> None:
-    """--base may say more than the server does, and nothing else."""
-    named = server.server_type is OURS or (_HUB_ID.fullmatch(server.base_id) and _HUB_ID.fullmatch(known.id))
-    if named and server.base_id.casefold() != known.id.casefold():
+    """Raise BaseModelError if --base contradicts the server; --base may be more specific."""
+    has_names = server.server_type is OURS or (_HUB_ID.fullmatch(server.base_id) and _HUB_ID.fullmatch(known.id))
+    if has_names and server.base_id.casefold() != known.id.casefold():
         raise BaseModelError(
-            f"{engine} serves {quote_untrusted(server.base_id)} and --base says {known.id}: name the base that it serves."
+            f"{engine} serves {quote_untrusted(server.base_id)} and --base says {known.id}: "
+            "name the base that it serves."
         )
     if server.revision and known.revision and server.revision != known.revision:
         raise BaseModelError(
-            f"{engine} serves revision {quote_untrusted(server.revision)} of {known.id} and --base says {known.revision}: "
-            "name the revision that it serves."
+            f"{engine} serves revision {quote_untrusted(server.revision)} of {known.id} and --base says "
+            f"{known.revision}: name the revision that it serves."
         )
 
 
@@ -147,19 +147,19 @@ def _read_config(known: KnownBase | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-# Fewer bytes a token than code and prose in any language have on average with the tokenizers of today's bases (code
-# has 3 to 4): the estimate is meant to come out too high.
+# Less than the average bytes per token of code (3 to 4) and prose with the tokenizers of current bases, so that the
+# estimate is too high rather than too low.
 _BYTES_PER_TOKEN = 2.0
 _MAX_CACHED_TEXTS = 256
 _PROBE_TEXT = "x = 1"
-ESTIMATED_NOTE = "Prompt lengths are estimated, on the safe side: the server has no way to count tokens."
+ESTIMATED_NOTE = "Prompt lengths are estimated (rather too high): the server cannot count tokens."
 
 CountFn = Callable[[str], int]
 
 
 @dataclass(frozen=True)
 class _CountEndpoint:
-    """One server's way to count: the path beside /v1, the body, and where the number is in the answer."""
+    """One server type's endpoint for token counts: the path beside /v1, the body, the number in the response."""
 
     path: str
     body: Callable[[str, str], Mapping[str, Any]]
@@ -172,35 +172,41 @@ def _length(value: object) -> int:
 
 _COUNT_ENDPOINTS = (
     # vLLM and Prompt or Tune
-    _CountEndpoint("/tokenize", lambda model, text: {"model": model, "prompt": text}, lambda said: said.field("count")),
+    _CountEndpoint(
+        "/tokenize", lambda model, text: {"model": model, "prompt": text}, lambda response: response.field("count")
+    ),
     # llama-cpp-python
-    _CountEndpoint("/extras/tokenize/count", lambda _, text: {"input": text}, lambda said: said.field("count")),
+    _CountEndpoint("/extras/tokenize/count", lambda _, text: {"input": text}, lambda response: response.field("count")),
     # llama.cpp
     _CountEndpoint(
-        "/tokenize", lambda _, text: {"content": text, "add_special": True}, lambda said: _length(said.field("tokens"))
+        "/tokenize",
+        lambda _, text: {"content": text, "add_special": True},
+        lambda response: _length(response.field("tokens")),
     ),
     # LoRAX
-    _CountEndpoint("/tokenize", lambda _, text: {"inputs": text}, lambda said: _length(said.value)),
+    _CountEndpoint("/tokenize", lambda _, text: {"inputs": text}, lambda response: _length(response.value)),
 )
 
 
 class TokenCounter:
-    """Counts tokens. Which way the server has is found out once; the same text is asked for once in a while."""
+    """Counts tokens with the server's endpoint, which is found out once; recent texts are cached."""
 
     def __init__(self, client: ServerClient, model: str, count_locally: CountFn | None) -> None:
         self._client = client
         self._model = model
         self._count_locally = count_locally
-        self._endpoint = next((form for form in _COUNT_ENDPOINTS if self._count_at(form, _PROBE_TEXT)), None)
+        self._endpoint = next(
+            (endpoint for endpoint in _COUNT_ENDPOINTS if self._count_at(endpoint, _PROBE_TEXT)), None
+        )
         self._cache: dict[str, int] = {}
 
     @property
     def is_estimate(self) -> bool:
-        """Whether its numbers are guesses."""
+        """Whether its numbers are estimates."""
         return self._endpoint is None and self._count_locally is None
 
     def __call__(self, text: str) -> int:
-        """The number of tokens of `text`."""
+        """Return the number of tokens of `text`."""
         if text not in self._cache:
             if len(self._cache) >= _MAX_CACHED_TEXTS:
                 self._cache.clear()
@@ -219,10 +225,10 @@ class TokenCounter:
         )
 
     def _count_at(self, endpoint: _CountEndpoint, text: str) -> int:
-        """What the server says, 0 where it does not say."""
+        """Return the endpoint's count, 0 if it gives none."""
         try:
-            reply = self._client.post(endpoint.path, endpoint.body(self._model, text), at_root=True)
+            response = self._client.post(endpoint.path, endpoint.body(self._model, text), at_root=True)
         except PromptOrTuneError:
             return 0
-        count = endpoint.parse(reply) if reply.status == 200 else 0
+        count = endpoint.parse(response) if response.status == 200 else 0
         return count if type(count) is int and count > 0 else 0

@@ -1,4 +1,4 @@
-"""Stand-ins for servers, and backends on them that are closed again."""
+"""Fixtures for stand-in servers and backends on them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.serve.remote.standin import StandIn, served
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[StandIn], StandIn]]:
-    """Serves a stand-in until the test ends."""
+    """Return a function that serves a stand-in until the test ends."""
     with ExitStack() as stack:
         yield lambda standin: stack.enter_context(served(standin))
 
 
 @pytest.fixture
 def connect() -> Iterator[Callable[..., OpenAIBackend]]:
-    """A backend on an address, closed at the end."""
+    """Return a function that makes a backend for an address; it is closed at the end of the test."""
     opened: list[OpenAIBackend] = []
 
     def make(url: str, **options: Any) -> OpenAIBackend:

@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's completions over real sockets, honestly or as a test tells it to."""
+"""Stand-in server for OpenAI's completions API over real sockets, with behaviour chosen by the test."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 
 def event(value: Any) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     return b"data: " + (value if isinstance(value, bytes) else json.dumps(value).encode()) + b"\n\n"
 
 
 def chunk(text: str, index: int = 0, finish: str | None = None, logprob: float | None = None) -> bytes:
-    """One chunk of a stream as vLLM sends it."""
+    """Return one chunk of a stream as vLLM sends it."""
     choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": finish, "logprobs": None}
     if logprob is not None:
         choice["logprobs"] = {"tokens": [text], "token_logprobs": [logprob], "top_logprobs": [{text: logprob}]}
@@ -30,7 +30,7 @@ DONE = event(b"[DONE]")
 
 @dataclass
 class Reply:
-    """A whole answer to one request."""
+    """A complete response to one request."""
 
     value: Any = None
     status: int = 200
@@ -42,11 +42,11 @@ Stream = Callable[[dict[str, Any]], Iterator[bytes]]
 
 @dataclass
 class StandIn:
-    """What the server knows and does. `stream` answers POST /v1/completions with pieces of bytes.
+    """The server's behaviour and what it has received. `stream` answers POST /v1/completions with chunks of bytes.
 
-    `models` are the entries of /v1/models (None: there is no such list), `pages` whole answers by path, `asked` what
-    came in: path, body and headers. `cut` counts streams that the client closed before their end. So many requests for
-    a stream as `drops` says get no answer: their connection is closed.
+    `models` are the entries of /v1/models (None: no such list), `pages` complete responses by path, `asked` the
+    received requests: path, body and headers. `cut` counts streams that the client closed early. The next `drops`
+    requests for a stream get no response: their connection is closed.
     """
 
     stream: Stream
@@ -67,11 +67,11 @@ class StandIn:
         return f"http://{self.host}/v1"
 
     def bodies(self, path: str = "/v1/completions") -> list[dict[str, Any]]:
-        """The bodies that came to `path`, without the question of the start for one token."""
+        """Return the bodies received at `path`, without the discovery request for one token."""
         return [body for there, body, _ in self.asked if there == path and body.get("max_tokens") != 1]
 
     def answer(self, path: str, body: dict[str, Any]) -> Reply | None:
-        """The whole answer to a request; None where it is to be streamed."""
+        """Return the complete response to a request; None if it is to be streamed."""
         if path in self.pages:
             page = self.pages[path]
             return page(body) if callable(page) else page
@@ -82,18 +82,18 @@ class StandIn:
         return Reply({"detail": "Not Found"}, 404)
 
     def _one_token(self, body: dict[str, Any]) -> Reply:
-        told = {"tokens": ["y"], "token_logprobs": [-0.5], "top_logprobs": [{"y": -0.5}]}
-        logprobs = told if self.logprobs and body.get("logprobs") else None
+        logprobs_value = {"tokens": ["y"], "token_logprobs": [-0.5], "top_logprobs": [{"y": -0.5}]}
+        logprobs = logprobs_value if self.logprobs and body.get("logprobs") else None
         return Reply({"choices": [{"index": 0, "text": "y", "finish_reason": "length", "logprobs": logprobs}]})
 
 
 @contextmanager
 def served(standin: StandIn) -> Iterator[StandIn]:
-    """Serves it on a free port of this machine while the block lasts."""
+    """Serve it on a free local port within the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = 1 << 16  # a whole answer in one packet
+        wbufsize = 1 << 16  # a complete response in one packet
 
         def do_GET(self) -> None:
             self._handle({})
@@ -142,14 +142,14 @@ def served(standin: StandIn) -> Iterator[StandIn]:
                 self.close_connection = True
 
         def log_message(self, *_: Any) -> None:
-            """Nothing is printed."""
+            """Print nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         request_queue_size = 128
 
         def handle_error(self, *_: Any) -> None:
-            """A client that has gone is no error here."""
+            """Ignore clients that have disconnected."""
 
     server = Server(("127.0.0.1", 0), Handler)
     standin.host = f"127.0.0.1:{server.server_address[1]}"
@@ -163,7 +163,7 @@ def served(standin: StandIn) -> Iterator[StandIn]:
 
 
 def saying(*pieces: str, finish: str = "stop", delay: float = 0.0, logprob: float | None = None) -> Stream:
-    """A stream that says the pieces, a chunk each, once for every sample asked for, and ends as it should."""
+    """Return a stream of one chunk per piece, for each requested sample, with a regular end."""
 
     def stream(body: dict[str, Any]) -> Iterator[bytes]:
         for index in range(body.get("n", 1)):

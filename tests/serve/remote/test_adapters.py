@@ -1,4 +1,4 @@
-"""Which adapters another engine can put on a row, and what a person reads of the others."""
+"""Adapters of remote servers: loading, request fields, and the messages for unsupported ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from errors import AdapterError, PromptOrTuneError
 from serve.types import Row, SamplingParams
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, store, tensors, write_adapter
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
-from tests.serve.remote.test_rows import PLAIN, answer, finish
+from tests.serve.remote.test_stream import PLAIN, answer, finish
 
 IA3 = {
     **{name: CONFIG[name] for name in ("task_type", "base_model_name_or_path", "inference_mode", "peft_version")},
@@ -43,7 +43,7 @@ def ia3(tmp_path: Path, name: str = "ia3-mine") -> AdapterFolder:
 
 
 def loading(standin: StandIn) -> StandIn:
-    """vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING: it lists what it was told to load."""
+    """Return a vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which lists the adapters that it has loaded."""
 
     def load(body: dict[str, Any]) -> Reply:
         if not body["lora_name"]:
@@ -64,7 +64,7 @@ def loading(standin: StandIn) -> StandIn:
     return standin
 
 
-def wearing(backend: Any, name: str | None, scale: float = 1.0) -> Any:
+def generate_with(backend: Any, name: str | None, scale: float = 1.0) -> Any:
     batch = backend.open_batch("step")
     batch.add(0, Row("p", PLAIN, name, scale), SamplingParams(max_new_tokens=8))
     return finish(batch)[0][0]
@@ -74,18 +74,18 @@ def test_vllm_loads_a_lora_folder_and_answers_with_it(serve: Any, connect: Any, 
     standin = serve(loading(StandIn(saying("x"))))
     backend = connect(standin.url)
     folder = lora(tmp_path)
-    assert backend.refuses(folder) is None
+    assert backend.unsupported_reason(folder) is None
     backend.load_adapter(folder)
     backend.load_adapter(folder)
     asked = [body for body in standin.bodies("/v1/load_lora_adapter") if body["lora_name"]]
     assert asked == [{"lora_name": "lora-mine", "lora_path": str(tmp_path / "lora-mine")}]
-    assert wearing(backend, "lora-mine").error is None
+    assert generate_with(backend, "lora-mine").error is None
     assert standin.bodies()[-1]["model"] == "lora-mine"
-    assert wearing(backend, None).error is None
+    assert generate_with(backend, None).error is None
     assert standin.bodies()[-1]["model"] == "tiny/base"
 
 
-def test_a_new_version_takes_the_place_of_the_old_one(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_new_version_replaces_the_old_one(serve: Any, connect: Any, tmp_path: Path) -> None:
     standin = serve(loading(StandIn(saying("x"))))
     backend = connect(standin.url)
     folder = lora(tmp_path)
@@ -98,36 +98,36 @@ def test_a_new_version_takes_the_place_of_the_old_one(serve: Any, connect: Any, 
     backend.unload_adapter("lora-mine")
 
 
-def test_what_the_server_lists_is_used_by_its_name_alone(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_adapter_listed_by_the_server_is_used_by_name(serve: Any, connect: Any, tmp_path: Path) -> None:
     standin = serve(StandIn(saying("x"), [*SERVED, {"id": "lora-mine", "owned_by": "vllm", "parent": "tiny/base"}]))
     backend = connect(standin.url)
     backend.load_adapter(lora(tmp_path))
-    assert wearing(backend, "lora-mine").error is None
+    assert generate_with(backend, "lora-mine").error is None
     assert not [path for path, body, _ in standin.asked if "load" in path and body["lora_name"]]
     backend.unload_adapter("lora-mine")
 
 
-def test_ia3_has_no_path_on_vllm(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_vllm_refuses_ia3(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(loading(StandIn(saying("x")))).url)
     folder = ia3(tmp_path)
-    reason = backend.refuses(folder)
+    reason = backend.unsupported_reason(folder)
     assert reason.startswith("This engine serves LoRA adapters only; 'ia3-mine' is IA3:")
     with pytest.raises(AdapterError, match="serves LoRA adapters only"):
         backend.load_adapter(folder)
 
 
-def test_a_lora_that_vllm_refuses_is_told_before_it_is_sent(serve: Any, connect: Any, tmp_path: Path) -> None:
-    reason = connect(serve(loading(StandIn(saying("x")))).url).refuses(lora(tmp_path, rank=6))
-    assert "cannot wear 'lora-mine': rank r is 6 and vLLM's ranks are 8, 16" in reason
+def test_lora_unsupported_by_vllm_is_refused_before_loading(serve: Any, connect: Any, tmp_path: Path) -> None:
+    reason = connect(serve(loading(StandIn(saying("x")))).url).unsupported_reason(lora(tmp_path, rank=6))
+    assert "cannot use 'lora-mine': rank r is 6 and vLLM's ranks are 8, 16" in reason
 
 
-def test_a_server_that_loads_nothing_at_run_time_is_told_how(serve: Any, connect: Any, tmp_path: Path) -> None:
-    reason = connect(serve(StandIn(saying("x"), SERVED)).url).refuses(lora(tmp_path))
+def test_server_without_runtime_loading_names_the_option(serve: Any, connect: Any, tmp_path: Path) -> None:
+    reason = connect(serve(StandIn(saying("x"), SERVED)).url).unsupported_reason(lora(tmp_path))
     assert "does not list 'lora-mine' among its models: start it with that adapter (--lora-modules)" in reason
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in reason
 
 
-def test_a_folder_that_the_server_does_not_see_is_one_sentence(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_folder_invisible_to_the_server_gives_one_message(serve: Any, connect: Any, tmp_path: Path) -> None:
     def no(body: dict[str, Any]) -> Reply:
         return Reply(
             {"error": {"message": "Loading lora failed: No adapter found\nfor x"}}, 404 if body["lora_name"] else 400
@@ -139,32 +139,32 @@ def test_a_folder_that_the_server_does_not_see_is_one_sentence(serve: Any, conne
     assert "\n" not in str(caught.value)
 
 
-def test_llama_cpp_python_has_no_adapters_of_a_request(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_llama_cpp_python_refuses_adapters(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(StandIn(saying("x"), [{"id": "base.gguf", "owned_by": "me"}])).url)
-    assert "has no adapters that a request can choose" in backend.refuses(lora(tmp_path))
+    assert "has no adapters that requests can choose" in backend.unsupported_reason(lora(tmp_path))
 
 
-def test_a_strength_is_for_engines_that_have_one(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_scale_needs_a_server_that_supports_it(serve: Any, connect: Any, tmp_path: Path) -> None:
     folder = lora(tmp_path)
     vllm = connect(serve(loading(StandIn(saying("x")))).url)
-    assert "full strength only" in (vllm.refuses(folder, 0.5) or "")
+    assert "cannot scale adapters" in (vllm.unsupported_reason(folder, 0.5) or "")
     vllm.load_adapter(folder)
-    with pytest.raises(PromptOrTuneError, match="full strength only"):
-        wearing(vllm, "lora-mine", 0.5)
+    with pytest.raises(PromptOrTuneError, match="cannot scale adapters"):
+        generate_with(vllm, "lora-mine", 0.5)
     standin = serve(StandIn(saying("x"), OURS))
-    wearing(connect(standin.url), "ia3-mine", 0.5)
+    generate_with(connect(standin.url), "ia3-mine", 0.5)
     assert standin.bodies()[-1]["model"] == "ia3-mine*0.5"
 
 
-def test_our_own_server_serves_every_technique_that_it_lists(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_own_server_serves_all_listed_techniques(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(StandIn(saying("x"), OURS)).url)
     assert (backend.base.revision, backend.base.quantization) == (BASE.revision, "nf4")
     backend.load_adapter(ia3(tmp_path))
-    assert "does not list 'lora-mine'" in (backend.refuses(lora(tmp_path)) or "")
+    assert "does not list 'lora-mine'" in (backend.unsupported_reason(lora(tmp_path)) or "")
     assert store(tmp_path).open("ia3-mine", backend.base).name == "ia3-mine"
 
 
-def test_adapters_of_an_unknown_revision_name_the_way_out(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_unknown_revision_message_names_base_option(serve: Any, connect: Any, tmp_path: Path) -> None:
     backend = connect(serve(loading(StandIn(saying("x")))).url)
     lora(tmp_path)
     assert backend.base.revision == UNKNOWN
@@ -174,7 +174,7 @@ def test_adapters_of_an_unknown_revision_name_the_way_out(serve: Any, connect: A
     assert store(tmp_path).open("lora-mine", named.base).name == "lora-mine"
 
 
-def test_a_base_that_the_server_does_not_have_is_refused(serve: Any, connect: Any) -> None:
+def test_base_that_contradicts_the_server_is_refused(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), OURS))
     with pytest.raises(PromptOrTuneError, match="serves tiny/base and --base says other/base: name the base"):
         connect(standin.url, base="other/base")
@@ -186,7 +186,7 @@ def test_a_base_that_the_server_does_not_have_is_refused(serve: Any, connect: An
         connect(vllm.url, base="tiny/base")
 
 
-def test_llama_cpp_wears_nothing_that_was_not_asked_for(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_llama_cpp_applies_requested_adapters_only(serve: Any, connect: Any, tmp_path: Path) -> None:
     slots = [{"id": 0, "path": "/x/lora-mine.gguf", "scale": 1.0}, {"id": 1, "path": "other.gguf", "scale": 1.0}]
     pages: Any = {
         "/lora-adapters": Reply(slots),
@@ -197,28 +197,28 @@ def test_llama_cpp_wears_nothing_that_was_not_asked_for(serve: Any, connect: Any
     backend = connect(standin.url)
     assert backend.base.context_length == 1024
     assert backend.count_tokens("one two three") == 3
-    wearing(backend, None)
+    generate_with(backend, None)
     assert standin.bodies()[-1]["lora"] == [{"id": 0, "scale": 0.0}, {"id": 1, "scale": 0.0}]
     backend.load_adapter(lora(tmp_path))
-    wearing(backend, "lora-mine", 0.5)
+    generate_with(backend, "lora-mine", 0.5)
     assert standin.bodies()[-1]["lora"] == [{"id": 0, "scale": 0.5}, {"id": 1, "scale": 0.0}]
-    assert "convert it with convert_lora_to_gguf.py" in backend.refuses(lora(tmp_path, "lora-new"))
+    assert "convert it with convert_lora_to_gguf.py" in backend.unsupported_reason(lora(tmp_path, "lora-new"))
 
 
-def test_lorax_reads_the_folder_itself(serve: Any, connect: Any, tmp_path: Path) -> None:
+def test_lorax_gets_the_adapter_folder(serve: Any, connect: Any, tmp_path: Path) -> None:
     info = {"model_id": "tiny/base", "model_sha": BASE.revision, "max_total_tokens": 2048}
     standin = serve(StandIn(saying("x"), None, {"/info": Reply(info)}, logprobs=False))
     backend = connect(standin.url)
     assert (backend.base.id, backend.base.revision, backend.base.context_length) == ("tiny/base", BASE.revision, 2048)
     backend.load_adapter(lora(tmp_path))
-    wearing(backend, "lora-mine")
+    generate_with(backend, "lora-mine")
     body = standin.bodies()[-1]
     assert (body["model"], body["adapter_source"]) == (str(tmp_path / "lora-mine"), "local")
     assert "temperature" not in body
     assert "n" not in body
 
 
-def test_a_model_of_another_name_is_met_with_those_there_are(serve: Any, connect: Any) -> None:
+def test_unknown_model_message_lists_models(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), VLLM_MODELS))
     with pytest.raises(PromptOrTuneError, match="Unknown model of the server 'owner/bse': did you mean 'owner/base'"):
         connect(standin.url, model="owner/bse")

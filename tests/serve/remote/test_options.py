@@ -1,4 +1,4 @@
-"""The options that choose another engine, and the start with one."""
+"""Command-line options for remote servers, and an engine started with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.serve.remote.standin import VLLM_MODELS, StandIn, chunk, saying
 URL = "http://127.0.0.1:8000/v1"
 
 
-def test_a_server_is_named_with_its_model_and_the_variable_of_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_model_and_key_variable_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_KEY", " secret ")
     options = app.parse_options(
         ["--backend", "openai", "--url", URL, "--model", "owner/base", "--api-key-env", "SERVER_KEY"]
@@ -33,7 +33,7 @@ def test_a_server_is_named_with_its_model_and_the_variable_of_its_key(monkeypatc
     assert "secret" not in repr(options)
 
 
-def test_the_base_is_the_servers_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_defaults_to_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMPT_OR_TUNE_BASE", raising=False)
     remote = ["--backend", "openai", "--url", URL]
     assert app.parse_options(remote).model.base is None
@@ -52,7 +52,7 @@ def test_the_base_is_the_servers_unless_it_is_named(monkeypatch: pytest.MonkeyPa
         (["--backend", "openai", "--url", URL, "--api-key-env", "NO_SUCH_VARIABLE"], "is not set, or empty"),
     ],
 )
-def test_options_that_contradict_one_another_are_one_sentence(arguments: list[str], expected: str) -> None:
+def test_contradicting_options_give_one_message(arguments: list[str], expected: str) -> None:
     with pytest.raises(PromptOrTuneError, match=expected):
         app.parse_options(arguments)
 
@@ -69,7 +69,7 @@ def test_the_study_takes_the_same_options() -> None:
     assert sampling_params_from_options(given).mode == "greedy"
 
 
-def test_forty_callers_each_get_their_own_answer_and_whoever_goes_harms_nobody(serve: Any) -> None:
+def test_forty_callers_get_their_own_answers(serve: Any) -> None:
     def echo(body: dict[str, Any]) -> Any:
         said = re.findall(r"number (\d+)", body["prompt"])[-1]
         for piece in ("x", " = ", said, " "):

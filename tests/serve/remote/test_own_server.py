@@ -1,4 +1,4 @@
-"""Our own server in another process, behind the same engine: the same answers as the model here gives."""
+"""This project's server in another process gives the same answers as the local engine."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ PROBLEM = Problem("typed", "subtract two from x")
 
 
 class First:
-    """Finds the first examples near enough."""
+    """Example retriever that returns the first k examples."""
 
     def nearest(self, intent: str, k: int) -> list[Example]:
         return POOL[:k]
@@ -50,7 +50,7 @@ class First:
 
 @contextmanager
 def serving(base: Path, adapters: Path, home: Path) -> Iterator[str]:
-    """`python -m serve` in a process of its own; its address once it answers."""
+    """Start `python -m serve` in its own process and yield its address once it answers."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,7 +82,7 @@ def _healthy(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngine, LLMEngine, OpenAIBackend]]:
-    """The same base and adapters twice: here, and behind our own server."""
+    """The same base and adapters twice: in this process and behind this project's server."""
     root = tmp_path_factory.mktemp("own")
     base, adapters, home = make_base("llama", root / "tiny-llama"), root / "adapters", root / "home"
     home.mkdir()
@@ -102,12 +102,12 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLMEngin
 
 
 def ask(engine: LLMEngine, methods: list[str], decoding: SamplingParams) -> list[RequestOutput]:
-    """One call a method, so that neither side's batch depends on the other's timing."""
+    """Call each method separately, so that no batch depends on timing."""
     requests = [Request(PROBLEM, parse_method(name, engine.adapters())) for name in methods]
     return [engine.answer([request], decoding)[0] for request in requests]
 
 
-def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+def test_own_server_and_local_engine_give_equal_answers(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     here, there, _ = engines
     decoding = SamplingParams(max_new_tokens=12)
     ours, theirs = ask(here, METHODS, decoding), ask(there, METHODS, decoding)
@@ -121,7 +121,7 @@ def test_the_same_answers_whichever_way_the_rows_take(engines: tuple[LLMEngine, 
     assert len({answer.text for answer in theirs}) >= 6, "the adapters bend nothing"
 
 
-def test_all_methods_at_once_are_answered_apart(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+def test_all_methods_at_once(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     _, there, _ = engines
     requests = [Request(PROBLEM, parse_method(name, there.adapters())) for name in METHODS]
     answers = there.answer(requests, SamplingParams("sample", max_new_tokens=6, candidates=2, seed=3))
@@ -129,7 +129,7 @@ def test_all_methods_at_once_are_answered_apart(engines: tuple[LLMEngine, LLMEng
     assert all(len(answer.samples) == 2 for answer in answers)
 
 
-def test_what_the_server_says_of_itself_is_believed(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
+def test_server_identity_is_used(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:
     here, there, remote = engines
     assert (there.base.id, there.base.revision) == (here.base.id, here.base.revision)
     assert there.base.quantization == here.base.quantization == "none"

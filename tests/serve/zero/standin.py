@@ -1,8 +1,8 @@
-"""A stand-in for the package `spaces` as ZeroGPU has it: what it decorates really runs in a forked process.
+"""Stand-in for ZeroGPU's package `spaces`: decorated functions run in a forked process.
 
 Modelled on spaces 0.51.3 (zero/wrappers.py, `generator_function_wrapper`): arguments and results are pickled, a process
-is used again while it lives, threads that were there before the fork are gone, the function runs in a thread of its
-own, of an exception only its class's name comes back, and closing the generator is noticed at its next result.
+is reused while it lives, threads from before the fork do not exist, the function runs in its own thread, only the class
+name of an exception is returned, and closing the generator takes effect at its next result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ASKS = contextvars.ContextVar("asks", default="")
 
 
 class WorkerError(Exception):
-    """What is raised where a forked process fails or dies; its module is named as Gradio's, as in the real package."""
+    """Raised when a forked process fails or dies; its module name is that of Gradio, as in the real package."""
 
     __module__ = "gradio.exceptions"
 
@@ -31,7 +31,7 @@ class WorkerError(Exception):
 
 
 class Spaces:
-    """Decorates as `spaces` does. `refuses` is raised at every call; `asked` holds who asked and for how long."""
+    """Decorates like `spaces`. `refuses` is raised at every call; `asked` records callers and requested seconds."""
 
     def __init__(self) -> None:
         self.refuses: Exception | None = None

@@ -1,15 +1,13 @@
-"""Adapter application for one batch layout.
+"""Application of adapters to the rows of a batch: patches for the fused forward, hooks for transformers' forward.
 
-What the places of one forward wear, sorted by the product that it changes.
+`BatchedAdapters` prepares the adapters of one batch layout for `FusedLlama.forward`; it is made once per layout and
+used for every step until sequences or slots change.
 
-Made once for an arrangement of lines and used for every step until the arrangement changes.
-
-Adapters by the row on a base whose own forward computes: hooks that exist for one forward only.
-
-PEFT wraps the base's layers and calls `state_dict()` when it loads or removes an adapter; on a quantized CPU base
-that ruins the weights (see loading.py), and it refuses adapters of several kinds in one model. Here the base keeps its
-modules: a hook changes the rows that wear an adapter. So base rows are exactly what the bare base computes, and
-adapters come and go without a trace. Bases that can be fused need none of this (fused_state.py).
+`adapter_hooks` does the same for bases that cannot be fused, with module hooks that exist during one forward. PEFT is
+not used: it wraps the base's layers and calls `state_dict()` when it loads or removes an adapter, which breaks a
+quantized base on a CPU (see models/loader.py), and it refuses adapters of several techniques in one model. With hooks
+the base's modules stay unchanged, rows without an adapter are exactly the bare base's, and loading or unloading an
+adapter changes nothing in the model.
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
 
-# Places of one line, and what they wear.
+# Rows of one sequence in a forward, and their adapter.
 TokenSpan = tuple[slice, AppliedAdapter]
 
 
 @dataclass(frozen=True)
 class _SpanPatch:
-    """A delta of one layer for some rows; `columns` are the layer's share of its fused product."""
+    """One layer of an adapter for some rows; `columns` are the module's outputs within its fused projection."""
 
     rows: slice
     columns: slice
@@ -46,7 +44,10 @@ class _SpanPatch:
 
 
 class BatchedAdapters:
-    """The changes of one arrangement, ready for `FusedLlama.forward`."""
+    """Implements LayerPatch (fused_llama.py) for one batch layout.
+
+    LoRA layers go through the memory pool's batched products; DoRA and IA3 layers are applied span by span.
+    """
 
     def __init__(
         self,
@@ -55,76 +56,90 @@ class BatchedAdapters:
         projections: Mapping[str, FusedProjection],
         modules: Mapping[str, torch.nn.Module],
     ) -> None:
-        grids = _batch_infos(spans, lora_pool)
-        made = {name: [lora_pool.make_delta_fn(name, grid) for grid in grids] for name in projections} if grids else {}
-        self._lora_delta_fns = {name: [one for one in ready if one is not None] for name, ready in made.items()}
+        batch_infos = _batch_infos(spans, lora_pool)
+        delta_fns_by_projection = (
+            {name: [lora_pool.make_delta_fn(name, batch_info) for batch_info in batch_infos] for name in projections}
+            if batch_infos
+            else {}
+        )
+        self._lora_delta_fns = {
+            name: [delta_fn for delta_fn in delta_fns if delta_fn is not None]
+            for name, delta_fns in delta_fns_by_projection.items()
+        }
         self._input_patches: dict[str, list[_SpanPatch]] = {}
         self._output_patches: dict[str, list[_SpanPatch]] = {}
-        homes = {module: (site, number) for site in projections.values() for number, module in enumerate(site.modules)}
-        for rows, worn in _merge_spans(spans):
-            for module, delta in worn.adapter.layers.items():
-                if isinstance(delta, LoraLayer):
+        projection_of_module = {
+            module: (projection, index)
+            for projection in projections.values()
+            for index, module in enumerate(projection.modules)
+        }
+        for rows, applied in _merge_spans(spans):
+            for module, layer in applied.adapter.layers.items():
+                if isinstance(layer, LoraLayer):
                     continue
-                site, number = homes[module]
-                starts = [0, *accumulate(site.linear.output_sizes)]
-                change = _SpanPatch(
-                    rows, slice(starts[number], starts[number + 1]), delta.scaled(worn.scale), modules[module]
+                projection, index = projection_of_module[module]
+                starts = [0, *accumulate(projection.linear.output_sizes)]
+                patch = _SpanPatch(
+                    rows, slice(starts[index], starts[index + 1]), layer.scaled(applied.scale), modules[module]
                 )
-                # Layers that share a product read the same input: where one of them must read another, it computes
-                # its own, after the product.
-                alone = len(site.modules) == 1
-                kind = self._input_patches if delta.changes_inputs and alone else self._output_patches
-                kind.setdefault(site.name, []).append(change)
+                # The modules of a fused projection read the same input. A module whose input is changed (IA3 in a
+                # feed-forward layer) computes its own outputs again, after the fused product.
+                is_alone = len(projection.modules) == 1
+                patches = self._input_patches if layer.changes_inputs and is_alone else self._output_patches
+                patches.setdefault(projection.name, []).append(patch)
 
     def change_inputs(self, projection: str, x: torch.Tensor) -> torch.Tensor:
-        """What the product shall read instead of `x`."""
-        changes = self._input_patches.get(projection)
-        if changes is None:
+        """Return the projection's input with the patches applied; `x` itself when there are none."""
+        patches = self._input_patches.get(projection)
+        if patches is None:
             return x
         x = x.clone()
-        for change in changes:
-            change.layer.change_inputs(x[change.rows])
+        for patch in patches:
+            patch.layer.change_inputs(x[patch.rows])
         return x
 
     def change_outputs(self, projection: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Changes, in place, what the product has computed of `x`."""
-        for change_low_rank in self._lora_delta_fns.get(projection, ()):
-            change_low_rank(x, y)
-        for change in self._output_patches.get(projection, ()):
-            rows, columns = change.rows, change.columns
-            if change.layer.changes_inputs:
-                read = x[rows].clone()
-                change.layer.change_inputs(read)
-                y[rows, columns] = change.module(read)
+        """Change, in place, the projection's output `y` for input `x`."""
+        for add_delta in self._lora_delta_fns.get(projection, ()):
+            add_delta(x, y)
+        for patch in self._output_patches.get(projection, ()):
+            rows, columns = patch.rows, patch.columns
+            if patch.layer.changes_inputs:
+                inputs_copy = x[rows].clone()
+                patch.layer.change_inputs(inputs_copy)
+                y[rows, columns] = patch.module(inputs_copy)
             else:
-                change.layer.change_outputs(x[rows], y[rows, columns])
+                patch.layer.change_outputs(x[rows], y[rows, columns])
 
 
 def _batch_infos(spans: Sequence[TokenSpan], lora_pool: LoRAMemoryPool) -> list[LoRABatchInfo]:
-    """Single places share one grid; a line with many places has its own, without the padding of a grid."""
-    low_rank = [(rows, worn) for rows, worn in spans if worn.adapter.lora_layers]
-    single = [(rows.start, worn) for rows, worn in low_rank if rows.stop - rows.start == 1]
-    grid = lora_pool.decode_batch_info(single)
-    several = [(rows, worn) for rows, worn in low_rank if rows.stop - rows.start > 1]
+    """Return one info for all spans of a single row (decoding), and one for each longer span (prefill).
+
+    A prefill span in the common grid would pad all other slots to its length.
+    """
+    lora_spans = [(rows, applied) for rows, applied in spans if applied.adapter.lora_layers]
+    decode_rows = [(rows.start, applied) for rows, applied in lora_spans if rows.stop - rows.start == 1]
+    batch_info = lora_pool.decode_batch_info(decode_rows)
+    prefill_spans = [(rows, applied) for rows, applied in lora_spans if rows.stop - rows.start > 1]
     return [
-        *([] if grid is None else [grid]),
-        *(lora_pool.prefill_batch_info(rows, worn) for rows, worn in _merge_spans(several)),
+        *([] if batch_info is None else [batch_info]),
+        *(lora_pool.prefill_batch_info(rows, applied) for rows, applied in _merge_spans(prefill_spans)),
     ]
 
 
 def _merge_spans(spans: Sequence[TokenSpan]) -> list[TokenSpan]:
-    """Neighbours that wear the same as one span."""
+    """Join adjacent spans with the same adapter and scale."""
     merged: list[TokenSpan] = []
-    for rows, worn in spans:
-        if merged and merged[-1][0].stop == rows.start and _same_adapter(merged[-1][1], worn):
-            merged[-1] = (slice(merged[-1][0].start, rows.stop), worn)
+    for rows, applied in spans:
+        if merged and merged[-1][0].stop == rows.start and _same_adapter(merged[-1][1], applied):
+            merged[-1] = (slice(merged[-1][0].start, rows.stop), applied)
         else:
-            merged.append((rows, worn))
+            merged.append((rows, applied))
     return merged
 
 
-def _same_adapter(one: AppliedAdapter, other: AppliedAdapter) -> bool:
-    return one.adapter is other.adapter and one.scale == other.scale
+def _same_adapter(first: AppliedAdapter, second: AppliedAdapter) -> bool:
+    return first.adapter is second.adapter and first.scale == second.scale
 
 
 _SpanLayer = tuple[slice, AdapterLayer]
@@ -134,13 +149,13 @@ _SpanLayer = tuple[slice, AdapterLayer]
 def adapter_hooks(
     modules: Mapping[str, torch.nn.Module], applied_adapters: Sequence[AppliedAdapter | None]
 ) -> Iterator[None]:
-    """For the length of the block, row i of what the modules compute wears `worn[i]`."""
+    """Apply `applied_adapters[i]` to row i of all modules for the duration of the block."""
     handles: list[RemovableHandle] = []
     try:
-        for name, changes in _layers_by_module(applied_adapters).items():
-            handles.append(modules[name].register_forward_hook(_output_hook(changes)))
-            if any(delta.changes_inputs for _, delta in changes):
-                handles.append(modules[name].register_forward_pre_hook(_input_hook(changes)))
+        for name, patches in _layers_by_module(applied_adapters).items():
+            handles.append(modules[name].register_forward_hook(_output_hook(patches)))
+            if any(layer.changes_inputs for _, layer in patches):
+                handles.append(modules[name].register_forward_pre_hook(_input_hook(patches)))
         yield
     finally:
         for handle in handles:
@@ -148,34 +163,34 @@ def adapter_hooks(
 
 
 def _layers_by_module(applied_adapters: Sequence[AppliedAdapter | None]) -> dict[str, list[_SpanLayer]]:
-    """Module name -> what changes there; neighbours that wear the same share one product."""
-    found: dict[str, list[_SpanLayer]] = {}
+    """Return by module name the layers to apply; adjacent rows with the same adapter share one span."""
+    layers_by_module: dict[str, list[_SpanLayer]] = {}
     start = 0
     for end in range(1, len(applied_adapters) + 1):
         if end == len(applied_adapters) or applied_adapters[end] != applied_adapters[start]:
-            one = applied_adapters[start]
-            if one is not None:
-                for name, delta in one.adapter.layers.items():
-                    found.setdefault(name, []).append((slice(start, end), delta.scaled(one.scale)))
+            first = applied_adapters[start]
+            if first is not None:
+                for name, layer in first.adapter.layers.items():
+                    layers_by_module.setdefault(name, []).append((slice(start, end), layer.scaled(first.scale)))
             start = end
-    return found
+    return layers_by_module
 
 
 def _input_hook(layers: Sequence[_SpanLayer]) -> Any:
     def change_inputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        # A copy: other layers may read the same tensor.
-        changed = inputs[0].clone()
-        for rows, delta in layers:
-            delta.change_inputs(changed[rows])
-        return changed, *inputs[1:]
+        # A copy, because other modules may read the same tensor.
+        inputs_copy = inputs[0].clone()
+        for rows, layer in layers:
+            layer.change_inputs(inputs_copy[rows])
+        return inputs_copy, *inputs[1:]
 
     return change_inputs
 
 
 def _output_hook(layers: Sequence[_SpanLayer]) -> Any:
     def change_outputs(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        for rows, delta in layers:
-            # In place: the base's output of the other rows is left bit for bit as it is.
-            delta.change_outputs(inputs[0][rows], output[rows])
+        for rows, layer in layers:
+            # In place, so that the output of the other rows stays bit for bit the base's.
+            layer.change_outputs(inputs[0][rows], output[rows])
 
     return change_outputs

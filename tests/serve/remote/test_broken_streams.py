@@ -1,4 +1,4 @@
-"""Streams that break, stall, flood or are garbage: one sentence each, and no row harms another."""
+"""Streams that break, stall, flood or are invalid: each gives one message, and no row affects another."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from serve.backends.remote.stream import Timeouts
 from serve.types import Row, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import DONE, VLLM_MODELS, StandIn, chunk, event, saying
-from tests.serve.remote.test_refusals import one_sentence
-from tests.serve.remote.test_rows import GREEDY, PLAIN, answer, finish
+from tests.serve.remote.test_client import one_sentence
+from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
 
 def by_prompt(**streams: Any) -> Any:
-    """A stream chosen by the first word of the prompt."""
+    """Return a stream that is chosen by the first word of the prompt."""
     return lambda body: streams[body["prompt"].split()[0]](body)
 
 
-def test_a_connection_that_was_gone_is_tried_once_more(serve: Any, connect: Any) -> None:
+def test_lost_connection_is_retried_once(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), VLLM_MODELS))
     backend = connect(standin.url)
     standin.drops = 1
@@ -31,7 +31,7 @@ def test_a_connection_that_was_gone_is_tried_once_more(serve: Any, connect: Any)
     assert standin.drops == 0
 
 
-def test_what_comes_behind_an_answer_is_not_waited_for(serve: Any, connect: Any) -> None:
+def test_data_after_a_finished_answer_is_not_awaited(serve: Any, connect: Any) -> None:
     def lingering(body: dict[str, Any]) -> Any:
         yield chunk("x", 0, "stop")
         for _ in range(200):
@@ -74,30 +74,28 @@ def silent(body: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("stream", "expected"),
     [
-        (cut, "ended in the middle"),
+        (cut, "in the middle of the answer"),
         (garbage, "does not speak OpenAI's stream (it sent HTTP/1.1 nonsense)"),
         (broken_json, "does not speak OpenAI's stream"),
         (says_error, "(out of memory)"),
         (silent, "was silent for too long"),
     ],
 )
-def test_a_stream_that_breaks_keeps_what_was_said_and_says_so(
-    serve: Any, connect: Any, stream: Any, expected: str
-) -> None:
+def test_broken_stream_keeps_partial_text_and_reports_it(serve: Any, connect: Any, stream: Any, expected: str) -> None:
     standin = serve(StandIn(by_prompt(bad=stream, good=saying("x")), VLLM_MODELS))
-    batch = connect(standin.url, patience=Timeouts(first_token=1, between_tokens=0.3)).open_batch("step")
+    batch = connect(standin.url, timeouts=Timeouts(first_token=1, between_tokens=0.3)).open_batch("step")
     batch.add(0, Row("bad", PLAIN), GREEDY)
     batch.add(1, Row("good", PLAIN), GREEDY)
     ends, _ = finish(batch)
     sentence = one_sentence(ends[0].error or "")
     assert expected in sentence
-    assert sentence.endswith("what it had said before is kept, half an answer.")
+    assert sentence.endswith("the text received before is kept as a partial answer.")
     assert ends[0].candidates[0].text.startswith("half")
     assert ends[1].error is None
     assert ends[1].candidates[0].code == "x"
 
 
-def test_a_server_that_never_begins_is_given_up_on(serve: Any, connect: Any) -> None:
+def test_server_without_first_token_times_out(serve: Any, connect: Any) -> None:
     def never(body: dict[str, Any]) -> Any:
         for _ in range(100):
             time.sleep(0.05)
@@ -105,13 +103,13 @@ def test_a_server_that_never_begins_is_given_up_on(serve: Any, connect: Any) -> 
 
     standin = serve(StandIn(never, VLLM_MODELS))
     began = time.monotonic()
-    end = answer(connect(standin.url, patience=Timeouts(first_token=0.3)))
+    end = answer(connect(standin.url, timeouts=Timeouts(first_token=0.3)))
     assert "was silent for too long" in one_sentence(end.error or "")
     assert end.candidates == ()
     assert time.monotonic() - began < 3
 
 
-def test_a_server_that_goes_on_for_ever_is_cut_at_the_limit_of_tokens(serve: Any, connect: Any) -> None:
+def test_endless_stream_is_cut_at_max_tokens(serve: Any, connect: Any) -> None:
     def endless(body: dict[str, Any]) -> Any:
         while True:
             yield chunk("x", logprob=-0.1)
@@ -137,7 +135,7 @@ def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
             yield piece
 
     end = answer(
-        connect(serve(StandIn(flood, VLLM_MODELS)).url, patience=Timeouts(first_token=5)),
+        connect(serve(StandIn(flood, VLLM_MODELS)).url, timeouts=Timeouts(first_token=5)),
         SamplingParams(max_new_tokens=4),
     )
     assert end.error is not None or end.candidates[0].finish == "length"
@@ -148,7 +146,7 @@ def test_floods_are_cut_off(serve: Any, connect: Any, piece: bytes) -> None:
     "choices",
     [None, 7, [7], [{"index": -1, "text": "x"}], [{"index": 99, "text": "x"}], [{"index": "0", "text": "x"}], [{}]],
 )
-def test_choices_that_are_none_are_passed_over(serve: Any, connect: Any, choices: Any) -> None:
+def test_invalid_choices_are_skipped(serve: Any, connect: Any, choices: Any) -> None:
     def odd(body: dict[str, Any]) -> Any:
         yield event({"choices": choices, "usage": 7})
         yield event({"choices": [{"index": 0, "text": 5, "logprobs": {"tokens": 3, "token_logprobs": [None]}}]})
@@ -161,12 +159,12 @@ def test_choices_that_are_none_are_passed_over(serve: Any, connect: Any, choices
     assert end.candidates[0].code == "x"
 
 
-def test_a_server_that_does_not_stream_is_named(serve: Any, connect: Any) -> None:
+def test_server_that_does_not_stream_gives_an_error(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a"), VLLM_MODELS, content_type="application/json"))
     assert "does not stream" in one_sentence(answer(connect(standin.url)).error or "")
 
 
-def test_characters_that_come_in_pieces_are_put_together(serve: Any, connect: Any) -> None:
+def test_split_characters_are_joined(serve: Any, connect: Any) -> None:
     whole = event({"choices": [{"index": 0, "text": "größe = '→'", "finish_reason": "stop"}]}).decode()
     raw = whole.encode().replace(b"\\u00f6", "ö".encode()).replace(b"\\u00df", "ß".encode())
 

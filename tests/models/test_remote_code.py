@@ -1,4 +1,4 @@
-"""Code that a base brings: run with the flag and a pinned revision only, and then truly run."""
+"""Code of base models: it runs only with the option and a pinned revision."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _silent(_: str) -> None:
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where code that runs leaves its mark; what transformers copies of it goes away with the test."""
+    """Return the file that a base's code writes when it runs; transformers' copy of the code is temporary."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
@@ -75,17 +75,17 @@ def _logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["codegen", "codegen2-own"])
 def test_nothing_runs_without_the_flag(tmp_path: Path, mark: Path, kind: str) -> None:
-    """Neither where transformers has a class of that name, nor where it has none."""
+    """With and without a class of that model type in transformers."""
     base = make_own_code_base(tmp_path / "base", mark, kind)
     assert _refused(base, trusted=False) == (
-        "The base 'base' runs only with code of its own (configuration_own.py, modeling_own.py), which is not run "
-        "unasked: read it, and if you trust it start with --trust-remote-code."
+        "The base 'base' needs code of its own (configuration_own.py, modeling_own.py), which is not run "
+        "by default: read it, and if you trust it start with --trust-remote-code."
     )
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("kind", ["codegen", "codegen2-own"])
-def test_with_the_flag_it_is_this_code_that_answers(tmp_path: Path, mark: Path, kind: str) -> None:
+def test_with_the_flag_the_base_runs_its_own_code(tmp_path: Path, mark: Path, kind: str) -> None:
     base = make_own_code_base(tmp_path / "base", mark, kind)
     loaded = _load(base, trusted=True)
     assert set(mark.read_text().split()) == {"configuration", "model"}
@@ -95,7 +95,7 @@ def test_with_the_flag_it_is_this_code_that_answers(tmp_path: Path, mark: Path, 
     assert not torch.allclose(_logits(loaded.model), _logits(native), atol=0.1)
 
 
-def test_the_modules_of_each_technique_are_codegens(own: Path) -> None:
+def test_target_modules_are_those_of_codegen(own: Path) -> None:
     identity = _load(own, trusted=True).identity
     assert attention_target_modules(identity) == ["out_proj", "qkv_proj"]
     assert paper_lora_target_modules(identity) == ["qkv_proj"]
@@ -112,7 +112,7 @@ def test_an_adapter_is_served_on_it(tmp_path: Path, own: Path, quantization: str
     assert "finite, and not what the base says alone" in smoke_test_adapter(folder, place, _silent)
 
 
-def test_a_hub_base_says_what_to_pin(hub: Hub, mark: Path) -> None:
+def test_hub_base_message_names_the_commit_to_pin(hub: Hub, mark: Path) -> None:
     pinned = f"someone/own@{hub.commit('someone/own')}"
     assert _refused("someone/own", trusted=False).endswith(f"start with --trust-remote-code --base {pinned}.")
     assert _refused(pinned, trusted=False).endswith(f"start with --trust-remote-code --base {pinned}.")
@@ -120,7 +120,7 @@ def test_a_hub_base_says_what_to_pin(hub: Hub, mark: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", ["", "@main", "@v1", "@{short}", "@{upper}"])
-def test_a_hub_base_is_trusted_at_a_whole_commit_only(hub: Hub, mark: Path, revision: str) -> None:
+def test_hub_base_is_trusted_at_a_full_commit_only(hub: Hub, mark: Path, revision: str) -> None:
     commit = hub.commit("someone/own")
     base = "someone/own" + revision.format(short=commit[:12], upper=commit.upper())
     assert _refused(base, trusted=True) == (
@@ -138,7 +138,7 @@ def test_a_pinned_hub_base_runs(hub: Hub, mark: Path) -> None:
     assert mark.exists()
 
 
-def test_code_of_another_repository_cannot_be_pinned(own: Path, mark: Path) -> None:
+def test_code_of_another_repository_is_refused(own: Path, mark: Path) -> None:
     values = json.loads((own / "config.json").read_text())
     values["auto_map"]["AutoModelForCausalLM"] = "someone/else--modeling_own.CodeGenForCausalLM"
     (own / "config.json").write_text(json.dumps(values))
@@ -152,23 +152,23 @@ def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -
     values = json.loads((base / "tokenizer_config.json").read_text())
     values |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
     (base / "tokenizer_config.json").write_text(json.dumps(values))
-    assert "code of its own (tokenization_own.py), which is not run unasked" in _refused(base, trusted=False)
+    assert "code of its own (tokenization_own.py), which is not run by default" in _refused(base, trusted=False)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("error", "says"),
     [
         ("import transformers.utils.model_parallel_utils", "ModuleNotFoundError: No module named"),
         ("raise AttributeError('is_gone')", "AttributeError: is_gone"),
         ("CodeGenModel.forward = lambda self, *_, **__: self.get_head_mask(None, 2)", "get_head_mask"),
     ],
 )
-def test_code_written_for_other_libraries_is_one_sentence(own: Path, error: str, says: str) -> None:
+def test_broken_code_gives_one_message(own: Path, error: str, says: str) -> None:
     with (own / "modeling_own.py").open("a") as file:
         file.write(f"\n{error}\n")
     sentence = _refused(own, trusted=True)
-    assert sentence.startswith("The base 'own' does not run with the code that it brings and transformers 5.")
+    assert sentence.startswith("The base 'own' does not run with its own code and transformers 5.")
     assert says in sentence
     assert sentence.endswith("look for a newer revision of it.")
 

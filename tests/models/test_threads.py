@@ -1,4 +1,4 @@
-"""Threads beside the one that runs the model keep no team of OpenMP threads, which would slow every step of it."""
+"""OpenMP thread pools: threads beside the one that runs the model keep none, because it would slow each step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _threads() -> int:
 
 
 def _settled() -> int:
-    """Their number once those that end have ended."""
+    """Return the number of threads once ending ones have ended."""
     seen = [_threads()]
     while len(seen) < 10 or len(set(seen[-10:])) > 1:
         time.sleep(0.005)
@@ -33,7 +33,7 @@ def _settled() -> int:
 
 
 def _in_a_thread(work: Callable[[], None]) -> int:
-    """How many threads more there are while a thread that has done `work` is still there."""
+    """Return the number of additional threads while a thread that has run `work` still exists."""
     found: list[int] = []
 
     def run() -> None:
@@ -51,7 +51,7 @@ def _multiply() -> None:
     torch.ones(512, 512) @ torch.ones(512, 512)
 
 
-def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
+def test_thread_pool_stays_until_released() -> None:
     assert _in_a_thread(_multiply) >= 1, "torch made no team, so this test would prove nothing"
 
     def alone() -> None:
@@ -69,7 +69,7 @@ def test_a_thread_that_calls_torch_keeps_a_team_unless_it_lets_it_go() -> None:
     assert _in_a_thread(lets_go) == 0
 
 
-def test_embedding_an_intent_leaves_no_team_behind() -> None:
+def test_embedding_leaves_no_thread_pool() -> None:
     embedder = Embedder()
     embedder.embed(["warm up"])
 

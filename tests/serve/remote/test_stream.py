@@ -1,4 +1,4 @@
-"""Rows as streams of another server: what they say, where they end, and that each is its own."""
+"""Rows as streams of a remote server: text, end, samples, log-probabilities, concurrency and cancel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREEDY = SamplingParams(max_new_tokens=32)
 
 
 def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, RowOutput], list[PartialOutput]]:
-    """Steps until every row is done."""
+    """Step until every row has ended."""
     ends: dict[int, RowOutput] = {}
     grown: list[PartialOutput] = []
     until = time.monotonic() + seconds
@@ -40,7 +40,7 @@ def answer(backend: Any, decoding: SamplingParams = GREEDY, style: Any = PLAIN, 
     return finish(batch)[0][0]
 
 
-def test_a_row_grows_and_ends_as_it_was_said(serve: Any, connect: Any) -> None:
+def test_row_streams_and_ends(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x", " = ", "1", delay=0.02, logprob=-0.25), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
     batch.add(7, Row("### Instruction:\nadd", PLAIN), GREEDY)
@@ -54,7 +54,7 @@ def test_a_row_grows_and_ends_as_it_was_said(serve: Any, connect: Any) -> None:
     assert ends[7].seconds > 0
 
 
-def test_greedy_asks_for_the_likeliest_token_and_switches_off_what_the_server_adds(serve: Any, connect: Any) -> None:
+def test_greedy_request_switches_off_server_samplers(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("1"), VLLM_MODELS))
     answer(connect(standin.url), SamplingParams(max_new_tokens=9, stop=("\n\n",)), prompt="exactly\nthis ")
     (body,) = standin.bodies()
@@ -65,7 +65,7 @@ def test_greedy_asks_for_the_likeliest_token_and_switches_off_what_the_server_ad
     assert "seed" not in body
 
 
-def test_our_own_rule_ends_an_answer_and_closes_its_stream(serve: Any, connect: Any) -> None:
+def test_answer_end_closes_the_stream(serve: Any, connect: Any) -> None:
     def fenced(body: dict[str, Any]) -> Any:
         yield from (chunk(piece) for piece in ("x = 1", "\n", "```", "\n", "Now"))
         for _ in range(1000):
@@ -83,7 +83,7 @@ def test_our_own_rule_ends_an_answer_and_closes_its_stream(serve: Any, connect: 
     assert standin.cut == 1, "the server was left generating"
 
 
-def test_tokens_are_the_servers_count_even_where_we_cut(serve: Any, connect: Any) -> None:
+def test_token_count_is_the_servers_even_when_cut(serve: Any, connect: Any) -> None:
     def merged(body: dict[str, Any]) -> Any:
         for tokens, piece in ((4, "x = 1"), (7, "\n```\nNow"), (9, " chatter")):
             choice = {"index": 0, "text": piece, "finish_reason": None}
@@ -95,13 +95,13 @@ def test_tokens_are_the_servers_count_even_where_we_cut(serve: Any, connect: Any
     assert standin.bodies()[0]["stream_options"] == {"include_usage": True, "continuous_usage_stats": True}
 
 
-def test_a_stop_string_ends_raw_text_even_where_the_server_does_not_know_it(serve: Any, connect: Any) -> None:
+def test_stop_string_ends_raw_text_without_server_support(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("one", " tw", "o STOP", " three"), VLLM_MODELS))
     end = answer(connect(standin.url), SamplingParams(stop=("STOP",)), style=None)
     assert (end.candidates[0].text, end.candidates[0].code) == ("one two ", "one two ")
 
 
-def test_samples_come_in_one_call_with_their_seed(serve: Any, connect: Any) -> None:
+def test_samples_use_one_call_with_n(serve: Any, connect: Any) -> None:
     def stream(body: dict[str, Any]) -> Any:
         for index in range(body["n"]):
             yield chunk(f"x = {index % 2}", index, logprob=-1.0)
@@ -119,7 +119,7 @@ def test_samples_come_in_one_call_with_their_seed(serve: Any, connect: Any) -> N
     assert {"n": 3, "temperature": 0.7, "top_p": 0.9, "seed": 11}.items() <= body.items()
 
 
-def test_an_unknown_server_gets_a_call_a_sample_each_with_its_own_seed(serve: Any, connect: Any) -> None:
+def test_unknown_server_gets_one_call_per_sample(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a"), [{"id": "m"}]))
     end = answer(connect(standin.url), SamplingParams("sample", candidates=3, seed=5))
     assert sorted(body["seed"] for body in standin.bodies()) == [5, 6, 7]
@@ -134,7 +134,7 @@ def test_beam_search_is_refused_in_one_sentence(serve: Any, connect: Any) -> Non
     assert len(batch) == 0
 
 
-def test_rows_run_beside_one_another_and_join_at_any_time(serve: Any, connect: Any) -> None:
+def test_rows_run_concurrently_and_join_at_any_time(serve: Any, connect: Any) -> None:
     def stream(body: dict[str, Any]) -> Any:
         for piece in body["prompt"]:
             time.sleep(0.01)
@@ -143,7 +143,7 @@ def test_rows_run_beside_one_another_and_join_at_any_time(serve: Any, connect: A
 
     standin = serve(StandIn(stream, VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
-    assert batch.joins
+    assert batch.supports_continuous_batching
     prompts = [f"row {number} says so" for number in range(12)]
     for key, prompt in enumerate(prompts[:6]):
         batch.add(key, Row(prompt, None), GREEDY)
@@ -165,7 +165,7 @@ def test_llama_cpp_python_is_sent_one_row_at_a_time(serve: Any, connect: Any) ->
     assert standin.most_open == 1
 
 
-def test_cancel_frees_the_row_at_once_and_keeps_what_it_said(serve: Any, connect: Any) -> None:
+def test_cancel_closes_the_stream_and_keeps_the_text(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying(*["word "] * 1000, delay=0.01), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
     batch.add(0, Row("p", None), SamplingParams(max_new_tokens=2000))
@@ -186,7 +186,7 @@ def test_cancel_frees_the_row_at_once_and_keeps_what_it_said(serve: Any, connect
     assert standin.cut == 2
 
 
-def test_generate_runs_rows_to_their_end_and_stops_when_told(serve: Any, connect: Any) -> None:
+def test_generate_runs_to_the_end_and_can_be_cancelled(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying(*["word "] * 500, delay=0.01), VLLM_MODELS))
     cancel = threading.Event()
     ends = []
@@ -199,7 +199,7 @@ def test_generate_runs_rows_to_their_end_and_stops_when_told(serve: Any, connect
     assert all(end.cancelled for end in ends)
 
 
-def test_log_probabilities_come_with_their_neighbours(serve: Any, connect: Any) -> None:
+def test_top_logprobs_are_parsed(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a", "b", logprob=-0.5), VLLM_MODELS))
     end = answer(connect(standin.url), SamplingParams(top_logprobs=2), style=None)
     assert [(token.token, token.logprob, token.top) for token in end.candidates[0].token_logprobs] == [
@@ -209,7 +209,7 @@ def test_log_probabilities_come_with_their_neighbours(serve: Any, connect: Any) 
     assert standin.bodies()[0]["logprobs"] == 2
 
 
-def test_a_server_that_refuses_log_probabilities_is_asked_without(serve: Any, connect: Any) -> None:
+def test_server_refusing_logprobs_is_used_without(serve: Any, connect: Any) -> None:
     standin = StandIn(saying("a"), VLLM_MODELS)
 
     def whole(body: dict[str, Any]) -> Reply | None:
@@ -220,5 +220,5 @@ def test_a_server_that_refuses_log_probabilities_is_asked_without(serve: Any, co
     standin.pages["/v1/completions"] = whole  # type: ignore[assignment]
     end = answer(connect(serve(standin).url), SamplingParams("sample", candidates=2))
     assert end.error is None
-    assert end.notes[-1] == "This engine did not tell all log-probabilities: those that are missing stand as 0."
+    assert end.notes[-1] == "This engine did not send all log-probabilities: the missing ones count as 0."
     assert "logprobs" not in standin.bodies()[-1]

@@ -1,4 +1,4 @@
-"""The peak that is measured: of this process, since it was asked to start."""
+"""Peak memory of this process since the start of a measurement."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MEGABYTE = 2**20
 
 
 def _fill(megabytes: int) -> bytearray:
-    """Written pages, not only promised ones."""
+    """Return memory whose pages are written, not only reserved."""
     return bytearray(b"\1") * (megabytes * MEGABYTE)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Elsewhere the peak cannot be forgotten.")
-def test_a_peak_is_seen_after_it_has_passed_and_forgotten_when_asked() -> None:
+def test_peak_is_remembered_and_reset() -> None:
     peak = PeakMemory("cpu")
     if not peak.start():
         pytest.skip("This system lets no process forget its peak.")
@@ -33,13 +33,13 @@ def test_a_peak_is_seen_after_it_has_passed_and_forgotten_when_asked() -> None:
     assert peak.bytes() - before < 60 * MEGABYTE
 
 
-def test_the_peak_is_at_least_what_is_resident() -> None:
+def test_peak_is_at_least_the_resident_size() -> None:
     block = _fill(50)
     assert PeakMemory("cpu").bytes() >= psutil.Process().memory_info().rss - MEGABYTE
     assert len(block) == 50 * MEGABYTE
 
 
-def test_without_proc_the_peak_of_the_whole_process_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_proc_the_peak_of_the_process_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
     monkeypatch.setattr(memory, "_CLEAR_REFS", tmp_path / "none" / "none")
     peak = PeakMemory("cpu")
@@ -47,8 +47,8 @@ def test_without_proc_the_peak_of_the_whole_process_is_told(monkeypatch: pytest.
     assert peak.bytes() >= psutil.Process().memory_info().rss - MEGABYTE
 
 
-def test_on_a_gpu_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The GPU is the only thing replaced: torch's two functions, by their real names."""
+def test_on_a_gpu_torch_statistics_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only torch's two statistics functions are replaced."""
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * len(device))

@@ -1,4 +1,4 @@
-"""Lines that share a prompt's keys and values must say what lines with a copy of them say."""
+"""Shared-prefix attention: beams that share their prompt's KV cache match transformers' `generate` and PEFT."""
 
 from __future__ import annotations
 
@@ -31,53 +31,53 @@ def _load(kind: str, folder: Path) -> tuple[LocalBackend, Any]:
     return backend, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def _said(backend: LocalBackend, rows: list[Row], decoding: SamplingParams = BEAMS) -> list[list[str]]:
+def _generate(backend: LocalBackend, rows: list[Row], decoding: SamplingParams = BEAMS) -> list[list[str]]:
     events = [event for event in backend.generate(rows, decoding, Event()) if isinstance(event, RowOutput)]
     ordered = sorted(events, key=lambda event: event.index)
     return [[candidate.text.strip() for candidate in event.candidates] for event in ordered]
 
 
-def _oracle(model: Any, prompt: str) -> list[str]:
+def _reference(model: Any, prompt: str) -> list[str]:
     ids = tokenizer()(prompt, return_tensors="pt")["input_ids"]
-    said = model.generate(
+    sequences = model.generate(
         input_ids=ids, max_new_tokens=16, do_sample=False, num_beams=4, num_return_sequences=4, pad_token_id=0
     )
-    texts = [tokenizer().decode(row[ids.shape[1] :], skip_special_tokens=True) for row in said]
+    texts = [tokenizer().decode(row[ids.shape[1] :], skip_special_tokens=True) for row in sequences]
     return list(dict.fromkeys(text.rstrip("\ufffd").strip() for text in texts))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_beams_over_prompts_with_the_same_beginning_are_those_of_generate(kind: str, tmp_path: Path) -> None:
+def test_beams_over_a_common_prefix_match_generate(kind: str, tmp_path: Path) -> None:
     backend, model = _load(kind, tmp_path)
-    expected = [_oracle(model, prompt) for prompt in PROMPTS]
-    assert _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS]) == expected
+    expected = [_reference(model, prompt) for prompt in PROMPTS]
+    assert _generate(backend, [Row(prompt, PLAIN) for prompt in PROMPTS]) == expected
     before = backend.prefix_cache.hits
-    assert before == len(PROMPTS) - 1, "what all begin with was read once"
-    assert _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS[1:]]) == expected[1:], "from what was kept"
+    assert before == len(PROMPTS) - 1, "the common prefix was computed once"
+    assert _generate(backend, [Row(prompt, PLAIN) for prompt in PROMPTS[1:]]) == expected[1:], "from the prefix cache"
     assert backend.prefix_cache.hits == before + 2
 
 
-def test_a_beginning_is_read_anew_under_another_adapter_and_when_an_adapter_changes(tmp_path: Path) -> None:
+def test_common_prefix_is_computed_again_for_another_adapter(tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path / "base")
     store = Store((tmp_path / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
     make_lora(tmp_path / "store" / "one", backend.base, model, 8, ["q_proj", "v_proj"], 1)
     backend.load_adapter(store.open("one", backend.base))
-    bare = _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
+    bare = _generate(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
     rows = [Row(prompt, PLAIN, "one") for prompt in PROMPTS]
-    worn = _said(backend, rows)
+    worn = _generate(backend, rows)
     assert worn != bare, "the adapter changes nothing, so this test would prove nothing"
     alone: Any = PeftModel.from_pretrained(_load("llama", tmp_path / "base")[1], tmp_path / "store" / "one").eval()
-    assert worn == [_oracle(alone, prompt) for prompt in PROMPTS]
+    assert worn == [_reference(alone, prompt) for prompt in PROMPTS]
     make_lora(tmp_path / "store" / "two", backend.base, _load("llama", tmp_path / "base")[1], 8, ["q_proj"], 2)
     (tmp_path / "store" / "one").rename(tmp_path / "old")
     (tmp_path / "store" / "two").rename(tmp_path / "store" / "one")
     backend.load_adapter(store.open("one", backend.base))
     changed: Any = PeftModel.from_pretrained(_load("llama", tmp_path / "base")[1], tmp_path / "store" / "one").eval()
-    assert _said(backend, rows) == [_oracle(changed, prompt) for prompt in PROMPTS]
+    assert _generate(backend, rows) == [_reference(changed, prompt) for prompt in PROMPTS]
 
 
 @pytest.mark.parametrize("config", [PromptTuningConfig(num_virtual_tokens=7), PrefixTuningConfig(num_virtual_tokens=5)])
-def test_virtual_tokens_stand_before_the_shared_beginning(config: Any, tmp_path: Path) -> None:
+def test_virtual_tokens_precede_the_common_prefix(config: Any, tmp_path: Path) -> None:
     backend, model = _load("llama", tmp_path / "base")
     make_adapter(tmp_path / "store" / "one", backend.base, model, config, 1)
     store = Store((tmp_path / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
@@ -86,17 +86,17 @@ def test_virtual_tokens_stand_before_the_shared_beginning(config: Any, tmp_path:
     alone = []
     for row in rows:
         backend.prefix_cache.clear()  # nothing is shared then: these are what test_techniques.py holds to PEFT
-        alone.append(_said(backend, [row])[0])
+        alone.append(_generate(backend, [row])[0])
     backend.prefix_cache.clear()
     before = backend.prefix_cache.hits
-    assert _said(backend, rows) == alone
+    assert _generate(backend, rows) == alone
     assert backend.prefix_cache.hits == before + len(rows) - 1
-    assert alone != _said(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
+    assert alone != _generate(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
 
 
 @pytest.mark.parametrize("shared", [0, 5])
-def test_attention_over_stem_and_tail_is_attention_over_both(shared: int) -> None:
-    """Stems of different lengths, lines unevenly spread over them, against softmax over the columns joined."""
+def test_merged_attention_equals_attention_over_all_keys(shared: int) -> None:
+    """Prompts of different lengths with different numbers of sequences, compared with softmax over all columns."""
     generator = torch.Generator().manual_seed(3)
 
     def noise(*shape: int) -> torch.Tensor:

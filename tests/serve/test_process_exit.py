@@ -1,4 +1,4 @@
-"""A program that has had an engine ends cleanly, also where nobody holds the engine any more when it ends."""
+"""A program that has used an engine exits with status 0, also without references to the engine at its end."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from tasks.problem import Problem
 def ask():
     engine = build_engine(ModelOptions(sys.argv[1], "none", "cpu"))
     if sys.argv[2] == "asked":
-        answer, = engine.answer([Request(Problem("p", "x"), parse_method("zero-shot", ()))], SamplingParams(max_new_tokens=2))
-        assert not answer.error, answer.error
+        requests = [Request(Problem("p", "x"), parse_method("zero-shot", ()))]
+        output, = engine.answer(requests, SamplingParams(max_new_tokens=2))
+        assert not output.error, output.error
 
 ask()
 """
 
 
 @pytest.mark.parametrize("what", ["asked", "only built"])
-def test_a_program_whose_engine_was_dropped_ends_with_status_0(what: str, tmp_path: Path) -> None:
+def test_program_without_engine_references_exits_with_0(what: str, tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "PROMPT_OR_TUNE_HOME": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, str(base), what]

@@ -1,4 +1,4 @@
-"""Lines of many adapters in one forward: whatever they wear, whoever joins, each says what PEFT says of it alone."""
+"""Fused runner: rows with many adapters in one forward, joining at any time, match PEFT for each adapter alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, tex
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 
 PROMPTS = ["sort a list", "x", "open the file `a.txt` and count all of its lines and words, then print them"]
-# Ranks and layers that differ, so that slots are of several widths and some adapters skip some products.
+# Different ranks and modules, so that buffers are enlarged and some adapters skip some projections.
 LORAS: dict[str, tuple[int, list[str]]] = {
     "attention": (8, ["q_proj", "k_proj", "v_proj", "o_proj"]),
     "two": (2, ["q_proj", "v_proj"]),
@@ -37,7 +37,7 @@ LORAS: dict[str, tuple[int, list[str]]] = {
 
 
 class Arena:
-    """A tiny base with many LoRA adapters, and an IA3 that reads an input which another layer shares."""
+    """A tiny base with many LoRA adapters and an IA3 adapter on one module of a fused projection."""
 
     def __init__(self, kind: str, root: Path) -> None:
         self.root = root
@@ -80,12 +80,12 @@ def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Arena(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def _said(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]:
-    """What rows say that join before the given steps."""
+def _generate(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]:
+    """Return the texts of rows that join before the given steps."""
     batch = arena.backend.open_batch("step")
     assert batch.supports_continuous_batching
     rows: list[Row] = []
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
     step = 0
     while len(batch) or step <= max(arrivals):
         for row in arrivals.get(step, ()):
@@ -93,64 +93,66 @@ def _said(arena: Arena, arrivals: dict[int, list[Row]]) -> list[tuple[Row, str]]
             rows.append(row)
         for event in batch.step():
             if isinstance(event, RowOutput):
-                found[event.index] = event.candidates[0].text
+                texts[event.index] = event.candidates[0].text
         step += 1
-    return [(row, found[key]) for key, row in enumerate(rows)]
+    return [(row, texts[key]) for key, row in enumerate(rows)]
 
 
 def test_rows_with_all_adapters_in_one_batch(arena: Arena) -> None:
     names = [None, *LORAS, "ia3"]
-    rows = [Row(PROMPTS[place % 3], PLAIN, name) for place, name in enumerate([*names, *reversed(names)])]
-    for row, said in _said(arena, {0: rows}):
-        assert said == arena.expected(row), row
+    rows = [Row(PROMPTS[index % 3], PLAIN, name) for index, name in enumerate([*names, *reversed(names)])]
+    for row, generated_text in _generate(arena, {0: rows}):
+        assert generated_text == arena.expected(row), row
 
 
-def test_rows_that_join_in_the_middle_take_the_slots_of_those_that_have_gone(arena: Arena) -> None:
+def test_joining_rows_reuse_free_slots(arena: Arena) -> None:
     names: Iterator[str | None] = iter([*LORAS, None, "ia3", *LORAS, *LORAS])
     arrivals = {
         step: [Row(PROMPTS[step % 3], PLAIN, name)] for step, name in zip(range(0, 200, 3), names, strict=False)
     }
-    for row, said in _said(arena, arrivals):
-        assert said == arena.expected(row), row
+    for row, generated_text in _generate(arena, arrivals):
+        assert generated_text == arena.expected(row), row
 
 
-def test_a_row_wears_its_adapter_as_strongly_as_it_says(arena: Arena) -> None:
+def test_scale_multiplies_the_adapter(arena: Arena) -> None:
     rows = [Row(PROMPTS[0], PLAIN, name, scale) for name in ("all", "attention", "ia3") for scale in (0.25, 1.0, 2.0)]
-    found = _said(arena, {0: rows})
-    for row, said in found:
-        assert said == arena.expected(row), row
-    assert len({said for _, said in found}) > 5, "the strength changes nothing, so this test would prove little"
+    texts = _generate(arena, {0: rows})
+    for row, generated_text in texts:
+        assert generated_text == arena.expected(row), row
+    assert len({generated_text for _, generated_text in texts}) > 5, (
+        "the scale changes nothing, so this test would prove little"
+    )
 
 
-def test_what_has_one_strength_only_is_refused_at_another(arena: Arena) -> None:
+def test_adapters_that_cannot_be_scaled_are_refused(arena: Arena) -> None:
     dora = LoraConfig(r=4, use_dora=True, target_modules=["q_proj"], init_lora_weights=False)
     for name, config in (("dora", dora), ("prompt", PromptTuningConfig(num_virtual_tokens=4))):
         make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
         arena.load(name)
         batch = arena.backend.open_batch("step")
-        with pytest.raises(PromptOrTuneError, match=f"'{name}' has one strength only"):
+        with pytest.raises(PromptOrTuneError, match=f"'{name}' cannot be scaled"):
             batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
 
 
-def test_a_row_in_flight_keeps_the_adapter_that_it_began_with(arena: Arena, tmp_path: Path) -> None:
+def test_running_row_keeps_its_adapter_after_unload(arena: Arena, tmp_path: Path) -> None:
     before = arena.expected(Row(PROMPTS[0], PLAIN, "two"))
     batch = arena.backend.open_batch("step")
     batch.add(0, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
     batch.step()
-    old = arena.root / "store" / "two"
-    old.rename(tmp_path / "old")
-    make_lora(old, arena.backend.base, arena.bare(), 2, ["q_proj", "v_proj"], 77)
+    old_folder = arena.root / "store" / "two"
+    old_folder.rename(tmp_path / "old")
+    make_lora(old_folder, arena.backend.base, arena.bare(), 2, ["q_proj", "v_proj"], 77)
     arena.load("two")
     batch.add(1, Row(PROMPTS[0], PLAIN, "two"), SamplingParams(max_new_tokens=TOKENS))
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
     while len(batch):
-        found |= {event.index: event.candidates[0].text for event in batch.step() if isinstance(event, RowOutput)}
-    assert found[0] == before
-    assert found[1] == arena.expected(Row(PROMPTS[0], PLAIN, "two")) != before
+        texts |= {event.index: event.candidates[0].text for event in batch.step() if isinstance(event, RowOutput)}
+    assert texts[0] == before
+    assert texts[1] == arena.expected(Row(PROMPTS[0], PLAIN, "two")) != before
 
 
-def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_the_forward_leaves_a_clean_state(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Row(PROMPTS[0], PLAIN, name) for name in (None, "all", "ia3", "mlp")]
     for name in ("prefill", "step"):
         batch = arena.backend.open_batch("step")
@@ -159,49 +161,51 @@ def test_an_error_between_two_layers_leaves_nothing_behind(arena: Arena, monkeyp
         if name == "step":
             batch.step()
         calls = iter(range(1000))
-        whole = BatchedAdapters.change_outputs
+        original = BatchedAdapters.change_outputs
 
-        def broken(self: BatchedAdapters, *given: Any, whole: Any = whole, calls: Iterator[int] = calls) -> None:
-            whole(self, *given)
+        def failing(
+            self: BatchedAdapters, *arguments: Any, original: Any = original, calls: Iterator[int] = calls
+        ) -> None:
+            original(self, *arguments)
             if next(calls) == 3:
                 raise RuntimeError("in the middle")
 
-        monkeypatch.setattr(BatchedAdapters, "change_outputs", broken)
+        monkeypatch.setattr(BatchedAdapters, "change_outputs", failing)
         with pytest.raises(RuntimeError, match="in the middle"):
             batch.step()
         monkeypatch.undo()
         assert len(batch) == 0
-        for row, said in _said(arena, {0: rows}):
-            assert said == arena.expected(row), f"after an error in a {name}: {row}"
+        for row, generated_text in _generate(arena, {0: rows}):
+            assert generated_text == arena.expected(row), f"after an error in a {name}: {row}"
 
 
-def test_prompts_are_read_in_pieces_between_the_steps_of_others(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_prefilled_in_chunks_between_steps(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.backends.local.prefill.PREFILL_CHUNK", 16)
     long = Row(PROMPTS[2], PLAIN, "all")
-    found = _said(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
-    for row, said in found:
-        assert said == arena.expected(row), row
-    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "one piece, so this test would prove nothing"
+    texts = _generate(arena, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
+    for row, generated_text in texts:
+        assert generated_text == arena.expected(row), row
+    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "a single chunk, so this test would prove nothing"
 
 
-def test_what_lines_say_is_what_the_base_says_of_the_whole_text_bit_by_bit_close(arena: Arena) -> None:
-    """Logits, not only tokens: of lines in groups, by themselves and out of order."""
-    state = arena.backend._make_runner()
-    assert isinstance(state, FusedModelRunner)
+def test_logits_are_close_to_those_of_one_forward(arena: Arena) -> None:
+    """Compare logits, not only tokens, of sequences in several groups and in another order."""
+    runner = arena.backend._make_runner()
+    assert isinstance(runner, FusedModelRunner)
     prompts = [tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
-    wear = [None, "all", "up"]
-    lines = [
+    adapter_names = [None, "all", "up"]
+    prompt_inputs = [
         PromptInput(tuple(prompt), None if name is None else AppliedAdapter(arena.backend._registry[name]))
-        for prompt, name in zip(prompts, wear, strict=True)
+        for prompt, name in zip(prompts, adapter_names, strict=True)
     ]
-    *_, logits = state.prefill(lines)
+    *_, logits = runner.prefill(prompt_inputs)
     assert logits is not None
-    models = [arena.peft(name) for name in wear]
+    models = [arena.peft(name) for name in adapter_names]
     for step in range(4):
-        for line, model in enumerate(models):
+        for index, model in enumerate(models):
             with torch.no_grad():
-                whole = model(torch.tensor([prompts[line]])).logits[0, -1]
-            assert torch.allclose(logits[line], whole, atol=2e-3, rtol=1e-3), (step, line)
+                original = model(torch.tensor([prompts[index]])).logits[0, -1]
+            assert torch.allclose(logits[index], original, atol=2e-3, rtol=1e-3), (step, index)
         tokens = logits.argmax(-1)
         prompts = [[*prompt, int(token)] for prompt, token in zip(prompts, tokens, strict=True)]
-        logits = state.decode(tokens)
+        logits = runner.decode(tokens)

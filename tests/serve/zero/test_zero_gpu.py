@@ -1,4 +1,4 @@
-"""Answers on a lent GPU: the forked process says what one process alone says, and every end has its sentence."""
+"""ZeroGPU engine and backend: the forked process gives the same answers, and every failure gives one message."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(folder: Path) -> LocalBackend:
-    """The usual backend, in this process; each time a fresh one, as what it has read before changes the last digits."""
+def local_backend(folder: Path) -> LocalBackend:
+    """A local backend; a new one for each test, because its prefix cache affects rounding."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", quiet))
     for name in ("one", "two"):
         backend.load_adapter(Store((folder / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
@@ -78,16 +78,16 @@ def here(folder: Path) -> LocalBackend:
 
 
 @pytest.fixture
-def alone(here: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
-    """The usual engine, in this process."""
-    engine = LLMEngine(here, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
+def local_engine(local_backend: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
+    """A local engine on the same base."""
+    engine = LLMEngine(local_backend, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
-def lent(folder: Path) -> LocalBackend:
-    """The base as it is loaded for the forked processes; there is no GPU here, so it stays where it is."""
+def gpu_backend(folder: Path) -> LocalBackend:
+    """The base as loaded for the forked processes; it stays on the CPU because there is no GPU."""
     return LocalBackend(load_base_for_gpu(str(folder / "base"), "none", quiet, device="cpu"))
 
 
@@ -99,9 +99,9 @@ def spaces() -> Iterator[Spaces]:
 
 
 @pytest.fixture
-def engine(lent: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroGpuEngine]:
+def engine(gpu_backend: LocalBackend, folder: Path, spaces: Spaces) -> Iterator[ZeroGpuEngine]:
     store = Store((folder / "store",), fingerprints=FINGERPRINTS)
-    made = ZeroGpuEngine(lent, store, pools(), gpu_function(lent, spaces))
+    made = ZeroGpuEngine(gpu_backend, store, pools(), gpu_function(gpu_backend, spaces))
     yield made
     made.close()
 
@@ -118,45 +118,47 @@ METHODS = ["zero-shot", "icl-2", "one", "two", "one"]
     [DECODING, SamplingParams("sample", 12, 2, 1.2, seed=3), SamplingParams("beam", 8, 3)],
     ids=["greedy", "sample", "beam"],
 )
-def test_a_forked_process_says_what_one_process_says(
-    decoding: SamplingParams, engine: ZeroGpuEngine, here: LocalBackend, spaces: Spaces
+def test_forked_process_gives_the_same_answers(
+    decoding: SamplingParams, engine: ZeroGpuEngine, local_backend: LocalBackend, spaces: Spaces
 ) -> None:
     requests = [request(method) for method in METHODS]
-    found = engine.answer(requests, decoding)
+    outputs = engine.answer(requests, decoding)
     rows = [
-        Row(answer.prompt, answer.style, asked.method.adapter) for answer, asked in zip(found, requests, strict=True)
+        Row(answer.prompt, answer.style, asked.method.adapter) for answer, asked in zip(outputs, requests, strict=True)
     ]
     expected = {
-        event.index: event for event in here.generate(rows, decoding, threading.Event()) if isinstance(event, RowOutput)
+        event.index: event
+        for event in local_backend.generate(rows, decoding, threading.Event())
+        if isinstance(event, RowOutput)
     }
-    for place, answer in enumerate(found):
+    for place, answer in enumerate(outputs):
         assert answer.error is None
         assert answer.candidates == expected[place].candidates
         assert answer.samples == expected[place].samples
-    assert len({answer.text for answer in found}) >= 3, "the adapters change nothing, so this test would prove nothing"
+    assert len({answer.text for answer in outputs}) >= 3, (
+        "the adapters change nothing, so this test would prove nothing"
+    )
     (worker,) = spaces.workers
     assert worker.process.pid != os.getpid()
 
 
-def test_rows_are_made_ready_as_ever(engine: ZeroGpuEngine, alone: LLMEngine) -> None:
+def test_rows_are_prepared_in_this_process(engine: ZeroGpuEngine, local_engine: LLMEngine) -> None:
     requests = [request(method) for method in METHODS]
-    for ours, theirs in zip(engine.answer(requests, DECODING), alone.answer(requests, DECODING), strict=True):
+    for ours, theirs in zip(engine.answer(requests, DECODING), local_engine.answer(requests, DECODING), strict=True):
         assert (ours.prompt, ours.style, ours.examples) == (theirs.prompt, theirs.style, theirs.examples)
         assert (ours.prompt_tokens, ours.notes) == (theirs.prompt_tokens, theirs.notes)
 
 
-def test_this_process_loads_no_adapter_and_the_other_keeps_them(
-    engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces
-) -> None:
+def test_only_the_gpu_process_loads_adapters(engine: ZeroGpuEngine, gpu_backend: LocalBackend, spaces: Spaces) -> None:
     first = engine.answer([request("one")], DECODING)
     with pytest.raises(KeyError):
-        lent.adapter_bytes("one")
+        gpu_backend.adapter_bytes("one")
     again = engine.answer([request("one"), request("two")], DECODING)
     assert again[0].text == first[0].text
     assert len(spaces.workers) == 1, "the process is used again"
 
 
-def test_answers_grow_and_end_once(engine: ZeroGpuEngine) -> None:
+def test_partials_then_one_output_per_request(engine: ZeroGpuEngine) -> None:
     events = list(engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=48)))
     answers = [event for event in events if isinstance(event, RequestOutput)]
     assert sorted(answer.index for answer in answers) == [0, 1]
@@ -166,7 +168,7 @@ def test_answers_grow_and_end_once(engine: ZeroGpuEngine) -> None:
         assert all(answer.text.startswith(text.rstrip("\ufffd")) for text in grown)
 
 
-def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_context_and_duration_reach_zero_gpu(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     token = ASKS.set("ada")
     try:
         engine.answer([request("zero-shot")], DECODING)
@@ -175,26 +177,26 @@ def test_who_asks_and_for_how_long_reaches_zero_gpu(engine: ZeroGpuEngine, space
     assert spaces.asked == [("ada", 11)]
 
 
-def test_one_request_that_cannot_be_answered_leaves_the_others_alone(engine: ZeroGpuEngine) -> None:
-    found = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
-    assert "The intent is empty" in str(found[0].error)
-    assert found[1].error is None
-    assert found[1].text
+def test_refused_request_does_not_affect_others(engine: ZeroGpuEngine) -> None:
+    outputs = engine.answer([request("zero-shot", " "), request("zero-shot")], DECODING)
+    assert "The intent is empty" in str(outputs[0].error)
+    assert outputs[1].error is None
+    assert outputs[1].text
 
 
-def test_a_quota_that_is_used_up_is_one_sentence_in_every_column(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_used_up_quota_gives_one_message_per_request(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     spaces.refuses = WorkerError("You have exceeded your free ZeroGPU quota (11s left).", "ZeroGPU quota exceeded")
-    found = engine.answer([request("zero-shot"), request("one")], DECODING)
+    outputs = engine.answer([request("zero-shot"), request("one")], DECODING)
     expected = (
         "ZeroGPU quota exceeded (You have exceeded your free ZeroGPU quota (11s left)): try again later, or log in "
         "with Hugging Face for more time on GPUs."
     )
-    assert [answer.error for answer in found] == [expected, expected]
+    assert [answer.error for answer in outputs] == [expected, expected]
     spaces.refuses = None
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_lost_gpu_keeps_partial_text(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     stream = engine.stream([request("zero-shot"), request("one")], SamplingParams(max_new_tokens=400))
     answers: list[RequestOutput] = []
     for event in stream:
@@ -214,7 +216,7 @@ def test_a_gpu_that_is_taken_away_keeps_what_was_said(engine: ZeroGpuEngine, spa
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None, "the next call has another process"
 
 
-def test_stopping_ends_the_other_process_too(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_cancel_ends_the_gpu_process(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     cancel = threading.Event()
     answers = []
     for event in engine.stream([request("zero-shot"), request("two")], SamplingParams(max_new_tokens=400), cancel):
@@ -229,7 +231,7 @@ def test_stopping_ends_the_other_process_too(engine: ZeroGpuEngine, spaces: Spac
     assert engine.answer([request("zero-shot")], DECODING)[0].text
 
 
-def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+def test_closed_stream_cancels_its_rows(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     stream = engine.submit([request("zero-shot")], SamplingParams(max_new_tokens=400))
     next(stream)
     stream.close()
@@ -237,30 +239,28 @@ def test_a_stream_that_is_closed_stops_its_rows(engine: ZeroGpuEngine, spaces: S
     assert spaces.stops == 1
 
 
-def test_a_fault_over_there_is_one_sentence(
-    engine: ZeroGpuEngine, lent: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+def test_gpu_process_error_gives_one_message(
+    engine: ZeroGpuEngine, gpu_backend: LocalBackend, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Iterator[Any]:
         raise ZeroDivisionError("in the other process")
 
-    monkeypatch.setattr(lent, "generate", broken)
+    monkeypatch.setattr(gpu_backend, "generate", broken)
     (answer,) = engine.answer([request("zero-shot")], DECODING)
     assert answer.error is not None
     assert answer.error.startswith("ZeroGPU worker error (ZeroDivisionError)")
 
 
-def test_many_rows_are_asked_for_in_parts(engine: ZeroGpuEngine, spaces: Spaces) -> None:
-    found = engine.answer(
+def test_many_rows_are_split_into_calls(engine: ZeroGpuEngine, spaces: Spaces) -> None:
+    outputs = engine.answer(
         [request("zero-shot", f"do {place}") for place in range(33)], SamplingParams(max_new_tokens=2)
     )
-    assert [answer.index for answer in found] == list(range(33))
-    assert [answer.error for answer in found] == [None] * 33
+    assert [answer.index for answer in outputs] == list(range(33))
+    assert [answer.error for answer in outputs] == [None] * 33
     assert len(spaces.asked) == 2
 
 
-def test_more_callers_than_may_wait_are_told_to_come_back(
-    engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_waiting_calls_raise_busy(engine: ZeroGpuEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero, "MAX_WAITING_CALLS", 1)
     stream = engine.stream([request("zero-shot")], SamplingParams(max_new_tokens=400))
     assert engine.status().phase == "generating"
@@ -274,43 +274,43 @@ def test_more_callers_than_may_wait_are_told_to_come_back(
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None
 
 
-def test_a_closed_engine_takes_nothing_in(engine: ZeroGpuEngine) -> None:
+def test_closed_engine_refuses_requests(engine: ZeroGpuEngine) -> None:
     engine.close()
     assert engine.status().phase == "closed"
     with pytest.raises(PromptOrTuneError, match="was closed"):
         engine.stream([request("zero-shot")], DECODING)
 
 
-def test_what_this_process_knows_needs_no_gpu(engine: ZeroGpuEngine, alone: LLMEngine, spaces: Spaces) -> None:
+def test_prompts_and_counts_need_no_gpu(engine: ZeroGpuEngine, local_engine: LLMEngine, spaces: Spaces) -> None:
     requests = [request("icl-2"), request("one")]
-    assert engine.count_prompt_tokens(requests, DECODING) == alone.count_prompt_tokens(requests, DECODING)
-    assert engine.count_tokens("abc") == alone.count_tokens("abc")
+    assert engine.count_prompt_tokens(requests, DECODING) == local_engine.count_prompt_tokens(requests, DECODING)
+    assert engine.count_tokens("abc") == local_engine.count_tokens("abc")
     assert engine.adapters() == ["one", "two"]
     assert engine.unsupported_reason(parse_method("one", ["one"])) is None
     assert spaces.asked == []
 
 
-def test_an_adapter_that_breaks_after_its_check_is_refused_over_there(
-    lent: LocalBackend, folder: Path, alone: LLMEngine
+def test_adapter_changed_after_its_check_is_refused(
+    gpu_backend: LocalBackend, folder: Path, local_engine: LLMEngine
 ) -> None:
-    found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
-    gone = replace(found, name="gone", path=folder / "nowhere")
+    adapter_folder = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", local_engine.base)
+    gone = replace(adapter_folder, name="gone", path=folder / "nowhere")
 
     class Here:
-        """Decorates nothing, as `spaces` does on other hardware."""
+        """Return the function undecorated, as `spaces` does on other hardware."""
 
         def GPU(self, task: Any, duration: Any) -> Any:  # noqa: N802
             return task
 
-    (news,) = list(gpu_function(lent, Here())(GpuTask((), (gone,), DECODING)))
+    (news,) = list(gpu_function(gpu_backend, Here())(GpuTask((), (gone,), DECODING)))
     (refused,) = news
     assert isinstance(refused, GpuTaskFailure)
     assert "gone" in refused.message
 
 
-def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: LLMEngine) -> None:
-    found = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", alone.base)
-    work = GpuTask((), (found,), SamplingParams(top_logprobs=2, stop=("\n",)))
+def test_tasks_and_events_can_be_pickled(folder: Path, local_engine: LLMEngine) -> None:
+    adapter_folder = Store((folder / "store",), fingerprints=FINGERPRINTS).open("one", local_engine.base)
+    work = GpuTask((), (adapter_folder,), SamplingParams(top_logprobs=2, stop=("\n",)))
     assert pickle.loads(pickle.dumps(work)) == work
 
 
@@ -322,10 +322,10 @@ def test_what_passes_between_the_processes_can_be_pickled(folder: Path, alone: L
         (SamplingParams(max_new_tokens=9999), MAX_GPU_SECONDS),
     ],
 )
-def test_longer_answers_ask_for_more_time(decoding: SamplingParams, expected: int) -> None:
+def test_longer_answers_request_more_time(decoding: SamplingParams, expected: int) -> None:
     assert gpu_seconds(GpuTask((), (), decoding)) == expected
 
 
-def test_without_the_package_the_way_out_is_named() -> None:
-    with pytest.raises(PromptOrTuneError, match="choose the Gradio SDK, which brings it"):
+def test_missing_spaces_package_message() -> None:
+    with pytest.raises(PromptOrTuneError, match="choose the Gradio SDK, which includes it"):
         import_spaces()

@@ -1,4 +1,4 @@
-"""A server that is down, refuses, redirects or is busy: one sentence each, and the key stays where it belongs."""
+"""Servers that are down, refuse, redirect or are busy: each gives one message; the key is sent to the server only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient
 from serve.backends.remote.stream import Timeouts
 from serve.types import Row
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
-from tests.serve.remote.test_rows import GREEDY, PLAIN, answer, finish
+from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
 KEY = "sk-very-secret-0123456789"
 
@@ -26,7 +26,7 @@ def one_sentence(text: str) -> str:
     return text
 
 
-def test_nobody_there_is_one_sentence(connect: Any) -> None:
+def test_unreachable_server_gives_one_message(connect: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -37,14 +37,14 @@ def test_nobody_there_is_one_sentence(connect: Any) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("localhost:8000", "is no server's address"),
-        ("ftp://x/v1", "is no server's address"),
-        ("http://", "is no server's address"),
-        ("http://host:99999/v1", "is no address"),
+        ("localhost:8000", "is not the address of a server"),
+        ("ftp://x/v1", "is not the address of a server"),
+        ("http://", "is not the address of a server"),
+        ("http://host:99999/v1", "is not an address"),
         (f"http://me:{KEY}@host/v1", "holds a name or password"),
     ],
 )
-def test_an_address_that_is_none_is_named(url: str, expected: str) -> None:
+def test_invalid_address_gives_an_error(url: str, expected: str) -> None:
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         ServerClient(url)
     one_sentence(str(caught.value))
@@ -55,22 +55,22 @@ def test_an_address_that_is_none_is_named(url: str, expected: str) -> None:
     [
         (Reply({"error": {"message": f"Incorrect API key provided: {KEY}"}}, 401), "refuses the key"),
         (Reply({"data": []}), "lists no model"),
-        (Reply({"models": 1}), "is no list of models"),
-        (Reply(b"<html>hello</html>"), "is no list of models"),
-        (Reply(b"", 302, {"Location": "http://elsewhere.example/v1"}), "sends elsewhere"),
+        (Reply({"models": 1}), "is not a list of models"),
+        (Reply(b"<html>hello</html>"), "is not a list of models"),
+        (Reply(b"", 302, {"Location": "http://elsewhere.example/v1"}), "redirects"),
         (Reply({"error": {"message": f"boom {KEY}\nsecond"}}, 500), r"answered with status 500 \(boom … second\)"),
         (Reply(b"x" * (MAX_BODY_BYTES + 1)), "with more than 4 MB"),
-        (Reply(b"[" * 100_000), "is no list of models"),
+        (Reply(b"[" * 100_000), "is not a list of models"),
     ],
 )
-def test_a_list_of_models_that_is_none_is_one_sentence(serve: Any, connect: Any, page: Reply, expected: str) -> None:
+def test_invalid_model_list_gives_one_message(serve: Any, connect: Any, page: Reply, expected: str) -> None:
     standin = serve(StandIn(saying("a"), pages={"/v1/models": page}))
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         connect(standin.url, api_key=KEY)
     one_sentence(str(caught.value))
 
 
-def test_the_key_goes_to_the_server_alone_and_is_shown_nowhere(serve: Any, connect: Any) -> None:
+def test_key_is_sent_to_the_server_only_and_never_shown(serve: Any, connect: Any) -> None:
     other = serve(StandIn(saying("stolen"), VLLM_MODELS))
     standin = StandIn(saying("a"), VLLM_MODELS)
 
@@ -81,14 +81,14 @@ def test_the_key_goes_to_the_server_alone_and_is_shown_nowhere(serve: Any, conne
     standin.pages["/v1/completions"] = elsewhere  # type: ignore[assignment]
     backend = connect(serve(standin).url, api_key=KEY)
     end = answer(backend)
-    assert "sends elsewhere" in one_sentence(end.error or "")
+    assert "redirects" in one_sentence(end.error or "")
     assert not other.asked
     assert all(headers["authorization"] == f"Bearer {KEY}" for _, _, headers in standin.asked)
-    assert KEY not in repr(backend._wire)
+    assert KEY not in repr(backend._client)
 
 
-def test_a_key_that_no_header_takes_is_refused_without_showing_it() -> None:
-    with pytest.raises(PromptOrTuneError, match="characters that no header takes") as caught:
+def test_invalid_key_is_refused_without_showing_it() -> None:
+    with pytest.raises(PromptOrTuneError, match="characters that no header allows") as caught:
         ServerClient("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
     one_sentence(str(caught.value))
 
@@ -103,7 +103,7 @@ def test_a_key_that_no_header_takes_is_refused_without_showing_it() -> None:
         (Reply(b"<html>", 502), "answered with status 502"),
     ],
 )
-def test_a_refused_row_says_why_and_the_others_go_on(serve: Any, connect: Any, reply: Reply, expected: str) -> None:
+def test_refused_row_has_an_error_and_others_continue(serve: Any, connect: Any, reply: Reply, expected: str) -> None:
     import re
 
     standin = StandIn(saying("x"), VLLM_MODELS)
@@ -123,7 +123,7 @@ def test_a_refused_row_says_why_and_the_others_go_on(serve: Any, connect: Any, r
     assert [ends[key].candidates[0].code for key in (0, 2)] == ["x", "x"]
 
 
-def test_a_busy_server_is_waited_for_and_then_named(serve: Any, connect: Any) -> None:
+def test_busy_server_is_retried_then_reported(serve: Any, connect: Any) -> None:
     standin = StandIn(saying("x"), VLLM_MODELS)
     times: list[float] = []
 
@@ -145,7 +145,7 @@ def test_a_busy_server_is_waited_for_and_then_named(serve: Any, connect: Any) ->
     assert fault.seconds == 7
 
 
-def test_a_server_that_still_loads_is_waited_for(serve: Any, connect: Any) -> None:
+def test_loading_server_is_awaited(serve: Any, connect: Any) -> None:
     standin = StandIn(saying("x"), VLLM_MODELS)
     said: list[str] = []
 
@@ -160,10 +160,10 @@ def test_a_server_that_still_loads_is_waited_for(serve: Any, connect: Any) -> No
     assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in said
     standin.asked.clear()
     with pytest.raises(BusyError, match="the model is loading"):
-        connect(standin.url, patience=Timeouts(startup=0.5))
+        connect(standin.url, timeouts=Timeouts(startup=0.5))
 
 
-def test_a_key_that_others_could_read_is_told(serve: Any) -> None:
+def test_unencrypted_key_gives_a_warning(serve: Any) -> None:
     assert ServerClient("http://models.example/v1", KEY).sends_key_unencrypted
     assert not ServerClient("https://models.example/v1", KEY).sends_key_unencrypted
     assert not ServerClient("http://127.0.0.1:1/v1", KEY).sends_key_unencrypted

@@ -41,7 +41,7 @@ def _loss(entry: tuple[Any, ...]) -> float:
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "error",
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),

@@ -203,7 +203,7 @@ def test_quantiles_are_the_lengths_that_keep_their_share() -> None:
 
 def test_the_page_is_ready_for_json_and_keeps_private_folders_to_itself(base: Path, tmp_path: Path) -> None:
     page = check(base, rows(tmp_path / "a.jsonl", *many(20)))
-    assert json.loads(json.dumps(page.to_dict()))["examples"][2]["pieces"][1] == ["print(19)</s>", True]
+    assert json.loads(json.dumps(page.to_dict()))["examples"][2]["spans"][1] == ["print(19)</s>", True]
     # The folder of the base is what --base names; the data's is nobody else's business.
     assert str(tmp_path / "a") not in json.dumps(page.to_dict()["source"])
 
@@ -222,7 +222,7 @@ def test_an_estimate_is_shown_where_one_is_made(base: Path, tmp_path: Path) -> N
     seen = []
 
     def estimator(settings: TrainConfig, source: Any, prepared: Any) -> dict[str, Any]:
-        seen.append((settings.technique, source.folder, len(prepared.train.kept)))
+        seen.append((settings.technique, source.folder, len(prepared.train.selected_indices)))
         return {"peak memory": "1.5 GB"}
 
     page = run_preflight(config(base, rows(tmp_path / "a.jsonl", *many(20))), lambda _: None, estimator)
@@ -245,12 +245,12 @@ def test_no_weights_are_loaded(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
     script = f"""
 import sys, transformers
-from train.preflight import preflight
+from train.preflight import run_preflight
 from train.settings import make_config
 def refuse(*_, **__): raise AssertionError("weights were loaded")
 transformers.PreTrainedModel.from_pretrained = refuse
 config = make_config(adapter_name="tiny", dataset_name={str(path)!r}, model_name_or_path={str(base)!r})
-assert preflight(config, lambda _: None).steps == 6
+assert run_preflight(config, lambda _: None).steps == 6
 assert not {{"peft", "bitsandbytes"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120)

@@ -106,8 +106,8 @@ def quantization_caveat(manifest: Manifest) -> str:
     return (
         f"'{quote_untrusted(manifest.name, 64)}' was trained against the "
         f"{quote_untrusted(manifest.trained_quantization, 20)} weights of its base and is merged "
-        "into the 16-bit ones, which differ by what quantization rounded away: answers are not bit for bit those of the "
-        "adapter on the quantized base, and scores must be measured again."
+        "into the 16-bit ones, which differ by what quantization rounded away: answers are not bit for bit those of "
+        "the adapter on the quantized base, and scores must be measured again."
     )
 
 

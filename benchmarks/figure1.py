@@ -31,7 +31,7 @@ _MODEL_SIZES = {
     "CodeLlama-34B": (8192, 22016, 48, 64, 8, 32000),
 }
 # Model, technique, GB in the study.
-_PAPER_RUNS = (
+PAPER_RUNS = (
     ("CodeLlama-7B", "lora", 19.06),
     ("CodeLlama-7B", "qlora-4bit", 9.16),
     ("CodeLlama-13B", "qlora-4bit", 15.01),
@@ -57,7 +57,7 @@ class Comparison:
 
 def main() -> int:
     """Print the comparisons; return 1 if one is off by more than the tolerance."""
-    runs = [compare(*run) for run in _PAPER_RUNS]
+    runs = [compare(*run) for run in PAPER_RUNS]
     settings = {"batch": _BATCH_SIZE, "tokens_a_row": _PROMPT_TOKENS + _RESPONSE_TOKENS, "tolerance": TOLERANCE}
     print(json.dumps(settings | {"runs": [asdict(run) for run in runs]}))
     return int(any(abs(run.ratio - 1) > TOLERANCE for run in runs))

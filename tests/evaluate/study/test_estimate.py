@@ -9,7 +9,6 @@ from evaluate.study.config import KNOWN_ARCHITECTURES, Architecture, HardwareSpe
 from evaluate.study.plan import (
     DATASET_LENGTHS,
     PRESET_EPOCHS,
-    WEIGHT_BYTES,
     generation_memory_bytes,
     generation_seconds,
     kv_cache_tokens,
@@ -65,10 +64,8 @@ def test_training_memory_is_that_of_a_followed_step() -> None:
 
 
 def test_weights_and_epochs_are_those_of_training() -> None:
-    from train import estimate as train_estimate
     from train.settings import make_config
 
-    assert WEIGHT_BYTES == train_estimate._WEIGHT_BYTES
     for preset, epochs in PRESET_EPOCHS.items():
         config = make_config(adapter_name="x", dataset_name="conala", preset=preset)
         assert config.num_train_epochs == epochs

@@ -1,4 +1,4 @@
-"""Estimates before a run: counted on tensors without memory, held against what a run then made."""
+"""Tests of train/estimate.py: the estimate before a run, the report after it, and the measured speed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
-from train.estimate import Estimate, compare_with_actual, estimate
+from train.estimate import Estimate, _build_proxy_layer, compare_with_actual, estimate, measure_flops_per_second
 from train.run import train
 from train.tokenize import TokenizedExample
 
@@ -86,3 +87,30 @@ def test_the_comparison_is_in_percent() -> None:
         "  time    estimated      1:30, measured      2:00 (-25 %)",
         "  size    estimated    3.7 MB, measured    3.7 MB (+0 %)",
     ]
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been_timed() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    assert measure_flops_per_second(64, 128, 2, 8, "cpu") > 0
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_step_of_known_work_and_time_gives_its_quotient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of ours: every step takes two seconds, so one is timed."""
+    clock = iter(range(0, 100, 2))
+    monkeypatch.setattr("train.estimate.time.perf_counter", lambda: float(next(clock)))
+    rows, tokens, hidden, inner = 2, 8, 64, 128
+    products = rows * tokens * (4 * hidden * hidden + 3 * hidden * inner)
+    # Two layers; two operations a product, forward and for the gradient of the input; LoRA's small products on top.
+    frozen = 2 * 2 * 2 * products
+    adapters = 2 * 4 * 2 * 16 * hidden * rows * tokens * 2 * 3
+    found = measure_flops_per_second(hidden, inner, rows, tokens, "cpu") * 2
+    assert frozen < found < frozen + adapters * 1.5
+
+
+def test_a_wide_base_is_stood_in_for_by_a_narrower_one() -> None:
+    model = _build_proxy_layer(8192, 22016, "meta")
+    assert model.config.hidden_size == 2048
+    assert model.config.intermediate_size == 22016 // 4

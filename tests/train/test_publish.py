@@ -1,8 +1,9 @@
-"""Publishing to the Hub and reading it back, with the real client against a stand-in over HTTP."""
+"""Tests of train/publish.py with the real Hub client and a local server: publishing, broken connections, --push-to-hub."""
 
 from __future__ import annotations
 
 import shutil
+import traceback
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTu
 from adapters.hub import pull
 from adapters.manifest import Manifest
 from adapters.store import LIBRARY
-from errors import AdapterError, TrainingError
-from tests.hub.client import TOKEN
+from errors import AdapterError, PromptOrTuneError, TrainingError
+from tests.hub.client import TOKEN, use_xet
 from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, make_whole_model, shown
+from train.__main__ import main
 from train.publish import AnswerFn, GreedyAnswer, check_same_answers, publish_folder
 
 REPO = "someone/lora-tiny"
@@ -180,3 +182,132 @@ def test_the_embedded_base_answers_alike_with_what_comes_back(hub: Hub, home: Pa
     lines: list[str] = []
     published = publish_folder(folder, "someone/lora-starter", lines.append, device="cpu")
     assert f"someone/lora-starter@{published.commit} answers as the folder does" in lines[-1]
+
+
+def _puts(hub: Hub) -> int:
+    return sum(request.startswith("PUT") for request in hub.requests)
+
+
+@pytest.mark.parametrize("what", ["upload", "commit", "reply"])
+def test_a_cut_line_publishes_nothing_by_halves_and_the_retry_finishes(
+    hub: Hub, folder: Path, answering: AnswerFn, what: str
+) -> None:
+    hub.cuts[what] = 1000
+    with pytest.raises(TrainingError, match=r"broke while uploading to 'someone/lora-tiny'.*same command again"):
+        publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert shown(hub, REPO) == (ADAPTER_FILES if what == "reply" else set()), "all of it or nothing"
+    hub.cuts.clear()
+    sent = _puts(hub)
+    published = publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert published.commit == hub.commit(REPO)
+    assert shown(hub, REPO) == ADAPTER_FILES
+    assert len(hub.history[REPO]) == 2
+    assert _puts(hub) - sent == (2 if what == "upload" else 0), "what the Hub has is not sent twice"
+
+
+def test_a_line_that_breaks_once_is_taken_up_again(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+    hub.cuts["upload"] = 1
+    publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert shown(hub, REPO) == ADAPTER_FILES
+
+
+def test_by_xet_as_where_hf_xet_is_installed(
+    hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_xet(hub, monkeypatch, tmp_path)
+    publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert hub.history[REPO][-1].files["adapter_model.safetensors"].xet
+    assert not _puts(hub)
+
+
+def test_a_cut_line_by_xet(
+    hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_xet(hub, monkeypatch, tmp_path)
+    hub.cuts["xet"] = 1000
+    with pytest.raises(TrainingError, match="while uploading to 'someone/lora-tiny'"):
+        publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert not shown(hub, REPO)
+    hub.cuts.clear()
+    publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert shown(hub, REPO) == ADAPTER_FILES
+
+
+def test_the_token_shows_nowhere(
+    hub: Hub,
+    folder: Path,
+    answering: AnswerFn,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="huggingface_hub")
+    lines: list[str] = []
+    publish_folder(folder, REPO, lines.append, answer_fn=answering)
+    for what in ("upload", "commit", "answer"):
+        hub.cuts[what] = 1000
+        (folder / "log.jsonl").write_text(f"{what}\n")
+        shutil.copy(folder / "log.jsonl", folder / "loss.png")
+        with pytest.raises(PromptOrTuneError) as caught:
+            publish_folder(folder, REPO, lines.append, answer_fn=answering)
+        lines.extend(traceback.format_exception(caught.value))
+        hub.cuts.clear()
+    lines.extend(path.read_text(errors="replace") for path in folder.iterdir())
+    written = capfd.readouterr()
+    everything = "\n".join([*lines, written.out, written.err, caplog.text])
+    assert "Published someone/lora-tiny" in everything
+    assert "Request" in everything, "the client's own log is read too"
+    assert TOKEN not in everything
+    assert TOKEN[3:] not in everything
+
+
+RUN_REPO = "someone/lora-run"
+
+
+def _arguments(tiny_base: Path, store: Path, repo: str = RUN_REPO) -> list[str]:
+    return [
+        "--adapter-name", "lora-run", "--dataset-name", "starter", "--model-name-or-path", str(tiny_base),
+        "--max-train-samples", "16", "--max-eval-samples", "8", "--num-train-epochs", "1", "--device", "cpu",
+        "--max-length", "480", "--output-dir", str(store), "--push-to-hub", "--hub-model-id", repo,
+    ]  # fmt: skip
+
+
+def test_a_run_is_published_read_back_and_can_be_pulled(
+    hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(tiny_base, tmp_path / "store")) == 0
+    said = capsys.readouterr().out
+    assert f"{RUN_REPO}@{hub.commit(RUN_REPO)} answers as the folder does" in said
+    assert f"Published as {hub.url}/{RUN_REPO}/tree/{hub.commit(RUN_REPO)}." in said
+    pulled = pull(RUN_REPO, tmp_path / "pulled", lambda _: None)
+    for name in ("adapter_model.safetensors", "config.yaml", "log.jsonl", "loss.png", "manifest.json"):
+        assert (pulled / name).read_bytes() == (tmp_path / "store" / "lora-run" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "sentence"),
+    [
+        ("another/lora-run", True, "'another/lora-run' is not yours to publish to"),
+        (RUN_REPO, False, "needs a token of the Hub"),
+    ],
+)
+def test_nothing_is_trained_for_a_repository_that_cannot_be_written(
+    hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    repo: str, token: bool, sentence: str,
+) -> None:  # fmt: skip
+    if not token:
+        monkeypatch.delenv("HF_TOKEN")
+    assert main(_arguments(tiny_base, tmp_path / "store", repo)) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_nothing_is_trained_on_a_base_that_is_gated(
+    hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["vendor/gated"] = tiny_base
+    hub.gated.add("vendor/gated")
+    arguments = _arguments(Path("vendor/gated"), tmp_path / "store")
+    assert main(arguments) == 2
+    assert "gated" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""Tests of train/techniques.py: target modules against PEFT and the study's Table 3; every technique trains and serves."""
+"""Tests of train/techniques.py: target modules against PEFT and Table 3; every technique trains and serves."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from tasks.problem import Example
 from tasks.prompt import STYLES, render_prompt
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
+from train.estimate import estimate
 from train.model import patch_loss
 from train.run import train
 from train.techniques import (
@@ -44,7 +45,7 @@ from train.techniques import (
     ia3_target_modules,
     paper_lora_target_modules,
 )
-from train.tokenize import IGNORE_INDEX, ExampleTokenizer
+from train.tokenize import IGNORE_INDEX, ExampleTokenizer, TokenizedExample
 
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 ARCHITECTURES = ("llama", "qwen2", "codegen", "t5")
@@ -61,31 +62,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def place(request: pytest.FixtureRequest, folder: Path) -> Path:
+def run_folder(request: pytest.FixtureRequest, folder: Path) -> Path:
     """A folder with a tiny base of one architecture."""
-    made = folder / request.param
-    make_base(request.param, made / "base")
-    return made
+    run_folder = folder / request.param
+    make_base(request.param, run_folder / "base")
+    return run_folder
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_it_trains_and_what_is_saved_is_the_best_checkpoint(place: Path, name: str) -> None:
+def test_technique_trains_and_saves_the_best_checkpoint(run_folder: Path, name: str) -> None:
+    """The base's own answers stay, and the file has the size that the estimate gives."""
     changes = {"technique": name, **OPTIONS[name]}
-    config = tiny_config(place, adapter_name=name, max_train_samples=16, eval_every=1, **changes)
+    config = tiny_config(run_folder, adapter_name=name, max_train_samples=16, eval_every=1, **changes)
     made = train(config, lambda _: None)
     manifest = json.loads((made / "manifest.json").read_text())
     best = manifest["scores"][0]["value"]
     assert best == min(entry["eval_loss"] for entry in manifest["log"])
-    assert _validation_loss(place, made, manifest) == pytest.approx(best, rel=0.02)
+    assert _validation_loss(run_folder, made, manifest) == pytest.approx(best, rel=0.02)
     if name != "full":
-        _check_the_base_stays(place, name, manifest["trained_quantization"])
+        _check_base_is_unchanged(run_folder, name, manifest["trained_quantization"])
+    if name in ("lora", "qlora-4bit", "ia3", "prompt-tuning", "prefix-tuning"):
+        weights = (made / "adapter_model.safetensors").read_bytes()
+        header_size = int.from_bytes(weights[:8], "little") + 8
+        rows = [TokenizedExample([5] * 4, [6] * 2)] * 8
+        result = estimate(config, run_folder / "base", rows, rows, measure_speed=False, device="cpu")
+        assert result.adapter_bytes == len(weights) - header_size
 
 
-def _validation_loss(place: Path, made: Path, manifest: dict[str, Any]) -> float:
-    """The loss of the folder as PEFT itself (for full fine-tuning: transformers) reads it."""
+def _validation_loss(run_folder: Path, made: Path, manifest: dict[str, Any]) -> float:
+    """Compute the loss of the folder loaded with PEFT (for full fine-tuning: transformers)."""
     full = manifest["technique"] == "full"
     loaded = load_base(
-        str(made if full else place / "base"), manifest["trained_quantization"], "cpu", lambda _: None, training=True
+        str(made if full else run_folder / "base"),
+        manifest["trained_quantization"],
+        "cpu",
+        lambda _: None,
+        training=True,
     )
     model: Any = loaded.model
     if not full:
@@ -106,19 +118,19 @@ def _validation_loss(place: Path, made: Path, manifest: dict[str, Any]) -> float
         return float(model(**batch)["loss"])
 
 
-def _length(row: dict[str, list[int]], apart: bool) -> int:
-    return len(row["input_ids"]) + (len(row["labels"]) if apart else 0)
+def _length(row: dict[str, list[int]], is_encoder_decoder: bool) -> int:
+    return len(row["input_ids"]) + (len(row["labels"]) if is_encoder_decoder else 0)
 
 
-def _check_the_base_stays(place: Path, name: str, quantization: str) -> None:
-    """Rows without an adapter answer as before it was loaded, to the bit, and those with it otherwise."""
-    backend = LocalBackend(load_base(str(place / "base"), quantization, "cpu", lambda _: None))
+def _check_base_is_unchanged(run_folder: Path, name: str, quantization: str) -> None:
+    """Check that rows without an adapter answer bit for bit as before it was loaded, and rows with it differently."""
+    backend = LocalBackend(load_base(str(run_folder / "base"), quantization, "cpu", lambda _: None))
     prompt = render_prompt("sort a list", (), STYLES["plain"])
-    bare = Row(prompt, STYLES["plain"])
-    before = _answers(backend, [bare])[0]
-    backend.load_adapter(Store((place / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
-    backend.prefix_cache.clear()  # a prompt that is read in two pieces is rounded in other places
-    after = _answers(backend, [bare])[0]
+    base_row = Row(prompt, STYLES["plain"])
+    before = _answers(backend, [base_row])[0]
+    backend.load_adapter(Store((run_folder / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
+    backend.prefix_cache.clear()  # a cached prefix changes the rounding
+    after = _answers(backend, [base_row])[0]
     assert after == before
     assert _answers(backend, [Row(prompt, STYLES["plain"], name)])[0] != before
 
@@ -129,7 +141,7 @@ def _answers(backend: LocalBackend, rows: list[Row]) -> list[tuple[str, float]]:
     return [(done[index].text, done[index].logprob) for index in range(len(rows))]
 
 
-# As published on the Hub: sizes alone, the weights are never made.
+# Configurations as published on the Hub; the models are built without memory.
 _CONFIGS: dict[str, Any] = {
     "CodeLlama-7B": LlamaConfig(vocab_size=32016, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32),
     "Qwen2.5-Coder-0.5B": Qwen2Config(
@@ -141,7 +153,7 @@ _CONFIGS: dict[str, Any] = {
         num_key_value_heads=2,
     ),
     "CodeGen-350M-mono": CodeGenConfig(vocab_size=51200, n_embd=1024, n_layer=20, n_head=16, rotary_dim=32),
-    # CodeGen2 has a class of its own with the same names; its sizes in CodeGen's class give the same counts.
+    # CodeGen2 has its own class with the same names; CodeGen's class with its sizes has the same counts.
     "CodeGen2-1B": CodeGenConfig(vocab_size=51200, n_embd=2048, n_layer=16, n_head=16),
     "CodeGen2-3.7B": CodeGenConfig(vocab_size=51200, n_embd=4096, n_layer=16, n_head=16),
     "CodeGen2-7B": CodeGenConfig(vocab_size=51200, n_embd=4096, n_layer=32, n_head=16),
@@ -186,7 +198,9 @@ def _trainable(model: Any) -> int:
         ("CodeT5+-220M", "k o q v", "k q v", "k v wo", "wo"),
     ],
 )
-def test_each_family_has_its_modules(name: str, attention: str, inputs: str, ia3: str, feedforward: str) -> None:
+def test_target_modules_of_each_architecture(
+    name: str, attention: str, inputs: str, ia3: str, feedforward: str
+) -> None:
     base = _base(_model(name))
     assert attention_target_modules(base) == attention.split()
     assert ia3_attention_target_modules(base) == attention.split()
@@ -213,7 +227,7 @@ def test_lora_of_rank_16_has_as_many_parameters_as_in_table_3(
     lora = LoraConfig(r=16, target_modules=paper_lora_target_modules(_base(model)))
     with torch.device("meta"):
         assert _trainable(get_peft_model(model, lora)) == parameters
-    # The study rounds some numbers and cuts others off.
+    # The study rounds some numbers and truncates others.
     assert abs(parameters - printed * 1e6) < unit
 
 
@@ -233,7 +247,7 @@ def test_ia3_rescales_keys_values_and_the_feed_forward(name: str, parameters: in
 
 
 def test_codegens_ia3_count_of_table_3_needs_all_attention_and_the_feed_forward() -> None:
-    """What the docstring of ia3_modules says of the study's 0.16M."""
+    """See the docstring of ia3_target_modules."""
     model = _model("CodeGen-350M-mono")
     base = _base(model)
     _, feedforward = ia3_target_modules(base)
@@ -263,7 +277,7 @@ def test_ia3_agrees_with_pefts_own_mapping(name: str, kind: str) -> None:
         ("starcoder2", "k_proj o_proj q_proj v_proj", "c_proj"),
     ],
 )
-def test_other_families_that_people_bring(kind: str, attention: str, feedforward: str) -> None:
+def test_target_modules_of_other_architectures(kind: str, attention: str, feedforward: str) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind)))
     assert attention_target_modules(base) == attention.split()
@@ -273,7 +287,7 @@ def test_other_families_that_people_bring(kind: str, attention: str, feedforward
 @pytest.mark.parametrize(
     "modules", [attention_target_modules, paper_lora_target_modules, ia3_target_modules, ia3_attention_target_modules]
 )
-def test_an_unknown_architecture_is_one_sentence(modules: Any) -> None:
+def test_an_unknown_architecture_raises_a_training_error(modules: Any) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2")))
     with pytest.raises(TrainingError, match=r"GPT2LMHeadModel are not known here: .* --target-modules\.$"):

@@ -1,4 +1,4 @@
-"""Tests of train/tokenize.py: labels cover exactly the code and its end token, after the prompt that serving renders."""
+"""Tests of train/tokenize.py: labels cover exactly the code and its end token, after the prompt of serving."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ EXAMPLES = [Example("a", "add `x`", "x + 1"), Example("b", "sort the list `items
 PLAIN = STYLES["plain"]
 
 
-def test_only_the_code_and_the_end_token_are_learned() -> None:
+def test_labels_are_the_code_and_the_end_token() -> None:
     tokens = tokenizer()
     encoder = ExampleTokenizer(tokens, PLAIN, is_encoder_decoder=False)
     row = encoder.to_features(encoder.tokenize(EXAMPLES[1]))
-    learned = [label for label in row["labels"] if label != IGNORE_INDEX]
-    assert tokens.decode(learned[:-1]) == EXAMPLES[1].code
-    assert learned[-1] == tokens.eos_token_id
+    labels = [label for label in row["labels"] if label != IGNORE_INDEX]
+    assert tokens.decode(labels[:-1]) == EXAMPLES[1].code
+    assert labels[-1] == tokens.eos_token_id
     skipped = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORE_INDEX]
     assert tokens.decode(skipped) == render_prompt(EXAMPLES[1].intent, (), PLAIN)
 
 
-def test_an_encoder_decoder_base_reads_the_prompt_and_learns_the_response() -> None:
+def test_features_of_an_encoder_decoder_base() -> None:
     encoder = ExampleTokenizer(tokenizer(), PLAIN, is_encoder_decoder=True)
     sample = encoder.tokenize(EXAMPLES[0])
     assert encoder.to_features(sample) == {"input_ids": sample.prompt_ids, "labels": sample.response_ids}
 
 
-def test_a_batch_is_padded_where_nothing_is_read_or_learned() -> None:
+def test_padding_has_no_attention_and_no_labels() -> None:
     encoder = ExampleTokenizer(tokenizer(), PLAIN, is_encoder_decoder=False)
     rows = [encoder.to_features(encoder.tokenize(example)) for example in EXAMPLES]
     batch = encoder.collate(rows)
@@ -53,13 +53,13 @@ def test_a_batch_is_padded_where_nothing_is_read_or_learned() -> None:
     assert (batch["labels"][0, short:] == IGNORE_INDEX).all()
 
 
-def test_a_tokenizer_without_an_end_token_is_refused() -> None:
+def test_a_tokenizer_without_an_end_token_is_an_error() -> None:
     with pytest.raises(TrainingError, match="no end token"):
         ExampleTokenizer(SimpleNamespace(eos_token_id=None), PLAIN, is_encoder_decoder=False)
 
 
-def test_the_loss_is_the_model_s_own() -> None:
-    """The oracle is transformers: its loss over all logits, of which ours computes the learned ones alone."""
+def test_loss_agrees_with_transformers() -> None:
+    """The oracle is the loss of transformers, which computes the logits of all tokens."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes))
@@ -70,8 +70,8 @@ def test_the_loss_is_the_model_s_own() -> None:
     ours = model(**batch)["loss"]
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     shared = model(**batch, num_items_in_batch=1000)["loss"]
-    learned = int((batch["labels"] != IGNORE_INDEX).sum())
-    assert shared.item() == pytest.approx(ours.item() * learned / 1000, rel=1e-5)
+    num_labels = int((batch["labels"] != IGNORE_INDEX).sum())
+    assert shared.item() == pytest.approx(ours.item() * num_labels / 1000, rel=1e-5)
 
 
 CHAT = (
@@ -99,12 +99,12 @@ _PIECES = [
 
 
 def texts(seed: int, count: int) -> list[str]:
-    """Texts of all that could confuse a mask: white space, many-byte characters, and what looks like a marker."""
-    draw = random.Random(seed)
-    return ["a" + "".join(draw.choices(_PIECES, k=draw.randint(1, 12))) + "z" for _ in range(count)]
+    """Make texts with white space, multi-byte characters, and text that looks like a marker or special token."""
+    generator = random.Random(seed)
+    return ["a" + "".join(generator.choices(_PIECES, k=generator.randint(1, 12))) + "z" for _ in range(count)]
 
 
-def chatting() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> PreTrainedTokenizerFast:
     made = tokenizer()
     made.chat_template = CHAT
     return made
@@ -112,8 +112,8 @@ def chatting() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("style", ["plain", "plain-short", "chat", "chat-short-open", "chat-python-bare"])
 @pytest.mark.parametrize("is_encoder_decoder", [False, True])
-def test_the_marked_part_is_the_answer_and_the_end_token(style: str, is_encoder_decoder: bool) -> None:
-    tokens = chatting()
+def test_label_spans_are_the_answer_and_the_end_token(style: str, is_encoder_decoder: bool) -> None:
+    tokens = chat_tokenizer()
     encoder = ExampleTokenizer(tokens, STYLES[style], is_encoder_decoder)
 
     def chat(messages: Any) -> str:
@@ -121,13 +121,13 @@ def test_the_marked_part_is_the_answer_and_the_end_token(style: str, is_encoder_
 
     for intent, code in zip(texts(1, 25), texts(2, 25), strict=True):
         sample = encoder.tokenize(Example("x", intent, code))
-        pieces = label_spans(encoder, tokens, sample)
-        assert [learned for _, learned in pieces] == [False, True]
-        assert pieces[1][0] == format_completion(code, STYLES[style]) + tokens.eos_token
-        assert pieces[0][0] == render_prompt(intent, (), STYLES[style], chat)
-        # Token by token: what is marked is what the labels of the Trainer's row have.
+        spans = label_spans(encoder, tokens, sample)
+        assert [is_label for _, is_label in spans] == [False, True]
+        assert spans[1][0] == format_completion(code, STYLES[style]) + tokens.eos_token
+        assert spans[0][0] == render_prompt(intent, (), STYLES[style], chat)
+        # The span with labels decodes the labels of the Trainer's row.
         labels = [label for label in encoder.to_features(sample)["labels"] if label != IGNORE_INDEX]
-        assert tokens.decode(labels) == pieces[1][0]
+        assert tokens.decode(labels) == spans[1][0]
         assert labels[-1] == tokens.eos_token_id
 
 
@@ -149,12 +149,12 @@ def test_the_preflight_shows_three_samples_of_every_architecture(tmp_path: Path,
             (codes[number] + "</s>", True),
         )
         assert example.num_label_tokens == len(codes[number].encode()) + 1
-    shown = page.examples[0].spans[1][0]
-    assert f"   | «{shown.splitlines()[0]}\n   | {shown.splitlines()[1]}»\n" in render_preflight(page)
+    first, second = page.examples[0].spans[1][0].splitlines()
+    assert f"   | «{first}\n   | {second}»\n" in render_preflight(page)
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
-    """As Llama's and T5's own: a space is a visible mark, put before a text's first word and dropped when decoding."""
+    """Make a tokenizer like Llama's and T5's: it adds a space before a text's first word and drops it in decoding."""
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -2.0)]
     vocabulary += [(chr(letter), -3.0) for letter in range(33, 127)] + [("▁print", -1.0), ("\n", -3.0)]
     inner = Tokenizer(models.Unigram(vocabulary, unk_id=2))
@@ -164,28 +164,28 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def test_a_space_that_a_tokenizer_adds_is_shown_where_it_is_learned() -> None:
+def test_a_space_added_by_the_tokenizer_is_part_of_the_label_span() -> None:
     tokens = sentencepiece_like()
     encoder = ExampleTokenizer(tokens, STYLES["plain"], is_encoder_decoder=False)
     sample = encoder.tokenize(Example("x", "print 1", "print(1)"))
-    (read, _), (learned, marked_as_learned) = label_spans(encoder, tokens, sample)
-    assert marked_as_learned
-    # The response is encoded by itself, so this tokenizer's first token of it is "▁print": the model learns the space.
+    (prompt, _), (response, is_label) = label_spans(encoder, tokens, sample)
+    assert is_label
+    # The response is tokenized separately, so its first token is "▁print", with the space.
     assert tokens.convert_ids_to_tokens(sample.response_ids)[0] == "▁print"
-    assert learned == " print(1)</s>"
-    assert read == render_prompt("print 1", (), STYLES["plain"])
+    assert response == " print(1)</s>"
+    assert prompt == render_prompt("print 1", (), STYLES["plain"])
 
 
-def test_long_examples_show_their_beginning_and_their_end(tmp_path: Path) -> None:
+def test_preflight_shows_beginning_and_end_of_long_examples(tmp_path: Path) -> None:
     base = make_base("llama", tmp_path / "base")
     path = tmp_path / "a.jsonl"
     code = "\n".join(f"x{number}" for number in range(100))
     path.write_text("".join(json.dumps({"intent": f"i{n}", "code": f"{code}+{n}"}) + "\n" for n in range(20)))
-    said = render_preflight(
+    text = render_preflight(
         run_preflight(
             make_config(adapter_name="tiny", dataset_name=str(path), model_name_or_path=str(base)), lambda _: None
         )
     )
-    assert "   | «x0\n" in said
-    assert "   | ... (73 more lines) ...\n" in said
-    assert "   | x99+19</s>»" in said
+    assert "   | «x0\n" in text
+    assert "   | ... (73 more lines) ...\n" in text
+    assert "   | x99+19</s>»" in text

@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130  # exit status of a program that was ended with Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["publish"]:

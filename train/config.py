@@ -103,7 +103,7 @@ class TrainConfig:
         if self.virtual_tokens_init not in VIRTUAL_TOKENS_INIT_METHODS:
             raise unknown_name_error("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKENS_INIT_METHODS)
         if self.model_revision and "@" in self.model_name_or_path:
-            raise TrainingError("The base's revision stands twice: in model_name_or_path and in model_revision.")
+            raise TrainingError("The base's revision is given twice: in model_name_or_path and in model_revision.")
         if self.push_to_hub and not self.hub_model_id:
             raise TrainingError("push_to_hub needs hub_model_id, the repository to publish to, such as you/my-adapter.")
 

@@ -100,7 +100,7 @@ def try_estimate(config: TrainConfig, folder: Path, prepared: TokenizedData) -> 
         return estimate(config, folder, prepared.train.samples, prepared.validation.samples)
     except Exception as error:  # noqa: BLE001 - see above
         reason = str(error).strip().partition("\n")[0]
-        return f"not known, as this base cannot be followed without its weights ({type(error).__name__}: {reason})."
+        return f"not known: this base cannot be traced without its weights ({type(error).__name__}: {reason})."
 
 
 def estimate(

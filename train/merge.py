@@ -54,7 +54,7 @@ def merge_adapter(
     out = out.expanduser()
     if folder.config["peft_type"] not in _MERGEABLE_PEFT_TYPES:
         raise AdapterError(
-            f"Adapter '{folder.name}' is a {folder.manifest.technique} adapter: its virtual tokens stand before the "
+            f"Adapter '{folder.name}' is a {folder.manifest.technique} adapter: its virtual tokens precede the "
             "prompt and change no weights, so it cannot be merged; serve it as it is."
         )
     if out.exists():
@@ -223,7 +223,7 @@ def smoke_test_adapter(folder: AdapterFolder, target: TestTarget, report: Progre
         raise AdapterError(
             f"Adapter '{folder.name}' answers exactly as {loaded.identity.id} does without it: it has learned nothing."
         )
-    lines = [f"on {loaded.identity.id} ({quantization_label(quantization)}): finite, and not what the base says alone"]
+    lines = [f"on {loaded.identity.id} ({quantization_label(quantization)}): finite, and different from the base alone"]
     for intent, base, adapted in zip(_SMOKE_TEST_INTENTS, base_answers, adapter_answers, strict=True):
         lines.append(f"  {intent}\n    without  {_format_answer(base)}\n    with     {_format_answer(adapted)}")
     return "\n".join(lines)

@@ -213,7 +213,7 @@ def publish_folder(
     check_access(repo_id, token, is_full_model=contents.is_full_model)
     key = find_token(repo_id, token)
     answering = answer_fn or _make_answer_fn(contents, base, report, device, trust_remote_code)
-    report("Answering as the folder stands here ...")
+    report("Answering with the local folder ...")
     expected = answering(folder)
     # By convention, an adapter's repository also has its base's tokenizer; a full model has its own.
     no_tokenizer = contents.is_full_model or answer_fn is not None

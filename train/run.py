@@ -49,7 +49,7 @@ def train(config: TrainConfig, report: ProgressFn, resume: bool = False, finish:
     report(dataset.validation.summary("validation"))
     estimated = try_estimate(config, resolve(config.base, report, config.trust_remote_code).folder, dataset)
     if isinstance(estimated, str):
-        report(f"What the run takes is {estimated}")
+        report(f"The cost of the run is {estimated}")
     if processes.is_main_process and not (resume or finish):
         make_dir(run_dir.target.parent)
         run_dir.create(config)

@@ -69,7 +69,7 @@ def test_a_run_without_an_estimate_reports_why(folder: Path, monkeypatch: pytest
     progress: list[str] = []
     train(tiny_config(folder, adapter_name="failing", max_train_samples=8, num_train_epochs=1), progress.append)
     reason = "(RuntimeError: no such operation on meta tensors)."
-    assert [line for line in progress if line.startswith("What the run takes is not known") and line.endswith(reason)]
+    assert [line for line in progress if line.startswith("The cost of the run is not known") and line.endswith(reason)]
     assert not any("estimated" in line for line in progress)
 
 

@@ -50,4 +50,4 @@ def test_with_the_flag_an_adapter_is_trained_and_served(run_folder: Path, techni
     if "lora" in technique:
         assert [rule.reason for rule in vllm_checks(folder) if not rule.passed] == []
     target = TestTarget(str(run_folder / "base"), device="cpu", trust_remote_code=True)
-    assert "finite, and not what the base says alone" in smoke_test_adapter(folder, target, _silent)
+    assert "finite, and different from the base alone" in smoke_test_adapter(folder, target, _silent)

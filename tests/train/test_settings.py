@@ -81,7 +81,7 @@ def test_each_technique_and_preset_has_a_file() -> None:
             "Prefix tuning with gradient checkpointing cannot train: the prefix is a key/value cache",
         ),
         ({"push_to_hub": True}, "push_to_hub needs hub_model_id"),
-        ({"model_name_or_path": "a/b@main", "model_revision": "main"}, "stands twice"),
+        ({"model_name_or_path": "a/b@main", "model_revision": "main"}, "is given twice"),
         ({"adapter_name": "../up"}, "cannot name an adapter"),
         ({"prompt_style": "plane"}, "did you mean 'plain'"),
         ({"lora_r": 0}, "lora_r must be at least 1"),

@@ -111,7 +111,7 @@ def _estimate(config: TrainConfig, source: Source, prepared: TokenizedData) -> E
 
     guess = try_estimate(config, source.folder, prepared)
     if isinstance(guess, str):
-        return {"reason": f"What it takes is {guess}"}
+        return {"reason": f"The cost is {guess}"}
     return {**asdict(guess), "free_bytes": free_memory(config.device)}
 
 

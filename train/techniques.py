@@ -144,7 +144,7 @@ class Technique:
     def validate(self, config: TrainConfig) -> None:
         """Raise TrainingError for settings that this technique cannot train with."""
         if config.quantization not in self.quantizations:
-            others = [each.name for each in TECHNIQUES.values() if config.quantization in each.quantizations]
+            others = [other.name for other in TECHNIQUES.values() if config.quantization in other.quantizations]
             raise TrainingError(
                 f"{self.title} trains on a base with quantization {' or '.join(self.quantizations)}, "
                 f"not {config.quantization}: leave quantization out, or choose --technique {' or '.join(others)}."

@@ -1,1 +1,1 @@
-"""From a data set to an adapter folder. A process of its own: it wraps the base with PEFT, which serving never does."""
+"""Training of adapters: from a data set to an adapter folder, in its own process because PEFT changes the model."""

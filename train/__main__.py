@@ -1,13 +1,13 @@
-"""Trains an adapter, says beforehand what would be trained, or publishes one.
+"""Training command: trains an adapter, prints a dry-run report, or publishes an adapter.
 
     python -m train train/configs/lora.yaml --dataset-name my-pairs.jsonl --adapter-name lora-mine
     python -m train --technique qlora-4bit --dataset-name conala --data-dir ../shared/data --adapter-name lora-conala
-    python -m train ... --dry-run          what would be trained, on what, and what it would cost; nothing is trained
+    python -m train ... --dry-run          print the data, the settings and the cost; train nothing
     python -m train --adapter-name lora-mine --resume
     python -m train publish lora-mine someone/lora-mine
 
-Every setting is a flag, with dashes or underscores, and a line of the YAML file; a flag beats the file, the file beats
-the preset. Several GPUs or machines: accelerate launch -m train ... with the same arguments.
+Every setting is a flag, with dashes or underscores, and a line of the YAML file. A flag overrides the file, the file
+overrides the preset. Several GPUs or machines: accelerate launch -m train ... with the same arguments.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from common.command import configure_environment, run_command
 from train.config import TrainConfig
 from train.settings import DRY_RUN, FINISH, RESUME, parse_args
 
-EXIT_INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+EXIT_INTERRUPTED = 130  # exit status of a program that was ended with Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def run() -> int:

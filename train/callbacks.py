@@ -1,9 +1,4 @@
-"""Progress, log file, signals, throughput.
-
-What looks on while Trainer works: progress lines, the log on disk, Ctrl-C, and gradients that went wrong.
-
-How much a run has read, and how fast.
-"""
+"""Trainer callbacks: progress lines, the log file, Ctrl-C, the check of gradients, and the throughput meter."""
 
 from __future__ import annotations
 
@@ -19,45 +14,45 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class ThroughputMeter:
-    """Counts the tokens read in training (without padding), and the seconds that it took without evaluations."""
+    """Counts training tokens (without padding) and training seconds (without evaluations)."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        # Those of a run that this one continues; they do not count towards the speed.
+        # Totals of the run that this one continues; they do not count towards the speed.
         self.earlier_tokens, self.earlier_seconds = 0, 0.0
         self.seconds = 0.0
         self._started_at: float | None = None
 
     def add(self, tokens: int) -> None:
-        """Counts a batch of so many tokens."""
+        """Add a batch of `tokens` tokens."""
         self.tokens += tokens
 
     def start(self) -> None:
-        """The clock runs from now on; starting it twice changes nothing."""
+        """Start the clock; a second call has no effect."""
         if self._started_at is None:
             self._started_at = time.perf_counter()
 
     def pause(self) -> None:
-        """The clock stands still: what follows is no training."""
+        """Stop the clock, for evaluations and checkpoints."""
         if self._started_at is not None:
             self.seconds += time.perf_counter() - self._started_at
             self._started_at = None
 
     @property
     def total_tokens(self) -> int:
-        """With those before the run was continued."""
+        """Tokens, including those before the run was continued."""
         return self.earlier_tokens + self.tokens
 
     @property
     def total_seconds(self) -> float:
-        """With those before the run was continued."""
+        """Seconds, including those before the run was continued."""
         return self.earlier_seconds + self._elapsed()
 
     @property
     def tokens_per_second(self) -> float:
-        """Since the run began, or continued; 0 before the first step."""
-        passed = self._elapsed()
-        return self.tokens / passed if passed > 0 else 0.0
+        """Speed since the run began or continued; 0 before the first step."""
+        elapsed = self._elapsed()
+        return self.tokens / elapsed if elapsed > 0 else 0.0
 
     def _elapsed(self) -> float:
         return self.seconds + (time.perf_counter() - self._started_at if self._started_at is not None else 0.0)
@@ -67,7 +62,7 @@ _LOGGED_METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
 class ProgressReporter(TrainerCallback):
-    """Reports a line every `every` steps and at each evaluation: step, loss, time gone and left."""
+    """Reports step, loss, elapsed and remaining time every `every` steps and at each evaluation."""
 
     def __init__(self, report: Callable[[str], None], every: int, meter: ThroughputMeter) -> None:
         self._report = report
@@ -87,22 +82,23 @@ class ProgressReporter(TrainerCallback):
         **_: Any,
     ) -> None:
         logs = logs or {}
-        evaluated = "eval_loss" in logs
+        is_evaluation = "eval_loss" in logs
         # The third step gives a first estimate of the time.
-        if not evaluated and ("loss" not in logs or (state.global_step % self._every and state.global_step != 3)):
+        if not is_evaluation and ("loss" not in logs or (state.global_step % self._every and state.global_step != 3)):
             return
         began, first = self._begin
-        passed = time.monotonic() - began
-        left = passed / max(state.global_step - first, 1) * (state.max_steps - state.global_step)
-        name, value = ("validation loss", logs["eval_loss"]) if evaluated else ("loss", logs["loss"])
+        elapsed = time.monotonic() - began
+        remaining = elapsed / max(state.global_step - first, 1) * (state.max_steps - state.global_step)
+        name, value = ("validation loss", logs["eval_loss"]) if is_evaluation else ("loss", logs["loss"])
         self._report(
             f"  step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.1f}  {name} {value:.4f}"
-            f"  {self._meter.tokens_per_second:.0f} tokens/s  {format_duration(passed)} gone, about {format_duration(left)} left"
+            f"  {self._meter.tokens_per_second:.0f} tokens/s"
+            f"  {format_duration(elapsed)} gone, about {format_duration(remaining)} left"
         )
 
 
 class JsonlLogger(TrainerCallback):
-    """Appends each step's figures to a JSON Lines file, at once, so that a killed run has its log."""
+    """Appends each step's metrics to a JSON Lines file at once, so that a killed run keeps its log."""
 
     def __init__(self, path: Path, meter: ThroughputMeter, memory: Callable[[], int]) -> None:
         self._path = path
@@ -110,12 +106,12 @@ class JsonlLogger(TrainerCallback):
         self._memory = memory
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
-        """What was logged after the checkpoint from which the run continues is done again, so it goes."""
-        kept = [entry for entry in read_log(self._path) if entry["step"] <= state.global_step]
-        if kept:
-            self._meter.earlier_tokens, self._meter.earlier_seconds = kept[-1]["tokens"], kept[-1]["seconds"]
+        """Remove the entries after the checkpoint from which the run continues: these steps run again."""
+        entries = [entry for entry in read_log(self._path) if entry["step"] <= state.global_step]
+        if entries:
+            self._meter.earlier_tokens, self._meter.earlier_seconds = entries[-1]["tokens"], entries[-1]["seconds"]
         if state.is_world_process_zero:
-            self._path.write_text("".join(_format_entry(entry) for entry in kept), encoding="utf-8")
+            self._path.write_text("".join(_format_entry(entry) for entry in entries), encoding="utf-8")
 
     def on_log(
         self,
@@ -137,7 +133,7 @@ class JsonlLogger(TrainerCallback):
 
 
 class ThroughputCallback(TrainerCallback):
-    """Lets the meter run while batches are learned, and rest while the model is evaluated or saved."""
+    """Runs the meter during training steps, and pauses it during evaluations and checkpoints."""
 
     def __init__(self, meter: ThroughputMeter) -> None:
         self._meter = meter
@@ -150,7 +146,7 @@ class ThroughputCallback(TrainerCallback):
 
 
 class GradientCheck(TrainerCallback):
-    """Looks at the gradients before the optimizer uses them."""
+    """Calls `check` before each optimizer step."""
 
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
@@ -160,7 +156,7 @@ class GradientCheck(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and stops; a second Ctrl-C stops at once."""
+    """Stops the run on Ctrl-C or SIGTERM after the current step, with a checkpoint; a second Ctrl-C stops at once."""
 
     def __init__(self, report: Callable[[str], None]) -> None:
         self.interrupted = False
@@ -168,7 +164,7 @@ class StopOnSignal(TrainerCallback):
         self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        # Python hands signals to the main thread only; a run in another one is stopped by its owner.
+        # Python delivers signals to the main thread only; a run in another thread has to be stopped by its caller.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous_handlers[number] = signal.signal(number, self._on_signal)
@@ -179,7 +175,7 @@ class StopOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def restore(self) -> None:
-        """Gives the signals back to whoever had them; called however the run ends."""
+        """Restore the previous signal handlers. The caller does this however the run ends."""
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers.clear()
@@ -193,7 +189,7 @@ class StopOnSignal(TrainerCallback):
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log file; a last line that a kill cut short is left out."""
+    """Read the entries of a log file, without an incomplete last line that a kill may have left."""
     if not path.is_file():
         return []
     entries = []
@@ -206,7 +202,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def format_duration(seconds: float) -> str:
-    """Minutes and seconds, as 3:07."""
+    """Format seconds as minutes and seconds, such as 3:07."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
 

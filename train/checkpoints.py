@@ -1,6 +1,7 @@
-"""Where an unfinished run lives on disk: its settings, log and checkpoints, beside the folder it will fill.
+"""Run directory: settings, log and checkpoints of an unfinished run.
 
-`.<name>.run` in the store's folder; the store leaves hidden folders out. It goes when the adapter is written.
+It is `.<name>.run` beside the adapter's folder in the store; the store ignores hidden folders. It is removed when the
+adapter has been written.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from common.paths import cache_dir, make_dir
 from errors import TrainingError
 from train.config import TrainConfig
 
-# What may differ when a run is continued: where it goes, and where its data lies on this machine.
+# Settings that may differ when a run is continued: the output and the location of the data on this machine.
 _IGNORED_SETTINGS = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo", "device")
 
 
@@ -32,47 +33,47 @@ class RunDirectory:
 
     @property
     def checkpoints(self) -> Path:
-        """Where Trainer puts its checkpoint-N folders."""
+        """The folder of Trainer's checkpoint-N folders."""
         return self.folder / "checkpoints"
 
     @property
     def log(self) -> Path:
-        """One JSON object a step and evaluation."""
+        """The log: one JSON object for each step and each evaluation."""
         return self.folder / "log.jsonl"
 
     @property
     def settings(self) -> Path:
-        """What the run was begun with."""
+        """The file with the settings that the run started with."""
         return self.folder / "settings.json"
 
     def last_checkpoint(self) -> Path | None:
-        """The latest whole checkpoint; Trainer writes trainer_state.json last, so one without it was cut short."""
+        """Find the latest complete checkpoint. One without trainer_state.json, written last, is incomplete."""
         found = [path.parent for path in self.checkpoints.glob("checkpoint-*/trainer_state.json")]
         return max(found, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 
     def best_checkpoint(self) -> Path | None:
-        """The whole checkpoint with the lowest validation loss so far, else the latest one."""
+        """Find the complete checkpoint with the lowest validation loss so far, else the latest one."""
         last = self.last_checkpoint()
         if last is None:
             return None
         state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
-        # Only the name counts: the folder may have been moved since.
+        # Only the name is used: the folder may have been moved since.
         best = self.checkpoints / Path(state.get("best_model_checkpoint") or last).name
         return best if (best / "trainer_state.json").is_file() else last
 
     def last_step(self) -> int:
-        """The step of the latest checkpoint; 0 without one."""
+        """Return the step of the latest checkpoint, 0 without one."""
         last = self.last_checkpoint()
         return int(last.name.rsplit("-", 1)[1]) if last else 0
 
     def create(self, config: TrainConfig) -> None:
-        """A fresh run's folder with its settings in it; what an earlier run left there is removed."""
+        """Create an empty run directory with the settings; remove what an earlier run left there."""
         shutil.rmtree(self.folder, ignore_errors=True)
         make_dir(self.checkpoints)
         self.settings.write_text(json.dumps(_json_settings(config), indent=1) + "\n", encoding="utf-8")
 
     def check_settings(self, config: TrainConfig) -> None:
-        """TrainingError when the run on disk was begun with other settings: its losses could not go on."""
+        """Raise TrainingError when the run on disk was started with other settings, and so cannot be continued."""
         before, now = self.saved_settings(), _json_settings(config)
         changed = [name for name in now if name not in _IGNORED_SETTINGS and before.get(name, now[name]) != now[name]]
         if changed:
@@ -83,7 +84,7 @@ class RunDirectory:
             )
 
     def saved_settings(self) -> dict[str, Any]:
-        """The settings that the run was begun with; TrainingError where there is no such run."""
+        """Read the settings that the run started with. Raises TrainingError when there is no such run."""
         try:
             values = json.loads(self.settings.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -94,17 +95,17 @@ class RunDirectory:
         return dict(values)
 
     def remove(self) -> None:
-        """The run is finished, or nothing of it is worth keeping."""
+        """Delete the run directory."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def run_directory(config: TrainConfig) -> RunDirectory:
-    """The run's place: in `output_dir`, by default the user's own store."""
+    """Return the run directory in `output_dir`, by default in the user's own store."""
     return RunDirectory(adapter_store_dir(config.output_dir) / config.adapter_name)
 
 
 def adapter_store_dir(output_dir: Path | None) -> Path:
-    """Where finished adapters go."""
+    """Return the folder for finished adapters."""
     return output_dir or cache_dir() / "adapters"
 
 

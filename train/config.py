@@ -1,4 +1,4 @@
-"""The settings of one training run, under the names that transformers and TRL use."""
+"""Training configuration: the settings of one run, under the names that transformers and TRL use."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from tasks.prompt import get_style
 OPTIMIZERS = ("adafactor", "adamw_torch")
 VIRTUAL_TOKENS_INIT_METHODS = ("examples", "vocabulary", "random")
 _ADAPTER_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-# Folders of one person's machine, and what a run was told to do with its result, mean nothing to the next person.
+# Settings that are only valid on this machine or concern what happens with the result; they are not published.
 _LOCAL_SETTINGS = ("data_dir", "output_dir", "overwrite", "push_to_hub", "hub_model_id", "hub_private_repo")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run, every value settled. `train.settings.make_config` fills what a preset or a technique decides.
+    """The settings of one run. `train.settings.make_config` fills in the values of a preset or a technique.
 
-    Lengths are in tokens, `eval_every` is in epochs. The loss counts the tokens of the code and the end token alone.
+    Lengths are in tokens, `eval_every` is in epochs. The loss covers only the tokens of the code and the end token.
     """
 
-    # What the adapter is called, in the store and on the Hub.
+    # The adapter's name in the store and on the Hub.
     adapter_name: str
     # A data set of tasks.datasets.registry, a file (.jsonl, .json, .csv, .parquet), or a Hub id.
     dataset_name: str
     technique: str = "lora"
     preset: str = "default"
 
-    # JSONL files instead of the Hub, as `--data-dir` everywhere.
+    # Folder of JSONL files to read instead of the Hub, as --data-dir of the other commands.
     data_dir: Path | None = None
-    # Held-out rows; without it those of the data set, or a share of the training rows.
+    # File of validation rows; without it those of the data set, or a share of the training rows.
     validation_file: Path | None = None
     validation_split: float = 0.1
     intent_column: str | None = None
@@ -42,12 +42,12 @@ class TrainConfig:
     max_eval_samples: int | None = None
     max_length: int = 512
 
-    # embedded, a Hub id, a folder, or a .gguf file.
+    # "embedded", a Hub id, a folder, or a .gguf file.
     model_name_or_path: str = "embedded"
     model_revision: str | None = None
-    # Runs code that a model brings along; only with a pinned revision.
+    # Run code from the model's repository; only with a pinned revision.
     trust_remote_code: bool = False
-    # The base's weights during training: nf4, int8, or none for 16-bit floats.
+    # Quantization of the base's weights during training: nf4, int8, or none for 16-bit floats.
     quantization: str = "none"
     device: str = "auto"
     prompt_style: str = "plain"
@@ -57,21 +57,21 @@ class TrainConfig:
     lora_dropout: float = 0.05
     use_rslora: bool = False
     use_dora: bool = False
-    # Suffixes of module names; empty means those that the technique and the preset choose.
+    # Suffixes of module names; if empty, the technique and the preset choose them.
     lora_target_modules: tuple[str, ...] = ()
     ia3_target_modules: tuple[str, ...] = ()
-    # IA3 multiplies the input of these among its targets, and the output of the others.
+    # Of IA3's targets, those whose input it multiplies; it multiplies the output of the others.
     ia3_feedforward_modules: tuple[str, ...] = ()
     num_virtual_tokens: int = 20
-    # examples: training examples as text; vocabulary: tokens drawn at random; random: PEFT's own start.
+    # examples: text of training examples; vocabulary: randomly drawn tokens; random: PEFT's own initial values.
     virtual_tokens_init: str = "examples"
 
     learning_rate: float = 3e-4
     num_train_epochs: float = 2.0
     per_device_train_batch_size: int = 8
     gradient_accumulation_steps: int = 1
-    # How many tokens, padding included, are computed together; a batch of more is computed in parts, with the same
-    # result. By default 512 on a CPU, where more saves no time and takes memory, and no limit on a GPU.
+    # The most tokens, with padding, of one forward pass; a larger batch is computed in parts, with the same result.
+    # By default 512 on a CPU, where more takes memory and saves no time, and no limit on a GPU.
     max_tokens_at_once: int | None = None
     gradient_checkpointing: bool = False
     optim: str = "adafactor"
@@ -79,11 +79,11 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     eval_every: float = 0.2
-    # Stop after this many evaluations without a better validation loss; 0 never stops early.
+    # Number of evaluations without a better validation loss after which the run stops; 0 never stops early.
     early_stopping_patience: int = 0
     seed: int = 42
 
-    # Where the finished folder goes; by default the user's own store.
+    # The folder that receives the adapter's folder; by default the user's own store.
     output_dir: Path | None = None
     overwrite: bool = False
     push_to_hub: bool = False
@@ -103,7 +103,7 @@ class TrainConfig:
         if self.virtual_tokens_init not in VIRTUAL_TOKENS_INIT_METHODS:
             raise unknown_name_error("start of virtual tokens", self.virtual_tokens_init, VIRTUAL_TOKENS_INIT_METHODS)
         if self.model_revision and "@" in self.model_name_or_path:
-            raise TrainingError("The base's revision stands twice: in model_name_or_path and in model_revision.")
+            raise TrainingError("The base's revision is given twice: in model_name_or_path and in model_revision.")
         if self.push_to_hub and not self.hub_model_id:
             raise TrainingError("push_to_hub needs hub_model_id, the repository to publish to, such as you/my-adapter.")
 
@@ -129,22 +129,22 @@ class TrainConfig:
 
     @property
     def effective_batch_size(self) -> int:
-        """Samples per optimizer step in one process."""
+        """Number of samples per optimizer step in one process."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property
     def base(self) -> str:
-        """The base as `--base` names it everywhere: with its revision after an @."""
+        """The base in the form of `--base`: with its revision after an @."""
         return f"{self.model_name_or_path}@{self.model_revision}" if self.model_revision else self.model_name_or_path
 
     def to_public_dict(self) -> dict[str, Any]:
-        """The settings that mean something to others, ready for YAML and JSON."""
+        """Return the settings to publish, without those of this machine, as values for YAML and JSON."""
         values = {key: value for key, value in asdict(self).items() if key not in _LOCAL_SETTINGS}
         return {key: list(value) if isinstance(value, tuple) else _file_name(value) for key, value in values.items()}
 
 
 def _file_name(value: Any) -> Any:
-    """Of a file or folder only its name; a Hub id, such as user/name, is no path."""
+    """Reduce the path of a file or folder to its name; a Hub id, such as user/name, is no path."""
     if isinstance(value, str) and "/" in value and (value.startswith(("/", ".", "~")) or Path(value).exists()):
         return Path(value).name
     return value.name if isinstance(value, Path) else value

@@ -1,10 +1,7 @@
-"""Training/validation rows, hold-out split.
+"""Training and validation rows: loading, hold-out split, and checks of their quality.
 
-What a run learns from and is validated on: a data set of ours, a file of the person's own, or one from the Hub.
-
-Which rows are held out where a data set has no validation rows of its own.
-
-What a person should know of their rows before they train on them: repeated, contradicting, unparsable, leaking.
+Rows come from a built-in data set, a file, or a data set of the Hub. If the data set has no validation rows, a share of
+the training rows is held out. The checks find repeated, contradicting, unparsable and leaking rows.
 """
 
 from __future__ import annotations
@@ -27,32 +24,32 @@ from train.config import TrainConfig
 
 
 def normalize_intent(intent: str) -> str:
-    """What two intents have in common that ask the same: letters' case and white space do not count."""
+    """Normalize case and white space of an intent, to compare it with others."""
     return " ".join(intent.casefold().split())
 
 
 def normalize_code(code: str) -> str:
-    """What two equal pieces of code have in common: white space at the ends of lines does not count."""
+    """Remove white space at the ends of the lines of code, to compare it with other code."""
     return "\n".join(line.rstrip() for line in code.strip().splitlines())
 
 
 def train_validation_split(
     examples: Sequence[Example], fraction: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation rows, each in their own order; about `share` of all rows, at least one, are held out.
+    """Split the examples into training and validation rows, each in the original order.
 
-    Rows with the same intent or the same code stay on one side, so that nothing leaks. Where that ties too much
-    together (answers that are all True or False, say), the same intent alone does. The second list is empty where
-    nothing can be held out without a leak.
+    About `fraction` of all rows, at least one, are held out. Rows with the same intent or the same code stay on one
+    side, so that nothing leaks. If this connects too many rows (for example, answers that are all True or False), only
+    rows with the same intent stay together. The second list is empty if nothing can be held out without a leak.
     """
     wanted = max(1, round(len(examples) * fraction))
-    chosen: set[int] = set()
+    held_out: set[int] = set()
     for keys in (_intent_and_code_keys, _intent_keys):
-        chosen = _choose_groups(_connected_groups(examples, keys), wanted, seed)
-        if 2 * len(chosen) >= wanted:
+        held_out = _choose_groups(_connected_groups(examples, keys), wanted, seed)
+        if 2 * len(held_out) >= wanted:
             break
-    learned = [example for index, example in enumerate(examples) if index not in chosen]
-    return learned, [example for index, example in enumerate(examples) if index in chosen]
+    train = [example for index, example in enumerate(examples) if index not in held_out]
+    return train, [example for index, example in enumerate(examples) if index in held_out]
 
 
 def _intent_and_code_keys(example: Example) -> tuple[Hashable, ...]:
@@ -64,7 +61,7 @@ def _intent_keys(example: Example) -> tuple[Hashable, ...]:
 
 
 def _connected_groups(examples: Sequence[Example], keys: Callable[[Example], tuple[Hashable, ...]]) -> list[list[int]]:
-    """Indices of examples that share a key, also through others (union-find)."""
+    """Group the indices of examples that share a key, directly or through other examples (union-find)."""
     parents = list(range(len(examples)))
     owners: dict[Hashable, int] = {}
 
@@ -84,7 +81,7 @@ def _connected_groups(examples: Sequence[Example], keys: Callable[[Example], tup
 
 
 def _choose_groups(groups: list[list[int]], count: int, seed: int) -> set[int]:
-    """Whole groups, in an order that the seed draws, as long as they fit; never all of them."""
+    """Choose complete groups of together at most `count` indices, in an order drawn by the seed; never all groups."""
     order = random.Random(seed).sample(groups, len(groups))
     chosen: set[int] = set()
     for group in order[: len(order) - 1]:
@@ -93,7 +90,7 @@ def _choose_groups(groups: list[list[int]], count: int, seed: int) -> set[int]:
     return chosen
 
 
-# As the Hub writes licences; a file's is its owner's business, a data set of the Hub states its own.
+# Licences of the built-in data sets, in the Hub's notation. A data set of the Hub states its own.
 LICENCES = {
     "conala": "cc-by-sa-4.0",
     "codealpacapy": "cc-by-nc-4.0",
@@ -106,10 +103,10 @@ OTHER_LICENCE = "other"
 
 @dataclass
 class DataSplit:
-    """Rows of one side, from one file or several.
+    """The rows of the training or the validation side, from one file or several.
 
-    `rows` counts those that the files have, `places` says where an example stands by its id ("my.csv, line 12"),
-    `changes` counts what was done to rows on the way, `mapping` says which columns were read.
+    `num_rows` counts the rows of the files, `locations` maps an example's id to its position ("my.csv, line 12"),
+    `changes` counts the changes made to rows while reading, `column_mapping` names the columns that were read.
     """
 
     examples: list[Example] = field(default_factory=list)
@@ -121,26 +118,27 @@ class DataSplit:
     changes: dict[str, int] = field(default_factory=dict)
 
     def locate(self, example: Example) -> str:
-        """Where the example stands, for a sentence; rows of our own data sets go by their ids."""
+        """Return the example's position in its file, for a message; rows of built-in data sets have only an id."""
         return self.locations.get(example.id, example.id)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The rows of one run. `source_note` says in a sentence where they and those that validate come from."""
+    """The rows of one run. `source_note` describes in a sentence the source of training and validation rows."""
 
     train: list[Example]
     validation: list[Example]
     name: str
     licence: str
     source_note: str
-    # What was read, before max_train_samples left anything out; `held_out` is None where a share of it is held out.
+    # All rows that were read, before max_train_samples; `validation_split` is None if a share of the training rows
+    # is held out.
     train_split: DataSplit = field(default_factory=DataSplit)
     validation_split: DataSplit | None = None
 
     @property
     def row_errors(self) -> list[RowError]:
-        """All rows that could not be read, of both sides."""
+        """The errors of rows that could not be read, of both sides."""
         return self.train_split.row_errors + (self.validation_split.row_errors if self.validation_split else [])
 
 
@@ -153,19 +151,19 @@ class _DatasetSplits:
 
 
 def load_training_data(config: TrainConfig) -> TrainingData:
-    """Reads what `config.dataset_name` names, at most max_train_samples and max_eval_samples of it.
+    """Read the data set `config.dataset_name`, at most max_train_samples and max_eval_samples of it.
 
     The validation rows are those of config.validation_file, else the data set's own, else a share of the training
-    rows. Raises DataError, UnknownNameError or TrainingError in one sentence.
+    rows. Raises DataError, UnknownNameError or TrainingError with a one-sentence message.
     """
     source = _load_splits(config)
-    train, held_out = source.train_split.examples, source.validation_split
+    train, validation_split = source.train_split.examples, source.validation_split
     if config.validation_file is not None:
-        held_out, note = _read_split([config.validation_file], config), config.validation_file.name
+        validation_split, note = _read_split([config.validation_file], config), config.validation_file.name
     else:
         note = "its own validation rows"
-    if held_out is not None:
-        validation = held_out.examples
+    if validation_split is not None:
+        validation = validation_split.examples
     else:
         train, validation = train_validation_split(train, config.validation_split, config.seed)
         note = (
@@ -183,7 +181,7 @@ def load_training_data(config: TrainConfig) -> TrainingData:
         licence=source.licence,
         source_note=f"{source.name}, validated on {note}.",
         train_split=source.train_split,
-        validation_split=held_out,
+        validation_split=validation_split,
     )
 
 
@@ -216,23 +214,23 @@ def _load_builtin(config: TrainConfig) -> _DatasetSplits:
             f"--intent-column and --code-column map the columns of a file or a Hub data set; {name} has its own: "
             "leave them out."
         )
-    learned = load_examples(name, config.data_dir)
+    examples = load_examples(name, config.data_dir)
     validation = None
     if config.validation_file is None:
         problems = load_problems(name, "validation", config.data_dir)
         solved = [Example(problem.id, problem.intent, problem.reference) for problem in problems if problem.reference]
         validation = DataSplit(solved, num_rows=len(problems))
     return _DatasetSplits(
-        name, LICENCES.get(name, OTHER_LICENCE), DataSplit(learned, num_rows=len(learned)), validation
+        name, LICENCES.get(name, OTHER_LICENCE), DataSplit(examples, num_rows=len(examples)), validation
     )
 
 
 def _read_split(paths: Sequence[Path], config: TrainConfig) -> DataSplit:
-    """The rows of these files, which are shards of one where they are several."""
-    part = DataSplit()
+    """Read the rows of a file; several paths are its shards."""
+    split = DataSplit()
     for path in paths:
-        _add_upload(part, path.name, read_upload(path, config.intent_column, config.code_column))
-    return part
+        _add_upload(split, path.name, read_upload(path, config.intent_column, config.code_column))
+    return split
 
 
 def _add_upload(split: DataSplit, file: str, upload: UploadResult) -> None:
@@ -249,7 +247,7 @@ def _add_upload(split: DataSplit, file: str, upload: UploadResult) -> None:
         split.changes[change] = split.changes.get(change, 0) + times
 
 
-# Places named of each finding; all of them are counted.
+# The number of examples listed for each issue; the count covers all of them.
 MAX_EXAMPLES = 10
 
 LocateFn = Callable[[Example], str]
@@ -257,7 +255,7 @@ LocateFn = Callable[[Example], str]
 
 @dataclass(frozen=True)
 class DataIssue:
-    """How many rows something is true of, and the first of them, each in a sentence or with its place."""
+    """The number of rows with an issue, and a message or position for each of the first ones."""
 
     count: int
     examples: tuple[str, ...] = ()
@@ -265,7 +263,7 @@ class DataIssue:
 
 @dataclass(frozen=True)
 class LengthStats:
-    """Of some lengths in tokens: the median, the length that 95 % do not exceed, the longest, and the sum."""
+    """Statistics of lengths in tokens: median, 95th percentile, maximum and sum."""
 
     median: int
     p95: int
@@ -275,7 +273,7 @@ class LengthStats:
 
 @dataclass(frozen=True)
 class Leak:
-    """Validation rows whose intent, or whose code, is a training row's too; `rows` counts those with either."""
+    """Validation rows whose intent or code is also in a training row; `rows` counts rows with at least one of both."""
 
     rows: int
     intents: int
@@ -284,23 +282,23 @@ class Leak:
 
 
 def make_issue(messages: Iterable[str]) -> DataIssue:
-    """Counts all and keeps the first."""
-    found = list(messages)
-    return DataIssue(len(found), tuple(found[:MAX_EXAMPLES]))
+    """Count the messages and keep the first MAX_EXAMPLES of them."""
+    listed = list(messages)
+    return DataIssue(len(listed), tuple(listed[:MAX_EXAMPLES]))
 
 
 def length_stats(lengths: Sequence[int]) -> LengthStats:
-    """The spread of at least one length."""
+    """Compute the statistics of at least one length."""
     return LengthStats(int(statistics.median(lengths)), length_quantile(lengths, 0.95), max(lengths), sum(lengths))
 
 
 def length_quantile(lengths: Sequence[int], fraction: float) -> int:
-    """The smallest of the lengths that at least this share of them does not exceed (nearest rank)."""
+    """Return the smallest length that at least `fraction` of the lengths do not exceed (nearest-rank quantile)."""
     return sorted(lengths)[max(0, math.ceil(fraction * len(lengths)) - 1)]
 
 
 def find_duplicates(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
-    """Rows with intent and code of an earlier one."""
+    """Find rows that have the intent and the code of an earlier row."""
     first: dict[tuple[str, str], Example] = {}
     found = []
     for example in examples:
@@ -311,38 +309,38 @@ def find_duplicates(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
 
 
 def find_conflicts(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
-    """Rows that answer an earlier row's intent with other code, each once."""
+    """Find rows that have the intent of an earlier row and different code, each once."""
     codes: dict[str, dict[str, Example]] = {}
     found = []
     for example in examples:
-        known = codes.setdefault(normalize_intent(example.intent), {})
-        if normalize_code(example.code) not in known:
-            if known:
-                found.append(f"{locate(example)} has the intent of {locate(next(iter(known.values())))}")
-            known[normalize_code(example.code)] = example
+        earlier = codes.setdefault(normalize_intent(example.intent), {})
+        if normalize_code(example.code) not in earlier:
+            if earlier:
+                found.append(f"{locate(example)} has the intent of {locate(next(iter(earlier.values())))}")
+            earlier[normalize_code(example.code)] = example
     return make_issue(found)
 
 
 def find_unparsable(examples: Sequence[Example], locate: LocateFn) -> DataIssue:
-    """Rows whose code is not Python."""
+    """Find rows whose code does not parse as Python."""
     return make_issue(locate(example) for example in examples if not is_valid_python(example.code))
 
 
 def find_special_tokens(examples: Sequence[Example], locate: LocateFn, tokens: Iterable[str]) -> DataIssue:
-    """Rows with one of a base's special tokens in their text, which is read as that token: an early end, say."""
-    known = sorted({token for token in tokens if token.strip()})
+    """Find rows with the text of a special token, which the base reads as that token (an early end, for example)."""
+    special = sorted({token for token in tokens if token.strip()})
     found = []
     for example in examples:
-        there = [token for token in known if token in example.intent or token in example.code]
-        if there:
-            found.append(f"{locate(example)} has {', '.join(there[:3])}")
+        present = [token for token in special if token in example.intent or token in example.code]
+        if present:
+            found.append(f"{locate(example)} has {', '.join(present[:3])}")
     return make_issue(found)
 
 
 def find_leaks(
     train: Sequence[Example], validation: Sequence[Example], train_split: DataSplit, validation_split: DataSplit
 ) -> Leak:
-    """What the validation rows share with the training rows."""
+    """Find validation rows that share their intent or code with a training row."""
     intents = {normalize_intent(example.intent): example for example in reversed(train)}
     codes = {normalize_code(example.code): example for example in reversed(train)}
     found, same_intent, same_code = [], 0, 0

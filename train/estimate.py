@@ -1,16 +1,13 @@
-"""Memory/time/size estimate.
+"""Estimate of a run before its base is loaded: peak memory, training time, and the size of the adapter.
 
-What a run will take, said before its base is loaded: memory at the peak, time, and the size of the adapter.
+Compared with runs of LoRA, QLoRA-4bit, IA3, Prefix tuning and Prompt tuning (CoNaLa, 135M, a CPU with two shared
+cores): memory 8 % too low to 7 % too high, after one constant was fitted to these runs; time 6 to 27 % too short; size
+within 5 %. On a GPU nothing was measured yet; benchmarks/figure1.py compares the memory with the study's. Every run
+prints its estimate beside its measurement.
 
-Held against the runs of adapters/library's LoRA, QLoRA-4bit, IA3, KVPrefix and Prompt tuning (CoNaLa, 135M, a CPU of two
-cores that other programs used as well): memory 8 % too low to 7 % too high, after one constant was fitted to these
-runs; time 6 to 27 % too short; size within 5 %. On a GPU nothing was measured yet; benchmarks/figure1.py holds the
-memory against the study's. Every run prints its estimate beside its measurement.
-
-How fast this machine learns right now: a few steps of a small stand-in, timed.
-
-One large product says little: on a CPU with fast 16-bit products most of a step goes into norms, dropout, casts and
-small products, and elsewhere it does not. So the stand-in is two real Llama layers as wide as the base, with LoRA.
+The time comes from the speed of two Llama layers as wide as the base, with LoRA, measured in a few steps. A single
+large matrix product would not be enough: on a CPU with fast 16-bit products most of a step goes into norms, dropout,
+casts and small products.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.estimate import WEIGHT_BYTES, weight_bytes
 from models.source import Source
 from train.config import TrainConfig
 from train.model import count_steps, max_tokens_per_forward
@@ -34,27 +32,23 @@ from train.tokenize import TokenizedData, TokenizedExample
 if TYPE_CHECKING:
     from train.meta_trace import BatchShape, StepCost
 
-
-# Bytes a weight takes: NF4 in blocks of 64 with an 8-bit scale each, and a 32-bit scale for 256 of these scales
-# (QLoRA, arXiv 2305.14314, section 3); int8 has one scale a row, which is next to nothing.
-_WEIGHT_BYTES = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "none": 2.0}
-# What Python, torch, transformers and peft hold resident on Linux before a base is there, and torch's threads and
-# kernels after the first step; measured with the pinned versions.
+# Resident memory of Python, torch, transformers and peft on Linux without a base, with torch's threads and kernels
+# after the first step; measured with the pinned versions.
 _RUNTIME_BYTES = 615e6
-# glibc keeps freed blocks that the next batch, of another length, does not fit into. Over an epoch or two on CoNaLa
-# five techniques came to 2.4 to 2.9 times what is alive; in the first step it is 1.2 times.
+# glibc keeps freed blocks that the next batch, of another length, does not fit into. In one or two epochs on CoNaLa,
+# five techniques took 2.4 to 2.9 times the live memory; the first step takes 1.2 times.
 _FRAGMENTATION_FACTOR = 2.6
 # Bytes of one logit at an evaluation: itself in 16 bits, in 32, and its log-probability.
 _EVAL_BYTES_PER_LOGIT = 10
-# How much longer products with quantized weights take a CPU: 300 tokens/s in 16 bits and 240 in NF4 were measured.
+# Slowdown of products with quantized weights on a CPU: measured were 300 tokens/s in 16 bits and 240 in NF4.
 _DEQUANTIZATION_FACTOR = 1.25
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """`parts` add up to `memory_bytes`. `seconds` are training alone, `evaluation_seconds` come on top.
+    """The estimate of a run. `parts` add up to `memory_bytes`; `seconds` of training exclude `eval_seconds`.
 
-    Both are None where nobody measured this machine's speed. `tokens` are read in the whole run, without padding.
+    Both are None if the speed was not measured. `tokens` is the number of tokens of all epochs, without padding.
     """
 
     memory_bytes: int
@@ -66,20 +60,20 @@ class Estimate:
     parts: Mapping[str, int]
 
     def to_dict(self) -> dict[str, str]:
-        """Name and words, as the preflight prints them."""
+        """Return the texts that the preflight prints, by name."""
         parts = ", ".join(f"{name} {format_gigabytes(size)}" for name, size in self.parts.items())
-        words = {"memory": f"about {format_gigabytes(self.memory_bytes)} at the peak: {parts}"}
+        texts = {"memory": f"about {format_gigabytes(self.memory_bytes)} at the peak: {parts}"}
         if self.seconds is not None and self.eval_seconds is not None:
-            words["time"] = (
-                f"about {format_duration(self.seconds)} of training and {format_duration(self.eval_seconds)} of validation, by the "
-                "speed of two layers just now"
+            texts["time"] = (
+                f"about {format_duration(self.seconds)} of training and {format_duration(self.eval_seconds)} of "
+                "validation, by the speed of two layers just now"
             )
-        return {**words, "size": f"{format_gigabytes(self.adapter_bytes)} on disk"}
+        return {**texts, "size": f"{format_gigabytes(self.adapter_bytes)} on disk"}
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes of all rows of a run, as far as memory and time depend on them. Tokens are for one epoch."""
+    """The sizes of a run's rows that determine memory and time. Tokens are those of one epoch."""
 
     largest_batch: BatchShape
     largest_eval_batch: int
@@ -91,22 +85,22 @@ class Workload:
 
 
 def estimate_as_dict(config: TrainConfig, source: Source, prepared: TokenizedData) -> dict[str, str]:
-    """What the preflight asks: the estimate for these rows, on this machine, in words."""
-    guess = try_estimate(config, source.folder, prepared)
-    return {"memory": guess} if isinstance(guess, str) else guess.to_dict()
+    """Estimate the run on this machine, as texts for the preflight."""
+    result = try_estimate(config, source.folder, prepared)
+    return {"memory": result} if isinstance(result, str) else result.to_dict()
 
 
 def try_estimate(config: TrainConfig, folder: Path, prepared: TokenizedData) -> Estimate | str:
-    """The estimate for these rows on the base in `folder`, or the sentence that says why there is none.
+    """Estimate the run on the base in `folder`, or return a message that says why there is no estimate.
 
-    Its own code, or an operation that cannot be followed without values, may raise anything; a run needs no estimate,
-    but its absence is said, with what was raised.
+    The base's own code, or an operation that needs values, may raise any exception. A run needs no estimate, so the
+    exception becomes the message.
     """
     try:
         return estimate(config, folder, prepared.train.samples, prepared.validation.samples)
     except Exception as error:  # noqa: BLE001 - see above
         reason = str(error).strip().partition("\n")[0]
-        return f"not known, as this base cannot be followed without its weights ({type(error).__name__}: {reason})."
+        return f"not known: this base cannot be traced without its weights ({type(error).__name__}: {reason})."
 
 
 def estimate(
@@ -117,39 +111,38 @@ def estimate(
     measure_speed: bool = True,
     device: str | None = None,
 ) -> Estimate:
-    """The estimate for these rows on the base whose folder (or configuration object) is `base`; seconds if `timed`.
+    """Estimate the run with these rows; `base` is its folder or configuration object.
 
-    `device` is "cpu" or "cuda", by default what the run would take. Raises what the base's own code raises.
+    Without `measure_speed` there are no seconds. `device` is "cpu" or "cuda", by default that of the run. Raises what
+    the base's own code raises.
     """
-    import torch
-
     from train.meta_trace import meta_model, quantizable_layers, trace_step
 
     device = device or _resolve_device(config.device)
     full = config.technique == "full"
     model = meta_model(base, torch.float32 if full else torch.bfloat16, config.trust_remote_code)
-    linear = sum(each.weight.numel() for each in quantizable_layers(model))
-    everything = sum(each.numel() for each in model.parameters())
+    linear = sum(layer.weight.numel() for layer in quantizable_layers(model))
+    total = sum(parameter.numel() for parameter in model.parameters())
     vocabulary, hidden = model.get_output_embeddings().weight.shape
-    load = compute_workload(
+    workload = compute_workload(
         config, train_samples, eval_samples, model.config.is_encoder_decoder, max_tokens_per_forward(config, device)
     )
-    traced = trace_step(config, model, load.largest_batch)
-    parts = _memory_parts(config, traced, load, linear, everything - linear, vocabulary, device)
+    traced = trace_step(config, model, workload.largest_batch, device)
+    parts = _memory_parts(config, traced, workload, linear, total - linear, vocabulary, device)
     per_epoch, _ = count_steps(config, len(train_samples))
     count = math.ceil(per_epoch * config.num_train_epochs)
-    seconds, evaluation = None, None
+    seconds, eval_seconds = None, None
     if measure_speed:
-        speed = _flops_per_second(config, model.config.get_text_config(), hidden, load, device)
-        training, evaluating = _total_flops(config, traced, load, vocabulary * hidden)
-        seconds, evaluation = training / speed, evaluating / speed
+        speed = _flops_per_second(config, model.config.get_text_config(), hidden, workload, device)
+        train_flops, eval_flops = _total_flops(config, traced, workload, vocabulary * hidden)
+        seconds, eval_seconds = train_flops / speed, eval_flops / speed
     return Estimate(
         memory_bytes=sum(parts.values()),
         seconds=seconds,
-        eval_seconds=evaluation,
+        eval_seconds=eval_seconds,
         adapter_bytes=traced.trainable_parameters * (4 if config.technique == "ia3" else 2),
         steps=count,
-        tokens=round(load.tokens * config.num_train_epochs),
+        tokens=round(workload.tokens * config.num_train_epochs),
         parts=parts,
     )
 
@@ -161,12 +154,12 @@ def compute_workload(
     is_encoder_decoder: bool,
     max_tokens: int,
 ) -> Workload:
-    """The largest batch that can come, and what there is in all; batches are of like length, so padding is little."""
+    """Compute the largest possible batch and the totals; the sampler groups rows by length, so padding is little."""
     from train.meta_trace import BatchShape
 
     size = config.per_device_train_batch_size
     rows = sorted(train_samples, key=lambda sample: _num_tokens(sample, is_encoder_decoder), reverse=True)
-    # The longest rows come together, and are computed in parts of so many tokens.
+    # The longest rows are in one batch, which is computed in parts of at most max_tokens.
     longest = max(_num_tokens(rows[0], is_encoder_decoder), *(len(sample.response_ids) for sample in rows))
     size = max(1, min(size, max_tokens // longest))
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -177,10 +170,10 @@ def compute_workload(
         label_tokens=sum(len(sample.response_ids) for sample in batches[0]),
         max_response_length=responses,
     )
-    held = sorted((len(sample.response_ids) for sample in eval_samples), reverse=True)
+    eval_lengths = sorted((len(sample.response_ids) for sample in eval_samples), reverse=True)
     return Workload(
         largest,
-        largest_eval_batch=sum(held[: 2 * size]),
+        largest_eval_batch=sum(eval_lengths[: 2 * size]),
         rows=len(rows),
         tokens=sum(_num_tokens(sample, is_encoder_decoder) for sample in rows),
         padded_tokens=sum(len(batch) * _num_tokens(batch[0], is_encoder_decoder) for batch in batches),
@@ -197,42 +190,42 @@ def _memory_parts(
     config: TrainConfig, traced: StepCost, workload: Workload, linear: int, other: int, vocabulary: int, device: str
 ) -> dict[str, int]:
     full = config.technique == "full"
-    weights = linear * _WEIGHT_BYTES[config.quantization] + other * 2
+    weights: float = weight_bytes(linear, other, config.quantization)
     if full:
         weights = traced.trainable_bytes
     elif device == "cpu" and config.quantization != "none":
-        # What was not quantized is a view of the file, of which every page has been read and stays mapped.
-        weights = linear * _WEIGHT_BYTES[config.quantization] + (linear + other) * 2
+        # Unquantized weights are views of the file, all of whose pages have been read and stay mapped.
+        weights += linear * WEIGHT_BYTES["none"]
     evaluation = workload.largest_eval_batch * vocabulary * _EVAL_BYTES_PER_LOGIT
-    passing = max(traced.peak_bytes - traced.optimizer_state_bytes, evaluation)
-    parts = {
+    temporary = max(traced.peak_bytes - traced.optimizer_state_bytes, evaluation)
+    parts: dict[str, float] = {
         "base": weights,
         "adapter and optimizer": traced.optimizer_state_bytes + (0 if full else traced.trainable_bytes),
         "activations": traced.activation_bytes,
-        "logits and gradients": passing - traced.activation_bytes,
+        "logits and gradients": temporary - traced.activation_bytes,
     }
     if device == "cpu":
-        parts |= {"gaps between blocks": passing * (_FRAGMENTATION_FACTOR - 1), "program": _RUNTIME_BYTES}
+        parts |= {"gaps between blocks": temporary * (_FRAGMENTATION_FACTOR - 1), "program": _RUNTIME_BYTES}
     return {name: round(size) for name, size in parts.items()}
 
 
 def _total_flops(config: TrainConfig, traced: StepCost, workload: Workload, head: int) -> tuple[float, float]:
-    """Floating-point operations of all training steps, and of all evaluations."""
+    """Return the floating-point operations of all training steps, and of all evaluations."""
     full = config.technique == "full"
-    # The head's product, its gradient by the hidden state and, where it learns, by its weight: 2 operations each.
-    per_learned = head * (6 if full else 4)
-    body = (traced.flops - per_learned * workload.largest_batch.label_tokens) / (
+    # The output layer's product, its gradient by the hidden state and, if trained, by its weight: 2 operations each.
+    per_label = head * (6 if full else 4)
+    body = (traced.flops - per_label * workload.largest_batch.label_tokens) / (
         workload.largest_batch.rows * workload.largest_batch.max_length
     )
-    training = body * workload.padded_tokens + per_learned * workload.label_tokens
-    # A forward pass alone; recomputing the activations is one more of them.
+    training = body * workload.padded_tokens + per_label * workload.label_tokens
+    # One forward pass; gradient checkpointing adds another one to a step.
     forward = body / ((3 if full else 2) + config.gradient_checkpointing)
     evaluations = config.num_train_epochs / config.eval_every
     return training * config.num_train_epochs, forward * workload.eval_tokens * evaluations
 
 
 def _flops_per_second(config: TrainConfig, base: Any, hidden: int, workload: Workload, device: str) -> float:
-    """Operations a second that a run will reach, by a stand-in that is timed now."""
+    """Measure the operations per second that a run will reach."""
     intermediate = getattr(base, "intermediate_size", None) or getattr(base, "d_ff", None) or 4 * hidden
     tokens = max(1, round(workload.padded_tokens / workload.rows))
     speed = measure_flops_per_second(hidden, intermediate, workload.largest_batch.rows, tokens, device)
@@ -240,7 +233,7 @@ def _flops_per_second(config: TrainConfig, base: Any, hidden: int, workload: Wor
 
 
 def compare_with_actual(estimate: Estimate, memory_bytes: int, seconds: float, adapter_bytes: int) -> str:
-    """Three lines for the end of a run: what was estimated beside what was measured."""
+    """Format the estimate beside the measurement, in three lines for the end of a run."""
     rows = [
         (
             "memory",
@@ -260,42 +253,40 @@ def compare_with_actual(estimate: Estimate, memory_bytes: int, seconds: float, a
         )
     )
     return "\n".join(
-        f"  {name:<8}estimated {guess:>9}, measured {found:>9} ({100 * (ratio - 1):+.0f} %)"
-        for name, guess, found, ratio in rows
+        f"  {name:<8}estimated {estimated:>9}, measured {measured:>9} ({100 * (ratio - 1):+.0f} %)"
+        for name, estimated, measured, ratio in rows
     )
 
 
 def format_gigabytes(size: float) -> str:
-    """In units of 1000, as the study gives them."""
+    """Format bytes in units of 1000, as the study does."""
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def format_duration(seconds: float) -> str:
-    """h:mm:ss, or m:ss."""
+    """Format seconds as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _resolve_device(device: str) -> str:
-    import torch
-
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 _MAX_ROUNDS, _MAX_SECONDS = 9, 1.0
-# Wider layers are as fast, and a stand-in must not fill the memory.
+# Wider layers reach the same speed, and take more memory.
 _MAX_HIDDEN_SIZE = 2048
 
 
 def measure_flops_per_second(hidden: int, intermediate: int, rows: int, tokens: int, device: str) -> float:
-    """Floating-point operations a second, forward and backward, of `rows` rows of `tokens` tokens.
+    """Measure the floating-point operations per second, forward and backward, of (rows, tokens) inputs.
 
-    The median of up to nine steps within a second; the state of random generators stays as it was.
+    Returns the median of up to nine steps within a second; the state of random generators is unchanged.
     """
     with torch.random.fork_rng():
         model = _build_proxy_layer(hidden, intermediate, device)
         hidden_states = torch.randn(rows, tokens, model.config.hidden_size, dtype=torch.bfloat16, device=device)
-        with FlopCounterMode(display=False) as flops:  # and kernels are loaded
+        with FlopCounterMode(display=False) as flops:  # also loads the kernels
             _training_step(model, hidden_states, device)
         times: list[float] = []
         while len(times) < _MAX_ROUNDS and sum(times) < _MAX_SECONDS:

@@ -1,6 +1,6 @@
-"""What must be true before work begins whose result is to be published: a token, the right to write, a base to read.
+"""Hub access checks before training and publishing: the token, permission to write, and access to the base.
 
-Nothing is created or changed here. The token is found as huggingface_hub finds it (HF_TOKEN, `hf auth login`) and
+The checks create and change nothing. The token is found as huggingface_hub finds it (HF_TOKEN, `hf auth login`) and
 appears in no message.
 """
 
@@ -23,10 +23,10 @@ _SETTINGS_URL = "huggingface.co/settings/tokens"
 
 
 def check_access(repo_id: str, token: str | None = None, *, is_full_model: bool = False) -> None:
-    """TrainingError in one sentence unless the token's owner may publish to `repo_id` ("user/name").
+    """Raise TrainingError unless the token's owner may publish to `repo_id` ("user/name").
 
-    Checked are the token, what it may do, whose the namespace is, and, where the repository exists, that it may be
-    written to and holds nothing but a former version: an adapter, or with `whole_model` a model.
+    Checks the token and its permissions, the owner of the namespace, and, if the repository exists, that it is writable
+    and holds only a previous version: an adapter, or with `is_full_model` a model.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -34,23 +34,23 @@ def check_access(repo_id: str, token: str | None = None, *, is_full_model: bool 
     check_repo_id(repo_id)
     key = find_token(repo_id, token)
     with hub_errors(repo_id, "checking access to", error=TrainingError):
-        person = HfApi().whoami(token=key)
-    check_owner(repo_id, person)
+        whoami = HfApi().whoami(token=key)
+    check_owner(repo_id, whoami)
     with hub_errors(repo_id, "checking access to", error=TrainingError):
         try:
-            found = HfApi().model_info(repo_id, timeout=REQUEST_TIMEOUT_S, token=key)
+            info = HfApi().model_info(repo_id, timeout=REQUEST_TIMEOUT_S, token=key)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
-            return check_scopes(repo_id, person)
+            return check_scopes(repo_id, whoami)
         HfApi().auth_check(repo_id, write=True, token=key)
-    return _check_repo_files(repo_id, [each.rfilename for each in found.siblings or ()], is_full_model)
+    return _check_repo_files(repo_id, [file.rfilename for file in info.siblings or ()], is_full_model)
 
 
 def check_base_access(base: str, token: str | None = None) -> None:
-    """BaseModelError in one sentence when `base` is a Hub id whose files this token may not read.
+    """Raise BaseModelError when `base` is a Hub id whose files this token may not read.
 
-    A base in the cache needs no Hub. The embedded base, folders and GGUF files have nothing to check here.
+    A base in the cache needs no connection. For the embedded base, folders and GGUF files there is nothing to check.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -70,20 +70,20 @@ def check_base_access(base: str, token: str | None = None) -> None:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """TrainingError unless it is `user/name` as the Hub takes it."""
+    """Raise TrainingError unless `repo_id` is a valid `user/name` of the Hub."""
     try:
         revision = parse_repo_spec(repo_id)[1]
     except AdapterError:
         revision = ""
     if revision is not None:
         raise TrainingError(
-            f"{quote_untrusted(repo_id)!r} cannot name a repository on the Hub: write user/name with letters, digits, '-', '_' "
-            "and single '.', such as someone/lora-conala."
+            f"{quote_untrusted(repo_id)!r} cannot name a repository on the Hub: write user/name with letters, digits, "
+            "'-', '_' and single '.', such as someone/lora-conala."
         )
 
 
 def find_token(repo_id: str, token: str | None = None) -> str:
-    """The token given, or the one that huggingface_hub knows; TrainingError where there is none."""
+    """Return `token`, or the one that huggingface_hub finds. Raises TrainingError when there is none."""
     from huggingface_hub import get_token
 
     with hub_errors(repo_id, "finding the token for", error=TrainingError):
@@ -101,14 +101,14 @@ def find_token(repo_id: str, token: str | None = None) -> str:
 
 
 def check_owner(repo_id: str, whoami: Mapping[str, Any]) -> None:
-    """TrainingError unless the namespace is the person's own, or an organisation's in which they may write.
+    """Raise TrainingError unless the token's owner may write in the namespace of `repo_id`.
 
-    `person` is what `HfApi.whoami` says.
+    `whoami` is the result of `HfApi.whoami`.
     """
     owner, _, rest = repo_id.partition("/")
     namespace = owner.casefold()
     name = str(whoami.get("name", ""))
-    roles = {str(each.get("name", "")).casefold(): each.get("roleInOrg") for each in whoami.get("orgs") or ()}
+    roles = {str(org.get("name", "")).casefold(): org.get("roleInOrg") for org in whoami.get("orgs") or ()}
     if namespace != name.casefold() and namespace not in roles:
         raise TrainingError(
             f"'{repo_id}' is not yours to publish to: the token belongs to '{name}', "
@@ -123,17 +123,17 @@ def check_owner(repo_id: str, whoami: Mapping[str, Any]) -> None:
 
 
 def check_scopes(repo_id: str, whoami: Mapping[str, Any]) -> None:
-    """TrainingError unless the token may create `repo_id`.
+    """Raise TrainingError unless the token may create `repo_id`.
 
-    A fine-grained one must name the namespace, because a repository that does not exist yet cannot be named.
+    A fine-grained token must have access to the namespace, because it cannot name a repository that does not exist yet.
     """
     if _token_access(whoami).get("role") != "fineGrained":
         return
     scoped = (_token_access(whoami).get("fineGrained") or {}).get("scoped") or ()
     writable = {
-        str((each.get("entity") or {}).get("name", "")).casefold()
-        for each in scoped
-        if "repo.write" in (each.get("permissions") or ())
+        str((scope.get("entity") or {}).get("name", "")).casefold()
+        for scope in scoped
+        if "repo.write" in (scope.get("permissions") or ())
     }
     owner = repo_id.partition("/")[0]
     if owner.casefold() not in writable:
@@ -144,7 +144,7 @@ def check_scopes(repo_id: str, whoami: Mapping[str, Any]) -> None:
 
 
 def _check_repo_files(repo_id: str, paths: Iterable[str], is_full_model: bool) -> None:
-    """Other weights are somebody's work, and two sets of weights in one repository are a trap for whoever loads it."""
+    """Raise TrainingError when the repository has other weights: a loader could not know which ones to use."""
     for path in sorted(paths):
         own = path.startswith("model") and path.endswith(".safetensors") if is_full_model else path == WEIGHTS_NAME
         if path.lower().endswith(_WEIGHT_SUFFIXES) and not own:
@@ -154,9 +154,9 @@ def _check_repo_files(repo_id: str, paths: Iterable[str], is_full_model: bool) -
 
 
 def _token_access(whoami: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is said of a token made by hand; nothing of those that a login makes."""
-    found = (whoami.get("auth") or {}).get("accessToken")
-    return found if isinstance(found, Mapping) else {}
+    """Return the permissions of a token that was created by hand; {} for one of a login."""
+    access = (whoami.get("auth") or {}).get("accessToken")
+    return access if isinstance(access, Mapping) else {}
 
 
 def _is_unreachable(error: BaseException) -> bool:

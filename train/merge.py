@@ -1,8 +1,7 @@
-"""Merge adapter into base; smoke test.
+"""Merging an adapter into its base, and the smoke test of an adapter.
 
-Writes a base with an adapter merged into its weights: a whole model, for programs that know no adapters.
-
-Puts an adapter onto its base and lets both answer: the last step of `python -m adapters verify`.
+`merge_adapter` writes a full model, for programs that cannot load adapters. `smoke_test_adapter` compares the answers
+of the base with and without the adapter: the last step of `python -m adapters verify`.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from serve.backends.local.backend import LocalBackend
 from serve.types import Candidate, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES, get_style, render_prompt
 
-# PEFT's types that change weights; virtual tokens stand in the input.
+# PEFT's types that change weights; virtual tokens are part of the input.
 _MERGEABLE_PEFT_TYPES = ("LORA", "IA3")
 _COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
-# Beside the weights: the tokenizer and the configuration.
+# Disk space for the tokenizer and the configuration.
 _EXTRA_FILE_BYTES = 64 << 20
 
 
@@ -47,22 +46,21 @@ def merge_adapter(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> Path:
-    """Writes the model folder `out`, whole or not at all: 16-bit safetensors, tokenizer, manifest, and a
-    README with the caveat.
+    """Write the model folder `out` atomically: 16-bit safetensors, tokenizer, manifest, and a README with the caveat.
 
-    `base` says where the adapter's base is; without it, the manifest's id and revision are looked up. It is loaded
-    unquantized whatever the adapter was trained on. Raises AdapterError, BaseModelError or DiskSpaceError.
+    `base` locates the adapter's base; by default it is the id and revision of the manifest. It is always loaded
+    unquantized. Raises AdapterError, BaseModelError or DiskSpaceError.
     """
     out = out.expanduser()
     if folder.config["peft_type"] not in _MERGEABLE_PEFT_TYPES:
         raise AdapterError(
-            f"Adapter '{folder.name}' is a {folder.manifest.technique} adapter: its virtual tokens stand before the "
+            f"Adapter '{folder.name}' is a {folder.manifest.technique} adapter: its virtual tokens precede the "
             "prompt and change no weights, so it cannot be merged; serve it as it is."
         )
     if out.exists():
         raise AdapterError(f"{out} exists: name a folder that does not, a merged model replaces nothing.")
     configure_environment()
-    # In the floats of its files, so that the product is rounded once; LoRA's own stay in 32 bits.
+    # In the dtype of its files, so that the product is rounded once; LoRA's own weights stay in 32 bits.
     loaded = load_base(
         base or _base_for(folder.manifest, folder.name),
         "none",
@@ -89,11 +87,11 @@ def merge_adapter(
             (building / "README.md").write_text(_merged_model_card(folder.manifest, note), encoding="utf-8")
             for path in building.iterdir():
                 path.chmod(0o644)  # safetensors keeps its files to their owner
-            # The model is asked in the style that the adapter learned, wherever it serves as a base.
+            # The manifest makes the model use the adapter's prompt style when it is served as a base.
             replace(folder.manifest, technique=f"{folder.manifest.technique}, merged", weights_digest="").write(
                 building
             )
-    except SafetensorError as error:  # safetensors' own, also for a full disk
+    except SafetensorError as error:  # safetensors raises it for a full disk as well
         raise DiskSpaceError(
             f"The merged model cannot be written under {out.parent} ({quote_untrusted(str(error))}): "
             "free some room, or name an OUT on another disk."
@@ -102,18 +100,19 @@ def merge_adapter(
 
 
 def quantization_caveat(manifest: Manifest) -> str:
-    """What merging changes about an adapter that was trained on quantized weights; '' where it changes nothing."""
+    """Describe what merging changes about an adapter trained on quantized weights; '' for unquantized ones."""
     if manifest.trained_quantization == "none":
         return ""
     return (
-        f"'{quote_untrusted(manifest.name, 64)}' was trained against the {quote_untrusted(manifest.trained_quantization, 20)} weights of "
-        "its base and is merged into the 16-bit ones, which differ by what quantization rounded away: answers are not "
-        "bit for bit those of the adapter on the quantized base, and scores must be measured again."
+        f"'{quote_untrusted(manifest.name, 64)}' was trained against the "
+        f"{quote_untrusted(manifest.trained_quantization, 20)} weights of its base and is merged "
+        "into the 16-bit ones, which differ by what quantization rounded away: answers are not bit for bit those of "
+        "the adapter on the quantized base, and scores must be measured again."
     )
 
 
 def _base_for(manifest: Manifest, name: str) -> str:
-    """What to give --base for the adapter's own base."""
+    """Return the value of --base for the adapter's own base."""
     if manifest.base_id == EMBEDDED_ID:
         return EMBEDDED_ID
     if _COMMIT_SHA.fullmatch(manifest.base_revision):
@@ -125,7 +124,7 @@ def _base_for(manifest: Manifest, name: str) -> str:
 
 
 def _check_compatible(folder: AdapterFolder, loaded: LoadedBase) -> None:
-    """The base must be the adapter's own, and its layers must be there to be changed one by one."""
+    """Raise AdapterError unless the base is the adapter's own and each of its layers can be changed separately."""
     checks.check_base(folder.manifest, loaded.identity, folder.name)
     shapes = read_shapes(folder.path / WEIGHTS_NAME, folder.name)
     check_shapes(shapes, folder.config, loaded.identity, folder.name)
@@ -147,7 +146,7 @@ def _require_disk_space(out: Path, model: Any) -> None:
 
 
 def _merge_weights(folder: AdapterFolder, model: Any) -> Any:
-    """The base itself with changed weights, in 16-bit floats."""
+    """Merge the adapter into the model; the result has 16-bit floats."""
     import torch
     from peft import PeftModel
 
@@ -183,13 +182,13 @@ weights. The adapter was trained on `{manifest.dataset}` (digest `{manifest.data
 
 _SMOKE_TEST_INTENTS = ("sort list `x` in descending order", "read the lines of file 'a.txt' into a list")
 _SMOKE_TEST_SAMPLING = SamplingParams(max_new_tokens=24)
-# Sums of log-probabilities that differ by less are the same but for rounding.
+# Smaller differences between sums of log-probabilities are rounding errors.
 _MIN_LOGPROB_CHANGE = 1e-4
 
 
 @dataclass(frozen=True)
 class TestTarget:
-    """Where the adapter is tried: a base as --base takes it, quantized as in training unless said otherwise."""
+    """The base of a smoke test, in the form of --base; `quantization` is by default that of training."""
 
     base: str
     quantization: str | None = None
@@ -198,9 +197,10 @@ class TestTarget:
 
 
 def smoke_test_adapter(folder: AdapterFolder, target: TestTarget, report: ProgressFn) -> str:
-    """The answers to two prompts, without and with the adapter.
+    """Answer two prompts without and with the adapter, and return both answers as text.
 
-    AdapterError where it does not fit the base, gives log-probabilities that are not finite, or changes nothing.
+    Raises AdapterError when the adapter does not fit the base, gives log-probabilities that are not finite, or changes
+    nothing.
     """
     configure_environment()
     quantization = target.quantization or folder.manifest.trained_quantization
@@ -213,28 +213,28 @@ def smoke_test_adapter(folder: AdapterFolder, target: TestTarget, report: Progre
     prompts = [render_prompt(intent, (), style, backend.apply_chat_template) for intent in _SMOKE_TEST_INTENTS]
     report(f"Decoding {len(prompts)} prompts, without and with '{folder.name}' ...")
     answers = _generate(backend, [Row(prompt, style, adapter) for adapter in (None, folder.name) for prompt in prompts])
-    bare, bent = answers[: len(prompts)], answers[len(prompts) :]
-    if not all(math.isfinite(answer.logprob) for answer in bent):
+    base_answers, adapter_answers = answers[: len(prompts)], answers[len(prompts) :]
+    if not all(math.isfinite(answer.logprob) for answer in adapter_answers):
         raise AdapterError(
             f"Adapter '{folder.name}' gives log-probabilities that are not finite on {loaded.identity.id}: "
             "training went wrong, train it again with a lower learning rate."
         )
-    if all(_is_unchanged(*pair) for pair in zip(bare, bent, strict=True)):
+    if all(_is_unchanged(*pair) for pair in zip(base_answers, adapter_answers, strict=True)):
         raise AdapterError(
             f"Adapter '{folder.name}' answers exactly as {loaded.identity.id} does without it: it has learned nothing."
         )
-    lines = [f"on {loaded.identity.id} ({quantization_label(quantization)}): finite, and not what the base says alone"]
-    for intent, one, other in zip(_SMOKE_TEST_INTENTS, bare, bent, strict=True):
-        lines.append(f"  {intent}\n    without  {_format_answer(one)}\n    with     {_format_answer(other)}")
+    lines = [f"on {loaded.identity.id} ({quantization_label(quantization)}): finite, and different from the base alone"]
+    for intent, base, adapted in zip(_SMOKE_TEST_INTENTS, base_answers, adapter_answers, strict=True):
+        lines.append(f"  {intent}\n    without  {_format_answer(base)}\n    with     {_format_answer(adapted)}")
     return "\n".join(lines)
 
 
 def _generate(backend: LocalBackend, rows: Sequence[Row]) -> list[Candidate]:
-    found: dict[int, Candidate] = {}
+    candidates: dict[int, Candidate] = {}
     for event in backend.generate(rows, _SMOKE_TEST_SAMPLING, Event()):
         if isinstance(event, RowOutput):
-            found[event.index] = event.candidates[0]
-    return [found[index] for index in range(len(rows))]
+            candidates[event.index] = event.candidates[0]
+    return [candidates[index] for index in range(len(rows))]
 
 
 def _is_unchanged(one: Candidate, other: Candidate) -> bool:
@@ -242,6 +242,6 @@ def _is_unchanged(one: Candidate, other: Candidate) -> bool:
 
 
 def _format_answer(answer: Candidate) -> str:
-    """The answer on one line, whatever it holds, with its log-probability."""
+    """Format the answer on one line, with its log-probability; quote it if it is not printable."""
     text = answer.text.strip()
     return f"{(text if text.isprintable() else repr(text))[:100]}  ({answer.logprob:.2f})"

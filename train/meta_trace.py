@@ -1,11 +1,8 @@
-"""One step on the meta device.
+"""Trace of a training step on the meta device: bytes kept for the backward pass, peak bytes and operations.
 
-One training step on tensors that have a shape and no memory: what it keeps, what it peaks at, what it computes.
-
-Torch's "meta" device runs the model's real code, PEFT's real layers and the real loss, so every technique on every
-architecture is counted as it is, before a weight is loaded; a base of 34B takes seconds.
-
-Lets a model's real code run on tensors without memory: a count of bytes, and stand-ins for what needs values.
+Tensors on torch's "meta" device have a shape and no memory. The step runs the model's own code, PEFT's layers and the
+loss, so every technique on every architecture is counted without loading a weight. `MetaMode` replaces the operations
+that need values, or that differ on the real device.
 """
 
 from __future__ import annotations
@@ -30,12 +27,12 @@ from train.model import build_peft_model
 from train.tokenize import IGNORE_INDEX
 
 META_ATTENTION = "shapes-only"
-# What torch.autocast computes in 16 bits, as far as models call it.
+# Operations that torch.autocast computes in 16 bits, as far as models call them.
 _MATMULS = (torch.nn.functional.linear, torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive and were made under it."""
+    """Counts the bytes of all live storages that were allocated while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,12 +41,12 @@ class AllocationTracker(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
-        """These were there before."""
+        """Exclude tensors that were allocated before."""
         for tensor in tensors:
             self._sizes[tensor.untyped_storage()._cdata] = 0
 
     def reset_peak(self) -> int:
-        """Forgets the peak so far; what is alive."""
+        """Set the peak to the current bytes, and return them."""
         self.peak_bytes = self.current_bytes
         return self.current_bytes
 
@@ -73,10 +70,16 @@ class AllocationTracker(TorchDispatchMode):
 
 
 class MetaMode(TorchFunctionMode):
-    """Stands in for what needs values or a real device: boolean indices, autocast to 16 bits, quantized products."""
+    """Replaces operations that need values or a real device: boolean indices, autocast, quantized products, dropout.
 
-    def __init__(self, config: TrainConfig, num_label_tokens: int, quantized: Collection[int]) -> None:
+    `quantized` are the ids of quantized weights; `device` is the type of the run's device, "cpu" or "cuda".
+    """
+
+    def __init__(
+        self, config: TrainConfig, num_label_tokens: int, quantized: Collection[int], device: str = "cpu"
+    ) -> None:
         super().__init__()
+        self._fused_dropout = device == "cuda"
         self._autocast = config.technique == "full"
         self._matmul = _Int8Linear if config.quantization == "int8" else _Nf4Linear
         self._num_label_tokens = num_label_tokens
@@ -88,13 +91,15 @@ class MetaMode(TorchFunctionMode):
             return args[0].flatten(0, args[1].dim() - 1)[: self._num_label_tokens].clone()
         if function is torch.nn.functional.linear and id(args[1]) in self._quantized:
             return self._matmul.apply(*args[:2])
+        if self._fused_dropout and function is torch.nn.functional.dropout:
+            return _cuda_dropout(*args, **(kwargs or {}))
         if self._autocast and function in _MATMULS:
             args = tuple(map(self._cast_to_half, args))
             kwargs = {name: self._cast_to_half(value) for name, value in (kwargs or {}).items()}
         return function(*args, **(kwargs or {}))
 
     def _cast_to_half(self, value: Any) -> Any:
-        """As torch.autocast: what is 32 bits becomes 16, and a parameter's copy is kept until the forward pass ends."""
+        """Cast from 32 to 16 bits as torch.autocast, which keeps a parameter's copy until the forward pass ends."""
         if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
             return value
         if not isinstance(value, torch.nn.Parameter):
@@ -104,12 +109,22 @@ class MetaMode(TorchFunctionMode):
         return self._casted_parameters[id(value)]
 
     def end_forward(self) -> None:
-        """The forward pass has ended."""
+        """Release the copies of parameters, as autocast does at the end of the forward pass."""
         self._casted_parameters.clear()
 
 
+def _cuda_dropout(inputs: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """Apply dropout as CUDA's fused kernel, which keeps a mask of one byte a number.
+
+    The CPU's (and meta's) dropout keeps its random factors in the dtype of the input instead.
+    """
+    if not training or not p or inplace:
+        return torch.dropout(inputs, p, training)
+    return torch.native_dropout(inputs, p, training)[0]
+
+
 class _Nf4Linear(torch.autograd.Function):
-    """bitsandbytes' MatMul4Bit: the weight is unpacked to 16 bits for a moment, forward and backward."""
+    """bitsandbytes' MatMul4Bit: unpacks the weight to 16 bits temporarily, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any) -> Any:
@@ -123,7 +138,7 @@ class _Nf4Linear(torch.autograd.Function):
 
 
 class _Int8Linear(_Nf4Linear):
-    """bitsandbytes' MatMul8bitFp and MatMul8bitLt keep their input as well, until the whole graph is gone."""
+    """bitsandbytes' MatMul8bitFp and MatMul8bitLt: keep their input as well, until the graph is freed."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Any, weight: Any) -> Any:
@@ -132,48 +147,48 @@ class _Int8Linear(_Nf4Linear):
 
 
 def register_meta_attention() -> None:
-    """An attention that keeps what torch's fused kernels keep: its inputs and its output, and no square of tokens."""
+    """Register an attention that keeps what torch's fused kernels keep: its inputs and output, and no score matrix."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(META_ATTENTION, _meta_attention)
-    # A padded batch's mask is a bit a token and row: nothing beside the rest.
+    # The mask of a padded batch is negligible.
     AttentionMaskInterface.register(META_ATTENTION, lambda *_args, **_options: None)
 
 
 def _meta_attention(
     _module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """As transformers' sdpa: with a mask, keys and values are repeated for all heads (rows, heads, tokens, size)."""
+    """Compute as transformers' sdpa: with a mask, keys and values are repeated to (rows, heads, tokens, head_dim)."""
     repeat = query.shape[1] // key.shape[1]
     if repeat > 1:
-        key, value = (each.repeat_interleave(repeat, dim=1) for each in (key, value))
+        key, value = (tensor.repeat_interleave(repeat, dim=1) for tensor in (key, value))
     if options.get("dropout"):
-        # No fused kernel on CPUs drops out; on a GPU this is too much (T5 alone has such a dropout).
+        # The CPU has no fused kernel with dropout; for a GPU this is too much (only T5 has such a dropout).
         bias = options.get("position_bias")
         dropped = torch.nn.functional.scaled_dot_product_attention(query, key, value, bias, options["dropout"])
         return dropped.transpose(1, 2), None
-    # Under autocast all three are 16 bits wide, whatever rotating the first two has made of them.
+    # Under autocast all three have 16 bits; the rotary embedding may have made the first two 32 bits wide.
     return _FusedAttention.apply(query.to(value.dtype), key.to(value.dtype), value).transpose(1, 2), None
 
 
 class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
-        # Laid out as (rows, tokens, heads, size), so that the projection behind it makes no copy.
+        # Contiguous as (rows, tokens, heads, head_dim), so that the next projection makes no copy.
         output = query.new_empty(query.transpose(1, 2).shape).transpose(1, 2)
         ctx.save_for_backward(query, key, value, output)
         return output
 
     @staticmethod
     def backward(ctx: Any, *_gradients: Any) -> Any:
-        return tuple(torch.empty_like(each) for each in ctx.saved_tensors[:3])
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The sizes of a batch: rows, the tokens of the longest prompt with its response, learned tokens of all rows.
+    """The sizes of a batch: rows, tokens of the longest prompt with its response, label tokens of all rows.
 
-    For encoder-decoder bases `longest` is the longest prompt and `longest_response` the longest response.
+    For encoder-decoder bases `max_length` is the longest prompt and `max_response_length` the longest response.
     """
 
     rows: int
@@ -186,8 +201,8 @@ class BatchShape:
 class StepCost:
     """Bytes, parameters and floating-point operations of one step.
 
-    `kept_bytes` are alive when the logits are about to be made: what the backward pass will need. `peak_bytes` is the
-    most that is alive at once, with logits, gradients and the optimizer's `state_bytes`. Neither counts parameters.
+    `activation_bytes` are alive before the logits are computed: the backward pass needs them. `peak_bytes` is the most
+    that is alive at once, with logits, gradients and `optimizer_state_bytes`. Both exclude parameters.
     """
 
     activation_bytes: int
@@ -199,14 +214,14 @@ class StepCost:
 
 
 def meta_model(folder: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """The model that the folder's (or a configuration object's) config.json describes, without its weights."""
+    """Build the model of a folder's config.json (or of a configuration object) on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
-    known = isinstance(folder, PreTrainedConfig)
-    config = folder if known else AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    family = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    is_config = isinstance(folder, PreTrainedConfig)
+    config = folder if is_config else AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = family.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     register_meta_attention()
     for module in model.modules():
         if hasattr(module, "config"):
@@ -214,64 +229,64 @@ def meta_model(folder: Any, dtype: torch.dtype, trust_remote_code: bool = False)
     return model
 
 
-def trace_step(config: TrainConfig, base: Any, batch: BatchShape) -> StepCost:
-    """Counts the second step of a run, as the first one makes the optimizer's state; wraps and changes `base`.
+def trace_step(config: TrainConfig, base: Any, batch: BatchShape, device: str = "cpu") -> StepCost:
+    """Count the second step of a run on "cpu" or "cuda"; the first one allocates the optimizer's state.
 
-    Raises whatever a base's own code raises on tensors without values.
+    Wraps and changes `base`. Raises what a base's own code raises on tensors without values.
     """
     shapes = {name: (m.out_features, m.in_features) for name, m in base.named_modules() if hasattr(m, "out_features")}
-    frozen = {id(each.weight) for each in quantizable_layers(base)} if config.quantization != "none" else set()
+    quantized = {id(layer.weight) for layer in quantizable_layers(base)} if config.quantization != "none" else set()
     identity = BaseIdentity(
         *("", "", type(base).__name__, "none", "meta", 0, False), base.config.is_encoder_decoder, shapes=shapes
     )
-    loaded = LoadedBase(base, None, identity)  # nothing here is text
+    loaded = LoadedBase(base, None, identity)  # no tokenizer: there is no text
     with torch.device("meta"):
-        # The start values of virtual tokens are values, and only shapes count.
+        # Other initial values of virtual tokens would need real tensors.
         model = build_peft_model(replace(config, virtual_tokens_init="random"), loaded, ()).train()
-    trained = [each for each in model.parameters() if each.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _build_optimizer(config.optim, trained)
-    live, shapes_only = AllocationTracker(), MetaMode(config, batch.label_tokens, frozen)
+    tracker, mode = AllocationTracker(), MetaMode(config, batch.label_tokens, quantized, device)
     if config.gradient_checkpointing:
-        # Torch leaves such modes behind during a backward pass, and layers are computed again in there.
-        again = {"context_fn": lambda: (nullcontext(), shapes_only)}
-        base.gradient_checkpointing_enable({"use_reentrant": False, **again})
-    live.ignore([*model.parameters(), *model.buffers()])
-    marks: list[int] = []
-    base.get_output_embeddings().register_forward_pre_hook(lambda *_: marks.append(live.current_bytes))
+        # Torch disables function modes during the backward pass, in which checkpointed layers are computed again.
+        recompute = {"context_fn": lambda: (nullcontext(), mode)}
+        base.gradient_checkpointing_enable({"use_reentrant": False, **recompute})
+    tracker.ignore([*model.parameters(), *model.buffers()])
+    before_logits: list[int] = []
+    base.get_output_embeddings().register_forward_pre_hook(lambda *_: before_logits.append(tracker.current_bytes))
 
     def step() -> None:
-        with torch.device("meta"), shapes_only:
+        with torch.device("meta"), mode:
             loss = model(**_meta_inputs(base, batch), num_items_in_batch=1)["loss"]
-            shapes_only.end_forward()
+            mode.end_forward()
             loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm, foreach=False)
         optimizer.step()
         optimizer.zero_grad()
 
     flops = FlopCounterMode(display=False)
-    with live:
-        with flops:  # which keeps more alive than there is without it
+    with tracker:
+        with flops:  # only in the first step, because the counter itself keeps tensors alive
             step()
-        state = live.reset_peak()
+        state = tracker.reset_peak()
         step()
     return StepCost(
-        activation_bytes=marks[1] - state,
-        peak_bytes=live.peak_bytes,
+        activation_bytes=before_logits[1] - state,
+        peak_bytes=tracker.peak_bytes,
         optimizer_state_bytes=state,
         flops=flops.get_total_flops(),
-        trainable_parameters=sum(each.numel() for each in trained),
-        trainable_bytes=sum(each.nbytes for each in trained),
+        trainable_parameters=sum(parameter.numel() for parameter in trained),
+        trainable_bytes=sum(parameter.nbytes for parameter in trained),
     )
 
 
 def quantizable_layers(base: Any) -> list[Any]:
-    """The linear layers that bitsandbytes quantizes: all but the one that makes the logits."""
+    """Return the linear layers that bitsandbytes quantizes: all but the output layer."""
     head = base.get_output_embeddings()
-    return [each for each in base.modules() if isinstance(each, torch.nn.Linear) and each is not head]
+    return [module for module in base.modules() if isinstance(module, torch.nn.Linear) and module is not head]
 
 
 def _meta_inputs(base: Any, batch: BatchShape) -> dict[str, torch.Tensor]:
-    """A padded batch as train.tokenize makes it; the labels are learned where `MetaMode` says."""
+    """Make a padded batch as train.tokenize does; `MetaMode` replaces the selection of label tokens."""
     ids = torch.zeros(batch.rows, batch.max_length, dtype=torch.long)
     responses = batch.max_response_length if base.config.is_encoder_decoder else batch.max_length
     labels = torch.full((batch.rows, responses), IGNORE_INDEX)
@@ -279,7 +294,7 @@ def _meta_inputs(base: Any, batch: BatchShape) -> dict[str, torch.Tensor]:
 
 
 def _build_optimizer(name: str, parameters: Sequence[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """As Trainer makes them (transformers 5.23); a rate of 0 would leave work out."""
+    """Build the optimizer as Trainer does (transformers 5.23). A learning rate of 0 would skip operations."""
     from transformers import Adafactor
 
     if name == "adafactor":

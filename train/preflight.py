@@ -1,10 +1,7 @@
-"""Dry-run report.
+"""Preflight report of a training run: data, data issues, lengths, steps, examples and cost, before anything is trained.
 
-What a run would learn, from what and at which cost; of the base only the tokenizer and the configuration are loaded.
-
-`preflight` gives the numbers, `train.preflight.text` the page that `python -m train ... --dry-run` prints.
-
-The preflight as text for a terminal; what is learned stands in «».
+`run_preflight` computes it; of the base it loads only the tokenizer and the configuration. `render_preflight` formats
+it for a terminal, as `python -m train ... --dry-run` prints it.
 """
 
 from __future__ import annotations
@@ -40,14 +37,14 @@ from train.model import count_steps
 from train.techniques import get_technique
 from train.tokenize import LabelSpan, TokenizedData, TokenizedSplit, TokenizerInfo, label_spans, tokenize_data
 
-# Shares of the rows for which the needed max_length is told.
+# Shares of the rows for which the report states the max_length they need.
 LENGTH_QUANTILES = (0.95, 0.99, 1.0)
 NUM_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class PreflightExample:
-    """A training sample as the model gets it, in parts that are learned or not."""
+    """A training sample as the model gets it, in spans that are part of the loss or not."""
 
     location: str
     spans: tuple[LabelSpan, ...]
@@ -57,7 +54,7 @@ class PreflightExample:
 
 @dataclass(frozen=True)
 class TooLong:
-    """Rows left out for their length, and the max_length that would keep 95, 99 and 100 % of all rows."""
+    """Rows left out because of their length, and the max_length that would keep 95, 99 and 100 % of all rows."""
 
     limit: int
     train: DataIssue
@@ -67,10 +64,10 @@ class TooLong:
 
 @dataclass(frozen=True)
 class Preflight:
-    """Everything that is known before a run. `values()` is ready for JSON.
+    """The report on a run before it starts; `to_dict()` returns it for JSON.
 
-    `rows` counts what was read, left out as faulty, trained and validated on (what is too long is still in the last
-    two); `estimate` is what the caller's estimator says, None without one.
+    `rows` counts the rows read, left out because of errors, for training and for validation (the last two include rows
+    that are too long); `estimate` is the result of the caller's `estimate_fn`, None without one.
     """
 
     adapter_name: str
@@ -101,27 +98,27 @@ class Preflight:
     estimate: dict[str, Any] | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return all fields as values for JSON, under their names."""
         return asdict(self)
 
 
-# What estimates memory, time and size of a run: from its settings, the base's folder and the rows that it learns.
+# Estimates memory, time and size of a run from its settings, the base's folder and the tokenized rows.
 EstimateFn = Callable[[TrainConfig, Source, TokenizedData], dict[str, Any]]
 
 
 def run_preflight(config: TrainConfig, report: ProgressFn, estimate_fn: EstimateFn | None = None) -> Preflight:
-    """Reads the data and the base's tokenizer, and refuses what could not train.
+    """Read the data and the base's tokenizer, and check that the run could start.
 
-    Raises TrainingError, DataError or BaseModelError in one sentence, as the run itself would.
+    Raises TrainingError, DataError or BaseModelError with a one-sentence message, as the run itself would.
     """
     technique = get_technique(config.technique)
     technique.validate(config)
     data = load_training_data(config)
     source = resolve(config.base, report, config.trust_remote_code)
-    reader = load_tokenizer_info(source, config.trust_remote_code)
+    tokenizer_info = load_tokenizer_info(source, config.trust_remote_code)
     report(f"Encoding {len(data.train)} training and {len(data.validation)} validation rows ...")
-    prepared = tokenize_data(config, data, reader)
-    learned, held_out = data.train_split, data.validation_split or data.train_split
+    prepared = tokenize_data(config, data, tokenizer_info)
+    train_split, validation_split = data.train_split, data.validation_split or data.train_split
     per_epoch, between = count_steps(config, len(prepared.train.selected_indices))
     return Preflight(
         adapter_name=config.adapter_name,
@@ -130,21 +127,21 @@ def run_preflight(config: TrainConfig, report: ProgressFn, estimate_fn: Estimate
         base_revision=source.revision,
         source=data.source_note,
         licence=data.licence,
-        columns=learned.columns,
-        mapping=learned.column_mapping,
+        columns=train_split.columns,
+        mapping=train_split.column_mapping,
         rows=_row_counts(data),
         changes=_count_changes(data),
         row_errors=make_issue(error.message for error in data.row_errors),
         empty=sum(error.empty for error in data.row_errors),
-        duplicates=find_duplicates(data.train, learned.locate),
-        conflicts=find_conflicts(data.train, learned.locate),
-        unparsable=find_unparsable(data.train, learned.locate),
-        special_tokens=find_special_tokens(data.train, learned.locate, reader.tokenizer.all_special_tokens),
-        leak=find_leaks(data.train, data.validation, learned, held_out),
-        too_long=_too_long_rows(prepared, learned, held_out),
+        duplicates=find_duplicates(data.train, train_split.locate),
+        conflicts=find_conflicts(data.train, train_split.locate),
+        unparsable=find_unparsable(data.train, train_split.locate),
+        special_tokens=find_special_tokens(data.train, train_split.locate, tokenizer_info.tokenizer.all_special_tokens),
+        leak=find_leaks(data.train, data.validation, train_split, validation_split),
+        too_long=_too_long_rows(prepared, train_split, validation_split),
         prompt_tokens=length_stats([len(sample.prompt_ids) for sample in prepared.train.samples]),
         response_tokens=length_stats([len(sample.response_ids) for sample in prepared.train.samples]),
-        examples=_example_spans(prepared, reader, learned),
+        examples=_example_spans(prepared, tokenizer_info, train_split),
         steps_per_epoch=per_epoch,
         steps=math.ceil(per_epoch * config.num_train_epochs),
         steps_between_evaluations=between,
@@ -154,7 +151,7 @@ def run_preflight(config: TrainConfig, report: ProgressFn, estimate_fn: Estimate
 
 
 def load_tokenizer_info(source: Source, trust_remote_code: bool) -> TokenizerInfo:
-    """The base's tokenizer and configuration, without its weights; BaseModelError in one sentence."""
+    """Load the base's tokenizer and configuration, without its weights. Raises BaseModelError."""
     from transformers import AutoConfig, AutoTokenizer
 
     check_remote_code(source, trust_remote_code)
@@ -173,10 +170,10 @@ def load_tokenizer_info(source: Source, trust_remote_code: bool) -> TokenizerInf
 
 
 def _row_counts(data: TrainingData) -> dict[str, int]:
-    parts = [data.train_split, *([data.validation_split] if data.validation_split else [])]
+    splits = [data.train_split, *([data.validation_split] if data.validation_split else [])]
     return {
-        "read": sum(part.num_rows for part in parts),
-        "left out": sum(len(part.row_errors) for part in parts),
+        "read": sum(split.num_rows for split in splits),
+        "left out": sum(len(split.row_errors) for split in splits),
         "train": len(data.train),
         "validation": len(data.validation),
     }
@@ -190,17 +187,17 @@ def _count_changes(data: TrainingData) -> dict[str, int]:
 
 
 def _too_long_rows(prepared: TokenizedData, train_split: DataSplit, validation_split: DataSplit) -> TooLong:
-    def found(selection: TokenizedSplit, part: DataSplit) -> DataIssue:
+    def dropped_rows(tokenized: TokenizedSplit, split: DataSplit) -> DataIssue:
         return make_issue(
-            f"{part.locate(selection.examples[index])}: {selection.lengths[index]} tokens"
-            for index in selection.dropped_indices
+            f"{split.locate(tokenized.examples[index])}: {tokenized.lengths[index]} tokens"
+            for index in tokenized.dropped_indices
         )
 
     lengths = [*prepared.train.lengths, *prepared.validation.lengths]
     return TooLong(
         prepared.train.max_length,
-        found(prepared.train, train_split),
-        found(prepared.validation, validation_split),
+        dropped_rows(prepared.train, train_split),
+        dropped_rows(prepared.validation, validation_split),
         {f"{100 * share:g} %": length_quantile(lengths, share) for share in LENGTH_QUANTILES},
     )
 
@@ -208,7 +205,7 @@ def _too_long_rows(prepared: TokenizedData, train_split: DataSplit, validation_s
 def _example_spans(
     prepared: TokenizedData, tokenizer_info: TokenizerInfo, train_split: DataSplit
 ) -> tuple[PreflightExample, ...]:
-    """The first of the rows, one in the middle and the last."""
+    """Return the first row, one in the middle and the last."""
     train = prepared.train
     last = len(train.selected_indices) - 1
     chosen = dict.fromkeys(round(last * step / (NUM_EXAMPLES - 1)) for step in range(NUM_EXAMPLES))
@@ -224,21 +221,23 @@ def _example_spans(
 
 
 _TITLE_WIDTH = 12
-# Lines of one example that are shown; the count of the others is said.
+# The most lines printed of one example; the number of further lines is printed instead of them.
 _MAX_EXAMPLE_LINES = 30
-# Settings that the page says in words of its own, or that mean nothing to the run.
+# Settings that the report states elsewhere.
 _HEADER_SETTINGS = ("adapter_name", "dataset_name", "technique", "model_name_or_path")
 
 
 def render_preflight(preflight: Preflight) -> str:
-    """The whole page, without control characters that a file may have brought along."""
+    """Format the report for a terminal; control characters from files are escaped."""
     sections = (_header_lines, _data_lines, _row_lines, _issue_lines, _length_lines, _plan_lines, _example_lines)
     lines = [line for section in sections for line in section(preflight)]
-    return "".join(each if each.isprintable() or each in "\n\t" else f"\\x{ord(each):02x}" for each in "\n".join(lines))
+    text = "\n".join(lines)
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
 
 
 def _header_lines(preflight: Preflight) -> Iterator[str]:
-    yield f"Preflight of {preflight.adapter_name}: {preflight.technique} on {preflight.base_id} ({preflight.base_revision[:20]})"
+    base = f"{preflight.base_id} ({preflight.base_revision[:20]})"
+    yield f"Preflight of {preflight.adapter_name}: {preflight.technique} on {base}"
     yield ""
 
 
@@ -249,10 +248,10 @@ def _data_lines(preflight: Preflight) -> Iterator[str]:
 
 
 def _row_lines(preflight: Preflight) -> Iterator[str]:
-    bad = f"{preflight.rows['left out']} left out" + (f" ({preflight.empty} of them empty)" if preflight.empty else "")
+    rows = preflight.rows
+    left_out = f"{rows['left out']} left out" + (f" ({preflight.empty} of them empty)" if preflight.empty else "")
     yield from _format_entry(
-        "rows",
-        f"{preflight.rows['read']} read, {bad}; {preflight.rows['train']} train, {preflight.rows['validation']} validate",
+        "rows", f"{rows['read']} read, {left_out}; {rows['train']} train, {rows['validation']} validate"
     )
     yield from _format_list(preflight.row_errors.examples, preflight.row_errors.count)
     for change, times in preflight.changes.items():
@@ -260,34 +259,35 @@ def _row_lines(preflight: Preflight) -> Iterator[str]:
 
 
 def _issue_lines(preflight: Preflight) -> Iterator[str]:
-    for title, found, what in (
+    for title, issue, description in (
         ("repeated", preflight.duplicates, "with the intent and the code of an earlier one"),
         ("ambiguous", preflight.conflicts, "with the intent of an earlier one and other code"),
         ("no Python", preflight.unparsable, "whose code does not parse as Python"),
         ("special", preflight.special_tokens, "with the text of a special token, which the base reads as that token"),
     ):
-        # What is rare is said where it happens.
-        if found is preflight.special_tokens and not found.count:
+        # Special tokens are rare: without any, the report does not mention them.
+        if issue is preflight.special_tokens and not issue.count:
             continue
-        yield from _format_entry(title, f"{_format_count(found.count)} {what}")
-        yield from _format_list(found.examples, found.count)
+        yield from _format_entry(title, f"{_format_count(issue.count)} {description}")
+        yield from _format_list(issue.examples, issue.count)
     leak = preflight.leak
     shared = (
         f": {leak.intents} the intent, {leak.codes} the code, which makes the validation loss look better than it is"
     )
-    words = f"{_format_count(leak.rows, 'validation ')} shared with the training rows{shared if leak.rows else ''}"
-    yield from _format_entry("leaking", words)
+    text = f"{_format_count(leak.rows, 'validation ')} shared with the training rows{shared if leak.rows else ''}"
+    yield from _format_entry("leaking", text)
     yield from _format_list(leak.examples, leak.rows)
 
 
 def _length_lines(preflight: Preflight) -> Iterator[str]:
-    long = preflight.too_long
-    both = f"{_format_count(long.train.count, 'training ')} and {_format_count(long.validation.count, 'validation ')}"
-    left_out = ", left out whole: nothing is cut" if long.train.count + long.validation.count else ""
-    yield from _format_entry("too long", f"{both} of more than {long.limit} tokens{left_out}")
-    yield from _format_list(long.train.examples, long.train.count)
-    yield from _format_list(long.validation.examples, long.validation.count)
-    needed = ", ".join(f"{share} of all rows with {length}" for share, length in long.needed.items())
+    too_long = preflight.too_long
+    train, validation = too_long.train, too_long.validation
+    both = f"{_format_count(train.count, 'training ')} and {_format_count(validation.count, 'validation ')}"
+    left_out = ", left out whole: nothing is cut" if train.count + validation.count else ""
+    yield from _format_entry("too long", f"{both} of more than {too_long.limit} tokens{left_out}")
+    yield from _format_list(train.examples, train.count)
+    yield from _format_list(validation.examples, validation.count)
+    needed = ", ".join(f"{share} of all rows with {length}" for share, length in too_long.needed.items())
     yield from _format_entry("", f"--max-length would keep {needed}")
     yield from _format_entry("tokens", f"prompt: {_format_length_stats(preflight.prompt_tokens)}")
     yield from _format_entry(
@@ -308,21 +308,21 @@ def _plan_lines(preflight: Preflight) -> Iterator[str]:
     batch = f"{settings['per_device_train_batch_size']} x {settings['gradient_accumulation_steps']}"
     yield from _format_entry(
         "steps",
-        f"{preflight.steps_per_epoch} an epoch, {preflight.steps} in all ({settings['num_train_epochs']:g} epochs, batch {batch}); "
-        f"validated every {preflight.steps_between_evaluations}",
+        f"{preflight.steps_per_epoch} an epoch, {preflight.steps} in all ({settings['num_train_epochs']:g} epochs, "
+        f"batch {batch}); validated every {preflight.steps_between_evaluations}",
     )
-    shown = [
+    listed = [
         f"{name} {_format_setting_value(value)}"
         for name, value in settings.items()
         if _is_relevant_setting(name, value, settings)
     ]
-    yield from _format_entry("settings", ", ".join(shown))
+    yield from _format_entry("settings", ", ".join(listed))
     for name, value in (preflight.estimate or {}).items():
         yield from _format_entry("", f"{name}: {value}")
 
 
 def _is_relevant_setting(name: str, value: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting says something about this run: others have their default "off", or another technique's name."""
+    """Return whether a setting applies to this run: it is not off, and does not belong to another technique."""
     if name in _HEADER_SETTINGS or value is None or value is False or value == []:
         return False
     technique = str(settings["technique"])
@@ -345,18 +345,18 @@ def _format_setting_value(value: Any) -> str:
 
 def _example_lines(preflight: Preflight) -> Iterator[str]:
     yield ""
-    yield "What is learned stands in «», the end token with it; everything else is only read."
+    yield "The loss covers what is between «», with the end token; everything else is only read."
     for number, example in enumerate(preflight.examples, start=1):
         yield f"{number}. {example.location}: {example.num_tokens} tokens, {example.num_label_tokens} of them learned"
         yield from _format_example(example)
 
 
 def _format_example(example: PreflightExample) -> Iterator[str]:
-    whole = "".join(f"«{piece}»" if learned else piece for piece, learned in example.spans)
-    lines = whole.split("\n")
+    text = "".join(f"«{span}»" if is_label else span for span, is_label in example.spans)
+    lines = text.split("\n")
     hidden = len(lines) - _MAX_EXAMPLE_LINES
     if hidden > 0:
-        # Beginning and end, as the end has the token that matters most.
+        # Beginning and end, because the end has the end token.
         lines = [
             *lines[: _MAX_EXAMPLE_LINES // 2],
             f"... ({hidden} more lines) ...",
@@ -366,13 +366,13 @@ def _format_example(example: PreflightExample) -> Iterator[str]:
         yield f"   | {line}"
 
 
-def _format_entry(title: str, words: str) -> list[str]:
-    wrapped = textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False) or [""]
+def _format_entry(title: str, text: str) -> list[str]:
+    wrapped = textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False) or [""]
     return [f"{(title if not index else ''):<{_TITLE_WIDTH}}{line}" for index, line in enumerate(wrapped)]
 
 
 def _format_list(messages: Sequence[str], count: int) -> Iterable[str]:
-    for sentence in messages:
-        yield f"{'':<{_TITLE_WIDTH}}- {sentence}"
+    for message in messages:
+        yield f"{'':<{_TITLE_WIDTH}}- {message}"
     if count > len(messages):
         yield f"{'':<{_TITLE_WIDTH}}- and {count - len(messages)} more"

@@ -1,13 +1,8 @@
-"""Upload to the Hub and verify.
+"""Publishing to the Hugging Face Hub: uploads a trained folder in one commit, downloads it and compares the answers.
 
-Publishes a trained folder to the Hugging Face Hub in one commit, and reads it back to see that it is the same.
-
-All files become visible together or not at all: large ones are uploaded first, where nobody sees them, and the commit
-names them. A run that was cut off is finished by the same command; what the Hub has already is not sent twice.
-
-`python -m train publish`: a finished folder to the Hub, read back and compared.
-
-Whether what was published answers as what was trained does: greedy answers to a few intents, token by token.
+All files become visible together: the Hub stores large files first, and the commit refers to them. The same command
+completes an interrupted upload, without sending files again that the Hub has. To verify the result, the local and the
+published adapter answer a few intents greedily, and the answers are compared token by token.
 """
 
 from __future__ import annotations
@@ -58,19 +53,19 @@ _LOGPROB_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class GreedyAnswer:
-    """One greedy answer: the text after each step, the number of tokens, the sum of their log-probabilities."""
+    """A greedy answer: the text after each step, the number of tokens, and the sum of their log-probabilities."""
 
     steps: tuple[str, ...]
     tokens: int
     logprob: float
 
 
-# Gives the answers of the adapter (or whole model) in a folder.
+# Returns the answers of the adapter (or full model) in a folder.
 AnswerFn = Callable[[Path], Sequence[GreedyAnswer]]
 
 
 def base_argument(manifest: Manifest, base: str | None = None) -> str:
-    """What `--base` must be for this adapter's own base; `base` itself for one out of a folder or file."""
+    """Return the value of `--base` for this adapter's own base; `base` if that is a folder or file."""
     if manifest.base_id.startswith("embedded/"):
         return "embedded"
     if not manifest.base_revision.startswith("sha256:"):
@@ -86,7 +81,7 @@ def base_argument(manifest: Manifest, base: str | None = None) -> str:
 def adapter_answer_fn(
     base: str, quantization: str, report: ProgressFn, device: str = "auto", trust_remote_code: bool = False
 ) -> AnswerFn:
-    """Loads the base once; the function given back answers with the adapter of a folder on it."""
+    """Load the base once, and return a function that answers with the adapter of a folder."""
     from models.loader import load_base
     from serve.backends.local.backend import LocalBackend
 
@@ -95,35 +90,36 @@ def adapter_answer_fn(
 
     def answers(folder: Path) -> list[GreedyAnswer]:
         inspect_verified(folder)
-        found = Store((folder.parent,), fingerprints=fingerprints).open(folder.name, backend.base)
-        worn = replace(found, name="compared")
-        backend.load_adapter(worn)
+        adapter = replace(
+            Store((folder.parent,), fingerprints=fingerprints).open(folder.name, backend.base), name="compared"
+        )
+        backend.load_adapter(adapter)
         try:
-            return greedy_answers(backend, found.manifest.prompt_style, worn.name)
+            return greedy_answers(backend, adapter.manifest.prompt_style, adapter.name)
         finally:
-            backend.unload_adapter(worn.name)
+            backend.unload_adapter(adapter.name)
 
     return answers
 
 
 def model_answer_fn(report: ProgressFn, device: str = "auto") -> AnswerFn:
-    """The function given back answers with the whole model of a folder, one model in memory at a time."""
+    """Return a function that answers with the full model of a folder, with one model in memory at a time."""
 
     def answers(folder: Path) -> list[GreedyAnswer]:
         from models.loader import load_base
         from serve.backends.local.backend import LocalBackend
 
         backend = LocalBackend(load_base(str(folder), "none", device, report))
-        said = greedy_answers(backend, Manifest.read(folder).prompt_style, None)
+        found = greedy_answers(backend, Manifest.read(folder).prompt_style, None)
         del backend
         gc.collect()
-        return said
+        return found
 
     return answers
 
 
 def greedy_answers(backend: LocalBackend, style_name: str, adapter: str | None) -> list[GreedyAnswer]:
-    """Greedy answers to INTENTS, in one batch."""
+    """Answer VERIFY_INTENTS greedily, in one batch."""
     style = get_style(style_name)
     chat = backend.apply_chat_template if style.format == "chat" else None
     rows = [Row(render_prompt(intent, (), style, chat), style, adapter) for intent in VERIFY_INTENTS]
@@ -135,18 +131,19 @@ def greedy_answers(backend: LocalBackend, style_name: str, adapter: str | None) 
         else:
             ends[event.index] = event
     best = [ends[index].candidates[0] for index in range(len(rows))]
-    return [GreedyAnswer((*said, end.text), end.tokens, end.logprob) for said, end in zip(steps, best, strict=True)]
+    return [GreedyAnswer((*texts, end.text), end.tokens, end.logprob) for texts, end in zip(steps, best, strict=True)]
 
 
 def check_same_answers(expected: Sequence[GreedyAnswer], actual: Sequence[GreedyAnswer], what: str) -> None:
-    """TrainingError naming the first intent and token at which `found`, the answers of `what`, are other ones."""
+    """Raise TrainingError with the first intent and token at which `actual`, the answers of `what`, differ."""
     for intent, ours, theirs in zip(VERIFY_INTENTS, expected, actual, strict=True):
         if ours.steps != theirs.steps or ours.tokens != theirs.tokens:
             pairs = list(zip(ours.steps, theirs.steps, strict=False))
-            place = next((at for at, (one, two) in enumerate(pairs) if one != two), len(pairs))
+            position = next((index for index, (one, two) in enumerate(pairs) if one != two), len(pairs))
             raise TrainingError(
-                f"{what} does not answer as the folder does: to {intent!r} it says {_text_around(theirs, place)} where the "
-                f"folder says {_text_around(ours, place)} (token {place + 1}), so do not use it and publish again."
+                f"{what} does not answer as the folder does: to {intent!r} it says {_text_around(theirs, position)} "
+                f"where the folder says {_text_around(ours, position)} (token {position + 1}), so do not use it and "
+                "publish again."
             )
         if not math.isclose(ours.logprob, theirs.logprob, rel_tol=_LOGPROB_TOLERANCE, abs_tol=_LOGPROB_TOLERANCE):
             raise TrainingError(
@@ -162,7 +159,7 @@ def _text_around(answer: GreedyAnswer, position: int) -> str:
 __all__ = ["PublishedRepo", "check_access", "check_base_access", "publish_folder", "verify_published"]
 
 CARD_NAME = "README.md"
-# What a whole model brings besides its weights; the last ones of FILES are the run's own records.
+# Files of a full model besides its weights, with the records of its run.
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model", "chat_template.jinja",
@@ -175,7 +172,7 @@ _MODEL_FILES = (
 
 @dataclass(frozen=True)
 class PublishedRepo:
-    """Where a folder is on the Hub: its repository, the one commit that holds it, and the page of that state."""
+    """A published folder: its repository, its commit, and the URL of that commit."""
 
     repo_id: str
     commit: str
@@ -184,12 +181,12 @@ class PublishedRepo:
 
 @dataclass(frozen=True)
 class _UploadFiles:
-    """What of a folder is published."""
+    """The files of a folder to publish."""
 
     manifest: Manifest
     files: tuple[Path, ...]
     is_full_model: bool
-    # Files of the base's folder; no part of the adapter, so neither pulled nor compared.
+    # Files of the base's folder; not part of the adapter, so neither pulled nor compared.
     tokenizer_files: tuple[Path, ...] = ()
 
 
@@ -205,23 +202,22 @@ def publish_folder(
     trust_remote_code: bool = False,
     answer_fn: AnswerFn | None = None,
 ) -> PublishedRepo:
-    """Uploads the adapter (or fully fine-tuned model) in `folder`, reloads it from the Hub and compares the answers.
+    """Upload the adapter (or fully fine-tuned model) in `folder`, download it again and compare the answers.
 
-    Before anything is sent, the folder and the right to write are checked and the folder answers some intents on its
-    own base. That base follows from the manifest; one that came from a folder or file is given as `base`. `private`
-    matters for a new repository alone. `compare` gives the answers in place of that base. Raises PromptOrTuneError in one
-    sentence.
+    Before the upload, the folder and the permission to write are checked, and the folder answers some intents on its
+    own base. The manifest names that base; one from a folder or file has to be given as `base`. `private` applies to
+    new repositories only. `answer_fn` replaces the answers of that base. Raises PromptOrTuneError.
     """
     folder = folder.expanduser().absolute()
     contents = _collect_files(folder)
     check_access(repo_id, token, is_full_model=contents.is_full_model)
     key = find_token(repo_id, token)
     answering = answer_fn or _make_answer_fn(contents, base, report, device, trust_remote_code)
-    report("Answering as the folder stands here ...")
+    report("Answering with the local folder ...")
     expected = answering(folder)
-    # An adapter brings its base's tokenizer along, as people expect; a whole model has its own.
-    apart = contents.is_full_model or answer_fn is not None
-    tokenizer = () if apart else _base_tokenizer_files(base_argument(contents.manifest, base), trust_remote_code)
+    # By convention, an adapter's repository also has its base's tokenizer; a full model has its own.
+    no_tokenizer = contents.is_full_model or answer_fn is not None
+    tokenizer = () if no_tokenizer else _base_tokenizer_files(base_argument(contents.manifest, base), trust_remote_code)
     published = _upload(replace(contents, tokenizer_files=tokenizer), folder, repo_id, report, private, key)
     verify_published(folder, published, report, answer_fn=answering, expected=expected, token=key)
     return published
@@ -236,39 +232,39 @@ def verify_published(
     expected: Sequence[GreedyAnswer] | None = None,
     token: str | None = None,
 ) -> None:
-    """Downloads exactly the published commit and has it answer as `folder` does, token by token.
+    """Download the published commit and compare its answers with those of `folder`, token by token.
 
-    TrainingError in one sentence where it does not; AdapterError where what arrives is damaged.
+    Raises TrainingError when they differ, and AdapterError when the download is damaged.
     """
     what = f"{published.repo_id}@{published.commit}"
     report(f"Reading {what} back ...")
     contents = _collect_files(folder)
-    with staging_folder(Path(tempfile.gettempdir()), "published") as aside:
+    with staging_folder(Path(tempfile.gettempdir()), "published") as staging:
         if contents.is_full_model:
-            copy = aside / folder.name
-            _, there = list_repo_files(published.repo_id, published.commit, token)
-            wanted = {path.name: there[path.name] for path in contents.files if path.name in there}
+            copy = staging / folder.name
+            _, remote = list_repo_files(published.repo_id, published.commit, token)
+            wanted = {path.name: remote[path.name] for path in contents.files if path.name in remote}
             download(published.repo_id, published.commit, wanted, copy, _ignore_progress, token=token)
         else:
-            copy = pull(what, aside, _ignore_progress, name=folder.name, token=token)
+            copy = pull(what, staging, _ignore_progress, name=folder.name, token=token)
         for file in contents.files:
             if not _upload_matches(file, copy / file.name, published.repo_id):
                 raise TrainingError(f"{what} has another {file.name} than {folder}: publish again.")
         found = answer_fn(copy)
     check_same_answers(expected if expected is not None else answer_fn(folder), found, what)
-    tokens = sum(each.tokens for each in found)
+    tokens = sum(answer.tokens for answer in found)
     report(f"{what} answers as the folder does ({len(found)} intents, {tokens} tokens compared).")
 
 
 def _collect_files(folder: Path) -> _UploadFiles:
-    """The folder's manifest and files, after the checks that need no base."""
+    """Collect the folder's manifest and files, after the checks that need no base."""
     if not folder.is_dir():
         raise TrainingError(f"There is no folder {folder}: give the folder of an adapter that was trained here.")
-    whole_model = not (folder / CONFIG_NAME).is_file() and (folder / "config.json").is_file()
-    manifest = read_manifest(folder, folder.name) if whole_model else inspect_verified(folder).manifest
+    is_full_model = not (folder / CONFIG_NAME).is_file() and (folder / "config.json").is_file()
+    manifest = read_manifest(folder, folder.name) if is_full_model else inspect_verified(folder).manifest
     if not (folder / CARD_NAME).is_file():
         write_model_card(manifest, folder)
-    if not whole_model:
+    if not is_full_model:
         return _UploadFiles(
             manifest, tuple(folder / name for name in ADAPTER_FILES if (folder / name).is_file()), False
         )
@@ -299,7 +295,7 @@ def _base_tokenizer_files(base: str, trust_remote_code: bool) -> tuple[Path, ...
 def _upload(
     contents: _UploadFiles, folder: Path, repo_id: str, report: ProgressFn, private: bool, token: str
 ) -> PublishedRepo:
-    """Creates the repository where it is missing, and makes one commit of all files."""
+    """Create the repository if necessary, and make one commit of all files."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
@@ -307,44 +303,44 @@ def _upload(
     total = sum(path.stat().st_size for path in files)
     with hub_errors(repo_id, "creating", error=TrainingError):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
-    kept = sorted({path.name for path in folder.iterdir()} - {path.name for path in contents.files})
-    if kept:
-        report(f"Not published, as no part of an adapter or model: {', '.join(kept)}.")
+    others = sorted({path.name for path in folder.iterdir()} - {path.name for path in contents.files})
+    if others:
+        report(f"Not published, as no part of an adapter or model: {', '.join(others)}.")
     report(f"Uploading {len(files)} files ({total / 1e6:.1f} MB) to {repo_id} ...")
-    _, there = list_repo_files(repo_id, None, token)
+    _, remote = list_repo_files(repo_id, None, token)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path.name, _uploaded_content(path, repo_id)) for path in files),
-        *(CommitOperationDelete(path_in_repo=path) for path in _stale_files(contents, there)),
+        *(CommitOperationDelete(path_in_repo=path) for path in _stale_files(contents, remote)),
     ]
     with hub_errors(repo_id, "uploading to", error=TrainingError), _model_card_errors():
-        made = api.create_commit(repo_id, operations, commit_message=f"Publish {folder.name}")
-    report(f"Published {repo_id}@{made.oid}.")
-    return PublishedRepo(repo_id, made.oid, f"{api.endpoint}/{repo_id}/tree/{made.oid}")
+        commit = api.create_commit(repo_id, operations, commit_message=f"Publish {folder.name}").oid
+    report(f"Published {repo_id}@{commit}.")
+    return PublishedRepo(repo_id, commit, f"{api.endpoint}/{repo_id}/tree/{commit}")
 
 
 def _uploaded_content(path: Path, repo_id: str) -> str | bytes:
-    """What is uploaded of a file: itself, and of the card a text that names its repository."""
+    """Return the path of a file to upload, or the content of the card with the name of its repository."""
     if path.name != CARD_NAME:
         return str(path)
     return path.read_bytes().replace(PLACEHOLDER.encode(), repo_id.encode())
 
 
 def _upload_matches(path: Path, copy: Path, repo_id: str) -> bool:
-    """Whether `copy` is what was uploaded of `path`."""
-    sent = _uploaded_content(path, repo_id)
+    """Return whether `copy` is what was uploaded of `path`."""
+    content = _uploaded_content(path, repo_id)
     if not copy.is_file():
         return False
-    return copy.read_bytes() == sent if isinstance(sent, bytes) else filecmp.cmp(path, copy, shallow=False)
+    return copy.read_bytes() == content if isinstance(content, bytes) else filecmp.cmp(path, copy, shallow=False)
 
 
 def _stale_files(contents: _UploadFiles, remote_files: Mapping[str, RemoteFile]) -> list[str]:
-    """Files of a former version that this one has not, such as its plot; what else lies there is left alone."""
-    sent = {path.name for path in contents.files}
+    """List files of a previous version that this one does not have, such as its plot; other files stay."""
+    uploaded = {path.name for path in contents.files}
     ours = _MODEL_FILES if contents.is_full_model else ADAPTER_FILES
     return [
         path
         for path in remote_files
-        if path not in sent and (path in ours or _is_weight_shard(path, contents.is_full_model))
+        if path not in uploaded and (path in ours or _is_weight_shard(path, contents.is_full_model))
     ]
 
 
@@ -354,7 +350,7 @@ def _is_weight_shard(path: str, is_full_model: bool) -> bool:
 
 @contextmanager
 def _model_card_errors() -> Iterator[None]:
-    """The Hub reads a card before it takes anything, and its complaint is the person's to mend."""
+    """Turn the Hub's ValueError about an invalid card into a TrainingError."""
     try:
         yield
     except ValueError as error:
@@ -362,8 +358,8 @@ def _model_card_errors() -> Iterator[None]:
         if not lines or not lines[0].startswith("Invalid metadata"):
             raise
         raise TrainingError(
-            f"The Hub does not accept the card ({quote_untrusted('; '.join(lines[1:]), 200)}): correct the lines between '---' "
-            f"at the top of {CARD_NAME} and publish again."
+            f"The Hub does not accept the card ({quote_untrusted('; '.join(lines[1:]), 200)}): correct the lines "
+            f"between '---' at the top of {CARD_NAME} and publish again."
         ) from error
 
 
@@ -372,7 +368,7 @@ def _ignore_progress(_: str) -> None:
 
 
 def publish_command(arguments: Sequence[str]) -> int:
-    """Runs the command; 0. Raises PromptOrTuneError in one sentence."""
+    """Run `python -m train publish` and return 0. Raises PromptOrTuneError."""
     parser = argparse.ArgumentParser(
         prog="python -m train publish",
         description="Publishes a finished adapter (or fully fine-tuned model) to the Hugging Face Hub in one commit, "
@@ -401,7 +397,7 @@ def publish_command(arguments: Sequence[str]) -> int:
 
 
 def _resolve_folder(name: str) -> Path:
-    """A folder by its path, or by its name in the person's store and in the library."""
+    """Find a folder by its path, or by its name in the user's store or the library."""
     if "/" in name or Path(name).is_dir():
         return Path(name)
     for root in (adapter_store_dir(None), LIBRARY):

@@ -1,4 +1,4 @@
-"""One training run: data, base, technique, Trainer, and at its end a folder in the store."""
+"""Training run: loads data and base, trains with the Trainer, and saves the adapter's folder in the store."""
 
 from __future__ import annotations
 
@@ -20,52 +20,52 @@ from train.tokenize import TokenizedData, TokenizerInfo, tokenize_data
 
 
 class TrainingStoppedError(PromptOrTuneError):
-    """A person stopped the run; its checkpoint stays."""
+    """The run was stopped with Ctrl-C or SIGTERM; its checkpoint remains."""
 
 
 def train(config: TrainConfig, report: ProgressFn, resume: bool = False, finish: bool = False) -> Path:
-    """Trains and returns the finished folder.
+    """Train an adapter and return its folder.
 
-    `resume` continues an unfinished run from its last checkpoint, with the losses that an unbroken one would have
-    had; `finish` makes the folder of its best checkpoint without training on. Raises TrainingStoppedError when stopped
-    with Ctrl-C, and TrainingError, DataError, BaseModelError or DiskSpaceError in one sentence. Of several processes
-    (accelerate launch) each calls this, and the first one writes.
+    `resume` continues an unfinished run from its last checkpoint, with the same losses as an uninterrupted run;
+    `finish` makes the folder from its best checkpoint without further training. Raises TrainingStoppedError when
+    stopped with Ctrl-C, and TrainingError, DataError, BaseModelError or DiskSpaceError with a one-sentence message.
+    With several processes (accelerate launch) each calls this, and the first one writes.
     """
     from accelerate import PartialState
 
-    place, processes = run_directory(config), PartialState(cpu=config.device == "cpu")
+    run_dir, processes = run_directory(config), PartialState(cpu=config.device == "cpu")
     if not processes.is_main_process:
         report = _ignore_progress
-    _check_run_dir(place, config, resume or finish)
+    _check_run_dir(run_dir, config, resume or finish)
     data = load_training_data(config)
     _report_row_errors(data, report)
     loaded = load_base(
         config.base, config.quantization, config.device, report, config.trust_remote_code, True, _weights_dtype(config)
     )
     identity = loaded.identity
-    reader = TokenizerInfo(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
-    lesson = tokenize_data(config, data, reader)
-    report(lesson.train.summary("training"))
-    report(lesson.validation.summary("validation"))
-    guess = try_estimate(config, resolve(config.base, report, config.trust_remote_code).folder, lesson)
-    if isinstance(guess, str):
-        report(f"What the run takes is {guess}")
+    tokenizer_info = TokenizerInfo(identity.id, loaded.tokenizer, identity.is_encoder_decoder, identity.context_length)
+    dataset = tokenize_data(config, data, tokenizer_info)
+    report(dataset.train.summary("training"))
+    report(dataset.validation.summary("validation"))
+    estimated = try_estimate(config, resolve(config.base, report, config.trust_remote_code).folder, dataset)
+    if isinstance(estimated, str):
+        report(f"The cost of the run is {estimated}")
     if processes.is_main_process and not (resume or finish):
-        make_dir(place.target.parent)
-        place.create(config)
+        make_dir(run_dir.target.parent)
+        run_dir.create(config)
     processes.wait_for_everyone()
     try:
-        model, outcome = _train_model(config, loaded, data, lesson, report, resume, finish)
+        model, result = _train_model(config, loaded, data, dataset, report, resume, finish)
         if processes.is_main_process:
-            save_adapter(model, loaded.tokenizer, config, loaded.identity, outcome, place.target)
-            place.remove()
-            _report_estimate(guess, outcome, place.target, report)
+            save_adapter(model, loaded.tokenizer, config, loaded.identity, result, run_dir.target)
+            run_dir.remove()
+            _report_estimate(estimated, result, run_dir.target, report)
     finally:
-        # A run without a checkpoint leaves nothing that could be continued.
-        if processes.is_main_process and place.last_checkpoint() is None:
-            place.remove()
+        # Without a checkpoint there is nothing to continue.
+        if processes.is_main_process and run_dir.last_checkpoint() is None:
+            run_dir.remove()
     processes.wait_for_everyone()
-    return place.target
+    return run_dir.target
 
 
 def _check_run_dir(run_dir: RunDirectory, config: TrainConfig, resume: bool) -> None:
@@ -79,13 +79,13 @@ def _check_run_dir(run_dir: RunDirectory, config: TrainConfig, resume: bool) -> 
             raise TrainingError(f"The run of '{config.adapter_name}' has no checkpoint yet: begin it without --resume.")
     elif run_dir.last_step() and not config.overwrite:
         raise TrainingError(
-            f"A run of '{config.adapter_name}' stopped at step {run_dir.last_step()}: continue it with --resume, make an "
-            "adapter of its best checkpoint with --finish, or begin anew with --overwrite."
+            f"A run of '{config.adapter_name}' stopped at step {run_dir.last_step()}: continue it with --resume, make "
+            "an adapter of its best checkpoint with --finish, or begin anew with --overwrite."
         )
 
 
 def _weights_dtype(config: TrainConfig) -> Any:
-    """Full fine-tuning keeps its weights in 32 bits: steps of 5e-5 are lost in the rounding of 16."""
+    """Return float32 for full fine-tuning: steps of 5e-5 would be lost in the rounding of 16 bits."""
     import torch
 
     return torch.float32 if config.technique == "full" else None
@@ -100,7 +100,7 @@ def _report_row_errors(data: TrainingData, report: ProgressFn) -> None:
 
 
 def _report_estimate(estimate: Estimate | str, result: TrainingResult, folder: Path, report: ProgressFn) -> None:
-    """What was estimated beside what was measured."""
+    """Report the estimate beside the measurement."""
     if isinstance(estimate, Estimate):
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         report(compare_with_actual(estimate, result.cost["peak_memory_bytes"], result.cost["train_seconds"], size))
@@ -118,26 +118,26 @@ def _train_model(
     from models.memory import PeakMemory
     from train.callbacks import read_log
 
-    place = run_directory(config)
+    run_dir = run_directory(config)
     memory = PeakMemory(loaded.identity.device)
     model = build_peft_model(config, loaded, dataset.train.samples)
-    trainer, stop = build_trainer(config, model, dataset, place, memory.bytes, report)
+    trainer, stop = build_trainer(config, model, dataset, run_dir, memory.bytes, report)
     memory.start()
     if finish:
-        trainer.load_checkpoint(place.best_checkpoint() or place.checkpoints)
+        trainer.load_checkpoint(run_dir.best_checkpoint() or run_dir.checkpoints)
     else:
         try:
-            trainer.train(resume_from_checkpoint=str(place.last_checkpoint()) if resume else None)
+            trainer.train(resume_from_checkpoint=str(run_dir.last_checkpoint()) if resume else None)
         finally:
             stop.restore()
         if stop.interrupted:
             raise TrainingStoppedError(
-                f"Stopped at step {place.last_step()}, and its checkpoint is kept: continue with --resume, or make an "
-                "adapter of the best checkpoint with --finish."
+                f"Stopped at step {run_dir.last_step()}, and its checkpoint is kept: continue with --resume, or make "
+                "an adapter of the best checkpoint with --finish."
             )
-    log = read_log(place.log)
+    log = read_log(run_dir.log)
     cost = {
-        "trainable_parameters": sum(each.numel() for each in model.parameters() if each.requires_grad),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_seconds": log[-1]["seconds"],
         "train_tokens": log[-1]["tokens"],
         "peak_memory_bytes": max(entry["memory_bytes"] for entry in log),
@@ -147,4 +147,4 @@ def _train_model(
 
 
 def _ignore_progress(_line: str) -> None:
-    """What the other processes report: the first one speaks for all."""
+    """Discard the progress of all processes but the first."""

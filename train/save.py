@@ -1,10 +1,6 @@
-"""Finished adapter folder, scores in manifest.
+"""Adapter folder: saving the weights in PEFT's format (or a full model), manifest, card, settings, log and loss plot.
 
-The finished folder: PEFT's own format (or, after full fine-tuning, a model), manifest, card, settings, log, plot.
-
-Measured scores, put into a finished folder: its manifest and, through the card, the Hub's model-index.
-
-A run's losses as a picture, for the adapter's folder and its card.
+`record_scores` adds measured scores to a finished folder: to its manifest and, through the card, the Hub's model-index.
 """
 
 from __future__ import annotations
@@ -34,19 +30,19 @@ if TYPE_CHECKING:
 
 _FIGURE_INCHES, _DPI = (12.0, 7.0), 100
 _TRAIN_COLOR, _VALIDATION_COLOR, _MUTED_COLOR = "#2f6db5", "#d1603d", "#5f6672"
-# How much of the smoothed value comes from before; about the last ten records count.
+# Weight of the previous values in the moving average: about the last ten records count.
 _EMA_DECAY = 0.9
-# More crosses than this hide the line they stand on.
+# More markers than this would hide the line.
 _MAX_MARKERS = 60
 
 
 def plot_losses(log: Sequence[Mapping[str, Any]], target: Path, title: str) -> None:
-    """Writes a PNG of 1200 x 700 pixels: training and validation loss in nats a token, against the optimizer step.
+    """Write a PNG of 1200 x 700 pixels: training and validation loss in nats a token, against the optimizer step.
 
-    `log` has a run's records {"step", "epoch", "loss"} and {"step", "epoch", "eval_loss"} in any order; further
-    fields are ignored, losses that are no number leave a gap. The same log gives the same bytes. Raises OSError.
+    `log` has a run's records {"step", "epoch", "loss"} and {"step", "epoch", "eval_loss"} in any order; other fields
+    are ignored, losses that are not finite leave a gap. The same log gives the same bytes. Raises OSError.
     """
-    # Figure and canvas without pyplot, whose global state is shared with whoever plots in the same process.
+    # Figure and canvas without pyplot, whose global state all plots of the process share.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,18 +52,18 @@ def plot_losses(log: Sequence[Mapping[str, Any]], target: Path, title: str) -> N
     _draw_training(axes, _loss_points(log, "loss"))
     _draw_validation(axes, _loss_points(log, "eval_loss"))
     _label_axes(axes, log, title)
-    # No metadata: nothing in the file differs from day to day.
+    # Without metadata, so that the same log gives the same bytes.
     figure.savefig(target, format="png", dpi=_DPI, metadata={"Software": None})
 
 
 def _loss_points(log: Sequence[Mapping[str, Any]], field: str) -> list[tuple[int, float]]:
-    """(step, loss) in the order of steps; of a step that was logged again after a resume, the later record."""
-    found = {int(entry["step"]): float(entry[field]) for entry in log if entry.get(field) is not None}
-    return sorted(found.items())
+    """Return (step, loss) sorted by step; of a step logged again after a resume, the later record."""
+    points = {int(entry["step"]): float(entry[field]) for entry in log if entry.get(field) is not None}
+    return sorted(points.items())
 
 
 def _smooth(losses: Sequence[float]) -> list[float]:
-    """The exponential moving average with the start's bias corrected, as in Adam (arXiv 1412.6980, section 3)."""
+    """Compute the exponential moving average with bias correction, as in Adam (arXiv 1412.6980, section 3)."""
     total, weight, smooth = 0.0, 0.0, []
     for loss in losses:
         if math.isfinite(loss):
@@ -119,7 +115,7 @@ def _label_axes(axes: Axes, log: Sequence[Mapping[str, Any]], title: str) -> Non
 
 
 def _add_epoch_axis(axes: Axes, log: Sequence[Mapping[str, Any]]) -> None:
-    """A second scale in epochs, where the log says how many steps one has."""
+    """Add a second scale in epochs, if the log has the number of steps of an epoch."""
     last = max(log, key=lambda entry: int(entry["step"]), default={})
     if not last.get("epoch") or not last["step"]:
         return
@@ -143,7 +139,7 @@ _FLOAT32_SUFFIXES = (".ia3_l", ".lora_magnitude_vector")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run came to: its log, its cost, and what it learned from."""
+    """The result of a run: its log, its data set and its cost."""
 
     log: Sequence[Mapping[str, Any]]
     dataset: str
@@ -157,7 +153,7 @@ class TrainingResult:
 def save_adapter(
     model: Any, tokenizer: Any, config: TrainConfig, base: BaseIdentity, result: TrainingResult, target: Path
 ) -> None:
-    """Writes `target` whole or not at all; an older folder of that name goes only when the new one is whole."""
+    """Write the folder `target` atomically; an older folder of that name is replaced once the new one is complete."""
     staged = target.parent / f".{target.name}.new"
     with tempfile.TemporaryDirectory(prefix=".replaced-", dir=target.parent) as aside:
         with atomic_dir(staged) as building:
@@ -184,23 +180,23 @@ def _save_peft_weights(model: Any, base: BaseIdentity, folder: Path) -> None:
         config.base_model_name_or_path = base.id
         config.revision = base.revision
     model.save_pretrained(folder, save_embedding_layers=False)
-    # PEFT writes a card of its own, full of questions.
+    # PEFT writes a template of a card.
     (folder / "README.md").unlink(missing_ok=True)
     _convert_to_bfloat16(folder / WEIGHTS_NAME)
     _normalize_json(folder / "adapter_config.json")
 
 
 def _save_full_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """A model like any other, in 16-bit floats: `--base <folder>` serves it."""
+    """Save the model in 16-bit floats, so that `--base <folder>` can serve it."""
     import torch
 
-    del model.forward  # the training objective, which stood before the model's own
+    del model.forward  # train.model replaced it with the loss
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="1000GB")
     tokenizer.save_pretrained(folder)
 
 
 def _convert_to_bfloat16(path: Path) -> None:
-    """Stores weights as bfloat16, but for the few that multiply and stand close to 1: those are served in 32 bits."""
+    """Convert the weights to bfloat16, except factors close to 1 (IA3, DoRA), which are served in 32 bits."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -213,7 +209,7 @@ def _convert_to_bfloat16(path: Path) -> None:
 
 
 def _normalize_json(path: Path) -> None:
-    """Sorted keys and lists, so that the same run gives the same file."""
+    """Sort keys and lists, so that the same run gives the same file."""
     values = json.loads(path.read_text(encoding="utf-8"))
     for name in ("target_modules", "feedforward_modules"):
         if isinstance(values.get(name), list):
@@ -271,15 +267,15 @@ def _build_manifest(
 
 
 def _eval_entries(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations alone, each with the mean training loss since the one before."""
+    """Return the evaluations, each with the mean training loss since the previous one."""
     entries, losses = [], []
     for entry in log:
         if "loss" in entry:
             losses.append(entry["loss"])
         if "eval_loss" in entry:
             mean = {"loss": round(sum(losses) / len(losses), 6)} if losses else {}
-            kept = {"step": entry["step"], "epoch": entry["epoch"], "eval_loss": round(entry["eval_loss"], 6)}
-            entries.append(kept | mean)
+            evaluation = {"step": entry["step"], "epoch": entry["epoch"], "eval_loss": round(entry["eval_loss"], 6)}
+            entries.append(evaluation | mean)
             losses = []
     return entries
 
@@ -292,27 +288,27 @@ _SCORE_KEY_FIELDS = ("metric", "dataset", "split", "quantization", "method")
 
 
 def record_scores(folder: Path, scores: Sequence[Mapping[str, Any]]) -> None:
-    """Adds scores ({"metric", "value", "n", "dataset", ...}); one of the same metric, data and base is replaced.
+    """Add scores ({"metric", "value", "n", "dataset", ...}); one of the same metric, data and base is replaced.
 
-    Manifest and card are each replaced in one step.
+    Manifest and card are each replaced atomically.
     """
     manifest = Manifest.read(folder)
-    fresh = {_score_key(score) for score in scores}
-    kept = [score for score in manifest.scores if _score_key(score) not in fresh]
-    changed = replace(manifest, scores=(*kept, *(dict(score) for score in scores)))
-    written = folder.parent / f".{folder.name}.scored"
-    with atomic_dir(written) as building:
+    new_keys = {_score_key(score) for score in scores}
+    unchanged = [score for score in manifest.scores if _score_key(score) not in new_keys]
+    changed = replace(manifest, scores=(*unchanged, *(dict(score) for score in scores)))
+    staging = folder.parent / f".{folder.name}.scored"
+    with atomic_dir(staging) as building:
         for name in ("adapter_config.json", "config.json", "loss.png"):
-            # The card looks at what lies beside it.
+            # The card depends on these files beside it.
             if (folder / name).is_file():
                 (building / name).write_bytes((folder / name).read_bytes())
         changed.write(building)
         write_model_card(changed, building)
     for name in (MANIFEST_NAME, "README.md"):
-        (written / name).replace(folder / name)
-    for left in written.iterdir():
-        left.unlink()
-    written.rmdir()
+        (staging / name).replace(folder / name)
+    for file in staging.iterdir():
+        file.unlink()
+    staging.rmdir()
 
 
 def _score_key(score: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -1,8 +1,6 @@
-"""Flags + YAML + presets -> TrainConfig.
+"""Settings of `python -m train`: flags, YAML file and preset, in this order of precedence, make a TrainConfig.
 
-From a YAML file and flags to a TrainConfig: a flag beats the file, the file beats the preset.
-
-The flags of `python -m train`: every field of TrainConfig, and what is to be done with the run.
+Every field of TrainConfig is a flag; further flags choose a dry run, or continue an unfinished run.
 """
 
 from __future__ import annotations
@@ -27,24 +25,24 @@ _BOOLEAN_WORDS = {True: ("true", "yes", "on", "1"), False: ("false", "no", "off"
 
 
 def make_config(values: Mapping[str, Any] | None = None, **overrides: Any) -> TrainConfig:
-    """The configuration with these values, and for the rest those of the preset and the technique.
+    """Make the configuration from these values, the preset and the technique.
 
-    Values may be text, as flags and YAML give them (`3e-4` is text in YAML). UnknownNameError with the nearest
-    name for a setting that does not exist; TrainingError for a value that cannot be, or that cannot train.
+    Values may be text, as from flags and YAML (`3e-4` is text in YAML). Raises UnknownNameError with the nearest name
+    for an unknown setting, and TrainingError for an invalid value.
     """
     given = {name: _coerce_field(name, value) for name, value in {**(values or {}), **overrides}.items()}
     for name in ("adapter_name", "dataset_name"):
         if name not in given:
             raise TrainingError(f"{name} is missing: say --{name.replace('_', '-')}, or put it in the YAML file.")
     technique = get_technique(given.get("technique", "lora"))
-    chosen = technique.settings(given.get("preset", "default"))
-    config = TrainConfig(**{"quantization": technique.quantizations[0], **chosen, **given})
+    preset = technique.settings(given.get("preset", "default"))
+    config = TrainConfig(**{"quantization": technique.quantizations[0], **preset, **given})
     technique.validate(config)
     return config
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file; paths in it are relative to where the command is run, as with flags."""
+    """Read the settings of a YAML file. Paths in it are relative to the current directory, as with flags."""
     import yaml
 
     try:
@@ -52,8 +50,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise TrainingError(f"{path} cannot be read ({error.strerror or error}).") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        place = getattr(error, "problem_mark", None)
-        where = f", line {place.line + 1}" if place else ""
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
         raise TrainingError(f"{path}{where}: not YAML; write one `setting: value` a line.") from error
     if values is None:
         return {}
@@ -66,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(config: TrainConfig, path: Path, **extra: Any) -> None:
-    """The resolved settings, sorted as TrainConfig has them."""
+    """Write the resolved settings, in the order of TrainConfig."""
     import yaml
 
     text = yaml.safe_dump({**config.to_public_dict(), **extra}, sort_keys=False, allow_unicode=True, width=100)
@@ -129,10 +127,10 @@ _FIELD_CHOICES = {
     "optim": OPTIMIZERS,
     "virtual_tokens_init": VIRTUAL_TOKENS_INIT_METHODS,
 }
-# What a technique or a preset settles, so that no single default is true.
+# Settings whose default depends on the technique or the preset.
 _PRESET_FIELDS = {
     "quantization",
-    *(name for each in TECHNIQUES.values() for preset in PRESETS for name in each.settings(preset)),
+    *(name for technique in TECHNIQUES.values() for preset in PRESETS for name in technique.settings(preset)),
 }
 _MODE_HELP = {
     DRY_RUN: "print the preflight, train nothing",
@@ -142,23 +140,19 @@ _MODE_HELP = {
 
 
 def parse_args(arguments: Sequence[str] | None, description: str) -> tuple[TrainConfig, set[str]]:
-    """The configuration that the command line asks for, and the modes; PromptOrTuneError in one sentence."""
-    parsed, unread = _parser(description).parse_known_args(arguments)
-    if unread:
-        _reject_argument(unread[0])
+    """Parse the command line into the configuration and the modes. Raises PromptOrTuneError."""
+    parsed, unknown = _parser(description).parse_known_args(arguments)
+    if unknown:
+        _reject_argument(unknown[0])
     flags = vars(parsed)
     modes = {mode for mode in _MODE_HELP if flags.pop(mode.replace("-", "_"), False)}
     file = flags.pop("config")
     values = {**(read_yaml(file) if file else {}), **flags}
     if modes & {RESUME, FINISH} and "adapter_name" in values:
-        # The run was begun with settings, and those are kept: its name alone suffices.
+        # The run's settings are saved in its directory, so the adapter's name suffices.
         output = values.get("output_dir")
-        values = {
-            **RunDirectory(
-                adapter_store_dir(Path(output) if output else None) / values["adapter_name"]
-            ).saved_settings(),
-            **values,
-        }
+        run_dir = RunDirectory(adapter_store_dir(Path(output) if output else None) / values["adapter_name"])
+        values = {**run_dir.saved_settings(), **values}
     return make_config(values), modes
 
 
@@ -172,8 +166,8 @@ def _parser(description: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("config", nargs="?", type=Path, default=None, metavar="CONFIG.yaml", help="settings in a file")
-    for mode, words in _MODE_HELP.items():
-        parser.add_argument(f"--{mode}", action="store_true", help=words)
+    for mode, text in _MODE_HELP.items():
+        parser.add_argument(f"--{mode}", action="store_true", help=text)
     hints = typing.get_type_hints(TrainConfig)
     for field in FIELDS.values():
         # Both spellings work: with dashes as here, with underscores as in TRL.
@@ -189,16 +183,16 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
 
 def _field_help(field: dataclasses.Field[Any]) -> str:
-    known = ", ".join(_FIELD_CHOICES.get(field.name, ()))
+    choices = ", ".join(_FIELD_CHOICES.get(field.name, ()))
     if field.name in _PRESET_FIELDS:
         default = "default: by technique and preset"
     else:
         default = "" if field.default in (None, (), dataclasses.MISSING) else f"default: {field.default}"
-    return "; ".join(part for part in (known, default) if part)
+    return "; ".join(part for part in (choices, default) if part)
 
 
-def _reject_argument(word: str) -> None:
-    flag = word.split("=", maxsplit=1)[0]
+def _reject_argument(argument: str) -> None:
+    flag = argument.split("=", maxsplit=1)[0]
     if flag.startswith("--"):
         raise unknown_name_error("flag", flag, ["--" + name.replace("_", "-") for name in (*FIELDS, *_MODE_HELP)])
-    raise TrainingError(f"'{word}' belongs to no flag: write --setting value.")
+    raise TrainingError(f"'{argument}' belongs to no flag: write --setting value.")

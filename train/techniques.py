@@ -1,14 +1,10 @@
-"""PEFT config and presets per technique, target modules.
+"""Fine-tuning techniques: PEFT config, quantization of the base, presets, and target modules by architecture.
 
-The techniques of the study, one entry each: PEFT's config, the base's weights, the settings of both presets.
+A new technique (VeRA, OFT, bottleneck adapters) is one more entry in TECHNIQUES: a function that makes the PEFT config,
+and the settings that differ from the defaults of TrainConfig.
 
-A new technique (VeRA, OFT, bottleneck adapters) is one more entry in TECHNIQUES: a function that gives PEFT's
-config, and what differs from the defaults of TrainConfig.
-
-Which linear layers a technique changes, by the family of the base.
-
-A family is known by the names of its attention projections, not by its class: CodeGen2 brings a class of its own and
-has CodeGen's names, every fine-tuned Llama has Llama's.
+An architecture is recognized by the names of its attention projections, not by its class: CodeGen2 has a class of its
+own and CodeGen's names, every fine-tuned Llama has Llama's names.
 """
 
 from __future__ import annotations
@@ -27,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _ArchitectureModules:
-    """Last parts of module names: the projections into the attention, the one out of it, and what IA3 rescales."""
+    """Suffixes of module names: input projections of the attention, its output projection, and IA3's targets."""
 
     qkv: tuple[str, ...]
     out: str
-    # Keys and values, as far as they have a projection of their own.
+    # Projections of keys and values; if all three share one projection, that one.
     kv: tuple[str, ...]
-    # The layer that leaves the feed-forward block: IA3 rescales what goes into it.
+    # The output layer of the feed-forward block; IA3 rescales its input.
     feedforward: str
 
 
@@ -44,7 +40,7 @@ _ARCHITECTURES = (
     _ArchitectureModules(("qkv_proj",), "out_proj", ("qkv_proj",), "fc_out"),
     # T5 and CodeT5+
     _ArchitectureModules(("q", "k", "v"), "o", ("k", "v"), "wo"),
-    # GPT-J, whose feed-forward names CodeGen took over
+    # GPT-J; CodeGen has the same feed-forward names
     _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "out_proj", ("k_proj", "v_proj"), "fc_out"),
     # OPT, BART and PLBART
     _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "out_proj", ("k_proj", "v_proj"), "fc2"),
@@ -53,7 +49,7 @@ _ARCHITECTURES = (
     _ArchitectureModules(("q_proj", "k_proj", "v_proj"), "o_proj", ("k_proj", "v_proj"), "c_proj"),
     # Phi-3
     _ArchitectureModules(("qkv_proj",), "o_proj", ("qkv_proj",), "down_proj"),
-    # StarCoder; GPT-2's own layers are no linear ones and do not count
+    # StarCoder; GPT-2 has the same names, but its layers are not linear layers
     _ArchitectureModules(("c_attn",), "attn.c_proj", ("c_attn",), "mlp.c_proj"),
     # GPT-NeoX, Falcon, BLOOM
     _ArchitectureModules(("query_key_value",), "dense", ("query_key_value",), "dense_4h_to_h"),
@@ -61,42 +57,41 @@ _ARCHITECTURES = (
 
 
 def attention_target_modules(base: BaseIdentity) -> list[str]:
-    """Suffixes of the names of all attention projections; TrainingError where the base's family is not known."""
-    family = _find_architecture(base)
-    return sorted((*family.qkv, family.out))
+    """Return the suffixes of all attention projections. Raises TrainingError for an unknown architecture."""
+    architecture = _find_architecture(base)
+    return sorted((*architecture.qkv, architecture.out))
 
 
 def paper_lora_target_modules(base: BaseIdentity) -> list[str]:
-    """What the study gave LoRA: queries, keys and values, not the projection out of the attention.
+    """Return the study's LoRA targets: queries, keys and values, without the attention's output projection.
 
-    With rank 16 that is Table 3's number of parameters for every base (arXiv 2308.10462; 12.5M for CodeLlama-7B).
+    With rank 16 they have Table 3's number of parameters for every base (arXiv 2308.10462; 12.5M for CodeLlama-7B).
     """
     return sorted(_find_architecture(base).qkv)
 
 
 def ia3_target_modules(base: BaseIdentity) -> tuple[list[str], list[str]]:
-    """IA3's targets, and those of them that are rescaled at their input: keys, values and the feed-forward's output.
+    """Return IA3's targets (keys, values, the feed-forward's output), and those of them rescaled at their input.
 
-    As in (IA)^3 (arXiv 2205.05638) and in PEFT's mapping for Llama and T5. Where queries, keys and values share one
-    projection, all three are rescaled. The study does not name its modules, and Table 3 counts more parameters: 0.16M
-    for CodeGen-350M is all attention projections and the feed-forward's output, where this is 0.14M.
+    As in (IA)^3 (arXiv 2205.05638) and in PEFT's mapping for Llama and T5. If queries, keys and values share one
+    projection, all three are rescaled. The study does not name its modules, and Table 3 counts more parameters: its
+    0.16M for CodeGen-350M are all attention projections and the feed-forward's output, where these targets have 0.14M.
     """
-    family = _find_architecture(base)
-    return sorted((*family.kv, family.feedforward)), [family.feedforward]
+    architecture = _find_architecture(base)
+    return sorted((*architecture.kv, architecture.feedforward)), [architecture.feedforward]
 
 
 def ia3_attention_target_modules(base: BaseIdentity) -> list[str]:
-    """All attention projections, none of them a feed-forward one: the choice that did best in PEFT's own suite."""
+    """Return all attention projections and no feed-forward layer: the best choice in PEFT's own comparison."""
     return attention_target_modules(base)
 
 
 def _find_architecture(base: BaseIdentity) -> _ArchitectureModules:
     dotted = [f".{name}" for name in base.shapes]
-    for family in _ARCHITECTURES:
-        if all(
-            any(name.endswith(f".{part}") for name in dotted) for part in (*family.qkv, family.out, family.feedforward)
-        ):
-            return family
+    for architecture in _ARCHITECTURES:
+        suffixes = (*architecture.qkv, architecture.out, architecture.feedforward)
+        if all(any(name.endswith(f".{suffix}") for name in dotted) for suffix in suffixes):
+            return architecture
     raise TrainingError(
         f"The attention projections of {base.architecture} are not known here: name them with --target-modules."
     )
@@ -117,17 +112,17 @@ _PAPER_SETTINGS = {
     "lora_alpha": 32,
     "lora_dropout": 0.05,
 }
-# What docs/training.md measured on the embedded base: three times the study's rate.
+# Measured on the embedded base (docs/training.md): three times the study's rate.
 _LORA_SETTINGS = {"learning_rate": 1e-3}
 
 
 @dataclass(frozen=True)
 class Technique:
-    """One way to fine-tune.
+    """A fine-tuning technique.
 
-    `make` gives PEFT's config, or None where the base itself is trained. `quantizations` are those of the base that
-    it trains on, the first one by default. `default` and `paper` are the settings of the two presets, over those
-    that all techniques share.
+    `make_peft_config` returns None if the base itself is trained. `quantizations` of the base are those that the
+    technique can train on, the first one by default. `default_settings` and `paper_settings` override the common
+    settings of the two presets.
     """
 
     name: str
@@ -137,19 +132,19 @@ class Technique:
     default_settings: Mapping[str, Any] = field(default_factory=dict)
     paper_settings: Mapping[str, Any] = field(default_factory=dict)
     uses_virtual_tokens: bool = False
-    # Why it cannot be combined with gradient checkpointing, where it cannot.
+    # The reason why it cannot be combined with gradient checkpointing; '' if it can.
     no_checkpointing_reason: str = ""
 
     def settings(self, preset: str) -> dict[str, Any]:
-        """The values that this technique gives to TrainConfig under a preset."""
+        """Return the values of TrainConfig that this technique sets under a preset."""
         if preset not in PRESETS:
             raise unknown_name_error("preset", preset, PRESETS)
         return {**_PAPER_SETTINGS, **self.paper_settings} if preset == "paper" else dict(self.default_settings)
 
     def validate(self, config: TrainConfig) -> None:
-        """TrainingError for settings that cannot train with this technique."""
+        """Raise TrainingError for settings that this technique cannot train with."""
         if config.quantization not in self.quantizations:
-            others = [each.name for each in TECHNIQUES.values() if config.quantization in each.quantizations]
+            others = [other.name for other in TECHNIQUES.values() if config.quantization in other.quantizations]
             raise TrainingError(
                 f"{self.title} trains on a base with quantization {' or '.join(self.quantizations)}, "
                 f"not {config.quantization}: leave quantization out, or choose --technique {' or '.join(others)}."
@@ -169,7 +164,7 @@ def _task_type(base: BaseIdentity) -> Any:
 def _lora_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     from peft import LoraConfig
 
-    chosen = paper_lora_target_modules if config.preset == "paper" else attention_target_modules
+    default_targets = paper_lora_target_modules if config.preset == "paper" else attention_target_modules
     return LoraConfig(
         task_type=_task_type(base),
         r=config.lora_r,
@@ -177,7 +172,7 @@ def _lora_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        target_modules=list(config.lora_target_modules or chosen(base)),
+        target_modules=list(config.lora_target_modules or default_targets(base)),
     )
 
 
@@ -186,7 +181,7 @@ def _ia3_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
 
     targets, feedforward = list(config.ia3_target_modules), list(config.ia3_feedforward_modules)
     if not targets:
-        # All of the attention, not PEFT's keys and values alone: that is what Table 3 counts (0.16M, CodeGen-350M).
+        # All attention projections, not only PEFT's keys and values: Table 3 counts them (0.16M, CodeGen-350M).
         keys_values, feedforward = ia3_target_modules(base)
         targets = sorted({*keys_values, *ia3_attention_target_modules(base)})
     return IA3Config(task_type=_task_type(base), target_modules=targets, feedforward_modules=feedforward)
@@ -195,7 +190,7 @@ def _ia3_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
 def _prompt_tuning_config(config: TrainConfig, base: BaseIdentity) -> PeftConfig:
     from peft import PromptTuningConfig
 
-    # On encoder-decoder bases the virtual tokens stand before the encoder's input alone.
+    # On encoder-decoder bases, the virtual tokens are prepended to the encoder's input only.
     return PromptTuningConfig(
         task_type=_task_type(base), num_virtual_tokens=config.num_virtual_tokens, num_transformer_submodules=1
     )
@@ -241,15 +236,15 @@ TECHNIQUES: dict[str, Technique] = {
             # The text says 20 virtual tokens, its Table 3 counts the parameters of 10.
             {"learning_rate": 3e-2, "num_virtual_tokens": 10, "quantization": "none"},
             uses_virtual_tokens=True,
-            no_checkpointing_reason="the prefix is a key/value cache, and checkpointing drops caches (peft issue 2035); "
-            "turn gradient_checkpointing off, or choose prompt-tuning.",
+            no_checkpointing_reason="the prefix is a key/value cache, and checkpointing drops caches (peft issue "
+            "2035); turn gradient_checkpointing off, or choose prompt-tuning.",
         ),
     )
 }
 
 
 def get_technique(name: str) -> Technique:
-    """The technique of that name; UnknownNameError with the nearest one otherwise."""
+    """Return the technique of that name. Raises UnknownNameError with the nearest name otherwise."""
     if name not in TECHNIQUES:
         raise unknown_name_error("technique", name, TECHNIQUES)
     return TECHNIQUES[name]

@@ -1,12 +1,7 @@
-"""Examples -> input_ids/labels, length filter, label spans.
+"""Tokenization of training examples: input_ids and labels, the length filter, and label spans for display.
 
-From examples to token ids and labels, through the one prompt module.
-
-From rows to what a run really learns: encoded, whole or not at all, and refused where nothing can come of it.
-
-The run and its preflight both go through `prepare`, so that the numbers of one are those of the other.
-
-Which part of a training sample is learned, decoded from its ids, so that the marks are those of the labels.
+Prompts come from tasks.prompt, as in serving. The run and its preflight both call `tokenize_data`, so that their
+numbers agree. Rows that are too long are left out, never truncated.
 """
 
 from __future__ import annotations
@@ -31,14 +26,14 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One training sample: the prompt's ids, and the response's with the end token, which alone are learned."""
+    """One training sample: ids of the prompt, and of the response with the end token. The loss covers the latter."""
 
     prompt_ids: list[int]
     response_ids: list[int]
 
 
 class ExampleTokenizer:
-    """Encodes for one base. `is_encoder_decoder` decides whether prompt and response share one sequence."""
+    """Tokenizes examples for one base; without `is_encoder_decoder`, prompt and response share one sequence."""
 
     def __init__(self, tokenizer: Any, style: PromptStyle, is_encoder_decoder: bool) -> None:
         if tokenizer.eos_token_id is None:
@@ -48,7 +43,7 @@ class ExampleTokenizer:
         self.is_encoder_decoder = is_encoder_decoder
 
     def tokenize(self, example: Example) -> TokenizedExample:
-        """Prompt and response are tokenized apart, as they are when the adapter serves."""
+        """Tokenize prompt and response separately, as in serving."""
         prompt = render_prompt(example.intent, (), self._style, self._apply_chat_template)
         ids = self._tokenizer(prompt, add_special_tokens=self._style.format == "plain", verbose=False)["input_ids"]
         response = self._tokenizer(
@@ -60,9 +55,9 @@ class ExampleTokenizer:
         return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
     def to_features(self, sample: TokenizedExample) -> dict[str, list[int]]:
-        """The sample as the Trainer wants it: `input_ids`, and `labels` that are -100 where nothing is learned.
+        """Return `input_ids`, and `labels` that are -100 where there is no loss.
 
-        For encoder-decoder bases the prompt is the input and the response the labels.
+        For encoder-decoder bases, the prompt is the input and the response the labels.
         """
         if self.is_encoder_decoder:
             return {"input_ids": sample.prompt_ids, "labels": sample.response_ids}
@@ -70,7 +65,7 @@ class ExampleTokenizer:
         return {"input_ids": sample.prompt_ids + sample.response_ids, "labels": labels}
 
     def collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        """A padded batch: input_ids, attention_mask and labels, each (samples, longest)."""
+        """Return a padded batch: input_ids, attention_mask and labels, each (samples, longest)."""
         return {
             "input_ids": _pad([row["input_ids"] for row in rows], self._tokenizer.pad_token_id),
             "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], 0),
@@ -87,20 +82,21 @@ def _pad(rows: Sequence[Sequence[int]], pad_value: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What reads the rows: a base's tokenizer, and what of the base decides how long they may be."""
+    """A base's tokenizer, and the properties of the base that limit the length of rows."""
 
     base_id: str
     tokenizer: Any
     is_encoder_decoder: bool
-    # The most tokens that the base was made for.
+    # The base's maximum number of tokens.
     context_length: int
 
 
 @dataclass(frozen=True)
 class TokenizedSplit:
-    """The rows of one side. `examples` are all of them, `kept` are the indices of those that fit `limit` tokens.
+    """The tokenized rows of the training or the validation side.
 
-    `lengths` are tokens of prompt, response and end token together, of all rows; `encoded` has the kept rows alone.
+    `examples` and `lengths` (tokens of prompt, response and end token) cover all rows; `selected_indices` are the rows
+    of at most `max_length` tokens, and `samples` are these rows tokenized.
     """
 
     examples: Sequence[Example]
@@ -115,16 +111,16 @@ class TokenizedSplit:
         return [index for index, length in enumerate(self.lengths) if length > self.max_length]
 
     def summary(self, what: str) -> str:
-        """One line for a run's progress."""
+        """Return a line for the progress output."""
         tokens = sum(len(sample.response_ids) for sample in self.samples)
         dropped = len(self.lengths) - len(self.selected_indices)
-        note = f"; {dropped} longer than {self.max_length} tokens are left out whole" if dropped else ""
+        note = f"; {dropped} longer than {self.max_length} tokens are left out" if dropped else ""
         return f"{len(self.selected_indices)} {what} samples, {tokens} learned tokens{note}."
 
 
 @dataclass(frozen=True)
 class TokenizedData:
-    """Both sides, and the encoder that made them."""
+    """The tokenized rows of both sides, and the tokenizer that made them."""
 
     example_tokenizer: ExampleTokenizer
     train: TokenizedSplit
@@ -132,15 +128,15 @@ class TokenizedData:
 
 
 def tokenize_data(config: TrainConfig, data: TrainingData, tokenizer_info: TokenizerInfo) -> TokenizedData:
-    """Encodes and selects the rows; TrainingError, in one sentence, for what cannot train."""
-    encoder = build_example_tokenizer(config, tokenizer_info)
-    limit = max_sample_length(config, tokenizer_info)
-    train = tokenize_split(encoder, data.train, limit)
-    validation = tokenize_split(encoder, data.validation, limit)
-    _require_labels(train, encoder, data.train_split.locate)
-    for selection, what in ((train, "training"), (validation, "validation")):
-        if not selection.selected_indices:
-            _raise_too_long(selection, what, config)
+    """Tokenize the rows and select those that fit. Raises TrainingError for rows that cannot be trained on."""
+    example_tokenizer = build_example_tokenizer(config, tokenizer_info)
+    max_length = max_sample_length(config, tokenizer_info)
+    train = tokenize_split(example_tokenizer, data.train, max_length)
+    validation = tokenize_split(example_tokenizer, data.validation, max_length)
+    _require_labels(train, example_tokenizer, data.train_split.locate)
+    for split, kind in ((train, "training"), (validation, "validation")):
+        if not split.selected_indices:
+            _raise_too_long(split, kind, config)
     batch = config.per_device_train_batch_size
     if len(train.selected_indices) < batch:
         left_out = f" ({len(train.dropped_indices)} more are too long)" if train.dropped_indices else ""
@@ -148,11 +144,11 @@ def tokenize_data(config: TrainConfig, data: TrainingData, tokenizer_info: Token
             f"{len(train.selected_indices)} training samples{left_out} are fewer than one batch of {batch}: "
             "give more data or a smaller --per-device-train-batch-size."
         )
-    return TokenizedData(encoder, train, validation)
+    return TokenizedData(example_tokenizer, train, validation)
 
 
 def build_example_tokenizer(config: TrainConfig, tokenizer_info: TokenizerInfo) -> ExampleTokenizer:
-    """The encoder, after the checks that need no data."""
+    """Make the tokenizer of examples, after the checks that need no data. Raises TrainingError."""
     get_technique(config.technique).validate(config)
     style = get_style(config.prompt_style)
     if style.format == "chat" and not tokenizer_info.tokenizer.chat_template:
@@ -162,16 +158,16 @@ def build_example_tokenizer(config: TrainConfig, tokenizer_info: TokenizerInfo) 
         )
     if tokenizer_info.tokenizer.eos_token_id is None:
         raise TrainingError(
-            f"The tokenizer of {tokenizer_info.base_id} has no end token, so a model could never learn to stop: choose a base "
-            "whose tokenizer names one (eos_token)."
+            f"The tokenizer of {tokenizer_info.base_id} has no end token, so a model could never learn to stop: choose "
+            "a base whose tokenizer names one (eos_token)."
         )
     return ExampleTokenizer(tokenizer_info.tokenizer, style, tokenizer_info.is_encoder_decoder)
 
 
 def max_sample_length(config: TrainConfig, tokenizer_info: TokenizerInfo) -> int:
-    """Tokens that a row may have: max_length, or what is left of the base's context behind virtual tokens.
+    """Return the maximum tokens of a row: max_length, or the base's context without the virtual tokens.
 
-    An encoder-decoder base reads prompt and response apart and has no such end of its context.
+    An encoder-decoder base reads prompt and response separately; its context is not checked.
     """
     if tokenizer_info.is_encoder_decoder:
         return config.max_length
@@ -180,68 +176,68 @@ def max_sample_length(config: TrainConfig, tokenizer_info: TokenizerInfo) -> int
 
 
 def tokenize_split(example_tokenizer: ExampleTokenizer, examples: Sequence[Example], max_length: int) -> TokenizedSplit:
-    """All rows encoded; those of more than `limit` tokens are left out whole, none is ever cut."""
-    encoded = [example_tokenizer.tokenize(example) for example in examples]
-    lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in encoded]
-    kept = [index for index, length in enumerate(lengths) if length <= max_length]
-    return TokenizedSplit(examples, lengths, kept, [encoded[index] for index in kept], max_length)
+    """Tokenize all rows and select those of at most `max_length` tokens; none is truncated."""
+    tokenized = [example_tokenizer.tokenize(example) for example in examples]
+    lengths = [len(sample.prompt_ids) + len(sample.response_ids) for sample in tokenized]
+    selected = [index for index, length in enumerate(lengths) if length <= max_length]
+    return TokenizedSplit(examples, lengths, selected, [tokenized[index] for index in selected], max_length)
 
 
 def _require_labels(
     train: TokenizedSplit, example_tokenizer: ExampleTokenizer, locate: Callable[[Example], str]
 ) -> None:
-    """A row of which nothing but the end would be learned is refused: it teaches to answer nothing."""
+    """Raise TrainingError for a row whose only label is the end token: it would train an empty answer."""
     for index, sample in zip(train.selected_indices, train.samples, strict=True):
-        learned = sum(label != IGNORE_INDEX for label in example_tokenizer.to_features(sample)["labels"])
-        if learned < 2:
+        num_labels = sum(label != IGNORE_INDEX for label in example_tokenizer.to_features(sample)["labels"])
+        if num_labels < 2:
             raise TrainingError(
                 f"{locate(train.examples[index])}: no token of its code would be learned, as the base's tokenizer "
                 "makes none of it: take the row out."
             )
 
 
-def _raise_too_long(selection: TokenizedSplit, what: str, config: TrainConfig) -> None:
-    if not selection.lengths:
-        raise TrainingError(f"There is no {what} row: give more data.")
-    needed = min(selection.lengths)
+def _raise_too_long(split: TokenizedSplit, kind: str, config: TrainConfig) -> None:
+    if not split.lengths:
+        raise TrainingError(f"There is no {kind} row: give more data.")
+    needed = min(split.lengths)
     raise TrainingError(
-        f"None of the {len(selection.lengths)} {what} rows fits {selection.max_length} tokens, the shortest has {needed}: "
+        f"None of the {len(split.lengths)} {kind} rows fits {split.max_length} tokens, the shortest has {needed}: "
         + (
             f"raise --max-length to {needed} or more."
-            if selection.max_length == config.max_length
+            if split.max_length == config.max_length
             else "that is as much as the base reads, so give shorter rows or choose another base."
         )
     )
 
 
-# A part of a sample's text, and whether its tokens are learned.
+# A part of a sample's text, and whether the loss covers its tokens.
 LabelSpan = tuple[str, bool]
 
 
 def label_spans(example_tokenizer: ExampleTokenizer, tokenizer: Any, sample: TokenizedExample) -> list[LabelSpan]:
-    """The sample's whole text in parts: what is only read and what is learned, special tokens such as the end visible.
+    """Split the sample's text, with its special tokens, into parts with and without labels.
 
-    It comes from the very row that the Trainer gets. On encoder-decoder bases input and labels are two sequences, which
-    stand one after the other here.
+    The text is decoded from the row that the Trainer gets. On encoder-decoder bases, where input and labels are two
+    sequences, the input comes first.
     """
     row = example_tokenizer.to_features(sample)
     if example_tokenizer.is_encoder_decoder:
-        learned = [label for label in row["labels"] if label != IGNORE_INDEX]
-        return [(_decode(tokenizer, row["input_ids"]), False), (_decode(tokenizer, learned), True)]
+        labels = [label for label in row["labels"] if label != IGNORE_INDEX]
+        return [(_decode(tokenizer, row["input_ids"]), False), (_decode(tokenizer, labels), True)]
     return _group_spans(tokenizer, row["input_ids"], [label != IGNORE_INDEX for label in row["labels"]])
 
 
 def _group_spans(tokenizer: Any, ids: Sequence[int], is_label: Sequence[bool]) -> list[LabelSpan]:
-    pieces: list[LabelSpan] = []
+    spans: list[LabelSpan] = []
     begin = 0
     for end in range(1, len(ids) + 1):
         if end == len(ids) or is_label[end] != is_label[begin]:
             before, until = _decode(tokenizer, ids[:begin]), _decode(tokenizer, ids[:end])
-            # Taken out of the whole, as some tokenizers drop the space before a text's first token.
+            # A slice of the decoded sequence, because some tokenizers drop the space before a text's first token.
             text = until[len(before) :] if until.startswith(before) else _decode(tokenizer, ids[begin:end])
-            pieces.append((text, is_label[begin]))
+            spans.append((text, is_label[begin]))
             begin = end
-    return pieces
+    return spans
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -1,8 +1,6 @@
-"""Trainer subclass: OOM halving, NaN guard, atomic checkpoints, length-grouped sampler.
+"""Trainer subclass: halves batches that do not fit into memory, stops on NaN, and removes incomplete checkpoints.
 
-transformers' Trainer, made safe: a batch that does not fit is halved, NaN stops, a checkpoint is whole or absent.
-
-The order of the samples: those of like length stand together, and an epoch's order depends on its seed alone.
+Its sampler groups samples by length, in an order that depends only on the seed and the epoch.
 """
 
 from __future__ import annotations
@@ -26,7 +24,10 @@ from train.tokenize import IGNORE_INDEX
 
 
 class SeededLengthGroupedSampler(LengthGroupedSampler):
-    """transformers' sampler draws from the global generator, so a run that goes on met its samples in another order."""
+    """Draws the order of an epoch from a generator of its own, so that a resumed run gets the same order.
+
+    transformers' sampler uses the global generator, whose state depends on what was drawn before.
+    """
 
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
         super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
@@ -34,7 +35,7 @@ class SeededLengthGroupedSampler(LengthGroupedSampler):
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer calls this before each epoch, also when it continues in the middle of one."""
+        """Set the epoch. Trainer calls this before each epoch, and when it resumes in the middle of one."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -46,21 +47,21 @@ _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CompletionTrainer(Trainer):
-    """Trains a model whose `forward` train.model has replaced.
+    """Trains a model whose `forward` returns the loss (see `train.model.patch_loss`).
 
-    `eval_loss` is the mean over all learned tokens of the validation set, not a mean of batches' means.
+    `eval_loss` is the mean over all label tokens of the validation set, not a mean of batches' means.
     """
 
     def __init__(
         self, *args: Any, meter: ThroughputMeter, report: Callable[[str], None], max_tokens: int, **options: Any
     ) -> None:
         super().__init__(*args, **options)
-        # The objective takes `num_items_in_batch`: the mean is over the learned tokens of the whole effective batch.
+        # The loss takes `num_items_in_batch`: its mean is over the label tokens of the whole effective batch.
         self.model_accepts_loss_kwargs = True
         self._meter = meter
         self._report = report
-        # How many rows, and how many tokens with their padding, are computed together; fewer rows once memory did not
-        # suffice. What is learned does not depend on it.
+        # The most rows, and tokens with padding, of one forward pass. Out of memory lowers the rows; the gradients of
+        # a step do not depend on them.
         self._batch_size = max(self.args.train_batch_size, self.args.eval_batch_size)
         self._max_tokens = max_tokens
         self._eval_rows, self._eval_tokens = len(self.eval_dataset), _count_label_tokens(self.eval_dataset)
@@ -73,17 +74,17 @@ class CompletionTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: dict[str, torch.Tensor], num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """The batch's share of the loss, with its gradients added; out of memory halves what is computed at once."""
+        """Compute the batch's share of the loss and add its gradients; halve the rows of a pass on out of memory."""
         if num_items_in_batch is None:
             num_items_in_batch = (inputs["labels"] != IGNORE_INDEX).sum()
-        kept = self._saved_gradients(model)
+        saved = self._saved_gradients(model)
         losses: list[torch.Tensor] = []
         while not losses:
             try:
                 losses = self._forward_backward(model, self._split_batch(inputs), num_items_in_batch)
             except (RuntimeError, MemoryError) as error:
                 self._halve_batch(error, inputs)
-                for parameter, gradient in kept:
+                for parameter, gradient in saved:
                     parameter.grad = gradient
         loss = torch.stack(losses).sum()
         if not torch.isfinite(loss).all():
@@ -94,16 +95,16 @@ class CompletionTrainer(Trainer):
     def _forward_backward(
         self, model: Any, micro_batches: Sequence[dict[str, torch.Tensor]], num_items_in_batch: torch.Tensor | int
     ) -> list[torch.Tensor]:
-        """The pieces' shares of the loss. Several processes exchange gradients once, with the last piece."""
+        """Return the losses of the micro-batches. Several processes synchronize gradients once, with the last one."""
         losses = []
-        for number, piece in enumerate(micro_batches, start=1):
-            alone = self.accelerator.no_sync(model) if number < len(micro_batches) else contextlib.nullcontext()
-            with alone:
-                losses.append(super().training_step(model, piece, num_items_in_batch))
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            sync = self.accelerator.no_sync(model) if number < len(micro_batches) else contextlib.nullcontext()
+            with sync:
+                losses.append(super().training_step(model, micro_batch, num_items_in_batch))
         return losses
 
     def _split_batch(self, inputs: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """The batch in parts that are computed one after the other."""
+        """Split the batch into micro-batches that are computed one after the other."""
         longest = max(inputs["input_ids"].shape[1], inputs["labels"].shape[1])
         rows = max(1, min(self._batch_size, self._max_tokens // longest))
         parts = {name: tensor.split(rows) for name, tensor in inputs.items()}
@@ -116,7 +117,7 @@ class CompletionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The objective's loss; processes average their gradients, so each gives its share times their number."""
+        """Return the loss, times the number of processes: they average their gradients, and the sum is wanted."""
         loss = model(**inputs, num_items_in_batch=num_items_in_batch)["loss"]
         if self.model.training:
             loss = loss * self.accelerator.num_processes
@@ -126,23 +127,26 @@ class CompletionTrainer(Trainer):
         self,
         model: Any,
         inputs: dict[str, torch.Tensor],
-        prediction_loss_only: bool,  # noqa: ARG002 - Trainer's signature; it is always the loss alone here
+        prediction_loss_only: bool,  # noqa: ARG002 - Trainer's signature; here it is always True
         ignore_keys: Any = None,  # noqa: ARG002
     ) -> tuple[torch.Tensor, None, None]:
-        """A loss of which the evaluation's mean over rows is the mean over the whole set's learned tokens."""
+        """Return a loss scaled so that Trainer's mean over rows is the mean over the label tokens of the whole set."""
         inputs = self._prepare_inputs(inputs)
         rows = len(inputs["labels"])
-        share = self._eval_tokens * rows / self._eval_rows
+        num_items = self._eval_tokens * rows / self._eval_rows
         while True:
             try:
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    losses = [model(**piece, num_items_in_batch=share)["loss"] for piece in self._split_batch(inputs)]
+                    losses = [
+                        model(**micro_batch, num_items_in_batch=num_items)["loss"]
+                        for micro_batch in self._split_batch(inputs)
+                    ]
                 return torch.stack(losses).sum().detach(), None, None
             except (RuntimeError, MemoryError) as error:
                 self._halve_batch(error, inputs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As Trainer does it; what could not be written whole is removed, and the checkpoint before it stays."""
+        """Save a checkpoint as Trainer does; remove an incomplete one, and keep the previous one."""
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:
@@ -156,11 +160,11 @@ class CompletionTrainer(Trainer):
             ) from error
 
     def load_checkpoint(self, checkpoint: Path) -> None:
-        """Puts a checkpoint's weights into the model, as Trainer does when it continues."""
+        """Load a checkpoint's weights into the model, as Trainer does when it resumes."""
         self._load_from_checkpoint(str(checkpoint))
 
     def _saved_gradients(self, model: Any) -> list[tuple[Any, torch.Tensor | None]]:
-        """What the earlier batches of this step have added, to go back to when this one does not fit."""
+        """Copy the gradients of this step's earlier batches, to restore them when this batch does not fit."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.args.gradient_accumulation_steps == 1:
             return [(parameter, None) for parameter in parameters]
@@ -190,34 +194,34 @@ class CompletionTrainer(Trainer):
 
     def _not_finite_error(self, what: str) -> TrainingError:
         best = self.state.best_model_checkpoint
-        kept = f"the checkpoint of step {self.state.best_global_step} is kept" if best else "no checkpoint exists yet"
+        note = f"the checkpoint of step {self.state.best_global_step} is kept" if best else "no checkpoint exists yet"
         return TrainingError(
-            f"The {what} is no finite number at step {self.state.global_step + 1}, so the run stopped; {kept}. "
+            f"The {what} is no finite number at step {self.state.global_step + 1}, so the run stopped; {note}. "
             f"Start again with --overwrite and a lower --learning-rate (it was {self.args.learning_rate:g})"
             + (", or make an adapter of that checkpoint with --finish." if best else ".")
         )
 
     def check_gradients(self) -> None:
-        """TrainingError when a gradient is NaN or infinite; called before the optimizer moves anything."""
+        """Raise TrainingError when a gradient is NaN or infinite; called before the optimizer step."""
         for parameter in self.model.parameters():
             if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                 raise self._not_finite_error("gradient")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a GPU's or the computer's memory that did not suffice."""
+    """Return whether the error means that the memory of the GPU or the computer did not suffice."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Removes checkpoints that were not written to their end: Trainer writes its state file last."""
+    """Remove incomplete checkpoints: those without the state file, which Trainer writes last."""
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / TRAINER_STATE_NAME).is_file():
             shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def _is_disk_full(error: BaseException, folder: Path) -> bool:
-    # safetensors and torch.save hide the errno in an exception of their own.
+    # safetensors and torch.save raise their own exceptions, without the errno.
     return getattr(error, "errno", None) in _DISK_FULL_ERRNOS or shutil.disk_usage(folder).free < 1 << 20
 
 

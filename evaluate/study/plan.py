@@ -33,23 +33,22 @@ from evaluate.study.jobs import (
     run_path,
     train_command,
 )
+from models import estimate
 
-# As train/estimate.py: NF4 in blocks of 64 with an 8-bit scale each, and a 32-bit scale for 256 of these.
-WEIGHT_BYTES: Mapping[str, float] = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1.0, "none": 2.0}
 # Bytes that a LoRA step keeps for one token and layer: by the width, by the feed-forward's width, and by the squares
 # of the attention (heads times tokens), which CodeGen's code keeps and fused kernels do not.
 _ACTIVATION_BYTES: Mapping[str, tuple[float, float, float]] = {
-    "llama": (34.4, 8, 0),
-    "codegen": (51.2, 0, 5.6),
-    "t5": (91, 0, 0),
+    "llama": (25.7, 8, 0),
+    "codegen": (49.0, 0, 6.1),
+    "t5": (73.7, 0, 0),
 }
 # A decoder layer of T5 has a second attention.
 _CROSS_ATTENTION_FACTOR = 1.6
 # What other techniques keep of that: LoRA's own inputs fall away, the lowest layers need no gradient, ...
 _ACTIVATION_FRACTION: Mapping[str, Mapping[str, float]] = {
-    "llama": {"full": 1.38, "ia3": 0.91, "prompt-tuning": 0.67, "prefix-tuning": 0.58},
-    "codegen": {"full": 1.38, "ia3": 1.3, "prompt-tuning": 1.03, "prefix-tuning": 0.87},
-    "t5": {"full": 1.4, "ia3": 0.92, "prompt-tuning": 0.81, "prefix-tuning": 0.34},
+    "llama": {"full": 1.63, "ia3": 1.08, "prompt-tuning": 0.79, "prefix-tuning": 0.69},
+    "codegen": {"full": 1.4, "ia3": 1.33, "prompt-tuning": 1.09, "prefix-tuning": 0.93},
+    "t5": {"full": 1.66, "ia3": 1.05, "prompt-tuning": 0.91, "prefix-tuning": 0.4},
 }
 # int8 layers keep their input as well: 4 times the width and twice the feed-forward's, a byte and a half each.
 _INT8_ACTIVATION_BYTES = (4.0, 2.0)
@@ -92,7 +91,7 @@ DATASET_LENGTHS: Mapping[str, DatasetLengths] = {
 def weight_bytes(base: Architecture, quantization: str) -> int:
     """Bytes of the weights as they are served: linear layers quantized, the rest in 16 bits."""
     linear = base.num_linear_parameters()
-    return round(linear * WEIGHT_BYTES[quantization] + (base.num_parameters() - linear) * 2)
+    return estimate.weight_bytes(linear, base.num_parameters() - linear, quantization)
 
 
 def training_memory_bytes(

@@ -109,7 +109,7 @@ def test_an_adapter_is_served_on_it(tmp_path: Path, own: Path, quantization: str
     make_adapter(tmp_path / "lora", loaded.identity, loaded.model, config, seed=1)
     folder = Store((tmp_path,)).inspect("lora")
     place = TestTarget(str(own), quantization, trust_remote_code=True)
-    assert "finite, and not what the base says alone" in smoke_test_adapter(folder, place, _silent)
+    assert "finite, and different from the base alone" in smoke_test_adapter(folder, place, _silent)
 
 
 def test_hub_base_message_names_the_commit_to_pin(hub: Hub, mark: Path) -> None:

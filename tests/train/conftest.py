@@ -1,4 +1,4 @@
-"""What the tests of publishing share: a tiny base, a finished run on it, and a Hub to publish to."""
+"""Fixtures of the publishing tests: a tiny base, a finished run on it, and a local Hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny_run(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def answering(tiny_base: Path) -> AnswerFn:
-    """The adapter's own base, loaded once for all of them."""
+    """The function that answers with adapters on the tiny base, which is loaded once."""
     return adapter_answer_fn(str(tiny_base), "none", lambda _: None, "cpu")
 
 

@@ -1,4 +1,4 @@
-"""A tiny base and adapters for it, as `python -m train` leaves them, to be published."""
+"""Helpers of the publishing tests: adapter folders on a tiny base, as `python -m train` writes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.hub.state import Hub
 from tests.serve.tiny import make_adapter as save_adapter
 from train.model_card import write_model_card
 
-# What of a finished run is published.
+# Files of a finished run that are published.
 ADAPTER_FILES = {
     "README.md",
     "adapter_config.json",
@@ -30,20 +30,20 @@ ADAPTER_FILES = {
 }
 
 
-def shown(hub: Hub, repo: str) -> set[str]:
-    """What anybody can see of the repository, beside the file with which every repository begins."""
+def published_files(hub: Hub, repo: str) -> set[str]:
+    """Return the files of the repository, without .gitattributes, which every repository has."""
     return set(hub.history[repo][-1].files) - {".gitattributes"} if repo in hub.history else set()
 
 
 def identity_of(base: str) -> BaseIdentity:
-    """What the base is, by its folder or Hub id."""
+    """Load the base by its folder or Hub id and return its identity."""
     return load_base(base, "none", "cpu", lambda _: None, dtype=torch.float32).identity
 
 
 def make_adapter(
     folder: Path, base_folder: Path, identity: BaseIdentity, seed: int = 1, config: PeftConfig | None = None
 ) -> Path:
-    """A folder with all the files of a finished run: a LoRA, or what `config` makes."""
+    """Make a folder with all files of a finished run: a LoRA, or an adapter of `config`."""
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
     save_adapter(folder, identity, model, config, seed)
@@ -58,8 +58,8 @@ def make_adapter(
     return folder
 
 
-def make_whole_model(folder: Path) -> Path:
-    """Turns a base's folder into what full fine-tuning leaves."""
+def make_full_model(folder: Path) -> Path:
+    """Turn a base's folder into that of a fully fine-tuned model."""
     style = STYLES["plain"]
     manifest = Manifest(
         name=folder.name,

@@ -1,4 +1,4 @@
-"""What the tests of training runs share: a tiny base on disk, and a configuration that takes a second."""
+"""Helpers of the training tests: a configuration that trains in a second, and the losses of a log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.settings import make_config
 
 
 def tiny_config(folder: Path, **changes: Any) -> TrainConfig:
-    """24 samples of starter for two epochs on the tiny base in `folder`/base; the store is `folder`/store."""
+    """Make a configuration: 24 samples of starter, two epochs, base in `folder`/base, store in `folder`/store."""
     values = {
         "adapter_name": "lora-tiny",
         "dataset_name": "starter",
@@ -24,13 +24,13 @@ def tiny_config(folder: Path, **changes: Any) -> TrainConfig:
         "learning_rate": 3e-3,
         "eval_every": 0.34,
         "max_length": 480,
-        # The tiny tokenizer takes a token for each byte; a batch is computed as one, as with a real one.
+        # The tiny tokenizer has one token for each byte, so rows are long; a batch is still computed in one part.
         "max_tokens_at_once": 100_000,
     }
     return make_config(values, **changes)
 
 
 def losses(path: Path) -> list[tuple[Any, ...]]:
-    """What a log says of the learning itself, without speeds and times."""
+    """Read a log's losses, learning rates and gradient norms, without speeds and times."""
     fields = ("step", "loss", "eval_loss", "learning_rate", "grad_norm")
     return [tuple(entry.get(field) for field in fields) for entry in read_log(path)]

@@ -1,4 +1,4 @@
-"""Where the rows of a run come from, and which of them are held out."""
+"""Tests of train/data.py: the source of a run's rows, and the rows that are held out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write(path: Path, count: int, **changes: str) -> Path:
     return path
 
 
-def test_a_data_set_of_ours_brings_its_own_validation_split_and_licence() -> None:
+def test_a_built_in_data_set_has_validation_rows_and_a_licence() -> None:
     data = load_training_data(config("starter"))
     assert data.train == load_examples("starter")
     assert [example.id for example in data.validation] == [row.id for row in load_problems("starter", "validation")]
@@ -34,13 +34,13 @@ def test_a_data_set_of_ours_brings_its_own_validation_split_and_licence() -> Non
     assert data.source_note == "starter, validated on its own validation rows."
 
 
-def test_the_samples_are_the_first_ones() -> None:
+def test_max_samples_selects_the_first_rows() -> None:
     data = load_training_data(config("starter", max_train_samples=5, max_eval_samples=3))
     assert data.train == load_examples("starter")[:5]
     assert len(data.validation) == 3
 
 
-def test_of_a_file_a_share_is_held_out_and_said(tmp_path: Path) -> None:
+def test_a_share_of_a_file_is_held_out(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", 50)
     data = load_training_data(config(path, validation_split=0.2))
     assert (len(data.train), len(data.validation)) == (40, 10)
@@ -55,7 +55,7 @@ def test_of_a_file_a_share_is_held_out_and_said(tmp_path: Path) -> None:
     assert load_training_data(config(path, validation_split=0.2, seed=1)).validation != data.validation
 
 
-def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
+def test_all_rows_of_a_validation_file_are_used(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", 20)
     other = write(tmp_path / "held.jsonl", 3, code="x")
     data = load_training_data(config(path, validation_file=other))
@@ -65,10 +65,10 @@ def test_a_validation_file_is_used_whole(tmp_path: Path) -> None:
     assert [example.code for example in ours.validation] == ["x"] * 3
 
 
-def test_faults_of_both_files_name_their_file_and_line(tmp_path: Path) -> None:
+def test_errors_of_both_files_name_file_and_line(tmp_path: Path) -> None:
     path, other = write(tmp_path / "mine.jsonl", 20), write(tmp_path / "held.jsonl", 3)
-    for each in (path, other):
-        with each.open("a") as file:
+    for jsonl in (path, other):
+        with jsonl.open("a") as file:
             file.write('{"intent": "a"}\n')
     data = load_training_data(config(path, validation_file=other))
     assert [error.message.partition(":")[0] for error in data.row_errors] == [
@@ -77,7 +77,7 @@ def test_faults_of_both_files_name_their_file_and_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_data_set_of_the_hub_with_shards_and_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_with_shards_and_a_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -99,26 +99,26 @@ def test_a_data_set_of_the_hub_with_shards_and_its_licence(tmp_path: Path, monke
     ]
 
 
-def test_an_unknown_data_set_is_answered_with_the_nearest_and_with_what_else_there_is() -> None:
+def test_an_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
     with pytest.raises(
         UnknownNameError, match=r"did you mean 'conala'.* a file that ends in .*, or .* as user/name\.$"
     ):
         load_training_data(config("conla"))
 
 
-def test_a_missing_file_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_searched_on_the_hub(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"There is no file data/mine\.jsonl"):
         load_training_data(config("data/mine.jsonl"))
     with pytest.raises(DataError, match="is a folder: name the file in it"):
         load_training_data(config(tmp_path))
 
 
-def test_a_mapping_without_a_file_is_refused() -> None:
+def test_column_names_without_a_file_are_an_error() -> None:
     with pytest.raises(DataError, match="starter has its own: leave them out"):
         load_training_data(config("starter", intent_column="nl"))
 
 
-def test_rows_that_cannot_be_parted_leave_nothing_to_validate_on(tmp_path: Path) -> None:
+def test_rows_with_one_intent_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"mine\.jsonl leaves no row to validate on: give them with --validation"):
         load_training_data(config(write(tmp_path / "mine.jsonl", 20, intent="the same")))
 
@@ -136,7 +136,7 @@ def test_rows_with_the_same_intent_or_code_stay_on_one_side() -> None:
         assert [int(row.id) for row in train] == sorted(int(row.id) for row in train)
 
 
-def test_answers_that_are_all_alike_are_parted_by_their_intents() -> None:
+def test_equal_answers_are_split_by_intent() -> None:
     examples = [Example(str(n), f"is {n} even?", str(n % 2 == 0)) for n in range(100)]
     train, validation = train_validation_split(examples, 0.1, 0)
     assert (len(train), len(validation)) == (90, 10)

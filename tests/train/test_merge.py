@@ -1,4 +1,4 @@
-"""Merging: the weights of the model that comes out, against the formulas of the techniques, and every refusal."""
+"""Tests of train/merge.py: merged weights against the formulas of the techniques, refusals, and the smoke test."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from adapters.__main__ import main
 from adapters.manifest import Manifest
 from adapters.store import AdapterFolder, Store
-from errors import AdapterError, DiskSpaceError
+from errors import AdapterError, BaseModelError, DiskSpaceError
 from models.loader import load_base
 from tests.serve.tiny import make_adapter, make_base
-from train.merge import merge_adapter, quantization_caveat
+from train.merge import TestTarget, merge_adapter, quantization_caveat, smoke_test_adapter
 from train.techniques import attention_target_modules, ia3_target_modules
 
 
@@ -28,22 +28,22 @@ def _silent(_: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base of each architecture: folders `llama`, `qwen2`, `codegen` and `t5`."""
-    place = tmp_path_factory.mktemp("merge")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base of each architecture: `llama`, `qwen2`, `codegen` and `t5`."""
+    bases = tmp_path_factory.mktemp("merge")
     for kind in ("llama", "qwen2", "codegen", "t5"):
-        make_base(kind, place / kind)
-    return place
+        make_base(kind, bases / kind)
+    return bases
 
 
-def _adapter(place: Path, kind: str, name: str, make: Any, **changes: Any) -> AdapterFolder:
-    """An adapter `name` of PEFT's config `make(identity)` for the base of that kind."""
-    loaded = load_base(str(place / kind), "none", "cpu", _silent, training=True, dtype="auto")
-    folder = place / "store" / name
+def _adapter(bases: Path, kind: str, name: str, make: Any, **changes: Any) -> AdapterFolder:
+    """Make an adapter `name` with PEFT's config `make(identity)` for the base of that kind."""
+    loaded = load_base(str(bases / kind), "none", "cpu", _silent, training=True, dtype="auto")
+    folder = bases / "store" / name
     shutil.rmtree(folder, ignore_errors=True)
     make_adapter(folder, loaded.identity, loaded.model, make(loaded.identity), seed=1)
     replace(Manifest.read(folder), **changes).write(folder)
-    return Store((place / "store",)).inspect(name)
+    return Store((bases / "store",)).inspect(name)
 
 
 def _lora(**options: Any) -> Any:
@@ -81,11 +81,11 @@ def _by_module(adapter: AdapterFolder) -> dict[str, dict[str, torch.Tensor]]:
     ],
 )
 def test_lora_is_added_to_the_weights(
-    place: Path, tmp_path: Path, kind: str, options: dict[str, bool], scale: float
+    bases: Path, tmp_path: Path, kind: str, options: dict[str, bool], scale: float
 ) -> None:
-    adapter = _adapter(place, kind, "lora", _lora(**options))
-    merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / kind))
-    before, after = _weights(place / kind), _weights(tmp_path / "out")
+    adapter = _adapter(bases, kind, "lora", _lora(**options))
+    merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / kind))
+    before, after = _weights(bases / kind), _weights(tmp_path / "out")
     assert before.keys() == after.keys()
     changed = _by_module(adapter)
     for module, parts in changed.items():
@@ -99,30 +99,30 @@ def test_lora_is_added_to_the_weights(
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen", "t5"])
-def test_ia3_is_multiplied_into_weights_and_biases(place: Path, tmp_path: Path, kind: str) -> None:
-    adapter = _adapter(place, kind, "ia3", _ia3)
-    merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / kind))
-    before, after = _weights(place / kind), _weights(tmp_path / "out")
+def test_ia3_is_multiplied_into_weights_and_biases(bases: Path, tmp_path: Path, kind: str) -> None:
+    adapter = _adapter(bases, kind, "ia3", _ia3)
+    merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / kind))
+    before, after = _weights(bases / kind), _weights(tmp_path / "out")
     for module, parts in _by_module(adapter).items():
-        # (out, 1) scales what a layer gives, (1, in) what it is given.
+        # A vector of shape (out, 1) scales a layer's output, one of shape (1, in) its input.
         wanted = before[f"{module}.weight"] * parts["ia3_l"]
         assert torch.equal(after[f"{module}.weight"], wanted.bfloat16()), module
         if f"{module}.bias" in before:
-            inner = module.endswith(tuple(adapter.config["feedforward_modules"]))
-            scaled = before[f"{module}.bias"] * (1 if inner else parts["ia3_l"].flatten())
+            scales_input = module.endswith(tuple(adapter.config["feedforward_modules"]))
+            scaled = before[f"{module}.bias"] * (1 if scales_input else parts["ia3_l"].flatten())
             assert torch.equal(after[f"{module}.bias"], scaled.bfloat16()), module
 
 
-def test_what_comes_out_is_a_base(place: Path, tmp_path: Path) -> None:
-    adapter = _adapter(place, "llama", "lora", _lora())
-    out = merge_adapter(adapter, tmp_path / "deep" / "out", _silent, base=str(place / "llama"))
+def test_the_merged_model_is_a_base(bases: Path, tmp_path: Path) -> None:
+    adapter = _adapter(bases, "llama", "lora", _lora())
+    out = merge_adapter(adapter, tmp_path / "deep" / "out", _silent, base=str(bases / "llama"))
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.bfloat16}
     assert "tokenizer.json" in {path.name for path in out.iterdir()}
     assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     manifest = Manifest.read(out)
     assert (manifest.technique, manifest.prompt_style, manifest.weights_digest) == ("lora, merged", "plain", "")
     loaded = load_base(str(out), "none", "cpu", _silent)
-    wrapped = load_base(str(place / "llama"), "none", "cpu", _silent, dtype="auto")
+    wrapped = load_base(str(bases / "llama"), "none", "cpu", _silent, dtype="auto")
     from peft import PeftModel
 
     tuned = PeftModel.from_pretrained(wrapped.model, str(adapter.path))
@@ -133,9 +133,9 @@ def test_what_comes_out_is_a_base(place: Path, tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_half_precision_stays_what_it_is(place: Path, tmp_path: Path) -> None:
-    base = tmp_path / "llama"  # the adapter knows its base by this name
-    shutil.copytree(place / "llama", base)
+def test_half_precision_stays_half_precision(bases: Path, tmp_path: Path) -> None:
+    base = tmp_path / "llama"  # the base's name in the adapter's manifest
+    shutil.copytree(bases / "llama", base)
     save_file(
         {key: tensor.half() for key, tensor in _weights(base).items()}, base / "model.safetensors", {"format": "pt"}
     )
@@ -146,19 +146,19 @@ def test_half_precision_stays_what_it_is(place: Path, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in _weights(out).values()} == {torch.float16}
 
 
-@pytest.mark.parametrize(("quantization", "is_said"), [("nf4", True), ("int8", True), ("none", False)])
-def test_the_caveat_of_quantized_training_is_said_and_written(
-    place: Path, tmp_path: Path, quantization: str, is_said: bool
+@pytest.mark.parametrize(("quantization", "has_caveat"), [("nf4", True), ("int8", True), ("none", False)])
+def test_the_caveat_of_quantized_training_is_reported_and_in_the_card(
+    bases: Path, tmp_path: Path, quantization: str, has_caveat: bool
 ) -> None:
-    adapter = _adapter(place, "llama", "lora", _lora(), trained_quantization=quantization)
+    adapter = _adapter(bases, "llama", "lora", _lora(), trained_quantization=quantization)
     lines: list[str] = []
-    out = merge_adapter(adapter, tmp_path / "out", lines.append, base=str(place / "llama"))
+    out = merge_adapter(adapter, tmp_path / "out", lines.append, base=str(bases / "llama"))
     card = (out / "README.md").read_text()
-    sentence = f"trained against the {quantization} weights of its base and is merged into the 16-bit ones"
-    assert (sentence in card) is is_said
-    assert any(sentence in line for line in lines) is is_said
+    caveat = f"trained against the {quantization} weights of its base and is merged into the 16-bit ones"
+    assert (caveat in card) is has_caveat
+    assert any(caveat in line for line in lines) is has_caveat
     assert card.startswith("---\nlibrary_name: transformers\nbase_model: llama\n")
-    assert bool(quantization_caveat(adapter.manifest)) is is_said
+    assert bool(quantization_caveat(adapter.manifest)) is has_caveat
 
 
 @pytest.mark.parametrize(
@@ -169,73 +169,73 @@ def test_the_caveat_of_quantized_training_is_said_and_written(
     ],
     ids=["prompt", "prefix"],
 )
-def test_virtual_tokens_cannot_be_merged(place: Path, tmp_path: Path, make: Any) -> None:
-    adapter = _adapter(place, "llama", "virtual", make)
+def test_virtual_tokens_cannot_be_merged(bases: Path, tmp_path: Path, make: Any) -> None:
+    adapter = _adapter(bases, "llama", "virtual", make)
     with pytest.raises(AdapterError, match=r"change no weights, so it cannot be merged; serve it as it is\.$"):
-        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert not (tmp_path / "out").exists()
 
 
-def test_another_base_is_refused(place: Path, tmp_path: Path) -> None:
-    adapter = _adapter(place, "llama", "lora", _lora())
+def test_another_base_is_an_error(bases: Path, tmp_path: Path) -> None:
+    adapter = _adapter(bases, "llama", "lora", _lora())
     with pytest.raises(AdapterError, match="was trained for llama"):
-        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "qwen2"))
     with pytest.raises(AdapterError, match=r"a folder or file called llama: say where it is with --base\.$"):
         merge_adapter(adapter, tmp_path / "out", _silent)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_shared_lm_head_is_refused(place: Path, tmp_path: Path) -> None:
+def test_a_shared_lm_head_is_an_error(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(
-        place, "qwen2", "lora", lambda _: LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
+        bases, "qwen2", "lora", lambda _: LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
     )
     with pytest.raises(AdapterError, match="shares with its input embeddings"):
-        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "qwen2"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "qwen2"))
 
 
-def test_nothing_is_replaced_and_no_disk_is_filled(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_existing_folders_and_full_disks_are_errors(
+    bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = _adapter(place, "llama", "lora", _lora())
+    adapter = _adapter(bases, "llama", "lora", _lora())
     with pytest.raises(AdapterError, match="exists: name a folder that does not"):
-        merge_adapter(adapter, tmp_path, _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path, _silent, base=str(bases / "llama"))
 
     class Usage:
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage())
     with pytest.raises(DiskSpaceError, match=r"has 0 MB free and the merged model needs \d+ MB: .* larger disk\.$"):
-        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_that_are_not_finite_leave_nothing(place: Path, tmp_path: Path) -> None:
-    adapter = _adapter(place, "llama", "lora", _lora())
+def test_weights_that_are_not_finite_leave_no_files(bases: Path, tmp_path: Path) -> None:
+    adapter = _adapter(bases, "llama", "lora", _lora())
     file = adapter.path / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({key: torch.full_like(tensor, float("nan")) for key, tensor in tensors.items()}, file)
     with pytest.raises(AdapterError, match="weights that are not finite when merged"):
-        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_leaves_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_leaves_no_files(bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from safetensors import SafetensorError
     from transformers import LlamaForCausalLM
 
     def full(*_: Any, **__: Any) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    adapter = _adapter(place, "llama", "lora", _lora())
+    adapter = _adapter(bases, "llama", "lora", _lora())
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
     with pytest.raises(DiskSpaceError, match="No space left on device"):
-        merge_adapter(adapter, tmp_path / "out", _silent, base=str(place / "llama"))
+        merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _adapter(place, "llama", "lora", _lora(), trained_quantization="nf4")
-    command = ["--root", str(place / "store"), "merge", "lora", str(tmp_path / "out"), "--base", str(place / "llama")]
+def test_the_merge_command(bases: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _adapter(bases, "llama", "lora", _lora(), trained_quantization="nf4")
+    command = ["--root", str(bases / "store"), "merge", "lora", str(tmp_path / "out"), "--base", str(bases / "llama")]
     assert main(command) == 0
     captured = capsys.readouterr()
     assert captured.out == f"The merged model is ready: --base {tmp_path / 'out'}\n"
@@ -246,3 +246,78 @@ def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err == (
         f"'out' is a whole model, not an adapter: use it with --base {tmp_path / 'out'}.\n"
     )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base("llama", tmp_path_factory.mktemp("trial") / "llama")
+
+
+def _smoke_test_adapter(folder: Path, base: Path, config: Any) -> AdapterFolder:
+    loaded = load_base(str(base), "none", "cpu", _silent, training=True)
+    make_adapter(folder, loaded.identity, loaded.model, config, seed=1)
+    (folder / "README.md").unlink()  # PEFT's card has the path of the base
+    return Store((folder.parent,)).inspect(folder.name)
+
+
+def _change(folder: Path, value: float) -> None:
+    """Set every B matrix of a LoRA to `value`: 0 removes its effect, a huge value makes it infinite."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key: torch.full_like(t, value) if "lora_B" in key else t for key, t in tensors.items()}, file)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        IA3Config(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+        PromptTuningConfig(num_virtual_tokens=3, num_transformer_submodules=1),
+    ],
+    ids=["lora", "ia3", "prompt"],
+)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_smoke_test_shows_answers_of_base_and_adapter(
+    tmp_path: Path, base: Path, config: Any, quantization: str
+) -> None:
+    text = smoke_test_adapter(
+        _smoke_test_adapter(tmp_path / "good", base, config), TestTarget(str(base), quantization), _silent
+    )
+    assert text.startswith(f"on llama ({'unquantized' if quantization == 'none' else 'NF4'}): finite")
+    assert text.count("    without  ") == text.count("    with     ") == 2
+    assert "\x00" not in text
+
+
+def test_smoke_test_of_an_adapter_without_effect(tmp_path: Path, base: Path) -> None:
+    folder = _smoke_test_adapter(
+        tmp_path / "idle", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    _change(folder.path, 0)
+    with pytest.raises(AdapterError, match=r"answers exactly as llama does without it: it has learned nothing\.$"):
+        smoke_test_adapter(folder, TestTarget(str(base)), _silent)
+
+
+def test_smoke_test_of_an_adapter_that_is_not_finite(tmp_path: Path, base: Path) -> None:
+    folder = _smoke_test_adapter(
+        tmp_path / "broken", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    _change(folder.path, 3e38)
+    with pytest.raises(AdapterError, match="gives log-probabilities that are not finite on llama"):
+        smoke_test_adapter(folder, TestTarget(str(base)), _silent)
+
+
+def test_the_verify_command_checks_the_base(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _smoke_test_adapter(
+        tmp_path / "store" / "good", base, LoraConfig(r=8, target_modules=["q_proj"], init_lora_weights=False)
+    )
+    command = ["--root", str(tmp_path / "store"), "verify", "good", "--device", "cpu", "--base"]
+    assert main([*command, str(base)]) == 0
+    output = capsys.readouterr().out
+    assert "11 of 11 rules of the hand-over hold" in output
+    assert "on llama (unquantized): finite, and different from the base alone" in output
+    other = make_base("llama", tmp_path / "other", seed=5)
+    assert main([*command, str(other)]) == 2
+    assert "was trained for llama" in capsys.readouterr().err
+    shutil.rmtree(other)
+    with pytest.raises(BaseModelError):
+        smoke_test_adapter(Store((tmp_path / "store",)).inspect("good"), TestTarget(str(other)), _silent)

@@ -1,8 +1,9 @@
-"""Publishing to the Hub and reading it back, with the real client against a stand-in over HTTP."""
+"""Tests of train/publish.py with the Hub's client and a local server: publishing, lost connections, --push-to-hub."""
 
 from __future__ import annotations
 
 import shutil
+import traceback
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,12 @@ from peft import IA3Config, LoraConfig, PeftConfig, PrefixTuningConfig, PromptTu
 from adapters.hub import pull
 from adapters.manifest import Manifest
 from adapters.store import LIBRARY
-from errors import AdapterError, TrainingError
-from tests.hub.client import TOKEN
+from errors import AdapterError, PromptOrTuneError, TrainingError
+from tests.hub.client import TOKEN, use_xet
 from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
-from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, make_whole_model, shown
+from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, make_full_model, published_files
+from train.__main__ import main
 from train.publish import AnswerFn, GreedyAnswer, check_same_answers, publish_folder
 
 REPO = "someone/lora-tiny"
@@ -25,7 +27,7 @@ def _silent(_: str) -> None:
     return
 
 
-def test_a_folder_is_published_in_one_commit_and_answers_as_here(
+def test_a_folder_is_published_in_one_commit_with_the_same_answers(
     hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
@@ -35,8 +37,8 @@ def test_a_folder_is_published_in_one_commit_and_answers_as_here(
     assert published.repo_id == REPO
     assert published.commit == hub.commit(REPO)
     assert published.url == f"{hub.url}/{REPO}/tree/{published.commit}"
-    assert len(hub.history[REPO]) == 2, "the empty beginning, and one commit"
-    assert shown(hub, REPO) == ADAPTER_FILES | {"tokenizer.json", "tokenizer_config.json"}
+    assert len(hub.history[REPO]) == 2, "the initial commit and one more"
+    assert published_files(hub, REPO) == ADAPTER_FILES | {"tokenizer.json", "tokenizer_config.json"}
     assert "answers as the folder does (3 intents," in lines[-1]
     assert any(line.startswith("Uploading 9 files") for line in lines)
     copy = pull(f"{REPO}@{published.commit}", tmp_path / "elsewhere", _silent)
@@ -47,7 +49,7 @@ def test_a_folder_is_published_in_one_commit_and_answers_as_here(
     assert card == (folder / "README.md").read_text().replace("USER/NAME", REPO)
 
 
-def test_the_base_of_a_hub_id_follows_from_the_manifest(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+def test_the_manifest_names_the_base_on_the_hub(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     hub.repositories["someone/tiny"] = tiny_base
     folder = make_adapter(tmp_path / "lora-hub", tiny_base, identity_of("someone/tiny"))
     assert Manifest.read(folder).base_revision == hub.commit("someone/tiny")
@@ -64,13 +66,13 @@ def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(
     (later / "loss.png").unlink()
     second = publish_folder(later, REPO, _silent, answer_fn=answering)
     assert second.commit != first.commit
-    assert shown(hub, REPO) == ADAPTER_FILES - {"loss.png"}, "the plot of the former version would be a false one"
+    assert published_files(hub, REPO) == ADAPTER_FILES - {"loss.png"}, "the plot of the previous version is removed"
     old = pull(f"{REPO}@{first.commit}", tmp_path / "pulled", _silent)
     assert (old / "loss.png").is_file()
     assert Manifest.read(old).seed == 1
 
 
-def test_other_answers_are_noticed(tiny_base: Path, tiny_run: Path, answering: AnswerFn, tmp_path: Path) -> None:
+def test_different_answers_are_an_error(tiny_base: Path, tiny_run: Path, answering: AnswerFn, tmp_path: Path) -> None:
     ours = answering(tiny_run)
     check_same_answers(ours, answering(tiny_run), "the same")
     other = make_adapter(tmp_path / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
@@ -86,8 +88,7 @@ def test_other_answers_are_noticed(tiny_base: Path, tiny_run: Path, answering: A
             check_same_answers(ours, [changed, *ours[1:]], "x")
 
 
-def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """Somebody commits other weights between our commit and our reading: ours is read all the same."""
+def test_a_download_with_different_answers_is_an_error(hub: Hub, folder: Path) -> None:
     calls: list[Path] = []
 
     def answering(where: Path) -> list[GreedyAnswer]:
@@ -98,7 +99,7 @@ def test_what_arrives_otherwise_is_noticed(hub: Hub, folder: Path, tiny_base: Pa
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert calls[0] == folder
     assert calls[1] != folder
-    assert not calls[1].exists(), "what was read back is gone"
+    assert not calls[1].exists(), "the download is removed"
 
 
 @pytest.mark.parametrize(
@@ -116,13 +117,13 @@ def test_every_technique_is_published_and_compared(
 ) -> None:
     folder = make_adapter(tmp_path / "any-tiny", tiny_base, identity_of(str(tiny_base)), config=config)
     publish_folder(folder, "someone/any-tiny", _silent, answer_fn=answering)
-    assert shown(hub, "someone/any-tiny") == ADAPTER_FILES
+    assert published_files(hub, "someone/any-tiny") == ADAPTER_FILES
 
 
-def test_a_whole_model_is_published_and_compared_too(hub: Hub, tmp_path: Path) -> None:
-    folder = make_whole_model(make_base("llama", tmp_path / "full-tiny", seed=3))
+def test_a_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> None:
+    folder = make_full_model(make_base("llama", tmp_path / "full-tiny", seed=3))
     published = publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
-    assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= shown(
+    assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= published_files(
         hub, "someone/full-tiny"
     )
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
@@ -132,7 +133,7 @@ def test_a_whole_model_is_published_and_compared_too(hub: Hub, tmp_path: Path) -
         pull(f"someone/full-tiny@{published.commit}", tmp_path / "store", _silent)
 
 
-def test_nothing_is_asked_of_the_hub_for_a_folder_that_is_none(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_an_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="There is no folder"):
         publish_folder(tmp_path / "nowhere", REPO, _silent)
     (folder / "manifest.json").unlink()
@@ -141,7 +142,7 @@ def test_nothing_is_asked_of_the_hub_for_a_folder_that_is_none(hub: Hub, folder:
     assert not hub.requests
 
 
-def test_a_base_out_of_a_folder_must_be_named_before_anything_is_sent(hub: Hub, folder: Path) -> None:
+def test_a_base_from_a_folder_must_be_given(hub: Hub, folder: Path) -> None:
     with pytest.raises(TrainingError, match="name that one with --base"):
         publish_folder(folder, REPO, _silent)
     assert REPO not in hub.history
@@ -154,16 +155,16 @@ def test_an_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder
     assert REPO not in hub.history
 
 
-def test_a_card_that_the_hub_refuses_is_named(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+def test_an_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn) -> None:
     card = (folder / "README.md").read_text()
     card = card.replace("language: en", "base_model: no model at all")
     (folder / "README.md").write_text(card)
     with pytest.raises(TrainingError, match=r'does not accept the card .*"no model at all" is not valid'):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
-    assert not shown(hub, REPO)
+    assert not published_files(hub, REPO)
 
 
-def test_a_private_repository_shows_to_its_owner_alone(
+def test_a_private_repository_is_visible_to_its_owner_only(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_folder(folder, REPO, _silent, private=True, answer_fn=answering)
@@ -174,9 +175,138 @@ def test_a_private_repository_shows_to_its_owner_alone(
 
 
 @pytest.mark.model
-def test_the_embedded_base_answers_alike_with_what_comes_back(hub: Hub, home: Path, tmp_path: Path) -> None:
-    """The manifest alone says that it is the embedded base, in NF4."""
+def test_publishing_an_adapter_of_the_embedded_base(hub: Hub, home: Path, tmp_path: Path) -> None:
+    """The manifest names the embedded base in NF4."""
     folder = Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "lora-starter"))
     lines: list[str] = []
     published = publish_folder(folder, "someone/lora-starter", lines.append, device="cpu")
     assert f"someone/lora-starter@{published.commit} answers as the folder does" in lines[-1]
+
+
+def _puts(hub: Hub) -> int:
+    return sum(request.startswith("PUT") for request in hub.requests)
+
+
+@pytest.mark.parametrize("what", ["upload", "commit", "reply"])
+def test_a_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
+    hub: Hub, folder: Path, answering: AnswerFn, what: str
+) -> None:
+    hub.cuts[what] = 1000
+    with pytest.raises(TrainingError, match=r"broke while uploading to 'someone/lora-tiny'.*same command again"):
+        publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert published_files(hub, REPO) == (ADAPTER_FILES if what == "reply" else set()), "complete or empty"
+    hub.cuts.clear()
+    uploads = _puts(hub)
+    published = publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert published.commit == hub.commit(REPO)
+    assert published_files(hub, REPO) == ADAPTER_FILES
+    assert len(hub.history[REPO]) == 2
+    assert _puts(hub) - uploads == (2 if what == "upload" else 0), "files that the Hub has are not uploads again"
+
+
+def test_an_upload_is_retried_after_a_lost_connection(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+    hub.cuts["upload"] = 1
+    publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert published_files(hub, REPO) == ADAPTER_FILES
+
+
+def test_upload_by_xet(
+    hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_xet(hub, monkeypatch, tmp_path)
+    publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert hub.history[REPO][-1].files["adapter_model.safetensors"].xet
+    assert not _puts(hub)
+
+
+def test_a_lost_connection_of_xet(
+    hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_xet(hub, monkeypatch, tmp_path)
+    hub.cuts["xet"] = 1000
+    with pytest.raises(TrainingError, match="while uploading to 'someone/lora-tiny'"):
+        publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert not published_files(hub, REPO)
+    hub.cuts.clear()
+    publish_folder(folder, REPO, _silent, answer_fn=answering)
+    assert published_files(hub, REPO) == ADAPTER_FILES
+
+
+def test_the_token_appears_in_no_output(
+    hub: Hub,
+    folder: Path,
+    answering: AnswerFn,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("DEBUG")
+    caplog.set_level("DEBUG", logger="huggingface_hub")
+    lines: list[str] = []
+    publish_folder(folder, REPO, lines.append, answer_fn=answering)
+    for what in ("upload", "commit", "answer"):
+        hub.cuts[what] = 1000
+        (folder / "log.jsonl").write_text(f"{what}\n")
+        shutil.copy(folder / "log.jsonl", folder / "loss.png")
+        with pytest.raises(PromptOrTuneError) as caught:
+            publish_folder(folder, REPO, lines.append, answer_fn=answering)
+        lines.extend(traceback.format_exception(caught.value))
+        hub.cuts.clear()
+    lines.extend(path.read_text(errors="replace") for path in folder.iterdir())
+    written = capfd.readouterr()
+    everything = "\n".join([*lines, written.out, written.err, caplog.text])
+    assert "Published someone/lora-tiny" in everything
+    assert "Request" in everything, "the client's log is included"
+    assert TOKEN not in everything
+    assert TOKEN[3:] not in everything
+
+
+RUN_REPO = "someone/lora-run"
+
+
+def _arguments(tiny_base: Path, store: Path, repo: str = RUN_REPO) -> list[str]:
+    return [
+        "--adapter-name", "lora-run", "--dataset-name", "starter", "--model-name-or-path", str(tiny_base),
+        "--max-train-samples", "16", "--max-eval-samples", "8", "--num-train-epochs", "1", "--device", "cpu",
+        "--max-length", "480", "--output-dir", str(store), "--push-to-hub", "--hub-model-id", repo,
+    ]  # fmt: skip
+
+
+def test_a_run_is_published_verified_and_can_be_pulled(
+    hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_arguments(tiny_base, tmp_path / "store")) == 0
+    output = capsys.readouterr().out
+    assert f"{RUN_REPO}@{hub.commit(RUN_REPO)} answers as the folder does" in output
+    assert f"Published as {hub.url}/{RUN_REPO}/tree/{hub.commit(RUN_REPO)}." in output
+    pulled = pull(RUN_REPO, tmp_path / "pulled", lambda _: None)
+    for name in ("adapter_model.safetensors", "config.yaml", "log.jsonl", "loss.png", "manifest.json"):
+        assert (pulled / name).read_bytes() == (tmp_path / "store" / "lora-run" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "message"),
+    [
+        ("another/lora-run", True, "'another/lora-run' is not yours to publish to"),
+        (RUN_REPO, False, "needs a token of the Hub"),
+    ],
+)
+def test_no_training_for_a_repository_that_cannot_be_written(
+    hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    repo: str, token: bool, message: str,
+) -> None:  # fmt: skip
+    if not token:
+        monkeypatch.delenv("HF_TOKEN")
+    assert main(_arguments(tiny_base, tmp_path / "store", repo)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_training_on_a_gated_base(
+    hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["vendor/gated"] = tiny_base
+    hub.gated.add("vendor/gated")
+    arguments = _arguments(Path("vendor/gated"), tmp_path / "store")
+    assert main(arguments) == 2
+    assert "gated" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed, or meets a full disk goes on as if nothing had been."""
+"""Tests of stopping and resuming a run: Ctrl-C, kills, a full disk, and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -25,24 +25,23 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("resume")
-    make_base("llama", place / "base")
-    return place
+    folder = tmp_path_factory.mktemp("resume")
+    make_base("llama", folder / "base")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path) -> Path:
-    return train(tiny_config(folder, adapter_name="unbroken"), lambda _: None)
+def uninterrupted(folder: Path) -> Path:
+    return train(tiny_config(folder, adapter_name="whole-lora"), lambda _: None)
 
 
-def _interrupted(config: TrainConfig, at: str) -> str:
-    """Runs until the progress line that has `at` in it, then presses Ctrl-C; what the person is told."""
-
-    pressed: list[str] = []
+def _interrupt(config: TrainConfig) -> str:
+    """Run until the progress of step 3, then send SIGINT; return the message of the error."""
+    sent: list[str] = []
 
     def report(line: str) -> None:
-        if at in line and not pressed:
-            pressed.append(line)
+        if "step 3/" in line and not sent:
+            sent.append(line)
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(TrainingStoppedError) as stop:
@@ -51,11 +50,16 @@ def _interrupted(config: TrainConfig, at: str) -> str:
 
 
 @pytest.mark.parametrize("technique", ["lora", "prefix-tuning", "full"])
-def test_a_resumed_run_has_the_losses_and_bytes_of_an_unbroken_one(folder: Path, technique: str) -> None:
-    whole = train(tiny_config(folder, adapter_name=f"whole-{technique}", technique=technique), lambda _: None)
+def test_a_resumed_run_has_the_losses_and_bytes_of_an_uninterrupted_one(
+    folder: Path, uninterrupted: Path, technique: str
+) -> None:
+    whole = uninterrupted
+    if technique != "lora":
+        whole = train(tiny_config(folder, adapter_name=f"whole-{technique}", technique=technique), lambda _: None)
     config = tiny_config(folder, adapter_name=f"broken-{technique}", technique=technique)
-    said = _interrupted(config, "step 3/")
-    assert "--resume" in said
+    handler = signal.getsignal(signal.SIGINT)
+    assert "--resume" in _interrupt(config)
+    assert signal.getsignal(signal.SIGINT) is handler, "the previous signal handler is restored"
     assert run_directory(config).last_step() == 4
     resumed = train(config, lambda _: None, resume=True)
     assert losses(resumed / "log.jsonl") == losses(whole / "log.jsonl")
@@ -64,30 +68,25 @@ def test_a_resumed_run_has_the_losses_and_bytes_of_an_unbroken_one(folder: Path,
     assert not run_directory(config).folder.exists(), "a finished run leaves only its adapter"
 
 
-def test_ctrl_c_leaves_the_signals_as_they_were(folder: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    _interrupted(tiny_config(folder, adapter_name="signals"), "step 3/")
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_a_stopped_run_can_be_finished_from_its_best_checkpoint(folder: Path) -> None:
-    config = tiny_config(folder, adapter_name="finished")
-    _interrupted(config, "step 3/")
-    best = run_directory(config).best_checkpoint()
-    assert best is not None
-    kept = load_file(best / WEIGHTS)
-    made = load_file(train(config, lambda _: None, finish=True) / WEIGHTS)
-    assert all(torch.equal(kept[name].to(torch.bfloat16), made[name]) for name in made)
-
-
-def test_an_unfinished_run_is_not_overwritten_by_accident(folder: Path) -> None:
-    config = tiny_config(folder, adapter_name="kept")
-    _interrupted(config, "step 3/")
+def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> None:
+    """One stopped run: no restart, no other settings, no incomplete checkpoint, and an adapter of the best one."""
+    config = tiny_config(folder, adapter_name="stopped")
+    _interrupt(config)
+    run_dir = run_directory(config)
     with pytest.raises(TrainingError, match="stopped at step 4: continue it with --resume"):
         train(config, lambda _: None)
     with pytest.raises(TrainingError, match=r"was begun with learning_rate = 0\.003, not 0\.1"):
-        train(tiny_config(folder, adapter_name="kept", learning_rate=0.1), lambda _: None, resume=True)
-    assert run_directory(config).last_step() == 4
+        train(tiny_config(folder, adapter_name="stopped", learning_rate=0.1), lambda _: None, resume=True)
+    # A checkpoint that a kill left incomplete is ignored.
+    partial = run_dir.checkpoints / "checkpoint-5"
+    shutil.copytree(run_dir.checkpoints / "checkpoint-4", partial)
+    (partial / "trainer_state.json").unlink()
+    assert run_dir.last_step() == 4
+    best = run_dir.best_checkpoint()
+    assert best is not None
+    expected = load_file(best / WEIGHTS)
+    saved = load_file(train(config, lambda _: None, finish=True) / WEIGHTS)
+    assert all(torch.equal(expected[name].to(torch.bfloat16), saved[name]) for name in saved)
 
 
 def test_there_must_be_a_run_to_resume(folder: Path) -> None:
@@ -95,19 +94,8 @@ def test_there_must_be_a_run_to_resume(folder: Path) -> None:
         train(tiny_config(folder, adapter_name="never"), lambda _: None, resume=True)
 
 
-def test_a_checkpoint_cut_short_by_a_kill_is_not_taken(folder: Path) -> None:
-    config = tiny_config(folder, adapter_name="killed")
-    _interrupted(config, "step 3/")
-    place = run_directory(config)
-    partial = place.checkpoints / "checkpoint-5"
-    shutil.copytree(place.checkpoints / "checkpoint-4", partial)
-    (partial / "trainer_state.json").unlink()
-    assert place.last_step() == 4
-    train(config, lambda _: None, resume=True)
-
-
-def test_a_full_disk_says_so_and_keeps_the_last_checkpoint_whole(
-    folder: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_keeps_the_last_complete_checkpoint(
+    folder: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(folder, adapter_name="full-disk")
     write = Trainer._save_optimizer_and_scheduler
@@ -120,7 +108,6 @@ def test_a_full_disk_says_so_and_keeps_the_last_checkpoint_whole(
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
     with pytest.raises(DiskSpaceError, match="is full, so the checkpoint of step 3 could not be written"):
         train(config, lambda _: None)
-    place = run_directory(config)
-    assert [path.name for path in place.checkpoints.iterdir()] == ["checkpoint-2"]
+    assert [path.name for path in run_directory(config).checkpoints.iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()
-    assert losses(train(config, lambda _: None, resume=True) / "log.jsonl") == losses(unbroken / "log.jsonl")
+    assert losses(train(config, lambda _: None, resume=True) / "log.jsonl") == losses(uninterrupted / "log.jsonl")

@@ -1,4 +1,4 @@
-"""A whole run on a tiny base: from the data set to an adapter that the store opens and the engine wears."""
+"""Tests of a complete training run on a tiny base, from the data set to an adapter that the backend loads."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "confi
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("train")
-    make_base("llama", place / "base")
-    return place
+    folder = tmp_path_factory.mktemp("train")
+    make_base("llama", folder / "base")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def trained(folder: Path) -> tuple[Path, list[str]]:
     return train(tiny_config(folder), lines.append), lines
 
 
-def test_the_folder_opens_in_the_store_and_bends_its_rows(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_the_adapter_opens_in_the_store_and_changes_answers(folder: Path, trained: tuple[Path, list[str]]) -> None:
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     adapter = Store((folder / "store",), fingerprints=FINGERPRINTS).open("lora-tiny", backend.base)
     assert sorted(path.name for path in trained[0].iterdir()) == FILES
@@ -48,22 +48,22 @@ def test_the_folder_opens_in_the_store_and_bends_its_rows(folder: Path, trained:
     prompt = render_prompt("sort a list", (), STYLES["plain"])
     rows = [Row(prompt, STYLES["plain"]), Row(prompt, STYLES["plain"], "lora-tiny")]
     events = backend.generate(rows, SamplingParams(max_new_tokens=8), Event())
-    said = {event.index: event.candidates[0].logprob for event in events if isinstance(event, RowOutput)}
-    assert said[0] != said[1]
+    logprobs = {event.index: event.candidates[0].logprob for event in events if isinstance(event, RowOutput)}
+    assert logprobs[0] != logprobs[1]
 
 
-def test_the_manifest_says_what_made_it(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_the_manifest_describes_the_run(folder: Path, trained: tuple[Path, list[str]]) -> None:
     manifest = json.loads((trained[0] / "manifest.json").read_text())
     assert manifest["prompt_fingerprint"] == STYLES["plain"].fingerprint
     assert manifest["config"]["target_modules"] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert manifest["config"]["n_train"] == 24
     assert manifest["config"]["trainable_parameters"] == 14336
     assert manifest["config"]["train_tokens"] == read_log(trained[0] / "log.jsonl")[-1]["tokens"]
-    assert str(folder) not in json.dumps(manifest), "a path of this machine means nothing to the next"
-    evaluated = [entry["eval_loss"] for entry in manifest["log"]]
-    assert len(evaluated) == 6
-    assert min(evaluated) < evaluated[0], "nothing was learned"
-    best = {"metric": "validation loss", "value": min(evaluated), "n": 16, "dataset": "starter"}
+    assert str(folder) not in json.dumps(manifest), "the manifest has no path of this machine"
+    eval_losses = [entry["eval_loss"] for entry in manifest["log"]]
+    assert len(eval_losses) == 6
+    assert min(eval_losses) < eval_losses[0], "nothing was learned"
+    best = {"metric": "validation loss", "value": min(eval_losses), "n": 16, "dataset": "starter"}
     assert manifest["scores"] == [pytest.approx(best)]
 
 
@@ -77,10 +77,10 @@ def test_the_log_has_every_step(trained: tuple[Path, list[str]]) -> None:
     assert step["memory_bytes"] > 50e6
 
 
-def test_the_rate_warms_up_and_falls_in_a_straight_line(folder: Path) -> None:
+def test_the_learning_rate_warms_up_and_falls_linearly(folder: Path) -> None:
     made = train(tiny_config(folder, adapter_name="rates", warmup_ratio=0.34), lambda _: None)
     rates = [entry["learning_rate"] for entry in read_log(made / "log.jsonl") if "loss" in entry]
-    # Of 6 steps ceil(0.34 * 6) = 3 warm up; the rate is that of the step itself.
+    # Of 6 steps, ceil(0.34 * 6) = 3 are warm-up; the rate is that of the step itself.
     assert rates == pytest.approx([0.0, 1e-3, 2e-3, 3e-3, 2e-3, 1e-3])
 
 
@@ -96,21 +96,21 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, trained: tuple[Path, l
 
 
 def test_early_stopping_stops(folder: Path) -> None:
-    """At a rate that ruins the adapter the validation loss rises at once; two evaluations later the run ends."""
+    """With a too high learning rate the validation loss rises at once; two evaluations later the run ends."""
     config = tiny_config(folder, adapter_name="early", learning_rate=3.0, early_stopping_patience=2, num_train_epochs=9)
     log = read_log(train(config, lambda _: None) / "log.jsonl")
-    evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    assert len(evaluated) < 27
-    assert evaluated.index(min(evaluated)) == len(evaluated) - 3
+    eval_losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(eval_losses) < 27
+    assert eval_losses.index(min(eval_losses)) == len(eval_losses) - 3
 
 
-def test_an_adapter_is_never_overwritten_by_accident(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_an_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
     with pytest.raises(TrainingError, match="--overwrite"):
         train(tiny_config(folder), lambda _: None)
     assert trained[0].is_dir()
 
 
-def test_a_run_that_cannot_begin_leaves_nothing_behind(folder: Path) -> None:
+def test_a_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
     with pytest.raises(TrainingError, match="fewer than one batch"):
         train(tiny_config(folder, adapter_name="lora-few", max_train_samples=3), lambda _: None)
     assert not list((folder / "store").glob("*lora-few*"))
@@ -126,31 +126,29 @@ def test_the_command_trains_from_a_yaml_file_and_a_table(
         f"adapter_name: ia3-mine\noutput_dir: {tmp_path}\nnum_train_epochs: 1\ndevice: cpu\nquantization: none\n"
     )
     assert main([str(tmp_path / "run.yaml"), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "IA3 on base" in said
-    assert "«print(" in said
-    assert "line 31" in said
+    output = capsys.readouterr().out
+    assert "IA3 on base" in output
+    assert "«print(" in output
+    assert "line 31" in output
     assert not (tmp_path / "ia3-mine").exists()
     assert main([str(tmp_path / "run.yaml")]) == 0
-    said = capsys.readouterr().out
-    assert "1 rows cannot be read and are left out" in said
-    assert f"The adapter is ready in {tmp_path / 'ia3-mine'}." in said
+    output = capsys.readouterr().out
+    assert "1 rows cannot be read and are left out" in output
+    assert f"The adapter is ready in {tmp_path / 'ia3-mine'}." in output
     assert json.loads((tmp_path / "ia3-mine" / "manifest.json").read_text())["dataset"] == "mine.jsonl"
 
 
-def test_checkpointed_gradients_are_the_same(folder: Path) -> None:
-    """Less memory, more time, nothing else: the losses are those of a run without."""
+def test_gradient_checkpointing_and_adamw(folder: Path) -> None:
+    """Gradient checkpointing does not change the losses; AdamW does, after the first step."""
     changes: dict[str, Any] = {"lora_dropout": 0.0, "num_train_epochs": 1}
-    plain = train(tiny_config(folder, adapter_name="kept", **changes), lambda _: None)
-    saving = train(tiny_config(folder, adapter_name="again", gradient_checkpointing=True, **changes), lambda _: None)
-    assert losses(plain / "log.jsonl") == losses(saving / "log.jsonl")
-
-
-def test_adamw_is_an_option(folder: Path) -> None:
-    config = tiny_config(folder, adapter_name="adamw", optim="adamw_torch", num_train_epochs=1)
-    log = losses(train(config, lambda _: None) / "log.jsonl")
-    other = losses(
-        train(tiny_config(folder, adapter_name="adafactor", num_train_epochs=1), lambda _: None) / "log.jsonl"
+    plain, checkpointed, adamw = (
+        losses(train(tiny_config(folder, adapter_name=name, **changes, **option), lambda _: None) / "log.jsonl")
+        for name, option in (
+            ("plain", {}),
+            ("checkpointed", {"gradient_checkpointing": True}),
+            ("adamw", {"optim": "adamw_torch"}),
+        )
     )
-    assert log[0] == other[0]
-    assert log[-1] != other[-1]
+    assert checkpointed == plain
+    assert adamw[0] == plain[0]
+    assert adamw[-1] != plain[-1]

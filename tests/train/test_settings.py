@@ -1,4 +1,4 @@
-"""Settings: a flag beats the file, the file beats the preset; what is wrong is said with the nearest name."""
+"""Tests of train/settings.py: precedence of flags, file and preset, and the messages for invalid settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "train" / "configs").glob("*.yaml"
 
 
 def test_the_paper_preset_is_the_study_s() -> None:
-    """PROTOCOL.md, 'Settings': one line a technique."""
+    """See 'Settings' in the study's protocol."""
     rates = {"full": 5e-5, "lora": 3e-4, "ia3": 3e-4, "qlora-8bit": 3e-4, "qlora-4bit": 3e-4}
     rates |= {"prompt-tuning": 3e-3, "prefix-tuning": 3e-2}
     assert rates.keys() == TECHNIQUES.keys()
@@ -34,7 +34,7 @@ def test_the_paper_preset_is_the_study_s() -> None:
     assert make_config(NEEDED, technique="prefix-tuning", preset="paper").num_virtual_tokens == 10
 
 
-def test_a_flag_beats_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> None:
+def test_flags_override_the_file_and_the_file_overrides_the_preset(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("technique: lora\nlearning_rate: 2e-4\nlora_r: 8\nlora_target_modules: [q_proj, v_proj]\n")
     config = make_config({**read_yaml(file), **NEEDED, "lora_r": "32"})
@@ -49,19 +49,19 @@ def test_a_written_file_makes_the_same_configuration(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_the_ready_files_are_valid(file: Path) -> None:
+def test_the_provided_files_are_valid(file: Path) -> None:
     config = make_config({**NEEDED, **read_yaml(file)})
     assert isinstance(config, TrainConfig)
     assert config.technique in file.stem
 
 
-def test_there_is_a_ready_file_for_each_technique_and_the_paper_s() -> None:
+def test_each_technique_and_preset_has_a_file() -> None:
     stems = {file.stem for file in CONFIGS}
     assert stems >= {*TECHNIQUES, *(f"paper-{name}" for name in TECHNIQUES)}
 
 
 @pytest.mark.parametrize(
-    ("values", "sentence"),
+    ("values", "message"),
     [
         ({"learning_rat": 1}, "Unknown setting 'learning_rat': did you mean 'learning_rate'"),
         ({"technique": "lroa"}, "Unknown technique 'lroa': did you mean 'lora'"),
@@ -81,7 +81,7 @@ def test_there_is_a_ready_file_for_each_technique_and_the_paper_s() -> None:
             "Prefix tuning with gradient checkpointing cannot train: the prefix is a key/value cache",
         ),
         ({"push_to_hub": True}, "push_to_hub needs hub_model_id"),
-        ({"model_name_or_path": "a/b@main", "model_revision": "main"}, "stands twice"),
+        ({"model_name_or_path": "a/b@main", "model_revision": "main"}, "is given twice"),
         ({"adapter_name": "../up"}, "cannot name an adapter"),
         ({"prompt_style": "plane"}, "did you mean 'plain'"),
         ({"lora_r": 0}, "lora_r must be at least 1"),
@@ -89,30 +89,30 @@ def test_there_is_a_ready_file_for_each_technique_and_the_paper_s() -> None:
         ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_sentence(values: dict[str, Any], sentence: str) -> None:
+def test_invalid_settings_are_errors(values: dict[str, Any], message: str) -> None:
     with pytest.raises(PromptOrTuneError) as error:
         make_config({**NEEDED, **values})
-    assert sentence in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("lora_r: [8\n", "line 2: not YAML"),
         ("- lora_r\n", "must hold settings"),
         ("lorar: 8\n", "Unknown setting 'lorar': did you mean 'lora_r'"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_place(tmp_path: Path, text: str, sentence: str) -> None:
+def test_an_invalid_file_error_names_the_line(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(TrainingError) as error:
         read_yaml(tmp_path / "run.yaml")
-    assert sentence in str(error.value)
+    assert message in str(error.value)
     assert "run.yaml" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ([], "adapter_name is missing: say --adapter-name"),
         (["--adapter-name", "x"], "dataset_name is missing"),
@@ -123,13 +123,13 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path: Path, text: str, sent
         (["--adapter-name", "nobody", "--resume"], "no unfinished run of 'nobody'"),
     ],
 )
-def test_the_command_says_a_fault_in_one_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+def test_the_command_prints_errors_on_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert sentence in error
+    assert message in error
     assert "Traceback" not in error
     assert error.count("\n") == 1

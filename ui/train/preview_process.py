@@ -82,13 +82,13 @@ def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
             "and which one holds the code."
         )
     uploads = [read_upload(path, *chosen) for path in paths]
-    faults = [f"{error.message}" for upload in uploads for error in upload.errors]
+    errors = [f"{error.message}" for upload in uploads for error in upload.errors]
     yield {
         "facts": {
             "rows": sum(upload.rows for upload in uploads),
             "sound": sum(len(upload.examples) for upload in uploads),
             "mapping": str(uploads[0].mapping),
-            "faults": {"count": len(faults), "shown": faults[:MAX_LISTED_ERRORS]},
+            "row_errors": {"count": len(errors), "examples": errors[:MAX_LISTED_ERRORS]},
         }
     }
 
@@ -111,7 +111,7 @@ def _estimate(config: TrainConfig, source: Source, prepared: TokenizedData) -> E
 
     guess = try_estimate(config, source.folder, prepared)
     if isinstance(guess, str):
-        return {"reason": f"What it takes is {guess}"}
+        return {"reason": f"The cost is {guess}"}
     return {**asdict(guess), "free_bytes": free_memory(config.device)}
 
 

@@ -17,7 +17,7 @@ from tests.hub.client import OWNER, TOKEN
 from tests.hub.state import Account
 from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
-from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, shown
+from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, published_files
 
 REPO = f"{OWNER}/lora-tiny"
 OTHER = "hf_anotherPersonsToken9876543210"
@@ -60,7 +60,7 @@ def test_an_adapter_is_published_with_a_token_that_shows_nowhere(
     end = publishing.wait(120)
     assert (end.state, end.message) == ("done", f"Published as {REPO}."), end.lines
     assert end.url == f"{hub.url}/{REPO}/tree/{hub.commit(REPO)}"
-    assert shown(hub, REPO) >= ADAPTER_FILES
+    assert published_files(hub, REPO) >= ADAPTER_FILES
     assert REPO in hub.private
     note = PublishService(tmp_path / "jobs").record("1")  # as the app finds it after a restart
     assert note is not None

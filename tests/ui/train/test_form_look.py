@@ -47,8 +47,8 @@ def test_the_rows_alone_tell_columns_counts_and_faults(tmp_path: Path) -> None:
     assert table == {"table": {"columns": ["intent", "code"], "recognised": ["intent", "code"], "chosen": [None, None]}}
     found = facts["facts"]
     assert (found["rows"], found["sound"], found["mapping"]) == (33, 30, "intent -> code")
-    assert found["faults"]["count"] == 3
-    assert [each.split(":")[0] for each in found["faults"]["shown"]] == ["line 32", "line 33", "line 34"]
+    assert found["row_errors"]["count"] == 3
+    assert [each.split(":")[0] for each in found["row_errors"]["examples"]] == ["line 32", "line 33", "line 34"]
 
 
 def test_columns_that_nobody_knows_are_a_question_and_a_mapping_answers_it(tmp_path: Path) -> None:
@@ -101,8 +101,8 @@ def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Pat
     found = said[-1]["preflight"]
     assert found["rows"] == {"read": 33, "left out": 3, "train": 27, "validation": 3}
     assert len(found["examples"]) == 3
-    assert all(any(learned for _, learned in example["pieces"]) for example in found["examples"])
-    assert "".join(text for text, learned in found["examples"][0]["pieces"] if learned).endswith("<|im_end|>")
+    assert all(any(learned for _, learned in example["spans"]) for example in found["examples"])
+    assert "".join(text for text, learned in found["examples"][0]["spans"] if learned).endswith("<|im_end|>")
     estimate = found["estimate"]
     assert estimate["memory_bytes"] > 1e8
     assert estimate["seconds"] > 0

@@ -1,4 +1,4 @@
-"""The picture of a run's losses: its size, what is drawn, and that the same log gives the same bytes."""
+"""Tests of the loss plot of train/save.py: its size, its curves, and its reproducible bytes."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ LOG: list[dict[str, Any]] = [
 
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The axes that LOG was drawn on."""
-    seen: list[Figure] = []
-    real = Figure.add_subplot
+    """The axes of the plot of LOG."""
+    figures: list[Figure] = []
+    add_subplot = Figure.add_subplot
 
-    def remember(figure: Figure, **options: Any) -> Any:
-        seen.append(figure)
-        return real(figure, **options)
+    def record(figure: Figure, **options: Any) -> Any:
+        figures.append(figure)
+        return add_subplot(figure, **options)
 
-    monkeypatch.setattr(Figure, "add_subplot", remember)
+    monkeypatch.setattr(Figure, "add_subplot", record)
     plot_losses(LOG, tmp_path / "loss.png", "lora-mine on starter")
-    return seen[0].axes[0]
+    return figures[0].axes[0]
 
 
-def test_the_same_log_gives_the_same_bytes_of_the_promised_size(tmp_path: Path) -> None:
+def test_the_same_log_gives_the_same_image(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         plot_losses(LOG, tmp_path / name, "lora-mine on starter")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.size == (1200, 700)
         assert not picture.info.keys() & {"Software", "Creation Time", "date"}
-        # Two curves of two colours stand on the white ground.
+        # The plot has both curves, in their colours.
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     assert all((abs(pixels - np.array(colour)).sum(1) < 12).sum() > 200 for colour in ((47, 109, 181), (209, 96, 61)))
 
 
-def test_both_losses_stand_at_their_steps_and_the_best_is_marked(axes: Any) -> None:
+def test_both_losses_are_plotted_and_the_best_is_marked(axes: Any) -> None:
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert list(lines["training, as logged"].get_xdata()) == [10, 20, 30, 40]
     assert list(lines["validation"].get_ydata()) == [1.5, 1.75]
@@ -59,13 +59,13 @@ def test_both_losses_stand_at_their_steps_and_the_best_is_marked(axes: Any) -> N
     assert axes.get_title(loc="left") == "lora-mine on starter"
 
 
-def test_a_loss_that_is_no_number_leaves_a_gap_and_spoils_nothing(axes: Any) -> None:
+def test_a_nan_loss_leaves_a_gap(axes: Any) -> None:
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert math.isnan(lines["training, as logged"].get_ydata()[2])
     assert all(math.isfinite(value) for value in lines["training, smoothed"].get_ydata())
 
 
-def test_smoothing_neither_shifts_a_constant_nor_favours_the_start() -> None:
+def test_smoothing_has_bias_correction() -> None:
     assert _smooth([2.0] * 5) == pytest.approx([2.0] * 5)
     assert _smooth([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
 
@@ -76,7 +76,7 @@ def test_a_step_logged_again_after_a_resume_counts_once() -> None:
 
 
 @pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "epoch": 0.1, "eval_loss": math.nan}]])
-def test_a_short_log_is_drawn_too(log: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_short_log_can_be_plotted(log: list[dict[str, Any]], tmp_path: Path) -> None:
     plot_losses(log, tmp_path / "loss.png", "short")
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.size == (1200, 700)

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a run, memory or NaN: nothing learned is lost, or changed in silence."""
+"""Tests of train/trainer.py: out of memory, batches in parts, and NaN during a run."""
 
 from __future__ import annotations
 
@@ -11,81 +11,84 @@ import torch
 from errors import TrainingError
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
-from train import model as objective
+from train import model as train_model
 from train.checkpoints import run_directory
 from train.run import train
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("faults")
-    make_base("llama", place / "base")
-    return place
+    folder = tmp_path_factory.mktemp("trainer")
+    make_base("llama", folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def reference(request: pytest.FixtureRequest, folder: Path) -> tuple[dict[str, Any], list[float]]:
+    """Settings with an accumulation of 1 or 2, and the losses of a run with complete batches.
+
+    In float32 without dropout, runs that split batches differ only in the order of sums.
+    """
+    changes = {"lora_dropout": 0.0, "gradient_accumulation_steps": request.param}
+    made = train(tiny_config(folder, adapter_name=f"reference-{request.param}", **changes), lambda _: None)
+    return changes, [_loss(entry) for entry in losses(made / "log.jsonl")]
 
 
 def _small_memory(monkeypatch: pytest.MonkeyPatch, rows: int, error: Exception) -> None:
-    """A machine whose memory takes `rows` samples at once."""
-    causal = objective._causal_loss
+    """Make the loss raise `error` for more than `rows` samples."""
+    causal = train_model._causal_loss
 
     def guarded(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         if len(input_ids) > rows:
             raise error
         return causal(model, base, input_ids, *rest)
 
-    monkeypatch.setattr(objective, "_causal_loss", guarded)
+    monkeypatch.setattr(train_model, "_causal_loss", guarded)
 
 
 def _loss(entry: tuple[Any, ...]) -> float:
-    """The training loss of a step, or the validation loss of an evaluation."""
+    """Return the training loss of a step, or the validation loss of an evaluation."""
     return float(entry[1] if entry[1] is not None else entry[2])
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        torch.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
-    ],
-)
-@pytest.mark.parametrize("accumulation", [1, 2])
 def test_out_of_memory_halves_the_batch_and_learns_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, accumulation: int
+    folder: Path, reference: tuple[dict[str, Any], list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float32 without dropout nothing differs but the order of sums: the effective batch is the same."""
-    changes: dict[str, Any] = {"lora_dropout": 0.0, "gradient_accumulation_steps": accumulation, "overwrite": True}
-    name = f"memory-{accumulation}"
-    whole = train(tiny_config(folder, adapter_name=f"{name}-whole", **changes), lambda _: None)
+    changes, expected = reference
+    accumulation = changes["gradient_accumulation_steps"]
+    error: Exception = torch.OutOfMemoryError("CUDA out of memory.")
+    if accumulation == 2:
+        error = RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
     _small_memory(monkeypatch, 3, error)
-    said: list[str] = []
-    halved = train(tiny_config(folder, adapter_name=name, **changes), said.append)
-    ours, theirs = losses(halved / "log.jsonl"), losses(whole / "log.jsonl")
-    assert len(ours) == len(theirs)
-    assert [_loss(our) for our in ours] == pytest.approx([_loss(their) for their in theirs], rel=2e-3)
-    assert [line for line in said if "Out of memory" in line] == [
+    progress: list[str] = []
+    halved = train(tiny_config(folder, adapter_name=f"memory-{accumulation}", **changes), progress.append)
+    assert [_loss(entry) for entry in losses(halved / "log.jsonl")] == pytest.approx(expected, rel=2e-3)
+    assert [line for line in progress if "Out of memory" in line] == [
         f"  Out of memory: going on with 4 samples at once; the effective batch stays {8 * accumulation}.",
         f"  Out of memory: going on with 2 samples at once; the effective batch stays {8 * accumulation}.",
     ]
 
 
-def test_long_batches_are_computed_in_parts_and_learn_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by tokens, not by rows; a single long row is computed all the same."""
-    changes: dict[str, Any] = {"lora_dropout": 0.0, "gradient_accumulation_steps": 2}
-    whole = train(tiny_config(folder, adapter_name="whole", **changes), lambda _: None)
-    causal, seen = objective._causal_loss, []
+def test_long_batches_are_computed_in_parts_and_learn_the_same(
+    folder: Path, reference: tuple[dict[str, Any], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is in tokens, not in rows; a single longer row is computed nevertheless."""
+    changes, expected = reference
+    name = f"parts-{changes['gradient_accumulation_steps']}"
+    causal, seen = train_model._causal_loss, []
 
     def watched(model: Any, base: Any, input_ids: torch.Tensor, *rest: Any) -> Any:
         seen.append(tuple(input_ids.shape))
         return causal(model, base, input_ids, *rest)
 
-    monkeypatch.setattr(objective, "_causal_loss", watched)
-    parts = train(tiny_config(folder, adapter_name="parts", max_tokens_at_once=700, **changes), lambda _: None)
+    monkeypatch.setattr(train_model, "_causal_loss", watched)
+    parts = train(tiny_config(folder, adapter_name=name, max_tokens_at_once=700, **changes), lambda _: None)
     assert all(rows == 1 or rows * tokens <= 700 for rows, tokens in seen)
     assert max(rows for rows, _ in seen) > 1
-    ours, theirs = losses(parts / "log.jsonl"), losses(whole / "log.jsonl")
-    assert [_loss(our) for our in ours] == pytest.approx([_loss(their) for their in theirs], rel=2e-3)
+    assert [_loss(entry) for entry in losses(parts / "log.jsonl")] == pytest.approx(expected, rel=2e-3)
 
 
-def test_a_sample_too_large_for_the_memory_is_said_in_one_sentence(
+def test_a_sample_too_large_for_the_memory_raises_a_training_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _small_memory(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
@@ -93,30 +96,30 @@ def test_a_sample_too_large_for_the_memory_is_said_in_one_sentence(
         train(tiny_config(folder, adapter_name="too-large"), lambda _: None)
 
 
-def test_other_faults_are_not_taken_for_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_treated_as_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small_memory(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train(tiny_config(folder, adapter_name="defect"), lambda _: None)
 
 
 def _spoiled(monkeypatch: pytest.MonkeyPatch, call: int, spoil: Any) -> None:
-    """The objective's result goes through `spoil` from the `call`-th training batch on."""
+    """Apply `spoil` to the loss from the `call`-th training batch on."""
     seen = []
-    forward = objective._loss_forward
+    forward = train_model._loss_forward
 
     def spoiled(model: Any, *rest: Any, **named: Any) -> dict[str, torch.Tensor]:
-        answer = forward(model, *rest, **named)
-        # The estimate before the run follows a step on tensors without values; that one is not spoiled.
-        if not model.training or answer["loss"].is_meta:
-            return answer
+        output = forward(model, *rest, **named)
+        # The estimate before the run traces a step on the meta device; its loss stays.
+        if not model.training or output["loss"].is_meta:
+            return output
         seen.append(1)
-        return {"loss": spoil(answer["loss"])} if len(seen) >= call else answer
+        return {"loss": spoil(output["loss"])} if len(seen) >= call else output
 
-    monkeypatch.setattr(objective, "_loss_forward", spoiled)
+    monkeypatch.setattr(train_model, "_loss_forward", spoiled)
 
 
 class _BadGradient(torch.autograd.Function):
-    """A loss that is a number, with a gradient that is none."""
+    """A finite loss with a NaN gradient."""
 
     @staticmethod
     def forward(_: Any, loss: torch.Tensor) -> torch.Tensor:

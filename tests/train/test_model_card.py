@@ -1,4 +1,4 @@
-"""Cards: what the Hub reads of them, what people read of them, and that the code in them runs."""
+"""Tests of train/model_card.py: metadata, text, and the code in the card."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ SHARED = {"optim": "adafactor", "learning_rate": 3e-4, "num_train_epochs": 2.0, 
 
 
 def _card(folder: Path, **changes: Any) -> tuple[ModelCardData, str]:
-    """The front matter and the text of the card, as the Hub's own library reads them."""
+    """Write a card, and read its metadata and text with the Hub's library."""
     write_model_card(replace(MANIFEST, **changes), folder)
     card = ModelCard.load(folder / "README.md")
     assert isinstance(card.data, ModelCardData)
     return card.data, card.text
 
 
-def test_the_front_matter_says_what_the_hub_asks(tmp_path: Path) -> None:
+def test_metadata_for_the_hub(tmp_path: Path) -> None:
     data: dict[str, Any] = yaml.safe_load(_card(tmp_path)[0].to_yaml())
     assert data["base_model"] == "Qwen/Qwen2.5-Coder-0.5B-Instruct"
     assert data["base_model_relation"] == "adapter"
@@ -55,10 +55,10 @@ def test_the_front_matter_says_what_the_hub_asks(tmp_path: Path) -> None:
     assert data["datasets"] == ["neulab/docprompting-conala"]
     assert data["language"] == "en"
     assert {"prompt-or-tune", "lora"} <= set(data["tags"])
-    assert "model-index" not in data, "there are no scores, so none are stated"
+    assert "model-index" not in data, "without scores there is no model-index"
 
 
-def test_real_scores_make_a_model_index(tmp_path: Path) -> None:
+def test_scores_make_a_model_index(tmp_path: Path) -> None:
     scores = (
         {
             "metric": "em@1",
@@ -79,35 +79,35 @@ def test_real_scores_make_a_model_index(tmp_path: Path) -> None:
     assert data.model_name == "lora-mine"
     results = data.eval_results
     assert results is not None
-    assert [(each.metric_type, each.metric_name, each.metric_value, each.dataset_split) for each in results] == [
+    assert [(row.metric_type, row.metric_name, row.metric_value, row.dataset_split) for row in results] == [
         ("em_1", "em@1 (n = 543, base unquantized)", 0.11666, "test"),
         ("codebleu", "codebleu (n = 543)", 30.5, "test"),
         ("validation_loss", "validation loss (n = 201)", 1.22, "validation"),
     ]
-    assert {(each.dataset_type, each.dataset_name) for each in results} == {("neulab/docprompting-conala", "conala")}
+    assert {(row.dataset_type, row.dataset_name) for row in results} == {("neulab/docprompting-conala", "conala")}
     assert "| em@1 | 0.1167 [0.0578, 0.2221] | 543 | conala test | unquantized, beam, 10 candidates |" in text
     assert "| codebleu | 30.5 | 543 | conala test |  |" in text
 
 
 @pytest.mark.parametrize(
-    ("base_id", "revision", "named", "words"),
+    ("base_id", "revision", "hub_id", "text_part"),
     [
         ("embedded/SmolLM2-135M-Instruct-Q4_1", "sha256:b179c9523d0e6a0f", "HuggingFaceTB/SmolLM2-135M-Instruct", ""),
         ("my-model", "sha256:0011223344556677", None, "which is not on the Hub"),
     ],
 )
-def test_a_base_without_an_id_on_the_hub(
-    tmp_path: Path, base_id: str, revision: str, named: str | None, words: str
+def test_a_base_that_is_not_from_the_hub(
+    tmp_path: Path, base_id: str, revision: str, hub_id: str | None, text_part: str
 ) -> None:
     data, text = _card(tmp_path, base_id=base_id, base_revision=revision)
-    assert data.base_model == named
+    assert data.base_model == hub_id
     assert f"`{base_id}`" in text
     assert f"(revision `{revision}`)" in text
-    assert words in text
+    assert text_part in text
 
 
 @pytest.mark.parametrize(
-    ("technique", "config", "shown", "hidden"),
+    ("technique", "config", "present", "absent"),
     [
         (
             "qlora-4bit",
@@ -144,25 +144,25 @@ def test_a_base_without_an_id_on_the_hub(
     ],
 )
 def test_each_technique_shows_its_own_settings(
-    tmp_path: Path, technique: str, config: dict[str, Any], shown: list[str], hidden: str
+    tmp_path: Path, technique: str, config: dict[str, Any], present: list[str], absent: str
 ) -> None:
     titles = {"ia3": "IA3", "prompt-tuning": "Prompt tuning", "prefix-tuning": "Prefix tuning"}
     config = {**SHARED, **config, "technique_title": titles.get(technique, technique)}
     data, text = _card(tmp_path, technique=technique, config=config)
-    for words in [*shown, "| optimizer | adafactor |", "| learning rate | 0.0003 |", "2135 training samples"]:
-        assert words in text
-    assert hidden not in text
+    for part in [*present, "| optimizer | adafactor |", "| learning rate | 0.0003 |", "2135 training samples"]:
+        assert part in text
+    assert absent not in text
     assert data.library_name == ("transformers" if technique == "full" else "peft")
 
 
-def test_the_loss_table_is_thin_and_keeps_the_best(tmp_path: Path) -> None:
+def test_the_loss_table_has_25_rows_with_the_best(tmp_path: Path) -> None:
     losses = [1.0 + abs(step - 137) / 100 for step in range(200)]
     log = tuple({"step": step, "epoch": step / 40, "eval_loss": loss} for step, loss in enumerate(losses))
-    kept = downsample_evals(log)
-    assert len(kept) == 25
-    assert kept[0] == log[0]
-    assert log[137] in kept
-    assert kept[-1] == log[-1]
+    selected = downsample_evals(log)
+    assert len(selected) == 25
+    assert selected[0] == log[0]
+    assert log[137] in selected
+    assert selected[-1] == log[-1]
     assert downsample_evals(log[:25]) == list(log[:25])
     _, text = _card(tmp_path, log=(*log, {"step": 7, "epoch": 0.1, "loss": 3.0}))
     assert len(re.findall(r"^\| \d+ \| ", text, re.MULTILINE)) == 25
@@ -172,14 +172,14 @@ def test_the_loss_table_is_thin_and_keeps_the_best(tmp_path: Path) -> None:
     assert "![Training and validation loss](loss.png)" in _card(tmp_path, log=log)[1]
 
 
-def test_the_cost_is_shown_where_it_is_known(tmp_path: Path) -> None:
+def test_the_cost_section_needs_a_cost(tmp_path: Path) -> None:
     assert "## Cost" not in _card(tmp_path)[1]
     cost = {"trainable_parameters": 921600, "train_seconds": 1234.5, "peak_memory_bytes": 1.5e9, "train_tokens": 9000}
-    said = "921,600 trained parameters; 1,234 seconds of training; 9,000 tokens read; 1.50 GB of memory at the peak."
-    assert said in _card(tmp_path, config=cost)[1]
+    section = "921,600 trained parameters; 1,234 seconds of training; 9,000 tokens read; 1.50 GB of memory at the peak."
+    assert section in _card(tmp_path, config=cost)[1]
 
 
-def test_a_person_s_own_data_and_an_unknown_licence(tmp_path: Path) -> None:
+def test_own_data_with_an_unknown_licence(tmp_path: Path) -> None:
     data, text = _card(tmp_path, dataset="pairs: mine.jsonl", licence="other")
     assert data.datasets is None
     assert "`pairs: mine.jsonl`, a data set of the person who trained it" in text

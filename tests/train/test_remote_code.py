@@ -1,4 +1,4 @@
-"""Training on a base that brings code of its own, as CodeGen2 does: with the flag, for every kind of adapter."""
+"""Tests of training on a base with its own code, such as CodeGen2, with --trust-remote-code."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _silent(_: str) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the base; what transformers copies of its code goes away with the test."""
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the base; transformers' copy of its code is removed with the test."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
@@ -32,22 +32,22 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_the_flag_nothing_runs(place: Path) -> None:
+def test_without_the_flag_no_remote_code_runs(run_folder: Path) -> None:
     with pytest.raises(BaseModelError, match="which is not run by default"):
-        train(tiny_config(place), _silent)
-    assert not (place / "mark").exists()
-    assert not list(place.glob("store/*"))
+        train(tiny_config(run_folder), _silent)
+    assert not (run_folder / "mark").exists()
+    assert not list(run_folder.glob("store/*"))
 
 
 @pytest.mark.parametrize("technique", ["lora", "qlora-4bit", "ia3", "prefix-tuning"])
-def test_with_the_flag_an_adapter_is_trained_and_served(place: Path, technique: str) -> None:
+def test_with_the_flag_an_adapter_is_trained_and_served(run_folder: Path, technique: str) -> None:
     short = {"num_train_epochs": 1.0, "max_train_samples": 16, "max_eval_samples": 4, "eval_every": 1.0}
-    config = tiny_config(place, technique=technique, trust_remote_code=True, learning_rate=3e-2, **short)
+    config = tiny_config(run_folder, technique=technique, trust_remote_code=True, learning_rate=3e-2, **short)
     folder = Store((train(config, _silent).parent,)).inspect("lora-tiny")
     if "target_modules" in folder.config:
         ia3 = ["fc_out"] if technique == "ia3" else []
         assert sorted(folder.config["target_modules"]) == [*ia3, "out_proj", "qkv_proj"]
     if "lora" in technique:
         assert [rule.reason for rule in vllm_checks(folder) if not rule.passed] == []
-    place_of_base = TestTarget(str(place / "base"), device="cpu", trust_remote_code=True)
-    assert "finite, and not what the base says alone" in smoke_test_adapter(folder, place_of_base, _silent)
+    target = TestTarget(str(run_folder / "base"), device="cpu", trust_remote_code=True)
+    assert "finite, and different from the base alone" in smoke_test_adapter(folder, target, _silent)

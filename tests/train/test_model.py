@@ -1,4 +1,4 @@
-"""Virtual tokens start as real text: before training, the model reads them as if that text stood there."""
+"""Tests of train/model.py: the initial values of virtual tokens have the effect of the text they come from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLES = [
     TokenizedExample([20, 21, 22], [23, 24, 2]),
     TokenizedExample([30, 31], [32, 2]),
 ]
-ASKED = torch.tensor([[40, 41, 42, 43, 44]])
+PROMPT_IDS = torch.tensor([[40, 41, 42, 43, 44]])
 
 
 def _loaded(kind: str, folder: Path) -> LoadedBase:
@@ -31,55 +31,57 @@ def _loaded(kind: str, folder: Path) -> LoadedBase:
 def _model(loaded: LoadedBase, folder: Path, technique: str, **changes: Any) -> Any:
     config = tiny_config(folder, technique=technique, quantization="none", num_virtual_tokens=9, **changes)
     model = build_peft_model(config, loaded, SAMPLES).eval()
-    del model.forward  # the objective
+    del model.forward  # the loss of training
     return model
 
 
-def test_the_text_is_that_of_solved_examples_one_after_the_other() -> None:
+def test_initial_text_is_a_sequence_of_examples() -> None:
     ids = sample_example_ids(SAMPLES, 9, seed=42)
     whole = [sample.prompt_ids + sample.response_ids for sample in SAMPLES]
     orders = itertools.permutations(whole)
     assert any(list(itertools.chain(*order))[:9] == ids for order in orders)
     assert sample_example_ids(SAMPLES, 9, seed=42) == ids
-    assert sample_example_ids(SAMPLES[:1], 14, seed=1) == (whole[0] * 3)[:14], "too little text is said again"
+    assert sample_example_ids(SAMPLES[:1], 14, seed=1) == (whole[0] * 3)[:14], "too short a text is repeated"
 
 
 @pytest.mark.parametrize("technique", ["prompt-tuning", "prefix-tuning"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen"])
-def test_the_start_is_the_base_with_that_text_before_the_prompt(tmp_path: Path, kind: str, technique: str) -> None:
+def test_initial_virtual_tokens_act_as_the_text_before_the_prompt(tmp_path: Path, kind: str, technique: str) -> None:
     loaded = _loaded(kind, tmp_path)
     text = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)])
     with torch.no_grad():
-        expected = loaded.model(torch.cat((text, ASKED), dim=1)).logits[:, 9:]
+        expected = loaded.model(torch.cat((text, PROMPT_IDS), dim=1)).logits[:, 9:]
         model = _model(loaded, tmp_path, technique)
-        found = model(input_ids=ASKED, attention_mask=torch.ones_like(ASKED)).logits[:, -ASKED.shape[1] :]
+        found = model(input_ids=PROMPT_IDS, attention_mask=torch.ones_like(PROMPT_IDS)).logits[
+            :, -PROMPT_IDS.shape[1] :
+        ]
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_prompt_tuning_of_an_encoder_starts_from_that_text(tmp_path: Path) -> None:
+def test_initial_virtual_tokens_of_an_encoder(tmp_path: Path) -> None:
     loaded = _loaded("t5", tmp_path)
     text, labels = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)]), torch.tensor([[50, 51, 2]])
     with torch.no_grad():
-        expected = loaded.model(torch.cat((text, ASKED), dim=1), labels=labels).logits
+        expected = loaded.model(torch.cat((text, PROMPT_IDS), dim=1), labels=labels).logits
         model = _model(loaded, tmp_path, "prompt-tuning")
-        found = model(input_ids=ASKED, attention_mask=torch.ones_like(ASKED), labels=labels).logits
+        found = model(input_ids=PROMPT_IDS, attention_mask=torch.ones_like(PROMPT_IDS), labels=labels).logits
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_other_starts_are_other_ones(tmp_path: Path) -> None:
-    """`random` is PEFT's own, `vocabulary` are rows of the embedding; both are drawn by the seed."""
+def test_vocabulary_and_random_initial_values(tmp_path: Path) -> None:
+    """`random` is PEFT's own, `vocabulary` takes rows of the embedding; both depend on the seed."""
     loaded = _loaded("llama", tmp_path)
     table = loaded.model.get_input_embeddings().weight.detach().clone()
 
-    def start(how: str) -> torch.Tensor:
-        model = _model(loaded, tmp_path, "prompt-tuning", virtual_tokens_init=how)
+    def initial_values(method: str) -> torch.Tensor:
+        model = _model(loaded, tmp_path, "prompt-tuning", virtual_tokens_init=method)
         values = model.prompt_encoder["default"].embedding.weight.detach().clone()
         model.base_model = None
         return values
 
-    drawn = start("vocabulary")
-    assert all(any(torch.equal(row, known) for known in table) for row in drawn)
-    assert torch.equal(start("vocabulary"), drawn)
-    free = start("random")
-    assert not any(torch.equal(row, known) for row in free for known in table)
-    assert torch.equal(start("random"), free)
+    vocabulary = initial_values("vocabulary")
+    assert all(any(torch.equal(row, embedding) for embedding in table) for row in vocabulary)
+    assert torch.equal(initial_values("vocabulary"), vocabulary)
+    random = initial_values("random")
+    assert not any(torch.equal(row, embedding) for row in random for embedding in table)
+    assert torch.equal(initial_values("random"), random)

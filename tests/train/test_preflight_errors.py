@@ -1,4 +1,4 @@
-"""What cannot train is refused before anything is loaded, in one sentence; one test for each complaint about data.
+"""Tests of the errors of train/preflight.py: one for each common complaint about data, before anything is loaded.
 
 The complaints are those of users of other tools (LLaMA-Factory, AutoTrain, TRL, Unsloth, PEFT).
 """
@@ -39,16 +39,16 @@ def check(base: Path | str, data: Path, **changes: Any) -> Preflight:
     return run_preflight(make_config({**given, **changes}), lambda _: None)
 
 
-def refused(error: type[PromptOrTuneError], sentence: str, base: Path | str, data: Path, **changes: Any) -> None:
-    with pytest.raises(error, match=sentence) as caught:
+def check_error(error: type[PromptOrTuneError], message: str, base: Path | str, data: Path, **changes: Any) -> None:
+    with pytest.raises(error, match=message) as caught:
         check(base, data, **changes)
     assert "\n" not in str(caught.value)
 
 
 def test_cannot_find_valid_samples(base: Path, tmp_path: Path) -> None:
-    """ "Cannot find valid samples": the columns that are there and the way to map them."""
+    """ "Cannot find valid samples": the message has the columns and the flags to map them."""
     path = rows(tmp_path / "a.jsonl", *[{"ask": row["intent"], "reply": row["code"]} for row in many(20)])
-    refused(
+    check_error(
         DataError, r"a\.jsonl has the columns 'ask', 'reply', .* --intent-column NAME --code-column NAME\.$", base, path
     )
     page = check(base, path, intent_column="ask", code_column="reply")
@@ -56,7 +56,7 @@ def test_cannot_find_valid_samples(base: Path, tmp_path: Path) -> None:
 
 
 def test_key_error_text(base: Path, tmp_path: Path) -> None:
-    """ "KeyError: 'text'": the line, the column and what the row has instead; the other rows train."""
+    """ "KeyError: 'text'": the message has line, column and the row's columns; the other rows are used."""
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "text": "y"})
     page = check(base, path)
     assert page.row_errors.examples == ("a.jsonl, line 21: column 'code' is missing; the row has 'intent', 'text'.",)
@@ -64,7 +64,7 @@ def test_key_error_text(base: Path, tmp_path: Path) -> None:
 
 
 def test_silent_truncation(base: Path, tmp_path: Path) -> None:
-    """ "A bad result, and zero idea why": what is too long is counted, named and left out, never cut."""
+    """ "A bad result, and zero idea why": rows that are too long are counted, listed and left out, never truncated."""
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "y" * 300})
     page = check(base, path, max_length=100)
     assert page.too_long.train.examples + page.too_long.validation.examples == ("a.jsonl, line 21: 334 tokens",)
@@ -73,7 +73,7 @@ def test_silent_truncation(base: Path, tmp_path: Path) -> None:
 
 
 def test_all_labels_are_ignored(tmp_path: Path) -> None:
-    """ "All labels are -100": a tokenizer that drops all of a row's code."""
+    """ "All labels are -100": a tokenizer that drops a row's code."""
     made = make_base("llama", tmp_path / "base")
     inner = Tokenizer.from_str(tokenizer().backend_tokenizer.to_str())
     inner.normalizer = normalizers.Replace("\u200b", "")
@@ -81,14 +81,18 @@ def test_all_labels_are_ignored(tmp_path: Path) -> None:
     changed._tokenizer = inner
     changed.save_pretrained(made)
     path = rows(tmp_path / "a.jsonl", *many(20), {"intent": "x", "code": "\u200b"})
-    held = rows(tmp_path / "b.jsonl", *many(3))
-    refused(
-        TrainingError, r"a\.jsonl, line 21: no token of its code would be learned", made, path, validation_file=held
+    validation = rows(tmp_path / "b.jsonl", *many(3))
+    check_error(
+        TrainingError,
+        r"a\.jsonl, line 21: no token of its code would be learned",
+        made,
+        path,
+        validation_file=validation,
     )
 
 
-def test_the_end_token_is_never_learned(base: Path, tmp_path: Path) -> None:
-    """Every sample's last learned token is the end token, also where it is the padding token at once."""
+def test_the_end_token_has_a_label(base: Path, tmp_path: Path) -> None:
+    """Every sample's last label is the end token, also if it is the padding token."""
     path = rows(tmp_path / "a.jsonl", *many(20))
     assert all(example.spans[-1][0].endswith(")</s>") for example in check(base, path).examples)
     made = make_base("llama", tmp_path / "base")
@@ -98,13 +102,13 @@ def test_the_end_token_is_never_learned(base: Path, tmp_path: Path) -> None:
     assert all(example.spans[-1][0].endswith(")</s>") for example in check(made, path).examples)
     tokens.eos_token = None
     tokens.save_pretrained(made)
-    refused(TrainingError, "has no end token, so a model could never learn to stop", made, path)
+    check_error(TrainingError, "has no end token, so a model could never learn to stop", made, path)
 
 
-def test_the_prompt_is_the_one_that_serves(base: Path, tmp_path: Path) -> None:
-    """A chat style on a base without a chat template could not be served as it was trained."""
+def test_chat_style_needs_a_chat_template(base: Path, tmp_path: Path) -> None:
+    """Without a chat template, the adapter could not be served as it was trained."""
     path = rows(tmp_path / "a.jsonl", *many(20))
-    refused(
+    check_error(
         TrainingError,
         "Prompt style 'chat' needs a chat template and base has none: choose --prompt-style plain",
         base,
@@ -122,39 +126,39 @@ def test_prefix_tuning_with_gradient_checkpointing(base: Path, tmp_path: Path) -
 
 def test_fewer_rows_than_a_batch(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(8))
-    sentence = r"7 training samples are fewer than one batch of 8: .* smaller --per-device-train-batch-size"
-    refused(TrainingError, sentence, base, path)
+    message = r"7 training samples are fewer than one batch of 8: .* smaller --per-device-train-batch-size"
+    check_error(TrainingError, message, base, path)
     assert check(base, path, per_device_train_batch_size=7).steps_per_epoch == 1
     long = rows(tmp_path / "b.jsonl", *many(8), *[{"intent": f"i{n}", "code": "x" * 300} for n in range(9)])
-    held = rows(tmp_path / "c.jsonl", *many(3))
-    refused(
+    validation = rows(tmp_path / "c.jsonl", *many(3))
+    check_error(
         TrainingError,
         r"8 training samples \(9 more are too long\) are fewer than one batch of 9",
         base,
         long,
         max_length=100,
-        validation_file=held,
+        validation_file=validation,
         per_device_train_batch_size=9,
     )
 
 
 def test_no_row_fits(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
-    sentence = "None of the 18 training rows fits 20 tokens, the shortest has .*: raise --max-length to "
-    refused(TrainingError, sentence, base, path, max_length=20)
-    held = rows(tmp_path / "b.jsonl", {"intent": "x", "code": "y" * 600})
-    sentence = "None of the 1 validation rows fits 512 tokens, the shortest has 634: that is as much as the base reads"
-    refused(TrainingError, sentence, base, path, max_length=4000, validation_file=held)
+    message = "None of the 18 training rows fits 20 tokens, the shortest has .*: raise --max-length to "
+    check_error(TrainingError, message, base, path, max_length=20)
+    validation = rows(tmp_path / "b.jsonl", {"intent": "x", "code": "y" * 600})
+    message = "None of the 1 validation rows fits 512 tokens, the shortest has 634: that is as much as the base reads"
+    check_error(TrainingError, message, base, path, max_length=4000, validation_file=validation)
 
 
 def test_no_validation_row(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *[row | {"intent": "the same"} for row in many(20)])
-    refused(TrainingError, r"a\.jsonl leaves no row to validate on: give them with --validation-file", base, path)
+    check_error(TrainingError, r"a\.jsonl leaves no row to validate on: give them with --validation-file", base, path)
 
 
 def test_a_base_that_cannot_be_found_or_read(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
-    refused(BaseModelError, "holds no model: it has no config.json", tmp_path, path)
+    check_error(BaseModelError, "holds no model: it has no config.json", tmp_path, path)
     made = make_base("llama", tmp_path / "base")
     (made / "tokenizer.json").write_text("{")
-    refused(BaseModelError, "The tokenizer of base 'base' cannot be loaded: ", made, path)
+    check_error(BaseModelError, "The tokenizer of base 'base' cannot be loaded: ", made, path)

@@ -1,4 +1,4 @@
-"""What is checked before a run begins that is to be published: token, right to write, repository, base."""
+"""Tests of train/hub_access.py: token, write permission, repository and base are checked before a run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield standin
 
 
-def _refused(repo: str, token: str | None = TOKEN) -> str:
+def _error_message(repo: str, token: str | None = TOKEN) -> str:
     with pytest.raises(TrainingError) as caught:
         check_access(repo, token)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert TOKEN not in sentence
-    return sentence
+    message = str(caught.value)
+    assert "\n" not in message
+    assert TOKEN not in message
+    return message
 
 
 def test_access_is_checked_without_changing_anything(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,30 +45,30 @@ def test_access_is_checked_without_changing_anything(hub: Hub, monkeypatch: pyte
     assert len(hub.history[REPO]) == 1
 
 
-def test_the_token_is_found_where_the_client_finds_it(hub: Hub, tmp_path: Path) -> None:
+def test_the_token_file_of_the_client_is_used(hub: Hub, tmp_path: Path) -> None:
     Path(constants.HF_TOKEN_PATH).parent.mkdir(parents=True)
     Path(constants.HF_TOKEN_PATH).write_text(TOKEN)
     check_access(REPO)
 
 
 def test_without_a_token(hub: Hub) -> None:
-    sentence = _refused(REPO, None)
-    assert sentence.startswith("Publishing to 'someone/lora-tiny' needs a token of the Hub: run `hf auth login`")
+    message = _error_message(REPO, None)
+    assert message.startswith("Publishing to 'someone/lora-tiny' needs a token of the Hub: run `hf auth login`")
     assert not hub.requests
 
 
-def test_a_token_that_the_hub_does_not_know(hub: Hub) -> None:
-    assert "does not accept your token (HTTP 401)" in _refused(REPO, "hf_other")
+def test_an_unknown_token(hub: Hub) -> None:
+    assert "does not accept your token (HTTP 401)" in _error_message(REPO, "hf_other")
 
 
 @pytest.mark.parametrize("token", [f"{TOKEN} {TOKEN}", f"{TOKEN}\nX: y", "hf_é" + TOKEN])
-def test_a_token_with_characters_that_none_has(hub: Hub, token: str) -> None:
-    assert "characters that no token has" in _refused(REPO, token)
+def test_a_token_with_invalid_characters(hub: Hub, token: str) -> None:
+    assert "characters that no token has" in _error_message(REPO, token)
     assert not hub.requests
 
 
 @pytest.mark.parametrize(
-    ("account", "repo", "says"),
+    ("account", "repo", "expected"),
     [
         (Account(OWNER, role="read"), REPO, "The token may only read"),
         (Account("else"), REPO, "belongs to 'else', so name the repository else/lora-tiny"),
@@ -76,9 +76,9 @@ def test_a_token_with_characters_that_none_has(hub: Hub, token: str) -> None:
         (Account(OWNER, role="fineGrained", scopes=("lab",)), REPO, "fine-grained token may not create 'someone/lora-"),
     ],
 )
-def test_a_token_that_may_not_write(hub: Hub, account: Account, repo: str, says: str) -> None:
+def test_a_token_without_write_permission(hub: Hub, account: Account, repo: str, expected: str) -> None:
     hub.accounts[TOKEN] = account
-    assert says in _refused(repo)
+    assert expected in _error_message(repo)
 
 
 @pytest.mark.parametrize(
@@ -89,26 +89,26 @@ def test_a_token_that_may_not_write(hub: Hub, account: Account, repo: str, says:
         (Account(OWNER, role="fineGrained", scopes=(OWNER,)), REPO),
     ],
 )
-def test_a_token_that_may(hub: Hub, account: Account, repo: str) -> None:
+def test_a_token_with_write_permission(hub: Hub, account: Account, repo: str) -> None:
     hub.accounts[TOKEN] = account
     check_access(repo, TOKEN)
 
 
-def test_a_repository_of_ones_own_that_this_token_may_not_write_to(hub: Hub) -> None:
+def test_an_own_repository_that_the_token_may_not_write(hub: Hub) -> None:
     hub.append(REPO, {})
     hub.accounts[TOKEN] = Account(OWNER, role="fineGrained", scopes=("lab",))
-    assert "does not allow it to your token (HTTP 403)" in _refused(REPO)
+    assert "does not allow it to your token (HTTP 403)" in _error_message(REPO)
 
 
-def test_a_gated_repository_of_somebody_in_ones_organisation(hub: Hub) -> None:
+def test_a_gated_repository_of_an_organisation(hub: Hub) -> None:
     hub.append("lab/x", {})
     hub.gated.add("lab/x")
     hub.accounts[TOKEN] = Account(OWNER, orgs={"lab": "write"}, role="fineGrained")
-    assert "is gated: accept its terms" in _refused("lab/x")
+    assert "is gated: accept its terms" in _error_message("lab/x")
 
 
 @pytest.mark.parametrize(
-    ("path", "whole_model", "refused"),
+    ("path", "full_model", "is_error"),
     [
         ("model.safetensors", False, True),
         ("adapter_model.bin", False, True),
@@ -117,45 +117,45 @@ def test_a_gated_repository_of_somebody_in_ones_organisation(hub: Hub) -> None:
         ("notes.md", False, False),
     ],
 )
-def test_a_repository_with_other_weights_is_left_alone(hub: Hub, path: str, whole_model: bool, refused: bool) -> None:
+def test_a_repository_with_other_weights(hub: Hub, path: str, full_model: bool, is_error: bool) -> None:
     hub.append(REPO, {path: Blob(b"x", 1)})
-    if refused:
+    if is_error:
         with pytest.raises(TrainingError, match=f"holds other weights already .{path}."):
-            check_access(REPO, TOKEN, is_full_model=whole_model)
+            check_access(REPO, TOKEN, is_full_model=full_model)
     else:
-        check_access(REPO, TOKEN, is_full_model=whole_model)
+        check_access(REPO, TOKEN, is_full_model=full_model)
 
 
 @pytest.mark.parametrize("repo", ["lora-tiny", "a/b@main", "a--b/c", "a/b/c", "", "a/.b"])
-def test_names_that_the_hub_does_not_take(hub: Hub, repo: str) -> None:
-    assert "cannot name a repository on the Hub: write user/name" in _refused(repo)
+def test_invalid_repository_names(hub: Hub, repo: str) -> None:
+    assert "cannot name a repository on the Hub: write user/name" in _error_message(repo)
     assert not hub.requests
 
 
-def test_a_hub_out_of_reach(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "connection to the Hub broke while checking access to 'someone/lora-tiny' (Connect" in _refused(REPO)
+    assert "connection to the Hub broke while checking access to 'someone/lora-tiny' (Connect" in _error_message(REPO)
 
 
-def test_a_base_is_checked_before_it_is_needed(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_access_to_the_base(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["other/tiny"] = make_base("llama", tmp_path / "tiny")
     check_base_access("other/tiny")
     check_base_access(f"other/tiny@{hub.commit('other/tiny')}")
     for local in ("embedded", str(tmp_path / "tiny"), "some/file.gguf"):
         check_base_access(local)
     assert not any("/resolve/" in request for request in hub.requests), "nothing is downloaded for it"
-    for base, says in (
+    for base, expected in (
         ("other/none", "There is no repository 'other/none' on the Hub that you may read"),
         ("other/tiny@v9", "'other/tiny' has no revision 'v9'"),
     ):
-        with pytest.raises(BaseModelError, match=says):
+        with pytest.raises(BaseModelError, match=expected):
             check_base_access(base)
     hub.gated.add("other/tiny")
     with pytest.raises(BaseModelError, match="'other/tiny' is gated: accept its terms"):
         check_base_access("other/tiny")
 
 
-def test_a_base_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_base_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repositories["other/tiny"] = make_base("llama", tmp_path / "tiny")
     resolve("other/tiny", lambda _: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -12,7 +12,7 @@ import pytest
 from huey.registry import Message
 
 from jobs.queue import JsonSerializer, open_queue
-from tests.jobs.board import QuietBoard, named
+from tests.jobs.service import ServiceWithoutWorker, submit_named
 
 
 class Exploit:
@@ -32,33 +32,33 @@ def test_messages_are_json_there_and_back() -> None:
     assert JsonSerializer().deserialize(data) == message
 
 
-def test_nothing_on_the_disk_is_unpickled(board: QuietBoard, tmp_path: Path) -> None:
-    named(board, "lora-1")
-    with sqlite3.connect(board.root / "queue.sqlite") as database:
+def test_nothing_on_the_disk_is_unpickled(service: ServiceWithoutWorker, tmp_path: Path) -> None:
+    submit_named(service, "lora-1")
+    with sqlite3.connect(service.root / "queue.sqlite") as database:
         evil = pickle.dumps(Exploit(tmp_path / "owned"))
         database.execute("insert into task (queue, data, priority) values ('here', ?, 9)", (evil,))
-    with open_queue(board.root) as queue:
+    with open_queue(service.root) as queue:
         assert len(queue.pending()) == 1
         with pytest.raises(ValueError, match=r"utf-8|Expecting|codec"):
             queue.hueys["here"].dequeue()
         sound = queue.hueys["here"].dequeue()
-    assert sound.args == (board.list_jobs()[0].id, 1)
+    assert sound.args == (service.list_jobs()[0].id, 1)
     assert not (tmp_path / "owned").exists()
 
 
-def test_first_come_first_served_but_for_what_was_interrupted(board: QuietBoard) -> None:
-    jobs = [named(board, f"lora-{number}") for number in range(3)]
-    with open_queue(board.root) as queue:
+def test_first_come_first_served_but_for_what_was_interrupted(service: ServiceWithoutWorker) -> None:
+    jobs = [submit_named(service, f"lora-{number}") for number in range(3)]
+    with open_queue(service.root) as queue:
         queue.put(jobs[2], 2, at_front=True)
         order = [queue.hueys["here"].dequeue().args for _ in range(4)]
         assert queue.hueys["hub"].dequeue() is None
     assert order == [(jobs[2].id, 2), (jobs[0].id, 1), (jobs[1].id, 1), (jobs[2].id, 1)]
 
 
-def test_a_consumer_gets_what_another_program_put(board: QuietBoard) -> None:
-    job = named(board, "lora-1", where="hub", flavor="a10g-small")
+def test_a_consumer_gets_what_another_program_put(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "lora-1", where="hub", flavor="a10g-small")
     done: list[tuple[str, int]] = []
-    with open_queue(board.root, lambda id, ticket: done.append((id, ticket))) as queue:
+    with open_queue(service.root, lambda id, ticket: done.append((id, ticket))) as queue:
         huey = queue.hueys["hub"]
         huey.execute(huey.dequeue())
     assert done == [(job.id, 1)]
@@ -67,10 +67,10 @@ def test_a_consumer_gets_what_another_program_put(board: QuietBoard) -> None:
 @pytest.mark.parametrize(
     "content", [b"this is no database, but long enough to be read as one" * 10, b"SQLite format 3\0"]
 )
-def test_a_broken_file_is_put_aside(board: QuietBoard, content: bytes) -> None:
-    board.root.mkdir(parents=True)
-    (board.root / "queue.sqlite").write_bytes(content)
-    job = named(board, "lora-1")
-    with open_queue(board.root) as queue:
+def test_a_broken_file_is_put_aside(service: ServiceWithoutWorker, content: bytes) -> None:
+    service.root.mkdir(parents=True)
+    (service.root / "queue.sqlite").write_bytes(content)
+    job = submit_named(service, "lora-1")
+    with open_queue(service.root) as queue:
         assert queue.pending() == {(job.id, 1)}
-    assert (board.root / "queue.sqlite.broken").read_bytes().startswith(content[:10])
+    assert (service.root / "queue.sqlite.broken").read_bytes().startswith(content[:10])

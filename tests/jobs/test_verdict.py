@@ -10,7 +10,7 @@ from evaluate.results import Result, Run
 from jobs.job import ScoreComparison, Verdict
 from jobs.scoring import format_points, is_significant, make_verdict, verdict_text
 from jobs.store import JobFolder
-from tests.jobs.board import QuietBoard, named
+from tests.jobs.service import ServiceWithoutWorker, submit_named
 
 SETTINGS = {
     "base_id": "tiny", "base_revision": "1", "quantization": "nf4", "device": "cpu", "data": "mine.csv",
@@ -89,7 +89,7 @@ def test_points_are_written_without_needless_figures(share: float, text: str) ->
     assert format_points(share) == text
 
 
-def test_a_run_becomes_a_verdict_with_everything_that_repeats_it(board: QuietBoard) -> None:
+def test_a_run_becomes_a_verdict_with_everything_that_repeats_it(service: ServiceWithoutWorker) -> None:
     run = run_of(40, zero_shot=[0, 1], rag_8=list(range(12)), lora_mine=list(range(30)))
     verdict = make_verdict(run, "lora-mine", "LoRA")
     assert verdict.n == 40
@@ -105,9 +105,9 @@ def test_a_run_becomes_a_verdict_with_everything_that_repeats_it(board: QuietBoa
     assert "LoRA beats RAG-8 by 45 points of EM@1" in verdict.sentence
     assert verdict.provenance["adapter_digest"] == "sha256:3"
     assert verdict.provenance["pool_digest"] == "sha256:2"
-    folder = JobFolder(board.root, named(board, "lora-mine").id)
+    folder = JobFolder(service.root, submit_named(service, "lora-mine").id)
     folder.write_verdict(verdict)
-    assert board.verdict(folder.id) == verdict
+    assert service.verdict(folder.id) == verdict
 
 
 def test_p_values_are_corrected_for_all_four_comparisons() -> None:

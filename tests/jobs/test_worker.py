@@ -23,48 +23,48 @@ from jobs.__main__ import main
 from jobs.api import JobService, WorkerLauncher, worker_lock_path
 from jobs.store import JobFolder, last_step
 from jobs.worker import run_worker
-from tests.jobs.board import QuietBoard, named, tiny, wait
+from tests.jobs.service import ServiceWithoutWorker, submit_named, tiny_job, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def real(own_home: Path) -> Iterator[JobService]:
-    """A board that does start its worker, which is ended with the test."""
-    yield JobService(own_home)
-    worker = find_process(own_home, "work")
+def real(jobs_home: Path) -> Iterator[JobService]:
+    """A service that does start its worker, which is ended with the test."""
+    yield JobService(jobs_home)
+    worker = find_process(jobs_home, "work")
     if worker is not None:
-        job = find_process(own_home, "run")
+        job = find_process(jobs_home, "run")
         worker.terminate()
         psutil.wait_procs([each for each in (worker, job) if each], timeout=30)
 
 
 def the(home: Path, what: str) -> psutil.Process:
-    return wait(lambda: find_process(home, what), f"the process that does `jobs {what}`")
+    return wait_for(lambda: find_process(home, what), f"the process that does `jobs {what}`")
 
 
 def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_been(
-    real: JobService, base: Path, own_home: Path
+    real: JobService, base: Path, jobs_home: Path
 ) -> None:
-    config, serving = tiny(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
+    config, serving = tiny_job(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
     job = real.submit(config, serving)
     behind = real.submit({**config, "adapter_name": "lora-behind"}, serving)
-    log = own_home / "adapters" / ".lora-killed.run" / "log.jsonl"
-    first = the(own_home, "work")
-    wait(lambda: last_step(log) >= 3, "three steps")
-    os.kill(the(own_home, "run").pid, signal.SIGKILL)
-    wait(lambda: real.get_job(job.id).attempts == 2, "the worker to begin the job again")
+    log = jobs_home / "adapters" / ".lora-killed.run" / "log.jsonl"
+    first = the(jobs_home, "work")
+    wait_for(lambda: last_step(log) >= 3, "three steps")
+    os.kill(the(jobs_home, "run").pid, signal.SIGKILL)
+    wait_for(lambda: real.get_job(job.id).attempts == 2, "the worker to begin the job again")
     assert first.is_running()
-    wait(lambda: real.get_job(job.id).stage == "scoring", "the scoring")
+    wait_for(lambda: real.get_job(job.id).stage == "scoring", "the scoring")
     os.kill(first.pid, signal.SIGKILL)
     first.wait(10)
-    real = JobService(own_home)  # another program, which begins a worker while the job's process still lives
+    real = JobService(jobs_home)  # another program, which begins a worker while the job's process still lives
     real.ensure_worker()
     assert {each.id for each in real.list_jobs()} == {job.id, behind.id}
-    wait(lambda: real.get_job(behind.id).is_ended, "both jobs")
+    wait_for(lambda: real.get_job(behind.id).is_ended, "both jobs")
     assert [real.get_job(each.id).state for each in (job, behind)] == ["done", "done"]
-    store = own_home / "adapters"
+    store = jobs_home / "adapters"
     assert sorted(path.name for path in store.iterdir()) == ["lora-behind", "lora-killed"]
     assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-behind" / WEIGHTS).read_bytes()
     killed, calm = real.verdict(job.id), real.verdict(behind.id)
@@ -72,10 +72,10 @@ def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_be
     assert calm is not None
     assert killed.compared == calm.compared
     assert any("ended by signal 9" in line for line in real.log_lines(job.id))
-    second = the(own_home, "work")
+    second = the(jobs_home, "work")
     assert second.pid != first.pid
     second.terminate()
-    wait(lambda: not psutil.pid_exists(second.pid), "no zombie", 10)
+    wait_for(lambda: not psutil.pid_exists(second.pid), "no zombie", 10)
 
 
 @contextmanager
@@ -101,71 +101,75 @@ def fake_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def test_a_worker_ends_by_itself_when_there_is_nothing_left(
-    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
+    service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = "import sys, pathlib as p; f = p.Path(sys.argv[1]) / 'state.json'; f.write_text('{\"state\": \"done\"}')"
     fake_process(monkeypatch, done)
-    jobs = [named(board, "lora-1"), named(board, "lora-2", where="hub", flavor="cpu-basic"), named(board, "lora-3")]
-    with in_a_thread(own_home, 0.1, monkeypatch):
-        wait(lambda: all(board.get_job(job.id).state == "done" for job in jobs), "all jobs", 30)
-        wait(lambda: not is_locked(worker_lock_path(own_home)), "the worker's end", 30)
+    jobs = [
+        submit_named(service, "lora-1"),
+        submit_named(service, "lora-2", where="hub", flavor="cpu-basic"),
+        submit_named(service, "lora-3"),
+    ]
+    with in_a_thread(jobs_home, 0.1, monkeypatch):
+        wait_for(lambda: all(service.get_job(job.id).state == "done" for job in jobs), "all jobs", 30)
+        wait_for(lambda: not is_locked(worker_lock_path(jobs_home)), "the worker's end", 30)
 
 
 def test_a_second_worker_leaves_the_first_alone(
-    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "jobs.worker")
-    with in_a_thread(own_home, 1.5, monkeypatch):
-        wait(lambda: is_locked(worker_lock_path(own_home)), "the worker", 10)
+    with in_a_thread(jobs_home, 1.5, monkeypatch):
+        wait_for(lambda: is_locked(worker_lock_path(jobs_home)), "the worker", 10)
         began = time.monotonic()
-        run_worker(own_home)
+        run_worker(jobs_home)
         assert time.monotonic() - began < 5
     assert "Another worker lives" in caplog.text
 
 
 def test_a_process_that_dies_before_it_begins_fails_the_job_in_the_end(
-    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
+    service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from jobs import worker as recovery
 
     fake_process(monkeypatch, "raise SystemExit('nothing works here')")
     monkeypatch.setattr(recovery, "MAX_CRASHES", 2)
-    job = named(board, "lora-1")
-    with in_a_thread(own_home, 0.1, monkeypatch):
-        wait(lambda: board.get_job(job.id).is_ended, "the job's failure", 30)
-    assert board.get_job(job.id).state == "failed"
-    assert any("nothing works here" in line for line in board.log_lines(job.id))
+    job = submit_named(service, "lora-1")
+    with in_a_thread(jobs_home, 0.1, monkeypatch):
+        wait_for(lambda: service.get_job(job.id).is_ended, "the job's failure", 30)
+    assert service.get_job(job.id).state == "failed"
+    assert any("nothing works here" in line for line in service.log_lines(job.id))
 
 
 def test_a_worker_is_started_only_where_there_is_work_and_none_lives(
-    own_home: Path, monkeypatch: pytest.MonkeyPatch
+    jobs_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    board, started = JobService(own_home), list[int]()
+    service, started = JobService(jobs_home), list[int]()
 
     def launch(_: WorkerLauncher) -> subprocess.Popen[bytes]:
         started.append(1)
         return subprocess.Popen([sys.executable, "-c", ""])
 
     monkeypatch.setattr(WorkerLauncher, "_spawn", launch)
-    board.ensure_worker()
+    service.ensure_worker()
     assert started == []
-    job = named(board, "lora-1")
+    job = submit_named(service, "lora-1")
     assert started == [1]
-    board.ensure_worker()
+    service.ensure_worker()
     assert started == [1], "one that ends at once is not started again and again"
-    board.cancel(job.id)
-    board._launcher._last_start = float("-inf")
-    board.ensure_worker()
+    service.cancel(job.id)
+    service._launcher._last_start = float("-inf")
+    service.ensure_worker()
     assert started == [1]
 
 
 def test_the_commands_say_what_there_is_and_what_is_wrong(
-    board: QuietBoard, capsys: pytest.CaptureFixture[str]
+    service: ServiceWithoutWorker, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["list"]) == 0
     assert "There are no jobs" in capsys.readouterr().out
-    job = named(board, "lora-1")
-    JobFolder(board.root, job.id).log_path.write_text("one line\n")
+    job = submit_named(service, "lora-1")
+    JobFolder(service.root, job.id).log_path.write_text("one line\n")
     for command, said in (
         (["list"], "lora-1"),
         (["show", job.id], "lora-1: queued. Waits for its turn."),

@@ -1,4 +1,4 @@
-"""What the tests of jobs share: a board whose worker no test starts by accident, and a job that trains in a second."""
+"""Helpers for tests of jobs: a service that starts no worker, and the settings of a job that trains in a second."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.api import JobService
 from jobs.job import Job, ServingOptions
 
 
-class QuietBoard(JobService):
+class ServiceWithoutWorker(JobService):
     """Begins no process; counts how often it would have seen to one."""
 
     def __init__(self, home: Path) -> None:
@@ -22,7 +22,7 @@ class QuietBoard(JobService):
         self.asked += 1
 
 
-def tiny(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], ServingOptions]:
+def tiny_job(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], ServingOptions]:
     """The settings of a job on the tiny base, and how that is served."""
     config = {
         "adapter_name": name,
@@ -38,12 +38,12 @@ def tiny(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str,
     return {**config, **changes}, ServingOptions(base=str(base), quantization="none", device="cpu")
 
 
-def named(board: JobService, name: str, **more: Any) -> Job:
+def submit_named(service: JobService, name: str, **more: Any) -> Job:
     """A job of that name that nothing ever runs."""
-    return board.submit({"adapter_name": name, "dataset_name": "starter"}, ServingOptions(), **more)
+    return service.submit({"adapter_name": name, "dataset_name": "starter"}, ServingOptions(), **more)
 
 
-def wait(ready: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
+def wait_for(ready: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
     """What `ready` gives as soon as it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -12,18 +12,18 @@ from jobs.job import Job, ServingOptions
 
 
 class ServiceWithoutWorker(JobService):
-    """Begins no process; counts how often it would have seen to one."""
+    """Starts no worker; counts the requests for one."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        self.asked = 0
+        self.worker_requests = 0
 
     def ensure_worker(self) -> None:
-        self.asked += 1
+        self.worker_requests += 1
 
 
 def tiny_job(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[str, Any], ServingOptions]:
-    """The settings of a job on the tiny base, and how that is served."""
+    """The settings of a job on the tiny base, and its serving options."""
     config = {
         "adapter_name": name,
         "dataset_name": "starter",
@@ -39,15 +39,15 @@ def tiny_job(base: Path, name: str = "lora-tiny", **changes: Any) -> tuple[dict[
 
 
 def submit_named(service: JobService, name: str, **more: Any) -> Job:
-    """A job of that name that nothing ever runs."""
+    """Submit a job of that name that is never run."""
     return service.submit({"adapter_name": name, "dataset_name": "starter"}, ServingOptions(), **more)
 
 
-def wait_for(ready: Callable[[], Any], what: str, seconds: float = 240.0) -> Any:
-    """What `ready` gives as soon as it is true."""
+def wait_for(ready: Callable[[], Any], description: str, seconds: float = 240.0) -> Any:
+    """Return the value of `ready()` as soon as it is true."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := ready():
             return value
         time.sleep(0.02)
-    raise AssertionError(f"waited {seconds:.0f} s for {what}")
+    raise AssertionError(f"waited {seconds:.0f} s for {description}")

@@ -1,4 +1,4 @@
-"""What a service takes, refuses, shows and keeps, without a process that works on it."""
+"""JobService without a worker: submit, refuse, list, cancel, resume, delete, and damaged files."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from train.settings import make_config
 HOSTILE = ["", ".", "..", "../x", "/etc/passwd", "20261122-180012-123456-abcdef/../..", "x" * 5000, "\0", "%2e%2e"]
 
 
-def put(service: JobService, job: Job, state: JobStatus) -> None:
-    """As the job's own process would leave it."""
+def set_state(service: JobService, job: Job, state: JobStatus) -> None:
+    """Write the state as the job's process does."""
     folder = JobFolder(service.root, job.id)
     with exclusive(service.root):
         folder.write_state(replace(folder.read_state(), state=state, attempts=1))
 
 
 def with_checkpoint(service: JobService, job: Job, step: int = 4) -> Path:
-    """A checkpoint of the job, as far as anybody looks at it."""
+    """Create the files of a checkpoint that the service reads."""
     place = run_directory(make_config(job.config, output_dir=service.home / "adapters"))
     place.create(make_config(job.config, output_dir=service.home / "adapters"))
     checkpoint = place.checkpoints / f"checkpoint-{step}"
@@ -42,31 +42,31 @@ def with_checkpoint(service: JobService, job: Job, step: int = 4) -> Path:
     return checkpoint
 
 
-def test_a_job_waits_with_everything_that_was_asked_for(service: ServiceWithoutWorker) -> None:
+def test_submitted_job_is_queued(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-mine", owner="visitor-1")
     assert (job.state, job.queue_position, job.owner, job.data_name) == ("queued", 0, "visitor-1", "starter")
-    assert job.config["learning_rate"] == 1e-3, "what the technique decides is written down"
+    assert job.config["learning_rate"] == 1e-3, "the values of the technique are stored"
     assert job.config["model_name_or_path"] == "embedded"
     assert make_config(job.config).adapter_name == "lora-mine"
-    assert JobService(service.home).get_job(job.id) == job, "another program sees the same"
-    assert service.asked == 1
+    assert JobService(service.home).get_job(job.id) == job, "another program reads the same"
+    assert service.worker_requests == 1
     with open_queue(service.root) as queue:
         assert queue.pending() == {(job.id, 1)}
 
 
-def test_jobs_are_listed_newest_first_and_know_how_many_are_before_them(service: ServiceWithoutWorker) -> None:
+def test_jobs_are_listed_newest_first_with_queue_positions(service: ServiceWithoutWorker) -> None:
     jobs = [submit_named(service, f"lora-{number}") for number in range(4)]
     elsewhere = submit_named(service, "lora-far", where="hub", flavor="a10g-small")
-    put(service, jobs[0], "running")
+    set_state(service, jobs[0], "running")
     service.cancel(jobs[1].id)
     assert [job.adapter for job in service.list_jobs()] == ["lora-far", "lora-3", "lora-2", "lora-1", "lora-0"]
     assert [job.queue_position for job in service.list_jobs()] == [0, 2, 1, 0, 0]
     service.resume(jobs[1].id)
-    assert service.get_job(jobs[1].id).queue_position == 3, "who was stopped goes to the end of the line"
-    assert service.get_job(elsewhere.id).queue_position == 0, "what trains elsewhere waits for nobody here"
+    assert service.get_job(jobs[1].id).queue_position == 3, "a resumed job is queued last"
+    assert service.get_job(elsewhere.id).queue_position == 0, "a remote job does not wait for local ones"
 
 
-def test_an_upload_is_copied_and_named_safely(service: ServiceWithoutWorker, tmp_path: Path) -> None:
+def test_upload_is_copied_under_safe_name(service: ServiceWithoutWorker, tmp_path: Path) -> None:
     data = tmp_path / "rows.csv"
     data.write_text("intent,code\nsay hello,print('hello')\n")
     job = service.submit(
@@ -75,7 +75,7 @@ def test_an_upload_is_copied_and_named_safely(service: ServiceWithoutWorker, tmp
     copy = Path(job.config["dataset_name"])
     assert copy.read_bytes() == data.read_bytes()
     assert copy.parent == service.root / job.id / "data"
-    assert job.data_name == "../../<b>my\nrows</b>.csv", "what the person calls it stays theirs to see"
+    assert job.data_name == "../../<b>my\nrows</b>.csv", "the displayed name is unchanged"
     data.unlink()
     assert copy.exists()
 
@@ -94,12 +94,12 @@ def test_an_upload_is_copied_and_named_safely(service: ServiceWithoutWorker, tmp
         ("x" * 300 + ".json", "x" * 75 + ".json"),
     ],
 )
-def test_names_of_files_are_nothing_but_names(name: str, safe: str) -> None:
+def test_safe_file_name(name: str, safe: str) -> None:
     assert safe_file_name(name) == safe
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"dataset_name": "/etc/passwd"}, "give the file itself"),
         ({"dataset_name": "errors.py"}, "give the file itself"),
@@ -116,16 +116,14 @@ def test_names_of_files_are_nothing_but_names(name: str, safe: str) -> None:
         ({"nonsense": 1}, "nonsense"),
     ],
 )
-def test_what_cannot_train_is_refused_and_leaves_nothing(
-    service: ServiceWithoutWorker, changes: dict[str, object], said: str
-) -> None:
+def test_invalid_settings_are_refused(service: ServiceWithoutWorker, changes: dict[str, object], expected: str) -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "starter", **changes}
-    with pytest.raises(PromptOrTuneError, match=said):
+    with pytest.raises(PromptOrTuneError, match=expected):
         service.submit(config, ServingOptions())
     assert service.list_jobs() == []
 
 
-def test_what_the_base_brings_along_is_not_the_persons_to_choose(service: ServiceWithoutWorker) -> None:
+def test_serving_options_override_settings(service: ServiceWithoutWorker) -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "starter", "trust_remote_code": True, "data_dir": "/etc"}
     job = service.submit(config, ServingOptions(device="cpu"))
     assert job.config["trust_remote_code"] is False
@@ -133,17 +131,17 @@ def test_what_the_base_brings_along_is_not_the_persons_to_choose(service: Servic
     assert job.config["device"] == "cpu"
 
 
-def test_a_name_is_taken_by_adapters_jobs_and_runs_begun_by_hand(service: ServiceWithoutWorker) -> None:
+def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker) -> None:
     with pytest.raises(TrainingError, match="An adapter 'lora-starter' exists"):
         submit_named(service, "lora-starter")
     first = submit_named(service, "lora-mine")
     with pytest.raises(TrainingError, match="belongs to the job of"):
         submit_named(service, "lora-mine")
     service.cancel(first.id)
-    second = submit_named(service, "lora-mine")  # a job that never began holds no name
+    second = submit_named(service, "lora-mine")  # a job without a checkpoint reserves no name
     with pytest.raises(TrainingError, match="belongs to the job of"):
         service.resume(first.id)
-    put(service, second, "stopped")
+    set_state(service, second, "stopped")
     with_checkpoint(service, second)
     with pytest.raises(TrainingError, match="belongs to the job of"):
         submit_named(service, "lora-mine")
@@ -161,9 +159,9 @@ def test_a_name_is_taken_by_adapters_jobs_and_runs_begun_by_hand(service: Servic
 
 
 @pytest.mark.parametrize("id", HOSTILE)
-def test_an_id_reaches_no_path(service: ServiceWithoutWorker, id: str) -> None:
+def test_malformed_id_is_unknown(service: ServiceWithoutWorker, id: str) -> None:
     (service.home / "jobs").mkdir(parents=True)
-    asks = (
+    methods = (
         service.get_job,
         service.progress,
         service.log_lines,
@@ -173,43 +171,50 @@ def test_an_id_reaches_no_path(service: ServiceWithoutWorker, id: str) -> None:
         service.finish_from_checkpoint,
         service.delete,
     )
-    for ask in (*asks, service.has_checkpoint, service.adapter_folder):
+    for method in (*methods, service.has_checkpoint, service.adapter_folder):
         with pytest.raises(UnknownNameError, match="There is no job"):
-            ask(id)
+            method(id)
 
 
-def test_an_id_that_looks_right_but_is_none_is_unknown(service: ServiceWithoutWorker) -> None:
-    for ask in (service.get_job, service.cancel, service.resume, service.delete, service.log_lines, service.progress):
+def test_well_formed_id_without_job_is_unknown(service: ServiceWithoutWorker) -> None:
+    for method in (
+        service.get_job,
+        service.cancel,
+        service.resume,
+        service.delete,
+        service.log_lines,
+        service.progress,
+    ):
         with pytest.raises(UnknownNameError):
-            ask("20261122-180012-123456-abcdef")
+            method("20261122-180012-123456-abcdef")
 
 
-def test_cancel_stops_what_waits_at_once_and_asks_what_runs(service: ServiceWithoutWorker) -> None:
+def test_cancel(service: ServiceWithoutWorker) -> None:
     waiting, running = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     stopped = service.cancel(waiting.id)
     assert (stopped.state, stopped.message, bool(stopped.ended)) == ("stopped", "Stopped before it began.", True)
-    put(service, running, "running")
+    set_state(service, running, "running")
     assert service.cancel(running.id).state == "stopping"
     assert JobFolder(service.root, running.id).stop_path.exists()
-    assert service.cancel(running.id).state == "stopping", "twice is no more than once"
+    assert service.cancel(running.id).state == "stopping", "a second cancel changes nothing"
     with pytest.raises(PromptOrTuneError, match="is not running: it is stopped"):
         service.cancel(waiting.id)
 
 
-def test_only_what_was_stopped_or_failed_goes_on(service: ServiceWithoutWorker) -> None:
+def test_only_stopped_and_failed_jobs_resume(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
-    with pytest.raises(PromptOrTuneError, match="is queued: only one that was stopped"):
+    with pytest.raises(PromptOrTuneError, match="is queued: only a stopped or failed one"):
         service.resume(job.id)
-    put(service, job, "failed")
+    set_state(service, job, "failed")
     assert service.resume(job.id).state == "queued"
     with open_queue(service.root) as queue:
         assert (job.id, 2) in queue.pending()
-    put(service, job, "done")
+    set_state(service, job, "done")
     with pytest.raises(PromptOrTuneError, match="is done"):
         service.resume(job.id)
 
 
-def test_finish_needs_a_checkpoint(service: ServiceWithoutWorker) -> None:
+def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     assert not service.has_checkpoint(job.id)
@@ -221,7 +226,7 @@ def test_finish_needs_a_checkpoint(service: ServiceWithoutWorker) -> None:
     assert JobFolder(service.root, job.id).read_state().finish
 
 
-def test_a_checkpoint_of_another_run_is_not_the_jobs(service: ServiceWithoutWorker) -> None:
+def test_checkpoint_of_other_run_is_not_the_jobs(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     with_checkpoint(service, replace(job, config={**job.config, "learning_rate": 0.5}))
@@ -230,7 +235,7 @@ def test_a_checkpoint_of_another_run_is_not_the_jobs(service: ServiceWithoutWork
     assert (service.home / "adapters" / ".lora-1.run").exists()
 
 
-def test_delete_takes_an_ended_job_with_its_checkpoints_and_nothing_else(service: ServiceWithoutWorker) -> None:
+def test_delete_removes_job_and_checkpoints_only(service: ServiceWithoutWorker) -> None:
     job, other = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     with pytest.raises(PromptOrTuneError, match="is queued: stop it before"):
         service.delete(job.id)
@@ -246,7 +251,7 @@ def test_delete_takes_an_ended_job_with_its_checkpoints_and_nothing_else(service
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "flying"}', '{"state": "queued", "ticket": "x"}', "\0"])
-def test_a_broken_state_is_a_failure_that_can_be_resumed(service: ServiceWithoutWorker, content: str) -> None:
+def test_damaged_state_is_failed_and_can_be_resumed(service: ServiceWithoutWorker, content: str) -> None:
     job = submit_named(service, "lora-1")
     (service.root / job.id / "state.json").write_text(content)
     broken = service.get_job(job.id)
@@ -255,8 +260,23 @@ def test_a_broken_state_is_a_failure_that_can_be_resumed(service: ServiceWithout
     assert service.resume(job.id).state == "queued"
 
 
+def test_state_of_earlier_version_is_read(service: ServiceWithoutWorker) -> None:
+    """Earlier versions called the generation `ticket`."""
+    job = submit_named(service, "lora-1")
+    path = service.root / job.id / "state.json"
+    values = json.loads(path.read_text())
+    values["ticket"] = values.pop("generation") + 6
+    path.write_text(json.dumps(values))
+    assert JobFolder(service.root, job.id).read_state().generation == 7
+    service.cancel(job.id)
+    service.resume(job.id)
+    assert json.loads(path.read_text())["generation"] == 8
+    with open_queue(service.root) as queue:
+        assert (job.id, 8) in queue.pending()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 1}', '{"config": 3}'])
-def test_a_broken_request_is_shown_and_can_be_deleted(service: ServiceWithoutWorker, content: str) -> None:
+def test_damaged_request_is_listed_and_can_be_deleted(service: ServiceWithoutWorker, content: str) -> None:
     job, sound = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     (service.root / job.id / "job.json").write_text(content)
     assert [each.id for each in service.list_jobs()] == [sound.id, job.id]
@@ -269,7 +289,7 @@ def test_a_broken_request_is_shown_and_can_be_deleted(service: ServiceWithoutWor
     assert [each.id for each in service.list_jobs()] == [sound.id]
 
 
-def test_two_boards_at_once_never_give_one_name_twice(service: ServiceWithoutWorker) -> None:
+def test_concurrent_submissions_take_a_name_once(service: ServiceWithoutWorker) -> None:
     services = [ServiceWithoutWorker(service.home) for _ in range(6)]
     taken: list[Job] = []
     refused: list[PromptOrTuneError] = []
@@ -314,7 +334,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     assert [path for path in service.root.iterdir() if path.is_dir()] == []
 
 
-def test_the_log_is_its_last_lines(service: ServiceWithoutWorker) -> None:
+def test_log_lines(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     assert service.log_lines(job.id) == []
     folder = JobFolder(service.root, job.id)
@@ -325,7 +345,7 @@ def test_the_log_is_its_last_lines(service: ServiceWithoutWorker) -> None:
     assert service.log_lines(job.id, 1) == ["end"]
 
 
-def test_a_hundred_jobs_are_listed_fast_enough_to_be_asked_each_second(service: ServiceWithoutWorker) -> None:
+def test_hundred_jobs_are_listed_quickly(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-0")
     request = json.loads((service.root / job.id / "job.json").read_text())
     for number in range(100):

@@ -1,4 +1,4 @@
-"""One job's own process, here within the test's: trains, scores, stops, goes on, fails in one sentence."""
+"""The process of one job, run inside the test's process: trains, scores, stops, continues, fails."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from common.files import acquire_lock
 from errors import PromptOrTuneError
 from evaluate.results import read_run
 from jobs import runner
-from jobs import runner as training
 from jobs.job import Job
+from jobs.queue import open_queue
 from jobs.runner import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StopWatcher, run_job
 from jobs.store import JobFolder, exclusive, last_step
+from jobs.worker import recover_job
 from tests.jobs.service import ServiceWithoutWorker, tiny_job, wait_for
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceWithoutWorker, Job]]:
-    """A job that nobody disturbed."""
+def undisturbed(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServiceWithoutWorker, Job]]:
+    """A job that ran without interruption."""
     with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("calm") / "home"
+        home = tmp_path_factory.mktemp("undisturbed") / "home"
         patch.setenv("PROMPT_OR_TUNE_HOME", str(home))
         service = ServiceWithoutWorker(home)
-        config, serving = tiny_job(base, "lora-calm")
+        config, serving = tiny_job(base, "lora-undisturbed")
         job = service.submit(config, serving)
         assert run_job(home, job.id) == EXIT_DONE
         yield service, service.get_job(job.id)
@@ -44,7 +45,7 @@ def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 
 @pytest.fixture
 def unscored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scoring takes seconds, and is not what these tests are about."""
+    """Skip the scoring, which takes seconds."""
     monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
 
 
@@ -59,7 +60,7 @@ def log_of(service: ServiceWithoutWorker, job: Job) -> Path:
 
 @contextmanager
 def at_step(service: ServiceWithoutWorker, job: Job, step: int, act: Any) -> Iterator[None]:
-    """Acts as soon as the training of the block has done that step."""
+    """Call `act` as soon as the training in the block has finished that step."""
 
     def look() -> None:
         wait_for(lambda: last_step(log_of(service, job)) >= step, f"step {step}")
@@ -71,12 +72,12 @@ def at_step(service: ServiceWithoutWorker, job: Job, step: int, act: Any) -> Ite
     thread.join()
 
 
-def test_a_job_trains_is_scored_and_stands_in_the_store(calm: tuple[ServiceWithoutWorker, Job]) -> None:
-    service, job = calm
+def test_job_is_trained_and_scored(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
+    service, job = undisturbed
     assert (job.state, job.stage, job.attempts) == ("done", "", 1)
     assert job.started <= job.ended
     folder = service.adapter_folder(job.id)
-    assert folder == service.home / "adapters" / "lora-calm"
+    assert folder == service.home / "adapters" / "lora-undisturbed"
     verdict = service.verdict(job.id)
     assert verdict is not None
     assert verdict.n == 6
@@ -87,12 +88,12 @@ def test_a_job_trains_is_scored_and_stands_in_the_store(calm: tuple[ServiceWitho
     assert scores["CodeBLEU"]["value"] == pytest.approx(verdict.compared[1].adapter_score, abs=1e-4)
     assert "held-out rows" in (folder / "README.md").read_text()
     run = read_run(service.root / job.id / "scores.jsonl")
-    assert [len(run.results(name)) for name in ("zero-shot", "rag-8", "lora-calm")] == [6, 6, 6]
-    assert "8 of 8 examples" in run.results("rag-8")[0].notes[0], "were chosen, and too long for this base"
+    assert [len(run.results(name)) for name in ("zero-shot", "rag-8", "lora-undisturbed")] == [6, 6, 6]
+    assert "8 of 8 examples" in run.results("rag-8")[0].notes[0], "the examples are too long for this base"
 
 
-def test_its_curve_and_log_stay_when_its_adapter_goes(calm: tuple[ServiceWithoutWorker, Job]) -> None:
-    service, job = calm
+def test_curve_and_log_outlive_the_adapter(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
+    service, job = undisturbed
     progress = service.progress(job.id)
     assert (progress.step, progress.steps) == (6, 6)
     assert [step for step, _ in progress.losses] == [1, 2, 3, 4, 5, 6]
@@ -100,40 +101,40 @@ def test_its_curve_and_log_stay_when_its_adapter_goes(calm: tuple[ServiceWithout
     assert progress.memory_bytes > 1e6
     assert any("held-out rows" in line for line in service.log_lines(job.id))
     assert not any(str(service.home) in line for line in service.log_lines(job.id)), (
-        "folders of this machine are nobody's news"
+        "the log names no folder of this machine"
     )
     folder = service.adapter_folder(job.id)
     assert folder is not None
-    aside = folder.rename(folder.parent / ".aside")
+    moved = folder.rename(folder.parent / ".moved")
     try:
         assert service.adapter_folder(job.id) is None
         assert service.progress(job.id) == progress
     finally:
-        aside.rename(folder)
+        moved.rename(folder)
 
 
-def test_an_adapter_of_the_same_name_is_not_taken_for_the_jobs_own(calm: tuple[ServiceWithoutWorker, Job]) -> None:
-    service, job = calm
+def test_adapter_of_same_name_is_not_the_jobs(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
+    service, job = undisturbed
     folder = service.adapter_folder(job.id)
     assert folder is not None
-    ours = Manifest.read(folder)
-    replace(ours, config={**ours.config, "learning_rate": 0.5}).write(folder)
+    manifest = Manifest.read(folder)
+    replace(manifest, config={**manifest.config, "learning_rate": 0.5}).write(folder)
     try:
         assert service.adapter_folder(job.id) is None
         (folder / "manifest.json").write_text("{")
         assert service.adapter_folder(job.id) is None
     finally:
-        ours.write(folder)
+        manifest.write(folder)
     assert service.adapter_folder(job.id) == folder
 
 
-def test_the_pace_is_counted_from_the_first_step_of_an_attempt(service: ServiceWithoutWorker, base: Path) -> None:
+def test_anchor_is_first_step_of_attempt(service: ServiceWithoutWorker, base: Path) -> None:
     job = begin(service, base, "lora-pace")
     attempt = runner._JobRunner(service.home, JobFolder(service.root, job.id), attached=True)
     log = log_of(service, job)
     log.parent.mkdir(parents=True)
     log.write_text('{"step": 3, "loss": 1.0}\n')
-    os.utime(log, (1.0, 1.0))  # what the attempt before it wrote
+    os.utime(log, (1.0, 1.0))  # written by an earlier attempt
     attempt._start()
     attempt._set_stage("training")
     attempt._record_first_step()
@@ -145,66 +146,67 @@ def test_the_pace_is_counted_from_the_first_step_of_an_attempt(service: ServiceW
     assert JobFolder(service.root, job.id).read_state().anchor == (4, later)
     log.write_text(log.read_text() + '{"step": 5, "loss": 1.0}\n')
     attempt._record_first_step()
-    assert JobFolder(service.root, job.id).read_state().anchor == (4, later), "the first one is kept"
+    assert JobFolder(service.root, job.id).read_state().anchor == (4, later), "the first one stays"
 
 
-def test_a_finished_job_is_not_run_again(calm: tuple[ServiceWithoutWorker, Job]) -> None:
-    service, job = calm
-    with pytest.raises(PromptOrTuneError, match="does not wait to be run: it is done"):
+def test_finished_job_is_not_run_again(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
+    service, job = undisturbed
+    with pytest.raises(PromptOrTuneError, match="is not queued: it is done"):
         run_job(service.home, job.id)
 
 
 @pytest.mark.usefixtures("unscored")
-def test_stopped_and_resumed_it_has_the_bytes_of_the_undisturbed(
-    service: ServiceWithoutWorker, base: Path, calm: tuple[ServiceWithoutWorker, Job]
+def test_job_stopped_by_system_and_by_person_gives_same_bytes(
+    service: ServiceWithoutWorker,
+    base: Path,
+    undisturbed: tuple[ServiceWithoutWorker, Job],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     job = begin(service, base, "lora-stopped")
-    with at_step(service, job, 2, lambda: service.cancel(job.id)):
+    handler = signal.getsignal(signal.SIGTERM)
+    # As under a worker, but the standard input of the tests stays unread.
+    monkeypatch.setattr(StopWatcher, "_wait_for_worker_exit", lambda _: None)
+    with at_step(service, job, 1, lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        assert run_job(service.home, job.id, attached=True) == EXIT_STOPPED
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert service.get_job(job.id).state == "running", "the next worker continues it"
+    assert service.has_checkpoint(job.id)
+    with open_queue(service.root) as queue:
+        recover_job(JobFolder(service.root, job.id), queue)
+    step = service.progress(job.id).step
+    with at_step(service, job, step + 1, lambda: service.cancel(job.id)):
         assert run_job(service.home, job.id) == EXIT_STOPPED
     stopped = service.get_job(job.id)
     assert stopped.state == "stopped"
     assert "the checkpoint of step" in stopped.message
     assert service.has_checkpoint(job.id)
-    assert 2 <= service.progress(job.id).step < 6
-    torn = log_of(service, job).parent / "checkpoints" / "checkpoint-999"
-    torn.mkdir()
-    (torn / "trainer_state.json").write_text('{"log_history": [')  # as a power cut leaves it
+    assert step < service.progress(job.id).step < 6
+    incomplete = log_of(service, job).parent / "checkpoints" / "checkpoint-999"
+    incomplete.mkdir()
+    (incomplete / "trainer_state.json").write_text('{"log_history": [')  # as a power cut leaves it
     assert service.resume(job.id).state == "queued"
     assert run_job(service.home, job.id) == EXIT_DONE
-    assert service.get_job(job.id).attempts == 2
-    ours, calms = service.home / "adapters" / "lora-stopped", calm[0].home / "adapters" / "lora-calm"
-    assert (ours / WEIGHTS).read_bytes() == (calms / WEIGHTS).read_bytes()
-    assert service.progress(job.id).losses == calm[0].progress(calm[1].id).losses
+    assert service.get_job(job.id).attempts == 3
+    adapter = service.home / "adapters" / "lora-stopped"
+    expected = undisturbed[0].home / "adapters" / "lora-undisturbed"
+    assert (adapter / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+    assert service.progress(job.id).losses == undisturbed[0].progress(undisturbed[1].id).losses
     assert [path.name for path in (service.home / "adapters").iterdir()] == ["lora-stopped"]
 
 
 @pytest.mark.usefixtures("unscored")
-def test_a_stopped_job_can_become_an_adapter_at_once(service: ServiceWithoutWorker, base: Path) -> None:
+def test_stopped_job_can_be_finished_from_checkpoint(service: ServiceWithoutWorker, base: Path) -> None:
     job = begin(service, base, "lora-early")
     with at_step(service, job, 2, lambda: service.cancel(job.id)):
         run_job(service.home, job.id)
     step = service.progress(job.id).step
     service.finish_from_checkpoint(job.id)
     assert run_job(service.home, job.id) == EXIT_DONE
-    assert service.progress(job.id).step == step, "nothing was learned since"
+    assert service.progress(job.id).step == step, "no further training"
     assert service.adapter_folder(job.id) is not None
 
 
-@pytest.mark.usefixtures("unscored")
-def test_the_end_of_the_system_is_no_wish_of_a_person(service: ServiceWithoutWorker, base: Path) -> None:
-    job = begin(service, base, "lora-shutdown")
-    before = signal.getsignal(signal.SIGTERM)
-    with at_step(service, job, 2, lambda: os.kill(os.getpid(), signal.SIGTERM)):
-        # As under a worker, which leaves the test's standard input alone.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(StopWatcher, "_wait_for_worker_exit", lambda _: None)
-            assert run_job(service.home, job.id, attached=True) == EXIT_STOPPED
-    assert service.get_job(job.id).state == "running", "the next worker finds it so, and goes on"
-    assert service.has_checkpoint(job.id)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_cancelled_before_it_learns_anything_it_has_no_checkpoint(
+def test_cancel_before_first_checkpoint(
     service: ServiceWithoutWorker, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = begin(service, base, "lora-none")
@@ -220,22 +222,25 @@ def test_cancelled_before_it_learns_anything_it_has_no_checkpoint(
     assert not service.has_checkpoint(job.id)
 
 
-def test_a_fault_is_one_sentence_and_an_unforeseen_one_is_in_the_log(
+def test_unexpected_error_is_in_the_log(
     service: ServiceWithoutWorker, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = begin(service, base, "lora-wrong", per_device_train_batch_size=64)
     assert run_job(service.home, job.id) == EXIT_FAILED
     assert "fewer than one batch of 64" in service.get_job(job.id).message
-    monkeypatch.setattr(training, "_train_locally", lambda *_, **__: json.loads("{"))
+    monkeypatch.setattr(runner, "_train_locally", lambda *_, **__: json.loads("{"))
     service.resume(job.id)
     assert run_job(service.home, job.id) == EXIT_FAILED
-    assert "nobody foresaw (JSONDecodeError" in service.get_job(job.id).message
+    assert "unexpected error (JSONDecodeError" in service.get_job(job.id).message
     assert any("Traceback" in line for line in service.log_lines(job.id))
 
 
 @pytest.mark.usefixtures("unscored")
-def test_a_full_disk_while_it_trains_is_a_failure_that_goes_on(
-    service: ServiceWithoutWorker, base: Path, calm: tuple[ServiceWithoutWorker, Job], monkeypatch: pytest.MonkeyPatch
+def test_job_continues_after_full_disk(
+    service: ServiceWithoutWorker,
+    base: Path,
+    undisturbed: tuple[ServiceWithoutWorker, Job],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from transformers import Trainer
 
@@ -254,36 +259,36 @@ def test_a_full_disk_while_it_trains_is_a_failure_that_goes_on(
     monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
     service.resume(job.id)
     assert run_job(service.home, job.id) == EXIT_DONE
-    ours, calms = service.home / "adapters" / "lora-full", calm[0].home / "adapters" / "lora-calm"
-    assert (ours / WEIGHTS).read_bytes() == (calms / WEIGHTS).read_bytes()
+    adapter, expected = service.home / "adapters" / "lora-full", undisturbed[0].home / "adapters" / "lora-undisturbed"
+    assert (adapter / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
-def test_killed_between_the_adapter_and_its_note_it_is_not_trained_twice(
-    calm: tuple[ServiceWithoutWorker, Job], monkeypatch: pytest.MonkeyPatch
+def test_trained_job_is_not_trained_twice(
+    undisturbed: tuple[ServiceWithoutWorker, Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    service, job = calm
+    service, job = undisturbed
     folder = JobFolder(service.root, job.id)
     finished = folder.read_state()
-    left = service.home / "adapters" / ".lora-calm.new"
-    left.mkdir()
-    (left / "half").write_text("written")
+    leftover = service.home / "adapters" / ".lora-undisturbed.new"
+    leftover.mkdir()
+    (leftover / "half").write_text("written")
     with exclusive(service.root):
         folder.write_state(replace(finished, state="queued", trained=False))
-    monkeypatch.setattr(training, "_train_locally", lambda *_, **__: pytest.fail("it is trained already"))
+    monkeypatch.setattr(runner, "_train_locally", lambda *_, **__: pytest.fail("it is trained already"))
     monkeypatch.setattr(runner._JobRunner, "_score", lambda *_: (None, []))
     try:
         assert run_job(service.home, job.id) == EXIT_DONE
         assert folder.read_state().trained
-        assert not left.exists()
+        assert not leftover.exists()
     finally:
         with exclusive(service.root):
             folder.write_state(finished)
 
 
-def test_two_processes_never_work_on_one_job(service: ServiceWithoutWorker, base: Path) -> None:
+def test_second_process_is_refused(service: ServiceWithoutWorker, base: Path) -> None:
     job = begin(service, base, "lora-one")
     lock = acquire_lock(JobFolder(service.root, job.id).lock_path)
     assert lock is not None
-    with lock, pytest.raises(PromptOrTuneError, match="Another process works on the job 'lora-one'"):
+    with lock, pytest.raises(PromptOrTuneError, match="Another process runs the job 'lora-one'"):
         run_job(service.home, job.id)
     assert service.get_job(job.id).state == "queued"

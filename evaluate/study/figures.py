@@ -330,12 +330,12 @@ def _draw_figure5(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
         for index, technique in enumerate(LORA_TECHNIQUES):
             ours = {item.job.model.name: item for item in finished if item.job.technique == technique}
             positions = [position for position, name in enumerate(names[: len(models)]) if name in ours]
-            shown = [ours[names[position]] for position in positions]
+            drawn = [ours[names[position]] for position in positions]
             shift = (index - 1) * 0.27
             draw_bars(
                 axes,
                 [position + shift for position in positions],
-                [item.interval(headline_metric(item)) for item in shown],
+                [item.interval(headline_metric(item)) for item in drawn],
                 COLORS[index],
                 METHOD_TITLES[technique],
             )
@@ -343,13 +343,18 @@ def _draw_figure5(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
                 (position, published.published_quantized_em10(names[position], data, technique))
                 for position in range(len(models), len(names))
             ]
-            kept = [(position + shift, value) for position, value in stated if value is not None]
-            label = "" if shown else METHOD_TITLES[technique]
+            published_points = [(position + shift, value) for position, value in stated if value is not None]
+            label = "" if drawn else METHOD_TITLES[technique]
             bars = axes.bar(
-                [x for x, _ in kept], [y for _, y in kept], 0.26, color=COLORS[index], alpha=0.35, label=label
+                [x for x, _ in published_points],
+                [y for _, y in published_points],
+                0.26,
+                color=COLORS[index],
+                alpha=0.35,
+                label=label,
             )
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1, color=MUTED_COLOR)
-            for position, item in zip(positions, shown, strict=True):
+            for position, item in zip(positions, drawn, strict=True):
                 peak = item.training_facts.get("peak_memory_bytes")
                 if peak:
                     axes.annotate(

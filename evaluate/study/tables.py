@@ -18,9 +18,9 @@ from evaluate.study.findings import headline_metric
 from evaluate.study.plan import training_memory_bytes
 
 CellValue = str | float | Interval | None
-# Shares are kept in [0, 1] and shown in percent; numbers are shown with so many digits.
-ColumnKind = Literal["text", "share", "whole", "tenths", "hundredths"]
-_DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2}
+# Shares are stored in [0, 1] and printed in percent; numbers are printed with so many decimals.
+ColumnKind = Literal["text", "share", "integer", "tenths", "hundredths"]
+_DECIMALS = {"integer": 0, "tenths": 1, "hundredths": 2}
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _scores_table(data: str, jobs: Sequence[FinishedJob], rq: str) -> StudyTable
         TableColumn("model"),
         TableColumn("method"),
         TableColumn("weights"),
-        TableColumn("parameters", "whole"),
-        TableColumn("n", "whole"),
+        TableColumn("parameters", "integer"),
+        TableColumn("n", "integer"),
         TableColumn("EM@1", "share"),
         *([TableColumn(metric_title(k), "share")] if k != "em@1" else []),
         TableColumn("CodeBLEU", "share"),
@@ -191,7 +191,7 @@ def _tests_table(data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
     metrics = ["tests", *(f"pass@{k}" for k in ks)]
     columns = [
         *(TableColumn(each) for each in ("model", "method", "weights", "difficulty")),
-        TableColumn("n", "whole"),
+        TableColumn("n", "integer"),
         *(TableColumn(metric_title(metric), "share") for metric in metrics),
         *(TableColumn(f"study {metric_title(metric)}", "hundredths") for metric in metrics),
     ]
@@ -243,7 +243,7 @@ def _sensitivity_table(data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
     columns = [
         TableColumn("model"),
         TableColumn("technique"),
-        *(TableColumn(each, "whole") for each in ("rank", "alpha", "parameters", "epochs", "n")),
+        *(TableColumn(each, "integer") for each in ("rank", "alpha", "parameters", "epochs", "n")),
         TableColumn("EM@1", "share"),
         TableColumn(metric_title(headline_metric(tried[0])) if tried else "EM@k", "share"),
         TableColumn("CodeBLEU", "share"),
@@ -281,13 +281,13 @@ def _cost_table(rq: str, data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
     one = "an exact match" if metric == "em@1" else "a passed problem"
     columns = [
         *(TableColumn(each) for each in ("model", "method", "weights")),
-        TableColumn("solved", "whole" if metric == "em@1" else "tenths"),
+        TableColumn("solved", "integer" if metric == "em@1" else "tenths"),
         TableColumn("s a problem", "hundredths"),
-        TableColumn("tokens read", "whole"),
-        TableColumn("tokens written", "whole"),
+        TableColumn("tokens read", "integer"),
+        TableColumn("tokens written", "integer"),
         TableColumn(f"s {one}", "tenths"),
-        TableColumn(f"tokens {one}", "whole"),
-        TableColumn("training s", "whole"),
+        TableColumn(f"tokens {one}", "integer"),
+        TableColumn("training s", "integer"),
         TableColumn("peak GB", "hundredths"),
     ]
     note = (

@@ -101,7 +101,7 @@ class JobEnd:
 def parse_log_line(line: str, epochs: float) -> dict[str, Any] | None:
     """Return the log.jsonl entry that train.callbacks wrote for this progress line; None for any other line.
 
-    `epochs` is the length of the whole training. The epoch is computed from it, because the one in the line is rounded.
+    `epochs` is the length of the training. The epoch is computed from it, because the one in the line is rounded.
     """
     match = _LOG_LINE.fullmatch(line)
     if match is None:

@@ -34,9 +34,9 @@ def set_state(service: JobService, job: Job, state: JobStatus) -> None:
 
 def with_checkpoint(service: JobService, job: Job, step: int = 4) -> Path:
     """Create the files of a checkpoint that the service reads."""
-    place = run_directory(make_config(job.config, output_dir=service.home / "adapters"))
-    place.create(make_config(job.config, output_dir=service.home / "adapters"))
-    checkpoint = place.checkpoints / f"checkpoint-{step}"
+    run = run_directory(make_config(job.config, output_dir=service.home / "adapters"))
+    run.create(make_config(job.config, output_dir=service.home / "adapters"))
+    checkpoint = run.checkpoints / f"checkpoint-{step}"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
     return checkpoint

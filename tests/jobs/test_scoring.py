@@ -88,9 +88,9 @@ def test_interrupted_scoring_continues_after_last_batch(tmp_path: Path) -> None:
         generate_and_score(first, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     lines: list[str] = []
     run = generate_and_score(second, ROWS, "lora-tiny", path, 42, 64, lines.append)
-    assert len(first.calls) + len(second.calls) == 9, "three batches a method, each asked once"
-    whole = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "whole.jsonl", 42, 64, lines.append)
-    assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(whole, "lora-tiny", "LoRA").compared
+    assert len(first.calls) + len(second.calls) == 9, "three batches per method, each answered once"
+    complete = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "complete.jsonl", 42, 64, lines.append)
+    assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(complete, "lora-tiny", "LoRA").compared
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b'{"kind": "run"}\n'])
@@ -102,7 +102,7 @@ def test_other_run_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     assert engine.calls == [], "everything is there"
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 99, lambda _: None)
-    assert len(engine.calls) == 9, "with other settings all of it is asked again"
+    assert len(engine.calls) == 9, "other settings are answered again"
 
 
 SETTINGS = {
@@ -204,7 +204,7 @@ def test_verdict_has_values_and_provenance(service: ServiceWithoutWorker) -> Non
 
 
 def test_p_values_are_corrected() -> None:
-    # Six rows of 40 in one direction: alone p = 2/64, which is no finding once four questions were asked.
+    # Six rows of 40 in one direction: alone p = 2/64, which is not significant with four comparisons.
     run = run_of(40, zero_shot=[], rag_8=list(range(6)), lora_mine=list(range(12)))
     verdict = make_verdict(run, "lora-mine", "LoRA")
     assert verdict.compared[2].p == pytest.approx(4 * 2 / 64 / 2, rel=0.5)

@@ -210,25 +210,25 @@ def empty_queue(service: ServiceWithoutWorker) -> None:
 
 
 def test_recovery_queues_each_job_once(service: ServiceWithoutWorker) -> None:
-    ran, waited, ended, asked = (submit_named(service, name) for name in ("ran", "waited", "ended", "asked"))
+    running, queued, ended, stopping = (submit_named(service, name) for name in ("one", "two", "three", "four"))
     empty_queue(service)
-    set_state(service, ran, JobState(state="running", generation=1, queued="2025"))
+    set_state(service, running, JobState(state="running", generation=1, queued="2025"))
     set_state(service, ended, JobState(state="done", generation=1))
-    set_state(service, asked, JobState(state="stopping", generation=1)).stop_path.touch()
+    set_state(service, stopping, JobState(state="stopping", generation=1)).stop_path.touch()
     with open_queue(service.root) as queue:
         for _ in range(3):
             recover_jobs(service.root, queue)
-        assert queue.pending() == {(ran.id, 2), (waited.id, 1)}
+        assert queue.pending() == {(running.id, 2), (queued.id, 1)}
         assert len(queue.hueys["here"]) == 2
-        assert queue.hueys["here"].dequeue().args[0] == ran.id, "what was interrupted goes on first"
-    assert [service.get_job(job.id).state for job in (ran, waited, ended, asked)] == [
+        assert queue.hueys["here"].dequeue().args[0] == running.id, "the interrupted job is first"
+    assert [service.get_job(job.id).state for job in (running, queued, ended, stopping)] == [
         "queued",
         "queued",
         "done",
         "stopped",
     ]
-    assert [service.get_job(ran.id).queue_position, service.get_job(waited.id).queue_position] == [0, 1]
-    assert not JobFolder(service.root, asked.id).stop_path.exists()
+    assert [service.get_job(running.id).queue_position, service.get_job(queued.id).queue_position] == [0, 1]
+    assert not JobFolder(service.root, stopping.id).stop_path.exists()
 
 
 def test_job_with_living_process_is_not_changed(service: ServiceWithoutWorker) -> None:

@@ -126,9 +126,9 @@ def test_interrupted_run_continues(config: StudyConfig, tmp_path: Path, data: Pa
     jobs = run(config, "rq1", folder, data, again)
     assert len(again.methods) == 3 * N - sum(before.values())
     uninterrupted = EngineRecorder()
-    run(config, "rq1", tmp_path / "whole", data, uninterrupted)
+    run(config, "rq1", tmp_path / "complete", data, uninterrupted)
     for job in jobs:
-        pair = [read_run(run_path(each, job)).results(job.method) for each in (folder, tmp_path / "whole")]
+        pair = [read_run(run_path(each, job)).results(job.method) for each in (folder, tmp_path / "complete")]
         assert [each.scores for each in pair[0]] == [each.scores for each in pair[1]]
 
 

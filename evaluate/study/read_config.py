@@ -1,33 +1,22 @@
 """Reader of a study's YAML file: duplicate keys, types, names and references are checked before anything runs.
 
-pydantic checks keys and types; every problem becomes one PromptOrTuneError that names the section and the key.
+pydantic checks keys and types (evaluate.study.schema). Every problem becomes one PromptOrTuneError that names the
+section and the key.
 """
 
 from __future__ import annotations
 
-import string
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ValidationError
 
 from errors import PromptOrTuneError, unknown_name_error
 from evaluate.study.config import (
     KNOWN_ARCHITECTURES,
     MODEL_FAMILIES,
-    QUANTIZATIONS,
     RESEARCH_QUESTIONS,
     TECHNIQUE_QUANTIZATIONS,
     Architecture,
@@ -42,205 +31,19 @@ from evaluate.study.config import (
 )
 from evaluate.study.jobs import study_jobs
 from evaluate.study.published import published_models
+from evaluate.study.schema import (
+    ArchitectureSection,
+    DatasetSection,
+    ModelSection,
+    QuestionSection,
+    StudyFile,
+    UnknownNameValueError,
+)
 from tasks.datasets.registry import DATASETS
-from tasks.methods import MAX_EXAMPLES
 
 CONFIGS_DIR = Path(__file__).parent / "configs"
 _DEFAULT_CANDIDATES = {"beam": 10, "sample": 5, "greedy": 1}
 _KEY_ERRORS = ("extra_forbidden", "invalid_key")
-_LORA_TECHNIQUES = ("lora", "qlora-8bit", "qlora-4bit")
-
-
-class _UnknownNameValueError(ValueError):
-    """An unknown name in a value or, with `is_key`, among the keys of a section."""
-
-    def __init__(self, kind: str, name: str, choices: Iterable[str], is_key: bool = False) -> None:
-        super().__init__(str(unknown_name_error(kind, name, choices)))
-        self.is_key = is_key
-
-
-def _number_to_text(value: Any) -> Any:
-    """YAML reads a name such as 7 as a number."""
-    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _reject_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise PydanticCustomError("bool", "true and false are no numbers")
-    return value
-
-
-def _check_unique(values: list[Any]) -> list[Any]:
-    duplicate = next((value for index, value in enumerate(values) if value in values[:index]), None)
-    if duplicate is not None:
-        raise ValueError(f"names {duplicate!r} twice")
-    return values
-
-
-def _one_of(*choices: str, kind: str = "") -> AfterValidator:
-    def check(value: str, info: ValidationInfo) -> str:
-        if value not in choices:
-            raise _UnknownNameValueError(kind or str(info.field_name), value, choices)
-        return value
-
-    return AfterValidator(check)
-
-
-def _key_among(choices: Iterable[str]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in choices:
-            raise _UnknownNameValueError("key", name, choices, is_key=True)
-        return name
-
-    return AfterValidator(check)
-
-
-_EMPTY_IF_NONE = BeforeValidator(lambda value: {} if value is None else value)
-_Text = Annotated[str, BeforeValidator(_number_to_text)]
-_Count = Annotated[int, Field(ge=1)]
-_Size = Annotated[int, Field(ge=0)]
-# Not strict: YAML reads 1e-3 as text.
-_PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=False), BeforeValidator(_reject_bool)]
-_NONE_AS_LIST = BeforeValidator(lambda value: [] if value is None else value)
-_Names = Annotated[list[_Text], AfterValidator(_check_unique)]
-_ExampleCounts = Annotated[
-    list[Annotated[int, Field(ge=1, le=MAX_EXAMPLES)]], AfterValidator(_check_unique), _NONE_AS_LIST
-]
-_Pair = Annotated[list[_Count], Field(min_length=2, max_length=2)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _ArchitectureSection(_Section):
-    family: Annotated[_Text, _one_of(*MODEL_FAMILIES)]
-    hidden: _Count
-    intermediate: _Count
-    layers: _Count
-    heads: _Count
-    key_value_heads: _Count
-    vocabulary: _Count
-    head_dim: _Size = 0
-    encoder_layers: _Size = 0
-    tied: bool = False
-
-
-class _ModelSection(_Section):
-    base: _Text
-    quantization: Annotated[_Text, _one_of(*QUANTIZATIONS)] = "nf4"
-    techniques: _Names | None = None
-    beside: _Text | None = None
-    trust_remote_code: bool = False
-    architecture: _ArchitectureSection | None = None
-
-    @field_validator("beside")
-    @classmethod
-    def _check_beside(cls, value: str | None) -> str | None:
-        if value is not None and value not in ("-", *published_models()):
-            raise _UnknownNameValueError("beside", value, ["-", *published_models()])
-        return value
-
-
-class _DatasetSection(_Section):
-    problems: Annotated[_Count | None, BeforeValidator(lambda value: None if value == "all" else value)] = None
-    mode: Annotated[_Text, _one_of("beam", "sample", "greedy")] = "beam"
-    candidates: _Count | None = None
-    max_new_tokens: _Count = 64
-    batch: _Count = 16
-    temperature: _PositiveFloat = 0.6
-    top_p: _PositiveFloat = 0.95
-    icl: _ExampleCounts = []
-    rag: _ExampleCounts = []
-
-    @field_validator("candidates")
-    @classmethod
-    def _check_candidates(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and value > 1 and info.data.get("mode") == "greedy":
-            raise ValueError("must be 1 where mode is greedy: choose beam or sample for more")
-        return value
-
-
-class _QuestionSection(_Section):
-    models: _Names | None = None
-    data: _Names | None = None
-    techniques: _Names | None = None
-    together: Annotated[_Names, _NONE_AS_LIST] = []
-
-    @field_validator("together")
-    @classmethod
-    def _check_together(cls, value: list[str]) -> list[str]:
-        for method in value:
-            kind, _, number = method.partition("-")
-            if kind not in ("icl", "rag") or not number.isdigit() or not 1 <= int(number) <= MAX_EXAMPLES:
-                raise ValueError(f"takes icl-1 to icl-{MAX_EXAMPLES} and rag-1 to rag-{MAX_EXAMPLES}")
-        return value
-
-
-class _HardwareSection(_Section):
-    name: _Text = "this machine"
-    memory_gb: _PositiveFloat
-    gigabytes_per_second: _PositiveFloat
-    teraflops: _PositiveFloat
-    step_milliseconds: _PositiveFloat
-
-
-class _KnownAdapterSection(_Section):
-    technique: Annotated[_Text, _one_of(*TECHNIQUE_QUANTIZATIONS)]
-    data: _Text
-    name: _Text
-
-
-class _TrainingSection(_Section):
-    preset: Annotated[_Text, _one_of("default", "paper")] = "default"
-    name: _Text = "{technique}-{data}"
-    known: Annotated[list[_KnownAdapterSection], _NONE_AS_LIST] = []
-    epochs: _PositiveFloat | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _check_pattern(cls, pattern: str) -> str:
-        try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None}
-        except ValueError as error:
-            raise ValueError(f"cannot be {pattern!r} ({error})") from error
-        if not {"technique", "data"} <= fields <= {"technique", "data", "model"}:
-            raise ValueError(f"must hold {{technique}} and {{data}}, and may hold {{model}}: it is {pattern!r}")
-        return pattern
-
-
-class _SensitivitySection(_Section):
-    model: _Text
-    data: _Text
-    technique: Annotated[_Text, _one_of(*_LORA_TECHNIQUES)] = "lora"
-    pairs: Annotated[list[_Pair], AfterValidator(_check_unique), Field(min_length=1)]
-
-
-_OptionalQuestion = Annotated[_QuestionSection | None, _EMPTY_IF_NONE]
-
-
-class _StudyFile(_Section):
-    techniques: Annotated[
-        dict[
-            Annotated[_Text, _key_among(TECHNIQUE_QUANTIZATIONS)],
-            Annotated[_Text, _one_of(*QUANTIZATIONS, kind="quantization")],
-        ],
-        _EMPTY_IF_NONE,
-    ] = {}
-    models: Annotated[dict[_Text, _ModelSection], _EMPTY_IF_NONE] = {}
-    data: Annotated[
-        dict[Annotated[_Text, _key_among(DATASETS)], Annotated[_DatasetSection, _EMPTY_IF_NONE]], _EMPTY_IF_NONE
-    ] = {}
-    rq1: _OptionalQuestion = None
-    rq2: _OptionalQuestion = None
-    rq3: _OptionalQuestion = None
-    rq4: _OptionalQuestion = None
-    hardware: Annotated[_HardwareSection, _EMPTY_IF_NONE]
-    training: Annotated[_TrainingSection, _EMPTY_IF_NONE] = _TrainingSection()
-    sensitivity: _SensitivitySection | None = None
-    seed: _Size = 42
-    embedder: _Text = "embedded"
-    device: Annotated[_Text, _one_of("auto", "cpu", "cuda")] = "auto"
 
 
 def resolve_config_path(name: str) -> Path:
@@ -261,7 +64,7 @@ def read_study_config(path: Path) -> StudyConfig:
     """Return the study in a YAML file; raises PromptOrTuneError with section and key for anything invalid in it."""
     content = read_strict_yaml(path)
     try:
-        study = _StudyFile.model_validate(content)
+        study = StudyFile.model_validate(content)
     except ValidationError as error:
         raise _study_error(path.name, error) from error
     return _build_config(path.name, study)
@@ -309,7 +112,7 @@ def _study_error(file: str, error: ValidationError) -> PromptOrTuneError:
     is_item = isinstance(loc[-1], int)
     field = loc.index(next(part for part in reversed(loc) if isinstance(part, str)))
     name, location = str(loc[field]), _location(file, loc[:field])
-    if isinstance(cause, _UnknownNameValueError):
+    if isinstance(cause, UnknownNameValueError):
         return PromptOrTuneError(f"{_location(file, loc[:-1]) if cause.is_key else location}: {cause}")
     if kind == "value_error":
         return PromptOrTuneError(f"{location}: {name} {cause}.")
@@ -339,7 +142,7 @@ def _problem_text(kind: str, value: Any, context: Mapping[str, Any], is_item: bo
 
 def _section_at(loc: list[int | str]) -> type[BaseModel]:
     """Return the model of the section at this location of the file."""
-    section: type[BaseModel] = _StudyFile
+    section: type[BaseModel] = StudyFile
     parts = iter(loc)
     for part in parts:
         annotation = section.model_fields[str(part)].annotation
@@ -370,7 +173,7 @@ def _type_label(value: Any) -> str:
     return "a list" if isinstance(value, list) else repr(value)
 
 
-def _build_config(file: str, study: _StudyFile) -> StudyConfig:
+def _build_config(file: str, study: StudyFile) -> StudyConfig:
     """Convert the sections and check what they say about one another."""
     _check_techniques(file, study.techniques)
     if not study.models:
@@ -425,7 +228,7 @@ def _check_choices(location: str, kind: str, names: Iterable[str], choices: Iter
     return names
 
 
-def _build_model(file: str, name: str, section: _ModelSection, techniques: Iterable[str]) -> StudyModel:
+def _build_model(file: str, name: str, section: ModelSection, techniques: Iterable[str]) -> StudyModel:
     beside = section.beside or (name if name in published_models() else "-")
     architecture = section.architecture
     return StudyModel(
@@ -444,12 +247,12 @@ def _choose(location: str, kind: str, names: Iterable[str] | None, choices: Iter
     return tuple(choices) if names is None else _check_choices(location, kind, names, choices)
 
 
-def _build_architecture(section: _ArchitectureSection) -> Architecture:
+def _build_architecture(section: ArchitectureSection) -> Architecture:
     family: ModelFamily = next(family for family in MODEL_FAMILIES if family == section.family)
     return Architecture(family=family, **section.model_dump(exclude={"family"}))
 
 
-def _build_dataset(name: str, section: _DatasetSection) -> StudyDataset:
+def _build_dataset(name: str, section: DatasetSection) -> StudyDataset:
     return StudyDataset(
         name=name,
         problems=section.problems,
@@ -464,7 +267,7 @@ def _build_dataset(name: str, section: _DatasetSection) -> StudyDataset:
     )
 
 
-def _build_question(location: str, section: _QuestionSection, study: _StudyFile) -> ResearchQuestion:
+def _build_question(location: str, section: QuestionSection, study: StudyFile) -> ResearchQuestion:
     return ResearchQuestion(
         models=_choose(location, "model", section.models, study.models),
         data=_choose(location, "data", section.data, study.data),
@@ -473,7 +276,7 @@ def _build_question(location: str, section: _QuestionSection, study: _StudyFile)
     )
 
 
-def _build_training(file: str, study: _StudyFile) -> TrainingSpec:
+def _build_training(file: str, study: StudyFile) -> TrainingSpec:
     training = study.training
     for index, entry in enumerate(training.known, start=1):
         _check_choices(f"{file}: training: known, entry {index}", "data", [entry.data], study.data)
@@ -481,7 +284,7 @@ def _build_training(file: str, study: _StudyFile) -> TrainingSpec:
     return TrainingSpec(training.preset, training.name, known, training.epochs)
 
 
-def _build_sensitivity(file: str, study: _StudyFile) -> SensitivityGrid | None:
+def _build_sensitivity(file: str, study: StudyFile) -> SensitivityGrid | None:
     section, location = study.sensitivity, f"{file}: sensitivity"
     if section is None:
         return None

@@ -1,1 +1,1 @@
-"""Training jobs: a queue on disk, one process that works it off, scores at the end, and what the pages ask about it."""
+"""Training jobs: a queue on disk, a worker process, held-out scoring, and the API that the pages use."""

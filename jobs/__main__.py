@@ -1,11 +1,11 @@
-"""Training jobs on the command line: what the Train page shows, and the processes that work on them.
+"""Command line for training jobs: `python -m jobs`.
 
     python -m jobs list
     python -m jobs show ID | log ID | cancel ID | resume ID | finish ID | delete ID
-    python -m jobs work          takes jobs from the queue; the app starts this by itself
-    python -m jobs run ID        works on one job that waits, here and now
+    python -m jobs work          runs the jobs in the queue; the app starts this by itself
+    python -m jobs run ID        runs one queued job in this process
 
-Jobs lie in the folder that PROMPT_OR_TUNE_HOME names, ~/.cache/prompt-or-tune without it.
+Jobs are stored in the folder PROMPT_OR_TUNE_HOME (default: ~/.cache/prompt-or-tune).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from common.paths import cache_dir
 from jobs.api import JobService
 from jobs.job import Job
 
-# Pages answer while a job trains: where both want a core, they go first.
+# The app answers requests while a job trains and has priority on the cores.
 _NICE = 5
 _JOB_COMMANDS = {
-    "show": "how a job stands",
-    "log": "the last lines that it said",
-    "cancel": "stop it, with a checkpoint",
-    "resume": "go on from the checkpoint, or begin again",
-    "finish": "make the adapter of its best checkpoint",
+    "show": "show the state of a job",
+    "log": "print the last lines of its log",
+    "cancel": "stop it after saving a checkpoint",
+    "resume": "continue from the checkpoint, or begin again",
+    "finish": "make an adapter of its best checkpoint",
     "delete": "remove an ended job and its checkpoints",
-    "run": "work on one job that waits, here and now",
+    "run": "run one queued job in this process",
 }
 
 
@@ -61,13 +61,13 @@ def _dispatch(service: JobService, options: argparse.Namespace) -> int:
     elif options.command == "log":
         print("\n".join(service.log_lines(options.id)))
     else:
-        ask = {
+        actions = {
             "show": service.get_job,
             "cancel": service.cancel,
             "resume": service.resume,
             "finish": service.finish_from_checkpoint,
         }
-        _print_job(service, ask[options.command](options.id))
+        _print_job(service, actions[options.command](options.id))
     return 0
 
 
@@ -77,12 +77,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="all jobs, newest first")
-    commands.add_parser("work", help="take jobs from the queue until there is none")
-    for name, words in _JOB_COMMANDS.items():
-        command = commands.add_parser(name, help=words)
-        command.add_argument("id", metavar="ID", help="as `list` shows it")
+    commands.add_parser("work", help="run the jobs in the queue until it is empty")
+    for name, help_text in _JOB_COMMANDS.items():
+        command = commands.add_parser(name, help=help_text)
+        command.add_argument("id", metavar="ID", help="the id that `list` prints")
         if name == "run":
-            # Set by the worker, which holds the other end of standard input.
+            # Set by the worker, which keeps the standard input of this process open.
             command.add_argument("--attached", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -99,7 +99,7 @@ def _print_job(service: JobService, job: Job) -> None:
     progress, verdict, adapter = service.progress(job.id), service.verdict(job.id), service.adapter_folder(job.id)
     print(f"{job.adapter}: {job.state}{f', {job.stage}' if job.stage else ''}. {job.message}")
     if job.queue_position:
-        print(f"{job.queue_position} {'job' if job.queue_position == 1 else 'jobs'} before it.")
+        print(f"{job.queue_position} {'job' if job.queue_position == 1 else 'jobs'} ahead of it.")
     if progress.step:
         left = "" if progress.left_seconds is None else f", about {progress.left_seconds:.0f} s left"
         print(

@@ -1,8 +1,6 @@
-"""JobService: submit/list/cancel/resume; start worker.
+"""JobService: submit, list, cancel, resume and delete training jobs, and start the worker process.
 
-All jobs of one home, on disk, for whoever asks: pages, commands, several programs at once.
-
-Starts the worker, and finds out whether one lives.
+Several programs may use the jobs of one home at once; all state is on disk.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from common.files import is_locked
 from common.paths import make_dir
@@ -51,17 +49,18 @@ from jobs.store import (
 )
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-# A worker that ends at once, say of a full disk, is not started again and again.
+# A worker that ends at once, for example because the disk is full, is not restarted more often.
 _RESTART_INTERVAL_SECONDS = 5.0
+_LOG_BYTES = 1_000_000
 
 
 def worker_lock_path(home: Path) -> Path:
-    """Locked by the one worker of a home for as long as it lives."""
+    """Return the file that the one worker of a home holds locked while it lives."""
     return home / "jobs" / "worker.lock"
 
 
 class WorkerLauncher:
-    """Starts `python -m jobs work` in a session of its own, so that it outlives the program that asked for it."""
+    """Starts `python -m jobs work` in a session of its own, so that it outlives the program that started it."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -69,14 +68,14 @@ class WorkerLauncher:
         self._last_start = float("-inf")
 
     def ensure_running(self) -> None:
-        """Starts a worker unless one lives; should two be started at once, the second one ends by itself."""
+        """Start a worker unless one lives. Of two that are started at the same time, the second ends by itself."""
         if is_locked(worker_lock_path(self._home)):
             return
         with self._lock:
             if time.monotonic() - self._last_start < _RESTART_INTERVAL_SECONDS:
                 return
             self._last_start = time.monotonic()
-        # Only a thread that waits for its end keeps the system from remembering an ended worker for ever.
+        # A thread waits for the worker, so that an ended one does not remain as a zombie process.
         threading.Thread(target=self._spawn().wait, name="worker-watch", daemon=True).start()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -94,23 +93,20 @@ class WorkerLauncher:
                 )
         except OSError as error:
             raise PromptOrTuneError(
-                f"The process that works on jobs cannot be started ({error.strerror or error}): see {self._home}."
+                f"The worker process for jobs cannot be started ({error.strerror or error}): see {self._home}."
             ) from error
 
 
 def worker_environment(home: Path) -> dict[str, str]:
-    """The environment of processes that work for this home."""
+    """Return the environment for the worker and job processes of this home."""
     return {**os.environ, "PROMPT_OR_TUNE_HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
-_LOG_BYTES = 1_000_000
-
-
 class JobService:
-    """Begins jobs and tells how they stand. Nothing is kept in memory that is not on disk; any thread may ask.
+    """The jobs of one home. Thread-safe; all state is on disk.
 
-    Every method with an id raises UnknownNameError for one that no job has, and PromptOrTuneError, in one sentence, for
-    what the job's state does not allow.
+    Every method with an id raises UnknownNameError for an id that no job has, and PromptOrTuneError for what the job's
+    state does not allow.
     """
 
     def __init__(self, home: Path) -> None:
@@ -129,11 +125,10 @@ class JobService:
         where: ComputeTarget = "here",
         flavor: str = "",
     ) -> Job:
-        """Puts a new job into the queue and sees to it that a worker lives.
+        """Add a new job to the queue, start a worker if none lives, and return the job.
 
-        `config` has TrainConfig's fields by name; `data`, an uploaded file, is copied into the job's folder and takes
-        the place of dataset_name. Raises PromptOrTuneError, in one sentence, where the job could not train: settings, a
-        name that is taken, data by a path.
+        `config` has TrainConfig's fields by name. `data`, an uploaded file, is copied to the job's folder and replaces
+        dataset_name. Raises PromptOrTuneError for invalid settings, a name that is taken, and a local path as data set.
         """
         make_dir(self.root)
         id = new_job_id()
@@ -149,41 +144,44 @@ class JobService:
             self._enqueue(job, JobFolder(self.root, id), staged)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        with suppress(PromptOrTuneError):  # the job waits all the same, and whoever looks at it tries again
+        with suppress(PromptOrTuneError):  # the job is queued; the next look at the jobs tries again
             self.ensure_worker()
         return self.get_job(id)
 
     def list_jobs(self) -> list[Job]:
-        """All jobs, newest first."""
+        """Return all jobs, the newest first."""
         found = []
         for folder in job_folders(self.root):
             with suppress(PromptOrTuneError):  # deleted at this moment
                 found.append(folder.read_job_and_state())
-        busy = Counter(job.where for job, _ in found if job.state in ("running", "stopping"))
-        waiting = [(job.where, standing.queued, job.id) for job, standing in found if job.state == "queued"]
-        before = {id: busy[where] + sum(each[0] == where and each < (where, since, id) for each in waiting)
-                  for where, since, id in waiting}  # fmt: skip
+        running = Counter(job.where for job, _ in found if job.state in ("running", "stopping"))
+        positions: dict[str, int] = {}
+        for where in get_args(ComputeTarget):
+            queued = sorted(
+                (state.queued, job.id) for job, state in found if (job.state, job.where) == ("queued", where)
+            )
+            positions |= {id: running[where] + index for index, (_, id) in enumerate(queued)}
         newest = sorted((job for job, _ in found), key=lambda job: (job.created, job.id), reverse=True)
-        return [replace(job, queue_position=before.get(job.id, 0)) for job in newest]
+        return [replace(job, queue_position=positions.get(job.id, 0)) for job in newest]
 
     def get_job(self, id: str) -> Job:
-        """The job as it stands."""
+        """Return the job with its present state and its position in the queue."""
         job = JobFolder(self.root, id).read_job()
         if job.state == "queued":
-            return next((each for each in self.list_jobs() if each.id == id), job)
+            return next((listed for listed in self.list_jobs() if listed.id == id), job)
         return job
 
     def progress(self, id: str) -> Progress:
-        """How far its training is, also when it is over."""
+        """Return the progress of its training, also after its end."""
         folder = JobFolder(self.root, id)
-        job, standing = folder.read_job_and_state()
-        run = self.home / "adapters" / f".{job.adapter}.run" / "log.jsonl"
-        ours = not job.is_ended or self.has_checkpoint(id)
-        logs = [folder.curve_path, *([run] if ours else [])]
-        return read_progress(standing, logs, float(job.config.get("num_train_epochs", 0.0)))
+        job, state = folder.read_job_and_state()
+        run_log = self.home / "adapters" / f".{job.adapter}.run" / "log.jsonl"
+        is_own_run = not job.is_ended or self.has_checkpoint(id)
+        logs = [folder.curve_path, *([run_log] if is_own_run else [])]
+        return read_progress(state, logs, float(job.config.get("num_train_epochs", 0.0)))
 
     def log_lines(self, id: str, lines: int = 200) -> list[str]:
-        """The last lines that it said."""
+        """Return the last lines of its log."""
         folder = JobFolder(self.root, id)
         folder.read_job()
         try:
@@ -195,33 +193,33 @@ class JobService:
         return text.splitlines()[-lines:] if lines > 0 else []
 
     def verdict(self, id: str) -> Verdict | None:
-        """What its scores say, once it is scored."""
+        """Return the result of its scoring; None before it is scored."""
         folder = JobFolder(self.root, id)
         folder.read_job()
         return folder.read_verdict()
 
     def cancel(self, id: str) -> Job:
-        """Stops it: one that waits at once, one that runs as soon as a checkpoint is saved."""
+        """Stop it: a queued job at once, a running one after it has saved a checkpoint."""
         folder = JobFolder(self.root, id)
         with exclusive(self.root):
-            job, standing = folder.read_job_and_state()
+            job, state = folder.read_job_and_state()
             if job.is_ended:
                 raise PromptOrTuneError(f"The job '{job.adapter}' is not running: it is {job.state}.")
             if job.state == "queued":
-                message = "Stopped before it went on." if standing.attempts else "Stopped before it began."
-                folder.write_state(replace(standing, state="stopped", message=message, ended=utc_timestamp()))
+                message = "Stopped before it continued." if state.attempts else "Stopped before it began."
+                folder.write_state(replace(state, state="stopped", message=message, ended=utc_timestamp()))
             else:
                 folder.stop_path.touch()
-                folder.write_state(replace(standing, state="stopping", message="Stopping, with a checkpoint."))
+                folder.write_state(replace(state, state="stopping", message="Stopping, with a checkpoint."))
         self.ensure_worker()
         return self.get_job(id)
 
     def resume(self, id: str) -> Job:
-        """Goes on from the last checkpoint, or from where the scoring stood; without either it begins again."""
+        """Queue it again, from its last checkpoint or the last scored batch; without either it begins again."""
         return self._requeue(id, finish=False)
 
     def finish_from_checkpoint(self, id: str) -> Job:
-        """Makes the adapter of its best checkpoint, without training on."""
+        """Queue it to make an adapter of its best checkpoint without further training."""
         if not self.has_checkpoint(id):
             raise PromptOrTuneError(
                 f"The job '{self.get_job(id).adapter}' has no checkpoint to make an adapter of: resume it."
@@ -229,75 +227,77 @@ class JobService:
         return self._requeue(id, finish=True)
 
     def delete(self, id: str) -> None:
-        """Removes an ended job with its checkpoints; a finished adapter stays."""
+        """Delete an ended job with its checkpoints; a finished adapter stays."""
         folder = JobFolder(self.root, id)
         with exclusive(self.root):
             job = folder.read_job()
             if not job.is_ended or folder.is_running():
                 raise PromptOrTuneError(f"The job '{job.adapter}' is {job.state}: stop it before you delete it.")
             remove_checkpoints(job, self.home)
-            gone = self.root / f".{id}.deleted"
+            trash = self.root / f".{id}.deleted"
             try:
-                folder.path.rename(gone)
+                folder.path.rename(trash)
             except OSError as error:
                 raise PromptOrTuneError(f"{folder.path} cannot be deleted ({error.strerror}).") from error
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def has_checkpoint(self, id: str) -> bool:
-        """Whether there is a checkpoint from which it could go on."""
+        """Return whether there is a checkpoint from which it could continue."""
         return last_checkpoint(JobFolder(self.root, id).read_job(), self.home) is not None
 
     def adapter_folder(self, id: str) -> Path | None:
-        """The adapter that it made; None before that, and when it was deleted since."""
+        """Return the folder of the adapter that it made; None before that, or after the adapter was deleted."""
         folder = JobFolder(self.root, id)
-        job, standing = folder.read_job_and_state()
-        return self.home / "adapters" / job.adapter if is_trained(job, standing, self.home) else None
+        job, state = folder.read_job_and_state()
+        return self.home / "adapters" / job.adapter if is_trained(job, state, self.home) else None
 
     def ensure_worker(self) -> None:
-        """Starts the process that works the queue off where there is work and none lives."""
+        """Start a worker if any job has not ended and no worker lives."""
         if any(folder.read_state().state not in ENDED_STATUSES for folder in job_folders(self.root)):
             self._launcher.ensure_running()
 
     def _enqueue(self, job: Job, folder: JobFolder, staged: Path) -> None:
-        """The job's folder is there as a whole or not at all, and its message in the queue right after."""
+        """Rename the staged folder to the job's, so that it is never incomplete, and add a message to the queue."""
         with exclusive(self.root):
             check_name(job.adapter, self.home, self._unfinished_jobs())
-            standing = JobState(message="Waits for its turn.", queued=utc_timestamp(), generation=1)
+            state = JobState(message="Waits for its turn.", queued=utc_timestamp(), generation=1)
             new = JobFolder(self.root, job.id, staged)
             new.write_request(job)
-            new.write_state(standing)
+            new.write_state(state)
             staged.rename(folder.path)
             with open_queue(self.root) as queue:
-                queue.put(job, standing.generation)
+                queue.put(job, state.generation)
 
     def _requeue(self, id: str, finish: bool) -> Job:
         folder = JobFolder(self.root, id)
         with exclusive(self.root):
-            job, standing = folder.read_job_and_state()
+            job, state = folder.read_job_and_state()
             if job.state not in ("stopped", "failed"):
-                raise PromptOrTuneError(f"The job '{job.adapter}' is {job.state}: only one that was stopped goes on.")
+                raise PromptOrTuneError(
+                    f"The job '{job.adapter}' is {job.state}: only a stopped or failed one can be resumed."
+                )
             if not job.config:
                 raise PromptOrTuneError(job.message)
-            if last_checkpoint(job, self.home) is None and not is_trained(job, standing, self.home):
-                check_name(job.adapter, self.home, [each for each in self._unfinished_jobs() if each.id != id])
+            if last_checkpoint(job, self.home) is None and not is_trained(job, state, self.home):
+                check_name(job.adapter, self.home, [other for other in self._unfinished_jobs() if other.id != id])
             folder.stop_path.unlink(missing_ok=True)
-            standing = replace(
-                standing,
+            state = replace(
+                state,
                 state="queued",
                 stage="",
                 message="Waits for its turn.",
                 queued=utc_timestamp(),
                 ended="",
-                generation=standing.generation + 1,
+                generation=state.generation + 1,
                 finish=finish,
                 crashes=0,
             )
-            folder.write_state(standing)
+            folder.write_state(state)
             with open_queue(self.root) as queue:
-                queue.put(job, standing.generation)
+                queue.put(job, state.generation)
         self.ensure_worker()
         return self.get_job(id)
 
     def _unfinished_jobs(self) -> list[Job]:
-        """Jobs that may yet write an adapter under their name."""
+        """Return the jobs that may still write an adapter of their name."""
         return [job for job in self.list_jobs() if not job.is_ended or last_checkpoint(job, self.home) is not None]

@@ -1,9 +1,4 @@
-"""Job, Progress, Verdict.
-
-What a training job is: what was asked for, how far it is, and what came of it. Plain values, ready for JSON.
-
-What a new job may ask for: settings that can train, a name that is free, and data that is the person's own.
-"""
+"""Training job types (Job, Progress, Verdict), and the validation of a new job's settings, name and data."""
 
 from __future__ import annotations
 
@@ -25,8 +20,8 @@ from train.checkpoints import RunDirectory
 from train.config import TrainConfig
 from train.settings import FIELDS, make_config
 
-# queued: waits its turn. running: has a process. stopping: a person asked it to stop, and it is saving a checkpoint.
-# stopped: ended by a person, with a checkpoint or without. failed: ended by a fault, `message` says which.
+# queued: waits for the worker. running: has a process. stopping: a person asked it to stop, and it saves a checkpoint.
+# stopped: ended by a person, with or without a checkpoint. failed: ended by an error, which `message` states.
 JobStatus = Literal["queued", "running", "stopping", "stopped", "failed", "done"]
 JobStage = Literal["", "training", "scoring"]
 ComputeTarget = Literal["here", "hub"]  # this machine, or Hugging Face Jobs
@@ -36,7 +31,7 @@ ENDED_STATUSES: tuple[JobStatus, ...] = ("stopped", "failed", "done")
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """The base that the app serves, as its command line named it; a job trains for it and is scored on it."""
+    """The base that the app serves, as its command line named it. A job trains for it and is scored on it."""
 
     base: str = "embedded"
     quantization: str = "nf4"
@@ -50,9 +45,9 @@ class ServingOptions:
 class Job:
     """One training job. `config` has TrainConfig's fields by name (train.settings.make_config reads it).
 
-    `owner` is the id of the visitor who began it, '' for nobody in particular. `data_name` is what the person calls
-    the data: the file as uploaded, or the data set. Times are ISO 8601 in UTC, '' before they come. `message` is one
-    sentence for people: the last line of progress, or the fault. `before` counts the jobs ahead of a queued one.
+    `owner` is the id of the visitor who submitted it, '' for a job from the command line. `data_name` is the name of
+    the uploaded file, or of the data set. Times are ISO 8601 in UTC, '' before they are known. `message` is text for
+    people: the last progress line, or the error. `queue_position` counts the jobs ahead of a queued one.
     """
 
     id: str
@@ -74,13 +69,13 @@ class Job:
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing of it runs or will run by itself."""
+        """Whether the job has no process and waits for none."""
         return self.state in ENDED_STATUSES
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the training is. `losses` and `validation` are (step, loss); `left_seconds` None until it is known."""
+    """Progress of the training. `losses` and `validation` hold (step, loss); `left_seconds` is None until known."""
 
     step: int = 0
     steps: int = 0
@@ -112,7 +107,7 @@ class ScoreComparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the scores say. `sentence` is the finding in words and numbers; `provenance` is what repeats them."""
+    """The result of the scoring. `sentence` states it as text; `provenance` holds what is needed to reproduce it."""
 
     sentence: str
     n: int
@@ -120,9 +115,9 @@ class Verdict:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-# A checkpoint comes with each evaluation, and what was learned since is what a power cut costs.
+# Fraction of an epoch. A checkpoint is saved with each evaluation; a power cut loses the steps since the last one.
 DEFAULT_EVAL_EVERY = 0.1
-# Where a run's files lie is the app's business; these settings of a job come from its base.
+# These settings come from the base that is served; a job may not choose where files are written.
 _SERVING_SETTINGS = ("data_dir", "device", "trust_remote_code")
 _FORBIDDEN_SETTINGS = ("output_dir", "overwrite", "validation_file", "push_to_hub", "hub_model_id", "hub_private_repo")
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
@@ -131,11 +126,10 @@ _SPARE_BYTES = 100_000_000
 
 
 def resolve_settings(config: Mapping[str, Any], serving: ServingOptions, data: Path | None) -> dict[str, Any]:
-    """All settings as the job keeps them, checked; `data` is where the uploaded file will lie, if there is one.
+    """Check the settings and return all of them, as job.json stores them. `data` is the path of an uploaded file.
 
-    Those that a preset or a technique decides are written down, so that a job goes on as it was begun.
-
-    Raises TrainingError, UnknownNameError or DataError in one sentence.
+    The values that a preset or a technique decides are stored too, so that a resumed job continues with them. Raises
+    TrainingError, UnknownNameError or DataError.
     """
     values = dict(config)
     for name in _FORBIDDEN_SETTINGS:
@@ -153,17 +147,17 @@ def resolve_settings(config: Mapping[str, Any], serving: ServingOptions, data: P
     else:
         values["dataset_name"] = str(data)
     resolved = make_config(values)
-    kept = {name: getattr(resolved, name) for name in FIELDS if name not in _FORBIDDEN_SETTINGS}
-    return {name: value for name, value in kept.items() if value is not None}
+    allowed = {name: getattr(resolved, name) for name in FIELDS if name not in _FORBIDDEN_SETTINGS}
+    return {name: value for name, value in allowed.items() if value is not None}
 
 
 def job_config(job: Job, home: Path) -> TrainConfig:
-    """The job's settings for train, with the store of this home; TrainingError where they do not hold any more."""
+    """Return the job's TrainConfig, with the store of this home as output; TrainingError if it is no longer valid."""
     return make_config(job.config, output_dir=home / "adapters")
 
 
 def check_name(name: str, home: Path, others: Iterable[Job]) -> None:
-    """TrainingError where an adapter, a run begun by hand or one of the `others` has the name."""
+    """Raise TrainingError when an adapter, a run of the command line or one of the `others` has the name."""
     store = Store((LIBRARY, home / "adapters"))
     if name in store.names() or (home / "adapters" / name).exists():
         raise TrainingError(f"An adapter '{name}' exists: choose another name, or delete that one first.")
@@ -180,14 +174,14 @@ def check_name(name: str, home: Path, others: Iterable[Job]) -> None:
 
 
 def safe_file_name(name: str) -> str:
-    """A file name that is nothing but a name, with its ending, which says the format."""
+    """Return a safe file name without folders, of at most 80 characters; the suffix, which tells the format, stays."""
     last = PurePosixPath(_UNSAFE_CHARACTERS.sub("-", PurePosixPath(name.replace("\\", "/")).name))
     ending = last.suffix[:_MAX_SUFFIX_LENGTH]
     return (last.stem.strip(".-")[: _MAX_NAME_LENGTH - len(ending)] or "data") + ending
 
 
 def copy_upload(source: Path, target: Path) -> None:
-    """Copies an uploaded file, onto the disk itself; DataError or DiskSpaceError in one sentence."""
+    """Copy an uploaded file and flush it to the disk; raises DataError or DiskSpaceError."""
     try:
         check_disk_space(target.parent, source.stat().st_size + _SPARE_BYTES)
         shutil.copyfile(source, target)
@@ -200,7 +194,7 @@ def copy_upload(source: Path, target: Path) -> None:
 
 
 def _check_dataset_name(name: str) -> None:
-    """A data set by name, ours or the Hub's; a path on this machine is not everybody's to read."""
+    """Raise an error unless the name is a data set, registered here or on the Hub: a visitor may read no local path."""
     if name in DATASETS:
         return
     path = Path(name).expanduser()

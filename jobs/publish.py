@@ -1,6 +1,6 @@
-"""Publishes a finished adapter in a process of its own, as `python -m train publish` does, and keeps its lines.
+"""Publishing of a finished adapter by `python -m train publish` in a process of its own.
 
-The token stands in that process's environment alone: in no command line, no file, no line that is kept.
+The token is passed in the environment of that process only. It appears in no command line, file or stored line.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ PublishStatus = Literal["running", "done", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class PublishRequest:
-    """What is to be published and where. Without a token it is the login of this machine.
+    """The adapter folder to publish and its repository. Without a token the login of this machine is used.
 
-    `base` is the base as `--base` names it; it matters where the adapter's base came from a folder or file.
+    `base` is the base as `--base` names it, needed when the adapter's base came from a local folder or file.
     """
 
     folder: Path
@@ -50,14 +50,14 @@ class PublishRequest:
     token: str | None = field(default=None, repr=False)
 
     def command(self) -> list[str]:
-        """The program and its arguments; nothing in them is secret."""
+        """Return the program and its arguments, which hold no secret."""
         words = [sys.executable, "-m", "train", "publish", str(self.folder), self.repo_id, "--device", self.device]
         words += ["--private"] if self.private else []
         words += ["--base", self.base] if self.base else []
         return words + (["--trust-remote-code"] if self.trust_remote_code else [])
 
     def environment(self) -> dict[str, str]:
-        """This process's own, with the token in place of every other one."""
+        """Return this process's environment, with the request's token instead of any other."""
         values = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if self.token:
             values.pop("HUGGING_FACE_HUB_TOKEN", None)
@@ -67,7 +67,7 @@ class PublishRequest:
 
 @dataclass(frozen=True)
 class PublishRecord:
-    """What is remembered of a publication: the repository, the page of that state, and when (ISO 8601, UTC)."""
+    """The stored record of a publication: repository, page of the published commit, time (ISO 8601, UTC)."""
 
     repo_id: str
     url: str
@@ -76,7 +76,7 @@ class PublishRecord:
 
 @dataclass(frozen=True)
 class PublishProgress:
-    """How far it is. `message` is one sentence: the last line, or why it failed; `url` is the page it is on."""
+    """State of a publication. `message` is its last line or the error; `url` is the page of what was published."""
 
     state: PublishStatus
     message: str
@@ -85,10 +85,10 @@ class PublishProgress:
 
 
 class PublishProcess:
-    """One publication under way. Thread-safe."""
+    """One running publication. Thread-safe."""
 
     def __init__(self, request: PublishRequest, record_path: Path | None = None) -> None:
-        """Begins at once. `note` is the file that remembers a publication that ended well."""
+        """Start the process. `record_path` is the file to which a successful publication is recorded."""
         check_repo_id(request.repo_id)
         self.request = request
         self._record_path = record_path
@@ -112,14 +112,14 @@ class PublishProcess:
         self._reader.start()
 
     def progress(self) -> PublishProgress:
-        """How far it is now."""
+        """Return the present state."""
         with self._lock:
             lines = tuple(self._lines)
             last = lines[-1].removeprefix(_ERROR_PREFIX) if lines else "Checking what would be sent ..."
             return self._final_progress or PublishProgress("running", last, lines)
 
     def stop(self) -> None:
-        """Ends it; what is on the Hub stays as it was, for all files become visible in one step at the very end."""
+        """End the process. The Hub is not changed, because all files are committed in one last step."""
         with self._lock:
             if self._final_progress is not None:
                 return
@@ -130,12 +130,12 @@ class PublishProcess:
             self._signal(signal.SIGKILL)
 
     def wait(self, seconds: float | None = None) -> PublishProgress:
-        """How it ended, or how far it is after so many seconds."""
+        """Wait for the end, or for so many seconds, and return the state."""
         self._reader.join(seconds)
         return self.progress()
 
     def _signal(self, number: signal.Signals) -> None:
-        # Not reaped yet, or `poll` would tell: the id is still its own.
+        # While `poll` gives None the process is not reaped, so its id cannot belong to another process.
         if self._process.poll() is None:
             os.killpg(self._process.pid, number)
 
@@ -153,29 +153,30 @@ class PublishProcess:
             self._final_progress = self._finish(status, tuple(self._lines))
 
     def _finish(self, status: int, lines: tuple[str, ...]) -> PublishProgress:
-        found = next(
+        published = next(
             (_PUBLISHED_URL.fullmatch(line) for line in reversed(lines) if _PUBLISHED_URL.fullmatch(line)), None
         )
-        if status == 0 and found:
-            self._write_record(found[1])
-            return PublishProgress("done", f"Published as {self.request.repo_id}.", lines, found[1])
+        if status == 0 and published:
+            self._write_record(published[1])
+            return PublishProgress("done", f"Published as {self.request.repo_id}.", lines, published[1])
         if self._stopped:
             return PublishProgress("stopped", "Stopped before anything was published.", lines)
-        said = next(
+        error_line = next(
             (line.removeprefix(_ERROR_PREFIX) for line in reversed(lines) if line.startswith(_ERROR_PREFIX)), ""
         )
         reason = (
-            said or f"Publishing '{self.request.repo_id}' broke off (exit status {status}): see the log, try again."
+            error_line
+            or f"Publishing '{self.request.repo_id}' failed (exit status {status}): see the log, then try again."
         )
         return PublishProgress("failed", reason, lines)
 
     def _write_record(self, url: str) -> None:
         if self._record_path is None or not self._record_path.parent.is_dir():
             return
-        # What is on the Hub is there, remembered or not.
+        # The publication succeeded even if its record cannot be written.
         with suppress(PromptOrTuneError):
-            note = PublishRecord(self.request.repo_id, url, datetime.now(UTC).isoformat(timespec="seconds"))
-            atomic_write(self._record_path, json.dumps(asdict(note)) + "\n")
+            record = PublishRecord(self.request.repo_id, url, datetime.now(UTC).isoformat(timespec="seconds"))
+            atomic_write(self._record_path, json.dumps(asdict(record)) + "\n")
 
     def _redact_token(self, line: str) -> str:
         token = self.request.token
@@ -183,29 +184,29 @@ class PublishProcess:
 
 
 class PublishService:
-    """The publications of one app, by job. One runs at a time, as each loads the base once more. Thread-safe."""
+    """The publications of one app by job id. One runs at a time, because each loads the base again. Thread-safe."""
 
     def __init__(self, jobs_dir: Path) -> None:
-        """`jobs` holds a folder for each job, where what was published is remembered."""
+        """`jobs_dir` has the folder of each job, to which its publication is recorded."""
         self._jobs = jobs_dir
         self._lock = threading.Lock()
         self._processes: dict[str, PublishProcess] = {}
 
     def start(self, id: str, request: PublishRequest) -> PublishProcess:
-        """Begins to publish the adapter of a job; PromptOrTuneError in one sentence where one is under way."""
+        """Start to publish the adapter of a job; raises PromptOrTuneError while another publication runs."""
         with self._lock:
-            if any(each.progress().state == "running" for each in self._processes.values()):
-                raise PromptOrTuneError("An adapter is being published already: wait until it has arrived, or stop it.")
+            if any(process.progress().state == "running" for process in self._processes.values()):
+                raise PromptOrTuneError("An adapter is being published already: wait until that has ended, or stop it.")
             self._processes[id] = PublishProcess(request, self._jobs / id / "published.json")
             return self._processes[id]
 
     def get(self, id: str) -> PublishProcess | None:
-        """The publication of that job since the app began, None where there is none."""
+        """Return the last publication of that job in this app; None without one."""
         with self._lock:
             return self._processes.get(id)
 
     def record(self, id: str) -> PublishRecord | None:
-        """What is remembered of the last publication that ended well."""
+        """Return the record of the job's last successful publication; None without one."""
         try:
             values = json.loads((self._jobs / id / "published.json").read_text(encoding="utf-8"))
             return PublishRecord(str(values["repo_id"]), str(values["url"]), str(values["when"]))
@@ -214,23 +215,22 @@ class PublishService:
 
 
 def full_repo_id(name: str, token: str | None) -> str:
-    """`user/name` of a repository that may be named without its user; asks the Hub who the token belongs to.
+    """Return `user/name` for a repository id or a name alone, which gets the owner of the token as its user.
 
-    PromptOrTuneError in one sentence for a name that cannot be, and where there is no token or no answer.
+    Raises PromptOrTuneError for an invalid name, without a token, and when the Hub does not answer.
     """
-    wanted = name.strip()
-    if "/" in wanted:
-        check_repo_id(wanted)
-        return wanted
-    check_repo_id(f"you/{wanted}")
-    key = find_token(wanted, token)
-    return f"{token_owner(key, wanted)}/{wanted}"
+    repo = name.strip()
+    if "/" in repo:
+        check_repo_id(repo)
+        return repo
+    check_repo_id(f"you/{repo}")
+    return f"{token_owner(find_token(repo, token), repo)}/{repo}"
 
 
 def token_owner(token: str, what: str) -> str:
-    """The name of the person whose token it is; TrainingError in one sentence where the Hub does not say."""
+    """Return the user name of the token's owner; raises TrainingError when the Hub does not answer."""
     from huggingface_hub import HfApi
 
     with hub_errors(what, "looking up the owner of", error=TrainingError):
-        person: Mapping[str, object] = HfApi().whoami(token=token)
-    return str(person.get("name", ""))
+        user: Mapping[str, object] = HfApi().whoami(token=token)
+    return str(user.get("name", ""))

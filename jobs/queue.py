@@ -1,7 +1,8 @@
-"""The queue of jobs: Huey on SQLite, with messages in JSON, so that nothing that lies on the disk is ever unpickled.
+"""Queue of jobs: Huey on SQLite, with messages in JSON, so that nothing on the disk is ever unpickled.
 
-A message names a job and a ticket. How a job stands is in its folder; a message whose ticket is no longer the job's is
-passed over, so that one too many does no harm. Huey forgets what a killed worker had taken: see jobs.worker.
+A message holds a job's id and generation. The state of a job is in its folder (jobs.store); a message with another
+generation than the state's is ignored, so a duplicate message does no harm. Huey loses the message that a killed worker
+had taken; jobs.worker puts it back.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ WorkFn = Callable[[str, int], None]
 
 
 class JsonSerializer(Serializer):
-    """Huey's messages as JSON. Ours carry an id and a number, and use no other of Huey's features."""
+    """Huey's messages as JSON. The arguments are an id and a number; no other feature of Huey is used."""
 
     def _serialize(self, data: Message) -> bytes:
         return json.dumps(data._asdict()).encode()
@@ -39,9 +40,10 @@ class JsonSerializer(Serializer):
 
 @contextmanager
 def open_queue(root: Path, work: WorkFn | None = None) -> Iterator[JobQueue]:
-    """The queue of `<home>/jobs`, closed at the end of the block; `work` is what a consumer does with each message.
+    """Open the queue of `<home>/jobs` for the block. `work` is called by a consumer with each message.
 
-    A file that is no database is put aside: what waits stands in the jobs' folders, and is put into a new one.
+    A file that is not a database is renamed to `queue.sqlite.broken`, and jobs.worker fills a new one from the jobs'
+    folders. Raises PromptOrTuneError when the file cannot be used.
     """
     path = root / "queue.sqlite"
     try:
@@ -62,9 +64,7 @@ def open_queue(root: Path, work: WorkFn | None = None) -> Iterator[JobQueue]:
 
 
 class JobQueue:
-    """What Huey is asked for here. A job elsewhere only waits for another machine, so it keeps no job here waiting:
-    each place has a queue of its own, in the same file.
-    """
+    """One Huey queue for each compute target, in one file, so that a remote job never delays a local one."""
 
     def __init__(self, path: Path, work: WorkFn | None) -> None:
         self.hueys: dict[ComputeTarget, SqliteHuey] = {
@@ -73,22 +73,22 @@ class JobQueue:
         self._tasks = {where: huey.task(name="run")(_make_task(work)) for where, huey in self.hueys.items()}
 
     def put(self, job: Job, generation: int, at_front: bool = False) -> None:
-        """Puts the job behind all that wait, or before them."""
+        """Add a message for the job behind all others, or before them."""
         self.hueys[job.where].enqueue(self._tasks[job.where].s(job.id, generation, priority=1 if at_front else 0))
 
     def pending(self) -> set[tuple[str, int]]:
-        """Jobs and tickets of all messages."""
+        """Return (job id, generation) of all messages."""
         return {(str(task.args[0]), int(task.args[1])) for huey in self.hueys.values() for task in huey.pending()}
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         for huey in self.hueys.values():
             huey.storage.close()
 
 
 def _open_or_replace(path: Path, work: WorkFn | None) -> JobQueue:
     queue = JobQueue(path, work)
-    queue.pending()  # a broken file shows here at the latest
+    queue.pending()  # raises here if the file is broken
     return queue
 
 
@@ -99,15 +99,15 @@ def _make_huey(path: Path, where: ComputeTarget) -> SqliteHuey:
 
 
 def _make_task(work: WorkFn | None) -> WorkFn:
-    # Huey names a task by its function's module, so the function is one of this module in every program.
-    def run(id: str, ticket: int) -> None:
+    # Huey names a task after its function's module, so every program must define the function in this module.
+    def run(id: str, generation: int) -> None:
         if work is not None:
-            work(id, ticket)
+            work(id, generation)
 
     return run
 
 
 def _queue_error(path: Path, error: sqlite3.Error) -> PromptOrTuneError:
     return PromptOrTuneError(
-        f"The queue of jobs, {path}, cannot be used ({error}): check the disk's room and its rights."
+        f"The queue of jobs, {path}, cannot be used ({error}): check the free disk space and the file's permissions."
     )

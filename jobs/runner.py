@@ -1,10 +1,7 @@
-"""One job process: train, score.
+"""The process of one job: train, score, store the result, and stop cleanly when asked.
 
-The process of one job: trains, scores, and writes what came of it. Killed at any moment, it is begun again.
-
-The training of one job: begun, continued, or already over; here or elsewhere.
-
-Ends a job's process in good order: when a person asks for it, when its worker dies, when the system shuts down.
+The process may be killed at any moment; the worker starts it again, and it continues from the last checkpoint or the
+last scored batch.
 """
 
 from __future__ import annotations
@@ -44,24 +41,27 @@ from train.checkpoints import run_directory
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
-
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
+_STEP_LINE = re.compile(r"step (\d+)/(\d+)")
+_REPORT_INTERVAL_SECONDS = 0.5  # minimum time between two progress lines that state.json stores
 _POLL_SECONDS = 0.3
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-# Who wants the process to end: a person, who stops the job, or the system, after which it goes on by itself.
+# Who asked the process to end. A job that a person stopped waits; one that the system stopped continues by itself.
 StopReason = Literal["", "person", "system"]
 
 
 class JobStoppedError(KeyboardInterrupt):
-    """Raised in the main thread where no training is there to end its step. Libraries let it pass, as Ctrl-C."""
+    """Raised in the main thread while no training runs. A KeyboardInterrupt, so that libraries do not catch it."""
 
 
 class StopWatcher:
-    """Looks for a reason to end while the block lasts, and then stops the main thread once.
+    """Watches for a reason to stop during the block, and then interrupts the main thread once.
 
-    While train trains, its own signal handlers stand: the step ends and a checkpoint is saved. Elsewhere JobStoppedError
-    is raised. `attached`: the worker holds the other end of standard input, which ends with the worker however that
-    dies; a Ctrl-C then is not meant for the job alone. `tick` is called every 0.3 seconds.
+    The reasons are the stop file, SIGINT, SIGTERM, and the end of the worker. During a training the signal handlers of
+    train are installed: they finish the step and save a checkpoint. Otherwise JobStoppedError is raised. With
+    `attached` the worker holds the other end of standard input, which closes when the worker ends in any way; Ctrl-C
+    then counts as a stop by the system. `on_poll` is called every 0.3 seconds.
     """
 
     def __init__(self, stop_path: Path, attached: bool, on_poll: Callable[[], None]) -> None:
@@ -90,11 +90,11 @@ class StopWatcher:
             signal.signal(number, handler)
 
     def stop_requested(self) -> bool:
-        """Whether the work is to end."""
+        """Return whether the job is to stop."""
         return bool(self.stop_reason)
 
     def ignore_stops(self) -> None:
-        """From now on nothing is stopped: what is left takes moments."""
+        """Ignore stops from now on, because the remaining work takes moments."""
         self._ignoring_stops = True
 
     def _poll(self) -> None:
@@ -104,7 +104,7 @@ class StopWatcher:
             self._on_poll()
 
     def _wait_for_worker_exit(self) -> None:
-        # Not through sys.stdin, whose lock a thread that waits would still hold when Python ends.
+        # os.read instead of sys.stdin: this thread would hold the lock of sys.stdin while Python shuts down.
         with suppress(OSError):
             while os.read(0, 1024):
                 pass
@@ -114,7 +114,7 @@ class StopWatcher:
         if self.stop_reason or self._closed.is_set():
             return
         self.stop_reason = reason
-        # To the main thread, so that a wait in it ends.
+        # Sent to the main thread, so that it interrupts a wait there.
         if sys.platform == "win32":
             signal.raise_signal(signal.SIGTERM)
         else:
@@ -129,13 +129,13 @@ class StopWatcher:
 
 
 def train_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn, stopped: Callable[[], bool]) -> Path:
-    """The finished adapter's folder, trained as far as it was not yet.
+    """Train the job's adapter, locally or remotely, from its last checkpoint on; return the adapter's folder.
 
-    Killed at any moment and called again, the adapter has the same bytes in the end. Raises PromptOrTuneError in one
-    sentence; JobStoppedError where SIGTERM stopped it, with a checkpoint.
+    Interrupted at any moment and called again, it gives an adapter with the same bytes. Raises PromptOrTuneError, and
+    JobStoppedError after SIGTERM, when a checkpoint has been saved.
     """
-    standing, target = folder.read_state(), home / "adapters" / job.adapter
-    if is_trained(job, standing, home):
+    state, target = folder.read_state(), home / "adapters" / job.adapter
+    if is_trained(job, state, home):
         report("The adapter is trained already.")
     elif job.where == "hub":
         from jobs.hf_jobs.run import run_remote_job
@@ -143,10 +143,10 @@ def train_job(job: Job, folder: JobFolder, home: Path, report: ProgressFn, stopp
         folder.remove_scores()
         target = run_remote_job(job, folder.path, report, stopped)
     else:
-        target = _train_locally(job, folder, home, report, finish=standing.finish)
+        target = _train_locally(job, folder, home, report, finish=state.finish)
     _save_curve(target, folder)
     with suppress(TrainingError):
-        run_directory(job_config(job, home)).remove()  # there still where a kill came between the adapter and its end
+        run_directory(job_config(job, home)).remove()  # left by a kill right after the adapter was written
     remove_leftovers(target)
     return target
 
@@ -155,16 +155,16 @@ def _train_locally(job: Job, folder: JobFolder, home: Path, report: ProgressFn, 
     from train.run import TrainingStoppedError, train
 
     config = job_config(job, home)
-    place = run_directory(config)
-    remove_leftovers(place.target)
-    checkpoint = last_complete_checkpoint(place)
+    run = run_directory(config)
+    remove_leftovers(run.target)
+    checkpoint = last_complete_checkpoint(run)
     if checkpoint is None:
         if finish:
-            raise TrainingError("There is no whole checkpoint to make an adapter of: resume the job.")
+            raise TrainingError("There is no complete checkpoint to make an adapter of: resume the job.")
         folder.remove_scores()
         folder.curve_path.unlink(missing_ok=True)
     else:
-        report(f"Going on from the checkpoint of step {place.last_step()}.")
+        report(f"Continuing from the checkpoint of step {run.last_step()}.")
     try:
         return train(config, report, resume=checkpoint is not None and not finish, finish=finish)
     except TrainingStoppedError as stop:
@@ -172,28 +172,21 @@ def _train_locally(job: Job, folder: JobFolder, home: Path, report: ProgressFn, 
 
 
 def _save_curve(adapter: Path, folder: JobFolder) -> None:
-    """The job has a curve to show also when its adapter is deleted."""
+    """Copy the adapter's log.jsonl to the job's folder, so that the curve outlives the adapter."""
     with suppress(FileNotFoundError):
         atomic_write(folder.curve_path, (adapter / "log.jsonl").read_bytes())
 
 
-EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
-_STEP_LINE = re.compile(r"step (\d+)/(\d+)")
-_REPORT_INTERVAL_SECONDS = 0.5  # seconds between two lines that state.json hears of
-
-
 def run_job(home: Path, id: str, attached: bool = False) -> int:
-    """Works on a job that waits, to its end; the exit status. `attached`: a worker holds standard input.
+    """Run a queued job to its end and return the exit status. `attached`: a worker holds standard input open.
 
-    PromptOrTuneError where there is nothing to do: another process works on the job, or it does not wait.
+    Raises PromptOrTuneError when another process runs the job, or the job is not queued.
     """
     folder = JobFolder(home / "jobs", id)
     job = folder.read_job()
     lock = acquire_lock(folder.lock_path)
     if lock is None:
-        raise PromptOrTuneError(
-            f"Another process works on the job '{job.adapter}': `python -m jobs cancel {id}` stops it."
-        )
+        raise PromptOrTuneError(f"Another process runs the job '{job.adapter}': `python -m jobs cancel {id}` stops it.")
     with lock:
         return _JobRunner(home, folder, attached).run()
 
@@ -211,48 +204,48 @@ class _JobRunner:
 
     def run(self) -> int:
         job = self._start()
-        with StopWatcher(self._folder.stop_path, self._attached, self._record_first_step) as watch:
+        with StopWatcher(self._folder.stop_path, self._attached, self._record_first_step) as watcher:
             try:
-                adapter = self._train(job, watch)
+                adapter = self._train(job, watcher)
                 verdict = self._score(job, adapter)
-                watch.ignore_stops()
+                watcher.ignore_stops()
                 self._finish(adapter, *verdict)
                 return EXIT_DONE
             except KeyboardInterrupt:  # JobStoppedError, or a second Ctrl-C while a checkpoint was being saved
-                return self._handle_stop(watch)
-            except Exception as error:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
-                watch.ignore_stops()
-                return self._handle_stop(watch) if watch.stop_reason else self._handle_error(error)
+                return self._handle_stop(watcher)
+            except Exception as error:  # noqa: BLE001 - any failure must end up in the job's state; the log has the traceback
+                watcher.ignore_stops()
+                return self._handle_stop(watcher) if watcher.stop_reason else self._handle_error(error)
 
     def _start(self) -> Job:
-        """The job is ours from now on; an attempt that got further than those before makes their ends forgotten."""
+        """Mark the job as running; reset its crash count if this attempt begins further than the earlier ones did."""
         with exclusive(self._folder.path.parent):
-            job, standing = self._folder.read_job(), self._folder.read_state()
+            job, state = self._folder.read_job(), self._folder.read_state()
             if job.state != "queued":
-                raise PromptOrTuneError(f"The job '{job.adapter}' does not wait to be run: it is {job.state}.")
-            trained = is_trained(job, standing, self._home)
+                raise PromptOrTuneError(f"The job '{job.adapter}' is not queued: it is {job.state}.")
+            trained = is_trained(job, state, self._home)
             self._first_step = self._start_step(job)
-            # Past all steps once it is trained, and then as far as the scoring is.
+            # (step, bytes of scores): a trained job has passed all steps, so only its scoring can get further.
             reached = (sys.maxsize if trained else self._first_step), self._scored_bytes()
             self._folder.stop_path.unlink(missing_ok=True)
             self._folder.write_state(
                 replace(
-                    standing,
+                    state,
                     state="running",
                     stage="",
                     message="Starting.",
-                    started=standing.started or utc_timestamp(),
-                    attempts=standing.attempts + 1,
+                    started=state.started or utc_timestamp(),
+                    attempts=state.attempts + 1,
                     trained=trained,
-                    crashes=standing.crashes if reached <= standing.reached else 0,
-                    reached=max(reached, standing.reached),
+                    crashes=state.crashes if reached <= state.reached else 0,
+                    reached=max(reached, state.reached),
                     anchor=(0, 0.0),
                 )
             )
         return self._folder.read_job()
 
     def _start_step(self, job: Job) -> int:
-        """The step from which this attempt goes on."""
+        """Return the step from which this attempt continues."""
         checkpoint = last_checkpoint(job, self._home)
         return int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else last_step(self._folder.curve_path)
 
@@ -263,12 +256,11 @@ class _JobRunner:
     def _train(self, job: Job, stop_watcher: StopWatcher) -> Path:
         self._set_stage("training")
         adapter = train_job(job, self._folder, self._home, self.report, stop_watcher.stop_requested)
-        self._update_state(lambda standing: replace(standing, trained=True))
-        gc.collect()  # the model that learned goes before the one that is scored comes
+        self._update_state(lambda state: replace(state, trained=True))
+        gc.collect()  # free the trained model before the scoring loads its own
         return adapter
 
     def _score(self, job: Job, adapter: Path) -> tuple[Verdict | None, list[dict[str, Any]]]:
-        from jobs.job import job_config
         from jobs.scoring import (
             adapter_scores,
             build_scoring_engine,
@@ -281,7 +273,7 @@ class _JobRunner:
 
         config: TrainConfig = job_config(job, self._home)
         if config.technique == "full":
-            self.report("A whole model is a base of its own, so it is not scored on this one.")
+            self.report("A fully fine-tuned model is a base of its own, so it is not scored on the present base.")
             return None, []
         self._set_stage("scoring")
         rows = load_held_out_rows(config)
@@ -311,16 +303,19 @@ class _JobRunner:
         )
 
     def _handle_stop(self, stop_watcher: StopWatcher) -> int:
-        """Stopped by a person the job waits for one; stopped by the system it goes on as soon as there is a worker."""
+        """End the job if a person stopped it; if the system did, leave it running for the next worker to continue."""
         self._log("Stopped.")
         if stop_watcher.stop_reason == "person" or not (stop_watcher.stop_reason or self._attached):
             job = self._folder.read_job()
             checkpoint = last_checkpoint(job, self._home)
-            kept = f"Stopped; the checkpoint of step {checkpoint.name.rsplit('-', 1)[1]} is kept." if checkpoint else ""
-            trained = "Stopped; the adapter is trained, and its scoring goes on where it was."
-            standing = self._folder.read_state()
-            message = trained if standing.trained else kept or "Stopped before the first checkpoint."
-            self._end_job(replace(standing, state="stopped", stage="", message=message))
+            state = self._folder.read_state()
+            if state.trained:
+                message = "Stopped; the adapter is trained, and a resumed job continues its scoring."
+            elif checkpoint:
+                message = f"Stopped; the checkpoint of step {checkpoint.name.rsplit('-', 1)[1]} is saved."
+            else:
+                message = "Stopped before the first checkpoint."
+            self._end_job(replace(state, state="stopped", stage="", message=message))
         return EXIT_STOPPED
 
     def _handle_error(self, error: Exception) -> int:
@@ -328,43 +323,43 @@ class _JobRunner:
             message = str(error)
         else:
             self._log("".join(traceback.format_exception(error)).rstrip())
-            message = f"The job ended with an error that nobody foresaw ({type(error).__name__}: {error}): see its log."
+            message = f"The job ended with an unexpected error ({type(error).__name__}: {error}): see its log."
         self._log(message)
         self._end_job(replace(self._folder.read_state(), state="failed", message=self._strip_home_path(message)))
         return EXIT_FAILED
 
     def report(self, line: str) -> None:
-        """One line of progress, for the log and for whoever looks at the job."""
+        """Write a progress line to the log and, at most every 0.5 seconds, to the job's state."""
         self._log(line)
         steps = _STEP_LINE.search(line)
         if steps or time.monotonic() - self._last_report >= _REPORT_INTERVAL_SECONDS:
             self._last_report = time.monotonic()
-            length = int(steps[2]) if steps else 0
+            total = int(steps[2]) if steps else 0
             message = self._strip_home_path(" ".join(line.split()))
-            with suppress(PromptOrTuneError):  # a line that cannot be shown is no reason to end
-                self._update_state(lambda standing: replace(standing, message=message, steps=length or standing.steps))
+            with suppress(PromptOrTuneError):  # a progress line that cannot be stored does not end the job
+                self._update_state(lambda state: replace(state, message=message, steps=total or state.steps))
 
     def _set_stage(self, stage: JobStage) -> None:
-        self._update_state(lambda standing: replace(standing, stage=stage))
+        self._update_state(lambda state: replace(state, stage=stage))
 
     def _record_first_step(self) -> None:
-        """Remembers the first step of this attempt, from which its pace is counted."""
-        standing = self._folder.read_state()
-        if standing.stage != "training" or standing.anchor[1]:
+        """Store the first step of this attempt with its time, from which the remaining time is estimated."""
+        state = self._folder.read_state()
+        if state.stage != "training" or state.anchor[1]:
             return
         log = self._home / "adapters" / f".{self._folder.read_job().adapter}.run" / "log.jsonl"
         with suppress(OSError, PromptOrTuneError):
-            written = log.stat().st_mtime
-            if written > self._started_at and (step := last_step(log)) > self._first_step:
-                self._update_state(lambda standing: replace(standing, anchor=(step, written)))
+            modified_at = log.stat().st_mtime
+            if modified_at > self._started_at and (step := last_step(log)) > self._first_step:
+                self._update_state(lambda state: replace(state, anchor=(step, modified_at)))
 
     def _update_state(self, change: Callable[[JobState], JobState]) -> None:
-        """Changes how a running job stands; one that is being stopped keeps saying so."""
+        """Change the state of a running job; one that is being stopped keeps its message."""
         with exclusive(self._folder.path.parent):
-            standing = self._folder.read_state()
-            changed = change(standing)
-            if standing.state == "stopping":
-                changed = replace(changed, message=standing.message)
+            state = self._folder.read_state()
+            changed = change(state)
+            if state.state == "stopping":
+                changed = replace(changed, message=state.message)
             self._folder.write_state(changed)
 
     def _end_job(self, state: JobState) -> None:
@@ -381,5 +376,5 @@ class _JobRunner:
             sys.stdout.flush()
 
     def _strip_home_path(self, text: str) -> str:
-        """Without the folders of this machine, which nobody else need know."""
+        """Remove the path of the home folder, which visitors must not see."""
         return text.replace(f"{self._home}{os.sep}", "")

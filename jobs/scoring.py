@@ -1,11 +1,7 @@
-"""Held-out scoring and verdict.
+"""Held-out scoring of a finished adapter against zero-shot and RAG, and the verdict on the scores.
 
-Scores a finished adapter on the rows that its training held out, beside the base alone and beside RAG.
-
-Everything lies in a file of `python -m evaluate`, so what a kill interrupts goes on from the last batch, and anybody
-can look at each answer (`python -m evaluate report scores.jsonl`).
-
-What the scores of a job say, in words and numbers: who beats whom, or that no difference was shown.
+The scores are a run file of `python -m evaluate`: after an interruption the scoring continues from the last batch, and
+`python -m evaluate report scores.jsonl` shows every answer.
 """
 
 from __future__ import annotations
@@ -43,21 +39,24 @@ from train.data import load_training_data
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine as ServingEngine
 
-
 BASELINE_METHODS = ("zero-shot", "rag-8")
 COMPARED_METRICS = ("em@1", "codebleu")
 SPLIT_NAME = "held-out rows"
 MAX_ROWS = 100
 _BATCH_SIZE = 16
-# An answer may be as long as the longest reference, but for what no row of ours needs.
+# The limit of new tokens is the length of the longest reference plus some, between these bounds.
 _MIN_NEW_TOKENS, _MAX_NEW_TOKENS, _EXTRA_TOKENS = 64, 256, 16
-_PROGRESS_INTERVAL_SECONDS = 1.0  # seconds
-_MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000  # nobody else asks this engine
+_PROGRESS_INTERVAL_SECONDS = 1.0
+_MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000  # this engine has no other users
+# With four rows, equal signs in all of them happen by chance one time in eight, so no test can be significant.
+MIN_ROWS = 5
+SIGNIFICANCE_LEVEL = 0.05
+_METHOD_LABELS = {"zero-shot": "zero-shot", "rag-8": "RAG-8"}
 
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """What a job is scored on: rows that it did not learn from, and those that it did, from which RAG shows some."""
+    """The rows that a job is scored on, and its training rows, from which RAG takes its examples."""
 
     name: str
     problems: Sequence[Problem]
@@ -65,18 +64,18 @@ class HeldOutRows:
 
 
 def load_held_out_rows(config: TrainConfig) -> HeldOutRows:
-    """The rows that the job's training holds out; of more than MAX_ROWS a sample that its seed draws."""
+    """Return the rows that the job's training holds out; of more than MAX_ROWS a sample with the job's seed."""
     data = load_training_data(config)
     rows = data.validation
     if len(rows) > MAX_ROWS:
-        rows = [rows[at] for at in sorted(random.Random(config.seed).sample(range(len(rows)), MAX_ROWS))]
+        rows = [rows[index] for index in sorted(random.Random(config.seed).sample(range(len(rows)), MAX_ROWS))]
     return HeldOutRows(data.name, [Problem(row.id, row.intent, row.code) for row in rows], data.train)
 
 
 def build_scoring_engine(
     serving: ServingOptions, home: Path, example_pool: Sequence[Example], report: ProgressFn
 ) -> ServingEngine:
-    """The base as the app serves it, with the adapters of this home; whatever pool is named, its rows are `pool`."""
+    """Return an engine with the base that the app serves and this home's adapters; all pools are `example_pool`."""
     from models.embedder import Embedder, FaissIndex
     from models.loader import load_base
     from models.threads import release_thread_pool
@@ -110,7 +109,7 @@ def generate_and_score(
     max_new_tokens: int,
     report: ProgressFn,
 ) -> Run:
-    """All answers of the adapter and its rivals, greedy, with their scores; goes on from what is in the file."""
+    """Generate greedily and score the answers of the adapter and the baselines; continues the run in the file."""
     methods = parse_methods([*BASELINE_METHODS, adapter], engine.adapters())
     plan = EvaluationPlan(
         rows.name,
@@ -124,22 +123,22 @@ def generate_and_score(
     )
     with _open_run(path, plan, engine) as run:
         done = sum(len(run.results(method.name)) for method in methods)
-        tell = _ProgressReporter(report, len(methods) * len(rows.problems), done)
+        progress = _ProgressReporter(report, len(methods) * len(rows.problems), done)
         generate_results(
-            engine, plan, methods, run, lambda count, method: tell.update(count, f"answers, now of {method}")
+            engine, plan, methods, run, lambda count, method: progress.update(count, f"answers, now of {method}")
         )
         score_run(run, lambda total: _ProgressReporter(report, total))
         return run
 
 
 def max_new_tokens_for(count_tokens: Callable[[str], int], problems: Sequence[Problem]) -> int:
-    """How many tokens an answer may have."""
+    """Return the maximum number of new tokens of an answer."""
     longest = max((count_tokens(problem.reference or "") for problem in problems), default=0)
     return min(_MAX_NEW_TOKENS, max(_MIN_NEW_TOKENS, longest + _EXTRA_TOKENS))
 
 
 def adapter_scores(run: Run, adapter: str) -> list[dict[str, Any]]:
-    """The adapter's scores as its manifest keeps them, in [0, 1] with 95 % intervals."""
+    """Return the adapter's scores for its manifest, in [0, 1] with 95 % intervals."""
     found = []
     for metric in (*COMPARED_METRICS, "parses"):
         measured = summarize(run.results(adapter), metric, int(run.settings["seed"]))
@@ -162,12 +161,12 @@ def adapter_scores(run: Run, adapter: str) -> list[dict[str, Any]]:
 
 
 def _open_run(path: Path, plan: EvaluationPlan, engine: EngineProtocol) -> Run:
-    """The run in the file; one that was made otherwise (another device, say) gives way to a new one."""
+    """Open the run in the file; one with other settings, such as another device, is replaced by a new one."""
     settings, problems = plan.settings(engine.base), [problem_record(problem) for problem in plan.problems]
     provenance = {"versions": package_versions(), "started": datetime.now(UTC).isoformat(timespec="seconds")}
     if path.exists() and not _can_continue(path, settings):
-        for old in (path, scores_path(path)):
-            old.unlink(missing_ok=True)
+        for file in (path, scores_path(path)):
+            file.unlink(missing_ok=True)
     return open_run(path, settings, problems, provenance)
 
 
@@ -179,7 +178,7 @@ def _can_continue(path: Path, settings: Mapping[str, Any]) -> bool:
 
 
 class _ProgressReporter:
-    """Says now and then how many of all are done."""
+    """Reports the number of finished items at most once per second."""
 
     def __init__(self, report: ProgressFn, total: int, done: int = 0) -> None:
         self._report, self._total, self._done = report, total, done
@@ -192,33 +191,29 @@ class _ProgressReporter:
             self._report(f"{self._done} of {self._total} {label}.")
 
     def close(self) -> None:
-        """Nothing is left behind on a line of its own."""
-
-
-# With fewer rows even a difference on each of them proves nothing: of four signs all are the same one time in eight.
-MIN_ROWS = 5
-SIGNIFICANCE_LEVEL = 0.05
-_METHOD_LABELS = {"zero-shot": "zero-shot", "rag-8": "RAG-8"}
+        """Do nothing; needed by the protocol of progress bars."""
 
 
 def make_verdict(run: Run, adapter: str, technique: str) -> Verdict:
-    """The adapter against each rival, by each metric, over the rows of this run, which must be scored.
+    """Compare the adapter with each baseline in each metric over the rows of this run, which must be scored.
 
-    `technique` is what people call it, such as LoRA. Intervals are paired bootstraps, p-values of sign-flip tests are
-    Holm-corrected over all comparisons here (evaluate.stats).
+    `technique` is its display name, such as LoRA. Intervals are paired bootstraps; the p-values of sign-flip tests are
+    Holm-corrected over all comparisons (evaluate.stats).
     """
     seed = int(run.settings["seed"])
-    pairs = [(metric, rival) for rival in BASELINE_METHODS for metric in COMPARED_METRICS]
+    pairs = [(metric, baseline) for baseline in BASELINE_METHODS for metric in COMPARED_METRICS]
     scores = {
         (metric, name): metric_values(run.results(name), metric)
         for metric in COMPARED_METRICS
         for name in (*BASELINE_METHODS, adapter)
     }
-    found = [paired_bootstrap(scores[metric, adapter], scores[metric, rival], seed) for metric, rival in pairs]
+    differences = [
+        paired_bootstrap(scores[metric, adapter], scores[metric, baseline], seed) for metric, baseline in pairs
+    ]
     compared = tuple(
-        _make_comparison(metric, rival, scores[metric, adapter], scores[metric, rival], difference, p)
-        for (metric, rival), difference, p in zip(
-            pairs, found, holm_correction([each.p for each in found]), strict=True
+        _make_comparison(metric, baseline, scores[metric, adapter], scores[metric, baseline], difference, p)
+        for (metric, baseline), difference, p in zip(
+            pairs, differences, holm_correction([difference.p for difference in differences]), strict=True
         )
     )
     n = len(run.problems)
@@ -226,16 +221,17 @@ def make_verdict(run: Run, adapter: str, technique: str) -> Verdict:
 
 
 def verdict_text(compared: Sequence[ScoreComparison], technique: str, n: int) -> str:
-    """The finding: a sentence for each rival, or one that says that there are too few rows for any."""
+    """Return the result as text: one statement per baseline, or that there are too few rows."""
     if n < MIN_ROWS:
         return _too_few_rows_text(compared, technique, n)
     return " ".join(
-        _baseline_text([each for each in compared if each.other == rival], technique) for rival in BASELINE_METHODS
+        _baseline_text([comparison for comparison in compared if comparison.other == baseline], technique)
+        for baseline in BASELINE_METHODS
     )
 
 
 def is_significant(compared: ScoreComparison) -> bool:
-    """Whether the difference is more than chance: its interval leaves out 0 and the corrected p is small."""
+    """Return whether the interval excludes 0 and the corrected p is below 0.05."""
     return (compared.low > 0 or compared.high < 0) and compared.p < SIGNIFICANCE_LEVEL
 
 
@@ -261,48 +257,41 @@ def _make_comparison(
 
 
 def _baseline_text(compared: Sequence[ScoreComparison], technique: str) -> str:
-    """One rival: what was shown first, then what was not."""
-    rival, n = _METHOD_LABELS[compared[0].other], compared[0].n
-    better = [each for each in compared if is_significant(each) and each.value > 0]
-    worse = [each for each in compared if is_significant(each) and each.value < 0]
-    open_ = [each for each in compared if not is_significant(each)]
+    """Return the text for one baseline: significant differences first, then the others."""
+    baseline, n = _METHOD_LABELS[compared[0].other], compared[0].n
+    better = [_format_margin(item, 1) for item in compared if is_significant(item) and item.value > 0]
+    worse = [_format_margin(item, -1) for item in compared if is_significant(item) and item.value < 0]
+    unclear = [_format_margin(item, 1) for item in compared if not is_significant(item)]
     parts = []
     if better:
-        parts.append(
-            f"{technique} beats {rival} by {_join_list([_format_margin(each, 1) for each in better])} (n = {n})."
-        )
+        parts.append(f"{technique} beats {baseline} by {_join_list(better)} (n = {n}).")
     if worse:
-        parts.append(
-            f"{rival} beats {technique} by {_join_list([_format_margin(each, -1) for each in worse])} (n = {n})."
-        )
-    if open_:
-        parts.append(
-            f"No difference shown between {technique} and {rival} at n = {n}: "
-            f"{_join_list([_format_margin(each, 1) for each in open_])}."
-        )
+        parts.append(f"{baseline} beats {technique} by {_join_list(worse)} (n = {n}).")
+    if unclear:
+        parts.append(f"No difference shown between {technique} and {baseline} at n = {n}: {_join_list(unclear)}.")
     return " ".join(parts)
 
 
 def _format_margin(compared: ScoreComparison, sign: int) -> str:
-    """A difference with its interval, seen from the side that `sign` says."""
-    name = metric_title(_format_scores(compared))
+    """Return a difference with its interval as text, multiplied by `sign`."""
+    name = metric_title(_full_metric_name(compared))
     if compared.low == compared.high == 0:
-        return f"the same {name} on every row"  # an interval of no width would look like certainty
+        return f"the same {name} on every row"  # an interval of width 0 would suggest certainty
     low, high = sorted((sign * compared.low, sign * compared.high))
     value = format_points(sign * compared.value)
     unit = "point" if value in ("1", "-1") else "points"
-    # With few rows the interval is too narrow: the test decides, and says so.
-    doubt = f" but p = {compared.p:.2f}" if low * high > 0 and not is_significant(compared) else ""
-    return f"{value} {unit} of {name}, 95 % interval {format_points(low)} to {format_points(high)}{doubt}"
+    # With few rows the interval is too narrow, so p is printed when only the test finds no difference.
+    p_note = f" but p = {compared.p:.2f}" if low * high > 0 and not is_significant(compared) else ""
+    return f"{value} {unit} of {name}, 95 % interval {format_points(low)} to {format_points(high)}{p_note}"
 
 
 def format_points(difference: float) -> str:
-    """A difference of shares in percentage points: '12', '-2.5', '0'."""
+    """Return a difference of shares as text in percentage points: '12', '-2.5', '0'."""
     text = f"{100 * difference:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text
 
 
-def _format_scores(compared: ScoreComparison) -> str:
+def _full_metric_name(compared: ScoreComparison) -> str:
     return next(metric for metric in COMPARED_METRICS if metric.partition("@")[0] == compared.metric)
 
 
@@ -311,12 +300,13 @@ def _join_list(parts: Sequence[str]) -> str:
 
 
 def _too_few_rows_text(compared: Sequence[ScoreComparison], technique: str, n: int) -> str:
-    exact = {each.other: each for each in compared if each.metric == "em"}
-    ours = round(next(iter(exact.values())).adapter_score * n)
-    rivals = " and ".join(f"{_METHOD_LABELS[name]} {round(each.other_score * n)}" for name, each in exact.items())
+    exact = [comparison for comparison in compared if comparison.metric == "em"]
+    adapter_count = round(exact[0].adapter_score * n)
+    baselines = " and ".join(f"{_METHOD_LABELS[item.other]} {round(item.other_score * n)}" for item in exact)
     rows = "1 row was" if n == 1 else f"{n} rows were"
     return (
-        f"Only {rows} held out, too few to say which method is better (exactly right: {technique} {ours}, {rivals}): "
+        f"Only {rows} held out, too few to say which method is better (exactly right: "
+        f"{technique} {adapter_count}, {baselines}): "
         "train with more rows to find out."
     )
 

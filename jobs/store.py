@@ -1,16 +1,10 @@
-"""Job folder on disk, progress, checkpoints.
-
-The folder of one job, `<home>/jobs/<id>`: what was asked for, and how it stands, which is replaced in one step.
+"""Job folders on disk (`<home>/jobs/<id>`), the checkpoints of a job, and its progress as read from its log.
 
 - job.json: the request, which never changes
-- state.json: how it stands
-- stop: there while a person wants the running process to stop
-- running: locked by the process that works on the job
+- state.json: the state (JobState), replaced atomically
+- stop: exists while a person wants the running process to stop
+- running: locked by the process that runs the job
 - log.txt, log.jsonl, scores.jsonl, verdict.json, data/<uploaded file>
-
-What a job's training has left on disk: checkpoints to go on from, or the finished adapter.
-
-How far a job's training is, read from the log that it writes.
 """
 
 from __future__ import annotations
@@ -37,20 +31,21 @@ from train.checkpoints import RunDirectory, run_directory
 from train.config import TrainConfig
 
 _JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9]{6}-[0-9a-f]{6}")
-_LOCK_TIMEOUT_SECONDS = 60.0  # seconds; whoever changes a state is done within milliseconds
+_LOCK_TIMEOUT_SECONDS = 60.0  # a change of state takes milliseconds
 _JOB_STATE_FIELDS = ("state", "stage", "message", "started", "ended", "attempts")
 _REQUEST_FIELDS = ("id", "adapter", "config", "data_name", "owner", "where", "flavor", "created")
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What state.json holds: Job's changing fields, and what the worker needs.
+    """The contents of state.json: the changing fields of Job, and those that only the worker needs.
 
-    `queued` says since when it waits: the longest waiting job is next. `ticket` is the number of the one entry of the
-    queue that counts; entries with another are old. `finish` asks for the adapter of the best checkpoint. `trained`
-    says that the adapter is written. `crashes` counts ends that nobody asked for since the job last got further than
-    `reached`. `steps` is the length of the training, 0 before it is known; `anchor` the first step that this attempt
-    finished, with the time (seconds since 1970) when it did.
+    `queued` is the time since which the job waits; the longest waiting job is next. `generation` numbers the entries
+    that the job had in the queue: an entry with another number is outdated and ignored. `finish` asks for the adapter
+    of the best checkpoint. `trained` is true once the adapter is written. `crashes` counts the unexpected ends of the
+    process since the job last exceeded `reached`, its furthest (step, bytes of scores). `steps` is the length of the
+    training, 0 before it is known. `anchor` is the first step that this attempt finished, with its time in seconds
+    since 1970, from which the remaining time is estimated.
     """
 
     state: JobStatus = "queued"
@@ -70,9 +65,9 @@ class JobState:
 
 
 class JobFolder:
-    """The files of one job. `root` is `<home>/jobs`; `path` another place while the folder is being made.
+    """The files of one job. `root` is `<home>/jobs`; `path` is another folder while the job is being created.
 
-    UnknownNameError for an id that can be none: no other path is ever reached.
+    Raises UnknownNameError for an id of another form, so that an id never leads to another path.
     """
 
     def __init__(self, root: Path, id: str, path: Path | None = None) -> None:
@@ -83,86 +78,88 @@ class JobFolder:
 
     @property
     def log_path(self) -> Path:
-        """Lines for people."""
+        """The log for people."""
         return self.path / "log.txt"
 
     @property
     def curve_path(self) -> Path:
-        """The training's log.jsonl once that is over, which outlives the adapter; of a job elsewhere, as it grows."""
+        """A copy of the training's log.jsonl, made when it ends; for a remote job it is written while the job runs."""
         return self.path / "log.jsonl"
 
     @property
     def scores_path(self) -> Path:
-        """A run of `python -m evaluate`."""
+        """The scoring, a run file of `python -m evaluate`."""
         return self.path / "scores.jsonl"
 
     @property
     def stop_path(self) -> Path:
-        """There while a person wants the running process to stop."""
+        """The file that exists while a person wants the running process to stop."""
         return self.path / "stop"
 
     @property
     def lock_path(self) -> Path:
-        """Locked by the process that works on the job."""
+        """The file that the process running the job holds locked."""
         return self.path / "running"
 
     def is_running(self) -> bool:
-        """Whether a living process works on it."""
+        """Return whether a process runs the job now."""
         return is_locked(self.lock_path)
 
     def write_request(self, job: Job) -> None:
-        """Keeps what was asked for."""
+        """Write job.json."""
         values = {name: getattr(job, name) for name in _REQUEST_FIELDS} | {"serving": asdict(job.serving)}
         _write_json(self.path / "job.json", values)
 
     def read_state(self) -> JobState:
-        """How it stands. A file that cannot be read is a failure that a person can retry."""
+        """Read state.json; a file that cannot be read gives a failed state, from which the job can be resumed."""
         try:
             return _parse_state(json.loads((self.path / "state.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
-            message = "It is lost how this job stood (state.json cannot be read): resume it, or delete it."
+            message = "The state of this job is lost (state.json cannot be read): resume it, or delete it."
             return JobState(state="failed", message=message)
 
     def write_state(self, state: JobState) -> None:
-        """Replaces how it stands, in one step; only within `changing`."""
+        """Replace state.json atomically; the caller must hold `exclusive`."""
         _write_json(self.path / "state.json", asdict(state))
 
     def read_job(self) -> Job:
-        """The job as it stands; UnknownNameError where there is none."""
+        """Return the job with its present state; raises UnknownNameError when it does not exist."""
         return self.read_job_and_state()[0]
 
     def read_job_and_state(self) -> tuple[Job, JobState]:
-        """The job as it stands, and all else of its state, from one look at the files."""
+        """Return the job and its JobState from one read of the files; raises UnknownNameError."""
         if not self.path.is_dir():
             raise unknown_job_error(self.id)
-        standing = self.read_state()
+        state = self.read_state()
         try:
             request = json.loads((self.path / "job.json").read_text(encoding="utf-8"))
-            asked = {name: request[name] for name in _REQUEST_FIELDS if name != "config"}
+            values = {name: request[name] for name in _REQUEST_FIELDS if name != "config"}
             config, serving = dict(request["config"]), ServingOptions(**request["serving"])
         except (OSError, ValueError, TypeError, KeyError):
-            asked = {"id": self.id, "adapter": "", "data_name": "", "created": _created_at(self.id)}
+            values = {"id": self.id, "adapter": "", "data_name": "", "created": _created_at(self.id)}
             config, serving = {}, ServingOptions()
-            message = "What was asked for is lost (job.json cannot be read): delete this job and begin a new one."
-            standing = JobState(state="failed", message=message)
-        shown = {name: getattr(standing, name) for name in _JOB_STATE_FIELDS}
-        return Job(**asked, config=config, serving=serving, **shown), standing
+            message = (
+                "The settings of this job are lost (job.json cannot be read): delete this job and begin a new one."
+            )
+            state = JobState(state="failed", message=message)
+        changing = {name: getattr(state, name) for name in _JOB_STATE_FIELDS}
+        return Job(**values, config=config, serving=serving, **changing), state
 
     def write_verdict(self, verdict: Verdict) -> None:
-        """Keeps the finding."""
+        """Write verdict.json."""
         _write_json(self.path / "verdict.json", asdict(verdict))
 
     def read_verdict(self) -> Verdict | None:
-        """The finding; None before there is one."""
+        """Read verdict.json; None before the job is scored."""
         try:
             values = json.loads((self.path / "verdict.json").read_text(encoding="utf-8"))
-            compared = tuple(ScoreComparison(**each) for each in values.pop("compared"))
+            compared = tuple(ScoreComparison(**comparison) for comparison in values.pop("compared"))
             return Verdict(compared=compared, **values)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def remove_scores(self) -> None:
-        """Removes what was scored: another adapter will come."""
+        """Delete scores and verdict, which belong to an earlier adapter."""
         for name in ("scores.jsonl", "scores.scores.jsonl", "verdict.json"):
             with suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
@@ -170,14 +167,14 @@ class JobFolder:
 
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
-    """Only one process, and one thread of it, changes states and the queue at a time."""
+    """Hold the lock for changes of job states and of the queue, against other processes and threads."""
     make_dir(root)
     with file_lock(root / "lock", _LOCK_TIMEOUT_SECONDS):
         yield
 
 
 def job_folders(root: Path) -> list[JobFolder]:
-    """All jobs, in the order in which they were begun."""
+    """Return the folders of all jobs, the oldest first."""
     try:
         names = [path.name for path in root.iterdir()]
     except OSError:
@@ -186,18 +183,18 @@ def job_folders(root: Path) -> list[JobFolder]:
 
 
 def new_job_id() -> str:
-    """An id that sorts by the time at which the job was begun."""
+    """Return a new id; ids sort by the time of submission."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"
 
 
 def utc_timestamp() -> str:
-    """This moment, as all times of jobs are written."""
+    """Return the present time as ISO 8601 in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def unknown_job_error(id: str) -> UnknownNameError:
-    """The error for an id that no job has."""
-    return UnknownNameError(f"There is no job '{id[:60]}': `python -m jobs list` shows those that there are.")
+    """Return the error for an id that no job has."""
+    return UnknownNameError(f"There is no job '{id[:60]}': `python -m jobs list` lists all jobs.")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -206,8 +203,8 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _parse_state(values: Any) -> JobState:
     if not isinstance(values, dict) or values.get("state") not in get_args(JobStatus):
-        raise ValueError("no state")
-    if "ticket" in values:  # the name of `generation` in folders of the first versions
+        raise ValueError("state")
+    if "ticket" in values:  # what earlier versions called `generation`
         values = {"generation": values["ticket"], **values}
     known = {field.name: values[field.name] for field in fields(JobState) if field.name in values}
     for name, default in asdict(JobState()).items():
@@ -225,27 +222,27 @@ def _created_at(id: str) -> str:
     return ""
 
 
-# A run resolves these while it trains.
+# Settings that a run resolves while it trains, so its manifest differs from the request in them.
 _RESOLVED_SETTINGS = ("model_name_or_path", "model_revision", "target_modules", "feedforward_modules")
 
 
 def last_checkpoint(job: Job, home: Path) -> Path | None:
-    """The last checkpoint of an unfinished job; None without one, and where the run on disk is another's."""
-    place = _own_run_directory(job, home)
-    return place.last_checkpoint() if place else None
+    """Return the last checkpoint of an unfinished job; None without one, or when the run on disk is another job's."""
+    run = _own_run_directory(job, home)
+    return run.last_checkpoint() if run else None
 
 
 def last_complete_checkpoint(run_dir: RunDirectory) -> Path | None:
-    """The last checkpoint that was written to its end; those after it, cut short by a kill or a power cut, go."""
+    """Return the last complete checkpoint; delete the later ones, which a kill or a power cut left incomplete."""
     while (last := run_dir.last_checkpoint()) is not None and not _is_complete(last):
         shutil.rmtree(last, ignore_errors=True)
     return last
 
 
 def is_trained(job: Job, state: JobState, home: Path) -> bool:
-    """Whether the finished adapter is there, and is this job's: the name may be another's by now.
+    """Return whether the adapter of this name exists and was made by this job.
 
-    One that was trained elsewhere cannot be told by its settings, so what the job noted is believed.
+    The manifest of a remotely trained adapter has other settings than the job, so for these `state.trained` decides.
     """
     folder = home / "adapters" / job.adapter
     if not job.config or not folder.is_dir():
@@ -259,29 +256,29 @@ def is_trained(job: Job, state: JobState, home: Path) -> bool:
 
 
 def was_made_by(folder: Path, config: TrainConfig) -> bool:
-    """Whether a run with these settings wrote the folder: then it is what a run would write again."""
+    """Return whether the adapter's manifest has these settings, so that a new run would write the same adapter."""
     try:
         written = Manifest.read(folder).config
     except PromptOrTuneError:
         return False
-    asked: dict[str, Any] = {
+    expected: dict[str, Any] = {
         name: value for name, value in config.to_public_dict().items() if name not in _RESOLVED_SETTINGS
     }
-    return all(written.get(name) == value for name, value in json.loads(json.dumps(asked)).items())
+    return all(written.get(name) == value for name, value in json.loads(json.dumps(expected)).items())
 
 
 def remove_checkpoints(job: Job, home: Path) -> None:
-    """Removes the job's unfinished run, if it is the job's."""
-    if place := _own_run_directory(job, home):
-        place.remove()
+    """Delete the unfinished run of the job's name, if it belongs to the job."""
+    if run := _own_run_directory(job, home):
+        run.remove()
 
 
 def remove_leftovers(target: Path) -> None:
-    """Removes what a kill left of folders that were being written beside the adapter's."""
+    """Delete the temporary folders beside the adapter's that a killed process left."""
     name = re.escape(target.name)
-    left = re.compile(rf"\.{name}\.(new|scored)|\.\.{name}\.(new|scored)-\w{{8}}|\.replaced-\w{{8}}")
+    temporary = re.compile(rf"\.{name}\.(new|scored)|\.\.{name}\.(new|scored)-\w{{8}}|\.replaced-\w{{8}}")
     for path in target.parent.glob(".*"):
-        if left.fullmatch(path.name):
+        if temporary.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -290,9 +287,9 @@ def _own_run_directory(job: Job, home: Path) -> RunDirectory | None:
         return None
     try:
         config = job_config(job, home)
-        place = run_directory(config)
-        place.check_settings(config)
-        return place
+        run = run_directory(config)
+        run.check_settings(config)
+        return run
     except PromptOrTuneError:
         return None
 
@@ -306,7 +303,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def read_progress(state: JobState, logs: Iterable[Path], epochs: float) -> Progress:
-    """The progress that the first of these logs that has entries tells of; `epochs` is how long the training is."""
+    """Return the progress in the first of these logs that has entries. `epochs` is the length of the training."""
     for path in logs:
         entries = _read_entries(path)
         if entries:
@@ -315,7 +312,7 @@ def read_progress(state: JobState, logs: Iterable[Path], epochs: float) -> Progr
 
 
 def last_step(path: Path) -> int:
-    """The step of a log's last entry; 0 without one."""
+    """Return the highest step in a log; 0 for an empty or unreadable one."""
     return max((int(entry["step"]) for entry in _read_entries(path)), default=0)
 
 
@@ -352,22 +349,23 @@ def _progress_from_entries(
 
 
 def _total_steps(entry: Mapping[str, Any], epochs: float) -> int:
-    """All steps of the run, from how many epochs an entry's step amounts to."""
-    passed = float(entry.get("epoch") or 0.0)
-    return round(int(entry["step"]) / passed * epochs) if passed else 0
+    """Return the number of steps in the training, from the step and epoch of one entry; 0 if unknown."""
+    epoch = float(entry.get("epoch") or 0.0)
+    return round(int(entry["step"]) / epoch * epochs) if epoch else 0
 
 
 def _metric_points(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[tuple[int, float], ...]:
-    """(step, value) in the order of steps; of a step that was done again, the later value."""
+    """Return (step, value) pairs sorted by step; a repeated step has its later value."""
     found = {int(entry["step"]): float(entry[name]) for entry in entries if entry.get(name) is not None}
     return tuple(sorted(found.items()))
 
 
 def _seconds_left(state: JobState, step: int, steps: int, modified_at: float) -> float | None:
-    """Seconds until the training is over, evaluations included, at the pace of this attempt."""
+    """Return the seconds until the training ends, with evaluations, at this attempt's speed; None if unknown."""
     first, since = state.anchor
     if state.state != "running" or state.stage != "training" or not since or step <= first:
         return None
-    a_step = max(modified_at - since, 0.0) / (step - first)
-    # What passed since the last step was logged belongs to the next one, but for more than that nobody can say.
-    return max(0.0, a_step * (steps - step) - min(max(time.time() - modified_at, 0.0), a_step))
+    step_seconds = max(modified_at - since, 0.0) / (step - first)
+    # The time since the last logged step counts for the next one, up to the length of one step.
+    since_last_step = min(max(time.time() - modified_at, 0.0), step_seconds)
+    return max(0.0, step_seconds * (steps - step) - since_last_step)

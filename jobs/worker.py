@@ -1,11 +1,9 @@
-"""Worker process and crash recovery.
+"""Worker process: runs queued jobs, each in a process of its own, and recovers from processes that died.
 
-The worker: takes jobs from the queue, one at a time (here, and elsewhere), each in a process of its own.
-
-There is one worker a home. It outlives the app, and ends by itself a while after there is nothing left to do. Should it
-be killed, the process of its job notices, saves a checkpoint and ends; the next worker waits for that and goes on.
-
-Puts right what ended processes left: jobs that no process works on, and messages that the queue has lost.
+There is one worker per home. It runs one local and one remote job at a time, outlives the app, and ends by itself some
+time after the last job. If it is killed, the process of its job notices that, saves a checkpoint and ends; the next
+worker waits for this and then continues the job. Recovery queues jobs that no process runs, and restores messages that
+the queue has lost.
 """
 
 from __future__ import annotations
@@ -32,84 +30,10 @@ from jobs.api import PROJECT_ROOT, worker_environment, worker_lock_path
 from jobs.queue import JobQueue, open_queue
 from jobs.store import JobFolder, JobState, exclusive, job_folders, utc_timestamp
 
-# So often a job's process may end unasked, without getting any further, before a person is asked.
+# A job fails after its process ended unexpectedly this many times without getting further.
 MAX_CRASHES = 5
 _STAGED_FOLDER = re.compile(r"\.[0-9a-f-]+\.(new|deleted)")
 _STALE_SECONDS = 3600.0
-
-
-def recover_job(folder: JobFolder, queue: JobQueue, generation: int | None = None) -> None:
-    """Of a job whose process has ended: what was to be stopped is stopped, all else waits again, before the others.
-
-    A job whose process lives is left alone, and one that waits as well, but with this ticket: its process ended before
-    it could so much as begin.
-    """
-    with exclusive(folder.path.parent):
-        standing = folder.read_state()
-        begun = standing.state in ("running", "stopping") or (
-            standing.state == "queued" and standing.generation == generation
-        )
-        if not folder.path.is_dir() or not begun or folder.is_running():
-            return
-        if standing.state == "stopping":
-            message = "Stopped; its process had ended already. What it had saved is kept."
-            folder.write_state(replace(standing, state="stopped", stage="", message=message, ended=utc_timestamp()))
-            folder.stop_path.unlink(missing_ok=True)
-        elif standing.crashes + 1 >= MAX_CRASHES:
-            message = (
-                f"The job's process was ended {MAX_CRASHES} times without getting any further, and nobody said why: "
-                "see that there is enough memory, then resume it."
-            )
-            folder.write_state(replace(standing, state="failed", message=message, ended=utc_timestamp()))
-        else:
-            _requeue(folder, standing, queue)
-
-
-def recover_jobs(root: Path, queue: JobQueue, active_ids: Collection[str] = ()) -> None:
-    """Settles jobs without a process and puts waiting ones into the queue that it lacks, but for those in `busy`."""
-    for folder in job_folders(root):
-        if folder.id in active_ids:
-            continue
-        standing = folder.read_state()
-        if standing.state in ("running", "stopping"):
-            recover_job(folder, queue)
-        elif standing.state == "queued":
-            _requeue_if_missing(folder, queue)
-
-
-def has_pending_jobs(root: Path) -> bool:
-    """Whether a job waits or runs."""
-    return any(folder.read_state().state in ("queued", "running", "stopping") for folder in job_folders(root))
-
-
-def remove_stale_folders(root: Path) -> None:
-    """Removes folders of jobs that were being made or deleted when a program was killed."""
-    for path in root.glob(".*"):
-        if _STAGED_FOLDER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _requeue(folder: JobFolder, state: JobState, queue: JobQueue) -> None:
-    waiting = replace(
-        state,
-        state="queued",
-        stage="",
-        message="Was interrupted, and goes on by itself.",
-        generation=state.generation + 1,
-        crashes=state.crashes + 1,
-        anchor=(0, 0.0),
-    )
-    folder.write_state(waiting)
-    queue.put(folder.read_job(), waiting.generation, at_front=True)
-
-
-def _requeue_if_missing(folder: JobFolder, queue: JobQueue) -> None:
-    with exclusive(folder.path.parent):
-        standing = folder.read_state()
-        if standing.state == "queued" and (folder.id, standing.generation) not in queue.pending():
-            queue.put(folder.read_job(), standing.generation)
-
-
 IDLE_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 _CHECK_SECONDS = 1.0
@@ -118,12 +42,84 @@ _ORPHAN_SECONDS = 120.0
 _logger = logging.getLogger(__name__)
 
 
+def recover_job(folder: JobFolder, queue: JobQueue, generation: int | None = None) -> None:
+    """Settle a job whose process has ended: mark a stopping job as stopped, queue any other again before all others.
+
+    A job with a living process is not changed, nor is a queued one, unless its state has this `generation`: then its
+    process ended before it could mark the job as running.
+    """
+    with exclusive(folder.path.parent):
+        state = folder.read_state()
+        is_affected = state.state in ("running", "stopping") or (
+            state.state == "queued" and state.generation == generation
+        )
+        if not folder.path.is_dir() or not is_affected or folder.is_running():
+            return
+        if state.state == "stopping":
+            message = "Stopped; its process had ended already. Its saved checkpoints remain."
+            folder.write_state(replace(state, state="stopped", stage="", message=message, ended=utc_timestamp()))
+            folder.stop_path.unlink(missing_ok=True)
+        elif state.crashes + 1 >= MAX_CRASHES:
+            message = (
+                f"The job's process ended {MAX_CRASHES} times for unknown reasons without getting any further: check "
+                "that there is enough memory, then resume it."
+            )
+            folder.write_state(replace(state, state="failed", message=message, ended=utc_timestamp()))
+        else:
+            _requeue(folder, state, queue)
+
+
+def recover_jobs(root: Path, queue: JobQueue, active_ids: Collection[str] = ()) -> None:
+    """Settle jobs without a process, and queue waiting jobs that the queue lacks, except those in `active_ids`."""
+    for folder in job_folders(root):
+        if folder.id in active_ids:
+            continue
+        state = folder.read_state()
+        if state.state in ("running", "stopping"):
+            recover_job(folder, queue)
+        elif state.state == "queued":
+            _requeue_if_missing(folder, queue)
+
+
+def has_pending_jobs(root: Path) -> bool:
+    """Return whether a job is queued or running."""
+    return any(folder.read_state().state in ("queued", "running", "stopping") for folder in job_folders(root))
+
+
+def remove_stale_folders(root: Path) -> None:
+    """Delete the temporary folders that programs left which were killed while they added or deleted a job."""
+    for path in root.glob(".*"):
+        if _STAGED_FOLDER.fullmatch(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _requeue(folder: JobFolder, state: JobState, queue: JobQueue) -> None:
+    queued = replace(
+        state,
+        state="queued",
+        stage="",
+        message="Was interrupted, and continues by itself.",
+        generation=state.generation + 1,
+        crashes=state.crashes + 1,
+        anchor=(0, 0.0),
+    )
+    folder.write_state(queued)
+    queue.put(folder.read_job(), queued.generation, at_front=True)
+
+
+def _requeue_if_missing(folder: JobFolder, queue: JobQueue) -> None:
+    with exclusive(folder.path.parent):
+        state = folder.read_state()
+        if state.state == "queued" and (folder.id, state.generation) not in queue.pending():
+            queue.put(folder.read_job(), state.generation)
+
+
 def run_worker(home: Path, idle_seconds: float = IDLE_SECONDS) -> None:
-    """Works the queue off, until nothing was to do for `idle_seconds` or a signal comes; at once if another does."""
+    """Run queued jobs until there were none for `idle_seconds`, or a signal comes. Returns if another worker lives."""
     root = make_dir(home / "jobs")
     lock = acquire_lock(worker_lock_path(home))
     if lock is None:
-        _logger.info("Another worker lives; nothing to do.")
+        _logger.info("Another worker is running; this one ends.")
         return
     with lock:
         worker = _Worker(home, root, idle_seconds, lock.lock)
@@ -143,7 +139,7 @@ class _Worker:
         self._queue: JobQueue | None = None
 
     def serve(self, queue: JobQueue) -> None:
-        """Runs Huey's consumers until there is nothing left to do."""
+        """Run Huey's consumers until there are no more jobs."""
         self._queue = queue
         remove_stale_folders(self._root)
         self._wait_for_orphans()
@@ -163,12 +159,12 @@ class _Worker:
             consumer.stop()
 
     def run_job(self, id: str, generation: int) -> None:
-        """Works on one job in a process of its own: what Huey calls with each message."""
+        """Run one job in a process of its own. Huey calls this with each message."""
         self._active_ids.add(id)
         try:
             folder = JobFolder(self._root, id)
-            standing = folder.read_state()
-            if folder.path.is_dir() and standing.state == "queued" and standing.generation == generation:
+            state = folder.read_state()
+            if folder.path.is_dir() and state.state == "queued" and state.generation == generation:
                 self._run_job_process(folder, generation)
         finally:
             self._last_active = time.monotonic()
@@ -176,9 +172,9 @@ class _Worker:
 
     def _run_job_process(self, folder: JobFolder, generation: int) -> None:
         assert self._queue is not None  # noqa: S101 - for mypy; the consumer starts after it is set
-        _logger.info("Job %s begins.", folder.id)
+        _logger.info("Starting job %s.", folder.id)
         with folder.log_path.open("ab") as log:
-            # It reads its standard input to notice the worker's end.
+            # The job process reads its standard input to notice the end of the worker.
             process = subprocess.Popen(
                 [sys.executable, "-m", "jobs", "run", folder.id, "--attached"],
                 cwd=PROJECT_ROOT,
@@ -206,11 +202,11 @@ class _Worker:
             recover_jobs(self._root, queue, self._active_ids)
             if not self._active_ids and time.monotonic() - self._last_active >= self._idle_seconds:
                 self._end_if_idle(consumers)
-        except PromptOrTuneError as error:  # a full disk, say: what waits goes on waiting
+        except PromptOrTuneError as error:  # for example a full disk: the jobs stay queued
             _logger.warning("%s", error)
 
     def _end_if_idle(self, consumers: Sequence[Any]) -> None:
-        """Whoever adds a job does so under the same lock, and then finds no worker and starts the next one."""
+        """End if no job is left. A program that adds a job holds the same lock, and then starts the next worker."""
         with exclusive(self._root):
             if not has_pending_jobs(self._root):
                 for consumer in consumers:
@@ -219,5 +215,5 @@ class _Worker:
                 self._stop_event.set()
 
     def _on_signal(self, number: int, _frame: Any) -> None:
-        _logger.info("Ended by signal %d.", number)
+        _logger.info("Stopping on signal %d.", number)
         self._stop_event.set()

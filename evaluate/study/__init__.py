@@ -1,1 +1,1 @@
-"""The study, repeated: which runs it takes, what they cost, and its tables, figures and findings from their results."""
+"""Reproduction of the study arXiv 2308.10462: jobs, their cost, and tables, figures and findings from the results."""

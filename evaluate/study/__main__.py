@@ -1,13 +1,13 @@
-r"""Repeats the study: runs what a question needs, and makes its tables, figures and findings.
+r"""Command line of the study: runs the jobs of a research question and makes its tables, figures and findings.
 
-    python -m evaluate.study rq3 --plan                                   what would run, how long, in how much memory
+    python -m evaluate.study rq3 --plan                                   what would run, with time and memory
     python -m evaluate.study rq3 --data-dir ../shared/data --output runs/study
     python -m evaluate.study rq2 paper --train --output runs/paper        the study's own grid, missing adapters first
-    python -m evaluate.study rq3 --tables --output runs/study             the pages again, without a model
+    python -m evaluate.study rq3 --tables --output runs/study             the report again, without a model
 
 rq1: zero-shot and ICL. rq2: fine-tuning, quantization, LoRA's rank and alpha. rq3: LoRA against ICL and RAG, and with
-them. rq4: programs that must pass tests. CONFIG is a YAML file, or one that comes along: default, conala-full, paper.
-Stopped or killed, the same command goes on where it was; a second question uses what the first has answered.
+them. rq4: programs that must pass tests. CONFIG is a YAML file or a built-in one: default, conala-full, paper. After
+an interruption the same command continues where it was; a second question reuses the answers of the first.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ def _run_study(options: argparse.Namespace, command: str) -> int:
     if options.limit is not None and options.limit < 1:
         raise PromptOrTuneError(f"A limit of {options.limit} problems asks for none: choose 1 or more.")
     folder: Path = options.output or Path("runs") / f"study-{Path(config.name).stem}"
-    wanted = limit_problems(study_jobs(config, options.rq), options.limit)
+    jobs = limit_problems(study_jobs(config, options.rq), options.limit)
     if not options.tables:
-        plan = build_plan(config, options.rq, wanted, _collect_runs(wanted, folder), options.data_dir)
+        plan = build_plan(config, options.rq, jobs, _collect_runs(jobs, folder), options.data_dir)
         print(render_plan(plan, folder), flush=True)
         if options.plan:
             return 0
-        check_base_revisions(wanted)
+        check_base_revisions(jobs)
         if options.train:
-            for lesson in plan.adapters_to_train:
-                _train_adapter(lesson)
-        with _open_sandbox(any(job.data.name in DATASETS_WITH_TESTS for job in wanted)) as sandbox:
+            for adapter in plan.adapters_to_train:
+                _train_adapter(adapter)
+        with _open_sandbox(any(job.data.name in DATASETS_WITH_TESTS for job in jobs)) as sandbox:
             engines = engine_opener(config, options.data_dir, _print_line)
-            generate_missing(config, missing_jobs(wanted, folder), options.data_dir, command, engines, sandbox)
-    _score_runs(wanted, folder)
-    found = _collect_runs(wanted, folder)
-    require_results(found, options.rq, folder)
-    pages = write_report(config, options.rq, found, folder, command.replace(" --tables", ""))
+            generate_missing(config, missing_jobs(jobs, folder), options.data_dir, command, engines, sandbox)
+    _score_runs(jobs, folder)
+    collected = _collect_runs(jobs, folder)
+    require_results(collected, options.rq, folder)
+    pages = write_report(config, options.rq, collected, folder, command.replace(" --tables", ""))
     print("\n".join(["", *map(str, pages)]))
     return 0
 
@@ -80,18 +80,18 @@ def _collect_runs(jobs: Sequence[StudyJob], folder: Path) -> CollectedRuns:
 
 
 def _score_runs(jobs: Sequence[StudyJob], folder: Path) -> None:
-    """Scores what was answered and not scored yet, as after a kill between the two."""
-    waiting = [run for run in (read_runs(folder) if folder.is_dir() else []) if has_unscored(run)]
+    """Score the answers that have no scores yet, as after a kill between answering and scoring."""
     data = {job.data.name for job in jobs}
-    waiting = [run for run in waiting if run.settings["data"] in data]
-    with _open_sandbox(any(has_tests(run.problems) for run in waiting)) as sandbox:
-        for run in waiting:
+    runs = read_runs(folder) if folder.is_dir() else []
+    unscored = [run for run in runs if has_unscored(run) and run.settings["data"] in data]
+    with _open_sandbox(any(has_tests(run.problems) for run in unscored)) as sandbox:
+        for run in unscored:
             score_run(run, ProgressBar, sandbox)
 
 
 @contextmanager
 def _open_sandbox(is_needed: bool) -> Iterator[Sandbox | None]:
-    """Opened before anything is answered: where no sandbox works, tests cannot be run, and that is said first."""
+    """Open the sandbox, if tests are needed, before anything is answered, so that its absence is reported first."""
     if not is_needed:
         yield None
         return
@@ -102,7 +102,7 @@ def _open_sandbox(is_needed: bool) -> Iterator[Sandbox | None]:
 
 
 def _train_adapter(adapter: AdapterToTrain) -> None:
-    """In a process of its own: this room does not import train, and a run's memory goes with its process."""
+    """Train in a process of its own: evaluate does not import train, and the process frees its memory at its end."""
     if adapter.adapter.problem:
         raise PromptOrTuneError(adapter.adapter.problem)
     _print_line("$ python -m train " + shlex.join(adapter.command))
@@ -112,11 +112,11 @@ def _train_adapter(adapter: AdapterToTrain) -> None:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            interrupted = True  # it has heard Ctrl-C as well, and needs its time to save a checkpoint
+            interrupted = True  # the training got Ctrl-C too and needs time to save a checkpoint
     if interrupted or status == EXIT_INTERRUPTED:
         raise KeyboardInterrupt
     if status:
-        raise PromptOrTuneError(f"Training {adapter.adapter.name} ended with status {status}: see what it said.")
+        raise PromptOrTuneError(f"Training {adapter.adapter.name} ended with status {status}: see its output above.")
 
 
 def _print_line(line: str) -> None:
@@ -128,12 +128,14 @@ def _parser() -> argparse.ArgumentParser:
         "python -m evaluate.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rq", choices=RESEARCH_QUESTIONS, help="the research question")
-    parser.add_argument("config", nargs="?", default="default", metavar="CONFIG", help="YAML file, or default, paper")
+    parser.add_argument(
+        "config", nargs="?", default="default", metavar="CONFIG", help="YAML file, or default, conala-full, paper"
+    )
     parser.add_argument("--plan", action="store_true", help="print what would run, and stop")
     parser.add_argument("--train", action="store_true", help="train the missing adapters first")
-    parser.add_argument("--tables", action="store_true", help="make the pages from the results, without a model")
+    parser.add_argument("--tables", action="store_true", help="make the report from the results, without a model")
     parser.add_argument("--data-dir", type=Path, help="folder with a folder for each data set; else the Hub is read")
-    parser.add_argument("--output", type=Path, help="folder of results and pages; runs/study-CONFIG by default")
+    parser.add_argument("--output", type=Path, help="folder for results and report; runs/study-CONFIG by default")
     parser.add_argument("--limit", type=int, help="only the first N problems of each data set")
     return parser
 

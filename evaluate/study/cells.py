@@ -1,6 +1,6 @@
-"""From a folder of Run files to the study's cells: what each job's method answered and scored, and what training took.
+"""Collection of finished jobs from a folder of Run files: results, scores, and facts of the training.
 
-Files are known by what stands in them, not by their names, so runs of `python -m evaluate` count as well.
+Files are recognised by their settings, not by their names, so runs of `python -m evaluate` count as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from evaluate.run import make_sampling_params
 from evaluate.stats import Interval
 from evaluate.study.jobs import StudyJob, required_adapters, run_path, training_facts
 
-TRAINING_KEY = "training"  # the name under which a run keeps what training an adapter took
+TRAINING_KEY = "training"  # key of a run's method entry that holds the facts of the adapter's training
 
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """A job that is finished: its results, one a problem, in the order of the run's problems."""
+    """A finished job with its results, one per problem, in the order of the run's problems."""
 
     job: StudyJob
     run: Run
@@ -30,42 +30,44 @@ class FinishedJob:
 
     @property
     def bootstrap_seed(self) -> int:
-        """Of the bootstrap."""
+        """The seed of the bootstrap, which is the run's."""
         return int(self.run.settings["seed"])
 
     @property
     def training_facts(self) -> Mapping[str, Any]:
-        """What training the adapter took: trainable_parameters, train_seconds, ... as far as it is known.
+        """The facts of the adapter's training, such as trainable_parameters and train_seconds, as far as known.
 
-        The run has it, or the manifest of the adapter with these very weights, where that lies here.
+        They come from the run, or from the manifest of a local adapter with the same weights digest.
         """
-        known = self.run.methods.get(self.job.method, {})
-        if known.get(TRAINING_KEY):
-            return dict(known[TRAINING_KEY])
-        manifests = [each.manifest for each in required_adapters([self.job]) if each.manifest]
-        return training_facts(next((m for m in manifests if m.weights_digest == known.get("adapter_digest")), None))
+        method = self.run.methods.get(self.job.method, {})
+        if method.get(TRAINING_KEY):
+            return dict(method[TRAINING_KEY])
+        manifests = [adapter.manifest for adapter in required_adapters([self.job]) if adapter.manifest]
+        return training_facts(next((m for m in manifests if m.weights_digest == method.get("adapter_digest")), None))
 
     def results_for(self, problems: set[str] | None = None) -> list[Result]:
-        """The results, of these problems alone where they are given."""
+        """Return the results, optionally of these problems only."""
         return [result for result in self.results if problems is None or result.problem in problems]
 
     def interval(self, metric: str, problems: set[str] | None = None) -> Interval | None:
-        """The mean over the problems that have the metric, with its 95 % interval; None where none has."""
+        """Return the mean over the problems that have the metric, with its 95 % interval; None without any."""
         found = summarize(self.results_for(problems), metric, self.bootstrap_seed)
         return found.interval if found else None
 
     def mean(self, metric: str) -> float | None:
-        """The mean over the problems that have the metric."""
+        """Return the mean over the problems that have the metric; None without any."""
         values = list(metric_values(self.results, metric).values())
         return sum(values) / len(values) if values else None
 
     @property
     def is_apps_test_split(self) -> bool:
-        """Whether the problems are APPS's test rows; a folder of APPS has train rows (tasks/datasets/apps.py)."""
-        return self.job.data.name == "apps" and all(each["id"].startswith("apps-test-") for each in self.run.problems)
+        """Whether the problems are APPS's test rows; a local folder of APPS has train rows (tasks/datasets/apps.py)."""
+        return self.job.data.name == "apps" and all(
+            problem["id"].startswith("apps-test-") for problem in self.run.problems
+        )
 
     def problems_by_difficulty(self) -> dict[str, set[str]]:
-        """Problem ids by difficulty, in the order of the run; "all" where the data set has none."""
+        """Return problem ids by difficulty, in the order of the run; one group "all" without difficulties."""
         found: dict[str, set[str]] = {}
         for problem in self.run.problems:
             found.setdefault(problem.get("difficulty") or "all", set()).add(problem["id"])
@@ -74,34 +76,34 @@ class FinishedJob:
 
 @dataclass
 class CollectedRuns:
-    """What a folder holds of some jobs. `unfinished` has how many problems are done, and of how many."""
+    """The results of some jobs in a folder. `unfinished` maps a job to (problems done, problems)."""
 
     finished: dict[StudyJob, FinishedJob] = field(default_factory=dict)
     unfinished: dict[StudyJob, tuple[int, int]] = field(default_factory=dict)
 
     def find(self, **attributes: Any) -> list[FinishedJob]:
-        """The cells whose job has these attributes, in the order of the jobs."""
+        """Return the finished jobs with these attributes, in the order of the jobs."""
         return [
-            cell
-            for job, cell in self.finished.items()
+            finished
+            for job, finished in self.finished.items()
             if all(getattr(job, name) == value for name, value in attributes.items())
         ]
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """All runs of a folder, by name; one that cannot be read is refused in one sentence."""
+    """Read all runs of a folder, sorted by name; raises PromptOrTuneError for one that cannot be read."""
     paths = [*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")]
     return [read_run(path) for path in sorted(paths) if ".scores." not in path.name]
 
 
 def collect_jobs(jobs: Iterable[StudyJob], runs: Sequence[Run], folder: Path) -> CollectedRuns:
-    """The jobs' cells; where several files have a job, the one with the most results counts."""
+    """Return the results of the jobs; of several files with one job, the one with the most results counts."""
     found = CollectedRuns()
     for job in jobs:
-        fitting = [run for run in runs if _run_matches_job(run, job, folder) and run.results(job.method)]
-        if not fitting:
+        matching = [run for run in runs if _run_matches_job(run, job, folder) and run.results(job.method)]
+        if not matching:
             continue
-        run = max(fitting, key=lambda each: (len(each.results(job.method)), each.path == run_path(folder, job)))
+        run = max(matching, key=lambda each: (len(each.results(job.method)), each.path == run_path(folder, job)))
         results = run.results(job.method)
         if len(results) < len(run.problems):
             found.unfinished[job] = (len(results), len(run.problems))
@@ -111,7 +113,7 @@ def collect_jobs(jobs: Iterable[StudyJob], runs: Sequence[Run], folder: Path) ->
 
 
 def has_unscored(run: Run) -> bool:
-    """Whether results of the run lack scores, of their texts or of the problems' tests."""
+    """Return whether results of the run lack text scores or test scores."""
     tested = {problem["id"] for problem in run.problems if problem.get("tests")}
     return any(
         "parses" not in result.scores or (result.problem in tested and "tests" not in result.scores)
@@ -121,15 +123,15 @@ def has_unscored(run: Run) -> bool:
 
 
 def datasets_present(finished: Iterable[FinishedJob], datasets: Sequence[str]) -> list[str]:
-    """The data sets that any of these cells is about, in the order given."""
-    there = {cell.job.data.name for cell in finished}
-    return [data for data in datasets if data in there]
+    """Return the data sets that these jobs use, in the given order."""
+    present = {item.job.data.name for item in finished}
+    return [data for data in datasets if data in present]
 
 
 def require_results(collected: CollectedRuns, rq: str, folder: Path) -> None:
-    """PromptOrTuneError where there is nothing to make a page of."""
+    """Raise PromptOrTuneError when no job is finished."""
     if not collected.finished:
-        begun = f" {len(collected.unfinished)} methods are begun." if collected.unfinished else ""
+        begun = f" {len(collected.unfinished)} methods are unfinished." if collected.unfinished else ""
         raise PromptOrTuneError(f"{folder} holds no finished results of {rq}.{begun} Run the command without --tables.")
 
 
@@ -137,11 +139,13 @@ def _run_matches_job(run: Run, job: StudyJob, folder: Path) -> bool:
     data, settings = job.data, run.settings
     decoding = make_sampling_params(data.mode, data.candidates, data.max_new_tokens, 0, data.temperature, data.top_p)
     names = ["mode", "candidates", "max_new_tokens", *(("temperature", "top_p") if data.mode == "sample" else ())]
-    same = (
+    matches = (
         settings.get("base_id") == job.base_id
         and settings.get("quantization") == job.quantization
         and settings.get("data") == data.name
         and settings.get("split") == "test"
         and all(settings.get("decoding", {}).get(name) == getattr(decoding, name) for name in names)
     )
-    return same and (data.problems is None or settings.get("n") == data.problems or run.path == run_path(folder, job))
+    return matches and (
+        data.problems is None or settings.get("n") == data.problems or run.path == run_path(folder, job)
+    )

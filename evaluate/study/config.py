@@ -1,14 +1,9 @@
-"""StudyConfig, architectures.
+"""StudyConfig: models, data sets, techniques and decoding of a study, and the sizes of its models.
 
-What a study is: models, data, techniques, numbers of examples, and how answers are decoded.
-
-One YAML file says it all (`evaluate/study/configs/`); `evaluate.study.read_config` makes these values of it.
-
-The sizes of the study's models, and what follows from sizes alone: how many parameters there are, how many learn.
-
-Sizes are those of each model's published config.json. What is derived from them reproduces the study's own Table 3:
-2.7M for LoRA on CodeT5+-220M, 12.5M on CodeLlama-7B, 0.16M for IA3 on CodeGen-350M, 2.6M for Prefix tuning on
-CodeGen2-7B (arXiv 2308.10462).
+`evaluate.study.read_config` reads a StudyConfig from a YAML file (`evaluate/study/configs/`). The sizes are those of
+each model's published config.json. The parameter counts derived from them reproduce the study's Table 3: 2.7M for LoRA
+on CodeT5+-220M, 12.5M on CodeLlama-7B, 0.16M for IA3 on CodeGen-350M, 2.6M for Prefix tuning on CodeGen2-7B (arXiv
+2308.10462).
 """
 
 from __future__ import annotations
@@ -27,9 +22,9 @@ MODEL_FAMILIES: tuple[ModelFamily, ...] = ("llama", "codegen", "t5")
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of a model. `layers` are those of the decoder; only encoder-decoders have `encoder_layers`.
+    """Sizes of a model. `layers` counts the decoder's layers; `encoder_layers` is 0 without an encoder.
 
-    "llama" stands for all bases with separate query, key and value projections and a gated feed-forward block (Llama,
+    "llama" means any base with separate query, key and value projections and a gated feed-forward block (Llama,
     CodeLlama, Qwen2, Mistral, SmolLM2), "codegen" for CodeGen and CodeGen2, "t5" for T5 and CodeT5+.
     """
 
@@ -46,21 +41,21 @@ class Architecture:
 
     @property
     def head_size(self) -> int:
-        """Numbers in one head's key."""
+        """Width of one attention head."""
         return self.head_dim or self.hidden // self.heads
 
     @property
     def q_size(self) -> int:
-        """Numbers in all queries of one token."""
+        """Width of the queries of one token."""
         return self.heads * self.head_size
 
     @property
     def kv_size(self) -> int:
-        """Numbers in all keys of one token, and as many in all values."""
+        """Width of the keys of one token, and of its values."""
         return self.key_value_heads * self.head_size
 
     def num_linear_parameters(self) -> int:
-        """Parameters in the linear layers of the body: those that quantization shrinks."""
+        """Return the parameters in the linear layers, which quantization compresses."""
         attention = 2 * self.hidden * (self.q_size + self.kv_size)
         matrices = 3 if self.family == "llama" else 2
         feedforward = matrices * self.hidden * self.intermediate
@@ -68,20 +63,20 @@ class Architecture:
         return decoder + self.encoder_layers * (attention + feedforward)
 
     def num_parameters(self) -> int:
-        """All parameters but for norms and biases, which are under a thousandth."""
+        """Return all parameters except norms and biases, which are under a thousandth."""
         return self.num_linear_parameters() + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def kv_bytes_per_token(self) -> int:
-        """Bytes that one token takes in the key/value cache, in 16 bits."""
+        """Return the bytes of one token in the key/value cache in 16 bits."""
         return 2 * 2 * self.layers * self.kv_size
 
     def trainable_parameters(
         self, technique: str, rank: int = 16, virtual_tokens: int = 20, output: bool = False
     ) -> int:
-        """Parameters that a technique learns on this base, with the modules that train/techniques.py chooses.
+        """Return the parameters that a technique trains, with the modules that train/techniques.py chooses.
 
-        `output` says whether LoRA also changes the projection out of the attention (the project's default does, the
-        study's setting does not).
+        With `output` LoRA also adapts the output projection of the attention, as this project's default does and the
+        study's setting does not.
         """
         if technique == "full":
             return self.num_parameters()
@@ -97,7 +92,7 @@ class Architecture:
         return virtual_tokens * self.layers * 2 * self.kv_size
 
     def _lora_qkv_parameters(self, rank: int) -> int:
-        """LoRA's two matrices on queries, keys and values, which CodeGen has in one projection."""
+        """Return the parameters of LoRA on queries, keys and values, which CodeGen has in one projection."""
         outputs = self.q_size + 2 * self.kv_size
         return rank * (outputs + self.hidden * (1 if self.family == "codegen" else 3))
 
@@ -131,10 +126,10 @@ KNOWN_ARCHITECTURES: dict[str, Architecture] = {
 
 
 RESEARCH_QUESTIONS = ("rq1", "rq2", "rq3", "rq4")
-# As --quantization names them, and as people do.
+# Display names of the values of --quantization.
 WEIGHT_BITS_LABELS: Mapping[str, str] = {"nf4": "4-bit", "int8": "8-bit", "none": "16-bit"}
 QUANTIZATIONS = tuple(WEIGHT_BITS_LABELS)
-# On which bases each technique trains, as train/techniques.py has it, and its name in tables.
+# The quantizations with which each technique can train, as in train/techniques.py.
 TECHNIQUE_QUANTIZATIONS: Mapping[str, tuple[str, ...]] = {
     "full": ("none",),
     "lora": ("none",),
@@ -154,16 +149,16 @@ METHOD_TITLES: Mapping[str, str] = {
     "prompt-tuning": "Prompt tuning",
     "prefix-tuning": "Prefix tuning",
 }
-# What an adapter is trained with where nothing else is said, in both presets.
+# The defaults of both presets.
 DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA = 16, 32
 
 
 @dataclass(frozen=True)
 class StudyModel:
-    """A base: what `--base` takes, and the quantization in which it answers zero-shot, ICL and RAG.
+    """A base: the value for `--base`, and the quantization in which it answers zero-shot, ICL and RAG.
 
-    `beside` names the study's model whose rows are set beside this one's; `techniques` are those that are run on it.
-    `architecture` is None where the sizes are not known: then there is no estimate.
+    `beside` names the published model whose scores are printed beside this one's. `techniques` are run on this model.
+    Without `architecture` there are no estimates.
     """
 
     name: str
@@ -176,7 +171,7 @@ class StudyModel:
 
     @property
     def slug(self) -> str:
-        """The name as files and adapters have it."""
+        """The name in file and adapter names."""
         return "".join(letter if letter.isalnum() or letter == "." else "-" for letter in self.name.lower()).replace(
             "--", "-"
         )
@@ -184,7 +179,7 @@ class StudyModel:
 
 @dataclass(frozen=True)
 class StudyDataset:
-    """A data set: its first `problems` test problems (None: all), the decoding, and how many examples are tried."""
+    """A data set: its first `problems` test problems (None: all), decoding, and numbers of ICL and RAG examples."""
 
     name: str
     problems: int | None
@@ -198,13 +193,13 @@ class StudyDataset:
     rag: tuple[int, ...] = ()
 
     def decoding(self, seed: int) -> SamplingParams:
-        """As the engine takes it; PromptOrTuneError for values that do not go together."""
+        """Return the SamplingParams; raises PromptOrTuneError for an invalid combination."""
         return make_sampling_params(self.mode, self.candidates, self.max_new_tokens, seed, self.temperature, self.top_p)
 
 
 @dataclass(frozen=True)
 class ResearchQuestion:
-    """Which part of the grid a research question runs. `together` are the examples that adapters are combined with."""
+    """The part of the grid of one research question. `together` lists the example methods to combine adapters with."""
 
     models: tuple[str, ...]
     data: tuple[str, ...]
@@ -224,10 +219,10 @@ class SensitivityGrid:
 
 @dataclass(frozen=True)
 class HardwareSpec:
-    """What the estimates of hours and the limit of memory stand on. Rates are those that are reached, not the peak.
+    """The hardware for the estimates, with sustained rates, not peak rates.
 
-    `gigabytes_per_second` is how fast weights are read, `teraflops` how fast long prompts and training compute,
-    `step_milliseconds` what a decoding step costs besides.
+    `gigabytes_per_second` is the speed of reading weights, `teraflops` that of long prompts and training, and
+    `step_milliseconds` the fixed cost of a decoding step.
     """
 
     name: str
@@ -239,9 +234,10 @@ class HardwareSpec:
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """How adapters are trained and named. `name` is a pattern of {technique}, {data} and {model}.
+    """Training and naming of adapters. `name` is a pattern of {technique}, {data} and {model}.
 
-    `known` holds (technique, data) -> name for adapters that go by another name; `epochs` None is the preset's.
+    `known` maps (technique, data) to the name of an adapter that does not follow the pattern. `epochs` None means the
+    preset's.
     """
 
     preset: str = "default"
@@ -252,7 +248,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study as its YAML file says it. `techniques` maps each one to the quantization it trains and answers on."""
+    """The contents of a study's YAML file. `techniques` maps each technique to its quantization."""
 
     name: str
     models: tuple[StudyModel, ...]
@@ -267,23 +263,23 @@ class StudyConfig:
     device: str = "auto"
 
     def model(self, name: str) -> StudyModel:
-        """The model of that name, which the reader has checked to be there."""
+        """Return the model of that name, which must exist."""
         return next(model for model in self.models if model.name == name)
 
     def dataset(self, name: str) -> StudyDataset:
-        """The data set of that name, which the reader has checked to be there."""
+        """Return the data set of that name, which must exist."""
         return next(data for data in self.data if data.name == name)
 
     def question(self, rq: str) -> ResearchQuestion:
-        """What a research question runs; PromptOrTuneError where the file does not say."""
+        """Return a research question; raises PromptOrTuneError if the file has no section for it."""
         if rq not in self.questions:
             raise PromptOrTuneError(f"{self.name} has no section {rq}: add one with the models and data it runs.")
         return self.questions[rq]
 
     def adapter_name(self, technique: str, data: str, model: StudyModel, pair: tuple[int, int] | None = None) -> str:
-        """What the adapter is called; of another rank or alpha than the usual, with both in its name."""
-        known = self.training.known.get((technique, data))
-        name = known or self.training.name.format(technique=technique, data=data, model=model.slug)
-        return (
-            name if pair is None or pair == (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA) else f"{name}-r{pair[0]}-a{pair[1]}"
-        )
+        """Return the adapter's name, which contains rank and alpha if `pair` is not the default."""
+        name = self.training.known.get((technique, data))
+        name = name or self.training.name.format(technique=technique, data=data, model=model.slug)
+        if pair is None or pair == (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA):
+            return name
+        return f"{name}-r{pair[0]}-a{pair[1]}"

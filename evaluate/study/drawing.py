@@ -1,4 +1,4 @@
-"""What all of the study's figures are drawn with: points and bars with their intervals, panels, and the PNG itself."""
+"""Drawing functions for the study's figures: points and bars with intervals, panels, and PNG output."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# The palette of Okabe and Ito, which is distinguishable with colour blindness, and two more.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F", "#8C564B")
 MARKERS = "osD^vPX*h"
-HOLLOW_MARKER = "o"  # of points, where it stands for ICL
-MAX_ERROR_BARS = 3  # lines or models, beyond which intervals would hide each other
+HOLLOW_MARKER = "o"  # the marker of ICL
+MAX_ERROR_BARS = 3  # with more lines or models, error bars hide each other
 PUBLISHED_COLOR, MUTED_COLOR = "#9AA1AB", "#5F6672"
 
 DrawFn = Callable[["Figure"], None]
@@ -26,29 +26,29 @@ DrawFn = Callable[["Figure"], None]
 def draw_line(
     axes: Axes, points: Iterable[tuple[int, Interval | None]], index: int, label: str, band: bool = True
 ) -> None:
-    """A line, with its band of intervals where there are few of them."""
-    known = [(x, each) for x, each in points if each]
-    xs = [x for x, _ in known]
+    """Draw a line and, with `band`, the band of its intervals."""
+    drawn = [(x, each) for x, each in points if each]
+    xs = [x for x, _ in drawn]
     colour = COLORS[index % len(COLORS)]
     axes.plot(
-        xs, [100 * each.value for _, each in known], marker=MARKERS[index % len(MARKERS)], color=colour, label=label
+        xs, [100 * each.value for _, each in drawn], marker=MARKERS[index % len(MARKERS)], color=colour, label=label
     )
     if band:
-        low, high = ([100 * each.low for _, each in known], [100 * each.high for _, each in known])
+        low, high = ([100 * each.low for _, each in drawn], [100 * each.high for _, each in drawn])
         axes.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.set_xticks(sorted({*xs, *(axes.get_xticks() if index else ())}))
 
 
 def draw_point(axes: Axes, x: Interval, y: Interval, index: int, marker: str, bars: bool = True) -> None:
-    """A point in the colour of number `at`, with intervals both ways where there are few of them."""
-    reach = [[100 * (x.value - x.low)], [100 * (x.high - x.value)]]
-    height = [[100 * (y.value - y.low)], [100 * (y.high - y.value)]]
+    """Draw a point in colour number `index` and, with `bars`, its intervals in both directions."""
+    x_error = [[100 * (x.value - x.low)], [100 * (x.high - x.value)]]
+    y_error = [[100 * (y.value - y.low)], [100 * (y.high - y.value)]]
     colour = COLORS[index % len(COLORS)]
     axes.errorbar(
         100 * x.value,
         100 * y.value,
-        yerr=height if bars else None,
-        xerr=reach if bars else None,
+        yerr=y_error if bars else None,
+        xerr=x_error if bars else None,
         fmt=marker,
         color=colour,
         markerfacecolor="white" if marker == HOLLOW_MARKER else colour,
@@ -59,21 +59,21 @@ def draw_point(axes: Axes, x: Interval, y: Interval, index: int, marker: str, ba
 
 
 def add_legend_entries(axes: Axes, entries: Iterable[tuple[str, str, str]]) -> None:
-    """Legend entries of mark, colour and words, for points that have no label of their own."""
-    for mark, colour, words in entries:
-        face = "white" if mark == HOLLOW_MARKER else colour
-        axes.plot([], [], mark, color=colour, markerfacecolor=face, label=words)
+    """Add legend entries (marker, colour, label) for points that have no label of their own."""
+    for marker, colour, label in entries:
+        face = "white" if marker == HOLLOW_MARKER else colour
+        axes.plot([], [], marker, color=colour, markerfacecolor=face, label=label)
 
 
 def draw_points_with_intervals(
     axes: Axes, positions: Iterable[float], intervals: Iterable[Interval | None], index: int, label: str
 ) -> None:
-    """Points with intervals, no line."""
-    known = [(x, each) for x, each in zip(positions, intervals, strict=True) if each]
+    """Draw points with intervals and without a line."""
+    drawn = [(x, each) for x, each in zip(positions, intervals, strict=True) if each]
     axes.errorbar(
-        [x for x, _ in known],
-        [100 * each.value for _, each in known],
-        yerr=_error_bar_lengths([each for _, each in known]),
+        [x for x, _ in drawn],
+        [100 * each.value for _, each in drawn],
+        yerr=_error_bar_lengths([each for _, each in drawn]),
         fmt=MARKERS[index],
         color=COLORS[index],
         capsize=3,
@@ -90,16 +90,16 @@ def draw_bars(
     label: str,
     width: float = 0.26,
 ) -> None:
-    """Bars with intervals."""
-    known = [(x, each) for x, each in zip(positions, intervals, strict=True) if each]
-    if known:
+    """Draw bars with intervals."""
+    drawn = [(x, each) for x, each in zip(positions, intervals, strict=True) if each]
+    if drawn:
         axes.bar(
-            [x for x, _ in known],
-            [100 * each.value for _, each in known],
+            [x for x, _ in drawn],
+            [100 * each.value for _, each in drawn],
             width,
             color=color,
             label=label,
-            yerr=_error_bar_lengths([each for _, each in known]),
+            yerr=_error_bar_lengths([each for _, each in drawn]),
             error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
         )
 
@@ -112,7 +112,7 @@ def _error_bar_lengths(intervals: Sequence[Interval]) -> list[list[float]]:
 
 
 def draw_panels(names: Sequence[str], draw_panel: Callable[[Axes, str], None], width: float = 6.5) -> bytes | None:
-    """One panel a name, side by side, three in a row."""
+    """Draw one panel for each name, three in a row; return the PNG, or None without names."""
     columns = min(len(names), 3)
 
     def draw(figure: Figure) -> None:
@@ -123,21 +123,21 @@ def draw_panels(names: Sequence[str], draw_panel: Callable[[Axes, str], None], w
 
 
 def label_axes(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title, axes' names, legend; the scale begins at 0."""
+    """Set title, axis labels and legend; the y axis begins at 0."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
     axes.set_ylim(bottom=0)
     entries = len(axes.get_legend_handles_labels()[0])
     if entries:
-        # Under the plot, where it hides nothing.
+        # Below the plot, where it covers no points.
         axes.legend(
             fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=min(2, -(-entries // 2))
         )
 
 
 def new_axes(figure: Figure, title: str, subplot: tuple[int, int, int] = (1, 1, 1)) -> Axes:
-    """An empty plot in the figure's style."""
+    """Return an empty plot in the style of the figures."""
     axes = figure.add_subplot(*subplot)
     axes.set_title(title, fontsize=10)
     axes.grid(visible=True, color="#E6E8EB", linewidth=0.7)
@@ -148,8 +148,8 @@ def new_axes(figure: Figure, title: str, subplot: tuple[int, int, int] = (1, 1, 
 
 
 def render_png(draw: DrawFn, width: float, height: float) -> bytes:
-    """The figure's bytes; the same drawing gives the same ones."""
-    # Figure and canvas without pyplot, whose global state is shared with whoever plots in the same process.
+    """Return the figure as PNG; equal drawings give equal bytes."""
+    # Without pyplot, whose global state is shared by all code that plots in this process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

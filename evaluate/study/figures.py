@@ -1,11 +1,7 @@
-"""Figures.
+"""Figures of the study's questions as PNG, drawn from the measured scores, with published values where they exist.
 
-The study's figures from our numbers, with the study's own values where it states them. Each is a PNG.
-
-Intervals of 95 % are drawn wherever they exist. Figures 3, 6 and the bars of 7 have no numbers in the study's text, so
-nothing of it stands in ours but what it states.
-
-The figures that compare methods: LoRA beside ICL and RAG, its rank and alpha, time, and tests passed.
+95 % intervals are drawn wherever they exist. The study prints no numbers for Figures 3 and 6 and the bars of Figure 7,
+so only the values in its text are added there.
 """
 
 from __future__ import annotations
@@ -43,115 +39,120 @@ if TYPE_CHECKING:
 
 
 def draw_figure6(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """CodeBLEU against EM@k: the best ICL and LoRA of each model, with a line between the two."""
+    """Draw CodeBLEU against EM@k: the best ICL and LoRA of each model, with a line between the two."""
     marks = {"icl": HOLLOW_MARKER, **dict(zip(LORA_TECHNIQUES, MARKERS[1:], strict=False))}
 
     def panel(axes: Axes, data: str) -> None:
-        cells = [cell for cell in collected.finished.values() if cell.job.data.name == data and cell.job.kind in marks]
-        models = list(dict.fromkeys(cell.job.model for cell in cells))
-        for at, model in enumerate(models):
-            mine = [cell for cell in cells if cell.job.model == model]
-            shots = best_job(cell for cell in mine if cell.job.kind == "icl")
-            spots = []
-            for cell in [*([shots] if shots else []), *(cell for cell in mine if cell.job.kind != "icl")]:
-                across, up = cell.interval(headline_metric(cell)), cell.interval("codebleu")
+        finished = [
+            item for item in collected.finished.values() if item.job.data.name == data and item.job.kind in marks
+        ]
+        models = list(dict.fromkeys(item.job.model for item in finished))
+        for index, model in enumerate(models):
+            model_jobs = [item for item in finished if item.job.model == model]
+            icl_jobs = best_job(item for item in model_jobs if item.job.kind == "icl")
+            points = []
+            for item in [*([icl_jobs] if icl_jobs else []), *(item for item in model_jobs if item.job.kind != "icl")]:
+                across, up = item.interval(headline_metric(item)), item.interval("codebleu")
                 if across and up:
-                    spots.append((100 * across.value, 100 * up.value))
-                    draw_point(axes, across, up, at, marks[cell.job.kind], bars=len(models) <= MAX_ERROR_BARS)
-            for one in spots[1:] if shots else ():
-                axes.plot(*zip(spots[0], one, strict=True), color=COLORS[at % len(COLORS)], linewidth=0.8, zorder=1)
-        add_legend_entries(axes, [("-", COLORS[at % len(COLORS)], model.name) for at, model in enumerate(models)])
-        kinds = [kind for kind in marks if any(cell.job.kind == kind for cell in cells)]
+                    points.append((100 * across.value, 100 * up.value))
+                    draw_point(axes, across, up, index, marks[item.job.kind], bars=len(models) <= MAX_ERROR_BARS)
+            for one in points[1:] if icl_jobs else ():
+                axes.plot(*zip(points[0], one, strict=True), color=COLORS[index % len(COLORS)], linewidth=0.8, zorder=1)
+        add_legend_entries(axes, [("-", COLORS[index % len(COLORS)], model.name) for index, model in enumerate(models)])
+        kinds = [kind for kind in marks if any(item.job.kind == kind for item in finished)]
         add_legend_entries(
             axes, [(marks[kind], MUTED_COLOR, "best ICL" if kind == "icl" else METHOD_TITLES[kind]) for kind in kinds]
         )
-        label_axes(axes, data, f"{metric_title(headline_metric(cells[0]))}, %", "CodeBLEU, %")
+        label_axes(axes, data, f"{metric_title(headline_metric(finished[0]))}, %", "CodeBLEU, %")
 
-    tuned = [cell for cell in collected.finished.values() if cell.job.kind in marks]
+    tuned = [item for item in collected.finished.values() if item.job.kind in marks]
     return draw_panels(datasets_present(tuned, datasets), panel)
 
 
 def draw_figure7(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """EM@k of RAG by the number of examples, with LoRA and the best ICL as lines: a panel a data set and model."""
-    near = [cell for cell in collected.finished.values() if cell.job.kind == "rag"]
-    places = _panel_titles(near, datasets)
+    """Draw EM@k of RAG by number of examples, with lines for LoRA and the best ICL: a panel per data set and model."""
+    rag_jobs = [item for item in collected.finished.values() if item.job.kind == "rag"]
+    titles = _panel_titles(rag_jobs, datasets)
 
-    def panel(axes: Axes, place: str) -> None:
-        cells = [cell for cell in collected.finished.values() if _panel_title(cell) == place]
-        bars = sorted((cell for cell in cells if cell.job.kind == "rag"), key=lambda cell: cell.job.k)
+    def panel(axes: Axes, title: str) -> None:
+        finished = [item for item in collected.finished.values() if _panel_title(item) == title]
+        bars = sorted((item for item in finished if item.job.kind == "rag"), key=lambda item: item.job.k)
         k = headline_metric(bars[0])
-        draw_bars(axes, range(len(bars)), [cell.interval(k) for cell in bars], COLORS[4], "RAG", width=0.7)
-        axes.set_xticks(range(len(bars)), [str(cell.job.k) for cell in bars])
+        draw_bars(axes, range(len(bars)), [item.interval(k) for item in bars], COLORS[4], "RAG", width=0.7)
+        axes.set_xticks(range(len(bars)), [str(item.job.k) for item in bars])
         lines = [
-            best_job(cell for cell in cells if cell.job.kind == "icl"),
-            *(cell for cell in cells if cell.job.kind in LORA_TECHNIQUES),
+            best_job(item for item in finished if item.job.kind == "icl"),
+            *(item for item in finished if item.job.kind in LORA_TECHNIQUES),
         ]
         styles = ("--", "-", "-.", ":")
-        for at, cell in enumerate(each for each in lines if each):
-            value = cell.mean(k) or 0.0
-            label = f"{'best ' if cell.job.examples else ''}{cell.job.title}: {100 * value:.1f}"
-            axes.axhline(100 * value, color=COLORS[at + 1], linestyle=styles[at % 4], linewidth=1.6, label=label)
+        for index, item in enumerate(each for each in lines if each):
+            value = item.mean(k) or 0.0
+            label = f"{'best ' if item.job.examples else ''}{item.job.title}: {100 * value:.1f}"
+            axes.axhline(100 * value, color=COLORS[index + 1], linestyle=styles[index % 4], linewidth=1.6, label=label)
         stated = [
             (label, published.published_em10(bars[0].job.model.beside, bars[0].job.data.name, kind))
             for label, kind in (("LoRA", "lora"), ("best RAG", "rag"), ("best ICL", "icl"))
         ]
         words = ", ".join(f"{label} {value:g}" for label, value in stated if value is not None)
-        label_axes(axes, place, "retrieved examples in the prompt", f"{metric_title(k)}, %")
+        label_axes(axes, title, "retrieved examples in the prompt", f"{metric_title(k)}, %")
         if words:
-            axes.set_title(f"{place}\nthe study, {bars[0].job.model.beside}: {words}", fontsize=9)
+            axes.set_title(f"{title}\nthe study, {bars[0].job.model.beside}: {words}", fontsize=9)
 
-    return draw_panels(places, panel)
+    return draw_panels(titles, panel)
 
 
 def draw_rank_alpha(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """EM@k and CodeBLEU over LoRA's rank and alpha."""
-    tried = [cell for cell in collected.finished.values() if cell.job.pair]
+    """Draw EM@k and CodeBLEU by LoRA's rank and alpha."""
+    tried = [item for item in collected.finished.values() if item.job.pair]
 
     def panel(axes: Axes, data: str) -> None:
-        variants = [cell for cell in tried if cell.job.data.name == data]
-        usual = [
-            cell
-            for cell in collected.find(kind=variants[0].job.technique, pair=None, model=variants[0].job.model)
-            if cell.job.data.name == data
+        variants = [item for item in tried if item.job.data.name == data]
+        default_jobs = [
+            item
+            for item in collected.find(kind=variants[0].job.technique, pair=None, model=variants[0].job.model)
+            if item.job.data.name == data
         ]
-        cells = sorted([*variants, *usual], key=lambda cell: cell.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA))
-        names = [
-            f"r {(cell.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA))[0]}\nα {(cell.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA))[1]}"
-            for cell in cells
-        ]
-        k = headline_metric(cells[0])
-        for at, metric in enumerate((k, "codebleu")):
+        finished = sorted([*variants, *default_jobs], key=_rank_and_alpha)
+        names = [f"r {rank}\nα {alpha}" for rank, alpha in map(_rank_and_alpha, finished)]
+        k = headline_metric(finished[0])
+        for index, metric in enumerate((k, "codebleu")):
             draw_points_with_intervals(
                 axes,
-                [place + (at - 0.5) * 0.16 for place in range(len(cells))],
-                [cell.interval(metric) for cell in cells],
-                at,
+                [position + (index - 0.5) * 0.16 for position in range(len(finished))],
+                [item.interval(metric) for item in finished],
+                index,
                 metric_title(metric),
             )
-        axes.set_xticks(range(len(cells)), names, fontsize=8)
+        axes.set_xticks(range(len(finished)), names, fontsize=8)
         label_axes(axes, f"{data} · {variants[0].job.model.name}, {METHOD_TITLES[variants[0].job.technique]}", "", "%")
 
     return draw_panels(datasets_present(tried, datasets), panel)
 
 
-def draw_cost(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """EM@1 against the seconds that a problem takes: a panel a data set and model."""
-    every = [cell for cell in collected.finished.values() if not cell.job.pair]
+def _rank_and_alpha(job: FinishedJob) -> tuple[int, int]:
+    return job.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA)
 
-    def panel(axes: Axes, place: str) -> None:
-        cells = [cell for cell in every if _panel_title(cell) == place]
-        for at, kind in enumerate(dict.fromkeys(cell.job.kind for cell in cells)):
-            mine = [cell for cell in cells if cell.job.kind == kind]
-            spots = sorted((_mean_seconds(cell), 100 * (cell.mean("em@1") or 0.0), cell.job.k) for cell in mine)
+
+def draw_cost(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
+    """Draw EM@1 against the seconds per problem: a panel per data set and model."""
+    every = [item for item in collected.finished.values() if not item.job.pair]
+
+    def panel(axes: Axes, title: str) -> None:
+        finished = [item for item in every if _panel_title(item) == title]
+        for index, kind in enumerate(dict.fromkeys(item.job.kind for item in finished)):
+            model_jobs = [item for item in finished if item.job.kind == kind]
+            points = sorted((_mean_seconds(item), 100 * (item.mean("em@1") or 0.0), item.job.k) for item in model_jobs)
             name = (
-                mine[0].job.title if len(mine) == 1 else mine[0].job.title.rpartition(" (")[0] + ", number of examples"
+                model_jobs[0].job.title
+                if len(model_jobs) == 1
+                else model_jobs[0].job.title.rpartition(" (")[0] + ", number of examples"
             )
-            colour, mark = COLORS[at % len(COLORS)], MARKERS[at % len(MARKERS)]
-            axes.plot([x for x, *_ in spots], [y for _, y, _ in spots], mark, color=colour, markersize=7, label=name)
-            for x, y, k in spots if len(mine) > 1 else ():
+            colour, mark = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+            axes.plot([x for x, *_ in points], [y for _, y, _ in points], mark, color=colour, markersize=7, label=name)
+            for x, y, k in points if len(model_jobs) > 1 else ():
                 axes.annotate(str(k), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
         axes.set_xlim(left=0)
-        label_axes(axes, place, "seconds a problem, on the machine that answered", "EM@1, %")
+        label_axes(axes, title, "seconds a problem, on the machine that answered", "EM@1, %")
 
     return draw_panels(_panel_titles(every, datasets), panel)
 
@@ -161,25 +162,25 @@ def _panel_title(job: FinishedJob) -> str:
 
 
 def _panel_titles(jobs: Sequence[FinishedJob], datasets: Sequence[str]) -> list[str]:
-    """A panel a data set and model, in the order of the data sets."""
-    return list(dict.fromkeys(_panel_title(cell) for data in datasets for cell in jobs if cell.job.data.name == data))
+    """Return the titles of the panels, one per data set and model, in the order of the data sets."""
+    return list(dict.fromkeys(_panel_title(item) for data in datasets for item in jobs if item.job.data.name == data))
 
 
 def draw_tests(jobs: Sequence[FinishedJob]) -> bytes | None:
-    """The average of tests passed and Pass@k of each method."""
+    """Draw the average of tests passed and Pass@k of each method."""
     metrics = [each for each in ("tests", "pass@1", "pass@2", "pass@5") if jobs and jobs[0].mean(each) is not None]
 
     def draw(figure: Figure) -> None:
         axes = new_axes(figure, jobs[0].job.data.name)
         width = 0.8 / len(jobs)
-        for at, cell in enumerate(jobs):
-            places = [place + (at - (len(jobs) - 1) / 2) * width for place in range(len(metrics))]
-            label = f"{cell.job.model.name}, {cell.job.title} ({cell.job.quantization})"
+        for index, item in enumerate(jobs):
+            positions = [position + (index - (len(jobs) - 1) / 2) * width for position in range(len(metrics))]
+            label = f"{item.job.model.name}, {item.job.title} ({item.job.quantization})"
             draw_bars(
                 axes,
-                places,
-                [cell.interval(metric) for metric in metrics],
-                COLORS[at % len(COLORS)],
+                positions,
+                [item.interval(metric) for metric in metrics],
+                COLORS[index % len(COLORS)],
                 label,
                 width * 0.95,
             )
@@ -195,7 +196,7 @@ def _mean_seconds(job: FinishedJob) -> float:
 
 
 def build_figures(config: StudyConfig, rq: str, collected: CollectedRuns) -> dict[str, bytes]:
-    """File names and PNGs of a question; those for which there is nothing to draw are left out."""
+    """Return {file name: PNG} of a question; figures without data are left out."""
     sets = config.question(rq).data
     if rq == "rq1":
         return _drop_missing({"rq1-figure3": _draw_figure3(collected, sets)})
@@ -220,7 +221,7 @@ def build_figures(config: StudyConfig, rq: str, collected: CollectedRuns) -> dic
 
 
 def _draw_figure1(collected: CollectedRuns) -> bytes | None:
-    """Peak memory of training: the study's bars, our estimate for the same run, and what was measured here."""
+    """Draw the peak memory of training: published, estimated for the same run, and measured here."""
     rows = memory_rows(collected)
     series = (
         ("the study, one GPU", PUBLISHED_COLOR),
@@ -233,12 +234,12 @@ def _draw_figure1(collected: CollectedRuns) -> bytes | None:
         axes = new_axes(figure, "Peak memory of training, GB")
         for column, (label, colour) in enumerate(series):
             points = []
-            for at, row in enumerate(rows):
+            for index, row in enumerate(rows):
                 there = [each for each in range(3) if row[2 + each] is not None]
                 if column in there:
                     shift = (there.index(column) - (len(there) - 1) / 2) * height
-                    points.append((at + shift, float(row[2 + column] or 0)))
-            bars = axes.barh([at for at, _ in points], [size for _, size in points], 0.26, color=colour, label=label)
+                    points.append((index + shift, float(row[2 + column] or 0)))
+            bars = axes.barh([y for y, _ in points], [size for _, size in points], 0.26, color=colour, label=label)
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7, color=MUTED_COLOR)
         axes.axvline(24, color=MUTED_COLOR, linewidth=1, linestyle=":", label="24 GB, what the study had")
         axes.set_yticks(
@@ -252,23 +253,25 @@ def _draw_figure1(collected: CollectedRuns) -> bytes | None:
 
 
 def _draw_figure3(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """EM@k against the number of random examples, one line a model."""
-    shots = [cell for cell in collected.finished.values() if cell.job.kind in ("zero-shot", "icl")]
+    """Draw EM@k against the number of random examples, one line per model."""
+    icl_jobs = [item for item in collected.finished.values() if item.job.kind in ("zero-shot", "icl")]
 
     def panel(axes: Axes, data: str) -> None:
-        cells = [cell for cell in shots if cell.job.data.name == data]
-        models = list(dict.fromkeys(cell.job.model for cell in cells))
-        for at, model in enumerate(models):
-            mine = sorted((cell for cell in cells if cell.job.model == model), key=lambda cell: cell.job.k)
-            points = [(cell.job.k, cell.interval(headline_metric(cell))) for cell in mine]
-            draw_line(axes, points, at, model.name + _published_label(model, data), band=len(models) <= MAX_ERROR_BARS)
-        label_axes(axes, data, "random examples in the prompt", metric_title(headline_metric(cells[0])) + ", %")
+        finished = [item for item in icl_jobs if item.job.data.name == data]
+        models = list(dict.fromkeys(item.job.model for item in finished))
+        for index, model in enumerate(models):
+            model_jobs = sorted((item for item in finished if item.job.model == model), key=lambda item: item.job.k)
+            points = [(item.job.k, item.interval(headline_metric(item))) for item in model_jobs]
+            draw_line(
+                axes, points, index, model.name + _published_label(model, data), band=len(models) <= MAX_ERROR_BARS
+            )
+        label_axes(axes, data, "random examples in the prompt", metric_title(headline_metric(finished[0])) + ", %")
 
-    return draw_panels(datasets_present(shots, datasets), panel)
+    return draw_panels(datasets_present(icl_jobs, datasets), panel)
 
 
 def _published_label(model: StudyModel, data: str) -> str:
-    """What the study states for this model, or for the one that is set beside it."""
+    """Return the published values for this model, or for the one beside it, as the end of a label."""
     kinds = (("zero-shot", "zero-shot"), ("best ICL", "icl"))
     stated = [(label, published.published_em10(model.beside, data, kind)) for label, kind in kinds]
     words = ", ".join(f"{label} {value:g}" for label, value in stated if value is not None)
@@ -277,79 +280,86 @@ def _published_label(model: StudyModel, data: str) -> str:
 
 
 def _draw_figure4(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """CodeBLEU against EM@k of LoRA, one point a model, the study's points in grey."""
-    tuned = [cell for name in LORA_TECHNIQUES for cell in collected.find(kind=name, pair=None)]
+    """Draw CodeBLEU against EM@k of LoRA, one point per model, the published points in grey."""
+    tuned = [item for name in LORA_TECHNIQUES for item in collected.find(kind=name, pair=None)]
 
     def panel(axes: Axes, data: str) -> None:
-        cells = [cell for cell in tuned if cell.job.data.name == data]
+        finished = [item for item in tuned if item.job.data.name == data]
         _draw_published_points(axes, data)
-        for at, cell in enumerate(cells):
-            across, up = cell.interval(headline_metric(cell)), cell.interval("codebleu")
+        for index, item in enumerate(finished):
+            across, up = item.interval(headline_metric(item)), item.interval("codebleu")
             if across and up:
-                draw_point(axes, across, up, at, MARKERS[1 + at % 8], bars=len(cells) <= MAX_ERROR_BARS)
-                name = f"{cell.job.model.name}, {cell.job.title}"
-                add_legend_entries(axes, [(MARKERS[1 + at % 8], COLORS[at % len(COLORS)], name)])
-        label_axes(axes, data, f"{metric_title(headline_metric(cells[0]))}, %", "CodeBLEU, %")
+                draw_point(axes, across, up, index, MARKERS[1 + index % 8], bars=len(finished) <= MAX_ERROR_BARS)
+                name = f"{item.job.model.name}, {item.job.title}"
+                add_legend_entries(axes, [(MARKERS[1 + index % 8], COLORS[index % len(COLORS)], name)])
+        label_axes(axes, data, f"{metric_title(headline_metric(finished[0]))}, %", "CodeBLEU, %")
         axes.set_title(f"{data}: ours in colour, the study's LoRA in grey", fontsize=9)
 
     return draw_panels(datasets_present(tuned, datasets), panel)
 
 
 def _draw_published_points(axes: Axes, data: str) -> None:
-    """The study's models, by number: their names would lie on one another."""
-    spots: dict[tuple[float, float], list[str]] = {}
+    """Draw the published points with numbers, because names would overlap."""
+    points: dict[tuple[float, float], list[str]] = {}
     for model in published.published_models(data):
         row = published.published_score(model, "lora", data)
         if row:
-            spots.setdefault((row.em10, row.codebleu), []).append(model)
-    for number, ((x, y), models) in enumerate(spots.items(), start=1):
-        below = any(0 < other[1] - y < 2 and abs(other[0] - x) < 2 for other in spots)
+            points.setdefault((row.em10, row.codebleu), []).append(model)
+    for number, ((x, y), models) in enumerate(points.items(), start=1):
+        below = any(0 < other[1] - y < 2 and abs(other[0] - x) < 2 for other in points)
         axes.plot(x, y, ".", color=PUBLISHED_COLOR, markersize=9)
-        place = (3, -9 if below else 3)
-        axes.annotate(str(number), (x, y), xytext=place, textcoords="offset points", fontsize=7, color=MUTED_COLOR)
+        offset = (3, -9 if below else 3)
+        axes.annotate(str(number), (x, y), xytext=offset, textcoords="offset points", fontsize=7, color=MUTED_COLOR)
         add_legend_entries(axes, [(".", PUBLISHED_COLOR, f"{number} {' / '.join(models)}")])
 
 
 def _draw_figure5(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | None:
-    """EM@k of LoRA in 16, 8 and 4 bits by model, and under it the peak memory of training where it is known."""
-    every = [cell for name in LORA_TECHNIQUES for cell in collected.find(kind=name, pair=None)]
-    quantized = {(cell.job.model, cell.job.data) for cell in every if cell.job.technique != "lora"}
-    tuned = [cell for cell in every if (cell.job.model, cell.job.data) in quantized]
+    """Draw EM@k of LoRA in 16, 8 and 4 bits by model, with the peak memory of training where known."""
+    every = [item for name in LORA_TECHNIQUES for item in collected.find(kind=name, pair=None)]
+    quantized = {(item.job.model, item.job.data) for item in every if item.job.technique != "lora"}
+    tuned = [item for item in every if (item.job.model, item.job.data) in quantized]
     theirs = ("CodeLlama-7B-Python", "CodeLlama-13B-Python", "CodeLlama-34B-Python")
 
     def panel(axes: Axes, data: str) -> None:
-        cells = [cell for cell in tuned if cell.job.data.name == data]
-        models = list(dict.fromkeys(cell.job.model.name for cell in cells))
+        finished = [item for item in tuned if item.job.data.name == data]
+        models = list(dict.fromkeys(item.job.model.name for item in finished))
         names = [
             *models,
             *(name for name in theirs if published.published_quantized_em10(name, data, "qlora-4bit") is not None),
         ]
-        for at, technique in enumerate(LORA_TECHNIQUES):
-            ours = {cell.job.model.name: cell for cell in cells if cell.job.technique == technique}
-            places = [place for place, name in enumerate(names[: len(models)]) if name in ours]
-            shown = [ours[names[place]] for place in places]
-            shift = (at - 1) * 0.27
+        for index, technique in enumerate(LORA_TECHNIQUES):
+            ours = {item.job.model.name: item for item in finished if item.job.technique == technique}
+            positions = [position for position, name in enumerate(names[: len(models)]) if name in ours]
+            drawn = [ours[names[position]] for position in positions]
+            shift = (index - 1) * 0.27
             draw_bars(
                 axes,
-                [place + shift for place in places],
-                [cell.interval(headline_metric(cell)) for cell in shown],
-                COLORS[at],
+                [position + shift for position in positions],
+                [item.interval(headline_metric(item)) for item in drawn],
+                COLORS[index],
                 METHOD_TITLES[technique],
             )
             stated = [
-                (place, published.published_quantized_em10(names[place], data, technique))
-                for place in range(len(models), len(names))
+                (position, published.published_quantized_em10(names[position], data, technique))
+                for position in range(len(models), len(names))
             ]
-            kept = [(place + shift, value) for place, value in stated if value is not None]
-            label = "" if shown else METHOD_TITLES[technique]
-            bars = axes.bar([x for x, _ in kept], [y for _, y in kept], 0.26, color=COLORS[at], alpha=0.35, label=label)
+            published_points = [(position + shift, value) for position, value in stated if value is not None]
+            label = "" if drawn else METHOD_TITLES[technique]
+            bars = axes.bar(
+                [x for x, _ in published_points],
+                [y for _, y in published_points],
+                0.26,
+                color=COLORS[index],
+                alpha=0.35,
+                label=label,
+            )
             axes.bar_label(bars, fmt="%.1f", fontsize=7, padding=1, color=MUTED_COLOR)
-            for place, cell in zip(places, shown, strict=True):
-                peak = cell.training_facts.get("peak_memory_bytes")
+            for position, item in zip(positions, drawn, strict=True):
+                peak = item.training_facts.get("peak_memory_bytes")
                 if peak:
                     axes.annotate(
                         f"{peak / 1e9:.1f} GB",
-                        (place + shift, 0),
+                        (position + shift, 0),
                         xytext=(0, 3),
                         textcoords="offset points",
                         ha="center",
@@ -357,10 +367,10 @@ def _draw_figure5(collected: CollectedRuns, datasets: Sequence[str]) -> bytes | 
                         rotation=90,
                         color="white",
                     )
-        short = [name.replace("CodeLlama-", "CL-") for name in names]  # as the study's own figure has them
-        ticks = [f"{name}\n(the study)" if place >= len(models) else name for place, name in enumerate(short)]
+        short = [name.replace("CodeLlama-", "CL-") for name in names]  # as in the study's figure
+        ticks = [f"{name}\n(the study)" if position >= len(models) else name for position, name in enumerate(short)]
         axes.set_xticks(range(len(names)), ticks, fontsize=7)
-        label_axes(axes, data, "", f"{metric_title(headline_metric(cells[0]))}, %")
+        label_axes(axes, data, "", f"{metric_title(headline_metric(finished[0]))}, %")
 
     return draw_panels(datasets_present(tuned, datasets), panel, width=8)
 

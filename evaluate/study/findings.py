@@ -1,11 +1,8 @@
-"""Significant differences, claims.
+"""Findings: significant differences between pairs of methods on the same problems, and checks of the study's claims.
 
-What the numbers say: pairs of methods on the same problems, corrected together, and one sentence for each pair.
-
-No sentence is written by hand. A difference is called one where p is below 0.05 after Holm's correction over all pairs
-of the question; everything else is "no difference shown".
-
-The study's claims that numbers here can check, and what they say: seen here too, the opposite, or not shown.
+All texts are computed. A difference is significant if p is below 0.05 after Holm's correction over all pairs of the
+question; any other pair gives "No difference shown". A claim of the study is seen here too, the opposite is seen, or it
+is not shown.
 """
 
 from __future__ import annotations
@@ -26,10 +23,11 @@ LORA_TECHNIQUES = ("lora", "qlora-8bit", "qlora-4bit")
 
 @dataclass(frozen=True)
 class Finding:
-    """`a` minus `b` in one metric over n shared problems; `corrected` is Holm's p over all findings of a question.
+    """The difference `a` minus `b` in one metric over n shared problems.
 
-    `roles` say what the two stand for ("lora", "icl" for the best number of examples, "zero-shot", ...), `part` names
-    the difficulty where not all problems are compared.
+    `corrected_p` is Holm's p over the `num_tests` findings of a question. `roles` are the kinds of the two methods
+    ("lora", "icl" for the best number of examples, "zero-shot", ...). `difficulty` is set when only its problems are
+    compared.
     """
 
     a: FinishedJob
@@ -46,17 +44,17 @@ class Finding:
 
     @property
     def is_significant(self) -> bool:
-        """Whether there is a difference, either way."""
+        """Whether the difference, in either direction, is significant."""
         return self.corrected_p < SIGNIFICANCE_LEVEL
 
     @property
     def context(self) -> str:
-        """Model, data set and difficulty."""
+        """Model, data set and difficulty as text."""
         job = self.a.job
         return ", ".join(part for part in (job.model.name, job.data.name, self.difficulty) if part)
 
     def describe(self) -> str:
-        """The finding in words, the better method first where there is one."""
+        """Return the finding as text; if it is significant, the better method comes first."""
         one, other, found = method_label(self.a, self.b), method_label(self.b, self.a), self.difference
         if self.is_significant and found.value < 0:
             one, other, found = other, one, Interval(-found.value, -found.high, -found.low)
@@ -66,13 +64,13 @@ class Finding:
         return f"No difference shown between {one} and {other} ({self.context}): {numbers}."
 
     def format_p_value(self) -> str:
-        """P after the correction, with the test and how many were corrected together."""
+        """Return the corrected p with the test and the number of tests as text."""
         p = f"p = {self.corrected_p:.3f}" if self.corrected_p >= 0.001 else "p < 0.001"
         return f"{p} ({self.test}, Holm over {self.num_tests})"
 
 
 def format_difference(difference: Interval, metric: str) -> str:
-    """A difference with its interval, which at no width would look like certainty."""
+    """Return a difference with its interval as text; an interval of width 0, which suggests certainty, is left out."""
     if difference.low == difference.high == 0:
         return f"no problem differs in {metric_title(metric)}"
     interval = f"95 % interval {100 * difference.low:+.1f} to {100 * difference.high:+.1f}"
@@ -80,35 +78,36 @@ def format_difference(difference: Interval, metric: str) -> str:
 
 
 def compute_findings(config: StudyConfig, rq: str, collected: CollectedRuns) -> list[Finding]:
-    """All findings of a question, in the order of models and data sets, corrected together."""
+    """Return all findings of a question, in the order of models and data sets, with p corrected over all of them."""
     question = config.question(rq)
-    every: list[Finding] = []
+    findings: list[Finding] = []
     for model in question.models:
         for data in question.data:
-            cells = [
-                cell
-                for cell in collected.finished.values()
-                if (cell.job.model.name, cell.job.data.name) == (model, data)
+            finished = [
+                item
+                for item in collected.finished.values()
+                if (item.job.model.name, item.job.data.name) == (model, data)
             ]
-            for a, b, roles in _PAIRS[rq](cells):
-                every += _compare_jobs(a, b, roles, rq)
-    corrected = holm_correction([each.p for each in every])
-    return [replace(each, corrected_p=p, num_tests=len(every)) for each, p in zip(every, corrected, strict=True)]
+            for a, b, roles in _PAIRS[rq](finished):
+                findings += _compare_jobs(a, b, roles, rq)
+    corrected = holm_correction([finding.p for finding in findings])
+    return [
+        replace(finding, corrected_p=p, num_tests=len(findings)) for finding, p in zip(findings, corrected, strict=True)
+    ]
 
 
 def headline_metric(job: FinishedJob) -> str:
-    """EM@k for the k that was asked for."""
+    """Return the metric EM@k with k candidates."""
     return f"em@{job.job.data.candidates}"
 
 
 def best_job(jobs: Iterable[FinishedJob]) -> FinishedJob | None:
-    """The cell with the highest EM@k, as the study chooses; the one with fewer examples wins a tie."""
-    listed = list(jobs)
-    return max(listed, key=lambda cell: (cell.mean(headline_metric(cell)) or 0.0, -cell.job.k), default=None)
+    """Return the job with the highest EM@k, as the study chooses; of equal ones that with fewer examples."""
+    return max(jobs, key=lambda item: (item.mean(headline_metric(item)) or 0.0, -item.job.k), default=None)
 
 
 def method_label(job: FinishedJob, other: FinishedJob) -> str:
-    """The method's title, with the weights that it answers on where those of the other are different."""
+    """Return the method's title, with its quantization if that of the other method differs."""
     same = job.job.quantization == other.job.quantization
     return job.job.title if same else f"{job.job.title} on {WEIGHT_BITS_LABELS[job.job.quantization]} weights"
 
@@ -117,73 +116,75 @@ _RolePair = tuple[FinishedJob, FinishedJob, tuple[str, str]]
 
 
 def _of_kind(jobs: Sequence[FinishedJob], kind: str) -> list[FinishedJob]:
-    return [cell for cell in jobs if cell.job.kind == kind and not cell.job.pair]
+    return [item for item in jobs if item.job.kind == kind and not item.job.pair]
 
 
 def _find_untuned(jobs: Sequence[FinishedJob], like: FinishedJob) -> FinishedJob | None:
-    """Zero-shot with the same weights, else with those of the model's own setting."""
-    plain = _of_kind(jobs, "zero-shot")
-    same = [cell for cell in plain if cell.job.quantization == like.job.quantization]
-    return next(iter([*same, *(cell for cell in plain if cell.job.quantization == cell.job.model.quantization)]), None)
+    """Return zero-shot with the same quantization, else with that of the model; None without either."""
+    untuned = _of_kind(jobs, "zero-shot")
+    same = [item for item in untuned if item.job.quantization == like.job.quantization]
+    return next(
+        iter([*same, *(item for item in untuned if item.job.quantization == item.job.model.quantization)]), None
+    )
 
 
 def _technique_jobs(jobs: Sequence[FinishedJob]) -> list[FinishedJob]:
-    return [cell for cell in jobs if cell.job.technique and not cell.job.examples and not cell.job.pair]
+    return [item for item in jobs if item.job.technique and not item.job.examples and not item.job.pair]
 
 
 def _pairs_rq1(jobs: Sequence[FinishedJob]) -> Iterator[_RolePair]:
-    shots = _of_kind(jobs, "icl")
-    top, plain = best_job(shots), next(iter(_of_kind(jobs, "zero-shot")), None)
-    if top and plain:
-        yield top, plain, ("icl", "zero-shot")
-    if top:
-        most = max(shots, key=lambda cell: cell.job.k)
-        if most is not top:
-            yield most, top, ("icl-most", "icl")
+    icl_jobs = _of_kind(jobs, "icl")
+    best, untuned = best_job(icl_jobs), next(iter(_of_kind(jobs, "zero-shot")), None)
+    if best and untuned:
+        yield best, untuned, ("icl", "zero-shot")
+    if best:
+        most = max(icl_jobs, key=lambda item: item.job.k)
+        if most is not best:
+            yield most, best, ("icl-most", "icl")
 
 
 def _pairs_rq2(jobs: Sequence[FinishedJob]) -> Iterator[_RolePair]:
     tuned = _technique_jobs(jobs)
-    for cell in tuned:
-        plain = _find_untuned(jobs, cell)
-        if plain:
-            yield cell, plain, (cell.job.technique, "zero-shot")
-    reference = next((cell for name in LORA_TECHNIQUES for cell in tuned if cell.job.technique == name), None)
-    for cell in tuned if reference else ():
-        if reference and cell is not reference:
-            yield reference, cell, (reference.job.technique, cell.job.technique)
-    for cell in jobs:
-        if cell.job.pair:
-            usual = next((each for each in tuned if each.job.technique == cell.job.technique), None)
-            if usual:
-                yield cell, usual, ("variant", cell.job.technique)
+    for item in tuned:
+        untuned = _find_untuned(jobs, item)
+        if untuned:
+            yield item, untuned, (item.job.technique, "zero-shot")
+    reference = next((item for name in LORA_TECHNIQUES for item in tuned if item.job.technique == name), None)
+    for item in tuned if reference else ():
+        if reference and item is not reference:
+            yield reference, item, (reference.job.technique, item.job.technique)
+    for item in jobs:
+        if item.job.pair:
+            default_job = next((each for each in tuned if each.job.technique == item.job.technique), None)
+            if default_job:
+                yield item, default_job, ("variant", item.job.technique)
 
 
 def _pairs_rq3(jobs: Sequence[FinishedJob]) -> Iterator[_RolePair]:
-    shots, near = best_job(_of_kind(jobs, "icl")), best_job(_of_kind(jobs, "rag"))
-    for cell in _technique_jobs(jobs):
-        for other, role in ((shots, "icl"), (near, "rag")):
+    best_icl, best_rag = best_job(_of_kind(jobs, "icl")), best_job(_of_kind(jobs, "rag"))
+    for item in _technique_jobs(jobs):
+        for other, role in ((best_icl, "icl"), (best_rag, "rag")):
             if other:
-                yield cell, other, (cell.job.technique, role)
+                yield item, other, (item.job.technique, role)
         for kind in ("icl", "rag"):
-            for both in _of_kind(jobs, f"{cell.job.technique}+{kind}"):
-                yield both, cell, (both.job.kind, cell.job.technique)
-    if shots and near:
-        yield near, shots, ("rag", "icl")
+            for both in _of_kind(jobs, f"{item.job.technique}+{kind}"):
+                yield both, item, (both.job.kind, item.job.technique)
+    if best_icl and best_rag:
+        yield best_rag, best_icl, ("rag", "icl")
 
 
 def _pairs_rq4(jobs: Sequence[FinishedJob]) -> Iterator[_RolePair]:
-    for cell in _technique_jobs(jobs):
-        plain = _find_untuned(jobs, cell)
-        if plain:
-            yield cell, plain, (cell.job.technique, "zero-shot")
+    for item in _technique_jobs(jobs):
+        untuned = _find_untuned(jobs, item)
+        if untuned:
+            yield item, untuned, (item.job.technique, "zero-shot")
 
 
 _PAIRS = {"rq1": _pairs_rq1, "rq2": _pairs_rq2, "rq3": _pairs_rq3, "rq4": _pairs_rq4}
 
 
 def question_metrics(rq: str, job: FinishedJob) -> list[str]:
-    """What a question compares: EM and CodeBLEU, or tests where programs must pass them."""
+    """Return the metrics that a question compares: EM and CodeBLEU, or test metrics for rq4."""
     if rq == "rq4":
         return ["tests", *(f"pass@{k}" for k in (1, job.job.data.candidates))]
     return list(dict.fromkeys(["em@1", headline_metric(job), "codebleu"]))
@@ -201,7 +202,7 @@ def _compare_jobs(a: FinishedJob, b: FinishedJob, roles: tuple[str, str], rq: st
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about two roles of findings: that the first is better (or, for `keeps`, that it is not worse)."""
+    """A claim that the first role is better than the second or, with `not_worse`, that the second is not worse."""
 
     text: str
     roles: tuple[tuple[str, ...], str]
@@ -232,14 +233,14 @@ _CLAIMS_BY_QUESTION: dict[str, tuple[Claim, ...]] = {
 
 
 def check_claims(rq: str, collected: CollectedRuns, findings: Sequence[Finding]) -> list[str]:
-    """One line for each claim and pair of methods that is here; claims about what was not run are left out."""
+    """Return one line for each claim and pair of methods with findings; other claims are left out."""
     lines = []
     for claim in _CLAIMS_BY_QUESTION[rq]:
         firsts, second = claim.roles
         lines += [
-            _claim_line(claim, each)
-            for each in findings
-            if each.roles[0] in firsts and each.roles[1] == second and _metric_matches(claim, each)
+            _claim_line(claim, finding)
+            for finding in findings
+            if finding.roles[0] in firsts and finding.roles[1] == second and _metric_matches(claim, finding)
         ]
     if rq == "rq1":
         lines += _check_more_examples(collected)
@@ -249,7 +250,7 @@ def check_claims(rq: str, collected: CollectedRuns, findings: Sequence[Finding])
 
 
 def _metric_matches(claim: Claim, finding: Finding) -> bool:
-    """The study argues with EM@10; of EM@k only the largest k counts here."""
+    """Return whether the claim is about the finding's metric; of EM@k only the largest k counts, as in the study."""
     if claim.metrics == ("em@",):
         return finding.metric == headline_metric(finding.a)
     return finding.metric in claim.metrics
@@ -258,8 +259,8 @@ def _metric_matches(claim: Claim, finding: Finding) -> bool:
 def _claim_line(claim: Claim, finding: Finding) -> str:
     verdict = "not shown here"
     if claim.not_worse:
-        lost = finding.is_significant and finding.difference.value > 0
-        verdict = "a loss is seen here" if lost else "no loss is shown here"
+        is_loss = finding.is_significant and finding.difference.value > 0
+        verdict = "a loss is seen here" if is_loss else "no loss is shown here"
     elif finding.is_significant:
         verdict = "seen here too" if finding.difference.value > 0 else "the opposite is seen here"
     pair = f"{method_label(finding.a, finding.b)} against {method_label(finding.b, finding.a)}"
@@ -268,7 +269,7 @@ def _claim_line(claim: Claim, finding: Finding) -> str:
 
 
 def _published_values(finding: Finding) -> str:
-    """The study's own two values, where it states both for this model or the one that is set beside it."""
+    """Return the two published values as text, if the study states both for this model or the one beside it."""
     job, beside = finding.a.job, finding.a.job.model.beside
     if finding.metric in ("tests", "pass@5"):
         rows = [
@@ -285,33 +286,33 @@ def _published_values(finding: Finding) -> str:
 
 
 def _check_more_examples(collected: CollectedRuns) -> Iterator[str]:
-    """Whether more examples always help."""
-    shots = collected.find(kind="icl")
-    for key in dict.fromkeys((cell.job.model.name, cell.job.data.name) for cell in shots):
-        cells = [cell for cell in shots if (cell.job.model.name, cell.job.data.name) == key]
-        top = best_job(cells)
-        most = max(cell.job.k for cell in cells)
-        if top is None or len(cells) < 2:
+    """Check the claim that more examples are not always better."""
+    icl_jobs = collected.find(kind="icl")
+    for key in dict.fromkeys((item.job.model.name, item.job.data.name) for item in icl_jobs):
+        finished = [item for item in icl_jobs if (item.job.model.name, item.job.data.name) == key]
+        best = best_job(finished)
+        most = max(item.job.k for item in finished)
+        if best is None or len(finished) < 2:
             continue
-        tried = ", ".join(str(cell.job.k) for cell in cells)
-        verdict = "seen here too, though it may be chance" if top.job.k < most else "not seen here"
+        tried = ", ".join(str(item.job.k) for item in finished)
+        verdict = "seen here too, though it may be chance" if best.job.k < most else "not seen here"
         yield (
-            f"More examples are not always better: **{verdict}**. Of {tried} examples, {top.job.k} did best on "
-            f"{', '.join(key)}, by {metric_title(headline_metric(top))}."
+            f"More examples are not always better: **{verdict}**. Of {tried} examples, {best.job.k} did best on "
+            f"{', '.join(key)}, by {metric_title(headline_metric(best))}."
         )
 
 
 def _check_memory(collected: CollectedRuns) -> Iterator[str]:
-    """Whether four bits halve the memory of training."""
+    """Check the claim that four bits halve the memory of training."""
     for full in collected.find(kind="lora", pair=None):
         for small in collected.find(kind="qlora-4bit", pair=None, model=full.job.model, data=full.job.data):
-            bytes_full, bytes_small = (cell.training_facts.get("peak_memory_bytes") for cell in (full, small))
+            bytes_full, bytes_small = (item.training_facts.get("peak_memory_bytes") for item in (full, small))
             if not bytes_full or not bytes_small:
                 continue
             share = bytes_small / bytes_full
             verdict = "seen here too" if share <= 0.6 else "not seen here"
             yield (
-                f"{METHOD_TITLES['qlora-4bit']} trains in about half of LoRA's memory (the study, CodeLlama-7B: 9.16 GB "
-                f"against 19.06): **{verdict}**. {full.job.model.name}, {full.job.data.name}: "
+                f"{METHOD_TITLES['qlora-4bit']} trains in about half of LoRA's memory (the study, CodeLlama-7B: "
+                f"9.16 GB against 19.06): **{verdict}**. {full.job.model.name}, {full.job.data.name}: "
                 f"{bytes_small / 1e9:.2f} GB against {bytes_full / 1e9:.2f}, {100 * share:.0f} %."
             )

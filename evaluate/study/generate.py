@@ -1,6 +1,6 @@
-"""Runs what is missing: one engine at a time, one Run file for each base, quantization, data set and decoding.
+"""Generation of missing results: one engine at a time, one Run file per base, quantization, data set and decoding.
 
-A second question goes on in the files of the first. Ctrl-C, or a kill, loses at most the batch in flight.
+A second question continues the files of the first. Ctrl-C or a kill loses at most the present batch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,17 +39,16 @@ class RunFileJobs:
 
 
 def missing_jobs(jobs: Sequence[StudyJob], folder: Path) -> list[RunFileJobs]:
-    """Files and the jobs that they lack, files of one base together; jobs whose adapter is not there are left out."""
-    absent = {each.name for each in required_adapters(jobs) if not each.is_available}
+    """Return run files with their missing jobs, files of one base together; jobs without their adapter are left out."""
+    absent = {adapter.name for adapter in required_adapters(jobs) if not adapter.is_available}
     files: dict[Path, list[StudyJob]] = {}
     for job in jobs:
         if job.adapter not in absent:
             files.setdefault(run_path(folder, job), []).append(job)
-    batches = [RunFileJobs(path, _unfinished_jobs(path, found)) for path, found in files.items()]
-    order = {
-        key: at for at, key in enumerate(dict.fromkeys(_engine_key(batch.jobs[0]) for batch in batches if batch.jobs))
-    }
-    return sorted((batch for batch in batches if batch.jobs), key=lambda batch: order[_engine_key(batch.jobs[0])])
+    batches = [RunFileJobs(path, _unfinished_jobs(path, file_jobs)) for path, file_jobs in files.items()]
+    batches = [batch for batch in batches if batch.jobs]
+    keys = list(dict.fromkeys(_engine_key(batch.jobs[0]) for batch in batches))
+    return sorted(batches, key=lambda batch: keys.index(_engine_key(batch.jobs[0])))
 
 
 def generate_missing(
@@ -59,22 +59,21 @@ def generate_missing(
     open_engine: EngineOpener,
     sandbox: Sandbox | None = None,
 ) -> None:
-    """Answers and scores the batches; each engine is closed before the next one is opened.
+    """Generate and score the batches; each engine is closed before the next one is opened.
 
-    Tests are run in `sandbox`; without one they are left for later.
+    `batches` must be grouped by engine, as `missing_jobs` returns them. Tests run in `sandbox`; without one they are
+    not scored.
     """
-    at = 0
-    while at < len(batches):
-        same = [batch for batch in batches[at:] if _engine_key(batch.jobs[0]) == _engine_key(batches[at].jobs[0])]
-        with open_engine(same[0].jobs[0]) as engine:
-            for batch in same:
+    for _, group in groupby(batches, key=lambda batch: _engine_key(batch.jobs[0])):
+        same_engine = list(group)
+        with open_engine(same_engine[0].jobs[0]) as engine:
+            for batch in same_engine:
                 run = _fill_run(config, batch, engine, data_dir, command)
                 score_run(run, ProgressBar, sandbox)
-        at += len(same)
 
 
 def engine_opener(config: StudyConfig, data_dir: Path | None, report: ProgressFn) -> EngineOpener:
-    """Opens the real engine of a job's base, and frees it afterwards."""
+    """Return a function that opens the engine of a job's base for a block and frees it afterwards."""
 
     @contextmanager
     def opened(job: StudyJob) -> Iterator[EngineProtocol]:
@@ -93,18 +92,18 @@ def engine_opener(config: StudyConfig, data_dir: Path | None, report: ProgressFn
         finally:
             engine.close()
             del engine
-            gc.collect()  # a model is full of cycles, and the next one needs its memory
+            gc.collect()  # a model has reference cycles, and the next one needs the memory
 
     return opened
 
 
 def check_base_revisions(jobs: Sequence[StudyJob]) -> None:
-    """PromptOrTuneError now, not after hours, for a base whose own code is to run without a pinned commit."""
+    """Raise PromptOrTuneError, before anything runs, for a base with its own code and no pinned commit."""
     for model in dict.fromkeys(job.model for job in jobs):
         _, _, revision = model.base.partition("@")
         if model.trust_remote_code and len(revision) != 40:
             raise PromptOrTuneError(
-                f"{model.name} brings code of its own, which runs only from a pinned commit: read it, and write "
+                f"{model.name} has code of its own, which runs only from a pinned commit: read it, and write "
                 f"base: {model.base.partition('@')[0]}@<40 hex digits> in a copy of the study's file."
             )
 
@@ -126,7 +125,7 @@ def _fill_run(
         data.batch,
         config.seed,
     )
-    described = [problem_record(problem) for problem in problems]
+    records = [problem_record(problem) for problem in problems]
     provenance = {
         "command": command,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,8 +133,8 @@ def _fill_run(
         "versions": package_versions(),
     }
     methods = parse_methods((job.method for job in batch.jobs), engine.adapters())
-    manifests = {each.name: each.manifest for each in required_adapters(batch.jobs)}
-    with open_run(batch.path, plan.settings(engine.base), described, provenance) as run:
+    manifests = {adapter.name: adapter.manifest for adapter in required_adapters(batch.jobs)}
+    with open_run(batch.path, plan.settings(engine.base), records, provenance) as run:
         progress = ProgressBar(
             sum(not run.has_result(method.name, problem.id) for method in methods for problem in problems)
         )
@@ -151,7 +150,7 @@ def _fill_run(
 
 
 def _unfinished_jobs(path: Path, jobs: Sequence[StudyJob]) -> tuple[StudyJob, ...]:
-    """The jobs that the file has not finished."""
+    """Return the jobs that have no or not all results in the file."""
     if not path.is_file() or not path.stat().st_size:
         return tuple(jobs)
     run = read_run(path)

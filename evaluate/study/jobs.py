@@ -1,8 +1,7 @@
-"""Study -> jobs, required adapters.
+"""Jobs of a study (one method of one model on one data set), and the adapters that they require.
 
-From a study and a question to its jobs: one method of one model on one data set each, and the run file it fills.
-
-The adapters that a study needs: which are there, what training them took, and the command for those that are not.
+Each job has a run file. For each required adapter this module finds it, reads the facts of its training, or gives the
+command that trains it.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class StudyJob:
 
     @property
     def is_full_finetune(self) -> bool:
-        """Whether the fine-tuned base itself answers."""
+        """Whether a fully fine-tuned base answers."""
         return self.technique == "full"
 
     @property
@@ -60,32 +59,32 @@ class StudyJob:
 
     @property
     def k(self) -> int:
-        """How many examples the prompt shows."""
+        """Number of examples in the prompt."""
         return int(self.examples.partition("-")[2] or 0)
 
     @property
     def kind(self) -> str:
-        """zero-shot, icl, rag, or the technique, with "+icl" or "+rag" where both meet: what rows are grouped by."""
+        """zero-shot, icl, rag, or the technique, with "+icl" or "+rag" when combined. Rows are grouped by it."""
         examples = self.examples.partition("-")[0]
         return "+".join(part for part in (self.technique, examples) if part) or ZERO_SHOT
 
     @property
     def title(self) -> str:
-        """As tables name it: LoRA + RAG (8)."""
-        shown = f"{self.examples.partition('-')[0].upper()} ({self.k})" if self.examples else ""
+        """The name in tables, such as LoRA + RAG (8)."""
+        examples = f"{self.examples.partition('-')[0].upper()} ({self.k})" if self.examples else ""
         tuned = METHOD_TITLES[self.technique] if self.technique else ""
         if self.pair:
             tuned += f" r {self.pair[0]}, alpha {self.pair[1]}"
-        return " + ".join(part for part in (tuned, shown) if part) or METHOD_TITLES[""]
+        return " + ".join(part for part in (tuned, examples) if part) or METHOD_TITLES[""]
 
     @property
     def base(self) -> str:
-        """What --base takes: the model's own, or the folder of the fully fine-tuned one."""
+        """The value for --base: the model's, or the folder of the fully fine-tuned one."""
         return str(user_root() / self.adapter) if self.is_full_finetune else self.model.base
 
     @property
     def base_id(self) -> str:
-        """How a run names that base."""
+        """The base's name in a run."""
         if self.is_full_finetune:
             return self.adapter
         name, _, _ = self.model.base.partition("@")
@@ -98,7 +97,7 @@ class StudyJob:
 
 
 def study_jobs(config: StudyConfig, rq: str) -> list[StudyJob]:
-    """All jobs of a question, each once, in the order in which they run."""
+    """Return all jobs of a question, each once, in the order in which they run."""
     question = config.question(rq)
     found: list[StudyJob] = []
     for model in map(config.model, question.models):
@@ -110,14 +109,14 @@ def study_jobs(config: StudyConfig, rq: str) -> list[StudyJob]:
 
 
 def limit_problems(jobs: Sequence[StudyJob], limit: int | None) -> list[StudyJob]:
-    """The same jobs over at most the first `limit` problems."""
+    """Return the same jobs with at most the first `limit` problems."""
     if limit is None:
         return list(jobs)
     return [replace(job, data=replace(job.data, problems=min(limit, job.data.problems or limit))) for job in jobs]
 
 
 def run_path(folder: Path, job: StudyJob) -> Path:
-    """The file that a job's answers go to: one for each base, quantization, data set, number of problems, decoding."""
+    """Return the job's run file: one for each base, quantization, data set, number of problems and decoding."""
     data = job.data
     base = job.adapter if job.is_full_finetune else job.model.slug
     problems = "all" if data.problems is None else f"first{data.problems}"
@@ -132,7 +131,7 @@ def _question_jobs(
     plain = StudyJob(model, data, model.quantization)
     yield plain
     if rq == "rq2":
-        # So that every technique has the untuned base beside it, with the same weights.
+        # Every technique is compared with the untuned base in the same quantization.
         yield from (replace(plain, quantization=config.techniques[name]) for name in techniques if name != "full")
     if rq in ("rq1", "rq3"):
         yield from (replace(plain, examples=f"icl-{k}") for k in data.icl)
@@ -154,7 +153,7 @@ def _sensitivity_jobs(config: StudyConfig, section: SensitivityGrid) -> Iterator
         yield job if pair == (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA) else replace(job, pair=pair)
 
 
-# What a manifest's config says of the training that is worth a column.
+# The fields of a manifest's config that tables use.
 _TRAINING_FIELDS = (
     "trainable_parameters",
     "train_seconds",
@@ -167,7 +166,7 @@ _TRAINING_FIELDS = (
 
 @dataclass(frozen=True)
 class RequiredAdapter:
-    """An adapter (or fully fine-tuned model) that jobs ask for. `problem` says why a folder of that name is no use."""
+    """An adapter or fully fine-tuned model that jobs use. `problem` states why an existing folder cannot be used."""
 
     name: str
     job: StudyJob
@@ -176,12 +175,12 @@ class RequiredAdapter:
 
     @property
     def is_available(self) -> bool:
-        """Whether jobs can use it."""
+        """Whether the adapter exists and fits its jobs."""
         return self.manifest is not None and not self.problem
 
 
 def required_adapters(jobs: Iterable[StudyJob]) -> list[RequiredAdapter]:
-    """The adapters of these jobs, each once, in their order."""
+    """Return the adapters of these jobs, each once, in the order of the jobs."""
     first: dict[str, StudyJob] = {}
     for job in jobs:
         if job.adapter:
@@ -190,51 +189,51 @@ def required_adapters(jobs: Iterable[StudyJob]) -> list[RequiredAdapter]:
 
 
 def training_facts(manifest: Manifest | None) -> dict[str, Any]:
-    """What training took, as the adapter's manifest has it; {} where nothing is known."""
+    """Return the facts of the training from the adapter's manifest; {} without a manifest."""
     if manifest is None:
         return {}
-    known: Mapping[str, Any] = manifest.config
-    found = {name: known[name] for name in _TRAINING_FIELDS if known.get(name) is not None}
-    return {"technique": manifest.technique, "trained_quantization": manifest.trained_quantization, **found}
+    config: Mapping[str, Any] = manifest.config
+    facts = {name: config[name] for name in _TRAINING_FIELDS if config.get(name) is not None}
+    return {"technique": manifest.technique, "trained_quantization": manifest.trained_quantization, **facts}
 
 
 def train_command(config: StudyConfig, job: StudyJob, data_dir: Path | None, checkpointing: bool) -> list[str]:
-    """The arguments of `python -m train` that make the adapter of a job; an unfinished run is gone on with."""
+    """Return the arguments of `python -m train` for the job's adapter; an unfinished run is resumed."""
     if has_unfinished_run(job.adapter):
         return ["--adapter-name", job.adapter, "--resume"]
     model = job.model
-    words = ["--preset", config.training.preset, "--technique", job.technique, "--dataset-name", job.data.name]
-    words += ["--adapter-name", job.adapter]
+    arguments = ["--preset", config.training.preset, "--technique", job.technique, "--dataset-name", job.data.name]
+    arguments += ["--adapter-name", job.adapter]
     if model.base != EMBEDDED:
-        words += ["--model-name-or-path", model.base]
+        arguments += ["--model-name-or-path", model.base]
     if job.technique in ("ia3", "prompt-tuning", "prefix-tuning"):
-        words += ["--quantization", job.quantization]
+        arguments += ["--quantization", job.quantization]
     if job.pair:
-        words += ["--lora-r", str(job.pair[0]), "--lora-alpha", str(job.pair[1])]
+        arguments += ["--lora-r", str(job.pair[0]), "--lora-alpha", str(job.pair[1])]
     if config.training.epochs:
-        words += ["--num-train-epochs", f"{config.training.epochs:g}"]
+        arguments += ["--num-train-epochs", f"{config.training.epochs:g}"]
     if checkpointing:
-        words += ["--gradient-checkpointing"]
+        arguments += ["--gradient-checkpointing"]
     if model.trust_remote_code:
-        words += ["--trust-remote-code"]
+        arguments += ["--trust-remote-code"]
     if config.device != "auto":
-        words += ["--device", config.device]
-    return [*words, *(["--data-dir", str(data_dir)] if data_dir else [])]
+        arguments += ["--device", config.device]
+    return [*arguments, *(["--data-dir", str(data_dir)] if data_dir else [])]
 
 
 def format_train_command(arguments: Iterable[str]) -> str:
-    """The command line as a person types it."""
+    """Return the command line for a shell."""
     return "python -m train " + shlex.join(arguments)
 
 
 def has_unfinished_run(name: str) -> bool:
-    """Whether a run of that name was stopped with a checkpoint, as train/checkpoints.py leaves it."""
+    """Return whether train/checkpoints.py has left a checkpoint of an unfinished run of that name."""
     folder = user_root() / f".{name}.run"
     return (folder / "settings.json").is_file() and any(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
 
 
 def _find_adapter(name: str, job: StudyJob) -> RequiredAdapter:
-    # As serve.engine.build: what the user trained hides what comes along.
+    # The user's adapters take precedence over the bundled ones, as in serve.engine.build.
     for root in (user_root(), LIBRARY):
         if (root / name / MANIFEST_NAME).is_file():
             try:
@@ -243,19 +242,21 @@ def _find_adapter(name: str, job: StudyJob) -> RequiredAdapter:
                 return RequiredAdapter(name, job, None, str(error))
             mismatch = _manifest_mismatch(manifest, job)
             if mismatch and root == LIBRARY:
-                break  # one of the user's own will hide it
+                break  # an adapter that the user trains takes precedence over this one
             return RequiredAdapter(name, job, manifest, mismatch)
     return RequiredAdapter(name, job, None)
 
 
 def _manifest_mismatch(manifest: Manifest, job: StudyJob) -> str:
-    wanted = {
+    comparisons = {
         "base": (manifest.base_id, job.base_id if not job.is_full_finetune else manifest.base_id),
         "data": (manifest.dataset, job.data.name),
         "technique": (manifest.technique, job.technique),
         "quantization": (manifest.trained_quantization, job.quantization),
     }
-    for what, (there, here) in wanted.items():
-        if there != here:
-            return f"'{manifest.name}' was trained with {what} {there}, not {here}: rename it, or change the study."
+    for what, (actual, expected) in comparisons.items():
+        if actual != expected:
+            return (
+                f"'{manifest.name}' was trained with {what} {actual}, not {expected}: rename it, or change the study."
+            )
     return ""

@@ -1,17 +1,10 @@
-"""Dry run of a question.
+"""Plan of a research question: methods, problems, memory, time and missing adapters, before anything runs.
 
-What a question will run, before anything starts: methods, problems, memory, hours, and which adapters are missing.
-
-Estimates stand on sizes and on the hardware that the configuration names (evaluate/study/plan.py). Where a file has
-results already, the seconds that were measured scale the estimates of what is left in it.
-
-What a run takes on given hardware, from the model's sizes alone: memory and hours, before a weight is loaded.
-
-Memory of training follows train/estimate.py, which counts the tensors of a real step: bytes kept for a token and layer
-were fitted to it (Llama of 7B, 13B and 34B, CodeGen, T5; batch 8, 123 tokens) and agree within 5 %; on a GPU, so
-without the gaps and the libraries that a process on a CPU has. Memory of generation is weights, key/value cache and
-logits; hours are bytes read, operations and a fixed cost a step, at the rates of the configuration. Both are for
-planning: within a factor of two, not within a percent.
+Estimates use the model's sizes and the hardware in the configuration; no weights are loaded. Where a run file has
+results, its measured seconds scale the estimates for the rest of it. Memory of training is that of a GPU and follows
+train/estimate.py, which counts the tensors of a real step: the bytes per token and layer were fitted to it. Memory of
+generation is weights, key/value cache and logits; time is bytes read, operations and a fixed cost per step. Estimates
+of time are within a factor of two.
 """
 
 from __future__ import annotations
@@ -191,7 +184,7 @@ UNKNOWN_ESTIMATE = "?"
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One job with its estimate: bytes and seconds are None where the model's sizes are not known."""
+    """One job with its estimate: `memory` in bytes and `seconds` are None for a model of unknown size."""
 
     job: StudyJob
     problems: int
@@ -201,7 +194,7 @@ class PlannedJob:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds for the problems that are not done."""
+        """Seconds for the problems that are not done; None without an estimate."""
         if self.seconds is None:
             return None
         return self.seconds * (self.problems - self.done) / max(self.problems, 1)
@@ -209,7 +202,7 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class AdapterToTrain:
-    """One adapter that must be trained, its estimate, and the command. `checkpointing` makes it fit."""
+    """One adapter to train, its estimate and command. `checkpointing` is set when it does not fit otherwise."""
 
     adapter: RequiredAdapter
     memory: int | None
@@ -220,7 +213,7 @@ class AdapterToTrain:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A question's jobs and the adapters they need; `blocked` jobs wait for an adapter."""
+    """A question's jobs and the adapters that they need."""
 
     config: StudyConfig
     rq: str
@@ -230,28 +223,28 @@ class StudyPlan:
 
     @property
     def blocked_jobs(self) -> list[PlannedJob]:
-        """Lines whose adapter is not there."""
-        absent = {each.name for each in self.adapters if not each.is_available}
-        return [line for line in self.jobs if line.job.adapter in absent]
+        """The jobs whose adapter is missing."""
+        absent = {adapter.name for adapter in self.adapters if not adapter.is_available}
+        return [planned for planned in self.jobs if planned.job.adapter in absent]
 
     def seconds_left(self) -> float | None:
-        """Of generation, without blocked lines; None where one of them has no estimate."""
-        return _sum_or_none(line.seconds_left for line in self.jobs if line not in self.blocked_jobs)
+        """Return the seconds of generation without the blocked jobs; None if one of them has no estimate."""
+        return _sum_or_none(planned.seconds_left for planned in self.jobs if planned not in self.blocked_jobs)
 
 
 def build_plan(
     config: StudyConfig, rq: str, jobs: Sequence[StudyJob], collected: CollectedRuns, data_dir: Path | None
 ) -> StudyPlan:
-    """The plan for these jobs, given what a folder holds already."""
+    """Return the plan for these jobs, given the results that exist already."""
     factors = _measured_speed_factors(config, collected)
-    lines = [_plan_job(config, job, collected, factors) for job in jobs]
+    planned = [_plan_job(config, job, collected, factors) for job in jobs]
     adapters = required_adapters(jobs)
-    lessons = [_plan_training(config, each, data_dir) for each in adapters if not each.is_available]
-    return StudyPlan(config, rq, lines, adapters, lessons)
+    to_train = [_plan_training(config, adapter, data_dir) for adapter in adapters if not adapter.is_available]
+    return StudyPlan(config, rq, planned, adapters, to_train)
 
 
 def render_plan(plan: StudyPlan, folder: Path) -> str:
-    """The plan as a person reads it."""
+    """Return the plan as text."""
     hardware = plan.config.hardware
     parts = [
         f"{plan.rq.upper()} of {plan.config.name}, into {folder}; estimates for {hardware.name}.",
@@ -283,20 +276,24 @@ def _plan_job(
 
 
 def _measured_speed_factors(config: StudyConfig, collected: CollectedRuns) -> dict[Path, float]:
-    """By file: the seconds that its finished methods took, over those that were estimated."""
-    took: dict[Path, list[float]] = {}
-    for job, cell in collected.finished.items():
+    """Return, by run file, the measured over the estimated seconds of its finished methods."""
+    totals: dict[Path, list[float]] = {}
+    for job, finished in collected.finished.items():
         base, data = job.model.architecture, job.data
-        seconds = [result.seconds for result in cell.results if not result.error]
+        seconds = [result.seconds for result in finished.results if not result.error]
         if base is None or not seconds:
             continue
         steps = expected_decode_steps(data.name, data.max_new_tokens, bool(job.technique))
         tokens = expected_prompt_tokens(data.name, job.k)
-        guess = generation_seconds(base, job.quantization, config.hardware, data.batch, data.candidates, tokens, steps)
-        sums = took.setdefault(run_path(Path(), job), [0.0, 0.0])
+        estimate = generation_seconds(
+            base, job.quantization, config.hardware, data.batch, data.candidates, tokens, steps
+        )
+        sums = totals.setdefault(run_path(Path(), job), [0.0, 0.0])
         sums[0] += sum(seconds)
-        sums[1] += guess * len(seconds)
-    return {path: measured / guessed for path, (measured, guessed) in took.items() if measured > 0 and guessed > 0}
+        sums[1] += estimate * len(seconds)
+    return {
+        path: measured / estimated for path, (measured, estimated) in totals.items() if measured > 0 and estimated > 0
+    }
 
 
 def _plan_training(config: StudyConfig, adapter: RequiredAdapter, data_dir: Path | None) -> AdapterToTrain:
@@ -306,99 +303,101 @@ def _plan_training(config: StudyConfig, adapter: RequiredAdapter, data_dir: Path
         return AdapterToTrain(adapter, None, None, False, train_command(config, job, data_dir, checkpointing=False))
     limit = config.hardware.memory_gb * 1e9
     memory = training_memory_bytes(base, job.technique, job.quantization, job.data.name)
-    # Peft keeps the prefix in a key/value cache, which checkpointing drops (train/techniques.py).
+    # PEFT holds the prefix in a key/value cache, which checkpointing drops (train/techniques.py).
     checkpointing = memory > limit and config.device != "cpu" and job.technique != "prefix-tuning"
     if checkpointing:
         memory = training_memory_bytes(base, job.technique, job.quantization, job.data.name, checkpointing=True)
     epochs = config.training.epochs or PRESET_EPOCHS[config.training.preset]
     seconds = training_seconds(base, job.technique, job.data.name, epochs, config.hardware)
-    # The layers are computed a second time.
+    # Checkpointing computes the forward pass of each layer a second time.
     seconds *= 1.5 if checkpointing else 1.0
     return AdapterToTrain(adapter, memory, seconds, checkpointing, train_command(config, job, data_dir, checkpointing))
 
 
 def _group_jobs(jobs: Sequence[PlannedJob]) -> list[list[PlannedJob]]:
-    """Lines that differ only in how many examples they show."""
+    """Group the jobs that differ only in their number of examples."""
     groups: dict[tuple[object, ...], list[PlannedJob]] = {}
-    for line in jobs:
-        job = line.job
+    for planned in jobs:
+        job = planned.job
         key = (job.model, job.data, job.quantization, job.adapter, job.examples.partition("-")[0])
-        groups.setdefault(key, []).append(line)
+        groups.setdefault(key, []).append(planned)
     return list(groups.values())
 
 
 def _plan_row(group: Sequence[PlannedJob], limit_gb: float) -> list[str]:
     job = group[0].job
-    numbers = ",".join(str(line.job.k) for line in group if line.job.k)
+    numbers = ",".join(str(planned.job.k) for planned in group if planned.job.k)
     examples = f"{job.examples.partition('-')[0]}-{numbers}" if numbers else ""
     method = "+".join(part for part in (job.adapter, examples) if part) or job.method
-    known = [line.memory for line in group if line.memory is not None]
-    left = _sum_or_none(line.seconds_left for line in group)
+    memory = [planned.memory for planned in group if planned.memory is not None]
+    left = _sum_or_none(planned.seconds_left for planned in group)
     return [
         job.model.name,
         job.quantization,
         job.data.name,
         method,
         str(group[0].problems),
-        f"{sum(line.done for line in group)}/{sum(line.problems for line in group)}",
-        _format_memory(max(known, default=None), limit_gb),
+        f"{sum(planned.done for planned in group)}/{sum(planned.problems for planned in group)}",
+        _format_memory(max(memory, default=None), limit_gb),
         UNKNOWN_ESTIMATE if left is None else format_hours(left) if left else "-",
     ]
 
 
 def _adapters_text(plan: StudyPlan) -> list[str]:
-    there = [each.name for each in plan.adapters if each.is_available]
-    parts = [f"Adapters that are there: {', '.join(there)}."] if there else []
+    available = [adapter.name for adapter in plan.adapters if adapter.is_available]
+    parts = [f"Available adapters: {', '.join(available)}."] if available else []
     if not plan.adapters_to_train:
         return parts
     limit = plan.config.hardware.memory_gb
     rows = [
         [
-            lesson.adapter.name,
-            METHOD_TITLES[lesson.adapter.job.technique],
-            "no use"
-            if lesson.adapter.problem
+            planned.adapter.name,
+            METHOD_TITLES[planned.adapter.job.technique],
+            "unusable"
+            if planned.adapter.problem
             else "unfinished"
-            if has_unfinished_run(lesson.adapter.name)
+            if has_unfinished_run(planned.adapter.name)
             else "missing",
-            _format_memory(lesson.memory, limit),
-            UNKNOWN_ESTIMATE if lesson.seconds is None else format_hours(lesson.seconds),
+            _format_memory(planned.memory, limit),
+            UNKNOWN_ESTIMATE if planned.seconds is None else format_hours(planned.seconds),
         ]
-        for lesson in plan.adapters_to_train
+        for planned in plan.adapters_to_train
     ]
     header = ["adapter", "technique", "state", f"memory GB (batch {TRAIN_BATCH_SIZE})", "training"]
     parts.append(text_table(header, rows, markdown=False))
-    errors = [lesson.adapter.problem for lesson in plan.adapters_to_train if lesson.adapter.problem]
+    errors = [planned.adapter.problem for planned in plan.adapters_to_train if planned.adapter.problem]
     if errors:
         parts.append("\n".join(errors))
-    commands = [format_train_command(lesson.command) for lesson in plan.adapters_to_train if not lesson.adapter.problem]
+    commands = [
+        format_train_command(planned.command) for planned in plan.adapters_to_train if not planned.adapter.problem
+    ]
     if commands:
-        parts.append("They are left out until they are trained, with --train or with\n\n" + "\n".join(commands))
+        parts.append("Their jobs are left out until they are trained, with --train or with\n\n" + "\n".join(commands))
     return parts
 
 
 def _totals_text(plan: StudyPlan) -> str:
     limit = plan.config.hardware.memory_gb
-    waiting = plan.blocked_jobs
-    todo = [line for line in plan.jobs if line not in waiting and line.done < line.problems]
-    finished = sum(line.done == line.problems for line in plan.jobs)
+    blocked = plan.blocked_jobs
+    todo = [planned for planned in plan.jobs if planned not in blocked and planned.done < planned.problems]
+    finished = sum(planned.done == planned.problems for planned in plan.jobs)
     left = plan.seconds_left()
-    known = [line.memory for line in todo if line.memory is not None]
-    sentence = f"{len(plan.jobs)} methods: {finished} done, {len(todo)} to run"
-    sentence += f", {len(waiting)} waiting for an adapter" if waiting else ""
-    sentence += f". Time to answer: {UNKNOWN_ESTIMATE if left is None else format_hours(left)}"
-    if known:
-        sentence += f", {_format_memory(max(known), limit)} GB at the most"
-    learning = _sum_or_none(lesson.seconds for lesson in plan.adapters_to_train if not lesson.adapter.problem)
+    memory = [planned.memory for planned in todo if planned.memory is not None]
+    text = f"{len(plan.jobs)} methods: {finished} done, {len(todo)} to run"
+    text += f", {len(blocked)} waiting for an adapter" if blocked else ""
+    text += f". Time to answer: {UNKNOWN_ESTIMATE if left is None else format_hours(left)}"
+    if memory:
+        text += f", {_format_memory(max(memory), limit)} GB at most"
+    training = _sum_or_none(planned.seconds for planned in plan.adapters_to_train if not planned.adapter.problem)
     if plan.adapters_to_train:
-        sentence += f". To train: {UNKNOWN_ESTIMATE if learning is None else format_hours(learning)} more"
-        after = _sum_or_none(line.seconds_left for line in waiting)
-        sentence += (
-            f", and to answer with what was trained: {UNKNOWN_ESTIMATE if after is None else format_hours(after)}"
+        text += f". To train: {UNKNOWN_ESTIMATE if training is None else format_hours(training)} more"
+        after = _sum_or_none(planned.seconds_left for planned in blocked)
+        text += (
+            f", and to answer with the trained adapters: {UNKNOWN_ESTIMATE if after is None else format_hours(after)}"
         )
-    too_much = [line for line in todo if line.memory is not None and line.memory > limit * 1e9]
-    sentence += f". {len(too_much)} need more than {limit:g} GB (marked !): lower batch" if too_much else ""
-    return sentence + "."
+    too_large = [planned for planned in todo if planned.memory is not None and planned.memory > limit * 1e9]
+    text += f". {len(too_large)} need more than {limit:g} GB (marked !): lower batch" if too_large else ""
+    return text + "."
 
 
 def _format_memory(size: int | None, limit_gb: float) -> str:

@@ -1,4 +1,4 @@
-"""A question's page: where the numbers come from, findings, the study's claims, tables and figures."""
+"""Report of a research question: provenance, findings, the study's claims, tables and figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION_TEXTS = {
     "rq3": "How does LoRA compare with ICL and RAG, and with both together?",
     "rq4": "Does LoRA make more programs pass their tests?",
 }
-MIN_PROBLEMS = 30  # problems, for a percentile bootstrap to be near its level
+MIN_PROBLEMS = 30  # with fewer the coverage of a percentile bootstrap is below its nominal level
 _METHOD_NOTE = (
     "Differences are paired over the same problems. One is called a difference where p is below 0.05 after Holm's "
     "correction over all pairs of this page. The best number of examples is chosen on the test problems, as the study "
@@ -37,25 +37,25 @@ _FIGURE_CAPTIONS = {
 
 
 def write_report(config: StudyConfig, rq: str, collected: CollectedRuns, folder: Path, command: str) -> list[Path]:
-    """Writes rqN.md, a CSV for each table and findings, and a PNG for each figure; the paths, the page first."""
-    made = build_tables(config, rq, collected)
-    drawn = build_figures(config, rq, collected)
-    seen = compute_findings(config, rq, collected)
-    files: dict[str, str | bytes] = {f"{table.name}.csv": table.to_csv() for table in made}
-    files[f"{rq}-findings.csv"] = _findings_csv(seen)
-    files |= drawn
+    """Write rqN.md, CSV files of tables and findings, and PNG figures; return the paths, the page first."""
+    tables = build_tables(config, rq, collected)
+    figures = build_figures(config, rq, collected)
+    findings = compute_findings(config, rq, collected)
+    files: dict[str, str | bytes] = {f"{table.name}.csv": table.to_csv() for table in tables}
+    files[f"{rq}-findings.csv"] = _findings_csv(findings)
+    files |= figures
     parts = [
         f"# {rq.upper()}: {QUESTION_TEXTS[rq]}",
         _provenance(config, collected),
         "## Findings",
-        _bullets(_findings_text(seen)) or "Nothing can be compared yet.",
+        _bullets(_findings_text(findings)) or "Nothing can be compared yet.",
         _METHOD_NOTE,
     ]
-    claims = check_claims(rq, collected, seen)
+    claims = check_claims(rq, collected, findings)
     if claims:
         parts += ["## What the study claims, and what is seen here", _bullets(claims)]
-    parts += [table.to_markdown() for table in made]
-    parts += [f"## {_caption(name)}\n\n![{_caption(name)}]({name})" for name in drawn]
+    parts += [table.to_markdown() for table in tables]
+    parts += [f"## {_caption(name)}\n\n![{_caption(name)}]({name})" for name in figures]
     parts.append(f"Made by:\n\n```sh\n{command}\n```")
     page = folder / f"{rq}.md"
     atomic_write(page, "\n\n".join(parts) + "\n")
@@ -65,38 +65,39 @@ def write_report(config: StudyConfig, rq: str, collected: CollectedRuns, folder:
 
 
 def _findings_text(findings: Sequence[Finding]) -> list[str]:
-    """The differences that are shown; of the rest those in the first metric, and how many more there are."""
-    shown = [each for each in findings if each.is_significant]
-    rest = [each for each in findings if not each.is_significant]
-    first = [each for each in rest if each.metric in ("em@1", "tests")]
-    lines = [each.describe() for each in [*shown, *first]]
-    few = min((each.n for each in findings), default=MIN_PROBLEMS)
-    if few < MIN_PROBLEMS:
+    """Return the significant differences, the others in the first metric, and the number of the remaining ones."""
+    significant = [finding for finding in findings if finding.is_significant]
+    others = [finding for finding in findings if not finding.is_significant]
+    first = [finding for finding in others if finding.metric in ("em@1", "tests")]
+    lines = [finding.describe() for finding in [*significant, *first]]
+    problems = min((finding.n for finding in findings), default=MIN_PROBLEMS)
+    if problems < MIN_PROBLEMS:
         lines.insert(
             0,
-            f"With {few} problems intervals are too narrow and hardly anything can be shown: take {MIN_PROBLEMS} or more.",
+            f"With {problems} problems intervals are too narrow and hardly anything can be shown: "
+            f"take {MIN_PROBLEMS} or more.",
         )
-    if len(rest) > len(first):
-        lines.append(f"Nor is a difference shown in {len(rest) - len(first)} more comparisons, in other metrics.")
+    if len(others) > len(first):
+        lines.append(f"Nor is a difference shown in {len(others) - len(first)} more comparisons, in other metrics.")
     return lines
 
 
 def _provenance(config: StudyConfig, collected: CollectedRuns) -> str:
-    cells = list(collected.finished.values())
-    settings = [cell.run.settings for cell in cells]
+    finished = list(collected.finished.values())
+    settings = [item.run.settings for item in finished]
     bases = dict.fromkeys(f"{each['base_id']} at {each['base_revision']}, {each['device']}" for each in settings)
     data = dict.fromkeys(f"{each['data']} {each['split']}, n = {each['n']}, {each['data_digest']}" for each in settings)
-    decodings = dict.fromkeys(_decoding_text(cell) for cell in cells)
+    decodings = dict.fromkeys(_decoding_text(item) for item in finished)
     styles: dict[str, list[str]] = {}
-    for cell in cells:
-        known = cell.run.methods.get(cell.job.method, {})
+    for item in finished:
+        known = item.run.methods.get(item.job.method, {})
         styles.setdefault(f"{known.get('style', 'unknown')} {known.get('fingerprint', '')}".strip(), []).append(
-            cell.job.method
+            item.job.method
         )
     layers = dict.fromkeys(
-        str(cell.run.scored_with["tests"]["layer"]) for cell in cells if "tests" in cell.run.scored_with
+        str(item.run.scored_with["tests"]["layer"]) for item in finished if "tests" in item.run.scored_with
     )
-    versions = dict(cells[0].run.provenance.get("versions", {}))
+    versions = dict(finished[0].run.provenance.get("versions", {}))
     unfinished = [f"{job.method} ({done} of {n})" for job, (done, n) in collected.unfinished.items()]
     facts = [
         *(f"Base: {each}" for each in bases),

@@ -1,9 +1,4 @@
-"""Tables.
-
-The tables of the study's questions, ours beside the study's own numbers where it has them.
-
-A table whose cells are values, written as Markdown for people and as CSV for programs.
-"""
+"""Tables of the study's questions, with the published numbers beside the measured ones, as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -23,14 +18,14 @@ from evaluate.study.findings import headline_metric
 from evaluate.study.plan import training_memory_bytes
 
 CellValue = str | float | Interval | None
-# Shares are kept in [0, 1] and shown in percent; numbers are shown with so many digits.
-ColumnKind = Literal["text", "share", "whole", "tenths", "hundredths"]
-_DECIMALS = {"whole": 0, "tenths": 1, "hundredths": 2}
+# Shares are stored in [0, 1] and printed in percent; numbers are printed with so many decimals.
+ColumnKind = Literal["text", "share", "integer", "tenths", "hundredths"]
+_DECIMALS = {"integer": 0, "tenths": 1, "hundredths": 2}
 
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A column's title and what stands in it."""
+    """A column's title and the kind of its values."""
 
     title: str
     kind: ColumnKind = "text"
@@ -38,7 +33,7 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """`name` is the CSV file's, `title` the heading; `note` says what a reader must know."""
+    """A table of values. `name` is the name of its CSV file, `title` its heading, `note` the text below it."""
 
     name: str
     title: str
@@ -47,16 +42,16 @@ class StudyTable:
     note: str = ""
 
     def to_markdown(self) -> str:
-        """The heading, the grid without columns that are empty throughout, and the note."""
-        kept = [at for at in range(len(self.columns)) if any(row[at] is not None for row in self.rows)]
-        header = [self.columns[at].title for at in kept]
-        lines = [[format_cell(row[at], self.columns[at].kind) for at in kept] for row in self.rows]
+        """Return heading, table and note as Markdown; columns without any value are left out."""
+        used = [index for index in range(len(self.columns)) if any(row[index] is not None for row in self.rows)]
+        header = [self.columns[index].title for index in used]
+        lines = [[format_cell(row[index], self.columns[index].kind) for index in used] for row in self.rows]
         parts = [f"## {self.title}", text_table(header, lines, markdown=True), self.note]
         return "\n\n".join(part for part in parts if part)
 
     def to_csv(self) -> str:
-        """One line a row; an interval is three columns. Scores are in percent, as in the study's own files."""
-        wide = [any(isinstance(row[at], Interval) for row in self.rows) for at in range(len(self.columns))]
+        """Return the table as CSV; an interval has three columns. Scores are in percent, as in the study's files."""
+        wide = [any(isinstance(row[index], Interval) for row in self.rows) for index in range(len(self.columns))]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         header: list[str] = []
@@ -72,7 +67,7 @@ class StudyTable:
 
 
 def format_cell(value: CellValue, kind: ColumnKind) -> str:
-    """As a person reads it; "-" where there is nothing."""
+    """Return a value as text; "-" for an empty one."""
     if value is None or value == "":
         return "-"
     if isinstance(value, Interval):
@@ -102,29 +97,33 @@ _SAME_MODEL_NOTE = (
 
 
 def build_tables(config: StudyConfig, rq: str, collected: CollectedRuns) -> list[StudyTable]:
-    """All tables of a question, in the order of its page; those without rows are left out."""
-    made: list[StudyTable] = []
+    """Return all tables of a question that have rows, in the order of its report."""
+    tables: list[StudyTable] = []
     for data in config.question(rq).data:
-        cells = [cell for cell in collected.finished.values() if cell.job.data.name == data]
+        finished = [item for item in collected.finished.values() if item.job.data.name == data]
         if rq == "rq4":
-            made += [_tests_table(data, cells), _cost_table(rq, data, cells)]
+            tables += [_tests_table(data, finished), _cost_table(rq, data, finished)]
         else:
-            usual = [cell for cell in cells if not cell.job.pair]
-            made += [_scores_table(data, usual, rq), _sensitivity_table(data, cells), _cost_table(rq, data, usual)]
+            default_jobs = [item for item in finished if not item.job.pair]
+            tables += [
+                _scores_table(data, default_jobs, rq),
+                _sensitivity_table(data, finished),
+                _cost_table(rq, data, default_jobs),
+            ]
     if rq == "rq2":
-        made.append(_memory_table(collected))
-    return [table for table in made if table.rows]
+        tables.append(_memory_table(collected))
+    return [table for table in tables if table.rows]
 
 
 def _scores_table(data: str, jobs: Sequence[FinishedJob], rq: str) -> StudyTable:
-    """Table 3: techniques on models; RQ1 and RQ3 have their methods in the same columns."""
+    """Return Table 3: techniques by model. The methods of rq1 and rq3 have the same columns."""
     k = headline_metric(jobs[0]) if jobs else "em@1"
     columns = [
         TableColumn("model"),
         TableColumn("method"),
         TableColumn("weights"),
-        TableColumn("parameters", "whole"),
-        TableColumn("n", "whole"),
+        TableColumn("parameters", "integer"),
+        TableColumn("n", "integer"),
         TableColumn("EM@1", "share"),
         *([TableColumn(metric_title(k), "share")] if k != "em@1" else []),
         TableColumn("CodeBLEU", "share"),
@@ -137,22 +136,22 @@ def _scores_table(data: str, jobs: Sequence[FinishedJob], rq: str) -> StudyTable
     metrics = dict.fromkeys(["em@1", k, "codebleu", "parses"])
     rows = [
         [
-            cell.job.model.name,
-            cell.job.title,
-            cell.job.quantization,
-            _trainable_parameters(cell),
-            float(len(cell.results)),
-            *(cell.interval(metric) for metric in metrics),
-            *_published_values(cell),
+            item.job.model.name,
+            item.job.title,
+            item.job.quantization,
+            _trainable_parameters(item),
+            float(len(item.results)),
+            *(item.interval(metric) for metric in metrics),
+            *_published_values(item),
         ]
-        for cell in jobs
+        for item in jobs
     ]
     heading = {"rq1": "Zero-shot and ICL", "rq2": "Table 3: tuning techniques", "rq3": "LoRA, ICL and RAG"}[rq]
     return StudyTable(f"{rq}-scores-{data}", f"{heading} on {data}", columns, rows, _published_note(jobs))
 
 
 def _published_values(finished_job: FinishedJob) -> list[CellValue]:
-    """Parameters, EM@1, EM@10 and CodeBLEU of the study; of ICL and RAG only the best EM@10 is stated, not whose."""
+    """Return the published parameters, EM@1, EM@10 and CodeBLEU; ICL and RAG have none for a number of examples."""
     job = finished_job.job
     row = (
         None
@@ -167,9 +166,9 @@ def _published_values(finished_job: FinishedJob) -> list[CellValue]:
 
 def _published_note(jobs: Sequence[FinishedJob]) -> str:
     others = dict.fromkeys(
-        cell.job.model.beside for cell in jobs if cell.job.model.beside not in ("", cell.job.model.name)
+        item.job.model.beside for item in jobs if item.job.model.beside not in ("", item.job.model.name)
     )
-    known = any(cell.job.model.beside for cell in jobs)
+    known = any(item.job.model.beside for item in jobs)
     theirs = _OTHER_MODEL_NOTE.format(beside=", ".join(others)) if others else _SAME_MODEL_NOTE if known else ""
     undefined = sum(result.scores.get("codebleu.dataflow") is None for result in jobs[0].results) if jobs else 0
     flow = ""
@@ -181,37 +180,37 @@ def _published_note(jobs: Sequence[FinishedJob]) -> str:
 
 
 def _trainable_parameters(job: FinishedJob) -> float | None:
-    """Trainable parameters: as the adapter's manifest counts them, else none are shown."""
+    """Return the trainable parameters from the adapter's manifest; None if unknown."""
     value = job.training_facts.get("trainable_parameters")
     return None if value is None else float(value)
 
 
 def _tests_table(data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
-    """Table 4: the average of tests passed and Pass@k, by difficulty."""
+    """Return Table 4: the average of tests passed and Pass@k, by difficulty."""
     ks = [k for k in (1, 2, 5) if jobs and k <= jobs[0].job.data.candidates]
     metrics = ["tests", *(f"pass@{k}" for k in ks)]
     columns = [
         *(TableColumn(each) for each in ("model", "method", "weights", "difficulty")),
-        TableColumn("n", "whole"),
+        TableColumn("n", "integer"),
         *(TableColumn(metric_title(metric), "share") for metric in metrics),
         *(TableColumn(f"study {metric_title(metric)}", "hundredths") for metric in metrics),
     ]
     rows: list[list[CellValue]] = []
-    for cell in jobs:
-        parts: dict[str, set[str] | None] = dict(cell.problems_by_difficulty())
+    for item in jobs:
+        parts: dict[str, set[str] | None] = dict(item.problems_by_difficulty())
         if len(parts) > 1:
             parts["all"] = None
         for difficulty, problems in parts.items():
-            theirs = published.published_apps_scores(cell.job.technique, difficulty) if cell.is_apps_test_split else {}
-            count = float(len(metric_values(cell.results_for(problems), "tests")))
-            values = [cell.interval(metric, problems) for metric in metrics]
-            head: list[CellValue] = [cell.job.model.name, cell.job.title, cell.job.quantization, difficulty, count]
+            theirs = published.published_apps_scores(item.job.technique, difficulty) if item.is_apps_test_split else {}
+            count = float(len(metric_values(item.results_for(problems), "tests")))
+            values = [item.interval(metric, problems) for metric in metrics]
+            head: list[CellValue] = [item.job.model.name, item.job.title, item.job.quantization, difficulty, count]
             rows.append([*head, *values, *(theirs.get(metric) for metric in metrics)])
     note = (
         "Average tests passed: the mean over problems of the mean over samples of the share of tests passed. Pass@k: "
         "unbiased, of sampled candidates (arXiv 2107.03374). Bootstrap 95 % intervals; in percent."
     )
-    if any(cell.is_apps_test_split for cell in jobs):
+    if any(item.is_apps_test_split for item in jobs):
         note += " The study's numbers are CodeLlama-7B-Instruct's, 250 problems of each difficulty."
     elif data == "apps":
         note += " These problems come from APPS's train rows: never compare their figures with the study's."
@@ -219,74 +218,76 @@ def _tests_table(data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
 
 
 def _sensitivity_table(data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
-    """LoRA's rank and alpha, the usual pair among them."""
-    tried = [cell for cell in jobs if cell.job.pair]
-    techniques = {(cell.job.model, cell.job.technique) for cell in tried}
-    usual = [
-        cell
-        for cell in jobs
-        if (cell.job.model, cell.job.technique) in techniques and not cell.job.pair and not cell.job.examples
+    """Return the scores by LoRA's rank and alpha, with the default pair among them."""
+    tried = [item for item in jobs if item.job.pair]
+    techniques = {(item.job.model, item.job.technique) for item in tried}
+    default_jobs = [
+        item
+        for item in jobs
+        if (item.job.model, item.job.technique) in techniques and not item.job.pair and not item.job.examples
     ]
     rows: list[list[CellValue]] = [
         [
-            cell.job.model.name,
-            cell.job.title.partition(" r ")[0],
-            *(float(number) for number in cell.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA)),
-            _trainable_parameters(cell),
-            *_training_value(cell, "num_train_epochs"),
-            float(len(cell.results)),
-            *(cell.interval(metric) for metric in ("em@1", headline_metric(cell), "codebleu")),
+            item.job.model.name,
+            item.job.title.partition(" r ")[0],
+            *(float(number) for number in item.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA)),
+            _trainable_parameters(item),
+            *_training_value(item, "num_train_epochs"),
+            float(len(item.results)),
+            *(item.interval(metric) for metric in ("em@1", headline_metric(item), "codebleu")),
         ]
-        for cell in sorted([*usual, *tried], key=lambda cell: cell.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA))
+        for item in sorted(
+            [*default_jobs, *tried], key=lambda item: item.job.pair or (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA)
+        )
     ]
     columns = [
         TableColumn("model"),
         TableColumn("technique"),
-        *(TableColumn(each, "whole") for each in ("rank", "alpha", "parameters", "epochs", "n")),
+        *(TableColumn(each, "integer") for each in ("rank", "alpha", "parameters", "epochs", "n")),
         TableColumn("EM@1", "share"),
         TableColumn(metric_title(headline_metric(tried[0])) if tried else "EM@k", "share"),
         TableColumn("CodeBLEU", "share"),
     ]
-    note = "Beyond the study: all else as in the usual setting (rank 16, alpha 32)."
+    note = "Beyond the study: all else as in the default_jobs setting (rank 16, alpha 32)."
     return StudyTable(
         f"rq2-rank-alpha-{data}", f"LoRA's rank and alpha on {data}", columns, rows if tried else [], note
     )
 
 
 def _cost_table(rq: str, data: str, jobs: Sequence[FinishedJob]) -> StudyTable:
-    """What a solved problem costs: seconds and tokens of all answers, over the problems that were solved."""
+    """Return the cost of a solved problem: seconds and tokens of all answers, over the solved problems."""
     metric = "pass@1" if rq == "rq4" else "em@1"
     rows: list[list[CellValue]] = []
-    for cell in jobs:
-        cost = summarize_cost(cell.results, cell.run.methods[cell.job.method])
-        answered = sum(result.error is None for result in cell.results)
-        solved = sum(metric_values(cell.results, metric).values())
+    for item in jobs:
+        cost = summarize_cost(item.results, item.run.methods[item.job.method])
+        answered = sum(result.error is None for result in item.results)
+        solved = sum(metric_values(item.results, metric).values())
         each = answered / solved if solved else None
         rows.append(
             [
-                cell.job.model.name,
-                cell.job.title,
-                cell.job.quantization,
+                item.job.model.name,
+                item.job.title,
+                item.job.quantization,
                 solved,
                 cost.seconds,
                 cost.prompt_tokens,
                 cost.generated,
                 None if each is None else cost.seconds * each,
                 None if each is None else (cost.prompt_tokens + cost.generated) * each,
-                *_training_value(cell, "train_seconds"),
+                *_training_value(item, "train_seconds"),
                 None if cost.peak_memory_bytes is None else cost.peak_memory_bytes / 1e9,
             ]
         )
     one = "an exact match" if metric == "em@1" else "a passed problem"
     columns = [
         *(TableColumn(each) for each in ("model", "method", "weights")),
-        TableColumn("solved", "whole" if metric == "em@1" else "tenths"),
+        TableColumn("solved", "integer" if metric == "em@1" else "tenths"),
         TableColumn("s a problem", "hundredths"),
-        TableColumn("tokens read", "whole"),
-        TableColumn("tokens written", "whole"),
+        TableColumn("tokens read", "integer"),
+        TableColumn("tokens written", "integer"),
         TableColumn(f"s {one}", "tenths"),
-        TableColumn(f"tokens {one}", "whole"),
-        TableColumn("training s", "whole"),
+        TableColumn(f"tokens {one}", "integer"),
+        TableColumn("training s", "integer"),
         TableColumn("peak GB", "hundredths"),
     ]
     note = (
@@ -303,9 +304,9 @@ def _training_value(job: FinishedJob, name: str) -> Iterator[float | None]:
 
 
 def memory_rows(collected: CollectedRuns) -> list[tuple[str, str, float | None, float | None, float | None]]:
-    """Figure 1: model, technique, the study's GB, our estimate on a GPU, and what was measured here, in GB.
+    """Return the rows of Figure 1: model, technique, and GB as published, as estimated on a GPU, and as measured here.
 
-    The study's ten runs come first, by what they took, then what was trained here.
+    The study's ten runs come first, by published memory, then the other adapters that were trained here.
     """
     rows: list[tuple[str, str, float | None, float | None, float | None]] = []
     measured = dict(_measured_memory(collected.finished.values()))
@@ -317,10 +318,10 @@ def memory_rows(collected: CollectedRuns) -> list[tuple[str, str, float | None, 
 
 
 def _measured_memory(jobs: Iterable[FinishedJob]) -> Iterator[tuple[tuple[str, str], float]]:
-    for cell in jobs:
-        peak = cell.training_facts.get("peak_memory_bytes")
-        if peak and not cell.job.examples and not cell.job.pair:
-            yield (cell.job.model.name, cell.job.technique), peak / 1e9
+    for item in jobs:
+        peak = item.training_facts.get("peak_memory_bytes")
+        if peak and not item.job.examples and not item.job.pair:
+            yield (item.job.model.name, item.job.technique), peak / 1e9
 
 
 def _memory_table(collected: CollectedRuns) -> StudyTable:

@@ -1,1 +1,1 @@
-"""The same training job on Hugging Face Jobs."""
+"""Training jobs on Hugging Face Jobs."""

@@ -1,10 +1,7 @@
-"""Poll logs, curve, state.
+"""Following a job on Hugging Face Jobs: its state on disk, its log, its loss curve, and how it ended.
 
-Follows a job elsewhere: its lines as they come, its figures, and how it ends. Nothing here changes the job.
-
-From the lines that a training prints elsewhere to the figures that a training writes here.
-
-What this machine knows of a job that was sent away. It is on disk before it is acted upon.
+Following never changes the job on the Hub. `remote.json` in the job's folder holds what is known of the remote job; it
+is written before each action that depends on it.
 """
 
 from __future__ import annotations
@@ -29,79 +26,26 @@ from jobs.hf_jobs.hardware import hf_jobs_errors, is_hub_unreachable
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-
-# As train.callbacks.ProgressLine prints it.
+_STATE_FILE = "remote.json"
+_LOG_NAME = "remote.log"
+_ENDED_STAGES = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+_LAST_LINES = 50
+# A progress line as train.callbacks.ProgressReporter prints it.
 _LOG_LINE = re.compile(
     r"\s*step (?P<step>\d+)/(?P<steps>\d+)  epoch [\d.]+  (?P<what>validation loss|loss) (?P<value>\S+)"
     r"  (?P<speed>\d+) tokens/s  (?P<minutes>\d+):(?P<seconds>\d\d) gone, about \S+ left"
 )
 
 
-def parse_log_line(line: str, epochs: float) -> dict[str, Any] | None:
-    """What train.callbacks.LogFile would have written at that line; None for any other line.
-
-    `epochs` is the length of the whole training: a line's own epoch is rounded.
-    """
-    match = _LOG_LINE.fullmatch(line)
-    if match is None:
-        return None
-    try:
-        value = float(match["value"])
-    except ValueError:
-        return None
-    step, steps = int(match["step"]), int(match["steps"])
-    entry: dict[str, Any] = {"step": step, "epoch": step / steps * epochs if steps else 0.0}
-    # A loss that is no number has no place in a curve, or in JSON.
-    if math.isfinite(value):
-        entry["eval_loss" if match["what"] == "validation loss" else "loss"] = value
-    entry |= {"tokens_per_second": float(match["speed"])}
-    return entry | {"seconds": 60.0 * int(match["minutes"]) + int(match["seconds"])}
-
-
-class LossCurveFile:
-    """The figures of one attempt in a JSON Lines file, as a training here writes them."""
-
-    def __init__(self, path: Path, epochs: float) -> None:
-        self._path = path
-        self._epochs = epochs
-        self._seen_keys: set[tuple[Any, bool]] = set()
-        if path.is_file():
-            self._resume_file()
-
-    def add_line(self, line: str) -> None:
-        """Adds what the line says, unless it was added before."""
-        entry = parse_log_line(line, self._epochs)
-        if entry is None or _entry_key(entry) in self._seen_keys:
-            return
-        self._seen_keys.add(_entry_key(entry))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def _resume_file(self) -> None:
-        """A last line that a kill tore off goes; a file that is not of this kind is written anew."""
-        try:
-            records, whole = read_records(self._path)
-        except ValueError:
-            records, whole = [], 0
-        os.truncate(self._path, whole)
-        self._seen_keys = {_entry_key(record) for record in records}
-
-
-def _entry_key(entry: Mapping[str, Any]) -> tuple[Any, bool]:
-    return entry.get("step"), "eval_loss" in entry
-
-
-_STATE_FILE = "remote.json"
-
-
 @dataclass(frozen=True)
 class RemoteJobState:
-    """One job elsewhere.
+    """What is known of one remote job, as `remote.json` stores it.
 
-    `attempt` counts the submissions; `label` marks the present one on the Hub, so that it is found again where its
-    answer was lost. `source` is the data set that holds program and rows, as they are at `commit`; `adapter` is the
-    `over` says that it ended without an adapter,
-    so that the next run begins a new attempt. `installs`: the adapter's name in the store is this job's to fill.
+    `attempt` counts the submissions. `label` marks the present attempt on the Hub, so that it can be found when the
+    answer to its request was lost. `source` is the data set repository that holds program and rows, at `commit`.
+    `adapter` is the model repository to publish to. `id` and `url` are the Hub's, empty before the job is created.
+    `over` is true when the attempt ended without an adapter, so that the next run begins a new attempt. `installs` is
+    true when this job may replace the adapter of its name in the local store.
     """
 
     namespace: str = ""
@@ -117,7 +61,7 @@ class RemoteJobState:
 
 
 def read_remote_state(folder: Path) -> RemoteJobState:
-    """What is known; an empty record for a job that was not sent yet."""
+    """Read `remote.json` in a job's folder; an empty state for a job that was never sent."""
     try:
         return RemoteJobState(**json.loads((folder / _STATE_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -125,20 +69,18 @@ def read_remote_state(folder: Path) -> RemoteJobState:
 
 
 def write_remote_state(folder: Path, state: RemoteJobState) -> RemoteJobState:
-    """Keeps it, and gives it back."""
+    """Write `remote.json` in a job's folder and return the state."""
     atomic_write(folder / _STATE_FILE, json.dumps(asdict(state), indent=1) + "\n")
     return state
 
 
-_ENDED_STAGES = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-_LOG_NAME = "remote.log"
-_LAST_LINES = 50
-
-
 @dataclass(frozen=True)
 class PollIntervals:
-    """Seconds. `look`: between two questions how the job stands; `again`: before a log that broke is asked for again;
-    `patience`: for how long the Hub may be out of reach.
+    """Intervals in seconds.
+
+    `status_seconds` passes between two requests for the job's status, `log_retry_seconds` before a broken log stream is
+    opened again. `unreachable_timeout` is how long the Hub may be unreachable, `log_wait_seconds` how long one read of
+    the log waits for a line.
     """
 
     status_seconds: float = 10.0
@@ -149,15 +91,69 @@ class PollIntervals:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How the job ended: the Hub's stage and message, and its last lines."""
+    """How the job ended: the Hub's stage and message, and the last lines of its log."""
 
     stage: str
     message: str | None
     lines: tuple[str, ...]
 
 
-class LogEvent:
-    """The lines of one attempt, kept on disk: a log is told from its beginning each time that it is asked for."""
+def parse_log_line(line: str, epochs: float) -> dict[str, Any] | None:
+    """Return the log.jsonl entry that train.callbacks wrote for this progress line; None for any other line.
+
+    `epochs` is the length of the training. The epoch is computed from it, because the one in the line is rounded.
+    """
+    match = _LOG_LINE.fullmatch(line)
+    if match is None:
+        return None
+    try:
+        value = float(match["value"])
+    except ValueError:
+        return None
+    step, steps = int(match["step"]), int(match["steps"])
+    entry: dict[str, Any] = {"step": step, "epoch": step / steps * epochs if steps else 0.0}
+    # NaN and infinity are no valid JSON and cannot be plotted.
+    if math.isfinite(value):
+        entry["eval_loss" if match["what"] == "validation loss" else "loss"] = value
+    entry |= {"tokens_per_second": float(match["speed"])}
+    return entry | {"seconds": 60.0 * int(match["minutes"]) + int(match["seconds"])}
+
+
+class LossCurveFile:
+    """The loss curve of one attempt as a JSON Lines file, in the format that a local training writes."""
+
+    def __init__(self, path: Path, epochs: float) -> None:
+        self._path = path
+        self._epochs = epochs
+        self._seen_keys: set[tuple[Any, bool]] = set()
+        if path.is_file():
+            self._resume_file()
+
+    def add_line(self, line: str) -> None:
+        """Append the entry of a progress line, unless the file has it already."""
+        entry = parse_log_line(line, self._epochs)
+        if entry is None or _entry_key(entry) in self._seen_keys:
+            return
+        self._seen_keys.add(_entry_key(entry))
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _resume_file(self) -> None:
+        """Cut off a last line that a kill left incomplete; empty a file that is not JSON Lines."""
+        try:
+            records, valid_bytes = read_records(self._path)
+        except ValueError:
+            records, valid_bytes = [], 0
+        os.truncate(self._path, valid_bytes)
+        self._seen_keys = {_entry_key(record) for record in records}
+
+
+def _entry_key(entry: Mapping[str, Any]) -> tuple[Any, bool]:
+    return entry.get("step"), "eval_loss" in entry
+
+
+class RemoteLog:
+    """The log of one attempt, stored in `remote.log`. The Hub sends a log from its first line on each request."""
 
     def __init__(self, folder: Path, curve: LossCurveFile, report: ProgressFn) -> None:
         self._path = folder / _LOG_NAME
@@ -165,15 +161,15 @@ class LogEvent:
         self._report = report
         self.lines: list[str] = []
         if self._path.is_file():
-            # A last line that a kill tore off comes again.
-            whole = self._path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
-            self.lines = whole.split("\n") if whole else []
+            # A last line that a kill left incomplete is removed here and read again from the Hub.
+            text = self._path.read_text(encoding="utf-8", errors="replace").rpartition("\n")[0]
+            self.lines = text.split("\n") if text else []
             self._path.write_text("".join(f"{line}\n" for line in self.lines), encoding="utf-8")
         for line in self.lines:
             curve.add_line(line)
 
     def add_line(self, index: int, line: str) -> None:
-        """Line number `place` of the log; those that were told before are left out."""
+        """Store and report line number `index` of the log; lines that are stored already are ignored."""
         if index < len(self.lines):
             return
         text = " ".join(line.splitlines()).rstrip()
@@ -185,47 +181,50 @@ class LogEvent:
             self._report(text)
 
     @staticmethod
-    def remove_log(folder: Path) -> None:
-        """A new attempt tells its own lines."""
+    def remove_file(folder: Path) -> None:
+        """Delete the log of an earlier attempt."""
         (folder / _LOG_NAME).unlink(missing_ok=True)
 
 
 def follow_job(
     api: HfApi,
     state: RemoteJobState,
-    log_events: LogEvent,
+    log: RemoteLog,
     report: ProgressFn,
     stopped: Callable[[], bool],
     intervals: PollIntervals,
 ) -> JobEnd | None:
-    """Tells the job's lines until it is over; None as soon as `stopped` says so.
+    """Copy the job's log lines until the job has ended, and return its end; None as soon as `stopped()` is true.
 
-    TrainingError, in one sentence, where the Hub is out of reach for long or knows the job no more; the job itself
-    may then run on.
+    Raises TrainingError when the Hub is unreachable for `unreachable_timeout` seconds or no longer knows the job; the
+    job itself may then still be running.
     """
-    log, stage, lost, looked = _LogStream(api, state, intervals.log_retry_seconds), "", 0.0, float("-inf")
+    stream = _LogStream(api, state, intervals.log_retry_seconds)
+    stage, unreachable_since, last_check = "", 0.0, float("-inf")
     while True:
         if stopped():
             return None
-        for place, line in log.lines(intervals.log_wait_seconds):
-            log_events.add_line(place, line)
-        if time.monotonic() - looked < intervals.status_seconds:
+        for index, line in stream.lines(intervals.log_wait_seconds):
+            log.add_line(index, line)
+        if time.monotonic() - last_check < intervals.status_seconds:
             continue
-        looked = time.monotonic()
+        last_check = time.monotonic()
         try:
             info = api.inspect_job(job_id=state.id, namespace=state.namespace)
         except Exception as error:
-            lost = lost or looked
-            if not is_hub_unreachable(error) or looked - lost >= intervals.unreachable_timeout:
+            unreachable_since = unreachable_since or last_check
+            if not is_hub_unreachable(error) or last_check - unreachable_since >= intervals.unreachable_timeout:
                 with hf_jobs_errors(state.namespace, "following the job of"):
                     raise
-            if lost == looked:
-                report("The Hub cannot be reached; the job runs on there, and is followed again as soon as it can be.")
+            if unreachable_since == last_check:
+                report(
+                    "The Hub cannot be reached. The job continues there, and is followed again when the Hub answers."
+                )
             continue
-        lost = 0.0
+        unreachable_since = 0.0
         if info.status.stage in _ENDED_STAGES:
-            _fetch_remaining_lines(api, state, log_events)
-            return JobEnd(str(info.status.stage), info.status.message, tuple(log_events.lines[-_LAST_LINES:]))
+            _fetch_remaining_lines(api, state, log)
+            return JobEnd(str(info.status.stage), info.status.message, tuple(log.lines[-_LAST_LINES:]))
         if info.status.stage != stage:
             stage = str(info.status.stage)
             report(_stage_message(info))
@@ -233,23 +232,21 @@ def follow_job(
 
 def _stage_message(info: JobInfo) -> str:
     if info.status.stage == "SCHEDULING":
-        return f"Waits for a machine ({info.flavor or 'any'}) ..."
-    return "The machine is there; what the training needs is installed first, which takes some minutes ..."
+        return f"Waiting for a machine ({info.flavor or 'any'}) ..."
+    return "The machine has started; the program is being installed, which takes some minutes ..."
 
 
-def _fetch_remaining_lines(api: HfApi, state: RemoteJobState, log_events: LogEvent) -> None:
-    """The lines that the stream still owed; without them the end is known all the same."""
+def _fetch_remaining_lines(api: HfApi, state: RemoteJobState, log: RemoteLog) -> None:
+    """Add the lines that the stream did not deliver; a failure adds a note and does not hide how the job ended."""
     try:
-        for place, line in enumerate(api.fetch_job_logs(job_id=state.id, namespace=state.namespace)):
-            log_events.add_line(place, line)
-    except Exception as error:  # noqa: BLE001 - whatever the client raises
-        log_events.add_line(
-            len(log_events.lines), f"(The last lines of the log could not be read: {type(error).__name__}.)"
-        )
+        for index, line in enumerate(api.fetch_job_logs(job_id=state.id, namespace=state.namespace)):
+            log.add_line(index, line)
+    except Exception as error:  # noqa: BLE001 - the client raises errors of several libraries
+        log.add_line(len(log.lines), f"(The last lines of the log could not be read: {type(error).__name__}.)")
 
 
 class _LogStream:
-    """The log as a stream in a thread of its own; where it breaks it is begun again."""
+    """The job's log, read in a thread of its own; the stream is opened again when the connection breaks."""
 
     def __init__(self, api: HfApi, state: RemoteJobState, retry_seconds: float) -> None:
         self._api = api
@@ -259,7 +256,7 @@ class _LogStream:
         threading.Thread(target=self._read, name="follow-log", daemon=True).start()
 
     def lines(self, seconds: float) -> Iterator[tuple[int, str]]:
-        """What came, with its place in the log; waits so long for the first one."""
+        """Yield the (index, line) pairs received so far; wait up to `seconds` for the first one."""
         try:
             yield self._queue.get(timeout=seconds)
             while True:
@@ -271,8 +268,8 @@ class _LogStream:
         while True:
             try:
                 lines = self._api.fetch_job_logs(job_id=self._state.id, namespace=self._state.namespace, follow=True)
-                for place, line in enumerate(lines):
-                    self._queue.put((place, line))
-                return  # the client ends a stream when the job is over
-            except Exception:  # noqa: BLE001 - how the job stands is asked for apart, and says what is wrong
+                for index, line in enumerate(lines):
+                    self._queue.put((index, line))
+                return  # the client ends the stream when the job has ended
+            except Exception:  # noqa: BLE001 - follow_job asks for the status separately and reports what is wrong
                 time.sleep(self._retry_seconds)

@@ -1,9 +1,4 @@
-"""Flavours, prices, errors.
-
-The machines of Hugging Face Jobs: their names, and what they cost as the Hub states it.
-
-What can go wrong between this machine and Hugging Face Jobs, as one sentence each.
-"""
+"""Machines of Hugging Face Jobs with their prices, and the messages for errors of its client."""
 
 from __future__ import annotations
 
@@ -16,13 +11,15 @@ from common.hub import hub_error_message
 from errors import PromptOrTuneError, TrainingError, unknown_name_error
 
 DEFAULT_HARDWARE = "a10g-small"
-# Hours until the Hub ends a job by itself: what a job can cost at most is this many hours of its machine.
+# The Hub ends a job after this many hours, so a job costs at most this many hours of its machine.
 MAX_HOURS = 6
+_ERROR_PREFIX = "train: "
+_BILLING_URL = "huggingface.co/settings/billing"
 
 
 @dataclass(frozen=True)
 class RemoteHardware:
-    """One machine. `dollars_an_hour` is None where the Hub was not asked."""
+    """One machine. `price_per_hour` is in US dollars, None when the Hub was not asked."""
 
     name: str
     title: str
@@ -31,31 +28,31 @@ class RemoteHardware:
 
     @property
     def label(self) -> str:
-        """For a list to choose from."""
+        """The machine's entry in a list: title, memory and price."""
         price = "" if self.price_per_hour is None else f"${self.price_per_hour:.2f} an hour"
         return " · ".join(part for part in (self.title, self.memory, price) if part)
 
 
 def hardware_names() -> list[str]:
-    """All machines that the client knows, as it lists them."""
+    """Return the names of all machines that the installed client knows, in its order."""
     from huggingface_hub import JobHardware
 
-    return [each.value for each in JobHardware]
+    return [hardware.value for hardware in JobHardware]
 
 
 def check_hardware(name: str) -> None:
-    """UnknownNameError with the nearest name for a machine that does not exist."""
+    """Raise UnknownNameError, with the nearest name, for a machine that does not exist."""
     if name not in hardware_names():
         raise unknown_name_error("machine of Hugging Face Jobs", name, hardware_names())
 
 
 def list_hardware() -> list[RemoteHardware]:
-    """All machines without their prices; asks nobody."""
+    """Return all machines without prices; sends no request."""
     return [RemoteHardware(name, name) for name in hardware_names()]
 
 
 def list_hardware_with_prices(token: str) -> list[RemoteHardware]:
-    """All machines as the Hub lists them now, with prices; TrainingError in one sentence where it does not answer."""
+    """Return all machines with prices as the Hub lists them now; TrainingError when the Hub does not answer."""
     from huggingface_hub import HfApi
 
     from common.hub import hub_errors
@@ -65,32 +62,28 @@ def list_hardware_with_prices(token: str) -> list[RemoteHardware]:
     factors = {"second": 3600.0, "minute": 60.0, "hour": 1.0}
     return [
         RemoteHardware(
-            each.name,
-            each.pretty_name,
-            f"{each.accelerator.vram} GPU" if each.accelerator else f"{each.ram}, no GPU",
-            each.unit_cost_usd * factors[each.unit_label] if each.unit_label in factors else None,
+            hardware.name,
+            hardware.pretty_name,
+            f"{hardware.accelerator.vram} GPU" if hardware.accelerator else f"{hardware.ram}, no GPU",
+            hardware.unit_cost_usd * factors[hardware.unit_label] if hardware.unit_label in factors else None,
         )
-        for each in found
+        for hardware in found
     ]
-
-
-_ERROR_PREFIX = "train: "
-_BILLING_URL = "huggingface.co/settings/billing"
 
 
 @contextmanager
 def hf_jobs_errors(namespace: str, action: str) -> Iterator[None]:
-    """Whatever the client raises in the block becomes a TrainingError with one sentence."""
+    """Turn any exception of the client in the block into a TrainingError with one message."""
     try:
         yield
     except PromptOrTuneError:
         raise
-    except Exception as error:  # the client raises several libraries' errors for one broken line
+    except Exception as error:  # the client raises errors of several libraries for one broken connection
         raise TrainingError(_error_message(error, namespace, action)) from error
 
 
 def is_hub_unreachable(error: BaseException) -> bool:
-    """Whether the Hub may answer the same question a while later: the line broke, or it has trouble of its own."""
+    """Return whether the same request may work later: no connection, HTTP 429 or a server error."""
     from huggingface_hub.errors import HfHubHTTPError
 
     status = _http_status(error)
@@ -98,15 +91,15 @@ def is_hub_unreachable(error: BaseException) -> bool:
 
 
 def no_credit_message(namespace: str) -> str:
-    """Why nothing is begun without money."""
+    """Return the message for an account without credit."""
     return (
-        f"Hugging Face Jobs is paid in advance and '{namespace}' has no credit left: add some at {_BILLING_URL}, or train "
-        "on this machine."
+        f"Hugging Face Jobs is paid in advance and '{namespace}' has no credit left: add some at {_BILLING_URL}, or "
+        "train on this machine."
     )
 
 
 def failure_message(stage: str, message: str | None, lines: Sequence[str], url: str) -> str:
-    """Why a job that is over has no adapter; `lines` are the last ones that it said."""
+    """Return why an ended job has no adapter. `lines` are the last lines of its log."""
     if stage in ("CANCELED", "DELETED"):
         return f"The job was cancelled on the Hub ({url}): retry it to begin again."
     if "timeout" in (message or "").casefold().replace(" ", ""):
@@ -114,11 +107,11 @@ def failure_message(stage: str, message: str | None, lines: Sequence[str], url: 
             f"The job was ended after {MAX_HOURS} hours, the most that it may take ({url}): choose fewer epochs or a "
             "faster machine."
         )
-    said = next((line.strip() for line in reversed(lines) if line.startswith(_ERROR_PREFIX)), "")
-    if said:
-        return quote_untrusted(said.removeprefix(_ERROR_PREFIX), 500)
-    why = quote_untrusted((message or "").strip(" ."), 200) or "the Hub does not say why"
-    return f"The job failed on Hugging Face Jobs ({why}): its log is at {url}; retry it to begin again."
+    error_line = next((line.strip() for line in reversed(lines) if line.startswith(_ERROR_PREFIX)), "")
+    if error_line:
+        return quote_untrusted(error_line.removeprefix(_ERROR_PREFIX), 500)
+    reason = quote_untrusted((message or "").strip(" ."), 200) or "the Hub gives no reason"
+    return f"The job failed on Hugging Face Jobs ({reason}): its log is at {url}; retry it to begin again."
 
 
 def _error_message(error: BaseException, namespace: str, action: str) -> str:

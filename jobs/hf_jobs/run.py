@@ -1,8 +1,8 @@
-"""One training job on Hugging Face Jobs: sent, followed, its adapter fetched and checked.
+"""One training job on Hugging Face Jobs: submit, follow, download and check the adapter.
 
-What is known is on disk before it is acted upon (record.py), so that a process which is killed at any moment goes on
-where it was and never begins a second job. The token is the one of this machine's login; it goes along as a secret of
-the job, and stands in no file, command or log.
+`remote.json` (jobs.hf_jobs.follow) is written before each step that depends on it, so a process that is killed at any
+moment continues at the same point and never begins a second remote job. The token is that of this machine's login. It
+is sent as a secret of the job and is written to no file, command line or log.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from adapters.verify import verify_adapter
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, TrainingError
 from jobs.hf_jobs.follow import (
-    LogEvent,
     LossCurveFile,
     PollIntervals,
     RemoteJobState,
+    RemoteLog,
     follow_job,
     read_remote_state,
     write_remote_state,
@@ -35,34 +35,35 @@ from train.settings import make_config
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-# The file by which a person asks a running job to stop (jobs.store). Any other reason to end, such as a worker that
-# dies, leaves the job elsewhere alone: it is followed again later.
+# The file by which a person asks a running job to stop (jobs.store). When the process ends for any other reason, such
+# as the end of the worker, the remote job is left running and is followed again later.
 _STOP_NAME = "stop"
 _PUBLISHED_LINE = re.compile(r"Published as \S+/tree/([0-9a-f]{40})\.")
 
 
 class RemoteJobStoppedError(PromptOrTuneError):
-    """This process follows the job no more; whether the job was cancelled stands in the sentence."""
+    """This process stopped following the job. The log says whether the remote job was cancelled."""
 
 
 def run_remote_job(
     job: Job, folder: Path, report: ProgressFn, stopped: Callable[[], bool], intervals: PollIntervals | None = None
 ) -> Path:
-    """Trains elsewhere and gives the adapter's folder in `<home>/adapters`. `folder` is the job's: `<home>/jobs/<id>`.
+    """Train on Hugging Face Jobs and return the adapter's folder in `<home>/adapters`.
 
-    Takes up what an earlier process began. Raises PromptOrTuneError in one sentence; RemoteJobStoppedError, and whatever
-    `stopped` interrupts it with, after the job elsewhere was cancelled where a person asked for that.
+    `folder` is the job's, `<home>/jobs/<id>`. Continues with a remote job that an earlier process began. Raises
+    PromptOrTuneError for what prevents the training. Raises RemoteJobStoppedError when `stopped()` is true; the remote
+    job is cancelled first when a person asked for the stop.
     """
     check_can_run_remotely(job)
     check_hardware(job.flavor)
     api = _hub_client()
-    record = read_remote_state(folder)
+    state = read_remote_state(folder)
     try:
-        if record.over or not record.label:
-            record = upload_job(api, job, folder, record, report)
+        if state.over or not state.label:
+            state = upload_job(api, job, folder, state, report)
             _raise_if_stopped(stopped)
-        record = start_job(api, job, folder, record, report)
-        return _follow_and_fetch(api, job, folder, record, report, stopped, intervals or PollIntervals())
+        state = start_job(api, job, folder, state, report)
+        return _follow_and_fetch(api, job, folder, state, report, stopped, intervals or PollIntervals())
     except (KeyboardInterrupt, RemoteJobStoppedError):
         if (folder / _STOP_NAME).exists():
             _cancel_job(api, folder, report)
@@ -92,25 +93,25 @@ def _follow_and_fetch(
     intervals: PollIntervals,
 ) -> Path:
     epochs = make_config(job.config).num_train_epochs
-    told = LogEvent(folder, LossCurveFile(folder / "log.jsonl", epochs), report)
-    end = follow_job(api, state, told, report, stopped, intervals)
+    log = RemoteLog(folder, LossCurveFile(folder / "log.jsonl", epochs), report)
+    end = follow_job(api, state, log, report, stopped, intervals)
     if end is None:
         raise RemoteJobStoppedError("Stopped.")
     if end.stage != "COMPLETED":
         write_remote_state(folder, replace(state, over=True))
         raise TrainingError(failure_message(end.stage, end.message, end.lines, state.url))
-    return _install_adapter(job, folder, state, told, report, str(api.token))
+    return _install_adapter(job, folder, state, log, report, str(api.token))
 
 
 def _install_adapter(
-    job: Job, folder: Path, state: RemoteJobState, log_events: LogEvent, report: ProgressFn, token: str
+    job: Job, folder: Path, state: RemoteJobState, log: RemoteLog, report: ProgressFn, token: str
 ) -> Path:
-    """Installs exactly what the job published, and checks it."""
+    """Download and check the commit that the job published, as its log names it."""
     root = folder.parents[1] / "adapters"
     if not state.installs and not (root / job.adapter).exists():
         state = write_remote_state(folder, replace(state, installs=True))
     commit = next(
-        (match[1] for line in reversed(log_events.lines) if (match := _PUBLISHED_LINE.fullmatch(line.strip()))), "main"
+        (match[1] for line in reversed(log.lines) if (match := _PUBLISHED_LINE.fullmatch(line.strip()))), "main"
     )
     target = pull(f"{state.adapter}@{commit}", root, report, name=job.adapter, overwrite=state.installs, token=token)
     verify_adapter(Store((root,)).inspect(job.adapter))
@@ -118,20 +119,20 @@ def _install_adapter(
 
 
 def _cancel_job(api: HfApi, folder: Path, report: ProgressFn) -> None:
-    """Gives the machine back, so that it costs nothing more."""
-    record = read_remote_state(folder)
-    if record.over or not record.label:
+    """Cancel the remote job, so that it costs nothing more; report where to cancel it by hand if that fails."""
+    state = read_remote_state(folder)
+    if state.over or not state.label:
         return
     try:
-        with hf_jobs_errors(record.namespace, "cancelling the job of"):
-            # Stopped between the request and its answer, the id is the Hub's alone to tell.
-            id = record.id or getattr(find_job(api, record), "id", "")
+        with hf_jobs_errors(state.namespace, "cancelling the job of"):
+            # Stopped between the request and its answer, only the Hub knows the job's id.
+            id = state.id or getattr(find_job(api, state), "id", "")
             if id:
-                api.cancel_job(job_id=id, namespace=record.namespace)
+                api.cancel_job(job_id=id, namespace=state.namespace)
     except PromptOrTuneError as error:
-        place = record.url or "huggingface.co/settings/jobs"
-        report(f"{error} The job may run on, and cost, until you cancel it at {place}.")
+        page = state.url or "huggingface.co/settings/jobs"
+        report(f"{error} The job may continue, and cost, until you cancel it at {page}.")
         return
-    write_remote_state(folder, replace(record, over=True))
+    write_remote_state(folder, replace(state, over=True))
     if id:
-        report("Cancelled on the Hub: the machine is given back. Resumed, the job begins again from its first step.")
+        report("Cancelled on the Hub: the machine is released. A resumed job begins again from its first step.")

@@ -1,13 +1,7 @@
-"""Package and submit to HF Jobs.
+"""Submission of a training job to Hugging Face Jobs: the archive, its upload, the request, and commands to copy.
 
-Sends a job to Hugging Face Jobs: program and rows into a private data set, then one job that trains on them.
-
-What is sent along with a job: the program as far as training needs it, the settings, and the rows.
-
-One archive. Its bytes depend on what is in it alone, so what was sent before is not sent again. Nothing secret is in
-it, and no path of this machine.
-
-The commands that do by hand what the Train page does: on a machine of one's own, or on Hugging Face Jobs.
+The archive holds the part of the program that training needs, the settings and the rows. Equal contents give equal
+bytes, so an archive that was sent before is not sent again. It holds no secret and no path of this machine.
 """
 
 from __future__ import annotations
@@ -26,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.paths import ProgressFn
 from errors import TrainingError
-from jobs.hf_jobs.follow import LogEvent, RemoteJobState, write_remote_state
+from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
 from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors, is_hub_unreachable
 from jobs.job import Job, ServingOptions
 from tasks.datasets.registry import DATASETS, STARTER, available_datasets
@@ -37,23 +31,59 @@ from train.settings import make_config
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo
 
-
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
 DOCKER_IMAGE = "python:3.11"
 JOBS_DATASET_NAME = "prompt-or-tune-jobs"
-# What of the program a training needs; `*` stands for slashes too.
-PROGRAM_PATTERNS = ("errors.py", "adapters/*.py", "serve/*.py", "tasks/*", "train/*", "requirements*.txt")
+JOB_LABEL = "prompt-or-tune"
+# Under its first name the product called the data set and the label so. Jobs that were sent then are still found.
+_EARLIER_DATASET_NAME, _EARLIER_JOB_LABEL = "peft-arena-jobs", "peft-arena"
+ARCHIVE_NAME = "job.tar.gz"
+SETTINGS_NAME = "config.yaml"
+# The packages that `python -m train` imports; tests/jobs/hf_jobs/test_submit.py checks that none is missing.
+_PACKAGES = ("adapters", "common", "models", "serve", "tasks", "train")
+_FILE_SUFFIXES = (".py", ".yaml", ".json", ".jsonl")
+_TOP_LEVEL_FILES = ("errors.py", "requirements.txt", "requirements-embedded.txt")
+# The same files as patterns of `hf upload`, in which `*` also matches slashes.
+PROGRAM_PATTERNS = (
+    "errors.py",
+    "adapters/*.py",
+    "common/*.py",
+    "models/*.py",
+    "serve/*.py",
+    "tasks/*",
+    "train/*",
+    "requirements*.txt",
+)
 _EXCLUDED_PATTERN = "*.pyc"
+_ADAPTER_LIBRARY = Path("adapters") / "library"
+_MAX_ARCHIVE_BYTES = 500 << 20
+# Settings that are valid on this machine only, and those that the submission decides.
+_LOCAL_SETTINGS = ("data_dir", "output_dir", "overwrite", "device", "push_to_hub", "hub_model_id", "hub_private_repo")
 _FIRST_SETTINGS = ("adapter_name", "dataset_name", "technique", "preset")
 _MOUNT_PATH = "/prompt-or-tune"
+# The command of the remote job. The values of one job are environment variables, so none is read as a command.
+JOB_SCRIPT = f"""set -e
+cd "$(mktemp -d)"
+pip install --quiet "huggingface_hub==$PROMPT_OR_TUNE_CLIENT"
+hf download "$PROMPT_OR_TUNE_SOURCE" "$PROMPT_OR_TUNE_JOB/{ARCHIVE_NAME}" --repo-type dataset \
+--revision "$PROMPT_OR_TUNE_COMMIT" --local-dir sent --format quiet
+mkdir program
+tar -xzf "sent/$PROMPT_OR_TUNE_JOB/{ARCHIVE_NAME}" -C program
+cd program
+pip install --quiet -r requirements.txt
+pip install --quiet --no-deps -r requirements-embedded.txt
+exec python -m train {SETTINGS_NAME}
+"""
 
 
 def manual_commands(
     config: Mapping[str, Any], serving: ServingOptions, upload_name: str = "", flavor: str = DEFAULT_HARDWARE
 ) -> list[tuple[str, str]]:
-    """What to run and its words: [(label, command for a POSIX shell)].
+    """Return [(label, command for a POSIX shell)] that train with these settings without the Train page.
 
-    `config` has TrainConfig's fields by name; `upload_name` is what the person calls the file, which must lie where
-    the command is run. No folder of this machine is named. Raises PromptOrTuneError for settings that cannot train.
+    `config` has TrainConfig's fields by name. `upload_name` is the name of the uploaded file, which must be in the
+    folder where the command is run. The commands name no folder of this machine. Raises PromptOrTuneError for settings
+    that cannot train.
     """
     settings = train_arguments(config, serving, upload_name)
     return [
@@ -69,29 +99,30 @@ def manual_commands(
 
 
 def resolve_remote_settings(config: Mapping[str, Any], serving: ServingOptions) -> dict[str, Any]:
-    """The settings, with the base that the app serves where they name none."""
+    """Return the settings, with the base that the app serves when they name none."""
     served: dict[str, Any] = {"trust_remote_code": serving.trust_remote_code}
-    # Where another engine answers there is no base here.
+    # An app that serves a remote engine has no base of its own.
     served |= {"model_name_or_path": serving.base} if serving.base else {}
     return {**served, **config}
 
 
 def train_arguments(config: Mapping[str, Any], serving: ServingOptions, upload_name: str = "") -> list[list[str]]:
-    """The flags of `python -m train` for what differs from its defaults, one list a setting."""
-    wanted = make_config(resolve_remote_settings(config, serving))
-    first = {name: getattr(wanted, name) for name in _FIRST_SETTINGS}
-    plain, public = make_config(first), wanted.to_public_dict()
+    """Return the flags of `python -m train` for the settings that differ from its defaults, one list per setting."""
+    resolved = make_config(resolve_remote_settings(config, serving))
+    # What technique and preset decide is not repeated, so the settings are compared with a config of the same two.
+    baseline = make_config({name: getattr(resolved, name) for name in _FIRST_SETTINGS})
+    public = resolved.to_public_dict()
     if upload_name:
         public["dataset_name"] = upload_name
-    found = []
-    for field in dataclasses.fields(wanted):
+    flags = []
+    for field in dataclasses.fields(resolved):
         name = field.name
-        differs = getattr(wanted, name) != getattr(plain, name) or name in ("adapter_name", "dataset_name")
-        # A setting's default stands for itself, and None cannot be said on a command line.
-        named_by_default = name in ("technique", "preset") and public.get(name) != field.default
-        if name in public and public[name] is not None and (differs or named_by_default):
-            found.append(_format_flag(name, public[name]))
-    return found
+        differs = getattr(resolved, name) != getattr(baseline, name) or name in ("adapter_name", "dataset_name")
+        differs_from_default = name in ("technique", "preset") and public.get(name) != field.default
+        # None has no flag on the command line.
+        if name in public and public[name] is not None and (differs or differs_from_default):
+            flags.append(_format_flag(name, public[name]))
+    return flags
 
 
 def _format_flag(name: str, value: Any) -> list[str]:
@@ -101,24 +132,24 @@ def _format_flag(name: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [flag, *map(str, value)]
     text = str(value)
-    # A file that is called like a flag is still a file.
+    # Written with `=`, a file name that begins with a dash is not read as a flag.
     return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
 
 
 def _hf_jobs_command(settings: Sequence[Sequence[str]], upload_name: str, flavor: str) -> str:
-    """Uploads program and file into a private data set, and runs the training on what was uploaded."""
+    """Return a command that uploads program and file to a private data set and trains from that data set."""
     sent = [*PROGRAM_PATTERNS, *([_glob_escape(upload_name)] if upload_name else [])]
     upload = _format_command(
         ["hf", "upload"],
         [
             ["--repo-type", "dataset"],
             ["--private"],
-            *(["--include", each] for each in sent),
+            *(["--include", pattern] for pattern in sent),
             ["--exclude", _EXCLUDED_PATTERN],
         ],
         raw=[f'"$me/{JOBS_DATASET_NAME}" . .'],
     )
-    train = " ".join(shlex.join(each) for each in settings)
+    train = " ".join(shlex.join(setting) for setting in settings)
     adapter = shlex.quote(settings[0][1])
     script = (
         f"cp -r {_MOUNT_PATH} /tmp/run && cd /tmp/run && "
@@ -135,58 +166,47 @@ def _hf_jobs_command(settings: Sequence[Sequence[str]], upload_name: str, flavor
 
 
 def _glob_escape(name: str) -> str:
-    """The glob pattern that means this very file."""
+    """Return the glob pattern that matches this file name only."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _format_command(
     command: Sequence[str], settings: Sequence[Sequence[str]], raw: Sequence[str] = (), trailing: Sequence[str] = ()
 ) -> str:
-    """A command with a setting a line; `raw` is written as it stands, all else is quoted."""
+    """Return the command with one setting per line; `raw` is inserted unquoted, everything else is quoted."""
     parts = [
         shlex.join(command),
         *raw,
-        *(shlex.join(each) for each in settings),
+        *(shlex.join(setting) for setting in settings),
         *([shlex.join(trailing)] if trailing else []),
     ]
     return " \\\n  ".join(parts)
 
 
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
-ARCHIVE_NAME = "job.tar.gz"
-SETTINGS_NAME = "config.yaml"
-_PACKAGES = ("adapters", "common", "models", "serve", "tasks", "train")
-_FILE_SUFFIXES = (".py", ".yaml", ".json", ".jsonl")
-_TOP_LEVEL_FILES = ("errors.py", "requirements.txt", "requirements-embedded.txt")
-_ADAPTER_LIBRARY = Path("adapters") / "library"
-_MAX_ARCHIVE_BYTES = 500 << 20
-# Settings that hold for this machine alone, and those that sending decides.
-_LOCAL_SETTINGS = ("data_dir", "output_dir", "overwrite", "device", "push_to_hub", "hub_model_id", "hub_private_repo")
-
-
 def check_can_run_remotely(job: Job) -> None:
-    """TrainingError in one sentence for a job whose base lies on this machine alone, or that makes a whole model."""
+    """Raise TrainingError for a job with a local base, and for full fine-tuning."""
     if job.config.get("technique") == "full":
         raise TrainingError(
-            "Full fine-tuning makes a whole model, which is not fetched from elsewhere: train here, or by a command."
+            "Full fine-tuning makes a whole model, which is not downloaded from a remote job: train here, or with "
+            "a command."
         )
     base = job_base(job)
     if base.endswith(".gguf") or base.startswith((".", "/", "~")) or Path(base).exists():
         raise TrainingError(
-            f"The base {Path(base).name} lies on this machine and is not sent: train here, or start the app with a "
+            f"The base {Path(base).name} is on this machine and is not sent: train here, or start the app with a "
             "base of the Hub."
         )
 
 
 def job_base(job: Job) -> str:
-    """The base that the job trains, as `--base` names it."""
+    """Return the base that the job trains on, as `--base` names it."""
     return str(
         resolve_remote_settings(job.config, job.serving).get("model_name_or_path", TrainConfig.model_name_or_path)
     )
 
 
 def remote_settings(job: Job, adapter: str) -> dict[str, Any]:
-    """The settings as the machine elsewhere reads them; `adapter` is the repository to publish to."""
+    """Return the settings for the remote machine. `adapter` is the repository to publish to."""
     values = {
         name: value
         for name, value in resolve_remote_settings(job.config, job.serving).items()
@@ -201,7 +221,7 @@ def remote_settings(job: Job, adapter: str) -> dict[str, Any]:
 
 
 def build_archive(job: Job, adapter: str) -> bytes:
-    """The archive (.tar.gz): program, settings and rows."""
+    """Return the archive (.tar.gz) of program, settings and rows; TrainingError when the rows exceed 500 MB."""
     import yaml
 
     text = yaml.safe_dump(_yaml_types(remote_settings(job, adapter)), sort_keys=True, allow_unicode=True)
@@ -212,26 +232,28 @@ def build_archive(job: Job, adapter: str) -> bytes:
         size += path.stat().st_size
         if size > _MAX_ARCHIVE_BYTES:
             raise TrainingError(
-                f"The rows of '{job.data_name}' have more than {_MAX_ARCHIVE_BYTES >> 20} MB, too much to send along: put "
-                "them on the Hub as a data set, and name that."
+                f"The rows of '{job.data_name}' have more than {_MAX_ARCHIVE_BYTES >> 20} MB, too much to send along: "
+                "put them on the Hub as a data set, and name that."
             )
         contents[name] = path.read_bytes()
     return _make_tar(contents)
 
 
 def program_files() -> list[Path]:
-    """The program's own files that a training needs; an installation without git has them too."""
+    """Return the program files that training needs. Reads the disk, so that it works in an installation without git."""
     files = [PROJECT_ROOT / name for name in _TOP_LEVEL_FILES]
-    for room in _PACKAGES:
-        files += [path for path in (PROJECT_ROOT / room).rglob("*") if path.suffix in _FILE_SUFFIXES and path.is_file()]
-    inside = (path for path in files if not path.is_relative_to(PROJECT_ROOT / _ADAPTER_LIBRARY))
+    for package in _PACKAGES:
+        files += [
+            path for path in (PROJECT_ROOT / package).rglob("*") if path.suffix in _FILE_SUFFIXES and path.is_file()
+        ]
+    sent = (path for path in files if not path.is_relative_to(PROJECT_ROOT / _ADAPTER_LIBRARY))
     return sorted(
-        path for path in inside if not any(part.startswith(".") for part in path.relative_to(PROJECT_ROOT).parts)
+        path for path in sent if not any(part.startswith(".") for part in path.relative_to(PROJECT_ROOT).parts)
     )
 
 
 def _data_files(job: Job) -> Iterator[tuple[str, Path]]:
-    """The files that hold the rows, under their names in the archive."""
+    """Yield (name in the archive, path) of the files that hold the rows."""
     values = resolve_remote_settings(job.config, job.serving)
     if name := _data_dir(job, values):
         folder = Path(str(values["data_dir"])).expanduser()
@@ -245,23 +267,23 @@ def _data_files(job: Job) -> Iterator[tuple[str, Path]]:
 
 
 def _data_dir(job: Job, values: Mapping[str, Any]) -> str:
-    """The name of the data set of ours that the job reads from a folder of this machine; '' for any other."""
+    """Return the name of the registered data set that the job reads from a local folder; '' for any other source."""
     folder, name = resolve_remote_settings(job.config, job.serving).get("data_dir"), str(values["dataset_name"])
     return name if folder and name in DATASETS and name != STARTER and name in available_datasets(folder) else ""
 
 
 def _make_tar(contents: Mapping[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    # Without times, owners and the order of a disk, equal contents make equal bytes.
+    buffer = io.BytesIO()
+    # Without times, owners and the order of the file system, equal contents give equal bytes.
     with (
-        gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=6, mtime=0) as zipped,
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=6, mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w") as archive,
     ):
         for name in sorted(contents):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(contents[name]), 0o644
             archive.addfile(entry, io.BytesIO(contents[name]))
-    return packed.getvalue()
+    return buffer.getvalue()
 
 
 def _yaml_types(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,24 +293,8 @@ def _yaml_types(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-JOB_LABEL = "prompt-or-tune"
-# What runs there. All that belongs to one job comes as variables, so nothing of it is read as a command.
-JOB_SCRIPT = f"""set -e
-cd "$(mktemp -d)"
-pip install --quiet "huggingface_hub==$PROMPT_OR_TUNE_CLIENT"
-hf download "$PROMPT_OR_TUNE_SOURCE" "$PROMPT_OR_TUNE_JOB/{ARCHIVE_NAME}" --repo-type dataset --revision "$PROMPT_OR_TUNE_COMMIT" \
---local-dir sent --format quiet
-mkdir program
-tar -xzf "sent/$PROMPT_OR_TUNE_JOB/{ARCHIVE_NAME}" -C program
-cd program
-pip install --quiet -r requirements.txt
-pip install --quiet --no-deps -r requirements-embedded.txt
-exec python -m train {SETTINGS_NAME}
-"""
-
-
 def upload_job(api: HfApi, job: Job, folder: Path, previous: RemoteJobState, report: ProgressFn) -> RemoteJobState:
-    """Uploads what the job needs and keeps where it is; a new attempt, not begun yet."""
+    """Upload the archive, and return the stored state of a new attempt, whose remote job is not created yet."""
     token = str(api.token)
     with hf_jobs_errors("you", "looking up the owner of the token for"):
         namespace = str(api.whoami()["name"])
@@ -298,7 +304,7 @@ def upload_job(api: HfApi, job: Job, folder: Path, previous: RemoteJobState, rep
     source = f"{namespace}/{JOBS_DATASET_NAME}"
     commit = _upload_archive(api, source, job, build_archive(job, adapter), report)
     attempt = previous.attempt + 1
-    LogEvent.remove_log(folder)
+    RemoteLog.remove_file(folder)
     (folder / "log.jsonl").unlink(missing_ok=True)
     return write_remote_state(
         folder,
@@ -307,18 +313,18 @@ def upload_job(api: HfApi, job: Job, folder: Path, previous: RemoteJobState, rep
 
 
 def start_job(api: HfApi, job: Job, folder: Path, state: RemoteJobState, report: ProgressFn) -> RemoteJobState:
-    """The job on the Hub: the one that was begun already, or else a new one. Its id is on disk when this returns."""
+    """Return the state with the id of the remote job, which is created unless it exists. The id is on disk by then."""
     if state.id:
         report(f"Following the job that runs on Hugging Face Jobs: {state.url}")
         return state
-    found = find_job(api, state) or _run_job(api, job, state)
-    state = write_remote_state(folder, replace(state, id=found.id, url=found.url))
+    info = find_job(api, state) or _run_job(api, job, state)
+    state = write_remote_state(folder, replace(state, id=info.id, url=info.url))
     report(f"Sent to Hugging Face Jobs: {state.url} (on {job.flavor}, for {MAX_HOURS} hours at most).")
     return state
 
 
 def _new_adapter_repo_id(api: HfApi, namespace: str, job: Job) -> str:
-    """A repository that does not exist yet: what somebody published before is not this job's to change."""
+    """Return the name of a repository that does not exist yet, so that nothing published before is changed."""
     name = re.sub(r"[.-]{2,}", "-", job.adapter).strip(".-")
     wanted = f"{namespace}/{name}"
     with hf_jobs_errors(namespace, "looking for a free repository of"):
@@ -326,7 +332,7 @@ def _new_adapter_repo_id(api: HfApi, namespace: str, job: Job) -> str:
 
 
 def _upload_archive(api: HfApi, source: str, job: Job, archive: bytes, report: ProgressFn) -> str:
-    """Puts the archive under the job's id; the commit that holds it."""
+    """Upload the archive to a folder named after the job's id, and return the commit."""
     from huggingface_hub import CommitOperationAdd
 
     report(f"Sending the program and the rows to {source}, a private data set ({len(archive) / 1e6:.1f} MB) ...")
@@ -337,12 +343,12 @@ def _upload_archive(api: HfApi, source: str, job: Job, archive: bytes, report: P
                 f"The data set {source} is public, so everybody could read the rows: make it private in its settings."
             )
         operation = CommitOperationAdd(f"{job.id}/{ARCHIVE_NAME}", archive)
-        made = api.create_commit(source, [operation], commit_message=f"Send {job.adapter}", repo_type="dataset")
-    return str(made.oid)
+        commit = api.create_commit(source, [operation], commit_message=f"Send {job.adapter}", repo_type="dataset")
+    return str(commit.oid)
 
 
 def _run_job(api: HfApi, job: Job, state: RemoteJobState) -> JobInfo:
-    """Begins the job; where the answer was lost on the way, the Hub is asked for it."""
+    """Create the remote job. When the answer to the request was lost, look the job up by its label."""
     with hf_jobs_errors(state.namespace, "beginning a job of"):
         try:
             return api.run_job(
@@ -372,6 +378,12 @@ def _run_job(api: HfApi, job: Job, state: RemoteJobState) -> JobInfo:
 
 
 def find_job(api: HfApi, state: RemoteJobState) -> JobInfo | None:
-    """The job of this attempt, if the Hub has it."""
+    """Return the remote job of this attempt by its label; None when the Hub has none."""
+    labels = [JOB_LABEL]
+    if state.source.endswith(f"/{_EARLIER_DATASET_NAME}"):
+        labels.append(_EARLIER_JOB_LABEL)
     with hf_jobs_errors(state.namespace, "looking for the job of"):
-        return next(iter(api.list_jobs(labels={JOB_LABEL: state.label}, namespace=state.namespace)), None)
+        for label in labels:
+            for info in api.list_jobs(labels={label: state.label}, namespace=state.namespace):
+                return info
+    return None

@@ -1,4 +1,4 @@
-"""The queue: JSON alone, one place of a job never waits for the other, and a broken file is put aside."""
+"""The queue: JSON messages only, one queue for each compute target, and a damaged file is replaced."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 from huey.registry import Message
 
 from jobs.queue import JsonSerializer, open_queue
-from tests.jobs.board import QuietBoard, named
+from tests.jobs.service import ServiceWithoutWorker, submit_named
 
 
 class Exploit:
-    """Unpickled, this would make a file."""
+    """Unpickled, this creates a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,40 +25,40 @@ class Exploit:
         return os.mkdir, (str(self.path),)
 
 
-def test_messages_are_json_there_and_back() -> None:
+def test_messages_are_json() -> None:
     message = Message("1", "jobs.queue.run", args=("20250101-000000-000000-abcdef", 3), kwargs={}, priority=1)
     data = JsonSerializer().serialize(message)
     assert json.loads(data)["args"] == ["20250101-000000-000000-abcdef", 3]
     assert JsonSerializer().deserialize(data) == message
 
 
-def test_nothing_on_the_disk_is_unpickled(board: QuietBoard, tmp_path: Path) -> None:
-    named(board, "lora-1")
-    with sqlite3.connect(board.root / "queue.sqlite") as database:
-        evil = pickle.dumps(Exploit(tmp_path / "owned"))
-        database.execute("insert into task (queue, data, priority) values ('here', ?, 9)", (evil,))
-    with open_queue(board.root) as queue:
+def test_no_message_is_unpickled(service: ServiceWithoutWorker, tmp_path: Path) -> None:
+    submit_named(service, "lora-1")
+    with sqlite3.connect(service.root / "queue.sqlite") as database:
+        exploit = pickle.dumps(Exploit(tmp_path / "owned"))
+        database.execute("insert into task (queue, data, priority) values ('here', ?, 9)", (exploit,))
+    with open_queue(service.root) as queue:
         assert len(queue.pending()) == 1
         with pytest.raises(ValueError, match=r"utf-8|Expecting|codec"):
             queue.hueys["here"].dequeue()
         sound = queue.hueys["here"].dequeue()
-    assert sound.args == (board.list_jobs()[0].id, 1)
+    assert sound.args == (service.list_jobs()[0].id, 1)
     assert not (tmp_path / "owned").exists()
 
 
-def test_first_come_first_served_but_for_what_was_interrupted(board: QuietBoard) -> None:
-    jobs = [named(board, f"lora-{number}") for number in range(3)]
-    with open_queue(board.root) as queue:
+def test_interrupted_jobs_come_first(service: ServiceWithoutWorker) -> None:
+    jobs = [submit_named(service, f"lora-{number}") for number in range(3)]
+    with open_queue(service.root) as queue:
         queue.put(jobs[2], 2, at_front=True)
         order = [queue.hueys["here"].dequeue().args for _ in range(4)]
         assert queue.hueys["hub"].dequeue() is None
     assert order == [(jobs[2].id, 2), (jobs[0].id, 1), (jobs[1].id, 1), (jobs[2].id, 1)]
 
 
-def test_a_consumer_gets_what_another_program_put(board: QuietBoard) -> None:
-    job = named(board, "lora-1", where="hub", flavor="a10g-small")
+def test_consumer_receives_message_of_other_program(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "lora-1", where="hub", flavor="a10g-small")
     done: list[tuple[str, int]] = []
-    with open_queue(board.root, lambda id, ticket: done.append((id, ticket))) as queue:
+    with open_queue(service.root, lambda id, generation: done.append((id, generation))) as queue:
         huey = queue.hueys["hub"]
         huey.execute(huey.dequeue())
     assert done == [(job.id, 1)]
@@ -67,10 +67,10 @@ def test_a_consumer_gets_what_another_program_put(board: QuietBoard) -> None:
 @pytest.mark.parametrize(
     "content", [b"this is no database, but long enough to be read as one" * 10, b"SQLite format 3\0"]
 )
-def test_a_broken_file_is_put_aside(board: QuietBoard, content: bytes) -> None:
-    board.root.mkdir(parents=True)
-    (board.root / "queue.sqlite").write_bytes(content)
-    job = named(board, "lora-1")
-    with open_queue(board.root) as queue:
+def test_damaged_file_is_replaced(service: ServiceWithoutWorker, content: bytes) -> None:
+    service.root.mkdir(parents=True)
+    (service.root / "queue.sqlite").write_bytes(content)
+    job = submit_named(service, "lora-1")
+    with open_queue(service.root) as queue:
         assert queue.pending() == {(job.id, 1)}
-    assert (board.root / "queue.sqlite.broken").read_bytes().startswith(content[:10])
+    assert (service.root / "queue.sqlite.broken").read_bytes().startswith(content[:10])

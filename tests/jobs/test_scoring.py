@@ -1,4 +1,4 @@
-"""Scoring on held-out rows: which rows, how far a kill sets it back, and what the manifest keeps."""
+"""Scoring on held-out rows: the rows, continuing after an interruption, the manifest's scores, and the verdict."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from evaluate.results import Result, Run
+from jobs.job import ScoreComparison, Verdict
 from jobs.scoring import (
     MAX_ROWS,
     HeldOutRows,
     adapter_scores,
+    format_points,
     generate_and_score,
+    is_significant,
     load_held_out_rows,
     make_verdict,
     max_new_tokens_for,
+    verdict_text,
 )
+from jobs.store import JobFolder
 from tasks.problem import Example, Problem
 from tests.evaluate.fakes import FakeEngine, problems
+from tests.jobs.service import ServiceWithoutWorker, submit_named
 from train.config import TrainConfig
 from train.settings import make_config
 
@@ -32,14 +39,14 @@ def upload(path: Path, rows: int) -> Path:
     return path
 
 
-def test_the_rows_are_those_that_training_holds_out(tmp_path: Path) -> None:
+def test_rows_are_those_held_out_by_training(tmp_path: Path) -> None:
     rows = load_held_out_rows(config(upload(tmp_path / "mine.csv", 30)))
     assert (rows.name, len(rows.problems), len(rows.example_pool)) == ("mine.csv", 3, 27)
     assert not {problem.intent for problem in rows.problems} & {example.intent for example in rows.example_pool}
     assert all(problem.reference and problem.reference.startswith("print(") for problem in rows.problems)
 
 
-def test_of_many_rows_a_seeded_sample_is_scored(tmp_path: Path) -> None:
+def test_many_rows_are_sampled_with_seed(tmp_path: Path) -> None:
     path = upload(tmp_path / "mine.csv", 400)
     first, again = (
         load_held_out_rows(config(path, validation_split=0.5)),
@@ -51,7 +58,7 @@ def test_of_many_rows_a_seeded_sample_is_scored(tmp_path: Path) -> None:
     assert len(load_held_out_rows(with_all).problems) == 100
 
 
-def test_answers_may_be_as_long_as_the_references() -> None:
+def test_max_new_tokens_follows_references() -> None:
     def count(text: str) -> int:
         return len(text)
 
@@ -60,11 +67,11 @@ def test_answers_may_be_as_long_as_the_references() -> None:
     assert max_new_tokens_for(count, [Problem("p", "x", "y" * 1000)]) == 256
 
 
-def test_all_three_methods_answer_greedily_and_are_scored(tmp_path: Path) -> None:
-    engine, said = FakeEngine(), list[str]()
-    run = generate_and_score(engine, ROWS, "lora-tiny", tmp_path / "scores.jsonl", 42, 64, said.append)
+def test_three_methods_answer_greedily_and_are_scored(tmp_path: Path) -> None:
+    engine, lines = FakeEngine(), list[str]()
+    run = generate_and_score(engine, ROWS, "lora-tiny", tmp_path / "scores.jsonl", 42, 64, lines.append)
     assert list(run.methods) == ["zero-shot", "rag-8", "lora-tiny"]
-    assert said[-1].startswith("120 of 120 scores")
+    assert lines[-1].startswith("120 of 120 scores")
     assert run.settings["decoding"]["mode"] == "greedy"
     verdict = make_verdict(run, "lora-tiny", "LoRA")
     assert verdict.sentence.startswith("LoRA beats zero-shot by 100 points of EM@1")
@@ -75,19 +82,19 @@ def test_all_three_methods_answer_greedily_and_are_scored(tmp_path: Path) -> Non
     assert scores["EM@1"]["dataset"] == "mine.csv"
 
 
-def test_what_was_interrupted_goes_on_after_the_last_batch(tmp_path: Path) -> None:
+def test_interrupted_scoring_continues_after_last_batch(tmp_path: Path) -> None:
     path, first, second = tmp_path / "scores.jsonl", FakeEngine(interrupt_at=4), FakeEngine()
     with pytest.raises(KeyboardInterrupt):
         generate_and_score(first, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
-    said: list[str] = []
-    run = generate_and_score(second, ROWS, "lora-tiny", path, 42, 64, said.append)
-    assert len(first.calls) + len(second.calls) == 9, "three batches a method, each asked once"
-    whole = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "whole.jsonl", 42, 64, said.append)
-    assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(whole, "lora-tiny", "LoRA").compared
+    lines: list[str] = []
+    run = generate_and_score(second, ROWS, "lora-tiny", path, 42, 64, lines.append)
+    assert len(first.calls) + len(second.calls) == 9, "three batches per method, each answered once"
+    complete = generate_and_score(FakeEngine(), ROWS, "lora-tiny", tmp_path / "complete.jsonl", 42, 64, lines.append)
+    assert make_verdict(run, "lora-tiny", "LoRA").compared == make_verdict(complete, "lora-tiny", "LoRA").compared
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense\n", b'{"kind": "run"}\n'])
-def test_a_file_that_holds_another_run_or_none_gives_way(tmp_path: Path, content: bytes) -> None:
+def test_other_run_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "scores.jsonl"
     path.write_bytes(content)
     generate_and_score(FakeEngine(), ROWS, "lora-tiny", path, 42, 64, lambda _: None)
@@ -95,4 +102,119 @@ def test_a_file_that_holds_another_run_or_none_gives_way(tmp_path: Path, content
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     assert engine.calls == [], "everything is there"
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 99, lambda _: None)
-    assert len(engine.calls) == 9, "with other settings all of it is asked again"
+    assert len(engine.calls) == 9, "other settings are answered again"
+
+
+SETTINGS = {
+    "base_id": "tiny", "base_revision": "1", "quantization": "nf4", "device": "cpu", "data": "mine.csv",
+    "split": "held-out rows", "data_digest": "sha256:1", "decoding": {"mode": "greedy"}, "seed": 42,
+}  # fmt: skip
+
+
+def run_of(n: int, **em: list[int]) -> Run:
+    """A scored run of n rows; `em` says which of them each method got exactly right."""
+    run = Run(Path("none.jsonl"), {**SETTINGS, "n": n}, [{"id": f"p{at}"} for at in range(n)])
+    for name, right in em.items():
+        method = name.replace("_", "-")
+        run.set_method(method, {"pool_digest": "sha256:2", "adapter_digest": "sha256:3"})
+        for at in range(n):
+            hit = float(at in right)
+            run.add([Result(method, f"p{at}", {"em@1": hit, "codebleu": 0.5 + hit / 10})])
+    return run
+
+
+def compared(**changes: object) -> ScoreComparison:
+    values = {"metric": "em", "other": "rag-8", "adapter_score": 0.3, "other_score": 0.18, "value": 0.12, "low": 0.06,
+              "high": 0.18, "p": 0.01, "n": 40}  # fmt: skip
+    return ScoreComparison(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def both(**changes: object) -> list[ScoreComparison]:
+    return [compared(**{"other": rival, **changes}) for rival in ("zero-shot", "rag-8")]
+
+
+def test_significant_difference_names_the_better() -> None:
+    assert verdict_text(both(), "LoRA", 40) == (
+        "LoRA beats zero-shot by 12 points of EM@1, 95 % interval 6 to 18 (n = 40). "
+        "LoRA beats RAG-8 by 12 points of EM@1, 95 % interval 6 to 18 (n = 40)."
+    )
+    worse = both(value=-0.125, low=-0.2, high=-0.025)
+    assert verdict_text(worse, "IA3", 40).endswith(
+        "RAG-8 beats IA3 by 12.5 points of EM@1, 95 % interval 2.5 to 20 (n = 40)."
+    )
+
+
+def test_no_difference_is_stated() -> None:
+    unclear = both(value=-0.02, low=-0.09, high=0.05, p=0.8)
+    assert verdict_text(unclear, "LoRA", 40).endswith(
+        "No difference shown between LoRA and RAG-8 at n = 40: -2 points of EM@1, 95 % interval -9 to 5."
+    )
+    few = both(value=-0.16, low=-0.307, high=-0.047, p=0.25)
+    assert verdict_text(few, "LoRA", 5).endswith("-16 points of EM@1, 95 % interval -30.7 to -4.7 but p = 0.25.")
+    same = both(value=0.0, low=0.0, high=0.0, p=1.0)
+    assert "at n = 40: the same EM@1 on every row." in verdict_text(same, "LoRA", 40)
+
+
+def test_metrics_that_agree_are_joined() -> None:
+    found = [*both(), *both(metric="codebleu", value=0.01, low=0.001, high=0.02)]
+    assert verdict_text(found, "LoRA", 40).startswith(
+        "LoRA beats zero-shot by 12 points of EM@1, 95 % interval 6 to 18, and 1 point of CodeBLEU, 95 % interval "
+        "0.1 to 2 (n = 40). "
+    )
+    mixed = [*both(), *both(metric="codebleu", value=0.01, low=-0.01, high=0.02)]
+    text = verdict_text(mixed, "LoRA", 40)
+    assert "LoRA beats RAG-8 by 12 points of EM@1" in text
+    assert "No difference shown between LoRA and RAG-8 at n = 40: 1 point of CodeBLEU" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({}, True), ({"p": 0.06}, False), ({"low": 0.0}, False), ({"value": -0.1, "low": -0.2, "high": -0.01}, True)],
+)
+def test_significance_needs_interval_and_p(changes: dict[str, float], expected: bool) -> None:
+    assert is_significant(compared(**changes)) is expected
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.12, "12"), (-0.025, "-2.5"), (0.0, "0"), (-0.0001, "0"), (0.999, "99.9"), (1.0, "100")]
+)
+def test_points_are_rounded(share: float, text: str) -> None:
+    assert format_points(share) == text
+
+
+def test_verdict_has_values_and_provenance(service: ServiceWithoutWorker) -> None:
+    run = run_of(40, zero_shot=[0, 1], rag_8=list(range(12)), lora_mine=list(range(30)))
+    verdict = make_verdict(run, "lora-mine", "LoRA")
+    assert verdict.n == 40
+    assert [(each.other, each.metric) for each in verdict.compared] == [
+        ("zero-shot", "em"), ("zero-shot", "codebleu"), ("rag-8", "em"), ("rag-8", "codebleu"),
+    ]  # fmt: skip
+    em = verdict.compared[2]
+    assert (em.adapter_score, em.other_score, em.n) == (0.75, 0.3, 40)
+    assert em.value == pytest.approx(0.45)
+    assert 0.2 < em.low < 0.45 < em.high < 0.7
+    assert em.p < 0.01
+    assert verdict.sentence.startswith("LoRA beats zero-shot by 70 points of EM@1, 95 % interval ")
+    assert "LoRA beats RAG-8 by 45 points of EM@1" in verdict.sentence
+    assert verdict.provenance["adapter_digest"] == "sha256:3"
+    assert verdict.provenance["pool_digest"] == "sha256:2"
+    folder = JobFolder(service.root, submit_named(service, "lora-mine").id)
+    folder.write_verdict(verdict)
+    assert service.verdict(folder.id) == verdict
+
+
+def test_p_values_are_corrected() -> None:
+    # Six rows of 40 in one direction: alone p = 2/64, which is not significant with four comparisons.
+    run = run_of(40, zero_shot=[], rag_8=list(range(6)), lora_mine=list(range(12)))
+    verdict = make_verdict(run, "lora-mine", "LoRA")
+    assert verdict.compared[2].p == pytest.approx(4 * 2 / 64 / 2, rel=0.5)
+    assert not is_significant(verdict.compared[2])
+    assert "No difference shown between LoRA and RAG-8" in verdict.sentence
+
+
+@pytest.mark.parametrize(("n", "rows"), [(1, "Only 1 row was held out"), (4, "Only 4 rows were held out")])
+def test_too_few_rows_give_no_verdict(n: int, rows: str) -> None:
+    verdict = make_verdict(run_of(n, zero_shot=[], rag_8=[0], lora_mine=list(range(n))), "lora-mine", "LoRA")
+    assert verdict.sentence.startswith(f"{rows}, too few to say which method is better")
+    assert f"(exactly right: LoRA {n}, zero-shot 0 and RAG-8 1)" in verdict.sentence
+    assert isinstance(verdict, Verdict)

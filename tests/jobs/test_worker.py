@@ -1,4 +1,4 @@
-"""Real processes: a worker that works jobs off, both killed in the middle, and everything comes to its end."""
+"""Worker: real processes that are killed and continue, recovery of jobs without a process, and the command line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +19,77 @@ import psutil
 import pytest
 
 from benchmarks.crash_recovery import find_process
-from common.files import is_locked
+from common.files import acquire_lock, is_locked
 from jobs.__main__ import main
 from jobs.api import JobService, WorkerLauncher, worker_lock_path
-from jobs.store import JobFolder, last_step
-from jobs.worker import run_worker
-from tests.jobs.board import QuietBoard, named, tiny, wait
+from jobs.job import Job
+from jobs.queue import open_queue
+from jobs.store import JobFolder, JobState, exclusive, last_step
+from jobs.worker import (
+    MAX_CRASHES,
+    has_pending_jobs,
+    recover_job,
+    recover_jobs,
+    remove_stale_folders,
+    run_worker,
+)
+from tests.jobs.service import ServiceWithoutWorker, submit_named, tiny_job, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "adapter_model.safetensors"
 
 
 @pytest.fixture
-def real(own_home: Path) -> Iterator[JobService]:
-    """A board that does start its worker, which is ended with the test."""
-    yield JobService(own_home)
-    worker = find_process(own_home, "work")
+def real_service(jobs_home: Path) -> Iterator[JobService]:
+    """A service that starts its worker, which is ended with the test."""
+    yield JobService(jobs_home)
+    worker = find_process(jobs_home, "work")
     if worker is not None:
-        job = find_process(own_home, "run")
+        job = find_process(jobs_home, "run")
         worker.terminate()
         psutil.wait_procs([each for each in (worker, job) if each], timeout=30)
 
 
-def the(home: Path, what: str) -> psutil.Process:
-    return wait(lambda: find_process(home, what), f"the process that does `jobs {what}`")
+def find(home: Path, what: str) -> psutil.Process:
+    return wait_for(lambda: find_process(home, what), f"the process that does `jobs {what}`")
 
 
-def test_killed_while_it_trains_and_while_it_scores_it_ends_as_if_nothing_had_been(
-    real: JobService, base: Path, own_home: Path
+def test_kills_during_training_and_scoring_change_no_result(
+    real_service: JobService, base: Path, jobs_home: Path
 ) -> None:
-    config, serving = tiny(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
-    job = real.submit(config, serving)
-    behind = real.submit({**config, "adapter_name": "lora-behind"}, serving)
-    log = own_home / "adapters" / ".lora-killed.run" / "log.jsonl"
-    first = the(own_home, "work")
-    wait(lambda: last_step(log) >= 3, "three steps")
-    os.kill(the(own_home, "run").pid, signal.SIGKILL)
-    wait(lambda: real.get_job(job.id).attempts == 2, "the worker to begin the job again")
+    config, serving = tiny_job(base, "lora-killed", num_train_epochs=4.0, max_eval_samples=3)
+    job = real_service.submit(config, serving)
+    behind = real_service.submit({**config, "adapter_name": "lora-behind"}, serving)
+    log = jobs_home / "adapters" / ".lora-killed.run" / "log.jsonl"
+    first = find(jobs_home, "work")
+    wait_for(lambda: last_step(log) >= 3, "three steps")
+    os.kill(find(jobs_home, "run").pid, signal.SIGKILL)
+    wait_for(lambda: real_service.get_job(job.id).attempts == 2, "the worker to begin the job again")
     assert first.is_running()
-    wait(lambda: real.get_job(job.id).stage == "scoring", "the scoring")
+    wait_for(lambda: real_service.get_job(job.id).stage == "scoring", "the scoring")
     os.kill(first.pid, signal.SIGKILL)
     first.wait(10)
-    real = JobService(own_home)  # another program, which begins a worker while the job's process still lives
-    real.ensure_worker()
-    assert {each.id for each in real.list_jobs()} == {job.id, behind.id}
-    wait(lambda: real.get_job(behind.id).is_ended, "both jobs")
-    assert [real.get_job(each.id).state for each in (job, behind)] == ["done", "done"]
-    store = own_home / "adapters"
+    real_service = JobService(jobs_home)  # another program, which begins a worker while the job's process still lives
+    real_service.ensure_worker()
+    assert {each.id for each in real_service.list_jobs()} == {job.id, behind.id}
+    wait_for(lambda: real_service.get_job(behind.id).is_ended, "both jobs")
+    assert [real_service.get_job(each.id).state for each in (job, behind)] == ["done", "done"]
+    store = jobs_home / "adapters"
     assert sorted(path.name for path in store.iterdir()) == ["lora-behind", "lora-killed"]
     assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-behind" / WEIGHTS).read_bytes()
-    killed, calm = real.verdict(job.id), real.verdict(behind.id)
-    assert killed is not None
-    assert calm is not None
-    assert killed.compared == calm.compared
-    assert any("ended by signal 9" in line for line in real.log_lines(job.id))
-    second = the(own_home, "work")
+    interrupted, undisturbed = real_service.verdict(job.id), real_service.verdict(behind.id)
+    assert interrupted is not None
+    assert undisturbed is not None
+    assert interrupted.compared == undisturbed.compared
+    assert any("ended by signal 9" in line for line in real_service.log_lines(job.id))
+    second = find(jobs_home, "work")
     assert second.pid != first.pid
     second.terminate()
-    wait(lambda: not psutil.pid_exists(second.pid), "no zombie", 10)
+    wait_for(lambda: not psutil.pid_exists(second.pid), "no zombie", 10)
 
 
 @contextmanager
-def in_a_thread(home: Path, idle_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
+def worker_in_thread(home: Path, idle_seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Thread]:
     """A worker without a process of its own; it can take no signals there."""
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     thread = threading.Thread(target=run_worker, args=(home, idle_seconds))
@@ -100,88 +110,194 @@ def fake_process(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(subprocess, "Popen", popen)
 
 
-def test_a_worker_ends_by_itself_when_there_is_nothing_left(
-    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
+def test_worker_ends_without_jobs(
+    service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = "import sys, pathlib as p; f = p.Path(sys.argv[1]) / 'state.json'; f.write_text('{\"state\": \"done\"}')"
     fake_process(monkeypatch, done)
-    jobs = [named(board, "lora-1"), named(board, "lora-2", where="hub", flavor="cpu-basic"), named(board, "lora-3")]
-    with in_a_thread(own_home, 0.1, monkeypatch):
-        wait(lambda: all(board.get_job(job.id).state == "done" for job in jobs), "all jobs", 30)
-        wait(lambda: not is_locked(worker_lock_path(own_home)), "the worker's end", 30)
+    jobs = [
+        submit_named(service, "lora-1"),
+        submit_named(service, "lora-2", where="hub", flavor="cpu-basic"),
+        submit_named(service, "lora-3"),
+    ]
+    with worker_in_thread(jobs_home, 0.1, monkeypatch):
+        wait_for(lambda: all(service.get_job(job.id).state == "done" for job in jobs), "all jobs", 30)
+        wait_for(lambda: not is_locked(worker_lock_path(jobs_home)), "the worker's end", 30)
 
 
-def test_a_second_worker_leaves_the_first_alone(
-    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_second_worker_ends_at_once(
+    service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "jobs.worker")
-    with in_a_thread(own_home, 1.5, monkeypatch):
-        wait(lambda: is_locked(worker_lock_path(own_home)), "the worker", 10)
+    with worker_in_thread(jobs_home, 1.5, monkeypatch):
+        wait_for(lambda: is_locked(worker_lock_path(jobs_home)), "the worker", 10)
         began = time.monotonic()
-        run_worker(own_home)
+        run_worker(jobs_home)
         assert time.monotonic() - began < 5
-    assert "Another worker lives" in caplog.text
+    assert "Another worker is running" in caplog.text
 
 
-def test_a_process_that_dies_before_it_begins_fails_the_job_in_the_end(
-    board: QuietBoard, own_home: Path, monkeypatch: pytest.MonkeyPatch
+def test_process_that_cannot_start_fails_the_job(
+    service: ServiceWithoutWorker, jobs_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import worker as recovery
-
     fake_process(monkeypatch, "raise SystemExit('nothing works here')")
-    monkeypatch.setattr(recovery, "MAX_CRASHES", 2)
-    job = named(board, "lora-1")
-    with in_a_thread(own_home, 0.1, monkeypatch):
-        wait(lambda: board.get_job(job.id).is_ended, "the job's failure", 30)
-    assert board.get_job(job.id).state == "failed"
-    assert any("nothing works here" in line for line in board.log_lines(job.id))
+    monkeypatch.setattr("jobs.worker.MAX_CRASHES", 2)
+    job = submit_named(service, "lora-1")
+    with worker_in_thread(jobs_home, 0.1, monkeypatch):
+        wait_for(lambda: service.get_job(job.id).is_ended, "the job's failure", 30)
+    assert service.get_job(job.id).state == "failed"
+    assert any("nothing works here" in line for line in service.log_lines(job.id))
 
 
-def test_a_worker_is_started_only_where_there_is_work_and_none_lives(
-    own_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    board, started = JobService(own_home), list[int]()
+def test_worker_is_started_only_when_needed(jobs_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, started = JobService(jobs_home), list[int]()
 
     def launch(_: WorkerLauncher) -> subprocess.Popen[bytes]:
         started.append(1)
         return subprocess.Popen([sys.executable, "-c", ""])
 
     monkeypatch.setattr(WorkerLauncher, "_spawn", launch)
-    board.ensure_worker()
+    service.ensure_worker()
     assert started == []
-    job = named(board, "lora-1")
+    job = submit_named(service, "lora-1")
     assert started == [1]
-    board.ensure_worker()
+    service.ensure_worker()
     assert started == [1], "one that ends at once is not started again and again"
-    board.cancel(job.id)
-    board._launcher._last_start = float("-inf")
-    board.ensure_worker()
+    service.cancel(job.id)
+    service._launcher._last_start = float("-inf")
+    service.ensure_worker()
     assert started == [1]
 
 
-def test_the_commands_say_what_there_is_and_what_is_wrong(
-    board: QuietBoard, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands(service: ServiceWithoutWorker, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     assert "There are no jobs" in capsys.readouterr().out
-    job = named(board, "lora-1")
-    JobFolder(board.root, job.id).log_path.write_text("one line\n")
-    for command, said in (
+    job = submit_named(service, "lora-1")
+    JobFolder(service.root, job.id).log_path.write_text("one line\n")
+    for command, expected in (
         (["list"], "lora-1"),
         (["show", job.id], "lora-1: queued. Waits for its turn."),
         (["log", job.id], "one line"),
     ):
         assert main(command) == 0
-        assert said in capsys.readouterr().out
-    for command, said in (
+        assert expected in capsys.readouterr().out
+    for command, expected in (
         (["show", "nonsense"], "There is no job 'nonsense'"),
-        (["resume", job.id], "only one that was stopped goes on"),
+        (["resume", job.id], "only a stopped or failed one can be resumed"),
         (["delete", job.id], "stop it before you delete it"),
         (["finish", job.id], "no checkpoint"),
         (["run", "../../etc"], "There is no job"),
     ):
         assert main(command) == 2
-        complaint = capsys.readouterr().err
-        assert complaint.startswith("jobs: ")
-        assert complaint.count("\n") == 1
-        assert said in complaint
+        error = capsys.readouterr().err
+        assert error.startswith("jobs: ")
+        assert error.count("\n") == 1
+        assert expected in error
+
+
+def set_state(service: ServiceWithoutWorker, job: Job, state: JobState) -> JobFolder:
+    folder = JobFolder(service.root, job.id)
+    with exclusive(service.root):
+        folder.write_state(state)
+    return folder
+
+
+def empty_queue(service: ServiceWithoutWorker) -> None:
+    """As after a worker took all messages and was killed."""
+    with open_queue(service.root) as queue:
+        for huey in queue.hueys.values():
+            huey.storage.flush_queue()
+
+
+def test_recovery_queues_each_job_once(service: ServiceWithoutWorker) -> None:
+    running, queued, ended, stopping = (submit_named(service, name) for name in ("one", "two", "three", "four"))
+    empty_queue(service)
+    set_state(service, running, JobState(state="running", generation=1, queued="2025"))
+    set_state(service, ended, JobState(state="done", generation=1))
+    set_state(service, stopping, JobState(state="stopping", generation=1)).stop_path.touch()
+    with open_queue(service.root) as queue:
+        for _ in range(3):
+            recover_jobs(service.root, queue)
+        assert queue.pending() == {(running.id, 2), (queued.id, 1)}
+        assert len(queue.hueys["here"]) == 2
+        assert queue.hueys["here"].dequeue().args[0] == running.id, "the interrupted job is first"
+    assert [service.get_job(job.id).state for job in (running, queued, ended, stopping)] == [
+        "queued",
+        "queued",
+        "done",
+        "stopped",
+    ]
+    assert [service.get_job(running.id).queue_position, service.get_job(queued.id).queue_position] == [0, 1]
+    assert not JobFolder(service.root, stopping.id).stop_path.exists()
+
+
+def test_job_with_living_process_is_not_changed(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "ran")
+    folder = set_state(service, job, JobState(state="running", generation=1))
+    lock = acquire_lock(folder.lock_path)
+    assert lock is not None
+    with lock, open_queue(service.root) as queue:
+        recover_jobs(service.root, queue)
+        recover_job(folder, queue, 1)
+    assert folder.read_state().state == "running"
+
+
+def test_job_fails_after_repeated_crashes(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "ran")
+    folder = JobFolder(service.root, job.id)
+    with open_queue(service.root) as queue:
+        for attempt in range(MAX_CRASHES):
+            assert folder.read_state().state == "queued", f"attempt {attempt}"
+            set_state(service, job, replace(folder.read_state(), state="running"))
+            recover_job(folder, queue)
+    assert folder.read_state().state == "failed"
+    assert "without getting any further" in service.get_job(job.id).message
+    assert service.resume(job.id).state == "queued"
+    assert folder.read_state().crashes == 0
+
+
+def test_end_before_start_counts_as_crash(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "ran")
+    folder = JobFolder(service.root, job.id)
+    with open_queue(service.root) as queue:
+        recover_job(folder, queue)
+        assert folder.read_state().crashes == 0, "it simply waits"
+        recover_job(folder, queue, 1)
+        assert (folder.read_state().crashes, folder.read_state().generation) == (1, 2)
+        recover_job(folder, queue, 1)
+        assert folder.read_state().generation == 2, "that message was an old one"
+
+
+def test_deleted_job_is_ignored(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "gone")
+    service.cancel(job.id)
+    service.delete(job.id)
+    with open_queue(service.root) as queue:
+        recover_job(JobFolder(service.root, job.id), queue, 1)
+        recover_jobs(service.root, queue)
+    assert not has_pending_jobs(service.root)
+
+
+def test_only_old_temporary_folders_are_removed(service: ServiceWithoutWorker) -> None:
+    job = submit_named(service, "kept")
+    old, young, other = (service.root / f".{job.id}.new", service.root / f".{job.id[:-1]}0.new", service.root / ".mine")
+    for folder in (old, young, other):
+        folder.mkdir()
+        os.utime(folder, (0, 0))
+    os.utime(young, (time.time(), time.time()))
+    remove_stale_folders(service.root)
+    assert [old.exists(), young.exists(), other.exists()] == [False, True, True]
+    assert service.get_job(job.id).state == "queued"
+
+
+def test_lock_is_held_once_and_released(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    first = acquire_lock(path)
+    assert first is not None
+    assert is_locked(path)
+    assert acquire_lock(path, timeout=0.05) is None
+    first.lock.release()
+    assert not is_locked(path)
+    with pytest.raises(Exception, match="Cannot write"):
+        acquire_lock(tmp_path / "nowhere" / "lock")

@@ -1,3 +1,5 @@
+"""A small study with a tiny model, and an empty home folder for each test."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -29,7 +31,7 @@ hardware: {name: a machine, memory_gb: 8, gigabytes_per_second: 10, teraflops: 0
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own folder, empty: what lies in the real one must not count."""
+    """An empty user folder, so that adapters of the real one have no effect."""
     folder = tmp_path / "home"
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(folder))
     return folder
@@ -45,7 +47,7 @@ def config(tmp_path: Path) -> StudyConfig:
 def add_adapter(
     home: Path, name: str, technique: str, quantization: str, data: str = "conala", base: str = "tiny"
 ) -> None:
-    """A manifest as `python -m train` leaves it."""
+    """Write a manifest as `python -m train` does."""
     folder = home / "adapters" / name
     folder.mkdir(parents=True)
     facts = {"trainable_parameters": 1234, "train_seconds": 60.5, "peak_memory_bytes": 2_000_000_000}

@@ -1,4 +1,4 @@
-"""Run files without a model: every answer is right or wrong by a seeded draw, at a place that is drawn as well."""
+"""Run files without a model: each answer is right or wrong, at a random index, by a seeded random draw."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from evaluate.study.config import StudyConfig
 from evaluate.study.jobs import StudyJob, run_path
 from tasks.problem import AssertTest, Problem
 
-# How likely an answer is right, by the job's kind: far enough apart to be told apart.
+# Probability of a right answer by the job's kind; the differences are large enough to be significant.
 CHANCES = {"zero-shot": 0.05, "icl": 0.15, "rag": 0.25}
 Facts = Callable[[StudyJob], dict[str, Any]]
 
 
 def made_problems(count: int, tests: bool = False) -> list[Problem]:
-    """`count` problems with a reference, a third of them of each difficulty where there are tests."""
+    """`count` problems with a reference; with `tests`, a third of them of each difficulty."""
     levels = ("introductory", "interview", "competition")
     return [
         Problem(
-            f"apps-test-{at}" if tests else f"p{at}",
-            f"add {at} to x",
-            f"y = x + {at}",
-            (AssertTest(f"assert f({at}) == {at}"),) * 2 if tests else (),
-            difficulty=levels[at % 3] if tests else None,
+            f"apps-test-{index}" if tests else f"p{index}",
+            f"add {index} to x",
+            f"y = x + {index}",
+            (AssertTest(f"assert f({index}) == {index}"),) * 2 if tests else (),
+            difficulty=levels[index % 3] if tests else None,
         )
-        for at in range(count)
+        for index in range(count)
     ]
 
 
 def chance(job: StudyJob) -> float:
-    """How likely this job answers right."""
+    """The probability that this job answers right."""
     if job.technique:
         return 0.5 if job.technique == "lora" else 0.4
     return CHANCES[job.kind] + 0.01 * job.k
@@ -52,13 +52,13 @@ def write_runs(
     facts: Facts = no_facts,
     right: Callable[[StudyJob], float] = chance,
 ) -> None:
-    """One Run file for each base, quantization and data set, scored, with every job finished."""
+    """Write a scored Run file for each base, quantization and data set, with every job finished."""
     files: dict[Path, list[StudyJob]] = {}
     for job in jobs:
         files.setdefault(run_path(folder, job), []).append(job)
-    for path, its_jobs in files.items():
-        with open_run(path, settings(config, its_jobs[0], len(problems)), [*map(problem_record, problems)], {}) as run:
-            for job in its_jobs:
+    for path, file_jobs in files.items():
+        with open_run(path, settings(config, file_jobs[0], len(problems)), [*map(problem_record, problems)], {}) as run:
+            for job in file_jobs:
                 _fill(run, job, problems, right(job))
                 run.update_method(job.method, {"style": "plain", "fingerprint": "f0", TRAINING_KEY: facts(job)})
             run.save()
@@ -66,7 +66,7 @@ def write_runs(
 
 
 def settings(config: StudyConfig, job: StudyJob, count: int) -> dict[str, Any]:
-    """What a run of this job stands on."""
+    """The settings of a run of this job."""
     from dataclasses import asdict
 
     return {
@@ -85,7 +85,7 @@ def settings(config: StudyConfig, job: StudyJob, count: int) -> dict[str, Any]:
 
 
 def score(run: Run) -> None:
-    """Scores the texts; tests are scored as if the first test of a right answer passed, and both."""
+    """Score the texts; of two tests a right answer passes both and a wrong one passes one."""
     from evaluate.results import ScoreFile
     from evaluate.run import ProgressBar
     from evaluate.scoring import score_run, text_metrics_key
@@ -107,11 +107,11 @@ def score(run: Run) -> None:
 
 def _fill(run: Run, job: StudyJob, problems: Sequence[Problem], right: float) -> None:
     draw = random.Random(f"{job.method} {job.quantization} {job.model.name}")
-    asked = job.data.candidates
+    count = job.data.candidates
     for problem in problems:
-        codes = [f"z = {at}" for at in range(asked)]
+        codes = [f"z = {index}" for index in range(count)]
         if draw.random() < right:
-            codes[0 if draw.random() < 0.6 else draw.randrange(asked)] = problem.reference or ""
+            codes[0 if draw.random() < 0.6 else draw.randrange(count)] = problem.reference or ""
         candidates = [{"text": code, "code": code, "logprob": -1.0, "tokens": 5, "times": 1} for code in codes]
         seconds = 0.4 + 0.1 * job.k
         run.add(

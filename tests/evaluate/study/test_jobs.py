@@ -1,3 +1,5 @@
+"""Jobs of the built-in studies, and their run files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,14 +15,14 @@ def methods(rq: str) -> list[str]:
     return [job.method for job in study_jobs(DEFAULT, rq) if job.data.name == "conala"]
 
 
-def test_rq1_asks_zero_shot_and_icl() -> None:
+def test_rq1_has_zero_shot_and_icl() -> None:
     assert methods("rq1") == ["zero-shot", "icl-1", "icl-2", "icl-4", "icl-8"]
 
 
-def test_rq2_has_the_untuned_base_with_the_weights_of_every_technique() -> None:
+def test_rq2_has_untuned_base_in_each_quantization() -> None:
     found = study_jobs(DEFAULT, "rq2")
-    plain = {job.quantization for job in found if job.method == "zero-shot"}
-    assert plain == {job.quantization for job in found if job.technique}
+    untuned = {job.quantization for job in found if job.method == "zero-shot"}
+    assert untuned == {job.quantization for job in found if job.technique}
     assert {job.pair for job in found if job.technique == "qlora-4bit"} == {None, (4, 8), (64, 128), (16, 16), (16, 64)}
     assert "qlora-4bit-conala-r4-a8" in methods("rq2")
 
@@ -33,7 +35,7 @@ def test_rq3_combines_adapters_with_examples() -> None:
     assert titles["icl-1"] == "ICL (1)"
 
 
-def test_rq4_takes_the_adapter_that_goes_by_another_name() -> None:
+def test_rq4_uses_known_adapter_names() -> None:
     found = {(job.data.name, job.method) for job in study_jobs(DEFAULT, "rq4")}
     assert found == {
         ("starter", "zero-shot"),
@@ -43,14 +45,14 @@ def test_rq4_takes_the_adapter_that_goes_by_another_name() -> None:
     }
 
 
-def test_questions_share_files_so_that_nothing_is_answered_twice() -> None:
+def test_questions_share_run_files() -> None:
     folder = Path("out")
     first = {(run_path(folder, job), job.method) for job in study_jobs(DEFAULT, "rq1")}
     third = {(run_path(folder, job), job.method) for job in study_jobs(DEFAULT, "rq3")}
     assert first < third
 
 
-def test_files_differ_by_all_that_a_run_stands_on() -> None:
+def test_run_files_differ_by_settings() -> None:
     every = [job for rq in PAPER.questions for job in study_jobs(PAPER, rq)]
     keys: dict[Path, tuple[object, ...]] = {}
     for job in every:
@@ -59,14 +61,14 @@ def test_files_differ_by_all_that_a_run_stands_on() -> None:
     assert len(keys) == len(set(keys.values()))
 
 
-def test_a_fully_tuned_model_answers_as_a_base_of_its_own() -> None:
+def test_fully_tuned_model_is_a_base() -> None:
     full = next(job for job in study_jobs(PAPER, "rq2") if job.technique == "full")
     assert full.method == "zero-shot"
     assert full.base_id == full.adapter == "full-conala-codet5-220m"
     assert Path(full.base).name == full.adapter
 
 
-def test_a_limit_lowers_the_number_of_problems_and_never_raises_it() -> None:
+def test_limit_never_raises_the_number_of_problems() -> None:
     assert {job.data.problems for job in limit_problems(study_jobs(DEFAULT, "rq1"), 7)} == {7}
     assert {job.data.problems for job in limit_problems(study_jobs(DEFAULT, "rq1"), 700)} == {60}
     assert limit_problems(study_jobs(DEFAULT, "rq1"), None) == study_jobs(DEFAULT, "rq1")

@@ -1,4 +1,4 @@
-"""Pages, tables and figures from Run files alone."""
+"""Reports, tables and figures from Run files, and the command line."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def facts(job: StudyJob) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of all four questions, finished."""
-    base = tmp_path_factory.mktemp("made")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs of all four questions."""
+    base = tmp_path_factory.mktemp("study")
     (base / "study.yaml").write_text(STUDY, encoding="utf-8")
     config, out = read_study_config(base / "study.yaml"), base / "out"
     every = [job for rq in ("rq1", "rq2", "rq3") for job in study_jobs(config, rq)]
@@ -47,21 +47,21 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "out"))
+def folder(finished_runs: Path, tmp_path: Path) -> Path:
+    """A copy of the runs that the test may change."""
+    return Path(shutil.copytree(finished_runs, tmp_path / "out"))
 
 
-def found_in(config: StudyConfig, rq: str, folder: Path) -> CollectedRuns:
+def collect(config: StudyConfig, rq: str, folder: Path) -> CollectedRuns:
     return collect_jobs(study_jobs(config, rq), read_runs(folder), folder)
 
 
 def rows_of(config: StudyConfig, rq: str, folder: Path, name: str) -> list[dict[str, str]]:
-    (table,) = [each for each in build_tables(config, rq, found_in(config, rq, folder)) if each.name == name]
+    (table,) = [each for each in build_tables(config, rq, collect(config, rq, folder)) if each.name == name]
     return list(csv.DictReader(io.StringIO(table.to_csv())))
 
 
-def test_scores_are_means_with_intervals_and_the_studys_beside_them(config: StudyConfig, folder: Path) -> None:
+def test_scores_have_intervals_and_published_values(config: StudyConfig, folder: Path) -> None:
     rows = {(row["method"], row["weights"]): row for row in rows_of(config, "rq2", folder, "rq2-scores-conala")}
     lora = rows["LoRA", "none"]
     job = next(job for job in study_jobs(config, "rq2") if job.technique == "lora")
@@ -69,13 +69,13 @@ def test_scores_are_means_with_intervals_and_the_studys_beside_them(config: Stud
     assert float(lora["EM@1"]) == pytest.approx(100 * sum(values.values()) / len(values))
     assert float(lora["EM@1 low"]) < float(lora["EM@1"]) < float(lora["EM@1 high"])
     assert float(lora["parameters"]) == 1290240
-    theirs = published.published_score("CodeLlama-7B", "lora", "conala")
-    assert theirs is not None
-    assert (float(lora["study EM@1"]), float(lora["study EM@10"])) == (theirs.em1, theirs.em10) == (20.07, 39.31)
+    row = published.published_score("CodeLlama-7B", "lora", "conala")
+    assert row is not None
+    assert (float(lora["study EM@1"]), float(lora["study EM@10"])) == (row.em1, row.em10) == (20.07, 39.31)
     assert set(rows) == {("zero-shot", "nf4"), ("zero-shot", "none"), ("LoRA", "none"), ("QLoRA-4bit", "nf4")}
 
 
-def test_table_4_is_by_difficulty_and_in_all(config: StudyConfig, folder: Path) -> None:
+def test_table_4_is_by_difficulty(config: StudyConfig, folder: Path) -> None:
     rows = rows_of(config, "rq4", folder, "rq4-tests-apps")
     tuned = {row["difficulty"]: row for row in rows if row["method"] == "QLoRA-4bit"}
     assert [int(float(row["n"])) for row in tuned.values()] == [14, 13, 13, 40]
@@ -85,34 +85,34 @@ def test_table_4_is_by_difficulty_and_in_all(config: StudyConfig, folder: Path) 
     assert tuned["all"]["study tests passed"] == ""
 
 
-def test_train_rows_of_apps_are_never_set_beside_the_study(config: StudyConfig, folder: Path) -> None:
+def test_train_rows_of_apps_have_no_published_values(config: StudyConfig, folder: Path) -> None:
     for path in folder.glob("*-apps-*.jsonl"):
         path.write_text(path.read_text(encoding="utf-8").replace("apps-test-", "apps-train-"), encoding="utf-8")
     (table,) = [
-        each for each in build_tables(config, "rq4", found_in(config, "rq4", folder)) if each.name == "rq4-tests-apps"
+        each for each in build_tables(config, "rq4", collect(config, "rq4", folder)) if each.name == "rq4-tests-apps"
     ]
     assert "study tests passed" not in table.to_markdown()
     assert "never compare" in table.note
 
 
-def test_cost_is_time_and_tokens_over_what_was_solved(config: StudyConfig, folder: Path) -> None:
+def test_cost_per_solved_problem(config: StudyConfig, folder: Path) -> None:
     rows = {row["method"]: row for row in rows_of(config, "rq3", folder, "rq3-cost-conala")}
-    shots = rows["ICL (4)"]
-    solved = float(shots["solved"])
+    icl_row = rows["ICL (4)"]
+    solved = float(icl_row["solved"])
     assert solved > 0
     # 40 problems of 0.8 s, 180 tokens read and 3 candidates of 5 tokens written.
-    assert float(shots["s an exact match"]) == pytest.approx(40 * 0.8 / solved, rel=1e-4)
-    assert float(shots["tokens an exact match"]) == pytest.approx(40 * (180 + 15) / solved, rel=1e-4)
+    assert float(icl_row["s an exact match"]) == pytest.approx(40 * 0.8 / solved, rel=1e-4)
+    assert float(icl_row["tokens an exact match"]) == pytest.approx(40 * (180 + 15) / solved, rel=1e-4)
     assert float(rows["LoRA"]["training s"]) == 812.5
-    assert shots["training s"] == ""
+    assert icl_row["training s"] == ""
 
 
-def test_rank_and_alpha_stand_beside_the_usual_pair(config: StudyConfig, folder: Path) -> None:
+def test_rank_alpha_table_has_default_pair(config: StudyConfig, folder: Path) -> None:
     rows = rows_of(config, "rq2", folder, "rq2-rank-alpha-conala")
     assert [(float(row["rank"]), float(row["alpha"])) for row in rows] == [(4, 8), (16, 32)]
 
 
-def test_figure_1_has_the_studys_runs_and_what_was_measured(config: StudyConfig, folder: Path) -> None:
+def test_memory_table_has_published_and_measured_rows(config: StudyConfig, folder: Path) -> None:
     rows = {(row["model"], row["technique"]): row for row in rows_of(config, "rq2", folder, "rq2-memory")}
     assert float(rows["CodeLlama-7B", "LoRA"]["study"]) == 19.06
     assert float(rows["CodeLlama-7B", "LoRA"]["estimated here"]) == pytest.approx(20.9, abs=0.1)
@@ -129,8 +129,8 @@ def test_figure_1_has_the_studys_runs_and_what_was_measured(config: StudyConfig,
         ("rq4", {"rq4-tests-apps.png"}),
     ],
 )
-def test_a_page_shows_every_figure_that_is_drawn(config: StudyConfig, folder: Path, rq: str, names: set[str]) -> None:
-    pages = write_report(config, rq, found_in(config, rq, folder), folder, "the command")
+def test_report_shows_all_figures(config: StudyConfig, folder: Path, rq: str, names: set[str]) -> None:
+    pages = write_report(config, rq, collect(config, rq, folder), folder, "the command")
     assert {path.name for path in pages if path.suffix == ".png"} == names
     text = pages[0].read_text(encoding="utf-8")
     for name in names:
@@ -138,43 +138,41 @@ def test_a_page_shows_every_figure_that_is_drawn(config: StudyConfig, folder: Pa
         with Image.open(folder / name) as image:
             assert min(image.size) >= 500
             colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24) or ()}
-        # What is ours is drawn, in colour: the first of a figure's, or RAG's.
+        # Measured values are drawn in the first colour of a figure, or in the colour of RAG.
         assert colours & {(0x00, 0x72, 0xB2), (0x56, 0xB4, 0xE9)}
     for words in ("## Findings", "95 % interval", "the command", "Seed: 42", "sha256:0"):
         assert words in text
 
 
-def test_pages_are_the_same_every_time(config: StudyConfig, folder: Path) -> None:
-    found = found_in(config, "rq1", folder)
+def test_reports_are_reproducible(config: StudyConfig, folder: Path) -> None:
+    found = collect(config, "rq1", folder)
     first = [path.read_bytes() for path in write_report(config, "rq1", found, folder, "c")]
     assert [path.read_bytes() for path in write_report(config, "rq1", found, folder, "c")] == first
 
 
-def test_a_method_that_is_not_finished_is_named_and_left_out(config: StudyConfig, folder: Path) -> None:
-    wanted = study_jobs(config, "rq1")
-    path = run_path(folder, wanted[0])
+def test_unfinished_method_is_left_out(config: StudyConfig, folder: Path) -> None:
+    jobs = study_jobs(config, "rq1")
+    path = run_path(folder, jobs[0])
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    last = max(at for at, line in enumerate(lines) if '"kind": "result"' in line and '"icl-4"' in line)
-    path.write_text("".join(line for at, line in enumerate(lines) if at != last), encoding="utf-8")
-    found = collect_jobs(wanted, read_runs(folder), folder)
+    last = max(index for index, line in enumerate(lines) if '"kind": "result"' in line and '"icl-4"' in line)
+    path.write_text("".join(line for index, line in enumerate(lines) if index != last), encoding="utf-8")
+    found = collect_jobs(jobs, read_runs(folder), folder)
     assert list(found.unfinished.values()) == [(39, 40)]
     text = write_report(config, "rq1", found, folder, "c")[0].read_text(encoding="utf-8")
     assert "Not finished, left out: icl-4 (39 of 40)" in text
 
 
-def test_files_are_known_by_what_is_in_them(config: StudyConfig, folder: Path) -> None:
-    wanted = study_jobs(config, "rq1")
-    path = run_path(folder, wanted[0])
+def test_run_files_are_recognised_by_settings(config: StudyConfig, folder: Path) -> None:
+    jobs = study_jobs(config, "rq1")
+    path = run_path(folder, jobs[0])
     path.rename(folder / "mine.jsonl")
     path.with_name(f"{path.stem}.scores.jsonl").rename(folder / "mine.scores.jsonl")
-    assert list(collect_jobs(wanted, read_runs(folder), folder).finished) == wanted
-    other = [replace(job, data=replace(job.data, problems=20)) for job in wanted]
+    assert list(collect_jobs(jobs, read_runs(folder), folder).finished) == jobs
+    other = [replace(job, data=replace(job.data, problems=20)) for job in jobs]
     assert not collect_jobs(other, read_runs(folder), folder).finished
 
 
-def test_a_run_without_facts_takes_them_from_the_adapter_with_its_very_weights(
-    config: StudyConfig, tmp_path: Path, home: Path
-) -> None:
+def test_training_facts_come_from_adapter_with_same_weights(config: StudyConfig, tmp_path: Path, home: Path) -> None:
     add_adapter(home, "lora-conala", "lora", "none")
     job = next(job for job in study_jobs(config, "rq2") if job.technique == "lora")
     for digest, seconds in (("sha256:w", 60.5), ("sha256:other", None)):
@@ -185,7 +183,7 @@ def test_a_run_without_facts_takes_them_from_the_adapter_with_its_very_weights(
         assert collect_jobs([job], runs, out).finished[job].training_facts.get("train_seconds") == seconds
 
 
-def test_nothing_finished_is_one_sentence(config: StudyConfig, tmp_path: Path) -> None:
+def test_no_finished_results(config: StudyConfig, tmp_path: Path) -> None:
     with pytest.raises(PromptOrTuneError, match="holds no finished results of rq1"):
         require_results(collect_jobs(study_jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
 
@@ -196,34 +194,34 @@ class TestCommand:
         path.write_text(STUDY, encoding="utf-8")
         return str(path)
 
-    def test_tables_need_no_model(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_tables_without_model(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["rq3", self.write(tmp_path), "--tables", "--output", str(folder)]) == 0
         assert "rq3.md" in capsys.readouterr().out
         assert "--tables" not in (folder / "rq3.md").read_text(encoding="utf-8")
 
-    def test_scores_that_are_missing_are_made_first(self, folder: Path, tmp_path: Path) -> None:
+    def test_missing_scores_are_computed(self, folder: Path, tmp_path: Path) -> None:
         for path in folder.glob("*-conala-*.scores.jsonl"):
             path.unlink()
         assert main(["rq1", self.write(tmp_path), "--tables", "--output", str(folder)]) == 0
         assert "EM@1" in (folder / "rq1.md").read_text(encoding="utf-8")
 
-    def test_a_plan_writes_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_plan_writes_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["rq2", self.write(tmp_path), "--plan", "--output", str(tmp_path / "new")]) == 0
         out = capsys.readouterr().out
         assert "python -m train --preset default --technique lora" in out
         assert not (tmp_path / "new").exists()
 
     def train(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ends: int | None) -> tuple[int, list[list[str]]]:
-        """What `--train` comes to, and starts, where each process ends so; None is a Ctrl-C while it runs, then 130."""
+        """Status of `--train` and the started commands. `ends` are exit statuses; None is a Ctrl-C during the run."""
         started: list[list[str]] = []
-        waiting = list(ends)
+        statuses = list(ends)
 
         class Process:
             def __init__(self, command: list[str]) -> None:
                 started.append(command[1:])
 
             def wait(self) -> int:
-                end = waiting.pop(0)
+                end = statuses.pop(0)
                 if end is None:
                     raise KeyboardInterrupt
                 return end
@@ -231,7 +229,7 @@ class TestCommand:
         monkeypatch.setattr(subprocess, "Popen", Process)
         return main(["rq2", self.write(tmp_path), "--train", "--output", str(tmp_path / "new")]), started
 
-    def test_train_runs_the_missing_adapters_one_after_the_other_and_stops_where_one_fails(
+    def test_train_stops_at_first_failed_training(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         status, started = self.train(tmp_path, monkeypatch, 0, 3)
@@ -240,37 +238,37 @@ class TestCommand:
         assert started[0][8:10] == ["--adapter-name", "lora-conala"]
         assert "Training qlora-4bit-conala ended with status 3" in capsys.readouterr().err
 
-    def test_ctrl_c_lets_a_training_save_its_checkpoint(
+    def test_ctrl_c_waits_for_the_training(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         status, started = self.train(tmp_path, monkeypatch, None, 130)
         assert (status, len(started)) == (130, 1)
         assert "To go on: python -m evaluate.study rq2" in capsys.readouterr().err
 
-    def test_a_question_that_the_file_does_not_ask(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_missing_question(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         file = tmp_path / "small.yaml"
         file.write_text(STUDY.replace("rq4:", "# rq4:"), encoding="utf-8")
         assert main(["rq4", str(file), "--plan"]) == 2
         assert "small.yaml has no section rq4" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
-        ("words", "said"),
+        ("arguments", "expected"),
         [
             (["rq1", "nothing.yaml", "--plan"], "There is no file nothing.yaml"),
             (["rq1", "--limit", "0", "--plan"], "A limit of 0 problems asks for none"),
             (["rq1", "--tables", "--output", "nowhere"], "nowhere holds no finished results of rq1"),
         ],
     )
-    def test_faults_are_one_sentence(
+    def test_errors(
         self,
-        words: list[str],
-        said: str,
+        arguments: list[str],
+        expected: str,
         capsys: pytest.CaptureFixture[str],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        assert main(words) == 2
+        assert main(arguments) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert expected in error
         assert error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Publishing from the page: a process of its own, its lines, its end, and a token that shows nowhere."""
+"""Publishing in a process of its own: its lines, its end, and a token that appears nowhere."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ OTHER = "hf_anotherPersonsToken9876543210"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def base_and_adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny base, and an adapter for it."""
-    root = tmp_path_factory.mktemp("made")
+    root = tmp_path_factory.mktemp("base")
     base = make_base("llama", root / "tiny")
     return base, make_adapter(root / "lora-tiny", base, identity_of(str(base)))
 
 
 @pytest.fixture
-def order(
-    hub: Hub, made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def make_request(
+    hub: Hub, base_and_adapter: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., PublishRequest]:
-    """What would publish the adapter, with the changes that a test wants."""
+    """A function that makes a PublishRequest for the adapter."""
     use_hub_in_children(hub, monkeypatch, tmp_path)
-    base, adapter = made
+    base, adapter = base_and_adapter
     shutil.copytree(adapter, tmp_path / "lora-tiny")
 
     def make(**changes: object) -> PublishRequest:
@@ -47,31 +47,31 @@ def order(
     return make
 
 
-def test_an_adapter_is_published_with_a_token_that_shows_nowhere(
-    hub: Hub, order: Callable[..., PublishRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_adapter_is_published_and_token_appears_nowhere(
+    hub: Hub, make_request: Callable[..., PublishRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", OTHER)  # the machine's own login, which is another person's
     (tmp_path / "jobs" / "1").mkdir(parents=True)
     publications = PublishService(tmp_path / "jobs")
-    publishing = publications.start("1", order(token=TOKEN))
+    publishing = publications.start("1", make_request(token=TOKEN))
     assert TOKEN not in " ".join(psutil.Process(publishing._process.pid).cmdline())
     with pytest.raises(PromptOrTuneError, match="An adapter is being published already"):
-        publications.start("2", order(token=TOKEN))
+        publications.start("2", make_request(token=TOKEN))
     end = publishing.wait(120)
     assert (end.state, end.message) == ("done", f"Published as {REPO}."), end.lines
     assert end.url == f"{hub.url}/{REPO}/tree/{hub.commit(REPO)}"
     assert published_files(hub, REPO) >= ADAPTER_FILES
     assert REPO in hub.private
-    note = PublishService(tmp_path / "jobs").record("1")  # as the app finds it after a restart
-    assert note is not None
-    assert (note.repo_id, note.url) == (REPO, end.url)
+    record = PublishService(tmp_path / "jobs").record("1")  # as the app finds it after a restart
+    assert record is not None
+    assert (record.repo_id, record.url) == (REPO, end.url)
     assert TOKEN not in json.dumps([end.lines, repr(publishing.request)])
     assert not [path for path in (tmp_path / "jobs").rglob("*") if path.is_file() and TOKEN in path.read_text()]
 
 
-def test_what_is_wrong_is_one_sentence(hub: Hub, order: Callable[..., PublishRequest]) -> None:
+def test_error_message(hub: Hub, make_request: Callable[..., PublishRequest]) -> None:
     hub.accounts[OTHER] = Account("stranger")
-    end = PublishProcess(order(token=OTHER)).wait(60)
+    end = PublishProcess(make_request(token=OTHER)).wait(60)
     assert end.state == "failed"
     assert end.message == (
         "'someone/lora-tiny' is not yours to publish to: the token belongs to 'stranger', so name the repository "
@@ -80,48 +80,48 @@ def test_what_is_wrong_is_one_sentence(hub: Hub, order: Callable[..., PublishReq
     assert REPO not in hub.history
 
 
-def test_it_can_be_stopped_and_nothing_is_published(hub: Hub, order: Callable[..., PublishRequest]) -> None:
-    publishing = PublishProcess(order(token=TOKEN))
+def test_stopped_publication_changes_nothing(hub: Hub, make_request: Callable[..., PublishRequest]) -> None:
+    publishing = PublishProcess(make_request(token=TOKEN))
     process = psutil.Process(publishing._process.pid)
     publishing.stop()
     end = publishing.wait(20)
     assert (end.state, end.message) == ("stopped", "Stopped before anything was published.")
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert REPO not in hub.history
-    publishing.stop()  # once more does no harm
+    publishing.stop()  # a second call changes nothing
 
 
-def test_a_program_that_breaks_off_is_told_from_one_that_says_why(
-    order: Callable[..., PublishRequest], monkeypatch: pytest.MonkeyPatch
+def test_exit_without_error_message(
+    make_request: Callable[..., PublishRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(PublishRequest, "command", lambda _: ["sh", "-c", f"echo the token is {TOKEN}; exit 3"])
-    end = PublishProcess(order(token=TOKEN)).wait(20)
+    end = PublishProcess(make_request(token=TOKEN)).wait(20)
     assert (end.state, end.lines) == ("failed", ("the token is [token]",))
-    assert "broke off (exit status 3)" in end.message
+    assert "failed (exit status 3)" in end.message
 
 
 @pytest.mark.parametrize("name", ["-x/y", "--private", "a/b/c", "a b/c", "someone/x@main", "../x", "a/..", ""])
-def test_no_name_becomes_an_option_or_a_path(order: Callable[..., PublishRequest], name: str) -> None:
+def test_invalid_repository_names_are_refused(make_request: Callable[..., PublishRequest], name: str) -> None:
     before = set(psutil.Process().children())
     with pytest.raises(TrainingError, match="cannot name a repository"):
-        PublishProcess(order(repo_id=name))
+        PublishProcess(make_request(repo_id=name))
     assert set(psutil.Process().children()) <= before
 
 
-def test_a_name_alone_is_completed_with_whose_token_it_is(hub: Hub) -> None:
+def test_full_repo_id_adds_token_owner(hub: Hub) -> None:
     hub.accounts[OTHER] = Account("stranger")
     assert full_repo_id("lora-mine", OTHER) == "stranger/lora-mine"
     assert full_repo_id(" lora-mine ", None) == f"{OWNER}/lora-mine"
     assert full_repo_id("org/lora-mine", OTHER) == "org/lora-mine"
 
 
-def test_without_any_token_it_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_token_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(TrainingError, match="needs a token of the Hub"):
         full_repo_id("lora-mine", None)
 
 
-def test_a_token_that_nobody_has_is_said_without_it(hub: Hub) -> None:
+def test_invalid_token_is_not_in_message(hub: Hub) -> None:
     with pytest.raises(TrainingError) as error:
         full_repo_id("lora-mine", "hf_wrong")
     assert "does not accept your token" in str(error.value)

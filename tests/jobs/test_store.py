@@ -1,4 +1,4 @@
-"""How far a training is, from whole and torn logs, and how long it still takes."""
+"""Progress of a training, read from complete and incomplete logs, and its remaining time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from jobs.store import JobState, last_step, read_progress
 
 
-def write(path: Path, *entries: dict[str, Any], torn: str = "") -> Path:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + torn)
+def write(path: Path, *entries: dict[str, Any], incomplete: str = "") -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + incomplete)
     return path
 
 
@@ -22,12 +22,12 @@ def entry(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "epoch": round(step / 7, 4), "seconds": 2.0 * step, "tokens_per_second": 250.0, **more}
 
 
-def test_before_the_first_step_there_is_little_to_say(tmp_path: Path) -> None:
+def test_progress_before_first_step(tmp_path: Path) -> None:
     progress = read_progress(JobState(), [tmp_path / "none.jsonl"], 2.0)
     assert (progress.step, progress.steps, progress.left_seconds, progress.losses) == (0, 0, None, ())
 
 
-def test_curves_are_in_order_and_a_step_that_was_done_again_counts_once(tmp_path: Path) -> None:
+def test_curves_are_sorted_and_repeated_steps_count_once(tmp_path: Path) -> None:
     log = write(
         tmp_path / "log.jsonl",
         entry(1, loss=3.0, memory_bytes=5),
@@ -35,7 +35,7 @@ def test_curves_are_in_order_and_a_step_that_was_done_again_counts_once(tmp_path
         entry(2, eval_loss=2.5, memory_bytes=7),
         entry(2, loss=1.9),
         entry(3, loss=1.5),
-        torn='{"step": 4, "lo',
+        incomplete='{"step": 4, "lo',
     )
     progress = read_progress(JobState(), [tmp_path / "none.jsonl", log], 2.0)
     assert progress.losses == ((1, 3.0), (2, 1.9), (3, 1.5))
@@ -45,19 +45,19 @@ def test_curves_are_in_order_and_a_step_that_was_done_again_counts_once(tmp_path
     assert last_step(log) == 3
 
 
-def test_the_trainings_own_number_of_steps_is_believed_first(tmp_path: Path) -> None:
+def test_number_of_steps_of_the_training_comes_first(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", entry(3, loss=1.0))
     assert read_progress(JobState(steps=20), [log], 2.0).steps == 20
 
 
-def test_a_log_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+def test_unreadable_log_is_ignored(tmp_path: Path) -> None:
     broken = tmp_path / "log.jsonl"
     broken.write_bytes(b'{"step": 1}\nnonsense\n{"step": 2}\n')
     assert read_progress(JobState(), [broken, tmp_path], 2.0).step == 0
     assert last_step(broken) == 0
 
 
-def test_the_pace_is_that_of_this_attempt(tmp_path: Path) -> None:
+def test_remaining_time_follows_this_attempt(tmp_path: Path) -> None:
     log = write(tmp_path / "log.jsonl", *(entry(step, loss=1.0) for step in range(1, 11)))
     now = time.time()
     os.utime(log, (now, now))

@@ -1,4 +1,4 @@
-"""The whole way, with the real client and a machine that really runs the command: sent, trained, published, fetched."""
+"""A remote job from submission to the installed adapter, with the real client and a real process for the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from jobs.hf_jobs.follow import PollIntervals
 from tests.hub.machines import run_here
 from tests.hub_standin import Hub
-from tests.jobs.remote.sent import Sent
+from tests.jobs.hf_jobs.remote_run import RemoteRun
 from tests.serve.tiny import make_base
 from train.callbacks import read_log
 from train.publish import adapter_answer_fn
@@ -25,32 +25,28 @@ CONFIG = {
 
 
 @pytest.fixture
-def trained_there(hub: Hub, tmp_path: Path) -> Sent:
+def remote_run(hub: Hub, tmp_path: Path) -> RemoteRun:
     hub.repositories["tiny/base"] = make_base("llama", tmp_path / "tiny-base")
     hub.jobs.script = run_here(hub.url, tmp_path / "machines")
-    sent = Sent(tmp_path / "home", CONFIG)
+    run = RemoteRun(tmp_path / "home", CONFIG)
     rows = [f'"add {n} to `x` and print it","x += {n}"' for n in range(24)]
-    sent.data.write_text("intent,snippet\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return sent
+    run.data.write_text("intent,snippet\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return run
 
 
-def test_a_job_trains_elsewhere_and_its_adapter_answers_here(hub: Hub, trained_there: Sent) -> None:
-    sent = trained_there
-    folder = sent.run(pace=PollIntervals(status_seconds=0.3))
+def test_remote_job_trains_and_its_adapter_answers_here(hub: Hub, remote_run: RemoteRun) -> None:
+    folder = remote_run.run(intervals=PollIntervals(status_seconds=0.3))
     assert hub.jobs.only().stage == "COMPLETED"
     transcripts = adapter_answer_fn("tiny/base", "none", lambda _: None, "cpu")(folder)
     assert transcripts
-    assert all(each.tokens for each in transcripts)
-    # What came over the line is what the training itself wrote down.
-    curve = {(each["step"], "loss" in each): each for each in map(json.loads, _lines(sent))}
-    written = {(each["step"], "loss" in each): each for each in read_log(folder / "log.jsonl")}
+    assert all(transcript.tokens for transcript in transcripts)
+    # The curve read from the log has the values that the training wrote.
+    lines = (remote_run.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    curve = {(entry["step"], "loss" in entry): entry for entry in map(json.loads, lines)}
+    written = {(entry["step"], "loss" in entry): entry for entry in read_log(folder / "log.jsonl")}
     assert curve
     for key, entry in curve.items():
         name = "loss" if key[1] else "eval_loss"
         assert entry[name] == pytest.approx(written[key][name], abs=1e-4)
         assert entry["epoch"] == pytest.approx(written[key]["epoch"], abs=1e-3)
-    assert any("answers as the folder does" in line for line in sent.lines)
-
-
-def _lines(sent: Sent) -> list[str]:
-    return (sent.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert any("answers as the folder does" in line for line in remote_run.lines)

@@ -1,11 +1,15 @@
-"""The commands to copy mean exactly the settings of the form, whatever stands in them, in a real shell."""
+"""The archive is complete, and the commands to copy mean exactly the settings of the form in a real shell."""
 
 from __future__ import annotations
 
+import ast
+import fnmatch
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,13 @@ from click.testing import CliRunner
 from huggingface_hub.cli.hf import app
 
 from errors import PromptOrTuneError
-from jobs.hf_jobs.submit import manual_commands
-from jobs.job import ServingOptions
+from jobs.hf_jobs.submit import PROGRAM_PATTERNS, PROJECT_ROOT, build_archive, manual_commands
+from jobs.job import Job, ServingOptions
 from train.settings import make_config, parse_args
 
 EVIL = "'; touch owned; echo \"$(id)`id`\n\\ #.csv"
-# A stand-in for python and hf that keeps how it was called and, as hf, says who is logged in.
-KEEPER = """#!{python}
+# A stand-in for python and hf that records its arguments and, as hf, prints the name of the logged-in user.
+RECORDER = """#!{python}
 import json, os, sys
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
@@ -30,11 +34,11 @@ if sys.argv[1:3] == ["auth", "whoami"]:
 
 
 def run(command: str, folder: Path, **variables: str) -> list[list[str]]:
-    """How `python`, `hf`, `pip` and `cp` are called when the command is run in a POSIX shell."""
+    """The calls of `python`, `hf`, `pip` and `cp` when the command is run in a POSIX shell."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     for name in ("python", "hf", "pip", "cp"):
-        (programs / name).write_text(KEEPER.format(python=sys.executable))
+        (programs / name).write_text(RECORDER.format(python=sys.executable))
         (programs / name).chmod(0o755)
     calls = folder / "calls"
     calls.write_text("")
@@ -55,27 +59,27 @@ CONFIGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config["adapter_name"])
-def test_the_command_is_read_back_as_the_same_settings(config: dict[str, Any], tmp_path: Path) -> None:
+def test_command_is_read_back_as_same_settings(config: dict[str, Any], tmp_path: Path) -> None:
     (_, command), _ = manual_commands(config, ServingOptions(), "my.csv")
     (called,) = run(command, tmp_path)
     assert called[:3] == ["python", "-m", "train"]
     assert parse_args(called[3:], "")[0] == make_config({"model_name_or_path": "embedded", **config})
 
 
-def test_only_what_differs_from_the_defaults_is_said() -> None:
+def test_command_names_only_changed_settings() -> None:
     (_, command), _ = manual_commands(
         {"adapter_name": "a", "dataset_name": "my.csv", "lora_r": 16, "seed": 42}, ServingOptions()
     )
     assert command.split() == ["python", "-m", "train", "\\", "--adapter-name", "a", "\\", "--dataset-name", "my.csv"]
 
 
-def test_the_base_that_is_served_is_the_one_to_train_for() -> None:
+def test_command_names_served_base() -> None:
     serving = ServingOptions(base="Qwen/Qwen2.5-Coder-0.5B@" + "a" * 40)
     (_, command), _ = manual_commands({"adapter_name": "a", "dataset_name": "my.csv"}, serving)
     assert f"--model-name-or-path {serving.base}" in command
 
 
-def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
+def test_commands_name_no_local_folder(tmp_path: Path) -> None:
     (tmp_path / "my.csv").write_text("intent,snippet\na,b\n")
     config = {
         "adapter_name": "a", "dataset_name": str(tmp_path / "my.csv"), "data_dir": str(tmp_path),
@@ -85,37 +89,84 @@ def test_no_folder_of_this_machine_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [EVIL, "-rf.csv", "a b.csv", "$HOME.csv", "*.csv", "[x].csv"])
-def test_a_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Path) -> None:
+def test_file_name_stays_one_word_through_both_shells(name: str, tmp_path: Path) -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "/uploads/of/somebody/rows.csv"}
-    (_, here), (_, jobs) = manual_commands(config, ServingOptions(), name)
-    (called,) = run(here, tmp_path)
+    (_, local_command), (_, jobs_command) = manual_commands(config, ServingOptions(), name)
+    (called,) = run(local_command, tmp_path)
     assert parse_args(called[3:], "")[0].dataset_name == name
-    whoami, upload, begun = run(jobs, tmp_path)
+    whoami, upload, begun = run(jobs_command, tmp_path)
     assert whoami == ["hf", "auth", "whoami", "-q"]
     assert upload[:5] == ["hf", "upload", "someone/prompt-or-tune-jobs", ".", "."]
     image = begun.index("python:3.11")
     assert begun[image + 1 : image + 3] == ["bash", "-c"]
     script = begun[image + 3].replace("cd /tmp/run", "true")
     *_, trained = run(script, tmp_path, HF_USER="someone")
-    config_there = parse_args(trained[3:], "")[0]
-    assert config_there.dataset_name == name
-    assert (config_there.hub_model_id, config_there.hub_private_repo) == ("someone/lora-mine", True)
+    remote_config = parse_args(trained[3:], "")[0]
+    assert remote_config.dataset_name == name
+    assert (remote_config.hub_model_id, remote_config.hub_private_repo) == ("someone/lora-mine", True)
     assert not (tmp_path / "owned").exists()
 
 
-def test_the_flags_are_those_that_hf_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_accepts_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, (_, command) = manual_commands(
         {"adapter_name": "a", "dataset_name": "my.csv"}, ServingOptions(), "my.csv", "t4-small"
     )
     _, upload, begun = run(command, tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    told = CliRunner().invoke(app, [*begun[1:3], "--dry-run", *begun[3:]])
-    assert told.exit_code == 0, told.output
-    assert "t4-small" in told.output
-    asked = CliRunner().invoke(app, [*upload[1:], "--help"])
-    assert asked.exit_code == 0, asked.output
+    dry_run = CliRunner().invoke(app, [*begun[1:3], "--dry-run", *begun[3:]])
+    assert dry_run.exit_code == 0, dry_run.output
+    assert "t4-small" in dry_run.output
+    help_page = CliRunner().invoke(app, [*upload[1:], "--help"])
+    assert help_page.exit_code == 0, help_page.output
 
 
-def test_settings_that_cannot_train_are_said_and_give_no_command() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(PromptOrTuneError, match="learning_rate must be above 0"):
         manual_commands({"adapter_name": "a", "dataset_name": "my.csv", "learning_rate": 0}, ServingOptions())
+
+
+def program_imports() -> set[str]:
+    """The project files that `python -m train` and train.run import, also inside functions."""
+    files, modules = set[str](), ["train.__main__", "train.run"]
+    while modules:
+        path = PROJECT_ROOT.joinpath(*modules.pop().split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        name = path.relative_to(PROJECT_ROOT).as_posix()
+        if name in files or not path.is_file():
+            continue
+        files.add(name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                parts = node.module.split(".")
+                modules += [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+                modules += [f"{node.module}.{alias.name}" for alias in node.names]
+    return files
+
+
+def test_manual_upload_has_every_import_of_train() -> None:
+    imports = program_imports()
+    assert {"errors.py", "common/paths.py", "models/loader.py", "train/run.py"} <= imports
+    assert [name for name in imports if not any(fnmatch.fnmatch(name, pattern) for pattern in PROGRAM_PATTERNS)] == []
+
+
+def test_archive_alone_can_train(tmp_path: Path) -> None:
+    config = {"adapter_name": "lora-mine", "dataset_name": "starter"}
+    job = Job("20300101-120000-000000-abc123", "lora-mine", config, ServingOptions(), "starter", where="hub")
+    with tarfile.open(fileobj=io.BytesIO(build_archive(job, "someone/lora-mine"))) as archive:
+        assert program_imports() <= set(archive.getnames())
+        archive.extractall(tmp_path, filter="data")
+    script = (
+        "import runpy, sys, train.run\n"
+        "assert train.run.__file__.startswith(sys.path[0]), train.run.__file__\n"
+        "sys.argv = ['train', '--help']\n"
+        "runpy.run_module('train', run_name='__main__')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    (tmp_path / "check.py").write_text(script, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "check.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--adapter-name" in done.stdout

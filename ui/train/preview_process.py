@@ -86,9 +86,9 @@ def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
     yield {
         "facts": {
             "rows": sum(upload.rows for upload in uploads),
-            "sound": sum(len(upload.examples) for upload in uploads),
+            "usable": sum(len(upload.examples) for upload in uploads),
             "mapping": str(uploads[0].mapping),
-            "faults": {"count": len(faults), "shown": faults[:MAX_LISTED_ERRORS]},
+            "row_errors": {"count": len(faults), "examples": faults[:MAX_LISTED_ERRORS]},
         }
     }
 

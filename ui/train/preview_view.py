@@ -41,9 +41,9 @@ def error_html(text: str) -> str:
 
 def facts_html(draft: Draft, facts: Values) -> str:
     """What reading the file alone tells: rows and faults."""
-    rows, sound = facts["rows"], facts["sound"]
+    rows, sound = facts["rows"], facts["usable"]
     head = _heading(f"{draft.name}: {_count_noun(rows, 'row')}, {sound:,} to use", columns=True)
-    return head + _problems_html([("left out", facts["faults"], "")])
+    return head + _problems_html([("left out", facts["row_errors"], "")])
 
 
 def report_html(draft: Draft, facts: Values | None, preflight: Values) -> str:
@@ -56,13 +56,13 @@ def report_html(draft: Draft, facts: Values | None, preflight: Values) -> str:
     head = _heading(f"{draft.name}: {counts}", columns=bool(preflight["columns"]))
     head += f'<p class="quiet">{escape(_report_facts(preflight))}</p>'
     groups = [
-        ("left out", facts["faults"] if facts else preflight["faults"], ""),
+        ("left out", facts["row_errors"] if facts else preflight["row_errors"], ""),
         ("too long", long["train"], f"to learn, over {long['limit']} tokens, left out whole: nothing is cut"),
         ("too long", long["validation"], f"held out, over {long['limit']} tokens, left out whole"),
         ("repeated", preflight["duplicates"], "with intent and code of an earlier row"),
         ("contradicting", preflight["conflicts"], "with the intent of an earlier row and other code"),
         ("not Python", preflight["unparsable"], "whose code does not parse"),
-        ("with special tokens", preflight["special"], "a text that the base reads as a mark of its own"),
+        ("with special tokens", preflight["special_tokens"], "a text that the base reads as a mark of its own"),
         (
             "on both sides",
             _leak_problem(preflight["leak"]),
@@ -94,7 +94,7 @@ def cost_html(preflight: Values) -> str:
     cells = []
     if guess.get("seconds") is not None:
         cells.append(
-            ("Time", format_duration(guess["seconds"] + (guess["evaluation_seconds"] or 0)), "training, validation")
+            ("Time", format_duration(guess["seconds"] + (guess["eval_seconds"] or 0)), "training, validation")
         )
     free = guess.get("free_bytes")
     cells += [
@@ -165,7 +165,7 @@ def _report_facts(preflight: Values) -> str:
 
 
 def _leak_problem(leak: Values) -> Values:
-    return {"count": leak["rows"], "shown": leak["shown"]}
+    return {"count": leak["rows"], "examples": leak["examples"]}
 
 
 def _problems_html(groups: Sequence[tuple[str, Values, str]]) -> str:
@@ -180,7 +180,7 @@ def _problems_html(groups: Sequence[tuple[str, Values, str]]) -> str:
 
 
 def _problem_item(name: str, found: Values, description: str) -> str:
-    shown = [str(each) for each in found["shown"]]
+    shown = [str(each) for each in found["examples"]]
     first, rest = shown[:MAX_OPEN_MESSAGES], shown[MAX_OPEN_MESSAGES:]
     more = found["count"] - len(shown)
     hidden = [*rest, *([f"and {more:,} more"] if more else [])]
@@ -201,9 +201,9 @@ def _list_items(messages: Sequence[str]) -> str:
 
 
 def _example_html(example: Values) -> str:
-    about = f"{example['place']} · {example['tokens']} tokens, {example['learned_tokens']} learned"
+    about = f"{example['location']} · {example['num_tokens']} tokens, {example['num_label_tokens']} learned"
     parts = []
-    for text, learned in _clip_pieces(example["pieces"]):
+    for text, learned in _clip_pieces(example["spans"]):
         spoken = '<span class="pa-sr">learned: </span>' if learned else ""
         parts.append(f"<mark>{spoken}{escape_visible(text)}</mark>" if learned else escape_visible(text))
     return (

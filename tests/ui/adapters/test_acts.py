@@ -133,9 +133,9 @@ def names(context: Context, visitor: Visitor = OWNER, **options: str) -> list[st
 def test_the_list_is_found_by_words_and_by_kind(context: Context, desk: AdapterActions) -> None:
     assert len(names(context)) == 11
     assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "what was added here comes first"
-    assert names(context, words="prompt MY.CSV") == ["prompt-mine"]
-    assert names(context, words="qlora mbpp") == ["qlora-4bit-mbpp"]
-    assert names(context, words="nothing like it") == []
+    assert names(context, query="prompt MY.CSV") == ["prompt-mine"]
+    assert names(context, query="qlora mbpp") == ["qlora-4bit-mbpp"]
+    assert names(context, query="nothing like it") == []
     assert set(names(context, show="own")) == {"prompt-mine", "other-base", "broken", "evil"}
     assert set(names(context, show="unusable")) == {"other-base", "broken"}
     assert len(names(context, show="library")) == 7

@@ -260,7 +260,7 @@ def test_adapters_are_named_after_their_rows(technique: str, rows: str, name: st
 
 
 def finding(*sentences: str, count: int | None = None) -> dict[str, Any]:
-    return {"count": len(sentences) if count is None else count, "shown": list(sentences)}
+    return {"count": len(sentences) if count is None else count, "examples": list(sentences)}
 
 
 FOUND: dict[str, Any] = {
@@ -269,26 +269,26 @@ FOUND: dict[str, Any] = {
     "columns": ["intent", "snippet"],
     "rows": {"read": 415, "left out": 3, "train": 371, "validation": 41},
     "changes": {"a code fence taken off": 2},
-    "faults": finding("mine.csv, line 2: x"),
+    "row_errors": finding("mine.csv, line 2: x"),
     "duplicates": finding(),
     "conflicts": finding("mine.csv, line 9 has the intent of mine.csv, line 3"),
     "unparsable": finding(),
-    "special": finding(),
-    "leak": {"rows": 0, "intents": 0, "codes": 0, "shown": []},
+    "special_tokens": finding(),
+    "leak": {"rows": 0, "intents": 0, "codes": 0, "examples": []},
     "too_long": {"limit": 512, "train": finding("line 8: 900 tokens"), "validation": finding()},
     "response_tokens": {"total": 12345},
     "examples": [
         {
-            "place": EVIL,
-            "tokens": 9,
-            "learned_tokens": 4,
-            "pieces": [[f"### {EVIL}\n", False], [f"{EVIL}\tx \n<|end|>", True]],
+            "location": EVIL,
+            "num_tokens": 9,
+            "num_label_tokens": 4,
+            "spans": [[f"### {EVIL}\n", False], [f"{EVIL}\tx \n<|end|>", True]],
         }
     ],
     "steps": 94,
     "steps_per_epoch": 47,
     "estimate": {
-        "memory_bytes": 3_600_000_000, "seconds": 800.0, "evaluation_seconds": 40.0, "adapter_bytes": 3_700_000,
+        "memory_bytes": 3_600_000_000, "seconds": 800.0, "eval_seconds": 40.0, "adapter_bytes": 3_700_000,
         "free_bytes": 5_000_000_000,
     },
 }  # fmt: skip
@@ -296,7 +296,7 @@ FOUND: dict[str, Any] = {
 
 def test_the_report_counts_and_folds() -> None:
     errors = finding(*(f"line {n}: column 'x' is empty." for n in range(2, 9)), count=9)
-    html = preview_view.report_html(Draft("mine.csv", "d"), {"faults": errors}, FOUND)
+    html = preview_view.report_html(Draft("mine.csv", "d"), {"row_errors": errors}, FOUND)
     assert '<h3 class="mapped">mine.csv: 415 rows, 370 to learn, 41 held out</h3>' in html
     assert "<strong>9 rows left out</strong>" in html
     assert "<summary>6 more</summary>" in html
@@ -308,8 +308,8 @@ def test_the_report_counts_and_folds() -> None:
 
 def test_no_text_of_a_file_becomes_html() -> None:
     errors = finding(f"line 2: column '{EVIL}' is empty.")
-    shown = {**FOUND, "faults": errors, "mapping": EVIL, "source": EVIL, "changes": {EVIL: 1}}
-    facts = {"rows": 1, "sound": 0, "faults": errors}
+    shown = {**FOUND, "row_errors": errors, "mapping": EVIL, "source": EVIL, "changes": {EVIL: 1}}
+    facts = {"rows": 1, "usable": 0, "row_errors": errors}
     draft = Draft(EVIL, "d")
     for html in (
         preview_view.report_html(draft, None, shown),

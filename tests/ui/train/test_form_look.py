@@ -46,9 +46,9 @@ def test_the_rows_alone_tell_columns_counts_and_faults(tmp_path: Path) -> None:
     table, facts = events(rows(tmp_path / "a.csv", FAULTY))
     assert table == {"table": {"columns": ["intent", "code"], "recognised": ["intent", "code"], "chosen": [None, None]}}
     found = facts["facts"]
-    assert (found["rows"], found["sound"], found["mapping"]) == (33, 30, "intent -> code")
-    assert found["faults"]["count"] == 3
-    assert [each.split(":")[0] for each in found["faults"]["shown"]] == ["line 32", "line 33", "line 34"]
+    assert (found["rows"], found["usable"], found["mapping"]) == (33, 30, "intent -> code")
+    assert found["row_errors"]["count"] == 3
+    assert [each.split(":")[0] for each in found["row_errors"]["examples"]] == ["line 32", "line 33", "line 34"]
 
 
 def test_columns_that_nobody_knows_are_a_question_and_a_mapping_answers_it(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_columns_that_nobody_knows_are_a_question_and_a_mapping_answers_it(tmp_p
     assert table["table"]["recognised"] == []
     assert "a.csv has the columns 'wish', '<b>gold</b>': choose which one" in question["question"]
     mapped = events(rows(tmp_path / "a.csv", text, intent_column="wish", code_column="<b>gold</b>"))
-    assert mapped[-1]["facts"]["sound"] == 30
+    assert mapped[-1]["facts"]["usable"] == 30
 
 
 def test_a_chat_is_one_column_twice(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_chat_is_one_column_twice(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     table, facts = events(rows(path, "\n".join(json.dumps(chat) for _ in range(3))))
     assert table["table"]["recognised"] == ["messages", "messages"]
-    assert facts["facts"]["sound"] == 3
+    assert facts["facts"]["usable"] == 3
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Pat
     found = said[-1]["preflight"]
     assert found["rows"] == {"read": 33, "left out": 3, "train": 27, "validation": 3}
     assert len(found["examples"]) == 3
-    assert all(any(learned for _, learned in example["pieces"]) for example in found["examples"])
-    assert "".join(text for text, learned in found["examples"][0]["pieces"] if learned).endswith("<|im_end|>")
+    assert all(any(learned for _, learned in example["spans"]) for example in found["examples"])
+    assert "".join(text for text, learned in found["examples"][0]["spans"] if learned).endswith("<|im_end|>")
     estimate = found["estimate"]
     assert estimate["memory_bytes"] > 1e8
     assert estimate["seconds"] > 0
@@ -127,7 +127,7 @@ def test_a_newer_look_of_the_same_visitor_ends_the_earlier_one(
     assert not reader.is_alive()
     assert turn.cancelled
     assert not any("facts" in event for event in said)
-    assert newer[-1]["facts"]["sound"] == 30
+    assert newer[-1]["facts"]["usable"] == 30
 
 
 def test_other_visitors_wait_for_their_turn(tmp_path: Path, looker: PreviewClient) -> None:

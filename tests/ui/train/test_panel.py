@@ -71,8 +71,8 @@ def seen(desk: JobActions, chosen: str = "", cookie: str = ADA, **asked: Any) ->
     ("changes", "left", "says"),
     [
         ({}, JobArtifacts(), "it is next"),
-        ({"before": 1}, JobArtifacts(), "one job is ahead"),
-        ({"before": 3}, JobArtifacts(), "3 jobs are ahead"),
+        ({"queue_position": 1}, JobArtifacts(), "one job is ahead"),
+        ({"queue_position": 3}, JobArtifacts(), "3 jobs are ahead"),
         ({"state": "running"}, JobArtifacts(), "Starting"),
         ({"state": "running", "stage": "training"}, JobArtifacts(), "Training"),
         ({"state": "running", "stage": "scoring"}, JobArtifacts(), "Trained. Now"),

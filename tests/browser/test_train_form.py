@@ -122,7 +122,7 @@ def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
     assert page.value("#train-adapter-name") == "qlora-my-rows"
 
     page.find("#train-start").click()
-    until(lambda: "qlora-my-rows has its place below" in page.text("#train-start-note"))
+    until(lambda: "qlora-my-rows is queued below" in page.text("#train-start-note"))
     (job,) = JobService(place[1]).list_jobs()
     assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my_rows.csv", "queued")
     assert (job.config["intent_column"], job.config["code_column"]) == ("wish", "gold")

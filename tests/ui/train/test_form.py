@@ -14,8 +14,6 @@ from jobs.job import ServingOptions, resolve_settings
 from train.settings import FIELDS, make_config
 from train.techniques import TECHNIQUES
 from ui.train import preview_view
-from ui.train import settings as cards
-from ui.train import settings as settings_form
 from ui.train.drafts import Draft, DraftStore, check_dataset_name, safe_file_name
 from ui.train.events import (
     FormValues,
@@ -23,6 +21,22 @@ from ui.train.events import (
     flags_to_setting_names,
     suggest_adapter_name,
     train_config_fields,
+)
+from ui.train.settings import (
+    ALL_SETTINGS,
+    HIDDEN_SETTINGS,
+    apply_technique,
+    default_values,
+    error_updates,
+    locate_error,
+    parse_settings,
+    radio_choices,
+    read_technique_score,
+    recommended_technique,
+    scores_note,
+    settings_for_technique,
+    technique_choices,
+    training_quantization,
 )
 
 VISITOR, OTHER = "browser-0123456789abcdef", "browser-fedcba9876543210"
@@ -40,36 +54,36 @@ def upload(folder: Path, name: str = "mine.csv", text: str = "intent,code\na,b\n
 
 
 def test_every_setting_of_a_training_is_a_field_or_settled_elsewhere() -> None:
-    shown = {each.name for each in settings_form.ALL_SETTINGS}
-    assert shown | settings_form.HIDDEN_SETTINGS == set(FIELDS)
-    assert not shown & settings_form.HIDDEN_SETTINGS
+    shown = {each.name for each in ALL_SETTINGS}
+    assert shown | HIDDEN_SETTINGS == set(FIELDS)
+    assert not shown & HIDDEN_SETTINGS
 
 
-@pytest.mark.parametrize("technique", cards.technique_choices(SERVING))
+@pytest.mark.parametrize("technique", technique_choices(SERVING))
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_what_the_fields_say_by_default_is_what_is_trained(technique: str, preset: str) -> None:
     draft = Draft("starter", technique=technique, settings={"adapter_name": "mine", "preset": preset})
     trained = resolve_settings(train_config_fields(draft, SERVING), SERVING, None)
-    for name, text in settings_form.default_values(technique, preset).items():
-        setting = next(each for each in settings_form.ALL_SETTINGS if each.name == name)
+    for name, text in default_values(technique, preset).items():
+        setting = next(each for each in ALL_SETTINGS if each.name == name)
         if name not in ("adapter_name", "preset") and text != "":
             assert trained[name] == make_config(adapter_name="a", dataset_name="b", **{name: text}).__dict__[name], name
         assert setting.help.endswith(".")
 
 
 def test_fields_left_empty_are_left_out() -> None:
-    values: list[Any] = [False if each.is_flag else "" for each in settings_form.ALL_SETTINGS]
+    values: list[Any] = [False if each.is_flag else "" for each in ALL_SETTINGS]
     values[0], values[1] = " mine ", "3"
-    values[[each.name for each in settings_form.ALL_SETTINGS].index("use_dora")] = True
-    values[[each.name for each in settings_form.ALL_SETTINGS].index("optim")] = "as usual"
-    assert settings_form.parse_settings(values) == {"adapter_name": "mine", "num_train_epochs": "3", "use_dora": True}
+    values[[each.name for each in ALL_SETTINGS].index("use_dora")] = True
+    values[[each.name for each in ALL_SETTINGS].index("optim")] = "as usual"
+    assert parse_settings(values) == {"adapter_name": "mine", "num_train_epochs": "3", "use_dora": True}
 
 
 def test_a_technique_takes_its_own_settings_alone() -> None:
     settings = {"adapter_name": "a", "lora_r": "8", "num_virtual_tokens": "9", "seed": "1"}
-    assert settings_form.settings_for_technique(settings, "lora") == {"adapter_name": "a", "lora_r": "8", "seed": "1"}
-    assert settings_form.settings_for_technique(settings, "ia3") == {"adapter_name": "a", "seed": "1"}
-    decided = settings_form.apply_technique("prompt-tuning", settings)
+    assert settings_for_technique(settings, "lora") == {"adapter_name": "a", "lora_r": "8", "seed": "1"}
+    assert settings_for_technique(settings, "ia3") == {"adapter_name": "a", "seed": "1"}
+    decided = apply_technique("prompt-tuning", settings)
     assert (decided["learning_rate"], decided["num_virtual_tokens"], decided["seed"]) == ("0.03", "20", "1")
 
 
@@ -86,12 +100,10 @@ def test_a_sentence_about_a_setting_stands_at_its_field(values: dict[str, str], 
     draft = Draft("starter", technique="lora", settings={"adapter_name": "mine", **values})
     with pytest.raises(PromptOrTuneError) as error:
         resolve_settings(train_config_fields(draft, SERVING), SERVING, None)
-    found, said = settings_form.locate_error(str(error.value))
+    found, said = locate_error(str(error.value))
     assert found == name
     assert said.startswith(sentence)
-    marked = dict(
-        zip((each.name for each in settings_form.ALL_SETTINGS), settings_form.error_updates(found, said), strict=True)
-    )
+    marked = dict(zip((each.name for each in ALL_SETTINGS), error_updates(found, said), strict=True))
     assert [each for each, update in marked.items() if update["elem_classes"] == ["wrong"]] == [name]
     assert marked[name]["info"] == said
     assert marked["seed"]["info"] == "The same seed and rows give the same adapter."
@@ -101,14 +113,14 @@ def test_flags_of_the_command_become_fields() -> None:
     sentence = flags_to_setting_names(
         "1 training samples are fewer than one batch: a smaller --per-device-train-batch-size."
     )
-    assert settings_form.locate_error(sentence) == (
+    assert locate_error(sentence) == (
         "per_device_train_batch_size",
         "1 training samples are fewer than one batch: a smaller 'Rows in a batch'.",
     )
 
 
 def test_a_browser_may_send_anything_for_a_field() -> None:
-    fields = [None for _ in settings_form.ALL_SETTINGS]
+    fields = [None for _ in ALL_SETTINGS]
     filled = FormValues.parse([None, 7, ["x"], {}, "cpu", *fields])
     assert filled == FormValues("", "", "", "", "cpu", {})
     with pytest.raises(PromptOrTuneError, match="not offered here"):
@@ -119,20 +131,20 @@ def test_a_browser_may_send_anything_for_a_field() -> None:
 
 
 def test_the_cards_show_the_figures_of_the_measurement() -> None:
-    measured = cards.read_technique_score()
+    measured = read_technique_score()
     assert measured is not None
     row = measured.scores[("IA3", "nf4")]
-    labels = {value: label.split("\n") for label, value in cards.radio_choices(SERVING, measured)}
+    labels = {value: label.split("\n") for label, value in radio_choices(SERVING, measured)}
     assert labels["ia3"][0] == "IA3"
     assert labels["ia3"][-1] == f"CodeBLEU {row['CodeBLEU']} on the NF4 base"
-    assert "n = 60" in cards.scores_note(SERVING, measured)
-    assert measured.scores[("zero-shot", "nf4")]["CodeBLEU"] in cards.scores_note(SERVING, measured)
+    assert "n = 60" in scores_note(SERVING, measured)
+    assert measured.scores[("zero-shot", "nf4")]["CodeBLEU"] in scores_note(SERVING, measured)
 
 
 def test_without_the_measurement_the_cards_claim_no_figure(tmp_path: Path) -> None:
-    assert cards.read_technique_score(tmp_path / "none.md") is None
-    assert all("CodeBLEU" not in label for label, _ in cards.radio_choices(SERVING, None))
-    assert cards.scores_note(SERVING, None) == ""
+    assert read_technique_score(tmp_path / "none.md") is None
+    assert all("CodeBLEU" not in label for label, _ in radio_choices(SERVING, None))
+    assert scores_note(SERVING, None) == ""
 
 
 @pytest.mark.parametrize(
@@ -141,13 +153,13 @@ def test_without_the_measurement_the_cards_claim_no_figure(tmp_path: Path) -> No
 )
 def test_what_is_recommended_learns_on_the_weights_that_answer(served: str, recommended: str, prefix: str) -> None:
     serving = dataclasses.replace(SERVING, quantization=served)
-    assert cards.recommended_technique(serving) == recommended
-    assert recommended in cards.technique_choices(serving)
-    assert cards.training_quantization(recommended, serving) == served
-    assert cards.training_quantization("prefix-tuning", serving) == prefix
-    assert cards.training_quantization("lora", serving) == "none"
-    assert "full" not in cards.technique_choices(serving)
-    assert set(cards.technique_choices(serving)) <= set(TECHNIQUES)
+    assert recommended_technique(serving) == recommended
+    assert recommended in technique_choices(serving)
+    assert training_quantization(recommended, serving) == served
+    assert training_quantization("prefix-tuning", serving) == prefix
+    assert training_quantization("lora", serving) == "none"
+    assert "full" not in technique_choices(serving)
+    assert set(technique_choices(serving)) <= set(TECHNIQUES)
 
 
 # Drafts
@@ -236,7 +248,7 @@ def test_data_sets_go_by_their_names(name: str) -> None:
     "name", ["", "nope", "/etc/passwd", "../secrets", "~/rows", "tasks/starter", "a/b.csv", "./x/y", "a/../b", EVIL]
 )
 def test_no_name_reaches_a_path_of_this_machine(name: str) -> None:
-    with pytest.raises(DataError, match="is no data set"):
+    with pytest.raises(DataError, match="is not a data set"):
         check_dataset_name(name)
 
 

@@ -16,9 +16,9 @@ from serve.engine.llm_engine import EngineLoader
 from tests.fakes import FakeEngine
 from tests.ui.train.jobs_on_disk import QuietBoard, stand
 from ui.context import Context
-from ui.train import settings as settings_form
 from ui.train.events import NO_ROWS, TrainFormHandlers, Updates
 from ui.train.form import NO_LOCAL_BASE, build_form
+from ui.train.settings import ALL_SETTINGS
 from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 ADA, BOB = "a" * 32, "b" * 32
@@ -55,7 +55,7 @@ def desk(tmp_path: Path) -> Iterator[TrainFormHandlers]:
 
 def filled(technique: str = "lora", place: str = "here", **settings: Any) -> list[Any]:
     """The fields as a browser sends them."""
-    values = [settings.get(each.name, False if each.is_flag else "") for each in settings_form.ALL_SETTINGS]
+    values = [settings.get(each.name, False if each.is_flag else "") for each in ALL_SETTINGS]
     return ["", "", technique, place, "cpu-basic", *values]
 
 
@@ -164,7 +164,7 @@ def test_a_file_over_the_limit_is_refused_and_nothing_is_kept(tmp_path: Path) ->
 
 def test_a_path_is_no_data_set(desk: TrainFormHandlers) -> None:
     *_, last = desk.select_dataset(request(), "/etc/passwd", *filled())
-    assert "is no data set" in last[desk.form.note]
+    assert "is not a data set" in last[desk.form.note]
 
 
 def test_a_place_that_costs_the_owner_is_refused_to_others(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_place_that_costs_the_owner_is_refused_to_others(tmp_path: Path) -> No
     take(desk, tmp_path)
     assert "only the owner" in desk.change_location(request(), *filled(place="hub"))[desk.form.start_note]
     assert "only the owner" in desk.start(request(), *filled(place="hub", adapter_name="x"))[desk.form.start_note]
-    assert "no place to train" in desk.start(request(), *filled(place="moon"))[desk.form.start_note]
+    assert "not a training target" in desk.start(request(), *filled(place="moon"))[desk.form.start_note]
 
 
 def test_another_technique_brings_its_own_settings_and_name(desk: TrainFormHandlers, tmp_path: Path) -> None:
@@ -183,8 +183,7 @@ def test_another_technique_brings_its_own_settings_and_name(desk: TrainFormHandl
     next(events)
     updates = next(events)
     values = {
-        each.name: updates[field].get("value")
-        for each, field in zip(settings_form.ALL_SETTINGS, desk.form.fields, strict=True)
+        each.name: updates[field].get("value") for each, field in zip(ALL_SETTINGS, desk.form.fields, strict=True)
     }
     assert (values["adapter_name"], values["learning_rate"], values["seed"]) == ("prompt-mine", "0.03", "7")
     assert updates[desk.form.fields[3]]["visible"] is False  # LoRA's rank

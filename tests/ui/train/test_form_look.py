@@ -88,15 +88,15 @@ def test_a_file_that_cannot_be_read_is_one_sentence_without_a_path(
     request = rows(tmp_path / name)
     (tmp_path / name).write_bytes(content)
     (refused,) = events(request)
-    assert str(tmp_path) not in refused["refused"]
-    assert refused["refused"].startswith(name)
-    assert sentence in (None, refused["refused"])
+    assert str(tmp_path) not in refused["error"]
+    assert refused["error"].startswith(name)
+    assert sentence in (None, refused["error"])
 
 
 def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Path, looker: PreviewClient) -> None:
     request = rows(tmp_path / "a.csv", FAULTY) | {"model_name_or_path": "embedded"}
     said = list(looker.preview(looker.new_request("a"), request))
-    kinds = [next(iter(event)) for event in said if "line" not in event]
+    kinds = [next(iter(event)) for event in said if "progress" not in event]
     assert kinds == ["table", "facts", "preflight"]
     found = said[-1]["preflight"]
     assert found["rows"] == {"read": 33, "left out": 3, "train": 27, "validation": 3}
@@ -108,7 +108,9 @@ def test_the_whole_look_counts_tokens_marks_examples_and_estimates(tmp_path: Pat
     assert estimate["seconds"] > 0
     assert estimate["free_bytes"] is None or estimate["free_bytes"] > 0
     began = time.monotonic()
-    assert [event for event in said if "line" not in event] == list(looker.preview(looker.new_request("a"), request))
+    assert [event for event in said if "progress" not in event] == list(
+        looker.preview(looker.new_request("a"), request)
+    )
     assert time.monotonic() - began < 0.1
 
 
@@ -135,7 +137,7 @@ def test_other_visitors_wait_for_their_turn(tmp_path: Path, looker: PreviewClien
     going = looker.preview(first, rows(tmp_path / "a.csv"))
     next(going)
     waiting = looker.preview(second, rows(tmp_path / "b.csv"))
-    assert next(waiting) == {"line": "Waiting for another look to end ..."}
+    assert next(waiting) == {"progress": "Waiting for another preview to end ..."}
     assert "facts" in list(going)[-1]
     assert "facts" in list(waiting)[-1]
     assert not first.cancelled
@@ -165,7 +167,7 @@ def test_the_process_ends_with_the_program_that_asked(tmp_path: Path) -> None:
         text=True,
     )
     said, _ = child.communicate(json.dumps(rows(tmp_path / "a.csv")) + "\n", timeout=60)
-    assert json.loads(said.splitlines()[-1]) == {"over": True}
+    assert json.loads(said.splitlines()[-1]) == {"done": True}
     assert child.returncode == 0
 
 

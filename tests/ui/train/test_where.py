@@ -49,9 +49,9 @@ def test_the_owner_of_a_machine_that_is_logged_in_may_use_jobs(hub: Hub, monkeyp
         (GUEST, None, "embedded", "hub", "costs the owner of this app money"),
         (GUEST, AccessPolicy(training="nobody"), "embedded", "here", "Training is switched off"),
         (OWNER, None, "", "hub", "Another engine answers here"),
-        (OWNER, None, "/models/mine", "hub", "lies on this machine alone"),
-        (OWNER, None, "~/mine.gguf", "hub", "lies on this machine alone"),
-        (OWNER, None, "embedded", "<b>moon</b>", "is no place to train"),
+        (OWNER, None, "/models/mine", "hub", "is on this machine only"),
+        (OWNER, None, "~/mine.gguf", "hub", "is on this machine only"),
+        (OWNER, None, "embedded", "<b>moon</b>", "is not a training target"),
     ],
 )
 def test_others_are_told_why_not(

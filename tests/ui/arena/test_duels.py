@@ -26,7 +26,7 @@ def test_a_broken_file_is_no_duel(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("visitor", ["", "../../etc/passwd", "browser-x", "browser-00000000000000aa/../x"])
 def test_an_id_reaches_no_other_path(tmp_path: Path, visitor: str) -> None:
-    with pytest.raises(ValueError, match="is no visitor's id"):
+    with pytest.raises(ValueError, match="is not a visitor's id"):
         MatchStore(tmp_path).load(visitor)
 
 

@@ -49,7 +49,7 @@ def memory(context: Context) -> list[str]:
 def test_an_adapter_comes_into_memory_and_leaves_it(context: Context, desk: AdapterActions) -> None:
     assert desk.load(OWNER, "ia3-conala") == "'ia3-conala' is in memory."
     assert memory(context) == ["ia3-conala"]
-    assert "out of memory" in desk.unload(OWNER, "ia3-conala")
+    assert "is unloaded" in desk.unload(OWNER, "ia3-conala")
     assert memory(context) == []
     with pytest.raises(AdapterError, match="was trained for tiny/base"):
         desk.load(OWNER, "other-base")
@@ -59,7 +59,7 @@ def test_an_adapter_comes_into_memory_and_leaves_it(context: Context, desk: Adap
 
 def test_one_in_use_leaves_when_its_answers_are_done(context: Context, desk: AdapterActions) -> None:
     with context.engine_loader.engine().adapter_cache.acquire("ia3-conala"):
-        assert "is in use: it leaves memory" in desk.unload(OWNER, "ia3-conala")
+        assert "is in use: it is unloaded" in desk.unload(OWNER, "ia3-conala")
     assert memory(context) == []
 
 
@@ -211,4 +211,4 @@ def test_a_defect_of_ours_is_said_as_one(
 
     monkeypatch.setattr("adapters.archive.unpack", broken)
     path = pack(copy_of(SMALL, tmp_path / "mine"), tmp_path / "up" / "mail.zip")
-    assert added(shelf, path)[-1].error == "Something went wrong on our side, and the log says what. Nothing was added."
+    assert added(shelf, path)[-1].error == "Something went wrong on our side; the log has the details. Nothing was added."

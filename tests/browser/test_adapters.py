@@ -22,7 +22,7 @@ from tests.adapters.zipped import entry, files_of, make_zip
 from tests.browser.page import ComparePage, until
 from tests.hub.client import use_hub
 from tests.hub_standin import hub_standin
-from tests.ui.adapters.rig import SMALL, copy_of, engine_of, furnish
+from tests.ui.adapters.sample_home import SMALL, copy_adapter, fill_home, make_engine
 from ui.app import build_pages, launch
 from ui.context import Context
 from ui.visitors import AccessPolicy, VisitorRegistry
@@ -50,8 +50,8 @@ def serving(home: Path, build: Callable[[ProgressFn], LLMEngine], policy: Access
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    home = furnish(tmp_path_factory.mktemp("home"))
-    with serving(home, lambda report: engine_of(home)) as found:
+    home = fill_home(tmp_path_factory.mktemp("home"))
+    with serving(home, lambda report: make_engine(home)) as found:
         yield found
 
 
@@ -104,16 +104,16 @@ def drop(page: ComparePage, path: Path) -> None:
 
 def over(page: ComparePage) -> bool:
     """Whether the checks have come to their end, and the page says to which."""
-    said = page.text("#adapters-add-note")
-    return bool(page.all(".checks li")) and not page.all(".checks .going") and not said.startswith("Checking")
+    note = page.text("#adapters-add-note")
+    return bool(page.all(".checks li")) and not page.all(".checks .going") and not note.startswith("Checking")
 
 
 def marks(page: ComparePage) -> list[str]:
     return [str(each.get_attribute("class")) for each in page.all(".checks li")]
 
 
-def test_the_address_opens_all_there_is_to_know(page: ComparePage) -> None:
-    assert page.driver.title == "Prompt or Tune · Adapters"
+def test_list_of_adapters(page: ComparePage) -> None:
+    until(lambda: page.driver.title == "Prompt or Tune · Adapters")
     assert page.text("#adapters-list .found") == "11 adapters"
     text = card(page, "lora-conala").text
     for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.7 MB", "cc-by-sa-4.0", "0.041"):
@@ -129,19 +129,19 @@ def test_the_address_opens_all_there_is_to_know(page: ComparePage) -> None:
     page.screenshot("adapters-list")
 
 
-def test_words_and_kinds_find(page: ComparePage) -> None:
+def test_search_and_filter(page: ComparePage) -> None:
     page.write("#adapters-words input", "qlora conala")
     until(lambda: names(page) == ["qlora-4bit-conala"])
     assert page.text("#adapters-list .found") == "1 of 11 adapters"
     page.write("#adapters-words input", "nothing like it")
     until(lambda: names(page) == [])
-    assert page.text("#adapters-list .found").startswith("None of 11 adapters is like that")
+    assert page.text("#adapters-list .found").startswith("None of 11 adapters matches")
     page.write("#adapters-words input", "")
     page.choose("#adapters-show", "Not usable here")
     until(lambda: sorted(names(page)) == ["broken", "other-base"])
 
 
-def test_a_hostile_card_is_text(page: ComparePage) -> None:
+def test_html_in_cards_is_escaped(page: ComparePage) -> None:
     card(page, "evil").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "onerror" in card(page, "evil").find_element(By.CSS_SELECTOR, "pre.text").text)
     assert page.all("#adapters-list img, #adapters-list script") == []
@@ -156,7 +156,7 @@ def test_a_hostile_card_is_text(page: ComparePage) -> None:
     page.screenshot("adapters-unfolded")
 
 
-def test_into_memory_and_out_of_it(page: ComparePage) -> None:
+def test_load_and_unload(page: ComparePage) -> None:
     press(page, "ia3-conala", "Load")
     until(lambda: "In memory, 387 kB" in card(page, "ia3-conala").text)
     assert page.text("#adapters-note") == "'ia3-conala' is in memory."
@@ -164,8 +164,8 @@ def test_into_memory_and_out_of_it(page: ComparePage) -> None:
     until(lambda: "Not in memory" in card(page, "ia3-conala").text)
 
 
-def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: App, tmp_path: Path) -> None:
-    drop(page, pack(copy_of(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
+def test_zip_is_checked_installed_and_used_in_compare(page: ComparePage, app: App, tmp_path: Path) -> None:
+    drop(page, pack(copy_adapter(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
     assert page.text("#adapters-add-note") == "'from-mail' is added: it is a method in Compare now."
     assert marks(page) == ["passed"] * 8
     until(lambda: names(page)[:1] == ["from-mail"])
@@ -183,7 +183,7 @@ def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: A
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "mode", "sentence"),
+    ("name", "content", "mode", "message"),
     [
         ("../../evil.txt", b"owned", stat.S_IFREG | 0o644, "which would lie outside its folder"),
         ("good/README.md", b"/etc/passwd", stat.S_IFLNK | 0o777, "is a symbolic link"),
@@ -191,14 +191,14 @@ def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: A
     ],
     ids=["outside", "link", "pickle"],
 )
-def test_a_hostile_zip_is_refused_and_leaves_nothing(
-    page: ComparePage, app: App, tmp_path: Path, name: str, content: bytes, mode: int, sentence: str
+def test_hostile_zip_is_rejected_and_leaves_no_files(
+    page: ComparePage, app: App, tmp_path: Path, name: str, content: bytes, mode: int, message: str
 ) -> None:
     before = sorted(app.root.parent.rglob("*"))
-    folder = copy_of(SMALL, tmp_path / "good")
+    folder = copy_adapter(SMALL, tmp_path / "good")
     files = [each for each in files_of(folder) if not each[0].filename.endswith("README.md")]
     drop(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
-    assert sentence in page.text("#adapters-add-note .sentence")
+    assert message in page.text("#adapters-add-note .sentence")
     assert marks(page).count("failed") == 1
     assert marks(page)[0] == "passed"
     assert marks(page)[-1] == "waits"
@@ -207,10 +207,10 @@ def test_a_hostile_zip_is_refused_and_leaves_nothing(
     page.screenshot(f"adapters-refused-{name.rpartition('.')[2]}")
 
 
-def test_an_adapter_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hub_standin() as hub:
         use_hub(hub, monkeypatch, tmp_path / "client")
-        commit = hub.add("someone/Pulled", copy_of(SMALL, tmp_path / "pulled"))
+        commit = hub.add("someone/Pulled", copy_adapter(SMALL, tmp_path / "pulled"))
         unfold_add(page)
         page.write("#adapters-spec input", "someone/nothing")
         page.find("#adapters-pull").click()
@@ -225,7 +225,7 @@ def test_an_adapter_from_the_hub(page: ComparePage, app: App, tmp_path: Path, mo
     assert (app.root / "pulled" / "manifest.json").is_file()
 
 
-def test_a_download_is_the_packed_adapter(page: ComparePage, tmp_path: Path) -> None:
+def test_download_saves_the_packed_adapter(page: ComparePage, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     press(page, SMALL, "Download zip")
@@ -233,8 +233,8 @@ def test_a_download_is_the_packed_adapter(page: ComparePage, tmp_path: Path) -> 
     assert (folder / f"{SMALL}.zip").read_bytes() == pack(LIBRARY / SMALL, tmp_path / "own.zip").read_bytes()
 
 
-def test_deleting_asks_first(page: ComparePage, app: App) -> None:
-    copy_of(SMALL, app.root / "unwanted")
+def test_delete_asks_for_confirmation(page: ComparePage, app: App) -> None:
+    copy_adapter(SMALL, app.root / "unwanted")
     page.find("#adapters-again").click()
     until(lambda: "unwanted" in names(page))
     press(page, "unwanted", "Delete")
@@ -250,7 +250,7 @@ def test_deleting_asks_first(page: ComparePage, app: App) -> None:
     assert not (app.root / "unwanted").exists()
 
 
-def test_a_phone_has_no_sideways_scroll(driver: WebDriver, app: App) -> None:
+def test_phone_has_no_horizontal_scroll(driver: WebDriver, app: App) -> None:
     page = open_adapters(driver, app, "dark", 390)
     unfold_add(page)
     card(page, "prompt-mine").find_element(By.CSS_SELECTOR, "summary").click()
@@ -259,10 +259,10 @@ def test_a_phone_has_no_sideways_scroll(driver: WebDriver, app: App) -> None:
     page.screenshot("adapters-phone")
 
 
-def test_a_visitor_without_rights_sees_and_changes_nothing(driver: WebDriver, tmp_path: Path) -> None:
-    home = furnish(tmp_path / "home")
+def test_visitor_without_rights_cannot_change_adapters(driver: WebDriver, tmp_path: Path) -> None:
+    home = fill_home(tmp_path / "home")
     policy = AccessPolicy(training="owner", owners=frozenset({"ada"}))
-    with serving(home, lambda report: engine_of(home), policy) as app:
+    with serving(home, lambda report: make_engine(home), policy) as app:
         page = open_adapters(driver, app)
         assert "Only ada may train and change adapters here" in page.text("#adapters-may")
         assert not any(each.is_displayed() for each in page.all("#adapters-add"))
@@ -292,12 +292,12 @@ def send(url: str, asked: dict[str, object]) -> str:
         )
 
 
-def test_before_the_model_is_there_the_list_is(driver: WebDriver, tmp_path: Path) -> None:
+def test_list_while_the_model_is_loading(driver: WebDriver, tmp_path: Path) -> None:
     ready = threading.Event()
 
     def build(report: ProgressFn) -> LLMEngine:
         ready.wait(60)
-        return engine_of(tmp_path)
+        return make_engine(tmp_path)
 
     with serving(tmp_path, build) as app:
         page = open_adapters(driver, app)

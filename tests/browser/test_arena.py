@@ -15,14 +15,14 @@ from evaluate.arena.votes import VOTES_FILE, VoteStore
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
-from tests.ui.arena.arenas import EVIL
+from tests.ui.arena.runners import EVIL
 from ui.app import build_pages, launch
 from ui.context import Context
 
 pytestmark = pytest.mark.browser
 
 NAMES = ("zero-shot", "ICL", "icl-8", "RAG", "rag-8", "lora-quokka")
-SAYS = {
+ANSWERS = {
     "zero-shot": "def solve(values):\n    return sorted(values)", "icl-8": "sorted(values)",
     "rag-8": f"print({EVIL!r})", "lora-quokka": EVIL,
 }  # fmt: skip
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(home: Path) -> Iterator[str]:
-    engine = FakeEngine(SAYS, names=("lora-quokka",), delay=0.02)
+    engine = FakeEngine(ANSWERS, names=("lora-quokka",), delay=0.02)
     source = EngineLoader(lambda report: engine).start()
     pages = build_pages(source, context=Context(source, home=home))
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
@@ -105,14 +105,14 @@ def page(driver: WebDriver, url: str) -> Iterator[ArenaPage]:
     driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": added["identifier"]})
 
 
-def test_a_first_visit_is_told_what_to_do(page: ArenaPage) -> None:
+def test_first_visit_shows_the_introduction(page: ArenaPage) -> None:
     assert "Two methods of the same model answer one question" in page.text("#arena-board")
     assert "No votes yet" in page.text("#arena-ratings")
     assert not page.seen("#arena-votes button")
     page.screenshot("arena-empty")
 
 
-def test_no_name_reaches_the_browser_before_the_vote(page: ArenaPage) -> None:
+def test_browser_receives_no_name_before_the_vote(page: ArenaPage) -> None:
     page.driver.execute_script("window.heard = ''")
     page.duel()
     heard = page.driver.execute_script("return window.heard")
@@ -129,7 +129,7 @@ def test_no_name_reaches_the_browser_before_the_vote(page: ArenaPage) -> None:
     page.screenshot("arena-blind")
 
 
-def test_a_refresh_shows_the_same_duel(page: ArenaPage) -> None:
+def test_refresh_shows_the_same_match(page: ArenaPage) -> None:
     until(lambda: page.seen("#arena-left"), describe="the open duel did not come back")
     asked, code = page.asked(), page.text("#arena-board")
     page.look()
@@ -138,7 +138,7 @@ def test_a_refresh_shows_the_same_duel(page: ArenaPage) -> None:
     assert page.heads() == ["A", "B"]
 
 
-def test_tests_and_reference_are_there_on_request_and_noted(page: ArenaPage, home: Path) -> None:
+def test_tests_and_reference_are_shown_on_request(page: ArenaPage, home: Path) -> None:
     until(lambda: page.seen("#arena-left"))
     assert not page.all("#arena-board .about details")
     page.press("r")
@@ -168,14 +168,14 @@ def test_ten_votes_by_keyboard_make_a_rating(page: ArenaPage, home: Path) -> Non
     page.screenshot("arena-ratings")
 
 
-def test_after_a_refresh_the_vote_stands_and_counts_once(page: ArenaPage, home: Path) -> None:
+def test_vote_is_counted_once_after_a_refresh(page: ArenaPage, home: Path) -> None:
     until(lambda: page.seen("#arena-outcome p"))
     assert "You " in page.text("#arena-outcome")
     page.press("1")
     assert VoteStore(home / VOTES_FILE).count() == 10
 
 
-def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
+def test_keys_in_a_text_field_do_not_vote(page: ArenaPage, home: Path) -> None:
     field = page.find("#arena-question textarea")
     field.send_keys("sort n 1 2 3 4 r")
     assert field.get_property("value") == "sort n 1 2 3 4 r"
@@ -193,7 +193,7 @@ def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
     page.write("#arena-question textarea", "")
 
 
-def test_a_hostile_answer_is_text(page: ArenaPage) -> None:
+def test_html_in_answers_is_escaped(page: ArenaPage) -> None:
     def hostile() -> bool:
         return "<img src=x" in page.text("#arena-board .cards")
 
@@ -208,7 +208,7 @@ def test_a_hostile_answer_is_text(page: ArenaPage) -> None:
     assert page.driver.title == "Prompt or Tune · Arena"
 
 
-def test_another_person_has_a_duel_of_their_own(page: ArenaPage, home: Path) -> None:
+def test_another_visitor_gets_another_match(page: ArenaPage, home: Path) -> None:
     page.duel()
     mine = page.asked()
     page.driver.delete_all_cookies()
@@ -221,7 +221,7 @@ def test_another_person_has_a_duel_of_their_own(page: ArenaPage, home: Path) -> 
     assert {vote["person"] for vote in VoteStore(home / VOTES_FILE).export()} == {1, 2}
 
 
-def test_votes_are_saved(page: ArenaPage, tmp_path: Path, home: Path) -> None:
+def test_votes_are_downloaded(page: ArenaPage, tmp_path: Path, home: Path) -> None:
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     for kind in ("JSONL", "CSV"):
         button = f"//*[@id='arena-exports']//button[normalize-space()='Save votes as {kind}']"
@@ -234,7 +234,7 @@ def test_votes_are_saved(page: ArenaPage, tmp_path: Path, home: Path) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_votes_without_a_sideways_scroll(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_votes_without_horizontal_scroll(driver: WebDriver, url: str, theme: str) -> None:
     page = ArenaPage(driver, url).look(theme, 390, 844)
     page.duel()
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")

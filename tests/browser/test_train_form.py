@@ -87,7 +87,7 @@ def page(driver: WebDriver, place: tuple[str, Path]) -> TrainPage:
     return TrainPage(driver, place[0]).open()
 
 
-def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
+def test_file_with_errors_is_mapped_reported_restored_and_trained(
     page: TrainPage, place: tuple[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "my rows.csv"
@@ -131,7 +131,7 @@ def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
     assert page.complaints() == []
 
 
-def test_settings_are_checked_and_a_technique_brings_its_own(page: TrainPage) -> None:
+def test_settings_are_validated_and_follow_the_technique(page: TrainPage) -> None:
     page.find("#train-example").click()
     page.report("example-60.csv: 60 rows, 54 to learn, 6 held out")
     page.type("#train-learning-rate", "quick")
@@ -166,7 +166,7 @@ def test_settings_are_checked_and_a_technique_brings_its_own(page: TrainPage) ->
         ("program.exe", b"MZ", "of no known format"),
     ],
 )
-def test_what_cannot_be_learned_is_one_sentence(
+def test_invalid_file_shows_one_error(
     page: TrainPage, tmp_path: Path, name: str, content: bytes, sentence: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -175,7 +175,7 @@ def test_what_cannot_be_learned_is_one_sentence(
     assert len(page.all("#train-note p")) == 1
 
 
-def test_a_phone_and_the_dark_theme(page: TrainPage) -> None:
+def test_phone_in_dark_theme(page: TrainPage) -> None:
     page.open(theme="dark", width=390, height=844)
     page.find("#train-example").click()
     page.report("example-60.csv")

@@ -93,16 +93,16 @@ def shown_buttons(page: ComparePage) -> set[str]:
     return {button.text for button in page.all("#train-job-actions button") if button.is_displayed()}
 
 
-def test_before_the_first_job_two_lines_say_what_will_be_here(page: ComparePage) -> None:
+def test_page_without_jobs(page: ComparePage) -> None:
     opened(page)
     until(lambda: "No training yet" in page.text("#train-jobs"))
     assert not page.find("#train-jobs-room").is_displayed() if page.all("#train-jobs-room") else True
     page.screenshot("train-empty")
 
 
-def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-snippets", data_name="my-snippets.csv")
-    other = on_disk.begin(board, "lora-next")
+def test_curve_grows_and_is_the_same_after_refresh_and_in_another_window(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board, "lora-snippets", data_name="my-snippets.csv")
+    other = on_disk.submit(board, "lora-next")
     opened(page)
     until(lambda: page.all("#train-job-list li"))
     assert [item.text.split("\n")[:2] for item in page.all("#train-job-list li")] == [
@@ -111,11 +111,11 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     ]
     page.all("#train-job-list button")[1].click()
     until(lambda: "it is next" in line(page), 6)
-    on_disk.train(board, job.id, 30)
+    on_disk.write_training(board, job.id, 30)
     until(lambda: points(page, "training") == 30)
     assert points(page, "validation") == 2
     assert "Step\n30 of 120" in page.text("#train-job-head")
-    on_disk.train(board, job.id, 48, since=30)
+    on_disk.write_training(board, job.id, 48, since=30)
     until(lambda: points(page, "training") == 48)
     page.screenshot("train-live")
     assert f"job={job.id}" in page.driver.current_url
@@ -128,7 +128,7 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
         opened(page)
         # Nobody named a job: the one that runs.
         until(lambda: points(page, "training") == 48)
-        on_disk.stand(board, job.id, stage="scoring")
+        on_disk.set_state(board, job.id, stage="scoring")
         until(lambda: "Trained. Now it answers" in line(page))
         page.driver.close()
     finally:
@@ -140,9 +140,9 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     assert page.complaints() == []
 
 
-def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.train(board, job.id, 24)
+def test_curve_values_are_read_by_keyboard(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board)
+    on_disk.write_training(board, job.id, 24)
     opened(page, job)
     reader = until(lambda: page.find("#train-job-curve [role=slider]"))
     reader.send_keys(Keys.HOME)
@@ -154,9 +154,9 @@ def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: Job
     assert "at step 24 of 120" in drawn
 
 
-def test_cancel_resume_and_the_best_checkpoint_reach_the_board(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.train(board, job.id, 36)
+def test_cancel_resume_and_finish_buttons(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board)
+    on_disk.write_training(board, job.id, 36)
     opened(page, job)
     press(page, "train-job-cancel")
     until(lambda: "Stopping" in line(page))
@@ -168,13 +168,13 @@ def test_cancel_resume_and_the_best_checkpoint_reach_the_board(page: ComparePage
     press(page, "train-job-again")
     until(lambda: "it is next" in line(page))
     assert board.get_job(job.id).state == "queued"
-    on_disk.stand(board, job.id, state="stopped", ended=utc_timestamp())
+    on_disk.set_state(board, job.id, state="stopped", ended=utc_timestamp())
     press(page, "train-job-finish")
-    until(lambda: on_disk.standing(board, job.id).finish)
+    until(lambda: on_disk.read_state(board, job.id).finish)
 
 
-def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
+def test_failed_job_shows_its_error_and_can_be_retried(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board)
     sentence = "The base needs 3.1 GB of memory and 1.2 GB are free: close other programs."
     on_disk.fail(board, job.id, sentence)
     opened(page, job)
@@ -186,8 +186,8 @@ def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: Job
     until(lambda: not page.text("#train-job-failed"))
 
 
-def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
+def test_log_opens_and_follows(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board)
     on_disk.write_log(board, job.id, *(f"line {n}" for n in range(100)))
     opened(page, job)
     assert page.find("#train-job-log pre").get_property("textContent") == ""
@@ -199,8 +199,8 @@ def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobService) -
     assert page.driver.execute_script(at_end, page.find("#train-job-log pre"))
 
 
-def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-long")  # which the engine has
+def test_finished_job_shows_its_verdict_and_opens_in_compare(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board, "lora-long")  # which the engine has
     on_disk.complete(board, job.id)
     opened(page, job)
     until(lambda: "beats RAG-8 by 12.5 points" in page.text("#train-job-verdict"))
@@ -215,8 +215,8 @@ def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage
     until(lambda: "job=" not in page.driver.current_url)
 
 
-def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-broken")
+def test_unusable_adapter_shows_the_reason(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board, "lora-broken")
     on_disk.complete(board, job.id)
     opened(page, job)
     until(lambda: page.all(".model.ready"))
@@ -225,8 +225,8 @@ def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: 
     assert "tab=train" in page.driver.current_url
 
 
-def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-mine")
+def test_download_and_delete_with_confirmation(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board, "lora-mine")
     copied = Path(shutil.copytree(LIBRARY / "lora-starter", board.home / "copied"))
     on_disk.complete(board, job.id, copied)
     opened(page, job)
@@ -251,8 +251,8 @@ def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePag
     assert not (board.home / "adapters" / "lora-mine").exists()
 
 
-def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, data_name=f"{EVIL}.csv")
+def test_html_in_jobs_is_escaped(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board, data_name=f"{EVIL}.csv")
     on_disk.fail(board, job.id, EVIL)
     opened(page, job)
     page.find("#train-job-log summary").click()
@@ -263,8 +263,8 @@ def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board:
     assert page.driver.title == "Prompt or Tune · Train"
 
 
-def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "a" * 64, data_name="long" * 30 + ".csv")
+def test_phone_has_no_horizontal_scroll_in_both_themes(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board, "a" * 64, data_name="long" * 30 + ".csv")
     on_disk.complete(board, job.id)
     for theme in ("light", "dark"):
         opened(page, job, theme=theme, width=390)
@@ -274,16 +274,16 @@ def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, boa
         page.screenshot(f"train-done-phone-{theme}")
 
 
-def test_nobody_looks_nobody_asks(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.train(board, job.id, 5)
+def test_hidden_panel_does_not_poll(page: ComparePage, board: JobService) -> None:
+    job = on_disk.submit(board)
+    on_disk.write_training(board, job.id, 5)
     opened(page, job)
     page.driver.execute_script(COUNT_LOOKS)
     until(lambda: page.driver.execute_script("return window.looks") > 0)
     page.driver.execute_script("window.promptOrTuneGo('compare')")
     until(lambda: "tab=" not in page.driver.current_url and "job=" not in page.driver.current_url)
     page.driver.execute_script("window.looks = 0")
-    on_disk.train(board, job.id, 9, since=5)
+    on_disk.write_training(board, job.id, 9, since=5)
     page.driver.execute_async_script("setTimeout(arguments[0], 3500)")
     assert page.driver.execute_script("return window.looks") == 0
     page.driver.execute_script("window.promptOrTuneGo('train')")

@@ -99,7 +99,7 @@ def kept(page: ComparePage, field: str, text: str) -> bool:
     return page.find(css).get_property("value") == text
 
 
-def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: App, tmp_path: Path) -> None:
+def test_train_stop_resume_score_and_use(driver: WebDriver, app: App, tmp_path: Path) -> None:
     file = tmp_path / "adder.csv"
     file.write_text("intent,snippet\n" + "".join(f"{intent},{code}\n" for intent, code in ROWS), encoding="utf-8")
     page = ComparePage(driver, app.url)

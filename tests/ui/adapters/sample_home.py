@@ -48,7 +48,7 @@ EVIL = (
 )
 
 
-class FirstOnes:
+class FakeIndex:
     """Finds the first examples nearest, without embeddings."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
@@ -69,21 +69,21 @@ class Embedded(ScriptedBackend):
         return (self.worn[name] / "adapter_model.safetensors").stat().st_size
 
 
-def copy_of(source: str, folder: Path, **changes: Any) -> Path:
+def copy_adapter(source: str, folder: Path, **changes: Any) -> Path:
     """One of the library's adapters under another name and with another manifest."""
     shutil.copytree(LIBRARY / source, folder)
     replace(Manifest.read(folder), name=folder.name, **changes).write(folder)
     return folder
 
 
-def furnish(home: Path) -> Path:
+def fill_home(home: Path) -> Path:
     """A home with an adapter of every kind: sound, of another base, broken, hostile; and a whole model."""
     root = home / "adapters"
-    copy_of(SMALL, root / "prompt-mine", dataset="my.csv", created="2026-11-20", licence="CC0-1.0")
+    copy_adapter(SMALL, root / "prompt-mine", dataset="my.csv", created="2026-11-20", licence="CC0-1.0")
     write_adapter(root / "other-base")
     (root / "broken").mkdir()
     (root / "broken" / "adapter_config.json").write_text("{ this is no JSON")
-    evil = copy_of(
+    evil = copy_adapter(
         SMALL,
         root / "evil",
         dataset=EVIL,
@@ -98,18 +98,18 @@ def furnish(home: Path) -> Path:
     return home
 
 
-def engine_of(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
+def make_engine(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
     """The engine over the library and the home's own adapters, as serve.engine.build makes it."""
-    pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+    pools = ExamplePools(load=load_examples, index=lambda name, examples: FakeIndex(examples))
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)
     return LLMEngine(backend or Embedded(), store, pools)
 
 
 @contextmanager
-def context_of(home: Path, policy: AccessPolicy | None = None) -> Iterator[Context]:
+def ready_context(home: Path, policy: AccessPolicy | None = None) -> Iterator[Context]:
     """What the pages share, with the engine ready."""
-    engine = engine_of(home)
+    engine = make_engine(home)
     source = EngineLoader(lambda report: engine).start()
     source.engine()
     try:
@@ -118,6 +118,6 @@ def context_of(home: Path, policy: AccessPolicy | None = None) -> Iterator[Conte
         engine.close()
 
 
-def unstarted(home: Path, build: Callable[[Any], LLMEngine] | None = None) -> Context:
+def loading_context(home: Path, build: Callable[[Any], LLMEngine] | None = None) -> Context:
     """The same while the model is being loaded."""
-    return Context(EngineLoader(build or (lambda report: engine_of(home))), home=home)
+    return Context(EngineLoader(build or (lambda report: make_engine(home))), home=home)

@@ -1,4 +1,4 @@
-"""The Adapters page as a person uses it: a real engine and the real library, on a backend without a model."""
+"""Adapters page in Chromium: a real engine and the real library, on a scripted backend."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.browser
 
 @dataclass
 class App:
-    """The pages, and the folder that adapters are added to."""
+    """Address of the pages, and the folder in which adapters are installed."""
 
     url: str
     root: Path
@@ -51,8 +51,8 @@ def serving(home: Path, build: Callable[[ProgressFn], LLMEngine], policy: Access
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     home = fill_home(tmp_path_factory.mktemp("home"))
-    with serving(home, lambda report: make_engine(home)) as found:
-        yield found
+    with serving(home, lambda report: make_engine(home)) as served:
+        yield served
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def open_adapters(driver: WebDriver, app: App, theme: str = "light", width: int 
 
 
 def names(page: ComparePage) -> list[str]:
-    return [each.text for each in page.all(".adapter h2")]
+    return [item.text for item in page.all(".adapter h2")]
 
 
 def card(page: ComparePage, name: str) -> WebElement:
@@ -77,17 +77,17 @@ def card(page: ComparePage, name: str) -> WebElement:
 
 
 def press(page: ComparePage, name: str, label: str) -> None:
-    """A click on that button of that card, once nothing else is under way."""
+    """Click a button of a card as soon as it is enabled."""
     until(lambda: page.driver.execute_script("arguments[0].click(); return true", button(page, name, label)))
 
 
 def button(page: ComparePage, name: str, label: str) -> WebElement:
-    found = card(page, name).find_elements(By.CSS_SELECTOR, ".acts button:not(:disabled)")
-    return next(each for each in found if each.text.startswith(label))
+    buttons = card(page, name).find_elements(By.CSS_SELECTOR, ".acts button:not(:disabled)")
+    return next(button for button in buttons if button.text.startswith(label))
 
 
 def labels(page: ComparePage, name: str) -> list[str]:
-    return [each.text for each in card(page, name).find_elements(By.CSS_SELECTOR, ".acts button")]
+    return [item.text for item in card(page, name).find_elements(By.CSS_SELECTOR, ".acts button")]
 
 
 def unfold_add(page: ComparePage) -> None:
@@ -95,21 +95,21 @@ def unfold_add(page: ComparePage) -> None:
     until(lambda: page.find("#adapters-spec input").is_displayed())
 
 
-def drop(page: ComparePage, path: Path) -> None:
-    """Gives the zip to the drop zone; waits until the checks are over."""
+def upload_zip(page: ComparePage, path: Path) -> None:
+    """Upload a zip and wait until the checks are over."""
     unfold_add(page)
     until(lambda: page.all("#adapters-zip input[type=file]"))[0].send_keys(str(path))
-    until(lambda: over(page), 30, "the checks did not end")
+    until(lambda: checks_ended(page), 30, "the checks did not end")
 
 
-def over(page: ComparePage) -> bool:
-    """Whether the checks have come to their end, and the page says to which."""
+def checks_ended(page: ComparePage) -> bool:
+    """Return whether the checks have ended and their result is shown."""
     note = page.text("#adapters-add-note")
     return bool(page.all(".checks li")) and not page.all(".checks .going") and not note.startswith("Checking")
 
 
 def marks(page: ComparePage) -> list[str]:
-    return [str(each.get_attribute("class")) for each in page.all(".checks li")]
+    return [str(item.get_attribute("class")) for item in page.all(".checks li")]
 
 
 def test_list_of_adapters(page: ComparePage) -> None:
@@ -149,7 +149,7 @@ def test_html_in_cards_is_escaped(page: ComparePage) -> None:
     card(page, "lora-conala").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "A LoRA adapter that answers intents" in card(page, "lora-conala").text)
     tables = card(page, "lora-conala").find_elements(By.CSS_SELECTOR, ".told table")
-    captions = [each.find_element(By.CSS_SELECTOR, "caption").text for each in tables]
+    captions = [item.find_element(By.CSS_SELECTOR, "caption").text for item in tables]
     assert captions[1:] == [f"conala test, base {base}, beam, 10 candidates" for base in ("NF4", "not quantized")]
     assert "parses" in tables[1].text
     assert page.complaints() == []
@@ -165,7 +165,7 @@ def test_load_and_unload(page: ComparePage) -> None:
 
 
 def test_zip_is_checked_installed_and_used_in_compare(page: ComparePage, app: App, tmp_path: Path) -> None:
-    drop(page, pack(copy_adapter(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
+    upload_zip(page, pack(copy_adapter(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
     assert page.text("#adapters-add-note") == "'from-mail' is added: it is a method in Compare now."
     assert marks(page) == ["passed"] * 8
     until(lambda: names(page)[:1] == ["from-mail"])
@@ -178,7 +178,7 @@ def test_zip_is_checked_installed_and_used_in_compare(page: ComparePage, app: Ap
     page.intent("count 3")
     page.run()
     page.finish()
-    answered = {each["name"]: each["code"] for each in page.cards()}
+    answered = {item["name"]: item["code"] for item in page.cards()}
     assert answered["from-mail"].strip() == "1 2 3"
 
 
@@ -196,8 +196,8 @@ def test_hostile_zip_is_rejected_and_leaves_no_files(
 ) -> None:
     before = sorted(app.root.parent.rglob("*"))
     folder = copy_adapter(SMALL, tmp_path / "good")
-    files = [each for each in files_of(folder) if not each[0].filename.endswith("README.md")]
-    drop(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
+    files = [item for item in files_of(folder) if not item[0].filename.endswith("README.md")]
+    upload_zip(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
     assert message in page.text("#adapters-add-note .sentence")
     assert marks(page).count("failed") == 1
     assert marks(page)[0] == "passed"
@@ -265,7 +265,7 @@ def test_visitor_without_rights_cannot_change_adapters(driver: WebDriver, tmp_pa
     with serving(home, lambda report: make_engine(home), policy) as app:
         page = open_adapters(driver, app)
         assert "Only ada may train and change adapters here" in page.text("#adapters-may")
-        assert not any(each.is_displayed() for each in page.all("#adapters-add"))
+        assert not any(item.is_displayed() for item in page.all("#adapters-add"))
         assert labels(page, "prompt-mine") == ["Open in Compare", "Download zip"]
         assert not page.find(".models").is_displayed(), "where folders lie is the owner's business"
         refused = send(app.url, {"do": "delete", "name": "prompt-mine", "from": 0})
@@ -273,14 +273,14 @@ def test_visitor_without_rights_cannot_change_adapters(driver: WebDriver, tmp_pa
         assert (app.root / "prompt-mine").is_dir()
 
 
-def send(url: str, asked: dict[str, object]) -> str:
-    """The event of a card's button as a program sends it, without a page; everything that comes back."""
+def send(url: str, event: dict[str, object]) -> str:
+    """Send the event of a card's button without a page; return all messages of the answer."""
     config = httpx.get(f"{url}config").json()
-    listed = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "adapters-list")
-    act = next(each["id"] for each in config["dependencies"] if [listed, "select"] in each["targets"])
+    listed = next(item["id"] for item in config["components"] if item["props"].get("elem_id") == "adapters-list")
+    act = next(item["id"] for item in config["dependencies"] if [listed, "select"] in item["targets"])
     body = {
         "data": ["", "all", []],
-        "event_data": asked,
+        "event_data": event,
         "fn_index": act,
         "session_hash": "program",
         "trigger_id": listed,

@@ -380,7 +380,7 @@ class TrainFormHandlers:
         if denied or draft is None:
             return {form.start_note: _error_html(denied)}
         draft = replace(draft, technique=form_values.technique, settings=form_values.settings)
-        hub = form_values.location == "hub"
+        is_hub = form_values.location == "hub"
         try:
             with self._submit_lock:
                 self._check_job_limit(visitor)
@@ -390,8 +390,8 @@ class TrainFormHandlers:
                     owner=visitor.id,
                     data_name=draft.name,
                     data=self.drafts.path(visitor.id, draft) if draft.is_file else None,
-                    where="hub" if hub else "here",
-                    flavor=form_values.flavor if hub else "",
+                    where="hub" if is_hub else "here",
+                    flavor=form_values.flavor if is_hub else "",
                 )
         except PromptOrTuneError as error:
             return self.reporter.error_updates(error, form.start_note)

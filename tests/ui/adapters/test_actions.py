@@ -1,4 +1,4 @@
-"""What a person may do with adapters: over a real engine, real folders and the rights of the visitor."""
+"""Actions on adapters with a real engine and real folders, rights of visitors, search, and installation."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ def test_delete_rejects_names_outside_the_install_folder(actions: AdapterActions
     assert sorted(LIBRARY.rglob("*")) == before
 
 
-@pytest.mark.parametrize("do", ["load", "unload", "delete"])
+@pytest.mark.parametrize("action", ["load", "unload", "delete"])
 def test_actions_without_rights_are_rejected(
-    context: Context, actions: AdapterActions, catalog: AdapterCatalog, do: str
+    context: Context, actions: AdapterActions, catalog: AdapterCatalog, action: str
 ) -> None:
     with pytest.raises(PromptOrTuneError, match="Only ada may train and change adapters here"):
-        actions.handlers[do](STRANGER, "prompt-mine")
+        actions.handlers[action](STRANGER, "prompt-mine")
     assert (catalog.install_dir / "prompt-mine").is_dir()
     assert memory(context) == []
 
@@ -163,8 +163,8 @@ def test_list_is_paginated(tmp_path: Path) -> None:
         assert (len(first["cards"]), first["total"], first["head"]) == (PAGE_SIZE, 67, "67 adapters")
         last = adapter_list_value(context, catalog, OWNER, start=10**8)
         assert (last["from"], len(last["cards"])) == (48, 19)
-        found = adapter_list_value(context, catalog, OWNER, query="made-1", start=48)
-        assert (found["from"], found["head"]) == (0, "10 of 67 adapters")
+        value = adapter_list_value(context, catalog, OWNER, query="made-1", start=48)
+        assert (value["from"], value["head"]) == (0, "10 of 67 adapters")
     assert [page_start({"from": value}) for value in (24, -1, True, "24", None, 10**12)] == [24, 0, 0, 0, 0, 0]
 
 

@@ -1,4 +1,4 @@
-"""What a card says: numbers that can be trusted, or none."""
+"""Values of adapter cards and details, also of hostile manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An runner on a fake engine in a folder of its own."""
+"""MatchRunner on a fake engine, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def make_runner(home: Path, engine: FakeEngine | None = None) -> MatchRunner:
 def next_match(
     runner: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE, known: str = ""
 ) -> Iterator[MatchUpdate]:
-    """The steps of the next match."""
+    """Request the next match; yield its updates."""
     return runner.next_match(visitor, "session", MatchRequest(question, "starter", methods), known, Event())
 
 
 def answered_match(
     runner: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE
 ) -> Match:
-    """A match with both answers; any earlier one is known to the page."""
+    """Return a new answered match; the page shows the earlier one."""
     earlier = runner.matches.load(visitor.id)
     *_, last = next_match(runner, visitor, question, methods, earlier.id if earlier else "")
     assert last.match is not None

@@ -1,4 +1,4 @@
-"""The vote, what is kept of it, what is said of it; and that nothing tells a name before."""
+"""Votes and their outcome, and the view of a match before and after the vote."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_view_before_the_vote_is_anonymous(runner: MatchRunner) -> None:
 
 
 def test_waiting_cards_are_equal(runner: MatchRunner) -> None:
-    drawn = next(step.match for step in next_match(runner) if step.match)
-    left, right = match_view(drawn)["cards"]
+    sampled = next(step.match for step in next_match(runner) if step.match)
+    left, right = match_view(sampled)["cards"]
     assert {name for name in left if left[name] != right[name]} == {"label", "head"}  # type: ignore[literal-required]
 
 
@@ -85,12 +85,12 @@ def test_outcome_shows_other_votes_and_rating_changes(runner: MatchRunner) -> No
         other = answered_match(runner, BERT, methods=PAIR)
         record_vote(runner.votes, BERT.id, other, "left" if other.methods[0] == "zero-shot" else "right")
     match = answered_match(runner, methods=PAIR)
-    said = record_vote(runner.votes, ANNA.id, match, "left" if match.methods[0] == "lora-quokka" else "right").said
-    assert "Others on this pair, over all questions (11 votes)" in said
-    assert "zero-shot 11" in said
-    assert "Ratings now: " in said
-    assert "zero-shot 1" in said.split("Ratings now: ")[1]
-    assert "(-" in said.split("zero-shot 1")[-1]
+    outcome = record_vote(runner.votes, ANNA.id, match, "left" if match.methods[0] == "lora-quokka" else "right").said
+    assert "Others on this pair, over all questions (11 votes)" in outcome
+    assert "zero-shot 11" in outcome
+    assert "Ratings now: " in outcome
+    assert "zero-shot 1" in outcome.split("Ratings now: ")[1]
+    assert "(-" in outcome.split("zero-shot 1")[-1]
 
 
 def test_second_vote_on_a_question_is_rejected(runner: MatchRunner) -> None:
@@ -107,18 +107,18 @@ def test_second_vote_on_a_question_is_rejected(runner: MatchRunner) -> None:
 
 
 def test_voted_problem_is_not_sampled_again_for_the_pair(runner: MatchRunner) -> None:
-    seen = set()
+    problem_ids = set()
     for _ in range(25):
         match = answered_match(runner, methods=PAIR)
-        assert match.problem.id not in seen
-        seen.add(match.problem.id)
+        assert match.problem.id not in problem_ids
+        problem_ids.add(match.problem.id)
         record_vote(runner.votes, ANNA.id, match, "tie")
 
 
 def test_texts_are_escaped(runner: MatchRunner) -> None:
     match = answered_match(runner, question=EVIL, methods=("lora-evil", "zero-shot"))
-    for shown in (match, record_vote(runner.votes, ANNA.id, match, "tie")):
-        view = match_view(shown)
+    for shown_match in (match, record_vote(runner.votes, ANNA.id, match, "tie")):
+        view = match_view(shown_match)
         html = view["head"] + "".join(card["head"] + card["code"] + card["folds"] for card in view["cards"])
         assert "<img" not in html
         assert "&lt;img" in html

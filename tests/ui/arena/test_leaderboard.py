@@ -1,4 +1,4 @@
-"""The ratings on the page: figures in words too, everything escaped, and the choice of a base."""
+"""Leaderboard: HTML of the ratings, escaping, and the choice of base and data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the draw to two answers: shown together, replaced where one fails, and found again by the same visitor."""
+"""Matches: sampling, answering, resuming, locks between windows, and storage."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_both_answers_are_shown_together(runner: MatchRunner) -> None:
 
 
 def test_status_contains_no_name(runner: MatchRunner) -> None:
-    said = {step.status for _ in range(10) for step in next_match(runner, known=_known(runner))}
-    assert len(said) > 1
-    assert not [line for line in said if any(name in line for name in THREE)]
+    statuses = {step.status for _ in range(10) for step in next_match(runner, known=_known(runner))}
+    assert len(statuses) > 1
+    assert not [line for line in statuses if any(name in line for name in THREE)]
 
 
 def test_failing_method_is_excluded_from_the_next_sample(runner: MatchRunner) -> None:
@@ -93,21 +93,21 @@ def test_another_window_gets_the_open_match(runner: MatchRunner) -> None:
 
 
 def test_unanswered_match_is_answered_on_resume(runner: MatchRunner) -> None:
-    """The page was closed in between: the names of the draw stay what they were."""
+    """The page was closed in between; the match keeps its methods."""
     steps = next_match(runner)
-    drawn = next(step.match for step in steps if step.match)
+    sampled = next(step.match for step in steps if step.match)
     steps.close()  # type: ignore[attr-defined]
     *_, last = runner.resume_match(ANNA, "session", Event())
     assert last.match is not None
-    assert (last.match.id, last.match.methods) == (drawn.id, drawn.methods)
+    assert (last.match.id, last.match.methods) == (sampled.id, sampled.methods)
     assert last.match.records
 
 
 def test_open_match_of_another_base_is_deleted(runner: MatchRunner) -> None:
     steps = next_match(runner)
-    drawn = next(step.match for step in steps if step.match)
+    sampled = next(step.match for step in steps if step.match)
     steps.close()  # type: ignore[attr-defined]
-    runner.matches.save(ANNA.id, replace(drawn, base=replace(drawn.base, id="org/other")))
+    runner.matches.save(ANNA.id, replace(sampled, base=replace(sampled.base, id="org/other")))
     assert list(runner.resume_match(ANNA, "session", Event())) == []
     assert runner.matches.load(ANNA.id) is None
 
@@ -115,12 +115,12 @@ def test_open_match_of_another_base_is_deleted(runner: MatchRunner) -> None:
 def test_cancelled_match_has_no_answers(tmp_path: Path) -> None:
     runner = make_runner(tmp_path, FakeEngine(dict.fromkeys(THREE, "word " * 500), delay=0.01, names=("lora-quokka",)))
     cancel = Event()
-    seen = []
+    updates = []
     for step in runner.next_match(ANNA, "session", MatchRequest("", "starter", THREE), "", cancel):
-        seen.append(step)
+        updates.append(step)
         if step.status.startswith("Both are answering"):
             Thread(target=cancel.set).start()
-    assert not [step for step in seen if step.match and step.match.records]
+    assert not [step for step in updates if step.match and step.match.records]
 
 
 def test_second_window_waits_for_the_first(runner: MatchRunner) -> None:

@@ -51,10 +51,10 @@ def test_new_upload_replaces_the_earlier_one(tmp_path: Path) -> None:
 
 def test_too_large_file_does_not_replace_the_draft(tmp_path: Path) -> None:
     drafts = DraftStore(tmp_path / "home")
-    kept = drafts.save_upload(VISITOR, upload(tmp_path), 0)
+    draft = drafts.save_upload(VISITOR, upload(tmp_path), 0)
     with pytest.raises(PromptOrTuneError, match=r"'big.csv' has .* MB is the limit here"):
         drafts.save_upload(VISITOR, upload(tmp_path, "big.csv", "x" * 2000), 1000)
-    assert drafts.get(VISITOR) == kept
+    assert drafts.get(VISITOR) == draft
 
 
 @pytest.mark.parametrize("state", ["", "{", "[1]", '{"name": 1, "what": 2}', '{"digest": "x"}'])

@@ -65,14 +65,14 @@ def upload_rows(
     """Upload rows; return the updates until their preview starts."""
     path = folder / name
     path.write_text(text, encoding="utf-8")
-    found = []
+    updates_seen = []
     for updates in handlers.upload(request(cookie), str(path), *form_fields()):
-        found.append(updates)
+        updates_seen.append(updates)
         if handlers.form.draft_key in updates and isinstance(updates[handlers.form.draft_key], str):
             break
         if handlers.form.note in updates:
             break
-    return found
+    return updates_seen
 
 
 def test_start_submits_rows_owner_and_settings(handlers: TrainFormHandlers, tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_job_limit_is_per_visitor(tmp_path: Path) -> None:
     refused = handlers.start(request(), *form_fields(adapter_name="two"))
     assert "You have 1 job under way, and 1 is the limit" in refused[handlers.form.start_note]
     handlers.start(request(BOB), *form_fields(adapter_name="bobs"))
-    job = next(each for each in handlers.job_service.list_jobs() if each.adapter == "one")
+    job = next(job for job in handlers.job_service.list_jobs() if job.adapter == "one")
     set_state(handlers.job_service, job.id, state="done")
     handlers.start(request(), *form_fields(adapter_name="two"))
-    assert {each.adapter for each in handlers.job_service.list_jobs()} == {"one", "two", "bobs"}
+    assert {job.adapter for job in handlers.job_service.list_jobs()} == {"one", "two", "bobs"}
 
 
 def test_start_without_rights_is_rejected(tmp_path: Path) -> None:

@@ -156,10 +156,10 @@ def test_verdict_with_and_without_scores() -> None:
 
 
 def test_panel_without_jobs(service: WorkerlessJobService) -> None:
-    found = poll(make_actions(service))
-    assert jobs_view.NO_JOBS_TITLE in found.changed["empty"]
-    assert found.job == ""
-    assert found.poll_state["every"] == IDLE_SECONDS
+    update = poll(make_actions(service))
+    assert jobs_view.NO_JOBS_TITLE in update.changed["empty"]
+    assert update.job == ""
+    assert update.poll_state["every"] == IDLE_SECONDS
 
 
 def test_poll_returns_only_changed_parts(service: WorkerlessJobService) -> None:
@@ -224,9 +224,9 @@ def test_buttons_depend_on_state_and_rights(state: Any, artifacts: JobArtifacts,
 def test_panel_without_rights_shows_no_jobs(service: WorkerlessJobService) -> None:
     job = on_disk.submit(service)
     actions = make_actions(service, AccessPolicy("owner", frozenset({"ada"})))
-    found = poll(actions, job.id)
-    assert set(found.changed) == {"note", "empty"}
-    assert "lora-mine" not in str(found)
+    update = poll(actions, job.id)
+    assert set(update.changed) == {"note", "empty"}
+    assert "lora-mine" not in str(update)
     for act in (actions.cancel, actions.resume, actions.finish, actions.pack_zip):
         with pytest.raises(PromptOrTuneError, match="Only ada may train"):
             act(request(), job.id)

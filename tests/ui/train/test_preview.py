@@ -26,7 +26,7 @@ SETTINGS = {"adapter_name": "mine", "technique": "qlora-4bit"}
 
 
 def rows(path: Path, text: str = GOOD, **more: Any) -> dict[str, Any]:
-    """A request about the file's rows alone, without a base."""
+    """Write the file; return the values of a request without a base."""
     path.write_text(text, encoding="utf-8")
     return {**SETTINGS, "dataset_name": str(path), "model_name_or_path": "", **more}
 
@@ -45,10 +45,10 @@ def client(home: Path) -> Iterator[PreviewClient]:
 def test_rows_without_a_base_give_table_and_facts(tmp_path: Path) -> None:
     table, facts = events(rows(tmp_path / "a.csv", WITH_ERRORS))
     assert table == {"table": {"columns": ["intent", "code"], "recognised": ["intent", "code"], "chosen": [None, None]}}
-    found = facts["facts"]
-    assert (found["rows"], found["usable"], found["mapping"]) == (33, 30, "intent -> code")
-    assert found["row_errors"]["count"] == 3
-    assert [each.split(":")[0] for each in found["row_errors"]["examples"]] == ["line 32", "line 33", "line 34"]
+    values = facts["facts"]
+    assert (values["rows"], values["usable"], values["mapping"]) == (33, 30, "intent -> code")
+    assert values["row_errors"]["count"] == 3
+    assert [message.split(":")[0] for message in values["row_errors"]["examples"]] == ["line 32", "line 33", "line 34"]
 
 
 def test_unknown_columns_are_asked_for_and_can_be_mapped(tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_preview_with_a_base_has_preflight_and_estimate(tmp_path: Path, client: 
     events_seen = list(client.preview(client.new_request("a"), values))
     kinds = [next(iter(event)) for event in events_seen if "progress" not in event]
     assert kinds == ["table", "facts", "preflight"]
-    found = events_seen[-1]["preflight"]
-    assert found["rows"] == {"read": 33, "left out": 3, "train": 27, "validation": 3}
-    assert len(found["examples"]) == 3
-    assert all(any(learned for _, learned in example["spans"]) for example in found["examples"])
-    assert "".join(text for text, learned in found["examples"][0]["spans"] if learned).endswith("<|im_end|>")
-    estimate = found["estimate"]
+    preflight = events_seen[-1]["preflight"]
+    assert preflight["rows"] == {"read": 33, "left out": 3, "train": 27, "validation": 3}
+    assert len(preflight["examples"]) == 3
+    assert all(any(learned for _, learned in example["spans"]) for example in preflight["examples"])
+    assert "".join(text for text, learned in preflight["examples"][0]["spans"] if learned).endswith("<|im_end|>")
+    estimate = preflight["estimate"]
     assert estimate["memory_bytes"] > 1e8
     assert estimate["seconds"] > 0
     assert estimate["free_bytes"] is None or estimate["free_bytes"] > 0

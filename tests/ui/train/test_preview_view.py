@@ -61,13 +61,13 @@ def test_report_counts_and_folds() -> None:
 
 def test_texts_are_escaped() -> None:
     errors = issue(f"line 2: column '{EVIL}' is empty.")
-    shown = {**PREFLIGHT, "row_errors": errors, "mapping": EVIL, "source": EVIL, "changes": {EVIL: 1}}
+    preflight = {**PREFLIGHT, "row_errors": errors, "mapping": EVIL, "source": EVIL, "changes": {EVIL: 1}}
     facts = {"rows": 1, "usable": 0, "row_errors": errors}
     draft = Draft(EVIL, "d")
     for html in (
-        preview_view.report_html(draft, None, shown),
+        preview_view.report_html(draft, None, preflight),
         preview_view.facts_html(draft, facts),
-        preview_view.examples_html(shown),
+        preview_view.examples_html(preflight),
         preview_view.title_html(draft),
         preview_view.error_html(EVIL),
         preview_view.progress_html(EVIL),

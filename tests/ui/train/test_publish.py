@@ -58,14 +58,14 @@ def service(tmp_path: Path) -> WorkerlessJobService:
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[PublishRequest]:
     """The publish requests; the command behind them ends at once with success."""
-    found: list[PublishRequest] = []
+    requests_seen: list[PublishRequest] = []
 
     def command(request: PublishRequest) -> list[str]:
-        found.append(request)
+        requests_seen.append(request)
         return ["echo", f"Published as https://huggingface.co/{request.repo_id}/tree/{'a' * 40}."]
 
     monkeypatch.setattr(PublishRequest, "command", command)
-    return found
+    return requests_seen
 
 
 def context_of(service: WorkerlessJobService, policy: AccessPolicy | None = None) -> Context:
@@ -73,7 +73,7 @@ def context_of(service: WorkerlessJobService, policy: AccessPolicy | None = None
 
 
 def finished(service: WorkerlessJobService, owner: str = "ada") -> Job:
-    """A job that is done, with an adapter."""
+    """Return a finished job with an adapter."""
     job = on_disk.submit(service, owner=owner)
     adapter = service.home / "one"
     shutil.copytree(LIBRARY / "lora-starter", adapter)
@@ -104,7 +104,7 @@ def test_publish_uses_the_adapter_name_and_private_repository(
 
 
 @pytest.mark.parametrize(
-    ("visitor", "policy", "token", "sentence"),
+    ("visitor", "policy", "token", "message"),
     [
         (BOB, None, TOKEN, "another person's"),
         (ADA, AccessPolicy(training="nobody"), TOKEN, "Training is switched off here"),
@@ -114,11 +114,11 @@ def test_publish_uses_the_adapter_name_and_private_repository(
 )
 def test_publish_without_rights_is_rejected(
     hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest], monkeypatch: pytest.MonkeyPatch,
-    visitor: Visitor, policy: AccessPolicy | None, token: str | None, sentence: str,
+    visitor: Visitor, policy: AccessPolicy | None, token: str | None, message: str,
 ) -> None:  # fmt: skip
     log_in(monkeypatch)  # the login of the machine is its owner's
     job = finished(service)
-    with pytest.raises(PromptOrTuneError, match=sentence):
+    with pytest.raises(PromptOrTuneError, match=message):
         Publisher(context_of(service, policy)).start(visitor, job.id, "lora-mine", True, token)
     assert not requests
 
@@ -156,8 +156,8 @@ def test_publish_without_an_adapter_is_rejected(
 
 
 def test_status_is_escaped() -> None:
-    shown = status_html(PublishProgress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
-    assert "<img" not in shown
+    html = status_html(PublishProgress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
+    assert "<img" not in html
     assert status_html(PublishProgress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
 
 
@@ -188,7 +188,7 @@ def test_login_token_has_priority() -> None:
 
 
 class Page:
-    """The form on a page of its own, as a Space serves it, and a browser that keeps its cookies."""
+    """The form on a page of its own, as a Space serves it, with a client that stores cookies."""
 
     def __init__(self, context: Context, id: str) -> None:
         with gr.Blocks() as self.blocks:
@@ -197,22 +197,22 @@ class Page:
         self._cookies: dict[str, str] = {}
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One request to the page. Its cookies are for HTTPS alone, which stands in front of a Space."""
+        """Send a request with the cookies, which are meant for the HTTPS proxy in front of a Space."""
         cookies = "; ".join(f"{name}={value}" for name, value in self._cookies.items())
         answer = httpx.request(method, self.address + path, headers={"Cookie": cookies}, timeout=20, **options)
         for line in answer.headers.get_list("set-cookie"):
-            self._cookies |= {name: each.value for name, each in SimpleCookie(line).items()}
+            self._cookies |= {name: cookie.value for name, cookie in SimpleCookie(line).items()}
         return answer
 
     def log_in(self) -> None:
-        """Through Gradio's routes and the provider's, as a browser goes."""
+        """Log in through Gradio's and the provider's routes, as a browser does."""
         there = self.ask("GET", "login/huggingface").headers["location"]
         back = urlsplit(httpx.get(there).headers["location"])
         assert back.netloc == SPACE["SPACE_HOST"]
         assert self.ask("GET", f"{back.path[1:]}?{back.query}").is_redirect
 
     def click(self, name: str, *values: Any) -> list[Any]:
-        """What the event behind the button answers. The chosen job is the server's to know."""
+        """Send the event of a button and return its outputs. The selected job is state of the server."""
         (index,) = [number for number, event in self.blocks.fns.items() if event.fn and event.fn.__name__ == name]
         body = {"data": [None, *values], "fn_index": index, "session_hash": "one"}
         assert self.ask("POST", "gradio_api/queue/join", json=body).status_code == 200
@@ -226,7 +226,7 @@ class Page:
 
 @contextmanager
 def opened(context: Context, id: str) -> Iterator[Page]:
-    """The page for the length of the block."""
+    """Serve the page during the block."""
     page = Page(context, id)
     try:
         yield page

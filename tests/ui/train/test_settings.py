@@ -52,17 +52,17 @@ def test_default_values_equal_the_trained_settings(technique: str, preset: str) 
     draft = Draft("starter", technique=technique, settings={"adapter_name": "mine", "preset": preset})
     trained = resolve_settings(train_config_fields(draft, SERVING), SERVING, None)
     for name, text in default_values(technique, preset).items():
-        setting = next(each for each in ALL_SETTINGS if each.name == name)
+        setting = next(setting for setting in ALL_SETTINGS if setting.name == name)
         if name not in ("adapter_name", "preset") and text != "":
             assert trained[name] == make_config(adapter_name="a", dataset_name="b", **{name: text}).__dict__[name], name
         assert setting.help.endswith(".")
 
 
 def test_empty_fields_are_omitted() -> None:
-    values: list[Any] = [False if each.is_flag else "" for each in ALL_SETTINGS]
+    values: list[Any] = [False if setting.is_flag else "" for setting in ALL_SETTINGS]
     values[0], values[1] = " mine ", "3"
-    values[[each.name for each in ALL_SETTINGS].index("use_dora")] = True
-    values[[each.name for each in ALL_SETTINGS].index("optim")] = "as usual"
+    values[[setting.name for setting in ALL_SETTINGS].index("use_dora")] = True
+    values[[setting.name for setting in ALL_SETTINGS].index("optim")] = "as usual"
     assert parse_settings(values) == {"adapter_name": "mine", "num_train_epochs": "3", "use_dora": True}
 
 
@@ -90,8 +90,8 @@ def test_setting_error_is_shown_at_its_field(values: dict[str, str], name: str, 
     located, shown = locate_error(str(error.value))
     assert located == name
     assert shown.startswith(message)
-    marked = dict(zip((each.name for each in ALL_SETTINGS), error_updates(located, shown), strict=True))
-    assert [each for each, update in marked.items() if update["elem_classes"] == ["wrong"]] == [name]
+    marked = dict(zip((setting.name for setting in ALL_SETTINGS), error_updates(located, shown), strict=True))
+    assert [other for other, update in marked.items() if update["elem_classes"] == ["wrong"]] == [name]
     assert marked[name]["info"] == shown
     assert marked["seed"]["info"] == "The same seed and rows give the same adapter."
 

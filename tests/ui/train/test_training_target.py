@@ -75,10 +75,10 @@ def test_hub_without_a_login_is_denied(hub: Hub) -> None:
 def test_prices_are_requested_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
     prices = HardwarePrices()
-    assert all(each.price_per_hour is None for each in prices.cached())
-    found = {each.name: each for each in prices.get()}
-    assert found["a10g-small"].label == "Nvidia A10G - small · 24 GB GPU · $1.00 an hour"
-    assert found["cpu-basic"].label == "CPU Basic · 16 GB, no GPU · $0.01 an hour"
+    assert all(option.price_per_hour is None for option in prices.cached())
+    options = {option.name: option for option in prices.get()}
+    assert options["a10g-small"].label == "Nvidia A10G - small · 24 GB GPU · $1.00 an hour"
+    assert options["cpu-basic"].label == "CPU Basic · 16 GB, no GPU · $0.01 an hour"
     assert prices.cached() == prices.get()
     assert [path for path in hub.requests if "hardware" in path] == ["GET /api/jobs/hardware"]
     assert "$1.00 an hour" in hardware_html("a10g-small", prices.cached())

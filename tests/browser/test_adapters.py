@@ -1,4 +1,4 @@
-"""The Adapters page as a person uses it: a real engine and the real library, on a backend without a model."""
+"""Adapters page in Chromium: a real engine and the real library, on a scripted backend."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.adapters.zipped import entry, files_of, make_zip
 from tests.browser.page import ComparePage, until
 from tests.hub.client import use_hub
 from tests.hub_standin import hub_standin
-from tests.ui.adapters.rig import SMALL, copy_of, engine_of, furnish
+from tests.ui.adapters.sample_home import SMALL, copy_adapter, fill_home, make_engine
 from ui.app import build_pages, launch
 from ui.context import Context
 from ui.visitors import AccessPolicy, VisitorRegistry
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.browser
 
 @dataclass
 class App:
-    """The pages, and the folder that adapters are added to."""
+    """Address of the pages, and the folder in which adapters are installed."""
 
     url: str
     root: Path
@@ -50,9 +50,9 @@ def serving(home: Path, build: Callable[[ProgressFn], LLMEngine], policy: Access
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    home = furnish(tmp_path_factory.mktemp("home"))
-    with serving(home, lambda report: engine_of(home)) as found:
-        yield found
+    home = fill_home(tmp_path_factory.mktemp("home"))
+    with serving(home, lambda report: make_engine(home)) as served:
+        yield served
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def open_adapters(driver: WebDriver, app: App, theme: str = "light", width: int 
 
 
 def names(page: ComparePage) -> list[str]:
-    return [each.text for each in page.all(".adapter h2")]
+    return [item.text for item in page.all(".adapter h2")]
 
 
 def card(page: ComparePage, name: str) -> WebElement:
@@ -77,17 +77,17 @@ def card(page: ComparePage, name: str) -> WebElement:
 
 
 def press(page: ComparePage, name: str, label: str) -> None:
-    """A click on that button of that card, once nothing else is under way."""
+    """Click a button of a card as soon as it is enabled."""
     until(lambda: page.driver.execute_script("arguments[0].click(); return true", button(page, name, label)))
 
 
 def button(page: ComparePage, name: str, label: str) -> WebElement:
-    found = card(page, name).find_elements(By.CSS_SELECTOR, ".acts button:not(:disabled)")
-    return next(each for each in found if each.text.startswith(label))
+    buttons = card(page, name).find_elements(By.CSS_SELECTOR, ".acts button:not(:disabled)")
+    return next(button for button in buttons if button.text.startswith(label))
 
 
 def labels(page: ComparePage, name: str) -> list[str]:
-    return [each.text for each in card(page, name).find_elements(By.CSS_SELECTOR, ".acts button")]
+    return [item.text for item in card(page, name).find_elements(By.CSS_SELECTOR, ".acts button")]
 
 
 def unfold_add(page: ComparePage) -> None:
@@ -95,25 +95,25 @@ def unfold_add(page: ComparePage) -> None:
     until(lambda: page.find("#adapters-spec input").is_displayed())
 
 
-def drop(page: ComparePage, path: Path) -> None:
-    """Gives the zip to the drop zone; waits until the checks are over."""
+def upload_zip(page: ComparePage, path: Path) -> None:
+    """Upload a zip and wait until the checks are over."""
     unfold_add(page)
     until(lambda: page.all("#adapters-zip input[type=file]"))[0].send_keys(str(path))
-    until(lambda: over(page), 30, "the checks did not end")
+    until(lambda: checks_ended(page), 30, "the checks did not end")
 
 
-def over(page: ComparePage) -> bool:
-    """Whether the checks have come to their end, and the page says to which."""
-    said = page.text("#adapters-add-note")
-    return bool(page.all(".checks li")) and not page.all(".checks .going") and not said.startswith("Checking")
+def checks_ended(page: ComparePage) -> bool:
+    """Return whether the checks have ended and their result is shown."""
+    note = page.text("#adapters-add-note")
+    return bool(page.all(".checks li")) and not page.all(".checks .going") and not note.startswith("Checking")
 
 
 def marks(page: ComparePage) -> list[str]:
-    return [str(each.get_attribute("class")) for each in page.all(".checks li")]
+    return [str(item.get_attribute("class")) for item in page.all(".checks li")]
 
 
-def test_the_address_opens_all_there_is_to_know(page: ComparePage) -> None:
-    assert page.driver.title == "Prompt or Tune · Adapters"
+def test_list_of_adapters(page: ComparePage) -> None:
+    until(lambda: page.driver.title == "Prompt or Tune · Adapters")
     assert page.text("#adapters-list .found") == "11 adapters"
     text = card(page, "lora-conala").text
     for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.7 MB", "cc-by-sa-4.0", "0.041"):
@@ -129,19 +129,19 @@ def test_the_address_opens_all_there_is_to_know(page: ComparePage) -> None:
     page.screenshot("adapters-list")
 
 
-def test_words_and_kinds_find(page: ComparePage) -> None:
+def test_search_and_filter(page: ComparePage) -> None:
     page.write("#adapters-words input", "qlora conala")
     until(lambda: names(page) == ["qlora-4bit-conala"])
     assert page.text("#adapters-list .found") == "1 of 11 adapters"
     page.write("#adapters-words input", "nothing like it")
     until(lambda: names(page) == [])
-    assert page.text("#adapters-list .found").startswith("None of 11 adapters is like that")
+    assert page.text("#adapters-list .found").startswith("None of 11 adapters matches")
     page.write("#adapters-words input", "")
     page.choose("#adapters-show", "Not usable here")
     until(lambda: sorted(names(page)) == ["broken", "other-base"])
 
 
-def test_a_hostile_card_is_text(page: ComparePage) -> None:
+def test_html_in_cards_is_escaped(page: ComparePage) -> None:
     card(page, "evil").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "onerror" in card(page, "evil").find_element(By.CSS_SELECTOR, "pre.text").text)
     assert page.all("#adapters-list img, #adapters-list script") == []
@@ -149,14 +149,14 @@ def test_a_hostile_card_is_text(page: ComparePage) -> None:
     card(page, "lora-conala").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "A LoRA adapter that answers intents" in card(page, "lora-conala").text)
     tables = card(page, "lora-conala").find_elements(By.CSS_SELECTOR, ".told table")
-    captions = [each.find_element(By.CSS_SELECTOR, "caption").text for each in tables]
+    captions = [item.find_element(By.CSS_SELECTOR, "caption").text for item in tables]
     assert captions[1:] == [f"conala test, base {base}, beam, 10 candidates" for base in ("NF4", "not quantized")]
     assert "parses" in tables[1].text
     assert page.complaints() == []
     page.screenshot("adapters-unfolded")
 
 
-def test_into_memory_and_out_of_it(page: ComparePage) -> None:
+def test_load_and_unload(page: ComparePage) -> None:
     press(page, "ia3-conala", "Load")
     until(lambda: "In memory, 387 kB" in card(page, "ia3-conala").text)
     assert page.text("#adapters-note") == "'ia3-conala' is in memory."
@@ -164,8 +164,8 @@ def test_into_memory_and_out_of_it(page: ComparePage) -> None:
     until(lambda: "Not in memory" in card(page, "ia3-conala").text)
 
 
-def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: App, tmp_path: Path) -> None:
-    drop(page, pack(copy_of(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
+def test_zip_is_checked_installed_and_used_in_compare(page: ComparePage, app: App, tmp_path: Path) -> None:
+    upload_zip(page, pack(copy_adapter(SMALL, tmp_path / "from-mail"), tmp_path / "mail.zip"))
     assert page.text("#adapters-add-note") == "'from-mail' is added: it is a method in Compare now."
     assert marks(page) == ["passed"] * 8
     until(lambda: names(page)[:1] == ["from-mail"])
@@ -178,12 +178,12 @@ def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: A
     page.intent("count 3")
     page.run()
     page.finish()
-    answered = {each["name"]: each["code"] for each in page.cards()}
+    answered = {item["name"]: item["code"] for item in page.cards()}
     assert answered["from-mail"].strip() == "1 2 3"
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "mode", "sentence"),
+    ("name", "content", "mode", "message"),
     [
         ("../../evil.txt", b"owned", stat.S_IFREG | 0o644, "which would lie outside its folder"),
         ("good/README.md", b"/etc/passwd", stat.S_IFLNK | 0o777, "is a symbolic link"),
@@ -191,14 +191,14 @@ def test_a_zip_is_checked_added_and_answers_in_compare(page: ComparePage, app: A
     ],
     ids=["outside", "link", "pickle"],
 )
-def test_a_hostile_zip_is_refused_and_leaves_nothing(
-    page: ComparePage, app: App, tmp_path: Path, name: str, content: bytes, mode: int, sentence: str
+def test_hostile_zip_is_rejected_and_leaves_no_files(
+    page: ComparePage, app: App, tmp_path: Path, name: str, content: bytes, mode: int, message: str
 ) -> None:
     before = sorted(app.root.parent.rglob("*"))
-    folder = copy_of(SMALL, tmp_path / "good")
-    files = [each for each in files_of(folder) if not each[0].filename.endswith("README.md")]
-    drop(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
-    assert sentence in page.text("#adapters-add-note .sentence")
+    folder = copy_adapter(SMALL, tmp_path / "good")
+    files = [item for item in files_of(folder) if not item[0].filename.endswith("README.md")]
+    upload_zip(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
+    assert message in page.text("#adapters-add-note .sentence")
     assert marks(page).count("failed") == 1
     assert marks(page)[0] == "passed"
     assert marks(page)[-1] == "waits"
@@ -207,10 +207,10 @@ def test_a_hostile_zip_is_refused_and_leaves_nothing(
     page.screenshot(f"adapters-refused-{name.rpartition('.')[2]}")
 
 
-def test_an_adapter_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with hub_standin() as hub:
         use_hub(hub, monkeypatch, tmp_path / "client")
-        commit = hub.add("someone/Pulled", copy_of(SMALL, tmp_path / "pulled"))
+        commit = hub.add("someone/Pulled", copy_adapter(SMALL, tmp_path / "pulled"))
         unfold_add(page)
         page.write("#adapters-spec input", "someone/nothing")
         page.find("#adapters-pull").click()
@@ -225,7 +225,7 @@ def test_an_adapter_from_the_hub(page: ComparePage, app: App, tmp_path: Path, mo
     assert (app.root / "pulled" / "manifest.json").is_file()
 
 
-def test_a_download_is_the_packed_adapter(page: ComparePage, tmp_path: Path) -> None:
+def test_download_saves_the_packed_adapter(page: ComparePage, tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
     press(page, SMALL, "Download zip")
@@ -233,8 +233,8 @@ def test_a_download_is_the_packed_adapter(page: ComparePage, tmp_path: Path) -> 
     assert (folder / f"{SMALL}.zip").read_bytes() == pack(LIBRARY / SMALL, tmp_path / "own.zip").read_bytes()
 
 
-def test_deleting_asks_first(page: ComparePage, app: App) -> None:
-    copy_of(SMALL, app.root / "unwanted")
+def test_delete_asks_for_confirmation(page: ComparePage, app: App) -> None:
+    copy_adapter(SMALL, app.root / "unwanted")
     page.find("#adapters-again").click()
     until(lambda: "unwanted" in names(page))
     press(page, "unwanted", "Delete")
@@ -250,7 +250,7 @@ def test_deleting_asks_first(page: ComparePage, app: App) -> None:
     assert not (app.root / "unwanted").exists()
 
 
-def test_a_phone_has_no_sideways_scroll(driver: WebDriver, app: App) -> None:
+def test_phone_has_no_horizontal_scroll(driver: WebDriver, app: App) -> None:
     page = open_adapters(driver, app, "dark", 390)
     unfold_add(page)
     card(page, "prompt-mine").find_element(By.CSS_SELECTOR, "summary").click()
@@ -259,13 +259,13 @@ def test_a_phone_has_no_sideways_scroll(driver: WebDriver, app: App) -> None:
     page.screenshot("adapters-phone")
 
 
-def test_a_visitor_without_rights_sees_and_changes_nothing(driver: WebDriver, tmp_path: Path) -> None:
-    home = furnish(tmp_path / "home")
+def test_visitor_without_rights_cannot_change_adapters(driver: WebDriver, tmp_path: Path) -> None:
+    home = fill_home(tmp_path / "home")
     policy = AccessPolicy(training="owner", owners=frozenset({"ada"}))
-    with serving(home, lambda report: engine_of(home), policy) as app:
+    with serving(home, lambda report: make_engine(home), policy) as app:
         page = open_adapters(driver, app)
         assert "Only ada may train and change adapters here" in page.text("#adapters-may")
-        assert not any(each.is_displayed() for each in page.all("#adapters-add"))
+        assert not any(item.is_displayed() for item in page.all("#adapters-add"))
         assert labels(page, "prompt-mine") == ["Open in Compare", "Download zip"]
         assert not page.find(".models").is_displayed(), "where folders lie is the owner's business"
         refused = send(app.url, {"do": "delete", "name": "prompt-mine", "from": 0})
@@ -273,14 +273,14 @@ def test_a_visitor_without_rights_sees_and_changes_nothing(driver: WebDriver, tm
         assert (app.root / "prompt-mine").is_dir()
 
 
-def send(url: str, asked: dict[str, object]) -> str:
-    """The event of a card's button as a program sends it, without a page; everything that comes back."""
+def send(url: str, event: dict[str, object]) -> str:
+    """Send the event of a card's button without a page; return all messages of the answer."""
     config = httpx.get(f"{url}config").json()
-    listed = next(each["id"] for each in config["components"] if each["props"].get("elem_id") == "adapters-list")
-    act = next(each["id"] for each in config["dependencies"] if [listed, "select"] in each["targets"])
+    listed = next(item["id"] for item in config["components"] if item["props"].get("elem_id") == "adapters-list")
+    act = next(item["id"] for item in config["dependencies"] if [listed, "select"] in item["targets"])
     body = {
         "data": ["", "all", []],
-        "event_data": asked,
+        "event_data": event,
         "fn_index": act,
         "session_hash": "program",
         "trigger_id": listed,
@@ -292,12 +292,12 @@ def send(url: str, asked: dict[str, object]) -> str:
         )
 
 
-def test_before_the_model_is_there_the_list_is(driver: WebDriver, tmp_path: Path) -> None:
+def test_list_while_the_model_is_loading(driver: WebDriver, tmp_path: Path) -> None:
     ready = threading.Event()
 
     def build(report: ProgressFn) -> LLMEngine:
         ready.wait(60)
-        return engine_of(tmp_path)
+        return make_engine(tmp_path)
 
     with serving(tmp_path, build) as app:
         page = open_adapters(driver, app)

@@ -1,4 +1,4 @@
-"""The Arena page in a real browser: ten votes by keyboard, the reveal, the ratings, and no name before the vote."""
+"""Arena page in Chromium: no name before the vote, votes by keyboard, ratings, downloads."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from evaluate.arena.votes import VOTES_FILE, VoteStore
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
-from tests.ui.arena.arenas import EVIL
+from tests.ui.arena.runners import EVIL
 from ui.app import build_pages, launch
 from ui.context import Context
 
 pytestmark = pytest.mark.browser
 
 NAMES = ("zero-shot", "ICL", "icl-8", "RAG", "rag-8", "lora-quokka")
-SAYS = {
+ANSWERS = {
     "zero-shot": "def solve(values):\n    return sorted(values)", "icl-8": "sorted(values)",
     "rag-8": f"print({EVIL!r})", "lora-quokka": EVIL,
 }  # fmt: skip
-# Notes every text that the server sends, from before the page's own scripts run.
+# Records every text that the server sends, before the page's scripts run.
 LISTEN = """
     window.heard = "";
     const ask = window.fetch;
@@ -56,7 +56,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(home: Path) -> Iterator[str]:
-    engine = FakeEngine(SAYS, names=("lora-quokka",), delay=0.02)
+    engine = FakeEngine(ANSWERS, names=("lora-quokka",), delay=0.02)
     source = EngineLoader(lambda report: engine).start()
     pages = build_pages(source, context=Context(source, home=home))
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
@@ -65,33 +65,40 @@ def url(home: Path) -> Iterator[str]:
 
 
 class ArenaPage(ComparePage):
-    """The page as a person at a keyboard uses it."""
+    """Page object of the Arena."""
 
-    def look(self, theme: str = "light", width: int = 1440, height: int = 1000) -> ArenaPage:
-        """Opens the page by its address."""
+    def load(self, theme: str = "light", width: int = 1440, height: int = 1000) -> ArenaPage:
+        """Load the page and wait until it is filled from the server: methods, ratings, open match."""
         self.resize(width, height)
         self.driver.get(f"{self.url}?tab=arena&__theme={theme}")
-        # The page is filled from the server: methods that can be used, ratings, the open duel.
         until(lambda: "4 methods" in self.text("#arena-fold"), 60, "the page did not come up")
         return self
 
     def press(self, key: str) -> None:
         self.find("body").send_keys(key)
 
-    def seen(self, css: str) -> bool:
-        return any(each.is_displayed() for each in self.all(css))
+    def is_visible(self, css: str) -> bool:
+        return any(element.is_displayed() for element in self.all(css))
 
-    def duel(self) -> None:
-        """Presses n and waits for both answers."""
-        before = self.asked()
+    def is_quiet(self) -> bool:
+        """Return whether the server sends nothing for a second."""
+        script = "const n = heard.length, done = arguments[0]; setTimeout(() => done(n === heard.length), 1000)"
+        return bool(self.driver.execute_async_script(script))
+
+    def next_match(self) -> None:
+        """Press n and wait for both answers."""
+        before = self.match_id()
         self.press("n")
-        until(lambda: self.seen("#arena-left") and self.asked() != before, describe="no duel came")
+        until(lambda: self.is_visible("#arena-left") and self.match_id() != before, describe="no duel came")
 
     def vote(self, key: str) -> None:
         self.press(key)
-        until(lambda: self.seen("#arena-outcome p") and not self.seen("#arena-left"), describe="the vote did nothing")
+        until(
+            lambda: self.is_visible("#arena-outcome p") and not self.is_visible("#arena-left"),
+            describe="the vote did nothing",
+        )
 
-    def asked(self) -> str:
+    def match_id(self) -> str:
         return self.driver.execute_script("return document.querySelector('#arena-board .cards').dataset.run || ''")
 
     def heads(self) -> list[str]:
@@ -101,27 +108,30 @@ class ArenaPage(ComparePage):
 @pytest.fixture
 def page(driver: WebDriver, url: str) -> Iterator[ArenaPage]:
     added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LISTEN})
-    yield ArenaPage(driver, url).look()
+    yield ArenaPage(driver, url).load()
     driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": added["identifier"]})
 
 
-def test_a_first_visit_is_told_what_to_do(page: ArenaPage) -> None:
+def test_first_visit_shows_the_introduction(page: ArenaPage) -> None:
     assert "Two methods of the same model answer one question" in page.text("#arena-board")
     assert "No votes yet" in page.text("#arena-ratings")
-    assert not page.seen("#arena-votes button")
+    assert not page.is_visible("#arena-votes button")
     page.screenshot("arena-empty")
 
 
-def test_no_name_reaches_the_browser_before_the_vote(page: ArenaPage) -> None:
+def test_browser_receives_no_name_before_the_vote(page: ArenaPage) -> None:
+    # The other pages still receive their first updates, which have names.
+    until(page.is_quiet, 60, "the server did not stop sending")
     page.driver.execute_script("window.heard = ''")
-    page.duel()
+    page.next_match()
     heard = page.driver.execute_script("return window.heard")
     assert "arena" in heard or "answering" in heard
     assert "Both are answering" in heard
-    assert page.asked() in heard
+    assert page.match_id() in heard
     source = page.find("#arena-board").get_attribute("outerHTML") or ""
     for name in NAMES:
-        assert name not in heard
+        position = heard.find(name)
+        assert name not in heard, heard[max(0, position - 300) : position + 100]
         assert name not in source
     for word in ("tokens", "seconds", "prompt_tokens", "examples"):
         assert word not in heard
@@ -129,23 +139,23 @@ def test_no_name_reaches_the_browser_before_the_vote(page: ArenaPage) -> None:
     page.screenshot("arena-blind")
 
 
-def test_a_refresh_shows_the_same_duel(page: ArenaPage) -> None:
-    until(lambda: page.seen("#arena-left"), describe="the open duel did not come back")
-    asked, code = page.asked(), page.text("#arena-board")
-    page.look()
-    until(lambda: page.asked() == asked)
+def test_refresh_shows_the_same_match(page: ArenaPage) -> None:
+    until(lambda: page.is_visible("#arena-left"), describe="the open duel did not come back")
+    match_id, code = page.match_id(), page.text("#arena-board")
+    page.load()
+    until(lambda: page.match_id() == match_id)
     assert page.text("#arena-board") == code
     assert page.heads() == ["A", "B"]
 
 
-def test_tests_and_reference_are_there_on_request_and_noted(page: ArenaPage, home: Path) -> None:
-    until(lambda: page.seen("#arena-left"))
+def test_tests_and_reference_are_shown_on_request(page: ArenaPage, home: Path) -> None:
+    until(lambda: page.is_visible("#arena-left"))
     assert not page.all("#arena-board .about details")
     page.press("r")
-    until(lambda: len(page.all("#arena-board .tally .cells")) == 2 and not page.seen("#arena-stop"), 60)
+    until(lambda: len(page.all("#arena-board .tally .cells")) == 2 and not page.is_visible("#arena-stop"), 60)
     page.find("#arena-reference").click()
-    until(lambda: page.seen("#arena-board .about pre"))
-    assert not page.seen("#arena-run")
+    until(lambda: page.is_visible("#arena-board .about pre"))
+    assert not page.is_visible("#arena-run")
     assert page.heads() == ["A", "B"]
     page.screenshot("arena-tested")
     page.vote("4")
@@ -157,7 +167,7 @@ def test_tests_and_reference_are_there_on_request_and_noted(page: ArenaPage, hom
 def test_ten_votes_by_keyboard_make_a_rating(page: ArenaPage, home: Path) -> None:
     before = VoteStore(home / VOTES_FILE).count()
     for number in range(9):
-        page.duel()
+        page.next_match()
         page.vote("1213"[number % 4])
     assert VoteStore(home / VOTES_FILE).count() == before + 9 == 10
     assert any(name in page.text("#arena-outcome") for name in NAMES)
@@ -168,60 +178,60 @@ def test_ten_votes_by_keyboard_make_a_rating(page: ArenaPage, home: Path) -> Non
     page.screenshot("arena-ratings")
 
 
-def test_after_a_refresh_the_vote_stands_and_counts_once(page: ArenaPage, home: Path) -> None:
-    until(lambda: page.seen("#arena-outcome p"))
+def test_vote_is_counted_once_after_a_refresh(page: ArenaPage, home: Path) -> None:
+    until(lambda: page.is_visible("#arena-outcome p"))
     assert "You " in page.text("#arena-outcome")
     page.press("1")
     assert VoteStore(home / VOTES_FILE).count() == 10
 
 
-def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
+def test_keys_in_a_text_field_do_not_vote(page: ArenaPage, home: Path) -> None:
     field = page.find("#arena-question textarea")
     field.send_keys("sort n 1 2 3 4 r")
     assert field.get_property("value") == "sort n 1 2 3 4 r"
     page.driver.execute_script("document.activeElement.blur()")
-    page.duel()
+    page.next_match()
     assert "sort n 1 2 3 4 r" in page.text("#arena-board .asked")
     assert "your own question" in page.text("#arena-board .about")
-    assert not page.seen("#arena-run")
+    assert not page.is_visible("#arena-run")
     assert page.find("#arena-tie").get_attribute("aria-keyshortcuts") == "3"
     page.find("#arena-tie").send_keys(Keys.ENTER)
     until(lambda: "You called it a tie" in page.text("#arena-outcome"))
     assert VoteStore(home / VOTES_FILE).count() == 11
-    page.look()
+    page.load()
     until(lambda: page.find("#arena-question textarea").get_property("value") == "sort n 1 2 3 4 r")
     page.write("#arena-question textarea", "")
 
 
-def test_a_hostile_answer_is_text(page: ArenaPage) -> None:
-    def hostile() -> bool:
+def test_html_in_answers_is_escaped(page: ArenaPage) -> None:
+    def has_html_answer() -> bool:
         return "<img src=x" in page.text("#arena-board .cards")
 
     for _ in range(12):
-        page.duel()
-        if hostile():
+        page.next_match()
+        if has_html_answer():
             break
-    assert hostile()
+    assert has_html_answer()
     assert page.all("#arena img, #arena script") == []
     page.vote("3")
     assert page.all("#arena img, #arena script") == []
     assert page.driver.title == "Prompt or Tune · Arena"
 
 
-def test_another_person_has_a_duel_of_their_own(page: ArenaPage, home: Path) -> None:
-    page.duel()
-    mine = page.asked()
+def test_another_visitor_gets_another_match(page: ArenaPage, home: Path) -> None:
+    page.next_match()
+    first = page.match_id()
     page.driver.delete_all_cookies()
-    page.look()
-    assert not page.seen("#arena-left")
-    page.duel()
-    assert page.asked() != mine
+    page.load()
+    assert not page.is_visible("#arena-left")
+    page.next_match()
+    assert page.match_id() != first
     page.vote("2")
     until(lambda: "of 2 people" in page.text("#arena-ratings"))
     assert {vote["person"] for vote in VoteStore(home / VOTES_FILE).export()} == {1, 2}
 
 
-def test_votes_are_saved(page: ArenaPage, tmp_path: Path, home: Path) -> None:
+def test_votes_are_downloaded(page: ArenaPage, tmp_path: Path, home: Path) -> None:
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     for kind in ("JSONL", "CSV"):
         button = f"//*[@id='arena-exports']//button[normalize-space()='Save votes as {kind}']"
@@ -234,9 +244,9 @@ def test_votes_are_saved(page: ArenaPage, tmp_path: Path, home: Path) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_votes_without_a_sideways_scroll(driver: WebDriver, url: str, theme: str) -> None:
-    page = ArenaPage(driver, url).look(theme, 390, 844)
-    page.duel()
+def test_phone_votes_without_horizontal_scroll(driver: WebDriver, url: str, theme: str) -> None:
+    page = ArenaPage(driver, url).load(theme, 390, 844)
+    page.next_match()
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     tops = [card.rect["y"] for card in page.all("#arena-board .card")]
     assert tops[1] > tops[0]
@@ -244,7 +254,7 @@ def test_a_phone_votes_without_a_sideways_scroll(driver: WebDriver, url: str, th
         assert button.rect["height"] >= 44
     page.screenshot(f"arena-phone-{theme}")
     page.find("#arena-left").click()
-    until(lambda: page.seen("#arena-outcome p"))
+    until(lambda: page.is_visible("#arena-outcome p"))
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(f"arena-phone-voted-{theme}")
     assert page.complaints() == []

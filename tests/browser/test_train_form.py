@@ -1,4 +1,4 @@
-"""The upper half of the Train page in a real Chromium, with the tokenizer of the embedded base: rows, report, start."""
+"""Form of the Train page in Chromium, with the tokenizer of the embedded base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.browser.page import ComparePage, until
 from ui.context import Context
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">${document.title='owned'}"
-FAULTY = (
+WITH_ERRORS = (
     f"{EVIL},wish,gold\n"
     "t,reverse the string `s`,s[::-1]\n"
     "t,no code,\n"
@@ -29,7 +29,7 @@ FIRST_LOOK = 120.0
 
 
 class TrainPage(ComparePage):
-    """The page behind words."""
+    """Page object of the Train form."""
 
     def open(
         self, *, theme: str = "light", width: int = 1440, height: int = 1000, ready: bool = True, first: bool = True
@@ -44,7 +44,7 @@ class TrainPage(ComparePage):
         self.find("#train-file input[type=file]").send_keys(str(path))
 
     def report(self, begins: str, seconds: float = FIRST_LOOK) -> str:
-        """The report's text when its heading begins so and nothing is counted any more."""
+        """Wait for a complete report whose heading starts with `begins`; return its text."""
 
         def there() -> bool:
             return self.text("#train-report").startswith(begins) and not self.text("#train-busy")
@@ -56,20 +56,20 @@ class TrainPage(ComparePage):
         return str(self.find(f"{css} input").get_property("value"))
 
     def type(self, css: str, text: str) -> None:
-        """Replaces a field's text by keys, as the page checks settings while they are typed."""
+        """Replace a field's text with key events, as settings are checked while they are typed."""
         field = self.find(f"{css} input")
         field.click()
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
 
     def sideways(self) -> int:
-        """Pixels by which the page is wider than the window."""
+        """Return by how many pixels the page is wider than the window."""
         return int(self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth"))
 
 
 @pytest.fixture(scope="module")
-def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The pages' address and their home, which shares the converted base; no worker is started."""
+def served(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """Serve the pages without a worker; yield their address and home, which shares the converted base."""
     folder = tmp_path_factory.mktemp("train-home")
     (home / "bases").mkdir(exist_ok=True)
     (folder / "bases").symlink_to(home / "bases")
@@ -82,28 +82,28 @@ def place(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
 
 
 @pytest.fixture
-def page(driver: WebDriver, place: tuple[str, Path]) -> TrainPage:
+def page(driver: WebDriver, served: tuple[str, Path]) -> TrainPage:
     driver.delete_all_cookies()
-    return TrainPage(driver, place[0]).open()
+    return TrainPage(driver, served[0]).open()
 
 
-def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
-    page: TrainPage, place: tuple[str, Path], tmp_path: Path
+def test_file_with_errors_is_mapped_reported_restored_and_trained(
+    page: TrainPage, served: tuple[str, Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "my rows.csv"
-    path.write_text(FAULTY, encoding="utf-8")
+    path.write_text(WITH_ERRORS, encoding="utf-8")
     page.upload(path)
 
-    # Nobody knows these columns: the page asks, and offers them.
+    # The columns are unknown: the page asks for them.
     until(lambda: "choose which one says what the code should do" in page.text("#train-note"), 60)
     page.screenshot("train-columns")
     page.choose("#train-intent-column", "wish")
     page.choose("#train-code-column", "gold")
 
-    said = page.report("my_rows.csv: 29 rows, 23 to learn, 3 held out")
-    assert "3 rows left out" in said
+    report = page.report("my_rows.csv: 29 rows, 23 to learn, 3 held out")
+    assert "3 rows left out" in report
     for line in ("line 3: column 'gold' is empty.", "line 5: column 'wish' is empty.", "line 6: has 4 cells"):
-        assert line in said
+        assert line in report
     assert page.text("#train-note") == ""
     learned = page.all("#train-examples figure mark")
     assert len(learned) == 3
@@ -122,8 +122,8 @@ def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
     assert page.value("#train-adapter-name") == "qlora-my-rows"
 
     page.find("#train-start").click()
-    until(lambda: "qlora-my-rows has its place below" in page.text("#train-start-note"))
-    (job,) = JobService(place[1]).list_jobs()
+    until(lambda: "qlora-my-rows is queued below" in page.text("#train-start-note"))
+    (job,) = JobService(served[1]).list_jobs()
     assert (job.adapter, job.data_name, job.state) == ("qlora-my-rows", "my_rows.csv", "queued")
     assert (job.config["intent_column"], job.config["code_column"]) == ("wish", "gold")
     until(lambda: "qlora-my-rows" in page.text("#train-jobs"), 20, "the panel does not show the job")
@@ -131,7 +131,7 @@ def test_a_faulty_file_is_mapped_reported_kept_over_a_refresh_and_trained(
     assert page.complaints() == []
 
 
-def test_settings_are_checked_and_a_technique_brings_its_own(page: TrainPage) -> None:
+def test_settings_are_validated_and_follow_the_technique(page: TrainPage) -> None:
     page.find("#train-example").click()
     page.report("example-60.csv: 60 rows, 54 to learn, 6 held out")
     page.type("#train-learning-rate", "quick")
@@ -158,7 +158,7 @@ def test_settings_are_checked_and_a_technique_brings_its_own(page: TrainPage) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "message"),
     [
         ("empty.csv", b"", "empty.csv is empty"),
         ("picture.csv", bytes(range(256)), "NUL bytes"),
@@ -166,16 +166,14 @@ def test_settings_are_checked_and_a_technique_brings_its_own(page: TrainPage) ->
         ("program.exe", b"MZ", "of no known format"),
     ],
 )
-def test_what_cannot_be_learned_is_one_sentence(
-    page: TrainPage, tmp_path: Path, name: str, content: bytes, sentence: str
-) -> None:
+def test_invalid_file_shows_one_error(page: TrainPage, tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     page.upload(tmp_path / name)
-    until(lambda: sentence in page.text("#train-note"), FIRST_LOOK)
+    until(lambda: message in page.text("#train-note"), FIRST_LOOK)
     assert len(page.all("#train-note p")) == 1
 
 
-def test_a_phone_and_the_dark_theme(page: TrainPage) -> None:
+def test_phone_in_dark_theme(page: TrainPage) -> None:
     page.open(theme="dark", width=390, height=844)
     page.find("#train-example").click()
     page.report("example-60.csv")

@@ -1,4 +1,4 @@
-"""The jobs on the Train page as a person meets them; a fake trainer writes what the real one writes."""
+"""Jobs panel of the Train page in Chromium; the tests write what a worker would write."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.ui.train import jobs_on_disk as on_disk
 from ui.app import build_pages, launch
 from ui.context import Context
 
-# Counts what asks for the jobs, among all that the pages ask for.
-COUNT_LOOKS = """
+# Counts the polls of the jobs panel among all requests.
+COUNT_POLLS = """
     const fetched = window.fetch;
-    window.looks = 0;
+    window.polls = 0;
     window.fetch = (...given) => {
-      if (String(given[1]?.body || "").includes('"seen":')) window.looks += 1;
+      if (String(given[1]?.body || "").includes('"seen":')) window.polls += 1;
       return fetched(...given);
     };
 """
@@ -37,27 +37,27 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobService]:
-    """The jobs of the app that is served; no process works on them."""
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobService]:
+    """The job service of the app, without a worker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JobService, "ensure_worker", lambda _: None)
         yield JobService(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="module")
-def url(board: JobService) -> Iterator[str]:
+def url(service: JobService) -> Iterator[str]:
     source = EngineLoader(lambda _: make_engine()).start()
-    pages = build_pages(source, context=Context(source, home=board.home))
+    pages = build_pages(source, context=Context(source, home=service.home))
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
     yield address
     pages.close()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(board: JobService) -> None:
-    """Every test begins without jobs and adapters."""
+def no_jobs(service: JobService) -> None:
+    """Delete all jobs and adapters before a test."""
     for folder in ("jobs", "adapters"):
-        shutil.rmtree(board.home / folder, ignore_errors=True)
+        shutil.rmtree(service.home / folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def page(driver: WebDriver, url: str) -> ComparePage:
 
 
 def opened(page: ComparePage, job: Job | None = None, *, theme: str = "light", width: int = 1440) -> None:
-    """Opens the Train page anew, at this job or at whatever it chooses."""
+    """Load the Train page with this job, or with the one that it selects."""
     page.resize(width, 900)
     at = f"&job={job.id}" if job else ""
     page.driver.get(f"{page.url}?tab=train{at}&__theme={theme}")
@@ -80,7 +80,7 @@ def line(page: ComparePage) -> str:
 
 
 def press(page: ComparePage, name: str) -> None:
-    until(lambda: page.find(f"#{name}").is_displayed(), describe=f"{name} does not stand")
+    until(lambda: page.find(f"#{name}").is_displayed(), describe=f"{name} is not visible")
     page.find(f"#{name}").click()
 
 
@@ -93,16 +93,18 @@ def shown_buttons(page: ComparePage) -> set[str]:
     return {button.text for button in page.all("#train-job-actions button") if button.is_displayed()}
 
 
-def test_before_the_first_job_two_lines_say_what_will_be_here(page: ComparePage) -> None:
+def test_page_without_jobs(page: ComparePage) -> None:
     opened(page)
     until(lambda: "No training yet" in page.text("#train-jobs"))
     assert not page.find("#train-jobs-room").is_displayed() if page.all("#train-jobs-room") else True
     page.screenshot("train-empty")
 
 
-def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-snippets", data_name="my-snippets.csv")
-    other = on_disk.begin(board, "lora-next")
+def test_curve_grows_and_is_the_same_after_refresh_and_in_another_window(
+    page: ComparePage, service: JobService
+) -> None:
+    job = on_disk.submit(service, "lora-snippets", data_name="my-snippets.csv")
+    other = on_disk.submit(service, "lora-next")
     opened(page)
     until(lambda: page.all("#train-job-list li"))
     assert [item.text.split("\n")[:2] for item in page.all("#train-job-list li")] == [
@@ -111,11 +113,11 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     ]
     page.all("#train-job-list button")[1].click()
     until(lambda: "it is next" in line(page), 6)
-    on_disk.train(board, job.id, 30)
+    on_disk.write_training(service, job.id, 30)
     until(lambda: points(page, "training") == 30)
     assert points(page, "validation") == 2
     assert "Step\n30 of 120" in page.text("#train-job-head")
-    on_disk.train(board, job.id, 48, since=30)
+    on_disk.write_training(service, job.id, 48, since=30)
     until(lambda: points(page, "training") == 48)
     page.screenshot("train-live")
     assert f"job={job.id}" in page.driver.current_url
@@ -126,9 +128,9 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     page.driver.switch_to.new_window("window")
     try:
         opened(page)
-        # Nobody named a job: the one that runs.
+        # Without a job in the address the running one is selected.
         until(lambda: points(page, "training") == 48)
-        on_disk.stand(board, job.id, stage="scoring")
+        on_disk.set_state(service, job.id, stage="scoring")
         until(lambda: "Trained. Now it answers" in line(page))
         page.driver.close()
     finally:
@@ -140,9 +142,9 @@ def test_the_curve_grows_and_a_refresh_and_a_second_browser_show_the_same(page: 
     assert page.complaints() == []
 
 
-def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.train(board, job.id, 24)
+def test_curve_values_are_read_by_keyboard(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service)
+    on_disk.write_training(service, job.id, 24)
     opened(page, job)
     reader = until(lambda: page.find("#train-job-curve [role=slider]"))
     reader.send_keys(Keys.HOME)
@@ -150,58 +152,58 @@ def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: Job
     reader.send_keys(Keys.END)
     assert "validation loss" in page.text("#train-job-curve .read")
     assert reader.get_attribute("aria-valuetext") == page.text("#train-job-curve .read")
-    drawn = page.find("#train-job-curve svg[role=img]").get_attribute("aria-label") or ""
-    assert "at step 24 of 120" in drawn
+    label = page.find("#train-job-curve svg[role=img]").get_attribute("aria-label") or ""
+    assert "at step 24 of 120" in label
 
 
-def test_cancel_resume_and_the_best_checkpoint_reach_the_board(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.train(board, job.id, 36)
+def test_cancel_resume_and_finish_buttons(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service)
+    on_disk.write_training(service, job.id, 36)
     opened(page, job)
     press(page, "train-job-cancel")
     until(lambda: "Stopping" in line(page))
-    assert board.get_job(job.id).state == "stopping"
-    on_disk.stop(board, job.id, 36)
+    assert service.get_job(job.id).state == "stopping"
+    on_disk.stop(service, job.id, 36)
     until(lambda: "goes on from step 36 of 120" in line(page))
     assert shown_buttons(page) == {"Resume", "Make the adapter of the best checkpoint", "Delete"}
     page.screenshot("train-stopped")
     press(page, "train-job-again")
     until(lambda: "it is next" in line(page))
-    assert board.get_job(job.id).state == "queued"
-    on_disk.stand(board, job.id, state="stopped", ended=utc_timestamp())
+    assert service.get_job(job.id).state == "queued"
+    on_disk.set_state(service, job.id, state="stopped", ended=utc_timestamp())
     press(page, "train-job-finish")
-    until(lambda: on_disk.standing(board, job.id).finish)
+    until(lambda: on_disk.read_state(service, job.id).finish)
 
 
-def test_a_failure_says_why_and_can_be_tried_again(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    sentence = "The base needs 3.1 GB of memory and 1.2 GB are free: close other programs."
-    on_disk.fail(board, job.id, sentence)
+def test_failed_job_shows_its_error_and_can_be_retried(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service)
+    message = "The base needs 3.1 GB of memory and 1.2 GB are free: close other programs."
+    on_disk.fail(service, job.id, message)
     opened(page, job)
-    assert sentence in line(page)
-    assert page.text("#train-job-failed pre").endswith(sentence)
+    assert message in line(page)
+    assert page.text("#train-job-failed pre").endswith(message)
     page.screenshot("train-failed")
     press(page, "train-job-again")
-    until(lambda: board.get_job(job.id).state == "queued")
+    until(lambda: service.get_job(job.id).state == "queued")
     until(lambda: not page.text("#train-job-failed"))
 
 
-def test_the_log_opens_follows_and_folds(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.write_log(board, job.id, *(f"line {n}" for n in range(100)))
+def test_log_opens_and_follows(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service)
+    on_disk.write_log(service, job.id, *(f"line {n}" for n in range(100)))
     opened(page, job)
     assert page.find("#train-job-log pre").get_property("textContent") == ""
     page.find("#train-job-log summary").click()
     until(lambda: "line 99" in page.text("#train-job-log pre"))
-    on_disk.write_log(board, job.id, "the newest")
+    on_disk.write_log(service, job.id, "the newest")
     until(lambda: "the newest" in page.text("#train-job-log pre"))
     at_end = "const log = arguments[0]; return log.scrollTop + log.clientHeight >= log.scrollHeight - 4"
     assert page.driver.execute_script(at_end, page.find("#train-job-log pre"))
 
 
-def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-long")  # which the engine has
-    on_disk.complete(board, job.id)
+def test_finished_job_shows_its_verdict_and_opens_in_compare(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service, "lora-long")  # which the engine has
+    on_disk.complete(service, job.id)
     opened(page, job)
     until(lambda: "beats RAG-8 by 12.5 points" in page.text("#train-job-verdict"))
     assert len(page.all("#train-job-verdict tbody tr")) == 4
@@ -215,9 +217,9 @@ def test_a_finished_job_tells_its_verdict_and_opens_in_compare(page: ComparePage
     until(lambda: "job=" not in page.driver.current_url)
 
 
-def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-broken")
-    on_disk.complete(board, job.id)
+def test_unusable_adapter_shows_the_reason(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service, "lora-broken")
+    on_disk.complete(service, job.id)
     opened(page, job)
     until(lambda: page.all(".model.ready"))
     press(page, "train-job-open")
@@ -225,10 +227,10 @@ def test_an_adapter_that_cannot_be_used_here_says_why(page: ComparePage, board: 
     assert "tab=train" in page.driver.current_url
 
 
-def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "lora-mine")
-    copied = Path(shutil.copytree(LIBRARY / "lora-starter", board.home / "copied"))
-    on_disk.complete(board, job.id, copied)
+def test_download_and_delete_with_confirmation(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service, "lora-mine")
+    copied = Path(shutil.copytree(LIBRARY / "lora-starter", service.home / "copied"))
+    on_disk.complete(service, job.id, copied)
     opened(page, job)
     page.driver.execute_script("window.promptOrTuneSave = (file) => { window.saved = file; }")
     press(page, "train-job-download")
@@ -243,29 +245,29 @@ def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePag
     page.screenshot("train-question")
     press(page, "train-delete-keep")
     until(lambda: not page.find("#train-delete-both").is_displayed() if page.all("#train-delete-both") else True)
-    assert board.get_job(job.id).state == "done"
+    assert service.get_job(job.id).state == "done"
     press(page, "train-job-delete")
     press(page, "train-delete-both")
     until(lambda: "No training yet" in page.text("#train-jobs"))
-    assert board.list_jobs() == []
-    assert not (board.home / "adapters" / "lora-mine").exists()
+    assert service.list_jobs() == []
+    assert not (service.home / "adapters" / "lora-mine").exists()
 
 
-def test_nothing_that_people_or_models_wrote_is_markup(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, data_name=f"{EVIL}.csv")
-    on_disk.fail(board, job.id, EVIL)
+def test_html_in_jobs_is_escaped(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service, data_name=f"{EVIL}.csv")
+    on_disk.fail(service, job.id, EVIL)
     opened(page, job)
     page.find("#train-job-log summary").click()
     until(lambda: "onerror" in page.text("#train-job-log pre"))
-    for place in ("#train-job-head", "#train-job-line", "#train-job-failed", "#train-job-list"):
-        assert "onerror" in page.text(place) or place == "#train-job-list"
+    for css in ("#train-job-head", "#train-job-line", "#train-job-failed", "#train-job-list"):
+        assert "onerror" in page.text(css) or css == "#train-job-list"
     assert page.all("#train-jobs img, #train-jobs script") == []
     assert page.driver.title == "Prompt or Tune · Train"
 
 
-def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board, "a" * 64, data_name="long" * 30 + ".csv")
-    on_disk.complete(board, job.id)
+def test_phone_has_no_horizontal_scroll_in_both_themes(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service, "a" * 64, data_name="long" * 30 + ".csv")
+    on_disk.complete(service, job.id)
     for theme in ("light", "dark"):
         opened(page, job, theme=theme, width=390)
         until(lambda: points(page, "training") == on_disk.STEPS)
@@ -274,17 +276,17 @@ def test_a_phone_has_no_sideways_scroll_and_dark_is_drawn(page: ComparePage, boa
         page.screenshot(f"train-done-phone-{theme}")
 
 
-def test_nobody_looks_nobody_asks(page: ComparePage, board: JobService) -> None:
-    job = on_disk.begin(board)
-    on_disk.train(board, job.id, 5)
+def test_hidden_panel_does_not_poll(page: ComparePage, service: JobService) -> None:
+    job = on_disk.submit(service)
+    on_disk.write_training(service, job.id, 5)
     opened(page, job)
-    page.driver.execute_script(COUNT_LOOKS)
-    until(lambda: page.driver.execute_script("return window.looks") > 0)
+    page.driver.execute_script(COUNT_POLLS)
+    until(lambda: page.driver.execute_script("return window.polls") > 0)
     page.driver.execute_script("window.promptOrTuneGo('compare')")
     until(lambda: "tab=" not in page.driver.current_url and "job=" not in page.driver.current_url)
-    page.driver.execute_script("window.looks = 0")
-    on_disk.train(board, job.id, 9, since=5)
+    page.driver.execute_script("window.polls = 0")
+    on_disk.write_training(service, job.id, 9, since=5)
     page.driver.execute_async_script("setTimeout(arguments[0], 3500)")
-    assert page.driver.execute_script("return window.looks") == 0
+    assert page.driver.execute_script("return window.polls") == 0
     page.driver.execute_script("window.promptOrTuneGo('train')")
     until(lambda: points(page, "training") == 9)

@@ -1,4 +1,4 @@
-"""The whole story on the embedded base: rows, a training that is watched, stopped and resumed, a verdict, an answer."""
+"""End-to-end training on the embedded base: upload, stop, resume, verdict, and an answer in Compare."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ FINISH_SECONDS = 600  # a minute or two on two free cores
 
 @dataclass(frozen=True)
 class App:
-    """The program, and the home in which its jobs lie."""
+    """The running app and the job service of its home."""
 
     url: str
-    board: JobService
+    service: JobService
 
 
 @pytest.fixture(scope="module")
 def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """`python app.py` with a home of its own, which shares the converted base; in the end nothing of it runs."""
+    """Run `python app.py` with its own home, which shares the converted base; stop it and its worker at the end."""
     chromium()
     folder = tmp_path_factory.mktemp("home")
     for shared in ("bases", "indexes"):
@@ -64,16 +64,16 @@ def app(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 
 
 def end_workers(home: Path) -> None:
-    """The worker outlives the app, as it should; it and its job go when the tests are over."""
-    ours = []
+    """Stop the worker and its job, which outlive the app."""
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.environ().get("PROMPT_OR_TUNE_HOME") == str(home) and "jobs" in process.cmdline():
-                ours.append(process)
-    for process in ours:
+                processes.append(process)
+    for process in processes:
         with suppress(psutil.Error):
             process.terminate()
-    for process in psutil.wait_procs(ours, 30)[1]:
+    for process in psutil.wait_procs(processes, 30)[1]:
         process.kill()
 
 
@@ -83,23 +83,23 @@ def points(page: ComparePage) -> int:
 
 
 def upload(page: ComparePage, file: Path) -> None:
-    """Drops the rows onto the form, and settles for twelve epochs of LoRA under a name of its own."""
+    """Upload the rows; choose LoRA, twelve epochs and a name."""
     until(lambda: page.all("#train-file input[type=file]"))[0].send_keys(str(file))
     until(lambda: "24" in page.text("#train-report"), 60, "the rows were not reported")
     page.find("#train-technique input[value=lora]").click()
     for field, text in (("adapter-name", "lora-adder"), ("num-train-epochs", "12")):
-        until(lambda field=field, text=text: kept(page, field, text), 30, f"{field} was not kept")  # type: ignore[misc]
+        until(lambda field=field, text=text: write_setting(page, field, text), 30, f"{field} was overwritten")  # type: ignore[misc]
 
 
-def kept(page: ComparePage, field: str, text: str) -> bool:
-    """Writes into a field, and says whether it is still there when the technique's own settings have come."""
+def write_setting(page: ComparePage, field: str, text: str) -> bool:
+    """Write into a field; return whether the text is still there after the technique's defaults arrived."""
     css = f"#train-{field} input, #train-{field} textarea"
     page.write(css, text)
     page.driver.execute_async_script("setTimeout(arguments[0], 1500)")
     return page.find(css).get_property("value") == text
 
 
-def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: App, tmp_path: Path) -> None:
+def test_train_stop_resume_score_and_use(driver: WebDriver, app: App, tmp_path: Path) -> None:
     file = tmp_path / "adder.csv"
     file.write_text("intent,snippet\n" + "".join(f"{intent},{code}\n" for intent, code in ROWS), encoding="utf-8")
     page = ComparePage(driver, app.url)
@@ -109,7 +109,7 @@ def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: 
     upload(page, file)
     page.find("#train-start").click()
     until(lambda: page.all("#train-job-head h3"), 60, "no job was shown")
-    (job,) = app.board.list_jobs()
+    (job,) = app.service.list_jobs()
 
     until(lambda: points(page) >= 3, 240, "the curve did not begin")
     before = points(page)
@@ -120,20 +120,20 @@ def test_rows_become_an_adapter_that_answers_in_compare(driver: WebDriver, app: 
 
     page.find("#train-job-cancel").click()
     until(lambda: "goes on from step" in page.text("#train-job-line"), 120, "it did not stop with a checkpoint")
-    stopped = app.board.progress(job.id).step
-    assert app.board.get_job(job.id).state == "stopped"
+    stopped = app.service.progress(job.id).step
+    assert app.service.get_job(job.id).state == "stopped"
     page.find("#train-job-again").click()
-    until(lambda: app.board.progress(job.id).step > stopped, 240, "it did not go on")
+    until(lambda: app.service.progress(job.id).step > stopped, 240, "it did not go on")
 
-    until(lambda: app.board.get_job(job.id).is_ended, FINISH_SECONDS, "the job did not end")
-    log = "\n".join(app.board.log_lines(job.id))
-    assert app.board.get_job(job.id).state == "done", log
-    steps = [step for step, _ in app.board.progress(job.id).losses]
+    until(lambda: app.service.get_job(job.id).is_ended, FINISH_SECONDS, "the job did not end")
+    log = "\n".join(app.service.log_lines(job.id))
+    assert app.service.get_job(job.id).state == "done", log
+    steps = [step for step, _ in app.service.progress(job.id).losses]
     assert steps == sorted(set(steps))
     assert steps[0] == 1
-    assert steps[-1] == JobFolder(app.board.root, job.id).read_state().steps
+    assert steps[-1] == JobFolder(app.service.root, job.id).read_state().steps
     until(lambda: page.text("#train-job-verdict"), 30)
-    verdict = app.board.verdict(job.id)
+    verdict = app.service.verdict(job.id)
     assert verdict is not None
     assert verdict.sentence in page.text("#train-job-verdict")
     page.screenshot("train-real-done")

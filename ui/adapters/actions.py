@@ -1,8 +1,7 @@
-"""Load, delete, add.
+"""Actions on adapters: load, unload, delete and download one, and install one from a zip or the Hub.
 
-What a person may do with an adapter that is there. The rights are asked for here, whoever sends the event.
-
-An adapter is added: its checks tick off one by one, and a refusal says which one failed and why.
+The rights of the visitor are checked here, for events of the page and of programs alike. An installation yields its
+progress check by check; a refusal names the check that failed and why.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from adapters import archive, hub
 from adapters.archive import pack
@@ -28,21 +28,26 @@ from errors import BusyError, PromptOrTuneError
 from tasks.methods import Method, NoExamples
 from ui.adapters.catalog import AdapterCatalog
 from ui.context import Context
+from ui.templates import render
 from ui.visitors import Visitor, check_upload_size
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
 
-# Zips that were made to be downloaded; older ones are made again when somebody asks.
+# Zips for download; older ones are deleted and made again when they are needed.
 MAX_CACHED_ZIPS = 8
+INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Nothing was added."
+# CSS class and label of each state of a check.
+_STATE_LABELS = {"passed": "passed", "failed": "refused", "going": "being checked", "waits": "not checked"}
+_log = logging.getLogger(__name__)
 
 
 class AdapterActions:
-    """Loads, unloads, deletes and packs adapters. Each method says in one sentence what it did."""
+    """Loads, unloads, deletes and packs adapters. The handlers return a message for the visitor."""
 
     def __init__(self, context: Context, catalog: AdapterCatalog, zips: Path) -> None:
-        """`zips` is a folder that the pages serve files from."""
+        """`zips` is a folder that Gradio serves files from."""
         self._context = context
         self._catalog = catalog
         self._zips = zips
@@ -53,28 +58,28 @@ class AdapterActions:
         }
 
     def require_permission(self, visitor: Visitor) -> None:
-        """PromptOrTuneError in one sentence where this visitor may change nothing."""
+        """Raise PromptOrTuneError if this visitor may not change adapters."""
         reason = self._context.visitors.training_denied_reason(visitor)
         if reason is not None:
             raise PromptOrTuneError(reason)
 
     def load(self, visitor: Visitor, name: str) -> str:
-        """Brings the adapter into memory, so that the first to use it does not wait."""
+        """Load the adapter into memory, so that its first request does not wait."""
         self.require_permission(visitor)
         self._require_engine().adapter_cache.acquire(name).release()
         return f"'{name}' is in memory."
 
     def unload(self, visitor: Visitor, name: str) -> str:
-        """Frees the adapter's memory, at once or when the answers that use it are done."""
+        """Free the adapter's memory, at once or when the answers that use it are done."""
         self.require_permission(visitor)
-        residents = self._require_engine().adapter_cache
-        residents.unload(name)
-        if any(each.name == name for each in residents.status().adapters):
-            return f"'{name}' is in use: it leaves memory when these answers are done."
-        return f"'{name}' is out of memory. Whoever uses it next loads it again."
+        cache = self._require_engine().adapter_cache
+        cache.unload(name)
+        if any(adapter.name == name for adapter in cache.status().adapters):
+            return f"'{name}' is in use: it is unloaded when these answers are done."
+        return f"'{name}' is unloaded. The next request for it loads it again."
 
     def delete(self, visitor: Visitor, name: str) -> str:
-        """Deletes one of the adapters that were added here; answers that use it come to their end."""
+        """Delete an adapter that was added here; answers that use it are completed."""
         self.require_permission(visitor)
         folder = user_adapter_folder(name, self._catalog.store.roots)
         engine = self._catalog.engine
@@ -82,14 +87,14 @@ class AdapterActions:
             engine.adapter_cache.unload(name)
         delete_adapter(folder)
         if engine is not None:
-            # Somebody may have loaded it between the two; now nobody can any more. One that is being loaded at this
-            # moment stays: what nobody uses makes room by itself.
+            # A request may have loaded it between unload() and the deletion; from now on none can. An adapter that is
+            # being loaded at this moment stays in memory until the cache evicts it.
             with suppress(BusyError):
                 engine.adapter_cache.unload(name)
         return f"'{name}' is deleted."
 
     def require_usable(self, name: str) -> LLMEngine:
-        """The engine, where the adapter can be used in Compare; PromptOrTuneError where it cannot."""
+        """Return the engine. Raises PromptOrTuneError if the adapter cannot be used in Compare."""
         engine = self._require_engine()
         reason = engine.unsupported_reason(Method(name, NoExamples(), name))
         if reason is not None:
@@ -97,35 +102,27 @@ class AdapterActions:
         return engine
 
     def pack_zip(self, name: str) -> Path:
-        """The adapter as a zip, in a folder of its own; of all that were made the last few stay."""
+        """Pack the adapter as a zip in a folder of its own; the last MAX_CACHED_ZIPS zips stay on disk."""
         folder = self._catalog.folder(name)
         self._zips.mkdir(parents=True, exist_ok=True)
-        made = sorted((each for each in self._zips.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
-        for old in made[: -MAX_CACHED_ZIPS + 1]:
+        folders = [path for path in self._zips.iterdir() if path.is_dir()]
+        for old in sorted(folders, key=lambda path: path.stat().st_mtime)[: -MAX_CACHED_ZIPS + 1]:
             shutil.rmtree(old, ignore_errors=True)
         return pack(folder, Path(tempfile.mkdtemp(prefix="zip-", dir=self._zips)) / f"{folder.name}.zip")
 
     def _require_engine(self) -> LLMEngine:
         engine = self._catalog.engine
         if engine is None:
-            raise PromptOrTuneError("The model is not ready: wait until the line at the top names it, then try again.")
+            raise PromptOrTuneError("The model is not ready: wait until the top of the page names it, then try again.")
         return engine
-
-
-INTERNAL_ERROR = "Something went wrong on our side, and the log says what. Nothing was added."
-_STATE_ICONS = {
-    "passed": '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 8.5l3.2 3.2L13 4.8"/></svg>',
-    "failed": '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M4 4l8 8M12 4l-8 8"/></svg>',
-    "going": '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="5"/></svg>',
-    "waits": '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="1.5"/></svg>',
-}
-_STATE_LABELS = {"passed": "passed", "failed": "refused", "going": "being checked", "waits": "not checked"}
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class InstallProgress:
-    """How far it is. `names` are all checks, `passed` the first so many of them; `made` is there at a good end."""
+    """Progress of an installation: `steps` are all checks, of which the first `passed` passed.
+
+    At its end either `error` or `installed`, the folder of the adapter, is set.
+    """
 
     steps: tuple[str, ...]
     passed: int = 0
@@ -135,7 +132,7 @@ class InstallProgress:
 
     @property
     def finished(self) -> bool:
-        """Whether it has come to its end, good or bad."""
+        """Whether the installation has ended, with success or an error."""
         return bool(self.error) or self.installed is not None
 
 
@@ -143,95 +140,96 @@ InstallFn = Callable[[StepFn, Callable[[str], None]], Path]
 
 
 def install_from_zip(catalog: AdapterCatalog, file: Path, name: str, max_bytes: int) -> Iterator[InstallProgress]:
-    """Adds the adapter in the zip `file`, which is deleted; `name` '' for its own."""
+    """Install the adapter in the zip `file`, which is deleted, under `name` ('': its own name).
 
-    def work(steps: StepFn, line: Callable[[str], None]) -> Path:
+    `max_bytes` limits the zip and the unpacked folder; 0 means the default limit of a folder.
+    """
+
+    def install(steps: StepFn, report: Callable[[str], None]) -> Path:
         try:
             check_upload_size(file.stat().st_size, max_bytes, f"'{file.name}'")
-            line(f"Checking '{file.name}' ...")
-            most = max_bytes if max_bytes > 0 else MAX_FOLDER_BYTES
+            report(f"Checking '{file.name}' ...")
+            limit = max_bytes if max_bytes > 0 else MAX_FOLDER_BYTES
             return archive.unpack(
                 file,
                 catalog.install_dir,
                 steps,
                 name=name.strip() or None,
-                max_bytes=most,
+                max_bytes=limit,
                 reserved=_reserved_names(catalog),
             )
         finally:
             file.unlink(missing_ok=True)
 
-    return _run_install(archive.STEPS, work)
+    return _run_install(archive.STEPS, install)
 
 
 def install_from_hub(catalog: AdapterCatalog, spec: str, name: str, token: str | None) -> Iterator[InstallProgress]:
-    """Adds `user/name@revision`, under `name` or, where that is '', its own."""
+    """Install `user/name@revision` from the Hub under `name` ('': its own name)."""
 
-    def work(steps: StepFn, line: Callable[[str], None]) -> Path:
+    def install(steps: StepFn, report: Callable[[str], None]) -> Path:
         return hub.pull(
             spec.strip(),
             catalog.install_dir,
-            line,
+            report,
             name=name.strip() or None,
             token=token,
             steps=steps,
             reserved=_reserved_names(catalog),
         )
 
-    return _run_install(hub.STEPS, work)
+    return _run_install(hub.STEPS, install)
 
 
-def checks_html(progress: InstallProgress) -> str:
-    """The checks as a list; each says its state in words as well."""
-    items = []
-    for place, name in enumerate(progress.steps):
-        if place < progress.passed:
+def checks_html(progress: InstallProgress) -> Markup:
+    """Return the checks as a list with the state of each."""
+    checks = []
+    for index, name in enumerate(progress.steps):
+        if index < progress.passed:
             state = "passed"
-        elif place > progress.passed or progress.installed is not None:
+        elif index > progress.passed or progress.installed is not None:
             state = "waits"
         else:
             state = "failed" if progress.error else "going"
-        items.append(
-            f'<li class="{state}">{_STATE_ICONS[state]}<span>{escape(name)}</span>'
-            f'<span class="pa-sr">: {_STATE_LABELS[state]}</span></li>'
-        )
-    return f'<ol class="checks">{"".join(items)}</ol>'
+        checks.append({"name": name, "state": state, "label": _STATE_LABELS[state]})
+    return render("adapters/checks.html.jinja", checks=checks)
 
 
 def _reserved_names(catalog: AdapterCatalog) -> Sequence[str]:
-    """The names that are taken: one of the library's must not be hidden by what a stranger adds."""
+    """Return all names in use, also those of the library, which an added adapter must not hide."""
     return catalog.store.names()
 
 
 @dataclass
 class StepLog:
-    """Takes what the work reports, from its thread."""
+    """Queue of what an installation reports from its thread: steps, messages, and at the end a path or an error."""
 
     events: queue.SimpleQueue[Step | str | Path | Exception] = field(default_factory=queue.SimpleQueue)
 
-    def run(self, work: InstallFn) -> None:
+    def run(self, install: InstallFn) -> None:
+        """Run the installation and put its result into the queue."""
         try:
-            self.events.put(work(self.events.put, self.events.put))
-        except Exception as error:  # noqa: BLE001 - whoever waits must hear of any end
+            self.events.put(install(self.events.put, self.events.put))
+        except Exception as error:  # noqa: BLE001 - the consumer waits for an end of any kind
             self.events.put(error)
 
 
-def _run_install(names: Sequence[str], work: InstallFn) -> Iterator[InstallProgress]:
-    """The work in a thread of its own: whoever closes the page does not leave half of it behind."""
-    told, now = StepLog(), InstallProgress(tuple(names))
-    threading.Thread(target=told.run, args=(work,), name="add-adapter", daemon=True).start()
-    yield now
-    while not now.finished:
-        heard = told.events.get()
-        if isinstance(heard, Step):
-            now = replace(now, passed=now.passed + heard.ok)
-        elif isinstance(heard, str):
-            now = replace(now, message=heard)
-        elif isinstance(heard, Path):
-            now = replace(now, installed=heard)
+def _run_install(names: Sequence[str], install: InstallFn) -> Iterator[InstallProgress]:
+    """Run the installation in a thread, which finishes also if the page is closed, and yield its progress."""
+    step_log, progress = StepLog(), InstallProgress(tuple(names))
+    threading.Thread(target=step_log.run, args=(install,), name="add-adapter", daemon=True).start()
+    yield progress
+    while not progress.finished:
+        event = step_log.events.get()
+        if isinstance(event, Step):
+            progress = replace(progress, passed=progress.passed + event.ok)
+        elif isinstance(event, str):
+            progress = replace(progress, message=event)
+        elif isinstance(event, Path):
+            progress = replace(progress, installed=event)
         else:
-            now = replace(now, error=_error_message(heard))
-        yield now
+            progress = replace(progress, error=_error_message(event))
+        yield progress
 
 
 def _error_message(error: Exception) -> str:

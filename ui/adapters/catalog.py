@@ -1,4 +1,4 @@
-"""Which adapters there are, where each lies and whether it can be used here; with or without a model behind it."""
+"""Catalog of the adapters known to the engine or on disk: where each is stored, and whether it can be used here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Location = Literal["library", "own", "registered"]
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One adapter. `usable` is None until the model is ready; `reason` says why not, and `memory` its bytes there."""
+    """One adapter. `usable` is None until the model is ready; `reason` says why it is not usable."""
 
     name: str
     location: Location
@@ -38,7 +38,7 @@ class CatalogEntry:
 
 
 class AdapterCatalog:
-    """The adapters that the engine knows, and those it will know while it is being loaded."""
+    """Lists the engine's adapters, and while it is being loaded those that it will have."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -47,63 +47,64 @@ class AdapterCatalog:
 
     @property
     def install_dir(self) -> Path:
-        """Where adapters are added."""
+        """The folder in which adapters are installed."""
         return self._context.home / "adapters"
 
     @property
     def engine(self) -> LLMEngine | None:
-        """The engine where it is ready."""
+        """The engine; None until it is ready."""
         return self._context.engine_loader.engine() if self._context.engine_loader.state().phase == "ready" else None
 
     @property
     def store(self) -> Store:
-        """The engine's own, as far as there is one."""
+        """The engine's store, or one over the same folders until it is ready."""
         engine = self.engine
         return self._offline_store if engine is None else engine.store
 
     def states(self) -> list[AdapterStatus]:
-        """All adapters: those that were added here first and the newest of them first, then the others by name."""
+        """Return all adapters: those that were added here, newest first, then the others by name."""
         engine = self.engine
         states = self.store.status(None if engine is None else engine.base)
         roots = self._locations()
         return sorted(states, key=lambda state: (*_sort_key(*_locate(state.name, roots)), state.name))
 
     def entries(self, states: Sequence[AdapterStatus]) -> list[CatalogEntry]:
-        """What is to be shown of these few: each is looked at on the disk and in the engine."""
+        """Return the entries of some adapters; reads each from disk and its state from the engine."""
         engine = self.engine
-        resident = {} if engine is None else {each.name: each.bytes for each in engine.adapter_cache.status().adapters}
+        loaded = [] if engine is None else engine.adapter_cache.status().adapters
+        loaded_bytes = {adapter.name: adapter.bytes for adapter in loaded}
         roots = self._locations()
-        return [_make_entry(state, engine, resident, *_locate(state.name, roots)) for state in states]
+        return [_make_entry(state, engine, loaded_bytes, *_locate(state.name, roots)) for state in states]
 
     def is_usable(self, state: AdapterStatus) -> bool:
-        """Whether it can be used here, as far as that is known."""
+        """Return whether the adapter can be used here; True until the model is ready."""
         return _usability(state, self.engine)[0] is not False
 
     def names_in(self, location: Location) -> set[str]:
-        """The names of the adapters that lie there."""
+        """Return the names of the adapters in a location."""
         roots = self._locations()
         return {name for name in self.store.names() if _locate(name, roots)[0] == location}
 
     def loaded_names(self) -> set[str]:
-        """The names of the adapters in memory."""
+        """Return the names of the adapters in memory."""
         engine = self.engine
-        return set() if engine is None else {each.name for each in engine.adapter_cache.status().adapters}
+        return set() if engine is None else {adapter.name for adapter in engine.adapter_cache.status().adapters}
 
     def folder(self, name: str) -> Path:
-        """The folder of a listed adapter, sound or not; PromptOrTuneError where there is none of that name."""
+        """Return the folder of an adapter, also of a broken one. Raises PromptOrTuneError for an unknown name."""
         check_name(name)
         path = _locate(name, self._locations())[1]
         return self.store.inspect(name).path if path is None else path
 
     def _locations(self) -> list[tuple[Location, Path]]:
-        """The folders that adapters lie in, the one that hides the others first."""
+        """Return the folders of adapters; a name in an earlier one hides the same name in a later one."""
         library = LIBRARY.resolve()
         return [("library" if root.resolve() == library else "own", root) for root in reversed(self.store.roots)]
 
 
 def _locate(name: str, roots: Sequence[tuple[Location, Path]]) -> tuple[Location, Path | None]:
     return next(
-        ((place, root / name) for place, root in roots if looks_like_adapter(root / name)), ("registered", None)
+        ((location, root / name) for location, root in roots if looks_like_adapter(root / name)), ("registered", None)
     )
 
 
@@ -112,7 +113,7 @@ def _sort_key(location: Location, path: Path | None) -> tuple[int, float]:
         return 1, 0.0
     try:
         return 0, -path.stat().st_mtime
-    except OSError:  # gone since it was listed
+    except OSError:  # deleted since it was listed
         return 0, 0.0
 
 

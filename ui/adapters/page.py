@@ -1,15 +1,15 @@
-"""The AdapterChoices page: what is there, what it scored and whether it can be used here; adding and removing."""
+"""Adapters page: search the adapters, see their scores, load, delete and download them, and install others."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from ui import components
@@ -21,13 +21,13 @@ from ui.method_form import MethodForm, add_adapter_updates
 from ui.visitors import resolve_token
 
 TITLE = "Adapters"
-INTERNAL_ERROR = "Something went wrong on our side, and the log says what."
+INTERNAL_ERROR = "Something went wrong on our side; the log has the details."
 LOADING_POLL_SECONDS = 1.5
-# A pull and its checks take a core and much of the line: others wait their turn.
+# An installation takes a core and much of the network: others wait in the queue.
 MAX_CONCURRENT_INSTALLS = 2
 INTRO_HTML = (
     "<h1>Which adapters are there?</h1><p>An adapter is a small file of extra weights, trained for one kind of "
-    "snippet. The model that answers here puts it on for one answer and takes it off again.</p>"
+    "snippet. The model that answers here can use another one for each answer.</p>"
 )
 _AFTER_ACTION_JS = """(list, file) => {
   if (list?.after === "compare") window.promptOrTuneGo("compare");
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdaptersPage:
-    """The components that events read and change."""
+    """Components that events read and change."""
 
     note: gr.HTML
     denied_note: gr.HTML
@@ -59,21 +59,23 @@ class AdaptersPage:
 
 
 def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:
-    """Draws the page inside `tab` and wires it. `form` is Compare's, for 'Open in Compare'."""
-    shelf = AdapterCatalog(context)
-    page = _build_page(shelf)
-    # Pages serve files from Gradio's own folder: a zip that is made there is not copied once more.
-    desk = AdapterActions(context, shelf, Path(page.download.GRADIO_CACHE) / "adapter-zips")
-    _wire_list(context, shelf, page, tab)
-    _wire_actions(context, shelf, page, desk, form)
-    _wire_install(context, shelf, page, desk)
+    """Build the page inside `tab` and wire its events. `form` is that of the Compare page, for 'Open in Compare'."""
+    catalog = AdapterCatalog(context)
+    page = _build_page(catalog)
+    # Gradio copies files into this folder before it serves them, so a zip that is made there is not copied again.
+    actions = AdapterActions(context, catalog, Path(page.download.GRADIO_CACHE) / "adapter-zips")
+    _wire_list(context, catalog, page, tab)
+    _wire_actions(context, catalog, page, actions, form)
+    _wire_install(context, catalog, page, actions)
 
 
 def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
     with gr.Column(elem_id="adapters"):
         gr.HTML(INTRO_HTML, apply_default_css=False, js_on_load=None, elem_id="adapters-title")
-        may = components.live_region("", elem_id="adapters-may")
-        with gr.Accordion("Add an adapter, from the Hub or from a zip", open=False, elem_id="adapters-add") as adding:
+        denied_note = components.live_region("", elem_id="adapters-may")
+        with gr.Accordion(
+            "Add an adapter, from the Hub or from a zip", open=False, elem_id="adapters-add"
+        ) as install_form:
             with gr.Row(elem_id="adapters-add-row"):
                 with gr.Column(elem_id="adapters-hub", min_width=280):
                     spec = gr.Textbox(
@@ -102,7 +104,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
             add_note = components.live_region("", elem_id="adapters-add-note", role="alert")
             checks = gr.HTML("", apply_default_css=False, js_on_load=None, elem_id="adapters-checks")
         with gr.Row(elem_id="adapters-filters"):
-            words = gr.Textbox(
+            query = gr.Textbox(
                 label="Search: name, technique, data, base, licence",
                 lines=1,
                 max_lines=1,
@@ -119,79 +121,80 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
                 min_width=180,
                 elem_id="adapters-show",
             )
-            again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-again")
+            refresh = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-again")
         note = components.live_region("", elem_id="adapters-note")
-        listed = adapter_list_component(catalog)
-        saved = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
+        adapter_list = adapter_list_component(catalog)
+        download = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
         timer = gr.Timer(LOADING_POLL_SECONDS, active=False)
     return AdaptersPage(
-        note, may, adding, spec, name, pull, file, add_note, checks, words, show, again, listed, saved, timer
+        note, denied_note, install_form, spec, name, pull, file, add_note, checks, query, show, refresh, adapter_list,
+        download, timer,
     )  # fmt: skip
 
 
 def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, tab: gr.Tab) -> None:
-    def look(words: str, show: str, request: gr.Request) -> dict[Any, Any]:
+    def update(query: str, show: str, request: gr.Request) -> dict[Any, Any]:
         visitor = context.visitors.identify(request)
         try:
-            listed = adapter_list_value(context, catalog, visitor, query=words, show=show)
-        except Exception as error:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
+            value = adapter_list_value(context, catalog, visitor, query=query, show=show)
+        except Exception as error:  # noqa: BLE001 - the page must survive any bug, which is logged
             return {page.note: _exception_html(error), page.timer: gr.Timer(active=False)}
-        refused = context.visitors.training_denied_reason(visitor)
+        denied = context.visitors.training_denied_reason(visitor)
         return {
             page.note: "",
-            page.list: listed,
-            page.denied_note: f'<p class="quiet">{escape(refused)}</p>' if refused else "",
-            page.install_form: gr.Accordion(visible=refused is None),
-            # While the model is being loaded the page asks on: then it is known what can be used.
-            page.timer: gr.Timer(active=listed["phase"] == "loading"),
+            page.list: value,
+            page.denied_note: Markup('<p class="quiet">{}</p>').format(denied) if denied else "",
+            page.install_form: gr.Accordion(visible=denied is None),
+            # Which adapters are usable is known only when the model is loaded, so the page polls until then.
+            page.timer: gr.Timer(active=value["phase"] == "loading"),
         }
 
-    def tick(words: str, show: str, request: gr.Request) -> Any:
-        # Nothing changes before the model is there, and a list that is painted anew takes the focus along.
-        return {} if context.engine_loader.state().phase == "loading" else look(words, show, request)
+    def tick(query: str, show: str, request: gr.Request) -> Any:
+        # Nothing changes before the model is loaded, and rendering the list again would lose the keyboard focus.
+        return {} if context.engine_loader.state().phase == "loading" else update(query, show, request)
 
-    chosen, outputs = [page.query, page.show], [page.note, page.list, page.denied_note, page.install_form, page.timer]
-    # Who types on while the list is being painted wants the last of it.
-    looks = [tab.select, page.refresh.click, page.query.change, page.show.input]
-    gr.on(looks, look, chosen, outputs, trigger_mode="always_last", **_EVENT_OPTIONS)
-    page.timer.tick(tick, chosen, outputs, **_EVENT_OPTIONS)
+    inputs, outputs = [page.query, page.show], [page.note, page.list, page.denied_note, page.install_form, page.timer]
+    triggers = [tab.select, page.refresh.click, page.query.change, page.show.input]
+    # always_last: of several changes while the list is rendered only the last one counts.
+    gr.on(triggers, update, inputs, outputs, trigger_mode="always_last", **_EVENT_OPTIONS)
+    page.timer.tick(tick, inputs, outputs, **_EVENT_OPTIONS)
 
 
 def _wire_actions(
     context: Context, catalog: AdapterCatalog, page: AdaptersPage, actions: AdapterActions, form: MethodForm
 ) -> None:
-    def act(words: str, show: str, chips: Any, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
-        asked = event._data if isinstance(event._data, dict) else {}
-        do, name = str(asked.get("do")), str(asked.get("name"))
+    def act(query: str, show: str, chips: Any, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
+        data = event._data if isinstance(event._data, dict) else {}
+        action, name = str(data.get("do")), str(data.get("name"))
         visitor = context.visitors.identify(request)
         changes: dict[Any, Any] = {page.note: ""}
-        after = ""
+        next_action = ""
         try:
-            if do in actions.handlers:
-                changes[page.note] = f"<p>{escape(actions.handlers[do](visitor, name))}</p>"
-            elif do == "save":
+            if action in actions.handlers:
+                changes[page.note] = _paragraph_html(actions.handlers[action](visitor, name))
+            elif action == "save":
                 changes[page.download] = gr.DownloadButton(value=str(actions.pack_zip(name)))
-                after = do
-            elif do == "open":
+                next_action = action
+            elif action == "open":
                 updates = add_adapter_updates(actions.require_usable(name), chips, name)
                 changes |= dict(zip((form.chips, form.adapter, form.reasons), updates, strict=True))
-                after = "compare"
+                next_action = "compare"
         except Exception as error:  # noqa: BLE001 - as above
             changes[page.note] = _exception_html(error)
         try:
-            start = page_start(asked)
-            listed = adapter_list_value(
-                context, catalog, visitor, query=words, show=show, start=start, next_action=after
+            start = page_start(data)
+            value = adapter_list_value(
+                context, catalog, visitor, query=query, show=show, start=start, next_action=next_action
             )
         except Exception as error:  # noqa: BLE001 - as above
             return {page.note: _exception_html(error)}
-        return {**changes, page.list: listed}
+        return {**changes, page.list: value}
 
     outputs = [page.note, page.list, page.download, form.chips, form.adapter, form.reasons]
-    acting = page.list.select(
+    acted = page.list.select(
         act, [page.query, page.show, form.chips], outputs, show_progress="hidden", api_visibility="private"
     )
-    acting.then(None, [page.list, page.download], None, js=_AFTER_ACTION_JS, **_EVENT_OPTIONS)
+    acted.then(None, [page.list, page.download], None, js=_AFTER_ACTION_JS, **_EVENT_OPTIONS)
 
 
 def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage, actions: AdapterActions) -> None:
@@ -201,41 +204,43 @@ def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage,
             return
         yield from add(request, lambda: install_from_hub(catalog, spec, name, resolve_token(login)))
 
-    def drop(file: str | None, name: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
+    def upload(file: str | None, name: str, request: gr.Request) -> Iterator[dict[Any, Any]]:
         if not file:
             return
-        most = context.visitors.policy.limits.archive_bytes
+        limit = context.visitors.policy.limits.archive_bytes
         try:
-            yield from add(request, lambda: install_from_zip(catalog, Path(file), name, most))
+            yield from add(request, lambda: install_from_zip(catalog, Path(file), name, limit))
         finally:
             Path(file).unlink(missing_ok=True)
 
-    def add(request: gr.Request, begin: Any) -> Iterator[dict[Any, Any]]:
+    def add(request: gr.Request, install: Callable[[], Iterator[InstallProgress]]) -> Iterator[dict[Any, Any]]:
         visitor = context.visitors.identify(request)
         try:
             actions.require_permission(visitor)
-        except PromptOrTuneError as fault:
-            yield {page.add_note: _error_html(str(fault)), page.checks: "", page.file: None}
+        except PromptOrTuneError as error:
+            yield {page.add_note: _error_html(str(error)), page.checks: "", page.file: None}
             return
-        adding: InstallProgress
-        for adding in begin():
-            painted = {page.add_note: f"<p>{escape(adding.message)}</p>", page.checks: checks_html(adding)}
-            if adding.error:
-                painted |= {page.add_note: _error_html(adding.error), page.file: None}
-            elif adding.installed is not None:
-                painted |= added(visitor, adding.installed.name)
-            yield painted
+        for progress in install():
+            updates: dict[Any, Any] = {
+                page.add_note: _paragraph_html(progress.message),
+                page.checks: checks_html(progress),
+            }
+            if progress.error:
+                updates |= {page.add_note: _error_html(progress.error), page.file: None}
+            elif progress.installed is not None:
+                updates |= added(visitor, progress.installed.name)
+            yield updates
 
     def added(visitor: Any, name: str) -> dict[Any, Any]:
-        listed = adapter_list_value(context, catalog, visitor, added=name)
-        card = next((each for each in listed["cards"] if each["name"] == name), None)
+        value = adapter_list_value(context, catalog, visitor, added=name)
+        card = next((card for card in value["cards"] if card["name"] == name), None)
         if card is not None and card["usable"] == "no":
-            said = f"'{name}' is added, but it cannot be used with the model here: {card['reason']}"
+            message = f"'{name}' is added, but it cannot be used with the model here: {card['reason']}"
         else:
-            said = f"'{name}' is added: it is a method in Compare now."
+            message = f"'{name}' is added: it is a method in Compare now."
         return {
-            page.add_note: f"<p>{escape(said)}</p>",
-            page.list: listed,
+            page.add_note: _paragraph_html(message),
+            page.list: value,
             page.query: "",
             page.show: "all",
             page.spec: "",
@@ -255,16 +260,20 @@ def _wire_install(context: Context, catalog: AdapterCatalog, page: AdaptersPage,
         concurrency_id="add-adapter",
         **options,
     )
-    page.file.upload(drop, [page.file, page.name], outputs, concurrency_id="add-adapter", **options)
+    page.file.upload(upload, [page.file, page.name], outputs, concurrency_id="add-adapter", **options)
 
 
 def _exception_html(error: Exception) -> str:
-    """What a person is told of it: its own sentence, or that it is a defect of ours, which is logged."""
+    """Return the error's message; for a bug a general one, and log the error."""
     if isinstance(error, PromptOrTuneError):
         return _error_html(str(error))
     _log.error("The adapters could not be shown or changed.", exc_info=error)
     return _error_html(INTERNAL_ERROR)
 
 
-def _error_html(text: str) -> str:
-    return f'<p class="sentence">{escape(text)}</p>'
+def _paragraph_html(message: str) -> Markup:
+    return Markup("<p>{}</p>").format(message)
+
+
+def _error_html(message: str) -> Markup:
+    return Markup('<p class="sentence">{}</p>').format(message)

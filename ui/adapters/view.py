@@ -1,10 +1,6 @@
-"""Cards and list.
+"""Adapter cards and the list of them, as plain texts for js/adapters.js, which makes text nodes of them.
 
-What a card says of an adapter: texts alone, ready for js/adapters.js, which makes text nodes of them.
-
-Everything in a manifest was written by somebody: nothing of it is believed to be a number, short, or polite.
-
-The list of adapters as js/adapters.js draws it: a page of cards, found by words and by what they are.
+A manifest may come from anybody: no value of it is assumed to be a number, or short, or without control characters.
 """
 
 from __future__ import annotations
@@ -32,6 +28,15 @@ from ui.context import Context
 from ui.labels import format_date
 from ui.visitors import Visitor
 
+PAGE_SIZE = 24
+FILTERS = {
+    "all": "All",
+    "usable": "Usable here",
+    "unusable": "Not usable here",
+    "own": "Trained or added here",
+    "library": "Come with Prompt or Tune",
+    "memory": "In memory",
+}
 MAX_SCORES = 3
 MAX_ALL_SCORES = 60
 MAX_CARD_BYTES = 1 << 20
@@ -46,11 +51,11 @@ _TECHNIQUES = {
     "prefix-tuning": "Prefix tuning",
 }
 _QUANTIZATIONS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
-_NOT_STATED = "not said"
+_NOT_STATED = "not stated"
 
 
 def card_value(entry: CatalogEntry, base: BaseIdentity | None) -> dict[str, Any]:
-    """One card; `base` is the one that answers here, None while it is being loaded."""
+    """Return the values of a card; `base` is the served base, None while it is being loaded."""
     manifest = entry.manifest
     scores = [] if manifest is None else best_scores(manifest.scores, base)
     return {
@@ -68,10 +73,10 @@ def card_value(entry: CatalogEntry, base: BaseIdentity | None) -> dict[str, Any]
 
 
 def details_value(path: Path, manifest: Manifest | None) -> dict[str, Any]:
-    """What unfolds beneath a card: all scores, the settings of its training, its card and its manifest as text."""
+    """Return the details under a card: all scores, the settings of its training, its model card and its manifest."""
     scores = () if manifest is None else manifest.scores
     return {
-        "scores": [[score_conditions(each), *score_row(each)] for each in scores[:MAX_ALL_SCORES]],
+        "scores": [[score_conditions(score), *score_row(score)] for score in scores[:MAX_ALL_SCORES]],
         "facts": [] if manifest is None else _training_facts(manifest),
         "readme": _readme_text(path),
         "manifest": "" if manifest is None else _manifest_text(manifest),
@@ -79,16 +84,16 @@ def details_value(path: Path, manifest: Manifest | None) -> dict[str, Any]:
 
 
 def best_scores(scores: Sequence[Mapping[str, Any]], base: BaseIdentity | None) -> list[Mapping[str, Any]]:
-    """At most MAX_SCORES, all measured at one place: on the base as it is quantized here where there are such."""
-    known = [each for each in scores if parse_number(each.get("value")) is not None]
-    counted = [each for each in known if parse_number(each.get("n"))] or known
-    here = [each for each in counted if base is not None and each.get("quantization") == base.quantization] or counted
-    ranked = sorted(here, key=_metric_rank)
-    return [each for each in ranked if score_conditions(each) == score_conditions(ranked[0])][:MAX_SCORES]
+    """Return at most MAX_SCORES scores of the same conditions; those on the served quantization come first."""
+    valid = [score for score in scores if parse_number(score.get("value")) is not None]
+    counted = [score for score in valid if parse_number(score.get("n"))] or valid
+    served = [score for score in counted if base is not None and score.get("quantization") == base.quantization]
+    ranked = sorted(served or counted, key=_metric_rank)
+    return [score for score in ranked if score_conditions(score) == score_conditions(ranked[0])][:MAX_SCORES]
 
 
 def score_row(score: Mapping[str, Any]) -> list[str]:
-    """Metric, value, 95 % interval and n, each as text; '' for what is not stated."""
+    """Return metric, value, 95 % interval and n as texts; '' for what is not stated."""
     low, high, count = (parse_number(score.get(key)) for key in ("low", "high", "n"))
     interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
     value = parse_number(score.get("value"))
@@ -101,7 +106,7 @@ def score_row(score: Mapping[str, Any]) -> list[str]:
 
 
 def score_conditions(score: Mapping[str, Any]) -> str:
-    """Where a score was measured: 'conala test, base NF4, beam, 10 candidates'."""
+    """Return the conditions of a score, such as 'conala test, base NF4, beam, 10 candidates'."""
     data = " ".join(quote_untrusted(score[key], 40) for key in ("dataset", "split") if score.get(key))
     quantization = str(score.get("quantization") or "")
     base = f"base {_QUANTIZATIONS.get(quantization, quote_untrusted(quantization, 20))}" if quantization else ""
@@ -110,23 +115,23 @@ def score_conditions(score: Mapping[str, Any]) -> str:
 
 
 def parse_number(value: object) -> float | None:
-    """A finite number as a file may state one; None for anything else."""
+    """Return a finite number below 1e12; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        number = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) and abs(found) < 1e12 else None
+    return number if math.isfinite(number) and abs(number) < 1e12 else None
 
 
 def format_size(count: int) -> str:
-    """'3.7 MB', '512 kB'."""
+    """Format bytes as '3.7 MB' or '512 kB'."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"
 
 
 def search_text(name: str, manifest: Manifest | None) -> str:
-    """What the search looks through, in small letters."""
+    """Return the text that the search looks through, case-folded."""
     parts = [name]
     if manifest is not None:
         parts += [manifest.technique, _technique_label(manifest), manifest.dataset, manifest.base_id, manifest.licence]
@@ -134,14 +139,14 @@ def search_text(name: str, manifest: Manifest | None) -> str:
 
 
 def full_models(store: Store) -> list[dict[str, str]]:
-    """The whole models beside the adapters, each with the command that serves it."""
+    """Return the full models among the adapters, each with the command that serves it."""
     try:
-        found = store.full_models()
+        models = store.full_models()
     except PromptOrTuneError:
         return []
     return [
         {"name": quote_untrusted(name, 64), "command": f"python app.py --base {shlex.quote(str(path))}"}
-        for name, path in found.items()
+        for name, path in models.items()
         if str(path).isprintable()
     ]
 
@@ -170,7 +175,7 @@ def _card_facts(entry: CatalogEntry, manifest: Manifest) -> list[list[str]]:
 
 
 def _training_facts(manifest: Manifest) -> list[list[str]]:
-    """What is needed to train it again."""
+    """Return what is needed to train the adapter again."""
     rate = parse_number(manifest.config.get("learning_rate"))
     epochs = parse_number(manifest.config.get("num_train_epochs"))
     facts = [
@@ -188,8 +193,8 @@ def _training_facts(manifest: Manifest) -> list[list[str]]:
         ["Weights", quote_untrusted(manifest.weights_digest, 40) or _NOT_STATED],
     ]
     settings = [f"learning rate {rate:g}" if rate else "", f"at most {epochs:g} epochs" if epochs else ""]
-    said = ", ".join(part for part in settings if part)
-    return [*facts, ["Training", said]] if said else facts
+    training = ", ".join(part for part in settings if part)
+    return [*facts, ["Training", training]] if training else facts
 
 
 def _origin_text(entry: CatalogEntry) -> str:
@@ -216,7 +221,7 @@ def _date_text(created: str) -> str:
 
 
 def _readme_text(path: Path) -> str:
-    """The card as text, without the lines for machines at its top; '' where there is none that can be read."""
+    """Return the model card without YAML front matter; '' if there is none, an error message if it is unreadable."""
     if not (path / "README.md").is_file():
         return ""
     try:
@@ -229,7 +234,7 @@ def _readme_text(path: Path) -> str:
 
 
 def _manifest_text(manifest: Manifest) -> str:
-    """The manifest without the loss curve, which is long."""
+    """Return the manifest as JSON, with only the length of its training log."""
     values = asdict(manifest)
     values["log"] = f"{len(manifest.log)} records"
     return _truncate(json.dumps(values, indent=1, ensure_ascii=True))
@@ -237,17 +242,6 @@ def _manifest_text(manifest: Manifest) -> str:
 
 def _truncate(text: str) -> str:
     return text if len(text) <= MAX_TEXT_LENGTH else text[:MAX_TEXT_LENGTH] + "\n… (cut here)"
-
-
-PAGE_SIZE = 24
-FILTERS = {
-    "all": "All",
-    "usable": "Usable here",
-    "unusable": "Not usable here",
-    "own": "Trained or added here",
-    "library": "Come with Prompt or Tune",
-    "memory": "In memory",
-}
 
 
 def adapter_list_value(
@@ -261,18 +255,18 @@ def adapter_list_value(
     next_action: str = "",
     added: str = "",
 ) -> dict[str, Any]:
-    """The value of the list: the adapters from `start` on, at most PAGE_SIZE of them.
+    """Return the value of the list: the PAGE_SIZE adapters on the page of index `start` that match `query` and `show`.
 
-    `after` says what the browser does next ('compare' or 'save'), `fresh` names the adapter that was just added.
+    `next_action` is what the browser does next ('compare' or 'save'); `added` is the adapter that was just installed.
     """
     phase = context.engine_loader.state().phase
-    states, wanted = catalog.states(), _filter_by(show, catalog)
-    found = [state for state in states if wanted(state) and _matches_query(state, query)]
+    states, matches_filter = catalog.states(), _filter_by(show, catalog)
+    found = [state for state in states if matches_filter(state) and _matches_query(state, query)]
     start = min(max(start, 0), max(len(found) - 1, 0)) // PAGE_SIZE * PAGE_SIZE
     engine = catalog.engine
     base = None if engine is None else engine.base
     return {
-        # Two equal lists differ in it: the browser then knows that its click was answered.
+        # Differs in each answer, so that the browser notices an answer with an equal list.
         "turn": time.monotonic_ns(),
         "head": _count_text(len(states), len(found)),
         "phase": phase,
@@ -282,7 +276,7 @@ def adapter_list_value(
         "total": len(found),
         "none": not states,
         "may": context.visitors.training_denied_reason(visitor) is None,
-        # Where they lie on this machine is its owner's business.
+        # Their paths on this machine are for its owner only.
         "models": full_models(catalog.store) if visitor.owner else [],
         "after": next_action,
         "fresh": added,
@@ -290,10 +284,10 @@ def adapter_list_value(
 
 
 def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
-    """The list. Its events are `select` with {"do": open, load, unload, delete, save or page, "name", "from"}."""
+    """Return the list. It triggers `select` with {"do": open, load, unload, delete, save or page, "name", "from"}."""
 
     def adapter_details(name: str) -> dict[str, Any]:
-        """The page asks for this when a card is unfolded."""
+        """Return the details of a card; called by the browser when they are unfolded."""
         try:
             folder = catalog.folder(str(name))
             manifest = next((state.manifest for state in catalog.states() if state.name == name), None)
@@ -323,14 +317,14 @@ def _matches_query(state: AdapterStatus, query: str) -> bool:
 
 
 def _filter_by(show: str, catalog: AdapterCatalog) -> Callable[[AdapterStatus], bool]:
-    kinds: Mapping[str, Callable[[], Callable[[AdapterStatus], bool]]] = {
+    filters: Mapping[str, Callable[[], Callable[[AdapterStatus], bool]]] = {
         "usable": lambda: catalog.is_usable,
         "unusable": lambda: lambda state: not catalog.is_usable(state),
         "own": lambda: _in_names(catalog.names_in("own")),
         "library": lambda: _in_names(catalog.names_in("library")),
         "memory": lambda: _in_names(catalog.loaded_names()),
     }
-    return kinds[show]() if show in kinds else lambda _: True
+    return filters[show]() if show in filters else lambda _: True
 
 
 def _in_names(names: set[str]) -> Callable[[AdapterStatus], bool]:
@@ -340,10 +334,14 @@ def _in_names(names: set[str]) -> Callable[[AdapterStatus], bool]:
 def _count_text(total: int, found: int) -> str:
     if total == found:
         return f"{total} adapter{'' if total == 1 else 's'}"
-    return f"{found} of {total} adapters" if found else f"None of {total} adapters is like that: loosen the search."
+    return (
+        f"{found} of {total} adapters"
+        if found
+        else f"None of {total} adapters matches: try fewer words or another filter."
+    )
 
 
 def page_start(event: Mapping[str, Any]) -> int:
-    """The first card that the browser wants to see, or sees."""
+    """Return the index of the first card in an event of the browser; 0 if it is not valid."""
     start = event.get("from")
     return start if type(start) is int and 0 <= start < 10**9 else 0

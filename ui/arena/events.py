@@ -1,8 +1,6 @@
-"""Handlers, vote.
+"""Event handlers of the Arena: sample a match, run its tests, record a vote and show its outcome.
 
-What happens on a click: every event asks the server whose duel it is, whatever the browser says.
-
-From a click to a kept vote, and what is said of it: who they were, how others chose, what it did to the ratings.
+Every handler loads the visitor's match on the server; a match id from the browser only says which one a window shows.
 """
 
 from __future__ import annotations
@@ -12,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import compute_ratings, point_ratings
@@ -28,13 +26,23 @@ from ui.arena.view import empty_match_view, match_view
 from ui.compare.steps import utc_timestamp
 from ui.labels import method_label
 from ui.records import Record
+from ui.templates import render
 from ui.test_bench import run_tests
 
 if TYPE_CHECKING:
     from ui.arena.page import ArenaPage
 
 
-# What a side's answer depends on and what came of it; the rest of a record stands in the vote itself.
+INTERNAL_ERROR = "Something went wrong on our side; the log has the details. No vote was lost."
+NO_OPEN_MATCH = "There is no duel to vote on: press n for one."
+OTHER_WINDOW = "This is the duel that you opened in another window."
+ALREADY_VOTED = "You have voted on this one: press n for the next."
+STOPPED = "Stopped; no vote was recorded."
+VOTE_PROMPT = "Which answer would you rather use? Names follow after your vote."
+_LOCK_TIMEOUT_SECONDS = 5.0
+_log = logging.getLogger(__name__)
+Update = dict[Any, Any]
+# Fields of a record that a vote stores for each side; the others are fields of the vote itself.
 _SIDE_FIELDS = (
     "adapter", "examples_kind", "examples_k", "examples", "prompt", "prompt_style", "prompt_fingerprint",
     "prompt_tokens", "tokens", "seconds", "scores", "score_reasons", "notes", "tests", "sandbox",
@@ -42,19 +50,21 @@ _SIDE_FIELDS = (
 
 
 def record_vote(votes: VoteStore, visitor: str, match: Match, winner: Winner) -> Match:
-    """Keeps the vote, and then gives the duel with all that may be seen now. VotesError where it cannot be kept.
+    """Store the vote and return the match with its outcome. Raises VotesError if it cannot be stored.
 
-    An earlier vote of this person on the pair and problem stands, and the duel says so.
+    If the visitor voted on this pair and problem before, that vote stays, and the outcome says so.
     """
     try:
         votes.add(make_vote(visitor, match, winner))
     except AlreadyVotedError as error:
-        return replace(match, voted=True, said=f"<p>{escape(str(error))} {_method_names_html(match)}</p>")
+        left, right = (method_label(name) for name in match.methods)
+        outcome = Markup("<p>{} A was <b>{}</b>, B was <b>{}</b>.</p>").format(error, left, right)
+        return replace(match, voted=True, said=outcome)
     return replace(match, voted=True, winner=winner, said=_outcome_html(votes, visitor, match, winner))
 
 
 def make_vote(visitor: str, match: Match, winner: Winner) -> Vote:
-    """The vote with everything that is needed to ask the same again."""
+    """Make the vote with everything that is needed to repeat the match."""
     first = match.records[0]
     created = utc_timestamp()
     seconds = (datetime.fromisoformat(created) - datetime.fromisoformat(match.answered)).total_seconds()
@@ -82,89 +92,68 @@ def _versions() -> dict[str, str]:
     return package_versions()
 
 
-def _outcome_html(votes: VoteStore, visitor: str, match: Match, winner: Winner) -> str:
-    """What came of the vote, as escaped HTML."""
-    bouts = [bout for _, bout in votes.comparisons(match.base)]
-    return f"<p>{_choice_html(match, winner)}</p><p>{_other_votes_html(bouts, visitor, match)}</p><p>{_rating_change_html(bouts, match)}</p>"
-
-
-def _choice_html(match: Match, winner: Winner) -> str:
-    left, right = (f"<b>{escape(method_label(name))}</b>" for name in match.methods)
-    return {
-        "left": f"You picked A, {left}, over B, {right}.",
-        "right": f"You picked B, {right}, over A, {left}.",
-        "tie": f"You called it a tie: A was {left}, B was {right}.",
-        "both bad": f"You found both bad: A was {left}, B was {right}.",
-    }[winner]
-
-
-def _method_names_html(match: Match) -> str:
-    left, right = (f"<b>{escape(method_label(name))}</b>" for name in match.methods)
-    return f"A was {left}, B was {right}."
-
-
-def _other_votes_html(comparisons: list[Comparison], visitor: str, match: Match) -> str:
-    """How other people voted on this pair, over all problems."""
-    others = [bout for bout in comparisons if bout.person != visitor]
-    found = count_wins(others).get((match.left, match.right))
-    if found is None:
-        return "Nobody else has voted on this pair yet."
-    left, right = (escape(method_label(name)) for name in match.methods)
-    parts = [f"{left} {found.wins}", f"{right} {found.losses}", f"tie {found.ties}", f"both bad {found.both_bad}"]
-    count = f"{found.votes} vote{'' if found.votes == 1 else 's'}"
-    return f"Others on this pair, over all questions ({count}): {', '.join(parts)}."
-
-
-def _rating_change_html(comparisons: list[Comparison], match: Match) -> str:
-    """The ratings of both with this vote, and by how much it moved them. This vote is the last one of its pair."""
-    after = point_ratings(comparisons)
-    mine = next(
-        at
-        for at in range(len(comparisons) - 1, -1, -1)
-        if {comparisons[at].left, comparisons[at].right} == {match.left, match.right}
+def _outcome_html(votes: VoteStore, visitor: str, match: Match, winner: Winner) -> Markup:
+    """Return the names, how others voted on the pair, and what the vote did to the ratings."""
+    comparisons = [comparison for _, comparison in votes.comparisons(match.base)]
+    return render(
+        "arena/outcome.html.jinja",
+        winner=winner,
+        names=[method_label(name) for name in match.methods],
+        other_votes=_other_votes(comparisons, visitor, match),
+        ratings=_rating_change(comparisons, match),
     )
-    before = point_ratings(comparisons[:mine] + comparisons[mine + 1 :])
+
+
+def _other_votes(comparisons: list[Comparison], visitor: str, match: Match) -> str:
+    """Return how other people voted on this pair, over all problems."""
+    others = [comparison for comparison in comparisons if comparison.person != visitor]
+    counts = count_wins(others).get((match.left, match.right))
+    if counts is None:
+        return "Nobody else has voted on this pair yet."
+    left, right = (method_label(name) for name in match.methods)
+    parts = [f"{left} {counts.wins}", f"{right} {counts.losses}", f"tie {counts.ties}", f"both bad {counts.both_bad}"]
+    total = f"{counts.votes} vote{'' if counts.votes == 1 else 's'}"
+    return f"Others on this pair, over all questions ({total}): {', '.join(parts)}."
+
+
+def _rating_change(comparisons: list[Comparison], match: Match) -> str:
+    """Return the ratings of both methods with this vote, and the changes. The vote must be the last one of its pair."""
+    after = point_ratings(comparisons)
+    pair = {match.left, match.right}
+    own = next(
+        index
+        for index in range(len(comparisons) - 1, -1, -1)
+        if {comparisons[index].left, comparisons[index].right} == pair
+    )
+    before = point_ratings(comparisons[:own] + comparisons[own + 1 :])
     parts = []
     for player in (match.left, match.right):
         if player in after:
-            moved = f" ({after[player] - before[player]:+.0f})" if player in before else " (new)"
-            parts.append(f"{escape(method_label(player.method))} {after[player]:.0f}{moved}")
-    if not parts:
-        return (
-            escape(compute_ratings(comparisons, resamples=1).no_ratings_reason)
-            or "Too few votes on these two to give them a rating."
-        )
-    return f"Ratings now: {', '.join(parts)}."
-
-
-INTERNAL_ERROR = "Something went wrong on our side, and the log says what. No vote was lost."
-NO_OPEN_MATCH = "There is no duel to vote on: press n for one."
-OTHER_WINDOW = "This is the duel that you opened in another window."
-ALREADY_VOTED = "You have voted on this one: press n for the next."
-STOPPED = "Stopped; nothing was voted."
-VOTE_PROMPT = "Which answer would you rather use? Names follow after your vote."
-_LOCK_TIMEOUT_SECONDS = 5.0
-_log = logging.getLogger(__name__)
-Update = dict[Any, Any]
+            change = f" ({after[player] - before[player]:+.0f})" if player in before else " (new)"
+            parts.append(f"{method_label(player.method)} {after[player]:.0f}{change}")
+    if parts:
+        return f"Ratings now: {', '.join(parts)}."
+    reason = compute_ratings(comparisons, resamples=1).no_ratings_reason
+    return reason or "Too few votes on these two to give them a rating."
 
 
 class ArenaEvents:
-    """The functions behind the page's buttons, on one Arena."""
+    """Handlers of the page's events."""
 
     def __init__(self, runner: MatchRunner, page: ArenaPage) -> None:
         self._runner = runner
         self._page = page
 
     def load_form(self, stored: Any) -> list[Any]:
-        """The form, with what the browser kept and the methods that can be used now."""
-        source = self._runner.context.engine_loader
-        return form_updates(source.engine() if source.state().phase == "ready" else None, stored)
+        """Return updates of the form: the values that the browser stored, and the methods that can be used now."""
+        loader = self._runner.context.engine_loader
+        return form_updates(loader.engine() if loader.state().phase == "ready" else None, stored)
 
     def restore_match(self, request: gr.Request) -> Iterator[Update]:
-        """The page is looked at: the visitor's duel stands there again."""
+        """The tab was opened: yield the visitor's open match."""
         visitor, session = self._runner.context.visitors.identify(request), request.session_hash or ""
         if self._runner.matches.locked_session(visitor.id) == session:
-            yield {self._page.status: gr.skip()}  # this very window is being answered
+            yield {self._page.status: gr.skip()}  # this window is being answered
             return
         with self._runner.context.cancel_registry.register(session) as cancel:
             yield from self._stream_updates(self._runner.resume_match(visitor, session, cancel), visitor.id)
@@ -172,99 +161,99 @@ class ArenaEvents:
     def next_match(
         self, request: gr.Request, match_id: str, question: str, data: str, methods: list[str]
     ) -> Iterator[Update]:
-        """Start, skip or next."""
+        """Yield the next match (Start, Skip or Next)."""
         visitor, session = self._runner.context.visitors.identify(request), request.session_hash or ""
-        wish = make_match_request(question, data, methods)
+        match_request = make_match_request(question, data, methods)
         with self._runner.context.cancel_registry.register(session) as cancel:
             yield from self._stream_updates(
-                self._runner.next_match(visitor, session, wish, match_id, cancel), visitor.id
+                self._runner.next_match(visitor, session, match_request, match_id, cancel), visitor.id
             )
 
     def stop(self, request: gr.Request) -> None:
-        """Ends this window's runs. A duel that was not answered yet is forgotten: no name was seen."""
+        """Cancel this window's runs. A match without answers is deleted: its names were not shown."""
         visitor = self._runner.context.visitors.identify(request)
         self._runner.context.cancel_registry.cancel(request.session_hash or "")
         with self._runner.matches.lock(visitor.id, timeout=5) as held:
-            duel = self._runner.matches.load(visitor.id) if held else None
-            if duel is not None and not duel.records:
+            match = self._runner.matches.load(visitor.id) if held else None
+            if match is not None and not match.records:
                 self._runner.matches.delete(visitor.id)
 
     def show_reference(self, request: gr.Request, match_id: str) -> Update:
-        """Before the vote on request, and the vote says so."""
-        return self._update_match(request, match_id, lambda _, duel: replace(duel, reference_seen=True))
+        """Show the reference before the vote; the vote records that."""
+        return self._update_match(request, match_id, lambda _, match: replace(match, reference_seen=True))
 
     def vote_handler(self, winner: Winner) -> Callable[..., Update]:
-        """The function behind one of the four buttons."""
+        """Return the handler of one of the four vote buttons."""
 
-        def keep(visitor: str, duel: Match) -> Match:
-            if duel.voted:
+        def record(visitor: str, match: Match) -> Match:
+            if match.voted:
                 raise PromptOrTuneError(ALREADY_VOTED)
-            return record_vote(self._runner.votes, visitor, duel, winner)
+            return record_vote(self._runner.votes, visitor, match, winner)
 
-        def vote(request: gr.Request, shown: str) -> Update:
-            return self._update_match(request, shown, keep)
+        def vote(request: gr.Request, match_id: str) -> Update:
+            return self._update_match(request, match_id, record)
 
         return vote
 
     def run_tests(self, request: gr.Request, match_id: str) -> Iterator[Update]:
-        """Both answers against the problem's tests, in the sandbox; a vote that follows says so."""
+        """Run both answers against the problem's tests in the sandbox; a later vote records that."""
         visitor, session = self._runner.context.visitors.identify(request).id, request.session_hash or ""
-        duel, sentence = self._load_match(visitor, match_id)
-        if sentence or duel is None or not duel.problem.tests:
-            yield self._render_match(duel, sentence)
+        match, message = self._load_match(visitor, match_id)
+        if message or match is None or not match.problem.tests:
+            yield self._render_match(match, message)
             return
-        records = duel.records
+        records = match.records
         with self._runner.context.cancel_registry.register(session) as cancel:
-            for testing in run_tests(self._runner.context.test_bench, duel.records, duel.problem.tests, cancel):
+            for testing in run_tests(self._runner.context.test_bench, match.records, match.problem.tests, cancel):
                 records = testing.records
-                # Who votes meanwhile sees the names at once: what is painted is the duel as it stands now.
-                now = self._runner.matches.load(visitor) or duel
-                board = match_view(replace(now, records=records), testing.pending)
+                # The visitor may have voted meanwhile: the current match says whether names are shown.
+                current = self._runner.matches.load(visitor) or match
+                view = match_view(replace(current, records=records), testing.pending)
                 yield {
-                    self._page.status: _paragraph_html(testing.status), self._page.answers_view: board,
+                    self._page.status: _paragraph_html(testing.status), self._page.answers_view: view,
                     self._page.run: gr.Button(visible=False), self._page.stop: gr.Button(visible=True),
                 }  # fmt: skip
         with self._runner.matches.lock(visitor, session):
-            now = self._runner.matches.load(visitor) or duel
-            if now.id == duel.id:
-                now = replace(now, records=records, tests_run=_tests_ran(records))
-                self._runner.matches.save(visitor, now)
-        yield self._render_match(now)
+            current = self._runner.matches.load(visitor) or match
+            if current.id == match.id:
+                current = replace(current, records=records, tests_run=_tests_ran(records))
+                self._runner.matches.save(visitor, current)
+        yield self._render_match(current)
 
     def _update_match(self, request: gr.Request, match_id: str, change: Callable[[str, Match], Match]) -> Update:
-        """The visitor's duel changed and kept, if it is the one that this window shows; else a sentence why not."""
+        """Change and save the visitor's match if this window shows it; else show an error message."""
         visitor = self._runner.context.visitors.identify(request).id
         with self._runner.matches.lock(visitor, request.session_hash or "", _LOCK_TIMEOUT_SECONDS) as held:
-            duel, sentence = self._load_match(visitor, match_id)
-            if not held or duel is None or sentence:
-                return self._render_match(duel, sentence or LOCKED_BY_OTHER_WINDOW)
+            match, message = self._load_match(visitor, match_id)
+            if not held or match is None or message:
+                return self._render_match(match, message or LOCKED_BY_OTHER_WINDOW)
             try:
-                changed = change(visitor, duel)
+                changed = change(visitor, match)
                 self._runner.matches.save(visitor, changed)
             except PromptOrTuneError as error:
-                return self._render_match(duel, str(error))
+                return self._render_match(match, str(error))
             return self._render_match(changed)
 
     def _load_match(self, visitor: str, match_id: str) -> tuple[Match | None, str]:
-        """The visitor's duel, and why it is none that this window can vote on; '' where it is one."""
-        duel = self._runner.matches.load(visitor)
-        if duel is None or not duel.records:
+        """Return the visitor's match, and an error message ('' for none) if this window cannot vote on it."""
+        match = self._runner.matches.load(visitor)
+        if match is None or not match.records:
             return None, NO_OPEN_MATCH
-        return duel, OTHER_WINDOW if match_id and match_id != duel.id else ""
+        return match, OTHER_WINDOW if match_id and match_id != match.id else ""
 
     def _stream_updates(self, updates: Iterator[MatchUpdate], visitor: str) -> Iterator[Update]:
-        """The steps of a draw as updates, and what is there when they end, however that is."""
+        """Yield the updates of a run, and at its end the state that it left, also after an error."""
         last: MatchUpdate | None = None
         try:
             for last in updates:
                 yield self._render_update(last)
         except PromptOrTuneError as error:
             yield self._render_match(self._runner.matches.load(visitor), str(error))
-        except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
-            _log.exception("A duel failed.")
+        except Exception:  # noqa: BLE001 - the page must survive any bug, which is logged
+            _log.exception("A match failed.")
             yield self._render_match(self._runner.matches.load(visitor), INTERNAL_ERROR)
         else:
-            # A generator that says nothing would empty the page.
+            # Gradio would clear all outputs of a generator that yields nothing.
             if last is None or last.match is None or not last.match.records:
                 yield self._render_match(None, STOPPED if last else "")
 
@@ -280,7 +269,7 @@ class ArenaEvents:
         return changes if update.match is None else {**changes, page.answers_view: match_view(update.match)}
 
     def _render_match(self, match: Match | None, error: str = "") -> Update:
-        """A duel with both answers, before the vote or after it; the introduction where there is none."""
+        """Return updates that show an answered match, before or after its vote; without a match the introduction."""
         page, problem = self._page, match.problem if match else None
         blind = match is not None and not match.voted
         label = "Start (n)" if match is None else "Skip (n)" if blind else "Next (n)"
@@ -304,8 +293,8 @@ def _tests_ran(records: Sequence[Record]) -> bool:
 
 
 def _paragraph_html(text: str) -> str:
-    return f"<p>{escape(text)}</p>" if text else ""
+    return Markup("<p>{}</p>").format(text) if text else ""
 
 
-def _error_html(text: object) -> str:
-    return f'<p class="sentence">{escape(str(text))}</p>'
+def _error_html(message: str) -> Markup:
+    return Markup('<p class="sentence">{}</p>').format(message)

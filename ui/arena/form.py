@@ -1,4 +1,4 @@
-"""What a duel is about and who may take part: the fields above the two answers."""
+"""Form of the Arena: the question or data set, and the methods that take part."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ui.problem_picker import DEFAULT_DATA, data_choices
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
-# Of a store with very many adapters not all are asked by default: each pair would need its votes.
+# With very many adapters only some take part by default, as each pair needs its own votes.
 MAX_DEFAULT_METHODS = 8
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
 class ArenaForm:
-    """The components. `kept` is the browser's own copy of what they hold, which outlives a refresh."""
+    """Components of the form. `browser_state` stores their values in the browser over a refresh."""
 
     question: gr.Textbox
     data: gr.Dropdown
@@ -37,42 +37,50 @@ class ArenaForm:
 
 
 def make_match_request(question: str | None, data: str | None, methods: list[str] | None) -> MatchRequest:
-    """What the fields ask for."""
+    """Make the request of the fields' values."""
     return MatchRequest(question or "", data or DEFAULT_DATA, tuple(methods or ()))
 
 
 def build_form(context: Context) -> ArenaForm:
-    """Draws the fields and keeps them in the browser."""
+    """Build the fields and store their values in the browser."""
     with gr.Row(elem_id="arena-form"):
         question = gr.Textbox(
             label="Your own question, or nothing for a test problem", lines=1, max_lines=6, scale=3, min_width=260,
-            info="It is kept with your vote, and everyone who comes here can save the votes.",
+            info="It is stored with your vote, and everyone who comes here can download the votes.",
             placeholder="reverse the words of a sentence", elem_id="arena-question",
         )  # fmt: skip
         data = gr.Dropdown(
             data_choices(context.data_dir), value=DEFAULT_DATA, label="Test problems from", scale=1, min_width=180,
             elem_id="arena-problems",
         )  # fmt: skip
-    with gr.Accordion(_accordion_title(list(METHODS_WITHOUT_ADAPTER)), open=False, elem_id="arena-fold") as fold:
+    with gr.Accordion(_accordion_title(list(METHODS_WITHOUT_ADAPTER)), open=False, elem_id="arena-fold") as accordion:
         methods = gr.Dropdown(
             _method_choices(list(METHODS_WITHOUT_ADAPTER)), value=list(METHODS_WITHOUT_ADAPTER), multiselect=True,
             label="Methods that may be drawn", elem_id="arena-methods",
         )  # fmt: skip
-    # The browser keeps it as it is: nothing in it is a secret.
-    kept = gr.BrowserState(["", DEFAULT_DATA, None], storage_key="prompt-or-tune-duel", secret="prompt-or-tune")  # noqa: S106
-    form = ArenaForm(question, data, methods, fold, kept)
-    gr.on(
-        [question.change, data.input, methods.input], lambda *values: list(values), form.fields, kept, **_EVENT_OPTIONS
+    # Stored unencrypted: nothing in it is a secret.
+    browser_state = gr.BrowserState(
+        ["", DEFAULT_DATA, None],
+        storage_key="prompt-or-tune-duel",
+        secret="prompt-or-tune",  # noqa: S106
     )
-    methods.change(lambda names: gr.Accordion(label=_accordion_title(names)), methods, fold, **_EVENT_OPTIONS)
+    form = ArenaForm(question, data, methods, accordion, browser_state)
+    gr.on(
+        [question.change, data.input, methods.input],
+        lambda *values: list(values),
+        form.fields,
+        browser_state,
+        **_EVENT_OPTIONS,
+    )
+    methods.change(lambda names: gr.Accordion(label=_accordion_title(names)), methods, accordion, **_EVENT_OPTIONS)
     return form
 
 
 def form_updates(engine: LLMEngine | None, stored: Any) -> list[Any]:
-    """Updates for `Form.fields`: what the browser kept, as far as it is possible still."""
-    question, data, chosen = stored if isinstance(stored, list) and len(stored) == 3 else ("", DEFAULT_DATA, None)
+    """Return updates of `ArenaForm.fields`: the stored values, without methods that cannot be used any more."""
+    question, data, methods = stored if isinstance(stored, list) and len(stored) == 3 else ("", DEFAULT_DATA, None)
     usable = usable_methods(engine) if engine is not None else list(METHODS_WITHOUT_ADAPTER)
-    names = [name for name in chosen if name in usable] if isinstance(chosen, list) and engine is not None else []
+    names = [name for name in methods if name in usable] if isinstance(methods, list) and engine is not None else []
     names = names or usable[:MAX_DEFAULT_METHODS]
     return [
         str(question or ""),

@@ -1,12 +1,8 @@
-"""Match drawing, storage, answering.
+"""Matches of the Arena: storage of each visitor's open match, sampling of a new one, and its two answers.
 
-The open duel of each visitor, on disk: who reloads the page finds the same two answers, and their names stay hidden.
-
-Everything that would tell the names lies here and in the engine, never in the browser, until the vote is kept.
-
-Which two methods meet over which problem: a draw that no visitor can repeat to find out who is who.
-
-From a draw to two answers. Nothing is shown before both stand, so that neither speed nor length tells a name.
+An open match is a file per visitor, so a reload shows the same two answers. The names of its methods stay on the
+server until the vote is recorded. Both answers appear together, so that neither speed nor length of a stream reveals
+a method.
 """
 
 from __future__ import annotations
@@ -46,6 +42,14 @@ if TYPE_CHECKING:
 
 
 MATCH_FOLDER = "arena"
+MAX_ATTEMPTS = 4
+TOO_FEW_METHODS = "A duel needs two methods: choose at least two that can be used here, under 'Who takes part'."
+ALL_VOTED = (
+    "You have voted on every pair of these methods for {what}: ask something else, or let more methods take part."
+)
+LOCKED_BY_OTHER_WINDOW = "Another window of yours is being answered."
+NO_ANSWERS = "No two of the chosen methods gave an answer. The error of one of them: {error}"
+_WAIT_SECONDS = 0.25
 _MAX_AGE_SECONDS = 30 * 24 * 3600
 _VISITOR_ID = re.compile(r"[a-z]+-[0-9a-f]{16}")
 _log = logging.getLogger(__name__)
@@ -53,10 +57,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Match:
-    """Two methods and one problem. Without `records` it is drawn but not answered yet.
+    """Two methods and one problem. A match without `records` is not answered yet.
 
-    `data` is the problem's data set, '' for a question of the person's own. `answered` is when both answers stood, in
-    ISO 8601. After the vote `voted` is set, and `said` is the HTML of what came of it.
+    `data` is the problem's data set, '' for the visitor's own question. `answered` is the time of both answers in ISO
+    8601. After the vote `voted` is True and `said` is the HTML of its outcome.
     """
 
     id: str
@@ -81,14 +85,14 @@ class Match:
 
 @dataclass
 class MatchLock:
-    """Serializes what one visitor does with a match, and names the session that holds it."""
+    """Lock of one visitor's match, with the session that holds it."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     session: str = ""
 
 
 class MatchStore:
-    """One file a visitor under `folder`; what is older than a month is forgotten. Thread-safe."""
+    """Open matches: one file per visitor in `folder`. Files older than 30 days are deleted. Thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -97,40 +101,40 @@ class MatchStore:
         self._delete_expired()
 
     def load(self, visitor: str) -> Match | None:
-        """The visitor's duel; None where there is none, or its file cannot be read."""
+        """Return the visitor's match; None if there is none or its file cannot be read."""
         path = self._path(visitor)
         try:
             return _parse_match(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("The open duel of %s cannot be read (%s): a new one is drawn.", visitor, error)
+            _log.warning("The open match of %s cannot be read (%s): a new one is sampled.", visitor, error)
             return None
 
     def save(self, visitor: str, match: Match) -> None:
-        """Keeps it; PromptOrTuneError where the disk says no."""
+        """Write the visitor's match. Raises PromptOrTuneError if it cannot be written."""
         atomic_write(self._path(visitor), json.dumps(asdict(match)))
 
     def delete(self, visitor: str) -> None:
-        """Forgets the visitor's duel."""
+        """Delete the visitor's match."""
         self._path(visitor).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, visitor: str, session: str = "", timeout: float = -1) -> Iterator[bool]:
-        """One at a time of a visitor's windows; False where the turn did not come within `seconds`."""
-        turn = self._visitor_lock(visitor)
-        held = turn.lock.acquire(timeout=timeout)
+        """Hold the lock of a visitor's match, which serializes their windows; yields False after `timeout` seconds."""
+        match_lock = self._visitor_lock(visitor)
+        held = match_lock.lock.acquire(timeout=timeout)
         if held:
-            turn.session = session
+            match_lock.session = session
         try:
             yield held
         finally:
             if held:
-                turn.session = ""
-                turn.lock.release()
+                match_lock.session = ""
+                match_lock.lock.release()
 
     def locked_session(self, visitor: str) -> str:
-        """The session whose turn it is, '' where nobody's."""
+        """Return the session that holds the visitor's lock, '' for none."""
         return self._visitor_lock(visitor).session
 
     def _visitor_lock(self, visitor: str) -> MatchLock:
@@ -139,7 +143,7 @@ class MatchStore:
 
     def _path(self, visitor: str) -> Path:
         if not _VISITOR_ID.fullmatch(visitor):
-            raise ValueError(f"{visitor!r} is no visitor's id")
+            raise ValueError(f"{visitor!r} is not a visitor's id")
         return self._folder / f"{visitor}.json"
 
     def _delete_expired(self) -> None:
@@ -151,10 +155,9 @@ class MatchStore:
 
 def _parse_match(values: dict[str, Any]) -> Match:
     tests = tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in values["problem"]["tests"])
-    known = {each.name: values[each.name] for each in fields(Match)}
     return Match(
         **{
-            **known,
+            **{field.name: values[field.name] for field in fields(Match)},
             "problem": Problem(**{**values["problem"], "tests": tests}),
             "base": Base(**values["base"]),
             "left": Player(**values["left"]),
@@ -164,15 +167,9 @@ def _parse_match(values: dict[str, Any]) -> Match:
     )
 
 
-TOO_FEW_METHODS = "A duel needs two methods: choose at least two that can be used here, under 'Who takes part'."
-ALL_VOTED = (
-    "You have voted on every pair of these methods for {what}: ask something else, or let more methods take part."
-)
-
-
 @dataclass(frozen=True)
 class MatchRequest:
-    """What the form says: an own question ('' for a problem of the data set), and the methods that take part."""
+    """Values of the form: the visitor's own question ('' for a problem of `data`) and the methods that take part."""
 
     question: str
     data: str
@@ -180,12 +177,12 @@ class MatchRequest:
 
 
 def usable_methods(engine: LLMEngine) -> list[str]:
-    """The methods that can take part: zero-shot, ICL, RAG, and every adapter that this base can wear."""
+    """Return the methods that can take part: zero-shot, ICL, RAG, and every adapter that fits the base."""
     return [*METHODS_WITHOUT_ADAPTER, *list_adapter_choices(engine).usable]
 
 
 def arena_base(engine: LLMEngine) -> Base:
-    """The base as votes name it."""
+    """Return the engine's base as votes identify it."""
     return Base(engine.base.id, engine.base.revision, engine.base.quantization)
 
 
@@ -197,28 +194,34 @@ def sample_match(
     data_dir: Path | None,
     exclude: Collection[str] = (),
 ) -> Match:
-    """A new duel on which this visitor has not voted. PromptOrTuneError in one sentence where there is none.
+    """Sample a match on which this visitor has not voted, without the methods in `exclude`.
 
-    `avoid` are methods that have just failed.
+    Raises PromptOrTuneError if fewer than two methods can be used, or if the visitor has voted on all their matches.
     """
     base = arena_base(engine)
     players = [player for player in _available_players(engine, request.methods) if player.method not in exclude]
     if len(players) < 2:
         raise PromptOrTuneError(TOO_FEW_METHODS)
     voted = votes.voted_pairs(visitor, base)
-    counts, chance = votes.count_by_pair(base), random.SystemRandom()
+    # SystemRandom: a visitor who knew the seed could find out the names.
+    counts, rng = votes.count_by_pair(base), random.SystemRandom()
     if request.question.strip():
         problem = Problem(CUSTOM_PROBLEM_ID, request.question.strip())
         key = problem_digest(problem)
-        pair = sample_pair(players, counts, chance, lambda pair: (key, pair) not in voted)
+        pair = sample_pair(players, counts, rng, lambda pair: (key, pair) not in voted)
         what, data, pool = "this question", "", DEFAULT_DATA
     else:
         data = pool = request.data
-        keyed = _problems_by_key(data, data_dir)
-        done = {pair: {key for key, other in voted if other == pair} for _, pair in voted}
-        pair = sample_pair(players, counts, chance, lambda pair: len(keyed) > len(done.get(pair, ()) & keyed.keys()))
-        left = [each for key, each in keyed.items() if pair and key not in done.get(unordered_pair(*pair), ())]
-        problem = chance.choice(left) if left else Problem(CUSTOM_PROBLEM_ID, "")
+        problems = _problems_by_key(data, data_dir)
+        voted_keys = {pair: {key for key, other in voted if other == pair} for _, pair in voted}
+
+        def has_open_problem(pair: tuple[Player, Player]) -> bool:
+            return len(problems) > len(voted_keys.get(pair, ()) & problems.keys())
+
+        pair = sample_pair(players, counts, rng, has_open_problem)
+        done: Collection[str] = voted_keys.get(unordered_pair(*pair), set()) if pair else problems.keys()
+        open_problems = [problem for key, problem in problems.items() if key not in done]
+        problem = rng.choice(open_problems) if open_problems else Problem(CUSTOM_PROBLEM_ID, "")
         what = f"all problems of '{data}'"
     if pair is None:
         raise PromptOrTuneError(ALL_VOTED.format(what=what))
@@ -226,7 +229,7 @@ def sample_match(
 
 
 def _available_players(engine: LLMEngine, methods: Sequence[str]) -> list[Player]:
-    """The methods that can be asked now, each once, with the digest of its adapter as it is now."""
+    """Return the methods that can answer now, without repetitions, with the current digests of their adapters."""
     names = engine.adapters()
     players = []
     for name in methods:
@@ -244,26 +247,20 @@ def _available_players(engine: LLMEngine, methods: Sequence[str]) -> list[Player
 
 @lru_cache(maxsize=16)
 def _problems_by_key(data: str, data_dir: Path | None) -> dict[str, Problem]:
-    """The problems of a data set by the key under which votes know them."""
+    """Return the problems of a data set by their digest, which identifies them in votes."""
     return {problem_digest(problem): problem for problem in load_split_problems(data, data_dir)}
-
-
-MAX_ATTEMPTS = 4
-LOCKED_BY_OTHER_WINDOW = "Another window of yours is being answered."
-NO_ANSWERS = "No two of the chosen methods gave an answer. One of them said: {error}"
-_WAIT_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class MatchUpdate:
-    """A line of status; the duel once it is drawn, and with its records once both have answered."""
+    """Progress of a match: a status message, and the match once it is sampled (with records once it is answered)."""
 
     status: str
     match: Match | None = None
 
 
 class MatchRunner:
-    """What the page's events share: the app, the votes and the open duels."""
+    """Samples matches and answers them. Shared by all events of the page."""
 
     def __init__(self, context: Context, votes: VoteStore, matches: MatchStore) -> None:
         self.context = context
@@ -273,28 +270,28 @@ class MatchRunner:
     def next_match(
         self, visitor: Visitor, session: str, request: MatchRequest, current_id: str, cancel: Event
     ) -> Iterator[MatchUpdate]:
-        """Draws a duel and answers it; the last step has its records. PromptOrTuneError in one sentence.
+        """Sample a match and answer it; the last update has its records. Raises PromptOrTuneError if none is possible.
 
-        `known` is the id of the duel that the page shows: one that was drawn in another window comes first.
+        `current_id` is the id of the match on the page; an open match from another window is returned first.
         """
-        for duel in self._locked_match(visitor, session, cancel):
-            if isinstance(duel, MatchUpdate):
-                yield duel
-            elif duel is not None and not duel.voted and duel.id != current_id:
-                yield from self._finish_match(duel, visitor, session, cancel)
+        for match in self._locked_match(visitor, session, cancel):
+            if isinstance(match, MatchUpdate):
+                yield match
+            elif match is not None and not match.voted and match.id != current_id:
+                yield from self._finish_match(match, visitor, session, cancel)
             else:
                 yield from self._new_match(request, visitor, session, cancel)
 
     def resume_match(self, visitor: Visitor, session: str, cancel: Event) -> Iterator[MatchUpdate]:
-        """The visitor's duel as it stands, answered first where that had not come to its end; nothing without one."""
-        for duel in self._locked_match(visitor, session, cancel):
-            if isinstance(duel, MatchUpdate):
-                yield duel
-            elif duel is not None:
-                yield from self._finish_match(duel, visitor, session, cancel)
+        """Return the visitor's open match, which is answered first if it was not; nothing without one."""
+        for match in self._locked_match(visitor, session, cancel):
+            if isinstance(match, MatchUpdate):
+                yield match
+            elif match is not None:
+                yield from self._finish_match(match, visitor, session, cancel)
 
     def _locked_match(self, visitor: Visitor, session: str, cancel: Event) -> Iterator[MatchUpdate | Match | None]:
-        """Steps while another window has its turn; then, once, the open duel or None, with the turn held."""
+        """Wait for the visitor's lock; then yield, once, the open match or None while the lock is held."""
         while not cancel.is_set():
             with self.matches.lock(visitor.id, session, _WAIT_SECONDS) as held:
                 if held:
@@ -303,7 +300,7 @@ class MatchRunner:
             yield MatchUpdate(LOCKED_BY_OTHER_WINDOW)
 
     def _finish_match(self, match: Match, visitor: Visitor, session: str, cancel: Event) -> Iterator[MatchUpdate]:
-        """A duel that is there already; one that was never answered is answered now."""
+        """Yield an open match; answer it first if it was not, unless the base has changed."""
         if match.records:
             yield MatchUpdate("", match)
             return
@@ -319,62 +316,65 @@ class MatchRunner:
             raise PromptOrTuneError(NO_ANSWERS.format(error=failed[0].error))
 
     def _new_match(self, request: MatchRequest, visitor: Visitor, session: str, cancel: Event) -> Iterator[MatchUpdate]:
-        """A new duel; where a method fails it is left out, and others meet."""
+        """Sample and answer a new match; methods that fail are excluded, up to MAX_ATTEMPTS times."""
         engine = yield from self._wait_for_engine(cancel)
         if engine is None:
             return
         failed: list[Column] = []
-        avoid: set[str] = set()
+        excluded: set[str] = set()
         for _ in range(MAX_ATTEMPTS):
             try:
-                duel = sample_match(engine, self.votes, visitor.id, request, self.context.data_dir, avoid)
-            except PromptOrTuneError as fault:
-                raise PromptOrTuneError(NO_ANSWERS.format(error=failed[0].error)) if failed else fault from fault
-            self.matches.save(visitor.id, duel)
+                match = sample_match(engine, self.votes, visitor.id, request, self.context.data_dir, excluded)
+            except PromptOrTuneError as error:
+                raise PromptOrTuneError(NO_ANSWERS.format(error=failed[0].error)) if failed else error from error
+            self.matches.save(visitor.id, match)
             try:
-                failed = yield from self._answer_match(engine, duel, visitor, session, cancel)
+                failed = yield from self._answer_match(engine, match, visitor, session, cancel)
             except PromptOrTuneError:
                 self.matches.delete(visitor.id)
                 raise
             if not failed:
                 return
             self.matches.delete(visitor.id)
-            avoid |= {column.method for column in failed}
+            excluded |= {column.method for column in failed}
         raise PromptOrTuneError(NO_ANSWERS.format(error=failed[0].error))
 
     def _answer_match(
         self, engine: LLMEngine, match: Match, visitor: Visitor, session: str, cancel: Event
     ) -> Generator[MatchUpdate, None, list[Column]]:
-        """Both answers, kept and shown together; the columns that failed. Nothing where `cancel` came first."""
+        """Answer a match and save it once both answers are complete; nothing is saved after `cancel`.
+
+        Returns the columns that failed.
+        """
         created = utc_timestamp()
-        ask = Comparison(match.problem, match.methods, pool=match.pool, owner=session)
+        comparison = Comparison(match.problem, match.methods, pool=match.pool, owner=session)
         yield MatchUpdate("Two methods were drawn.", match)
         with (
             self.context.visitors.quota.reserve(visitor.id, len(match.methods)),
-            self.context.run_queue.enqueue() as place,
+            self.context.run_queue.enqueue() as ticket,
         ):
-            while before := place.wait(_WAIT_SECONDS):
+            while ahead := ticket.wait(_WAIT_SECONDS):
                 if cancel.is_set():
                     return []
-                yield MatchUpdate(f"Waiting: {before} run{'' if before == 1 else 's'} before yours.", match)
+                yield MatchUpdate(f"Waiting: {ahead} run{'' if ahead == 1 else 's'} before yours.", match)
             yield MatchUpdate(
                 "Both are answering. You see them when both are done, so that speed gives no hint.", match
             )
-            (columns,) = deque(compare(engine, ask, cancel, self.context.score), maxlen=1)
+            (columns,) = deque(compare(engine, comparison, cancel, self.context.score), maxlen=1)
         if cancel.is_set() or any(column.state == "stopped" for column in columns):
             return []
         failed = [column for column in columns if column.state == "failed"]
         for column in failed:
-            _log.warning("%s gave no answer (%s): others meet.", column.method, column.error)
+            _log.warning("%s gave no answer (%s): other methods are sampled.", column.method, column.error)
         if not failed:
-            records = tuple(make_record(column, ask, engine.base, created) for column in columns)
+            records = tuple(make_record(column, comparison, engine.base, created) for column in columns)
             match = replace(match, records=records, answered=utc_timestamp())
             self.matches.save(visitor.id, match)
             yield MatchUpdate("", match)
         return failed
 
     def _wait_for_engine(self, cancel: Event) -> Generator[MatchUpdate, None, LLMEngine | None]:
-        """The engine once it is loaded; None where `cancel` came first."""
+        """Wait for the engine; None if `cancel` is set first."""
         while not cancel.is_set():
             engine = self.context.engine_loader.wait(_WAIT_SECONDS)
             if engine is not None:

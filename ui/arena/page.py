@@ -1,4 +1,4 @@
-"""The Arena page: two answers without names, a vote, and then who they were."""
+"""Arena page: two answers without method names, a vote, then the names; ratings below."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ui.context import Context
 
 TITLE = "Arena"
 HEADING = "Which answer would you pick, not knowing whose it is?"
-# Duels wait in the app's own line for the engine; this many may wait before Gradio's queue takes over.
+# Matches wait in the app's own queue for the engine; this many may wait there, the others in Gradio's queue.
 MAX_WAITING = 24
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _VOTE_BUTTONS: tuple[tuple[Winner, str, str], ...] = (
@@ -31,7 +31,7 @@ _VOTE_BUTTONS: tuple[tuple[Winner, str, str], ...] = (
 
 @dataclass(frozen=True)
 class ArenaPage:
-    """The components that events read and change. `shown` is the id of the duel that this window shows."""
+    """Components that events read and change. `match_id` is the id of the match in this window."""
 
     form: ArenaForm
     status: gr.HTML
@@ -48,7 +48,7 @@ class ArenaPage:
 
     @property
     def match_outputs(self) -> list[Any]:
-        """What changes with a duel."""
+        """The components that change with a match."""
         return [
             self.status, self.answers_view, self.outcome, self.voting, self.run, self.reference, self.next, self.stop,
             self.match_id,
@@ -56,10 +56,13 @@ class ArenaPage:
 
 
 def build_arena(context: Context, tab: gr.Tab) -> None:
-    """Draws the page inside `tab` and wires it. Votes lie in the home's votes.sqlite, open duels in its `arena`."""
-    arena = MatchRunner(context, VoteStore(context.home / VOTES_FILE), MatchStore(context.home / MATCH_FOLDER))
+    """Build the page inside `tab` and wire its events.
 
-    def present() -> Base | None:
+    Votes are stored in votes.sqlite of the app's home, open matches in its folder `arena`.
+    """
+    runner = MatchRunner(context, VoteStore(context.home / VOTES_FILE), MatchStore(context.home / MATCH_FOLDER))
+
+    def current_base() -> Base | None:
         return arena_base(context.engine_loader.engine()) if context.engine_loader.state().phase == "ready" else None
 
     with gr.Column(elem_id="arena"):
@@ -67,23 +70,23 @@ def build_arena(context: Context, tab: gr.Tab) -> None:
         form = build_form(context)
         status = components.live_region("", elem_id="arena-status")
         outcome = components.live_region("", elem_id="arena-outcome")
-        board = components.comparison_view(empty_match_view(), elem_id="arena-board")
+        answers_view = components.comparison_view(empty_match_view(), elem_id="arena-board")
         with gr.Column(elem_id="arena-actions"):
             with gr.Row(visible=False, elem_id="arena-votes") as voting:
                 votes = {winner: gr.Button(label, elem_id=name) for winner, label, name in _VOTE_BUTTONS}
             with gr.Row(elem_id="arena-more"):
-                following = gr.Button("Start (n)", variant="primary", scale=0, min_width=150, elem_id="arena-next")
+                next_button = gr.Button("Start (n)", variant="primary", scale=0, min_width=150, elem_id="arena-next")
                 run = gr.Button("Run the tests (r)", visible=False, scale=0, min_width=150, elem_id="arena-run")
                 reference = gr.Button(
                     "Show the reference", visible=False, scale=0, min_width=150, elem_id="arena-reference"
                 )
                 stop = gr.Button("Stop", visible=False, scale=0, min_width=110, elem_id="arena-stop")
-        section = build_ratings(arena.votes, present)
+        section = build_ratings(runner.votes, current_base)
         gr.HTML("", html_template="", js_on_load=components.load_script("arena"), visible="hidden")
     page = ArenaPage(
-        form, status, board, outcome, votes, voting, run, reference, following, stop, section, gr.State("")
+        form, status, answers_view, outcome, votes, voting, run, reference, next_button, stop, section, gr.State("")
     )  # fmt: skip
-    _wire(page, ArenaEvents(arena, page), tab)
+    _wire(page, ArenaEvents(runner, page), tab)
 
 
 def _wire(page: ArenaPage, events: ArenaEvents, tab: gr.Tab) -> None:
@@ -98,7 +101,7 @@ def _wire(page: ArenaPage, events: ArenaEvents, tab: gr.Tab) -> None:
     page.reference.click(events.show_reference, page.match_id, page.match_outputs, **_EVENT_OPTIONS)
     for winner, button in page.votes.items():
         voted = button.click(events.vote_handler(winner), page.match_id, page.match_outputs, **_EVENT_OPTIONS)
-        # The names come at once; intervals take a moment.
+        # The names appear at once; computing the intervals takes a moment.
         voted.then(
             page.ratings_section.updates,
             [page.ratings_section.base, page.ratings_section.data],

@@ -1,7 +1,7 @@
-"""What a visitor means to train on: the file they uploaded or the data set they named, kept over refreshes.
+"""Draft of a training job per visitor: the uploaded file or named data set, its columns, and the settings.
 
-One draft a visitor, in `<home>/uploads/<visitor>/`: draft.json, and an uploaded file in a folder of its digest. A job
-copies the file, so a new upload may replace it.
+A draft is stored in `<home>/uploads/<visitor>/`: draft.json, and an uploaded file in a folder named by its digest. A
+job copies the file, so a new upload may replace it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from ui.visitors import check_upload_size
 _DRAFT_FILE = "draft.json"
 _MAX_NAME_LENGTH = 80
 _BLOCK_BYTES = 1 << 20
-# A draft that nobody came back to is thrown away.
+# Older drafts are deleted.
 _MAX_AGE_DAYS = 30
 _VISITOR_ID = re.compile(r"[a-z]+-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The rows, which columns are read, and what was filled in.
+    """Rows, columns and settings of a draft.
 
-    `name` is a safe file name (with `digest` and `size`) or a data set's name. `columns` are those that a person
-    chose as (intent, code), None for those that were recognised, which are `recognised` once they are known.
+    `name` is a safe file name (with `digest` and `size` in bytes) or a data set's name. `columns` are the (intent,
+    code) columns that the visitor chose; None means the `recognised` ones, which are set by the preview.
     """
 
     name: str
@@ -50,35 +50,37 @@ class Draft:
 
     @property
     def is_file(self) -> bool:
-        """Whether it was uploaded."""
+        """Whether the rows are an uploaded file."""
         return bool(self.digest)
 
 
 class DraftStore:
-    """All visitors' drafts on disk. Thread-safe: files are replaced whole."""
+    """All visitors' drafts on disk. Thread-safe, as files are replaced atomically."""
 
     def __init__(self, home: Path) -> None:
         self._root = home / "uploads"
 
     def get(self, visitor: str) -> Draft | None:
-        """The visitor's draft, None where there is none or its file is gone."""
+        """Return the visitor's draft; None if there is none, or it is broken, or its file is gone."""
         try:
             values = json.loads((self._folder(visitor) / _DRAFT_FILE).read_text(encoding="utf-8"))
             if not (isinstance(values["name"], str) and isinstance(values.get("settings", {}), dict)):
                 return None
-            draft = Draft(
-                **{each.name: _list_to_tuple(values[each.name]) for each in fields(Draft) if each.name in values}
-            )
+            names = [field.name for field in fields(Draft) if field.name in values]
+            draft = Draft(**{name: _list_to_tuple(values[name]) for name in names})
         except (OSError, ValueError, TypeError, KeyError):
             return None
         return None if draft.is_file and not self.path(visitor, draft).is_file() else draft
 
     def path(self, visitor: str, draft: Draft) -> Path:
-        """Where an uploaded draft's file lies."""
+        """Return the path of a draft's uploaded file."""
         return self._folder(visitor) / draft.digest / draft.name
 
     def save_upload(self, visitor: str, upload: Path, limit: int) -> Draft:
-        """Copies an uploaded file; it replaces the visitor's earlier one. PromptOrTuneError where it is too large."""
+        """Copy an uploaded file of at most `limit` bytes (0: any size); it replaces the visitor's draft.
+
+        Raises PromptOrTuneError if it is too large, DiskSpaceError if it cannot be written.
+        """
         size = upload.stat().st_size
         check_upload_size(size, limit, f"'{upload.name}'")
         folder = make_dir(self._folder(visitor))
@@ -92,21 +94,21 @@ class DraftStore:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise DiskSpaceError(
-                f"'{draft.name}' could not be kept ({error.strerror or error}): free some room, or tell the owner of "
-                "this app."
+                f"'{draft.name}' could not be saved ({error.strerror or error}): free some disk space, or ask the "
+                "owner of this app to."
             ) from error
         self.save(visitor, draft)
         self._delete_outdated(folder, draft.digest)
         return draft
 
     def select_dataset(self, visitor: str, name: str) -> Draft:
-        """A draft of one of our data sets or one of the Hub; DataError for any other name."""
+        """Save a draft of a built-in data set or one of the Hub. Raises DataError for any other name."""
         draft = Draft(check_dataset_name(name))
         self.save(visitor, draft)
         return draft
 
     def save(self, visitor: str, draft: Draft) -> None:
-        """Keeps the draft as it is now."""
+        """Write the draft. Raises DiskSpaceError if it cannot be written."""
         folder = make_dir(self._folder(visitor))
         part = folder / f".{_DRAFT_FILE}.{os.getpid()}.{time.monotonic_ns()}"
         try:
@@ -114,28 +116,28 @@ class DraftStore:
             part.replace(folder / _DRAFT_FILE)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise DiskSpaceError(f"What you filled in could not be kept ({error.strerror or error}).") from error
+            raise DiskSpaceError(f"Your settings could not be saved ({error.strerror or error}).") from error
 
     def delete(self, visitor: str) -> None:
-        """Removes the visitor's draft and file."""
+        """Delete the visitor's draft and file."""
         shutil.rmtree(self._folder(visitor), ignore_errors=True)
 
     def _folder(self, visitor: str) -> Path:
         if not _VISITOR_ID.fullmatch(visitor):
-            raise PromptOrTuneError("Nobody is known by that name: load the page again.")
+            raise PromptOrTuneError("This visitor is not known: load the page again.")
         return self._root / visitor
 
     def _delete_outdated(self, folder: Path, digest: str) -> None:
-        for each in folder.iterdir():
-            if each.is_dir() and each.name != digest:
-                shutil.rmtree(each, ignore_errors=True)
+        for path in folder.iterdir():
+            if path.is_dir() and path.name != digest:
+                shutil.rmtree(path, ignore_errors=True)
         for other in self._root.iterdir():
             if other != folder and _age_seconds(other / _DRAFT_FILE) > _MAX_AGE_DAYS * 24 * 3600:
                 shutil.rmtree(other, ignore_errors=True)
 
 
 def safe_file_name(name: str) -> str:
-    """The file's name without folders and without anything that is no letter, digit, dot, dash or underscore."""
+    """Return a file's name without folders and with ASCII letters, digits, dots, dashes and underscores only."""
     base = PurePosixPath(name.replace("\\", "/")).name
     clean = re.sub(r"[^\w.-]+", "_", base, flags=re.ASCII).lstrip(".-")
     ending = PurePosixPath(clean).suffix
@@ -144,7 +146,10 @@ def safe_file_name(name: str) -> str:
 
 
 def check_dataset_name(name: str) -> str:
-    """A data set's name as a visitor may give it: one of ours, or one of the Hub; never a path of this machine."""
+    """Return the name of a built-in data set or of one of the Hub.
+
+    Raises DataError for any other name, above all for a path of this machine.
+    """
     name = name.strip()
     if name in DATASETS:
         return name
@@ -152,8 +157,8 @@ def check_dataset_name(name: str) -> str:
     is_path = repository.startswith((".", "/", "~")) or "/." in repository or Path(repository).exists()
     if not is_hub_id(name) or is_path or PurePosixPath(name).suffix.casefold() in FORMATS:
         raise DataError(
-            f"'{name[:80]}' is no data set: write user/name (or user/name@revision) as on the Hugging Face Hub, or one "
-            f"of {', '.join(DATASETS)}; a file of your own can be dropped beside it."
+            f"'{name[:80]}' is not a data set: write user/name (or user/name@revision) as on the Hugging Face Hub, or "
+            f"one of {', '.join(DATASETS)}; or upload a file of your own."
         )
     return name
 

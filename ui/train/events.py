@@ -1,12 +1,7 @@
-"""Form handlers, config from fields.
+"""Event handlers of the Train form: load rows, preview them, change settings, start a job.
 
-What happens on the upper half of the Train page: rows are taken and looked at, and a job begins.
-
-Everything is decided here on the server, from the visitor's draft and the fields; each event yields what changed.
-
-From what a visitor filled in to the settings of a job: read, named, put together.
-
-The report on a visitor's rows, painted step by step as the look at them goes on.
+Each handler reads the visitor's draft and the fields as the browser sent them, and yields updates by component. The
+browser is not trusted: fields are parsed here, and rights and limits are checked here.
 """
 
 from __future__ import annotations
@@ -22,27 +17,59 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job, ServingOptions, check_name, resolve_settings
 from tasks.datasets.registry import DATASETS, STARTER, load_examples
 from ui.context import Context
-from ui.train import preview_view, settings
-from ui.train import settings as cards
-from ui.train import settings as settings_form
 from ui.train.drafts import Draft, DraftStore
 from ui.train.form import NO_LOCAL_BASE, TrainForm, command_updates, denied_reason
 from ui.train.preview import Event, PreviewClient, PreviewRequest
+from ui.train.preview_view import (
+    column_label,
+    cost_html,
+    error_html,
+    examples_html,
+    facts_html,
+    progress_html,
+    report_html,
+    title_html,
+)
+from ui.train.settings import (
+    ALL_SETTINGS,
+    apply_technique,
+    error_updates,
+    locate_error,
+    parse_settings,
+    recommended_technique,
+    settings_for_technique,
+    settings_updates,
+    technique_choices,
+    training_quantization,
+)
 from ui.visitors import Visitor
 
+Updates = dict[Any, Any]
+INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Your rows are still there."
+READING_ROWS = "Reading your rows ..."
+MODEL_LOADING = "The model is still being loaded; the tokens of your rows are counted when it is ready ..."
+NO_ROWS = "There is nothing to learn from yet: drop a file, name a data set, or try the example rows."
+EXAMPLE_ROWS = 60
+# Seconds after the last change of a field until the rows are previewed again.
+DEBOUNCE_SECONDS = 0.6
+_POLL_SECONDS = 0.3
+# Gradio 6.31: a dropdown that is still being mounted loses its value, so it is sent again after so many seconds.
+_MOUNT_DELAY_SECONDS = 1.0
 _FLAG_PATTERN = re.compile(r"--([a-z][a-z-]+)")
 _MAX_NAME_ATTEMPTS = 1000
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class FormValues:
-    """The fields as a browser sent them, in the order of Form.filled."""
+    """Values of the form's fields as a browser sent them, in the order of TrainForm.inputs."""
 
     intent: str
     code: str
@@ -53,23 +80,26 @@ class FormValues:
 
     @classmethod
     def parse(cls, values: Sequence[Any]) -> FormValues:
-        """Reads them; anything that is no text counts as empty."""
+        """Parse the values; anything that is not a string counts as empty."""
         first, fields = values[:5], values[5:]
-        intent, code, technique, place, flavor = (each if isinstance(each, str) else "" for each in first)
-        return cls(intent, code, technique, place, flavor, settings_form.parse_settings(fields))
+        intent, code, technique, location, flavor = (value if isinstance(value, str) else "" for value in first)
+        return cls(intent, code, technique, location, flavor, parse_settings(fields))
 
 
 def train_config_fields(draft: Draft, serving: ServingOptions) -> dict[str, Any]:
-    """TrainConfig's fields of this draft, but for those that a job takes from the base that is served."""
-    technique = draft.technique or cards.recommended_technique(serving)
-    if technique not in cards.technique_choices(serving):
+    """Return the fields of TrainConfig for a draft, without those that a job takes from the served base.
+
+    Raises PromptOrTuneError for a technique that the page does not offer.
+    """
+    technique = draft.technique or recommended_technique(serving)
+    if technique not in technique_choices(serving):
         raise PromptOrTuneError("This technique is not offered here: choose one of those on the page.")
-    settings = settings_form.settings_for_technique(draft.settings, technique)
+    settings = settings_for_technique(draft.settings, technique)
     intent, code = draft.columns or (None, None)
     return {
         "dataset_name": draft.name,
         "technique": technique,
-        "quantization": cards.training_quantization(technique, serving, str(settings.get("preset", "default"))),
+        "quantization": training_quantization(technique, serving, str(settings.get("preset", "default"))),
         "intent_column": intent,
         "code_column": code,
         **settings,
@@ -77,7 +107,7 @@ def train_config_fields(draft: Draft, serving: ServingOptions) -> dict[str, Any]
 
 
 def suggest_adapter_name(technique: str, rows: str) -> str:
-    """'lora-my-pairs' for LoRA on my_pairs.csv or someone/my-pairs."""
+    """Return an adapter name such as 'lora-my-pairs' for LoRA on my_pairs.csv or someone/my-pairs."""
     kind = technique.split("-", maxsplit=1)[0] or "lora"
     last = re.split(r"[@:]", rows)[0].rsplit("/", 1)[-1]
     stem = re.sub(r"\.(jsonl?|ndjson|[ct]sv|parquet)$", "", last.casefold())
@@ -86,150 +116,144 @@ def suggest_adapter_name(technique: str, rows: str) -> str:
 
 
 def find_unused_name(name: str, home: Path, jobs: Iterable[Job]) -> str:
-    """The name, or one with a number that no adapter and no job has yet."""
+    """Return `name`, or `name` with a number, that no adapter and no job has yet."""
     others, stem = list(jobs), re.sub(r"-\d+$", "", name)[:58]
     for number in range(1, _MAX_NAME_ATTEMPTS):
-        wanted = name if number == 1 else f"{stem}-{number}"
+        candidate = name if number == 1 else f"{stem}-{number}"
         try:
-            check_name(wanted, home, others)
+            check_name(candidate, home, others)
         except PromptOrTuneError:
             continue
-        return wanted
+        return candidate
     return name
 
 
 def flags_to_setting_names(message: str) -> str:
-    """The sentence with settings' own names where it speaks of a command's flags."""
-    return _FLAG_PATTERN.sub(lambda found: found[1].replace("-", "_"), message)
-
-
-Updates = dict[Any, Any]
-INTERNAL_ERROR = "Something went wrong on our side, and the log says what. Your rows are kept."
-READING_ROWS = "Looking at your rows ..."
-MODEL_LOADING = "The model is still being loaded; what it makes of your rows is counted as soon as it is there ..."
-_POLL_SECONDS = 0.3
-# A dropdown that is still being drawn forgets its value (gradio 6.31); so it is told again so many seconds later.
-_MOUNT_DELAY_SECONDS = 1.0
-_log = logging.getLogger(__name__)
+    """Replace the command-line flags in a message by the names of the settings."""
+    return _FLAG_PATTERN.sub(lambda match: match[1].replace("-", "_"), message)
 
 
 class PreviewReporter:
-    """Paints the form's report; it changes no rows and begins nothing."""
+    """Previews the rows of a draft and yields the updates of the report. It changes no rows and starts no job."""
 
     def __init__(self, context: Context, form: TrainForm, drafts: DraftStore) -> None:
         self.context, self.form, self.drafts = context, form, drafts
         self.preview_client = PreviewClient(context.home)
 
     def report(self, session: str, visitor: str, draft: Draft, *, fresh: bool) -> Iterator[Updates]:
-        """All updates; `fresh` where the rows are others than those that are shown. A newer report ends this one."""
-        form, turn = self.form, self.preview_client.new_request(session)
-        begin: Updates = {
+        """Yield all updates of a report; a newer report of the same session ends this one.
+
+        `fresh` says that the rows or columns differ from those on the page; else the old report stays until the new one
+        is complete.
+        """
+        form, request = self.form, self.preview_client.new_request(session)
+        first: Updates = {
             form.note: "",
-            form.progress: preview_view.progress_html(READING_ROWS),
+            form.progress: progress_html(READING_ROWS),
             form.draft_key: draft_key(draft),
         }
         if fresh:
-            begin |= {form.report: preview_view.title_html(draft), form.examples: "", form.cost: ""}
-        yield begin
+            first |= {form.report: title_html(draft), form.examples: "", form.cost: ""}
+        yield first
         try:
             path = self.drafts.path(visitor, draft) if draft.is_file else None
             values = resolve_settings(train_config_fields(draft, self.context.serving), self.context.serving, path)
-            yield self.settings_updates(settings.error_updates("", "")) | self.commands(draft)
+            yield self.settings_updates(error_updates("", "")) | self.commands(draft)
             facts: Mapping[str, Any] | None = None
             table: Mapping[str, Any] | None = None
-            for event in self._preview_events(turn, values):
+            for event in self._preview_events(request, values):
                 facts, table = event.get("facts", facts), event.get("table", table)
                 if "table" in event:
                     draft = self._save_recognised_columns(visitor, draft, event["table"])
                 if updates := self._event_updates(draft, facts, event, fresh=fresh):
                     yield updates
-            if fresh and table and (draft.columns or draft.recognised) and turn.debounce(_MOUNT_DELAY_SECONDS):
+            if fresh and table and (draft.columns or draft.recognised) and request.debounce(_MOUNT_DELAY_SECONDS):
                 yield self._column_updates(draft, table)
         except PromptOrTuneError as error:
             yield {form.progress: "", **self.error_updates(error, form.note)}
-        except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
-            _log.exception("The rows could not be looked at.")
-            yield {form.progress: "", form.note: preview_view.error_html(INTERNAL_ERROR)}
+        except Exception:  # noqa: BLE001 - the page must survive any bug, which is logged
+            _log.exception("The preview of the rows failed.")
+            yield {form.progress: "", form.note: error_html(INTERNAL_ERROR)}
 
     def error_updates(self, error: PromptOrTuneError, note: gr.HTML) -> Updates:
-        """The sentence in the note, and at its field where it is about one."""
-        name, sentence = settings.locate_error(flags_to_setting_names(str(error)))
+        """Return updates that show an error in `note`, and at the field of the setting that it names."""
+        name, message = locate_error(flags_to_setting_names(str(error)))
         return {
-            **self.settings_updates(settings.error_updates(name, sentence)),
-            note: preview_view.error_html(sentence),
+            **self.settings_updates(error_updates(name, message)),
+            note: error_html(message),
         }
 
     def settings_updates(self, updates: Sequence[Any]) -> Updates:
-        """Updates for all fields of settings, by component."""
+        """Return updates of all setting fields by component."""
         return dict(zip(self.form.fields, updates, strict=True))
 
     def _preview_events(self, request: PreviewRequest, values: Mapping[str, Any]) -> Iterator[Event]:
-        """What the rows are at once, and what the base makes of them when it is loaded."""
-        source, only_rows = self.context.engine_loader, {**values, "model_name_or_path": ""}
+        """Yield the events of the rows alone at once, and those that need the base when it is loaded."""
+        loader, only_rows = self.context.engine_loader, {**values, "model_name_or_path": ""}
         if not self.context.serving.base:
             yield from self.preview_client.preview(request, only_rows)
-            yield {"line": ""}
+            yield {"progress": ""}
             return
-        if source.state().phase == "loading":
+        if loader.state().phase == "loading":
             last: Event = {}
             for last in self.preview_client.preview(request, only_rows):
                 yield last
             if "facts" not in last and values["dataset_name"] not in DATASETS:
                 return
-            yield {"line": MODEL_LOADING}
-            while source.state().phase == "loading":
+            yield {"progress": MODEL_LOADING}
+            while loader.state().phase == "loading":
                 if not request.debounce(_POLL_SECONDS):
                     return
-        if source.state().phase == "failed":
-            yield {"refused": source.state().message}
+        if loader.state().phase == "failed":
+            yield {"error": loader.state().message}
             return
         yield from self.preview_client.preview(request, values)
 
     def _event_updates(self, draft: Draft, facts: Mapping[str, Any] | None, event: Event, *, fresh: bool) -> Updates:
-        """What one event of the look changes on the page."""
+        """Return the updates for one event of the preview."""
         form = self.form
-        if "line" in event:
-            return {form.progress: preview_view.progress_html(event["line"]) if event["line"] else ""}
+        if "progress" in event:
+            return {form.progress: progress_html(event["progress"]) if event["progress"] else ""}
         if "table" in event:
-            heading = {form.report: preview_view.title_html(draft, columns=True)} if fresh else {}
+            heading = {form.report: title_html(draft, columns=True)} if fresh else {}
             return self._column_updates(draft, event["table"]) | heading
         if "facts" in event:
-            return {form.report: preview_view.facts_html(draft, event["facts"])} if fresh else {}
+            return {form.report: facts_html(draft, event["facts"])} if fresh else {}
         if "preflight" in event:
-            found = event["preflight"]
+            preflight = event["preflight"]
             return {
                 form.progress: "",
-                form.report: preview_view.report_html(draft, facts, found),
-                form.examples: preview_view.examples_html(found),
-                form.cost: preview_view.cost_html(found),
+                form.report: report_html(draft, facts, preflight),
+                form.examples: examples_html(preflight),
+                form.cost: cost_html(preflight),
             }
-        sentence = str(event.get("question") or event.get("refused") or event.get("defect") or INTERNAL_ERROR)
+        message = str(event.get("question") or event.get("error") or event.get("internal_error") or INTERNAL_ERROR)
         return {
             form.progress: "",
             form.examples: "",
             form.cost: "",
-            **self.error_updates(PromptOrTuneError(sentence), form.note),
+            **self.error_updates(PromptOrTuneError(message), form.note),
         }
 
     def _save_recognised_columns(self, visitor: str, draft: Draft, table: Mapping[str, Any]) -> Draft:
         intent, code = table["recognised"] or ("", "")
-        found = (intent, code) if intent else None
-        if found != draft.recognised:
-            draft = replace(draft, recognised=found)
+        columns = (intent, code) if intent else None
+        if columns != draft.recognised:
+            draft = replace(draft, recognised=columns)
             self.drafts.save(visitor, draft)
         return draft
 
     def _column_updates(self, draft: Draft, table: Mapping[str, Any]) -> Updates:
-        """The two dropdowns with the file's columns."""
+        """Return updates of the two dropdowns with the file's columns."""
         intent, code = draft.columns or draft.recognised or (None, None)
-        choices = [(preview_view.column_label(name), name) for name in table["columns"]]
+        choices = [(column_label(name), name) for name in table["columns"]]
         return {
             self.form.intent: gr.Dropdown(choices=choices, value=intent),
             self.form.code: gr.Dropdown(choices=choices, value=code),
         }
 
     def commands(self, draft: Draft, flavor: str = "") -> Updates:
-        """The commands that do the same elsewhere."""
+        """Return updates of the commands that train the same elsewhere."""
         serving = self.context.serving
         if not serving.base:
             return {}
@@ -240,18 +264,12 @@ class PreviewReporter:
 
 
 def draft_key(draft: Draft) -> str:
-    """Changes with the rows and the columns that are read of them."""
+    """Return a key of the rows and the columns that are read."""
     return f"{draft.name}:{draft.digest}:{draft.columns}"
 
 
-NO_ROWS = "There is nothing to learn from yet: drop a file, name a data set, or try the example rows."
-EXAMPLE_ROWS = 60
-# Fields are looked at when nobody has typed for so many seconds.
-DEBOUNCE_SECONDS = 0.6
-
-
 class TrainFormHandlers:
-    """Behind the form, for all visitors."""
+    """Handlers of the form's events, for all visitors."""
 
     def __init__(self, context: Context, form: TrainForm, job_service: JobService) -> None:
         self.context, self.form, self.job_service = context, form, job_service
@@ -260,27 +278,27 @@ class TrainFormHandlers:
         self._submit_lock = threading.Lock()
 
     def restore_draft(self, request: gr.Request, rendered_key: str, *values: Any) -> Iterator[Updates]:
-        """The page is looked at: what this visitor may do, and the draft that a refresh would have lost."""
+        """The tab was opened: yield what this visitor may do, and the draft that the page does not show yet."""
         form, visitor = self.form, self.context.visitors.identify(request)
-        refused = self._denied_reason(visitor, "here")
-        yield {form.start: gr.Button(interactive=refused is None), form.start_note: _error_html(refused)}
+        denied = self._denied_reason(visitor, "here")
+        yield {form.start: gr.Button(interactive=denied is None), form.start_note: _error_html(denied)}
         draft = self.drafts.get(visitor.id)
         if draft is None or rendered_key == draft_key(draft):
             return
         technique = draft.technique or FormValues.parse(values).technique
         yield {
-            **self.reporter.settings_updates(settings_form.settings_updates(technique, draft.settings)),
+            **self.reporter.settings_updates(settings_updates(technique, draft.settings)),
             form.technique: technique,
             form.dataset_name: gr.skip() if draft.is_file else draft.name,
         }
         yield from self._report(request, visitor, draft, fresh=True)
 
     def close_session(self, request: gr.Request) -> None:
-        """The page is closed: nobody waits for a report."""
+        """The page was closed: cancel its preview."""
         self.reporter.preview_client.cancel_session(request.session_hash or "")
 
     def upload(self, request: gr.Request, path: str | None, *values: Any) -> Iterator[Updates]:
-        """A file came."""
+        """A file was uploaded: make it the draft."""
         yield self._no_change
         if path:
             limit = self.context.visitors.policy.limits.upload_bytes
@@ -289,63 +307,63 @@ class TrainFormHandlers:
             )
 
     def select_dataset(self, request: gr.Request, name: str, *values: Any) -> Iterator[Updates]:
-        """A data set was named."""
+        """A data set was named: make it the draft."""
         yield from self._load_rows(request, values, lambda visitor: self.drafts.select_dataset(visitor, name or ""))
 
     def load_example(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """The example rows, as a file that the visitor might have."""
+        """The example rows were chosen: make a draft of them as a CSV file."""
 
-        def take(visitor: str) -> Draft:
+        def load(visitor: str) -> Draft:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"example-{EXAMPLE_ROWS}.csv"
                 with path.open("w", encoding="utf-8", newline="") as file:
-                    rows = [(each.intent, each.code) for each in load_examples(STARTER)[:EXAMPLE_ROWS]]
+                    rows = [(example.intent, example.code) for example in load_examples(STARTER)[:EXAMPLE_ROWS]]
                     csv.writer(file).writerows([("intent", "snippet"), *rows])
                 return self.drafts.save_upload(visitor, path, 0)
 
-        yield from self._load_rows(request, values, take)
+        yield from self._load_rows(request, values, load)
 
     def change_columns(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Other columns were chosen."""
+        """Other columns were chosen: preview the rows again."""
         yield self._no_change
-        visitor, filled = self.context.visitors.identify(request), FormValues.parse(values)
+        visitor, form_values = self.context.visitors.identify(request), FormValues.parse(values)
         draft = self.drafts.get(visitor.id)
-        if draft is None or not (filled.intent and filled.code):
+        if draft is None or not (form_values.intent and form_values.code):
             return
-        chosen = (filled.intent, filled.code)
-        draft = replace(draft, columns=None if chosen == draft.recognised else chosen)
+        columns = (form_values.intent, form_values.code)
+        draft = replace(draft, columns=None if columns == draft.recognised else columns)
         self.drafts.save(visitor.id, draft)
         yield from self._report(request, visitor, draft, fresh=True)
 
     def change_setting(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """A setting was changed."""
+        """A setting was changed: preview the rows again."""
         yield from self._settings_changed(request, FormValues.parse(values))
 
     def change_technique(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Another technique or preset was chosen, which decides some of the settings."""
+        """Another technique or preset was chosen: set the fields that depend on it."""
         yield self._no_change
-        filled = FormValues.parse(values)
-        if filled.technique not in cards.technique_choices(self.context.serving):
+        form_values = FormValues.parse(values)
+        if form_values.technique not in technique_choices(self.context.serving):
             return
-        settings = settings_form.apply_technique(filled.technique, filled.settings)
+        settings = apply_technique(form_values.technique, form_values.settings)
         draft = self.drafts.get(self.context.visitors.identify(request).id)
         if draft and settings.get("adapter_name", "").startswith(suggest_adapter_name(draft.technique, draft.name)):
-            settings["adapter_name"] = self._unused_adapter_name(filled.technique, draft)
-        yield self.reporter.settings_updates(settings_form.settings_updates(filled.technique, settings))
-        yield from self._settings_changed(request, replace(filled, settings=settings))
+            settings["adapter_name"] = self._unused_adapter_name(form_values.technique, draft)
+        yield self.reporter.settings_updates(settings_updates(form_values.technique, settings))
+        yield from self._settings_changed(request, replace(form_values, settings=settings))
 
     def change_location(self, request: gr.Request, *values: Any) -> Updates:
-        """Another machine was chosen: whether this visitor may use it, and the command for it."""
-        visitor, filled = self.context.visitors.identify(request), FormValues.parse(values)
-        updates: Updates = {self.form.start_note: _error_html(self._denied_reason(visitor, filled.location))}
+        """Another machine was chosen: return whether this visitor may use it, and the command for it."""
+        visitor, form_values = self.context.visitors.identify(request), FormValues.parse(values)
+        updates: Updates = {self.form.start_note: _error_html(self._denied_reason(visitor, form_values.location))}
         draft = self.drafts.get(visitor.id)
         if draft is not None:
-            draft = replace(draft, technique=filled.technique, settings=filled.settings)
-            updates |= self.reporter.commands(draft, filled.flavor)
+            draft = replace(draft, technique=form_values.technique, settings=form_values.settings)
+            updates |= self.reporter.commands(draft, form_values.flavor)
         return updates
 
     def clear(self, request: gr.Request) -> Updates:
-        """The visitor wants nothing of theirs kept."""
+        """Delete the visitor's draft and empty the form."""
         self.close_session(request)
         self.drafts.delete(self.context.visitors.identify(request).id)
         form = self.form
@@ -355,14 +373,14 @@ class TrainFormHandlers:
         return {**empty, form.file: None}
 
     def start(self, request: gr.Request, *values: Any) -> Updates:
-        """Begins a job; the panel below shows it."""
-        form, visitor, filled = self.form, self.context.visitors.identify(request), FormValues.parse(values)
+        """Start a job and select it in the jobs panel."""
+        form, visitor, form_values = self.form, self.context.visitors.identify(request), FormValues.parse(values)
         draft = self.drafts.get(visitor.id)
-        refused = self._denied_reason(visitor, filled.location) or (NO_ROWS if draft is None else None)
-        if refused or draft is None:
-            return {form.start_note: _error_html(refused)}
-        draft = replace(draft, technique=filled.technique, settings=filled.settings)
-        hub = filled.location == "hub"
+        denied = self._denied_reason(visitor, form_values.location) or (NO_ROWS if draft is None else None)
+        if denied or draft is None:
+            return {form.start_note: _error_html(denied)}
+        draft = replace(draft, technique=form_values.technique, settings=form_values.settings)
+        is_hub = form_values.location == "hub"
         try:
             with self._submit_lock:
                 self._check_job_limit(visitor)
@@ -372,69 +390,69 @@ class TrainFormHandlers:
                     owner=visitor.id,
                     data_name=draft.name,
                     data=self.drafts.path(visitor.id, draft) if draft.is_file else None,
-                    where="hub" if hub else "here",
-                    flavor=filled.flavor if hub else "",
+                    where="hub" if is_hub else "here",
+                    flavor=form_values.flavor if is_hub else "",
                 )
         except PromptOrTuneError as error:
             return self.reporter.error_updates(error, form.start_note)
-        free = find_unused_name(job.adapter, self.context.home, self.job_service.list_jobs())
-        self.drafts.save(visitor.id, replace(draft, settings={**draft.settings, "adapter_name": free}))
+        next_name = find_unused_name(job.adapter, self.context.home, self.job_service.list_jobs())
+        self.drafts.save(visitor.id, replace(draft, settings={**draft.settings, "adapter_name": next_name}))
         return {
-            **self.reporter.settings_updates(settings_form.error_updates("", "")),
-            form.fields[0]: gr.update(value=free, info=settings_form.ALL_SETTINGS[0].help, elem_classes=[]),
-            form.start_note: f'<p class="started">{preview_view.escape_visible(job.adapter)} has its place below.</p>',
+            **self.reporter.settings_updates(error_updates("", "")),
+            form.fields[0]: gr.update(value=next_name, info=ALL_SETTINGS[0].help, elem_classes=[]),
+            form.start_note: Markup('<p class="started">{} is queued below.</p>').format(job.adapter),
             form.selected_job: job.id,
         }
 
     @property
     def _no_change(self) -> Updates:
-        """No change: Gradio empties all outputs of a generator that ends without a word."""
+        """An update without effect: Gradio clears all outputs of a generator that yields nothing."""
         return {self.form.draft_key: gr.skip()}
 
     def _denied_reason(self, visitor: Visitor, location: str) -> str | None:
         return denied_reason(self.context, visitor, location) or (None if self.context.serving.base else NO_LOCAL_BASE)
 
     def _check_job_limit(self, visitor: Visitor) -> None:
-        most = self.context.visitors.policy.limits.jobs_at_once
-        going = sum(job.owner == visitor.id and not job.is_ended for job in self.job_service.list_jobs())
-        if 0 < most <= going:
+        limit = self.context.visitors.policy.limits.jobs_at_once
+        count = sum(job.owner == visitor.id and not job.is_ended for job in self.job_service.list_jobs())
+        if 0 < limit <= count:
             raise PromptOrTuneError(
-                f"You have {going} job{'' if going == 1 else 's'} under way, and {most} is the limit for one person: "
+                f"You have {count} job{'' if count == 1 else 's'} under way, and {limit} is the limit for one person: "
                 "wait until one has ended, or cancel one."
             )
 
     def _unused_adapter_name(self, technique: str, draft: Draft) -> str:
-        """A name for an adapter of these rows that is free now."""
+        """Return an unused name for an adapter of these rows."""
         return find_unused_name(
             suggest_adapter_name(technique, draft.name), self.context.home, self.job_service.list_jobs()
         )
 
     def _load_rows(self, request: gr.Request, values: Sequence[Any], load: Callable[[str], Draft]) -> Iterator[Updates]:
-        """New rows: they are kept, get a name, and are looked at."""
-        form, visitor, filled = self.form, self.context.visitors.identify(request), FormValues.parse(values)
+        """Save new rows as the draft, suggest an adapter name, and preview them."""
+        form, visitor, form_values = self.form, self.context.visitors.identify(request), FormValues.parse(values)
         try:
             draft = load(visitor.id)
         except PromptOrTuneError as error:
             yield {form.note: _error_html(str(error)), form.file: None}
             return
-        name = self._unused_adapter_name(filled.technique, draft)
-        settings = {**settings_form.apply_technique(filled.technique, filled.settings), "adapter_name": name}
-        draft = replace(draft, technique=filled.technique, settings=settings)
+        name = self._unused_adapter_name(form_values.technique, draft)
+        settings = {**apply_technique(form_values.technique, form_values.settings), "adapter_name": name}
+        draft = replace(draft, technique=form_values.technique, settings=settings)
         self.drafts.save(visitor.id, draft)
         yield {
-            **self.reporter.settings_updates(settings_form.settings_updates(filled.technique, settings)),
+            **self.reporter.settings_updates(settings_updates(form_values.technique, settings)),
             form.file: None,
             form.dataset_name: "" if draft.is_file else draft.name,
         }
         yield from self._report(request, visitor, draft, fresh=True)
 
     def _settings_changed(self, request: gr.Request, form_values: FormValues) -> Iterator[Updates]:
-        """Settings are kept with the rows when nobody types any more, and the rows are looked at again."""
+        """Save the settings in the draft once no field changes any more, and preview the rows again."""
         yield self._no_change
         visitor = self.context.visitors.identify(request)
-        turn = self.reporter.preview_client.new_request(request.session_hash or "")
+        preview_request = self.reporter.preview_client.new_request(request.session_hash or "")
         draft = self.drafts.get(visitor.id)
-        if draft is None or not turn.debounce(DEBOUNCE_SECONDS):
+        if draft is None or not preview_request.debounce(DEBOUNCE_SECONDS):
             return
         draft = replace(draft, technique=form_values.technique, settings=form_values.settings)
         self.drafts.save(visitor.id, draft)
@@ -444,5 +462,5 @@ class TrainFormHandlers:
         return self.reporter.report(request.session_hash or "", visitor.id, draft, fresh=fresh)
 
 
-def _error_html(text: str | None) -> str:
-    return preview_view.error_html(text) if text else ""
+def _error_html(message: str | None) -> str:
+    return error_html(message) if message else ""

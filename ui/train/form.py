@@ -1,8 +1,6 @@
-"""Form components, training target.
+"""Components of the Train form: rows, report, technique, settings, training target, start button.
 
-The upper half of the Train page as components: rows, their report, technique, settings, place, start.
-
-Where a job trains: on the machine that serves the page, on Hugging Face Jobs, or by a command to copy.
+The training target is the serving machine, Hugging Face Jobs, or a command to copy.
 """
 
 from __future__ import annotations
@@ -11,11 +9,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from jobs.hf_jobs.hardware import (
@@ -30,21 +28,46 @@ from jobs.hf_jobs.submit import manual_commands
 from jobs.job import ServingOptions
 from ui import components
 from ui.context import Context
-from ui.train import settings
+from ui.train.preview_view import error_html
+from ui.train.settings import (
+    build_main_fields,
+    build_more_fields,
+    radio_choices,
+    read_technique_score,
+    recommended_technique,
+    scores_note,
+)
 from ui.visitors import Visitor
-
-__all__ = ["TrainingTarget", "build_training_target", "command_updates", "denied_reason", "manual_commands"]
 
 LOCATION_CHOICES = [("This machine", "here"), ("Hugging Face Jobs", "hub")]
 _CACHE_SECONDS = 3600.0
 _EVENT_OPTIONS = {"show_progress": "hidden", "api_visibility": "private"}
+HEADER_HTML = Markup(
+    "<h1>Can it learn your kind of code?</h1>"
+    '<ol class="lead"><li><strong>Show it pairs</strong> of what you ask and the code you want: some hundred rows, or '
+    "sixty to try.</li><li><strong>It learns a small file</strong> (an adapter, a few MB) that adapts the model to "
+    "your rows; the model itself stays as it is.</li><li><strong>It is scored on rows it never saw</strong>, so you "
+    "know whether it was worth it.</li></ol>"
+    '<p class="lead-on"><a href="#train-jobs">To the jobs that run or ended</a></p>'
+)
+FULL_FINE_TUNING_HTML = Markup(
+    "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "
+    "base instead of an adapter, so it is no job here. On a machine with memory for it: "
+    "<code>python -m train --technique full</code>, then start Prompt or Tune with its folder as <code>--base</code>."
+    "</p></details>"
+)
+NO_LOCAL_BASE = (
+    "Another engine answers here, and training needs the base itself: start Prompt or Tune without --backend, or with "
+    "--base, to train."
+)
 
 
 @dataclass(frozen=True)
 class TrainingTarget:
-    """The components. `place` is a jobs.job.Where, `flavor` a machine of Hugging Face Jobs (used with "hub" alone).
+    """Components of the training target.
 
-    `commands` are what `shown` gives updates for.
+    `location` has a jobs.job.ComputeTarget, `flavor` the hardware of Hugging Face Jobs (used with "hub" only);
+    `command_updates` returns the updates of `commands`.
     """
 
     location: gr.Radio
@@ -53,7 +76,7 @@ class TrainingTarget:
 
 
 class HardwarePrices:
-    """The machines as the Hub lists them, asked for once an hour. Thread-safe."""
+    """Hardware of Hugging Face Jobs with prices, requested from the Hub at most once an hour. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -61,7 +84,7 @@ class HardwarePrices:
         self._hardware: list[RemoteHardware] = []
 
     def get(self) -> list[RemoteHardware]:
-        """All machines with prices; PromptOrTuneError in one sentence where the Hub does not answer."""
+        """Return all machines with prices. Raises PromptOrTuneError if the Hub does not answer."""
         from huggingface_hub import get_token
 
         with self._lock:
@@ -71,14 +94,14 @@ class HardwarePrices:
             return self._hardware
 
     def cached(self) -> list[RemoteHardware]:
-        """Those that are known already; asks nobody."""
+        """Return the machines that are known already, without a request."""
         return self._hardware or list_hardware()
 
 
 def build_training_target(context: Context) -> TrainingTarget:
-    """Draws the choice inside the current Blocks and wires it."""
+    """Build the target's fields in the current Blocks and wire their events."""
     prices = HardwarePrices()
-    place = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-where")
+    location = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-where")
     flavor = gr.Dropdown(
         _hardware_choices(list_hardware()),
         value=DEFAULT_HARDWARE,
@@ -95,122 +118,99 @@ def build_training_target(context: Context) -> TrainingTarget:
                 max_lines=14,
                 interactive=False,
                 buttons=["copy"],
-                placeholder="The command stands here as soon as there are rows and settings that can train.",
+                placeholder="The command appears here when there are rows and settings that can train.",
                 elem_id=f"train-command-{name}",
                 elem_classes="command",
             )
             for name, label in (("here", "On a machine of your own"), ("hub", "On Hugging Face Jobs"))
         ]
 
-    def choose(chosen: str, machine: str, request: gr.Request) -> Iterator[list[Any]]:
-        refused = denied_reason(context, context.visitors.identify(request), chosen) if chosen != "here" else None
-        if chosen == "here" or refused:
-            yield [gr.Dropdown(visible=False), _error_html(refused)]
+    def choose(location: str, machine: str, request: gr.Request) -> Iterator[list[Any]]:
+        visitor = context.visitors.identify(request)
+        denied = denied_reason(context, visitor, location) if location != "here" else None
+        if location == "here" or denied:
+            yield [gr.Dropdown(visible=False), error_html(denied) if denied else ""]
             return
         yield [
             gr.Dropdown(visible=True),
-            hardware_html(machine, prices.cached()) + '<p class="quiet">Asking what the machines cost ...</p>',
+            hardware_html(machine, prices.cached()) + Markup('<p class="quiet">Requesting the prices ...</p>'),
         ]
         try:
-            found = prices.get()
+            hardware = prices.get()
         except PromptOrTuneError as error:
-            unknown = _error_html(f"Prices are not known: {error}")
+            unknown = error_html(f"Prices are not known: {error}")
             yield [gr.Dropdown(visible=True), hardware_html(machine, prices.cached()) + unknown]
             return
-        value = machine if machine in [each.name for each in found] else None
-        # Of updates that follow one another quickly a browser may see the last alone, so each is whole.
-        yield [gr.Dropdown(_hardware_choices(found), value=value, visible=True), hardware_html(machine, found)]
+        value = machine if machine in [option.name for option in hardware] else None
+        # A browser may get only the last of several quick updates, so each of them is complete.
+        yield [gr.Dropdown(_hardware_choices(hardware), value=value, visible=True), hardware_html(machine, hardware)]
 
-    place.change(choose, [place, flavor], [flavor, note], **_EVENT_OPTIONS)
+    location.change(choose, [location, flavor], [flavor, note], **_EVENT_OPTIONS)
     flavor.input(lambda machine: hardware_html(machine, prices.cached()), flavor, note, queue=False, **_EVENT_OPTIONS)
-    return TrainingTarget(place, flavor, (boxes[0], boxes[1]))
+    return TrainingTarget(location, flavor, (boxes[0], boxes[1]))
 
 
 def command_updates(
     config: Mapping[str, Any], serving: ServingOptions, upload_name: str = "", flavor: str = ""
 ) -> list[Any]:
-    """Updates for `Where.commands`; settings that cannot train leave them empty."""
+    """Return updates of TrainingTarget.commands; settings that cannot train leave them empty."""
     try:
         check_hardware(flavor or DEFAULT_HARDWARE)
-        found = manual_commands(config, serving, upload_name, flavor or DEFAULT_HARDWARE)
+        commands = manual_commands(config, serving, upload_name, flavor or DEFAULT_HARDWARE)
     except PromptOrTuneError:
         return [gr.Textbox(""), gr.Textbox("")]
-    return [gr.Textbox(command, label=label) for label, command in found]
+    return [gr.Textbox(command, label=label) for label, command in commands]
 
 
 def denied_reason(context: Context, visitor: Visitor, location: str) -> str | None:
-    """Why this visitor may not train there, in one sentence; None where they may. To be asked on the server."""
-    refused = context.visitors.training_denied_reason(visitor)
-    if refused or location == "here":
-        return refused
+    """Return why this visitor may not train there; None if they may."""
+    denied = context.visitors.training_denied_reason(visitor)
+    if denied or location == "here":
+        return denied
     if location != "hub":
-        return f"'{location[:40]}' is no place to train: choose this machine or Hugging Face Jobs."
+        return f"'{location[:40]}' is not a training target: choose this machine or Hugging Face Jobs."
     if not visitor.owner:
         return "Hugging Face Jobs costs the owner of this app money, so only the owner may use it: train here instead."
     return _remote_unavailable_reason(context.serving.base)
 
 
-def hardware_html(machine: str, machines: Sequence[RemoteHardware]) -> str:
-    """What choosing Hugging Face Jobs means and costs, as HTML."""
-    found = next((each for each in machines if each.name == machine), None)
-    price = found.price_per_hour if found else None
-    cost = f"A job ends after {MAX_HOURS} hours at the latest."
+def hardware_html(machine: str, machines: Sequence[RemoteHardware]) -> Markup:
+    """Return what training on Hugging Face Jobs means and costs."""
+    hardware = next((option for option in machines if option.name == machine), None)
+    price = hardware.price_per_hour if hardware else None
+    cost = Markup("A job ends after {} hours at the latest.").format(MAX_HOURS)
     if price is not None:
-        cost = (
-            f"You pay the Hub for the time it takes, ${price:.2f} an hour, and a job ends after {MAX_HOURS} hours: "
-            f"<strong>${price * MAX_HOURS:.2f} at most</strong>."
-        )
+        cost = Markup(
+            "You pay the Hub for the time it takes, ${:.2f} an hour, and a job ends after {} hours: "
+            "<strong>${:.2f} at most</strong>."
+        ).format(price, MAX_HOURS, price * MAX_HOURS)
     what = (
         "Your rows, the settings and the program go to a private data set of this machine's account on the Hub. The "
         "adapter comes back by itself and is scored here."
     )
-    return f'<p class="quiet">{what} {cost}</p>'
+    return Markup('<p class="quiet">{} {}</p>').format(what, cost)
 
 
 def _remote_unavailable_reason(base: str) -> str | None:
-    """Why nothing can be sent from here, in one sentence."""
+    """Return why no job can be sent to Hugging Face Jobs; None if it can."""
     from huggingface_hub import get_token
 
     if not base:
         return "Another engine answers here, so there is no base to train for: start the app with --base."
     if base.endswith(".gguf") or base.startswith((".", "/", "~")) or Path(base).is_dir():
-        return "The base lies on this machine alone and is not sent: start the app with a base of the Hub."
+        return "The base is on this machine only and is not sent: start the app with a base of the Hub."
     if not get_token():
         return "This machine is not logged in to the Hub: run `hf auth login` on it, or set HF_TOKEN, and choose again."
     return None
 
 
 def _hardware_choices(machines: Sequence[RemoteHardware]) -> list[tuple[str, str]]:
-    return [(each.label, each.name) for each in machines]
-
-
-def _error_html(text: str | None) -> str:
-    return f'<p class="sentence">{escape(text)}</p>' if text else ""
-
-
-HEADER_HTML = (
-    "<h1>Can it learn your kind of code?</h1>"
-    '<ol class="lead"><li><strong>Show it pairs</strong> of what you ask and the code you want: some hundred rows, or '
-    "sixty to try.</li><li><strong>It learns a small file</strong> (an adapter, a few MB) that bends the model towards "
-    "your rows; the model itself stays as it is.</li><li><strong>It is scored on rows it never saw</strong>, so you "
-    "know whether it was worth it.</li></ol>"
-    '<p class="lead-on"><a href="#train-jobs">To the jobs that run or ended</a></p>'
-)
-FULL_FINE_TUNING_HTML = (
-    "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "
-    "base instead of an adapter, so it is no job here. On a machine with memory for it: "
-    "<code>python -m train --technique full</code>, then start Prompt or Tune with its folder as <code>--base</code>."
-    "</p></details>"
-)
-NO_LOCAL_BASE = (
-    "Another engine answers here, and training needs the base itself: start Prompt or Tune without --backend, or with "
-    "--base, to train."
-)
+    return [(option.label, option.name) for option in machines]
 
 
 @dataclass(frozen=True)
 class TrainForm:
-    """The components. `fields` are in the order of settings_form.ALL; `shown` knows which rows are reported."""
+    """Components of the form. `fields` have the order of ALL_SETTINGS; `draft_key` identifies the reported rows."""
 
     file: gr.File
     dataset_name: gr.Textbox
@@ -234,12 +234,12 @@ class TrainForm:
 
     @property
     def inputs(self) -> list[Any]:
-        """What every event reads, in the order of `events.Filled`."""
+        """The inputs of every event, in the order of `events.FormValues`."""
         return [self.intent, self.code, self.technique, self.target.location, self.target.flavor, *self.fields]
 
     @property
     def outputs(self) -> list[Any]:
-        """What every event may change."""
+        """The outputs of every event."""
         return [
             self.file, self.dataset_name, self.note, self.progress, self.report, self.intent, self.code,
             self.examples, self.technique, *self.fields, *self.target.commands, self.cost, self.start, self.start_note,
@@ -248,17 +248,17 @@ class TrainForm:
 
 
 def build_form(context: Context, selected_job: gr.State) -> TrainForm:
-    """Draws it inside the current column."""
+    """Build the form in the current column."""
     gr.HTML(HEADER_HTML, apply_default_css=False, js_on_load=components.load_script("radios"), elem_id="train-head")
     with gr.Row(elem_id="train-rows", equal_height=True):
         file = gr.File(label="A file: JSONL, JSON, CSV or Parquet", height=150, scale=3, elem_id="train-file")
         with gr.Column(scale=2, min_width=280, elem_id="train-other-rows"):
             with gr.Row(elem_id="train-by-name"):
-                named = gr.Textbox(
+                dataset_name = gr.Textbox(
                     label="Or a data set by name", placeholder="user/name on the Hub, conala, mbpp …", max_lines=1,
                     min_width=180, elem_id="train-named",
                 )  # fmt: skip
-                use = gr.Button("Use it", size="md", scale=0, min_width=88, elem_id="train-use-named")
+                use_dataset = gr.Button("Use it", size="md", scale=0, min_width=88, elem_id="train-use-named")
             example = gr.Button(
                 "Try it with 60 example rows", size="md", variant="secondary", scale=0, elem_id="train-example"
             )
@@ -269,37 +269,37 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
             [], value=None, label="Column with what to do", min_width=170, elem_id="train-intent-column"
         )
         code = gr.Dropdown([], value=None, label="Column with the code", min_width=170, elem_id="train-code-column")
-        forget = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-forget")
-    busy = components.live_region("", elem_id="train-busy")
+        remove_rows = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-forget")
+    progress = components.live_region("", elem_id="train-busy")
     examples = _static_html("", elem_id="train-examples")
     technique = _build_technique(context)
     with gr.Row(elem_id="train-main"):
-        main = settings.build_main_fields(settings.recommended_technique(context.serving))
+        main_fields = build_main_fields(recommended_technique(context.serving))
     with gr.Accordion("More settings", open=False, elem_id="train-more"):
-        more = settings.build_more_fields(settings.recommended_technique(context.serving))
+        more_fields = build_more_fields(recommended_technique(context.serving))
     with gr.Column(elem_id="train-place"):
-        where = build_training_target(context)
+        target = build_training_target(context)
     cost = _static_html("", elem_id="train-cost")
     with gr.Row(elem_id="train-begin"):
         start = gr.Button("Start training", variant="primary", size="lg", scale=0, min_width=200, elem_id="train-start")
         start_note = components.live_region("", elem_id="train-start-note", role="alert")
     return TrainForm(
-        file, named, use, example, note, busy, report, intent, code, forget, examples, technique,
-        [*main, *more], where, cost, start, start_note, gr.State(""), selected_job,
+        file, dataset_name, use_dataset, example, note, progress, report, intent, code, remove_rows, examples,
+        technique, [*main_fields, *more_fields], target, cost, start, start_note, gr.State(""), selected_job,
     )  # fmt: skip
 
 
 def _build_technique(context: Context) -> gr.Radio:
-    measured = settings.read_technique_score()
+    technique_score = read_technique_score()
     technique = gr.Radio(
-        settings.radio_choices(context.serving, measured),
-        value=settings.recommended_technique(context.serving),
+        radio_choices(context.serving, technique_score),
+        value=recommended_technique(context.serving),
         label="How it learns",
         elem_id="train-technique",
     )
-    about = settings.scores_note(context.serving, measured)
+    note = scores_note(context.serving, technique_score)
     _static_html(
-        (f'<p class="quiet">{escape(about)}</p>' if about else "") + FULL_FINE_TUNING_HTML,
+        (Markup('<p class="quiet">{}</p>').format(note) if note else "") + FULL_FINE_TUNING_HTML,
         elem_id="train-technique-note",
     )
     return technique

@@ -1,11 +1,7 @@
-"""Jobs panel.
+"""Jobs panel of the Train page: the list of all jobs, the selected job with its curve and log, and its buttons.
 
-The jobs' half of the Train page: all jobs, the chosen one live, and what a person may do with it.
-
-The browser asks how things are while somebody looks (js/job_pulse.js), and says what it shows already: an answer
-carries what changed since. Everything comes from the disk, so that a refresh or a second browser shows the same.
-
-The panel's pieces: what draws the list, the curve and the log, the buttons, and the question before deleting.
+The browser polls while the panel is visible (js/job_pulse.js) and sends digests of what it has; the answer carries the
+parts that changed since. All state comes from the disk, so a refresh or another browser gets the same.
 """
 
 from __future__ import annotations
@@ -13,40 +9,52 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
-from ui import components
-from ui.components import load_script
+from ui.components import live_region, load_script
 from ui.context import Context
 from ui.method_form import MethodForm, add_adapter_updates
 from ui.train.jobs_events import JobActions, PanelUpdate, failed_poll_state, panel_update
+from ui.train.preview_view import error_html
 from ui.train.publish import build_publish
 
-# What follows a press whose sentence stayed empty.
+# Scripts that run after an action; a note means that the action failed.
 OPEN_COMPARE_JS = '(note) => { if (!note) window.promptOrTuneGo("compare"); }'
 SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.promptOrTuneSave(file); }"
+INTERNAL_ERROR = "Something went wrong on our side; the log has the details. The jobs go on."
+_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+_BUTTONS = (
+    ("open", "Open in Compare"),
+    ("again", "Resume"),
+    ("finish", "Make the adapter of the best checkpoint"),
+    ("cancel", "Cancel"),
+    ("download", "Download as zip"),
+    ("delete", "Delete"),
+)
+_log = logging.getLogger(__name__)
+_ActionFn = Callable[[gr.Request, str | None], Mapping[Any, Any]]
 
 
 def static_html(value: str, elem_id: str) -> gr.HTML:
-    """HTML that was escaped where it was made."""
+    """Return a component for HTML without a script; texts in `value` must be escaped."""
     return gr.HTML(value, apply_default_css=False, js_on_load=None, elem_id=elem_id)
 
 
 def job_card_component(elem_id: str) -> gr.HTML:
-    """HTML whose times are told in the visitor's own time zone."""
+    """Return a component for HTML whose times are shown in the visitor's time zone."""
     return gr.HTML(
         "", html_template="<div></div>", js_on_load=load_script("job_card"), apply_default_css=False, elem_id=elem_id
     )
 
 
 def job_list_component() -> gr.HTML:
-    """All jobs; a click triggers `select` with {"id"}."""
+    """Return the list of all jobs; a click triggers `select` with {"id"}."""
     template = '<nav aria-label="Training jobs"><ol class="jobs"></ol></nav>'
     return gr.HTML(
         {"jobs": []},
@@ -58,7 +66,7 @@ def job_list_component() -> gr.HTML:
 
 
 def loss_curve_component() -> gr.HTML:
-    """The losses by step; its value is ui.train.jobs_view.Curve with the job's id."""
+    """Return the plot of the losses; its value is a ui.train.jobs_view.LossCurve with the job's id as "job"."""
     return gr.HTML(
         None,
         html_template='<div class="loss-curve" role="group" aria-label="Loss by step" hidden></div>',
@@ -69,7 +77,7 @@ def loss_curve_component() -> gr.HTML:
 
 
 def log_component() -> gr.HTML:
-    """The log, folded. Its lines are asked for when it is opened; its value is {"job", "lines" or None}."""
+    """Return the folded log; its value is {"job", "lines"}, with None for lines until it is opened."""
     template = (
         '<details class="job-log"><summary>Log</summary><div><button type="button" class="copy">Copy</button>'
         '<pre tabindex="0" aria-label="Log of the job"></pre></div></details>'
@@ -84,9 +92,9 @@ def log_component() -> gr.HTML:
 
 
 def poll_component() -> gr.HTML:
-    """Triggers `tick` while somebody looks at the panel.
+    """Return a component that triggers `tick` while the panel is visible.
 
-    Not a gr.Timer: that one ticks on in tabs and windows that nobody sees.
+    A gr.Timer would also tick in hidden tabs and windows.
     """
     return gr.HTML(
         None,
@@ -99,8 +107,8 @@ def poll_component() -> gr.HTML:
 
 
 def build_action_buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
-    """What can be done with a job, in reading order; `panel_look.doing` says which of them stand."""
-    made = {
+    """Build the buttons in reading order, all hidden, and the link of the zip; `button_labels` shows them."""
+    buttons = {
         name: gr.Button(
             label,
             size="md",
@@ -110,24 +118,17 @@ def build_action_buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
             visible=False,
             elem_id=f"train-job-{name}",
         )
-        for name, label in (
-            ("open", "Open in Compare"),
-            ("again", "Resume"),
-            ("finish", "Make the adapter of the best checkpoint"),
-            ("cancel", "Cancel"),
-            ("download", "Download as zip"),
-            ("delete", "Delete"),
-        )
+        for name, label in _BUTTONS
     }
-    return made, gr.DownloadButton("Save the zip", visible="hidden", elem_id="train-job-zip")
+    return buttons, gr.DownloadButton("Save the zip", visible="hidden", elem_id="train-job-zip")
 
 
 def build_delete_confirmation() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
-    """Asked before anything is deleted."""
+    """Build the question that is asked before a job is deleted: its column, its text and its buttons."""
     with gr.Column(visible=False, elem_id="train-job-question") as column:
-        asked = static_html("", "train-job-asked")
+        text = static_html("", "train-job-asked")
         with gr.Row(elem_id="train-job-answers"):
-            answers = {
+            buttons = {
                 name: gr.Button(
                     label, size="md", scale=0, min_width=120, variant=variant, elem_id=f"train-delete-{name}"
                 )
@@ -137,26 +138,20 @@ def build_delete_confirmation() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button
                     ("keep", "Keep it", "secondary"),
                 )
             }
-    return column, asked, answers
+    return column, text, buttons
 
 
-def delete_confirmation_html(job: Job, *, adapter: bool) -> str:
-    """What will be gone, and what stays."""
-    gone = "Its log, its scores" if adapter else "Its log, its checkpoints"
-    kept = f" The adapter '{job.adapter}' stays, unless you delete it too." if adapter else ""
-    text = f"Delete the job of '{job.adapter}'? {gone} and its copy of the data go with it.{kept}"
-    return f'<p role="alert">{escape(text)}</p>'
-
-
-INTERNAL_ERROR = "Something went wrong on our side, and the log says what. The jobs go on."
-_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-_log = logging.getLogger(__name__)
-_ActionFn = Callable[[gr.Request, str | None], Mapping[Any, Any]]
+def delete_confirmation_html(job: Job, *, adapter: bool) -> Markup:
+    """Return what a deletion removes and what stays; `adapter` says that the job has one."""
+    deleted = "Its log, its scores" if adapter else "Its log, its checkpoints"
+    remains = f" The adapter '{job.adapter}' stays, unless you delete it too." if adapter else ""
+    text = f"Delete the job of '{job.adapter}'? {deleted} and its copy of the data are deleted with it.{remains}"
+    return Markup('<p role="alert">{}</p>').format(text)
 
 
 @dataclass(frozen=True)
 class JobsPanel:
-    """The components that events read and change."""
+    """Components that events read and change."""
 
     selected_job: gr.State
     poller: gr.HTML
@@ -175,63 +170,62 @@ class JobsPanel:
     publish: gr.Column
 
 
-def build_jobs_panel(context: Context, tab: gr.Tab, form: MethodForm, selected_job: gr.State) -> None:  # noqa: ARG001
-    """Draws the jobs inside the current Blocks and wires them.
+def build_jobs_panel(context: Context, form: MethodForm, selected_job: gr.State) -> None:
+    """Build the panel in the current Blocks and wire its events.
 
-    `chosen` holds the id of the shown job, '' for none: whoever starts a job sets it, and the panel follows.
+    `selected_job` has the id of the selected job, '' for none; the form sets it when it starts a job.
     """
-    desk = JobActions(context, JobService(context.home))
+    job_actions = JobActions(context, JobService(context.home))
     panel = _build_components(context, selected_job)
-    _wire_poll(panel, desk)
-    _wire_buttons(panel, desk)
-    _wire_adapter(panel, desk, form)
+    _wire_poll(panel, job_actions)
+    _wire_buttons(panel, job_actions)
+    _wire_adapter(panel, job_actions, form)
 
 
 def _build_components(context: Context, selected_job: gr.State) -> JobsPanel:
     with gr.Column(elem_id="train-jobs"):
         gr.HTML("<h2>Training jobs</h2>", apply_default_css=False, js_on_load=None, elem_id="train-jobs-title")
-        note = components.live_region("", elem_id="train-jobs-note", role="alert")
+        note = live_region("", elem_id="train-jobs-note", role="alert")
         empty = static_html('<p class="quiet">Looking for jobs ...</p>', "train-jobs-empty")
-        with gr.Row(elem_id="train-jobs-room", visible=False) as room:
+        with gr.Row(elem_id="train-jobs-room", visible=False) as layout:
             jobs = job_list_component()
             with gr.Column(elem_id="train-job", min_width=0):
-                shown = {
+                parts = {
                     "head": job_card_component("train-job-head"),
-                    "line": components.live_region("", elem_id="train-job-line"),
+                    "line": live_region("", elem_id="train-job-line"),
                 }
                 with gr.Row(elem_id="train-job-actions") as actions:
-                    buttons, saved = build_action_buttons()
-                press_note = components.live_region("", elem_id="train-job-note", role="alert")
-                question, asked, answers = build_delete_confirmation()
-                shown |= {
+                    buttons, download = build_action_buttons()
+                action_note = live_region("", elem_id="train-job-note", role="alert")
+                confirmation, confirmation_text, confirmation_buttons = build_delete_confirmation()
+                parts |= {
                     "message": static_html("", "train-job-message"),
                     "failed": static_html("", "train-job-failed"),
                     "verdict": job_card_component("train-job-verdict"),
                 }
-                shown |= {"curve": loss_curve_component(), "log": log_component()}
+                parts |= {"curve": loss_curve_component(), "log": log_component()}
                 with gr.Column(visible=False, elem_id="train-job-publish") as publish:
                     build_publish(context, selected_job)
-    pulse = poll_component()
+    poller = poll_component()
     return JobsPanel(
-        selected_job, pulse, note, empty, room, jobs, shown, buttons, actions, question, asked, answers, press_note, saved,
-        publish,
+        selected_job, poller, note, empty, layout, jobs, parts, buttons, actions, confirmation, confirmation_text,
+        confirmation_buttons, action_note, download, publish,
     )  # fmt: skip
 
 
 def _wire_poll(panel: JobsPanel, job_actions: JobActions) -> None:
-    """One event paints everything, whoever asks for it; so two paintings can never cross."""
+    """Wire the one event that updates the whole panel: two updates can then never overtake each other."""
 
-    def show(chosen: str | None, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
-        asked = event._data if isinstance(event._data, dict) else {}
+    def show(selected_job: str | None, request: gr.Request, event: gr.EventData) -> dict[Any, Any]:
+        poll = event._data if isinstance(event._data, dict) else {}
         try:
-            return _component_updates(
-                panel, panel_update(job_actions, job_actions.context.visitors.identify(request), chosen, asked), chosen
-            )
+            visitor = job_actions.context.visitors.identify(request)
+            return _component_updates(panel, panel_update(job_actions, visitor, selected_job, poll), selected_job)
         except PromptOrTuneError as error:
-            return {panel.note: _error_html(str(error)), panel.poller: failed_poll_state(asked)}
-        except Exception:  # noqa: BLE001 - a page must outlive any defect; it is logged whole
+            return {panel.note: error_html(str(error)), panel.poller: failed_poll_state(poll)}
+        except Exception:  # noqa: BLE001 - the page must survive any bug, which is logged
             _log.exception("The jobs could not be shown.")
-            return {panel.note: _error_html(INTERNAL_ERROR), panel.poller: failed_poll_state(asked)}
+            return {panel.note: error_html(INTERNAL_ERROR), panel.poller: failed_poll_state(poll)}
 
     outputs = [
         panel.selected_job, panel.poller, panel.note, panel.empty, panel.layout, panel.jobs, *panel.parts.values(),
@@ -249,18 +243,18 @@ def _wire_poll(panel: JobsPanel, job_actions: JobActions) -> None:
     def choose(event: gr.EventData) -> tuple[Any, str]:
         return str(event._data.get("id") or "") if isinstance(event._data, dict) else gr.skip(), ""
 
-    # In the queue: only there does Gradio notice that a State changed, which others wait for too.
+    # This event uses the queue: only there does Gradio notice that a State changed, which triggers other events.
     panel.jobs.select(
         choose, None, [panel.selected_job, panel.action_note], show_progress="hidden", api_visibility="private"
     )
 
 
 def _component_updates(panel: JobsPanel, update: PanelUpdate, selected_job: str | None) -> dict[Any, Any]:
-    """The updates that bring the browser to what was seen."""
+    """Return the updates of the components whose values changed."""
     changed = update.changed
     updates: dict[Any, Any] = {panel.poller: update.poll_state}
     if "note" in changed:
-        updates[panel.note] = _error_html(changed["note"]) if changed["note"] else ""
+        updates[panel.note] = error_html(changed["note"]) if changed["note"] else ""
     if update.job != (selected_job or ""):
         updates[panel.selected_job] = update.job
     if "empty" in changed:
@@ -280,29 +274,29 @@ def _component_updates(panel: JobsPanel, update: PanelUpdate, selected_job: str 
 
 
 def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
-    """Every button acts on the server first and then asks the browser to look again."""
+    """Wire the buttons: each acts on the server, and then the browser polls."""
 
-    def acting(act: _ActionFn) -> Callable[..., dict[Any, Any]]:
-        def press(chosen: str | None, request: gr.Request) -> dict[Any, Any]:
+    def click_handler(act: _ActionFn) -> Callable[..., dict[Any, Any]]:
+        def click(selected_job: str | None, request: gr.Request) -> dict[Any, Any]:
             try:
-                return {panel.action_note: "", **act(request, chosen)}
+                return {panel.action_note: "", **act(request, selected_job)}
             except PromptOrTuneError as error:
-                return {panel.action_note: _error_html(str(error))}
+                return {panel.action_note: error_html(str(error))}
             except Exception:  # noqa: BLE001 - as above
-                _log.exception("A job's button failed.")
-                return {panel.action_note: _error_html(INTERNAL_ERROR)}
+                _log.exception("An action on a job failed.")
+                return {panel.action_note: error_html(INTERNAL_ERROR)}
 
-        return press
+        return click
 
-    def simply(act: Callable[[gr.Request, str | None], None]) -> _ActionFn:
-        def done(request: gr.Request, chosen: str | None) -> Mapping[Any, Any]:
-            act(request, chosen)
+    def without_updates(act: Callable[[gr.Request, str | None], None]) -> _ActionFn:
+        def run(request: gr.Request, selected_job: str | None) -> Mapping[Any, Any]:
+            act(request, selected_job)
             return {}
 
-        return done
+        return run
 
-    def ask(request: gr.Request, chosen: str | None) -> Mapping[Any, Any]:
-        job = job_actions.require_job(request, chosen)
+    def confirm(request: gr.Request, selected_job: str | None) -> Mapping[Any, Any]:
+        job = job_actions.require_job(request, selected_job)
         adapter = job_actions.job_service.adapter_folder(job.id) is not None
         return {
             panel.confirmation: gr.Column(visible=True),
@@ -311,75 +305,71 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
         }
 
     def delete(*, adapter: bool) -> _ActionFn:
-        def done(request: gr.Request, chosen: str | None) -> Mapping[Any, Any]:
-            job_actions.delete(request, chosen, adapter=adapter)
+        def run(request: gr.Request, selected_job: str | None) -> Mapping[Any, Any]:
+            job_actions.delete(request, selected_job, adapter=adapter)
             return {panel.confirmation: _hidden_column(), panel.selected_job: ""}
 
-        return done
+        return run
 
-    presses: list[tuple[gr.Button, _ActionFn, list[Any]]] = [
-        (panel.buttons["cancel"], simply(job_actions.cancel), []),
-        (panel.buttons["again"], simply(job_actions.resume), []),
-        (panel.buttons["finish"], simply(job_actions.finish), []),
+    clicks: list[tuple[gr.Button, _ActionFn, list[Any]]] = [
+        (panel.buttons["cancel"], without_updates(job_actions.cancel), []),
+        (panel.buttons["again"], without_updates(job_actions.resume), []),
+        (panel.buttons["finish"], without_updates(job_actions.finish), []),
         (
             panel.buttons["delete"],
-            ask,
+            confirm,
             [panel.confirmation, panel.confirmation_text, panel.confirmation_buttons["both"]],
         ),
         (panel.confirmation_buttons["job"], delete(adapter=False), [panel.confirmation, panel.selected_job]),
         (panel.confirmation_buttons["both"], delete(adapter=True), [panel.confirmation, panel.selected_job]),
         (
             panel.confirmation_buttons["keep"],
-            lambda _request, _chosen: {panel.confirmation: _hidden_column()},
+            lambda _request, _selected_job: {panel.confirmation: _hidden_column()},
             [panel.confirmation],
         ),
     ]
-    for button, act, outputs in presses:
-        done = button.click(acting(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
-        done.then(None, None, None, js="() => window.promptOrTuneLook?.()", **_EVENT_OPTIONS)
+    for button, act, outputs in clicks:
+        clicked = button.click(click_handler(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
+        clicked.then(None, None, None, js="() => window.promptOrTuneLook?.()", **_EVENT_OPTIONS)
 
 
 def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -> None:
-    """What can be done with a finished adapter: open it in Compare, download it."""
+    """Wire the buttons of a finished adapter: open it in Compare, download it."""
 
-    def opened(chosen: str | None, chips: Any) -> list[Any]:
+    def open_in_compare(selected_job: str | None, chips: Any) -> list[Any]:
         try:
-            job = job_actions.job_service.get_job(chosen or "")
+            job = job_actions.job_service.get_job(selected_job or "")
             if job_actions.context.engine_loader.state().phase != "ready":
-                raise PromptOrTuneError("The model is not ready yet: the line at the top says how far it is.")
+                raise PromptOrTuneError("The model is not ready yet: the top of the page shows how far it is.")
             updates = add_adapter_updates(job_actions.context.engine_loader.engine(), chips, job.adapter)
             if job.adapter in updates[2]:
                 raise PromptOrTuneError(f"'{job.adapter}' cannot be used here: {updates[2][job.adapter]}")
         except PromptOrTuneError as error:
-            return [gr.skip(), gr.skip(), gr.skip(), _error_html(str(error))]
+            return [gr.skip(), gr.skip(), gr.skip(), error_html(str(error))]
         return [*updates, ""]
 
-    def packed(chosen: str | None, request: gr.Request) -> list[Any]:
+    def download(selected_job: str | None, request: gr.Request) -> list[Any]:
         try:
-            return [gr.DownloadButton(value=job_actions.pack_zip(request, chosen)), ""]
+            return [gr.DownloadButton(value=job_actions.pack_zip(request, selected_job)), ""]
         except PromptOrTuneError as error:
-            return [gr.skip(), _error_html(str(error))]
+            return [gr.skip(), error_html(str(error))]
 
-    going = panel.buttons["open"].click(
-        opened,
+    opened = panel.buttons["open"].click(
+        open_in_compare,
         [panel.selected_job, form.chips],
         [form.chips, form.adapter, form.reasons, panel.action_note],
         **_EVENT_OPTIONS,
     )
-    going.then(None, panel.action_note, None, js=OPEN_COMPARE_JS, **_EVENT_OPTIONS)
-    packing = panel.buttons["download"].click(
-        packed,
+    opened.then(None, panel.action_note, None, js=OPEN_COMPARE_JS, **_EVENT_OPTIONS)
+    packed = panel.buttons["download"].click(
+        download,
         panel.selected_job,
         [panel.download, panel.action_note],
         show_progress="hidden",
         api_visibility="private",
     )
-    packing.then(None, [panel.action_note, panel.download], None, js=SAVE_ZIP_JS, **_EVENT_OPTIONS)
+    packed.then(None, [panel.action_note, panel.download], None, js=SAVE_ZIP_JS, **_EVENT_OPTIONS)
 
 
 def _hidden_column() -> Any:
     return gr.Column(visible=False)
-
-
-def _error_html(text: str) -> str:
-    return f'<p class="sentence">{escape(text)}</p>'

@@ -1,30 +1,30 @@
-"""The Train page: rows, what they would teach, a job that learns them; below it all jobs."""
+"""Train page: the form that starts a job, and the panel of all jobs below it."""
 
 from __future__ import annotations
 
 import gradio as gr
-from gradio.context import Context as Building
+from gradio.context import Context as GradioContext
 
 from jobs.api import JobService
 from ui.context import Context
 from ui.method_form import MethodForm
-from ui.train import settings
 from ui.train.events import TrainFormHandlers
 from ui.train.form import TrainForm, build_form
 from ui.train.jobs_panel import build_jobs_panel
+from ui.train.settings import ALL_SETTINGS
 
 TITLE = "Train"
-# Looks wait for one another behind the page; so many may wait before Gradio's queue takes over.
+# Previews wait for each other in PreviewClient; this many may wait there, the others in Gradio's queue.
 MAX_PENDING_PREVIEWS = 24
 _PREVIEW_EVENT_OPTIONS = {
     "show_progress": "hidden",
     "api_visibility": "private",
     "trigger_mode": "multiple",
     "concurrency_limit": MAX_PENDING_PREVIEWS,
-    "concurrency_id": "train-looks",
+    "concurrency_id": "train-previews",
 }
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-# The job that has just begun is shown.
+# Scrolls to the job that was just started.
 _SCROLL_TO_JOBS_JS = """() => {
   if (document.querySelector("#train-start-note .started"))
     document.querySelector("#train-jobs")?.scrollIntoView({ block: "start" });
@@ -32,45 +32,47 @@ _SCROLL_TO_JOBS_JS = """() => {
 
 
 def build_train(context: Context, tab: gr.Tab, form: MethodForm) -> None:
-    """Draws the page inside `tab` and wires it."""
-    chosen = gr.State("")
+    """Build the page inside `tab` and wire its events. `form` is that of the Compare page, for 'Open in Compare'."""
+    selected_job = gr.State("")
     with gr.Column(elem_id="train"):
-        drawn = build_form(context, chosen)
-        build_jobs_panel(context, tab, form, chosen)
-    _wire(drawn, TrainFormHandlers(context, drawn, JobService(context.home)), tab)
+        train_form = build_form(context, selected_job)
+        build_jobs_panel(context, form, selected_job)
+    _wire(train_form, TrainFormHandlers(context, train_form, JobService(context.home)), tab)
 
 
 def _wire(form: TrainForm, handlers: TrainFormHandlers, tab: gr.Tab) -> None:
-    outputs, filled = form.outputs, form.inputs
-    tab.select(handlers.restore_draft, [form.draft_key, *filled], outputs, **_PREVIEW_EVENT_OPTIONS)
-    form.file.upload(handlers.upload, [form.file, *filled], outputs, **_PREVIEW_EVENT_OPTIONS)
+    outputs, inputs = form.outputs, form.inputs
+    tab.select(handlers.restore_draft, [form.draft_key, *inputs], outputs, **_PREVIEW_EVENT_OPTIONS)
+    form.file.upload(handlers.upload, [form.file, *inputs], outputs, **_PREVIEW_EVENT_OPTIONS)
     gr.on(
         [form.use_dataset.click, form.dataset_name.submit],
         handlers.select_dataset,
-        [form.dataset_name, *filled],
+        [form.dataset_name, *inputs],
         outputs,
         **_PREVIEW_EVENT_OPTIONS,
     )
-    form.example.click(handlers.load_example, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
-    gr.on([form.intent.input, form.code.input], handlers.change_columns, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
-    fields = dict(zip((each.name for each in settings.ALL_SETTINGS), form.fields, strict=True))
+    form.example.click(handlers.load_example, inputs, outputs, **_PREVIEW_EVENT_OPTIONS)
+    gr.on([form.intent.input, form.code.input], handlers.change_columns, inputs, outputs, **_PREVIEW_EVENT_OPTIONS)
+    fields = dict(zip((setting.name for setting in ALL_SETTINGS), form.fields, strict=True))
     gr.on(
         [form.technique.input, fields.pop("preset").input],
         handlers.change_technique,
-        filled,
+        inputs,
         outputs,
         **_PREVIEW_EVENT_OPTIONS,
     )
-    gr.on([each.input for each in fields.values()], handlers.change_setting, filled, outputs, **_PREVIEW_EVENT_OPTIONS)
+    gr.on(
+        [field.input for field in fields.values()], handlers.change_setting, inputs, outputs, **_PREVIEW_EVENT_OPTIONS
+    )
     form.remove_rows.click(handlers.clear, None, outputs, **_EVENT_OPTIONS)
     gr.on(
         [form.target.location.input, form.target.flavor.input],
         handlers.change_location,
-        filled,
+        inputs,
         outputs,
         **_EVENT_OPTIONS,
     )
-    begun = form.start.click(handlers.start, filled, outputs, show_progress="hidden", api_visibility="private")
-    if Building.root_block is not None:
-        Building.root_block.unload(handlers.close_session)
-    begun.then(None, None, None, js=_SCROLL_TO_JOBS_JS, **_EVENT_OPTIONS)
+    started = form.start.click(handlers.start, inputs, outputs, show_progress="hidden", api_visibility="private")
+    if GradioContext.root_block is not None:
+        GradioContext.root_block.unload(handlers.close_session)
+    started.then(None, None, None, js=_SCROLL_TO_JOBS_JS, **_EVENT_OPTIONS)

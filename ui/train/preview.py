@@ -1,4 +1,9 @@
-"""Asks `python -m ui.train.preview_process` about rows: one request at a time, the newest of each visitor, answers remembered."""
+"""Client of the preview process: one request at a time, only the newest of each session, with a cache of answers.
+
+`python -m ui.train.preview_process` is started with the first request and stopped when it is idle. Only the thread that
+holds PreviewClient's lock talks to the process. A request that is cancelled gets CANCEL_GRACE_SECONDS to end by itself;
+then the process is killed, as nothing else can interrupt it.
+"""
 
 from __future__ import annotations
 
@@ -18,90 +23,93 @@ from typing import IO, Any, cast
 _ROOT = Path(__file__).resolve().parents[2]
 Event = dict[str, Any]
 POLL_SECONDS = 0.2
-# What is no longer wanted may end by itself for so long, as a new process has to import torch again.
+# A cancelled request may end by itself for so long: a new process would have to import torch again.
 CANCEL_GRACE_SECONDS = 4.0
 MAX_SECONDS = 600.0
 _IDLE_SECONDS = 180.0
 _MAX_CACHED = 24
 PROCESS_DIED = {
-    "defect": "The look at your rows ended unexpectedly (perhaps for want of memory): try again, or fewer rows."
+    "internal_error": "Reading your rows ended unexpectedly (perhaps for lack of memory): try again, or fewer rows."
 }
-TIMED_OUT = {"defect": "Looking at your rows takes too long here: try fewer of them, or `python -m train --dry-run`."}
+TIMED_OUT = {
+    "internal_error": "Reading your rows takes too long here: try fewer of them, or `python -m train --dry-run`."
+}
 _log = logging.getLogger(__name__)
 
 
 class PreviewRequest:
-    """One look of one visitor; it is over when the same visitor asks for another one."""
+    """One request of one session; the next request of the same session cancels it."""
 
     def __init__(self) -> None:
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
+        """Mark the request as no longer needed."""
         self._cancelled.set()
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody waits for it any more."""
+        """Whether the answer is no longer needed."""
         return self._cancelled.is_set()
 
     def debounce(self, seconds: float) -> bool:
-        """Waits for a moment; False when the visitor has changed something meanwhile."""
+        """Wait for `seconds`; return False if the request was cancelled meanwhile."""
         return not self._cancelled.wait(seconds)
 
 
 class PreviewClient:
-    """Thread-safe. The process starts with the first question and ends when none has come for a while."""
+    """Sends requests to the preview process and yields its events. Thread-safe."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._lock = threading.Lock()  # held while the process works
+        self._lock = threading.Lock()  # held while the process works on a request
         self._requests: dict[str, PreviewRequest] = {}
         self._cache: OrderedDict[str, list[Event]] = OrderedDict()
         self._process: _PreviewProcess | None = None
         self._idle_timer: threading.Timer | None = None
 
     def new_request(self, session: str) -> PreviewRequest:
-        """A new turn, which ends the asker's earlier one."""
-        turn = PreviewRequest()
-        before = self._requests.get(session)
-        self._requests[session] = turn
-        if before is not None:
-            before.cancel()
-        return turn
+        """Create the session's request and cancel its earlier one."""
+        request = PreviewRequest()
+        previous = self._requests.get(session)
+        self._requests[session] = request
+        if previous is not None:
+            previous.cancel()
+        return request
 
     def cancel_session(self, session: str) -> None:
-        """The asker is gone: nobody waits for their look."""
-        turn = self._requests.pop(session, None)
-        if turn is not None:
-            turn.cancel()
+        """Cancel the request of a session that has ended."""
+        request = self._requests.pop(session, None)
+        if request is not None:
+            request.cancel()
 
-    def preview(self, preview_request: PreviewRequest, request: Mapping[str, Any]) -> Iterator[Event]:
-        """The events of `ui.train.preview_process`; none any more when the turn is over."""
-        key = json.dumps(request, sort_keys=True, default=str)
-        known = self._cache.get(key)
-        if known is not None:
-            yield from known
+    def preview(self, request: PreviewRequest, values: Mapping[str, Any]) -> Iterator[Event]:
+        """Yield the events of the preview process for TrainConfig's fields; ends early if the request is cancelled."""
+        key = json.dumps(values, sort_keys=True, default=str)
+        cached = self._cache.get(key)
+        if cached is not None:
+            yield from cached
             return
         waited = False
         while not self._lock.acquire(timeout=POLL_SECONDS):
-            if preview_request.cancelled:
+            if request.cancelled:
                 return
             if not waited:
                 waited = True
-                yield {"line": "Waiting for another look to end ..."}
+                yield {"progress": "Waiting for another preview to end ..."}
         try:
-            said = []
-            for event in self._stream_events(preview_request, key):
-                if "line" not in event:
-                    said.append(event)
+            events = []
+            for event in self._stream_events(request, key):
+                if "progress" not in event:
+                    events.append(event)
                 yield event
-            if said and "defect" not in said[-1] and not preview_request.cancelled:
-                self._cache_events(key, said)
+            if events and "internal_error" not in events[-1] and not request.cancelled:
+                self._cache_events(key, events)
         finally:
             self._lock.release()
 
     def close(self) -> None:
-        """Ends the process."""
+        """Stop the process."""
         with self._lock:
             self._stop()
 
@@ -110,30 +118,35 @@ class PreviewClient:
         while len(self._cache) > _MAX_CACHED:
             self._cache.popitem(last=False)
 
-    def _stream_events(self, preview_request: PreviewRequest, request: str) -> Iterator[Event]:
-        """Gives up, and ends the process, when the turn has been over for a while or the reader is gone."""
-        process, whole = self._ensure_process(), False
-        began, unwanted = time.monotonic(), None
+    def _stream_events(self, request: PreviewRequest, line: str) -> Iterator[Event]:
+        """Send one line to the process and yield its events. Caller must hold the lock.
+
+        The process is killed unless it answered completely: if it takes longer than MAX_SECONDS, if the request has
+        been cancelled for CANCEL_GRACE_SECONDS, or if the consumer closes this generator.
+        """
+        process, completed = self._ensure_process(), False
+        started, cancelled_at = time.monotonic(), None
         try:
-            process.send(request)
+            process.send(line)
             while True:
                 event = process.next_event(POLL_SECONDS)
                 now = time.monotonic()
-                if preview_request.cancelled:
-                    unwanted = unwanted or now
-                if event is None and now - began < MAX_SECONDS and now - (unwanted or now) < CANCEL_GRACE_SECONDS:
+                if request.cancelled:
+                    cancelled_at = cancelled_at or now
+                is_late = now - started >= MAX_SECONDS or now - (cancelled_at or now) >= CANCEL_GRACE_SECONDS
+                if event is None and not is_late:
                     continue
-                if event is None or "ended" in event:
-                    if not preview_request.cancelled:
+                if event is None or "exited" in event:
+                    if not request.cancelled:
                         yield TIMED_OUT if event is None else PROCESS_DIED
                     return
-                if "over" in event:
-                    whole = True
+                if "done" in event:
+                    completed = True
                     return
-                if not preview_request.cancelled:
+                if not request.cancelled:
                     yield event
         finally:
-            if whole:
+            if completed:
                 self._idle_timer = threading.Timer(_IDLE_SECONDS, self._stop_if_idle)
                 self._idle_timer.daemon = True
                 self._idle_timer.start()
@@ -163,7 +176,7 @@ class PreviewClient:
 
 
 class _PreviewProcess:
-    """The child and a thread that reads what it says. It ends by itself when its parent is gone."""
+    """The child process and a thread that reads its events. The child exits when its stdin is closed."""
 
     def __init__(self, home: Path) -> None:
         paths = [str(_ROOT), os.environ.get("PYTHONPATH", "")]
@@ -180,10 +193,9 @@ class _PreviewProcess:
             encoding="utf-8",
             env=environment,
         )
-        # Both are pipes, as asked for.
         self._stdin, self._stdout = cast(IO[str], self._child.stdin), cast(IO[str], self._child.stdout)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name="look", daemon=True).start()
+        threading.Thread(target=self._read, name="preview", daemon=True).start()
 
     def alive(self) -> bool:
         return self._child.poll() is None
@@ -193,10 +205,10 @@ class _PreviewProcess:
             self._stdin.write(request + "\n")
             self._stdin.flush()
         except OSError:
-            self._events.put({"ended": True})
+            self._events.put({"exited": True})
 
     def next_event(self, timeout: float) -> Event | None:
-        """The next event, None where none comes in time; {"ended"} when the process is gone."""
+        """Return the next event: None on timeout, {"exited"} when the process is gone."""
         try:
             return self._events.get(timeout=timeout)
         except queue.Empty:
@@ -208,13 +220,13 @@ class _PreviewProcess:
         for pipe in (self._stdin, self._stdout):
             try:
                 pipe.close()
-            except OSError as error:  # what was still to be written
+            except OSError as error:  # a request that was not written completely
                 _log.debug("%s", error)
 
     def _read(self) -> None:
         try:
             for line in self._stdout:
                 self._events.put(json.loads(line))
-        except ValueError as error:  # closed while it was read, or not whole
+        except ValueError as error:  # the pipe was closed, or the line is incomplete
             _log.debug("%s", error)
-        self._events.put({"ended": True})
+        self._events.put({"exited": True})

@@ -1,12 +1,14 @@
-"""Looks at rows in a process of its own: which columns they have, what is wrong with them, what training would take.
+"""Preview process: finds the columns of uploaded rows, their errors, and what training on them would take.
 
     python -m ui.train.preview_process < requests.jsonl
 
-One request a line: TrainConfig's fields by name. Events come back, one JSON object a line: {"table"}, {"facts"},
-{"line"} for progress, and at the end one of {"preflight"}, {"question"} (which columns?), {"refused"} or {"defect"}.
+Each line of the input is a request: TrainConfig's fields by name. The answer is a series of events, one JSON object a
+line: {"table"}, {"facts"}, {"progress"}, then one of {"preflight"}, {"question"} (which columns?), {"error"} or
+{"internal_error"}, and at the end {"done"}.
 
-A process of its own, because the estimate builds the base's skeleton with torch's global settings changed, which a
-model that is answering must not meet; and because it can be ended when nobody waits for it any more.
+It is a process of its own for two reasons. The estimate builds the base on the meta device with torch's global settings
+changed, which must not happen in a process whose model is answering. And a process can be killed when its answer is no
+longer needed.
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ from train.settings import make_config
 from train.tokenize import TokenizedData
 
 Event = dict[str, Any]
-# Faults of rows that are told; all are counted.
+# Row errors that are sent; all of them are counted.
 MAX_LISTED_ERRORS = 50
 
 
 def preview(values: Mapping[str, Any], report_progress: Any) -> Iterator[Event]:
-    """All events of one request but the lines of progress, which go to `say` as they come."""
+    """Yield all events of one request except progress, which goes to `report_progress(message)`."""
     from train.preflight import run_preflight
 
     try:
@@ -52,15 +54,15 @@ def preview(values: Mapping[str, Any], report_progress: Any) -> Iterator[Event]:
     except _UnknownColumnsError as error:
         yield {"question": str(error)}
     except PromptOrTuneError as error:
-        yield {"refused": hide_path(str(error), str(values.get("dataset_name", "")))}
+        yield {"error": hide_path(str(error), str(values.get("dataset_name", "")))}
 
 
 class _UnknownColumnsError(PromptOrTuneError):
-    """The columns are there, and which of them to read is not known."""
+    """The table has columns, and none of them is known to be the intent or the code."""
 
 
 def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
-    """The table and the facts, of a file or a data set of the Hub; our own data sets are known to be sound."""
+    """Yield table and facts of a file or a data set of the Hub; nothing for built-in data sets (no errors)."""
     name = config.dataset_name
     if name in DATASETS:
         return
@@ -71,58 +73,59 @@ def _read_rows(config: TrainConfig, report_progress: Any) -> Iterator[Event]:
         paths = [Path(name)]
     table = open_table(paths[0])
     try:
-        found = detect_columns(paths[0], table.columns)
+        detected = detect_columns(paths[0], table.columns)
     except DataError:
-        found = Columns()
+        detected = Columns()
     chosen = (config.intent_column, config.code_column)
-    yield {"table": {"columns": list(table.columns), "recognised": column_pair(found), "chosen": list(chosen)}}
-    if not column_pair(found) and None in chosen:
+    recognised = column_pair(detected)
+    yield {"table": {"columns": list(table.columns), "recognised": recognised, "chosen": list(chosen)}}
+    if not recognised and None in chosen:
         raise _UnknownColumnsError(
-            f"{paths[0].name} has the columns {quote_names(table.columns)}: choose which one says what the code should do, "
-            "and which one holds the code."
+            f"{paths[0].name} has the columns {quote_names(table.columns)}: choose which one says what the code should "
+            "do, and which one holds the code."
         )
     uploads = [read_upload(path, *chosen) for path in paths]
-    errors = [f"{error.message}" for upload in uploads for error in upload.errors]
+    messages = [error.message for upload in uploads for error in upload.errors]
     yield {
         "facts": {
             "rows": sum(upload.rows for upload in uploads),
-            "sound": sum(len(upload.examples) for upload in uploads),
+            "usable": sum(len(upload.examples) for upload in uploads),
             "mapping": str(uploads[0].mapping),
-            "row_errors": {"count": len(errors), "examples": errors[:MAX_LISTED_ERRORS]},
+            "row_errors": {"count": len(messages), "examples": messages[:MAX_LISTED_ERRORS]},
         }
     }
 
 
 def column_pair(columns: Columns) -> list[str]:
-    """The two columns that a page shows; the same one twice for a chat. Empty where none are known."""
-    both = [columns.turns or columns.intent, columns.turns or columns.code]
-    return both if all(both) else []
+    """Return the intent and the code column, the same one twice for a chat; an empty list if either is unknown."""
+    pair = [columns.turns or columns.intent, columns.turns or columns.code]
+    return pair if all(pair) else []
 
 
 def hide_path(message: str, path: str) -> str:
-    """The sentence with the file's name where it names its path on this machine, and without flags of a command."""
+    """Replace an absolute path in a message by the file's name."""
     return message.replace(path, Path(path).name) if "/" in path and Path(path).is_absolute() else message
 
 
 def _estimate(config: TrainConfig, source: Source, prepared: TokenizedData) -> Event:
-    """The estimate in numbers, with the memory that is free now; {"reason"} where there is none."""
+    """Return the Estimate as a dict with the free memory as "free_bytes"; {"reason"} if there is no estimate."""
     from models.memory import free_memory
     from train.estimate import try_estimate
 
-    guess = try_estimate(config, source.folder, prepared)
-    if isinstance(guess, str):
-        return {"reason": f"The cost is {guess}"}
-    return {**asdict(guess), "free_bytes": free_memory(config.device)}
+    estimate = try_estimate(config, source.folder, prepared)
+    if isinstance(estimate, str):
+        return {"reason": f"What it takes is {estimate}"}
+    return {**asdict(estimate), "free_bytes": free_memory(config.device)}
 
 
 def main() -> None:
     """Answers requests until there are no more."""
-    # What libraries print must not stand among the events.
+    # Libraries print to stdout: their output goes to stderr, so that it does not mix with the events.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     configure_environment()
     with suppress(OSError, AttributeError):
-        os.nice(5)  # whoever waits for an answer of the model comes first
+        os.nice(5)  # the model that answers has priority
 
     def send(event: Event) -> None:
         out.write(json.dumps(event) + "\n")
@@ -130,12 +133,14 @@ def main() -> None:
 
     for line in sys.stdin:
         try:
-            for event in preview(json.loads(line), lambda text: send({"line": text})):
+            for event in preview(json.loads(line), lambda message: send({"progress": message})):
                 send(event)
-        except Exception:  # noqa: BLE001 - whoever waits must hear of any failure; it is logged whole
+        except Exception:  # noqa: BLE001 - the client must get an answer in any case; the error is logged
             traceback.print_exc()
-            send({"defect": "Something went wrong on our side while looking at the rows, and the log says what."})
-        send({"over": True})
+            send(
+                {"internal_error": "Something went wrong on our side while reading the rows; the log has the details."}
+            )
+        send({"done": True})
 
 
 if __name__ == "__main__":

@@ -1,118 +1,137 @@
-"""What a look at rows found, as HTML: counts, problems, examples with what is learned marked, what it would take.
+"""HTML of the row preview: row counts, problems, examples with their learned parts marked, and the cost of a run.
 
-Every text of a person, a file or a model is escaped here.
+The templates escape every text of a person, a file or a model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup, escape
+
+from ui.templates import render
 from ui.train.drafts import Draft
 
 Values = Mapping[str, Any]
-# Sentences that stand open; the others of a kind are folded.
+# Messages of one kind of problem that are visible at once; the others are folded.
 MAX_OPEN_MESSAGES = 3
 _MAX_EXAMPLE_LINES = 24
+_MAX_LINE_LENGTH = 400
+_MAX_COLUMN_LABEL = 60
 _VISIBLE_CHARACTERS = {"\t": "⇥\t", "\r": "␍", " ": "·"}
 
 
-def title_html(draft: Draft, *, columns: bool = False) -> str:
-    """While nothing is known yet but what the rows are called, and perhaps their columns."""
-    return _heading(f"{draft.name}{f': {format_size(draft.size)}' if draft.is_file else ''}", columns=columns)
+@dataclass(frozen=True)
+class _Problem:
+    """One kind of problem: `title` counts its rows, `folded_messages` unfold under `folded_title`."""
+
+    title: str
+    description: str
+    open_messages: Sequence[Markup]
+    folded_title: str
+    folded_messages: Sequence[Markup]
+
+
+def title_html(draft: Draft, *, columns: bool = False) -> Markup:
+    """Return the heading before the rows are read: name and file size, and with `columns` the column choice."""
+    return _report_html(f"{draft.name}{f': {format_size(draft.size)}' if draft.is_file else ''}", has_columns=columns)
 
 
 def column_label(column: str) -> str:
-    """A column's name as a choice: on one line, and not too long."""
-    clean = "".join(each if each.isprintable() else "?" for each in column)
-    return clean if len(clean) <= 60 else f"{clean[:59]}…"
+    """Return a column's name as the label of a choice: one line of at most 60 characters."""
+    clean = "".join(character if character.isprintable() else "?" for character in column)
+    return clean if len(clean) <= _MAX_COLUMN_LABEL else f"{clean[: _MAX_COLUMN_LABEL - 1]}…"
 
 
-def progress_html(message: str) -> str:
-    """One line of what is being done."""
-    return f'<p class="busy"><span class="dot" aria-hidden="true"></span>{escape(message)}</p>'
+def progress_html(message: str) -> Markup:
+    """Return one line that says what is being done."""
+    return Markup('<p class="busy"><span class="dot" aria-hidden="true"></span>{}</p>').format(message)
 
 
-def error_html(text: str) -> str:
-    """One sentence that says what is wrong."""
-    return f'<p class="sentence">{escape(text)}</p>'
+def error_html(message: str) -> Markup:
+    """Return an error message as a paragraph."""
+    return Markup('<p class="sentence">{}</p>').format(message)
 
 
-def facts_html(draft: Draft, facts: Values) -> str:
-    """What reading the file alone tells: rows and faults."""
-    rows, sound = facts["rows"], facts["sound"]
-    head = _heading(f"{draft.name}: {_count_noun(rows, 'row')}, {sound:,} to use", columns=True)
-    return head + _problems_html([("left out", facts["row_errors"], "")])
+def facts_html(draft: Draft, facts: Values) -> Markup:
+    """Return what is known from the file alone: row counts and row errors."""
+    heading = f"{draft.name}: {_count_noun(facts['rows'], 'row')}, {facts['usable']:,} to use"
+    return _report_html(heading, has_columns=True, problems=[("left out", facts["row_errors"], "")])
 
 
-def report_html(draft: Draft, facts: Values | None, preflight: Values) -> str:
-    """The whole report; `found` is a Preflight's values, `facts` what reading the file told (all its faults)."""
+def report_html(draft: Draft, facts: Values | None, preflight: Values) -> Markup:
+    """Return the whole report of `preflight` (train.preflight.Preflight as a dict); `facts` has all row errors."""
     rows = preflight["rows"]
     long = preflight["too_long"]
     learned = rows["train"] - long["train"]["count"]
     held_out = rows["validation"] - long["validation"]["count"]
     counts = f"{_count_noun(rows['read'], 'row')}, {learned:,} to learn, {held_out:,} held out"
-    head = _heading(f"{draft.name}: {counts}", columns=bool(preflight["columns"]))
-    head += f'<p class="quiet">{escape(_report_facts(preflight))}</p>'
-    groups = [
+    leak = preflight["leak"]
+    problems = [
         ("left out", facts["row_errors"] if facts else preflight["row_errors"], ""),
         ("too long", long["train"], f"to learn, over {long['limit']} tokens, left out whole: nothing is cut"),
         ("too long", long["validation"], f"held out, over {long['limit']} tokens, left out whole"),
         ("repeated", preflight["duplicates"], "with intent and code of an earlier row"),
         ("contradicting", preflight["conflicts"], "with the intent of an earlier row and other code"),
         ("not Python", preflight["unparsable"], "whose code does not parse"),
-        ("with special tokens", preflight["special_tokens"], "a text that the base reads as a mark of its own"),
+        ("with special tokens", preflight["special_tokens"], "a text that the base reads as a special token"),
         (
             "on both sides",
-            _leak_problem(preflight["leak"]),
+            {"count": leak["rows"], "examples": leak["examples"]},
             "held out, and to learn with the same intent or code: scores look too good",
         ),
     ]
-    changes = "".join(
-        f'<li class="quiet">{_count_noun(times, "row")} had {escape(change)}</li>'
-        for change, times in preflight["changes"].items()
-    )
-    return head + _problems_html(groups) + (f'<ul class="changes">{changes}</ul>' if changes else "")
-
-
-def examples_html(preflight: Values) -> str:
-    """Three rows as the model gets them; what is learned is tinted and underlined."""
-    shown = "".join(_example_html(each) for each in preflight["examples"])
-    return (
-        "<h3>As the model reads them</h3>"
-        '<p class="quiet">It learns what is <mark>tinted and underlined</mark>; the rest it only reads.</p>'
-        f'<div class="shown" role="list">{shown}</div>'
+    changes = [f"{_count_noun(count, 'row')} had {change}" for change, count in preflight["changes"].items()]
+    return _report_html(
+        f"{draft.name}: {counts}",
+        has_columns=bool(preflight["columns"]),
+        facts=_report_facts(preflight),
+        problems=problems,
+        changes=changes,
     )
 
 
-def cost_html(preflight: Values) -> str:
-    """Time, memory, size and steps, as numbers to take in at a glance."""
-    guess = preflight.get("estimate") or {}
-    if "memory_bytes" not in guess:
-        return f'<p class="quiet">{escape(str(guess.get("reason", "")))}</p>'
+def examples_html(preflight: Values) -> Markup:
+    """Return three rows as the model gets them; what is learned is tinted and underlined."""
+    examples = [
+        {
+            "caption": (
+                f"{example['location']} · {example['num_tokens']} tokens, {example['num_label_tokens']} learned"
+            ),
+            "spans": [(escape_visible(text), is_label) for text, is_label in _clip_spans(example["spans"])],
+        }
+        for example in preflight["examples"]
+    ]
+    return render("train/preview_examples.html.jinja", examples=examples)
+
+
+def cost_html(preflight: Values) -> Markup:
+    """Return time, memory, adapter size and steps as a list of figures, or the reason why there is no estimate."""
+    estimate = preflight.get("estimate") or {}
+    if "memory_bytes" not in estimate:
+        return Markup('<p class="quiet">{}</p>').format(estimate.get("reason", ""))
     cells = []
-    if guess.get("seconds") is not None:
-        cells.append(("Time", format_duration(guess["seconds"] + (guess["eval_seconds"] or 0)), "training, validation"))
-    free = guess.get("free_bytes")
+    if estimate.get("seconds") is not None:
+        seconds = estimate["seconds"] + (estimate["eval_seconds"] or 0)
+        cells.append(("Time", format_duration(seconds), "training, validation"))
+    memory, free = estimate["memory_bytes"], estimate.get("free_bytes")
     cells += [
-        ("Memory", format_size(guess["memory_bytes"]), f"{format_size(free)} are free now" if free else "at the peak"),
-        ("Adapter", format_size(guess["adapter_bytes"]), "on disk"),
+        ("Memory", format_size(memory), f"{format_size(free)} are free now" if free else "at the peak"),
+        ("Adapter", format_size(estimate["adapter_bytes"]), "on disk"),
         ("Steps", f"{preflight['steps']:,}", f"{preflight['steps_per_epoch']:,} an epoch"),
     ]
-    short = free is not None and guess["memory_bytes"] > free
     warning = error_html(
         "This needs more memory than is free now, so it may be ended by the system: choose fewer rows in a batch, "
         "shorter rows, or another machine."
     )
-    listed = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(value)}<span>{escape(hint)}</span></dd></div>" for name, value, hint in cells
-    )
-    return f'<dl class="cost">{listed}</dl>{warning if short else ""}'
+    is_short = free is not None and memory > free
+    return render("train/preview_cost.html.jinja", cells=cells, warning=warning if is_short else "")
 
 
 def format_size(count: float) -> str:
-    """'3.6 GB', '3.7 MB', '12 kB', in units of 1000."""
+    """Format bytes as '3.6 GB', '3.7 MB' or '12 kB', in units of 1000."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if count >= unit * 0.95:
             return f"{count / unit:.1f} {name}"
@@ -120,7 +139,7 @@ def format_size(count: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """'about 14 min'; below two minutes in seconds, above two hours in hours."""
+    """Format a duration as 'about 14 min'; below two minutes in seconds, above two hours in hours."""
     if seconds < 120:
         return f"about {max(1, round(seconds))} s"
     if seconds < 7200:
@@ -128,30 +147,63 @@ def format_duration(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-def escape_visible(text: str) -> str:
-    """The text escaped, with what an eye would miss: tabs, spaces at the ends of lines, control characters."""
+def escape_visible(text: str) -> Markup:
+    """Escape a text and make invisible characters visible: tabs, spaces at line ends, control characters."""
     lines = []
     for line in text.split("\n"):
-        bare = line.rstrip(" ")
-        marks = "".join(_character(each) for each in bare) + _invisible_html("·") * (len(line) - len(bare))
-        lines.append(marks)
-    return "\n".join(lines)
+        stripped = line.rstrip(" ")
+        trailing_spaces = len(line) - len(stripped)
+        lines.append(Markup().join(map(_character_html, stripped)) + _invisible_html("·") * trailing_spaces)
+    return Markup("\n").join(lines)
 
 
-def _character(each: str) -> str:
-    if each in _VISIBLE_CHARACTERS and each != " ":
-        return _invisible_html(_VISIBLE_CHARACTERS[each])
-    return escape(each) if each.isprintable() else _invisible_html(f"\\u{ord(each):04x}")
+def _character_html(character: str) -> Markup:
+    if character in _VISIBLE_CHARACTERS and character != " ":
+        return _invisible_html(_VISIBLE_CHARACTERS[character])
+    return escape(character) if character.isprintable() else _invisible_html(f"\\u{ord(character):04x}")
 
 
-def _heading(text: str, *, columns: bool) -> str:
-    # train.css shows the choice of columns beside a heading of this class: parts of the page that come and go by
-    # Gradio's `visible` get lost where two changes follow each other at once (gradio 6.31).
-    return f'<h3 class="{"mapped" if columns else "plain"}">{escape(text)}</h3>'
+def _invisible_html(text: str) -> Markup:
+    return Markup('<span class="unseen">{}</span>').format(text)
 
 
-def _invisible_html(mark: str) -> str:
-    return f'<span class="unseen">{mark}</span>'
+def _report_html(
+    heading: str,
+    *,
+    has_columns: bool,
+    facts: str = "",
+    problems: Sequence[tuple[str, Values, str]] = (),
+    changes: Sequence[str] = (),
+) -> Markup:
+    """Render the report. A problem is its name, a DataIssue as a dict and a description."""
+    found = [_make_problem(name, issue, description) for name, issue, description in problems if issue["count"]]
+    found_names = {name for name, issue, _ in problems if issue["count"]}
+    # Before the preflight only one kind of problem was looked for, so a list of those not found would mislead.
+    not_found = dict.fromkeys(name for name, _, _ in problems if name not in found_names) if len(problems) > 1 else ()
+    return render(
+        "train/preview_report.html.jinja",
+        heading=heading,
+        has_columns=has_columns,
+        facts=facts,
+        problems=found,
+        not_found=list(not_found),
+        changes=changes,
+    )
+
+
+def _make_problem(name: str, issue: Values, description: str) -> _Problem:
+    messages = [str(message) for message in issue["examples"]]
+    open_messages, folded = messages[:MAX_OPEN_MESSAGES], messages[MAX_OPEN_MESSAGES:]
+    omitted = issue["count"] - len(messages)
+    if omitted:
+        folded.append(f"and {omitted:,} more")
+    return _Problem(
+        f"{_count_noun(issue['count'], 'row')} {name}",
+        description,
+        [escape_visible(message) for message in open_messages],
+        f"{issue['count'] - len(open_messages):,} more",
+        [escape_visible(message) for message in folded],
+    )
 
 
 def _report_facts(preflight: Values) -> str:
@@ -162,64 +214,17 @@ def _report_facts(preflight: Values) -> str:
     return f"{columns}Held out: {held_out}. Learned tokens: {preflight['response_tokens']['total']:,} an epoch."
 
 
-def _leak_problem(leak: Values) -> Values:
-    return {"count": leak["rows"], "examples": leak["examples"]}
-
-
-def _problems_html(groups: Sequence[tuple[str, Values, str]]) -> str:
-    """One entry a kind of problem, and one line for the kinds that there are none of."""
-    if len(groups) == 1 and not groups[0][1]["count"]:
-        return ""
-    there = [_problem_item(name, found, words) for name, found, words in groups if found["count"]]
-    none = list(dict.fromkeys(name for name, found, _ in groups if not found["count"]))
-    none = [name for name in none if not any(name == each and found["count"] for each, found, _ in groups)]
-    sound = f'<p class="quiet sound">Looked for and not found: {escape(", ".join(none))}.</p>' if none else ""
-    return (f'<ul class="problems-list">{"".join(there)}</ul>' if there else "") + sound
-
-
-def _problem_item(name: str, found: Values, description: str) -> str:
-    shown = [str(each) for each in found["examples"]]
-    first, rest = shown[:MAX_OPEN_MESSAGES], shown[MAX_OPEN_MESSAGES:]
-    more = found["count"] - len(shown)
-    hidden = [*rest, *([f"and {more:,} more"] if more else [])]
-    fold = (
-        f"<details><summary>{found['count'] - len(first):,} more</summary><ol>{_list_items(hidden)}</ol></details>"
-        if hidden
-        else ""
-    )
-    said = f" {escape(description)}" if description else ""
-    return (
-        f"<li><p><strong>{_count_noun(found['count'], 'row')} {escape(name)}</strong>"
-        f"{',' if said else ''}{said}</p><ol>{_list_items(first)}</ol>{fold}</li>"
-    )
-
-
-def _list_items(messages: Sequence[str]) -> str:
-    return "".join(f"<li>{escape_visible(each)}</li>" for each in messages)
-
-
-def _example_html(example: Values) -> str:
-    about = f"{example['location']} · {example['num_tokens']} tokens, {example['num_label_tokens']} learned"
-    parts = []
-    for text, learned in _clip_pieces(example["spans"]):
-        spoken = '<span class="pa-sr">learned: </span>' if learned else ""
-        parts.append(f"<mark>{spoken}{escape_visible(text)}</mark>" if learned else escape_visible(text))
-    return (
-        f'<figure role="listitem"><figcaption>{escape(about)}</figcaption>'
-        f'<pre tabindex="0">{"".join(parts)}</pre></figure>'
-    )
-
-
-def _clip_pieces(pieces: Sequence[Sequence[Any]]) -> list[tuple[str, bool]]:
-    """The pieces, the middle of a long one left out: beginning and end say most."""
+def _clip_spans(spans: Sequence[Sequence[Any]]) -> list[tuple[str, bool]]:
+    """Return the spans of an example; a long one without its middle, as its beginning and end matter most."""
     clipped = []
-    for text, learned in pieces:
+    for text, is_label in spans:
         lines = str(text).split("\n")
         if len(lines) > _MAX_EXAMPLE_LINES:
-            hidden = len(lines) - _MAX_EXAMPLE_LINES
+            omitted = len(lines) - _MAX_EXAMPLE_LINES
             half = _MAX_EXAMPLE_LINES // 2
-            lines = [*lines[:half], f"… {hidden} more lines …", *lines[-half:]]
-        clipped.append(("\n".join(line if len(line) <= 400 else f"{line[:400]} …" for line in lines), bool(learned)))
+            lines = [*lines[:half], f"… {omitted} more lines …", *lines[-half:]]
+        short = (line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]} …" for line in lines)
+        clipped.append(("\n".join(short), bool(is_label)))
     return clipped
 
 

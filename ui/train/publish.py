@@ -1,12 +1,12 @@
-"""Publishing a finished adapter to the Hugging Face Hub, from the page."""
+"""Form that publishes a finished adapter on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from jobs.api import JobService
@@ -14,6 +14,7 @@ from jobs.job import Job
 from jobs.publish import PublishProgress, PublishRequest, PublishService, full_repo_id
 from ui import components
 from ui.context import Context
+from ui.templates import render
 from ui.visitors import Visitor, build_login, is_login_available, resolve_token
 
 POLL_SECONDS = 1.0
@@ -22,7 +23,7 @@ _ABOUT_HTML = (
     "<p>Puts the adapter, its card and its scores on huggingface.co, reads them back and compares the answers token by "
     "token. Your rows are not sent.</p>"
 )
-_CREDENTIALS_NOTE = "With write access. Used for this once, kept nowhere."
+_CREDENTIALS_NOTE = "With write access. Used for this once, stored nowhere."
 _CREDENTIALS_HELP_HTML = (
     '<p>A token is made at <a href="https://huggingface.co/settings/tokens" target="_blank" rel="noopener noreferrer">'
     "huggingface.co/settings/tokens</a>.</p>"
@@ -42,14 +43,14 @@ class _PublishForm:
 
     @property
     def progress_outputs(self) -> list[Any]:
-        """What changes while something is published."""
+        """The components that change while an adapter is published."""
         return [self.start, self.stop, self.status, self.timer]
 
 
 def build_publish(context: Context, selected_job: gr.State) -> None:
-    """Draws the form inside the current Blocks and wires it. `chosen` holds the id of the shown job, '' for none.
+    """Build the form in the current Blocks and wire its events. `selected_job` has the job's id, '' for none.
 
-    It fits a finished job; whoever draws it shows and hides the place around it.
+    The form is for finished jobs; the caller shows and hides the column around it.
     """
     publisher = Publisher(context)
     form = _build_form()
@@ -59,16 +60,16 @@ def build_publish(context: Context, selected_job: gr.State) -> None:
     ) -> list[Any]:
         try:
             publisher.start(context.visitors.identify(request), id, repo, private, resolve_token(login, token))
-        except PromptOrTuneError as fault:
-            # The token goes from the page whatever comes of it.
-            return ["", *_progress_updates(None, error=str(fault))]
+        except PromptOrTuneError as error:
+            # The token is removed from the page in every case.
+            return ["", *_progress_updates(None, error=str(error))]
         return ["", *_progress_updates(publisher.progress(id))]
 
     def stop(id: str, request: gr.Request) -> list[Any]:
         try:
             publisher.stop(context.visitors.identify(request), id)
-        except PromptOrTuneError as fault:
-            return _progress_updates(publisher.progress(id), error=str(fault))
+        except PromptOrTuneError as error:
+            return _progress_updates(publisher.progress(id), error=str(error))
         return _progress_updates(publisher.progress(id))
 
     def show(id: str) -> list[Any]:
@@ -84,7 +85,7 @@ def build_publish(context: Context, selected_job: gr.State) -> None:
     form.timer.tick(
         lambda id: _progress_updates(publisher.progress(id)), selected_job, form.progress_outputs, **_EVENT_OPTIONS
     )
-    # What a closed fold holds is not in the page, so nothing reaches it before it is opened.
+    # Gradio renders an accordion's content when it is opened: earlier updates would be lost.
     gr.on(
         [selected_job.change, form.accordion.expand],
         show,
@@ -95,7 +96,7 @@ def build_publish(context: Context, selected_job: gr.State) -> None:
 
 
 class Publisher:
-    """What the events of the form do, with the rights checked on the server."""
+    """Publishes the adapters of jobs after checking on the server that the visitor may."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -103,7 +104,7 @@ class Publisher:
         self._publications = PublishService(context.home / "jobs")
 
     def start(self, visitor: Visitor, job_id: str, repo: str, private: bool, token: str | None) -> None:
-        """Begins to publish the job's adapter; PromptOrTuneError in one sentence where that may or can not be."""
+        """Start publishing the job's adapter. Raises PromptOrTuneError if the visitor may not or it cannot be done."""
         job = self._require_allowed_job(visitor, job_id)
         folder = self._job_service.adapter_folder(job_id)
         if folder is None:
@@ -115,7 +116,7 @@ class Publisher:
                 "Publishing needs a token of your own: make one with write access at huggingface.co/settings/tokens."
             )
         serving = job.serving
-        order = PublishRequest(
+        request = PublishRequest(
             folder=folder,
             repo_id=full_repo_id(repo or job.adapter, token),
             private=private,
@@ -124,25 +125,25 @@ class Publisher:
             trust_remote_code=serving.trust_remote_code,
             token=token,
         )
-        self._publications.start(job_id, order)
+        self._publications.start(job_id, request)
 
     def stop(self, visitor: Visitor, job_id: str) -> None:
-        """Stops what `start` began."""
+        """Stop a publication. Raises PromptOrTuneError if the visitor may not."""
         self._require_allowed_job(visitor, job_id)
         running = self._publications.get(job_id)
         if running is not None:
             running.stop()
 
     def progress(self, job_id: str) -> PublishProgress | None:
-        """How far it is, or what is remembered of the last time; None where nothing was published."""
+        """Return the progress of a publication, or the record of the last one; None if there is neither."""
         running = self._publications.get(job_id) if job_id else None
         if running is not None:
             return running.progress()
-        note = self._publications.record(job_id) if self._find_job(job_id) else None
-        return PublishProgress("done", f"Published as {note.repo_id}.", (), note.url) if note else None
+        record = self._publications.record(job_id) if self._find_job(job_id) else None
+        return PublishProgress("done", f"Published as {record.repo_id}.", (), record.url) if record else None
 
     def suggest_repo_name(self, job_id: str) -> str:
-        """A name for the repository."""
+        """Return a name for the repository; '' for an unknown job."""
         job = self._find_job(job_id)
         return job.adapter if job else ""
 
@@ -153,9 +154,9 @@ class Publisher:
             return None
 
     def _require_allowed_job(self, visitor: Visitor, job_id: str) -> Job:
-        refused = self._context.visitors.training_denied_reason(visitor)
-        if refused:
-            raise PromptOrTuneError(refused)
+        denied_reason = self._context.visitors.training_denied_reason(visitor)
+        if denied_reason:
+            raise PromptOrTuneError(denied_reason)
         if not job_id:
             raise PromptOrTuneError("Choose a finished job first.")
         job = self._job_service.get_job(job_id)
@@ -167,7 +168,7 @@ class Publisher:
 
 
 def _build_form() -> _PublishForm:
-    with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish") as place:
+    with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish") as accordion:
         about = _ABOUT_HTML if is_login_available() else _ABOUT_HTML + _CREDENTIALS_HELP_HTML
         gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="quiet")
         with gr.Row(elem_id="train-publish-fields"):
@@ -200,36 +201,20 @@ def _build_form() -> _PublishForm:
             start = gr.Button("Publish", variant="primary", size="md", scale=0, elem_id="train-publish-start")
             stop = gr.Button("Stop", visible=False, size="md", scale=0, elem_id="train-publish-stop")
         status = components.live_region("", elem_id="train-publish-status")
-    return _PublishForm(place, repo, private, token, start, stop, status, gr.Timer(POLL_SECONDS, active=False))
+    return _PublishForm(accordion, repo, private, token, start, stop, status, gr.Timer(POLL_SECONDS, active=False))
 
 
 def _progress_updates(progress: PublishProgress | None, error: str = "") -> list[Any]:
-    """Updates for `_Form.running`."""
-    under_way = progress is not None and progress.state == "running"
+    """Return updates for `_PublishForm.progress_outputs`."""
+    is_running = progress is not None and progress.state == "running"
     return [
-        gr.Button(interactive=not under_way),
-        gr.Button(visible=under_way),
+        gr.Button(interactive=not is_running),
+        gr.Button(visible=is_running),
         status_html(progress, error),
-        gr.Timer(active=under_way),
+        gr.Timer(active=is_running),
     ]
 
 
-def status_html(progress: PublishProgress | None, error: str = "") -> str:
-    """What the page says of a publication; everything in it is escaped."""
-    parts = [f'<p class="sentence">{escape(error)}</p>'] if error else []
-    if progress is not None:
-        kind = ' class="sentence"' if progress.state == "failed" else ""
-        link = _link(progress.url)
-        parts.append(f"<p{kind}>{escape(progress.message)}{link}</p>")
-        # While it runs the line above changes every second, and a fold would close each time.
-        if progress.lines and progress.state != "running":
-            lines = escape("\n".join(progress.lines))
-            parts.append(f'<details><summary>Log</summary><pre class="log" tabindex="0">{lines}</pre></details>')
-    return "".join(parts)
-
-
-def _link(url: str) -> str:
-    """A link to the page on the Hub; nothing for an address that is none."""
-    if not url.startswith(("https://", "http://")):
-        return ""
-    return f' <a href="{escape(url)}" target="_blank" rel="noopener noreferrer">Open its page</a>'
+def status_html(progress: PublishProgress | None, error: str = "") -> Markup:
+    """Return error, status, link and log of a publication."""
+    return render("train/publish_status.html.jinja", progress=progress, error=error)

@@ -1,4 +1,4 @@
-"""Jobs as the worker would leave them on disk, in every state, without a worker."""
+"""Jobs on disk in every state, as a worker writes them, without a worker."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ VERDICT = Verdict(
 )
 
 
-class QuietBoard(JobService):
-    """A board that starts no process; `woken` counts how often it was asked to."""
+class WorkerlessJobService(JobService):
+    """A job service that starts no worker; `wake_count` counts how often it should have."""
 
-    woken = 0
+    wake_count = 0
 
     def ensure_worker(self) -> None:
-        self.woken += 1
+        self.wake_count += 1
 
 
-def begin(
-    board: JobService,
+def submit(
+    service: JobService,
     adapter: str = "lora-mine",
     *,
     data_name: str = "mine.csv",
@@ -55,103 +55,112 @@ def begin(
     where: ComputeTarget = "here",
     **config: Any,
 ) -> Job:
-    """A new job in the queue, over an uploaded file."""
-    file = board.home / "upload.csv"
+    """Submit a job over an uploaded file."""
+    file = service.home / "upload.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(CSV, encoding="utf-8")
     values = {"adapter_name": adapter, **config}
-    return board.submit(values, ServingOptions(), owner=owner, data_name=data_name, data=file, where=where)
+    return service.submit(values, ServingOptions(), owner=owner, data_name=data_name, data=file, where=where)
 
 
-def stand(board: JobService, id: str, **changes: Any) -> None:
-    """Changes how a job stands, as its worker does."""
-    folder = JobFolder(board.root, id)
-    with exclusive(board.root):
+def set_state(service: JobService, id: str, **changes: Any) -> None:
+    """Change a job's state as its worker does."""
+    folder = JobFolder(service.root, id)
+    with exclusive(service.root):
         folder.write_state(replace(folder.read_state(), **changes))
 
 
-def run_of(board: JobService, id: str) -> RunDirectory:
-    """Where the job's training has its log and checkpoints."""
-    return run_directory(job_config(board.get_job(id), board.home))
+def run_directory_of(service: JobService, id: str) -> RunDirectory:
+    """Return the directory of the job's training with its log and checkpoints."""
+    return run_directory(job_config(service.get_job(id), service.home))
 
 
-def train(board: JobService, id: str, step: int, *, since: int = 0) -> None:
-    """Lets the job's training come to `step`: its log grows as train.callbacks writes it; every 12th is evaluated."""
-    place = run_of(board, id)
-    if not place.settings.is_file():
-        place.create(job_config(board.get_job(id), board.home))
-    with place.log.open("a", encoding="utf-8") as file:
-        for at in range(since + 1, step + 1):
-            entry = {"step": at, "epoch": at / 24, "loss": 0.6 + 1.9 * math.exp(-at / 30) + 0.12 * math.sin(at * 1.7)}
+def write_training(service: JobService, id: str, step: int, *, since: int = 0) -> None:
+    """Write the training log after `since` up to `step`, as train.callbacks does, with an evaluation every 12 steps."""
+    run = run_directory_of(service, id)
+    if not run.settings.is_file():
+        run.create(job_config(service.get_job(id), service.home))
+    with run.log.open("a", encoding="utf-8") as file:
+        for number in range(since + 1, step + 1):
+            entry = {"step": number, "epoch": number / 24, "loss": _loss(number)}
             entry |= {
-                "tokens": at * 900,
+                "tokens": number * 900,
                 "tokens_per_second": 412.5,
-                "seconds": at * 2.2,
+                "seconds": number * 2.2,
                 "memory_bytes": 1_430_000_000,
             }
             file.write(json.dumps(entry) + "\n")
-            if at % 12 == 0:
-                looked = {"step": at, "epoch": at / 24, "eval_loss": 0.9 + 1.4 * math.exp(-at / 35) + (at / 900) ** 1.5}
-                file.write(json.dumps({**entry, **looked} | {"loss": None}) + "\n")
-    begun = standing(board, id).started or utc_timestamp()
-    stand(board, id, state="running", stage="training", started=begun, attempts=1, steps=STEPS, message=f"step {step}")
+            if number % 12 == 0:
+                file.write(json.dumps({**entry, "loss": None, "eval_loss": _eval_loss(number)}) + "\n")
+    started = read_state(service, id).started or utc_timestamp()
+    set_state(
+        service, id, state="running", stage="training", started=started, attempts=1, steps=STEPS, message=f"step {step}"
+    )
 
 
-def keep_checkpoint(board: JobService, id: str, step: int) -> None:
-    """A whole checkpoint at `step`."""
-    folder = run_of(board, id).checkpoints / f"checkpoint-{step}"
+def _loss(step: int) -> float:
+    return 0.6 + 1.9 * math.exp(-step / 30) + 0.12 * math.sin(step * 1.7)
+
+
+def _eval_loss(step: int) -> float:
+    return 0.9 + 1.4 * math.exp(-step / 35) + (step / 900) ** 1.5
+
+
+def write_checkpoint(service: JobService, id: str, step: int) -> None:
+    """Write a checkpoint at `step`."""
+    folder = run_directory_of(service, id).checkpoints / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     (folder / "trainer_state.json").write_text(json.dumps({"best_model_checkpoint": str(folder)}), encoding="utf-8")
 
 
-def write_log(board: JobService, id: str, *lines: str) -> None:
-    """Lines for people."""
-    with JobFolder(board.root, id).log_path.open("a", encoding="utf-8") as file:
+def write_log(service: JobService, id: str, *lines: str) -> None:
+    """Append lines to the job's log."""
+    with JobFolder(service.root, id).log_path.open("a", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
 
 
-def stop(board: JobService, id: str, step: int = 60) -> None:
-    """Stopped by a person at `step`, with a checkpoint there."""
-    train(board, id, step)
-    keep_checkpoint(board, id, step)
-    stand(board, id, state="stopped", stage="", ended=utc_timestamp(), message=f"Stopped at step {step}.")
+def stop(service: JobService, id: str, step: int = 60) -> None:
+    """Stop the job at `step`, with a checkpoint there."""
+    write_training(service, id, step)
+    write_checkpoint(service, id, step)
+    set_state(service, id, state="stopped", stage="", ended=utc_timestamp(), message=f"Stopped at step {step}.")
 
 
-def fail(board: JobService, id: str, sentence: str) -> None:
-    """Failed while it began."""
-    write_log(board, id, "Loading the base ...", *(f"line {n}" for n in range(20)), sentence)
-    stand(
-        board,
+def fail(service: JobService, id: str, message: str) -> None:
+    """Let the job fail while it starts."""
+    write_log(service, id, "Loading the base ...", *(f"line {n}" for n in range(20)), message)
+    set_state(
+        service,
         id,
         state="failed",
         stage="training",
         started=utc_timestamp(),
         ended=utc_timestamp(),
         attempts=1,
-        message=sentence,
+        message=message,
     )
 
 
-def complete(board: JobService, id: str, folder: Path | None = None, verdict: Verdict = VERDICT) -> None:
-    """Trained, scored and done; `folder` (a real adapter) becomes what came of it, else an empty folder."""
-    train(board, id, STEPS)
-    job, place = board.get_job(id), run_of(board, id)
-    here = JobFolder(board.root, id)
-    place.log.replace(here.curve_path)
-    place.remove()
-    target = board.home / "adapters" / job.adapter
+def complete(service: JobService, id: str, folder: Path | None = None, verdict: Verdict = VERDICT) -> None:
+    """Finish the job; `folder` (a real adapter) becomes its adapter, else an empty folder."""
+    write_training(service, id, STEPS)
+    job, run = service.get_job(id), run_directory_of(service, id)
+    job_folder = JobFolder(service.root, id)
+    run.log.replace(job_folder.curve_path)
+    run.remove()
+    target = service.home / "adapters" / job.adapter
     if folder:
         folder.rename(target)
     else:
         target.mkdir(parents=True)
         (target / "adapter_config.json").write_text("{}", encoding="utf-8")
-    sign(target, job_config(job, board.home))
-    here.write_verdict(verdict)
-    stand(board, id, state="done", stage="", ended=utc_timestamp(), trained=True, message="Done.")
+    write_manifest(target, job_config(job, service.home))
+    job_folder.write_verdict(verdict)
+    set_state(service, id, state="done", stage="", ended=utc_timestamp(), trained=True, message="Done.")
 
 
-def sign(folder: Path, config: TrainConfig) -> None:
-    """Writes the manifest that says with which settings the adapter in `folder` was trained."""
+def write_manifest(folder: Path, config: TrainConfig) -> None:
+    """Write the manifest of the adapter in `folder` with its training settings."""
     manifest = Manifest(
         name=folder.name,
         technique=config.technique,
@@ -169,6 +178,6 @@ def sign(folder: Path, config: TrainConfig) -> None:
     manifest.write(folder)
 
 
-def standing(board: JobService, id: str) -> JobState:
-    """What state.json says."""
-    return JobFolder(board.root, id).read_state()
+def read_state(service: JobService, id: str) -> JobState:
+    """Return the state in state.json."""
+    return JobFolder(service.root, id).read_state()

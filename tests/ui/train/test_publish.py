@@ -1,4 +1,4 @@
-"""Publishing from the Train page: who may, with which token, what the page says; and the login of a Space for real."""
+"""Publish form of the Train page: rights, tokens, status HTML, and the real login flow of a Space."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from tests.hub.client import OWNER, TOKEN, log_in, use_hub
 from tests.hub.state import Account
 from tests.hub_standin import Hub, hub_standin
 from tests.ui.train import jobs_on_disk as on_disk
-from tests.ui.train.jobs_on_disk import QuietBoard
+from tests.ui.train.jobs_on_disk import WorkerlessJobService
 from ui.context import Context
 from ui.train.publish import Publisher, build_publish, status_html
 from ui.visitors import AccessPolicy, Visitor, VisitorRegistry, build_login, is_login_available, resolve_token
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB, BOSS = Visitor("ada"), Visitor("bob"), Visitor("boss", "boss", owner=True)
-# What a Space gives its program; `hub.url` is the provider.
+# Environment of a Space; `hub.url` is the OpenID provider.
 SPACE = {
     "SYSTEM": "spaces", "SPACE_ID": "someone/arena", "SPACE_HOST": "testserver", "OAUTH_CLIENT_ID": openid.CLIENT,
     "OAUTH_CLIENT_SECRET": openid.SECRET, "OAUTH_SCOPES": "openid profile write-repos",
@@ -51,52 +51,52 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> QuietBoard:
-    return QuietBoard(tmp_path / "home")
+def service(tmp_path: Path) -> WorkerlessJobService:
+    return WorkerlessJobService(tmp_path / "home")
 
 
 @pytest.fixture
-def orders(monkeypatch: pytest.MonkeyPatch) -> list[PublishRequest]:
-    """What would be published: the program behind it says at once that it has done so."""
-    found: list[PublishRequest] = []
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[PublishRequest]:
+    """The publish requests; the command behind them ends at once with success."""
+    requests_seen: list[PublishRequest] = []
 
-    def command(order: PublishRequest) -> list[str]:
-        found.append(order)
-        return ["echo", f"Published as https://huggingface.co/{order.repo_id}/tree/{'a' * 40}."]
+    def command(request: PublishRequest) -> list[str]:
+        requests_seen.append(request)
+        return ["echo", f"Published as https://huggingface.co/{request.repo_id}/tree/{'a' * 40}."]
 
     monkeypatch.setattr(PublishRequest, "command", command)
-    return found
+    return requests_seen
 
 
-def context_of(board: QuietBoard, policy: AccessPolicy | None = None) -> Context:
-    return Context(EngineLoader(lambda _: FakeEngine()), visitors=VisitorRegistry(policy), home=board.home)
+def context_of(service: WorkerlessJobService, policy: AccessPolicy | None = None) -> Context:
+    return Context(EngineLoader(lambda _: FakeEngine()), visitors=VisitorRegistry(policy), home=service.home)
 
 
-def finished(board: QuietBoard, owner: str = "ada") -> Job:
-    """A job that is done, with an adapter."""
-    job = on_disk.begin(board, owner=owner)
-    adapter = board.home / "one"
+def finished(service: WorkerlessJobService, owner: str = "ada") -> Job:
+    """Return a finished job with an adapter."""
+    job = on_disk.submit(service, owner=owner)
+    adapter = service.home / "one"
     shutil.copytree(LIBRARY / "lora-starter", adapter)
     # A job knows its adapter by the settings in the manifest.
-    replace(Manifest.read(adapter), config=job_config(job, board.home).to_public_dict()).write(adapter)
-    on_disk.complete(board, job.id, adapter)
-    return board.get_job(job.id)
+    replace(Manifest.read(adapter), config=job_config(job, service.home).to_public_dict()).write(adapter)
+    on_disk.complete(service, job.id, adapter)
+    return service.get_job(job.id)
 
 
-def test_a_finished_adapter_is_published_under_its_own_name_and_privately(
-    hub: Hub, board: QuietBoard, orders: list[PublishRequest]
+def test_publish_uses_the_adapter_name_and_private_repository(
+    hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
-    job = finished(board)
-    publisher = Publisher(context_of(board))
+    job = finished(service)
+    publisher = Publisher(context_of(service))
     assert publisher.progress(job.id) is None
     assert publisher.suggest_repo_name(job.id) == "lora-mine"
     publisher.start(ADA, job.id, "lora-mine", True, TOKEN)
-    (order,) = orders
-    assert order.folder == board.home / "adapters" / "lora-mine"
-    assert (order.repo_id, order.private) == (f"{OWNER}/lora-mine", True)
-    assert (order.base, order.device, order.token) == ("embedded", "auto", TOKEN)
+    (request,) = requests
+    assert request.folder == service.home / "adapters" / "lora-mine"
+    assert (request.repo_id, request.private) == (f"{OWNER}/lora-mine", True)
+    assert (request.base, request.device, request.token) == ("embedded", "auto", TOKEN)
     publisher._publications.get(job.id).wait(10)  # type: ignore[union-attr]
-    for asked in (publisher, Publisher(context_of(board))):  # also after the app was started anew
+    for asked in (publisher, Publisher(context_of(service))):  # also after the app was started anew
         progress = asked.progress(job.id)
         assert progress is not None
         assert (progress.state, progress.message) == ("done", f"Published as {OWNER}/lora-mine.")
@@ -104,7 +104,7 @@ def test_a_finished_adapter_is_published_under_its_own_name_and_privately(
 
 
 @pytest.mark.parametrize(
-    ("visitor", "policy", "token", "sentence"),
+    ("visitor", "policy", "token", "message"),
     [
         (BOB, None, TOKEN, "another person's"),
         (ADA, AccessPolicy(training="nobody"), TOKEN, "Training is switched off here"),
@@ -112,71 +112,75 @@ def test_a_finished_adapter_is_published_under_its_own_name_and_privately(
         (ADA, None, None, "Publishing needs a token of your own"),
     ],
 )
-def test_who_may_not_publish_hears_why_and_nothing_is_started(
-    hub: Hub, board: QuietBoard, orders: list[PublishRequest], monkeypatch: pytest.MonkeyPatch,
-    visitor: Visitor, policy: AccessPolicy | None, token: str | None, sentence: str,
+def test_publish_without_rights_is_rejected(
+    hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest], monkeypatch: pytest.MonkeyPatch,
+    visitor: Visitor, policy: AccessPolicy | None, token: str | None, message: str,
 ) -> None:  # fmt: skip
     log_in(monkeypatch)  # the login of the machine is its owner's
-    job = finished(board)
-    with pytest.raises(PromptOrTuneError, match=sentence):
-        Publisher(context_of(board, policy)).start(visitor, job.id, "lora-mine", True, token)
-    assert not orders
+    job = finished(service)
+    with pytest.raises(PromptOrTuneError, match=message):
+        Publisher(context_of(service, policy)).start(visitor, job.id, "lora-mine", True, token)
+    assert not requests
 
 
-def test_the_owner_may_use_the_login_of_the_machine(
-    hub: Hub, board: QuietBoard, orders: list[PublishRequest], monkeypatch: pytest.MonkeyPatch
+def test_owner_may_use_the_login_of_the_machine(
+    hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_in(monkeypatch)
-    job = finished(board)
-    Publisher(context_of(board)).start(BOSS, job.id, "", False, None)
-    assert [(order.repo_id, order.private, order.token) for order in orders] == [(f"{OWNER}/lora-mine", False, None)]
+    job = finished(service)
+    Publisher(context_of(service)).start(BOSS, job.id, "", False, None)
+    assert [(request.repo_id, request.private, request.token) for request in requests] == [
+        (f"{OWNER}/lora-mine", False, None)
+    ]
 
 
 @pytest.mark.parametrize("id", ["", "../..", "20300101-000000-000000-aaaaaa"])
-def test_an_id_that_no_job_has_is_refused(hub: Hub, board: QuietBoard, orders: list[PublishRequest], id: str) -> None:
-    publisher = Publisher(context_of(board))
+def test_unknown_job_id_is_rejected(
+    hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest], id: str
+) -> None:
+    publisher = Publisher(context_of(service))
     with pytest.raises(PromptOrTuneError):
         publisher.start(BOSS, id, "lora-mine", True, TOKEN)
     assert publisher.progress(id) is None
     assert publisher.suggest_repo_name(id) == ""
-    assert not orders
+    assert not requests
 
 
-def test_a_job_without_an_adapter_has_nothing_to_publish(
-    hub: Hub, board: QuietBoard, orders: list[PublishRequest]
+def test_publish_without_an_adapter_is_rejected(
+    hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
-    job = on_disk.begin(board, owner="ada")
+    job = on_disk.submit(service, owner="ada")
     with pytest.raises(PromptOrTuneError, match="has no adapter yet"):
-        Publisher(context_of(board)).start(ADA, job.id, "lora-mine", True, TOKEN)
-    assert not orders
+        Publisher(context_of(service)).start(ADA, job.id, "lora-mine", True, TOKEN)
+    assert not requests
 
 
-def test_the_page_never_shows_a_text_as_html() -> None:
-    shown = status_html(PublishProgress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
-    assert "<img" not in shown
+def test_status_is_escaped() -> None:
+    html = status_html(PublishProgress("failed", EVIL, (EVIL,), f"https://x/{EVIL}"), EVIL)
+    assert "<img" not in html
     assert status_html(PublishProgress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
 
 
-def test_a_fold_stands_only_when_it_no_longer_runs() -> None:
+def test_log_is_shown_only_after_the_end() -> None:
     assert "<details>" not in status_html(PublishProgress("running", "Uploading ...", ("Uploading ...",)))
     assert "<details>" in status_html(PublishProgress("failed", "No.", ("train: No.",)))
     assert status_html(None) == ""
 
 
-def test_away_from_a_space_there_is_no_button_and_no_account_is_mocked(
-    hub: Hub, board: QuietBoard, monkeypatch: pytest.MonkeyPatch
+def test_no_login_button_outside_a_space(
+    hub: Hub, service: WorkerlessJobService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log_in(monkeypatch)
     monkeypatch.setenv("OAUTH_CLIENT_ID", "of another program")
     with gr.Blocks() as pages:
-        build_publish(context_of(board), gr.State(""))
+        build_publish(context_of(service), gr.State(""))
         assert build_login() is None
     assert not is_login_available()
     assert not pages.expects_oauth
     assert not hub.requests
 
 
-def test_the_login_beats_what_was_typed() -> None:
+def test_login_token_has_priority() -> None:
     login = gr.OAuthToken(token="hf_login", scope="", expires_at=0)
     assert resolve_token(login, "hf_typed") == "hf_login"
     assert resolve_token(None, "  hf_typed ") == "hf_typed"
@@ -184,7 +188,7 @@ def test_the_login_beats_what_was_typed() -> None:
 
 
 class Page:
-    """The form on a page of its own, as a Space serves it, and a browser that keeps its cookies."""
+    """The form on a page of its own, as a Space serves it, with a client that stores cookies."""
 
     def __init__(self, context: Context, id: str) -> None:
         with gr.Blocks() as self.blocks:
@@ -193,22 +197,22 @@ class Page:
         self._cookies: dict[str, str] = {}
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One request to the page. Its cookies are for HTTPS alone, which stands in front of a Space."""
+        """Send a request with the cookies, which are meant for the HTTPS proxy in front of a Space."""
         cookies = "; ".join(f"{name}={value}" for name, value in self._cookies.items())
         answer = httpx.request(method, self.address + path, headers={"Cookie": cookies}, timeout=20, **options)
         for line in answer.headers.get_list("set-cookie"):
-            self._cookies |= {name: each.value for name, each in SimpleCookie(line).items()}
+            self._cookies |= {name: cookie.value for name, cookie in SimpleCookie(line).items()}
         return answer
 
     def log_in(self) -> None:
-        """Through Gradio's routes and the provider's, as a browser goes."""
+        """Log in through Gradio's and the provider's routes, as a browser does."""
         there = self.ask("GET", "login/huggingface").headers["location"]
         back = urlsplit(httpx.get(there).headers["location"])
         assert back.netloc == SPACE["SPACE_HOST"]
         assert self.ask("GET", f"{back.path[1:]}?{back.query}").is_redirect
 
     def click(self, name: str, *values: Any) -> list[Any]:
-        """What the event behind the button answers. The chosen job is the server's to know."""
+        """Send the event of a button and return its outputs. The selected job is state of the server."""
         (index,) = [number for number, event in self.blocks.fns.items() if event.fn and event.fn.__name__ == name]
         body = {"data": [None, *values], "fn_index": index, "session_hash": "one"}
         assert self.ask("POST", "gradio_api/queue/join", json=body).status_code == 200
@@ -222,7 +226,7 @@ class Page:
 
 @contextmanager
 def opened(context: Context, id: str) -> Iterator[Page]:
-    """The page for the length of the block."""
+    """Serve the page during the block."""
     page = Page(context, id)
     try:
         yield page
@@ -242,28 +246,28 @@ def on_a_space(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def test_on_a_space_people_publish_with_their_own_login(
-    on_a_space: Hub, board: QuietBoard, orders: list[PublishRequest]
+def test_space_publishes_with_the_visitors_login(
+    on_a_space: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
     on_a_space.accounts[TOKEN] = Account("visitor")
     visitors = AccessPolicy(training="owner", owners=frozenset({"visitor"}))
-    job = finished(board, owner="nobody")
-    with opened(context_of(board, visitors), job.id) as page:
+    job = finished(service, owner="nobody")
+    with opened(context_of(service, visitors), job.id) as page:
         token, *_, status, _ = page.click("start", "lora-mine", True, "")
         assert "Only visitor may train and change adapters here: log in as the owner" in status
         page.log_in()
         token, *_, status, _ = page.click("start", "lora-mine", True, "")
     assert "visitor/lora-mine" in status or "Checking what would be sent" in status
     assert token == ""
-    (order,) = orders
-    assert (order.repo_id, order.token) == ("visitor/lora-mine", TOKEN)
+    (request,) = requests
+    assert (request.repo_id, request.token) == ("visitor/lora-mine", TOKEN)
 
 
-def test_on_a_space_nobody_publishes_without_a_login(
-    on_a_space: Hub, board: QuietBoard, orders: list[PublishRequest]
+def test_space_requires_a_login_to_publish(
+    on_a_space: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
-    job = finished(board, owner="nobody")
-    with opened(context_of(board), job.id) as page:
+    job = finished(service, owner="nobody")
+    with opened(context_of(service), job.id) as page:
         *_, status, _ = page.click("start", "lora-mine", True, "")
     assert "Log in with Hugging Face first" in status
-    assert not orders
+    assert not requests

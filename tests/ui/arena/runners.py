@@ -1,4 +1,4 @@
-"""An arena on a fake engine in a folder of its own."""
+"""MatchRunner on a fake engine, in a folder of its own."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from ui.visitors import Visitor
 ANNA = Visitor("browser-00000000000000aa")
 BERT = Visitor("browser-00000000000000bb")
 EVIL = "<img src=x onerror=\"document.title = 'owned'\">${document.title = 'owned'}{{value}}"
-SAYS = {
+ANSWERS = {
     "zero-shot": "def zero(): ...", "icl-8": "one = 1", "rag-8": "two = 2", "lora-quokka": "three = 3",
     "lora-evil": EVIL,
 }  # fmt: skip
-FAILS = {"lora-broken": "Adapter 'lora-broken': its weights are missing; train it again."}
+ERRORS = {"lora-broken": "Adapter 'lora-broken': its weights are missing; train it again."}
 THREE = ("zero-shot", "rag-8", "lora-quokka")
 
 
-def make_arena(home: Path, engine: FakeEngine | None = None) -> MatchRunner:
+def make_runner(home: Path, engine: FakeEngine | None = None) -> MatchRunner:
     """The engine's adapters are lora-quokka, lora-evil and lora-broken, of which the last one cannot be used."""
-    engine = engine or FakeEngine(SAYS, FAILS, names=("lora-quokka", "lora-evil", "lora-broken"))
+    engine = engine or FakeEngine(ANSWERS, ERRORS, names=("lora-quokka", "lora-evil", "lora-broken"))
     source = EngineLoader(lambda report: engine).start()
     source.engine()
     context = Context(source, home=home)
     return MatchRunner(context, VoteStore(home / VOTES_FILE), MatchStore(home / MATCH_FOLDER))
 
 
-def draw(
-    arena: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE, known: str = ""
+def next_match(
+    runner: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE, known: str = ""
 ) -> Iterator[MatchUpdate]:
-    """The steps of the next duel."""
-    return arena.next_match(visitor, "session", MatchRequest(question, "starter", methods), known, Event())
+    """Request the next match; yield its updates."""
+    return runner.next_match(visitor, "session", MatchRequest(question, "starter", methods), known, Event())
 
 
-def answered(
-    arena: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE
+def answered_match(
+    runner: MatchRunner, visitor: Visitor = ANNA, question: str = "", methods: tuple[str, ...] = THREE
 ) -> Match:
-    """A duel with both answers; any earlier one is known to the page."""
-    earlier = arena.matches.load(visitor.id)
-    *_, last = draw(arena, visitor, question, methods, earlier.id if earlier else "")
+    """Return a new answered match; the page shows the earlier one."""
+    earlier = runner.matches.load(visitor.id)
+    *_, last = next_match(runner, visitor, question, methods, earlier.id if earlier else "")
     assert last.match is not None
     return last.match

@@ -1,4 +1,4 @@
-"""Where a job trains: who may choose Hugging Face Jobs, what that costs, and what others are told."""
+"""Training target: who may use Hugging Face Jobs, its prices, and the commands to copy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def context(policy: AccessPolicy | None = None, base: str = "embedded") -> Conte
     )
 
 
-def test_the_owner_of_a_machine_that_is_logged_in_may_use_jobs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_owner_with_a_login_may_use_hub_jobs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
     assert denied_reason(context(), OWNER, "hub") is None
     assert denied_reason(context(base="Qwen/Qwen2.5-Coder-0.5B@main"), OWNER, "hub") is None
@@ -44,53 +44,53 @@ def test_the_owner_of_a_machine_that_is_logged_in_may_use_jobs(hub: Hub, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("visitor", "policy", "base", "place", "sentence"),
+    ("visitor", "policy", "base", "location", "message"),
     [
         (GUEST, None, "embedded", "hub", "costs the owner of this app money"),
         (GUEST, AccessPolicy(training="nobody"), "embedded", "here", "Training is switched off"),
         (OWNER, None, "", "hub", "Another engine answers here"),
-        (OWNER, None, "/models/mine", "hub", "lies on this machine alone"),
-        (OWNER, None, "~/mine.gguf", "hub", "lies on this machine alone"),
-        (OWNER, None, "embedded", "<b>moon</b>", "is no place to train"),
+        (OWNER, None, "/models/mine", "hub", "is on this machine only"),
+        (OWNER, None, "~/mine.gguf", "hub", "is on this machine only"),
+        (OWNER, None, "embedded", "<b>moon</b>", "is not a training target"),
     ],
 )
-def test_others_are_told_why_not(
+def test_denied_reasons(
     hub: Hub,
     monkeypatch: pytest.MonkeyPatch,
     visitor: Visitor,
     policy: AccessPolicy | None,
     base: str,
-    place: str,
-    sentence: str,
+    location: str,
+    message: str,
 ) -> None:
     log_in(monkeypatch)
-    assert sentence in str(denied_reason(context(policy, base), visitor, place))
+    assert message in str(denied_reason(context(policy, base), visitor, location))
 
 
-def test_a_machine_without_a_login_is_told_how_to_log_in(hub: Hub) -> None:
+def test_hub_without_a_login_is_denied(hub: Hub) -> None:
     assert "`hf auth login`" in str(denied_reason(context(), OWNER, "hub"))
     assert denied_reason(context(), OWNER, "here") is None
 
 
-def test_prices_are_those_of_the_hub_and_asked_for_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prices_are_requested_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
     prices = HardwarePrices()
-    assert all(each.price_per_hour is None for each in prices.cached())
-    found = {each.name: each for each in prices.get()}
-    assert found["a10g-small"].label == "Nvidia A10G - small · 24 GB GPU · $1.00 an hour"
-    assert found["cpu-basic"].label == "CPU Basic · 16 GB, no GPU · $0.01 an hour"
+    assert all(option.price_per_hour is None for option in prices.cached())
+    options = {option.name: option for option in prices.get()}
+    assert options["a10g-small"].label == "Nvidia A10G - small · 24 GB GPU · $1.00 an hour"
+    assert options["cpu-basic"].label == "CPU Basic · 16 GB, no GPU · $0.01 an hour"
     assert prices.cached() == prices.get()
     assert [path for path in hub.requests if "hardware" in path] == ["GET /api/jobs/hardware"]
     assert "$1.00 an hour" in hardware_html("a10g-small", prices.cached())
     assert "<strong>$6.00 at most</strong>" in hardware_html("a10g-small", prices.cached())
 
 
-def test_a_price_that_is_not_known_is_not_guessed() -> None:
+def test_unknown_price_is_not_shown() -> None:
     assert "$" not in hardware_html("a10g-small", HardwarePrices().cached())
     assert "6 hours at the latest" in hardware_html("a10g-small", HardwarePrices().cached())
 
 
-def test_commands_stand_in_their_boxes_and_settings_that_cannot_train_leave_them_empty() -> None:
+def test_commands_are_empty_for_invalid_settings() -> None:
     config = {"adapter_name": "lora-mine", "dataset_name": "rows.csv"}
     here, hub = command_updates(config, ServingOptions(), "my rows.csv", "t4-small")
     assert "--dataset-name 'my rows.csv'" in here.value
@@ -100,11 +100,11 @@ def test_commands_stand_in_their_boxes_and_settings_that_cannot_train_leave_them
     assert [box.value for box in command_updates(config, ServingOptions(), "my rows.csv", "; rm -rf ~")] == ["", ""]
 
 
-def test_drawing_the_choice_asks_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_building_the_target_sends_no_request(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     log_in(monkeypatch)
     with gr.Blocks():
-        where = build_training_target(context())
-    assert where.location.value == "here"
-    assert where.flavor.value == "a10g-small"
-    assert not where.flavor.visible
+        target = build_training_target(context())
+    assert target.location.value == "here"
+    assert target.flavor.value == "a10g-small"
+    assert not target.flavor.visible
     assert not hub.requests

@@ -1,4 +1,4 @@
-"""A real engine over the real library, on a backend without a model that says it is the embedded base."""
+"""Real engine over the adapter library, on a scripted backend that reports to be the embedded base."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ EVIL = (
 )
 
 
-class FirstOnes:
-    """Finds the first examples nearest, without embeddings."""
+class FakeIndex:
+    """An index whose nearest examples are the first ones."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._examples = list(examples)
@@ -59,7 +59,7 @@ class FirstOnes:
 
 
 class Embedded(ScriptedBackend):
-    """Says that it is the embedded base; an adapter takes as much memory as its file."""
+    """Reports to be the embedded base; an adapter takes as much memory as its file."""
 
     @property
     def base(self) -> BaseIdentity:
@@ -69,21 +69,21 @@ class Embedded(ScriptedBackend):
         return (self.adapters[name] / "adapter_model.safetensors").stat().st_size
 
 
-def copy_of(source: str, folder: Path, **changes: Any) -> Path:
-    """One of the library's adapters under another name and with another manifest."""
+def copy_adapter(source: str, folder: Path, **changes: Any) -> Path:
+    """Copy an adapter of the library under another name and with another manifest."""
     shutil.copytree(LIBRARY / source, folder)
     replace(Manifest.read(folder), name=folder.name, **changes).write(folder)
     return folder
 
 
-def furnish(home: Path) -> Path:
-    """A home with an adapter of every kind: sound, of another base, broken, hostile; and a whole model."""
+def fill_home(home: Path) -> Path:
+    """Fill a home with a valid adapter, one of another base, a broken and a hostile one, and a full model."""
     root = home / "adapters"
-    copy_of(SMALL, root / "prompt-mine", dataset="my.csv", created="2026-11-20", licence="CC0-1.0")
+    copy_adapter(SMALL, root / "prompt-mine", dataset="my.csv", created="2026-11-20", licence="CC0-1.0")
     write_adapter(root / "other-base")
     (root / "broken").mkdir()
     (root / "broken" / "adapter_config.json").write_text("{ this is no JSON")
-    evil = copy_of(
+    evil = copy_adapter(
         SMALL,
         root / "evil",
         dataset=EVIL,
@@ -98,18 +98,18 @@ def furnish(home: Path) -> Path:
     return home
 
 
-def engine_of(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
-    """The engine over the library and the home's own adapters, as serve.engine.build makes it."""
-    pools = ExamplePools(load=load_examples, index=lambda name, examples: FirstOnes(examples))
+def make_engine(home: Path, backend: ScriptedBackend | None = None) -> LLMEngine:
+    """Make an engine over the library and the home's adapters, as serve.engine.build does."""
+    pools = ExamplePools(load=load_examples, index=lambda name, examples: FakeIndex(examples))
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     store = Store((LIBRARY, home / "adapters"), fingerprints=fingerprints)
     return LLMEngine(backend or Embedded(), store, pools)
 
 
 @contextmanager
-def context_of(home: Path, policy: AccessPolicy | None = None) -> Iterator[Context]:
-    """What the pages share, with the engine ready."""
-    engine = engine_of(home)
+def ready_context(home: Path, policy: AccessPolicy | None = None) -> Iterator[Context]:
+    """Yield a context of the pages whose engine is ready."""
+    engine = make_engine(home)
     source = EngineLoader(lambda report: engine).start()
     source.engine()
     try:
@@ -118,6 +118,6 @@ def context_of(home: Path, policy: AccessPolicy | None = None) -> Iterator[Conte
         engine.close()
 
 
-def unstarted(home: Path, build: Callable[[Any], LLMEngine] | None = None) -> Context:
-    """The same while the model is being loaded."""
-    return Context(EngineLoader(build or (lambda report: engine_of(home))), home=home)
+def loading_context(home: Path, build: Callable[[Any], LLMEngine] | None = None) -> Context:
+    """Return a context of the pages whose model is not loaded yet."""
+    return Context(EngineLoader(build or (lambda report: make_engine(home))), home=home)

@@ -1,4 +1,4 @@
-"""The ratings on the page: figures in words too, everything escaped, and the choice of a base."""
+"""Leaderboard: HTML of the ratings, escaping, and the choice of base and data set."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def section(tmp_path: Path) -> RatingsSection:
         return build_ratings(votes, lambda: BASE)
 
 
-def test_without_votes_the_section_says_so() -> None:
+def test_no_votes() -> None:
     assert NO_VOTES in ratings_html(None, RatingTable())
     assert NO_VOTES in ratings_html(BASE, compute_ratings([]))
 
 
-def test_few_votes_are_shown_without_a_rating() -> None:
+def test_few_votes_have_no_rating() -> None:
     html = ratings_html(BASE, compute_ratings(bouts((LORA, ZERO), 2, 1)))
     assert html.count("too few votes to say") == 2
     assert "Too few votes to say who is ahead" in html
@@ -34,7 +34,7 @@ def test_few_votes_are_shown_without_a_rating() -> None:
     assert "Rating with its 95 % interval" not in html
 
 
-def test_enough_votes_have_dots_intervals_and_a_matrix() -> None:
+def test_ratings_have_intervals_and_a_matrix() -> None:
     html = ratings_html(BASE, compute_ratings([*bouts((LORA, ZERO), 9, 3, 2), *bouts((RAG, ZERO), 1, 0)]))
     assert html.count('class="dot"') == 2
     assert "1 to 2" in html or "<td>1</td>" in html
@@ -51,7 +51,7 @@ def test_names_are_escaped() -> None:
     assert "&lt;img src=x&gt;" in html
 
 
-def test_the_section_shows_one_base_and_one_data_set_at_a_time(section: RatingsSection) -> None:
+def test_section_selects_base_and_data_set(section: RatingsSection) -> None:
     other = replace(BASE, id="org/other")
     for number in range(3):
         section.votes.add(make_vote(number, data="conala" if number else "starter"))
@@ -67,6 +67,6 @@ def test_the_section_shows_one_base_and_one_data_set_at_a_time(section: RatingsS
     assert "1 vote of one person" in section.updates("org/other|abc|nf4", "conala")[2]
 
 
-def test_a_broken_file_is_a_sentence_on_the_page(section: RatingsSection) -> None:
+def test_broken_votes_file_shows_an_error(section: RatingsSection) -> None:
     section.votes.path.write_bytes(b"no database" * 1000)
     assert "file is not a database" in section.updates()[2]

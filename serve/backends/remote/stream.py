@@ -236,11 +236,8 @@ class RemoteRow:
     def _logprobs_notes(self) -> tuple[str, ...]:
         """Return a note if log-probabilities matter (several candidates, or requested) and some are missing."""
         is_read = self._decoding.candidates > 1 or self._decoding.top_logprobs is not None
-        return (
-            (MISSING_LOGPROBS_NOTE,)
-            if is_read and any(candidate.text and not candidate.has_logprobs for candidate in self._candidates)
-            else ()
-        )
+        is_missing = any(candidate.text and not candidate.has_logprobs for candidate in self._candidates)
+        return (MISSING_LOGPROBS_NOTE,) if is_read and is_missing else ()
 
     async def run(self, connection: Connection, emit: Callable[[PartialOutput | RowOutput], None]) -> None:
         """Run all calls; `emit` gets every PartialOutput and, unless cancelled, one RowOutput.
@@ -323,10 +320,8 @@ class RemoteRow:
         if "error" in event:
             raise client.status_error(200, {}, event)
         choices, usage = event.get("choices"), event.get("usage")
-        counted = [
-            candidate
-            for candidate in self._candidates_of(call)
-            if candidate.ended_by_server or not candidate.is_finished
+        open_before = [
+            sample for sample in self._candidates_of(call) if sample.ended_by_server or not sample.is_finished
         ]
         has_new = False
         for choice in choices if isinstance(choices, list) else []:
@@ -341,8 +336,8 @@ class RemoteRow:
             candidate.feed(choice)
             has_new = True
             emit(PartialOutput(self.key, candidate.stable_text, candidate.tokens, call.first_index + index))
-        if call.count == 1 and counted and isinstance(usage, dict):
-            counted[0].set_token_count(usage.get("completion_tokens"))
+        if call.count == 1 and open_before and isinstance(usage, dict):
+            open_before[0].set_token_count(usage.get("completion_tokens"))
         return has_new
 
     def _candidates_of(self, call: CompletionCall) -> list[StreamedCandidate]:
@@ -404,10 +399,8 @@ class EventLoopThread:
             if self._running is None:
                 loop = asyncio.new_event_loop()
                 stream_slots = asyncio.Semaphore(self._max_streams)
-                self._running = (
-                    loop,
-                    Connection(self._client, self._client.streaming_client(), self._timeouts, stream_slots),
-                )
+                http_client = self._client.streaming_client()
+                self._running = loop, Connection(self._client, http_client, self._timeouts, stream_slots)
                 threading.Thread(target=_run_loop, args=(loop,), name="remote-rows", daemon=True).start()
             loop, connection = self._running
         return asyncio.run_coroutine_threadsafe(self._run_row(row, connection, emit), loop)
@@ -464,10 +457,8 @@ class RemoteBatch:
         if sampling_params.mode == "beam":
             raise PromptOrTuneError("This engine has no beam search: choose sampling for several answers.")
         remote_row = self._make_row(key, row, sampling_params)
-        self._running[key] = (
-            remote_row,
-            self._loop_thread.submit(remote_row, lambda event: self._events.put((remote_row, event))),
-        )
+        future = self._loop_thread.submit(remote_row, lambda event: self._events.put((remote_row, event)))
+        self._running[key] = remote_row, future
 
     def step(self) -> list[RowEvent]:
         """Wait shortly for events and return those since the last step; of a running candidate only the latest."""

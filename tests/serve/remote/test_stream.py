@@ -41,7 +41,7 @@ def answer(backend: Any, decoding: SamplingParams = GREEDY, style: Any = PLAIN, 
 
 
 def test_row_streams_and_ends(serve: Any, connect: Any) -> None:
-    standin = serve(StandIn(saying("x", " = ", "1", delay=0.02, logprob=-0.25), VLLM_MODELS))
+    standin = serve(StandIn(saying("x", " = ", "1", delay=0.15, logprob=-0.25), VLLM_MODELS))
     batch = connect(standin.url).open_batch("step")
     batch.add(7, Row("### Instruction:\nadd", PLAIN), GREEDY)
     assert len(batch) == 1

@@ -119,7 +119,7 @@ def build_pages(
             FOOTER + ("" if context.persistent else EPHEMERAL_STORAGE_NOTE),
             apply_default_css=False,
             js_on_load=None,
-            elem_id="foot",
+            elem_id="footer",
         )
         # What the browser kept comes after the chips that the page begins with, and replaces them.
         restore(_wire_loading(pages, context, header, timer, form))
@@ -204,11 +204,11 @@ def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], 
         return [gr.Dropdown(choices=known.choices), known.reasons]
 
     quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    pages.load(None, None, None, js="() => window.promptOrTuneOpen()", **quiet)
+    pages.load(None, None, None, js="() => window.promptOrTune.openTabFromUrl()", **quiet)
     # An adapter may have been trained, added or removed since the page came up.
     tabs["compare"].select(adapters_now, None, [form.adapter, form.reasons], **quiet)
     for name, tab in tabs.items():
-        tab.select(None, None, None, js=f"() => window.promptOrTuneTab({name!r})", **quiet)
+        tab.select(None, None, None, js=f"() => window.promptOrTune.onTabSelected({name!r})", **quiet)
 
 
 def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> Any:

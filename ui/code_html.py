@@ -64,9 +64,9 @@ def diff_html(mine: str, theirs: str) -> str:
     """Lines only in `theirs` as removed, lines only in `mine` as added, with signs as well as colours."""
     old, new = theirs.splitlines(), mine.splitlines()
     if old == new:
-        return '<p class="quiet">No difference.</p>'
+        return '<p class="muted">No difference.</p>'
     if max(len(old), len(new)) > MAX_DIFFED_LINES or len(mine) + len(theirs) > MAX_TEXT_LENGTH:
-        return '<p class="quiet">Too long to compare line by line.</p>'
+        return '<p class="muted">Too long to compare line by line.</p>'
     lines = difflib.ndiff(old, new) if max(len(old), len(new)) <= 200 else _unified_lines(old, new)
     return f'<pre class="code diff" tabindex="0"><code>{"".join(_diff_line(line) for line in lines)}</code></pre>'
 
@@ -83,5 +83,5 @@ def _diff_line(line: str) -> str:
         return ""
     kind = {"+": "add", "-": "del"}.get(sign, "same")
     word = {"+": "added: ", "-": "removed: "}.get(sign, "")
-    spoken = f'<span class="pa-sr">{word}</span>' if word else ""
+    spoken = f'<span class="visually-hidden">{word}</span>' if word else ""
     return f'<span class="line {kind}"><span class="sign" aria-hidden="true">{sign}</span>{spoken}{text}\n</span>'

@@ -30,16 +30,16 @@ def difference(pair: Mapping[str, Any]) -> str:
     return diff_html(str(pair.get("mine") or ""), str(pair.get("theirs") or ""))
 
 
-def comparison_view(value: ComparisonView, *, elem_id: str = "board") -> gr.HTML:
+def comparison_view(value: ComparisonView, *, elem_id: str = "comparison") -> gr.HTML:
     """The answers."""
     template = (
-        '<section class="board" aria-label="Answers"><div class="board-head"></div>'
+        '<section class="comparison" aria-label="Answers"><div class="comparison-header"></div>'
         '<div class="cards" tabindex="0" role="group" aria-label="Answers, side by side"></div></section>'
     )
     return gr.HTML(
         value,
         html_template=template,
-        js_on_load=load_script("board"),
+        js_on_load=load_script("comparison"),
         server_functions=[difference],
         apply_default_css=False,
         elem_id=elem_id,
@@ -71,7 +71,7 @@ def chip_names(value: Any) -> list[str]:
 
 def history_list() -> gr.HTML:
     """The session's runs, newest first; a click triggers `select` with {"index"}."""
-    template = '<p class="quiet">Your runs come here: a click shows one again.</p><ol class="history"></ol>'
+    template = '<p class="muted">Your runs come here: a click shows one again.</p><ol class="history"></ol>'
     return gr.HTML(
         [], html_template=template, js_on_load=load_script("history"), apply_default_css=False, elem_id="history"
     )
@@ -83,8 +83,8 @@ def file_download() -> gr.HTML:
 
 
 def storage_writer() -> gr.HTML:
-    """Hands its value to the browser's storage: {"at", ...}, see js/keep.js."""
-    return gr.HTML(None, html_template="", js_on_load=load_script("keep"), visible="hidden")
+    """Hands its value to the browser's storage: {"at", ...}, see js/storage.js."""
+    return gr.HTML(None, html_template="", js_on_load=load_script("storage"), visible="hidden")
 
 
 def live_region(value: str, *, elem_id: str, role: str = "status") -> gr.HTML:

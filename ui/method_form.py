@@ -99,7 +99,7 @@ def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list
 def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any]:
     """Updates for [form.chips, form.adapter, form.reasons] that put this adapter among the compared methods.
 
-    Other pages use it for 'Open in Compare', followed by `window.promptOrTuneGo("compare")` in the browser.
+    Other pages use it for 'Open in Compare', followed by `window.promptOrTune.openTab("compare")` in the browser.
     """
     known = list_adapter_choices(engine)
     names = components.chip_names(chips)
@@ -164,7 +164,7 @@ def _field_visibility(kind: str, examples: str) -> tuple[Any, ...]:
 def _unavailable_message(kind: str, adapter: str | None, reasons: dict[str, str]) -> str:
     """Why the chosen adapter cannot be used; '' where it can."""
     reason = reasons.get(adapter or "") if kind == "adapter" else None
-    return f'<p class="sentence">{escape(reason)}</p>' if reason else ""
+    return f'<p class="error-message">{escape(reason)}</p>' if reason else ""
 
 
 def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:
@@ -172,5 +172,5 @@ def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examp
         name = method_name(kind, k, adapter, examples)
         names = add_method(components.chip_names(value), name, [adapter] if adapter else [])
     except PromptOrTuneError as error:
-        return gr.skip(), f'<p class="sentence">{escape(str(error))}</p>'
+        return gr.skip(), f'<p class="error-message">{escape(str(error))}</p>'
     return components.chip_values(names), ""

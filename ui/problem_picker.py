@@ -86,8 +86,8 @@ def build_picker(data_dir: Path | None) -> ProblemPicker:
 def build_starter_buttons(data_dir: Path | None) -> list[tuple[gr.Button, Problem]]:
     """Draws three examples to click; nothing where the starter set is missing."""
     problems = starter_problems(data_dir)
-    with gr.Row(elem_id="begin", visible=bool(problems)):
-        gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="begin-label")
+    with gr.Row(elem_id="starter-examples", visible=bool(problems)):
+        gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="starter-label")
         return [
             (gr.Button(_shorten(problem.intent, _BUTTON_LENGTH), size="sm", scale=0, elem_classes="begin"), problem)
             for problem in problems
@@ -163,4 +163,4 @@ def _shorten(text: str, limit: int) -> str:
 
 
 def _error_html(text: str) -> str:
-    return f'<p class="sentence">{escape(text)}</p>' if text else ""
+    return f'<p class="error-message">{escape(text)}</p>' if text else ""

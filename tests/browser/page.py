@@ -166,7 +166,7 @@ class ComparePage:
     def watch_columns(self) -> None:
         """From now on notes how many columns grow at a time; asking again and again could miss a short run."""
         script = """
-            const cards = document.querySelector("#board .cards");
+            const cards = document.querySelector("#comparison .cards");
             window.mostGrowing = 0;
             const count = () => {
               const growing = cards.querySelectorAll("[data-state=streaming]").length;

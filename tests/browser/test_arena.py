@@ -92,10 +92,10 @@ class ArenaPage(ComparePage):
         until(lambda: self.seen("#arena-outcome p") and not self.seen("#arena-left"), describe="the vote did nothing")
 
     def asked(self) -> str:
-        return self.driver.execute_script("return document.querySelector('#arena-board .cards').dataset.run || ''")
+        return self.driver.execute_script("return document.querySelector('#arena-comparison .cards').dataset.run || ''")
 
     def heads(self) -> list[str]:
-        return [head.text for head in self.all("#arena-board h3")]
+        return [head.text for head in self.all("#arena-comparison h3")]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def page(driver: WebDriver, url: str) -> Iterator[ArenaPage]:
 
 
 def test_a_first_visit_is_told_what_to_do(page: ArenaPage) -> None:
-    assert "Two methods of the same model answer one question" in page.text("#arena-board")
+    assert "Two methods of the same model answer one question" in page.text("#arena-comparison")
     assert "No votes yet" in page.text("#arena-ratings")
     assert not page.seen("#arena-votes button")
     page.screenshot("arena-empty")
@@ -119,7 +119,7 @@ def test_no_name_reaches_the_browser_before_the_vote(page: ArenaPage) -> None:
     assert "arena" in heard or "answering" in heard
     assert "Both are answering" in heard
     assert page.asked() in heard
-    source = page.find("#arena-board").get_attribute("outerHTML") or ""
+    source = page.find("#arena-comparison").get_attribute("outerHTML") or ""
     for name in NAMES:
         assert name not in heard
         assert name not in source
@@ -131,20 +131,20 @@ def test_no_name_reaches_the_browser_before_the_vote(page: ArenaPage) -> None:
 
 def test_a_refresh_shows_the_same_duel(page: ArenaPage) -> None:
     until(lambda: page.seen("#arena-left"), describe="the open duel did not come back")
-    asked, code = page.asked(), page.text("#arena-board")
+    asked, code = page.asked(), page.text("#arena-comparison")
     page.look()
     until(lambda: page.asked() == asked)
-    assert page.text("#arena-board") == code
+    assert page.text("#arena-comparison") == code
     assert page.heads() == ["A", "B"]
 
 
 def test_tests_and_reference_are_there_on_request_and_noted(page: ArenaPage, home: Path) -> None:
     until(lambda: page.seen("#arena-left"))
-    assert not page.all("#arena-board .about details")
+    assert not page.all("#arena-comparison .about details")
     page.press("r")
-    until(lambda: len(page.all("#arena-board .tally .cells")) == 2 and not page.seen("#arena-stop"), 60)
+    until(lambda: len(page.all("#arena-comparison .tally .cells")) == 2 and not page.seen("#arena-stop"), 60)
     page.find("#arena-reference").click()
-    until(lambda: page.seen("#arena-board .about pre"))
+    until(lambda: page.seen("#arena-comparison .about pre"))
     assert not page.seen("#arena-run")
     assert page.heads() == ["A", "B"]
     page.screenshot("arena-tested")
@@ -181,8 +181,8 @@ def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
     assert field.get_property("value") == "sort n 1 2 3 4 r"
     page.driver.execute_script("document.activeElement.blur()")
     page.duel()
-    assert "sort n 1 2 3 4 r" in page.text("#arena-board .asked")
-    assert "your own question" in page.text("#arena-board .about")
+    assert "sort n 1 2 3 4 r" in page.text("#arena-comparison .question")
+    assert "your own question" in page.text("#arena-comparison .about")
     assert not page.seen("#arena-run")
     assert page.find("#arena-tie").get_attribute("aria-keyshortcuts") == "3"
     page.find("#arena-tie").send_keys(Keys.ENTER)
@@ -195,7 +195,7 @@ def test_keys_write_where_somebody_types(page: ArenaPage, home: Path) -> None:
 
 def test_a_hostile_answer_is_text(page: ArenaPage) -> None:
     def hostile() -> bool:
-        return "<img src=x" in page.text("#arena-board .cards")
+        return "<img src=x" in page.text("#arena-comparison .cards")
 
     for _ in range(12):
         page.duel()
@@ -238,7 +238,7 @@ def test_a_phone_votes_without_a_sideways_scroll(driver: WebDriver, url: str, th
     page = ArenaPage(driver, url).look(theme, 390, 844)
     page.duel()
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    tops = [card.rect["y"] for card in page.all("#arena-board .card")]
+    tops = [card.rect["y"] for card in page.all("#arena-comparison .card")]
     assert tops[1] > tops[0]
     for button in page.all("#arena-votes button"):
         assert button.rect["height"] >= 44

@@ -17,7 +17,7 @@ def test_a_first_visit_is_invited_and_ready(page: ComparePage) -> None:
     assert page.text(".product") == "Prompt or Tune"
     assert page.text(".model-text") == "SmolLM2-135M-Instruct · NF4 · CPU"
     until(lambda: page.chips() == DEFAULTS)
-    assert len(page.all("#begin button")) == 3
+    assert len(page.all("#starter-examples button")) == 3
     page.screenshot("compare-first-visit")
     script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
     fetched = page.driver.execute_script(script)
@@ -38,7 +38,7 @@ def test_no_text_becomes_markup(page: ComparePage) -> None:
     page.history()[0].click()
     time.sleep(0.5)
     assert page.driver.title == "Prompt or Tune · Compare"
-    assert page.all("#board script, #board img, #history img, #history script") == []
+    assert page.all("#comparison script, #comparison img, #history img, #history script") == []
 
 
 def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
@@ -60,7 +60,7 @@ def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=390, height=844)
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.run()
     page.finish()
@@ -78,7 +78,7 @@ def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_contrast_in_both_themes(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme)
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
     page.run()

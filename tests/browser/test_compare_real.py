@@ -107,7 +107,7 @@ def test_a_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
 
 def test_dark_and_on_a_phone(driver: WebDriver, real_app: str) -> None:
     page = ComparePage(driver, real_app).open(theme="dark")
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.run()
     page.finish(RUN_SECONDS)

@@ -35,7 +35,7 @@ def url() -> Iterator[str]:
 
 
 def panels(page: ComparePage) -> list[str]:
-    return [str(node.get_attribute("textContent")) for node in page.all("#board .card-tests")]
+    return [str(node.get_attribute("textContent")) for node in page.all("#comparison .card-tests")]
 
 
 def ask(page: ComparePage, tests: str) -> None:
@@ -45,7 +45,7 @@ def ask(page: ComparePage, tests: str) -> None:
     page.run()
     page.finish()
     until(lambda: "answer" in page.text("#status") or "pass" in page.text("#status"))
-    until(lambda: "double a value" in page.text("#board .asked"))
+    until(lambda: "double a value" in page.text("#comparison .question"))
 
 
 def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
@@ -58,7 +58,7 @@ def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
     assert leaves.startswith("0 of 3 tests pass")
     assert "PermissionError" in reads or "FileNotFoundError" in reads
     assert passes.startswith("All 3 tests pass")
-    assert "3 tests in the sandbox (" in page.text("#board .about")
+    assert "3 tests in the sandbox (" in page.text("#comparison .about")
     assert "expected" in page.fold(0, "All tests").text
     assert page.complaints() == []
     page.screenshot("compare-tests")
@@ -73,14 +73,14 @@ def test_input_and_output_pairs_run_too(page: ComparePage) -> None:
 def test_wrong_tests_get_a_sentence_with_their_line_and_are_not_lost(page: ComparePage) -> None:
     wrong = "assert double(2) == 4\nassert double(2 =="
     ask(page, wrong)
-    until(lambda: page.text("#board .sentence").startswith("Line 2: "))
+    until(lambda: page.text("#comparison .error-message").startswith("Line 2: "))
     assert {card["state"] for card in page.cards()} == {"done"}
     assert panels(page) == [""] * 4
     assert page.find("#tests textarea").get_property("value") == wrong
 
 
 def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePage) -> None:
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
     until(lambda: str(page.find("#tests textarea").get_property("value")).startswith("assert "))
@@ -106,6 +106,6 @@ def test_without_a_sandbox_there_is_one_sentence(driver: WebDriver) -> None:
     with serve(lambda report: FakeEngine(SAYS), Context(source.start(), test_bench=TestBench(closed))) as url:
         page = ComparePage(driver, url).open()
         ask(page, TESTS)
-        until(lambda: page.text("#board .sentence") == NO_SANDBOX)
+        until(lambda: page.text("#comparison .error-message") == NO_SANDBOX)
         assert panels(page) == [""] * 4
         assert len(page.cards()) == 4

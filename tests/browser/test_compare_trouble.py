@@ -97,7 +97,7 @@ def test_several_people_wait_for_one_another(driver: WebDriver, page: ComparePag
     page.finish()
     driver.switch_to.window(second)
     other.finish()
-    assert other.text(".asked") == "the second one"
+    assert other.text(".question") == "the second one"
     assert {card["state"] for card in other.cards()} == {"done"}
     driver.close()
     driver.switch_to.window(first)

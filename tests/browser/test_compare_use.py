@@ -88,7 +88,7 @@ def test_methods_are_added_removed_and_never_twice(page: ComparePage) -> None:
 
 
 def test_a_test_problem_fills_question_and_reference(page: ComparePage) -> None:
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
     assert "def " in str(page.find("#reference textarea").get_property("value"))
@@ -118,7 +118,7 @@ def test_the_session_remembers_and_exports(page: ComparePage, tmp_path: Path) ->
     ]
     page.history()[1].click()
     until(lambda: page.intent_text() == "first question")
-    assert page.text(".asked") == "first question"
+    assert page.text(".question") == "first question"
     assert page.chips() == DEFAULTS
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
@@ -147,7 +147,7 @@ def test_the_keyboard_is_enough(page: ComparePage) -> None:
     field = page.find("#intent textarea")
     field.send_keys("reverse the string `s`")
     field.send_keys(Keys.CONTROL, Keys.ENTER)
-    until(lambda: page.text(".asked") == "reverse the string `s`")
+    until(lambda: page.text(".question") == "reverse the string `s`")
     page.finish()
     assert {card["state"] for card in page.cards()} == {"done"}
     page.find("#chips button[aria-label='Remove RAG 8']").send_keys(Keys.ENTER)

@@ -52,7 +52,7 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     until(lambda: page.chips() == [label for label in DEFAULTS if label != "RAG 8"])
     until(lambda: "beam search, 5 candidates" in page.text("#options button"))
     assert page.text("#status") == said
-    assert page.text(".asked") == "map two lists into a dictionary"
+    assert page.text(".question") == "map two lists into a dictionary"
     assert [card["code"] for card in page.cards()] == [card["code"] for card in cards]
     page.unfold_options()
     assert value(page, "#reference textarea") == REFERENCE
@@ -62,7 +62,7 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     again(page)
     until(lambda: page.history() and page.history()[1].get_attribute("aria-current") == "true")
     assert page.driver.title == "Prompt or Tune · Compare"
-    assert page.all("#board script, #board img, #history img") == []
+    assert page.all("#comparison script, #comparison img, #history img") == []
 
 
 def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage) -> None:
@@ -84,7 +84,7 @@ def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
     page.intent("something private")
     page.run()
     page.finish()
-    page.find("#forget").click()
+    page.find("#clear-storage").click()
     page.driver.switch_to.alert.accept()
     until(lambda: page.find("#run-example").is_displayed())
     until(lambda: page.find(".model.ready"))
@@ -136,11 +136,11 @@ def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: Web
     until(lambda: "Comparisons" in page.text("#summary"), describe=page.text("#summary") or "nothing")
     page.find("#problems li button").click()
     until(lambda: page.all("#answers .card"))
-    asked = page.text("#answers .asked")
+    asked = page.text("#answers .question")
     until(lambda: "problem=" in driver.current_url)
     driver.refresh()
     until(lambda: page.all("#answers .card"))
-    assert page.text("#answers .asked") == asked
+    assert page.text("#answers .question") == asked
     assert value(page, "#filter-words textarea, #filter-words input") == "double"
     assert [row.text for row in page.all("#problems li .intent")] == ["double a value"]
     page.write("#filter-words textarea, #filter-words input", "")

@@ -52,7 +52,7 @@ def test_the_address_opens_a_run_with_its_numbers(page: ComparePage) -> None:
     assert "Pass@1" in table
     assert "lora-starter" in table
     assert len(page.all("#summary .plot")) >= 3
-    assert page.text("#problems .found") == "3 problems"
+    assert page.text("#problems .result-count") == "3 problems"
     assert page.complaints() == []
     page.screenshot("results-light")
 
@@ -60,9 +60,9 @@ def test_the_address_opens_a_run_with_its_numbers(page: ComparePage) -> None:
 def test_a_problem_opens_with_all_answers_and_nothing_in_it_is_markup(page: ComparePage) -> None:
     page.all("#problems li button")[1].click()
     until(lambda: page.all("#answers .card"))
-    assert [name.text for name in page.all("#answers h3:not(.asked)")] == ["zero-shot", "lora-starter"]
+    assert [name.text for name in page.all("#answers h3:not(.question)")] == ["zero-shot", "lora-starter"]
     assert [badge.text for badge in page.all("#answers .badge")] == ["passes"]
-    assert "onerror" in page.text("#answers .asked")
+    assert "onerror" in page.text("#answers .question")
     assert page.all("#results img, #results script") == []
     assert page.driver.title == "Prompt or Tune · Results"
     page.screenshot("results-problem")
@@ -74,7 +74,7 @@ def test_problems_are_filtered_and_searched(page: ComparePage) -> None:
     page.write("#filter-words textarea, #filter-words input", "double")
     until(lambda: rows(page) == ["double a value"])
     page.choose("#filter-show", "Solved by nobody")
-    until(lambda: "None of 3 problems" in page.text("#problems .found"))
+    until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
 def test_a_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
@@ -82,7 +82,7 @@ def test_a_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
     until(lambda: len(rows(page)) == 2)
     assert page.find("#filter-method input").get_property("value") == "zero-shot"
     page.find("#summary button[data-method$='|lora-starter']").click()
-    until(lambda: "None of 3 problems" in page.text("#problems .found"))
+    until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
 def test_broken_and_foreign_runs_are_a_sentence_each(page: ComparePage) -> None:

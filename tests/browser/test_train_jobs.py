@@ -70,7 +70,7 @@ def opened(page: ComparePage, job: Job | None = None, *, theme: str = "light", w
     page.resize(width, 900)
     at = f"&job={job.id}" if job else ""
     page.driver.get(f"{page.url}?tab=train{at}&__theme={theme}")
-    until(lambda: page.all("#train-pulse") and "Looking for jobs" not in page.text("#train-jobs"), 40)
+    until(lambda: page.all("#train-poller") and "Looking for jobs" not in page.text("#train-jobs"), 40)
     if job:
         until(lambda: job.adapter in page.text("#train-job-head"), describe=f"{job.adapter} is not shown")
 
@@ -96,7 +96,7 @@ def shown_buttons(page: ComparePage) -> set[str]:
 def test_before_the_first_job_two_lines_say_what_will_be_here(page: ComparePage) -> None:
     opened(page)
     until(lambda: "No training yet" in page.text("#train-jobs"))
-    assert not page.find("#train-jobs-room").is_displayed() if page.all("#train-jobs-room") else True
+    assert not page.find("#train-jobs-columns").is_displayed() if page.all("#train-jobs-columns") else True
     page.screenshot("train-empty")
 
 
@@ -146,10 +146,10 @@ def test_a_value_is_read_off_the_curve_by_keyboard(page: ComparePage, board: Job
     opened(page, job)
     reader = until(lambda: page.find("#train-job-curve [role=slider]"))
     reader.send_keys(Keys.HOME)
-    assert page.text("#train-job-curve .read").startswith("Step 1 · training loss 2.5")
+    assert page.text("#train-job-curve .readout").startswith("Step 1 · training loss 2.5")
     reader.send_keys(Keys.END)
-    assert "validation loss" in page.text("#train-job-curve .read")
-    assert reader.get_attribute("aria-valuetext") == page.text("#train-job-curve .read")
+    assert "validation loss" in page.text("#train-job-curve .readout")
+    assert reader.get_attribute("aria-valuetext") == page.text("#train-job-curve .readout")
     drawn = page.find("#train-job-curve svg[role=img]").get_attribute("aria-label") or ""
     assert "at step 24 of 120" in drawn
 
@@ -230,7 +230,7 @@ def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePag
     copied = Path(shutil.copytree(LIBRARY / "lora-starter", board.home / "copied"))
     on_disk.complete(board, job.id, copied)
     opened(page, job)
-    page.driver.execute_script("window.promptOrTuneSave = (file) => { window.saved = file; }")
+    page.driver.execute_script("window.promptOrTune.downloadFile = (file) => { window.saved = file; }")
     press(page, "train-job-download")
     file = until(lambda: page.driver.execute_script("return window.saved"))
     assert file["orig_name"] == "lora-mine.zip"
@@ -239,7 +239,7 @@ def test_the_adapter_is_downloaded_and_deleted_after_a_question(page: ComparePag
     assert "lora-mine/adapter_config.json" in zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
 
     press(page, "train-job-delete")
-    until(lambda: "Delete the job of 'lora-mine'?" in page.text("#train-job-asked"))
+    until(lambda: "Delete the job of 'lora-mine'?" in page.text("#train-delete-text"))
     page.screenshot("train-question")
     press(page, "train-delete-keep")
     until(lambda: not page.find("#train-delete-both").is_displayed() if page.all("#train-delete-both") else True)
@@ -280,11 +280,11 @@ def test_nobody_looks_nobody_asks(page: ComparePage, board: JobService) -> None:
     opened(page, job)
     page.driver.execute_script(COUNT_LOOKS)
     until(lambda: page.driver.execute_script("return window.looks") > 0)
-    page.driver.execute_script("window.promptOrTuneGo('compare')")
+    page.driver.execute_script("window.promptOrTune.openTab('compare')")
     until(lambda: "tab=" not in page.driver.current_url and "job=" not in page.driver.current_url)
     page.driver.execute_script("window.looks = 0")
     on_disk.train(board, job.id, 9, since=5)
     page.driver.execute_async_script("setTimeout(arguments[0], 3500)")
     assert page.driver.execute_script("return window.looks") == 0
-    page.driver.execute_script("window.promptOrTuneGo('train')")
+    page.driver.execute_script("window.promptOrTune.openTab('train')")
     until(lambda: points(page, "training") == 9)

@@ -69,7 +69,10 @@ def test_two_people_see_their_own_and_stop_their_own(page: ComparePage, second: 
     until(lambda: streaming(theirs) and len(theirs.cards()[-1]["code"]) > len(said), describe="the other one stopped")
     theirs.stop()
     theirs.finish()
-    assert (mine.text(".asked"), theirs.text(".asked")) == ("the first person's words", "the second person's words")
+    assert (mine.text(".question"), theirs.text(".question")) == (
+        "the first person's words",
+        "the second person's words",
+    )
     assert "second person" not in mine.driver.page_source
     assert "first person" not in theirs.driver.page_source
     assert [len(each.history()) for each in (mine, theirs)] == [1, 1]

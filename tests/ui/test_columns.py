@@ -38,7 +38,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-SECTIONS: tuple[Any, ...] = ("head", "code", "numbers", "tests", "folds")
+SECTIONS: tuple[Any, ...] = ("head", "code", "numbers", "tests", "details")
 
 
 class Reader(HTMLParser):

@@ -63,7 +63,7 @@ def test_an_adapter_that_the_engine_cannot_wear_says_why() -> None:
     known = list_adapter_choices(engine)
     assert known.usable == ["lora-conala"]
     assert _unavailable_message("adapter", "lora-starter", known.reasons) == (
-        '<p class="sentence">This engine serves LoRA adapters only; &lt;b&gt;it&lt;/b&gt; is IA3.</p>'
+        '<p class="error-message">This engine serves LoRA adapters only; &lt;b&gt;it&lt;/b&gt; is IA3.</p>'
     )
     assert _unavailable_message("adapter", "lora-conala", known.reasons) == ""
     assert _unavailable_message("icl", "lora-starter", known.reasons) == ""

@@ -116,10 +116,10 @@ INTERNAL_ERROR = "Something went wrong on our side, and the log says what. Nothi
 _STATE_ICONS = {
     "passed": '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 8.5l3.2 3.2L13 4.8"/></svg>',
     "failed": '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M4 4l8 8M12 4l-8 8"/></svg>',
-    "going": '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="5"/></svg>',
-    "waits": '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="1.5"/></svg>',
+    "running": '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="5"/></svg>',
+    "pending": '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="1.5"/></svg>',
 }
-_STATE_LABELS = {"passed": "passed", "failed": "refused", "going": "being checked", "waits": "not checked"}
+_STATE_LABELS = {"passed": "passed", "failed": "refused", "running": "being checked", "pending": "not checked"}
 _log = logging.getLogger(__name__)
 
 
@@ -188,12 +188,12 @@ def checks_html(progress: InstallProgress) -> str:
         if place < progress.passed:
             state = "passed"
         elif place > progress.passed or progress.installed is not None:
-            state = "waits"
+            state = "pending"
         else:
-            state = "failed" if progress.error else "going"
+            state = "failed" if progress.error else "running"
         items.append(
             f'<li class="{state}">{_STATE_ICONS[state]}<span>{escape(name)}</span>'
-            f'<span class="pa-sr">: {_STATE_LABELS[state]}</span></li>'
+            f'<span class="visually-hidden">: {_STATE_LABELS[state]}</span></li>'
         )
     return f'<ol class="checks">{"".join(items)}</ol>'
 

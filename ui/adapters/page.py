@@ -30,8 +30,8 @@ INTRO_HTML = (
     "snippet. The model that answers here puts it on for one answer and takes it off again.</p>"
 )
 _AFTER_ACTION_JS = """(list, file) => {
-  if (list?.after === "compare") window.promptOrTuneGo("compare");
-  if (list?.after === "save" && file) window.promptOrTuneSaveZip(file);
+  if (list?.after === "compare") window.promptOrTune.openTab("compare");
+  if (list?.after === "save" && file) window.promptOrTune.downloadFile(file);
 }"""
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:
 def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
     with gr.Column(elem_id="adapters"):
         gr.HTML(INTRO_HTML, apply_default_css=False, js_on_load=None, elem_id="adapters-title")
-        may = components.live_region("", elem_id="adapters-may")
+        may = components.live_region("", elem_id="adapters-denied")
         with gr.Accordion("Add an adapter, from the Hub or from a zip", open=False, elem_id="adapters-add") as adding:
             with gr.Row(elem_id="adapters-add-row"):
                 with gr.Column(elem_id="adapters-hub", min_width=280):
@@ -119,7 +119,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
                 min_width=180,
                 elem_id="adapters-show",
             )
-            again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-again")
+            again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-refresh")
         note = components.live_region("", elem_id="adapters-note")
         listed = adapter_list_component(catalog)
         saved = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
@@ -140,7 +140,7 @@ def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, ta
         return {
             page.note: "",
             page.list: listed,
-            page.denied_note: f'<p class="quiet">{escape(refused)}</p>' if refused else "",
+            page.denied_note: f'<p class="muted">{escape(refused)}</p>' if refused else "",
             page.install_form: gr.Accordion(visible=refused is None),
             # While the model is being loaded the page asks on: then it is known what can be used.
             page.timer: gr.Timer(active=listed["phase"] == "loading"),
@@ -267,4 +267,4 @@ def _exception_html(error: Exception) -> str:
 
 
 def _error_html(text: str) -> str:
-    return f'<p class="sentence">{escape(text)}</p>'
+    return f'<p class="error-message">{escape(text)}</p>'

@@ -308,4 +308,4 @@ def _paragraph_html(text: str) -> str:
 
 
 def _error_html(text: object) -> str:
-    return f'<p class="sentence">{escape(str(text))}</p>'
+    return f'<p class="error-message">{escape(str(text))}</p>'

@@ -59,7 +59,8 @@ def build_form(context: Context) -> ArenaForm:
             label="Methods that may be drawn", elem_id="arena-methods",
         )  # fmt: skip
     # The browser keeps it as it is: nothing in it is a secret.
-    kept = gr.BrowserState(["", DEFAULT_DATA, None], storage_key="prompt-or-tune-duel", secret="prompt-or-tune")  # noqa: S106
+    # The secret encrypts the stored value, so it stays that of earlier versions.
+    kept = gr.BrowserState(["", DEFAULT_DATA, None], storage_key="prompt-or-tune-duel", secret="peft-arena")  # noqa: S106
     form = ArenaForm(question, data, methods, fold, kept)
     gr.on(
         [question.change, data.input, methods.input], lambda *values: list(values), form.fields, kept, **_EVENT_OPTIONS

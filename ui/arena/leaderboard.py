@@ -42,9 +42,11 @@ def ratings_html(base: Base | None, ratings: RatingTable) -> str:
         " ·"
     )
     notes = "".join(
-        f'<p class="few">{escape(note)}</p>' for note in (ratings.no_ratings_reason, ratings.unrated_reason) if note
+        f'<p class="low-votes">{escape(note)}</p>'
+        for note in (ratings.no_ratings_reason, ratings.unrated_reason)
+        if note
     )
-    how = f'<p class="quiet">{escape(RATING_NOTE)}</p>' if rated else ""
+    how = f'<p class="muted">{escape(RATING_NOTE)}</p>' if rated else ""
     plot = _interval_plot(rated, names) if rated else ""
     return (
         f'<p class="about">{escape(about)}</p>{notes}'
@@ -99,7 +101,7 @@ def _votes_table(standings: Sequence[Rating], names: Mapping[Player, str]) -> st
     )
     rows = "".join(_votes_row(standing, names[standing.player]) for standing in standings)
     return (
-        '<figure class="plot"><figcaption>All votes</figcaption><div class="sheet" tabindex="0" role="group" '
+        '<figure class="plot"><figcaption>All votes</figcaption><div class="table-scroll" tabindex="0" role="group" '
         f'aria-label="Votes by method"><table class="grid"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></figure>"
     )
@@ -109,7 +111,9 @@ def _votes_row(standing: Rating, name: str) -> str:
     tally = standing.win_counts
     counts = (tally.votes, tally.wins, tally.losses, tally.ties, tally.both_bad)
     cells = "".join(f"<td>{count}</td>" for count in counts)
-    rating = f"{standing.interval.value:.0f}" if standing.interval else '<span class="few">too few votes to say</span>'
+    rating = (
+        f"{standing.interval.value:.0f}" if standing.interval else '<span class="low-votes">too few votes to say</span>'
+    )
     return f'<tr><th scope="row">{escape(name)}</th><td>{rating}</td><td>{rank_text(standing)}</td>{cells}</tr>'
 
 
@@ -123,7 +127,7 @@ def _win_matrix(ratings: RatingTable, names: Mapping[Player, str]) -> str:
     )
     return (
         '<figure class="plot wide"><figcaption>How often the row beats the column, ties as half</figcaption>'
-        '<div class="sheet" tabindex="0" role="group" aria-label="Win matrix"><table class="grid matrix">'
+        '<div class="table-scroll" tabindex="0" role="group" aria-label="Win matrix"><table class="grid matrix">'
         f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div></figure>"
     )
 
@@ -162,7 +166,7 @@ class RatingsSection:
         try:
             return self._updates(chosen, data or ALL_QUESTIONS)
         except PromptOrTuneError as error:
-            return [gr.skip(), gr.skip(), f'<p class="sentence">{escape(str(error))}</p>', gr.Row(visible=False)]
+            return [gr.skip(), gr.skip(), f'<p class="error-message">{escape(str(error))}</p>', gr.Row(visible=False)]
 
     def _updates(self, chosen: str | None, data: str) -> list[Any]:
         known = [base for base, _ in self.votes.bases()]
@@ -208,7 +212,7 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
     with gr.Row(visible=False, elem_id="arena-exports") as buttons:
         saves = {kind: gr.Button(f"Save votes as {kind.upper()}", size="sm", scale=0) for kind in EXPORTERS}
         gr.HTML(
-            '<p class="quiet">Every vote with its question, both answers and all settings; people as numbers.</p>',
+            '<p class="muted">Every vote with its question, both answers and all settings; people as numbers.</p>',
             apply_default_css=False, js_on_load=None,
         )  # fmt: skip
     section = RatingsSection(votes, current_base, base, data, sheet, buttons)
@@ -224,7 +228,7 @@ def _save_handler(votes: VoteStore, kind: str) -> Any:
         try:
             text = EXPORTERS[kind](votes)
         except PromptOrTuneError as error:
-            return gr.skip(), number, f'<p class="sentence">{escape(str(error))}</p>'
+            return gr.skip(), number, f'<p class="error-message">{escape(str(error))}</p>'
         name = f"arena-votes-{utc_timestamp()[:10]}.{kind}"
         return {"name": name, "type": _MEDIA_TYPES[kind], "text": text, "number": number + 1}, number + 1, gr.skip()
 

@@ -47,8 +47,8 @@ def _waiting_column(name: str) -> ColumnView:
     """The same for both sides until both have answered."""
     return ColumnView(
         label=f"Answer {name}", state="waiting", best=False, head=f"<h3>{name}</h3>",
-        code='<p class="quiet">answering<span class="caret" aria-hidden="true"></span></p>', numbers="", tests="",
-        folds="", raw="",
+        code='<p class="muted">answering<span class="caret" aria-hidden="true"></span></p>', numbers="", tests="",
+        details="", raw="",
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def _anonymous_column(match: Match, index: int, tests_running: bool) -> ColumnVi
     copy = '<button type="button" class="copy" data-copy>Copy</button>' if body else ""
     return ColumnView(
         label=f"Answer {SIDE_NAMES[index]}", state="done", best=False, head=f"<h3>{SIDE_NAMES[index]}</h3>{copy}",
-        code=body or '<p class="quiet">An empty answer.</p>', numbers="", tests=_tests_html(record, tests_running), folds="",
+        code=body or '<p class="muted">An empty answer.</p>', numbers="", tests=_tests_html(record, tests_running), details="",
         raw=code,
     )  # fmt: skip
 
@@ -88,7 +88,7 @@ def _match_header(match: Match) -> str:
     if match.reference_seen:
         fold = fold.replace("<details>", "<details open>", 1)
     about = f'<div class="about"><p>{" · ".join(escape(fact) for fact in _match_facts(match))}</p>{fold}</div>'
-    return f'<h2 class="asked{long}">{escape(shown)}</h2>{about}{_notes_html(match)}'
+    return f'<h2 class="question{long}">{escape(shown)}</h2>{about}{_notes_html(match)}'
 
 
 def _match_facts(match: Match) -> list[str]:
@@ -105,7 +105,7 @@ def _match_facts(match: Match) -> list[str]:
 
 def _notes_html(match: Match) -> str:
     notes = list(dict.fromkeys(record["tests_note"] for record in match.records if record["tests_note"]))
-    shown = "".join(f'<p class="sentence">{escape(note)}</p>' for note in notes)
+    shown = "".join(f'<p class="error-message">{escape(note)}</p>' for note in notes)
     codes = {record["code"].strip() for record in match.records}
     if len(match.records) == len(SIDE_NAMES) and len(codes) == 1:
         shown += '<p class="same">Both answers are the same, letter by letter.</p>'

@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 class ComparePage:
     """The components that events read and change.
 
-    `keeper` hands runs and the test problem that is asked about to the browser's storage: see js/keep.js.
+    `keeper` hands runs and the test problem that is asked about to the browser's storage: see js/storage.js.
     """
 
     intent: gr.Textbox
@@ -218,7 +218,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
     """
     fields = page.stored_fields
     picker = page.picker
-    keep = f"(...values) => window.promptOrTuneKeep({json.dumps(STORED_FIELDS)}, values)"
+    keep = f"(...values) => window.promptOrTune.saveFields({json.dumps(STORED_FIELDS)}, values)"
     gr.on([field.change for field in fields.values()], None, list(fields.values()), None, js=keep, **_EVENT_OPTIONS)
     for event in selection_events:
         event.then(_store_selected_problem, page.selected_problem, page.storage_writer, **_EVENT_OPTIONS)
@@ -244,7 +244,7 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
 
     def after(came_up: Any) -> None:
         filled = came_up.then(
-            restore, page.storage_writer, outputs, js="() => [window.promptOrTuneKept()]", **_EVENT_OPTIONS
+            restore, page.storage_writer, outputs, js="() => [window.promptOrTune.readStoredState()]", **_EVENT_OPTIONS
         )
         # Only now: what the fields said before they were filled is nothing to keep.
         begin = keep.replace("promptOrTuneKeep(", "promptOrTuneKeeping(")
@@ -269,4 +269,4 @@ def paragraph_html(text: str) -> str:
 
 def error_html(error: object) -> str:
     """What went wrong, as the page shows it; escaped."""
-    return f'<p class="sentence">{escape(str(error))}</p>'
+    return f'<p class="error-message">{escape(str(error))}</p>'

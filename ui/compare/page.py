@@ -42,7 +42,7 @@ WELCOME_LINES = (
     ("The four columns", COLUMNS_TEXT),
     ("What to do", "Ask for a piece of Python below, compare the answers, and see which way suits your kind of code."),
 )
-_WELCOME_JS = "() => window.promptOrTuneWelcome({})"
+_WELCOME_JS = "() => window.promptOrTune.setWelcomeVisible({})"
 
 
 def welcome_html(lines: Sequence[tuple[str, str]] = WELCOME_LINES) -> str:
@@ -125,10 +125,10 @@ def _build_history() -> gr.HTML:
     gr.HTML("<h2>Your runs</h2>", apply_default_css=False, js_on_load=None, elem_id="history-title")
     history = components.history_list()
     with gr.Row(elem_id="compare-foot"):
-        gr.HTML(f'<p class="quiet">{PRIVACY_NOTE}</p>', apply_default_css=False, js_on_load=None)
-        forget = gr.Button("Forget them", size="sm", scale=0, min_width=110, elem_id="forget")
+        gr.HTML(f'<p class="muted">{PRIVACY_NOTE}</p>', apply_default_css=False, js_on_load=None)
+        forget = gr.Button("Forget them", size="sm", scale=0, min_width=110, elem_id="clear-storage")
         build_show_welcome_button()
-    forget.click(None, None, None, js="() => window.promptOrTuneForget()", api_visibility="private")
+    forget.click(None, None, None, js="() => window.promptOrTune.clearStorage()", api_visibility="private")
     return history
 
 

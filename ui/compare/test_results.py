@@ -60,7 +60,7 @@ def results_panel_html(results: Sequence[Mapping[str, Any]]) -> str:
     failures = [result for result in results if not result["passed"]]
     shown = "".join(f"<li>{escape(_truncate(_failure_reason(result)))}</li>" for result in failures[:MAX_FAILURES])
     rest = len(failures) - MAX_FAILURES
-    more = f'<p class="quiet">and {rest} more below</p>' if rest > 0 else ""
+    more = f'<p class="muted">and {rest} more below</p>' if rest > 0 else ""
     reasons = f'<ul class="reasons">{shown}</ul>' if shown else ""
     every = "".join(_result_item(number, result) for number, result in enumerate(results, start=1))
     return (

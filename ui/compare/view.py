@@ -1,8 +1,8 @@
 """Board, cards, test results.
 
-The board: what stands under the question, from nothing yet to finished columns, as one value for js/board.js.
+The board: what stands under the question, from nothing yet to finished columns, as one value for js/comparison.js.
 
-A column as HTML, in sections that the page repaints one by one (see js/board.js).
+A column as HTML, in sections that the page repaints one by one (see js/comparison.js).
 
 Every text that a person, a model or a file wrote passes through `escape` or Pygments before it is part of the HTML.
 """
@@ -57,7 +57,7 @@ class ColumnView(TypedDict):
     code: str
     numbers: str
     tests: str
-    folds: str
+    details: str
     raw: str
 
 
@@ -72,7 +72,7 @@ def streaming_column(column: Column) -> ColumnView:
         code=f'<pre class="code" tabindex="0"><code>{streaming_html(column.text)}</code></pre>',
         numbers=_metrics_html([("tokens", str(column.tokens) if column.tokens else DASH)]),
         tests="",
-        folds="",
+        details="",
         raw="",
     )
 
@@ -97,7 +97,7 @@ def finished_column(
         code=_failed_html(record) if failed else _code_block(record["code"]),
         numbers="" if failed else _result_metrics(record, agreement),
         tests=running_tests_html(len(record["asked_tests"])) if tests_running else results_panel_html(record["tests"]),
-        folds=_details_sections(record),
+        details=_details_sections(record),
         raw=record["code"],
     )
 
@@ -116,12 +116,12 @@ def _column_header(label: str, hint: str, badge: str, *, can_copy: bool) -> str:
 
 def _code_block(code: str) -> str:
     if not code.strip():
-        return '<p class="quiet">An empty answer.</p>'
+        return '<p class="muted">An empty answer.</p>'
     return f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>'
 
 
 def _error_html(message: str) -> str:
-    return f'<p class="sentence">{escape(message)}</p>'
+    return f'<p class="error-message">{escape(message)}</p>'
 
 
 def _failed_html(record: Record) -> str:
@@ -176,12 +176,12 @@ def _format_number(value: float | None, digits: int) -> str:
 
 
 def _details_sections(record: Record) -> str:
-    folds = []
+    sections = []
     if record["code"].strip():
-        folds.append(_diff_details())
+        sections.append(_diff_details())
     if len(record["candidates"]) > 1:
         others = record["candidates"][1:]
-        folds.append(
+        sections.append(
             _details_html("Other candidates", str(len(others)), "".join(_candidate_html(other) for other in others))
         )
     if record["examples"]:
@@ -190,16 +190,18 @@ def _details_sections(record: Record) -> str:
             f"{code_html(example['code'])}</code></pre></li>"
             for example in record["examples"]
         )
-        folds.append(
+        sections.append(
             _details_html("Examples in the prompt", str(len(record["examples"])), f'<ol class="examples">{shown}</ol>')
         )
     if record["prompt"]:
-        folds.append(_details_html("Exact prompt", f"{record['prompt_tokens']} tokens", _text_block(record["prompt"])))
+        sections.append(
+            _details_html("Exact prompt", f"{record['prompt_tokens']} tokens", _text_block(record["prompt"]))
+        )
     if record["text"]:
-        folds.append(_details_html("Raw output", f"{record['tokens']} tokens", _text_block(record["text"])))
+        sections.append(_details_html("Raw output", f"{record['tokens']} tokens", _text_block(record["text"])))
     if record["scores"]:
-        folds.append(_details_html("All scores", "", _score_table(record)))
-    return "".join(folds)
+        sections.append(_details_html("All scores", "", _score_table(record)))
+    return "".join(sections)
 
 
 def _details_html(title: str, count: str, body: str) -> str:
@@ -222,7 +224,7 @@ def _text_block(text: str) -> str:
 def _candidate_html(candidate: Mapping[str, Any]) -> str:
     code = str(candidate["code"])
     body = f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>' if code.strip() else ""
-    return f'<p class="quiet">{" · ".join(_candidate_facts(candidate))}</p>{body}'
+    return f'<p class="muted">{" · ".join(_candidate_facts(candidate))}</p>{body}'
 
 
 def _candidate_facts(candidate: Mapping[str, Any]) -> list[str]:
@@ -240,7 +242,7 @@ def _score_table(record: Record) -> str:
         for metric, value in record["scores"].items()
     )
     reasons = dict.fromkeys(record["score_reasons"].values())
-    notes = "".join(f'<p class="quiet">{escape(reason)}</p>' for reason in reasons)
+    notes = "".join(f'<p class="muted">{escape(reason)}</p>' for reason in reasons)
     return f'<table class="scores"><tbody>{rows}</tbody></table>{notes}'
 
 
@@ -355,10 +357,10 @@ def load_first_example(path: Path = FIRST_EXAMPLE_PATH) -> RecordedExample | Non
 def _view_header(intent: str, about: str, reference: str | None, tests_note: str) -> str:
     fold = note = ""
     if tests_note:
-        note = f'<p class="sentence">{escape(tests_note)}</p>'
+        note = f'<p class="error-message">{escape(tests_note)}</p>'
     if reference:
         fold = reference_details(reference)
-    return f'<h2 class="asked">{escape(_shorten(intent))}</h2><div class="about"><p>{about}</p>{fold}</div>{note}'
+    return f'<h2 class="question">{escape(_shorten(intent))}</h2><div class="about"><p>{about}</p>{fold}</div>{note}'
 
 
 def reference_details(reference: str) -> str:

@@ -45,10 +45,10 @@ _MAX_VALUE_LENGTH = 500
 # The open problem is the one that the list of problems marks. Before there is a list nothing was shown yet, and what
 # the address asks for stands.
 WRITE_URL_JS = (
-    "(runs, method, show, words, problems) => { if (problems) window.promptOrTuneWriteAddress("
+    "(runs, method, show, words, problems) => { if (problems) window.promptOrTune.writeUrlState("
     f'{json.dumps(URL_PARAMETERS)}, [runs, method, show === "all" ? "" : show, words, problems.shown]); }}'
 )
-READ_URL_JS = f"(runs) => [runs, window.promptOrTuneReadAddress({json.dumps(URL_PARAMETERS)})]"
+READ_URL_JS = f"(runs) => [runs, window.promptOrTune.readUrlState({json.dumps(URL_PARAMETERS)})]"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def build_results(library: RunLibrary, tab: gr.Tab) -> None:
             runs = gr.Dropdown(
                 [], value=[], multiselect=True, label="Runs", show_label=False, elem_id="runs", min_width=260
             )
-            again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="look-again")
+            again = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="refresh-runs")
         note = components.live_region("", elem_id="results-note", role="alert")
         summary = summary_component(choose_html())
         with gr.Row(visible=False, elem_id="downloads") as downloads:
@@ -360,4 +360,4 @@ def _export_handler(library: RunLibrary, kind: str) -> Any:
 
 
 def _errors_html(texts: Sequence[str]) -> str:
-    return "".join(f'<p class="sentence">{escape(text)}</p>' for text in texts)
+    return "".join(f'<p class="error-message">{escape(text)}</p>' for text in texts)

@@ -324,7 +324,7 @@ def summary_component(value: str) -> gr.HTML:
 def problem_list_component() -> gr.HTML:
     """The list. A click triggers `select` with {"id"} for a problem and {"from"} for another page."""
     template = (
-        '<p class="found" role="status" aria-live="polite"></p><p class="keys quiet"><span class="cells" '
+        '<p class="result-count" role="status" aria-live="polite"></p><p class="legend muted"><span class="cells" '
         'aria-hidden="true"><span class="solved"></span></span> solved <span class="cells" aria-hidden="true">'
         '<span class="wrong"></span></span> not solved <span class="cells" aria-hidden="true">'
         '<span class="failed"></span></span> no answer; one cell a method, in the order of the table. Solved: the '

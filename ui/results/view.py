@@ -200,7 +200,7 @@ def _run_section(name: str, run: Run, table: ProblemTable, *, several: bool, wit
     if not rows:
         return f"<section>{title}{about}{_unscored_note(run, name)}</section>"
     pairs = _pairs_details("Comparisons", cached_pairs(run)) if with_comparisons else ""
-    notes = f'<p class="quiet">{escape(table_footnote(rows))}</p>{_unfinished_note(run)}'
+    notes = f'<p class="muted">{escape(table_footnote(rows))}</p>{_unfinished_note(run)}'
     return f"<section>{title}{about}{_score_table(rows, keys)}{notes}{pairs}</section>"
 
 
@@ -219,9 +219,9 @@ def _run_facts(run: Run) -> str:
 def _unscored_note(run: Run, name: str) -> str:
     count = sum(len(run.results(method)) for method in run.methods)
     if not count:
-        return '<p class="quiet">This run holds no results yet.</p>'
+        return '<p class="muted">This run holds no results yet.</p>'
     file = escape(name.rsplit("/", 1)[-1])
-    return f'<p class="quiet">{count} answers, not scored yet: <code>python -m evaluate score {file}</code></p>'
+    return f'<p class="muted">{count} answers, not scored yet: <code>python -m evaluate score {file}</code></p>'
 
 
 def _unfinished_note(run: Run) -> str:
@@ -231,7 +231,7 @@ def _unfinished_note(run: Run) -> str:
         if len(run.results(method)) < len(run.problems)
     ]
     text = f"Not finished, of {len(run.problems)} problems: {', '.join(missing)}." if missing else ""
-    return f'<p class="quiet">{escape(text)}</p>' if text else ""
+    return f'<p class="muted">{escape(text)}</p>' if text else ""
 
 
 def _method_cell(method: str, keys: Mapping[str, str]) -> str:
@@ -255,7 +255,7 @@ def _score_table(rows: Sequence[MethodRow], keys: Mapping[str, str]) -> str:
         for row in rows
     )
     return (
-        '<div class="sheet" tabindex="0" role="region" aria-label="Scores of all methods"><table class="grid">'
+        '<div class="table-scroll" tabindex="0" role="region" aria-label="Scores of all methods"><table class="grid">'
         f'<thead><tr><th scope="col">method</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
@@ -272,7 +272,7 @@ def _pairs_details(name: str, pairs: Sequence[MethodComparison]) -> str:
         return ""
     note = "Paired over the same problems, in points; bootstrap 95 % intervals; * is a corrected p below 0.05."
     return (
-        f'<details><summary>{name} <span class="count">{len(pairs)}</span></summary><p class="quiet">{note}</p>'
+        f'<details><summary>{name} <span class="count">{len(pairs)}</span></summary><p class="muted">{note}</p>'
         f'<pre class="code wide" tabindex="0"><code>{escape(render_comparisons(pairs))}</code></pre></details>'
     )
 
@@ -400,6 +400,6 @@ def _problem_header(row: ProblemRow, records: list[Record]) -> str:
     shown = intent if len(intent) <= MAX_INTENT else intent[:MAX_INTENT] + " …"
     about = escape(" · ".join(filter(None, facts)))
     return (
-        f'<h2 class="asked long">{escape(shown)}</h2><div class="about"><p>{about}</p>{fold}</div>'
-        f'<p class="said">{escape(verdict_text(records))}</p>'
+        f'<h2 class="question long">{escape(shown)}</h2><div class="about"><p>{about}</p>{fold}</div>'
+        f'<p class="verdict-text">{escape(verdict_text(records))}</p>'
     )

@@ -78,7 +78,7 @@ class HardwarePrices:
 def build_training_target(context: Context) -> TrainingTarget:
     """Draws the choice inside the current Blocks and wires it."""
     prices = HardwarePrices()
-    place = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-where")
+    place = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-location")
     flavor = gr.Dropdown(
         _hardware_choices(list_hardware()),
         value=DEFAULT_HARDWARE,
@@ -86,7 +86,7 @@ def build_training_target(context: Context) -> TrainingTarget:
         visible=False,
         elem_id="train-flavor",
     )
-    note = components.live_region("", elem_id="train-where-note")
+    note = components.live_region("", elem_id="train-location-note")
     with gr.Accordion("The same as a command to copy", open=False, elem_id="train-commands"):
         boxes = [
             gr.Textbox(
@@ -109,7 +109,7 @@ def build_training_target(context: Context) -> TrainingTarget:
             return
         yield [
             gr.Dropdown(visible=True),
-            hardware_html(machine, prices.cached()) + '<p class="quiet">Asking what the machines cost ...</p>',
+            hardware_html(machine, prices.cached()) + '<p class="muted">Asking what the machines cost ...</p>',
         ]
         try:
             found = prices.get()
@@ -164,7 +164,7 @@ def hardware_html(machine: str, machines: Sequence[RemoteHardware]) -> str:
         "Your rows, the settings and the program go to a private data set of this machine's account on the Hub. The "
         "adapter comes back by itself and is scored here."
     )
-    return f'<p class="quiet">{what} {cost}</p>'
+    return f'<p class="muted">{what} {cost}</p>'
 
 
 def _remote_unavailable_reason(base: str) -> str | None:
@@ -185,7 +185,7 @@ def _hardware_choices(machines: Sequence[RemoteHardware]) -> list[tuple[str, str
 
 
 def _error_html(text: str | None) -> str:
-    return f'<p class="sentence">{escape(text)}</p>' if text else ""
+    return f'<p class="error-message">{escape(text)}</p>' if text else ""
 
 
 HEADER_HTML = (
@@ -194,7 +194,7 @@ HEADER_HTML = (
     "sixty to try.</li><li><strong>It learns a small file</strong> (an adapter, a few MB) that bends the model towards "
     "your rows; the model itself stays as it is.</li><li><strong>It is scored on rows it never saw</strong>, so you "
     "know whether it was worth it.</li></ol>"
-    '<p class="lead-on"><a href="#train-jobs">To the jobs that run or ended</a></p>'
+    '<p class="lead-link"><a href="#train-jobs">To the jobs that run or ended</a></p>'
 )
 FULL_FINE_TUNING_HTML = (
     "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "
@@ -269,7 +269,7 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
             [], value=None, label="Column with what to do", min_width=170, elem_id="train-intent-column"
         )
         code = gr.Dropdown([], value=None, label="Column with the code", min_width=170, elem_id="train-code-column")
-        forget = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-forget")
+        forget = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-remove-rows")
     busy = components.live_region("", elem_id="train-busy")
     examples = _static_html("", elem_id="train-examples")
     technique = _build_technique(context)
@@ -277,7 +277,7 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
         main = settings.build_main_fields(settings.recommended_technique(context.serving))
     with gr.Accordion("More settings", open=False, elem_id="train-more"):
         more = settings.build_more_fields(settings.recommended_technique(context.serving))
-    with gr.Column(elem_id="train-place"):
+    with gr.Column(elem_id="train-target"):
         where = build_training_target(context)
     cost = _static_html("", elem_id="train-cost")
     with gr.Row(elem_id="train-begin"):
@@ -299,7 +299,7 @@ def _build_technique(context: Context) -> gr.Radio:
     )
     about = settings.scores_note(context.serving, measured)
     _static_html(
-        (f'<p class="quiet">{escape(about)}</p>' if about else "") + FULL_FINE_TUNING_HTML,
+        (f'<p class="muted">{escape(about)}</p>' if about else "") + FULL_FINE_TUNING_HTML,
         elem_id="train-technique-note",
     )
     return technique

@@ -141,7 +141,7 @@ _log = logging.getLogger(__name__)
 class PanelUpdate:
     """`job` is the shown job's id, '' for none. `changed` has the parts that the browser does not show yet.
 
-    `pulse` is what js/job_pulse.js keeps and says at the next look: {"job", "seen": part -> stamp, "every", "number"}.
+    `pulse` is what js/job_poll.js keeps and says at the next look: {"job", "seen": part -> stamp, "every", "number"}.
     """
 
     job: str

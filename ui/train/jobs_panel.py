@@ -2,7 +2,7 @@
 
 The jobs' half of the Train page: all jobs, the chosen one live, and what a person may do with it.
 
-The browser asks how things are while somebody looks (js/job_pulse.js), and says what it shows already: an answer
+The browser asks how things are while somebody looks (js/job_poll.js), and says what it shows already: an answer
 carries what changed since. Everything comes from the disk, so that a refresh or a second browser shows the same.
 
 The panel's pieces: what draws the list, the curve and the log, the buttons, and the question before deleting.
@@ -29,8 +29,8 @@ from ui.train.jobs_events import JobActions, PanelUpdate, failed_poll_state, pan
 from ui.train.publish import build_publish
 
 # What follows a press whose sentence stayed empty.
-OPEN_COMPARE_JS = '(note) => { if (!note) window.promptOrTuneGo("compare"); }'
-SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.promptOrTuneSave(file); }"
+OPEN_COMPARE_JS = '(note) => { if (!note) window.promptOrTune.openTab("compare"); }'
+SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.promptOrTune.downloadFile(file); }"
 
 
 def static_html(value: str, elem_id: str) -> gr.HTML:
@@ -62,7 +62,7 @@ def loss_curve_component() -> gr.HTML:
     return gr.HTML(
         None,
         html_template='<div class="loss-curve" role="group" aria-label="Loss by step" hidden></div>',
-        js_on_load=load_script("curve"),
+        js_on_load=load_script("loss_curve"),
         apply_default_css=False,
         elem_id="train-job-curve",
     )
@@ -91,10 +91,10 @@ def poll_component() -> gr.HTML:
     return gr.HTML(
         None,
         html_template="",
-        js_on_load=load_script("job_pulse"),
+        js_on_load=load_script("job_poll"),
         visible="hidden",
         apply_default_css=False,
-        elem_id="train-pulse",
+        elem_id="train-poller",
     )
 
 
@@ -124,8 +124,8 @@ def build_action_buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
 
 def build_delete_confirmation() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
     """Asked before anything is deleted."""
-    with gr.Column(visible=False, elem_id="train-job-question") as column:
-        asked = static_html("", "train-job-asked")
+    with gr.Column(visible=False, elem_id="train-delete-confirm") as column:
+        asked = static_html("", "train-delete-text")
         with gr.Row(elem_id="train-job-answers"):
             answers = {
                 name: gr.Button(
@@ -191,8 +191,8 @@ def _build_components(context: Context, selected_job: gr.State) -> JobsPanel:
     with gr.Column(elem_id="train-jobs"):
         gr.HTML("<h2>Training jobs</h2>", apply_default_css=False, js_on_load=None, elem_id="train-jobs-title")
         note = components.live_region("", elem_id="train-jobs-note", role="alert")
-        empty = static_html('<p class="quiet">Looking for jobs ...</p>', "train-jobs-empty")
-        with gr.Row(elem_id="train-jobs-room", visible=False) as room:
+        empty = static_html('<p class="muted">Looking for jobs ...</p>', "train-jobs-empty")
+        with gr.Row(elem_id="train-jobs-columns", visible=False) as room:
             jobs = job_list_component()
             with gr.Column(elem_id="train-job", min_width=0):
                 shown = {
@@ -336,7 +336,7 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
     ]
     for button, act, outputs in presses:
         done = button.click(acting(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
-        done.then(None, None, None, js="() => window.promptOrTuneLook?.()", **_EVENT_OPTIONS)
+        done.then(None, None, None, js="() => window.promptOrTune.pollJobs?.()", **_EVENT_OPTIONS)
 
 
 def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -> None:
@@ -382,4 +382,4 @@ def _hidden_column() -> Any:
 
 
 def _error_html(text: str) -> str:
-    return f'<p class="sentence">{escape(text)}</p>'
+    return f'<p class="error-message">{escape(text)}</p>'

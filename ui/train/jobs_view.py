@@ -4,7 +4,7 @@ The panel's values: the list for js/job_list.js as plain texts, the chosen job a
 
 What the jobs' panel says: states, times, sizes, and what a press of a button will do. Plain text, not yet HTML.
 
-The loss curve as js/curve.js draws it: few enough points to send every second, and one sentence that says it.
+The loss curve as js/loss_curve.js draws it: few enough points to send every second, and one sentence that says it.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def job_state_html(job: Job, artifacts: JobArtifacts, steps: int) -> str:
     """Where it stands, in a sentence that screen readers speak."""
     line = f"<p>{escape(state_message(job, artifacts, steps))}</p>"
     if job.state == "failed":
-        return f'<p class="sentence">{escape(_truncate(job.message))}</p>{line}'
+        return f'<p class="error-message">{escape(_truncate(job.message))}</p>{line}'
     return line
 
 
@@ -248,7 +248,7 @@ def log_tail_html(log: Sequence[str]) -> str:
     if not log:
         return ""
     text = escape("\n".join(line[:_MAX_TEXT_LENGTH] for line in log[-_LOG_TAIL_LINES:]))
-    return f'<p class="quiet">The end of its log:</p><pre class="job-end" tabindex="0">{text}</pre>'
+    return f'<p class="muted">The end of its log:</p><pre class="log-tail" tabindex="0">{text}</pre>'
 
 
 def verdict_html(verdict: Verdict) -> str:
@@ -256,7 +256,7 @@ def verdict_html(verdict: Verdict) -> str:
     most = max([0.05, *(max(abs(one.low), abs(one.high)) for one in verdict.compared)])
     rows = "".join(_comparison_row(one, most) for one in verdict.compared)
     table = (
-        '<div class="sheet" tabindex="0" role="group" aria-label="Scores"><table class="grid"><thead><tr>'
+        '<div class="table-scroll" tabindex="0" role="group" aria-label="Scores"><table class="grid"><thead><tr>'
         '<th scope="col">Against</th><th scope="col">Score</th><th scope="col">Difference, 95 % interval</th>'
         '<th scope="col">The adapter</th><th scope="col">The other</th>'
         '<th scope="col">p (Holm)</th><th scope="col">Rows</th></tr></thead>'
@@ -265,13 +265,13 @@ def verdict_html(verdict: Verdict) -> str:
         else ""
     )
     note = (
-        '<p class="quiet">EM@1: the share of answers that equal the reference. CodeBLEU: how near they come to it. '
+        '<p class="muted">EM@1: the share of answers that equal the reference. CodeBLEU: how near they come to it. '
         "A difference is shown where its interval leaves out 0 and p is under 0.05.</p>"
         if rows
         else ""
     )
     return (
-        f'<h4>Was it worth it?</h4><p class="verdict-said">{escape(verdict.sentence)}</p>{table}{note}'
+        f'<h4>Was it worth it?</h4><p class="job-verdict">{escape(verdict.sentence)}</p>{table}{note}'
         f"{_provenance_html(verdict.provenance)}"
     )
 

@@ -31,12 +31,12 @@ def column_label(column: str) -> str:
 
 def progress_html(message: str) -> str:
     """One line of what is being done."""
-    return f'<p class="busy"><span class="dot" aria-hidden="true"></span>{escape(message)}</p>'
+    return f'<p class="loading"><span class="dot" aria-hidden="true"></span>{escape(message)}</p>'
 
 
 def error_html(text: str) -> str:
     """One sentence that says what is wrong."""
-    return f'<p class="sentence">{escape(text)}</p>'
+    return f'<p class="error-message">{escape(text)}</p>'
 
 
 def facts_html(draft: Draft, facts: Values) -> str:
@@ -54,7 +54,7 @@ def report_html(draft: Draft, facts: Values | None, preflight: Values) -> str:
     held_out = rows["validation"] - long["validation"]["count"]
     counts = f"{_count_noun(rows['read'], 'row')}, {learned:,} to learn, {held_out:,} held out"
     head = _heading(f"{draft.name}: {counts}", columns=bool(preflight["columns"]))
-    head += f'<p class="quiet">{escape(_report_facts(preflight))}</p>'
+    head += f'<p class="muted">{escape(_report_facts(preflight))}</p>'
     groups = [
         ("left out", facts["faults"] if facts else preflight["faults"], ""),
         ("too long", long["train"], f"to learn, over {long['limit']} tokens, left out whole: nothing is cut"),
@@ -70,7 +70,7 @@ def report_html(draft: Draft, facts: Values | None, preflight: Values) -> str:
         ),
     ]
     changes = "".join(
-        f'<li class="quiet">{_count_noun(times, "row")} had {escape(change)}</li>'
+        f'<li class="muted">{_count_noun(times, "row")} had {escape(change)}</li>'
         for change, times in preflight["changes"].items()
     )
     return head + _problems_html(groups) + (f'<ul class="changes">{changes}</ul>' if changes else "")
@@ -81,8 +81,8 @@ def examples_html(preflight: Values) -> str:
     shown = "".join(_example_html(each) for each in preflight["examples"])
     return (
         "<h3>As the model reads them</h3>"
-        '<p class="quiet">It learns what is <mark>tinted and underlined</mark>; the rest it only reads.</p>'
-        f'<div class="shown" role="list">{shown}</div>'
+        '<p class="muted">It learns what is <mark>tinted and underlined</mark>; the rest it only reads.</p>'
+        f'<div class="example-rows" role="list">{shown}</div>'
     )
 
 
@@ -90,7 +90,7 @@ def cost_html(preflight: Values) -> str:
     """Time, memory, size and steps, as numbers to take in at a glance."""
     guess = preflight.get("estimate") or {}
     if "memory_bytes" not in guess:
-        return f'<p class="quiet">{escape(str(guess.get("reason", "")))}</p>'
+        return f'<p class="muted">{escape(str(guess.get("reason", "")))}</p>'
     cells = []
     if guess.get("seconds") is not None:
         cells.append(
@@ -175,7 +175,7 @@ def _problems_html(groups: Sequence[tuple[str, Values, str]]) -> str:
     there = [_problem_item(name, found, words) for name, found, words in groups if found["count"]]
     none = list(dict.fromkeys(name for name, found, _ in groups if not found["count"]))
     none = [name for name in none if not any(name == each and found["count"] for each, found, _ in groups)]
-    sound = f'<p class="quiet sound">Looked for and not found: {escape(", ".join(none))}.</p>' if none else ""
+    sound = f'<p class="muted sound">Looked for and not found: {escape(", ".join(none))}.</p>' if none else ""
     return (f'<ul class="problems-list">{"".join(there)}</ul>' if there else "") + sound
 
 
@@ -204,7 +204,7 @@ def _example_html(example: Values) -> str:
     about = f"{example['place']} · {example['tokens']} tokens, {example['learned_tokens']} learned"
     parts = []
     for text, learned in _clip_pieces(example["pieces"]):
-        spoken = '<span class="pa-sr">learned: </span>' if learned else ""
+        spoken = '<span class="visually-hidden">learned: </span>' if learned else ""
         parts.append(f"<mark>{spoken}{escape_visible(text)}</mark>" if learned else escape_visible(text))
     return (
         f'<figure role="listitem"><figcaption>{escape(about)}</figcaption>'

@@ -169,7 +169,7 @@ class Publisher:
 def _build_form() -> _PublishForm:
     with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish") as place:
         about = _ABOUT_HTML if is_login_available() else _ABOUT_HTML + _CREDENTIALS_HELP_HTML
-        gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="quiet")
+        gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="muted")
         with gr.Row(elem_id="train-publish-fields"):
             repo = gr.Textbox(
                 label="Repository",
@@ -216,9 +216,9 @@ def _progress_updates(progress: PublishProgress | None, error: str = "") -> list
 
 def status_html(progress: PublishProgress | None, error: str = "") -> str:
     """What the page says of a publication; everything in it is escaped."""
-    parts = [f'<p class="sentence">{escape(error)}</p>'] if error else []
+    parts = [f'<p class="error-message">{escape(error)}</p>'] if error else []
     if progress is not None:
-        kind = ' class="sentence"' if progress.state == "failed" else ""
+        kind = ' class="error-message"' if progress.state == "failed" else ""
         link = _link(progress.url)
         parts.append(f"<p{kind}>{escape(progress.message)}{link}</p>")
         # While it runs the line above changes every second, and a fold would close each time.

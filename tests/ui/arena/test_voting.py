@@ -31,7 +31,7 @@ def test_before_the_vote_the_board_knows_no_name_and_no_number(arena: MatchRunne
         assert not [name for name in (*THREE, "quokka", "RAG 8", "example") if name in text]
         assert duel.problem.reference
         assert json.dumps(duel.problem.reference)[1:-1] not in text
-        assert [(card["label"], card["numbers"], card["folds"]) for card in board["cards"]] == [
+        assert [(card["label"], card["numbers"], card["details"]) for card in board["cards"]] == [
             ("Answer A", "", ""), ("Answer B", "", ""),
         ]  # fmt: skip
         assert [card["raw"] for card in board["cards"]] == [SAYS[name] for name in duel.methods]
@@ -119,7 +119,7 @@ def test_hostile_texts_are_text(arena: MatchRunner) -> None:
     duel = answered(arena, question=EVIL, methods=("lora-evil", "zero-shot"))
     for shown in (duel, record_vote(arena.votes, ANNA.id, duel, "tie")):
         board = match_view(shown)
-        html = board["head"] + "".join(card["head"] + card["code"] + card["folds"] for card in board["cards"])
+        html = board["head"] + "".join(card["head"] + card["code"] + card["details"] for card in board["cards"])
         assert "<img" not in html
         assert "&lt;img" in html
 

@@ -327,7 +327,7 @@ def test_no_text_of_a_file_becomes_html() -> None:
 def test_what_is_learned_is_marked_and_what_an_eye_misses_is_shown() -> None:
     html = preview_view.examples_html(FOUND)
     assert html.count("<mark>") == 2  # the legend's own, and the example's
-    assert '<mark><span class="pa-sr">learned: </span>' in html
+    assert '<mark><span class="visually-hidden">learned: </span>' in html
     assert '<span class="unseen">⇥\t</span>x<span class="unseen">·</span>' in html
     assert preview_view.escape_visible("a\u202eb\x1b") == (
         'a<span class="unseen">\\u202e</span>b<span class="unseen">\\u001b</span>'

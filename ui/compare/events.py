@@ -218,8 +218,11 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
     """
     fields = page.stored_fields
     picker = page.picker
-    keep = f"(...values) => window.promptOrTune.saveFields({json.dumps(STORED_FIELDS)}, values)"
-    gr.on([field.change for field in fields.values()], None, list(fields.values()), None, js=keep, **_EVENT_OPTIONS)
+    save, start_saving = (
+        f"(...values) => window.promptOrTune.{function}({json.dumps(STORED_FIELDS)}, values)"
+        for function in ("saveFields", "startSavingFields")
+    )
+    gr.on([field.change for field in fields.values()], None, list(fields.values()), None, js=save, **_EVENT_OPTIONS)
     for event in selection_events:
         event.then(_store_selected_problem, page.selected_problem, page.storage_writer, **_EVENT_OPTIONS)
     outputs = [*page.history_outputs, picker.data, picker.problem, picker.note, *page.exports]
@@ -246,9 +249,8 @@ def wire_browser_state(page: ComparePage, context: Context, selection_events: Se
         filled = came_up.then(
             restore, page.storage_writer, outputs, js="() => [window.promptOrTune.readStoredState()]", **_EVENT_OPTIONS
         )
-        # Only now: what the fields said before they were filled is nothing to keep.
-        begin = keep.replace("promptOrTuneKeep(", "promptOrTuneKeeping(")
-        filled.then(None, list(fields.values()), None, js=begin, **_EVENT_OPTIONS)
+        # Only now: before, the fields hold the values of a new page.
+        filled.then(None, list(fields.values()), None, js=start_saving, **_EVENT_OPTIONS)
 
     return after
 

@@ -155,7 +155,7 @@ def launch(
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     layers = [
         Middleware(VisitorCookieMiddleware),
-        *([Middleware(UploadLimitMiddleware, most=largest)] if largest else []),
+        *([Middleware(UploadLimitMiddleware, max_bytes=largest)] if largest else []),
     ]
     return pages.launch(
         server_name=host,

@@ -49,7 +49,7 @@ class Reader(HTMLParser):
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
         self.text = ""
-        self.feed(html)
+        self.feed(str(html))
 
     def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.tags.add(tag)

@@ -132,7 +132,7 @@ def test_a_program_has_the_limits_of_a_visitor(url: Any) -> None:
         )
         job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
         next(iter(job))
-        with pytest.raises(AppError, match="You have 2 answers under way and 2 at once is the limit"):
+        with pytest.raises(AppError, match="You have 2 answers running and 2 at once is the limit"):
             one.predict("talk", ["zero-shot"], api_name="/compare")
         assert other.submit("talk", ["zero-shot"], api_name="/stream").__next__()["records"] == []
         job.cancel()

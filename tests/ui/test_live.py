@@ -43,7 +43,7 @@ def test_it_waits_for_the_model_and_then_runs() -> None:
 
 def test_it_says_how_many_are_before_it() -> None:
     context = context_of(FakeEngine())
-    with context.line.join():
+    with context.run_queue.enqueue():
         steps = run_comparison(context, ASK, Event())
         assert next(steps).status == "Waiting: 1 run before yours."
     assert list(steps)[-1].records
@@ -51,12 +51,12 @@ def test_it_says_how_many_are_before_it() -> None:
 
 def test_a_run_in_line_can_be_stopped_and_gives_its_place_back() -> None:
     context, cancel = context_of(FakeEngine()), Event()
-    with context.line.join() as first:
+    with context.run_queue.enqueue() as first:
         steps = run_comparison(context, ASK, cancel)
         next(steps)
         cancel.set()
         assert [step.status for step in steps] == [STOPPED_EARLY]
-        with context.line.join() as place:
+        with context.run_queue.enqueue() as place:
             assert place.wait(0) == 1
         assert first.wait(0) == 0
 
@@ -82,7 +82,7 @@ def test_an_engine_that_breaks_gives_its_place_back() -> None:
     context = context_of(Broken())
     with pytest.raises(RuntimeError, match="out of memory"):
         collect_records(context, ASK)
-    with context.line.join() as place:
+    with context.run_queue.enqueue() as place:
         assert place.wait(0) == 0
 
 

@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from errors import BusyError, PromptOrTuneError
 from ui.visitors import (
     COOKIE_NAME,
+    OLD_COOKIE_NAME,
     AccessPolicy,
     Limits,
     UploadLimitMiddleware,
@@ -32,6 +33,7 @@ TOKEN = "a" * 32
 def request(cookie: str = "", username: str | None = None, host: str = "10.0.0.9", **scope: Any) -> Any:
     """What an event of the page gets, as far as visitors are told apart by it."""
     headers = [(b"cookie", f"{COOKIE_NAME}={cookie}".encode())] if cookie else []
+    headers += scope.pop("headers", [])
     headers += [(b"x-forwarded-for", scope.pop("forwarded").encode())] if "forwarded" in scope else []
     inner = Request({"type": "http", "headers": headers, "client": (host, 1), **scope})
     return SimpleNamespace(request=inner, username=username)
@@ -89,7 +91,7 @@ def test_who_may_train() -> None:
     assert "switched off" in str(nobody.training_denied_reason(nobody.identify(ada)))
 
 
-def web(most: int = 1000) -> TestClient:
+def web(max_bytes: int = 1000) -> TestClient:
     async def page(_: Request) -> HTMLResponse:
         return HTMLResponse("<p>page</p>")
 
@@ -100,7 +102,7 @@ def web(most: int = 1000) -> TestClient:
         return PlainTextResponse(str(len(await given.body())))
 
     routes = [Route("/", page), Route("/data", data), Route("/gradio_api/upload", upload, methods=["POST"])]
-    layers = [Middleware(VisitorCookieMiddleware), Middleware(UploadLimitMiddleware, most=most)]
+    layers = [Middleware(VisitorCookieMiddleware), Middleware(UploadLimitMiddleware, max_bytes=max_bytes)]
     return TestClient(Starlette(routes=routes, middleware=layers), base_url="http://testserver")
 
 
@@ -113,13 +115,28 @@ def test_a_browser_gets_its_cookie_once_and_with_a_page_alone() -> None:
     assert "httponly" in web().get("/").headers["set-cookie"].casefold()
 
 
+def test_cookie_of_an_earlier_version_is_taken_over() -> None:
+    client = web()
+    client.cookies.set(OLD_COOKIE_NAME, TOKEN)
+    assert client.get("/").cookies[COOKIE_NAME] == TOKEN
+    assert "set-cookie" not in client.get("/").headers
+    old = request(headers=[(b"cookie", f"{OLD_COOKIE_NAME}={TOKEN}".encode())])
+    assert VisitorRegistry().identify(old) == VisitorRegistry().identify(request(TOKEN))
+
+
+def test_invalid_cookie_of_an_earlier_version_is_replaced() -> None:
+    client = web()
+    client.cookies.set(OLD_COOKIE_NAME, "short")
+    assert len(client.get("/").cookies[COOKIE_NAME]) >= 22
+
+
 def test_in_a_frame_of_a_space_the_cookie_comes_along() -> None:
     header = web().get("/", headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
     assert "SameSite=None; Secure" in header
 
 
 def test_an_upload_over_the_limit_is_refused_unread_with_a_sentence() -> None:
-    client = web(most=1_000_000)
+    client = web(max_bytes=1_000_000)
     assert client.post("/gradio_api/upload", content=b"x" * 1_000_000).text == "1000000"
     refused = client.post("/gradio_api/upload", content=b"x" * 1_500_000)
     assert refused.status_code == 413
@@ -129,7 +146,7 @@ def test_an_upload_over_the_limit_is_refused_unread_with_a_sentence() -> None:
 def test_answers_at_once_are_counted_and_given_back() -> None:
     quota = VisitorQuota(Limits(rows_at_once=4))
     with quota.reserve("ada", 3):
-        with pytest.raises(BusyError, match="You have 3 answers under way and 4 at once"), quota.reserve("ada", 2):
+        with pytest.raises(BusyError, match="You have 3 answers running and 4 at once"), quota.reserve("ada", 2):
             pass
         with quota.reserve("bob", 4):
             pass

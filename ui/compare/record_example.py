@@ -41,7 +41,7 @@ DATASET_CREDITS = {
 
 
 def example_json(records: Sequence[Record], source: str) -> str:
-    """The text of ui/first_example.json: the records, and whose the problem and its examples are."""
+    """The text of ui/compare/first_example.json: the records, and whose the problem and its examples are."""
     return json.dumps({"source": source, "records": list(records)}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -59,7 +59,7 @@ def find_problem(data: str, problem_id: str | None, data_dir: Path | None) -> Pr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answers one test problem, writes the records to ui/first_example.json and says what the scores say."""
+    """Answers one test problem, writes the records to ui/compare/first_example.json and says what the scores say."""
     configure_environment()
     parser = argparse.ArgumentParser(prog="python -m ui.compare.record_example", description=main.__doc__)
     parser.add_argument("--base", default="embedded")

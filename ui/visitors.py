@@ -3,7 +3,7 @@
 A visitor is identified by the name of the login, else by a random cookie of the browser, else (a program without
 cookies) by the address. A cookie can be deleted to get a new identity, so training on a public Space needs a login.
 
-Outside a Space Gradio would replace the login with the machine's own account, so the login button exists on Spaces only.
+Outside a Space Gradio would replace the login with the machine's own account, so the button exists on Spaces only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAX_TRACKED_VISITORS = 10_000
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits for one visitor; zero or less means no limit. `rows` are answers: a comparison of four methods has four."""
+    """Limits for one visitor; zero or less: no limit. `rows` are answers: a comparison of four methods has four."""
 
     rows_at_once: int = 16
     rows_per_hour: int = 1200

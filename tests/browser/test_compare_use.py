@@ -84,7 +84,7 @@ def test_methods_are_added_removed_and_never_twice(page: ComparePage) -> None:
     for label in page.chips():
         page.remove_chip(label)
     page.run()
-    assert page.text("#intent-note") == "Add at least one method: the answers need someone to give them."
+    assert page.text("#intent-note") == "Add at least one method: each method gives one answer."
 
 
 def test_a_test_problem_fills_question_and_reference(page: ComparePage) -> None:

@@ -1,4 +1,4 @@
-"""Records keep everything that is needed to make an answer again, and both exports keep the records."""
+"""Records of columns, their exports, and the history."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def records(
     return tuple(make_record(column, ask, BASE, created) for column in columns)
 
 
-def test_a_record_says_how_it_was_made() -> None:
+def test_record_has_everything_to_reproduce_it() -> None:
     first, second, failed = records()
     assert first["method"] == "zero-shot"
     assert first["text"] == WILD
@@ -54,12 +54,12 @@ def test_a_record_says_how_it_was_made() -> None:
     assert (failed["text"], failed["tokens"], failed["scores"]) == ("", 0, {})
 
 
-def test_json_keeps_every_field() -> None:
+def test_json_export_has_every_field() -> None:
     wanted = records()
     assert json.loads(to_json(wanted)) == [dict(record) for record in wanted]
 
 
-def test_csv_keeps_every_field() -> None:
+def test_csv_export_has_every_field() -> None:
     wanted = records()
     rows = list(csv.DictReader(io.StringIO(to_csv(wanted), newline="")))
     assert len(rows) == 3
@@ -72,7 +72,7 @@ def test_csv_keeps_every_field() -> None:
     assert float(rows[0]["score.codebleu"]) == wanted[0]["scores"]["codebleu"]
 
 
-def test_history_keeps_the_last_runs_newest_first() -> None:
+def test_history_has_the_last_runs_newest_first() -> None:
     memory = History()
     for number in range(HISTORY_LENGTH + 5):
         memory = memory.with_run(records(("zero-shot",), f"intent {number}"))
@@ -83,7 +83,7 @@ def test_history_keeps_the_last_runs_newest_first() -> None:
     assert memory.select(99) == memory
 
 
-def test_an_export_is_a_named_file_or_nothing() -> None:
+def test_export_file_has_a_name() -> None:
     assert export_file((), "json", 1) is None
     file = export_file(records(), "csv", 3)
     assert file is not None

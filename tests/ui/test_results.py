@@ -1,4 +1,4 @@
-"""The Results page without a browser: which files it reads, what it shows of them, what it saves."""
+"""Results page: runs on disk, tables, plots, problems, exports and URL state."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from errors import PromptOrTuneError
 from evaluate.results import Run, read_run
 from evaluate.stats import Interval
 from tests.ui.runs import EVIL, PROBLEMS, write_run
-from tests.ui.test_columns import SECTIONS, Reader, assert_harmless
-from ui.results.page import EXPORT_KINDS, export_runs, read_runs
+from tests.ui.test_compare_view import SECTIONS, Reader, assert_harmless
+from ui.results.page import EXPORT_KINDS, UrlState, export_runs, parse_url_state, read_runs
 from ui.results.runs import (
     BUNDLED_RUNS_DIR,
     PAGE_SIZE,
@@ -67,7 +67,7 @@ class Parts(HTMLParser):
         self.attributes.update(name for name, _ in attrs)
 
 
-def test_the_shelf_lists_runs_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+def test_library_lists_only_runs(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "runs")
     inside = tmp_path / "runs"
     (inside / "notes.txt").write_text("no run")
@@ -82,12 +82,12 @@ def test_the_shelf_lists_runs_and_nothing_else(folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
-def test_no_name_leads_out_of_the_folders(folder: Path, name: str) -> None:
+def test_names_cannot_leave_the_folders(folder: Path, name: str) -> None:
     with pytest.raises(PromptOrTuneError, match="There is no run"):
         RunLibrary([("runs", folder)]).load_run(name)
 
 
-def test_a_run_that_grew_is_read_anew(tmp_path: Path) -> None:
+def test_changed_run_is_read_again(tmp_path: Path) -> None:
     write_run(tmp_path / "run.jsonl", scored=False)
     shelf = RunLibrary([("runs", tmp_path)])
     before = shelf.load_run("runs/run.jsonl")
@@ -97,7 +97,7 @@ def test_a_run_that_grew_is_read_anew(tmp_path: Path) -> None:
     assert "rag-8" in shelf.load_run("runs/run.jsonl").methods
 
 
-def test_a_broken_file_is_one_sentence_and_the_others_are_shown(folder: Path, tmp_path: Path) -> None:
+def test_broken_file_is_reported_and_others_are_shown(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "broken.jsonl").write_text("this is no run\n")
     runs, sentences = read_runs(RunLibrary([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])
@@ -109,7 +109,7 @@ def test_a_broken_file_is_one_sentence_and_the_others_are_shown(folder: Path, tm
     assert str(tmp_path) not in read_runs(RunLibrary([("runs", tmp_path)]), ["runs/first.jsonl"])[1][0]
 
 
-def test_the_runs_that_come_along_can_be_read() -> None:
+def test_bundled_runs_can_be_read() -> None:
     shelf = RunLibrary([("docs/results", BUNDLED_RUNS_DIR)])
     names = [entry.name for entry in shelf.list_runs()]
     assert names
@@ -117,7 +117,7 @@ def test_the_runs_that_come_along_can_be_read() -> None:
     assert (len(runs), sentences) == (len(names[:2]), [])
 
 
-def test_marks_say_who_solved_what(view: ProblemTable) -> None:
+def test_outcomes_of_a_problem(view: ProblemTable) -> None:
     marks = {row.id: [outcome(row.results.get(side.key)) for side in view.columns] for row in view.rows}
     assert marks == {"p1": ["wrong", "solved"], "p2": ["failed", "solved"], "p3": ["solved", "solved"]}
     assert outcome(None) == "missing"
@@ -143,7 +143,7 @@ def test_problems_are_filtered(view: ProblemTable, show: str, method: str, words
     assert [row.id for row in filter_rows(view, show, key, words)] == found
 
 
-def test_several_runs_over_the_same_problems_stand_side_by_side(run: Run, tmp_path: Path) -> None:
+def test_runs_with_the_same_problems_share_a_table(run: Run, tmp_path: Path) -> None:
     other = read_run(write_run(tmp_path / "other.jsonl", failing=False))
     foreign = read_run(write_run(tmp_path / "foreign.jsonl", digest="sha256:2", scored=False))
     view = make_problem_table([("runs/first.jsonl", run), ("runs/other.jsonl", other), ("runs/foreign.jsonl", foreign)])
@@ -155,7 +155,7 @@ def test_several_runs_over_the_same_problems_stand_side_by_side(run: Run, tmp_pa
     assert "The same methods across runs" in summary_html([("a", run), ("b", other)], view, with_comparisons=True)
 
 
-def test_an_open_problem_shows_all_answers_with_their_tests(view: ProblemTable) -> None:
+def test_open_problem_shows_all_answers_with_their_tests(view: ProblemTable) -> None:
     board = problem_view(view, view.rows[0], view.columns[1].key)
     best, wrong = board["cards"]
     assert (best["label"], best["best"], wrong["label"]) == ("lora-starter", True, "zero-shot")
@@ -168,7 +168,7 @@ def test_an_open_problem_shows_all_answers_with_their_tests(view: ProblemTable) 
     assert "shorten the intent" in Reader(failed["code"]).text
 
 
-def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
+def test_texts_of_a_run_are_escaped(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run.jsonl", failing=False)
     hostile = read_run(path)
     hostile.methods = {EVIL: {"style": EVIL}}
@@ -185,7 +185,7 @@ def test_nothing_from_a_file_becomes_markup(tmp_path: Path) -> None:
     assert not any(name.startswith("on") for name in parts.attributes)
 
 
-def test_the_summary_shows_values_with_their_intervals(run: Run, view: ProblemTable) -> None:
+def test_summary_shows_values_with_intervals(run: Run, view: ProblemTable) -> None:
     text = Reader(summary_html([("first", run)], view, with_comparisons=True)).text
     assert "SmolLM2-135M-Instruct · NF4 · CPU · starter test, 3 problems" in text
     assert "tests in the sandbox (" in text
@@ -195,7 +195,7 @@ def test_the_summary_shows_values_with_their_intervals(run: Run, view: ProblemTa
     assert "Comparisons" not in summary_html([("first", run)], view, with_comparisons=False)
 
 
-def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
+def test_run_without_scores_shows_the_score_command(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run.jsonl", scored=False))
     text = Reader(
         summary_html([("runs/run.jsonl", run)], make_problem_table([("run", run)]), with_comparisons=True)
@@ -203,7 +203,7 @@ def test_a_run_without_scores_says_how_to_get_them(tmp_path: Path) -> None:
     assert "6 answers, not scored yet: python -m evaluate score run.jsonl" in text
 
 
-def test_the_list_comes_in_pages() -> None:
+def test_problem_list_is_paged() -> None:
     rows = tuple(ProblemRow({"id": f"p{n}", "intent": "x"}, {}) for n in range(PAGE_SIZE + 3))
     view = ProblemTable((), rows, (), {})
     assert [len(problem_list_value(view, rows, start)["rows"]) for start in (0, PAGE_SIZE, 10_000, -5)] == [
@@ -217,7 +217,7 @@ def test_the_list_comes_in_pages() -> None:
 
 
 @pytest.mark.parametrize("kind", EXPORT_KINDS)
-def test_every_kind_of_file_is_saved(run: Run, kind: str) -> None:
+def test_every_export_kind_is_a_file(run: Run, kind: str) -> None:
     file = export_runs([("runs/first.jsonl", run)], kind, 3)
     assert (file["name"], file["number"]) == (f"first.{kind}", 3)
     content = base64.b64decode(file["base64"])
@@ -236,12 +236,12 @@ def test_every_kind_of_file_is_saved(run: Run, kind: str) -> None:
         assert lines[0]["checks"][0][0]["passed"] is False
 
 
-def test_there_is_nothing_to_save_without_a_run() -> None:
+def test_export_without_a_run_is_refused() -> None:
     with pytest.raises(PromptOrTuneError, match="Choose a run first"):
         export_runs([], "csv", 1)
 
 
-def test_bars_and_curves_keep_to_their_sheet() -> None:
+def test_bars_and_curves_stay_inside_the_plot() -> None:
     bars = interval_bars("EM", [Bar("a <b>", Interval(0.1, 0.05, 0.18)), Bar("none", None)])
     assert "left:50.00%" in bars
     assert "a &lt;b&gt;" in bars
@@ -251,3 +251,34 @@ def test_bars_and_curves_keep_to_their_sheet() -> None:
     assert drawn.count("<polyline points") == 20
     assert "alone" not in drawn
     assert curves("EM@k", "k", {"alone": [0.2]}) == ""
+
+
+KNOWN = ["runs/a.jsonl", "runs/b.jsonl"]
+
+
+def test_url_state_is_parsed() -> None:
+    value = {
+        "run": ["runs/b.jsonl", "runs/b.jsonl", "runs/a.jsonl"], "method": ["runs/b.jsonl|zero-shot"],
+        "show": ["failures"], "words": ["a list"], "problem": ["p1"],
+    }  # fmt: skip
+    asked = UrlState(("runs/b.jsonl", "runs/a.jsonl"), "runs/b.jsonl|zero-shot", "failures", "a list", "p1")
+    assert parse_url_state(value, KNOWN) == asked
+
+
+@pytest.mark.parametrize(
+    "value", [None, "run", {}, {"run": "runs/a.jsonl"}, {"run": [5]}, {"run": ["../x"], "show": ["failures"]}]
+)
+def test_url_without_a_known_run_is_empty_state(value: Any) -> None:
+    assert parse_url_state(value, KNOWN) == UrlState()
+
+
+def test_unknown_filter_in_url_is_ignored() -> None:
+    value = {"run": ["runs/a.jsonl"], "show": ["<script>"], "words": [None], "method": 3}
+    assert parse_url_state(value, KNOWN) == UrlState(("runs/a.jsonl",))
+    assert len(parse_url_state({"run": ["runs/a.jsonl"], "words": ["x" * 10_000]}, KNOWN).query) == 500
+
+
+def test_url_state_is_restricted_to_the_table() -> None:
+    asked = UrlState(("runs/a.jsonl",), "runs/a.jsonl|zero-shot", "some", "list", "p1")
+    assert asked.restrict_to(ProblemTable()) == UrlState(("runs/a.jsonl",), "", "some", "list", "")
+    assert asked.restrict_to(ProblemTable(row_index={"p1": 0})).problem == "p1"

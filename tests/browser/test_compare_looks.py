@@ -1,4 +1,4 @@
-"""How the Compare page looks, on a fake engine: both themes, a phone, long answers, hostile texts."""
+"""Layout of the Compare page on a fake engine: themes, a phone, long answers, escaped texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def test_a_first_visit_is_invited_and_ready(page: ComparePage) -> None:
     page.screenshot("compare-first-visit")
     script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
     fetched = page.driver.execute_script(script)
-    assert [address for address in fetched if not address.startswith(page.url)] == [], "nothing comes from elsewhere"
+    assert [address for address in fetched if not address.startswith(page.url)] == [], (
+        "the page loads something from another host"
+    )
     assert page.complaints() == []
 
 
@@ -51,7 +53,7 @@ def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
         "const p = arguments[0]; return [p.clientHeight, p.scrollHeight, p.clientWidth, p.scrollWidth]", code
     )
     assert height <= 440 < scroll
-    assert inside == width, "long lines go on below"
+    assert inside == width, "long lines are wrapped"
     assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert len({card["below"] for card in page.cards()}) == 1
     page.screenshot("compare-long-answer")
@@ -69,7 +71,7 @@ def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str
         "return [document.documentElement.scrollWidth, run.bottom]"
     )
     assert width <= 390
-    assert 700 < bottom <= 844, "Run stands at the lower edge, whatever is scrolled"
+    assert 700 < bottom <= 844, "Run is fixed at the lower edge"
     card = driver.execute_script("return document.querySelector('.card').getBoundingClientRect().width")
     assert 300 < card < 380
     page.screenshot(f"compare-phone-{theme}")
@@ -89,7 +91,7 @@ def test_text_has_contrast_in_both_themes(driver: WebDriver, url: str, theme: st
     assert [pair for pair in driver.execute_script(CONTRAST) if pair["ratio"] < 4.5] == []
 
 
-# WCAG 2.1, 1.4.3: of every visible piece of text, its colour against the nearest opaque ground behind it.
+# WCAG 2.1, 1.4.3: the contrast of every visible text with the nearest opaque background behind it.
 CONTRAST = """
 const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
 const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92
@@ -105,7 +107,7 @@ const found = new Map();
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
   const node = walker.currentNode.parentElement;
-  const hidden = !node.checkVisibility() || node.closest(".sr-only, .pa-sr, script, style");
+  const hidden = !node.checkVisibility() || node.closest(".sr-only, .visually-hidden, script, style");
   if (hidden || !walker.currentNode.textContent.trim()) continue;
   const [fore, back] = [parse(getComputedStyle(node).color), ground(node)];
   const [a, b] = [light(fore), light(back)].sort((x, y) => y - x);

@@ -1,4 +1,4 @@
-"""The whole way in a real browser on the real program: `python app.py` with the embedded base, quantized to NF4."""
+"""Compare page in a browser on the real program: `python app.py` with the embedded base, quantized to NF4."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def page(driver: WebDriver, real_app: str) -> ComparePage:
     return ComparePage(driver, real_app).open()
 
 
-def partly(cards: list[dict[str, Any]]) -> int:
-    """How many columns have begun and not ended."""
+def count_streaming(cards: list[dict[str, Any]]) -> int:
+    """Return the number of columns that are streaming."""
     return sum(card["state"] == "streaming" and bool(card["code"].strip()) for card in cards)
 
 
@@ -36,12 +36,12 @@ def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> N
     until(lambda: len(page.chips()) == 4, describe="no adapter among the methods")
     assert page.chips()[:3] == ["zero-shot", "ICL 8", "RAG 8"]
     page.run()
-    until(lambda: partly(page.cards()) >= 2, RUN_SECONDS, "no two columns grew at the same time")
+    until(lambda: count_streaming(page.cards()) >= 2, RUN_SECONDS, "no two columns streamed at the same time")
     page.screenshot("real-streaming")
     page.finish(RUN_SECONDS)
     cards = page.cards()
     assert {card["state"] for card in cards} == {"done"}
-    assert len({card["code"] for card in cards}) >= 3, "the methods do not all say the same"
+    assert len({card["code"] for card in cards}) >= 3, "all methods gave the same answer"
     assert all(card["code"].strip() for card in cards)
     for card in cards:
         assert 0 <= float(card["numbers"]["CodeBLEU"]) <= 1
@@ -51,7 +51,7 @@ def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> N
         assert float(card["numbers"]["tokens/s"]) > 0
     assert len({card["numbers"]["CodeBLEU"] for card in cards}) >= 2
     assert page.text("#status")
-    prompts = [page.fold(place, "Exact prompt").text for place in range(4)]
+    prompts = [page.fold(i, "Exact prompt").text for i in range(4)]
     assert all(page.intent_text() in prompt for prompt in prompts)
     assert len(prompts[1]) > 2 * len(prompts[0])
     assert page.complaints() == []
@@ -61,7 +61,7 @@ def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> N
 def test_a_run_is_stopped(page: ComparePage) -> None:
     page.intent(LONG_TASK)
     page.run()
-    until(lambda: partly(page.cards()) >= 1, RUN_SECONDS)
+    until(lambda: count_streaming(page.cards()) >= 1, RUN_SECONDS)
     page.stop()
     page.finish(20)
     stopped = [card for card in page.cards() if card["state"] == "stopped"]

@@ -1,4 +1,4 @@
-"""Tests on the Compare page: a fake engine answers, the real sandbox runs what it said."""
+"""Tests on the Compare page: answers of a fake engine run in the real sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ui.test_bench import TestBench
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
-SAYS = {
+ANSWERS = {
     "zero-shot": "def double(x):\n    return x * x",
     "icl-8": "import os\nos._exit(0)",
     "rag-8": "def double(x):\n    return open('/etc/passwd').read()",
@@ -30,7 +30,7 @@ NO_SANDBOX = "No code is run, because no layer of the sandbox works here."
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve(lambda report: FakeEngine(SAYS)) as address:
+    with serve(lambda report: FakeEngine(ANSWERS)) as address:
         yield address
 
 
@@ -84,7 +84,7 @@ def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePa
     until(page.intent_text)
     page.unfold_options()
     until(lambda: str(page.find("#tests textarea").get_property("value")).startswith("assert "))
-    shown = page.find("#tests textarea").get_property("value")
+    tests = page.find("#tests textarea").get_property("value")
     page.run()
     page.finish()
     until(lambda: all("tests pass" in panel for panel in panels(page)))
@@ -94,16 +94,16 @@ def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePa
     page.finish()
     until(lambda: panels(page) == [""] * 4)
     page.history()[1].click()
-    until(lambda: page.find("#tests textarea").get_property("value") == shown)
+    until(lambda: page.find("#tests textarea").get_property("value") == tests)
     until(lambda: all("tests pass" in panel for panel in panels(page)))
 
 
 def test_without_a_sandbox_there_is_one_sentence(driver: WebDriver) -> None:
-    def closed() -> Any:
+    def open_sandbox() -> Any:
         raise SandboxUnavailableError(NO_SANDBOX)
 
-    source = EngineLoader(lambda report: FakeEngine(SAYS))
-    with serve(lambda report: FakeEngine(SAYS), Context(source.start(), test_bench=TestBench(closed))) as url:
+    loader = EngineLoader(lambda report: FakeEngine(ANSWERS))
+    with serve(lambda report: FakeEngine(ANSWERS), Context(loader.start(), test_bench=TestBench(open_sandbox))) as url:
         page = ComparePage(driver, url).open()
         ask(page, TESTS)
         until(lambda: page.text("#comparison .error-message") == NO_SANDBOX)

@@ -1,4 +1,4 @@
-"""What can go wrong on the Compare page, and what a person then reads, on a fake engine."""
+"""Errors on the Compare page and their messages, on a fake engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 
 from errors import BaseModelError
 from serve.engine.llm_engine import ProgressFn
-from tests.browser.fake_app import DEFAULTS, FAILS, SAYS, serve
+from tests.browser.fake_app import ANSWERS, DEFAULTS, FAILS, serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 
@@ -39,7 +39,7 @@ def test_a_closed_page_stops_its_run(driver: WebDriver, page: ComparePage, engin
     page.run()
     until(lambda: page.cards() and page.cards()[-1]["state"] == "streaming")
     driver.get("about:blank")
-    until(lambda: engine.cancelled == before + 1, 15, "the engine went on for nobody")
+    until(lambda: engine.cancelled == before + 1, 15, "the engine did not stop")
 
 
 @pytest.mark.parametrize("intent", ["", "   \n "])
@@ -109,7 +109,7 @@ def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
     def build(report: ProgressFn) -> FakeEngine:
         report("Converting the embedded base: 40%")
         go.wait(60)
-        return FakeEngine(SAYS)
+        return FakeEngine(ANSWERS)
 
     with serve(build) as url:
         page = ComparePage(driver, url).open(ready=False)

@@ -1,4 +1,4 @@
-"""What a person does on the Compare page, step by step, on a fake engine."""
+"""Use of the Compare page step by step, on a fake engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser.fake_app import DEFAULTS, REFERENCE, SAYS
+from tests.browser.fake_app import ANSWERS, DEFAULTS, REFERENCE
 from tests.browser.page import ComparePage, until
 
 pytestmark = pytest.mark.browser
@@ -23,16 +23,16 @@ def test_one_run_from_the_question_to_the_verdict(page: ComparePage) -> None:
     page.watch_columns()
     page.run()
     page.finish()
-    assert page.most_growing() >= 2, "no two columns grew at a time"
+    assert page.max_streaming() >= 2, "no two columns streamed at the same time"
     cards = page.cards()
     assert [card["name"] for card in cards] == DEFAULTS
-    assert cards[0]["code"] == SAYS["zero-shot"].removeprefix("```python\n").removesuffix("\n```")
+    assert cards[0]["code"] == ANSWERS["zero-shot"].removeprefix("```python\n").removesuffix("\n```")
     assert cards[3]["numbers"]["EM"] == "1"
     assert cards[3]["numbers"]["CodeBLEU"] == "1.00"
     assert [card["badge"] for card in cards] == ["", "", "", "matches"]
     assert page.text("#status").startswith("lora-starter matches the reference; closest of the others is")
-    assert len({card["top"] for card in cards}) == 1, "the tops of the code are in line"
-    assert len({card["below"] for card in cards}) == 1, "and so are the numbers"
+    assert len({card["top"] for card in cards}) == 1, "the tops of the code are aligned"
+    assert len({card["below"] for card in cards}) == 1, "the numbers are aligned"
     assert "2 of 8 examples were left out" in page.all(".card")[1].text
 
 

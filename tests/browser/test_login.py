@@ -1,4 +1,4 @@
-"""Where the owner gave logins, nobody sees a page or reaches an endpoint without one."""
+"""Login: with accounts, no page and no endpoint is available without one."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
 
 
 def test_without_a_login_no_endpoint_answers(locked: str) -> None:
-    with httpx.Client(base_url=locked) as stranger:
-        refused = stranger.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
-        assert refused.status_code == 401
-        assert stranger.post("gradio_api/upload", files={"files": ("a.csv", b"a,b")}).status_code == 401
-        wrong = stranger.post("login", data={"username": LOGIN[0], "password": "battery staple"})
+    with httpx.Client(base_url=locked) as client:
+        response = client.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
+        assert response.status_code == 401
+        assert client.post("gradio_api/upload", files={"files": ("a.csv", b"a,b")}).status_code == 401
+        wrong = client.post("login", data={"username": LOGIN[0], "password": "battery staple"})
         assert wrong.status_code == 400

@@ -1,4 +1,4 @@
-"""The Results page as a person uses it, on small runs that `python -m evaluate`'s own code wrote."""
+"""Results page in a browser, on small runs written by the code of `python -m evaluate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "first.jsonl", failing=False)
     write_run(folder / "other.jsonl", digest="sha256:2", scored=False)
     (folder / "broken.jsonl").write_text("no run\n")
-    with serve(lambda report: make_engine(), shelf=RunLibrary([("runs", folder)])) as address:
+    with serve(lambda report: make_engine(), run_library=RunLibrary([("runs", folder)])) as address:
         yield address
 
 
@@ -37,8 +37,8 @@ def open_results(driver: WebDriver, url: str, theme: str = "light", width: int =
     page = ComparePage(driver, url)
     page.resize(width, 900)
     driver.get(f"{url}?tab=results&__theme={theme}")
-    until(lambda: rows(page), 40, "the problems did not come up")
-    until(lambda: "Comparisons" in page.text("#summary"), 40, "the numbers did not come up")
+    until(lambda: rows(page), 40, "the problems are not listed")
+    until(lambda: "Comparisons" in page.text("#summary"), 40, "the tables are not shown")
     return page
 
 
@@ -122,7 +122,7 @@ def test_a_phone_shows_it_without_a_sideways_scroll(driver: WebDriver, url: str,
 
 
 def test_without_runs_the_page_says_how_to_make_one(driver: WebDriver, tmp_path: Path) -> None:
-    with serve(lambda report: make_engine(), shelf=RunLibrary([("runs", tmp_path)])) as url:
+    with serve(lambda report: make_engine(), run_library=RunLibrary([("runs", tmp_path)])) as url:
         driver.get(f"{url}?tab=results")
         page = ComparePage(driver, url)
         until(lambda: "No results yet" in page.text("#summary"))

@@ -1,4 +1,4 @@
-"""What a refresh keeps of Compare and Results, how it is forgotten, and what a first visit reads, on a fake engine."""
+"""State of the browser: what a refresh restores on Compare and Results, and the introduction, on a fake engine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "other.jsonl", failing=True)
     engine = make_engine()
     engine.delay = 0.0
-    with serve(lambda report: engine, shelf=RunLibrary([("runs", folder)])) as address:
+    with serve(lambda report: engine, run_library=RunLibrary([("runs", folder)])) as address:
         yield address
 
 
-def again(page: ComparePage) -> ComparePage:
+def reload(page: ComparePage) -> ComparePage:
     return page.open(first=False)
 
 
@@ -45,13 +45,13 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     until(lambda: "beam search" in page.text("#options button"))
     page.run()
     page.finish()
-    said, cards = page.text("#status"), page.cards()
+    status, cards = page.text("#status"), page.cards()
     page.intent("and now something that is not asked yet")
-    again(page)
+    reload(page)
     until(lambda: page.intent_text() == "and now something that is not asked yet")
     until(lambda: page.chips() == [label for label in DEFAULTS if label != "RAG 8"])
     until(lambda: "beam search, 5 candidates" in page.text("#options button"))
-    assert page.text("#status") == said
+    assert page.text("#status") == status
     assert page.text(".question") == "map two lists into a dictionary"
     assert [card["code"] for card in page.cards()] == [card["code"] for card in cards]
     page.unfold_options()
@@ -59,7 +59,7 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     assert len(page.history()) == 2
     page.history()[1].click()
     until(lambda: page.intent_text() == EVIL)
-    again(page)
+    reload(page)
     until(lambda: page.history() and page.history()[1].get_attribute("aria-current") == "true")
     assert page.driver.title == "Prompt or Tune · Compare"
     assert page.all("#comparison script, #comparison img, #history img") == []
@@ -71,7 +71,7 @@ def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage)
     until(lambda: value(page, "#problem input") != "Pick a test problem")
     problem, intent = value(page, "#problem input"), page.intent_text()
     until(lambda: page.driver.execute_script("return localStorage['prompt-or-tune.chosen']"))
-    again(page)
+    reload(page)
     until(lambda: page.intent_text() == intent)
     until(lambda: value(page, "#problem input") == problem)
     page.intent("words of my own")
@@ -90,8 +90,8 @@ def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
     until(lambda: page.find(".model.ready"))
     assert page.intent_text() == ""
     assert page.history() == []
-    kept = page.driver.execute_script("return Object.values(localStorage).join()")
-    assert "something private" not in kept
+    stored = page.driver.execute_script("return Object.values(localStorage).join()")
+    assert "something private" not in stored
 
 
 def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePage) -> None:
@@ -102,13 +102,38 @@ def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePa
         localStorage.setItem("prompt-or-tune.shown", "no JSON");
     """
     page.driver.execute_script(script)
-    again(page)
+    reload(page)
     page.intent("reverse the string `s`")
     until(lambda: len(page.chips()) > 0)
     page.run()
     page.finish()
     assert {card["state"] for card in page.cards()} == {"done"}
     assert len(page.history()) == 1
+
+
+def test_storage_of_an_earlier_version_is_taken_over(page: ComparePage) -> None:
+    page.intent("map two lists into a dictionary")
+    page.run()
+    page.finish()
+    until(lambda: page.driver.execute_script("return localStorage['prompt-or-tune.runs']"))
+    script = """
+        for (const name of ["fields", "chosen", "runs", "shown", "seen"]) {
+          const value = localStorage.getItem("prompt-or-tune." + name);
+          if (value !== null) localStorage.setItem("peft-arena." + name, value);
+          localStorage.removeItem("prompt-or-tune." + name);
+        }
+        localStorage.setItem("peft-arena-duel", "old");
+        localStorage.setItem("prompt-or-tune-duel", "new");
+        return localStorage["peft-arena.runs"];
+    """
+    runs = page.driver.execute_script(script)
+    reload(page)
+    until(lambda: page.intent_text() == "map two lists into a dictionary")
+    until(lambda: len(page.history()) == 1)
+    assert not page.find("#welcome").is_displayed()
+    stored = page.driver.execute_script("return {...localStorage}")
+    assert stored["prompt-or-tune.runs"] == runs
+    assert not [key for key in stored if key.startswith("peft-arena")]
 
 
 def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page: ComparePage) -> None:
@@ -120,7 +145,7 @@ def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page
     assert page.intent_text()
     assert len(page.cards()) == 4
     assert len(page.history()) == 1
-    again(page)
+    reload(page)
     assert not page.find("#welcome").is_displayed()
     page.find("#show-welcome").click()
     assert page.find("#welcome").is_displayed()
@@ -136,11 +161,11 @@ def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: Web
     until(lambda: "Comparisons" in page.text("#summary"), describe=page.text("#summary") or "nothing")
     page.find("#problems li button").click()
     until(lambda: page.all("#answers .card"))
-    asked = page.text("#answers .question")
+    question = page.text("#answers .question")
     until(lambda: "problem=" in driver.current_url)
     driver.refresh()
     until(lambda: page.all("#answers .card"))
-    assert page.text("#answers .question") == asked
+    assert page.text("#answers .question") == question
     assert value(page, "#filter-words textarea, #filter-words input") == "double"
     assert [row.text for row in page.all("#problems li .intent")] == ["double a value"]
     page.write("#filter-words textarea, #filter-words input", "")

@@ -19,7 +19,7 @@ SCREENSHOTS = "PROMPT_OR_TUNE_SCREENSHOTS"
 
 
 def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
-    """Return the first true value of `what`. AssertionError after `seconds`; errors while the page renders are ignored."""
+    """Return the first true value of `what`; AssertionError after `seconds`. Errors during rendering are ignored."""
     deadline = time.monotonic() + seconds
     value: Any = None
     while time.monotonic() < deadline:

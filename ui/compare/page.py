@@ -119,7 +119,7 @@ def build_compare(context: Context) -> tuple[MethodForm, Callable[[Any], None]]:
 def _build_history() -> gr.HTML:
     gr.HTML("<h2>Your runs</h2>", apply_default_css=False, js_on_load=None, elem_id="history-title")
     history = components.history_list()
-    with gr.Row(elem_id="compare-foot"):
+    with gr.Row(elem_id="compare-footer"):
         gr.HTML(f'<p class="muted">{PRIVACY_NOTE}</p>', apply_default_css=False, js_on_load=None)
         clear = gr.Button("Forget them", size="sm", scale=0, min_width=110, elem_id="clear-storage")
         build_show_welcome_button()

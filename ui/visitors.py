@@ -272,7 +272,7 @@ class AccessOptions:
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:
     """Add the access options to `parser`; `parse_access_options` reads them."""
-    group = parser.add_argument_group("who may do what")
+    group = parser.add_argument_group("access")
     group.add_argument(
         "--auth",
         type=Path,
@@ -309,15 +309,15 @@ def _resolve_training(
     requested: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
 ) -> tuple[TrainingAccess, str]:
     """Return the visitors that may train, and a note for the log where that is not obvious ('' otherwise)."""
-    known: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
+    choices: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
     if space.zero_gpu:
         return "nobody", "ZeroGPU gives its GPU for seconds only, so nobody can train here."
     if requested is not None:
-        if requested not in known:
+        if requested not in choices:
             raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
         if requested == "owner" and not owners:
             raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
-        return known[requested], ""
+        return choices[requested], ""
     if space.is_space:
         return space.training_access, ""
     if login or is_loopback(host):

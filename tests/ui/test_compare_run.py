@@ -25,8 +25,8 @@ ANSWERS = {
 }
 
 
-def last(engine: Any, ask: Any, cancel: Any = None) -> Any:
-    return list(compare(engine, ask, cancel or Event(), interval=0))[-1]
+def last(engine: Any, comparison: Any, cancel: Any = None) -> Any:
+    return list(compare(engine, comparison, cancel or Event(), interval=0))[-1]
 
 
 def test_all_columns_stream_together() -> None:
@@ -56,24 +56,26 @@ class Broken(FakeEngine):
     """Its connection breaks in the middle of an answer."""
 
     def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
-        said = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
-        yield RequestOutput(0, requests[0], (said,), error="The server ended in the middle; what it had said is kept.")
+        candidate = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
+        yield RequestOutput(
+            0, requests[0], (candidate,), error="The server ended in the middle; what it had said is kept."
+        )
 
 
 def test_failed_answer_is_shown_with_its_error_and_has_no_score() -> None:
-    ask = make_comparison(PROBLEM, ["zero-shot"])
+    comparison = make_comparison(PROBLEM, ["zero-shot"])
     engine = Broken()
-    (column,) = last(engine, ask)
+    (column,) = last(engine, comparison)
     assert (column.state, column.scores) == ("failed", ())
-    card = finished_column(make_record(column, ask, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
+    card = finished_column(make_record(column, comparison, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
     assert "ended in the middle" in card["code"]
     assert "y" in card["code"].split("ended in the middle")[1]
     assert card["state"] == "failed"
 
 
 def test_updates_are_throttled() -> None:
-    ask = make_comparison(PROBLEM, list(ANSWERS))
-    assert len(list(compare(FakeEngine(ANSWERS), ask, Event(), interval=60))) == 2
+    comparison = make_comparison(PROBLEM, list(ANSWERS))
+    assert len(list(compare(FakeEngine(ANSWERS), comparison, Event(), interval=60))) == 2
 
 
 def test_one_failure_does_not_affect_other_columns() -> None:
@@ -115,7 +117,7 @@ def test_closing_the_iterator_cancels_the_engine() -> None:
     next(steps)
     steps.close()
     assert engine.cancelled == 1
-    assert not cancel.is_set(), "it is for whoever stops the run, and for what comes after the answers"
+    assert not cancel.is_set(), "the tests after the answers use it too"
 
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])
@@ -133,8 +135,8 @@ def test_no_method_and_too_many_methods_are_refused() -> None:
 
 def test_pool_and_decoding_reach_the_engine() -> None:
     engine = FakeEngine()
-    ask = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
-    columns = last(engine, ask)
+    comparison = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
+    columns = last(engine, comparison)
     assert engine.seen[0][0].pool == "conala"
     assert len(columns[0].answer.candidates) == 3
 

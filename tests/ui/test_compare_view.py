@@ -28,11 +28,11 @@ ATTACKS = [
     "<!-- <b> --> {{value}} ${alert(1)} `",
     "# <iframe src='javascript:alert(1)'>\nx = '</code><a href=javascript:alert(1)>'",
 ]
-OURS = {
+ALLOWED_TAGS = {
     "h2", "h3", "p", "div", "dl", "dt", "dd", "span", "pre", "code", "button", "details", "summary", "label", "select",
     "ol", "ul", "li", "table", "tbody", "tr", "th", "td", "header",
 }  # fmt: skip
-HARMLESS = {
+ALLOWED_ATTRIBUTES = {
     "class", "data-copy", "data-diff", "data-diff-body", "tabindex", "type", "aria-hidden", "aria-label", "scope",
     "role", "aria-live", "style",
 }  # fmt: skip
@@ -42,7 +42,7 @@ SECTIONS: tuple[Any, ...] = ("head", "code", "numbers", "tests", "details")
 
 
 class Reader(HTMLParser):
-    """Collects tags, attributes and text."""
+    """Collects the tags, attributes and text of HTML."""
 
     def __init__(self, html: Any) -> None:
         super().__init__()
@@ -60,10 +60,10 @@ class Reader(HTMLParser):
 
 
 def assert_harmless(html: Any) -> Any:
-    read = Reader(html)
-    assert read.tags <= OURS
-    assert read.attributes <= HARMLESS
-    return read.text
+    reader = Reader(html)
+    assert reader.tags <= ALLOWED_TAGS
+    assert reader.attributes <= ALLOWED_ATTRIBUTES
+    return reader.text
 
 
 def hostile_test(attack: Any) -> Any:
@@ -87,12 +87,12 @@ def hostile(attack: Any) -> Any:
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_texts_are_escaped(attack: Any) -> None:
-    board = finished_view([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
-    texts = [assert_harmless(board["head"])]
-    for card in board["cards"]:
+    view = finished_view([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
+    texts = [assert_harmless(view["head"])]
+    for card in view["cards"]:
         sections: Any = dict(card)
         texts += [assert_harmless(sections[name]) for name in SECTIONS]
-    assert attack in texts[2], "the code is shown as it is"
+    assert attack in texts[2], "the code is not changed"
     assert attack in texts[4], "and so are the tests"
     assert sum(attack in text for text in texts) >= 6
 
@@ -121,9 +121,9 @@ def test_each_code_line_is_a_row_with_its_indent() -> None:
 
 def test_long_texts_are_truncated() -> None:
     assert len(code_html("x = 1\n" * 50_000)) < 1_000_000
-    shown = plain_html("a" * 500_000)
-    assert len(shown) < 250_000
-    assert "300,000 characters not shown" in shown
+    html = plain_html("a" * 500_000)
+    assert len(html) < 250_000
+    assert "300,000 characters not shown" in html
     assert "Too long to compare" in diff_html("a\n" * 3000, "b\n" * 3000)
     assert "line add" in diff_html("same\n" * 500 + "new\n", "same\n" * 500)
 

@@ -19,12 +19,12 @@ from ui.context import Context
 from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
-SAYS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
+ANSWERS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Any:
-    return FakeEngine(SAYS, fails={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
+    return FakeEngine(ANSWERS, fails={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_tests_run_in_the_sandbox(client: Any) -> None:
     assert record["tests_note"] == ""
     assert len(record["tests"]) == 2
     assert record["sandbox"] in ("bubblewrap", "landlock")
-    assert not any(test["passed"] for test in record["tests"]), "the answer needs a name that nobody defines"
+    assert not any(test["passed"] for test in record["tests"]), "the answer needs an undefined name"
     assert "NameError" in record["tests"][0]["reason"]
     assert record["scores"]["tests"] == 0
 
@@ -74,19 +74,19 @@ def test_invalid_tests_are_noted_and_answers_are_returned(client: Any) -> None:
     (record,) = client.predict("reverse", ["zero-shot"], None, "assert f(1) == 2\nassert (", api_name="/compare")
     assert record["tests_note"].startswith("Line 2: ")
     assert record["tests"] == []
-    assert record["code"] == SAYS["zero-shot"]
+    assert record["code"] == ANSWERS["zero-shot"]
 
 
 @pytest.mark.parametrize(
-    ("intent", "methods", "sentence"),
+    ("intent", "methods", "message"),
     [
         ("  ", ["zero-shot"], "Say first what the Python should do: one sentence is enough."),
         ("reverse", [], "Add at least one method"),
         ("reverse", ["zero-shot"] * 9, "9 methods asked for: compare at most 8 at once."),
     ],
 )
-def test_invalid_request_is_one_error_message(client: Any, intent: Any, methods: Any, sentence: Any) -> None:
-    with pytest.raises(AppError, match=sentence):
+def test_invalid_request_is_one_error_message(client: Any, intent: Any, methods: Any, message: Any) -> None:
+    with pytest.raises(AppError, match=message):
         client.predict(intent, methods, api_name="/compare")
 
 

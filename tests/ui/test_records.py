@@ -25,11 +25,11 @@ def records(
     decoding: Any = None,
     created: Any = CREATED,
 ) -> Any:
-    ask = make_comparison(
+    comparison = make_comparison(
         Problem("typed", intent, "s[::-1]"), methods, decoding or SamplingParams("sample", 64, 2, seed=7)
     )
-    columns = list(compare(FakeEngine({"zero-shot": WILD}, delay=0.001), ask, Event()))[-1]
-    return tuple(make_record(column, ask, BASE, created) for column in columns)
+    columns = list(compare(FakeEngine({"zero-shot": WILD}, delay=0.001), comparison, Event()))[-1]
+    return tuple(make_record(column, comparison, BASE, created) for column in columns)
 
 
 def test_record_has_everything_to_reproduce_it() -> None:
@@ -55,21 +55,21 @@ def test_record_has_everything_to_reproduce_it() -> None:
 
 
 def test_json_export_has_every_field() -> None:
-    wanted = records()
-    assert json.loads(to_json(wanted)) == [dict(record) for record in wanted]
+    expected = records()
+    assert json.loads(to_json(expected)) == [dict(record) for record in expected]
 
 
 def test_csv_export_has_every_field() -> None:
-    wanted = records()
-    rows = list(csv.DictReader(io.StringIO(to_csv(wanted), newline="")))
+    expected = records()
+    rows = list(csv.DictReader(io.StringIO(to_csv(expected), newline="")))
     assert len(rows) == 3
-    for row, record in zip(rows, wanted, strict=True):
+    for row, record in zip(rows, expected, strict=True):
         assert row["intent"] == WILD
         assert row["text"] == record["text"]
         assert json.loads(row["candidates"]) == record["candidates"]
         assert row["decoding.seed"] == "7"
         assert set(record) - {"scores", "decoding"} <= set(row)
-    assert float(rows[0]["score.codebleu"]) == wanted[0]["scores"]["codebleu"]
+    assert float(rows[0]["score.codebleu"]) == expected[0]["scores"]["codebleu"]
 
 
 def test_history_has_the_last_runs_newest_first() -> None:

@@ -49,7 +49,7 @@ def run(folder: Path) -> Run:
 
 
 @pytest.fixture
-def view(run: Run) -> ProblemTable:
+def table(run: Run) -> ProblemTable:
     return make_problem_table([("runs/first.jsonl", run)])
 
 
@@ -76,9 +76,9 @@ def test_library_lists_only_runs(folder: Path, tmp_path: Path) -> None:
     shutil.copy(inside / "first.jsonl", inside / "deep" / "er" / "second.jsonl")
     (tmp_path / "secret.jsonl").write_text("outside")
     (inside / "link.jsonl").symlink_to(tmp_path / "secret.jsonl")
-    shelf = RunLibrary([("runs", inside), ("none", tmp_path / "missing")])
-    assert [entry.name for entry in shelf.list_runs()] == ["runs/first.jsonl", "runs/deep/er/second.jsonl"]
-    assert shelf.load_run("runs/first.jsonl") is shelf.load_run("runs/first.jsonl"), "read once"
+    library = RunLibrary([("runs", inside), ("none", tmp_path / "missing")])
+    assert [entry.name for entry in library.list_runs()] == ["runs/first.jsonl", "runs/deep/er/second.jsonl"]
+    assert library.load_run("runs/first.jsonl") is library.load_run("runs/first.jsonl"), "read once"
 
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
@@ -89,42 +89,42 @@ def test_names_cannot_leave_the_folders(folder: Path, name: str) -> None:
 
 def test_changed_run_is_read_again(tmp_path: Path) -> None:
     write_run(tmp_path / "run.jsonl", scored=False)
-    shelf = RunLibrary([("runs", tmp_path)])
-    before = shelf.load_run("runs/run.jsonl")
+    library = RunLibrary([("runs", tmp_path)])
+    before = library.load_run("runs/run.jsonl")
     with (tmp_path / "run.jsonl").open("a") as file:
         file.write(json.dumps({"kind": "method", "method": "rag-8", "values": {}}) + "\n")
     assert "rag-8" not in before.methods
-    assert "rag-8" in shelf.load_run("runs/run.jsonl").methods
+    assert "rag-8" in library.load_run("runs/run.jsonl").methods
 
 
 def test_broken_file_is_reported_and_others_are_shown(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "broken.jsonl").write_text("this is no run\n")
-    runs, sentences = read_runs(RunLibrary([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])
+    runs, errors = read_runs(RunLibrary([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])
     assert [name for name, _ in runs] == ["runs/first.jsonl"]
-    assert len(sentences) == 1
-    assert "'runs/broken.jsonl' is not a file that `python -m evaluate` wrote" in sentences[0]
-    assert str(tmp_path) not in sentences[0]
+    assert len(errors) == 1
+    assert "'runs/broken.jsonl' is not a file that `python -m evaluate` wrote" in errors[0]
+    assert str(tmp_path) not in errors[0]
     (tmp_path / "first.scores.jsonl").write_text("no scores\n")
     assert str(tmp_path) not in read_runs(RunLibrary([("runs", tmp_path)]), ["runs/first.jsonl"])[1][0]
 
 
 def test_bundled_runs_can_be_read() -> None:
-    shelf = RunLibrary([("docs/results", BUNDLED_RUNS_DIR)])
-    names = [entry.name for entry in shelf.list_runs()]
+    library = RunLibrary([("docs/results", BUNDLED_RUNS_DIR)])
+    names = [entry.name for entry in library.list_runs()]
     assert names
-    runs, sentences = read_runs(shelf, names[:2])
-    assert (len(runs), sentences) == (len(names[:2]), [])
+    runs, errors = read_runs(library, names[:2])
+    assert (len(runs), errors) == (len(names[:2]), [])
 
 
-def test_outcomes_of_a_problem(view: ProblemTable) -> None:
-    marks = {row.id: [outcome(row.results.get(side.key)) for side in view.columns] for row in view.rows}
+def test_outcomes_of_a_problem(table: ProblemTable) -> None:
+    marks = {row.id: [outcome(row.results.get(side.key)) for side in table.columns] for row in table.rows}
     assert marks == {"p1": ["wrong", "solved"], "p2": ["failed", "solved"], "p3": ["solved", "solved"]}
     assert outcome(None) == "missing"
 
 
 @pytest.mark.parametrize(
-    ("show", "method", "words", "found"),
+    ("show", "method", "words", "expected"),
     [
         ("all", "", "", ["p1", "p2", "p3"]),
         ("failures", "", "", ["p1", "p2"]),
@@ -138,32 +138,34 @@ def test_outcomes_of_a_problem(view: ProblemTable) -> None:
         ("all", "no such method", "", ["p1", "p2", "p3"]),
     ],
 )
-def test_problems_are_filtered(view: ProblemTable, show: str, method: str, words: str, found: list[str]) -> None:
-    key = next((side.key for side in view.columns if side.method == method), method)
-    assert [row.id for row in filter_rows(view, show, key, words)] == found
+def test_problems_are_filtered(table: ProblemTable, show: str, method: str, words: str, expected: list[str]) -> None:
+    key = next((side.key for side in table.columns if side.method == method), method)
+    assert [row.id for row in filter_rows(table, show, key, words)] == expected
 
 
 def test_runs_with_the_same_problems_share_a_table(run: Run, tmp_path: Path) -> None:
     other = read_run(write_run(tmp_path / "other.jsonl", failing=False))
     foreign = read_run(write_run(tmp_path / "foreign.jsonl", digest="sha256:2", scored=False))
-    view = make_problem_table([("runs/first.jsonl", run), ("runs/other.jsonl", other), ("runs/foreign.jsonl", foreign)])
-    assert view.excluded_runs == ("runs/foreign.jsonl",)
-    assert [side.label for side in view.columns] == [
+    table = make_problem_table(
+        [("runs/first.jsonl", run), ("runs/other.jsonl", other), ("runs/foreign.jsonl", foreign)]
+    )
+    assert table.excluded_runs == ("runs/foreign.jsonl",)
+    assert [side.label for side in table.columns] == [
         "zero-shot (first)", "lora-starter (first)", "zero-shot (other)", "lora-starter (other)",
     ]  # fmt: skip
-    assert len({side.key for side in view.columns}) == 4
-    assert "The same methods across runs" in summary_html([("a", run), ("b", other)], view, with_comparisons=True)
+    assert len({side.key for side in table.columns}) == 4
+    assert "The same methods across runs" in summary_html([("a", run), ("b", other)], table, with_comparisons=True)
 
 
-def test_open_problem_shows_all_answers_with_their_tests(view: ProblemTable) -> None:
-    board = problem_view(view, view.rows[0], view.columns[1].key)
-    best, wrong = board["cards"]
+def test_open_problem_shows_all_answers_with_their_tests(table: ProblemTable) -> None:
+    view = problem_view(table, table.rows[0], table.columns[1].key)
+    best, wrong = view["cards"]
     assert (best["label"], best["best"], wrong["label"]) == ("lora-starter", True, "zero-shot")
     assert "All 2 tests pass" in Reader(best["tests"]).text
     assert "double(2) gave 6, expected 4" in Reader(wrong["tests"]).text
-    assert "2 tests in the sandbox (" in Reader(board["head"]).text
-    assert "lora-starter passes all 2 tests; the other passes none." in Reader(board["head"]).text
-    failed = problem_view(view, view.rows[1], "")["cards"][0]
+    assert "2 tests in the sandbox (" in Reader(view["head"]).text
+    assert "lora-starter passes all 2 tests; the other passes none." in Reader(view["head"]).text
+    failed = problem_view(table, table.rows[1], "")["cards"][0]
     assert failed["state"] == "failed"
     assert "shorten the intent" in Reader(failed["code"]).text
 
@@ -175,24 +177,24 @@ def test_texts_of_a_run_are_escaped(tmp_path: Path) -> None:
     hostile.add([])
     hostile._results = {(EVIL, problem): result for (_, problem), result in hostile._results.items()}
     hostile.settings |= {"base_id": EVIL, "data": EVIL}
-    view = make_problem_table([(EVIL, hostile)])
-    for row in view.rows:
-        board: Any = problem_view(view, row, "")
-        for html in (board["head"], *(card[section] for card in board["cards"] for section in SECTIONS)):
+    table = make_problem_table([(EVIL, hostile)])
+    for row in table.rows:
+        view: Any = problem_view(table, row, "")
+        for html in (view["head"], *(card[section] for card in view["cards"] for section in SECTIONS)):
             assert_harmless(html)
-    parts = Parts(summary_html([(EVIL, hostile)], view, with_comparisons=True) + empty_html(EVIL))
+    parts = Parts(summary_html([(EVIL, hostile)], table, with_comparisons=True) + empty_html(EVIL))
     assert not parts.tags & {"img", "script", "a", "iframe"}
     assert not any(name.startswith("on") for name in parts.attributes)
 
 
-def test_summary_shows_values_with_intervals(run: Run, view: ProblemTable) -> None:
-    text = Reader(summary_html([("first", run)], view, with_comparisons=True)).text
+def test_summary_shows_values_with_intervals(run: Run, table: ProblemTable) -> None:
+    text = Reader(summary_html([("first", run)], table, with_comparisons=True)).text
     assert "SmolLM2-135M-Instruct · NF4 · CPU · starter test, 3 problems" in text
     assert "tests in the sandbox (" in text
     assert "Pass@1" in text
     assert "100.0" in text
     assert "Comparisons" in text
-    assert "Comparisons" not in summary_html([("first", run)], view, with_comparisons=False)
+    assert "Comparisons" not in summary_html([("first", run)], table, with_comparisons=False)
 
 
 def test_run_without_scores_shows_the_score_command(tmp_path: Path) -> None:
@@ -205,15 +207,15 @@ def test_run_without_scores_shows_the_score_command(tmp_path: Path) -> None:
 
 def test_problem_list_is_paged() -> None:
     rows = tuple(ProblemRow({"id": f"p{n}", "intent": "x"}, {}) for n in range(PAGE_SIZE + 3))
-    view = ProblemTable((), rows, (), {})
-    assert [len(problem_list_value(view, rows, start)["rows"]) for start in (0, PAGE_SIZE, 10_000, -5)] == [
+    table = ProblemTable((), rows, (), {})
+    assert [len(problem_list_value(table, rows, start)["rows"]) for start in (0, PAGE_SIZE, 10_000, -5)] == [
         PAGE_SIZE,
         3,
         3,
         PAGE_SIZE,
     ]
-    assert problem_list_value(view, rows, PAGE_SIZE + 1)["from"] == PAGE_SIZE
-    assert "None of 28 problems" in problem_list_value(view, ())["head"]
+    assert problem_list_value(table, rows, PAGE_SIZE + 1)["from"] == PAGE_SIZE
+    assert "None of 28 problems" in problem_list_value(table, ())["head"]
 
 
 @pytest.mark.parametrize("kind", EXPORT_KINDS)
@@ -261,8 +263,8 @@ def test_url_state_is_parsed() -> None:
         "run": ["runs/b.jsonl", "runs/b.jsonl", "runs/a.jsonl"], "method": ["runs/b.jsonl|zero-shot"],
         "show": ["failures"], "words": ["a list"], "problem": ["p1"],
     }  # fmt: skip
-    asked = UrlState(("runs/b.jsonl", "runs/a.jsonl"), "runs/b.jsonl|zero-shot", "failures", "a list", "p1")
-    assert parse_url_state(value, KNOWN) == asked
+    url_state = UrlState(("runs/b.jsonl", "runs/a.jsonl"), "runs/b.jsonl|zero-shot", "failures", "a list", "p1")
+    assert parse_url_state(value, KNOWN) == url_state
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,6 @@ def test_unknown_filter_in_url_is_ignored() -> None:
 
 
 def test_url_state_is_restricted_to_the_table() -> None:
-    asked = UrlState(("runs/a.jsonl",), "runs/a.jsonl|zero-shot", "some", "list", "p1")
-    assert asked.restrict_to(ProblemTable()) == UrlState(("runs/a.jsonl",), "", "some", "list", "")
-    assert asked.restrict_to(ProblemTable(row_index={"p1": 0})).problem == "p1"
+    url_state = UrlState(("runs/a.jsonl",), "runs/a.jsonl|zero-shot", "some", "list", "p1")
+    assert url_state.restrict_to(ProblemTable()) == UrlState(("runs/a.jsonl",), "", "some", "list", "")
+    assert url_state.restrict_to(ProblemTable(row_index={"p1": 0})).problem == "p1"

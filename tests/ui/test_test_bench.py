@@ -90,21 +90,21 @@ def test_no_code_runs_without_a_sandbox(tmp_path: Path) -> None:
 
 
 def test_queue_is_first_in_first_out() -> None:
-    line = AdmissionQueue()
-    with line.enqueue() as first, line.enqueue() as second, line.enqueue() as third:
-        assert [place.wait(0) for place in (first, second, third)] == [0, 1, 2]
+    queue = AdmissionQueue()
+    with queue.enqueue() as first, queue.enqueue() as second, queue.enqueue() as third:
+        assert [ticket.wait(0) for ticket in (first, second, third)] == [0, 1, 2]
 
 
 def test_leaving_admits_the_next_run() -> None:
-    line = AdmissionQueue()
+    queue = AdmissionQueue()
     order: list[str] = []
-    with line.enqueue() as first:
+    with queue.enqueue() as first:
         assert first.wait(0) == 0
 
         def run(name: Any) -> None:
-            with line.enqueue() as place:
+            with queue.enqueue() as ticket:
                 joined.set()
-                while place.wait(5):
+                while ticket.wait(5):
                     pass
                 order.append(name)
 
@@ -121,19 +121,19 @@ def test_leaving_admits_the_next_run() -> None:
 
 
 def test_leaving_from_the_middle_moves_later_runs_up() -> None:
-    line = AdmissionQueue()
-    with line.enqueue():
-        middle = line.enqueue()
+    queue = AdmissionQueue()
+    with queue.enqueue():
+        middle = queue.enqueue()
         middle.__enter__()
-        with line.enqueue() as last:
+        with queue.enqueue() as last:
             assert last.wait(0) == 2
             middle.__exit__(None, None, None)
             assert last.wait(0) == 1
 
 
 def test_concurrent_runs_are_admitted_and_later_ones_counted() -> None:
-    line = AdmissionQueue(max_concurrent=2)
-    with line.enqueue() as first, line.enqueue() as second, line.enqueue() as third, line.enqueue() as fourth:
-        assert [place.wait(0) for place in (first, second, third, fourth)] == [0, 0, 1, 2]
-    with line.enqueue() as again:
+    queue = AdmissionQueue(max_concurrent=2)
+    with queue.enqueue() as first, queue.enqueue() as second, queue.enqueue() as third, queue.enqueue() as fourth:
+        assert [ticket.wait(0) for ticket in (first, second, third, fourth)] == [0, 0, 1, 2]
+    with queue.enqueue() as again:
         assert again.wait(0) == 0

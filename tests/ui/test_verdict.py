@@ -36,7 +36,7 @@ def test_equal_answers_have_no_best() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parsing", "sentence"),
+    ("parsing", "text"),
     [
         ([1, 1, 1], "All 3 answers parse as Python"),
         ([1, 0, 1], "2 of 3 answers parse as Python"),
@@ -46,9 +46,9 @@ def test_equal_answers_have_no_best() -> None:
         ([0], "The answer is not valid Python"),
     ],
 )
-def test_verdict_without_reference_counts_parsing_answers(parsing: Any, sentence: Any) -> None:
+def test_verdict_without_reference_counts_parsing_answers(parsing: Any, text: Any) -> None:
     runs = [scored("zero-shot", None, None, parses=value) for value in parsing]
-    assert verdict_text(runs) == f"{sentence}; without a reference or tests there is nothing more to score."
+    assert verdict_text(runs) == f"{text}; without a reference or tests there is nothing more to score."
     assert best_indices(runs) == frozenset()
 
 
@@ -68,7 +68,7 @@ def test_failed_and_stopped_answers_are_counted_but_not_best() -> None:
 
 def after_tests(method: Any, passed: int, em: Any = None, codebleu: Any = None, *, of: int = 4) -> Any:
     record = scored(method, em, codebleu)
-    tests = [{"passed": place < passed} for place in range(of)]
+    tests = [{"passed": i < passed} for i in range(of)]
     return record | {"tests": tests, "scores": {"tests": passed / of, **record["scores"]}}
 
 

@@ -81,7 +81,7 @@ def test_invalid_cookie_is_ignored() -> None:
 def test_forwarded_address_is_trusted_on_spaces_only(monkeypatch: pytest.MonkeyPatch) -> None:
     visitors = VisitorRegistry()
     plain = visitors.identify(request(host="10.0.0.9", forwarded="1.1.1.1, 2.2.2.2"))
-    assert plain == visitors.identify(request(host="10.0.0.9"))  # elsewhere anybody could write that header
+    assert plain == visitors.identify(request(host="10.0.0.9"))  # outside a Space clients could forge that header
     monkeypatch.setenv("SPACE_ID", "ada/arena")
     assert visitors.identify(request(forwarded="1.1.1.1, 2.2.2.2")) == visitors.identify(request(forwarded="2.2.2.2"))
     assert visitors.identify(request(forwarded="2.2.2.2")).id != plain.id
@@ -209,22 +209,22 @@ def logins(tmp_path: Path) -> Path:
 
 
 def test_local_host_allows_training_without_login() -> None:
-    found = access()
-    assert (found.policy.training, found.accounts, found.note) == ("everyone", (), "")
+    options = access()
+    assert (options.policy.training, options.accounts, options.note) == ("everyone", (), "")
 
 
 def test_public_host_denies_training_with_a_note() -> None:
-    found = access(host=EVERYWHERE)
-    assert found.policy.training == "nobody"
-    assert "--auth" in found.note
+    options = access(host=EVERYWHERE)
+    assert options.policy.training == "nobody"
+    assert "--auth" in options.note
     assert access("--train", "everyone", host=EVERYWHERE).policy.training == "everyone"
 
 
 def test_logins_allow_training_and_the_first_one_is_owner(logins: Path) -> None:
-    found = access("--auth", str(logins), host=EVERYWHERE)
-    assert found.accounts == (("ada", "correct horse"), ("bob", "battery:staple"))
-    assert found.policy.training == "everyone"
-    assert found.policy.owners == {"ada"}
+    options = access("--auth", str(logins), host=EVERYWHERE)
+    assert options.accounts == (("ada", "correct horse"), ("bob", "battery:staple"))
+    assert options.policy.training == "everyone"
+    assert options.policy.owners == {"ada"}
     assert access("--auth", str(logins), "--owner", "Bob").policy.owners == {"Bob"}
 
 
@@ -247,7 +247,7 @@ def test_limits_are_parsed_in_their_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         (["--train", "owners"], "Unknown choice for --train 'owners': did you mean 'owner'?"),
         (["--train", "owner"], "--train owner needs an owner"),
@@ -256,10 +256,10 @@ def test_limits_are_parsed_in_their_units() -> None:
         (["--auth", "no/such"], "The logins in no/such cannot be read"),
     ],
 )
-def test_invalid_options_raise_a_clear_error(arguments: list[str], sentence: str) -> None:
+def test_invalid_options_raise_a_clear_error(arguments: list[str], message: str) -> None:
     with pytest.raises(PromptOrTuneError) as refused:
         access(*arguments)
-    assert sentence in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["ada", "ada:short", ":no name at all", "ada:correct horse\nADA:another one", ""])

@@ -211,7 +211,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, 
 def _candidate_facts(candidate: Mapping[str, Any]) -> list[str]:
     facts = [f"log-probability {candidate['logprob']:.2f}", f"{candidate['tokens']} tokens"]
     if candidate.get("times", 1) > 1:
-        facts.append(f"said {candidate['times']} times")
+        facts.append(f"given {candidate['times']} times")
     if candidate.get("tests"):
         facts.append(pass_count_text(candidate["tests"]))
     return facts

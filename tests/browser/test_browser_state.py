@@ -34,7 +34,7 @@ def value(page: ComparePage, css: str) -> str:
     return str(page.find(css).get_property("value"))
 
 
-def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePage) -> None:
+def test_refresh_restores_question_settings_and_runs(page: ComparePage) -> None:
     page.intent(EVIL)
     page.run()
     page.finish()
@@ -65,7 +65,7 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     assert page.all("#comparison script, #comparison img, #history img") == []
 
 
-def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage) -> None:
+def test_refresh_restores_the_selected_problem(page: ComparePage) -> None:
     page.find("#random").click()
     until(page.intent_text)
     until(lambda: value(page, "#problem input") != "Pick a test problem")
@@ -80,7 +80,7 @@ def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage)
     until(lambda: "its reference and its tests are no longer used" in page.text("#intent-note"))
 
 
-def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
+def test_clearing_the_storage_removes_everything(page: ComparePage) -> None:
     page.intent("something private")
     page.run()
     page.finish()
@@ -94,7 +94,7 @@ def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
     assert "something private" not in stored
 
 
-def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePage) -> None:
+def test_invalid_storage_is_ignored(page: ComparePage) -> None:
     script = """
         localStorage.setItem("prompt-or-tune.runs", '[[{"method": "<img src=x onerror=alert(1)>"}], 7, null]');
         localStorage.setItem("prompt-or-tune.fields", '{"intent": 5, "mode": "loud", "chips": [{"name": 3}, "x"]}');
@@ -136,7 +136,7 @@ def test_storage_of_an_earlier_version_is_taken_over(page: ComparePage) -> None:
     assert not [key for key in stored if key.startswith("peft-arena")]
 
 
-def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page: ComparePage) -> None:
+def test_first_visit_shows_introduction_and_runs_an_example(page: ComparePage) -> None:
     assert len(page.all("#welcome .welcome p")) == 3
     until(lambda: page.chips() == DEFAULTS)
     page.find("#run-example").click()
@@ -153,7 +153,7 @@ def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page
     assert not page.find("#welcome").is_displayed()
 
 
-def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: WebDriver, url: str) -> None:
+def test_url_restores_runs_filters_and_open_problem(driver: WebDriver, url: str) -> None:
     page = ComparePage(driver, url)
     page.resize(1440, 900)
     driver.get(f"{url}?tab=results&run=runs/other.jsonl&run=no/such.jsonl&show=some&words=double")
@@ -172,7 +172,7 @@ def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: Web
     until(lambda: "words=" not in driver.current_url)
 
 
-def test_a_hostile_address_is_only_an_address(driver: WebDriver, url: str) -> None:
+def test_invalid_url_parameters_are_ignored(driver: WebDriver, url: str) -> None:
     page = ComparePage(driver, url)
     driver.get(f"{url}?tab=results&run=../../etc/passwd&method=%3Cimg src=x onerror=alert(1)%3E&show=x&words=%24{{1}}")
     until(lambda: len(page.all("#problems li")) == 3)

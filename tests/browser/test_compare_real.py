@@ -26,7 +26,7 @@ def count_streaming(cards: list[dict[str, Any]]) -> int:
     return sum(card["state"] == "streaming" and bool(card["code"].strip()) for card in cards)
 
 
-def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> None:
+def test_four_methods_answer_a_real_problem(page: ComparePage) -> None:
     assert "NF4" in page.text(".model-text")
     page.choose("#data-set", "conala")
     page.search("#problem", "dictionary")
@@ -58,7 +58,7 @@ def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> N
     page.screenshot("real-done-light")
 
 
-def test_a_run_is_stopped(page: ComparePage) -> None:
+def test_run_is_stopped(page: ComparePage) -> None:
     page.intent(LONG_TASK)
     page.run()
     until(lambda: count_streaming(page.cards()) >= 1, RUN_SECONDS)
@@ -70,14 +70,14 @@ def test_a_run_is_stopped(page: ComparePage) -> None:
     page.screenshot("real-stopped")
 
 
-def test_an_empty_question_is_one_sentence(page: ComparePage) -> None:
+def test_empty_question_is_refused(page: ComparePage) -> None:
     page.intent("   ")
     page.run()
     assert page.text("#intent-note") == "Say first what the Python should do: one sentence is enough."
     assert not page.running()
 
 
-def test_a_hundred_thousand_characters_do_not_break_it(page: ComparePage) -> None:
+def test_too_long_question_fails_in_its_columns(page: ComparePage) -> None:
     page.intent("reverse the string `s` " * 4348)
     assert len(page.intent_text()) > 100_000
     page.run()
@@ -89,7 +89,7 @@ def test_a_hundred_thousand_characters_do_not_break_it(page: ComparePage) -> Non
     assert len(page.intent_text()) > 100_000, "nothing typed is lost"
 
 
-def test_a_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
+def test_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
     until(lambda: len(page.chips()) == 4)
     for label in page.chips()[1:]:
         page.remove_chip(label)
@@ -105,7 +105,7 @@ def test_a_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
     page.screenshot("real-broken-adapter")
 
 
-def test_dark_and_on_a_phone(driver: WebDriver, real_app: str) -> None:
+def test_dark_theme_and_phone(driver: WebDriver, real_app: str) -> None:
     page = ComparePage(driver, real_app).open(theme="dark")
     page.find("#starter-examples button").click()
     until(page.intent_text)

@@ -48,7 +48,7 @@ def ask(page: ComparePage, tests: str) -> None:
     until(lambda: "double a value" in page.text("#comparison .question"))
 
 
-def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
+def test_pasted_tests_show_failures_with_reasons(page: ComparePage) -> None:
     ask(page, TESTS)
     assert page.text("#status").startswith("lora-starter passes all 3 tests; the others pass at most 1.")
     assert [card["badge"] for card in page.cards()] == ["", "", "", "passes"]
@@ -64,13 +64,13 @@ def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
     page.screenshot("compare-tests")
 
 
-def test_input_and_output_pairs_run_too(page: ComparePage) -> None:
+def test_input_and_output_pairs_run(page: ComparePage) -> None:
     ask(page, "input: 2\noutput: 4")
     assert page.text("#status") == "No answer passes the test."
     assert "input '2': printed nothing, expected '4'" in panels(page)[3]
 
 
-def test_wrong_tests_get_a_sentence_with_their_line_and_are_not_lost(page: ComparePage) -> None:
+def test_invalid_tests_show_their_line_and_stay_in_the_field(page: ComparePage) -> None:
     wrong = "assert double(2) == 4\nassert double(2 =="
     ask(page, wrong)
     until(lambda: page.text("#comparison .error-message").startswith("Line 2: "))
@@ -79,7 +79,7 @@ def test_wrong_tests_get_a_sentence_with_their_line_and_are_not_lost(page: Compa
     assert page.find("#tests textarea").get_property("value") == wrong
 
 
-def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePage) -> None:
+def test_tests_of_a_problem_are_restored_from_history(page: ComparePage) -> None:
     page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
@@ -98,7 +98,7 @@ def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePa
     until(lambda: all("tests pass" in panel for panel in panels(page)))
 
 
-def test_without_a_sandbox_there_is_one_sentence(driver: WebDriver) -> None:
+def test_missing_sandbox_shows_its_reason(driver: WebDriver) -> None:
     def open_sandbox() -> Any:
         raise SandboxUnavailableError(NO_SANDBOX)
 

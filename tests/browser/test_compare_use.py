@@ -16,7 +16,7 @@ from tests.browser.page import ComparePage, until
 pytestmark = pytest.mark.browser
 
 
-def test_one_run_from_the_question_to_the_verdict(page: ComparePage) -> None:
+def test_one_run_from_question_to_verdict(page: ComparePage) -> None:
     page.intent("map two lists `keys` and `values` into a dictionary")
     page.reference(REFERENCE)
     until(lambda: page.chips() == DEFAULTS)
@@ -36,7 +36,7 @@ def test_one_run_from_the_question_to_the_verdict(page: ComparePage) -> None:
     assert "2 of 8 examples were left out" in page.all(".card")[1].text
 
 
-def test_what_explains_an_answer_folds_out(page: ComparePage) -> None:
+def test_details_of_an_answer(page: ComparePage) -> None:
     page.intent("reverse the string `s`")
     page.reference(REFERENCE)
     page.run()
@@ -53,7 +53,7 @@ def test_what_explains_an_answer_folds_out(page: ComparePage) -> None:
     until(lambda: "keys[i]" in difference.text)
 
 
-def test_a_fold_stays_open_while_others_still_grow(page: ComparePage) -> None:
+def test_details_stay_open_while_other_columns_stream(page: ComparePage) -> None:
     page.remove_chip("ICL 8")
     page.remove_chip("RAG 8")
     page.remove_chip("zero-shot")
@@ -68,7 +68,7 @@ def test_a_fold_stays_open_while_others_still_grow(page: ComparePage) -> None:
     page.finish()
 
 
-def test_methods_are_added_removed_and_never_twice(page: ComparePage) -> None:
+def test_methods_are_added_and_removed(page: ComparePage) -> None:
     page.remove_chip("ICL 8")
     page.open_method_form()
     page.write("#method-k input", "3")
@@ -87,7 +87,7 @@ def test_methods_are_added_removed_and_never_twice(page: ComparePage) -> None:
     assert page.text("#intent-note") == "Add at least one method: each method gives one answer."
 
 
-def test_a_test_problem_fills_question_and_reference(page: ComparePage) -> None:
+def test_test_problem_fills_question_and_reference(page: ComparePage) -> None:
     page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
@@ -106,7 +106,7 @@ def test_a_test_problem_fills_question_and_reference(page: ComparePage) -> None:
     assert "its reference and its tests are no longer used" in page.text("#intent-note")
 
 
-def test_the_session_remembers_and_exports(page: ComparePage, tmp_path: Path) -> None:
+def test_history_and_exports(page: ComparePage, tmp_path: Path) -> None:
     for intent in ("first question", "second question"):
         page.intent(intent)
         page.run()
@@ -132,7 +132,7 @@ def test_the_session_remembers_and_exports(page: ComparePage, tmp_path: Path) ->
     until(lambda: next(tmp_path.glob("*.csv"), None))
 
 
-def test_candidates_fold_out_under_beam_search(page: ComparePage) -> None:
+def test_candidates_of_beam_search(page: ComparePage) -> None:
     page.unfold_options()
     page.find("#mode input[value=beam]").click()
     until(lambda: page.find("#candidates").is_displayed())
@@ -143,7 +143,7 @@ def test_candidates_fold_out_under_beam_search(page: ComparePage) -> None:
     assert "candidate 3" in page.fold(1, "Other candidates").text
 
 
-def test_the_keyboard_is_enough(page: ComparePage) -> None:
+def test_keyboard_use(page: ComparePage) -> None:
     field = page.find("#intent textarea")
     field.send_keys("reverse the string `s`")
     field.send_keys(Keys.CONTROL, Keys.ENTER)

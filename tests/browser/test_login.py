@@ -22,7 +22,7 @@ def locked() -> Iterator[str]:
         yield address
 
 
-def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
+def test_login_and_comparison(driver: WebDriver, locked: str) -> None:
     driver.get(locked)
     fields = until(lambda: driver.find_elements(By.CSS_SELECTOR, "input"))
     assert not driver.find_elements(By.CSS_SELECTOR, "#run")
@@ -40,7 +40,7 @@ def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
     until(lambda: driver.find_elements(By.CSS_SELECTOR, "input[type=password]"), 60)
 
 
-def test_without_a_login_no_endpoint_answers(locked: str) -> None:
+def test_endpoints_require_login(locked: str) -> None:
     with httpx.Client(base_url=locked) as client:
         response = client.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
         assert response.status_code == 401

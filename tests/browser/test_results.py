@@ -46,7 +46,7 @@ def rows(page: ComparePage) -> list[str]:
     return [row.text for row in page.all("#problems li .intent")]
 
 
-def test_the_address_opens_a_run_with_its_numbers(page: ComparePage) -> None:
+def test_url_opens_a_run_with_its_tables(page: ComparePage) -> None:
     assert page.driver.title == "Prompt or Tune · Results"
     table = page.text("#summary table")
     assert "Pass@1" in table
@@ -57,7 +57,7 @@ def test_the_address_opens_a_run_with_its_numbers(page: ComparePage) -> None:
     page.screenshot("results-light")
 
 
-def test_a_problem_opens_with_all_answers_and_nothing_in_it_is_markup(page: ComparePage) -> None:
+def test_problem_opens_with_all_answers_escaped(page: ComparePage) -> None:
     page.all("#problems li button")[1].click()
     until(lambda: page.all("#answers .card"))
     assert [name.text for name in page.all("#answers h3:not(.question)")] == ["zero-shot", "lora-starter"]
@@ -77,7 +77,7 @@ def test_problems_are_filtered_and_searched(page: ComparePage) -> None:
     until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
-def test_a_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
+def test_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
     page.find("#summary button[data-method$='|zero-shot']").click()
     until(lambda: len(rows(page)) == 2)
     assert page.find("#filter-method input").get_property("value") == "zero-shot"
@@ -104,7 +104,7 @@ def test_numbers_are_downloaded(page: ComparePage, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))
 
 
-def test_the_tabs_change_the_address(page: ComparePage) -> None:
+def test_tabs_change_the_url(page: ComparePage) -> None:
     page.find("#tab-compare-button").click()
     until(lambda: "tab=" not in page.driver.current_url)
     until(lambda: page.driver.title == "Prompt or Tune · Compare")
@@ -113,7 +113,7 @@ def test_the_tabs_change_the_address(page: ComparePage) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_shows_it_without_a_sideways_scroll(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_layout_of_results(driver: WebDriver, url: str, theme: str) -> None:
     page = open_results(driver, url, theme, 390)
     page.all("#problems li button")[0].click()
     until(lambda: page.all("#answers .card"))
@@ -121,7 +121,7 @@ def test_a_phone_shows_it_without_a_sideways_scroll(driver: WebDriver, url: str,
     page.screenshot(f"results-phone-{theme}")
 
 
-def test_without_runs_the_page_says_how_to_make_one(driver: WebDriver, tmp_path: Path) -> None:
+def test_page_without_runs_shows_the_command(driver: WebDriver, tmp_path: Path) -> None:
     with serve(lambda report: make_engine(), run_library=RunLibrary([("runs", tmp_path)])) as url:
         driver.get(f"{url}?tab=results")
         page = ComparePage(driver, url)

@@ -55,7 +55,7 @@ def streaming(page: ComparePage) -> bool:
     return bool(page.cards()) and page.cards()[-1]["state"] == "streaming"
 
 
-def test_two_people_see_their_own_and_stop_their_own(page: ComparePage, second: WebDriver) -> None:
+def test_two_visitors_see_and_stop_only_their_own_runs(page: ComparePage, second: WebDriver) -> None:
     mine, theirs = page, ComparePage(second, page.url).open()
     for visitor, question in ((mine, "the first person's words"), (theirs, "the second person's words")):
         visitor.add_adapter("lora-slow")
@@ -80,7 +80,7 @@ def test_two_people_see_their_own_and_stop_their_own(page: ComparePage, second: 
     assert len(cookies) == 2
 
 
-def test_one_person_may_not_have_more_at_once_than_anybody(page: ComparePage) -> None:
+def test_concurrent_answers_per_visitor_are_limited(page: ComparePage) -> None:
     page.add_adapter("lora-slow")
     page.intent("talk on and on")
     page.run()
@@ -101,7 +101,7 @@ def test_one_person_may_not_have_more_at_once_than_anybody(page: ComparePage) ->
     page.stop()
 
 
-def test_a_file_that_is_too_large_is_a_sentence(page: ComparePage, tmp_path: Path) -> None:
+def test_too_large_upload_shows_a_message(page: ComparePage, tmp_path: Path) -> None:
     large = tmp_path / "large.csv"
     large.write_text("intent,snippet\n" + "say hello,print('hello')\n" * 20_000, encoding="utf-8")
     page.driver.get(f"{page.url}?tab=train")

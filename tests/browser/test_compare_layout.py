@@ -13,7 +13,7 @@ from tests.browser.page import ComparePage, until
 pytestmark = pytest.mark.browser
 
 
-def test_a_first_visit_is_invited_and_ready(page: ComparePage) -> None:
+def test_first_visit(page: ComparePage) -> None:
     assert page.text(".product") == "Prompt or Tune"
     assert page.text(".model-text") == "SmolLM2-135M-Instruct · NF4 · CPU"
     until(lambda: page.chips() == DEFAULTS)
@@ -27,7 +27,7 @@ def test_a_first_visit_is_invited_and_ready(page: ComparePage) -> None:
     assert page.complaints() == []
 
 
-def test_no_text_becomes_markup(page: ComparePage) -> None:
+def test_texts_are_escaped(page: ComparePage) -> None:
     page.add_adapter("lora-evil")
     page.intent(EVIL)
     page.reference(EVIL)
@@ -43,7 +43,7 @@ def test_no_text_becomes_markup(page: ComparePage) -> None:
     assert page.all("#comparison script, #comparison img, #history img, #history script") == []
 
 
-def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
+def test_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
     page.add_adapter("lora-long")
     page.intent("write five hundred lines")
     page.run()
@@ -60,7 +60,7 @@ def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_layout_of_compare(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=390, height=844)
     page.find("#starter-examples button").click()
     until(page.intent_text)

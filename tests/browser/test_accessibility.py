@@ -30,7 +30,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("theme", "width"), VARIANTS)
-def test_compare_before_and_after_a_run(driver: WebDriver, url: str, theme: str, width: int) -> None:
+def test_compare_page_before_and_after_a_run(driver: WebDriver, url: str, theme: str, width: int) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=width, height=900)
     assert page.find("#welcome").is_displayed()
     assert violations(driver) == []
@@ -49,7 +49,7 @@ def test_compare_before_and_after_a_run(driver: WebDriver, url: str, theme: str,
 
 
 @pytest.mark.parametrize(("theme", "width"), VARIANTS)
-def test_results_with_an_open_problem(driver: WebDriver, url: str, theme: str, width: int) -> None:
+def test_results_page_with_an_open_problem(driver: WebDriver, url: str, theme: str, width: int) -> None:
     page = open_tab(driver, url, "results", theme, width)
     until(lambda: "Comparisons" in page.text("#summary"))
     page.all("#problems li button")[1].click()
@@ -59,7 +59,7 @@ def test_results_with_an_open_problem(driver: WebDriver, url: str, theme: str, w
 
 @pytest.mark.parametrize("name", ["arena", "train", "adapters"])
 @pytest.mark.parametrize(("theme", "width"), [VARIANTS[0], VARIANTS[3]])
-def test_a_page_as_it_comes_up(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
+def test_other_pages_when_opened(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
     page = open_tab(driver, url, name, theme, width)
     assert violations(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
@@ -76,7 +76,7 @@ def open_tab(driver: WebDriver, url: str, name: str, theme: str, width: int) -> 
     return page
 
 
-def test_the_keyboard_goes_through_compare_in_order_and_is_seen(driver: WebDriver, url: str) -> None:
+def test_keyboard_focus_order_and_visibility_on_compare(driver: WebDriver, url: str) -> None:
     page = ComparePage(driver, url).open()
     driver.execute_script("document.querySelector('#skip').focus()")
     visited: list[str] = []

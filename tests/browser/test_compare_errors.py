@@ -16,7 +16,7 @@ from tests.fakes import FakeEngine
 pytestmark = pytest.mark.browser
 
 
-def test_stop_keeps_what_was_said(page: ComparePage, engine: FakeEngine) -> None:
+def test_stop_keeps_the_partial_answer(page: ComparePage, engine: FakeEngine) -> None:
     page.add_adapter("lora-slow")
     page.intent("talk on and on")
     before = engine.cancelled
@@ -32,7 +32,7 @@ def test_stop_keeps_what_was_said(page: ComparePage, engine: FakeEngine) -> None
     page.screenshot("compare-stopped")
 
 
-def test_a_closed_page_stops_its_run(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
+def test_closing_the_page_cancels_its_run(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
     page.add_adapter("lora-slow")
     page.intent("talk on and on")
     before = engine.cancelled
@@ -43,7 +43,7 @@ def test_a_closed_page_stops_its_run(driver: WebDriver, page: ComparePage, engin
 
 
 @pytest.mark.parametrize("intent", ["", "   \n "])
-def test_an_empty_question_is_one_sentence_and_nothing_is_lost(page: ComparePage, intent: str) -> None:
+def test_empty_question_is_refused_and_fields_are_not_lost(page: ComparePage, intent: str) -> None:
     page.intent("reverse the string `s`")
     page.run()
     page.finish()
@@ -55,7 +55,7 @@ def test_an_empty_question_is_one_sentence_and_nothing_is_lost(page: ComparePage
     assert page.find("#reference textarea").get_property("value") == "s[::-1]"
 
 
-def test_a_huge_question_is_refused_in_every_column_and_the_page_lives(page: ComparePage) -> None:
+def test_too_long_question_fails_in_every_column(page: ComparePage) -> None:
     page.intent("x" * 100_000)
     page.run()
     page.finish()
@@ -67,7 +67,7 @@ def test_a_huge_question_is_refused_in_every_column_and_the_page_lives(page: Com
     assert {card["state"] for card in page.cards()} == {"done"}
 
 
-def test_one_failed_column_leaves_the_others_alone(page: ComparePage) -> None:
+def test_one_failed_column_does_not_affect_others(page: ComparePage) -> None:
     page.add_adapter("lora-broken (cannot be used here)")
     page.intent("reverse the string `s`")
     page.run()
@@ -79,7 +79,7 @@ def test_one_failed_column_leaves_the_others_alone(page: ComparePage) -> None:
     page.screenshot("compare-one-failed")
 
 
-def test_several_people_wait_for_one_another(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
+def test_second_visitor_waits_for_the_first(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
     page.add_adapter("lora-slow")
     page.intent("the first one")
     page.run()
@@ -103,7 +103,7 @@ def test_several_people_wait_for_one_another(driver: WebDriver, page: ComparePag
     driver.switch_to.window(first)
 
 
-def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
+def test_page_is_usable_while_the_model_loads(driver: WebDriver) -> None:
     go = threading.Event()
 
     def build(report: ProgressFn) -> FakeEngine:
@@ -125,7 +125,7 @@ def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
         until(lambda: page.chips() == [*DEFAULTS[:3], "lora-starter"])
 
 
-def test_a_model_that_cannot_be_loaded_is_one_sentence(driver: WebDriver) -> None:
+def test_failed_model_load_shows_its_message(driver: WebDriver) -> None:
     def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x' on the Hub: check the name, or use --base embedded.")
 

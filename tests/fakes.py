@@ -1,4 +1,4 @@
-"""An engine without a model: it streams scripted answers word by word, and fails where it is told to."""
+"""Fake engine without a model: it streams scripted answers word by word, and fails for scripted methods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXAMPLE = Example("starter-train-0001", "reverse the string `s`", "s[::-1]")
 
 
 class FakeStore(Store):
-    """Adapters by name alone; those in `broken` cannot be used, for the reason given."""
+    """Store of adapter names without files; `broken` maps unusable ones to the reason."""
 
     def __init__(self, adapters: Sequence[str], broken: Mapping[str, str]) -> None:
         super().__init__(())
@@ -49,11 +49,11 @@ class FakeStore(Store):
 
 @dataclass
 class FakeEngine(LLMEngine):
-    """Per method name: what it says, or the sentence with which it fails; `words` a step, `delay` seconds a step.
+    """An LLMEngine with scripted answers.
 
-    `refused` says per adapter why this engine cannot wear it.
-
-    Whoever has an Engine cannot tell the difference; `cancelled` counts the runs that were stopped.
+    `says` maps method names to answers, `fails` to error messages, `words` to the words per step; a step takes `delay`
+    seconds. `refused` maps adapters to the reason why they are unsupported. `seen` are the requests of each run,
+    `cancelled` counts the cancelled runs.
     """
 
     says: Mapping[str, str] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class FakeEngine(LLMEngine):
 
     @property
     def adapter_cache(self) -> AdapterCache:
-        """Nothing is ever in memory: there is none."""
+        """An empty cache."""
         return AdapterCache(cast("Backend", self), self.store)
 
     def adapters(self) -> list[str]:
@@ -106,29 +106,33 @@ class FakeEngine(LLMEngine):
             self.runs += 1
             self.seen.append(list(requests))
             began = time.monotonic()
-            going: dict[int, list[str]] = {}
+            remaining: dict[int, list[str]] = {}
             for index, request in enumerate(requests):
-                sentence = self._failure(request)
-                if sentence:
-                    yield RequestOutput(index, request, error=sentence)
+                error = self._failure(request)
+                if error:
+                    yield RequestOutput(index, request, error=error)
                 else:
-                    going[index] = re.findall(r"\s*\S+|\s+$", self._answer(request.method))
-            said = dict.fromkeys(going, 0)
+                    remaining[index] = re.findall(r"\s*\S+|\s+$", self._answer(request.method))
+            tokens = dict.fromkeys(remaining, 0)
             try:
-                while going and not cancel.is_set():
+                while remaining and not cancel.is_set():
                     time.sleep(self.delay)
-                    for index in list(going):
-                        said[index] += self.words.get(requests[index].method.name, 1)
-                        text = "".join(going[index][: said[index]])
-                        if said[index] >= len(going[index]):
-                            yield self._done(index, requests[index], text, len(going[index]), sampling_params, began)
-                            del going[index]
+                    for index in list(remaining):
+                        tokens[index] += self.words.get(requests[index].method.name, 1)
+                        text = "".join(remaining[index][: tokens[index]])
+                        if tokens[index] >= len(remaining[index]):
+                            yield self._done(
+                                index, requests[index], text, len(remaining[index]), sampling_params, began
+                            )
+                            del remaining[index]
                         else:
-                            yield PartialOutput(index, text, said[index])
-                self.cancelled += bool(going)
-                for index in going:
-                    text = "".join(going[index][: said[index]])
-                    yield self._done(index, requests[index], text, said[index], sampling_params, began, cancelled=True)
+                            yield PartialOutput(index, text, tokens[index])
+                self.cancelled += bool(remaining)
+                for index in remaining:
+                    text = "".join(remaining[index][: tokens[index]])
+                    yield self._done(
+                        index, requests[index], text, tokens[index], sampling_params, began, cancelled=True
+                    )
             except GeneratorExit:
                 self.cancelled += 1
                 raise
@@ -168,8 +172,8 @@ class FakeEngine(LLMEngine):
         examples = (EXAMPLE,) * request.method.examples.k
         code = re.sub(r"\A```python\n|\n```\s*\Z", "", text)
         candidates = tuple(
-            Candidate(text, code + (f"  # candidate {place + 1}" if place else ""), -0.5 - place, tokens)
-            for place in range(decoding.candidates)
+            Candidate(text, code + (f"  # candidate {i + 1}" if i else ""), -0.5 - i, tokens)
+            for i in range(decoding.candidates)
         )
         return RequestOutput(
             index=index,

@@ -19,15 +19,108 @@ ROOT = Path(__file__).resolve().parents[1]
 # Words that may stand in no identifier: an exception is an error, a position or an index is no place, text for a
 # person is a message, and so on. Plurals count as well.
 IDENTIFIER_WORDS = frozenset(
-    ["desk", "dress", "dressing", "fault", "flight", "flying", "kept", "lane", "ledger", "lesson", "mailbox", "parcel", "place", "rack", "resident", "said", "sentence", "shelf", "shown", "speech", "stem", "told", "trunk", "voice", "wardrobe", "wear", "wish", "worn"]
+    [
+        "desk",
+        "dress",
+        "dressing",
+        "fault",
+        "flight",
+        "flying",
+        "kept",
+        "lane",
+        "ledger",
+        "lesson",
+        "mailbox",
+        "parcel",
+        "place",
+        "rack",
+        "resident",
+        "said",
+        "sentence",
+        "shelf",
+        "shown",
+        "speech",
+        "stem",
+        "told",
+        "trunk",
+        "voice",
+        "wardrobe",
+        "wear",
+        "wish",
+        "worn",
+    ]
 )
 # Words that may not stand in prose either.
 PROSE_WORDS = frozenset(
-    ["desk", "dressed", "fault", "lanes", "ledger", "mailbox", "parcel", "rack", "residents", "shelf", "stems", "trunk", "wardrobe", "wears", "worn"]
+    [
+        "desk",
+        "dressed",
+        "fault",
+        "lanes",
+        "ledger",
+        "mailbox",
+        "parcel",
+        "rack",
+        "residents",
+        "shelf",
+        "stems",
+        "trunk",
+        "wardrobe",
+        "wears",
+        "worn",
+    ]
 )
 # Classes of the first version. A name that the field uses itself (Job, Call, Row) is none of them.
 OLD_CLASSES = frozenset(
-    ["Answering", "BeamBatch", "CausalState", "CompositeVoice", "Decoding", "DressedModel", "EngineLimits", "EngineSource", "Flight", "FormDesk", "FusedState", "Given", "Growth", "Hole", "JobBoard", "Lanes", "Looker", "Mailbox", "Measure", "OpenBatch", "Out", "PeftArenaError", "Parcel", "Patience", "Planner", "Preparer", "Rack", "Residents", "Said", "Seq2SeqState", "Shelf", "Speech", "StepBatch", "Stems", "Stops", "TailLayer", "Telling", "Told", "Vocabulary", "Voice", "Voices", "Wardrobe", "Where", "Wish", "Worker", "Workspace", "Worn"]
+    [
+        "Answering",
+        "BeamBatch",
+        "CausalState",
+        "CompositeVoice",
+        "Decoding",
+        "DressedModel",
+        "EngineLimits",
+        "EngineSource",
+        "Flight",
+        "FormDesk",
+        "FusedState",
+        "Given",
+        "Growth",
+        "Hole",
+        "JobBoard",
+        "Lanes",
+        "Looker",
+        "Mailbox",
+        "Measure",
+        "OpenBatch",
+        "Out",
+        "PeftArenaError",
+        "Parcel",
+        "Patience",
+        "Planner",
+        "Preparer",
+        "Rack",
+        "Residents",
+        "Said",
+        "Seq2SeqState",
+        "Shelf",
+        "Speech",
+        "StepBatch",
+        "Stems",
+        "Stops",
+        "TailLayer",
+        "Telling",
+        "Told",
+        "Vocabulary",
+        "Voice",
+        "Voices",
+        "Wardrobe",
+        "Where",
+        "Wish",
+        "Worker",
+        "Workspace",
+        "Worn",
+    ]
 )
 OLD_PRODUCT = re.compile(r"peft[ _-]?arena", re.IGNORECASE)
 

@@ -1,19 +1,17 @@
-"""Tabs, launch, header.
+"""Gradio app: all pages as tabs, the header with the state of the model, and the launch.
 
-All pages in one Gradio app, a tab each. It stands before the model is loaded: the header shows how far that is.
-
-The line above all pages: the product, and which model answers (or how far its loading is).
+The app serves its pages before the model is loaded; the header shows the progress of the loading.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from markupsafe import Markup
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 
@@ -27,6 +25,7 @@ from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
 from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
+from ui.templates import render
 from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
 from ui.visitors import Limits, UploadLimitMiddleware, Visitor, VisitorCookieMiddleware, build_login, is_login_available
@@ -35,40 +34,36 @@ LOADING_POLL_SECONDS = 0.7
 
 
 def header_html(context: Context) -> str:
-    """The header as it is now; everything that names the model is escaped."""
+    """Return the header: the product, and the model or the progress of its loading."""
     state = context.engine_loader.state()
-    if state.phase == "ready":
-        text, bar = base_label(context.engine_loader.engine().base), ""
-    elif state.phase == "failed":
-        text, bar = state.message, ""
-    else:
-        text = state.message
-        share = f' style="width:{state.fraction:.0%}"' if state.fraction is not None else ' class="unknown"'
-        bar = f'<span class="progress" aria-hidden="true"><span{share}></span></span>'
-    return (
-        '<header class="top"><p class="product">Prompt or Tune</p>'
-        f'<p class="model {state.phase}" role="status" aria-live="polite">'
-        f'<span class="dot" aria-hidden="true"></span><span class="model-text">{escape(text)}</span>{bar}</p></header>'
+    ready = state.phase == "ready"
+    return render(
+        "header.html.jinja",
+        product=PRODUCT,
+        phase=state.phase,
+        text=base_label(context.engine_loader.engine().base) if ready else state.message,
+        width=f"{state.fraction:.0%}" if state.fraction is not None else "",
     )
 
 
 def account_html(visitor: Visitor) -> str:
-    """Who is logged in, with the way out; '' for nobody."""
-    if not visitor.name or is_login_available():  # the button of a Space says it itself
+    """Return the name of the login with a link to log out; '' without a login."""
+    if not visitor.name or is_login_available():  # the login button of a Space shows both
         return ""
-    return f'<p class="account">Logged in as {escape(visitor.name)} · <a href="logout">Log out</a></p>'
+    line = Markup('<p class="account">Logged in as {} · <a href="logout">Log out</a></p>')
+    return line.format(visitor.name)
 
 
 def build_header(context: Context) -> tuple[gr.HTML, gr.HTML, gr.Timer]:
-    """The header, the line for who is logged in, and the timer that ticks while the model is being loaded."""
-    shown = gr.HTML(header_html(context), elem_id="top", apply_default_css=False, js_on_load=None)
+    """Add the header, the line of the login, and the timer that ticks while the model is loading."""
+    header = gr.HTML(header_html(context), elem_id="top", apply_default_css=False, js_on_load=None)
     account = gr.HTML("", elem_id="account", apply_default_css=False, js_on_load=None)
     build_login("top-login")
     timer = gr.Timer(LOADING_POLL_SECONDS)
-    return shown, account, timer
+    return header, account, timer
 
 
-# Nothing leaves this machine: Gradio reads this when it is imported.
+# No usage data is sent. Gradio reads this when it is imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
@@ -86,9 +81,9 @@ EPHEMERAL_STORAGE_NOTE = (
     "restarts. Save what you want to keep.</p>"
 )
 MAX_QUEUED = 256
-# A run keeps one while it waits in our line, and ticks of other pages must still find one.
+# A run holds one thread while it waits in the queue; events of other pages need free ones.
 MAX_THREADS = 128
-# Gradio's own copies of uploads and downloads go after a day, looked at every hour; what people made lies elsewhere.
+# Gradio deletes its copies of uploads and downloads after a day (checked every hour); jobs and adapters are elsewhere.
 CACHE_SECONDS = (3600, 24 * 3600)
 
 
@@ -98,7 +93,7 @@ def build_pages(
     context: Context | None = None,
     run_library: RunLibrary | None = None,
 ) -> gr.Blocks:
-    """The app, ready for `launch`. `shelf` holds the runs that Results shows: those of `make_shelf` by default."""
+    """Build the app for `launch`. `run_library` holds the runs of the Results page (default: `make_run_library()`)."""
     context = context or Context(engine_loader, data_dir)
     run_library = run_library or make_run_library()
     with gr.Blocks(title=PRODUCT, fill_width=True, analytics_enabled=False, delete_cache=CACHE_SECONDS) as pages:
@@ -119,20 +114,18 @@ def build_pages(
             FOOTER + ("" if context.persistent else EPHEMERAL_STORAGE_NOTE),
             apply_default_css=False,
             js_on_load=None,
-            elem_id="foot",
+            elem_id="footer",
         )
-        # What the browser kept comes after the chips that the page begins with, and replaces them.
+        # The state of the browser is restored after the default chips, which it replaces.
         restore(_wire_loading(pages, context, header, timer, form))
-        pages.load(
-            _account_handler(context), None, account, queue=False, show_progress="hidden", api_visibility="private"
-        )
+        pages.load(_account_handler(context), None, account, **components.EVENT_OPTIONS)
         _wire_pages(pages, context, tabs, form)
         pages.unload(_unload_handler(context))
     return pages.queue(default_concurrency_limit=8, max_size=MAX_QUEUED)
 
 
 def make_run_library(runs_dir: Path | None = None) -> RunLibrary:
-    """The runs that come along, and the user's own: those in `runs_dir`, or in PROMPT_OR_TUNE_HOME."""
+    """Return the bundled runs and those in `runs_dir` (default: `runs` in PROMPT_OR_TUNE_HOME)."""
     return RunLibrary([("docs/results", BUNDLED_RUNS_DIR), ("runs", runs_dir or default_runs_dir())])
 
 
@@ -146,16 +139,16 @@ def launch(
     routes: Sequence[BaseRoute] = (),
     **options: Any,
 ) -> Any:
-    """Serves the app with its own look, on any free port where `port` is None. `options` go to Gradio's `launch`.
+    """Serve the app, on any free port if `port` is None. `options` are passed to Gradio's `launch`.
 
-    `limits` bounds what one request may upload, `accounts` are (name, password) of those who may come in, `routes`
-    stand beside the pages.
+    `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `routes` are served
+    beside the pages.
     """
     limits = limits or Limits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     layers = [
         Middleware(VisitorCookieMiddleware),
-        *([Middleware(UploadLimitMiddleware, most=largest)] if largest else []),
+        *([Middleware(UploadLimitMiddleware, max_bytes=largest)] if largest else []),
     ]
     return pages.launch(
         server_name=host,
@@ -165,7 +158,7 @@ def launch(
         head=f"<script>{components.load_script('page')}</script>",
         footer_links=[],
         ssr_mode=False,
-        run_history=False,  # the page keeps its own
+        run_history=False,  # the Compare page has its own
         quiet=True,
         auth=list(accounts) or None,
         max_file_size=largest or None,
@@ -183,54 +176,54 @@ def _account_handler(context: Context) -> Any:
 
 
 def _unload_handler(context: Context) -> Any:
-    """A closed page stops its runs: nobody is left to read them."""
+    """Return the handler that cancels the runs of a page when it is closed."""
 
-    def leave(request: gr.Request) -> None:
+    def unload(request: gr.Request) -> None:
         context.cancel_registry.cancel(request.session_hash or "")
 
-    return leave
+    return unload
 
 
 def _wire_pages(pages: gr.Blocks, context: Context, tabs: Mapping[str, gr.Tab], form: MethodForm) -> None:
-    """`?tab=results` opens that page, and the address follows the tabs.
+    """Open the tab that the URL names (`?tab=results`), and write the selected tab into the URL.
 
-    Gradio itself understands `?page=`: it names one of its own pages there.
+    The parameter is not `page`, because Gradio uses that one itself.
     """
 
-    def adapters_now() -> list[Any]:
+    def refresh_adapters() -> list[Any]:
         if context.engine_loader.state().phase != "ready":
             return [gr.skip(), gr.skip()]
-        known = list_adapter_choices(context.engine_loader.engine())
-        return [gr.Dropdown(choices=known.choices), known.reasons]
+        adapters = list_adapter_choices(context.engine_loader.engine())
+        return [gr.Dropdown(choices=adapters.choices), adapters.reasons]
 
-    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    pages.load(None, None, None, js="() => window.promptOrTuneOpen()", **quiet)
-    # An adapter may have been trained, added or removed since the page came up.
-    tabs["compare"].select(adapters_now, None, [form.adapter, form.reasons], **quiet)
+    pages.load(None, None, None, js="() => window.promptOrTune.openTabFromUrl()", **components.EVENT_OPTIONS)
+    # An adapter may have been trained, added or removed since the page was loaded.
+    tabs["compare"].select(refresh_adapters, None, [form.adapter, form.reasons], **components.EVENT_OPTIONS)
     for name, tab in tabs.items():
-        tab.select(None, None, None, js=f"() => window.promptOrTuneTab({name!r})", **quiet)
+        tab.select(
+            None, None, None, js=f"() => window.promptOrTune.onTabSelected({name!r})", **components.EVENT_OPTIONS
+        )
 
 
 def _wire_loading(pages: gr.Blocks, context: Context, header: gr.HTML, timer: gr.Timer, form: MethodForm) -> Any:
-    """Repaints the header while the model loads; when it is ready, adapters become choices and a column.
+    """Update the header while the model loads; when it is ready, fill the choice of adapters and the chips.
 
-    Returns the event of a page that has come up.
+    Returns the load event of the page.
     """
 
     def tick(chips: Any) -> list[Any]:
         state = context.engine_loader.state()
-        shown = header_html(context)
+        html = header_html(context)
         if state.phase == "loading":
-            return [shown, gr.Timer(active=True), gr.skip(), gr.skip(), gr.skip()]
+            return [html, gr.Timer(active=True), gr.skip(), gr.skip(), gr.skip()]
         if state.phase == "failed":
-            return [shown, gr.Timer(active=False), gr.skip(), gr.skip(), gr.skip()]
-        known = list_adapter_choices(context.engine_loader.engine())
-        # Chips that a person has changed stay as they are.
-        untouched = components.chip_names(chips) == list(METHODS_WITHOUT_ADAPTER)
-        names = components.chip_values(default_methods(known.usable)) if untouched else gr.skip()
-        return [shown, gr.Timer(active=False), names, gr.Dropdown(choices=known.choices), known.reasons]
+            return [html, gr.Timer(active=False), gr.skip(), gr.skip(), gr.skip()]
+        adapters = list_adapter_choices(context.engine_loader.engine())
+        # Chips that the visitor has changed stay as they are.
+        unchanged = components.chip_names(chips) == list(METHODS_WITHOUT_ADAPTER)
+        names = components.chip_values(default_methods(adapters.usable)) if unchanged else gr.skip()
+        return [html, gr.Timer(active=False), names, gr.Dropdown(choices=adapters.choices), adapters.reasons]
 
     outputs = [header, timer, form.chips, form.adapter, form.reasons]
-    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    timer.tick(tick, form.chips, outputs, **quiet)
-    return pages.load(tick, form.chips, outputs, **quiet)
+    timer.tick(tick, form.chips, outputs, **components.EVENT_OPTIONS)
+    return pages.load(tick, form.chips, outputs, **components.EVENT_OPTIONS)

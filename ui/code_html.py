@@ -1,51 +1,55 @@
-"""Code as escaped HTML: highlighted, growing, or as a difference. Everything that comes in is text, never markup."""
+"""Code as escaped HTML: highlighted, streaming, or as a difference."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from html import escape
 
+from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-# Highlighting is linear but not free: a text beyond this is shown plain, and a difference is not computed.
+from ui.templates import render
+
+# Highlighting is linear but slow: longer texts stay plain, and no difference of them is computed.
 MAX_HIGHLIGHTED = 40_000
 MAX_DIFFED_LINES = 2_000
 MAX_TEXT_LENGTH = 200_000
 MAX_INDENT = 16
 _LEXER = PythonLexer(stripnl=False, ensurenl=False)
 _FORMATTER: HtmlFormatter[str] = HtmlFormatter(nowrap=True)
-# Half a fence is one too: it is being written.
+# The opening fence may be incomplete while the model writes it.
 _OPEN_FENCE = re.compile(r"\A\s*`{1,3}(?:[\w+-]*[ \t]*\Z|(?<=```)[\w+-]*[ \t]*\n)")
 _CLOSE_FENCE = re.compile(r"\n`{1,3}\s*\Z")
 _TAG = re.compile(r"<[^>]*>")
+_CARET = Markup('<span class="caret" aria-hidden="true"></span>')
 
 
-def code_html(code: str) -> str:
-    """Python with a class around each token, and a row around each line that knows how far it is indented."""
+def code_html(code: str) -> Markup:
+    """Highlight Python: a class for each token, and a row for each line with its indentation."""
     return _code_lines(code) if len(code) <= MAX_HIGHLIGHTED else plain_html(code)
 
 
 @lru_cache(maxsize=256)
-def _code_lines(code: str, end: str = "") -> str:
+def _code_lines(code: str, end: str = "") -> Markup:
     # Pygments escapes the text of every token, closes its tags at every line end, and ends the last line.
     lines = highlight(code, _LEXER, _FORMATTER).removesuffix("" if code.endswith("\n") else "\n").split("\n")
     rows = [_code_line(line, "\n") for line in lines[:-1]]
-    return "".join(rows) + _code_line(lines[-1], end)
+    return Markup("".join([*rows, _code_line(lines[-1], end)]))  # noqa: S704 - Pygments has escaped it
 
 
 def _code_line(line: str, end: str) -> str:
-    # A line too long for its column goes on below, further in than it began: Python stays readable.
+    # CSS wraps a long line and indents its continuation deeper than its start.
     text = _TAG.sub("", line)
     indent = min(len(text) - len(text.lstrip(" ")), MAX_INDENT) + 2
     return f'<span class="row" style="--in:{indent}ch">{line}{end}</span>'
 
 
-def plain_html(text: str) -> str:
-    """Any text, escaped; its middle is left out where it is longer than a page can bear."""
+def plain_html(text: str) -> Markup:
+    """Escape any text; the middle of one over MAX_TEXT_LENGTH is left out."""
     if len(text) <= MAX_TEXT_LENGTH:
         return escape(text)
     half = MAX_TEXT_LENGTH // 2
@@ -53,22 +57,21 @@ def plain_html(text: str) -> str:
     return escape(text[:half] + left_out + text[-half:])
 
 
-def streaming_html(text: str) -> str:
-    """What a model has said so far, without the fence around it, and a caret where the next token goes."""
-    shown = _CLOSE_FENCE.sub("", _OPEN_FENCE.sub("", text))
-    caret = '<span class="caret" aria-hidden="true"></span>'
-    return _code_lines(shown, caret) if len(shown) <= MAX_HIGHLIGHTED else plain_html(shown) + caret
+def streaming_html(text: str) -> Markup:
+    """Highlight the output of a model so far, without the Markdown fence around it, with a caret at its end."""
+    code = _CLOSE_FENCE.sub("", _OPEN_FENCE.sub("", text))
+    return _code_lines(code, _CARET) if len(code) <= MAX_HIGHLIGHTED else plain_html(code) + _CARET
 
 
-def diff_html(mine: str, theirs: str) -> str:
-    """Lines only in `theirs` as removed, lines only in `mine` as added, with signs as well as colours."""
+def diff_html(mine: str, theirs: str) -> Markup:
+    """Compare line by line: lines only in `theirs` are removed, lines only in `mine` are added."""
     old, new = theirs.splitlines(), mine.splitlines()
     if old == new:
-        return '<p class="quiet">No difference.</p>'
+        return Markup('<p class="muted">No difference.</p>')
     if max(len(old), len(new)) > MAX_DIFFED_LINES or len(mine) + len(theirs) > MAX_TEXT_LENGTH:
-        return '<p class="quiet">Too long to compare line by line.</p>'
+        return Markup('<p class="muted">Too long to compare line by line.</p>')
     lines = difflib.ndiff(old, new) if max(len(old), len(new)) <= 200 else _unified_lines(old, new)
-    return f'<pre class="code diff" tabindex="0"><code>{"".join(_diff_line(line) for line in lines)}</code></pre>'
+    return render("diff.html.jinja", lines=_marked_lines(lines))
 
 
 def _unified_lines(old: list[str], new: list[str]) -> list[str]:
@@ -77,11 +80,10 @@ def _unified_lines(old: list[str], new: list[str]) -> list[str]:
     return [f"{line[0]} {line[1:]}" for line in list(unified)[2:] if line[0] in "+- "]
 
 
-def _diff_line(line: str) -> str:
-    sign, text = line[0], escape(line[2:])
-    if sign == "?":
-        return ""
-    kind = {"+": "add", "-": "del"}.get(sign, "same")
-    word = {"+": "added: ", "-": "removed: "}.get(sign, "")
-    spoken = f'<span class="pa-sr">{word}</span>' if word else ""
-    return f'<span class="line {kind}"><span class="sign" aria-hidden="true">{sign}</span>{spoken}{text}\n</span>'
+def _marked_lines(lines: Iterable[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield (CSS class, sign, text for screen readers, text) of each line of a diff."""
+    classes, spoken = {"+": "add", "-": "del"}, {"+": "added: ", "-": "removed: "}
+    for line in lines:
+        sign = line[0]
+        if sign != "?":  # a line of hints to the line above
+            yield classes.get(sign, "same"), sign, spoken.get(sign, ""), line[2:]

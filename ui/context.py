@@ -1,4 +1,4 @@
-"""What all pages share: the engine behind the page, the line in front of it, and the runs that can be stopped."""
+"""App context: the engine, the queue in front of it, and the runs that can be cancelled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_CONCURRENT_RUNS = 12
 
 
 class CancelRegistry:
-    """For every session that runs, the event that stops it."""
+    """Events that cancel the running comparisons of each session. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +29,7 @@ class CancelRegistry:
 
     @contextmanager
     def register(self, session: str) -> Iterator[threading.Event]:
-        """An event for one run; set by `stop`, and when the block is left in whatever way."""
+        """Yield the event of one run; `cancel` sets it, and so does leaving the block."""
         event = threading.Event()
         with self._lock:
             self._events.setdefault(session, []).append(event)
@@ -43,7 +43,7 @@ class CancelRegistry:
                     del self._events[session]
 
     def cancel(self, session: str) -> None:
-        """Stops all runs of the session."""
+        """Cancel all runs of the session."""
         with self._lock:
             for event in self._events.get(session, ()):
                 event.set()
@@ -51,9 +51,9 @@ class CancelRegistry:
 
 @dataclass(frozen=True)
 class Context:
-    """One for the whole app; a page gets it when it is built. `home` holds what people made: jobs, uploads, votes.
+    """Shared objects of all pages. `home` holds jobs, uploads and votes.
 
-    `lasting` says whether the home outlives a restart: a Space without storage starts from nothing each time.
+    `persistent` is False where `home` is lost on a restart, as on a Space without storage.
     """
 
     engine_loader: EngineLoader

@@ -1,4 +1,4 @@
-"""Names as people read them: methods, the base model, points in time."""
+"""Labels of methods, the base model, decoding and points in time."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ _DEVICE_LABELS = {"cpu": "CPU", "cuda": "GPU"}
 
 
 def method_label(name: str) -> str:
-    """`lora-conala+rag-8` as 'lora-conala + RAG 8'."""
+    """Return the label of a method name: 'lora-conala + RAG 8' for `lora-conala+rag-8`."""
     return " + ".join(re.sub(r"^(icl|rag)-(\d+)", lambda m: f"{m[1].upper()} {m[2]}", part) for part in name.split("+"))
 
 
 def method_hint(name: str) -> str:
-    """One short phrase that says what a method does: 'no examples', '8 nearest examples · adapter'."""
+    """Describe a method in a short phrase: 'no examples, no training', 'trained adapter · 8 nearest examples'."""
     phrases = []
     for part in name.split("+"):
-        found = re.match(r"(icl|rag)-(\d+)", part)
-        if found:
-            count = int(found[2])
-            phrases.append(f"{count} {_SELECTION_LABELS[found[1]]} example{'' if count == 1 else 's'}")
+        match = re.match(r"(icl|rag)-(\d+)", part)
+        if match:
+            count = int(match[2])
+            phrases.append(f"{count} {_SELECTION_LABELS[match[1]]} example{'' if count == 1 else 's'}")
         else:
             phrases.append("no examples, no training" if part == "zero-shot" else "trained adapter")
     return " · ".join(phrases)
 
 
 def base_label(base: BaseIdentity) -> str:
-    """'SmolLM2-135M-Instruct · NF4 · CPU', 'base · vLLM at 127.0.0.1:8000'."""
+    """Return 'SmolLM2-135M-Instruct · NF4 · CPU', 'base · vLLM at 127.0.0.1:8000'."""
     return model_label(base.id, base.quantization, base.device)
 
 
 def model_label(base_id: str, quantization: str, device: str) -> str:
-    """The same from a record's fields."""
+    """Return the same from the fields of a record; unknown ones are left out."""
     name = base_id.rstrip("/").rsplit("/", 1)[-1] or base_id
     kind = device.split(":", 1)[0]
-    known = (name, _QUANTIZATION_LABELS.get(quantization, quantization), _DEVICE_LABELS.get(kind, device))
-    return " · ".join(part for part in known if part != UNKNOWN)
+    labels = (name, _QUANTIZATION_LABELS.get(quantization, quantization), _DEVICE_LABELS.get(kind, device))
+    return " · ".join(part for part in labels if part != UNKNOWN)
 
 
 def decoding_label(decoding: Mapping[str, Any]) -> str:
-    """'greedy', 'beam search, 10 candidates', 'sampling, 3 candidates, temperature 0.6, top-p 0.95, seed 0'."""
+    """Return 'greedy', 'beam search, 10 candidates', 'sampling, 3 candidates, temperature 0.6, top-p 0.95, seed 0'."""
     mode, count = decoding["mode"], decoding["candidates"]
     if mode == "greedy":
         return "greedy"
@@ -59,11 +59,11 @@ def decoding_label(decoding: Mapping[str, Any]) -> str:
 
 
 def format_date(created: str) -> str:
-    """'22 November 2025' of an ISO time."""
+    """Return '22 November 2025' for an ISO time."""
     when = datetime.fromisoformat(created)
     return f"{when.day} {when:%B %Y}"
 
 
 def format_time(created: str) -> str:
-    """'14:05' of an ISO time, in the server's time zone."""
+    """Return '14:05' for an ISO time, in the server's time zone."""
     return f"{datetime.fromisoformat(created).astimezone():%H:%M}"

@@ -1,11 +1,10 @@
-"""The methods of a comparison: chips to remove, and a small form that adds one."""
+"""Method form: chips of the chosen methods, and fields that add one."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradio as gr
@@ -29,12 +28,11 @@ METHOD_KINDS = [
 ]
 EXAMPLE_CHOICES = [("none", "none"), ("ICL: fixed", "icl"), ("RAG: nearest", "rag")]
 _log = logging.getLogger(__name__)
-_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
 class MethodForm:
-    """The components that others read or change."""
+    """The components that other pages read or change."""
 
     chips: gr.HTML
     adapter: gr.Dropdown
@@ -42,7 +40,7 @@ class MethodForm:
 
 
 class AdapterChoices(NamedTuple):
-    """The form's choices, the names that can be used on this base and engine, and why the others cannot."""
+    """Dropdown choices, the names usable with this base and engine, and the reason for each that is not."""
 
     choices: list[tuple[str, str]]
     usable: list[str]
@@ -50,31 +48,31 @@ class AdapterChoices(NamedTuple):
 
 
 def list_adapter_choices(engine: LLMEngine) -> AdapterChoices:
-    """All adapters. One that cannot be used stays a choice: its reason is shown, which a missing name would not be."""
+    """List all adapters. One that cannot be used stays a choice, so that the form can show the reason."""
     try:
-        known = engine.store.status(engine.base)
+        entries = engine.store.status(engine.base)
     except PromptOrTuneError as error:
         _log.warning("%s", error)
         return AdapterChoices([], [], {})
     reasons: dict[str, str] = {}
-    for entry in known:
+    for entry in entries:
         method = Method(entry.name, NoExamples(), entry.name)
         reason = engine.unsupported_reason(method) if entry.usable else entry.reason
         if reason is not None:
             reasons[entry.name] = reason
-    names = [entry.name for entry in known]
+    names = [entry.name for entry in entries]
     choices = [(f"{name} (cannot be used here)" if name in reasons else name, name) for name in names]
     return AdapterChoices(choices, [name for name in names if name not in reasons], reasons)
 
 
 def default_methods(usable: Sequence[str]) -> list[str]:
-    """Zero-shot, ICL, RAG, and one adapter where there is one."""
-    chosen = [PREFERRED_ADAPTER] if PREFERRED_ADAPTER in usable else list(usable[:1])
-    return [*METHODS_WITHOUT_ADAPTER, *chosen]
+    """Return zero-shot, ICL, RAG, and one adapter if any is usable."""
+    adapters = [PREFERRED_ADAPTER] if PREFERRED_ADAPTER in usable else list(usable[:1])
+    return [*METHODS_WITHOUT_ADAPTER, *adapters]
 
 
 def method_name(kind: str, k: float | None, adapter: str | None, examples: str) -> str:
-    """The name that a filled form means; PromptOrTuneError where a field is missing."""
+    """Return the method name of the filled form. Raises PromptOrTuneError if a field is missing."""
     if kind == "zero-shot":
         return kind
     if kind == "adapter" and not adapter:
@@ -87,7 +85,7 @@ def method_name(kind: str, k: float | None, adapter: str | None, examples: str) 
 
 
 def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list[str]:
-    """`names` with one more; PromptOrTuneError in one kind sentence when it is there already or there is no room."""
+    """Return `names` with one more. Raises PromptOrTuneError for a duplicate and beyond MAX_COLUMNS."""
     canonical = parse_method(name, adapters).name
     if canonical in names:
         raise PromptOrTuneError(f"{method_label(canonical)} is already in the comparison.")
@@ -97,19 +95,19 @@ def add_method(names: Sequence[str], name: str, adapters: Sequence[str]) -> list
 
 
 def add_adapter_updates(engine: LLMEngine, chips: Any, adapter: str) -> list[Any]:
-    """Updates for [form.chips, form.adapter, form.reasons] that put this adapter among the compared methods.
+    """Return updates for [form.chips, form.adapter, form.reasons] that add the adapter to the compared methods.
 
-    Other pages use it for 'Open in Compare', followed by `window.promptOrTuneGo("compare")` in the browser.
+    Other pages use them for 'Open in Compare', followed by `window.promptOrTune.openTab("compare")` in the browser.
     """
-    known = list_adapter_choices(engine)
+    adapters = list_adapter_choices(engine)
     names = components.chip_names(chips)
-    if adapter in known.usable and adapter not in names:
+    if adapter in adapters.usable and adapter not in names:
         names = [*names[: MAX_COLUMNS - 1], adapter]
-    return [components.chip_values(names), gr.Dropdown(choices=known.choices), known.reasons]
+    return [components.chip_values(names), gr.Dropdown(choices=adapters.choices), adapters.reasons]
 
 
 def build_method_form() -> MethodForm:
-    """Draws the chips and the form, and wires them; adapters come once the engine is ready."""
+    """Add the chips and the form to the current Blocks; adapters become choices once the engine is ready."""
     with gr.Row(elem_id="methods"):
         chips = components.method_chips(METHODS_WITHOUT_ADAPTER)
         opener = gr.Button("Add a method", size="sm", scale=0, min_width=120, elem_id="add-method")
@@ -140,12 +138,16 @@ def build_method_form() -> MethodForm:
     note = components.live_region("", elem_id="method-note")
     is_open, reasons = gr.State(False), gr.State({})
 
-    opener.click(_toggle_form, is_open, [is_open, form, opener, note], **_EVENT_OPTIONS)
+    opener.click(_toggle_form, is_open, [is_open, form, opener, note], **components.EVENT_OPTIONS)
     gr.on(
-        [kind.input, examples.input], _field_visibility, [kind, examples], [adapter, examples, count], **_EVENT_OPTIONS
+        [kind.input, examples.input],
+        _field_visibility,
+        [kind, examples],
+        [adapter, examples, count],
+        **components.EVENT_OPTIONS,
     )
-    gr.on([adapter.input, kind.input], _unavailable_message, [kind, adapter, reasons], note, **_EVENT_OPTIONS)
-    add.click(_add_chip, [chips, kind, count, adapter, examples], [chips, note], **_EVENT_OPTIONS)
+    gr.on([adapter.input, kind.input], _unavailable_message, [kind, adapter, reasons], note, **components.EVENT_OPTIONS)
+    add.click(_add_chip, [chips, kind, count, adapter, examples], [chips, note], **components.EVENT_OPTIONS)
     return MethodForm(chips, adapter, reasons)
 
 
@@ -155,16 +157,16 @@ def _toggle_form(is_open: bool) -> tuple[Any, ...]:
 
 
 def _field_visibility(kind: str, examples: str) -> tuple[Any, ...]:
-    """Which fields a kind needs."""
+    """Return updates that show the fields of this kind of method."""
     is_adapter = kind == "adapter"
     needs_count = kind in ("icl", "rag") or (is_adapter and examples != "none")
     return gr.Dropdown(visible=is_adapter), gr.Dropdown(visible=is_adapter), gr.Number(visible=needs_count)
 
 
 def _unavailable_message(kind: str, adapter: str | None, reasons: dict[str, str]) -> str:
-    """Why the chosen adapter cannot be used; '' where it can."""
+    """Return why the chosen adapter cannot be used; '' if it can."""
     reason = reasons.get(adapter or "") if kind == "adapter" else None
-    return f'<p class="sentence">{escape(reason)}</p>' if reason else ""
+    return components.error_html(reason or "")
 
 
 def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examples: str) -> tuple[Any, str]:
@@ -172,5 +174,5 @@ def _add_chip(value: Any, kind: str, k: float | None, adapter: str | None, examp
         name = method_name(kind, k, adapter, examples)
         names = add_method(components.chip_names(value), name, [adapter] if adapter else [])
     except PromptOrTuneError as error:
-        return gr.skip(), f'<p class="sentence">{escape(str(error))}</p>'
+        return gr.skip(), components.error_html(error)
     return components.chip_values(names), ""

@@ -1,4 +1,4 @@
-"""Real test problems to ask about: a data set, a searchable list, one at random, and three to begin with."""
+"""Problem picker: a data set, a searchable list of its test problems, a random one, and starter examples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ NO_CHOICE = ("Pick a test problem", "")
 
 @dataclass(frozen=True)
 class ProblemPicker:
-    """The components; `note` says in one sentence why a data set cannot be shown."""
+    """The components; `note` shows why a data set cannot be read."""
 
     data: gr.Dropdown
     problem: gr.Dropdown
@@ -35,20 +34,20 @@ class ProblemPicker:
     note: gr.HTML
 
     def selection_updates(self, name: str, problem_id: str, data_dir: Path | None) -> tuple[Any, Any, str]:
-        """Updates for `data`, `problem` and `note` that show this data set with this problem, '' for none."""
-        choices, said = _problem_choices(name, data_dir)
-        known = problem_id if problem_id in {each for _, each in choices} else ""
-        return name, gr.Dropdown(choices=[NO_CHOICE, *choices], value=known), _error_html(said)
+        """Return updates for `data`, `problem` and `note` that select this data set and problem ('' for none)."""
+        choices, error = _problem_choices(name, data_dir)
+        value = problem_id if problem_id in {known_id for _, known_id in choices} else ""
+        return name, gr.Dropdown(choices=[NO_CHOICE, *choices], value=value), components.error_html(error)
 
 
 @lru_cache(maxsize=16)
 def load_split_problems(name: str, data_dir: Path | None) -> tuple[Problem, ...]:
-    """The test split of a data set, read once; DataError in one sentence where it cannot be read."""
+    """Return the test split of a data set, read once. Raises DataError if it cannot be read."""
     return tuple(load_problems(name, "test", data_dir=data_dir))
 
 
 def starter_problems(data_dir: Path | None) -> list[Problem]:
-    """The three test problems of the starter set with the shortest intents; none where it is missing."""
+    """Return the three test problems of the starter set with the shortest intents; [] if it is missing."""
     try:
         return sorted(load_split_problems(DEFAULT_DATA, data_dir), key=lambda problem: len(problem.intent))[
             :STARTER_PROBLEM_COUNT
@@ -58,14 +57,14 @@ def starter_problems(data_dir: Path | None) -> list[Problem]:
 
 
 def data_choices(data_dir: Path | None) -> list[tuple[str, str]]:
-    """All data sets; those that are not on this machine say where they come from."""
-    here = available_datasets(data_dir)
-    return [(name if name in here else f"{name} (from the Hub)", name) for name in DATASETS]
+    """Return all data sets as dropdown choices; those that are not on this machine name the Hub."""
+    available = available_datasets(data_dir)
+    return [(name if name in available else f"{name} (from the Hub)", name) for name in DATASETS]
 
 
 def build_picker(data_dir: Path | None) -> ProblemPicker:
-    """Draws the choice of a data set, of one of its problems, and the button that throws the dice."""
-    choices, sentence = _problem_choices(DEFAULT_DATA, data_dir)
+    """Add the choice of a data set and of a problem, and the button for a random one, to the current Blocks."""
+    choices, error = _problem_choices(DEFAULT_DATA, data_dir)
     data = gr.Dropdown(
         data_choices(data_dir),
         value=DEFAULT_DATA,
@@ -78,18 +77,21 @@ def build_picker(data_dir: Path | None) -> ProblemPicker:
     problem = gr.Dropdown(
         [NO_CHOICE, *choices], value="", label="Test problem", show_label=False, min_width=200, elem_id="problem"
     )
-    dice = gr.Button("Random", size="md", scale=0, min_width=96, elem_id="random")
-    note = components.live_region(_error_html(sentence), elem_id="picker-note")
-    return ProblemPicker(data, problem, dice, note)
+    random_button = gr.Button("Random", size="md", scale=0, min_width=96, elem_id="random")
+    note = components.live_region(components.error_html(error), elem_id="picker-note")
+    return ProblemPicker(data, problem, random_button, note)
 
 
 def build_starter_buttons(data_dir: Path | None) -> list[tuple[gr.Button, Problem]]:
-    """Draws three examples to click; nothing where the starter set is missing."""
+    """Add a button for each starter example to the current Blocks; none if the starter set is missing."""
     problems = starter_problems(data_dir)
-    with gr.Row(elem_id="begin", visible=bool(problems)):
-        gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="begin-label")
+    with gr.Row(elem_id="starter-examples", visible=bool(problems)):
+        gr.HTML("<p>Try</p>", apply_default_css=False, js_on_load=None, elem_id="starter-label")
         return [
-            (gr.Button(_shorten(problem.intent, _BUTTON_LENGTH), size="sm", scale=0, elem_classes="begin"), problem)
+            (
+                gr.Button(_shorten(problem.intent, _BUTTON_LENGTH), size="sm", scale=0, elem_classes="starter-example"),
+                problem,
+            )
             for problem in problems
         ]
 
@@ -101,10 +103,10 @@ def wire_picker(
     selected_problem: gr.State,
     outputs: Sequence[gr.components.Component],
 ) -> list[Any]:
-    """A choice goes to `chosen` (the Problem) and `fill`: intent, reference, tests, and the pool of its own data set.
+    """Write a chosen problem to `selected_problem` and to `outputs`: intent, reference, tests, pool of examples.
 
-    With examples of another data set, ICL and RAG would be asked for one thing and shown another. Returns the events
-    that choose.
+    The pool becomes the data set of the problem: ICL and RAG need examples of the same kind. Returns the events that
+    choose a problem.
     """
 
     def show(name: str) -> tuple[Any, str]:
@@ -115,25 +117,28 @@ def wire_picker(
         problem = _find_problem(name, identity, data_dir)
         return _field_values(problem, name) if problem else [gr.skip()] * 5
 
-    def throw(name: str) -> list[object]:
+    def pick_random(name: str) -> list[object]:
         choices, _ = _problem_choices(name, data_dir)
         identity = random.choice(choices)[1] if choices else None
         return [identity or gr.skip(), *pick(name, identity)]
 
-    quiet = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    picker.data.input(show, picker.data, [picker.problem, picker.note], **quiet)
+    picker.data.input(show, picker.data, [picker.problem, picker.note], **components.EVENT_OPTIONS)
     return [
         *(
-            button.click(fill_handler(example), None, [selected_problem, *outputs], **quiet)
+            button.click(fill_handler(example), None, [selected_problem, *outputs], **components.EVENT_OPTIONS)
             for button, example in starter_buttons
         ),
-        picker.problem.input(pick, [picker.data, picker.problem], [selected_problem, *outputs], **quiet),
-        picker.random_button.click(throw, picker.data, [picker.problem, selected_problem, *outputs], **quiet),
+        picker.problem.input(
+            pick, [picker.data, picker.problem], [selected_problem, *outputs], **components.EVENT_OPTIONS
+        ),
+        picker.random_button.click(
+            pick_random, picker.data, [picker.problem, selected_problem, *outputs], **components.EVENT_OPTIONS
+        ),
     ]
 
 
 def fill_handler(example: Problem) -> Callable[[], list[object]]:
-    """An event's function that fills `chosen` and `fill` of `wire_picker` with this problem of the starter set."""
+    """Return an event handler that fills the outputs of `wire_picker` with this problem of the starter set."""
     return partial(_field_values, example, DEFAULT_DATA)
 
 
@@ -160,7 +165,3 @@ def _find_problem(name: str, problem_id: str | None, data_dir: Path | None) -> P
 def _shorten(text: str, limit: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0].rstrip(" ,.:;") + " …"
-
-
-def _error_html(text: str) -> str:
-    return f'<p class="sentence">{escape(text)}</p>' if text else ""

@@ -1,4 +1,4 @@
-"""A finished column as a record: what the endpoint returns, the page draws, and the exports write."""
+"""Records of finished columns, for the endpoint, the page and the exports (JSON, CSV)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ui.compare.run import Column, Comparison
 
 
 class Record(TypedDict):
-    """One method's answer to one problem, with all that is needed to make it again.
+    """One method's answer to one problem, with everything needed to reproduce it.
 
-    `asked_tests` are the problem's tests and `tests_text` what stood in their field; `tests` what each of them said of
-    this answer (evaluate.test_runner.runner.TestResult), in the same order, empty while none ran; `tests_note` the sentence why
-    tests did not run; `sandbox` the layer in which they did.
+    `asked_tests` are the tests of the problem and `tests_text` the text of their field. `tests` are their results
+    (evaluate.test_runner.result.TestResult) in the same order, [] if none ran; `tests_note` is the reason why tests did
+    not run, `sandbox` the layer in which they ran.
     """
 
     method: str
@@ -65,7 +65,7 @@ class Record(TypedDict):
 
 
 def make_record(column: Column, comparison: Comparison, base: BaseIdentity, created: str) -> Record:
-    """The record of a finished column. `created` is the ISO time at which the comparison began."""
+    """Return the record of a finished column; `created` is the ISO time of the start of the comparison."""
     answer = column.answer
     method = answer.request.method if answer else None
     seconds = answer.seconds if answer else 0.0
@@ -112,14 +112,14 @@ def make_record(column: Column, comparison: Comparison, base: BaseIdentity, crea
 
 
 def add_test_results(record: Record, results: Sequence[Mapping[str, Any]], sandbox: str) -> Record:
-    """The record with what the tests said; the score `tests` is the share of them that passed."""
+    """Return the record with test results; its score `tests` is the share of passed tests."""
     tests = [dict(result) for result in results]
     share = sum(bool(test["passed"]) for test in tests) / len(tests)
     return {**record, "tests": tests, "sandbox": sandbox, "scores": {"tests": share, **record["scores"]}}
 
 
 def problem_tests(record: Record) -> tuple[Test, ...]:
-    """The tests of a record's problem, as the problem had them."""
+    """Return the tests of a record's problem."""
     return tuple(AssertTest(**test) if "code" in test else StdioTest(**test) for test in record["asked_tests"])
 
 
@@ -132,12 +132,12 @@ def _example_selection(method: Method | None) -> tuple[str, int]:
 
 
 def to_json(records: Sequence[Record]) -> str:
-    """All records, every field, as a JSON list."""
+    """Return all fields of all records as a JSON list."""
     return json.dumps(list(records), indent=1, ensure_ascii=False) + "\n"
 
 
 def to_csv(records: Sequence[Record]) -> str:
-    """One line a record: `score.<metric>` and `decoding.<option>` columns, nested fields as JSON text."""
+    """Return CSV: a row per record, columns `score.<metric>` and `decoding.<option>`, nested fields as JSON."""
     rows = [_flatten(record) for record in records]
     header: dict[str, None] = {}
     for row in rows:

@@ -1,11 +1,8 @@
-"""Run tests from the page, admission queue.
+"""Admission queue in front of the engine, and the tests of answers in a sandbox.
 
-Tests of the answers once these stand: beside the engine's thread, and never outside a sandbox.
-
-The line in front of the engine: first come, first served, and everybody can see their place.
-
-Gradio's own queue starts as many runs as its limit allows, in any order as soon as they wait for the engine. This
-line keeps their order, and lets a run that still waits be stopped at once.
+Gradio's own queue starts as many runs as its limit allows, in any order once they wait for the engine. The admission
+queue keeps their order, and lets a waiting run be cancelled at once. Tests run in a thread beside that of the engine,
+and never outside a sandbox.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from ui.records import Record, add_test_results
 
 
 class AdmissionQueue:
-    """A first-in, first-out line of runs; the first `at_once` of them have the engine, which answers them together."""
+    """A first-in, first-out queue of runs; the first `max_concurrent` of them may use the engine. Thread-safe."""
 
     def __init__(self, max_concurrent: int = 1) -> None:
         self._max_concurrent = max_concurrent
@@ -36,45 +33,45 @@ class AdmissionQueue:
 
     @contextmanager
     def enqueue(self) -> Iterator[Ticket]:
-        """A place at the end of the line, given back on leaving the block."""
-        place = Ticket(self)
+        """Yield a ticket at the end of the queue; leaving the block removes it."""
+        ticket = Ticket(self)
         with self._changed:
-            self._tickets.append(place)
+            self._tickets.append(ticket)
         try:
-            yield place
+            yield ticket
         finally:
             with self._changed:
-                self._tickets.remove(place)
+                self._tickets.remove(ticket)
                 self._changed.notify_all()
 
     def count_ahead(self, ticket: Ticket, timeout: float) -> int:
-        """How many must end before `place` has its turn; returns at once when none, else after at most `seconds`."""
+        """Wait for the turn of `ticket`, at most `timeout` seconds; return the number of runs that must end before."""
         with self._changed:
             self._changed.wait_for(lambda: ticket in self._tickets[: self._max_concurrent], timeout=timeout)
             return max(0, self._tickets.index(ticket) + 1 - self._max_concurrent)
 
 
 class Ticket:
-    """One run's place in the line."""
+    """The position of one run in the queue."""
 
     def __init__(self, queue: AdmissionQueue) -> None:
         self._queue = queue
 
     def wait(self, timeout: float) -> int:
-        """Waits for its turn for at most `seconds`; the number of runs that are still before it."""
+        """Wait for the turn, at most `timeout` seconds; return the number of runs that must end before it."""
         return self._queue.count_ahead(self, timeout)
 
 
-# A person waits for these: less time than a run of `python -m evaluate` gives, still a thousand times what most need.
+# Shorter than the limits of `python -m evaluate`, because a visitor waits; still a thousand times what most tests need.
 SANDBOX_LIMITS = Limits(wall_seconds=4, cpu_seconds=4)
 _WAIT_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class TestBench:
-    """How a comparison gets a sandbox of its own, and the line in front of the cores: one comparison at a time."""
+    """Opens a sandbox for each comparison; `queue` admits one comparison at a time to the CPU cores."""
 
-    __test__ = False  # nothing for pytest to collect
+    __test__ = False  # not a test class of pytest
 
     open: Callable[[], Sandbox] = open_sandbox
     queue: AdmissionQueue = field(default_factory=AdmissionQueue)
@@ -82,7 +79,7 @@ class TestBench:
 
 @dataclass(frozen=True)
 class TestProgress:
-    """How far the tests are. `pending` are the places of records whose tests have not run yet."""
+    """Progress of the tests. `pending` are the indices of records whose tests have not run yet."""
 
     __test__ = False
 
@@ -94,50 +91,45 @@ class TestProgress:
 def run_tests(
     bench: TestBench, records: Sequence[Record], tests: Sequence[Test], cancel: Event
 ) -> Iterator[TestProgress]:
-    """Each whole answer's tests, several answers at a time; the last value has nothing pending.
+    """Run the tests of every complete answer; the last value has no pending records.
 
-    Without a sandbox no code runs, and every record says so in `tests_note`. Setting `cancel` ends it; what has not
-    run then is noted too.
+    Without a sandbox no code runs, and `tests_note` of every record gives the reason. Setting `cancel` ends the tests;
+    records without results then get a note.
     """
-    places = [place for place, record in enumerate(records) if record["error"] is None and not record["cancelled"]]
-    if not places:
+    indices = [i for i, record in enumerate(records) if record["error"] is None and not record["cancelled"]]
+    if not indices:
         yield TestProgress("", tuple(records), frozenset())
         return
     try:
         sandbox = bench.open()
     except PromptOrTuneError as error:
-        yield TestProgress("", add_tests_note(records, places, str(error)), frozenset())
+        yield TestProgress("", add_tests_note(records, indices, str(error)), frozenset())
         return
-    done, pending = list(records), set(places)
-    # Leaving the block ends at once what still runs.
-    with bench.queue.enqueue() as place, sandbox:
-        while (before := place.wait(_WAIT_SECONDS)) and not cancel.is_set():
-            line = f"Waiting to test: {before} before yours."
-            yield TestProgress(line, tuple(done), frozenset(pending))
+    done, pending = list(records), set(indices)
+    # Leaving the block kills programs that still run.
+    with bench.queue.enqueue() as ticket, sandbox:
+        while (ahead := ticket.wait(_WAIT_SECONDS)) and not cancel.is_set():
+            yield TestProgress(f"Waiting to test: {ahead} before yours.", tuple(done), frozenset(pending))
         # Equal answers are run once.
-        codes = {code: [p for p in places if records[p]["code"] == code] for code in _distinct_codes(records, places)}
-        yield _progress_update(done, pending, len(places))
-        for number, results in _check_in_thread([(code, tests) for code in codes], sandbox, cancel):
-            for found in list(codes.values())[number]:
-                done[found] = add_test_results(done[found], [asdict(result) for result in results], sandbox.layer)
-                pending.discard(found)
-            yield _progress_update(done, pending, len(places))
+        by_code: dict[str, list[int]] = {}
+        for i in indices:
+            by_code.setdefault(records[i]["code"], []).append(i)
+        yield _progress_update(done, pending, len(indices))
+        same_code = list(by_code.values())
+        for number, results in _run_in_thread([(code, tests) for code in by_code], sandbox, cancel):
+            for i in same_code[number]:
+                done[i] = add_test_results(done[i], [asdict(result) for result in results], sandbox.layer)
+                pending.discard(i)
+            yield _progress_update(done, pending, len(indices))
     if pending:
-        done = list(
-            add_tests_note(done, sorted(pending), "The tests were stopped before they had run on every answer.")
-        )
+        note = "The tests were stopped before they had run on every answer."
+        done = list(add_tests_note(done, sorted(pending), note))
     yield TestProgress("", tuple(done), frozenset())
 
 
 def add_tests_note(records: Sequence[Record], indices: Sequence[int], message: str) -> tuple[Record, ...]:
-    """The records, those at `places` with the sentence why their tests did not run."""
-    return tuple(
-        {**record, "tests_note": message} if place in indices else record for place, record in enumerate(records)
-    )
-
-
-def _distinct_codes(records: Sequence[Record], indices: Sequence[int]) -> dict[str, None]:
-    return dict.fromkeys(records[place]["code"] for place in indices)
+    """Return the records; those at `indices` get `message`, the reason why their tests did not run."""
+    return tuple({**record, "tests_note": message} if i in indices else record for i, record in enumerate(records))
 
 
 def _progress_update(done: Sequence[Record], pending: set[int], total: int) -> TestProgress:
@@ -145,17 +137,17 @@ def _progress_update(done: Sequence[Record], pending: set[int], total: int) -> T
     return TestProgress(f"Running the tests: {count} of {total} answers done.", tuple(done), frozenset(pending))
 
 
-def _check_in_thread(
+def _run_in_thread(
     jobs: Sequence[tuple[str, Sequence[Test]]], sandbox: Sandbox, cancel: Event
 ) -> Iterator[tuple[int, list[TestResult]]]:
-    """`check_many` in a thread of its own, so that `cancel` is heard while a program still runs to its limit."""
+    """Run `run_tests_many` in a thread, so that `cancel` takes effect while a program runs up to its limit."""
     events: SimpleQueue[tuple[int, list[TestResult]] | BaseException | None] = SimpleQueue()
 
     def work() -> None:
         try:
             for result in run_tests_many(jobs, sandbox, limits=SANDBOX_LIMITS):
                 events.put(result)
-        except BaseException as error:  # noqa: BLE001 - it is raised where the results are awaited
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that reads the results
             events.put(error)
         finally:
             events.put(None)

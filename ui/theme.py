@@ -1,4 +1,4 @@
-"""The look that Gradio's own components share: one accent, system fonts, quiet lines. The rest is in style.css."""
+"""Gradio theme: colours, fonts and borders of Gradio's own components. The rest is in style.css."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NEUTRAL_HUE = colors.Color(
 
 
 def make_theme() -> gr.themes.Base:
-    """Teal on white, and its brighter sister on near-black; every pair of text and ground has AA contrast."""
+    """Return the theme: teal on white, a brighter teal on near-black; text has AA contrast on every background."""
     theme = gr.themes.Base(
         primary_hue=colors.teal,
         secondary_hue=colors.teal,

@@ -1,19 +1,9 @@
-"""Visitor identity, quotas, access, login.
+"""Visitor identity, access policy, quotas, upload limits and login.
 
-Who looks at the pages: the same person over refreshes and tabs, what they may do, and how much of it.
+A visitor is identified by the name of the login, else by a random cookie of the browser, else (a program without
+cookies) by the address. A cookie can be deleted to get a new identity, so training on a public Space needs a login.
 
-A person is the name they logged in with, else a random cookie of their browser, else (a program without cookies) its
-address. A cookie can be thrown away, so what must not be had twice (training on a public Space) needs a login.
-
-How much one visitor may have: answers at once and in an hour, jobs that wait, bytes of an upload.
-
-Who may come in, who may train, and how much one person may have: the options of `app.py` that say so.
-
-Refuses a request that is too large before its first byte is kept: 413 with a sentence.
-
-Logging in with the Hub on a Space, and which token publishes. Elsewhere there is no button.
-
-Outside a Space Gradio would stand in for the login with the machine's own account, so the button exists on Spaces only.
+Outside a Space Gradio would replace the login with the machine's own account, so the button exists on Spaces only.
 """
 
 from __future__ import annotations
@@ -30,11 +20,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any, Literal
 
 import gradio as gr
+from starlette.requests import cookie_parser
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,7 +39,7 @@ _MAX_TRACKED_VISITORS = 10_000
 
 @dataclass(frozen=True)
 class Limits:
-    """A zero or less means no limit. `rows` are answers: a comparison of four methods has four."""
+    """Limits for one visitor; zero or less: no limit. `rows` are answers: a comparison of four methods has four."""
 
     rows_at_once: int = 16
     rows_per_hour: int = 1200
@@ -59,7 +49,7 @@ class Limits:
 
 
 class VisitorQuota:
-    """Counts rows by visitor. Thread-safe; whoever has had none for an hour is forgotten."""
+    """Counts the answers of each visitor. Thread-safe; visitors without answers in the last hour are removed."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
@@ -70,7 +60,7 @@ class VisitorQuota:
 
     @contextmanager
     def reserve(self, visitor: str, count: int) -> Iterator[None]:
-        """Room for `count` answers until the block is left; BusyError in one sentence where there is none."""
+        """Reserve `count` answers until the block ends. Raises BusyError if that exceeds a limit."""
         with self._lock:
             self._reserve(visitor, count)
         try:
@@ -86,32 +76,33 @@ class VisitorQuota:
         running = self._running.get(visitor, 0)
         if 0 < limits.rows_at_once < running + count:
             raise BusyError(
-                f"You have {running} answers under way and {limits.rows_at_once} at once is the limit for one person: "
+                f"You have {running} answers running and {limits.rows_at_once} at once is the limit for one person: "
                 "wait for these, or stop them.",
                 seconds=10.0,
             )
-        had = self._recent_rows.setdefault(visitor, deque())
-        while had and had[0][0] <= now - HOUR:
-            had.popleft()
-        if 0 < limits.rows_per_hour < sum(rows for _, rows in had) + count:
-            seconds = had[0][0] + HOUR - now if had else HOUR
+        recent = self._recent_rows.setdefault(visitor, deque())
+        while recent and recent[0][0] <= now - HOUR:
+            recent.popleft()
+        if 0 < limits.rows_per_hour < sum(rows for _, rows in recent) + count:
+            seconds = recent[0][0] + HOUR - now if recent else HOUR
             raise BusyError(
                 f"You have had {limits.rows_per_hour} answers within an hour, the limit for one person: try again in "
                 f"about {math.ceil(seconds / 60)} min.",
                 seconds=seconds,
             )
-        had.append((now, count))
+        recent.append((now, count))
         self._running[visitor] = running + count
         if len(self._recent_rows) > _MAX_TRACKED_VISITORS:
             self._evict_idle(now)
 
     def _evict_idle(self, now: float) -> None:
-        for visitor in [each for each, had in self._recent_rows.items() if not had or had[-1][0] <= now - HOUR]:
+        idle = [name for name, recent in self._recent_rows.items() if not recent or recent[-1][0] <= now - HOUR]
+        for visitor in idle:
             del self._recent_rows[visitor]
 
 
 def check_upload_size(size: int, limit: int, what: str = "the file") -> None:
-    """PromptOrTuneError in one sentence where an upload of `size` bytes is over `limit`."""
+    """Raise PromptOrTuneError if an upload of `size` bytes exceeds `limit`."""
     if 0 < limit < size:
         raise PromptOrTuneError(
             f"{what[:1].upper()}{what[1:]} has {size / 1e6:.1f} MB and {limit / 1e6:.0f} MB is the limit here: "
@@ -120,6 +111,8 @@ def check_upload_size(size: int, limit: int, what: str = "the file") -> None:
 
 
 COOKIE_NAME = "prompt_or_tune_visitor"
+# The cookie of earlier versions, with the same kind of value.
+OLD_COOKIE_NAME = "peft_arena_visitor"
 _YEAR_SECONDS = 365 * 24 * 3600
 _TOKEN_PATTERN = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
@@ -128,7 +121,7 @@ TrainingAccess = Literal["everyone", "owner", "nobody"]
 
 @dataclass(frozen=True)
 class Visitor:
-    """One person. `id` is stable and says nothing of them; `name` is shown, '' without a login."""
+    """One visitor. `id` is a stable hash; `name` is the name of the login, '' without one."""
 
     id: str
     name: str = ""
@@ -137,7 +130,7 @@ class Visitor:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """Who owns the app and who may train: of the owners' names, case does not count. Without owners all own it."""
+    """The owners (compared without case; without any, every visitor is an owner), and the visitors that may train."""
 
     training: TrainingAccess = "everyone"
     owners: frozenset[str] = frozenset()
@@ -145,64 +138,70 @@ class AccessPolicy:
 
 
 class VisitorRegistry:
-    """Tells visitors apart, and keeps the count of what each of them had lately. Thread-safe."""
+    """Identifies visitors and holds their quota. Thread-safe."""
 
     def __init__(self, policy: AccessPolicy | None = None) -> None:
         self.policy = policy or AccessPolicy()
         self.quota = VisitorQuota(self.policy.limits)
 
     def identify(self, request: Any) -> Visitor:
-        """The visitor behind a `gr.Request`; one without cookies, login and address is nobody in particular."""
+        """Return the visitor of a `gr.Request`: by login, else by cookie, else by address."""
         name = _login_name(request)
         owners = {owner.casefold() for owner in self.policy.owners}
         owner = not owners or name.casefold() in owners
         if name:
             return Visitor(_hashed_id("user", name.casefold()), name, owner)
-        token = str(_cookies(request).get(COOKIE_NAME) or "")
-        if _TOKEN_PATTERN.fullmatch(token):
+        token = _visitor_token(_cookies(request))
+        if token:
             return Visitor(_hashed_id("browser", token), "", owner)
         return Visitor(_hashed_id("address", _client_address(request)), "", owner)
 
     def training_denied_reason(self, visitor: Visitor) -> str | None:
-        """Why this visitor may not train, add or remove adapters, in one sentence; None where they may."""
+        """Return the reason why this visitor may not train, add or remove adapters; None if they may."""
         if self.policy.training == "nobody":
             return (
                 "Training is switched off here: run Prompt or Tune on a machine of your own, or ask this one's owner."
             )
         if self.policy.training == "owner" and not visitor.owner:
-            who = " or ".join(sorted(self.policy.owners)) or "its owner"
+            owners = " or ".join(sorted(self.policy.owners)) or "its owner"
             return (
-                f"Only {who} may train and change adapters here: log in as the owner, or duplicate this Space and "
+                f"Only {owners} may train and change adapters here: log in as the owner, or duplicate this Space and "
                 "train in your own."
             )
         return None
 
 
 class VisitorCookieMiddleware:
-    """ASGI middleware: a browser that opens a page without the cookie gets one. On HTTPS it works in a frame too."""
+    """ASGI middleware that sets the visitor cookie with each page that is requested without it.
+
+    A request that brings the cookie of an earlier version gets the new cookie with the same value.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or _has_cookie(scope):
+        if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
+        cookies = cookie_parser(dict(scope["headers"]).get(b"cookie", b"").decode("latin-1"))
+        if _TOKEN_PATTERN.fullmatch(cookies.get(COOKIE_NAME, "")):
+            await self._app(scope, receive, send)
+            return
+        token = _visitor_token(cookies) or secrets.token_urlsafe(24)
 
-        async def sending(message: Message) -> None:
+        async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and _is_html_response(message):
-                message["headers"] = [*message.get("headers", []), (b"set-cookie", _new_cookie(scope))]
+                message["headers"] = [*message.get("headers", []), (b"set-cookie", _cookie_header(scope, token))]
             await send(message)
 
-        await self._app(scope, receive, sending)
+        await self._app(scope, receive, send_with_cookie)
 
 
-def _has_cookie(scope: Scope) -> bool:
-    for name, value in scope["headers"]:
-        if name == b"cookie":
-            found = SimpleCookie(value.decode("latin-1", "replace")).get(COOKIE_NAME)
-            return bool(found and _TOKEN_PATTERN.fullmatch(found.value))
-    return False
+def _visitor_token(cookies: Mapping[str, str]) -> str:
+    """Return the value of the visitor cookie, or of the one of earlier versions; '' if neither is valid."""
+    tokens = (str(cookies.get(name) or "") for name in (COOKIE_NAME, OLD_COOKIE_NAME))
+    return next((token for token in tokens if _TOKEN_PATTERN.fullmatch(token)), "")
 
 
 def _is_html_response(message: Message) -> bool:
@@ -210,16 +209,16 @@ def _is_html_response(message: Message) -> bool:
     return bool(headers.get(b"content-type", b"").startswith(b"text/html"))
 
 
-def _new_cookie(scope: Scope) -> bytes:
+def _cookie_header(scope: Scope, token: str) -> bytes:
     headers = dict(scope["headers"])
     secure = scope.get("scheme") == "https" or headers.get(b"x-forwarded-proto", b"").startswith(b"https")
-    # A Space stands in a frame of another site: only SameSite=None comes along there, and only over HTTPS.
+    # A Space is shown in a frame of another site: there browsers send only SameSite=None cookies, and only over HTTPS.
     site = "None; Secure; Partitioned" if secure else "Lax"
-    return f"{COOKIE_NAME}={secrets.token_urlsafe(24)}; Path=/; Max-Age={_YEAR_SECONDS}; HttpOnly; SameSite={site}".encode()
+    return f"{COOKIE_NAME}={token}; Path=/; Max-Age={_YEAR_SECONDS}; HttpOnly; SameSite={site}".encode()
 
 
 def _login_name(request: Any) -> str:
-    """The name a person logged in with: `--auth`'s, or the Hub's on a Space; '' without one."""
+    """Return the name of the login (of --auth, or of the Hub on a Space); '' without one."""
     username = getattr(request, "username", None)
     if username:
         return str(username)
@@ -230,14 +229,14 @@ def _login_name(request: Any) -> str:
 
 
 def _cookies(request: Any) -> Mapping[str, str]:
-    # gr.Request answers with objects of its own where the web framework has mappings.
+    # gr.Request wraps the mappings of the web framework in objects of its own.
     return getattr(getattr(request, "request", None), "cookies", None) or {}
 
 
 def _client_address(request: Any) -> str:
     headers = dict(_scope(request).get("headers") or ())
     forwarded = headers.get(b"x-forwarded-for", b"").decode("latin-1") if os.environ.get("SPACE_ID") else ""
-    # Of a Space only the Hub's own proxy is seen, which puts who asked it at the end.
+    # On a Space requests come from the proxy of the Hub, which appends the address of its client.
     return forwarded.rpartition(",")[2].strip() or str((_scope(request).get("client") or ("",))[0])
 
 
@@ -252,9 +251,9 @@ def _hashed_id(kind: str, value: str) -> str:
 AUTH_VARIABLE = "PROMPT_OR_TUNE_AUTH"
 MIN_PASSWORD_LENGTH = 8
 TRAINING_CHOICES: tuple[TrainingAccess, ...] = ("everyone", "owner", "nobody")
-# Of whole settings a Limits field is made with this many of its units.
+# Field of Limits: (option, unit by which its value is multiplied, description).
 _LIMIT_OPTIONS = {
-    "rows_at_once": ("--rows-at-once", 1, "answers under way for one person"),
+    "rows_at_once": ("--rows-at-once", 1, "answers running for one person"),
     "rows_per_hour": ("--rows-per-hour", 1, "answers an hour for one person"),
     "jobs_at_once": ("--jobs-at-once", 1, "training jobs that wait or run for one person"),
     "upload_bytes": ("--max-upload", 1 << 20, "megabytes of a file with rows"),
@@ -264,7 +263,7 @@ _LIMIT_OPTIONS = {
 
 @dataclass(frozen=True)
 class AccessOptions:
-    """What the options ask for. `accounts` are (name, password); `note` is said at the start, '' for nothing."""
+    """The parsed options. `accounts` are (name, password); `note` is printed at the start, '' for none."""
 
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     accounts: tuple[tuple[str, str], ...] = ()
@@ -272,8 +271,8 @@ class AccessOptions:
 
 
 def add_access_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options; `read_access` reads them."""
-    group = parser.add_argument_group("who may do what")
+    """Add the access options to `parser`; `parse_access_options` reads them."""
+    group = parser.add_argument_group("access")
     group.add_argument(
         "--auth",
         type=Path,
@@ -283,17 +282,17 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--owner", action="append", metavar="NAME", help="a login that owns this app (repeatable)")
     group.add_argument(
         "--train",
-        metavar="WHO",
+        metavar="VISITORS",
         help="who may train and change adapters: everyone, owner or nobody (default: everyone on this machine or "
-        "with --auth; the owner on a Space; nobody where strangers can come in)",
+        "with --auth; the owner on a Space; nobody where other machines can connect)",
     )
-    for name, (option, unit, words) in _LIMIT_OPTIONS.items():
-        usual = getattr(Limits(), name) // unit
-        group.add_argument(option, dest=name, metavar="N", help=f"{words}; 0: no limit ({usual})")
+    for name, (option, unit, description) in _LIMIT_OPTIONS.items():
+        default = getattr(Limits(), name) // unit
+        group.add_argument(option, dest=name, metavar="N", help=f"{description}; 0: no limit ({default})")
 
 
 def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettings | None = None) -> AccessOptions:
-    """The options, checked; PromptOrTuneError in one sentence. `space` says on whose Space this runs, if on one."""
+    """Return the checked options; `space` describes the Space this runs on. Raises PromptOrTuneError for a bad one."""
     space = space or SpaceSettings()
     accounts = _read_accounts(args.auth)
     names = [name.casefold() for name, _ in accounts]
@@ -309,22 +308,22 @@ def parse_access_options(args: argparse.Namespace, host: str, space: SpaceSettin
 def _resolve_training(
     requested: str | None, host: str, owners: frozenset[str], login: bool, space: SpaceSettings
 ) -> tuple[TrainingAccess, str]:
-    """Who may train, and a line for whoever started the program where that is not what they may expect."""
-    known: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
+    """Return the visitors that may train, and a note for the log where that is not obvious ('' otherwise)."""
+    choices: Mapping[str, TrainingAccess] = {name: name for name in TRAINING_CHOICES}
     if space.zero_gpu:
-        return "nobody", "ZeroGPU lends its GPU for seconds, so nobody can train here."
+        return "nobody", "ZeroGPU gives its GPU for seconds only, so nobody can train here."
     if requested is not None:
-        if requested not in known:
+        if requested not in choices:
             raise unknown_name_error("choice for --train", requested, TRAINING_CHOICES)
         if requested == "owner" and not owners:
             raise PromptOrTuneError("--train owner needs an owner: name one with --owner and give logins with --auth.")
-        return known[requested], ""
+        return choices[requested], ""
     if space.is_space:
         return space.training_access, ""
     if login or is_loopback(host):
         return "everyone", ""
     return "nobody", (
-        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth, or say "
+        f"Others can reach {host}, so nobody may train or change adapters: give logins with --auth, or "
         "--train everyone."
     )
 
@@ -342,52 +341,52 @@ def _parse_limits(args: argparse.Namespace) -> Limits:
 
 
 def _read_accounts(file: Path | None) -> tuple[tuple[str, str], ...]:
-    """The logins of the file and of the environment; no message repeats a password."""
+    """Return the logins of the file and of the environment. No error message contains a password."""
     lines = read_secrets(file, AUTH_VARIABLE, "logins", "--auth")
     accounts: dict[str, tuple[str, str]] = {}
-    for where, line in lines:
+    for location, line in lines:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, colon, password = line.strip().partition(":")
         if not name or not colon or len(password) < MIN_PASSWORD_LENGTH:
             raise PromptOrTuneError(
-                f"{where[:1].upper()}{where[1:]} is no login: write name:password, the password with at least "
+                f"{location[:1].upper()}{location[1:]} is no login: write name:password, the password with at least "
                 f"{MIN_PASSWORD_LENGTH} characters."
             )
         if accounts.setdefault(name.casefold(), (name, password)) != (name, password):
             raise PromptOrTuneError(
-                f"{where[:1].upper()}{where[1:]} gives '{name}' a second time: keep one line a name."
+                f"{location[:1].upper()}{location[1:]} gives '{name}' a second time: keep one line a name."
             )
     if file is not None and not accounts:
         raise PromptOrTuneError(f"There is no login in {file}: write name:password, one a line.")
     return tuple(accounts.values())
 
 
-# What a form puts around its file.
+# Bytes that a multipart form adds to its file.
 _MULTIPART_OVERHEAD = 64 << 10
 
 
 class UploadLimitMiddleware:
-    """ASGI middleware: a body that announces more than `most` bytes is not read.
+    """ASGI middleware that refuses (413) a request whose Content-Length exceeds `max_bytes`, before reading the body.
 
-    One that announces nothing is left to Gradio's own `max_file_size`, which counts each file as it comes.
+    Requests without Content-Length are limited by Gradio's `max_file_size`, which counts the bytes of each file.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
-        self._max_bytes = most
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         size = _content_length(scope)
         if size <= self._max_bytes + _MULTIPART_OVERHEAD:
             await self._app(scope, receive, send)
             return
-        sentence = (
-            f"An upload may have {self._max_bytes / 1e6:.0f} MB here and this one has {size / 1e6:.1f} MB: make the file "
-            "smaller, or run Prompt or Tune on a machine of your own."
+        message = (
+            f"An upload may have {self._max_bytes / 1e6:.0f} MB here and this one has {size / 1e6:.1f} MB: "
+            "make the file smaller, or run Prompt or Tune on a machine of your own."
         )
-        # The body stays unread, so the line cannot be used again.
-        await PlainTextResponse(sentence, 413, headers={"connection": "close"})(scope, receive, send)
+        # The body is not read, so the connection cannot be used again.
+        await PlainTextResponse(message, 413, headers={"connection": "close"})(scope, receive, send)
 
 
 def _content_length(scope: Scope) -> int:
@@ -397,18 +396,18 @@ def _content_length(scope: Scope) -> int:
     return int(text) if text.isdigit() and len(text) < 20 else 0
 
 
-# What a Space with `hf_oauth: true` is given, and Gradio's routes need.
+# Environment variables that a Space with `hf_oauth: true` sets and Gradio's login routes need.
 _REQUIRED_VARIABLES = ("SPACE_ID", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_SCOPES", "OPENID_PROVIDER_URL")
 
 
 def is_login_available() -> bool:
-    """Whether people can log in with the Hub here."""
-    # Gradio takes itself to be on a Space by this variable, and else would mock the login.
+    """Return whether visitors can log in with the Hub here."""
+    # Gradio recognises a Space by this variable, and mocks the login elsewhere.
     return os.environ.get("SYSTEM") == "spaces" and all(os.environ.get(name) for name in _REQUIRED_VARIABLES)
 
 
 def build_login(elem_id: str = "login") -> gr.LoginButton | None:
-    """Draws the button inside the current Blocks; None, and nothing, where nobody can log in."""
+    """Add the login button to the current Blocks and return it; None where the login is not available."""
     if not is_login_available():
         return None
     return gr.LoginButton(
@@ -417,7 +416,7 @@ def build_login(elem_id: str = "login") -> gr.LoginButton | None:
 
 
 def resolve_token(login: gr.OAuthToken | None, typed: str | None = "") -> str | None:
-    """The token that a person brings: the one of their login, else the one they typed; None where they bring none."""
+    """Return the Hub token of the login, else the typed one; None without either."""
     if login is not None:
         return str(login.token)
     return (typed or "").strip() or None

@@ -1,4 +1,4 @@
-"""A headless Chromium, the pages on a fake engine, and the real program on the embedded base."""
+"""Fixtures of the browser tests: a headless Chromium, the pages on a fake engine, and the real program."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ START_SECONDS = 300  # the embedded base may have to be converted first
 
 
 def chromium() -> tuple[str, str]:
-    """Where the browser and its driver are; without them the tests are skipped, but fail where CI is set."""
-    found = shutil.which("chromium"), shutil.which("chromedriver")
-    if found[0] and found[1]:
-        return found[0], found[1]
-    reason = "There is no Chromium to drive the page: apt install chromium chromium-driver."
+    """Return the paths of the browser and its driver; without them skip the test, or fail it if CI is set."""
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary and driver:
+        return binary, driver
+    reason = "There is no Chromium for the browser tests: apt install chromium chromium-driver."
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
@@ -44,14 +44,14 @@ def chromium() -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    """A Chromium of its own for each file of tests."""
+    """A Chromium for each file of tests."""
     with browser(tmp_path_factory.mktemp("chromium")) as running:
         yield running
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[WebDriver]:
-    """A Chromium whose cookies and storage lie in `profile` alone: a person of their own."""
+    """Start a Chromium with its cookies and storage in `profile`: a visitor of its own."""
     binary, service = chromium()
     options = webdriver.ChromeOptions()
     options.binary_location = binary
@@ -81,16 +81,15 @@ def url(engine: FakeEngine) -> Iterator[str]:
 
 @pytest.fixture
 def page(driver: WebDriver, url: str) -> ComparePage:
-    """The page on the fake engine, just loaded."""
+    """The Compare page on the fake engine, newly loaded."""
     return ComparePage(driver, url).open()
 
 
 @pytest.fixture(scope="module")
 def real_app(home: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `python app.py` on the embedded base, with a broken adapter in the user's own store.
+    """The address of `python app.py` on the embedded base, with a broken adapter in its store.
 
-    It has a home of its own that shares the converted base and the indexes, so nothing is converted twice and the
-    user's adapters stay as they are.
+    Its home directory is temporary, with links to the converted base and the indexes, which take long to make.
     """
     chromium()
     folder = tmp_path_factory.mktemp("home")
@@ -123,7 +122,7 @@ def free_port() -> int:
 
 
 def wait_for(app: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until the page answers; the program's own words when it ends before that."""
+    """Wait until the page answers; fail with the log if the program ends before."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if app.poll() is not None:

@@ -1,4 +1,4 @@
-"""The pages on a fake engine, in this process: what it says, where it fails, and how to serve it."""
+"""Pages on a fake engine in this process, with its scripted answers and failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EVIL = (
     "<script>document.title = 'owned'</script><img src=x onerror=\"document.title = 'owned'\">"
     "${document.title = 'owned'}</code></pre>{{value}}"
 )
-SAYS = {
+ANSWERS = {
     "zero-shot": "```python\ndef merge(keys, values):\n    # one by one\n    return {k: v for k, v in zip(keys)}\n```",
     "icl-8": "{keys[i]: values[i] for i in range(len(keys))}",
     "rag-8": "dict(zip(keys, value))",
@@ -35,24 +35,25 @@ DEFAULTS = ["zero-shot", "ICL 8", "RAG 8", "lora-starter"]
 def serve(
     build: Callable[[ProgressFn], FakeEngine],
     context: Context | None = None,
-    shelf: RunLibrary | None = None,
+    run_library: RunLibrary | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """The pages on an engine that `build` makes, in this process; one run at a time, so that a line is to be seen.
+    """Serve the pages on the engine that `build` makes; one run at a time, so that others wait.
 
-    `options` go to `ui.app.launch`.
+    Yields their address. `options` are passed to `ui.app.launch`.
     """
-    source = EngineLoader(build).start()
-    pages = build_pages(source, context=context or Context(source, run_queue=AdmissionQueue()), run_library=shelf)
+    loader = EngineLoader(build).start()
+    context = context or Context(loader, run_queue=AdmissionQueue())
+    pages = build_pages(loader, context=context, run_library=run_library)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True, **options)
     yield address
     pages.close()
 
 
 def make_engine() -> FakeEngine:
-    """An engine with an adapter for every kind of trouble."""
+    """Return an engine with adapters that are slow, broken, long or hostile."""
     return FakeEngine(
-        {**SAYS, "lora-slow": "word " * 2000},
+        {**ANSWERS, "lora-slow": "word " * 2000},
         FAILS,
         notes={"icl-8": ("2 of 8 examples were left out: the prompt would not fit the context.",)},
         names=("lora-starter", "lora-broken", "lora-evil", "lora-long", "lora-slow"),

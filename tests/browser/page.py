@@ -1,4 +1,4 @@
-"""The Compare page as a test drives it: what a person would do, and what they would see."""
+"""Page objects for the browser tests: actions on the Compare page, and what it shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCREENSHOTS = "PROMPT_OR_TUNE_SCREENSHOTS"
 
 
 def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
-    """The first true value of `what`; AssertionError when there is none in time. A page that repaints is no error."""
+    """Return the first true value of `what`; AssertionError after `seconds`. Errors during rendering are ignored."""
     deadline = time.monotonic() + seconds
     value: Any = None
     while time.monotonic() < deadline:
@@ -31,11 +31,11 @@ def until(what: Callable[[], T], seconds: float = 20, describe: str = "") -> T:
         if value:
             return value
         time.sleep(0.05)
-    raise AssertionError(f"Nothing of this happened in {seconds} s: {describe or what}")
+    raise AssertionError(f"Not true within {seconds} s: {describe or what}")
 
 
 class ComparePage:
-    """Selenium behind words."""
+    """The Compare page in a browser."""
 
     def __init__(self, driver: WebDriver, url: str) -> None:
         self.driver = driver
@@ -44,21 +44,21 @@ class ComparePage:
     def open(
         self, *, theme: str = "light", width: int = 1440, height: int = 1000, ready: bool = True, first: bool = True
     ) -> ComparePage:
-        """Loads the page anew, in a window of this size; waits until it is there, and the model too if `ready`.
+        """Load the page in a window of this size; wait until it is shown and, if `ready`, the model is ready.
 
-        `first`: as somebody whose browser has never been here.
+        `first`: clear the storage of the browser before.
         """
         self.resize(width, height)
         if first:
             self.forget()
         self.driver.get(f"{self.url}?__theme={theme}")
-        until(lambda: self.find("#run").is_displayed(), 60, "the page did not come up")
+        until(lambda: self.find("#run").is_displayed(), 60, "the page was not shown")
         if ready:
             until(lambda: self.find(".model.ready"), 240, "the model did not become ready")
         return self
 
     def forget(self) -> None:
-        """Empties what the browser keeps of the page."""
+        """Clear the storage of the browser."""
         if self.driver.current_url.startswith(self.url):
             self.driver.execute_script("localStorage.clear()")
         else:
@@ -66,7 +66,7 @@ class ComparePage:
             self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", stored)
 
     def resize(self, width: int, height: int) -> None:
-        """A desktop's or, below 600 pixels, a phone's window."""
+        """Set the size of the window; below 600 pixels it is a phone."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         time.sleep(0.3)
@@ -81,7 +81,7 @@ class ComparePage:
         return self.find(css).text
 
     def write(self, css: str, text: str) -> None:
-        """Replaces a field's text as pasting does: at once, with the events that a page listens to."""
+        """Replace the text of a field at once, with the events of typing."""
         script = """
             const [field, text] = arguments;
             const proto = field.tagName === "TEXTAREA" ? HTMLTextAreaElement : HTMLInputElement;
@@ -99,21 +99,21 @@ class ComparePage:
         return str(self.find("#intent textarea").get_property("value"))
 
     def choose(self, css: str, label: str) -> None:
-        """Picks the first choice of a dropdown that begins with `label`."""
+        """Choose the first entry of a dropdown that begins with `label`."""
         self.find(f"{css} input").click()
 
-        def wanted() -> WebElement | None:
+        def find_entry() -> WebElement | None:
             entries = self.all("ul[role=listbox] li")
             return next((entry for entry in entries if entry.text.strip(" ✓\n").startswith(label)), None)
 
-        option = until(wanted, describe=f"{css} has no choice '{label}'")
+        option = until(find_entry, describe=f"{css} has no choice '{label}'")
         assert option is not None
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'nearest'})", option)
         option.click()
         time.sleep(0.4)
 
     def search(self, css: str, words: str) -> None:
-        """Types into a dropdown, as a person who has just clicked into it, and takes the first choice left."""
+        """Type into a dropdown after a click on it, and choose the first remaining entry."""
         field = self.find(f"{css} input")
         field.click()
         time.sleep(0.3)
@@ -122,7 +122,7 @@ class ComparePage:
         self.find("ul[role=listbox] li").click()
 
     def unfold_options(self) -> None:
-        """Opens the reference and the options; their fields are drawn when they are first seen."""
+        """Open the reference and the options; Gradio renders their fields only then."""
         if not self.all("#reference textarea") or not self.find("#reference textarea").is_displayed():
             self.find("#options button").click()
             until(lambda: self.find("#reference textarea").is_displayed())
@@ -135,7 +135,7 @@ class ComparePage:
         return [chip.text.removesuffix("×").strip() for chip in self.all("#chips li")]
 
     def remove_chip(self, label: str) -> None:
-        # The chips are painted anew when the model is ready: a click may meet one that is gone by then.
+        # The chips are rendered again when the model is ready: a click may miss.
         until(lambda: label not in self.chips() or self.find(f"#chips button[aria-label='Remove {label}']").click())
 
     def open_method_form(self) -> None:
@@ -143,7 +143,7 @@ class ComparePage:
         until(lambda: self.find("#method-add").is_displayed())
 
     def add_adapter(self, label: str) -> None:
-        """Adds an adapter through the form."""
+        """Add an adapter with the form."""
         self.open_method_form()
         self.choose("#method-kind", "Adapter")
         until(lambda: self.find("#method-adapter input").is_displayed())
@@ -154,31 +154,31 @@ class ComparePage:
         self.find("#add-method").click()
 
     def run(self) -> None:
-        """Presses Run and waits until it has begun (or is over already), or a sentence says why not."""
+        """Press Run and wait until the run has begun or ended, or a message refuses it."""
 
-        def said() -> tuple[str, str | None]:
+        def state() -> tuple[str, str | None]:
             return self.text("#status"), self.find(".cards").get_attribute("data-run")
 
-        before = said()
+        before = state()
         self.find("#run").click()
-        until(lambda: self.running() or self.text("#intent-note") or said() != before, describe="Run did nothing")
+        until(lambda: self.running() or self.text("#intent-note") or state() != before, describe="Run did nothing")
 
     def watch_columns(self) -> None:
-        """From now on notes how many columns grow at a time; asking again and again could miss a short run."""
+        """Record from now on how many columns stream at a time; polling could miss a short run."""
         script = """
-            const cards = document.querySelector("#board .cards");
-            window.mostGrowing = 0;
+            const cards = document.querySelector("#comparison .cards");
+            window.maxStreaming = 0;
             const count = () => {
-              const growing = cards.querySelectorAll("[data-state=streaming]").length;
-              window.mostGrowing = Math.max(window.mostGrowing, growing);
+              const streaming = cards.querySelectorAll("[data-state=streaming]").length;
+              window.maxStreaming = Math.max(window.maxStreaming, streaming);
             };
             new MutationObserver(count).observe(cards, { subtree: true, childList: true, attributes: true });
         """
         self.driver.execute_script(script)
 
-    def most_growing(self) -> int:
-        """The most columns that grew at a time since `watch_columns`."""
-        return int(self.driver.execute_script("return window.mostGrowing"))
+    def max_streaming(self) -> int:
+        """Return the largest number of columns that streamed at a time since `watch_columns`."""
+        return int(self.driver.execute_script("return window.maxStreaming"))
 
     def stop(self) -> None:
         self.find("#stop").click()
@@ -190,7 +190,7 @@ class ComparePage:
         until(lambda: not self.running() and self.find("#run").is_displayed(), seconds, "the run did not end")
 
     def cards(self) -> list[dict[str, Any]]:
-        """Name, state, whether it is best, code and numbers of every column, read in one step."""
+        """Return name, state, badge, code and numbers of every column, read in one script."""
         script = """
             return Array.from(document.querySelectorAll(".card")).map((card) => ({
               name: card.querySelector("h3").textContent,
@@ -206,22 +206,22 @@ class ComparePage:
         """
         return list(self.driver.execute_script(script))
 
-    def fold(self, place: int, title: str) -> WebElement:
-        """Opens the fold of that title in a column and returns it."""
-        card = self.all(".card")[place]
-        for fold in card.find_elements(By.CSS_SELECTOR, "details"):
-            summary = fold.find_element(By.CSS_SELECTOR, "summary")
+    def fold(self, index: int, title: str) -> WebElement:
+        """Open the details with that title in a column and return them."""
+        card = self.all(".card")[index]
+        for details in card.find_elements(By.CSS_SELECTOR, "details"):
+            summary = details.find_element(By.CSS_SELECTOR, "summary")
             if summary.text.startswith(title):
-                if fold.get_attribute("open") is None:
+                if details.get_attribute("open") is None:
                     self.driver.execute_script("arguments[0].click()", summary)
-                return fold
-        raise AssertionError(f"Column {place} has no fold '{title}'.")
+                return details
+        raise AssertionError(f"Column {index} has no details '{title}'.")
 
     def history(self) -> list[WebElement]:
         return self.all("#history li button")
 
     def screenshot(self, name: str) -> None:
-        """The whole page, into the folder that PROMPT_OR_TUNE_SCREENSHOTS names, if it names one."""
+        """Save a screenshot of the whole page in the folder PROMPT_OR_TUNE_SCREENSHOTS, if it is set."""
         folder = os.environ.get(SCREENSHOTS)
         if not folder:
             return
@@ -234,6 +234,6 @@ class ComparePage:
         (Path(folder) / f"{name}.png").write_bytes(base64.b64decode(image["data"]))
 
     def complaints(self) -> list[str]:
-        """What the browser's console holds of errors."""
+        """Return the errors in the console of the browser."""
         log = self.driver.get_log("browser")
         return [entry["message"] for entry in log if entry["level"] == "SEVERE"]

@@ -1,4 +1,4 @@
-"""Serves the pages on the fake engine, for looking at them: python -m tests.browser.serve_fake --port 7861."""
+"""Pages on the fake engine, to look at: python -m tests.browser.serve_fake --port 7861."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ui.app import build_pages, launch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=7861)
-    parser.add_argument("--load", type=float, default=3.0, help="seconds of pretended loading")
-    parser.add_argument("--delay", type=float, default=0.15, help="seconds a word")
+    parser.add_argument("--load", type=float, default=3.0, help="seconds of simulated loading")
+    parser.add_argument("--delay", type=float, default=0.15, help="seconds per word")
     parser.add_argument("--fail", action="store_true", help="fail to load")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
     def build(report: ProgressFn) -> FakeEngine:
         for percent in range(0, 100, 5):
             report(f"Converting the embedded base: {percent}%")
-            time.sleep(given.load / 20)
-        if given.fail:
+            time.sleep(args.load / 20)
+        if args.fail:
             raise BaseModelError("No base 'x' on the Hub: check the name, or use --base embedded.")
         engine = make_engine()
-        engine.delay = given.delay
+        engine.delay = args.delay
         return engine
 
-    launch(build_pages(EngineLoader(build).start()), port=given.port)
+    launch(build_pages(EngineLoader(build).start()), port=args.port)
 
 
 if __name__ == "__main__":

@@ -82,12 +82,12 @@ def press(page: ComparePage, name: str, label: str) -> None:
 
 
 def button(page: ComparePage, name: str, label: str) -> WebElement:
-    buttons = card(page, name).find_elements(By.CSS_SELECTOR, ".acts button:not(:disabled)")
+    buttons = card(page, name).find_elements(By.CSS_SELECTOR, ".actions button:not(:disabled)")
     return next(button for button in buttons if button.text.startswith(label))
 
 
 def labels(page: ComparePage, name: str) -> list[str]:
-    return [item.text for item in card(page, name).find_elements(By.CSS_SELECTOR, ".acts button")]
+    return [item.text for item in card(page, name).find_elements(By.CSS_SELECTOR, ".actions button")]
 
 
 def unfold_add(page: ComparePage) -> None:
@@ -105,7 +105,7 @@ def upload_zip(page: ComparePage, path: Path) -> None:
 def checks_ended(page: ComparePage) -> bool:
     """Return whether the checks have ended and their result is shown."""
     note = page.text("#adapters-add-note")
-    return bool(page.all(".checks li")) and not page.all(".checks .going") and not note.startswith("Checking")
+    return bool(page.all(".checks li")) and not page.all(".checks .running") and not note.startswith("Checking")
 
 
 def marks(page: ComparePage) -> list[str]:
@@ -114,14 +114,14 @@ def marks(page: ComparePage) -> list[str]:
 
 def test_list_of_adapters(page: ComparePage) -> None:
     until(lambda: page.driver.title == "Prompt or Tune · Adapters")
-    assert page.text("#adapters-list .found") == "11 adapters"
+    assert page.text("#adapters-list .result-count") == "11 adapters"
     text = card(page, "lora-conala").text
     for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.7 MB", "cc-by-sa-4.0", "0.041"):
         assert part in text
     assert "0.027 to 0.061" in text
     assert "Comes with Prompt or Tune" in text
     assert "was trained for tiny/base" in card(page, "other-base").text
-    assert not card(page, "other-base").find_element(By.CSS_SELECTOR, ".acts .main").is_enabled()
+    assert not card(page, "other-base").find_element(By.CSS_SELECTOR, ".actions .main").is_enabled()
     assert labels(page, "lora-conala") == ["Open in Compare", "Load", "Download zip"]
     assert labels(page, "prompt-mine")[-1] == "Delete"
     assert "--base" in page.text(".models code")
@@ -132,10 +132,10 @@ def test_list_of_adapters(page: ComparePage) -> None:
 def test_search_and_filter(page: ComparePage) -> None:
     page.write("#adapters-words input", "qlora conala")
     until(lambda: names(page) == ["qlora-4bit-conala"])
-    assert page.text("#adapters-list .found") == "1 of 11 adapters"
+    assert page.text("#adapters-list .result-count") == "1 of 11 adapters"
     page.write("#adapters-words input", "nothing like it")
     until(lambda: names(page) == [])
-    assert page.text("#adapters-list .found").startswith("None of 11 adapters matches")
+    assert page.text("#adapters-list .result-count").startswith("None of 11 adapters matches")
     page.write("#adapters-words input", "")
     page.choose("#adapters-show", "Not usable here")
     until(lambda: sorted(names(page)) == ["broken", "other-base"])
@@ -148,7 +148,7 @@ def test_html_in_cards_is_escaped(page: ComparePage) -> None:
     assert page.driver.title == "Prompt or Tune · Adapters"
     card(page, "lora-conala").find_element(By.CSS_SELECTOR, "summary").click()
     until(lambda: "A LoRA adapter that answers intents" in card(page, "lora-conala").text)
-    tables = card(page, "lora-conala").find_elements(By.CSS_SELECTOR, ".told table")
+    tables = card(page, "lora-conala").find_elements(By.CSS_SELECTOR, ".details-body table")
     captions = [item.find_element(By.CSS_SELECTOR, "caption").text for item in tables]
     assert captions[1:] == [f"conala test, base {base}, beam, 10 candidates" for base in ("NF4", "not quantized")]
     assert "parses" in tables[1].text
@@ -198,10 +198,10 @@ def test_hostile_zip_is_rejected_and_leaves_no_files(
     folder = copy_adapter(SMALL, tmp_path / "good")
     files = [item for item in files_of(folder) if not item[0].filename.endswith("README.md")]
     upload_zip(page, make_zip(tmp_path / "hostile.zip", [*files, (entry(name, mode), content)]))
-    assert message in page.text("#adapters-add-note .sentence")
+    assert message in page.text("#adapters-add-note .error-message")
     assert marks(page).count("failed") == 1
     assert marks(page)[0] == "passed"
-    assert marks(page)[-1] == "waits"
+    assert marks(page)[-1] == "pending"
     assert sorted(app.root.parent.rglob("*")) == before
     assert not (tmp_path.parent / "evil.txt").exists()
     page.screenshot(f"adapters-refused-{name.rpartition('.')[2]}")
@@ -215,7 +215,7 @@ def test_install_from_the_hub(page: ComparePage, app: App, tmp_path: Path, monke
         page.write("#adapters-spec input", "someone/nothing")
         page.find("#adapters-pull").click()
         until(lambda: "no repository 'someone/nothing'" in page.text("#adapters-add-note"))
-        assert marks(page) == ["passed", "failed", "waits", "waits", "waits"]
+        assert marks(page) == ["passed", "failed", "pending", "pending", "pending"]
         page.write("#adapters-spec input", "someone/Pulled")
         page.find("#adapters-pull").click()
         until(lambda: "'pulled' is added" in page.text("#adapters-add-note"))
@@ -235,7 +235,7 @@ def test_download_saves_the_packed_adapter(page: ComparePage, tmp_path: Path) ->
 
 def test_delete_asks_for_confirmation(page: ComparePage, app: App) -> None:
     copy_adapter(SMALL, app.root / "unwanted")
-    page.find("#adapters-again").click()
+    page.find("#adapters-refresh").click()
     until(lambda: "unwanted" in names(page))
     press(page, "unwanted", "Delete")
     assert page.driver.switch_to.active_element.text == "Keep it"
@@ -264,7 +264,7 @@ def test_visitor_without_rights_cannot_change_adapters(driver: WebDriver, tmp_pa
     policy = AccessPolicy(training="owner", owners=frozenset({"ada"}))
     with serving(home, lambda report: make_engine(home), policy) as app:
         page = open_adapters(driver, app)
-        assert "Only ada may train and change adapters here" in page.text("#adapters-may")
+        assert "Only ada may train and change adapters here" in page.text("#adapters-denied")
         assert not any(item.is_displayed() for item in page.all("#adapters-add"))
         assert labels(page, "prompt-mine") == ["Open in Compare", "Download zip"]
         assert not page.find(".models").is_displayed(), "where folders lie is the owner's business"
@@ -303,7 +303,7 @@ def test_list_while_the_model_is_loading(driver: WebDriver, tmp_path: Path) -> N
         page = open_adapters(driver, app)
         assert "Known when the model is ready" in card(page, "lora-conala").text
         assert labels(page, "lora-conala") == ["Open in Compare", "Download zip"]
-        assert not card(page, "lora-conala").find_element(By.CSS_SELECTOR, ".acts .main").is_enabled()
+        assert not card(page, "lora-conala").find_element(By.CSS_SELECTOR, ".actions .main").is_enabled()
         page.screenshot("adapters-loading")
         ready.set()
         until(lambda: "Usable here" in card(page, "lora-conala").text)

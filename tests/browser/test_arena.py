@@ -99,10 +99,10 @@ class ArenaPage(ComparePage):
         )
 
     def match_id(self) -> str:
-        return self.driver.execute_script("return document.querySelector('#arena-board .cards').dataset.run || ''")
+        return self.driver.execute_script("return document.querySelector('#arena-comparison .cards').dataset.run || ''")
 
     def heads(self) -> list[str]:
-        return [head.text for head in self.all("#arena-board h3")]
+        return [head.text for head in self.all("#arena-comparison h3")]
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def page(driver: WebDriver, url: str) -> Iterator[ArenaPage]:
 
 
 def test_first_visit_shows_the_introduction(page: ArenaPage) -> None:
-    assert "Two methods of the same model answer one question" in page.text("#arena-board")
+    assert "Two methods of the same model answer one question" in page.text("#arena-comparison")
     assert "No votes yet" in page.text("#arena-ratings")
     assert not page.is_visible("#arena-votes button")
     page.screenshot("arena-empty")
@@ -128,7 +128,7 @@ def test_browser_receives_no_name_before_the_vote(page: ArenaPage) -> None:
     assert "arena" in heard or "answering" in heard
     assert "Both are answering" in heard
     assert page.match_id() in heard
-    source = page.find("#arena-board").get_attribute("outerHTML") or ""
+    source = page.find("#arena-comparison").get_attribute("outerHTML") or ""
     for name in NAMES:
         position = heard.find(name)
         assert name not in heard, heard[max(0, position - 300) : position + 100]
@@ -141,20 +141,20 @@ def test_browser_receives_no_name_before_the_vote(page: ArenaPage) -> None:
 
 def test_refresh_shows_the_same_match(page: ArenaPage) -> None:
     until(lambda: page.is_visible("#arena-left"), describe="the open duel did not come back")
-    match_id, code = page.match_id(), page.text("#arena-board")
+    match_id, code = page.match_id(), page.text("#arena-comparison")
     page.load()
     until(lambda: page.match_id() == match_id)
-    assert page.text("#arena-board") == code
+    assert page.text("#arena-comparison") == code
     assert page.heads() == ["A", "B"]
 
 
 def test_tests_and_reference_are_shown_on_request(page: ArenaPage, home: Path) -> None:
     until(lambda: page.is_visible("#arena-left"))
-    assert not page.all("#arena-board .about details")
+    assert not page.all("#arena-comparison .about details")
     page.press("r")
-    until(lambda: len(page.all("#arena-board .tally .cells")) == 2 and not page.is_visible("#arena-stop"), 60)
+    until(lambda: len(page.all("#arena-comparison .tally .cells")) == 2 and not page.is_visible("#arena-stop"), 60)
     page.find("#arena-reference").click()
-    until(lambda: page.is_visible("#arena-board .about pre"))
+    until(lambda: page.is_visible("#arena-comparison .about pre"))
     assert not page.is_visible("#arena-run")
     assert page.heads() == ["A", "B"]
     page.screenshot("arena-tested")
@@ -191,8 +191,8 @@ def test_keys_in_a_text_field_do_not_vote(page: ArenaPage, home: Path) -> None:
     assert field.get_property("value") == "sort n 1 2 3 4 r"
     page.driver.execute_script("document.activeElement.blur()")
     page.next_match()
-    assert "sort n 1 2 3 4 r" in page.text("#arena-board .asked")
-    assert "your own question" in page.text("#arena-board .about")
+    assert "sort n 1 2 3 4 r" in page.text("#arena-comparison .question")
+    assert "your own question" in page.text("#arena-comparison .about")
     assert not page.is_visible("#arena-run")
     assert page.find("#arena-tie").get_attribute("aria-keyshortcuts") == "3"
     page.find("#arena-tie").send_keys(Keys.ENTER)
@@ -205,7 +205,7 @@ def test_keys_in_a_text_field_do_not_vote(page: ArenaPage, home: Path) -> None:
 
 def test_html_in_answers_is_escaped(page: ArenaPage) -> None:
     def has_html_answer() -> bool:
-        return "<img src=x" in page.text("#arena-board .cards")
+        return "<img src=x" in page.text("#arena-comparison .cards")
 
     for _ in range(12):
         page.next_match()
@@ -248,7 +248,7 @@ def test_phone_votes_without_horizontal_scroll(driver: WebDriver, url: str, them
     page = ArenaPage(driver, url).load(theme, 390, 844)
     page.next_match()
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    tops = [card.rect["y"] for card in page.all("#arena-board .card")]
+    tops = [card.rect["y"] for card in page.all("#arena-comparison .card")]
     assert tops[1] > tops[0]
     for button in page.all("#arena-votes button"):
         assert button.rect["height"] >= 44

@@ -1,4 +1,4 @@
-"""The whole way in a real browser on the real program: `python app.py` with the embedded base, quantized to NF4."""
+"""Compare page in a browser on the real program: `python app.py` with the embedded base, quantized to NF4."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def page(driver: WebDriver, real_app: str) -> ComparePage:
     return ComparePage(driver, real_app).open()
 
 
-def partly(cards: list[dict[str, Any]]) -> int:
-    """How many columns have begun and not ended."""
+def count_streaming(cards: list[dict[str, Any]]) -> int:
+    """Return the number of columns that are streaming."""
     return sum(card["state"] == "streaming" and bool(card["code"].strip()) for card in cards)
 
 
-def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> None:
+def test_four_methods_answer_a_real_problem(page: ComparePage) -> None:
     assert "NF4" in page.text(".model-text")
     page.choose("#data-set", "conala")
     page.search("#problem", "dictionary")
@@ -36,12 +36,12 @@ def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> N
     until(lambda: len(page.chips()) == 4, describe="no adapter among the methods")
     assert page.chips()[:3] == ["zero-shot", "ICL 8", "RAG 8"]
     page.run()
-    until(lambda: partly(page.cards()) >= 2, RUN_SECONDS, "no two columns grew at the same time")
+    until(lambda: count_streaming(page.cards()) >= 2, RUN_SECONDS, "no two columns streamed at the same time")
     page.screenshot("real-streaming")
     page.finish(RUN_SECONDS)
     cards = page.cards()
     assert {card["state"] for card in cards} == {"done"}
-    assert len({card["code"] for card in cards}) >= 3, "the methods do not all say the same"
+    assert len({card["code"] for card in cards}) >= 3, "all methods gave the same answer"
     assert all(card["code"].strip() for card in cards)
     for card in cards:
         assert 0 <= float(card["numbers"]["CodeBLEU"]) <= 1
@@ -51,17 +51,17 @@ def test_four_methods_answer_a_real_problem_side_by_side(page: ComparePage) -> N
         assert float(card["numbers"]["tokens/s"]) > 0
     assert len({card["numbers"]["CodeBLEU"] for card in cards}) >= 2
     assert page.text("#status")
-    prompts = [page.fold(place, "Exact prompt").text for place in range(4)]
+    prompts = [page.fold(i, "Exact prompt").text for i in range(4)]
     assert all(page.intent_text() in prompt for prompt in prompts)
     assert len(prompts[1]) > 2 * len(prompts[0])
     assert page.complaints() == []
     page.screenshot("real-done-light")
 
 
-def test_a_run_is_stopped(page: ComparePage) -> None:
+def test_run_is_stopped(page: ComparePage) -> None:
     page.intent(LONG_TASK)
     page.run()
-    until(lambda: partly(page.cards()) >= 1, RUN_SECONDS)
+    until(lambda: count_streaming(page.cards()) >= 1, RUN_SECONDS)
     page.stop()
     page.finish(20)
     stopped = [card for card in page.cards() if card["state"] == "stopped"]
@@ -70,14 +70,14 @@ def test_a_run_is_stopped(page: ComparePage) -> None:
     page.screenshot("real-stopped")
 
 
-def test_an_empty_question_is_one_sentence(page: ComparePage) -> None:
+def test_empty_question_is_refused(page: ComparePage) -> None:
     page.intent("   ")
     page.run()
     assert page.text("#intent-note") == "Say first what the Python should do: one sentence is enough."
     assert not page.running()
 
 
-def test_a_hundred_thousand_characters_do_not_break_it(page: ComparePage) -> None:
+def test_too_long_question_fails_in_its_columns(page: ComparePage) -> None:
     page.intent("reverse the string `s` " * 4348)
     assert len(page.intent_text()) > 100_000
     page.run()
@@ -89,7 +89,7 @@ def test_a_hundred_thousand_characters_do_not_break_it(page: ComparePage) -> Non
     assert len(page.intent_text()) > 100_000, "nothing typed is lost"
 
 
-def test_a_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
+def test_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
     until(lambda: len(page.chips()) == 4)
     for label in page.chips()[1:]:
         page.remove_chip(label)
@@ -105,9 +105,9 @@ def test_a_broken_adapter_fails_in_its_own_column(page: ComparePage) -> None:
     page.screenshot("real-broken-adapter")
 
 
-def test_dark_and_on_a_phone(driver: WebDriver, real_app: str) -> None:
+def test_dark_theme_and_phone(driver: WebDriver, real_app: str) -> None:
     page = ComparePage(driver, real_app).open(theme="dark")
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.run()
     page.finish(RUN_SECONDS)

@@ -1,4 +1,4 @@
-"""Tests on the Compare page: a fake engine answers, the real sandbox runs what it said."""
+"""Tests on the Compare page: answers of a fake engine run in the real sandbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ui.test_bench import TestBench
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
-SAYS = {
+ANSWERS = {
     "zero-shot": "def double(x):\n    return x * x",
     "icl-8": "import os\nos._exit(0)",
     "rag-8": "def double(x):\n    return open('/etc/passwd').read()",
@@ -30,12 +30,12 @@ NO_SANDBOX = "No code is run, because no layer of the sandbox works here."
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve(lambda report: FakeEngine(SAYS)) as address:
+    with serve(lambda report: FakeEngine(ANSWERS)) as address:
         yield address
 
 
 def panels(page: ComparePage) -> list[str]:
-    return [str(node.get_attribute("textContent")) for node in page.all("#board .card-tests")]
+    return [str(node.get_attribute("textContent")) for node in page.all("#comparison .card-tests")]
 
 
 def ask(page: ComparePage, tests: str) -> None:
@@ -45,10 +45,10 @@ def ask(page: ComparePage, tests: str) -> None:
     page.run()
     page.finish()
     until(lambda: "answer" in page.text("#status") or "pass" in page.text("#status"))
-    until(lambda: "double a value" in page.text("#board .asked"))
+    until(lambda: "double a value" in page.text("#comparison .question"))
 
 
-def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
+def test_pasted_tests_show_failures_with_reasons(page: ComparePage) -> None:
     ask(page, TESTS)
     assert page.text("#status").startswith("lora-starter passes all 3 tests; the others pass at most 1.")
     assert [card["badge"] for card in page.cards()] == ["", "", "", "passes"]
@@ -58,33 +58,33 @@ def test_pasted_tests_say_which_fail_and_why(page: ComparePage) -> None:
     assert leaves.startswith("0 of 3 tests pass")
     assert "PermissionError" in reads or "FileNotFoundError" in reads
     assert passes.startswith("All 3 tests pass")
-    assert "3 tests in the sandbox (" in page.text("#board .about")
+    assert "3 tests in the sandbox (" in page.text("#comparison .about")
     assert "expected" in page.fold(0, "All tests").text
     assert page.complaints() == []
     page.screenshot("compare-tests")
 
 
-def test_input_and_output_pairs_run_too(page: ComparePage) -> None:
+def test_input_and_output_pairs_run(page: ComparePage) -> None:
     ask(page, "input: 2\noutput: 4")
     assert page.text("#status") == "No answer passes the test."
     assert "input '2': printed nothing, expected '4'" in panels(page)[3]
 
 
-def test_wrong_tests_get_a_sentence_with_their_line_and_are_not_lost(page: ComparePage) -> None:
+def test_invalid_tests_show_their_line_and_stay_in_the_field(page: ComparePage) -> None:
     wrong = "assert double(2) == 4\nassert double(2 =="
     ask(page, wrong)
-    until(lambda: page.text("#board .sentence").startswith("Line 2: "))
+    until(lambda: page.text("#comparison .error-message").startswith("Line 2: "))
     assert {card["state"] for card in page.cards()} == {"done"}
     assert panels(page) == [""] * 4
     assert page.find("#tests textarea").get_property("value") == wrong
 
 
-def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePage) -> None:
-    page.find("#begin button").click()
+def test_tests_of_a_problem_are_restored_from_history(page: ComparePage) -> None:
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
     until(lambda: str(page.find("#tests textarea").get_property("value")).startswith("assert "))
-    shown = page.find("#tests textarea").get_property("value")
+    tests = page.find("#tests textarea").get_property("value")
     page.run()
     page.finish()
     until(lambda: all("tests pass" in panel for panel in panels(page)))
@@ -94,18 +94,18 @@ def test_a_problem_with_tests_brings_them_and_history_keeps_them(page: ComparePa
     page.finish()
     until(lambda: panels(page) == [""] * 4)
     page.history()[1].click()
-    until(lambda: page.find("#tests textarea").get_property("value") == shown)
+    until(lambda: page.find("#tests textarea").get_property("value") == tests)
     until(lambda: all("tests pass" in panel for panel in panels(page)))
 
 
-def test_without_a_sandbox_there_is_one_sentence(driver: WebDriver) -> None:
-    def closed() -> Any:
+def test_missing_sandbox_shows_its_reason(driver: WebDriver) -> None:
+    def open_sandbox() -> Any:
         raise SandboxUnavailableError(NO_SANDBOX)
 
-    source = EngineLoader(lambda report: FakeEngine(SAYS))
-    with serve(lambda report: FakeEngine(SAYS), Context(source.start(), test_bench=TestBench(closed))) as url:
+    loader = EngineLoader(lambda report: FakeEngine(ANSWERS))
+    with serve(lambda report: FakeEngine(ANSWERS), Context(loader.start(), test_bench=TestBench(open_sandbox))) as url:
         page = ComparePage(driver, url).open()
         ask(page, TESTS)
-        until(lambda: page.text("#board .sentence") == NO_SANDBOX)
+        until(lambda: page.text("#comparison .error-message") == NO_SANDBOX)
         assert panels(page) == [""] * 4
         assert len(page.cards()) == 4

@@ -1,4 +1,4 @@
-"""What a person does on the Compare page, step by step, on a fake engine."""
+"""Use of the Compare page step by step, on a fake engine."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser.fake_app import DEFAULTS, REFERENCE, SAYS
+from tests.browser.fake_app import ANSWERS, DEFAULTS, REFERENCE
 from tests.browser.page import ComparePage, until
 
 pytestmark = pytest.mark.browser
 
 
-def test_one_run_from_the_question_to_the_verdict(page: ComparePage) -> None:
+def test_one_run_from_question_to_verdict(page: ComparePage) -> None:
     page.intent("map two lists `keys` and `values` into a dictionary")
     page.reference(REFERENCE)
     until(lambda: page.chips() == DEFAULTS)
     page.watch_columns()
     page.run()
     page.finish()
-    assert page.most_growing() >= 2, "no two columns grew at a time"
+    assert page.max_streaming() >= 2, "no two columns streamed at the same time"
     cards = page.cards()
     assert [card["name"] for card in cards] == DEFAULTS
-    assert cards[0]["code"] == SAYS["zero-shot"].removeprefix("```python\n").removesuffix("\n```")
+    assert cards[0]["code"] == ANSWERS["zero-shot"].removeprefix("```python\n").removesuffix("\n```")
     assert cards[3]["numbers"]["EM"] == "1"
     assert cards[3]["numbers"]["CodeBLEU"] == "1.00"
     assert [card["badge"] for card in cards] == ["", "", "", "matches"]
     assert page.text("#status").startswith("lora-starter matches the reference; closest of the others is")
-    assert len({card["top"] for card in cards}) == 1, "the tops of the code are in line"
-    assert len({card["below"] for card in cards}) == 1, "and so are the numbers"
+    assert len({card["top"] for card in cards}) == 1, "the tops of the code are aligned"
+    assert len({card["below"] for card in cards}) == 1, "the numbers are aligned"
     assert "2 of 8 examples were left out" in page.all(".card")[1].text
 
 
-def test_what_explains_an_answer_folds_out(page: ComparePage) -> None:
+def test_details_of_an_answer(page: ComparePage) -> None:
     page.intent("reverse the string `s`")
     page.reference(REFERENCE)
     page.run()
@@ -53,7 +53,7 @@ def test_what_explains_an_answer_folds_out(page: ComparePage) -> None:
     until(lambda: "keys[i]" in difference.text)
 
 
-def test_a_fold_stays_open_while_others_still_grow(page: ComparePage) -> None:
+def test_details_stay_open_while_other_columns_stream(page: ComparePage) -> None:
     page.remove_chip("ICL 8")
     page.remove_chip("RAG 8")
     page.remove_chip("zero-shot")
@@ -68,7 +68,7 @@ def test_a_fold_stays_open_while_others_still_grow(page: ComparePage) -> None:
     page.finish()
 
 
-def test_methods_are_added_removed_and_never_twice(page: ComparePage) -> None:
+def test_methods_are_added_and_removed(page: ComparePage) -> None:
     page.remove_chip("ICL 8")
     page.open_method_form()
     page.write("#method-k input", "3")
@@ -84,11 +84,11 @@ def test_methods_are_added_removed_and_never_twice(page: ComparePage) -> None:
     for label in page.chips():
         page.remove_chip(label)
     page.run()
-    assert page.text("#intent-note") == "Add at least one method: the answers need someone to give them."
+    assert page.text("#intent-note") == "Add at least one method: each method gives one answer."
 
 
-def test_a_test_problem_fills_question_and_reference(page: ComparePage) -> None:
-    page.find("#begin button").click()
+def test_test_problem_fills_question_and_reference(page: ComparePage) -> None:
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
     assert "def " in str(page.find("#reference textarea").get_property("value"))
@@ -106,7 +106,7 @@ def test_a_test_problem_fills_question_and_reference(page: ComparePage) -> None:
     assert "its reference and its tests are no longer used" in page.text("#intent-note")
 
 
-def test_the_session_remembers_and_exports(page: ComparePage, tmp_path: Path) -> None:
+def test_history_and_exports(page: ComparePage, tmp_path: Path) -> None:
     for intent in ("first question", "second question"):
         page.intent(intent)
         page.run()
@@ -118,7 +118,7 @@ def test_the_session_remembers_and_exports(page: ComparePage, tmp_path: Path) ->
     ]
     page.history()[1].click()
     until(lambda: page.intent_text() == "first question")
-    assert page.text(".asked") == "first question"
+    assert page.text(".question") == "first question"
     assert page.chips() == DEFAULTS
     folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
     page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
@@ -132,7 +132,7 @@ def test_the_session_remembers_and_exports(page: ComparePage, tmp_path: Path) ->
     until(lambda: next(tmp_path.glob("*.csv"), None))
 
 
-def test_candidates_fold_out_under_beam_search(page: ComparePage) -> None:
+def test_candidates_of_beam_search(page: ComparePage) -> None:
     page.unfold_options()
     page.find("#mode input[value=beam]").click()
     until(lambda: page.find("#candidates").is_displayed())
@@ -143,11 +143,11 @@ def test_candidates_fold_out_under_beam_search(page: ComparePage) -> None:
     assert "candidate 3" in page.fold(1, "Other candidates").text
 
 
-def test_the_keyboard_is_enough(page: ComparePage) -> None:
+def test_keyboard_use(page: ComparePage) -> None:
     field = page.find("#intent textarea")
     field.send_keys("reverse the string `s`")
     field.send_keys(Keys.CONTROL, Keys.ENTER)
-    until(lambda: page.text(".asked") == "reverse the string `s`")
+    until(lambda: page.text(".question") == "reverse the string `s`")
     page.finish()
     assert {card["state"] for card in page.cards()} == {"done"}
     page.find("#chips button[aria-label='Remove RAG 8']").send_keys(Keys.ENTER)

@@ -1,4 +1,4 @@
-"""Where the owner gave logins, nobody sees a page or reaches an endpoint without one."""
+"""Login: with accounts, no page and no endpoint is available without one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def locked() -> Iterator[str]:
         yield address
 
 
-def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
+def test_login_and_comparison(driver: WebDriver, locked: str) -> None:
     driver.get(locked)
     fields = until(lambda: driver.find_elements(By.CSS_SELECTOR, "input"))
     assert not driver.find_elements(By.CSS_SELECTOR, "#run")
@@ -40,10 +40,10 @@ def test_a_person_logs_in_and_asks(driver: WebDriver, locked: str) -> None:
     until(lambda: driver.find_elements(By.CSS_SELECTOR, "input[type=password]"), 60)
 
 
-def test_without_a_login_no_endpoint_answers(locked: str) -> None:
-    with httpx.Client(base_url=locked) as stranger:
-        refused = stranger.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
-        assert refused.status_code == 401
-        assert stranger.post("gradio_api/upload", files={"files": ("a.csv", b"a,b")}).status_code == 401
-        wrong = stranger.post("login", data={"username": LOGIN[0], "password": "battery staple"})
+def test_endpoints_require_login(locked: str) -> None:
+    with httpx.Client(base_url=locked) as client:
+        response = client.post("gradio_api/call/compare", json={"data": ["say hello", ["zero-shot"]]})
+        assert response.status_code == 401
+        assert client.post("gradio_api/upload", files={"files": ("a.csv", b"a,b")}).status_code == 401
+        wrong = client.post("login", data={"username": LOGIN[0], "password": "battery staple"})
         assert wrong.status_code == 400

@@ -1,4 +1,4 @@
-"""The Results page as a person uses it, on small runs that `python -m evaluate`'s own code wrote."""
+"""Results page in a browser, on small runs written by the code of `python -m evaluate`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "first.jsonl", failing=False)
     write_run(folder / "other.jsonl", digest="sha256:2", scored=False)
     (folder / "broken.jsonl").write_text("no run\n")
-    with serve(lambda report: make_engine(), shelf=RunLibrary([("runs", folder)])) as address:
+    with serve(lambda report: make_engine(), run_library=RunLibrary([("runs", folder)])) as address:
         yield address
 
 
@@ -37,8 +37,8 @@ def open_results(driver: WebDriver, url: str, theme: str = "light", width: int =
     page = ComparePage(driver, url)
     page.resize(width, 900)
     driver.get(f"{url}?tab=results&__theme={theme}")
-    until(lambda: rows(page), 40, "the problems did not come up")
-    until(lambda: "Comparisons" in page.text("#summary"), 40, "the numbers did not come up")
+    until(lambda: rows(page), 40, "the problems are not listed")
+    until(lambda: "Comparisons" in page.text("#summary"), 40, "the tables are not shown")
     return page
 
 
@@ -46,23 +46,23 @@ def rows(page: ComparePage) -> list[str]:
     return [row.text for row in page.all("#problems li .intent")]
 
 
-def test_the_address_opens_a_run_with_its_numbers(page: ComparePage) -> None:
+def test_url_opens_a_run_with_its_tables(page: ComparePage) -> None:
     assert page.driver.title == "Prompt or Tune · Results"
     table = page.text("#summary table")
     assert "Pass@1" in table
     assert "lora-starter" in table
     assert len(page.all("#summary .plot")) >= 3
-    assert page.text("#problems .found") == "3 problems"
+    assert page.text("#problems .result-count") == "3 problems"
     assert page.complaints() == []
     page.screenshot("results-light")
 
 
-def test_a_problem_opens_with_all_answers_and_nothing_in_it_is_markup(page: ComparePage) -> None:
+def test_problem_opens_with_all_answers_escaped(page: ComparePage) -> None:
     page.all("#problems li button")[1].click()
     until(lambda: page.all("#answers .card"))
-    assert [name.text for name in page.all("#answers h3:not(.asked)")] == ["zero-shot", "lora-starter"]
+    assert [name.text for name in page.all("#answers h3:not(.question)")] == ["zero-shot", "lora-starter"]
     assert [badge.text for badge in page.all("#answers .badge")] == ["passes"]
-    assert "onerror" in page.text("#answers .asked")
+    assert "onerror" in page.text("#answers .question")
     assert page.all("#results img, #results script") == []
     assert page.driver.title == "Prompt or Tune · Results"
     page.screenshot("results-problem")
@@ -74,15 +74,15 @@ def test_problems_are_filtered_and_searched(page: ComparePage) -> None:
     page.write("#filter-words textarea, #filter-words input", "double")
     until(lambda: rows(page) == ["double a value"])
     page.choose("#filter-show", "Solved by nobody")
-    until(lambda: "None of 3 problems" in page.text("#problems .found"))
+    until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
-def test_a_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
+def test_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
     page.find("#summary button[data-method$='|zero-shot']").click()
     until(lambda: len(rows(page)) == 2)
     assert page.find("#filter-method input").get_property("value") == "zero-shot"
     page.find("#summary button[data-method$='|lora-starter']").click()
-    until(lambda: "None of 3 problems" in page.text("#problems .found"))
+    until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
 def test_broken_and_foreign_runs_are_a_sentence_each(page: ComparePage) -> None:
@@ -104,7 +104,7 @@ def test_numbers_are_downloaded(page: ComparePage, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "first.json").read_text(encoding="utf-8"))
 
 
-def test_the_tabs_change_the_address(page: ComparePage) -> None:
+def test_tabs_change_the_url(page: ComparePage) -> None:
     page.find("#tab-compare-button").click()
     until(lambda: "tab=" not in page.driver.current_url)
     until(lambda: page.driver.title == "Prompt or Tune · Compare")
@@ -113,7 +113,7 @@ def test_the_tabs_change_the_address(page: ComparePage) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_shows_it_without_a_sideways_scroll(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_layout_of_results(driver: WebDriver, url: str, theme: str) -> None:
     page = open_results(driver, url, theme, 390)
     page.all("#problems li button")[0].click()
     until(lambda: page.all("#answers .card"))
@@ -121,8 +121,8 @@ def test_a_phone_shows_it_without_a_sideways_scroll(driver: WebDriver, url: str,
     page.screenshot(f"results-phone-{theme}")
 
 
-def test_without_runs_the_page_says_how_to_make_one(driver: WebDriver, tmp_path: Path) -> None:
-    with serve(lambda report: make_engine(), shelf=RunLibrary([("runs", tmp_path)])) as url:
+def test_page_without_runs_shows_the_command(driver: WebDriver, tmp_path: Path) -> None:
+    with serve(lambda report: make_engine(), run_library=RunLibrary([("runs", tmp_path)])) as url:
         driver.get(f"{url}?tab=results")
         page = ComparePage(driver, url)
         until(lambda: "No results yet" in page.text("#summary"))

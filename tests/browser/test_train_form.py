@@ -151,7 +151,7 @@ def test_settings_are_validated_and_follow_the_technique(page: TrainPage) -> Non
 
     page.find("#train-commands button").click()
     until(lambda: "--technique ia3" in page.find("#train-command-here textarea").get_property("value"), 20)
-    page.find("#train-forget").click()
+    page.find("#train-remove-rows").click()
     until(lambda: not page.find("#train-report").is_displayed())
     page.open()
     assert page.text("#train-report") == ""

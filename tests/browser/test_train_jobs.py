@@ -70,7 +70,7 @@ def opened(page: ComparePage, job: Job | None = None, *, theme: str = "light", w
     page.resize(width, 900)
     at = f"&job={job.id}" if job else ""
     page.driver.get(f"{page.url}?tab=train{at}&__theme={theme}")
-    until(lambda: page.all("#train-pulse") and "Looking for jobs" not in page.text("#train-jobs"), 40)
+    until(lambda: page.all("#train-poller") and "Looking for jobs" not in page.text("#train-jobs"), 40)
     if job:
         until(lambda: job.adapter in page.text("#train-job-head"), describe=f"{job.adapter} is not shown")
 
@@ -96,7 +96,7 @@ def shown_buttons(page: ComparePage) -> set[str]:
 def test_page_without_jobs(page: ComparePage) -> None:
     opened(page)
     until(lambda: "No training yet" in page.text("#train-jobs"))
-    assert not page.find("#train-jobs-room").is_displayed() if page.all("#train-jobs-room") else True
+    assert not page.find("#train-jobs-columns").is_displayed() if page.all("#train-jobs-columns") else True
     page.screenshot("train-empty")
 
 
@@ -148,10 +148,10 @@ def test_curve_values_are_read_by_keyboard(page: ComparePage, service: JobServic
     opened(page, job)
     reader = until(lambda: page.find("#train-job-curve [role=slider]"))
     reader.send_keys(Keys.HOME)
-    assert page.text("#train-job-curve .read").startswith("Step 1 · training loss 2.5")
+    assert page.text("#train-job-curve .readout").startswith("Step 1 · training loss 2.5")
     reader.send_keys(Keys.END)
-    assert "validation loss" in page.text("#train-job-curve .read")
-    assert reader.get_attribute("aria-valuetext") == page.text("#train-job-curve .read")
+    assert "validation loss" in page.text("#train-job-curve .readout")
+    assert reader.get_attribute("aria-valuetext") == page.text("#train-job-curve .readout")
     label = page.find("#train-job-curve svg[role=img]").get_attribute("aria-label") or ""
     assert "at step 24 of 120" in label
 
@@ -232,7 +232,7 @@ def test_download_and_delete_with_confirmation(page: ComparePage, service: JobSe
     copied = Path(shutil.copytree(LIBRARY / "lora-starter", service.home / "copied"))
     on_disk.complete(service, job.id, copied)
     opened(page, job)
-    page.driver.execute_script("window.promptOrTuneSave = (file) => { window.saved = file; }")
+    page.driver.execute_script("window.promptOrTune.downloadFile = (file) => { window.saved = file; }")
     press(page, "train-job-download")
     file = until(lambda: page.driver.execute_script("return window.saved"))
     assert file["orig_name"] == "lora-mine.zip"
@@ -241,7 +241,7 @@ def test_download_and_delete_with_confirmation(page: ComparePage, service: JobSe
     assert "lora-mine/adapter_config.json" in zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
 
     press(page, "train-job-delete")
-    until(lambda: "Delete the job of 'lora-mine'?" in page.text("#train-job-asked"))
+    until(lambda: "Delete the job of 'lora-mine'?" in page.text("#train-delete-text"))
     page.screenshot("train-question")
     press(page, "train-delete-keep")
     until(lambda: not page.find("#train-delete-both").is_displayed() if page.all("#train-delete-both") else True)
@@ -282,11 +282,11 @@ def test_hidden_panel_does_not_poll(page: ComparePage, service: JobService) -> N
     opened(page, job)
     page.driver.execute_script(COUNT_POLLS)
     until(lambda: page.driver.execute_script("return window.polls") > 0)
-    page.driver.execute_script("window.promptOrTuneGo('compare')")
+    page.driver.execute_script("window.promptOrTune.openTab('compare')")
     until(lambda: "tab=" not in page.driver.current_url and "job=" not in page.driver.current_url)
     page.driver.execute_script("window.polls = 0")
     on_disk.write_training(service, job.id, 9, since=5)
     page.driver.execute_async_script("setTimeout(arguments[0], 3500)")
     assert page.driver.execute_script("return window.polls") == 0
-    page.driver.execute_script("window.promptOrTuneGo('train')")
+    page.driver.execute_script("window.promptOrTune.openTab('train')")
     until(lambda: points(page, "training") == 9)

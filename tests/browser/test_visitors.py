@@ -1,4 +1,4 @@
-"""Two people at once, each in a browser of their own, and what is too much for one of them, on a fake engine."""
+"""Two visitors at once, each in a browser of their own, and the limits of one visitor, on a fake engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMITS = Limits(rows_at_once=5, upload_bytes=100_000, archive_bytes=100_000)
 
 
 class TwoAtOnce(FakeEngine):
-    """A fake engine that answers several runs side by side, as the real one does."""
+    """A fake engine that answers several runs at the same time, as the real one does."""
 
     def stream(self, requests, sampling_params, cancel=None, owner=""):  # type: ignore[no-untyped-def]
         return FakeEngine.stream(replace(self, _lock=threading.Lock()), requests, sampling_params, cancel, owner)
@@ -35,11 +35,11 @@ class TwoAtOnce(FakeEngine):
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     plain = make_engine()
     engine = TwoAtOnce(plain.says, plain.fails, names=plain.names, delay=0.02)
-    source = EngineLoader(lambda report: engine).start()
+    loader = EngineLoader(lambda report: engine).start()
     context = Context(
-        source, visitors=VisitorRegistry(AccessPolicy(limits=LIMITS)), home=tmp_path_factory.mktemp("home")
+        loader, visitors=VisitorRegistry(AccessPolicy(limits=LIMITS)), home=tmp_path_factory.mktemp("home")
     )
-    pages = build_pages(source, context=context)
+    pages = build_pages(loader, context=context)
     _, address, _ = launch(pages, port=None, prevent_thread_lock=True, limits=LIMITS)
     yield address
     pages.close()
@@ -55,29 +55,32 @@ def streaming(page: ComparePage) -> bool:
     return bool(page.cards()) and page.cards()[-1]["state"] == "streaming"
 
 
-def test_two_people_see_their_own_and_stop_their_own(page: ComparePage, second: WebDriver) -> None:
+def test_two_visitors_see_and_stop_only_their_own_runs(page: ComparePage, second: WebDriver) -> None:
     mine, theirs = page, ComparePage(second, page.url).open()
-    for each, words in ((mine, "the first person's words"), (theirs, "the second person's words")):
-        each.add_adapter("lora-slow")
-        each.intent(words)
-        each.run()
+    for visitor, question in ((mine, "the first person's words"), (theirs, "the second person's words")):
+        visitor.add_adapter("lora-slow")
+        visitor.intent(question)
+        visitor.run()
     until(lambda: streaming(mine) and streaming(theirs), describe="they do not run at the same time")
     mine.stop()
     mine.finish()
     assert mine.cards()[-1]["state"] == "stopped"
-    said = theirs.cards()[-1]["code"]
-    until(lambda: streaming(theirs) and len(theirs.cards()[-1]["code"]) > len(said), describe="the other one stopped")
+    code = theirs.cards()[-1]["code"]
+    until(lambda: streaming(theirs) and len(theirs.cards()[-1]["code"]) > len(code), describe="the other one stopped")
     theirs.stop()
     theirs.finish()
-    assert (mine.text(".asked"), theirs.text(".asked")) == ("the first person's words", "the second person's words")
+    assert (mine.text(".question"), theirs.text(".question")) == (
+        "the first person's words",
+        "the second person's words",
+    )
     assert "second person" not in mine.driver.page_source
     assert "first person" not in theirs.driver.page_source
-    assert [len(each.history()) for each in (mine, theirs)] == [1, 1]
-    cookies = {each.driver.get_cookie(COOKIE_NAME)["value"] for each in (mine, theirs)}
+    assert [len(visitor.history()) for visitor in (mine, theirs)] == [1, 1]
+    cookies = {visitor.driver.get_cookie(COOKIE_NAME)["value"] for visitor in (mine, theirs)}
     assert len(cookies) == 2
 
 
-def test_one_person_may_not_have_more_at_once_than_anybody(page: ComparePage) -> None:
+def test_concurrent_answers_per_visitor_are_limited(page: ComparePage) -> None:
     page.add_adapter("lora-slow")
     page.intent("talk on and on")
     page.run()
@@ -98,10 +101,10 @@ def test_one_person_may_not_have_more_at_once_than_anybody(page: ComparePage) ->
     page.stop()
 
 
-def test_a_file_that_is_too_large_is_a_sentence(page: ComparePage, tmp_path: Path) -> None:
+def test_too_large_upload_shows_a_message(page: ComparePage, tmp_path: Path) -> None:
     large = tmp_path / "large.csv"
     large.write_text("intent,snippet\n" + "say hello,print('hello')\n" * 20_000, encoding="utf-8")
     page.driver.get(f"{page.url}?tab=train")
     until(lambda: page.find("#train-file input[type=file]")).send_keys(str(large))
-    # Gradio's own check speaks before the file is sent; what comes past it gets 413 (tests/ui/test_visitors.py).
+    # Gradio checks the size before sending; a request without that check gets 413 (tests/ui/test_visitors.py).
     until(lambda: 'exceed the maximum allowed size of 97.7 Kb: "large.csv"' in page.text("body"))

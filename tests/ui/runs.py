@@ -1,4 +1,4 @@
-"""A small run on disk as `python -m evaluate` writes it: two methods, three problems, tests that really ran."""
+"""Evaluation run on disk, as `python -m evaluate` writes it: two methods, three problems, real test results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PROBLEMS = (
     Problem("p2", f"say {EVIL}", "def say(): return 'hi'", (AssertTest("assert say() == 'hi'"),)),
     Problem("p3", "sort a list", "def order(x): return sorted(x)", (AssertTest("assert order([2, 1]) == [1, 2]"),)),
 )
-SAYS = {
+ANSWERS = {
     "zero-shot": ["def double(x):\n    return 3 * x", EVIL, "def order(x): return sorted(x)"],
     "lora-starter": [problem.reference or "" for problem in PROBLEMS],
 }
 
 
 def write_run(path: Path, *, digest: str = "sha256:1", scored: bool = True, failing: bool = True) -> Path:
-    """The run in `path`: zero-shot solves p3 alone and gives no answer to p2 if `failing`; lora-starter solves all."""
+    """Write a run to `path`: zero-shot solves only p3 (no answer to p2 if `failing`); lora-starter solves all."""
     settings: dict[str, Any] = {
         "base_id": "HuggingFaceTB/SmolLM2-135M-Instruct", "base_revision": "main", "quantization": "nf4",
         "device": "cpu", "data": "starter", "split": "test", "n": len(PROBLEMS), "data_digest": digest,
@@ -36,7 +36,7 @@ def write_run(path: Path, *, digest: str = "sha256:1", scored: bool = True, fail
     }  # fmt: skip
     provenance = {"started": "2026-11-22T07:04:26+00:00", "versions": {}}
     with open_run(path, settings, [problem_record(problem) for problem in PROBLEMS], provenance) as run:
-        for method, codes in SAYS.items():
+        for method, codes in ANSWERS.items():
             run.set_method(method, {"adapter": None, "style": "plain", "fingerprint": "0123"})
             run.add(_result(method, problem, code, failing) for problem, code in zip(PROBLEMS, codes, strict=True))
         run.save()

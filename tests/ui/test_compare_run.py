@@ -1,4 +1,4 @@
-"""One comparison: columns grow together, one failure leaves the others alone, a stop stops."""
+"""Comparison: streaming columns, errors, cancellation, and the problem built from the fields."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 
 from errors import PromptOrTuneError
 from serve.types import Candidate, PartialOutput, RequestOutput, SamplingParams
-from tasks.problem import Problem
+from tasks.problem import AssertTest, Problem, StdioTest
 from tests.fakes import FakeEngine
-from ui.compare.run import compare, make_comparison
+from ui.compare.run import QuestionFields, build_problem, compare, format_tests, make_comparison
 from ui.compare.view import finished_column
 from ui.records import make_record
 
 REFERENCE = "dict(zip(keys, values))"
 PROBLEM = Problem("typed", "map two lists into a dictionary", REFERENCE)
-SAYS = {
+ANSWERS = {
     "zero-shot": "def merge(keys, values): return None",
     "icl-8": "dict(zip(keys, value))",
     "rag-8": "dict(zip(values, keys))",
@@ -25,15 +25,17 @@ SAYS = {
 }
 
 
-def last(engine: Any, ask: Any, cancel: Any = None) -> Any:
-    return list(compare(engine, ask, cancel or Event(), interval=0))[-1]
+def last(engine: Any, comparison: Any, cancel: Any = None) -> Any:
+    return list(compare(engine, comparison, cancel or Event(), interval=0))[-1]
 
 
-def test_all_columns_grow_together() -> None:
-    steps = list(compare(FakeEngine(SAYS, delay=0.002), make_comparison(PROBLEM, list(SAYS)), Event(), interval=0))
+def test_all_columns_stream_together() -> None:
+    steps = list(
+        compare(FakeEngine(ANSWERS, delay=0.002), make_comparison(PROBLEM, list(ANSWERS)), Event(), interval=0)
+    )
     assert [column.state for column in steps[0]] == ["waiting"] * 4
     assert any(sum(column.state == "streaming" for column in step) >= 2 for step in steps)
-    assert [column.answer and column.answer.code for column in steps[-1]] == list(SAYS.values())
+    assert [column.answer and column.answer.code for column in steps[-1]] == list(ANSWERS.values())
     assert {score.metric: score.value for score in steps[-1][3].scores}["em"] == 1
 
 
@@ -45,7 +47,7 @@ class Samples(FakeEngine):
             yield PartialOutput(0, text, 1, candidate)
 
 
-def test_a_column_grows_by_its_first_sample_alone() -> None:
+def test_column_streams_its_first_sample_only() -> None:
     steps = list(compare(Samples(), make_comparison(PROBLEM, ["zero-shot"]), Event(), interval=0))
     assert {step[0].text for step in steps} == {"", "first"}
 
@@ -54,44 +56,46 @@ class Broken(FakeEngine):
     """Its connection breaks in the middle of an answer."""
 
     def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
-        said = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
-        yield RequestOutput(0, requests[0], (said,), error="The server ended in the middle; what it had said is kept.")
+        candidate = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")
+        yield RequestOutput(
+            0, requests[0], (candidate,), error="The server ended in the middle; what it had said is kept."
+        )
 
 
-def test_half_an_answer_is_kept_beside_the_sentence_and_has_no_score() -> None:
-    ask = make_comparison(PROBLEM, ["zero-shot"])
+def test_failed_answer_is_shown_with_its_error_and_has_no_score() -> None:
+    comparison = make_comparison(PROBLEM, ["zero-shot"])
     engine = Broken()
-    (column,) = last(engine, ask)
+    (column,) = last(engine, comparison)
     assert (column.state, column.scores) == ("failed", ())
-    card = finished_column(make_record(column, ask, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
+    card = finished_column(make_record(column, comparison, engine.base, "2026-01-01T00:00:00+00:00"), is_best=False)
     assert "ended in the middle" in card["code"]
     assert "y" in card["code"].split("ended in the middle")[1]
     assert card["state"] == "failed"
 
 
-def test_repaints_are_throttled() -> None:
-    ask = make_comparison(PROBLEM, list(SAYS))
-    assert len(list(compare(FakeEngine(SAYS), ask, Event(), interval=60))) == 2
+def test_updates_are_throttled() -> None:
+    comparison = make_comparison(PROBLEM, list(ANSWERS))
+    assert len(list(compare(FakeEngine(ANSWERS), comparison, Event(), interval=60))) == 2
 
 
-def test_one_failure_leaves_the_others_alone() -> None:
-    engine = FakeEngine(SAYS, fails={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
+def test_one_failure_does_not_affect_other_columns() -> None:
+    engine = FakeEngine(ANSWERS, fails={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
     columns = last(engine, make_comparison(PROBLEM, ["lora-starter", "nonsense", "icl-8", "icl-99"]))
     assert [column.state for column in columns] == ["failed", "failed", "done", "failed"]
     assert columns[0].error == "Adapter 'lora-starter' is broken: train it again."
     assert "nonsense" in columns[1].error
     assert "icl-99" in columns[3].error
-    assert columns[2].answer.code == SAYS["icl-8"]
+    assert columns[2].answer.code == ANSWERS["icl-8"]
 
 
-def test_nothing_but_bad_names_asks_the_engine_nothing() -> None:
+def test_unknown_methods_do_not_reach_the_engine() -> None:
     engine = FakeEngine()
     columns = last(engine, make_comparison(PROBLEM, ["nonsense"]))
     assert columns[0].state == "failed"
     assert engine.runs == 0
 
 
-def test_a_stop_ends_the_run_and_half_an_answer_has_no_score() -> None:
+def test_cancelled_answer_has_no_score() -> None:
     engine = FakeEngine({"zero-shot": "word " * 1000}, delay=0.005)
     cancel = Event()
     steps = []
@@ -105,7 +109,7 @@ def test_a_stop_ends_the_run_and_half_an_answer_has_no_score() -> None:
     assert engine.cancelled == 1
 
 
-def test_closing_the_iterator_stops_the_engine() -> None:
+def test_closing_the_iterator_cancels_the_engine() -> None:
     engine = FakeEngine({"zero-shot": "word " * 1000}, delay=0.005)
     cancel = Event()
     steps = compare(engine, make_comparison(PROBLEM, ["zero-shot"]), cancel, interval=0)
@@ -113,25 +117,71 @@ def test_closing_the_iterator_stops_the_engine() -> None:
     next(steps)
     steps.close()
     assert engine.cancelled == 1
-    assert not cancel.is_set(), "it is for whoever stops the run, and for what comes after the answers"
+    assert not cancel.is_set(), "the tests after the answers use it too"
 
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])
-def test_an_empty_intent_is_one_sentence(intent: Any) -> None:
+def test_empty_question_is_refused(intent: Any) -> None:
     with pytest.raises(PromptOrTuneError, match="Say first what the Python should do"):
         make_comparison(Problem("typed", intent), ["zero-shot"])
 
 
-def test_no_method_and_too_many_are_one_sentence_each() -> None:
+def test_no_method_and_too_many_methods_are_refused() -> None:
     with pytest.raises(PromptOrTuneError, match="at least one method"):
         make_comparison(PROBLEM, [])
     with pytest.raises(PromptOrTuneError, match="at most 8"):
         make_comparison(PROBLEM, [f"icl-{k}" for k in range(1, 10)])
 
 
-def test_the_pool_and_decoding_reach_the_engine() -> None:
+def test_pool_and_decoding_reach_the_engine() -> None:
     engine = FakeEngine()
-    ask = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
-    columns = last(engine, ask)
+    comparison = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
+    columns = last(engine, comparison)
     assert engine.seen[0][0].pool == "conala"
     assert len(columns[0].answer.candidates) == 3
+
+
+CHOSEN = Problem(
+    "starter-test-1", "reverse a string", "s[::-1]", (AssertTest("assert f('ab') == 'ba'", setup="import re"),)
+)
+TESTS = "assert f('ab') == 'ba'"
+
+
+def test_selected_problem_keeps_its_id_while_question_is_unchanged() -> None:
+    problem, note = build_problem(QuestionFields(" reverse a string\n", "s[::-1]", TESTS, CHOSEN))
+    assert (problem.id, note) == ("starter-test-1", "")
+    assert problem.tests == CHOSEN.tests, "the setup of its tests too, though the field does not show it"
+
+
+def test_changed_question_drops_reference_and_tests() -> None:
+    fields = QuestionFields("sort a list", "s[::-1]", TESTS, CHOSEN)
+    problem, _ = build_problem(fields)
+    assert (problem.id, problem.reference, problem.tests) == ("typed", None, ())
+    assert fields.stale_reference
+    assert fields.stale_tests
+
+
+def test_own_reference_and_tests_are_used_with_any_question() -> None:
+    fields = QuestionFields("sort a list", "sorted(l)", "assert f([2, 1]) == [1, 2]", CHOSEN)
+    problem, note = build_problem(fields)
+    assert (problem.id, problem.reference, note) == ("typed", "sorted(l)", "")
+    assert problem.tests == (AssertTest("assert f([2, 1]) == [1, 2]"),)
+    assert not fields.stale_reference
+    assert not fields.stale_tests
+
+
+def test_blank_fields_are_ignored() -> None:
+    assert build_problem(QuestionFields("sort a list", "  ", "\n")) == (Problem("typed", "sort a list"), "")
+    assert build_problem(QuestionFields("reverse a string", "", "", CHOSEN))[0].tests == ()
+
+
+def test_invalid_tests_are_noted_with_their_line() -> None:
+    problem, note = build_problem(QuestionFields("sort a list", None, f"{TESTS}\nassert f( ==\n"))
+    assert problem.tests == ()
+    assert "line 2" in note.lower()
+    assert note.endswith(".")
+
+
+def test_formatted_tests_parse_back() -> None:
+    tests = (StdioTest("1 2\n3\n", "6\n"), StdioTest("", "0\n"))
+    assert build_problem(QuestionFields("sum", None, format_tests(tests)))[0].tests == tests

@@ -23,16 +23,16 @@ from ui.method_form import _unavailable_message, add_method, default_methods, li
         (("adapter", 4, "lora-x", "rag"), "lora-x+rag-4"),
     ],
 )
-def test_a_filled_form_is_a_method_name(form: Any, name: Any) -> None:
+def test_filled_form_gives_a_method_name(form: Any, name: Any) -> None:
     assert method_name(*form) == name
 
 
-def test_an_adapter_must_be_chosen() -> None:
+def test_adapter_must_be_chosen() -> None:
     with pytest.raises(PromptOrTuneError, match="Choose the adapter first"):
         method_name("adapter", 4, None, "none")
 
 
-def test_a_method_is_added_once() -> None:
+def test_duplicate_method_is_refused() -> None:
     assert add_method(["zero-shot"], "icl-4", []) == ["zero-shot", "icl-4"]
     with pytest.raises(PromptOrTuneError, match="ICL 4 is already in the comparison"):
         add_method(["icl-4"], "icl-4@42", [])
@@ -40,43 +40,43 @@ def test_a_method_is_added_once() -> None:
         add_method([], "icl-0", [])
 
 
-def test_the_ninth_column_is_refused() -> None:
+def test_ninth_column_is_refused() -> None:
     with pytest.raises(PromptOrTuneError, match="8 columns are the most that fit"):
         add_method([f"icl-{k}" for k in range(1, 9)], "rag-1", [])
 
 
-def test_the_starter_adapter_is_the_first_choice() -> None:
+def test_starter_adapter_is_preferred() -> None:
     assert default_methods(["lora-conala", "lora-starter"])[-1] == "lora-starter"
     assert default_methods(["mine"]) == ["zero-shot", "icl-8", "rag-8", "mine"]
     assert default_methods([]) == ["zero-shot", "icl-8", "rag-8"]
 
 
-def test_an_adapter_that_cannot_be_used_is_no_default() -> None:
+def test_unusable_adapter_is_no_default() -> None:
     known = list_adapter_choices(FakeEngine(fails={"lora-starter": "It was made for another base."}))
     assert known.choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
     assert default_methods(known.usable)[-1] == "lora-conala"
     assert known.reasons == {"lora-starter": "It was made for another base."}
 
 
-def test_an_adapter_that_the_engine_cannot_wear_says_why() -> None:
+def test_unsupported_adapter_shows_its_reason() -> None:
     engine = FakeEngine(refused={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
     known = list_adapter_choices(engine)
     assert known.usable == ["lora-conala"]
     assert _unavailable_message("adapter", "lora-starter", known.reasons) == (
-        '<p class="sentence">This engine serves LoRA adapters only; &lt;b&gt;it&lt;/b&gt; is IA3.</p>'
+        '<p class="error-message">This engine serves LoRA adapters only; &lt;b&gt;it&lt;/b&gt; is IA3.</p>'
     )
     assert _unavailable_message("adapter", "lora-conala", known.reasons) == ""
     assert _unavailable_message("icl", "lora-starter", known.reasons) == ""
 
 
-def test_chips_survive_any_value_a_browser_sends() -> None:
+def test_invalid_chips_are_ignored() -> None:
     assert chip_names(chip_values(["zero-shot", "icl-8"])) == ["zero-shot", "icl-8"]
     wild: Any
     for wild in (None, "", "x", 7, {}, [1, None, {}, {"name": ""}]):
         assert chip_names(wild) == []
 
 
-def test_labels_read_well() -> None:
+def test_labels() -> None:
     assert method_label("lora-conala+rag-8") == "lora-conala + RAG 8"
     assert method_hint("zero-shot") == "no examples, no training"
     assert method_hint("icl-1") == "1 fixed example"

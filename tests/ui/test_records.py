@@ -1,4 +1,4 @@
-"""Records keep everything that is needed to make an answer again, and both exports keep the records."""
+"""Records of columns, their exports, and the history."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def records(
     decoding: Any = None,
     created: Any = CREATED,
 ) -> Any:
-    ask = make_comparison(
+    comparison = make_comparison(
         Problem("typed", intent, "s[::-1]"), methods, decoding or SamplingParams("sample", 64, 2, seed=7)
     )
-    columns = list(compare(FakeEngine({"zero-shot": WILD}, delay=0.001), ask, Event()))[-1]
-    return tuple(make_record(column, ask, BASE, created) for column in columns)
+    columns = list(compare(FakeEngine({"zero-shot": WILD}, delay=0.001), comparison, Event()))[-1]
+    return tuple(make_record(column, comparison, BASE, created) for column in columns)
 
 
-def test_a_record_says_how_it_was_made() -> None:
+def test_record_has_everything_to_reproduce_it() -> None:
     first, second, failed = records()
     assert first["method"] == "zero-shot"
     assert first["text"] == WILD
@@ -54,25 +54,25 @@ def test_a_record_says_how_it_was_made() -> None:
     assert (failed["text"], failed["tokens"], failed["scores"]) == ("", 0, {})
 
 
-def test_json_keeps_every_field() -> None:
-    wanted = records()
-    assert json.loads(to_json(wanted)) == [dict(record) for record in wanted]
+def test_json_export_has_every_field() -> None:
+    expected = records()
+    assert json.loads(to_json(expected)) == [dict(record) for record in expected]
 
 
-def test_csv_keeps_every_field() -> None:
-    wanted = records()
-    rows = list(csv.DictReader(io.StringIO(to_csv(wanted), newline="")))
+def test_csv_export_has_every_field() -> None:
+    expected = records()
+    rows = list(csv.DictReader(io.StringIO(to_csv(expected), newline="")))
     assert len(rows) == 3
-    for row, record in zip(rows, wanted, strict=True):
+    for row, record in zip(rows, expected, strict=True):
         assert row["intent"] == WILD
         assert row["text"] == record["text"]
         assert json.loads(row["candidates"]) == record["candidates"]
         assert row["decoding.seed"] == "7"
         assert set(record) - {"scores", "decoding"} <= set(row)
-    assert float(rows[0]["score.codebleu"]) == wanted[0]["scores"]["codebleu"]
+    assert float(rows[0]["score.codebleu"]) == expected[0]["scores"]["codebleu"]
 
 
-def test_history_keeps_the_last_runs_newest_first() -> None:
+def test_history_has_the_last_runs_newest_first() -> None:
     memory = History()
     for number in range(HISTORY_LENGTH + 5):
         memory = memory.with_run(records(("zero-shot",), f"intent {number}"))
@@ -83,7 +83,7 @@ def test_history_keeps_the_last_runs_newest_first() -> None:
     assert memory.select(99) == memory
 
 
-def test_an_export_is_a_named_file_or_nothing() -> None:
+def test_export_file_has_a_name() -> None:
     assert export_file((), "json", 1) is None
     file = export_file(records(), "csv", 3)
     assert file is not None

@@ -1,4 +1,4 @@
-"""The verdict follows from the scores alone."""
+"""Verdict of a comparison from its scores."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def scored(method: Any, em: Any, codebleu: Any, *, parses: Any = 1.0, error: Any
     return record | {"method": method, "scores": scores, "error": error, "cancelled": cancelled}
 
 
-def test_a_match_is_named_and_so_is_the_next() -> None:
+def test_verdict_names_the_match_and_the_closest() -> None:
     runs = [scored("zero-shot", 0, 0.2), scored("rag-8", 0, 0.8), scored("lora-starter", 1, 1.0)]
     assert verdict_text(runs) == "lora-starter matches the reference; closest of the others is RAG 8."
     assert best_indices(runs) == {2}
 
 
-def test_no_match_names_the_closest() -> None:
+def test_verdict_names_the_closest_without_a_match() -> None:
     runs = [scored("zero-shot", 0, 0.2), scored("rag-8", 0, 0.8), scored("icl-8", 0, 0.8)]
     assert verdict_text(runs) == "No answer matches the reference; RAG 8 and ICL 8 come closest (CodeBLEU 0.80)."
     assert best_indices(runs) == {1, 2}
 
 
-def test_nobody_is_best_where_all_are_the_same() -> None:
+def test_equal_answers_have_no_best() -> None:
     same = [scored("zero-shot", 1, 1.0), scored("rag-8", 1, 1.0)]
     assert (verdict_text(same), best_indices(same)) == ("Every answer matches the reference.", frozenset())
     nothing = [scored("zero-shot", 0, 0.0), scored("rag-8", 0, 0.0)]
@@ -36,7 +36,7 @@ def test_nobody_is_best_where_all_are_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parsing", "sentence"),
+    ("parsing", "text"),
     [
         ([1, 1, 1], "All 3 answers parse as Python"),
         ([1, 0, 1], "2 of 3 answers parse as Python"),
@@ -46,13 +46,13 @@ def test_nobody_is_best_where_all_are_the_same() -> None:
         ([0], "The answer is not valid Python"),
     ],
 )
-def test_without_a_reference_it_says_what_can_be_said(parsing: Any, sentence: Any) -> None:
+def test_verdict_without_reference_counts_parsing_answers(parsing: Any, text: Any) -> None:
     runs = [scored("zero-shot", None, None, parses=value) for value in parsing]
-    assert verdict_text(runs) == f"{sentence}; without a reference or tests there is nothing more to score."
+    assert verdict_text(runs) == f"{text}; without a reference or tests there is nothing more to score."
     assert best_indices(runs) == frozenset()
 
 
-def test_failed_and_stopped_answers_are_counted_and_never_best() -> None:
+def test_failed_and_stopped_answers_are_counted_but_not_best() -> None:
     runs = [
         scored("zero-shot", 0, 0.4),
         scored("lora-x", None, None, error="Broken."),
@@ -68,11 +68,11 @@ def test_failed_and_stopped_answers_are_counted_and_never_best() -> None:
 
 def after_tests(method: Any, passed: int, em: Any = None, codebleu: Any = None, *, of: int = 4) -> Any:
     record = scored(method, em, codebleu)
-    tests = [{"passed": place < passed} for place in range(of)]
+    tests = [{"passed": i < passed} for i in range(of)]
     return record | {"tests": tests, "scores": {"tests": passed / of, **record["scores"]}}
 
 
-def test_tests_come_before_exact_match_and_codebleu() -> None:
+def test_tests_rank_before_exact_match_and_codebleu() -> None:
     runs = [after_tests("zero-shot", 1, 1, 1.0), after_tests("rag-8", 4, 0, 0.2), after_tests("icl-8", 2, 0, 0.9)]
     assert verdict_text(runs) == "RAG 8 passes all 4 tests; the others pass at most 2."
     assert best_indices(runs) == {1}
@@ -80,7 +80,7 @@ def test_tests_come_before_exact_match_and_codebleu() -> None:
     assert best_indices(runs[::2]) == {1}
 
 
-def test_the_reference_tells_apart_what_tests_do_not() -> None:
+def test_reference_breaks_ties_of_tests() -> None:
     runs = [after_tests("zero-shot", 4, 0, 0.3), after_tests("rag-8", 4, 0, 0.8), after_tests("icl-8", 0, 0, 0.9)]
     assert verdict_text(runs) == (
         "zero-shot and RAG 8 pass all 4 tests; the other passes none. "
@@ -92,7 +92,7 @@ def test_the_reference_tells_apart_what_tests_do_not() -> None:
     assert verdict_text(runs[:1]) == "The answer passes all 4 tests. It also matches the reference."
 
 
-def test_where_no_test_passes_the_reference_still_speaks() -> None:
+def test_reference_ranks_answers_when_no_test_passes() -> None:
     runs = [after_tests("zero-shot", 0, 0, 0.3), after_tests("rag-8", 0, 0, 0.8)]
     assert verdict_text(runs) == (
         "No answer passes any of the 4 tests. No answer matches the reference; RAG 8 comes closest (CodeBLEU 0.80)."

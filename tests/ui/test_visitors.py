@@ -1,8 +1,11 @@
-"""Who is who over refreshes and tabs, what they may do, and how much of it."""
+"""Visitor identity, access options, quotas and upload limits."""
 
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,29 +18,36 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from errors import BusyError, PromptOrTuneError
+from space.settings import SpaceSettings
 from ui.visitors import (
+    AUTH_VARIABLE,
     COOKIE_NAME,
+    OLD_COOKIE_NAME,
+    AccessOptions,
     AccessPolicy,
     Limits,
     UploadLimitMiddleware,
     VisitorCookieMiddleware,
     VisitorQuota,
     VisitorRegistry,
+    add_access_options,
     check_upload_size,
+    parse_access_options,
 )
 
 TOKEN = "a" * 32
 
 
 def request(cookie: str = "", username: str | None = None, host: str = "10.0.0.9", **scope: Any) -> Any:
-    """What an event of the page gets, as far as visitors are told apart by it."""
+    """A `gr.Request` with the parts that identify a visitor."""
     headers = [(b"cookie", f"{COOKIE_NAME}={cookie}".encode())] if cookie else []
+    headers += scope.pop("headers", [])
     headers += [(b"x-forwarded-for", scope.pop("forwarded").encode())] if "forwarded" in scope else []
     inner = Request({"type": "http", "headers": headers, "client": (host, 1), **scope})
     return SimpleNamespace(request=inner, username=username)
 
 
-def test_a_browser_is_the_same_person_again_and_another_is_not() -> None:
+def test_cookie_identifies_a_browser() -> None:
     visitors = VisitorRegistry()
     first = visitors.identify(request(TOKEN, host="10.0.0.1"))
     assert first == visitors.identify(request(TOKEN, host="10.0.0.2"))
@@ -45,7 +55,7 @@ def test_a_browser_is_the_same_person_again_and_another_is_not() -> None:
     assert TOKEN not in first.id
 
 
-def test_a_login_goes_before_the_cookie_and_case_does_not_count() -> None:
+def test_login_takes_precedence_and_ignores_case() -> None:
     visitors = VisitorRegistry(AccessPolicy(owners=frozenset({"Ada"})))
     ada = visitors.identify(request(TOKEN, username="ada"))
     assert (ada.name, ada.owner) == ("ada", True)
@@ -54,7 +64,7 @@ def test_a_login_goes_before_the_cookie_and_case_does_not_count() -> None:
     assert not visitors.identify(request(TOKEN)).owner
 
 
-def test_the_hubs_login_counts_until_it_ends() -> None:
+def test_hub_login_is_valid_until_it_expires() -> None:
     visitors = VisitorRegistry(AccessPolicy(owners=frozenset({"ada"})))
     info = {"userinfo": {"preferred_username": "ada"}, "expires_at": time.time() + 60}
     assert visitors.identify(request(session={"oauth_info": info})).name == "ada"
@@ -62,22 +72,22 @@ def test_the_hubs_login_counts_until_it_ends() -> None:
     assert visitors.identify(request(TOKEN, session={"oauth_info": ended})).name == ""
 
 
-def test_a_forged_cookie_is_no_name_of_anybody() -> None:
+def test_invalid_cookie_is_ignored() -> None:
     visitors = VisitorRegistry()
     for forged in ("short", "x" * 65, "../../etc/passwd" * 3, "a b" * 12):
         assert visitors.identify(request(forged)).id.startswith("address-")
 
 
-def test_behind_a_spaces_proxy_the_address_is_the_one_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forwarded_address_is_trusted_on_spaces_only(monkeypatch: pytest.MonkeyPatch) -> None:
     visitors = VisitorRegistry()
     plain = visitors.identify(request(host="10.0.0.9", forwarded="1.1.1.1, 2.2.2.2"))
-    assert plain == visitors.identify(request(host="10.0.0.9"))  # elsewhere anybody could write that header
+    assert plain == visitors.identify(request(host="10.0.0.9"))  # outside a Space clients could forge that header
     monkeypatch.setenv("SPACE_ID", "ada/arena")
     assert visitors.identify(request(forwarded="1.1.1.1, 2.2.2.2")) == visitors.identify(request(forwarded="2.2.2.2"))
     assert visitors.identify(request(forwarded="2.2.2.2")).id != plain.id
 
 
-def test_who_may_train() -> None:
+def test_training_policy() -> None:
     anybody, ada = request(TOKEN), request(TOKEN, username="ada")
     everyone, owner, nobody = (
         VisitorRegistry(AccessPolicy(training=who, owners=frozenset({"ada"})))
@@ -89,7 +99,7 @@ def test_who_may_train() -> None:
     assert "switched off" in str(nobody.training_denied_reason(nobody.identify(ada)))
 
 
-def web(most: int = 1000) -> TestClient:
+def web(max_bytes: int = 1000) -> TestClient:
     async def page(_: Request) -> HTMLResponse:
         return HTMLResponse("<p>page</p>")
 
@@ -100,11 +110,11 @@ def web(most: int = 1000) -> TestClient:
         return PlainTextResponse(str(len(await given.body())))
 
     routes = [Route("/", page), Route("/data", data), Route("/gradio_api/upload", upload, methods=["POST"])]
-    layers = [Middleware(VisitorCookieMiddleware), Middleware(UploadLimitMiddleware, most=most)]
+    layers = [Middleware(VisitorCookieMiddleware), Middleware(UploadLimitMiddleware, max_bytes=max_bytes)]
     return TestClient(Starlette(routes=routes, middleware=layers), base_url="http://testserver")
 
 
-def test_a_browser_gets_its_cookie_once_and_with_a_page_alone() -> None:
+def test_cookie_is_set_once_with_html_responses() -> None:
     client = web()
     assert COOKIE_NAME not in client.get("/data").cookies
     token = client.get("/").cookies[COOKIE_NAME]
@@ -113,23 +123,38 @@ def test_a_browser_gets_its_cookie_once_and_with_a_page_alone() -> None:
     assert "httponly" in web().get("/").headers["set-cookie"].casefold()
 
 
-def test_in_a_frame_of_a_space_the_cookie_comes_along() -> None:
+def test_cookie_of_an_earlier_version_is_taken_over() -> None:
+    client = web()
+    client.cookies.set(OLD_COOKIE_NAME, TOKEN)
+    assert client.get("/").cookies[COOKIE_NAME] == TOKEN
+    assert "set-cookie" not in client.get("/").headers
+    old = request(headers=[(b"cookie", f"{OLD_COOKIE_NAME}={TOKEN}".encode())])
+    assert VisitorRegistry().identify(old) == VisitorRegistry().identify(request(TOKEN))
+
+
+def test_invalid_cookie_of_an_earlier_version_is_replaced() -> None:
+    client = web()
+    client.cookies.set(OLD_COOKIE_NAME, "short")
+    assert len(client.get("/").cookies[COOKIE_NAME]) >= 22
+
+
+def test_cookie_works_in_the_frame_of_a_space() -> None:
     header = web().get("/", headers={"x-forwarded-proto": "https"}).headers["set-cookie"]
     assert "SameSite=None; Secure" in header
 
 
-def test_an_upload_over_the_limit_is_refused_unread_with_a_sentence() -> None:
-    client = web(most=1_000_000)
+def test_upload_over_the_limit_is_refused() -> None:
+    client = web(max_bytes=1_000_000)
     assert client.post("/gradio_api/upload", content=b"x" * 1_000_000).text == "1000000"
     refused = client.post("/gradio_api/upload", content=b"x" * 1_500_000)
     assert refused.status_code == 413
     assert refused.text.startswith("An upload may have 1 MB here and this one has 1.5 MB: make the file smaller")
 
 
-def test_answers_at_once_are_counted_and_given_back() -> None:
+def test_quota_limits_concurrent_answers() -> None:
     quota = VisitorQuota(Limits(rows_at_once=4))
     with quota.reserve("ada", 3):
-        with pytest.raises(BusyError, match="You have 3 answers under way and 4 at once"), quota.reserve("ada", 2):
+        with pytest.raises(BusyError, match="You have 3 answers running and 4 at once"), quota.reserve("ada", 2):
             pass
         with quota.reserve("bob", 4):
             pass
@@ -137,7 +162,7 @@ def test_answers_at_once_are_counted_and_given_back() -> None:
         pass
 
 
-def test_answers_of_an_hour_are_counted_and_forgotten_after_it() -> None:
+def test_quota_limits_answers_per_hour() -> None:
     now = [0.0]
     quota = VisitorQuota(Limits(rows_at_once=0, rows_per_hour=10), clock=lambda: now[0])
     for minute in (0, 10):
@@ -152,13 +177,101 @@ def test_answers_of_an_hour_are_counted_and_forgotten_after_it() -> None:
         pass
 
 
-def test_no_limit_is_no_limit() -> None:
+def test_zero_means_no_limit() -> None:
     quota = VisitorQuota(Limits(rows_at_once=0, rows_per_hour=0))
     with quota.reserve("ada", 10_000), quota.reserve("ada", 10_000):
         check_upload_size(10**12, 0)
 
 
-def test_an_upload_is_measured_in_words() -> None:
+def test_upload_size_error() -> None:
     check_upload_size(100, 100)
     with pytest.raises(PromptOrTuneError, match=r"My\.csv has 30\.0 MB and 20 MB is the limit here"):
         check_upload_size(30_000_000, 20_000_000, "my.csv")
+
+
+HERE, EVERYWHERE = "127.0.0.1", "0.0.0.0"
+
+
+SPACE = SpaceSettings(id="ada/arena", owner="ada", owners=frozenset({"ada"}))
+
+
+def access(*arguments: str, host: str = HERE, space: SpaceSettings | None = None) -> AccessOptions:
+    parser = ArgumentParser()
+    add_access_options(parser)
+    return parse_access_options(parser.parse_args(arguments), host, space)
+
+
+@pytest.fixture
+def logins(tmp_path: Path) -> Path:
+    file = tmp_path / "logins"
+    file.write_text("# who\nada:correct horse\n\nbob:battery:staple\n")
+    return file
+
+
+def test_local_host_allows_training_without_login() -> None:
+    options = access()
+    assert (options.policy.training, options.accounts, options.note) == ("everyone", (), "")
+
+
+def test_public_host_denies_training_with_a_note() -> None:
+    options = access(host=EVERYWHERE)
+    assert options.policy.training == "nobody"
+    assert "--auth" in options.note
+    assert access("--train", "everyone", host=EVERYWHERE).policy.training == "everyone"
+
+
+def test_logins_allow_training_and_the_first_one_is_owner(logins: Path) -> None:
+    options = access("--auth", str(logins), host=EVERYWHERE)
+    assert options.accounts == (("ada", "correct horse"), ("bob", "battery:staple"))
+    assert options.policy.training == "everyone"
+    assert options.policy.owners == {"ada"}
+    assert access("--auth", str(logins), "--owner", "Bob").policy.owners == {"Bob"}
+
+
+def test_space_allows_training_for_its_owner_except_on_zerogpu() -> None:
+    policy = access(host=EVERYWHERE, space=SPACE).policy
+    assert policy.training == "owner"
+    assert policy.owners == {"ada"}
+    lent = replace(SPACE, zero_gpu=True)
+    assert access("--train", "everyone", host=EVERYWHERE, space=lent).policy.training == "nobody"
+
+
+def test_logins_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(AUTH_VARIABLE, "ada:correct horse,bob:battery staple")
+    assert [name for name, _ in access().accounts] == ["ada", "bob"]
+
+
+def test_limits_are_parsed_in_their_units() -> None:
+    limits = access("--rows-per-hour", "0", "--max-upload", "5", "--jobs-at-once", "1").policy.limits
+    assert (limits.rows_per_hour, limits.upload_bytes, limits.jobs_at_once) == (0, 5 << 20, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train", "owners"], "Unknown choice for --train 'owners': did you mean 'owner'?"),
+        (["--train", "owner"], "--train owner needs an owner"),
+        (["--rows-per-hour", "-3"], "--rows-per-hour '-3' is no whole number"),
+        (["--max-upload", "9" * 30], "is no whole number"),
+        (["--auth", "no/such"], "The logins in no/such cannot be read"),
+    ],
+)
+def test_invalid_options_raise_a_clear_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(PromptOrTuneError) as refused:
+        access(*arguments)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["ada", "ada:short", ":no name at all", "ada:correct horse\nADA:another one", ""])
+def test_invalid_login_file_error_contains_no_password(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "logins"
+    file.write_text(text)
+    with pytest.raises(PromptOrTuneError) as refused:
+        access("--auth", str(file))
+    for secret in ("short", "correct horse", "another one"):
+        assert secret not in str(refused.value)
+
+
+def test_owner_without_login_is_refused(logins: Path) -> None:
+    with pytest.raises(PromptOrTuneError, match="--owner 'eve' has no login"):
+        access("--auth", str(logins), "--owner", "eve")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 MAX_CACHED_ZIPS = 8
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details. Nothing was added."
 # CSS class and label of each state of a check.
-_STATE_LABELS = {"passed": "passed", "failed": "refused", "going": "being checked", "waits": "not checked"}
+_STATE_LABELS = {"passed": "passed", "failed": "refused", "running": "being checked", "pending": "not checked"}
 _log = logging.getLogger(__name__)
 
 
@@ -188,9 +188,9 @@ def checks_html(progress: InstallProgress) -> Markup:
         if index < progress.passed:
             state = "passed"
         elif index > progress.passed or progress.installed is not None:
-            state = "waits"
+            state = "pending"
         else:
-            state = "failed" if progress.error else "going"
+            state = "failed" if progress.error else "running"
         checks.append({"name": name, "state": state, "label": _STATE_LABELS[state]})
     return render("adapters/checks.html.jinja", checks=checks)
 

@@ -30,8 +30,8 @@ INTRO_HTML = (
     "snippet. The model that answers here can use another one for each answer.</p>"
 )
 _AFTER_ACTION_JS = """(list, file) => {
-  if (list?.after === "compare") window.promptOrTuneGo("compare");
-  if (list?.after === "save" && file) window.promptOrTuneSaveZip(file);
+  if (list?.after === "compare") window.promptOrTune.openTab("compare");
+  if (list?.after === "save" && file) window.promptOrTune.downloadFile(file);
 }"""
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def build_adapters(context: Context, tab: gr.Tab, form: MethodForm) -> None:
 def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
     with gr.Column(elem_id="adapters"):
         gr.HTML(INTRO_HTML, apply_default_css=False, js_on_load=None, elem_id="adapters-title")
-        denied_note = components.live_region("", elem_id="adapters-may")
+        denied_note = components.live_region("", elem_id="adapters-denied")
         with gr.Accordion(
             "Add an adapter, from the Hub or from a zip", open=False, elem_id="adapters-add"
         ) as install_form:
@@ -121,7 +121,7 @@ def _build_page(catalog: AdapterCatalog) -> AdaptersPage:
                 min_width=180,
                 elem_id="adapters-show",
             )
-            refresh = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-again")
+            refresh = gr.Button("Look again", size="md", scale=0, min_width=110, elem_id="adapters-refresh")
         note = components.live_region("", elem_id="adapters-note")
         adapter_list = adapter_list_component(catalog)
         download = gr.DownloadButton("Save the zip", visible="hidden", elem_id="adapters-saved")
@@ -143,7 +143,7 @@ def _wire_list(context: Context, catalog: AdapterCatalog, page: AdaptersPage, ta
         return {
             page.note: "",
             page.list: value,
-            page.denied_note: Markup('<p class="quiet">{}</p>').format(denied) if denied else "",
+            page.denied_note: Markup('<p class="muted">{}</p>').format(denied) if denied else "",
             page.install_form: gr.Accordion(visible=denied is None),
             # Which adapters are usable is known only when the model is loaded, so the page polls until then.
             page.timer: gr.Timer(active=value["phase"] == "loading"),
@@ -276,4 +276,4 @@ def _paragraph_html(message: str) -> Markup:
 
 
 def _error_html(message: str) -> Markup:
-    return Markup('<p class="sentence">{}</p>').format(message)
+    return Markup('<p class="error-message">{}</p>').format(message)

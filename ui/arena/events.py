@@ -297,4 +297,4 @@ def _paragraph_html(text: str) -> str:
 
 
 def _error_html(message: str) -> Markup:
-    return Markup('<p class="sentence">{}</p>').format(message)
+    return Markup('<p class="error-message">{}</p>').format(message)

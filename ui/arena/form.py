@@ -62,7 +62,7 @@ def build_form(context: Context) -> ArenaForm:
     browser_state = gr.BrowserState(
         ["", DEFAULT_DATA, None],
         storage_key="prompt-or-tune-duel",
-        secret="prompt-or-tune",  # noqa: S106
+        secret="peft-arena",  # noqa: S106
     )
     form = ArenaForm(question, data, methods, accordion, browser_state)
     gr.on(

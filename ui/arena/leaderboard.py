@@ -176,7 +176,7 @@ def build_ratings(votes: VoteStore, current_base: Callable[[], Base | None]) -> 
     with gr.Row(visible=False, elem_id="arena-exports") as export_row:
         export_buttons = {kind: gr.Button(f"Save votes as {kind.upper()}", size="sm", scale=0) for kind in EXPORTERS}
         gr.HTML(
-            '<p class="quiet">Every vote with its question, both answers and all settings; people as numbers.</p>',
+            '<p class="muted">Every vote with its question, both answers and all settings; people as numbers.</p>',
             apply_default_css=False, js_on_load=None,
         )  # fmt: skip
     section = RatingsSection(votes, current_base, base, data, table, export_row)
@@ -220,4 +220,4 @@ def _base_label(base: Base, bases: list[Base]) -> str:
 
 
 def _error_html(error: PromptOrTuneError) -> Markup:
-    return Markup('<p class="sentence">{}</p>').format(error)
+    return Markup('<p class="error-message">{}</p>').format(error)

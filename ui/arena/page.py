@@ -70,7 +70,7 @@ def build_arena(context: Context, tab: gr.Tab) -> None:
         form = build_form(context)
         status = components.live_region("", elem_id="arena-status")
         outcome = components.live_region("", elem_id="arena-outcome")
-        answers_view = components.comparison_view(empty_match_view(), elem_id="arena-board")
+        answers_view = components.comparison_view(empty_match_view(), elem_id="arena-comparison")
         with gr.Column(elem_id="arena-actions"):
             with gr.Row(visible=False, elem_id="arena-votes") as voting:
                 votes = {winner: gr.Button(label, elem_id=name) for winner, label, name in _VOTE_BUTTONS}

@@ -53,8 +53,8 @@ def _waiting_column(name: str) -> ColumnView:
     """Return a card without an answer; both sides get one until both have answered."""
     return ColumnView(
         label=f"Answer {name}", state="waiting", best=False, head=f"<h3>{name}</h3>",
-        code='<p class="quiet">answering<span class="caret" aria-hidden="true"></span></p>', numbers="", tests="",
-        folds="", raw="",
+        code='<p class="muted">answering<span class="caret" aria-hidden="true"></span></p>', numbers="", tests="",
+        details="", raw="",
     )  # fmt: skip
 
 
@@ -62,13 +62,13 @@ def _anonymous_column(match: Match, index: int, tests_running: bool) -> ColumnVi
     """Return a card with code and test results, without any name or number that could reveal the method."""
     record = match.records[index]
     code = record["code"]
-    head, body = f"<h3>{SIDE_NAMES[index]}</h3>", '<p class="quiet">An empty answer.</p>'
+    head, body = f"<h3>{SIDE_NAMES[index]}</h3>", '<p class="muted">An empty answer.</p>'
     if code.strip():
         head += '<button type="button" class="copy" data-copy>Copy</button>'
         body = f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>'
     return ColumnView(
         label=f"Answer {SIDE_NAMES[index]}", state="done", best=False, head=head, code=body, numbers="",
-        tests=_tests_html(record, tests_running), folds="", raw=code,
+        tests=_tests_html(record, tests_running), details="", raw=code,
     )  # fmt: skip
 
 

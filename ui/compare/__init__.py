@@ -1,1 +1,1 @@
-"""The Compare page."""
+"""Compare page: one question, several methods, their answers side by side."""

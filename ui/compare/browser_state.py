@@ -1,7 +1,6 @@
-"""What a browser kept of the Compare page, read back after a refresh.
+"""State of the Compare page in the storage of the browser, validated when it is read back.
 
-It stays in the browser's own storage (js/page.js), so another visitor never has it, and the server has nothing to
-lose or to leak. It comes from outside, though: nothing of it is taken on trust.
+js/page.js stores it, so that no other visitor sees it and the server stores nothing. Its values are untrusted.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ui.records import Record, to_csv
 
 TEXT_FIELDS = ("intent", "reference", "tests")
 DECODING_FIELDS = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
-# In the order in which the page's script gets them.
+# In the order of the components in ComparePage.stored_fields.
 STORED_FIELDS = (*TEXT_FIELDS, "chips", "data", "problem", "pool", *DECODING_FIELDS)
 _MAX_NAME_LENGTH = 200
 _RUN_ADAPTER: TypeAdapter[list[Record]] = TypeAdapter(list[Record])
@@ -35,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BrowserState:
-    """Fields by name, only those that can be filled in as they are; the test problem asked about; the runs."""
+    """The valid fields by name, the selected test problem, and the runs."""
 
     fields: Mapping[str, Any]
     selected_problem: Problem | None
@@ -43,12 +42,12 @@ class BrowserState:
 
 
 def parse_browser_state(value: Any) -> BrowserState:
-    """What the browser sent as {"fields", "chosen", "runs", "shown"}; whatever is not as we wrote it is left out."""
-    kept = value if isinstance(value, dict) else {}
+    """Parse {"fields", "chosen", "runs", "shown"} of the browser; invalid parts are left out."""
+    state = value if isinstance(value, dict) else {}
     return BrowserState(
-        _parse_fields(kept.get("fields")),
-        _parse_problem(kept.get("chosen")),
-        _parse_history(kept.get("runs"), kept.get("shown")),
+        _parse_fields(state.get("fields")),
+        _parse_problem(state.get("chosen")),
+        _parse_history(state.get("runs"), state.get("shown")),
     )
 
 
@@ -62,14 +61,14 @@ def _parse_fields(value: Any) -> dict[str, Any]:
     fields |= {name: value[name] for name in ("data", "pool") if value.get(name) in DATASETS}
     if isinstance(value.get("problem"), str):
         fields["problem"] = value["problem"]
-    choices = [value.get(name) for name in DECODING_FIELDS]
-    if choices[0] not in {name for _, name in DECODING_MODES}:
+    decoding = [value.get(name) for name in DECODING_FIELDS]
+    if decoding[0] not in {name for _, name in DECODING_MODES}:
         return fields
     try:
-        make_sampling_params(*choices)  # type: ignore[arg-type]  # of whatever kind: this is the check
+        make_sampling_params(*decoding)  # type: ignore[arg-type]  # this is the check of their types
     except (PromptOrTuneError, TypeError, ValueError):
         return fields
-    return fields | dict(zip(DECODING_FIELDS, choices, strict=True))
+    return fields | dict(zip(DECODING_FIELDS, decoding, strict=True))
 
 
 def _parse_problem(value: Any) -> Problem | None:
@@ -80,17 +79,17 @@ def _parse_problem(value: Any) -> Problem | None:
 
 
 def _parse_history(value: Any, selected: Any) -> History:
-    runs = [run for each in value[:HISTORY_LENGTH] if (run := _parse_run(each))] if isinstance(value, list) else []
-    on_board = next((run for run in runs if run[0]["created"] == selected), runs[0] if runs else ())
-    return History(tuple(runs), on_board)
+    stored = value[:HISTORY_LENGTH] if isinstance(value, list) else []
+    runs = tuple(run for run in map(_parse_run, stored) if run)
+    return History(runs, next((run for run in runs if run[0]["created"] == selected), runs[0] if runs else ()))
 
 
 def _parse_run(value: Any) -> tuple[Record, ...]:
-    """A run's records; () where the page could not show or save them, as after an update of the program."""
+    """Return the records of a run; () if the page cannot show or export them, as after an update of the program."""
     try:
         run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
         History((run,)).items(), verdict_text(run), to_csv(run), finished_view(run)
     except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-        _log.info("A run that a browser kept cannot be shown (%s).", type(error).__name__)
+        _log.info("A run in the storage of a browser cannot be shown (%s).", type(error).__name__)
         return ()
     return run

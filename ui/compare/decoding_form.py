@@ -1,4 +1,4 @@
-"""What most people leave as it is: the reference, tests, how tokens are chosen, and where examples come from."""
+"""Decoding form: reference, tests, decoding parameters and the pool of examples, in one accordion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from serve.types import MAX_CANDIDATES, SamplingParams
+from ui.components import EVENT_OPTIONS
 from ui.labels import decoding_label
 from ui.problem_picker import DEFAULT_DATA, data_choices
 
@@ -17,12 +18,11 @@ DECODING_MODES = [("Greedy", "greedy"), ("Sampling", "sample"), ("Beam search", 
 DEFAULT_CANDIDATES = 5
 MAX_NEW_TOKENS = 1024
 TESTS_HINT = "Optional. Asserts, one a line:\nassert merge(['a'], [1]) == {'a': 1}"
-_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True)
 class DecodingForm:
-    """The components, in the order in which `decoding` reads them."""
+    """The components; those of decoding are in the order of `make_sampling_params`."""
 
     reference: gr.Textbox
     tests: gr.Textbox
@@ -42,7 +42,7 @@ class DecodingForm:
 def make_sampling_params(
     mode: str, candidates: float, max_new_tokens: float, temperature: float, top_p: float, seed: float | None
 ) -> SamplingParams:
-    """Decoding from the fields; what a mode does not use stays at its default. PromptOrTuneError for a bad value."""
+    """Build SamplingParams from the fields that `mode` uses. Raises PromptOrTuneError for a bad value."""
     length = int(max_new_tokens)
     if mode == "greedy":
         return SamplingParams("greedy", length)
@@ -52,14 +52,16 @@ def make_sampling_params(
 
 
 def decoding_values(values: dict[str, Any]) -> list[Any]:
-    """The fields' values of a record's decoding, in the order of `Options.of_decoding`."""
+    """Return the values of a record's decoding in the order of `DecodingForm.decoding_components`."""
     names = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
     return [values[name] for name in names]
 
 
 def build_options(data_dir: Path | None) -> DecodingForm:
-    """Draws the fold, its summary and its fields, and wires what shows when."""
-    with gr.Accordion(_title(DEFAULT_DATA, *_params_values(SamplingParams())), open=False, elem_id="options") as fold:
+    """Add the accordion and its fields to the current Blocks; its title summarises them."""
+    with gr.Accordion(
+        _title(DEFAULT_DATA, *_params_values(SamplingParams())), open=False, elem_id="options"
+    ) as accordion:
         with gr.Row():
             reference = gr.Textbox(
                 label="Reference code (the answers are scored against it)",
@@ -96,9 +98,9 @@ def build_options(data_dir: Path | None) -> DecodingForm:
             top_p = gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p", visible=False, min_width=200)
             seed = gr.Number(0, label="Seed", precision=0, visible=False, min_width=120)
     options = DecodingForm(reference, tests, pool, mode, candidates, tokens, temperature, top_p, seed)
-    mode.change(_field_visibility, mode, [candidates, temperature, top_p, seed], **_EVENT_OPTIONS)
+    mode.change(_field_visibility, mode, [candidates, temperature, top_p, seed], **EVENT_OPTIONS)
     changes = [component.change for component in [pool, *options.decoding_components]]
-    gr.on(changes, _title_update, [pool, *options.decoding_components], fold, **_EVENT_OPTIONS)
+    gr.on(changes, _title_update, [pool, *options.decoding_components], accordion, **EVENT_OPTIONS)
     return options
 
 
@@ -116,6 +118,6 @@ def _title_update(pool: str, *values: Any) -> Any:
 
 
 def _title(pool: str, *values: Any) -> str:
-    chosen = asdict(make_sampling_params(*values))
-    how = f"{decoding_label(chosen)}, up to {chosen['max_new_tokens']} tokens, examples from {pool}"
-    return f"Reference, tests and options: {how}"
+    decoding = asdict(make_sampling_params(*values))
+    summary = f"{decoding_label(decoding)}, up to {decoding['max_new_tokens']} tokens, examples from {pool}"
+    return f"Reference, tests and options: {summary}"

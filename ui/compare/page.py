@@ -1,14 +1,8 @@
-"""Compare layout.
-
-The Compare page: one question, several methods, their answers side by side.
-
-What a first visit reads: three lines, and one click that runs a real example.
-"""
+"""Compare page layout: the introduction, the question, the methods, the answers and the history of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -16,7 +10,7 @@ import gradio as gr
 from ui import components
 from ui.compare.decoding_form import build_options
 from ui.compare.endpoints import build_endpoints
-from ui.compare.events import ComparePage, paragraph_html, wire_browser_state, wire_history, wire_run
+from ui.compare.events import ComparePage, wire_browser_state, wire_history, wire_run
 from ui.compare.verdict import History, export_file, verdict_text
 from ui.compare.view import empty_view, example_view, load_first_example
 from ui.context import Context
@@ -29,6 +23,7 @@ from ui.problem_picker import (
     starter_problems,
     wire_picker,
 )
+from ui.templates import render
 
 COLUMNS_TEXT = (
     "zero-shot gets no help; ICL sees eight fixed examples; RAG sees the eight examples nearest to your words; the "
@@ -42,17 +37,16 @@ WELCOME_LINES = (
     ("The four columns", COLUMNS_TEXT),
     ("What to do", "Ask for a piece of Python below, compare the answers, and see which way suits your kind of code."),
 )
-_WELCOME_JS = "() => window.promptOrTuneWelcome({})"
+_WELCOME_JS = "() => window.promptOrTune.setWelcomeVisible({})"
 
 
 def welcome_html(lines: Sequence[tuple[str, str]] = WELCOME_LINES) -> str:
-    """The three lines."""
-    items = "".join(f"<p><strong>{escape(title)}.</strong> {escape(text)}</p>" for title, text in lines)
-    return f'<section class="welcome" aria-label="What this is">{items}</section>'
+    """Return the introduction as HTML."""
+    return render("compare/welcome.html.jinja", lines=lines)
 
 
 def build_welcome(*, example: bool) -> gr.Button:
-    """Draws it, hidden once the browser has seen a run (js/page.js). Returns the button that runs the example."""
+    """Add the introduction, hidden after the first run (js/page.js). Returns the button that runs an example."""
     with gr.Column(elem_id="welcome"):
         gr.HTML(welcome_html(), apply_default_css=False, js_on_load=None)
         with gr.Row(elem_id="welcome-actions"):
@@ -66,9 +60,9 @@ def build_welcome(*, example: bool) -> gr.Button:
 
 
 def build_show_welcome_button() -> None:
-    """The button that shows it again."""
-    again = gr.Button("Show the introduction", size="sm", scale=0, min_width=170, elem_id="show-welcome")
-    again.click(None, None, None, js=_WELCOME_JS.format("true"), api_visibility="private")
+    """Add the button that shows the introduction again."""
+    button = gr.Button("Show the introduction", size="sm", scale=0, min_width=170, elem_id="show-welcome")
+    button.click(None, None, None, js=_WELCOME_JS.format("true"), api_visibility="private")
 
 
 TITLE = "Compare"
@@ -76,47 +70,48 @@ EXPORT_KINDS = ("json", "csv")
 PRIVACY_NOTE = (
     "Your question, your settings and your runs stay in this browser, and nowhere else, until you forget them."
 )
-_EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def build_compare(context: Context) -> tuple[MethodForm, Callable[[Any], None]]:
-    """Draws the page inside the current Blocks and wires it.
+    """Add the page to the current Blocks.
 
-    Returns the form, which learns the adapters later, and what brings back the state that the browser kept: to be
-    called with the event after which that shall happen.
+    Returns the method form, whose adapters are filled later, and a function that restores the state of the browser
+    after the event that it is called with.
     """
     example = load_first_example()
     with gr.Column(elem_id="compare"):
-        show = build_welcome(example=bool(starter_problems(context.data_dir)))
+        run_example = build_welcome(example=bool(starter_problems(context.data_dir)))
         intent, run, stop, note, picker = _build_question(context)
-        begin = build_starter_buttons(context.data_dir)
+        starter_buttons = build_starter_buttons(context.data_dir)
         form = build_method_form()
         options = build_options(context.data_dir)
         with gr.Row(elem_id="result-line"):
             status = components.live_region(
-                paragraph_html(verdict_text(example.records)) if example else "", elem_id="status"
+                components.paragraph_html(verdict_text(example.records)) if example else "", elem_id="status"
             )
             exports = [_export_button(kind, visible=bool(example)) for kind in EXPORT_KINDS]
-        board = components.comparison_view(example_view(example) if example else empty_view())
-        history = _build_history()
-    saved = components.file_download()
-    memory, chosen, number = gr.State(History(selected=example.records if example else ())), gr.State(None), gr.State(0)
+        answers = components.comparison_view(example_view(example) if example else empty_view())
+        history_list = _build_history()
+    download, number = components.file_download(), gr.State(0)
+    history = gr.State(History(selected=example.records if example else ()))
+    selected_problem = gr.State(None)
     page = ComparePage(
-        intent, note, run, stop, picker, form, options, status, board, history, exports, memory, chosen,
-        components.storage_writer(),
+        intent, note, run, stop, picker, form, options, status, answers, history_list, exports, history,
+        selected_problem, components.storage_writer(),
     )  # fmt: skip
-    fill = [intent, options.reference, options.tests, options.pool]
-    choosing = wire_picker(picker, begin, context.data_dir, chosen, fill)
+    fields = [intent, options.reference, options.tests, options.pool]
+    selection_events = wire_picker(picker, starter_buttons, context.data_dir, selected_problem, fields)
     triggers = [run.click]
-    if begin:
-        filled = show.click(fill_handler(begin[0][1]), None, [chosen, *fill], **_EVENT_OPTIONS)
+    if starter_buttons:
+        fill = fill_handler(starter_buttons[0][1])
+        filled = run_example.click(fill, None, [selected_problem, *fields], **components.EVENT_OPTIONS)
         triggers.append(filled.success)
-        choosing.append(filled)
+        selection_events.append(filled)
     wire_run(page, context, triggers)
     wire_history(page)
-    restore = wire_browser_state(page, context, choosing)
+    restore = wire_browser_state(page, context, selection_events)
     for kind, button in zip(EXPORT_KINDS, exports, strict=True):
-        button.click(_export_handler(kind), [memory, number], [saved, number], **_EVENT_OPTIONS)
+        button.click(_export_handler(kind), [history, number], [download, number], **components.EVENT_OPTIONS)
     build_endpoints(context)
     return form, restore
 
@@ -124,11 +119,11 @@ def build_compare(context: Context) -> tuple[MethodForm, Callable[[Any], None]]:
 def _build_history() -> gr.HTML:
     gr.HTML("<h2>Your runs</h2>", apply_default_css=False, js_on_load=None, elem_id="history-title")
     history = components.history_list()
-    with gr.Row(elem_id="compare-foot"):
-        gr.HTML(f'<p class="quiet">{PRIVACY_NOTE}</p>', apply_default_css=False, js_on_load=None)
-        forget = gr.Button("Forget them", size="sm", scale=0, min_width=110, elem_id="forget")
+    with gr.Row(elem_id="compare-footer"):
+        gr.HTML(f'<p class="muted">{PRIVACY_NOTE}</p>', apply_default_css=False, js_on_load=None)
+        clear = gr.Button("Forget them", size="sm", scale=0, min_width=110, elem_id="clear-storage")
         build_show_welcome_button()
-    forget.click(None, None, None, js="() => window.promptOrTuneForget()", api_visibility="private")
+    clear.click(None, None, None, js="() => window.promptOrTune.clearStorage()", api_visibility="private")
     return history
 
 
@@ -153,7 +148,7 @@ def _export_button(kind: str, *, visible: bool) -> gr.Button:
 
 
 def _export_handler(kind: str) -> Any:
-    def export(memory: History, number: int) -> tuple[Any, int]:
-        return export_file(memory.selected, kind, number + 1), number + 1
+    def export(history: History, number: int) -> tuple[Any, int]:
+        return export_file(history.selected, kind, number + 1), number + 1
 
     return export

@@ -1,4 +1,4 @@
-r"""Records the finished run that greets a first visit: a real one, with its model, revision, prompts and date.
+r"""Recorder of the example that a first visit shows: a real run, with its model, revision, prompts and date.
 
 python -m ui.compare.record_example
 python -m ui.compare.record_example --data conala --data-dir ../shared/data --problem 4906977-61 \
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
 
 
-# Whose words and code the problem and its examples are; starter's are our own.
+# Authors and licence of the problems and examples; those of starter are our own.
 DATASET_CREDITS = {
     "conala": "CoNaLa (Yin et al., 2018), CC BY-SA 4.0",
     "codealpacapy": "CodeAlpacaPy, from Code Alpaca",
@@ -41,12 +41,12 @@ DATASET_CREDITS = {
 
 
 def example_json(records: Sequence[Record], source: str) -> str:
-    """The text of ui/first_example.json: the records, and whose the problem and its examples are."""
+    """Return the text of ui/compare/first_example.json: the records, and the credit of problem and examples."""
     return json.dumps({"source": source, "records": list(records)}, indent=1, ensure_ascii=False) + "\n"
 
 
 def find_problem(data: str, problem_id: str | None, data_dir: Path | None) -> Problem:
-    """The test problem of that id, or the first one of the test split."""
+    """Return the test problem with that id, or the first one of the test split."""
     problems = load_problems(data, "test", data_dir=data_dir)
     if not problems:
         raise DataError(f"'{data}' has no test problems.")
@@ -59,7 +59,7 @@ def find_problem(data: str, problem_id: str | None, data_dir: Path | None) -> Pr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Answers one test problem, writes the records to ui/first_example.json and says what the scores say."""
+    """Answer one test problem, write the records to ui/compare/first_example.json and print the verdict."""
     configure_environment()
     parser = argparse.ArgumentParser(prog="python -m ui.compare.record_example", description=main.__doc__)
     parser.add_argument("--base", default="embedded")
@@ -68,23 +68,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="starter", help="a data set (%(default)s)")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--problem", help="the id of a test problem; the first one without it")
-    parser.add_argument("--methods", help="names with commas; those that the page begins with without it")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--methods", help="names separated by commas; those of a new page without it")
+    args = parser.parse_args(arguments)
     try:
-        problem = find_problem(given.data, given.problem, given.data_dir)
-        context = Context(EngineLoader(_engine_builder(given)), given.data_dir)
+        problem = find_problem(args.data, args.problem, args.data_dir)
+        context = Context(EngineLoader(_engine_builder(args)), args.data_dir)
         methods = (
-            given.methods.split(",")
-            if given.methods
+            args.methods.split(",")
+            if args.methods
             else default_methods(list_adapter_choices(context.engine_loader.engine())[1])
         )
         records = collect_records(
-            context, make_comparison(problem, methods, pool=given.data, tests_text=format_tests(problem.tests))
+            context, make_comparison(problem, methods, pool=args.data, tests_text=format_tests(problem.tests))
         )
     except PromptOrTuneError as error:
         sys.stderr.write(f"record_example: {error}\n")
         return 2
-    FIRST_EXAMPLE_PATH.write_text(example_json(records, DATASET_CREDITS.get(given.data, "")), encoding="utf-8")
+    FIRST_EXAMPLE_PATH.write_text(example_json(records, DATASET_CREDITS.get(args.data, "")), encoding="utf-8")
     sys.stdout.write(f"{verdict_text(records)}\nWritten to {FIRST_EXAMPLE_PATH}.\n")
     return 0
 

@@ -1,11 +1,4 @@
-"""Comparison and columns from engine stream.
-
-One comparison: an intent goes to several methods, and their columns fill together.
-
-The page and the endpoint both run through `compare`, so what a person sees and what a program gets is the same.
-
-What the fields of the page ask: a problem with its reference and its tests, and what no longer belongs to it.
-"""
+"""One comparison: a question is sent to several methods, and their columns fill together from the engine's stream."""
 
 from __future__ import annotations
 
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
 MAX_COLUMNS = 8
 REPAINT_SECONDS = 0.1
 EMPTY_INTENT = "Say first what the Python should do: one sentence is enough."
-NO_METHOD = "Add at least one method: the answers need someone to give them."
+NO_METHOD = "Add at least one method: each method gives one answer."
 
 Scorer = Callable[[str, str | None], list[Score]]
 ColumnState = Literal["waiting", "streaming", "done", "failed", "stopped"]
@@ -37,10 +30,10 @@ ColumnState = Literal["waiting", "streaming", "done", "failed", "stopped"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: one problem, the names of the methods, how tokens are chosen, where examples come from.
+    """A problem, the names of the methods, the sampling parameters, and the data set of the examples.
 
-    `tests_text` is what stood in the field of tests, and `tests_note` says why that is no tests. `owner` is who asks:
-    owners share the engine evenly.
+    `tests_text` is the text of the tests field, and `tests_note` the reason why it could not be parsed. `owner` is the
+    visitor id: the engine is shared fairly between owners.
     """
 
     problem: Problem
@@ -54,7 +47,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Column:
-    """One method's answer as far as it has come. `error` is its sentence when it failed."""
+    """One method's answer so far. `error` is the message of a failed one."""
 
     method: str
     state: ColumnState = "waiting"
@@ -74,7 +67,7 @@ def make_comparison(
     tests_text: str = "",
     tests_note: str = "",
 ) -> Comparison:
-    """The comparison asked for; PromptOrTuneError in one sentence when there is nothing to answer or nobody to."""
+    """Build a comparison. Raises PromptOrTuneError without a question, without methods, and beyond MAX_COLUMNS."""
     if not problem.intent.strip():
         raise PromptOrTuneError(EMPTY_INTENT)
     if not methods:
@@ -91,31 +84,31 @@ def compare(
     score: Scorer = score_code,
     interval: float = REPAINT_SECONDS,
 ) -> Generator[tuple[Column, ...]]:
-    """All columns, again and again as they grow, at most once in `every` seconds; the last ones are complete.
+    """Yield all columns while they fill, at most once per `interval` seconds; the last value is complete.
 
-    A name that is no method fails in its own column. Closing the iterator, or `cancel`, stops the engine; `cancel` is
-    left as it is, for what comes after the answers.
+    An unknown method fails in its own column. Closing the iterator, or `cancel`, stops the engine; `cancel` itself is
+    not set, because the tests after the answers use it too.
     """
     stop = LinkedEvent(cancel)
-    columns, requests, places = _start_columns(engine, comparison)
+    columns, requests, column_indices = _start_columns(engine, comparison)
     yield tuple(columns)
-    painted = time.monotonic()
+    last_yield = time.monotonic()
     stream = engine.stream(requests, comparison.decoding, stop, comparison.owner) if requests else iter(())
     try:
         for event in stream:
-            place = places[event.index]
+            i = column_indices[event.index]
             if isinstance(event, PartialOutput):
                 if event.candidate:
-                    continue  # a column shows the first sample as it grows
-                columns[place] = replace(columns[place], state="streaming", text=event.text, tokens=event.tokens)
+                    continue  # a column streams its first sample only
+                columns[i] = replace(columns[i], state="streaming", text=event.text, tokens=event.tokens)
             else:
-                columns[place] = _finish_column(columns[place], event, comparison.problem.reference, score)
-            if time.monotonic() - painted >= interval:
+                columns[i] = _finish_column(columns[i], event, comparison.problem.reference, score)
+            if time.monotonic() - last_yield >= interval:
                 yield tuple(columns)
-                painted = time.monotonic()
+                last_yield = time.monotonic()
     finally:
         stop.set()
-        # Ended here and not left to the collector: whoever is next in line waits for the engine.
+        # Closed here, not by the garbage collector: the next run waits for the engine.
         close = getattr(stream, "close", None)
         if close is not None:
             close()
@@ -123,7 +116,7 @@ def compare(
 
 
 class LinkedEvent(Event):
-    """Set when it is set itself, or when the event is that it was made with."""
+    """An event that is set when it or `other` is set."""
 
     def __init__(self, other: Event) -> None:
         super().__init__()
@@ -134,28 +127,28 @@ class LinkedEvent(Event):
 
 
 def _start_columns(engine: LLMEngine, comparison: Comparison) -> tuple[list[Column], list[Request], list[int]]:
-    """Empty columns, the engine's requests, and for each request the column it belongs to."""
+    """Return empty columns, the requests for the engine, and the index of the column of each request."""
     adapters = engine.adapters()
     columns: list[Column] = []
     requests: list[Request] = []
-    places: list[int] = []
-    for place, name in enumerate(comparison.methods):
+    column_indices: list[int] = []
+    for i, name in enumerate(comparison.methods):
         try:
             method = parse_method(name, adapters)
-        except PromptOrTuneError as fault:
-            columns.append(Column(name, "failed", error=str(fault)))
+        except PromptOrTuneError as error:
+            columns.append(Column(name, "failed", error=str(error)))
             continue
         columns.append(Column(method.name))
         requests.append(Request(comparison.problem, method, comparison.pool))
-        places.append(place)
-    return columns, requests, places
+        column_indices.append(i)
+    return columns, requests, column_indices
 
 
 def _finish_column(column: Column, answer: RequestOutput, reference: str | None, score: Scorer) -> Column:
     if answer.error is not None:
         return replace(column, state="failed", answer=answer, error=answer.error)
     state: ColumnState = "stopped" if answer.cancelled else "done"
-    # Half an answer has no score: it would be read as the method's.
+    # An incomplete answer has no scores: they would count as those of the method.
     scores = () if answer.cancelled else tuple(score(answer.code, reference))
     return replace(column, state=state, text=answer.text, tokens=answer.tokens, answer=answer, scores=scores)
 
@@ -165,7 +158,7 @@ CUSTOM_PROBLEM_ID = "typed"
 
 @dataclass(frozen=True)
 class QuestionFields:
-    """The words of the question, the reference and the tests as they stand on the page, and the chosen problem."""
+    """The question, the reference and the tests as the page has them, and the selected test problem."""
 
     intent: str
     reference: str | None = None
@@ -174,18 +167,18 @@ class QuestionFields:
 
     @property
     def is_custom_question(self) -> bool:
-        """Whether the question is no longer that of the chosen problem, or there is none."""
+        """Whether the question differs from that of the selected problem, or no problem is selected."""
         return self.selected_problem is None or self.selected_problem.intent.strip() != self.intent.strip()
 
     @property
     def stale_reference(self) -> bool:
-        """Whether the reference belongs to a test problem whose words are no longer those of the question."""
-        theirs = self.selected_problem.reference if self.selected_problem else None
-        return _is_filled(self.reference) and self._question_changed and self.reference == theirs
+        """Whether the reference is that of the selected problem although the question was changed."""
+        original = self.selected_problem.reference if self.selected_problem else None
+        return _is_filled(self.reference) and self._question_changed and self.reference == original
 
     @property
     def stale_tests(self) -> bool:
-        """The same of the tests."""
+        """Whether the tests are those of the selected problem although the question was changed."""
         return _is_filled(self.tests) and self._question_changed and self._tests_unchanged
 
     @property
@@ -198,10 +191,10 @@ class QuestionFields:
 
 
 def build_problem(fields: QuestionFields) -> tuple[Problem, str]:
-    """What is asked, and the sentence why its tests are none ('' where they are good or there are none).
+    """Return the problem, and the reason why its tests could not be parsed ('' if they are valid or missing).
 
-    The chosen problem keeps its id while its intent is untouched, and with it RAG never retrieves its own answer. Its
-    reference and its tests do not go with other words: scores against them would say nothing.
+    The selected problem keeps its id while the question is unchanged; by the id RAG excludes the problem itself from
+    its examples. Its reference and tests are dropped when the question changes: scores would be meaningless.
     """
     code = fields.reference if _is_filled(fields.reference) and not fields.stale_reference else None
     tests, note = _parse_tests(fields)
@@ -211,7 +204,7 @@ def build_problem(fields: QuestionFields) -> tuple[Problem, str]:
 
 
 def format_tests(tests: Sequence[Test]) -> str:
-    """Tests as a person would paste them."""
+    """Return tests as text that `parse_pasted_tests` reads."""
     return "\n".join(
         test.code if isinstance(test, AssertTest) else f"input:\n{test.stdin}\noutput:\n{test.expected}\n"
         for test in tests
@@ -223,7 +216,7 @@ def _parse_tests(fields: QuestionFields) -> tuple[tuple[Test, ...], str]:
     if not _is_filled(text) or fields.stale_tests:
         return (), ""
     if fields.selected_problem is not None and fields._tests_unchanged:
-        return fields.selected_problem.tests, ""  # with their setup, which the field does not show
+        return fields.selected_problem.tests, ""  # with their setup code, which the field does not contain
     try:
         return parse_pasted_tests(text), ""
     except PromptOrTuneError as error:

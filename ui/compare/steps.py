@@ -1,4 +1,4 @@
-"""A comparison from the click to its records: loading, place in line, growing columns, tests, the end."""
+"""Steps of a comparison, from the click to its records: model loading, queue, streaming columns, tests."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _WAIT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class ComparisonUpdate:
-    """One repaint: a line of status, the columns as far as they are, and the records once there are any.
+    """One update: the status text, the columns so far, and at the end the records.
 
-    `board` draws what a page shows where that changed; a program has no use for it.
+    `make_view` builds the view of the page if it changed; the endpoints do not call it.
     """
 
     status: str
@@ -38,7 +38,7 @@ class ComparisonUpdate:
 
 
 def run_comparison(context: Context, comparison: Comparison, cancel: Event) -> Iterator[ComparisonUpdate]:
-    """The run as a page shows it. Raises PromptOrTuneError when the model cannot be loaded."""
+    """Run a comparison and yield its updates. Raises PromptOrTuneError if the model cannot be loaded."""
     engine: LLMEngine | None = None
     while engine is None:
         engine = context.engine_loader.wait(_WAIT_SECONDS)
@@ -52,26 +52,27 @@ def run_comparison(context: Context, comparison: Comparison, cancel: Event) -> I
             return
     created = utc_timestamp()
     columns: tuple[Column, ...] = ()
-    with context.run_queue.enqueue() as place:
-        while before := place.wait(_WAIT_SECONDS):
-            yield ComparisonUpdate(f"Waiting: {before} run{'' if before == 1 else 's'} before yours.")
+    with context.run_queue.enqueue() as ticket:
+        while ahead := ticket.wait(_WAIT_SECONDS):
+            yield ComparisonUpdate(f"Waiting: {ahead} run{'' if ahead == 1 else 's'} before yours.")
             if cancel.is_set():
                 yield ComparisonUpdate(STOPPED_EARLY)
                 return
         for columns in compare(engine, comparison, cancel, context.score):
-            draw = partial(streaming_view, columns, comparison, engine.base, created)
-            yield ComparisonUpdate(_progress_text(columns), draw, columns=columns)
+            make_view = partial(streaming_view, columns, comparison, engine.base, created)
+            yield ComparisonUpdate(_progress_text(columns), make_view, columns=columns)
     records = tuple(make_record(column, comparison, engine.base, created) for column in columns)
-    # The engine is free for the next in line: whatever tests run, run beside it.
-    for testing in _run_problem_tests(context, comparison, records, cancel):
-        records = testing.records
-        if testing.pending:
-            yield ComparisonUpdate(testing.status, partial(finished_view, records, testing.pending), columns=columns)
+    # The engine is free for the next run while the tests run.
+    for progress in _run_problem_tests(context, comparison, records, cancel):
+        records = progress.records
+        if progress.pending:
+            make_view = partial(finished_view, records, progress.pending)
+            yield ComparisonUpdate(progress.status, make_view, columns=columns)
     yield ComparisonUpdate(verdict_text(records), partial(finished_view, records), records, columns)
 
 
 def collect_records(context: Context, comparison: Comparison, cancel: Event | None = None) -> tuple[Record, ...]:
-    """The same comparison for a program: one record a method, in the order asked for; none where it never began."""
+    """Run a comparison to its end; return a record per method in their order, () if it was stopped before it began."""
     (last,) = deque(run_comparison(context, comparison, cancel or Event()), maxlen=1)
     return last.records
 
@@ -84,12 +85,12 @@ def _run_problem_tests(
 
 
 def utc_timestamp() -> str:
-    """The time as an ISO text in UTC, with milliseconds so that two runs differ."""
+    """Return the time in UTC in ISO format, with milliseconds so that two runs differ."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _progress_text(columns: Sequence[Column]) -> str:
-    # Counts, not seconds: a screen reader speaks every change of this line.
+    # Counts, not seconds: screen readers announce every change of this text.
     done = sum(column.state not in ("waiting", "streaming") for column in columns)
     if all(column.state in ("waiting", "failed") for column in columns):
         return "Reading the prompts."

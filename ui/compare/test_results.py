@@ -1,26 +1,34 @@
-"""Which columns of a comparison say the same: letter by letter, or with the same syntax tree.
+"""Test results of one answer as HTML, and which columns of a comparison agree.
 
-What the tests said of one answer, as HTML. Every text of a test, a program or a sandbox is escaped.
+Every text of a test, a program or a sandbox is escaped by the templates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from evaluate.metrics.basic import exact_match, syntax_tree_match
 from ui.code_html import code_html
 from ui.labels import method_label
 from ui.records import Record
+from ui.templates import render
+
+# Only the first failures are listed above the fold with all tests.
+MAX_FAILURES = 2
+MAX_TEXT_LENGTH = 1_200
+MAX_INPUT_LENGTH = 60
+UNPROTECTED_NOTE = "ran unprotected: what was expected lay beside the answer's own code, which could have cheated"
 
 
 def agreement_notes(records: Sequence[Record]) -> list[str]:
-    """One sentence a column about which others gave the same answer; '' where it has no whole answer or is alone."""
-    answered = [place for place, record in enumerate(records) if _is_complete_answer(record)]
+    """Return a note for each record that names the columns with the same answer; '' without a complete answer."""
+    answered = [i for i, record in enumerate(records) if _is_complete_answer(record)]
     if len(answered) < 2:
         return [""] * len(records)
-    return [_agreement_note(records, place, answered) if place in answered else "" for place in range(len(records))]
+    return [_agreement_note(records, i, answered) if i in answered else "" for i in range(len(records))]
 
 
 def _agreement_note(records: Sequence[Record], index: int, answered: Sequence[int]) -> str:
@@ -29,9 +37,9 @@ def _agreement_note(records: Sequence[Record], index: int, answered: Sequence[in
     same = [other for other in others if exact_match(mine, records[other]["code"])]
     alike = [other for other in others if other not in same and syntax_tree_match(mine, records[other]["code"])]
     parts = [
-        f"{kind} as {', '.join(method_label(records[other]['method']) for other in found)}"
-        for kind, found in (("same code", same), ("same syntax tree", alike))
-        if found
+        f"{kind} as {', '.join(method_label(records[other]['method']) for other in group)}"
+        for kind, group in (("same code", same), ("same syntax tree", alike))
+        if group
     ]
     text = "; ".join(parts) or "no other column says this"
     return text[0].upper() + text[1:]
@@ -41,38 +49,30 @@ def _is_complete_answer(record: Record) -> bool:
     return record["error"] is None and not record["cancelled"] and bool(record["code"].strip())
 
 
-# A failing test is worth reading, ten of them are a wall: the rest folds out.
-MAX_FAILURES = 2
-MAX_TEXT_LENGTH = 1_200
-MAX_INPUT_LENGTH = 60
-UNPROTECTED_NOTE = "ran unprotected: what was expected lay beside the answer's own code, which could have cheated"
+def running_tests_html(count: int) -> Markup:
+    """Return the panel of a column whose tests are running or waiting."""
+    return Markup('<p class="tally">Running {}<span class="caret" aria-hidden="true"></span></p>').format(
+        format_count_of_tests(count)
+    )
 
 
-def running_tests_html(count: int) -> str:
-    """While the tests of a column run, or wait for the others'."""
-    return f'<p class="tally">Running {format_count_of_tests(count)}<span class="caret" aria-hidden="true"></span></p>'
-
-
-def results_panel_html(results: Sequence[Mapping[str, Any]]) -> str:
-    """The tally, the first failures with their reasons, and all tests in a fold; '' where none ran."""
+def results_panel_html(results: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return the tally, the first failures with their reasons, and all tests in a fold; '' without results."""
     if not results:
-        return ""
-    failures = [result for result in results if not result["passed"]]
-    shown = "".join(f"<li>{escape(_truncate(_failure_reason(result)))}</li>" for result in failures[:MAX_FAILURES])
-    rest = len(failures) - MAX_FAILURES
-    more = f'<p class="quiet">and {rest} more below</p>' if rest > 0 else ""
-    reasons = f'<ul class="reasons">{shown}</ul>' if shown else ""
-    every = "".join(_result_item(number, result) for number, result in enumerate(results, start=1))
-    return (
-        f'<p class="tally">{escape(pass_count_text(results))}{_result_cells(results)}</p>'
-        f"{reasons}{more}{_unprotected_note(results)}"
-        f'<details><summary>All tests <span class="count">{len(results)}</span></summary>'
-        f'<ol class="test-list">{every}</ol></details>'
+        return Markup("")
+    failures = [_truncate(_failure_reason(result)) for result in results if not result["passed"]]
+    return render(
+        "compare/test_results.html.jinja",
+        tally=pass_count_text(results),
+        failures=failures[:MAX_FAILURES],
+        more_failures=len(failures) - MAX_FAILURES,
+        unprotected=_unprotected_note(results),
+        results=[_result_values(result) for result in results],
     )
 
 
 def pass_count_text(results: Sequence[Mapping[str, Any]]) -> str:
-    """'3 of 5 tests pass', 'all 5 tests pass', 'none of 5 tests passes', 'the test passes'."""
+    """Return '3 of 5 tests pass', 'All 5 tests pass' or 'The test passes'."""
     passed, total = sum(bool(result["passed"]) for result in results), len(results)
     if total == 1:
         return "The test passes" if passed else "The test fails"
@@ -82,12 +82,12 @@ def pass_count_text(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def format_count_of_tests(count: int) -> str:
-    """'1 test', '5 tests'."""
+    """Return '1 test', '5 tests'."""
     return f"{count} test{'' if count == 1 else 's'}"
 
 
 def _failure_reason(result: Mapping[str, Any]) -> str:
-    """The reason, with what was given where the reason does not name it."""
+    """Return the reason, with the input where the reason does not contain it."""
     reason, given = str(result["reason"]), " ".join(str(result["given"]).split())
     if result["kind"] != "stdio" and given in reason:
         return reason
@@ -95,46 +95,31 @@ def _failure_reason(result: Mapping[str, Any]) -> str:
     return f"input '{short}': {reason}" if result["kind"] == "stdio" else f"{short}: {reason}"
 
 
-def _result_cells(results: Sequence[Mapping[str, Any]]) -> str:
-    # The tally says it in words; the cells only show where in the list the failures lie.
-    cells = "".join(f'<span class="{"ok" if result["passed"] else "no"}"></span>' for result in results)
-    return f'<span class="cells" aria-hidden="true">{cells}</span>'
-
-
 def _unprotected_note(results: Sequence[Mapping[str, Any]]) -> str:
     count = sum(not result["protected"] for result in results)
     if not count:
         return ""
-    who = (
+    tests = (
         "The tests" if count == len(results) > 1 else "The test" if len(results) == 1 else format_count_of_tests(count)
     )
-    return f'<p class="note">{who} {UNPROTECTED_NOTE}.</p>'
+    return f"{tests} {UNPROTECTED_NOTE}."
 
 
-def _result_item(number: int, result: Mapping[str, Any]) -> str:
+def _result_values(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that the template needs for one test."""
     passed = bool(result["passed"])
-    pairs = [("expected", result["expected"]), ("got", result["got"])]
-    values = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(_truncate(str(value)))}</dd></div>"
-        for name, value in pairs
-        if str(value).strip()
-    )
-    reason = "" if passed else f'<p class="reason">{escape(_truncate(str(result["reason"])))}</p>'
-    mark = "passed" if passed else "failed"
-    how = [] if result["protected"] else ["unprotected"]
-    about = " · ".join([mark, *how, f"{result['seconds']:.2f} s"])
-    given = (
-        f'<pre class="code" tabindex="0" aria-label="Test {number}"><code>{code_html(_truncate(str(result["given"])))}'
-    )
-    return (
-        f'<li class="{"ok" if passed else "no"}"><p class="about">{about}</p>{given}</code></pre>'
-        f"{f'<dl>{values}</dl>' if values else ''}{reason}</li>"
-    )
+    about = ["passed" if passed else "failed", *([] if result["protected"] else ["unprotected"])]
+    values = [("expected", str(result["expected"])), ("got", str(result["got"]))]
+    return {
+        "passed": passed,
+        "about": " · ".join([*about, f"{result['seconds']:.2f} s"]),
+        "given": code_html(_truncate(str(result["given"]))),
+        "values": [(name, _truncate(value)) for name, value in values if value.strip()],
+        "reason": "" if passed else _truncate(str(result["reason"])),
+    }
 
 
 def _truncate(text: str) -> str:
-    return (
-        text
-        if len(text) <= MAX_TEXT_LENGTH
-        else f"{text[:MAX_TEXT_LENGTH]} … ({len(text) - MAX_TEXT_LENGTH:,} more characters)"
-    )
+    if len(text) <= MAX_TEXT_LENGTH:
+        return text
+    return f"{text[:MAX_TEXT_LENGTH]} … ({len(text) - MAX_TEXT_LENGTH:,} more characters)"

@@ -1,9 +1,4 @@
-"""Summary sentence, history.
-
-What the scores say about one comparison, in words; and which columns are best.
-
-What a session remembers of its runs, newest first, as the page's list and as files.
-"""
+"""Verdict of a comparison in words, its best columns, and the history of runs with its exports."""
 
 from __future__ import annotations
 
@@ -16,21 +11,22 @@ from ui.records import Record, to_csv, to_json
 
 
 def best_indices(records: Sequence[Record]) -> frozenset[int]:
-    """The places of the best answers; none when nothing tells the answers apart.
+    """Return the indices of the best answers; none if all are equal or none has a score.
 
-    Passing all tests beats everything; then come the share of tests passed, exact match, and CodeBLEU.
+    Answers are ranked by: all tests pass, share of passed tests, exact match, CodeBLEU.
     """
-    keys = {place: _rank_key(record) for place, record in enumerate(records)}
-    scored = {place: key for place, key in keys.items() if key is not None}
+    keys = {i: _rank_key(record) for i, record in enumerate(records)}
+    scored = {i: key for i, key in keys.items() if key is not None}
     if not scored:
         return frozenset()
     top = max(scored.values())
-    places = frozenset(place for place, key in scored.items() if key == top)
-    return frozenset() if not any(top) or (len(places) == len(records) and len(records) > 1) else places
+    best = frozenset(i for i, key in scored.items() if key == top)
+    all_equal = len(best) == len(records) > 1
+    return frozenset() if not any(top) or all_equal else best
 
 
 def verdict_text(records: Sequence[Record]) -> str:
-    """One or two sentences that follow from the scores alone. They speak of this one problem, not of the methods."""
+    """Describe the scores in one or two sentences, about this problem only, not about the methods in general."""
     answered = [record for record in records if record["error"] is None and not record["cancelled"]]
     sentences = [_scores_text(answered)] if answered else []
     stopped = sum(record["cancelled"] for record in records)
@@ -57,30 +53,30 @@ def _scores_text(records: Sequence[Record]) -> str:
 
 
 def _tests_text(tested: Sequence[Record], leaders: Sequence[Record]) -> str:
-    """What the tests say: who passes all, or how far the best came."""
+    """Name the answers that pass all tests, or else the ones that pass most."""
     total, share = len(tested[0]["tests"]), _pass_rate(leaders[0])
-    what = "the test" if total == 1 else f"all {total} tests"
+    all_tests = "the test" if total == 1 else f"all {total} tests"
     if share == 1 and len(leaders) == len(tested):
-        return f"Every answer passes {what}." if len(tested) > 1 else f"The answer passes {what}."
+        return f"Every answer passes {all_tests}." if len(tested) > 1 else f"The answer passes {all_tests}."
     if share == 1:
         others = max(_pass_rate(record) for record in tested if record not in leaders)
         rest = "none" if others == 0 else f"at most {round(others * total)}"
-        they = "the other passes" if len(tested) - len(leaders) == 1 else "the others pass"
-        return f"{_join_names(leaders)} pass{'es' if len(leaders) == 1 else ''} {what}; {they} {rest}."
+        others_pass = "the other passes" if len(tested) - len(leaders) == 1 else "the others pass"
+        return f"{_join_names(leaders)} {_verb('pass', leaders)} {all_tests}; {others_pass} {rest}."
     if share == 0:
         return "No answer passes the test." if total == 1 else f"No answer passes any of the {total} tests."
     most = f"{round(share * total)} of {total}"
     if len(leaders) == len(tested):
         return f"No answer passes all {total} tests; {'each' if len(tested) > 1 else 'it'} passes {most}."
-    return f"No answer passes all {total} tests; {_join_names(leaders)} pass{'es' if len(leaders) == 1 else ''} most ({most})."
+    return f"No answer passes all {total} tests; {_join_names(leaders)} {_verb('pass', leaders)} most ({most})."
 
 
 def _tie_break_text(leaders: Sequence[Record]) -> str:
-    """What the reference adds about those whom the tests put first; '' where it adds nothing."""
+    """Compare the answers that are best by their tests with the reference; '' if that tells nothing more."""
     matches = [record for record in leaders if record["scores"].get("em") == 1]
     if matches:
-        who = "It" if len(leaders) == 1 else _join_names(matches)
-        return f" {who} also match{'es' if len(matches) == 1 else ''} the reference."
+        names = "It" if len(leaders) == 1 else _join_names(matches)
+        return f" {names} also {_verb('match', matches)} the reference."
     top = _highest_codebleu(leaders)
     if len(leaders) == 1 or not top or len(top) == len(leaders):
         return ""
@@ -89,7 +85,7 @@ def _tie_break_text(leaders: Sequence[Record]) -> str:
 
 
 def _reference_text(scored: Sequence[Record]) -> str:
-    """How near the answers come to the reference: who matches it, or who comes closest."""
+    """Name the answers that match the reference, or else the closest ones."""
     matches = [record for record in scored if record["scores"].get("em") == 1]
     if matches and len(matches) == len(scored) and len(scored) > 1:
         return "Every answer matches the reference."
@@ -98,7 +94,7 @@ def _reference_text(scored: Sequence[Record]) -> str:
         closest = (
             f"; closest of the others is {_join_names(_highest_codebleu(rest))}" if _highest_codebleu(rest) else ""
         )
-        return f"{_join_names(matches)} match{'es' if len(matches) == 1 else ''} the reference{closest}."
+        return f"{_join_names(matches)} {_verb('match', matches)} the reference{closest}."
     top = _highest_codebleu(scored)
     if not top:
         return "No answer comes near the reference."
@@ -146,6 +142,10 @@ def _join_names(records: Sequence[Record]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
+def _verb(verb: str, records: Sequence[Record]) -> str:
+    return f"{verb}es" if len(records) == 1 else verb
+
+
 def _count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
@@ -156,21 +156,21 @@ _INTENT_LENGTH = 140
 
 @dataclass(frozen=True)
 class History:
-    """The last runs of a session and which of them is on the board. Immutable: each change is a new one."""
+    """The last runs and the one that is shown. Immutable: a change returns a new one."""
 
     runs: tuple[tuple[Record, ...], ...] = ()
     selected: tuple[Record, ...] = ()
 
     def with_run(self, records: tuple[Record, ...]) -> History:
-        """With one more run, which is now on the board."""
+        """Return the history with one more run, which is selected."""
         return History((records, *self.runs)[:HISTORY_LENGTH], records)
 
     def select(self, index: int) -> History:
-        """With the run at `index` on the board; unchanged where there is no such run."""
+        """Return the history with the run at `index` selected; unchanged if there is none."""
         return replace(self, selected=self.runs[index]) if 0 <= index < len(self.runs) else self
 
     def items(self) -> list[dict[str, Any]]:
-        """The list as js/history.js draws it."""
+        """Return the value of the list that js/history.js draws."""
         return [
             {
                 "when": format_time(records[0]["created"]),
@@ -183,19 +183,19 @@ class History:
 
 
 def export_file(records: Sequence[Record], kind: str, number: int) -> dict[str, Any] | None:
-    """The file that js/download.js saves; None while there is nothing to save."""
+    """Return the file that js/download.js saves; None without records."""
     if not records:
         return None
     stamp = "".join(character for character in records[0]["created"][:19] if character.isdigit())
-    text, media = (to_csv(records), "text/csv") if kind == "csv" else (to_json(records), "application/json")
-    return {"name": f"prompt-or-tune-{stamp}.{kind}", "type": media, "text": text, "number": number}
+    text, media_type = (to_csv(records), "text/csv") if kind == "csv" else (to_json(records), "application/json")
+    return {"name": f"prompt-or-tune-{stamp}.{kind}", "type": media_type, "text": text, "number": number}
 
 
 def _run_summary(records: Sequence[Record]) -> str:
-    marked = [method_label(records[place]["method"]) for place in sorted(best_indices(records))]
-    if marked:
+    best = [method_label(records[i]["method"]) for i in sorted(best_indices(records))]
+    if best:
         passes = any(record["scores"].get("tests") == 1 for record in records)
         matches = any(record["scores"].get("em") == 1 for record in records)
-        return f"{'passes' if passes else 'match' if matches else 'closest'}: {', '.join(marked)}"
+        return f"{'passes' if passes else 'match' if matches else 'closest'}: {', '.join(best)}"
     count = len(records)
     return f"{count} answer{'' if count == 1 else 's'}"

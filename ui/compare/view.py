@@ -1,21 +1,19 @@
-"""Board, cards, test results.
+"""Comparison view: the question, and a card with answer, metrics, tests and details for each method.
 
-The board: what stands under the question, from nothing yet to finished columns, as one value for js/board.js.
-
-A column as HTML, in sections that the page repaints one by one (see js/board.js).
-
-Every text that a person, a model or a file wrote passes through `escape` or Pygments before it is part of the HTML.
+The values are drawn by js/comparison.js, section by section. Every text of a person, a model or a file is escaped by
+its template or by Pygments.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any, TypedDict
+
+from markupsafe import Markup, escape
 
 from models.identity import BaseIdentity
 from ui.code_html import code_html, plain_html, streaming_html
@@ -30,8 +28,10 @@ from ui.compare.test_results import (
 from ui.compare.verdict import best_indices
 from ui.labels import base_label, decoding_label, format_date, format_time, method_hint, method_label, model_label
 from ui.records import Record, make_record
+from ui.templates import render
 
 DASH = "–"
+FIRST_EXAMPLE_PATH = Path(__file__).with_name("first_example.json")
 _METRIC_LABELS = {
     "tests": "Tests passed",
     "parses": "Parses as Python",
@@ -43,12 +43,12 @@ _METRIC_LABELS = {
     "codebleu.syntax": "· syntax",
     "codebleu.dataflow": "· data flow",
 }
-
 _CODEBLEU_PARTS = {"ngram": "n-gram", "weighted_ngram": "weighted", "syntax": "syntax", "dataflow": "data flow"}
+_log = logging.getLogger(__name__)
 
 
 class ColumnView(TypedDict):
-    """The sections of one column, as HTML, and what the page needs to copy and compare its code."""
+    """The sections of one column as HTML; `raw` is its code, for copying and comparing."""
 
     label: str
     state: str
@@ -57,22 +57,39 @@ class ColumnView(TypedDict):
     code: str
     numbers: str
     tests: str
-    folds: str
+    details: str
     raw: str
 
 
+class ComparisonView(TypedDict):
+    """All columns under the question. A new `run` makes the page draw everything anew."""
+
+    run: str
+    head: str
+    cards: list[ColumnView]
+    reference: str | None
+
+
+@dataclass(frozen=True)
+class RecordedExample:
+    """A recorded run; `source` credits its problem and its examples ('' for our own)."""
+
+    source: str
+    records: tuple[Record, ...]
+
+
 def streaming_column(column: Column) -> ColumnView:
-    """A column that waits for its first token or grows."""
+    """Return the view of a column that waits for its first token or is streaming."""
     badge = {"waiting": "reading the prompt", "streaming": "answering"}.get(column.state, "")
     return ColumnView(
         label=method_label(column.method),
         state=column.state,
         best=False,
         head=_column_header(method_label(column.method), method_hint(column.method), badge, can_copy=False),
-        code=f'<pre class="code" tabindex="0"><code>{streaming_html(column.text)}</code></pre>',
+        code=_code_block(streaming_html(column.text)),
         numbers=_metrics_html([("tokens", str(column.tokens) if column.tokens else DASH)]),
         tests="",
-        folds="",
+        details="",
         raw="",
     )
 
@@ -80,10 +97,10 @@ def streaming_column(column: Column) -> ColumnView:
 def finished_column(
     record: Record, *, is_best: bool, label: str = "", agreement: str = "", tests_running: bool = False
 ) -> ColumnView:
-    """A column from its record: just answered, from the history, or from the recorded example.
+    """Return the view of a record: just answered, from the history, or from the recorded example.
 
-    `label` stands for the method where its name is not enough; `agreement` says which other columns gave the same
-    answer; `testing` that its tests are still running.
+    `label` replaces the name of the method; `agreement` names the columns with the same answer; `tests_running` shows
+    that its tests have not ended.
     """
     failed = record["error"] is not None
     state = "failed" if failed else "stopped" if record["cancelled"] else "done"
@@ -94,10 +111,10 @@ def finished_column(
         state=state,
         best=is_best,
         head=_column_header(label, method_hint(record["method"]), badge, can_copy=bool(record["code"].strip())),
-        code=_failed_html(record) if failed else _code_block(record["code"]),
+        code=_failed_html(record) if failed else _answer_html(record["code"]),
         numbers="" if failed else _result_metrics(record, agreement),
         tests=running_tests_html(len(record["asked_tests"])) if tests_running else results_panel_html(record["tests"]),
-        folds=_details_sections(record),
+        details=_details_html(record),
         raw=record["code"],
     )
 
@@ -109,62 +126,56 @@ def _best_badge(record: Record) -> str:
 
 
 def _column_header(label: str, hint: str, badge: str, *, can_copy: bool) -> str:
-    mark = f'<span class="badge">{escape(badge)}</span>' if badge else ""
-    copy = '<button type="button" class="copy" data-copy>Copy</button>' if can_copy else ""
-    return f'<h3>{escape(label)}</h3>{mark}{copy}<p class="hint">{escape(hint)}</p>'
+    # A plain string: callers edit it.
+    return str(render("compare/column_header.html.jinja", label=label, hint=hint, badge=badge, can_copy=can_copy))
 
 
-def _code_block(code: str) -> str:
-    if not code.strip():
-        return '<p class="quiet">An empty answer.</p>'
-    return f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>'
+def _code_block(html: Markup) -> Markup:
+    return Markup('<pre class="code" tabindex="0"><code>{}</code></pre>').format(html)
 
 
-def _error_html(message: str) -> str:
-    return f'<p class="sentence">{escape(message)}</p>'
+def _answer_html(code: str) -> Markup:
+    return _code_block(code_html(code)) if code.strip() else Markup('<p class="muted">An empty answer.</p>')
 
 
-def _failed_html(record: Record) -> str:
-    """The sentence, and what had been said before it, where there was anything."""
-    said = record["code"]
-    return _error_html(record["error"] or "") + (_code_block(said) if said.strip() else "")
+def _failed_html(record: Record) -> Markup:
+    """Return the error message, and the part of the answer before it if there is any."""
+    message = Markup('<p class="error-message">{}</p>').format(record["error"] or "")
+    return message + _answer_html(record["code"]) if record["code"].strip() else message
 
 
-def _metrics_html(pairs: Sequence[tuple[str, str]], note: str = "") -> str:
-    cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
-    return f'<dl class="numbers">{cells}</dl>{note}'
+def _metrics_html(
+    metrics: Sequence[tuple[str, str]],
+    codebleu_parts: Sequence[tuple[str, str, str]] = (),
+    notes: Sequence[str] = (),
+) -> Markup:
+    return render("compare/metrics.html.jinja", metrics=metrics, codebleu_parts=codebleu_parts, notes=notes)
 
 
-def _result_metrics(record: Record, agreement: str) -> str:
+def _result_metrics(record: Record, agreement: str) -> Markup:
     scores = record["scores"]
     rate = record["tokens_per_second"]
-    pairs = [
+    metrics = [
         ("parses", _yes_no(scores.get("parses"))),
         *(_reference_metrics(scores) if record["reference"] else []),
         ("tokens", str(record["tokens"])),
         ("seconds", f"{record['seconds']:.{1 if record['seconds'] >= 1 else 2}f}"),
         *([("tokens/s", f"{rate:.0f}")] if rate is not None else []),
     ]
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in record["notes"])
-    agreed = f'<p class="note">{escape(agreement)}.</p>' if agreement else ""
-    return _metrics_html(pairs, _codebleu_parts(scores) + agreed + notes)
+    notes = [f"{agreement}."] if agreement else []
+    return _metrics_html(metrics, _codebleu_parts(scores), [*notes, *record["notes"]])
 
 
 def _reference_metrics(scores: Mapping[str, float | None]) -> list[tuple[str, str]]:
     return [("EM", _format_number(scores.get("em"), 0)), ("CodeBLEU", _format_number(scores.get("codebleu"), 2))]
 
 
-def _codebleu_parts(scores: Mapping[str, float | None]) -> str:
-    """The four parts of CodeBLEU, each with a bar; '' where there is no CodeBLEU."""
+def _codebleu_parts(scores: Mapping[str, float | None]) -> list[tuple[str, str, str]]:
+    """Return (label, value, width of its bar) of the four parts of CodeBLEU; [] without CodeBLEU."""
     if scores.get("codebleu") is None:
-        return ""
-    cells = "".join(
-        f"<div><dt>{escape(label)}</dt><dd>{_format_number(scores.get(f'codebleu.{part}'), 2)}"
-        f'<span class="bar" aria-hidden="true"><span style="width:{scores.get(f"codebleu.{part}") or 0:.0%}"></span>'
-        "</span></dd></div>"
-        for part, label in _CODEBLEU_PARTS.items()
-    )
-    return f'<dl class="parts" aria-label="The four parts of CodeBLEU">{cells}</dl>'
+        return []
+    values = [(label, scores.get(f"codebleu.{part}")) for part, label in _CODEBLEU_PARTS.items()]
+    return [(label, _format_number(value, 2), f"{value or 0:.0%}") for label, value in values]
 
 
 def _yes_no(value: float | None) -> str:
@@ -175,171 +186,98 @@ def _format_number(value: float | None, digits: int) -> str:
     return DASH if value is None else f"{value:.{digits}f}"
 
 
-def _details_sections(record: Record) -> str:
-    folds = []
-    if record["code"].strip():
-        folds.append(_diff_details())
-    if len(record["candidates"]) > 1:
-        others = record["candidates"][1:]
-        folds.append(
-            _details_html("Other candidates", str(len(others)), "".join(_candidate_html(other) for other in others))
-        )
-    if record["examples"]:
-        shown = "".join(
-            f'<li><p>{plain_html(example["intent"])}</p><pre class="code" tabindex="0"><code>'
-            f"{code_html(example['code'])}</code></pre></li>"
-            for example in record["examples"]
-        )
-        folds.append(
-            _details_html("Examples in the prompt", str(len(record["examples"])), f'<ol class="examples">{shown}</ol>')
-        )
-    if record["prompt"]:
-        folds.append(_details_html("Exact prompt", f"{record['prompt_tokens']} tokens", _text_block(record["prompt"])))
-    if record["text"]:
-        folds.append(_details_html("Raw output", f"{record['tokens']} tokens", _text_block(record["text"])))
-    if record["scores"]:
-        folds.append(_details_html("All scores", "", _score_table(record)))
-    return "".join(folds)
-
-
-def _details_html(title: str, count: str, body: str) -> str:
-    mark = f' <span class="count">{escape(count)}</span>' if count else ""
-    return f"<details><summary>{escape(title)}{mark}</summary><div>{body}</div></details>"
-
-
-def _diff_details() -> str:
-    # The page fills the choice and asks for the difference when it is opened: all pairs at once would be many.
-    return (
-        "<details data-diff><summary>Difference</summary><div>"
-        '<label class="against">against <select></select></label><div data-diff-body></div></div></details>'
+def _details_html(record: Record) -> Markup:
+    scores = record["scores"].items()
+    return render(
+        "compare/column_details.html.jinja",
+        has_code=bool(record["code"].strip()),
+        candidates=list(_candidates(record["candidates"][1:])),
+        examples=[(plain_html(example["intent"]), code_html(example["code"])) for example in record["examples"]],
+        prompt=plain_html(record["prompt"]),
+        prompt_tokens=record["prompt_tokens"],
+        output=plain_html(record["text"]),
+        tokens=record["tokens"],
+        scores=[(_METRIC_LABELS.get(metric, metric), _format_number(value, 3)) for metric, value in scores],
+        score_reasons=dict.fromkeys(record["score_reasons"].values()),
     )
 
 
-def _text_block(text: str) -> str:
-    return f'<pre class="code" tabindex="0"><code>{plain_html(text)}</code></pre>'
-
-
-def _candidate_html(candidate: Mapping[str, Any]) -> str:
-    code = str(candidate["code"])
-    body = f'<pre class="code" tabindex="0"><code>{code_html(code)}</code></pre>' if code.strip() else ""
-    return f'<p class="quiet">{" · ".join(_candidate_facts(candidate))}</p>{body}'
+def _candidates(candidates: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Markup | None]]:
+    for candidate in candidates:
+        code = str(candidate["code"])
+        yield " · ".join(_candidate_facts(candidate)), code_html(code) if code.strip() else None
 
 
 def _candidate_facts(candidate: Mapping[str, Any]) -> list[str]:
     facts = [f"log-probability {candidate['logprob']:.2f}", f"{candidate['tokens']} tokens"]
     if candidate.get("times", 1) > 1:
-        facts.append(f"said {candidate['times']} times")
+        facts.append(f"given {candidate['times']} times")
     if candidate.get("tests"):
-        facts.append(escape(pass_count_text(candidate["tests"])))
+        facts.append(pass_count_text(candidate["tests"]))
     return facts
 
 
-def _score_table(record: Record) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(_METRIC_LABELS.get(metric, metric))}</th><td>{_format_number(value, 3)}</td></tr>'
-        for metric, value in record["scores"].items()
-    )
-    reasons = dict.fromkeys(record["score_reasons"].values())
-    notes = "".join(f'<p class="quiet">{escape(reason)}</p>' for reason in reasons)
-    return f'<table class="scores"><tbody>{rows}</tbody></table>{notes}'
-
-
-FIRST_EXAMPLE_PATH = Path(__file__).with_name("first_example.json")
-_log = logging.getLogger(__name__)
-
-
-class ComparisonView(TypedDict):
-    """`run` changes with every comparison, so that the page knows when to begin anew."""
-
-    run: str
-    head: str
-    cards: list[ColumnView]
-    reference: str | None
-
-
-@dataclass(frozen=True)
-class RecordedExample:
-    """A recorded run, and whose its problem and its examples are ('' for our own)."""
-
-    source: str
-    records: tuple[Record, ...]
-
-
-EMPTY_HTML = (
-    "<h2>One model, several ways to ask it</h2>"
-    "<p>Say what a piece of Python should do. A small model answers once with no help, once with fixed examples, "
-    "once with the examples nearest to your words, and once with a trained adapter.</p>"
-    "<p>The answers come side by side, from one batch of one quantized model; with a reference they are scored.</p>"
-    "<p>No idea yet? Take one of the examples above, or a test problem. Ctrl+Enter runs.</p>"
-)
-
-
 def empty_view() -> ComparisonView:
-    """What a first visit sees while there is no recorded example."""
-    return ComparisonView(run="", head=f'<div class="empty">{EMPTY_HTML}</div>', cards=[], reference=None)
+    """Return the view of a first visit without a recorded example."""
+    return ComparisonView(run="", head=render("compare/empty.html.jinja"), cards=[], reference=None)
 
 
 def streaming_view(
     columns: Sequence[Column], comparison: Comparison, base: BaseIdentity, created: str
 ) -> ComparisonView:
-    """Columns that are being filled; those that are done already show their scores."""
+    """Return the view of a running comparison; columns that are done show their scores."""
     cards = [
         streaming_column(column)
         if column.state in ("waiting", "streaming")
         else finished_column(make_record(column, comparison, base, created), is_best=False)
         for column in columns
     ]
-    about = f"{escape(base_label(base))} · {escape(decoding_label(asdict(comparison.decoding)))}"
+    about = f"{base_label(base)} · {decoding_label(asdict(comparison.decoding))}"
     reference = comparison.problem.reference
     head = _view_header(comparison.problem.intent, about, reference, comparison.tests_note)
     return ComparisonView(run=created, head=head, cards=cards, reference=reference)
 
 
 def example_view(example: RecordedExample) -> ComparisonView:
-    """The recorded example, marked as such, with its model, its date and its source."""
+    """Return the view of the recorded example, marked as such, with its model, date and source."""
     first = example.records[0]
     model = model_label(first["base_id"], first["quantization"], first["device"])
-    tag = '<span class="badge">example</span>'
-    how = escape(f"{format_date(first['created'])} with {model}, {decoding_label(first['decoding'])}")
-    source = f". Problem and examples: {escape(example.source)}" if example.source else ""
-    return _records_view(example.records, f"{tag} chosen because the answers differ, recorded on {how}{source}")
+    settings = f"{format_date(first['created'])} with {model}, {decoding_label(first['decoding'])}"
+    source = f". Problem and examples: {example.source}" if example.source else ""
+    about = f"chosen because the answers differ, recorded on {settings}{source}"
+    return _records_view(example.records, Markup('<span class="badge">example</span> ') + about)
 
 
 def finished_view(records: Sequence[Record], pending: Collection[int] = ()) -> ComparisonView:
-    """Columns from records. While the tests of those at `pending` still run, none is marked as best."""
+    """Return the view of records. No column is marked as best while the tests of those at `pending` run."""
     first = records[0]
     model = model_label(first["base_id"], first["quantization"], first["device"])
-    about = f"{format_time(first['created'])} · {escape(model)} · {escape(decoding_label(first['decoding']))}"
-    return _records_view(records, about, pending)
+    about = f"{format_time(first['created'])} · {model} · {decoding_label(first['decoding'])}"
+    return _records_view(records, escape(about), pending)
 
 
-def _records_view(records: Sequence[Record], about: str, pending: Collection[int] = ()) -> ComparisonView:
+def _records_view(records: Sequence[Record], about: Markup, pending: Collection[int] = ()) -> ComparisonView:
     first = records[0]
-    marked = frozenset() if pending else best_indices(records)
+    best = frozenset() if pending else best_indices(records)
     reference = first["reference"]
-    agreed = [""] * len(records) if reference else agreement_notes(records)
+    agreements = [""] * len(records) if reference else agreement_notes(records)
     cards = [
-        finished_column(record, is_best=place in marked, agreement=agreed[place], tests_running=place in pending)
-        for place, record in enumerate(records)
+        finished_column(record, is_best=i in best, agreement=agreements[i], tests_running=i in pending)
+        for i, record in enumerate(records)
     ]
-    head = _view_header(first["intent"], about + _tests_summary(records), reference, _tests_note(records))
+    note = next((record["tests_note"] for record in records if record["tests_note"]), "")
+    head = _view_header(first["intent"], about + _tests_summary(records), reference, note)
     return ComparisonView(run=first["created"], head=head, cards=cards, reference=reference)
 
 
 def _tests_summary(records: Sequence[Record]) -> str:
-    """How many tests ran, and in which sandbox; escaped."""
-    ran = next((record for record in records if record["sandbox"]), None)
-    return (
-        f" · {format_count_of_tests(len(ran['tests']))} in the sandbox ({escape(ran['sandbox'] or '')})" if ran else ""
-    )
-
-
-def _tests_note(records: Sequence[Record]) -> str:
-    return next((record["tests_note"] for record in records if record["tests_note"]), "")
+    """Return the number of tests and the sandbox in which they ran; '' if none ran."""
+    tested = next((record for record in records if record["sandbox"]), None)
+    return f" · {format_count_of_tests(len(tested['tests']))} in the sandbox ({tested['sandbox']})" if tested else ""
 
 
 def load_first_example(path: Path = FIRST_EXAMPLE_PATH) -> RecordedExample | None:
-    """The recorded run that greets a first visit; None where there is none that can be read."""
+    """Read the recorded run of a first visit; None if the file is missing or unreadable."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         example = RecordedExample(str(values["source"]), tuple(values["records"]))
@@ -352,19 +290,29 @@ def load_first_example(path: Path = FIRST_EXAMPLE_PATH) -> RecordedExample | Non
     return example
 
 
-def _view_header(intent: str, about: str, reference: str | None, tests_note: str) -> str:
-    fold = note = ""
-    if tests_note:
-        note = f'<p class="sentence">{escape(tests_note)}</p>'
-    if reference:
-        fold = reference_details(reference)
-    return f'<h2 class="asked">{escape(_shorten(intent))}</h2><div class="about"><p>{about}</p>{fold}</div>{note}'
+def _view_header(intent: str, about: str, reference: str | None, tests_note: str) -> Markup:
+    return header_html(_shorten(intent), about, reference, tests_note=tests_note)
+
+
+def header_html(
+    question: str, about: str, reference: str | None, *, is_long: bool = False, tests_note: str = "", verdict: str = ""
+) -> Markup:
+    """Return the header of a comparison: the question, facts about the run, and the reference in a fold."""
+    return render(
+        "compare/header.html.jinja",
+        question=question,
+        long=is_long,
+        about=about,
+        reference=Markup(reference_details(reference)) if reference else "",  # noqa: S704 - a template
+        tests_note=tests_note,
+        verdict=verdict,
+    )
 
 
 def reference_details(reference: str) -> str:
-    """The reference code, folded."""
-    code = f'<pre class="code" tabindex="0" aria-label="Reference code"><code>{code_html(reference)}</code></pre>'
-    return f"<details><summary>Reference</summary>{code}</details>"
+    """Return the reference code in a fold."""
+    # A plain string: callers edit it.
+    return str(render("compare/reference.html.jinja", code=code_html(reference)))
 
 
 def _shorten(text: str, limit: int = 280) -> str:

@@ -1,15 +1,15 @@
-// The adapters. The value is what ui/adapters/view.py makes; texts become text nodes, never HTML. What was unfolded
-// stays unfolded when the list is painted anew.
+// The list of adapters. The value is made by ui/adapters/view.py; texts become text nodes, never HTML. Details that are
+// open stay open when the list is rendered again.
 const list = element.querySelector(".adapter-cards");
-const found = element.querySelector(".found");
+const countText = element.querySelector(".result-count");
 const pager = element.querySelector(".pager");
 const models = element.querySelector(".models");
-const unfolded = new Map();
+const openDetails = new Map();
 const USABLE = { yes: "Usable here", no: "Not usable here" };
 const UNKNOWN = { failed: "Usable? Not known: the model could not be loaded" };
 const HEADS = ["metric", "score", "95 % interval", "n"];
-let asking = "";
-let fresh = "";
+let pendingAction = "";
+let addedName = "";
 
 function node(tag, name, text) {
   const made = document.createElement(tag);
@@ -25,9 +25,9 @@ function button(text, name, act) {
   return made;
 }
 
-function ask(what, card) {
-  asking = card ? what + " " + card.name : "";
-  for (const each of element.querySelectorAll(".acts button, .pager button")) each.disabled = true;
+function sendAction(what, card) {
+  pendingAction = card ? what + " " + card.name : "";
+  for (const button of element.querySelectorAll(".actions button, .pager button")) button.disabled = true;
   trigger("select", { do: what, name: card ? card.name : "", from: props.value.from });
 }
 
@@ -47,9 +47,9 @@ function table(caption, heads, rows) {
   const body = node("tbody");
   for (const row of rows) {
     const line = node("tr");
-    line.append(...row.map((text, place) => {
-      const cell = node(place ? "td" : "th", "", text || "–");
-      if (!place) cell.scope = "row";
+    line.append(...row.map((text, index) => {
+      const cell = node(index ? "td" : "th", "", text || "–");
+      if (!index) cell.scope = "row";
       return cell;
     }));
     body.append(line);
@@ -60,90 +60,90 @@ function table(caption, heads, rows) {
 
 function state(card, value) {
   const made = node("p", "state");
-  const said = USABLE[card.usable] || UNKNOWN[value.phase] || "Usable? Known when the model is ready";
-  const usable = node("span", "usable " + card.usable, said);
+  const usableText = USABLE[card.usable] || UNKNOWN[value.phase] || "Usable? Known when the model is ready";
+  const usable = node("span", "usable " + card.usable, usableText);
   const memory = node("span", card.memory ? "memory in" : "memory", card.memory || "Not in memory");
   made.append(usable, memory);
   return made;
 }
 
-function acts(card, value) {
-  const row = node("div", "acts");
-  const open = button("Open in Compare", "main", () => ask("open", card));
+function actionButtons(card, value) {
+  const row = node("div", "actions");
+  const open = button("Open in Compare", "main", () => sendAction("open", card));
   open.disabled = card.usable !== "yes";
   row.append(open);
   if (value.may && value.phase === "ready" && card.usable === "yes") {
     const load = card.memory
-      ? button("Unload", "", () => ask("unload", card))
-      : button("Load", "", () => ask("load", card));
+      ? button("Unload", "", () => sendAction("unload", card))
+      : button("Load", "", () => sendAction("load", card));
     load.title = card.memory ? "Take it out of memory" : "Bring it into memory, so that its first answer comes sooner";
     row.append(load);
   }
-  row.append(button("Download zip", "", () => ask("save", card)));
-  if (value.may && card.own) row.append(button("Delete", "bad", () => question(card, row, value)));
-  for (const each of row.children) each.setAttribute("aria-label", each.textContent + ": " + card.name);
+  row.append(button("Download zip", "", () => sendAction("save", card)));
+  if (value.may && card.own) row.append(button("Delete", "bad", () => confirmDelete(card, row, value)));
+  for (const child of row.children) child.setAttribute("aria-label", child.textContent + ": " + card.name);
   return row;
 }
 
-// Asked in the place of the buttons; the harmless answer has the focus.
-function question(card, row, value) {
-  const made = node("div", "acts asked");
+// Replaces the buttons of the card by a question; "Keep it" has the focus.
+function confirmDelete(card, row, value) {
+  const made = node("div", "actions confirm");
   made.setAttribute("role", "group");
   made.setAttribute("aria-label", "Delete " + card.name + " for good?");
-  const keep = button("Keep it", "", () => {
-    const again = acts(card, value);
+  const keepButton = button("Keep it", "", () => {
+    const again = actionButtons(card, value);
     made.replaceWith(again);
     again.querySelector(".bad").focus();
   });
-  made.addEventListener("keydown", (event) => { if (event.key === "Escape") keep.click(); });
-  made.append(node("span", "", "Delete it for good?"), button("Delete " + card.name, "bad", () => ask("delete", card)), keep);
+  made.addEventListener("keydown", (event) => { if (event.key === "Escape") keepButton.click(); });
+  made.append(node("span", "", "Delete it for good?"), button("Delete " + card.name, "bad", () => sendAction("delete", card)), keepButton);
   row.replaceWith(made);
-  keep.focus();
+  keepButton.focus();
 }
 
-function fill(place, told) {
-  if (told.fault) { place.replaceChildren(node("p", "sentence", told.fault)); return; }
+function renderDetails(container, details) {
+  if (details.fault) { container.replaceChildren(node("p", "error-message", details.fault)); return; }
   const parts = [];
-  if (told.facts.length) parts.push(pairs("identity", told.facts));
-  // One table for each place that scores were measured at: numbers of two places are not to be compared.
-  for (const where of new Set(told.scores.map((row) => row[0]))) {
-    const rows = told.scores.filter((row) => row[0] === where).map((row) => row.slice(1));
+  if (details.facts.length) parts.push(pairs("identity", details.facts));
+  // One table per data set that the scores were measured on: numbers of two data sets cannot be compared.
+  for (const where of new Set(details.scores.map((row) => row[0]))) {
+    const rows = details.scores.filter((row) => row[0] === where).map((row) => row.slice(1));
     parts.push(table(where || "Measured on: not said", HEADS, rows));
   }
-  for (const [title, text] of [["Its card", told.readme], ["Its manifest", told.manifest]]) {
+  for (const [title, text] of [["Its card", details.readme], ["Its manifest", details.manifest]]) {
     const block = node("pre", "text", text || "There is none.");
     block.tabIndex = 0;
     block.setAttribute("role", "group");
     block.setAttribute("aria-label", title);
     parts.push(node("h3", "", title), block);
   }
-  place.replaceChildren(...parts);
+  container.replaceChildren(...parts);
 }
 
-async function tell(card, place) {
-  if (!unfolded.get(card.name)) {
-    place.replaceChildren(node("p", "quiet", "Reading ..."));
+async function loadDetails(card, container) {
+  if (!openDetails.get(card.name)) {
+    container.replaceChildren(node("p", "muted", "Reading ..."));
     try {
-      unfolded.set(card.name, await server.adapter_details(card.name));
+      openDetails.set(card.name, await server.adapter_details(card.name));
     } catch {
-      place.replaceChildren(node("p", "sentence", "The connection broke: fold this and open it again."));
+      container.replaceChildren(node("p", "error-message", "The connection broke: fold this and open it again."));
       return;
     }
   }
-  if (place.isConnected) fill(place, unfolded.get(card.name));
+  if (container.isConnected) renderDetails(container, openDetails.get(card.name));
 }
 
-function fold(card) {
+function detailsElement(card) {
   const made = node("details");
-  const place = node("div", "told");
-  made.append(node("summary", "", "Scores, card and manifest"), place);
-  if (unfolded.has(card.name)) {
+  const container = node("div", "details-body");
+  made.append(node("summary", "", "Scores, card and manifest"), container);
+  if (openDetails.has(card.name)) {
     made.open = true;
-    fill(place, unfolded.get(card.name));
+    renderDetails(container, openDetails.get(card.name));
   }
   made.addEventListener("toggle", () => {
-    if (!made.open) unfolded.delete(card.name);
-    else if (!unfolded.has(card.name)) tell(card, place);
+    if (!made.open) openDetails.delete(card.name);
+    else if (!openDetails.has(card.name)) loadDetails(card, container);
   });
   return made;
 }
@@ -154,16 +154,16 @@ function draw(card, value) {
   const head = node("div", "adapter-head");
   head.append(node("h2", "", card.name));
   if (card.kind) head.append(node("span", "kind", card.kind));
-  if (card.name === fresh) { item.classList.add("fresh"); head.append(node("span", "kind new", "just added")); }
+  if (card.name === addedName) { item.classList.add("added"); head.append(node("span", "kind new", "just added")); }
   item.append(head, state(card, value));
   if (card.reason) item.append(node("p", "reason", card.reason));
   if (card.facts.length) item.append(pairs("facts", card.facts));
   if (card.scores.length) item.append(table(card.scored_on, HEADS, card.scores));
-  item.append(node("p", "place", card.place), acts(card, value), fold(card));
+  item.append(node("p", "location", card.place), actionButtons(card, value), detailsElement(card));
   return item;
 }
 
-function turn(text, from, value) {
+function pagerButton(text, from, value) {
   const made = button(text, "", () => {
     trigger("select", { do: "page", name: "", from });
     element.scrollIntoView({ block: "start" });
@@ -172,49 +172,41 @@ function turn(text, from, value) {
   return made;
 }
 
-function model(each) {
+function modelItem(model) {
   const item = node("li");
-  const code = node("code", "", each.command);
-  item.append(node("span", "", each.name), code, button("Copy", "", () => navigator.clipboard?.writeText(each.command)));
-  item.lastChild.setAttribute("aria-label", "Copy the command for " + each.name);
+  const code = node("code", "", model.command);
+  item.append(node("span", "", model.name), code, button("Copy", "", () => navigator.clipboard?.writeText(model.command)));
+  item.lastChild.setAttribute("aria-label", "Copy the command for " + model.name);
   return item;
 }
 
-// Where the focus was comes back: the button that was pressed may be another one now, or gone.
-function refocus() {
-  if (!asking) return;
-  const name = asking.slice(asking.indexOf(" ") + 1);
-  asking = "";
+// Focuses the card whose button was pressed: that button may have been replaced or removed.
+function restoreFocus() {
+  if (!pendingAction) return;
+  const name = pendingAction.slice(pendingAction.indexOf(" ") + 1);
+  pendingAction = "";
   const card = [...list.children].find((item) => item.dataset.name === name);
   if (!card) { list.tabIndex = -1; list.focus({ preventScroll: true }); return; }
-  card.querySelector(".acts button:not(:disabled)")?.focus({ preventScroll: true });
+  card.querySelector(".actions button:not(:disabled)")?.focus({ preventScroll: true });
 }
 
 function show() {
   const value = props.value;
   if (!value) return;
-  const arrived = value.fresh && value.fresh !== fresh;
-  fresh = value.fresh || fresh;
-  found.textContent = value.none ? "There is no adapter yet: train one, or add one from the Hub or a zip." : value.head;
+  const added = value.fresh && value.fresh !== addedName;
+  addedName = value.fresh || addedName;
+  countText.textContent = value.none ? "There is no adapter yet: train one, or add one from the Hub or a zip." : value.head;
   list.replaceChildren(...value.cards.map((card) => draw(card, value)));
   const fits = value.total <= value.size;
   pager.replaceChildren(...(fits ? [] : [
-    turn("Previous", value.from - value.size, value),
-    node("span", "quiet", `${value.from + 1} to ${value.from + value.cards.length} of ${value.total}`),
-    turn("Next", value.from + value.size, value),
+    pagerButton("Previous", value.from - value.size, value),
+    node("span", "muted", `${value.from + 1} to ${value.from + value.cards.length} of ${value.total}`),
+    pagerButton("Next", value.from + value.size, value),
   ]));
   models.hidden = !value.models.length;
-  models.querySelector("ul").replaceChildren(...value.models.map(model));
-  refocus();
-  if (arrived) list.querySelector(".fresh")?.scrollIntoView({ block: "nearest" });
+  models.querySelector("ul").replaceChildren(...value.models.map(modelItem));
+  restoreFocus();
+  if (added) list.querySelector(".added")?.scrollIntoView({ block: "nearest" });
 }
-window.promptOrTuneSaveZip = (file) => {
-  const link = document.createElement("a");
-  link.href = file.url;
-  link.download = file.orig_name || "adapter.zip";
-  document.body.append(link);
-  link.click();
-  link.remove();
-};
 watch("value", show);
 show();

@@ -1,4 +1,4 @@
-// The arena's keys. They press the buttons that say them, while these are to be seen and nobody is typing.
+// Keyboard shortcuts of the Arena: each presses the visible button that names it, except while the focus is in a field.
 const KEYS = {
   1: "arena-left", 2: "arena-right", 3: "arena-tie", 4: "arena-bad", r: "arena-run", n: "arena-next",
 };
@@ -12,13 +12,13 @@ document.addEventListener("keydown", (event) => {
   button.click();
 });
 
-// A reader of the screen hears which key presses a button.
-function announce() {
+// Screen readers announce the shortcut of a button.
+function setShortcutLabels() {
   for (const [key, name] of Object.entries(KEYS)) {
     document.getElementById(name)?.setAttribute("aria-keyshortcuts", key);
   }
 }
-new MutationObserver(announce).observe(document.querySelector("#arena-actions") || document.body, {
+new MutationObserver(setShortcutLabels).observe(document.querySelector("#arena-actions") || document.body, {
   childList: true, subtree: true,
 });
-announce();
+setShortcutLabels();

@@ -2,7 +2,7 @@
 const list = element.querySelector("ul");
 
 function show() {
-  list.replaceChildren(...(props.value || []).map((chip, place) => {
+  list.replaceChildren(...(props.value || []).map((chip, index) => {
     const item = document.createElement("li");
     const remove = document.createElement("button");
     item.textContent = chip.label;
@@ -11,9 +11,9 @@ function show() {
     remove.textContent = "×";
     remove.setAttribute("aria-label", "Remove " + chip.label);
     remove.addEventListener("click", () => {
-      props.value = props.value.filter((_, other) => other !== place);
+      props.value = props.value.filter((_, other) => other !== index);
       show();
-      (list.querySelectorAll("button")[Math.max(0, place - 1)] || list).focus();
+      (list.querySelectorAll("button")[Math.max(0, index - 1)] || list).focus();
     });
     item.append(remove);
     return item;

@@ -1,4 +1,4 @@
-// Saves what the server made: no file has to lie on the server for it. `number` makes two equal ones differ.
+// Saves a file that the value holds, so that it needs no copy on the server. `number` makes two equal values differ.
 watch("value", () => {
   const file = props.value;
   if (!file) return;

@@ -1,9 +1,9 @@
-// The session's runs. The value is a list of {when, intent, verdict, shown}; texts become text nodes, never HTML.
+// The runs of this browser. The value is a list of {when, intent, verdict, shown}; texts become text nodes, never HTML.
 const list = element.querySelector("ol");
 
 function show() {
   const runs = props.value || [];
-  list.replaceChildren(...runs.map((run, place) => {
+  list.replaceChildren(...runs.map((run, index) => {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
@@ -14,11 +14,11 @@ function show() {
       span.textContent = run[part];
       button.append(span);
     }
-    button.addEventListener("click", () => trigger("select", { index: place }));
+    button.addEventListener("click", () => trigger("select", { index }));
     item.append(button);
     return item;
   }));
-  element.querySelector(".quiet").hidden = runs.length > 0;
+  element.querySelector(".muted").hidden = runs.length > 0;
 }
 watch("value", show);
 show();

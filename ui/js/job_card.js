@@ -1,6 +1,6 @@
-// Puts HTML that the server escaped into the page, with its times in the visitor's own zone and language.
-const place = element.querySelector("div");
-let painted = null;
+// Renders HTML that the server escaped, with its times in the time zone and the language of the browser.
+const container = element.querySelector("div");
+let rendered = null;
 
 function localTime(node) {
   const when = new Date(node.dateTime);
@@ -12,12 +12,12 @@ function localTime(node) {
 
 function show() {
   const html = props.value || "";
-  if (html === painted) return;
-  const open = Array.from(place.querySelectorAll("details"), (fold) => fold.open);
-  place.innerHTML = html;
-  painted = html;
-  place.querySelectorAll("time").forEach(localTime);
-  place.querySelectorAll("details").forEach((fold, at) => { fold.open = Boolean(open[at]); });
+  if (html === rendered) return;
+  const open = Array.from(container.querySelectorAll("details"), (details) => details.open);
+  container.innerHTML = html;
+  rendered = html;
+  container.querySelectorAll("time").forEach(localTime);
+  container.querySelectorAll("details").forEach((details, index) => { details.open = Boolean(open[index]); });
 }
 watch("value", show);
 show();

@@ -1,6 +1,6 @@
-// The log of a job. The value is {job, lines}; lines are null as long as it is folded, and asked for when it opens.
-// It follows its end unless somebody scrolled up to read.
-const fold = element.querySelector("details");
+// The log of a job. The value is {job, lines}; lines are null until the log is opened. The log scrolls with its end
+// unless the reader has scrolled up.
+const details = element.querySelector("details");
 const text = element.querySelector("pre");
 const button = element.querySelector(".copy");
 let job = null;
@@ -21,7 +21,7 @@ async function copy() {
   try {
     await navigator.clipboard.writeText(text.textContent);
   } catch {
-    // Without https the clipboard is closed to scripts, but not to the copy command.
+    // Without https the clipboard API is denied, but the copy command works.
     getSelection().selectAllChildren(text);
     document.execCommand("copy");
     getSelection().removeAllRanges();
@@ -30,7 +30,7 @@ async function copy() {
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
-fold.addEventListener("toggle", () => { if (fold.open) window.promptOrTuneLook?.(); });
+details.addEventListener("toggle", () => { if (details.open) window.promptOrTune.pollJobs?.(); });
 button.addEventListener("click", copy);
 watch("value", show);
 show();

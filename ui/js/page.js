@@ -1,4 +1,7 @@
-// Ctrl+Enter (Cmd+Enter) anywhere on the page runs the question.
+// Functions of all pages, in window.promptOrTune: tabs, the URL, downloads and the storage of the browser.
+window.promptOrTune = {};
+
+// Ctrl+Enter (Cmd+Enter) anywhere on the Compare page presses Run.
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || !event.target.closest?.("#compare")) return;
   const run = document.querySelector("#run");
@@ -8,132 +11,164 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// A dropdown that can be searched holds the last choice as text: whoever clicks into it wants to replace it, not to
-// type behind it.
+// A searchable dropdown holds its last choice as text: select it on focus, so that typing replaces it.
 document.addEventListener("focusin", (event) => {
   if (event.target.matches?.("#compare input[role=combobox]")) setTimeout(() => event.target.select(), 0);
 });
 
-// Chromium lets the keyboard into a list that scrolls, and Gradio takes a dropdown's list away as the focus leaves its
-// field: whoever tabs on would land nowhere.
+// Chromium moves the keyboard focus into a list that scrolls, and Gradio removes a dropdown's list when the focus
+// leaves its field. Without this, Tab would move the focus to an element that is removed at once.
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Tab" || !event.target.matches?.("input[role=combobox]")) return;
   document.querySelectorAll("ul[role=listbox]").forEach((list) => { list.tabIndex = -1; });
 }, true);
 
-// The address names the tab that is open, so that it can be kept and sent; the window's title follows. `?tab=results`
-// opens that tab when the page has come up; until then the tab that stands first leaves the address alone.
+// The URL names the open tab, so that it can be bookmarked and sent; the title of the window follows.
+// `?tab=results` opens that tab when the page is loaded; until then the first tab does not change the URL.
 let wantedTab = new URL(location.href).searchParams.get("tab");
 if (!/^[a-z]+$/.test(wantedTab || "")) wantedTab = null;
 
-window.promptOrTuneTab = (name) => {
+window.promptOrTune.onTabSelected = (name) => {
   if (wantedTab && wantedTab !== name) return;
   wantedTab = null;
-  const address = new URL(location.href);
-  if (name === "compare") address.searchParams.delete("tab");
-  else address.searchParams.set("tab", name);
-  history.replaceState(history.state, "", address);
+  const url = new URL(location.href);
+  if (name === "compare") url.searchParams.delete("tab");
+  else url.searchParams.set("tab", name);
+  history.replaceState(history.state, "", url);
   document.title = "Prompt or Tune · " + name[0].toUpperCase() + name.slice(1);
 };
 
-window.promptOrTuneOpen = () => {
+window.promptOrTune.openTabFromUrl = () => {
   const button = wantedTab && document.querySelector(`#tab-${wantedTab}-button`);
   if (button) button.click();
-  else { wantedTab = null; window.promptOrTuneTab("compare"); }
+  else { wantedTab = null; window.promptOrTune.onTabSelected("compare"); }
 };
 
-// What else a page wants in the address, as {name: values}; another page's part of it stays as it is.
-window.promptOrTuneReadAddress = (names) => {
-  const found = new URL(location.href).searchParams;
-  return Object.fromEntries(names.map((name) => [name, found.getAll(name)]));
+// Opens a tab by its name, as a click on it does.
+window.promptOrTune.openTab = (name) => document.querySelector(`#tab-${name}-button`)?.click();
+
+// The parameters of one page in the URL, as {name: values}; those of other pages are left as they are.
+window.promptOrTune.readUrlState = (names) => {
+  const parameters = new URL(location.href).searchParams;
+  return Object.fromEntries(names.map((name) => [name, parameters.getAll(name)]));
 };
 
-window.promptOrTuneWriteAddress = (names, values) => {
-  const address = new URL(location.href);
-  names.forEach((name, place) => {
-    address.searchParams.delete(name);
-    [values[place] ?? ""].flat().forEach((value) => value && address.searchParams.append(name, value));
+window.promptOrTune.writeUrlState = (names, values) => {
+  const url = new URL(location.href);
+  names.forEach((name, index) => {
+    url.searchParams.delete(name);
+    [values[index] ?? ""].flat().forEach((value) => value && url.searchParams.append(name, value));
   });
-  history.replaceState(history.state, "", address);
+  history.replaceState(history.state, "", url);
 };
 
-// The first thing the keyboard meets: a way past header and tabs, to the page that is open.
+// Saves a file that Gradio serves: {url, orig_name}.
+window.promptOrTune.downloadFile = (file) => {
+  const link = document.createElement("a");
+  link.href = file.url;
+  link.download = file.orig_name || "adapter.zip";
+  document.body.append(link);
+  link.click();
+  link.remove();
+};
+
+// The first element in the tab order: a link past the header and the tabs, to the page that is open.
 document.documentElement.lang = "en";
-function addSkip() {
-  const skip = document.createElement("a");
-  skip.id = "skip";
-  skip.href = "#pages";
-  skip.textContent = "Skip to the page";
-  skip.addEventListener("click", (event) => {
+function addSkipLink() {
+  const link = document.createElement("a");
+  link.id = "skip";
+  link.href = "#pages";
+  link.textContent = "Skip to the page";
+  link.addEventListener("click", (event) => {
     event.preventDefault();
-    const panel = Array.from(document.querySelectorAll("[role=tabpanel]")).find((each) => each.getClientRects().length);
+    const panels = Array.from(document.querySelectorAll("[role=tabpanel]"));
+    const panel = panels.find((candidate) => candidate.getClientRects().length);
     if (!panel) return;
     panel.tabIndex = -1;
     panel.focus();
   });
-  document.body.prepend(skip);
+  document.body.prepend(link);
 }
-if (document.body) addSkip();
-else document.addEventListener("DOMContentLoaded", addSkip);
+if (document.body) addSkipLink();
+else document.addEventListener("DOMContentLoaded", addSkipLink);
 
-// Opens a page by its name, as a click on its tab does.
-window.promptOrTuneGo = (name) => document.querySelector(`#tab-${name}-button`)?.click();
+// The storage of the browser: the fields and the runs of the Compare page, read back when the page is loaded again.
+// Storage may be full or denied (a frame of another site): then nothing is stored, and everything else works.
+const STORAGE_PREFIX = "prompt-or-tune.";
+const STORED_KEYS = ["fields", "chosen", "runs", "shown", "seen"];
+const MAX_RUNS = 20;
+const MAX_CHARACTERS = 2000000;
+let saving = false;
 
-// What a person did on the Compare page stays in this browser and comes back when the page does. Storage may be full
-// or closed to us (a frame of another site): then there is nothing to keep, and everything else works.
-const KEPT = ["fields", "chosen", "runs", "shown", "seen"];
-const MOST_RUNS = 20;
-const MOST_LETTERS = 2000000;
-let keeping = false;
+// An earlier version of the product, named Peft Arena, stored the same values under other keys.
+function renameOldKeys() {
+  const renamed = STORED_KEYS.map((name) => ["peft-arena." + name, STORAGE_PREFIX + name]);
+  for (const [before, after] of [...renamed, ["peft-arena-duel", "prompt-or-tune-duel"]]) {
+    const value = localStorage.getItem(before);
+    if (value === null) continue;
+    // Removed first: storage that is nearly full has no room for both.
+    localStorage.removeItem(before);
+    if (localStorage.getItem(after) === null) localStorage.setItem(after, value);
+  }
+}
+try {
+  renameOldKeys();
+} catch {
+  // No access to the storage.
+}
 
-function stored(name) {
+function readStorage(name) {
   try {
-    return JSON.parse(localStorage.getItem("prompt-or-tune." + name));
+    return JSON.parse(localStorage.getItem(STORAGE_PREFIX + name));
   } catch {
     return null;
   }
 }
 
-window.promptOrTuneStore = (name, value) => {
+window.promptOrTune.writeStorage = (name, value) => {
   try {
-    localStorage.setItem("prompt-or-tune." + name, JSON.stringify(value));
+    localStorage.setItem(STORAGE_PREFIX + name, JSON.stringify(value));
     return true;
   } catch {
     return false;
   }
 };
 
-window.promptOrTuneKept = () => Object.fromEntries(KEPT.map((name) => [name, stored(name)]));
+window.promptOrTune.readStoredState = () => Object.fromEntries(STORED_KEYS.map((name) => [name, readStorage(name)]));
 
-// Fields that change before they were filled from the storage hold what a new page begins with.
-window.promptOrTuneKeeping = (names, values) => {
-  keeping = true;
-  window.promptOrTuneKeep(names, values);
+// Changes of fields before they are filled from the storage are those of a new page: they are not saved.
+window.promptOrTune.startSavingFields = (names, values) => {
+  saving = true;
+  window.promptOrTune.saveFields(names, values);
 };
 
-window.promptOrTuneKeep = (names, values) => {
-  if (keeping) window.promptOrTuneStore("fields", Object.fromEntries(names.map((name, place) => [name, values[place]])));
+window.promptOrTune.saveFields = (names, values) => {
+  if (!saving) return;
+  const fields = Object.fromEntries(names.map((name, index) => [name, values[index]]));
+  window.promptOrTune.writeStorage("fields", fields);
 };
 
-window.promptOrTuneKeepRun = (records) => {
-  const before = stored("runs");
-  const runs = [records, ...(Array.isArray(before) ? before : [])].slice(0, MOST_RUNS);
-  // The oldest go first when there is no room for all.
-  while (runs.length && (JSON.stringify(runs).length > MOST_LETTERS || !window.promptOrTuneStore("runs", runs))) runs.pop();
-  window.promptOrTuneStore("shown", records[0].created);
+window.promptOrTune.saveRun = (records) => {
+  const earlier = readStorage("runs");
+  const runs = [records, ...(Array.isArray(earlier) ? earlier : [])].slice(0, MAX_RUNS);
+  // Removes the oldest runs until the others fit.
+  while (runs.length && (JSON.stringify(runs).length > MAX_CHARACTERS || !window.promptOrTune.writeStorage("runs", runs))) {
+    runs.pop();
+  }
+  window.promptOrTune.writeStorage("shown", records[0].created);
 };
 
-window.promptOrTuneForget = () => {
+window.promptOrTune.clearStorage = () => {
   const question = "Forget your question, your settings and your runs? They are kept in this browser alone.";
   if (!confirm(question)) return;
-  KEPT.forEach((name) => localStorage.removeItem("prompt-or-tune." + name));
+  STORED_KEYS.forEach((name) => localStorage.removeItem(STORAGE_PREFIX + name));
   location.href = location.pathname;
 };
 
-// The introduction is for a first visit: gone with the first run, and back when it is asked for.
-window.promptOrTuneWelcome = (wanted) => {
-  document.documentElement.classList.toggle("pa-known", !wanted);
-  window.promptOrTuneStore("seen", !wanted);
-  if (wanted) document.querySelector("#run-example")?.focus();
+// The introduction is visible on a first visit, hidden after the first run, and back on request.
+window.promptOrTune.setWelcomeVisible = (visible) => {
+  document.documentElement.classList.toggle("returning-visitor", !visible);
+  window.promptOrTune.writeStorage("seen", !visible);
+  if (visible) document.querySelector("#run-example")?.focus();
 };
-document.documentElement.classList.toggle("pa-known", stored("seen") === true);
+document.documentElement.classList.toggle("returning-visitor", readStorage("seen") === true);

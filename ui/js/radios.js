@@ -1,8 +1,8 @@
-// Gradio gives every radio button a name of its own. With one name a group, arrow keys move within it and a screen
-// reader says "2 of 5"; the group is called what stands above it.
+// Gradio gives every radio button a name of its own. With one name per group, arrow keys move within the group and a
+// screen reader counts its buttons ("2 of 5"); the group is labelled with the title above it.
 const page = element.closest(".tabitem") || document;
 
-function group() {
+function labelRadioGroups() {
   for (const field of page.querySelectorAll("fieldset:not([role])")) {
     const radios = field.querySelectorAll("input[type=radio]");
     if (!radios.length) continue;
@@ -13,5 +13,5 @@ function group() {
   }
 }
 
-group();
-new MutationObserver(group).observe(page, { childList: true, subtree: true });
+labelRadioGroups();
+new MutationObserver(labelRadioGroups).observe(page, { childList: true, subtree: true });

@@ -1,8 +1,8 @@
 // The problems of the chosen runs. The value is {head, columns, rows: [{id, intent, marks, said}], from, total, shown};
-// texts become text nodes, never HTML. Each row says in words who solved it; the cells show the same at a glance.
+// texts become text nodes, never HTML. Each row names the methods that solved it; the cells show the same in colour.
 const body = element.querySelector("ol");
-const line = element.querySelector(".found");
-const keys = element.querySelector(".keys");
+const countText = element.querySelector(".result-count");
+const legend = element.querySelector(".legend");
 const pager = element.querySelector(".pager");
 const NAMES = { solved: "solved", wrong: "not solved", failed: "no answer", unscored: "not scored", missing: "not run" };
 
@@ -16,9 +16,9 @@ function span(name, text) {
 function cells(marks, columns) {
   const strip = span("cells", "");
   strip.setAttribute("aria-hidden", "true");
-  marks.forEach((mark, place) => {
+  marks.forEach((mark, index) => {
     const cell = span(mark, "");
-    cell.title = columns[place] + ": " + NAMES[mark];
+    cell.title = columns[index] + ": " + NAMES[mark];
     strip.append(cell);
   });
   return strip;
@@ -35,7 +35,7 @@ function row(data, value) {
   return item;
 }
 
-function page(label, from, value) {
+function pagerButton(label, from, value) {
   const button = document.createElement("button");
   button.type = "button";
   button.textContent = label;
@@ -46,16 +46,16 @@ function page(label, from, value) {
 
 function show() {
   const value = props.value || { head: "", columns: [], rows: [], from: 0, total: 0, size: 25 };
-  line.textContent = value.head;
+  countText.textContent = value.head;
   element.hidden = value.columns.length === 0;
-  keys.hidden = value.rows.length === 0;
+  legend.hidden = value.rows.length === 0;
   body.replaceChildren(...value.rows.map((data) => row(data, value)));
   body.start = value.from + 1;
   const fits = value.total <= value.size;
   pager.replaceChildren(...(fits ? [] : [
-    page("Previous", value.from - value.size, value),
-    span("quiet", `${value.from + 1} to ${value.from + value.rows.length} of ${value.total}`),
-    page("Next", value.from + value.size, value),
+    pagerButton("Previous", value.from - value.size, value),
+    span("muted", `${value.from + 1} to ${value.from + value.rows.length} of ${value.total}`),
+    pagerButton("Next", value.from + value.size, value),
   ]));
 }
 watch("value", show);

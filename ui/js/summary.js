@@ -1,4 +1,4 @@
-// A click on a method's name in the table shows the problems where it fails, and goes there.
+// A click on the name of a method in the table lists the problems where it fails, and scrolls to them.
 element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-method]");
   if (!button) return;

@@ -1,1 +1,1 @@
-"""The Results page: runs from files, their tables and plots, and every problem with all methods' answers."""
+"""Results page: tables, plots and problems of evaluation runs."""

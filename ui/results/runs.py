@@ -1,12 +1,6 @@
-"""Run library, problem table.
+"""Run library, cached score tables, and the table of problems of the Results page.
 
-The runs that can be picked: the .jsonl files of a few folders, and nothing else whatever a browser asks for.
-
-Rows and comparisons of runs, computed once: bootstraps over hundreds of problems take seconds.
-
-The chosen runs as one table of problems and methods: who solved what, and which problems a person wants to see.
-
-The list of problems as js/results.js draws it: a page of rows, each with who solved it.
+Only the .jsonl files in a few folders can be opened, whatever name a browser sends.
 """
 
 from __future__ import annotations
@@ -36,20 +30,20 @@ MAX_CACHED_RUNS = 8
 
 
 def default_runs_dir() -> Path:
-    """The user's own runs unless --runs-dir names another folder: `runs` in PROMPT_OR_TUNE_HOME."""
+    """Return the default folder of the user's own runs: `runs` in PROMPT_OR_TUNE_HOME."""
     return cache_dir() / "runs"
 
 
 @dataclass(frozen=True)
 class RunFile:
-    """A file that may be a run. `name` is what the page shows and sends back; the path never leaves this machine."""
+    """A file that may be a run. The page shows and sends `name`; the path is never sent to a browser."""
 
     name: str
     path: Path
 
 
 class RunLibrary:
-    """Lists runs, and reads those that it listed. A run is read once while its files stay as they are."""
+    """Lists the runs in its folders and reads them; a run is cached until its files change. Thread-safe."""
 
     def __init__(self, folders: Sequence[tuple[str, Path]]) -> None:
         self._folders = tuple(folders)
@@ -58,22 +52,22 @@ class RunLibrary:
 
     @property
     def folders(self) -> tuple[tuple[str, Path], ...]:
-        """The folders with the words that stand before their files' names."""
+        """The folders, each with the prefix of the names of its runs."""
         return self._folders
 
     def list_runs(self) -> list[RunFile]:
-        """All files that may be runs, folder by folder, at most MAX_LISTED; a folder that is missing has none.
+        """List all files that may be runs, folder by folder, at most MAX_LISTED.
 
-        In each folder those that lie in no folder of their own come first, and of these the largest one.
+        In each folder the files with the fewest parent folders come first, and of these the largest ones.
         """
-        found = []
+        entries = []
         for label, folder in self._folders:
             files = sorted(_run_files(folder), key=lambda file: (len(file.parts), -_file_size(file), file.name))
-            found += [RunFile(f"{label}/{file.relative_to(folder).as_posix()}", file) for file in files]
-        return found[:MAX_LISTED]
+            entries += [RunFile(f"{label}/{file.relative_to(folder).as_posix()}", file) for file in files]
+        return entries[:MAX_LISTED]
 
     def load_run(self, name: str) -> Run:
-        """The run of that name; PromptOrTuneError in one sentence where it is not listed or its file is broken."""
+        """Return the run of that name. Raises PromptOrTuneError if it is not listed or its file is broken."""
         path = next((entry.path for entry in self.list_runs() if entry.name == name), None)
         if path is None:
             raise UnknownNameError(f"There is no run '{name}' any more: choose another one.")
@@ -85,9 +79,9 @@ class RunLibrary:
         try:
             run = read_run(path)
         except PromptOrTuneError as error:
-            # Where it lies is this machine's business; the page names the file as it was listed.
-            sentence = str(error).replace(str(path), f"'{name}'").replace(f"{path.parent}/", "")
-            raise PromptOrTuneError(sentence) from error
+            # The message goes to the browser: it must not contain paths of this machine.
+            message = str(error).replace(str(path), f"'{name}'").replace(f"{path.parent}/", "")
+            raise PromptOrTuneError(message) from error
         with self._lock:
             self._cache[key] = run
             while len(self._cache) > MAX_CACHED_RUNS:
@@ -96,54 +90,55 @@ class RunLibrary:
 
 
 def _run_files(folder: Path) -> list[Path]:
-    """Runs under the folder that really lie in it: a link that leads out of it is left out."""
+    """Return the runs under the folder; links to files outside it are left out."""
     if not folder.is_dir():
         return []
-    inside = folder.resolve()
-    found = []
+    resolved = folder.resolve()
+    files = []
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if hidden or not path.name.endswith(RUN_SUFFIXES) or path.name.endswith(SCORE_SUFFIXES):
             continue
         shallow = len(path.relative_to(folder).parts) <= MAX_DEPTH
-        if shallow and path.is_file() and path.resolve().is_relative_to(inside):
-            found.append(path)
-    return found
+        if shallow and path.is_file() and path.resolve().is_relative_to(resolved):
+            files.append(path)
+    return files
 
 
 def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return 0  # gone since it was listed
+        return 0  # deleted since it was listed
 
 
 def _cache_key(path: Path) -> tuple[object, ...]:
-    """Changes whenever the run or the scores beside it do."""
+    """Return a key that changes with the file of the run or of its scores."""
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    around = (path, *(path.with_name(stem + ending) for ending in SCORE_SUFFIXES))
-    found = (file.stat() for file in around if file.is_file())
-    return (path, *((state.st_mtime_ns, state.st_size, state.st_ino) for state in found))
+    files = (path, *(path.with_name(stem + suffix) for suffix in SCORE_SUFFIXES))
+    states = (file.stat() for file in files if file.is_file())
+    return (path, *((state.st_mtime_ns, state.st_size, state.st_ino) for state in states))
 
 
 _MAX_CACHED_TABLES = 32
 _table_cache_lock = threading.Lock()
-# By the identity of the runs, which stay alive beside their numbers; the shelf gives the same run for the same file.
+# Bootstraps over hundreds of problems take seconds. The keys contain the ids of the runs, which the values keep alive;
+# RunLibrary returns the same object for the same file.
 _table_cache: OrderedDict[tuple[object, ...], tuple[tuple[Run, ...], Any]] = OrderedDict()
 
 
 def cached_rows(run: Run) -> list[MethodRow]:
-    """One row a method that has scored results."""
+    """Return a row for each method with scored results."""
     return list(_compute_cached("rows", (run,), lambda: method_rows(run)))
 
 
 def cached_pairs(run: Run) -> list[MethodComparison]:
-    """The comparisons that the run's table invites."""
+    """Return the pairwise comparisons of the methods of a run."""
     return list(_compute_cached("pairs", (run,), lambda: compare_methods(run)))
 
 
 def cached_pairs_across(runs: Sequence[Run]) -> list[MethodComparison]:
-    """Methods that several runs share, against one another; none where the runs are over different problems."""
+    """Compare the methods that several runs share; [] if the runs have different problems."""
 
     def compute() -> list[MethodComparison]:
         try:
@@ -179,7 +174,7 @@ FILTERS = {
 
 @dataclass(frozen=True)
 class MethodColumn:
-    """One method of one run: a column of the table. `key` names it in the page, `label` is what a person reads."""
+    """One method of one run: a column of the table. `key` identifies it in the page, `label` is its title."""
 
     key: str
     label: str
@@ -189,7 +184,7 @@ class MethodColumn:
 
 @dataclass(frozen=True)
 class ProblemRow:
-    """One problem, and what each side answered; a side that has not come to it is missing."""
+    """One problem and its result in each column (by key); columns that have not answered it are missing."""
 
     problem: Mapping[str, Any]
     results: Mapping[str, Result]
@@ -201,7 +196,7 @@ class ProblemRow:
 
 @dataclass(frozen=True)
 class ProblemTable:
-    """Problems by sides. `left_out` names the runs over other problems: their answers cannot stand side by side."""
+    """Problems by columns. `excluded_runs` are the names of runs with other problems, which have no columns."""
 
     columns: tuple[MethodColumn, ...] = ()
     rows: tuple[ProblemRow, ...] = ()
@@ -210,30 +205,35 @@ class ProblemTable:
 
 
 def make_problem_table(runs: Sequence[tuple[str, Run]]) -> ProblemTable:
-    """All methods of the runs that are over the same problems as the first one."""
+    """Build the table of all methods of the runs that have the same problems as the first one."""
     if not runs:
         return ProblemTable()
     first = runs[0][1]
     same = [(name, run) for name, run in runs if _problem_set(run) == _problem_set(first)]
-    left_out = tuple(name for name, run in runs if _problem_set(run) != _problem_set(first))
-    sides = tuple(side for name, run in same for side in _method_columns(name, run, several=len(same) > 1))
-    answers = {side.key: {result.problem: result for result in side.run.results(side.method)} for side in sides}
+    excluded = tuple(name for name, run in runs if _problem_set(run) != _problem_set(first))
+    columns = tuple(column for name, run in same for column in _method_columns(name, run, several=len(same) > 1))
+    results = {
+        column.key: {result.problem: result for result in column.run.results(column.method)} for column in columns
+    }
     rows = tuple(
-        ProblemRow(problem, {key: found[problem["id"]] for key, found in answers.items() if problem["id"] in found})
+        ProblemRow(
+            problem,
+            {key: by_problem[problem["id"]] for key, by_problem in results.items() if problem["id"] in by_problem},
+        )
         for problem in first.problems
     )
-    return ProblemTable(sides, rows, left_out, {row.id: place for place, row in enumerate(rows)})
+    return ProblemTable(columns, rows, excluded, {row.id: i for i, row in enumerate(rows)})
 
 
 def is_solved(result: Result) -> bool:
-    """Whether the first candidate passes all tests or, where none ran, is the reference."""
+    """Return whether the first candidate passes all tests or, without tests, equals the reference."""
     if result.checks:
         return bool(result.checks[0]) and all(check["passed"] for check in result.checks[0])
     return result.scores.get("em@1") == 1
 
 
 def outcome(result: Result | None) -> str:
-    """'solved', 'failed' (no answer at all), 'wrong', 'unscored', or 'missing' where the run has not come to it."""
+    """Return 'solved', 'failed' (no answer), 'wrong', 'unscored', or 'missing' (not run yet)."""
     if result is None:
         return "missing"
     if result.error is not None:
@@ -244,30 +244,30 @@ def outcome(result: Result | None) -> str:
 
 
 def filter_rows(table: ProblemTable, show: str, method: str, query: str) -> list[ProblemRow]:
-    """The rows that a person asked for. `method` is a side's key, '' for all; `words` are all looked for."""
-    wanted = query.casefold().split()
+    """Return the rows that match a filter and contain all words of `query`. `method` is a column's key, '' for all."""
+    words = query.casefold().split()
     return [
         row
         for row in table.rows
-        if _matches_filter(table, row, show, method) and all(word in _searchable_text(row) for word in wanted)
+        if _matches_filter(table, row, show, method) and all(word in _searchable_text(row) for word in words)
     ]
 
 
 def _matches_filter(table: ProblemTable, row: ProblemRow, show: str, method: str) -> bool:
-    marks = {side.key: outcome(row.results.get(side.key)) for side in table.columns}
-    winners = {key for key, found in marks.items() if found == "solved"}
-    asked = {method} if method in marks else set(marks)
+    outcomes = {column.key: outcome(row.results.get(column.key)) for column in table.columns}
+    solved_by = {key for key, value in outcomes.items() if value == "solved"}
+    selected = {method} if method in outcomes else set(outcomes)
     if show == "failures":
-        return any(marks[key] in ("wrong", "failed") for key in asked)
+        return any(outcomes[key] in ("wrong", "failed") for key in selected)
     if show == "only":
-        return len(winners) == 1 and winners <= asked
+        return len(solved_by) == 1 and solved_by <= selected
     if show == "some":
-        return 0 < len(winners) < len(marks) and (method not in marks or method in winners)
-    return not winners if show == "none" else True
+        return 0 < len(solved_by) < len(outcomes) and (method not in outcomes or method in solved_by)
+    return not solved_by if show == "none" else True
 
 
 def _searchable_text(row: ProblemRow) -> str:
-    """What is searched: the question, the reference, and what was answered first."""
+    """Return the text that is searched: id, question, reference and first candidates."""
     codes = [result.candidates[0]["code"] for result in row.results.values() if result.candidates]
     parts = (row.id, row.problem.get("intent"), row.problem.get("reference"), *codes)
     return "\n".join(str(part) for part in parts if part).casefold()
@@ -297,11 +297,11 @@ _MAX_INTENT_LENGTH = 160
 def problem_list_value(
     table: ProblemTable, rows: Sequence[ProblemRow], start: int = 0, selected: str = ""
 ) -> dict[str, Any]:
-    """The value of the list: the rows from `start` on, at most PAGE_SIZE of them. `shown` is the open problem's id."""
+    """Return the value of the list: the page of rows with index `start`. `selected` is the id of the open problem."""
     start = min(max(start, 0), max(len(rows) - 1, 0)) // PAGE_SIZE * PAGE_SIZE
     return {
         "head": _count_text(table, len(rows)),
-        "columns": [side.label for side in table.columns],
+        "columns": [column.label for column in table.columns],
         "rows": [_row_value(table, row) for row in rows[start : start + PAGE_SIZE]],
         "from": start,
         "size": PAGE_SIZE,
@@ -311,7 +311,7 @@ def problem_list_value(
 
 
 def summary_component(value: str) -> gr.HTML:
-    """The tables and plots. Its value is HTML; a click on a method triggers `select` with {"method"}: a side's key."""
+    """Return the component of tables and plots. A click on a method triggers `select` with {"method": column key}."""
     return gr.HTML(
         value,
         html_template='<div role="status" aria-live="polite">${value}</div>',
@@ -322,12 +322,12 @@ def summary_component(value: str) -> gr.HTML:
 
 
 def problem_list_component() -> gr.HTML:
-    """The list. A click triggers `select` with {"id"} for a problem and {"from"} for another page."""
+    """Return the list of problems. A click triggers `select` with {"id"} for a problem, {"from"} for another page."""
     template = (
-        '<p class="found" role="status" aria-live="polite"></p><p class="keys quiet"><span class="cells" '
+        '<p class="result-count" role="status" aria-live="polite"></p><p class="legend muted"><span class="cells" '
         'aria-hidden="true"><span class="solved"></span></span> solved <span class="cells" aria-hidden="true">'
         '<span class="wrong"></span></span> not solved <span class="cells" aria-hidden="true">'
-        '<span class="failed"></span></span> no answer; one cell a method, in the order of the table. Solved: the '
+        '<span class="failed"></span></span> no answer; one cell per method, in the order of the table. Solved: the '
         'first candidate passes all tests or, where none ran, is the reference.</p><ol class="problems"></ol>'
         '<div class="pager"></div>'
     )
@@ -340,26 +340,26 @@ def problem_list_component() -> gr.HTML:
     )
 
 
-def _count_text(table: ProblemTable, found: int) -> str:
+def _count_text(table: ProblemTable, count: int) -> str:
     total = len(table.rows)
-    if found == total:
+    if count == total:
         return f"{total} problem{'' if total == 1 else 's'}"
-    return f"{found} of {total} problems" if found else f"None of {total} problems is like that: loosen the filter."
+    return f"{count} of {total} problems" if count else f"None of {total} problems is like that: loosen the filter."
 
 
 def _row_value(table: ProblemTable, row: ProblemRow) -> dict[str, Any]:
-    marks = [outcome(row.results.get(side.key)) for side in table.columns]
-    line = " ".join(str(row.problem["intent"]).split())
+    outcomes = [outcome(row.results.get(column.key)) for column in table.columns]
+    intent = " ".join(str(row.problem["intent"]).split())
     return {
         "id": row.id,
-        "intent": line if len(line) <= _MAX_INTENT_LENGTH else line[:_MAX_INTENT_LENGTH].rstrip() + " …",
-        "marks": marks,
-        "said": _solved_text(marks),
+        "intent": intent if len(intent) <= _MAX_INTENT_LENGTH else intent[:_MAX_INTENT_LENGTH].rstrip() + " …",
+        "marks": outcomes,
+        "said": _solved_text(outcomes),
     }
 
 
 def _solved_text(outcomes: Sequence[str]) -> str:
-    known = sum(found not in ("missing", "unscored") for found in outcomes)
-    if not known:
+    scored = sum(value not in ("missing", "unscored") for value in outcomes)
+    if not scored:
         return "not scored"
-    return f"solved by {outcomes.count('solved')} of {known}"
+    return f"solved by {outcomes.count('solved')} of {scored}"

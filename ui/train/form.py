@@ -48,7 +48,7 @@ HEADER_HTML = Markup(
     "sixty to try.</li><li><strong>It learns a small file</strong> (an adapter, a few MB) that adapts the model to "
     "your rows; the model itself stays as it is.</li><li><strong>It is scored on rows it never saw</strong>, so you "
     "know whether it was worth it.</li></ol>"
-    '<p class="lead-on"><a href="#train-jobs">To the jobs that run or ended</a></p>'
+    '<p class="lead-link"><a href="#train-jobs">To the jobs that run or ended</a></p>'
 )
 FULL_FINE_TUNING_HTML = Markup(
     "<details><summary>Full fine-tuning</summary><p>It changes every weight, and gives a whole model as large as the "
@@ -101,7 +101,7 @@ class HardwarePrices:
 def build_training_target(context: Context) -> TrainingTarget:
     """Build the target's fields in the current Blocks and wire their events."""
     prices = HardwarePrices()
-    location = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-where")
+    location = gr.Radio(LOCATION_CHOICES, value="here", label="Where it trains", elem_id="train-location")
     flavor = gr.Dropdown(
         _hardware_choices(list_hardware()),
         value=DEFAULT_HARDWARE,
@@ -109,7 +109,7 @@ def build_training_target(context: Context) -> TrainingTarget:
         visible=False,
         elem_id="train-flavor",
     )
-    note = components.live_region("", elem_id="train-where-note")
+    note = components.live_region("", elem_id="train-location-note")
     with gr.Accordion("The same as a command to copy", open=False, elem_id="train-commands"):
         boxes = [
             gr.Textbox(
@@ -133,7 +133,7 @@ def build_training_target(context: Context) -> TrainingTarget:
             return
         yield [
             gr.Dropdown(visible=True),
-            hardware_html(machine, prices.cached()) + Markup('<p class="quiet">Requesting the prices ...</p>'),
+            hardware_html(machine, prices.cached()) + Markup('<p class="muted">Requesting the prices ...</p>'),
         ]
         try:
             hardware = prices.get()
@@ -188,7 +188,7 @@ def hardware_html(machine: str, machines: Sequence[RemoteHardware]) -> Markup:
         "Your rows, the settings and the program go to a private data set of this machine's account on the Hub. The "
         "adapter comes back by itself and is scored here."
     )
-    return Markup('<p class="quiet">{} {}</p>').format(what, cost)
+    return Markup('<p class="muted">{} {}</p>').format(what, cost)
 
 
 def _remote_unavailable_reason(base: str) -> str | None:
@@ -269,7 +269,7 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
             [], value=None, label="Column with what to do", min_width=170, elem_id="train-intent-column"
         )
         code = gr.Dropdown([], value=None, label="Column with the code", min_width=170, elem_id="train-code-column")
-        remove_rows = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-forget")
+        remove_rows = gr.Button("Remove these rows", size="md", scale=0, min_width=150, elem_id="train-remove-rows")
     progress = components.live_region("", elem_id="train-busy")
     examples = _static_html("", elem_id="train-examples")
     technique = _build_technique(context)
@@ -277,7 +277,7 @@ def build_form(context: Context, selected_job: gr.State) -> TrainForm:
         main_fields = build_main_fields(recommended_technique(context.serving))
     with gr.Accordion("More settings", open=False, elem_id="train-more"):
         more_fields = build_more_fields(recommended_technique(context.serving))
-    with gr.Column(elem_id="train-place"):
+    with gr.Column(elem_id="train-target"):
         target = build_training_target(context)
     cost = _static_html("", elem_id="train-cost")
     with gr.Row(elem_id="train-begin"):
@@ -299,7 +299,7 @@ def _build_technique(context: Context) -> gr.Radio:
     )
     note = scores_note(context.serving, technique_score)
     _static_html(
-        (Markup('<p class="quiet">{}</p>').format(note) if note else "") + FULL_FINE_TUNING_HTML,
+        (Markup('<p class="muted">{}</p>').format(note) if note else "") + FULL_FINE_TUNING_HTML,
         elem_id="train-technique-note",
     )
     return technique

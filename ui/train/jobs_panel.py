@@ -1,6 +1,6 @@
 """Jobs panel of the Train page: the list of all jobs, the selected job with its curve and log, and its buttons.
 
-The browser polls while the panel is visible (js/job_pulse.js) and sends digests of what it has; the answer carries the
+The browser polls while the panel is visible (js/job_poll.js) and sends digests of what it has; the answer carries the
 parts that changed since. All state comes from the disk, so a refresh or another browser gets the same.
 """
 
@@ -25,8 +25,8 @@ from ui.train.preview_view import error_html
 from ui.train.publish import build_publish
 
 # Scripts that run after an action; a note means that the action failed.
-OPEN_COMPARE_JS = '(note) => { if (!note) window.promptOrTuneGo("compare"); }'
-SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.promptOrTuneSave(file); }"
+OPEN_COMPARE_JS = '(note) => { if (!note) window.promptOrTune.openTab("compare"); }'
+SAVE_ZIP_JS = "(note, file) => { if (!note && file) window.promptOrTune.downloadFile(file); }"
 INTERNAL_ERROR = "Something went wrong on our side; the log has the details. The jobs go on."
 _EVENT_OPTIONS = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 _BUTTONS = (
@@ -70,7 +70,7 @@ def loss_curve_component() -> gr.HTML:
     return gr.HTML(
         None,
         html_template='<div class="loss-curve" role="group" aria-label="Loss by step" hidden></div>',
-        js_on_load=load_script("curve"),
+        js_on_load=load_script("loss_curve"),
         apply_default_css=False,
         elem_id="train-job-curve",
     )
@@ -99,10 +99,10 @@ def poll_component() -> gr.HTML:
     return gr.HTML(
         None,
         html_template="",
-        js_on_load=load_script("job_pulse"),
+        js_on_load=load_script("job_poll"),
         visible="hidden",
         apply_default_css=False,
-        elem_id="train-pulse",
+        elem_id="train-poller",
     )
 
 
@@ -125,8 +125,8 @@ def build_action_buttons() -> tuple[dict[str, gr.Button], gr.DownloadButton]:
 
 def build_delete_confirmation() -> tuple[gr.Column, gr.HTML, dict[str, gr.Button]]:
     """Build the question that is asked before a job is deleted: its column, its text and its buttons."""
-    with gr.Column(visible=False, elem_id="train-job-question") as column:
-        text = static_html("", "train-job-asked")
+    with gr.Column(visible=False, elem_id="train-delete-confirm") as column:
+        text = static_html("", "train-delete-text")
         with gr.Row(elem_id="train-job-answers"):
             buttons = {
                 name: gr.Button(
@@ -186,8 +186,8 @@ def _build_components(context: Context, selected_job: gr.State) -> JobsPanel:
     with gr.Column(elem_id="train-jobs"):
         gr.HTML("<h2>Training jobs</h2>", apply_default_css=False, js_on_load=None, elem_id="train-jobs-title")
         note = live_region("", elem_id="train-jobs-note", role="alert")
-        empty = static_html('<p class="quiet">Looking for jobs ...</p>', "train-jobs-empty")
-        with gr.Row(elem_id="train-jobs-room", visible=False) as layout:
+        empty = static_html('<p class="muted">Looking for jobs ...</p>', "train-jobs-empty")
+        with gr.Row(elem_id="train-jobs-columns", visible=False) as layout:
             jobs = job_list_component()
             with gr.Column(elem_id="train-job", min_width=0):
                 parts = {
@@ -330,7 +330,7 @@ def _wire_buttons(panel: JobsPanel, job_actions: JobActions) -> None:
     ]
     for button, act, outputs in clicks:
         clicked = button.click(click_handler(act), panel.selected_job, [panel.action_note, *outputs], **_EVENT_OPTIONS)
-        clicked.then(None, None, None, js="() => window.promptOrTuneLook?.()", **_EVENT_OPTIONS)
+        clicked.then(None, None, None, js="() => window.promptOrTune.pollJobs?.()", **_EVENT_OPTIONS)
 
 
 def _wire_adapter(panel: JobsPanel, job_actions: JobActions, form: MethodForm) -> None:

@@ -245,7 +245,7 @@ def job_state_html(job: Job, artifacts: JobArtifacts, steps: int) -> Markup:
     state = Markup("<p>{}</p>").format(state_message(job, artifacts, steps))
     if job.state != "failed":
         return state
-    return Markup('<p class="sentence">{}</p>{}').format(_truncate(job.message), state)
+    return Markup('<p class="error-message">{}</p>{}').format(_truncate(job.message), state)
 
 
 def job_message_html(job: Job, progress: Progress) -> str:
@@ -261,7 +261,7 @@ def log_tail_html(log: Sequence[str]) -> str:
     if not log:
         return ""
     text = "\n".join(line[:_MAX_TEXT_LENGTH] for line in log[-_LOG_TAIL_LINES:])
-    return Markup('<p class="quiet">The end of its log:</p><pre class="job-end" tabindex="0">{}</pre>').format(text)
+    return Markup('<p class="muted">The end of its log:</p><pre class="log-tail" tabindex="0">{}</pre>').format(text)
 
 
 def verdict_html(verdict: Verdict) -> Markup:

@@ -47,12 +47,12 @@ def column_label(column: str) -> str:
 
 def progress_html(message: str) -> Markup:
     """Return one line that says what is being done."""
-    return Markup('<p class="busy"><span class="dot" aria-hidden="true"></span>{}</p>').format(message)
+    return Markup('<p class="loading"><span class="dot" aria-hidden="true"></span>{}</p>').format(message)
 
 
 def error_html(message: str) -> Markup:
     """Return an error message as a paragraph."""
-    return Markup('<p class="sentence">{}</p>').format(message)
+    return Markup('<p class="error-message">{}</p>').format(message)
 
 
 def facts_html(draft: Draft, facts: Values) -> Markup:
@@ -111,7 +111,7 @@ def cost_html(preflight: Values) -> Markup:
     """Return time, memory, adapter size and steps as a list of figures, or the reason why there is no estimate."""
     estimate = preflight.get("estimate") or {}
     if "memory_bytes" not in estimate:
-        return Markup('<p class="quiet">{}</p>').format(estimate.get("reason", ""))
+        return Markup('<p class="muted">{}</p>').format(estimate.get("reason", ""))
     cells = []
     if estimate.get("seconds") is not None:
         seconds = estimate["seconds"] + (estimate["eval_seconds"] or 0)

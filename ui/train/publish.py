@@ -170,7 +170,7 @@ class Publisher:
 def _build_form() -> _PublishForm:
     with gr.Accordion("Publish on the Hugging Face Hub", open=False, elem_id="train-publish") as accordion:
         about = _ABOUT_HTML if is_login_available() else _ABOUT_HTML + _CREDENTIALS_HELP_HTML
-        gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="quiet")
+        gr.HTML(about, apply_default_css=False, js_on_load=None, elem_classes="muted")
         with gr.Row(elem_id="train-publish-fields"):
             repo = gr.Textbox(
                 label="Repository",

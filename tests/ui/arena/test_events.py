@@ -31,7 +31,7 @@ def test_view_before_the_vote_is_anonymous(runner: MatchRunner) -> None:
         assert not [name for name in (*THREE, "quokka", "RAG 8", "example") if name in text]
         assert match.problem.reference
         assert json.dumps(match.problem.reference)[1:-1] not in text
-        assert [(card["label"], card["numbers"], card["folds"]) for card in view["cards"]] == [
+        assert [(card["label"], card["numbers"], card["details"]) for card in view["cards"]] == [
             ("Answer A", "", ""), ("Answer B", "", ""),
         ]  # fmt: skip
         assert [card["raw"] for card in view["cards"]] == [ANSWERS[name] for name in match.methods]
@@ -119,7 +119,7 @@ def test_texts_are_escaped(runner: MatchRunner) -> None:
     match = answered_match(runner, question=EVIL, methods=("lora-evil", "zero-shot"))
     for shown_match in (match, record_vote(runner.votes, ANNA.id, match, "tie")):
         view = match_view(shown_match)
-        html = view["head"] + "".join(card["head"] + card["code"] + card["folds"] for card in view["cards"])
+        html = view["head"] + "".join(card["head"] + card["code"] + card["details"] for card in view["cards"])
         assert "<img" not in html
         assert "&lt;img" in html
 

@@ -80,7 +80,7 @@ def test_texts_are_escaped() -> None:
 def test_labels_are_marked_and_invisible_characters_shown() -> None:
     html = preview_view.examples_html(PREFLIGHT)
     assert html.count("<mark>") == 2  # the legend's own, and the example's
-    assert '<mark><span class="pa-sr">learned: </span>' in html
+    assert '<mark><span class="visually-hidden">learned: </span>' in html
     assert '<span class="unseen">⇥\t</span>x<span class="unseen">·</span>' in html
     assert preview_view.escape_visible("a\u202eb\x1b") == (
         'a<span class="unseen">\\u202e</span>b<span class="unseen">\\u001b</span>'

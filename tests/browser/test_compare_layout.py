@@ -1,4 +1,4 @@
-"""How the Compare page looks, on a fake engine: both themes, a phone, long answers, hostile texts."""
+"""Layout of the Compare page on a fake engine: themes, a phone, long answers, escaped texts."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from tests.browser.page import ComparePage, until
 pytestmark = pytest.mark.browser
 
 
-def test_a_first_visit_is_invited_and_ready(page: ComparePage) -> None:
+def test_first_visit(page: ComparePage) -> None:
     assert page.text(".product") == "Prompt or Tune"
     assert page.text(".model-text") == "SmolLM2-135M-Instruct · NF4 · CPU"
     until(lambda: page.chips() == DEFAULTS)
-    assert len(page.all("#begin button")) == 3
+    assert len(page.all("#starter-examples button")) == 3
     page.screenshot("compare-first-visit")
     script = "return performance.getEntriesByType('resource').map((entry) => entry.name)"
     fetched = page.driver.execute_script(script)
-    assert [address for address in fetched if not address.startswith(page.url)] == [], "nothing comes from elsewhere"
+    assert [address for address in fetched if not address.startswith(page.url)] == [], (
+        "the page loads something from another host"
+    )
     assert page.complaints() == []
 
 
-def test_no_text_becomes_markup(page: ComparePage) -> None:
+def test_texts_are_escaped(page: ComparePage) -> None:
     page.add_adapter("lora-evil")
     page.intent(EVIL)
     page.reference(EVIL)
@@ -38,10 +40,10 @@ def test_no_text_becomes_markup(page: ComparePage) -> None:
     page.history()[0].click()
     time.sleep(0.5)
     assert page.driver.title == "Prompt or Tune · Compare"
-    assert page.all("#board script, #board img, #history img, #history script") == []
+    assert page.all("#comparison script, #comparison img, #history img, #history script") == []
 
 
-def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
+def test_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
     page.add_adapter("lora-long")
     page.intent("write five hundred lines")
     page.run()
@@ -51,16 +53,16 @@ def test_a_long_answer_scrolls_inside_its_column(page: ComparePage) -> None:
         "const p = arguments[0]; return [p.clientHeight, p.scrollHeight, p.clientWidth, p.scrollWidth]", code
     )
     assert height <= 440 < scroll
-    assert inside == width, "long lines go on below"
+    assert inside == width, "long lines are wrapped"
     assert page.driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert len({card["below"] for card in page.cards()}) == 1
     page.screenshot("compare-long-answer")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str, theme: str) -> None:
+def test_phone_layout_of_compare(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=390, height=844)
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.run()
     page.finish()
@@ -69,7 +71,7 @@ def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str
         "return [document.documentElement.scrollWidth, run.bottom]"
     )
     assert width <= 390
-    assert 700 < bottom <= 844, "Run stands at the lower edge, whatever is scrolled"
+    assert 700 < bottom <= 844, "Run is fixed at the lower edge"
     card = driver.execute_script("return document.querySelector('.card').getBoundingClientRect().width")
     assert 300 < card < 380
     page.screenshot(f"compare-phone-{theme}")
@@ -78,7 +80,7 @@ def test_a_phone_swipes_cards_and_keeps_run_in_reach(driver: WebDriver, url: str
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_contrast_in_both_themes(driver: WebDriver, url: str, theme: str) -> None:
     page = ComparePage(driver, url).open(theme=theme)
-    page.find("#begin button").click()
+    page.find("#starter-examples button").click()
     until(page.intent_text)
     page.unfold_options()
     page.run()
@@ -89,7 +91,7 @@ def test_text_has_contrast_in_both_themes(driver: WebDriver, url: str, theme: st
     assert [pair for pair in driver.execute_script(CONTRAST) if pair["ratio"] < 4.5] == []
 
 
-# WCAG 2.1, 1.4.3: of every visible piece of text, its colour against the nearest opaque ground behind it.
+# WCAG 2.1, 1.4.3: the contrast of every visible text with the nearest opaque background behind it.
 CONTRAST = """
 const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
 const light = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.03928 ? v / 12.92
@@ -105,7 +107,7 @@ const found = new Map();
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 while (walker.nextNode()) {
   const node = walker.currentNode.parentElement;
-  const hidden = !node.checkVisibility() || node.closest(".sr-only, .pa-sr, script, style");
+  const hidden = !node.checkVisibility() || node.closest(".sr-only, .visually-hidden, script, style");
   if (hidden || !walker.currentNode.textContent.trim()) continue;
   const [fore, back] = [parse(getComputedStyle(node).color), ground(node)];
   const [a, b] = [light(fore), light(back)].sort((x, y) => y - x);

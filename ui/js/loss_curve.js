@@ -1,10 +1,10 @@
-// The losses by step. The value is {job, training: [[step, loss]], validation, steps, mean, said}. The sheet is drawn at
-// the width it has, so that its letters keep their size; pointer and arrow keys read a value off it.
-const sheet = element.querySelector("div");
+// The losses by step. The value is {job, training: [[step, loss]], validation, steps, mean, said}. The chart is drawn at
+// its width on the page, so that its text keeps its size; the pointer and the arrow keys select the step to read.
+const chart = element.querySelector("div");
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 270, LEFT = 46, RIGHT = 14, TOP = 22, BOTTOM = 40;
 let drawn = null; // {points by series, x, y, steps, marks}
-let at = null; // the step that is read off
+let selectedStep = null;
 
 function node(name, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, name);
@@ -33,22 +33,22 @@ function ticks(low, high, count) {
   return found;
 }
 
-function frame() {
-  sheet.replaceChildren();
+function buildChart() {
+  chart.replaceChildren();
   const svg = node("svg", { height: HEIGHT, role: "img" });
-  const reader = tag("div", "reader");
+  const slider = tag("div", "step-slider");
   for (const [key, value] of Object.entries({ role: "slider", tabindex: "0", "aria-label": "Step to read off" })) {
-    reader.setAttribute(key, value);
+    slider.setAttribute(key, value);
   }
   const legend = tag("ul", "legend");
   for (const name of ["training", "validation", "best"]) legend.append(tag("li", name, swatch(name), tag("span")));
-  sheet.append(tag("h4", "", "Loss by step"), legend, tag("div", "sheet-of", svg, reader), tag("p", "read"), tag("p", "said quiet"));
-  reader.addEventListener("pointermove", (event) => read(nearest(event.clientX)));
-  reader.addEventListener("pointerdown", (event) => read(nearest(event.clientX)));
-  reader.addEventListener("pointerleave", () => { if (document.activeElement !== reader) read(null); });
-  reader.addEventListener("focus", () => read(at ?? drawn.marks.at(-1)));
-  reader.addEventListener("blur", () => read(null));
-  reader.addEventListener("keydown", move);
+  chart.append(tag("h4", "", "Loss by step"), legend, tag("div", "chart", svg, slider), tag("p", "readout"), tag("p", "description muted"));
+  slider.addEventListener("pointermove", (event) => showStep(nearest(event.clientX)));
+  slider.addEventListener("pointerdown", (event) => showStep(nearest(event.clientX)));
+  slider.addEventListener("pointerleave", () => { if (document.activeElement !== slider) showStep(null); });
+  slider.addEventListener("focus", () => showStep(selectedStep ?? drawn.marks.at(-1)));
+  slider.addEventListener("blur", () => showStep(null));
+  slider.addEventListener("keydown", move);
 }
 
 function swatch(name) {
@@ -60,7 +60,7 @@ function swatch(name) {
 
 function move(event) {
   const marks = drawn.marks;
-  const now = Math.max(0, marks.indexOf(at));
+  const now = Math.max(0, marks.indexOf(selectedStep));
   const far = Math.max(1, Math.round(marks.length / 10));
   const to = {
     ArrowRight: now + 1, ArrowUp: now + 1, ArrowLeft: now - 1, ArrowDown: now - 1,
@@ -68,41 +68,41 @@ function move(event) {
   }[event.key];
   if (to === undefined) return;
   event.preventDefault();
-  read(marks[Math.min(Math.max(to, 0), marks.length - 1)]);
+  showStep(marks[Math.min(Math.max(to, 0), marks.length - 1)]);
 }
 
 function nearest(clientX) {
-  const left = sheet.querySelector("svg[role=img]").getBoundingClientRect().left;
+  const left = chart.querySelector("svg[role=img]").getBoundingClientRect().left;
   return drawn.marks.reduce((best, step) =>
     Math.abs(drawn.x(step) + left - clientX) < Math.abs(drawn.x(best) + left - clientX) ? step : best);
 }
 
-// Of a series the point at the step, or the last one before it.
+// The point of a series at the step, or the last one before it.
 function valueAt(points, step) {
   return points.filter((point) => point[0] <= step).at(-1);
 }
 
-function read(step) {
-  at = step;
-  const line = sheet.querySelector(".cursor"), reader = sheet.querySelector(".reader"), text = sheet.querySelector(".read");
+function showStep(step) {
+  selectedStep = step;
+  const line = chart.querySelector(".cursor"), slider = chart.querySelector(".step-slider"), text = chart.querySelector(".readout");
   line.setAttribute("visibility", step === null ? "hidden" : "visible");
-  text.textContent = step === null ? "" : words(step);
+  text.textContent = step === null ? "" : describeStep(step);
   if (step === null) return;
   line.setAttribute("x1", drawn.x(step));
   line.setAttribute("x2", drawn.x(step));
-  reader.setAttribute("aria-valuenow", step);
-  reader.setAttribute("aria-valuetext", words(step));
+  slider.setAttribute("aria-valuenow", step);
+  slider.setAttribute("aria-valuetext", describeStep(step));
 }
 
-function told(loss) {
+function formatLoss(loss) {
   return loss >= 0.1 ? loss.toFixed(3) : loss.toPrecision(3);
 }
 
-function words(step) {
+function describeStep(step) {
   const training = valueAt(drawn.training, step), validation = valueAt(drawn.validation, step);
   const parts = [`Step ${step}`];
-  if (training) parts.push(`training loss ${told(training[1])}`);
-  if (validation) parts.push(`validation loss ${told(validation[1])}` + (validation[0] === step ? "" : ` (at step ${validation[0]})`));
+  if (training) parts.push(`training loss ${formatLoss(training[1])}`);
+  if (validation) parts.push(`validation loss ${formatLoss(validation[1])}` + (validation[0] === step ? "" : ` (at step ${validation[0]})`));
   return parts.join(" · ");
 }
 
@@ -111,7 +111,7 @@ function path(points, x, y) {
 }
 
 function draw(value) {
-  const width = sheet.clientWidth;
+  const width = chart.clientWidth;
   if (!width) return;
   const { training, validation } = value;
   const losses = [...training, ...validation].map((point) => point[1]);
@@ -131,9 +131,9 @@ function draw(value) {
   axes.append(node("text", { x: LEFT - 8, y: 11, "text-anchor": "end" }, "loss"));
   axes.append(node("text", { x: (LEFT + width - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, "step"));
   const best = validation.reduce((least, point) => (!least || point[1] < least[1] ? point : least), null);
-  const dots = validation.map(([step, loss]) => node("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "look" }));
+  const dots = validation.map(([step, loss]) => node("circle", { cx: x(step), cy: y(loss), r: 2.5, class: "point" }));
   if (best) dots.push(node("circle", { cx: x(best[0]), cy: y(best[1]), r: 5.5, class: "best" }));
-  const svg = sheet.querySelector("svg[role=img]");
+  const svg = chart.querySelector("svg[role=img]");
   svg.setAttribute("width", width);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   svg.setAttribute("aria-label", "Loss by step. " + value.said);
@@ -147,39 +147,39 @@ function draw(value) {
 }
 
 function label(value, best) {
-  const [training, validation, lowest] = sheet.querySelectorAll(".legend li");
+  const [training, validation, lowest] = chart.querySelectorAll(".legend li");
   const mean = value.mean > 1 ? ` (mean of ${value.mean} steps)` : "";
   training.lastChild.textContent = "Training loss" + mean;
   validation.lastChild.textContent = "Validation loss";
   lowest.lastChild.textContent = "Lowest validation loss";
   validation.hidden = lowest.hidden = !best;
-  sheet.querySelector(".said").textContent = value.said;
-  const reader = sheet.querySelector(".reader");
-  reader.setAttribute("aria-valuemin", drawn.marks[0]);
-  reader.setAttribute("aria-valuemax", drawn.marks.at(-1));
-  if (!reader.hasAttribute("aria-valuenow")) reader.setAttribute("aria-valuenow", drawn.marks.at(-1));
-  if (at !== null) read(drawn.marks.includes(at) ? at : drawn.marks.at(-1));
+  chart.querySelector(".description").textContent = value.said;
+  const slider = chart.querySelector(".step-slider");
+  slider.setAttribute("aria-valuemin", drawn.marks[0]);
+  slider.setAttribute("aria-valuemax", drawn.marks.at(-1));
+  if (!slider.hasAttribute("aria-valuenow")) slider.setAttribute("aria-valuenow", drawn.marks.at(-1));
+  if (selectedStep !== null) showStep(drawn.marks.includes(selectedStep) ? selectedStep : drawn.marks.at(-1));
 }
 
 function show() {
   const value = props.value;
   const some = Boolean(value && value.training.length + value.validation.length);
-  sheet.hidden = !some;
+  chart.hidden = !some;
   if (!some) return;
-  if (sheet.dataset.job !== value.job) {
-    at = null;
-    sheet.dataset.job = value.job;
-    frame();
+  if (chart.dataset.job !== value.job) {
+    selectedStep = null;
+    chart.dataset.job = value.job;
+    buildChart();
   }
   draw(value);
 }
 
-// The sheet follows the window, and is drawn when a tab that was hidden opens.
+// Draws the chart again when its width changes: with the window, and when a hidden tab opens.
 let width = 0;
 new ResizeObserver(() => {
-  if (sheet.clientWidth === width) return;
-  width = sheet.clientWidth;
+  if (chart.clientWidth === width) return;
+  width = chart.clientWidth;
   show();
-}).observe(sheet);
+}).observe(chart);
 watch("value", show);
 show();

@@ -1,7 +1,4 @@
-"""Every page against axe-core: WCAG 2.2 A and AA and its best practices, in both themes, on a desktop and a phone.
-
-Beside what axe finds: the keyboard reaches everything in the order of the page, and shows where it is.
-"""
+"""Accessibility of every page: axe-core (WCAG 2.2 A and AA), both themes, desktop and phone, and keyboard focus."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from tests.browser.axe import faults
+from tests.browser.axe import violations
 from tests.browser.fake_app import REFERENCE, make_engine, serve
 from tests.browser.page import ComparePage, until
 from tests.ui.runs import write_run
@@ -19,7 +16,7 @@ from ui.results.runs import RunLibrary
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("sandbox")]
 
-LOOKS = [("light", 1440), ("dark", 1440), ("light", 390), ("dark", 390)]
+VARIANTS = [("light", 1440), ("dark", 1440), ("light", 390), ("dark", 390)]
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +25,15 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "first.jsonl", failing=True)
     engine = make_engine()
     engine.delay = 0.0
-    with serve(lambda report: engine, shelf=RunLibrary([("runs", folder)])) as address:
+    with serve(lambda report: engine, run_library=RunLibrary([("runs", folder)])) as address:
         yield address
 
 
-@pytest.mark.parametrize(("theme", "width"), LOOKS)
-def test_compare_before_and_after_a_run(driver: WebDriver, url: str, theme: str, width: int) -> None:
+@pytest.mark.parametrize(("theme", "width"), VARIANTS)
+def test_compare_page_before_and_after_a_run(driver: WebDriver, url: str, theme: str, width: int) -> None:
     page = ComparePage(driver, url).open(theme=theme, width=width, height=900)
     assert page.find("#welcome").is_displayed()
-    assert faults(driver) == []
+    assert violations(driver) == []
     driver.execute_script("document.querySelector('#options button').click()")
     until(lambda: page.find("#reference textarea").is_displayed())
     page.write("#reference textarea", REFERENCE)
@@ -48,28 +45,28 @@ def test_compare_before_and_after_a_run(driver: WebDriver, url: str, theme: str,
     page.fold(0, "Difference")
     until(lambda: page.all(".diff .line"))
     page.fold(1, "Exact prompt")
-    assert faults(driver) == []
+    assert violations(driver) == []
 
 
-@pytest.mark.parametrize(("theme", "width"), LOOKS)
-def test_results_with_an_open_problem(driver: WebDriver, url: str, theme: str, width: int) -> None:
-    page = opened(driver, url, "results", theme, width)
+@pytest.mark.parametrize(("theme", "width"), VARIANTS)
+def test_results_page_with_an_open_problem(driver: WebDriver, url: str, theme: str, width: int) -> None:
+    page = open_tab(driver, url, "results", theme, width)
     until(lambda: "Comparisons" in page.text("#summary"))
     page.all("#problems li button")[1].click()
     until(lambda: page.all("#answers .card"))
-    assert faults(driver) == []
+    assert violations(driver) == []
 
 
 @pytest.mark.parametrize("name", ["arena", "train", "adapters"])
-@pytest.mark.parametrize(("theme", "width"), [LOOKS[0], LOOKS[3]])
-def test_a_page_as_it_comes_up(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
-    page = opened(driver, url, name, theme, width)
-    assert faults(driver) == []
+@pytest.mark.parametrize(("theme", "width"), [VARIANTS[0], VARIANTS[3]])
+def test_other_pages_when_opened(driver: WebDriver, url: str, name: str, theme: str, width: int) -> None:
+    page = open_tab(driver, url, name, theme, width)
+    assert violations(driver) == []
     assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(f"{name}-{theme}-{width}")
 
 
-def opened(driver: WebDriver, url: str, name: str, theme: str, width: int) -> ComparePage:
+def open_tab(driver: WebDriver, url: str, name: str, theme: str, width: int) -> ComparePage:
     page = ComparePage(driver, url)
     page.resize(width, 900)
     driver.get(f"{url}?tab={name}&__theme={theme}")
@@ -79,38 +76,38 @@ def opened(driver: WebDriver, url: str, name: str, theme: str, width: int) -> Co
     return page
 
 
-def test_the_keyboard_goes_through_compare_in_order_and_is_seen(driver: WebDriver, url: str) -> None:
+def test_keyboard_focus_order_and_visibility_on_compare(driver: WebDriver, url: str) -> None:
     page = ComparePage(driver, url).open()
     driver.execute_script("document.querySelector('#skip').focus()")
-    passed: list[str] = []
+    visited: list[str] = []
     for _ in range(40):
-        name, seen = driver.execute_script(FOCUS)
-        passed.append(name)
-        assert seen, f"nothing shows that '{name}' has the focus, after {passed}"
+        name, visible = driver.execute_script(FOCUS)
+        visited.append(name)
+        assert visible, f"the focus of '{name}' is not visible, after {visited}"
         if name == "run":
             break
         driver.switch_to.active_element.send_keys(Keys.TAB)
-    wanted = ["skip", "tab-compare-button", "run-example", "intent", "run"]
-    assert [name for name in passed if name in wanted] == wanted
+    expected = ["skip", "tab-compare-button", "run-example", "intent", "run"]
+    assert [name for name in visited if name in expected] == expected
     page.find("#skip").send_keys(Keys.ENTER)
     assert driver.switch_to.active_element.get_attribute("role") == "tabpanel"
     assert driver.find_elements("css selector", "a, button, input, textarea")[0].get_attribute("id") == "skip"
     assert driver.execute_script("return document.documentElement.lang") == "en"
 
 
-# The id of what has the focus or of the nearest thing around it that has one, and whether an outline, a shadow or a
-# border tells it from how it looks otherwise.
+# The id of the focused element (or of its nearest parent with one), and whether its outline, shadow or border differs
+# from that without focus.
 FOCUS = """
     const node = document.activeElement;
-    const look = () => {
+    const style = () => {
       const parts = [node, node.parentElement, node.closest(".block") || node].map((part) => getComputedStyle(part));
       const marks = ({ outlineStyle, outlineWidth, boxShadow, borderColor }) =>
         [outlineStyle, outlineWidth, boxShadow, borderColor].join();
       return parts.map(marks).join();
     };
-    const focused = look();
+    const focused = style();
     node.blur();
-    const plain = look();
+    const plain = style();
     node.focus({ focusVisible: true });
     const own = node.closest("[id]:not([id*='input'])");
     return [own ? own.id : node.tagName, focused !== plain];

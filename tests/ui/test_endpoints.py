@@ -19,12 +19,12 @@ from ui.context import Context
 from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
-SAYS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
+ANSWERS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
 
 
 @pytest.fixture(scope="module")
 def engine() -> Any:
-    return FakeEngine(SAYS, fails={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
+    return FakeEngine(ANSWERS, fails={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def client(url: Any) -> Any:
     return Client(url, verbose=False)
 
 
-def test_one_record_a_method_failures_included(client: Any) -> None:
+def test_compare_returns_one_record_per_method(client: Any) -> None:
     methods = ["zero-shot", "icl-2", "lora-starter", "lora-conala", "lora-stater"]
     records = client.predict("reverse the string `s`", methods, "s[::-1]", api_name="/compare")
     assert [record["method"] for record in records] == methods
@@ -52,56 +52,56 @@ def test_one_record_a_method_failures_included(client: Any) -> None:
     assert "did you mean 'lora-starter'" in records[4]["error"]
 
 
-def test_the_reference_is_optional(client: Any) -> None:
+def test_reference_is_optional(client: Any) -> None:
     (record,) = client.predict("reverse the string `s`", ["zero-shot"], api_name="/compare")
     assert record["scores"]["codebleu"] is None
     assert record["score_reasons"]["codebleu"]
     assert record["scores"]["parses"] == 1
 
 
-def test_tests_run_in_the_sandbox_and_come_back_one_by_one(client: Any) -> None:
+def test_tests_run_in_the_sandbox(client: Any) -> None:
     tests = "assert 1 + 1 == 2\nassert len('x') == 2"
     (record,) = client.predict("reverse the string `s`", ["lora-starter"], None, tests, api_name="/compare")
     assert record["tests_note"] == ""
     assert len(record["tests"]) == 2
     assert record["sandbox"] in ("bubblewrap", "landlock")
-    assert not any(test["passed"] for test in record["tests"]), "the answer needs a name that nobody defines"
+    assert not any(test["passed"] for test in record["tests"]), "the answer needs an undefined name"
     assert "NameError" in record["tests"][0]["reason"]
     assert record["scores"]["tests"] == 0
 
 
-def test_wrong_tests_get_a_sentence_and_the_answers_still_come(client: Any) -> None:
+def test_invalid_tests_are_noted_and_answers_are_returned(client: Any) -> None:
     (record,) = client.predict("reverse", ["zero-shot"], None, "assert f(1) == 2\nassert (", api_name="/compare")
     assert record["tests_note"].startswith("Line 2: ")
     assert record["tests"] == []
-    assert record["code"] == SAYS["zero-shot"]
+    assert record["code"] == ANSWERS["zero-shot"]
 
 
 @pytest.mark.parametrize(
-    ("intent", "methods", "sentence"),
+    ("intent", "methods", "message"),
     [
         ("  ", ["zero-shot"], "Say first what the Python should do: one sentence is enough."),
         ("reverse", [], "Add at least one method"),
         ("reverse", ["zero-shot"] * 9, "9 methods asked for: compare at most 8 at once."),
     ],
 )
-def test_what_cannot_be_asked_is_one_sentence(client: Any, intent: Any, methods: Any, sentence: Any) -> None:
-    with pytest.raises(AppError, match=sentence):
+def test_invalid_request_is_one_error_message(client: Any, intent: Any, methods: Any, message: Any) -> None:
+    with pytest.raises(AppError, match=message):
         client.predict(intent, methods, api_name="/compare")
 
 
-def test_a_huge_intent_fails_in_its_columns(client: Any) -> None:
+def test_too_long_question_fails_in_its_columns(client: Any) -> None:
     records = client.predict("x" * 100_000, ["zero-shot", "icl-2"], api_name="/compare")
     assert all("shorten the intent" in record["error"] for record in records)
 
 
-def test_several_clients_get_their_own_answers(client: Any, engine: Any) -> None:
+def test_concurrent_clients_get_their_own_answers(client: Any, engine: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(client.predict, f"intent {n}", ["zero-shot"], api_name="/compare") for n in range(4)]
         assert [job.result()[0]["intent"] for job in jobs] == [f"intent {n}" for n in range(4)]
 
 
-def test_a_stream_says_how_far_every_column_is_and_ends_with_the_records(client: Any) -> None:
+def test_stream_yields_progress_and_ends_with_records(client: Any) -> None:
     job = client.submit("reverse the string `s`", ["lora-starter", "lora-conala"], "s[::-1]", api_name="/stream")
     changes = list(job)
     assert changes[0]["records"] == []
@@ -114,12 +114,12 @@ def test_a_stream_says_how_far_every_column_is_and_ends_with_the_records(client:
     assert [column["state"] for column in changes[-1]["columns"]] == ["done", "failed"]
 
 
-def test_a_stream_that_cannot_begin_is_one_sentence(client: Any) -> None:
+def test_invalid_stream_request_is_one_error_message(client: Any) -> None:
     with pytest.raises(AppError, match="Add at least one method"):
         client.predict("reverse", [], api_name="/stream")
 
 
-def test_a_program_has_the_limits_of_a_visitor(url: Any) -> None:
+def test_endpoint_enforces_visitor_limits(url: Any) -> None:
     with contextlib.ExitStack() as held:
         engine = FakeEngine({"zero-shot": "word " * 400}, delay=0.02)
         source = EngineLoader(lambda report: engine).start()
@@ -132,18 +132,18 @@ def test_a_program_has_the_limits_of_a_visitor(url: Any) -> None:
         )
         job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
         next(iter(job))
-        with pytest.raises(AppError, match="You have 2 answers under way and 2 at once is the limit"):
+        with pytest.raises(AppError, match="You have 2 answers running and 2 at once is the limit"):
             one.predict("talk", ["zero-shot"], api_name="/compare")
         assert other.submit("talk", ["zero-shot"], api_name="/stream").__next__()["records"] == []
         job.cancel()
 
 
-def test_only_these_endpoints_are_public(client: Any) -> None:
+def test_only_two_endpoints_are_public(client: Any) -> None:
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/compare", "/stream"}
     assert client.view_api(return_format="dict")["unnamed_endpoints"] == {}
 
 
-def test_the_page_needs_nothing_from_elsewhere(url: Any) -> None:
+def test_page_loads_nothing_from_other_hosts(url: Any) -> None:
     with urllib.request.urlopen(url + "config", timeout=10) as answer:
         config = json.load(answer)
     assert config["analytics_enabled"] is False

@@ -1,4 +1,4 @@
-"""What a browser kept is read back where it is ours, and left out piece by piece where it is not."""
+"""State of the browser: valid parts are restored, invalid ones are ignored."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture
 def run() -> Any:
-    """A recorded run as a browser has it."""
+    """A recorded run as the browser stores it."""
     return json.loads(FIRST_EXAMPLE_PATH.read_text(encoding="utf-8"))["records"]
 
 
-def test_what_was_kept_comes_back(run: Any) -> None:
+def test_stored_state_is_restored(run: Any) -> None:
     older = [{**record, "created": "2026-11-21T07:00:00.000+00:00"} for record in run]
     problem = Problem("p", "reverse `s`", None, (AssertTest("assert f(1)"), StdioTest("1", "2")))
     value = {"fields": FIELDS, "chosen": asdict(problem), "runs": [run, older], "shown": older[0]["created"]}
-    kept = parse_browser_state(json.loads(json.dumps(value)))
-    assert kept.fields == {**FIELDS, "chips": ["zero-shot", "rag-8"]}
-    assert kept.selected_problem == problem
-    assert [records[0]["created"] for records in kept.history.runs] == [run[0]["created"], older[0]["created"]]
-    assert kept.history.selected is kept.history.runs[1]
-    assert kept.history.runs[0] == tuple(run)
+    state = parse_browser_state(json.loads(json.dumps(value)))
+    assert state.fields == {**FIELDS, "chips": ["zero-shot", "rag-8"]}
+    assert state.selected_problem == problem
+    assert [records[0]["created"] for records in state.history.runs] == [run[0]["created"], older[0]["created"]]
+    assert state.history.selected is state.history.runs[1]
+    assert state.history.runs[0] == tuple(run)
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", [], {}, {"fields": 1, "chosen": [], "runs": {}, "shown": 3}])
-def test_nothing_and_nonsense_are_an_empty_page(value: Any) -> None:
+def test_invalid_state_is_empty(value: Any) -> None:
     assert parse_browser_state(value) == BrowserState({}, None, History())
 
 
@@ -54,20 +54,20 @@ def test_nothing_and_nonsense_are_an_empty_page(value: Any) -> None:
         ("problem", {}),
     ],
 )
-def test_a_field_of_the_wrong_kind_is_left_out_alone(name: str, wrong: Any) -> None:
+def test_field_of_wrong_type_is_ignored(name: str, wrong: Any) -> None:
     fields = parse_browser_state({"fields": {**FIELDS, name: wrong}}).fields
     assert set(FIELDS) - set(fields) == {name}
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("mode", "loud"), ("temperature", "hot"), ("candidates", 10**9)])
-def test_decoding_comes_back_as_a_whole_or_not_at_all(name: str, wrong: Any) -> None:
+def test_decoding_is_restored_completely_or_not_at_all(name: str, wrong: Any) -> None:
     fields = parse_browser_state({"fields": {**FIELDS, name: wrong}}).fields
     assert fields["intent"] == FIELDS["intent"]
     assert "mode" not in fields
     assert "seed" not in fields
 
 
-def test_only_so_many_columns_come_back() -> None:
+def test_restored_methods_are_limited() -> None:
     chips = [{"name": f"icl-{n}"} for n in range(1, 20)]
     assert len(parse_browser_state({"fields": {"chips": chips}}).fields["chips"]) == 8
 
@@ -76,17 +76,17 @@ def test_only_so_many_columns_come_back() -> None:
     "change",
     [{"tokens": "<b>7</b>"}, {"scores": {"em": "1"}}, {"created": 5}, {"method": None}, {"examples": [{"a": 1}]}],
 )
-def test_a_run_with_a_field_of_the_wrong_kind_is_left_out(run: Any, change: dict[str, Any]) -> None:
+def test_run_with_field_of_wrong_type_is_ignored(run: Any, change: dict[str, Any]) -> None:
     broken = [{**run[0], **change}, *run[1:]]
-    kept = parse_browser_state({"runs": [broken, run, [], "x", [{}]]})
-    assert [records[0]["created"] for records in kept.history.runs] == [run[0]["created"]]
-    assert kept.history.selected is kept.history.runs[0]
+    state = parse_browser_state({"runs": [broken, run, [], "x", [{}]]})
+    assert [records[0]["created"] for records in state.history.runs] == [run[0]["created"]]
+    assert state.history.selected is state.history.runs[0]
 
 
-def test_a_record_of_an_older_program_that_lacks_a_field_is_left_out(run: Any) -> None:
+def test_run_of_an_older_version_without_a_field_is_ignored(run: Any) -> None:
     without = [{name: value for name, value in record.items() if name != "sandbox"} for record in run]
     assert parse_browser_state({"runs": [without]}).history == History()
 
 
-def test_no_more_runs_come_back_than_a_session_has(run: Any) -> None:
+def test_restored_runs_are_limited(run: Any) -> None:
     assert len(parse_browser_state({"runs": [run] * 50}).history.runs) == HISTORY_LENGTH

@@ -1,4 +1,4 @@
-"""What people, models and files wrote reaches the page as text, never as markup."""
+"""Comparison view: escaped HTML of columns, code, differences and the recorded example."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ ATTACKS = [
     "<!-- <b> --> {{value}} ${alert(1)} `",
     "# <iframe src='javascript:alert(1)'>\nx = '</code><a href=javascript:alert(1)>'",
 ]
-OURS = {
+ALLOWED_TAGS = {
     "h2", "h3", "p", "div", "dl", "dt", "dd", "span", "pre", "code", "button", "details", "summary", "label", "select",
     "ol", "ul", "li", "table", "tbody", "tr", "th", "td", "header",
 }  # fmt: skip
-HARMLESS = {
+ALLOWED_ATTRIBUTES = {
     "class", "data-copy", "data-diff", "data-diff-body", "tabindex", "type", "aria-hidden", "aria-label", "scope",
     "role", "aria-live", "style",
 }  # fmt: skip
 
 
-SECTIONS: tuple[Any, ...] = ("head", "code", "numbers", "tests", "folds")
+SECTIONS: tuple[Any, ...] = ("head", "code", "numbers", "tests", "details")
 
 
 class Reader(HTMLParser):
-    """Collects tags, attributes and text."""
+    """Collects the tags, attributes and text of HTML."""
 
     def __init__(self, html: Any) -> None:
         super().__init__()
         self.tags: set[str] = set()
         self.attributes: set[str] = set()
         self.text = ""
-        self.feed(html)
+        self.feed(str(html))
 
     def handle_starttag(self, tag: Any, attrs: Any) -> None:
         self.tags.add(tag)
@@ -60,10 +60,10 @@ class Reader(HTMLParser):
 
 
 def assert_harmless(html: Any) -> Any:
-    read = Reader(html)
-    assert read.tags <= OURS
-    assert read.attributes <= HARMLESS
-    return read.text
+    reader = Reader(html)
+    assert reader.tags <= ALLOWED_TAGS
+    assert reader.attributes <= ALLOWED_ATTRIBUTES
+    return reader.text
 
 
 def hostile_test(attack: Any) -> Any:
@@ -86,56 +86,56 @@ def hostile(attack: Any) -> Any:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_text_becomes_markup(attack: Any) -> None:
-    board = finished_view([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
-    texts = [assert_harmless(board["head"])]
-    for card in board["cards"]:
+def test_texts_are_escaped(attack: Any) -> None:
+    view = finished_view([hostile(attack), hostile(attack) | {"error": attack, "method": attack, "adapter": attack}])
+    texts = [assert_harmless(view["head"])]
+    for card in view["cards"]:
         sections: Any = dict(card)
         texts += [assert_harmless(sections[name]) for name in SECTIONS]
-    assert attack in texts[2], "the code is shown as it is"
+    assert attack in texts[2], "the code is not changed"
     assert attack in texts[4], "and so are the tests"
     assert sum(attack in text for text in texts) >= 6
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_growing_answer_and_a_difference_are_text(attack: Any) -> None:
+def test_streaming_answer_and_difference_are_escaped(attack: Any) -> None:
     card = streaming_column(Column("zero-shot", "streaming", text=attack, tokens=4))
     assert attack in assert_harmless(card["code"])
     assert_harmless(diff_html(attack, attack + "\n<b>"))
     assert_harmless(diff_html(attack, ""))
 
 
-def test_a_growing_answer_is_shown_without_its_fence() -> None:
+def test_streaming_answer_has_no_fence() -> None:
     assert Reader(streaming_html("```python\nx = 1\n")).text == "x = 1\n"
     assert Reader(streaming_html("```python\nx = 1\n```\n")).text == "x = 1"
     assert [Reader(streaming_html(half)).text for half in ("`", "```", "```pyth", "```python\n")] == [""] * 4
     assert Reader(streaming_html("`x` is 1")).text == "`x` is 1"
 
 
-def test_every_line_is_a_row_that_knows_its_indent() -> None:
+def test_each_code_line_is_a_row_with_its_indent() -> None:
     html = code_html('def f():\n    """one\n    two"""\n\n    return 1\n')
     assert Reader(html).text == 'def f():\n    """one\n    two"""\n\n    return 1\n'
     assert html.count('class="row"') == 6
     assert html.count('style="--in:6ch"') == 3
 
 
-def test_long_texts_stay_bounded() -> None:
+def test_long_texts_are_truncated() -> None:
     assert len(code_html("x = 1\n" * 50_000)) < 1_000_000
-    shown = plain_html("a" * 500_000)
-    assert len(shown) < 250_000
-    assert "300,000 characters not shown" in shown
+    html = plain_html("a" * 500_000)
+    assert len(html) < 250_000
+    assert "300,000 characters not shown" in html
     assert "Too long to compare" in diff_html("a\n" * 3000, "b\n" * 3000)
     assert "line add" in diff_html("same\n" * 500 + "new\n", "same\n" * 500)
 
 
-def test_a_difference_has_signs_and_spoken_words() -> None:
+def test_difference_has_signs_and_text_for_screen_readers() -> None:
     text = Reader(diff_html("a\nb", "a\nc")).text
     assert "-removed: c" in text
     assert "+added: b" in text
     assert "No difference" in diff_html("a", "a")
 
 
-def test_a_failed_column_shows_its_sentence() -> None:
+def test_failed_column_shows_its_error() -> None:
     (record,) = records(("nonsense",))
     card = finished_column(record, is_best=False)
     assert card["state"] == "failed"
@@ -143,7 +143,7 @@ def test_a_failed_column_shows_its_sentence() -> None:
     assert "no answer" in Reader(card["head"]).text
 
 
-def test_the_best_column_is_marked_in_words() -> None:
+def test_best_column_has_a_badge() -> None:
     (record,) = records(("zero-shot",))
     for em, word in ((1.0, "matches"), (0.0, "closest")):
         card = finished_column(record | {"scores": {"em": em, "codebleu": 0.5, "parses": 1.0}}, is_best=True)
@@ -151,7 +151,7 @@ def test_the_best_column_is_marked_in_words() -> None:
         assert word in Reader(card["head"]).text
 
 
-def test_the_recorded_example_is_marked_with_model_and_date(tmp_path: Path) -> None:
+def test_recorded_example_names_model_date_and_source(tmp_path: Path) -> None:
     assert load_first_example(tmp_path / "missing.json") is None
     path = tmp_path / "example.json"
     path.write_text(example_json(records(), "CoNaLa <b>"), encoding="utf-8")
@@ -166,11 +166,11 @@ def test_the_recorded_example_is_marked_with_model_and_date(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "broken", ["", "[]", "{}", "null", '{"source": "", "records": []}', '{"source": 1, "records": [1]}']
 )
-def test_a_broken_example_leaves_the_page_empty(tmp_path: Path, broken: Any) -> None:
+def test_broken_example_is_ignored(tmp_path: Path, broken: Any) -> None:
     path = tmp_path / "example.json"
     path.write_text(broken, encoding="utf-8")
     assert load_first_example(path) is None
 
 
-def test_the_empty_board_invites() -> None:
+def test_empty_view_has_instructions() -> None:
     assert "No idea yet?" in Reader(empty_view()["head"]).text

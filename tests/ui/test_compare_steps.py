@@ -1,4 +1,4 @@
-"""A run from the click to its records: it waits for the model and in line, and can be stopped at any point."""
+"""Steps of a comparison: model loading, queue, cancellation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ui.compare.steps import STOPPED_EARLY, collect_records, run_comparison
 from ui.context import CancelRegistry, Context
 from ui.test_bench import AdmissionQueue
 
-ASK = make_comparison(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
+COMPARISON = make_comparison(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
 
 
 def context_of(engine: Any) -> Any:
     return Context(EngineLoader(lambda report: engine).start(), run_queue=AdmissionQueue())
 
 
-def test_it_waits_for_the_model_and_then_runs() -> None:
+def test_run_waits_for_the_model() -> None:
     go = threading.Event()
 
     def build(report: ProgressFn) -> FakeEngine:
@@ -34,45 +34,45 @@ def test_it_waits_for_the_model_and_then_runs() -> None:
         go.wait(10)
         return FakeEngine()
 
-    steps = run_comparison(Context(EngineLoader(build)), ASK, Event())
+    steps = run_comparison(Context(EngineLoader(build)), COMPARISON, Event())
     assert "Waiting for the model (Loading the model)" in next(steps).status
     go.set()
     rest = list(steps)
     assert [record["method"] for record in rest[-1].records] == ["zero-shot", "icl-2"]
 
 
-def test_it_says_how_many_are_before_it() -> None:
+def test_status_counts_the_runs_ahead() -> None:
     context = context_of(FakeEngine())
-    with context.line.join():
-        steps = run_comparison(context, ASK, Event())
+    with context.run_queue.enqueue():
+        steps = run_comparison(context, COMPARISON, Event())
         assert next(steps).status == "Waiting: 1 run before yours."
     assert list(steps)[-1].records
 
 
-def test_a_run_in_line_can_be_stopped_and_gives_its_place_back() -> None:
+def test_waiting_run_can_be_cancelled_and_leaves_the_queue() -> None:
     context, cancel = context_of(FakeEngine()), Event()
-    with context.line.join() as first:
-        steps = run_comparison(context, ASK, cancel)
+    with context.run_queue.enqueue() as first:
+        steps = run_comparison(context, COMPARISON, cancel)
         next(steps)
         cancel.set()
         assert [step.status for step in steps] == [STOPPED_EARLY]
-        with context.line.join() as place:
-            assert place.wait(0) == 1
+        with context.run_queue.enqueue() as ticket:
+            assert ticket.wait(0) == 1
         assert first.wait(0) == 0
 
 
-def test_a_model_that_cannot_be_loaded_is_one_sentence() -> None:
+def test_failed_model_load_is_raised() -> None:
     def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x'.")
 
     context = Context(EngineLoader(build), run_queue=AdmissionQueue())
     with pytest.raises(PromptOrTuneError, match=r"No base 'x'\."):
-        list(run_comparison(context, ASK, Event()))
+        list(run_comparison(context, COMPARISON, Event()))
     with pytest.raises(PromptOrTuneError, match=r"No base 'x'\."):
-        collect_records(context, ASK)
+        collect_records(context, COMPARISON)
 
 
-def test_an_engine_that_breaks_gives_its_place_back() -> None:
+def test_run_that_raises_leaves_the_queue() -> None:
     class Broken(FakeEngine):
         def stream(
             self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = ""
@@ -81,15 +81,15 @@ def test_an_engine_that_breaks_gives_its_place_back() -> None:
 
     context = context_of(Broken())
     with pytest.raises(RuntimeError, match="out of memory"):
-        collect_records(context, ASK)
-    with context.line.join() as place:
-        assert place.wait(0) == 0
+        collect_records(context, COMPARISON)
+    with context.run_queue.enqueue() as ticket:
+        assert ticket.wait(0) == 0
 
 
-def test_stops_reach_only_their_session() -> None:
-    stops = CancelRegistry()
-    with stops.register("a") as first, stops.register("a") as second, stops.register("b") as other:
-        stops.cancel("a")
+def test_cancel_reaches_only_its_session() -> None:
+    registry = CancelRegistry()
+    with registry.register("a") as first, registry.register("a") as second, registry.register("b") as other:
+        registry.cancel("a")
         assert (first.is_set(), second.is_set(), other.is_set()) == (True, True, False)
     assert other.is_set()
-    stops.cancel("b")
+    registry.cancel("b")

@@ -1,4 +1,4 @@
-"""What a refresh keeps of Compare and Results, how it is forgotten, and what a first visit reads, on a fake engine."""
+"""State of the browser: what a refresh restores on Compare and Results, and the introduction, on a fake engine."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_run(folder / "other.jsonl", failing=True)
     engine = make_engine()
     engine.delay = 0.0
-    with serve(lambda report: engine, shelf=RunLibrary([("runs", folder)])) as address:
+    with serve(lambda report: engine, run_library=RunLibrary([("runs", folder)])) as address:
         yield address
 
 
-def again(page: ComparePage) -> ComparePage:
+def reload(page: ComparePage) -> ComparePage:
     return page.open(first=False)
 
 
@@ -34,7 +34,7 @@ def value(page: ComparePage, css: str) -> str:
     return str(page.find(css).get_property("value"))
 
 
-def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePage) -> None:
+def test_refresh_restores_question_settings_and_runs(page: ComparePage) -> None:
     page.intent(EVIL)
     page.run()
     page.finish()
@@ -45,33 +45,33 @@ def test_a_refresh_keeps_the_question_the_settings_and_the_runs(page: ComparePag
     until(lambda: "beam search" in page.text("#options button"))
     page.run()
     page.finish()
-    said, cards = page.text("#status"), page.cards()
+    status, cards = page.text("#status"), page.cards()
     page.intent("and now something that is not asked yet")
-    again(page)
+    reload(page)
     until(lambda: page.intent_text() == "and now something that is not asked yet")
     until(lambda: page.chips() == [label for label in DEFAULTS if label != "RAG 8"])
     until(lambda: "beam search, 5 candidates" in page.text("#options button"))
-    assert page.text("#status") == said
-    assert page.text(".asked") == "map two lists into a dictionary"
+    assert page.text("#status") == status
+    assert page.text(".question") == "map two lists into a dictionary"
     assert [card["code"] for card in page.cards()] == [card["code"] for card in cards]
     page.unfold_options()
     assert value(page, "#reference textarea") == REFERENCE
     assert len(page.history()) == 2
     page.history()[1].click()
     until(lambda: page.intent_text() == EVIL)
-    again(page)
+    reload(page)
     until(lambda: page.history() and page.history()[1].get_attribute("aria-current") == "true")
     assert page.driver.title == "Prompt or Tune · Compare"
-    assert page.all("#board script, #board img, #history img") == []
+    assert page.all("#comparison script, #comparison img, #history img") == []
 
 
-def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage) -> None:
+def test_refresh_restores_the_selected_problem(page: ComparePage) -> None:
     page.find("#random").click()
     until(page.intent_text)
     until(lambda: value(page, "#problem input") != "Pick a test problem")
     problem, intent = value(page, "#problem input"), page.intent_text()
     until(lambda: page.driver.execute_script("return localStorage['prompt-or-tune.chosen']"))
-    again(page)
+    reload(page)
     until(lambda: page.intent_text() == intent)
     until(lambda: value(page, "#problem input") == problem)
     page.intent("words of my own")
@@ -80,21 +80,21 @@ def test_a_test_problem_is_still_that_problem_after_a_refresh(page: ComparePage)
     until(lambda: "its reference and its tests are no longer used" in page.text("#intent-note"))
 
 
-def test_forgetting_takes_all_of_it_away(page: ComparePage) -> None:
+def test_clearing_the_storage_removes_everything(page: ComparePage) -> None:
     page.intent("something private")
     page.run()
     page.finish()
-    page.find("#forget").click()
+    page.find("#clear-storage").click()
     page.driver.switch_to.alert.accept()
     until(lambda: page.find("#run-example").is_displayed())
     until(lambda: page.find(".model.ready"))
     assert page.intent_text() == ""
     assert page.history() == []
-    kept = page.driver.execute_script("return Object.values(localStorage).join()")
-    assert "something private" not in kept
+    stored = page.driver.execute_script("return Object.values(localStorage).join()")
+    assert "something private" not in stored
 
 
-def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePage) -> None:
+def test_invalid_storage_is_ignored(page: ComparePage) -> None:
     script = """
         localStorage.setItem("prompt-or-tune.runs", '[[{"method": "<img src=x onerror=alert(1)>"}], 7, null]');
         localStorage.setItem("prompt-or-tune.fields", '{"intent": 5, "mode": "loud", "chips": [{"name": 3}, "x"]}');
@@ -102,7 +102,7 @@ def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePa
         localStorage.setItem("prompt-or-tune.shown", "no JSON");
     """
     page.driver.execute_script(script)
-    again(page)
+    reload(page)
     page.intent("reverse the string `s`")
     until(lambda: len(page.chips()) > 0)
     page.run()
@@ -111,7 +111,32 @@ def test_what_another_program_left_in_the_storage_breaks_nothing(page: ComparePa
     assert len(page.history()) == 1
 
 
-def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page: ComparePage) -> None:
+def test_storage_of_an_earlier_version_is_taken_over(page: ComparePage) -> None:
+    page.intent("map two lists into a dictionary")
+    page.run()
+    page.finish()
+    until(lambda: page.driver.execute_script("return localStorage['prompt-or-tune.runs']"))
+    script = """
+        for (const name of ["fields", "chosen", "runs", "shown", "seen"]) {
+          const value = localStorage.getItem("prompt-or-tune." + name);
+          if (value !== null) localStorage.setItem("peft-arena." + name, value);
+          localStorage.removeItem("prompt-or-tune." + name);
+        }
+        localStorage.setItem("peft-arena-duel", "old");
+        localStorage.setItem("prompt-or-tune-duel", "new");
+        return localStorage["peft-arena.runs"];
+    """
+    runs = page.driver.execute_script(script)
+    reload(page)
+    until(lambda: page.intent_text() == "map two lists into a dictionary")
+    until(lambda: len(page.history()) == 1)
+    assert not page.find("#welcome").is_displayed()
+    stored = page.driver.execute_script("return {...localStorage}")
+    assert stored["prompt-or-tune.runs"] == runs
+    assert not [key for key in stored if key.startswith("peft-arena")]
+
+
+def test_first_visit_shows_introduction_and_runs_an_example(page: ComparePage) -> None:
     assert len(page.all("#welcome .welcome p")) == 3
     until(lambda: page.chips() == DEFAULTS)
     page.find("#run-example").click()
@@ -120,7 +145,7 @@ def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page
     assert page.intent_text()
     assert len(page.cards()) == 4
     assert len(page.history()) == 1
-    again(page)
+    reload(page)
     assert not page.find("#welcome").is_displayed()
     page.find("#show-welcome").click()
     assert page.find("#welcome").is_displayed()
@@ -128,7 +153,7 @@ def test_a_first_visit_reads_three_lines_and_runs_an_example_with_one_click(page
     assert not page.find("#welcome").is_displayed()
 
 
-def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: WebDriver, url: str) -> None:
+def test_url_restores_runs_filters_and_open_problem(driver: WebDriver, url: str) -> None:
     page = ComparePage(driver, url)
     page.resize(1440, 900)
     driver.get(f"{url}?tab=results&run=runs/other.jsonl&run=no/such.jsonl&show=some&words=double")
@@ -136,18 +161,18 @@ def test_the_address_keeps_the_runs_the_filters_and_the_open_problem(driver: Web
     until(lambda: "Comparisons" in page.text("#summary"), describe=page.text("#summary") or "nothing")
     page.find("#problems li button").click()
     until(lambda: page.all("#answers .card"))
-    asked = page.text("#answers .asked")
+    question = page.text("#answers .question")
     until(lambda: "problem=" in driver.current_url)
     driver.refresh()
     until(lambda: page.all("#answers .card"))
-    assert page.text("#answers .asked") == asked
+    assert page.text("#answers .question") == question
     assert value(page, "#filter-words textarea, #filter-words input") == "double"
     assert [row.text for row in page.all("#problems li .intent")] == ["double a value"]
     page.write("#filter-words textarea, #filter-words input", "")
     until(lambda: "words=" not in driver.current_url)
 
 
-def test_a_hostile_address_is_only_an_address(driver: WebDriver, url: str) -> None:
+def test_invalid_url_parameters_are_ignored(driver: WebDriver, url: str) -> None:
     page = ComparePage(driver, url)
     driver.get(f"{url}?tab=results&run=../../etc/passwd&method=%3Cimg src=x onerror=alert(1)%3E&show=x&words=%24{{1}}")
     until(lambda: len(page.all("#problems li")) == 3)

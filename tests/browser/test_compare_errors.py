@@ -1,4 +1,4 @@
-"""What can go wrong on the Compare page, and what a person then reads, on a fake engine."""
+"""Errors on the Compare page and their messages, on a fake engine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from selenium.webdriver.remote.webdriver import WebDriver
 
 from errors import BaseModelError
 from serve.engine.llm_engine import ProgressFn
-from tests.browser.fake_app import DEFAULTS, FAILS, SAYS, serve
+from tests.browser.fake_app import ANSWERS, DEFAULTS, FAILS, serve
 from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 
 pytestmark = pytest.mark.browser
 
 
-def test_stop_keeps_what_was_said(page: ComparePage, engine: FakeEngine) -> None:
+def test_stop_keeps_the_partial_answer(page: ComparePage, engine: FakeEngine) -> None:
     page.add_adapter("lora-slow")
     page.intent("talk on and on")
     before = engine.cancelled
@@ -32,18 +32,18 @@ def test_stop_keeps_what_was_said(page: ComparePage, engine: FakeEngine) -> None
     page.screenshot("compare-stopped")
 
 
-def test_a_closed_page_stops_its_run(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
+def test_closing_the_page_cancels_its_run(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
     page.add_adapter("lora-slow")
     page.intent("talk on and on")
     before = engine.cancelled
     page.run()
     until(lambda: page.cards() and page.cards()[-1]["state"] == "streaming")
     driver.get("about:blank")
-    until(lambda: engine.cancelled == before + 1, 15, "the engine went on for nobody")
+    until(lambda: engine.cancelled == before + 1, 15, "the engine did not stop")
 
 
 @pytest.mark.parametrize("intent", ["", "   \n "])
-def test_an_empty_question_is_one_sentence_and_nothing_is_lost(page: ComparePage, intent: str) -> None:
+def test_empty_question_is_refused_and_fields_are_not_lost(page: ComparePage, intent: str) -> None:
     page.intent("reverse the string `s`")
     page.run()
     page.finish()
@@ -55,7 +55,7 @@ def test_an_empty_question_is_one_sentence_and_nothing_is_lost(page: ComparePage
     assert page.find("#reference textarea").get_property("value") == "s[::-1]"
 
 
-def test_a_huge_question_is_refused_in_every_column_and_the_page_lives(page: ComparePage) -> None:
+def test_too_long_question_fails_in_every_column(page: ComparePage) -> None:
     page.intent("x" * 100_000)
     page.run()
     page.finish()
@@ -67,7 +67,7 @@ def test_a_huge_question_is_refused_in_every_column_and_the_page_lives(page: Com
     assert {card["state"] for card in page.cards()} == {"done"}
 
 
-def test_one_failed_column_leaves_the_others_alone(page: ComparePage) -> None:
+def test_one_failed_column_does_not_affect_others(page: ComparePage) -> None:
     page.add_adapter("lora-broken (cannot be used here)")
     page.intent("reverse the string `s`")
     page.run()
@@ -79,7 +79,7 @@ def test_one_failed_column_leaves_the_others_alone(page: ComparePage) -> None:
     page.screenshot("compare-one-failed")
 
 
-def test_several_people_wait_for_one_another(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
+def test_second_visitor_waits_for_the_first(driver: WebDriver, page: ComparePage, engine: FakeEngine) -> None:
     page.add_adapter("lora-slow")
     page.intent("the first one")
     page.run()
@@ -97,19 +97,19 @@ def test_several_people_wait_for_one_another(driver: WebDriver, page: ComparePag
     page.finish()
     driver.switch_to.window(second)
     other.finish()
-    assert other.text(".asked") == "the second one"
+    assert other.text(".question") == "the second one"
     assert {card["state"] for card in other.cards()} == {"done"}
     driver.close()
     driver.switch_to.window(first)
 
 
-def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
+def test_page_is_usable_while_the_model_loads(driver: WebDriver) -> None:
     go = threading.Event()
 
     def build(report: ProgressFn) -> FakeEngine:
         report("Converting the embedded base: 40%")
         go.wait(60)
-        return FakeEngine(SAYS)
+        return FakeEngine(ANSWERS)
 
     with serve(build) as url:
         page = ComparePage(driver, url).open(ready=False)
@@ -125,7 +125,7 @@ def test_the_page_stands_before_the_model(driver: WebDriver) -> None:
         until(lambda: page.chips() == [*DEFAULTS[:3], "lora-starter"])
 
 
-def test_a_model_that_cannot_be_loaded_is_one_sentence(driver: WebDriver) -> None:
+def test_failed_model_load_shows_its_message(driver: WebDriver) -> None:
     def build(report: ProgressFn) -> FakeEngine:
         raise BaseModelError("No base 'x' on the Hub: check the name, or use --base embedded.")
 

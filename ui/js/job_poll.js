@@ -1,0 +1,66 @@
+// Polls the training jobs: at the interval of the last response, only while the panel is visible, and with one request
+// at a time. The value is {job, seen, every, number}: what the page displays. The number of a request comes back with
+// its response, so that a response without changes is noticed too. The URL names the job, so that a refresh finds it.
+const RESPONSE_TIMEOUT_MS = 15000; // an app that was restarted answers again
+let lastPollAt = 0;
+let number = 0;
+let responseReceived = true;
+let selectedJob = null;
+const urlJob = new URL(location.href).searchParams.get("job") || "";
+
+const panel = () => document.querySelector("#train-jobs");
+const isVisible = () => !document.hidden && Boolean(panel()?.getClientRects().length);
+
+function poll() {
+  lastPollAt = Date.now();
+  responseReceived = false;
+  number += 1;
+  const value = props.value || { job: urlJob, seen: {} };
+  const log = Boolean(document.querySelector("#train-job-log details")?.open);
+  trigger("tick", { job: value.job, seen: value.seen, log, number });
+}
+
+function pollIfDue() {
+  const interval = responseReceived ? 1000 * (props.value?.every || 1.5) : RESPONSE_TIMEOUT_MS;
+  if (!element.isConnected) clearInterval(clock);
+  else if (!isVisible()) clearUrlJob();
+  else if (Date.now() - lastPollAt >= interval) poll();
+}
+
+// The job is in the URL only while the Train page is open.
+function clearUrlJob() {
+  const url = new URL(location.href);
+  if (document.hidden || !url.searchParams.has("job") || url.searchParams.get("tab") === "train") return;
+  url.searchParams.delete("job");
+  history.replaceState(history.state, "", url);
+}
+
+function setUrlJob(job) {
+  const url = new URL(location.href);
+  if (url.searchParams.get("tab") !== "train" || (url.searchParams.get("job") || "") === job) return;
+  if (job) url.searchParams.set("job", job);
+  else url.searchParams.delete("job");
+  history.replaceState(history.state, "", url);
+}
+
+function scrollToJob() {
+  const details = document.querySelector("#train-job");
+  const top = details?.getBoundingClientRect().top;
+  if (top === undefined || (top >= 0 && top < innerHeight * 0.6)) return;
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  details.scrollIntoView({ behavior: reducedMotion ? "auto" : "smooth", block: "start" });
+}
+
+watch("value", () => {
+  responseReceived = true;
+  const job = props.value?.job || "";
+  setUrlJob(job);
+  // Scrolls to a job that was selected, started or named by the URL, not to the one that a new page selects itself.
+  if (job && job !== (selectedJob ?? (urlJob === job ? "" : job))) setTimeout(scrollToJob, 100);
+  selectedJob = job;
+});
+
+window.promptOrTune.pollJobs = () => { if (isVisible()) poll(); };
+document.addEventListener("visibilitychange", window.promptOrTune.pollJobs);
+const clock = setInterval(pollIfDue, 250);
+pollIfDue();

@@ -4,9 +4,13 @@ r"""Scores methods over the problems of a data set.
         --methods zero-shot,icl-8,rag-8,lora-conala,lora-conala+rag-8
     python -m evaluate score run.jsonl
     python -m evaluate report run.jsonl [more.jsonl]
+    python -m evaluate extract [answer.txt]
+    python -m evaluate check program.py tests.txt [--layer NAME]
 
-The first answers, then scores, saving after every batch: stopped or killed, the same command goes on where it was. The
-second scores the candidates in a file again, the third prints the tables again, both without a model.
+The first generates answers, scores them and saves after every batch; stopped or killed, the same command continues. The
+others load no model: `score` scores the answers in a file again, `report` prints the tables again, `extract` prints the
+code that would be scored of one answer (a file, or stdin) and which rule chose it, `check` runs tests in any form that
+the Compare page takes on a program in the sandbox; these two print one JSON object. Each has a --help of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from common.command import EXIT_INTERRUPTED
 from common.files import atomic_write
 from errors import PromptOrTuneError
+from evaluate.inspection import check_command, extract_command
 from evaluate.options import (
     build_engine_from_options,
     report_parser,
@@ -52,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report_command(report_parser().parse_args(words[1:]), command)
         if words[:1] == ["score"]:
             return _score_command(score_parser().parse_args(words[1:]), command)
+        if words[:1] == ["extract"]:
+            return extract_command(words[1:])
+        if words[:1] == ["check"]:
+            return check_command(words[1:])
         return _run_command(run_parser(__doc__ or "").parse_args(words), command)
     except PromptOrTuneError as error:
         print(error, file=sys.stderr)

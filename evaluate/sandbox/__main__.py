@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from common.files import read_utf8
 from errors import PromptOrTuneError
 from evaluate.sandbox import probe
 from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
@@ -45,7 +46,7 @@ def _run_command(options: argparse.Namespace) -> int:
         cpu_seconds=max(options.wall, DEFAULT_LIMITS.cpu_seconds),
         memory_bytes=int(options.memory * MEBIBYTE),
     )
-    program = Program(_read_source(options.program), _read_source(options.stdin) if options.stdin else "", limits)
+    program = Program(read_utf8(options.program), read_utf8(options.stdin) if options.stdin else "", limits)
     try:
         with open_sandbox(options.layer, options.unsafe) as sandbox:
             outcome = sandbox.run(program)
@@ -55,15 +56,6 @@ def _run_command(options: argparse.Namespace) -> int:
         outcome = ExecutionResult("refused", "", str(error), options.layer or "none", 0.0)
     print(json.dumps(asdict(outcome)))
     return 1 if outcome.status == "refused" else 0
-
-
-def _read_source(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PromptOrTuneError(f"{path} cannot be read ({error.strerror}): name a file that exists.") from None
-    except UnicodeDecodeError as error:
-        raise PromptOrTuneError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
 
 
 def _parser() -> argparse.ArgumentParser:

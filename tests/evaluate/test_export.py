@@ -169,7 +169,7 @@ def test_an_unfinished_method_is_compared_with_none() -> None:
 def test_a_table_with_tests_shows_them_first() -> None:
     rows: dict[str, Any] = {row.method: row for row in method_rows(run_with_tests())}
     assert rows["lora-tiny"].interval("pass@5") == wilson_interval(10, N)
-    assert rows["lora-tiny"].measures["pass@1"].kind == "bootstrap"
+    assert rows["lora-tiny"].metrics["pass@1"].kind == "bootstrap"
     pairs = compare_methods(run_with_tests(), [("lora-tiny", "icl-8")])
     assert [(pair.metric, pair.test) for pair in pairs] == [
         ("tests", "sign flip"), ("pass@1", "sign flip"), ("codebleu", "sign flip"),

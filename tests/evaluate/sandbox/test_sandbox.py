@@ -119,9 +119,10 @@ def test_closing_ends_what_runs_and_refuses_the_rest(layer: str) -> None:
 
 def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str, tmp_path: Path) -> None:
     code = f"""
-from evaluate.sandbox.sandbox import Program, job, open_sandbox
+from evaluate.sandbox import spec
+from evaluate.sandbox.sandbox import Program, open_sandbox
 sandbox = open_sandbox({layer!r})
-job.BOOT += "#{marker}"
+spec.BOOTSTRAP += "#{marker}"
 print("opened", flush=True)
 sandbox.run(Program("import time; time.sleep(60)"))
 """

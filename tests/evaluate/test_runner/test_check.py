@@ -13,8 +13,8 @@ from evaluate.test_runner.result import TestResult
 from evaluate.test_runner.runner import run_tests, run_tests_many
 from tasks.datasets.apps import parse_tests
 from tasks.problem import AssertTest, StdioTest, Test
-from tests.evaluate.checking.cheats import CHEATS
 from tests.evaluate.hostile import HOSTILE
+from tests.evaluate.test_runner.cheats import CHEATS
 
 QUICK = Limits(wall_seconds=1, cpu_seconds=2)
 ECHO = StdioTest("2 3\n", "5\n")

@@ -1,11 +1,12 @@
 """Confidence intervals and paired tests for scores of methods.
 
-Proportions (EM@k, parse rate) get Wilson's interval, means (CodeBLEU) a bootstrap interval. Two methods are compared on
-the same problems: a paired bootstrap gives the interval of the difference, a sign-flip test its p, McNemar's exact test
-the p of yes-or-no scores; Holm's method corrects all tests of one table. Results over different problems raise an error.
+Proportions (EM@k, parse rate) get Wilson's interval, means (CodeBLEU) a bootstrap interval. Two methods are compared
+on the same problems: a paired bootstrap gives the interval of the difference, a sign-flip test its p, McNemar's exact
+test the p of yes-or-no scores; Holm's method corrects all tests of one table. Results over different problems raise
+an error.
 
-The bootstrap and the binomial test are scipy's. Wilson's interval is ours because scipy's takes whole successes only, the
-sign-flip test because scipy's is two to four times slower and draws other signs for the same seed.
+The bootstrap and the binomial test are scipy's. Wilson's interval is ours because scipy's takes whole successes only,
+the sign-flip test because scipy's is two to four times slower and draws other signs for the same seed.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # A home folder is one person's; the shell that repeats the command fills in its own.
+    # Reports store the command: ~ instead of the home folder makes it work for others.
     command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")
     try:
         if words[:1] == ["report"]:
@@ -87,7 +87,7 @@ def _score_command(options: argparse.Namespace, command: str) -> int:
 
 def _run_command(options: argparse.Namespace, command: str) -> int:
     plan = _build_plan(options)
-    # Where no code can be run, that is said before anything is generated.
+    # Opened first, so that a missing sandbox is reported before anything is generated.
     with _open_sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
         return _generate_and_score(options, command, plan, sandbox)
 
@@ -123,7 +123,7 @@ def _generate_and_score(
 
 
 def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
-    """What can go wrong without a model goes wrong here, before one is loaded."""
+    """Build the plan; raise PromptOrTuneError for bad options or data before a model is loaded."""
     from tasks.datasets.registry import dataset_digest, load_examples, load_problems
 
     if options.output.suffix != ".jsonl":
@@ -145,7 +145,10 @@ def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
 
 
 def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManager[Sandbox | None]:
-    """The sandbox in which tests run, if there are any and they are wanted; PromptOrTuneError where none works."""
+    """Open the sandbox for tests, unless there are none or --no-tests is set.
+
+    Raises PromptOrTuneError if no sandbox layer works.
+    """
     if not needed or options.no_tests:
         return nullcontext()
     from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
@@ -157,7 +160,7 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
 
 
 def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:
-    """Scores what is not scored yet; False, with how to go on, where that was stopped."""
+    """Score what is not scored yet; if interrupted, print how to continue and return False."""
     try:
         with _close_sandbox_on_interrupt(sandbox):
             score_run(run, ProgressBar, sandbox)
@@ -169,7 +172,7 @@ def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:
 
 @contextmanager
 def _close_sandbox_on_interrupt(sandbox: Sandbox | None) -> Iterator[None]:
-    """Ctrl-C ends the programs in the sandbox at once; else it would wait for their time limit."""
+    """On Ctrl-C, end the programs in the sandbox at once instead of waiting for their time limit."""
     if sandbox is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -178,11 +181,11 @@ def _close_sandbox_on_interrupt(sandbox: Sandbox | None) -> Iterator[None]:
         sandbox.close()
         raise KeyboardInterrupt
 
-    usual = signal.signal(signal.SIGINT, stop)
+    previous = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _report_interrupted(run: Run, command: str) -> int:
@@ -194,7 +197,7 @@ def _report_interrupted(run: Run, command: str) -> int:
 
 
 def _print_reports(runs: Sequence[Run], options: argparse.Namespace, command: str) -> None:
-    # The tables are printed first: a file that cannot be written costs none of them.
+    # Print first: the tables are not lost if a file cannot be written.
     print(text_report(runs, pairs=options.compare))
     for path, content in (
         (options.markdown, lambda: markdown_report(runs, command, options.compare)),

@@ -1,4 +1,4 @@
-"""Shows what the sandbox is worth on this machine, and runs one program in it.
+"""Commands that probe the sandbox's layers on this machine, and run one program in the sandbox.
 
     python -m evaluate.sandbox probe [--json]
     python -m evaluate.sandbox run program.py [--stdin FILE] [--layer NAME] [--wall SECONDS] [--memory MB]
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _probe_command(options: argparse.Namespace) -> int:
     found = probe.probe_all_layers()
-    print(json.dumps([asdict(each) for each in found], indent=2) if options.json else probe.probe_table(found))
-    return 0 if any(each.works for each in found) else 1
+    print(json.dumps([asdict(result) for result in found], indent=2) if options.json else probe.probe_table(found))
+    return 0 if any(result.works for result in found) else 1
 
 
 def _run_command(options: argparse.Namespace) -> int:
@@ -49,13 +49,13 @@ def _run_command(options: argparse.Namespace) -> int:
     program = Program(read_utf8(options.program), read_utf8(options.stdin) if options.stdin else "", limits)
     try:
         with open_sandbox(options.layer, options.unsafe) as sandbox:
-            outcome = sandbox.run(program)
+            result = sandbox.run(program)
             for reason in sandbox.unavailable_layers:
                 print(f"{reason[0].upper()}{reason[1:]}.", file=sys.stderr)
     except SandboxUnavailableError as error:
-        outcome = ExecutionResult("refused", "", str(error), options.layer or "none", 0.0)
-    print(json.dumps(asdict(outcome)))
-    return 1 if outcome.status == "refused" else 0
+        result = ExecutionResult("refused", "", str(error), options.layer or "none", 0.0)
+    print(json.dumps(asdict(result)))
+    return 1 if result.status == "refused" else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,12 +63,12 @@ def _parser() -> argparse.ArgumentParser:
         "python -m evaluate.sandbox", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    look = commands.add_parser("probe", help="attack every layer and say what it stops")
-    look.add_argument("--json", action="store_true", help="the same for programs")
+    look = commands.add_parser("probe", help="attack every layer and print what it stops")
+    look.add_argument("--json", action="store_true", help="print the results as JSON")
     run = commands.add_parser("run", help="run one program")
-    run.add_argument("program", type=Path, help="a file of Python")
-    run.add_argument("--stdin", type=Path, help="what it reads; empty otherwise")
-    run.add_argument("--layer", help="bubblewrap, landlock or rlimits; without it the best that works")
+    run.add_argument("program", type=Path, help="a Python file")
+    run.add_argument("--stdin", type=Path, help="the file that it reads as stdin; empty without it")
+    run.add_argument("--layer", help="bubblewrap, landlock or rlimits; by default the best that works")
     run.add_argument("--unsafe", action="store_true", help="allow --layer rlimits, which hardly protects")
     run.add_argument("--wall", type=float, default=DEFAULT_LIMITS.wall_seconds, help="seconds (%(default)s)")
     run.add_argument("--memory", type=float, default=DEFAULT_LIMITS.memory_bytes / MEBIBYTE, help="MB (%(default)s)")

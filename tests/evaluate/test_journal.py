@@ -61,7 +61,7 @@ def test_a_broken_line_before_a_whole_one_is_no_torn_end(tmp_path: Path, line: b
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + line + b"{}\n")
-    with pytest.raises(ValueError, match="broken line"):
+    with pytest.raises(ValueError, match="incomplete line"):
         read_records(path)
 
 

@@ -58,7 +58,7 @@ def test_a_k_that_was_not_sampled_is_an_error_and_not_one(n: int, c: int, k: int
 
 @pytest.mark.parametrize("c", [-1, 6])
 def test_counts_that_cannot_be_are_an_error(c: int) -> None:
-    with pytest.raises(PromptOrTuneError, match="right samples of 5"):
+    with pytest.raises(PromptOrTuneError, match="correct samples of 5"):
         pass_at_k(5, c, 1)
 
 

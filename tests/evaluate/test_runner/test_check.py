@@ -109,7 +109,7 @@ def test_no_expected_value_enters_the_child(sandbox: Sandbox) -> None:
             "all(f(x) == x for x in [1, 2])",
             "does not hold (the whole assert ran in the sandbox, unpr",
         ),
-        ("def f(x): return 1", "f(1) ==", "the test is no Python (invalid syntax)"),
+        ("def f(x): return 1", "f(1) ==", "the test is not Python (invalid syntax)"),
     ],
 )
 def test_reasons(sandbox: Sandbox, code: str, test: str, reason: str) -> None:

@@ -139,7 +139,7 @@ def test_a_method_with_two_votes_waits_while_others_are_rated() -> None:
 def test_groups_that_never_met_are_not_put_in_one_order() -> None:
     found = compute_ratings([*bouts((FOUR[0], FOUR[1]), 9, 5), *bouts((FOUR[2], FOUR[3]), 12, 8)])
     assert {standing.player for standing in found.ratings if standing.interval} == {FOUR[2], FOUR[3]}
-    assert found.unrated_reason.startswith("2 methods have votes enough")
+    assert found.unrated_reason.startswith("2 methods have enough votes")
 
 
 def test_the_matrix_has_every_pair_from_both_sides() -> None:

@@ -1,4 +1,4 @@
-"""`python -m evaluate` and `python -m evaluate.prompt_style_search` from their arguments to their files, without a model."""
+"""Commands of evaluate and of the prompt style search, from their arguments to their files, without a model."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""Ratings against closed forms and simulations, and what is left unsaid."""
+"""Ratings compared with closed forms and simulations, and the sampling of pairs."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from evalica import Winner, bradley_terry
 
-from evaluate.arena.ratings import compute_ratings, point_ratings
-from evaluate.arena.votes import MIN_VOTES, Comparison, Player
+from evaluate.arena.ratings import compute_ratings, point_ratings, sample_pair
+from evaluate.arena.votes import MIN_VOTES, Comparison, Player, unordered_pair
 from tests.evaluate.arena.votes import LORA, RAG, ZERO, bouts, simulated
 
 FOUR = [Player(name) for name in ("a", "b", "c", "d")]
@@ -147,3 +148,32 @@ def test_the_matrix_has_every_pair_from_both_sides() -> None:
     mine, theirs = matrix[LORA, ZERO], matrix[ZERO, LORA]
     assert (mine.wins, mine.losses, mine.ties, mine.both_bad, mine.win_rate) == (3, 1, 2, 2, 0.625)
     assert (theirs.wins, theirs.losses, theirs.win_rate) == (1, 3, 0.375)
+
+
+PLAYERS = [ZERO, RAG, LORA]
+
+
+def test_pairs_and_orders_come_equally_often() -> None:
+    chance = random.Random(0)
+    drawn = Counter(sample_pair(PLAYERS, {}, chance) for _ in range(6000))
+    assert len(drawn) == 6
+    assert all(850 < count < 1150 for count in drawn.values())
+
+
+def test_pairs_with_few_votes_are_preferred_but_never_certain() -> None:
+    chance = random.Random(0)
+    votes = {unordered_pair(ZERO, RAG): 1, unordered_pair(ZERO, LORA): 2}
+    drawn = Counter(unordered_pair(*(sample_pair(PLAYERS, votes, chance) or (ZERO, RAG))) for _ in range(4000))
+    assert drawn[unordered_pair(RAG, LORA)] > 3000
+    assert drawn[unordered_pair(ZERO, RAG)] > drawn[unordered_pair(ZERO, LORA)] > 20
+
+
+def test_only_allowed_pairs_are_drawn() -> None:
+    chance = random.Random(0)
+    wanted = unordered_pair(ZERO, LORA)
+    assert {
+        unordered_pair(*(sample_pair(PLAYERS, {}, chance, lambda pair: pair == wanted) or (RAG, RAG)))
+        for _ in range(20)
+    } == {wanted}
+    assert sample_pair(PLAYERS, {}, chance, lambda pair: False) is None
+    assert sample_pair([ZERO, ZERO], {}, chance) is None

@@ -1,3 +1,5 @@
+"""CodeBLEU, its tokens and its n-gram parts, compared with the `codebleu` package."""
+
 from __future__ import annotations
 
 import itertools
@@ -7,16 +9,17 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from codebleu.bleu import corpus_bleu
+from codebleu.weighted_ngram_match import corpus_bleu as weighted_corpus_bleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.codebleu import codebleu, codebleu_package_score
+from evaluate.metrics.codebleu import bleu_scores, codebleu, codebleu_package_score, count_ngrams, python_tokens
+from tests.conftest import ROOT
 from tests.evaluate.hostile import HOSTILE
 
-ROOT = Path(__file__).parents[2]
 LOOP = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total"
 # Without loops, comments and strings at the start of a statement: there the package's own parts can be trusted.
 PLAIN = [
@@ -176,3 +179,84 @@ def test_a_short_answer_pays_for_its_length_in_the_weighted_part_too() -> None:
     weights = dict.fromkeys("a=b+cde", 1)
     without = corpus_bleu([[[list("a=b+c+d+e"), weights]]], [list("a=b")])
     assert found.weighted_ngram == pytest.approx(without * 2.718281828 ** (1 - 9 / 3))
+
+
+TEXTS = st.text(max_size=80) | st.text(alphabet="()[]{}'\"\\\n :=xf#1.", max_size=80)
+
+
+@given(TEXTS)
+def test_tokens_are_pieces_of_the_text_in_their_order(code: str) -> None:
+    at = 0
+    for token in python_tokens(code):
+        assert token
+        # Python's lexer ends a line that has no end, and reads \r\n as \n; the letters themselves stay.
+        found = code.find(token.split("\n")[0].rstrip("\r"), at)
+        assert found >= 0
+        at = found
+
+
+@given(TEXTS)
+def test_the_same_text_has_the_same_tokens(code: str) -> None:
+    assert python_tokens(code) == python_tokens(code)
+
+
+@given(st.lists(st.sampled_from(["x", "+", "1", "'a b'", "f(", ")", "for", "**", '"""a"""']), max_size=8))
+def test_blanks_and_comments_say_nothing(tokens: list[str]) -> None:
+    assert python_tokens(" ".join(tokens)) == python_tokens("  ".join(tokens) + "  # a comment")
+
+
+@pytest.mark.parametrize(
+    ("code", "tokens"),
+    [
+        ("print(sum(x))", ("print", "(", "sum", "(", "x", ")", ")")),
+        ("x **= 0x1F  # c", ("x", "**=", "0x1F")),
+        ("f'{a} b' + rb'\\n'", ("f'{a} b'", "+", "rb'\\n'")),
+        ("if a:\n    b\n", ("if", "a", ":", "b")),
+        ("x = 'open", ("x", "=", "'open")),
+        ("f(1 # c\n", ("f", "(", "1")),
+        ("# only\n", ()),
+        ("", ()),
+    ],
+)
+def test_tokens(code: str, tokens: tuple[str, ...]) -> None:
+    assert python_tokens(code) == tokens
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_tokens_of_hostile_text_take_bounded_time(text: str) -> None:
+    start = time.perf_counter()
+    python_tokens(text[:20_000])
+    assert time.perf_counter() - start < 5
+
+
+KEYWORDS = frozenset({"for", "in"})
+TOKENS = st.lists(st.sampled_from(["a", "b", "(", ")", "for", "in", "x" * 3]), min_size=1, max_size=14)
+
+
+class Pair(list[object]):
+    """Tokens and weights, as long as the tokens, for the package's brevity penalty."""
+
+    def __len__(self) -> int:
+        return len(self[0])  # type: ignore[arg-type]
+
+
+@given(TOKENS, TOKENS)
+def test_both_parts_are_the_packages(reference: list[str], candidate: list[str]) -> None:
+    order = min(4, len(reference))
+    uniform = (1 / order,) * order
+    weights = {token: 5 if token in KEYWORDS else 1 for token in reference}
+    plain = corpus_bleu([[reference]], [candidate], weights=uniform)
+    weighted = weighted_corpus_bleu([[Pair([reference, weights])]], [candidate], weights=uniform)
+    found = bleu_scores(count_ngrams(reference), count_ngrams(candidate), KEYWORDS, 5)
+    assert found == (min(1.0, plain), min(1.0, weighted))
+
+
+@given(TOKENS, TOKENS)
+def test_both_parts_stay_in_bounds(reference: list[str], candidate: list[str]) -> None:
+    for part in bleu_scores(count_ngrams(reference), count_ngrams(candidate), KEYWORDS, 5):
+        assert 0 <= part <= 1
+    assert bleu_scores(count_ngrams(reference), count_ngrams(reference), KEYWORDS, 5) == pytest.approx((1, 1))
+
+
+def test_nothing_in_common_is_nothing() -> None:
+    assert bleu_scores(count_ngrams(["a"]), count_ngrams(["b", "b"]), KEYWORDS, 5) == (0, 0)

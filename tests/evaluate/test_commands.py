@@ -66,7 +66,7 @@ def test_a_run_prints_its_table_and_writes_json_and_markdown(
     assert capsys.readouterr().out == printed.out
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(
+def test_an_interrupted_run_prints_how_to_continue_and_continues(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run.jsonl"
@@ -83,7 +83,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(
     assert "p (Holm)" in capsys.readouterr().out
 
 
-def test_an_interrupt_before_the_first_batch_says_that_nothing_was_saved(
+def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine(interrupt_at=0))
@@ -110,7 +110,7 @@ def test_an_interrupt_before_the_first_batch_says_that_nothing_was_saved(
         (["--methods", "zero-shot", "--output", "/tmp"], "no .jsonl file"),
     ],
 )
-def test_mistakes_end_with_one_sentence_and_status_two(
+def test_bad_arguments_print_one_message_and_exit_with_two(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], words: list[str],
     sentence: str,
 ) -> None:  # fmt: skip
@@ -191,7 +191,7 @@ def test_only_two_methods_with_a_colon_can_be_compared(tmp_path: Path, capsys: p
     assert "write them as A:B" in capsys.readouterr().err
 
 
-def test_a_report_over_no_file_ends_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_a_missing_file_prints_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["report", str(tmp_path / "missing.jsonl")]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
 
@@ -218,7 +218,7 @@ def test_styles_are_ranked_on_validation_problems(
     assert "Best few-shot: plain" in capsys.readouterr().out
 
 
-def test_a_base_without_a_chat_template_is_not_asked_in_chat() -> None:
+def test_a_base_without_a_chat_template_gets_no_chat_style() -> None:
     assert {style.format for style in prompt_style_search.supported_styles([], has_chat_template=False)} == {"plain"}
 
 

@@ -45,7 +45,7 @@ def answers(run: Run) -> dict[tuple[str, str], tuple[object, ...]]:
     }
 
 
-def test_killed_in_any_batch_it_loses_that_batch_at_most(tmp_path: Path) -> None:
+def test_a_kill_loses_at_most_the_current_batch(tmp_path: Path) -> None:
     path, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
     assert told_until(start(whole), 10**9, signal.SIGKILL)[-1] == "done"
     asked = saved = 0
@@ -63,7 +63,7 @@ def test_killed_in_any_batch_it_loses_that_batch_at_most(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-def test_stopped_while_scoring_it_keeps_what_is_scored_and_scores_the_rest(tmp_path: Path) -> None:
+def test_interrupted_scoring_saves_its_scores_and_continues(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     process = start(path)
     said = told_until(process, 2 * BATCHES + 1 + 7, signal.SIGINT)  # with the seventh score
@@ -79,7 +79,7 @@ def test_stopped_while_scoring_it_keeps_what_is_scored_and_scores_the_rest(tmp_p
     assert len(again) == len(METHODS) * PROBLEMS
 
 
-def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_file_gets_an_error(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     first = start(path)
     assert first.stdout is not None

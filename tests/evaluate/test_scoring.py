@@ -43,13 +43,13 @@ METRICS = [
 ]
 
 
-def test_a_right_answer_has_full_scores() -> None:
+def test_a_correct_answer_scores_one() -> None:
     scores = {score.metric: score for score in score_code("x = y\n", "x = y")}
     assert list(scores) == METRICS
     assert all(score.value == 1 and not score.reason for score in scores.values())
 
 
-def test_without_a_reference_every_score_but_parses_says_why_it_is_missing() -> None:
+def test_without_a_reference_all_scores_except_parses_have_a_reason() -> None:
     for reference in (None, "", "  \n"):
         scores = score_code("x = y", reference)
         assert [score.metric for score in scores] == METRICS
@@ -57,7 +57,7 @@ def test_without_a_reference_every_score_but_parses_says_why_it_is_missing() -> 
         assert scores[-1].value == 1
 
 
-def test_undefined_data_flow_says_so() -> None:
+def test_undefined_data_flow_has_a_reason() -> None:
     scores = {score.metric: score for score in score_code("print(max(x))", "print(sum(x))")}
     assert scores["codebleu.dataflow"].value is None
     assert scores["codebleu.dataflow"].reason == NO_DATA_FLOW
@@ -89,7 +89,7 @@ def test_a_failure_scores_zero_and_not_none() -> None:
     }  # fmt: skip
 
 
-def test_nothing_to_compare_with_scores_none() -> None:
+def test_without_a_reference_scores_are_none() -> None:
     scores = score_candidates(["x = y"], None, 1)
     assert scores.pop("parses") == 1
     assert set(scores.values()) == {None}
@@ -150,7 +150,7 @@ def keep_scores(run: Run, sandbox: Sandbox | None) -> int:
     return sum(totals)
 
 
-def test_a_code_counts_as_often_as_it_was_said(sandbox: Sandbox) -> None:
+def test_a_code_counts_once_per_sample(sandbox: Sandbox) -> None:
     scores = scored(sandbox, result(candidate(RIGHT, 2), candidate(HALF, 2), candidate(WRONG)))
     assert scores["tests"] == pytest.approx((2 * 1 + 2 * 0.5 + 0) / 5)
     assert scores["pass@1"] == pytest.approx(2 / 5)
@@ -158,7 +158,7 @@ def test_a_code_counts_as_often_as_it_was_said(sandbox: Sandbox) -> None:
     assert scores["pass@5"] == 1
 
 
-def test_more_draws_than_samples_have_no_pass(sandbox: Sandbox) -> None:
+def test_pass_at_k_is_none_above_the_number_of_samples(sandbox: Sandbox) -> None:
     scores = scored(sandbox, result(candidate(RIGHT), candidate(WRONG)))
     assert [scores[f"pass@{k}"] for k in (1, 2, 3, 5)] == [0.5, 1, None, None]
 
@@ -176,7 +176,7 @@ def test_of_beams_only_the_first_runs_and_pass_is_undefined(sandbox: Sandbox) ->
     assert checks[0][1]["reason"] == "f(2) gave 2, expected 3"
 
 
-def test_hostile_and_endless_candidates_cost_no_other_its_result(sandbox: Sandbox) -> None:
+def test_hostile_candidates_do_not_affect_others(sandbox: Sandbox) -> None:
     codes = ["import os\nos._exit(0)", "raise SystemExit", "f = lambda x: " + "(" * 500, RIGHT]
     made = [(replace(result(candidate(code)), problem=f"p{at}"), TESTS) for at, code in enumerate(codes)]
     greedy = {"mode": "greedy", "candidates": 1}
@@ -184,7 +184,7 @@ def test_hostile_and_endless_candidates_cost_no_other_its_result(sandbox: Sandbo
     assert {problem: scores["pass@1"] for problem, scores in found.items()} == {"p0": 0, "p1": 0, "p2": 0, "p3": 1}
 
 
-def test_both_kinds_of_score_lie_in_the_file_and_are_made_once(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_both_kinds_of_score_are_stored_and_computed_once(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "run.jsonl"
     run = made_run(path, [result(candidate(RIGHT, 5)), replace(result(candidate("x = y", 5)), problem="p1")])
     assert keep_scores(run, sandbox) == 3  # two texts, and the tests of the one problem that has some
@@ -196,7 +196,7 @@ def test_both_kinds_of_score_lie_in_the_file_and_are_made_once(tmp_path: Path, s
     assert keep_scores(read_run(path), sandbox) == 0
 
 
-def test_without_a_sandbox_no_code_runs_and_what_tests_said_stays(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_without_a_sandbox_no_code_runs_and_test_scores_stay(tmp_path: Path, sandbox: Sandbox) -> None:
     path = tmp_path / "run.jsonl"
     run = made_run(path, [result(candidate(RIGHT, 5))])
     assert keep_scores(run, None) == 1
@@ -211,7 +211,7 @@ def test_without_a_sandbox_no_code_runs_and_what_tests_said_stays(tmp_path: Path
     assert count_unscored(read_run(path)) == 0
 
 
-def test_another_layer_another_metric_or_other_candidates_are_scored_anew(
+def test_another_layer_metric_or_candidate_is_scored_again(
     tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run.jsonl"
@@ -232,7 +232,7 @@ def test_another_layer_another_metric_or_other_candidates_are_scored_anew(
     assert read_run(path).results("zero-shot")[0].scores["pass@1"] == 0
 
 
-def test_tests_of_a_problem_come_back_from_the_file() -> None:
+def test_tests_of_a_problem_are_restored_from_its_record() -> None:
     problem = Problem("p", "do", None, (*TESTS, StdioTest("1\n", "2\n")), "f", "interview")
     record = problem_record(problem)
     assert stored_tests(record) == problem.tests

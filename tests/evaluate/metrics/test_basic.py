@@ -16,23 +16,23 @@ from tests.evaluate.hostile import HOSTILE
 
 
 @given(st.text())
-def test_code_matches_itself_whatever_stands_around_it(code: str) -> None:
+def test_code_matches_itself_with_any_surrounding_blanks(code: str) -> None:
     assert exact_match(code, f"\n {code}\t\n")
 
 
-def test_one_different_letter_is_no_match() -> None:
+def test_one_different_character_is_no_match() -> None:
     assert not exact_match("x = 1", "x = 2")
     assert not exact_match("x = 1", "x  = 1")
 
 
 @given(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=10))
-def test_more_candidates_never_lose_a_match(candidates: list[str]) -> None:
+def test_em_at_k_is_monotonic_in_k(candidates: list[str]) -> None:
     hits = [exact_match_at_k("a", candidates, k) for k in range(1, len(candidates) + 1)]
     assert hits == sorted(hits)
     assert hits[-1] == ("a" in candidates)
 
 
-def test_k_above_the_number_asked_for_is_an_error() -> None:
+def test_k_above_the_number_of_candidates_raises() -> None:
     with pytest.raises(PromptOrTuneError, match="EM@3 is undefined for 2 candidates"):
         exact_match_at_k("a", ["b", "c"], 3)
     with pytest.raises(PromptOrTuneError, match="EM@0"):
@@ -41,13 +41,13 @@ def test_k_above_the_number_asked_for_is_an_error() -> None:
         exact_match_at_k("a", ["b", "c", "d"], 1, num_candidates=2)
 
 
-def test_merged_duplicates_leave_a_shorter_list_that_is_still_scored_at_ten() -> None:
+def test_merged_duplicates_are_still_scored_at_ten() -> None:
     assert exact_match_at_k("a", ["b", "a"], 10, num_candidates=10)
     assert not exact_match_at_k("a", ["b", "a"], 1, num_candidates=10)
     assert not exact_match_at_k("a", [], 10, num_candidates=10)
 
 
-def test_equal_trees_forgive_quotes_and_brackets_and_nothing_more() -> None:
+def test_equal_trees_ignore_only_quotes_and_brackets() -> None:
     assert syntax_tree_match("x = ('a')", 'x="a" # same')
     assert not syntax_tree_match("x = 1", "x = 1.0")
     assert not syntax_tree_match("x = 1", "y = 1")
@@ -69,7 +69,7 @@ SAMPLES = st.integers(1, 6).flatmap(
 
 
 @pytest.mark.parametrize("n", range(1, 8))
-def test_it_is_the_share_of_draws_with_a_right_sample(n: int) -> None:
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_sample(n: int) -> None:
     for c, k in itertools.product(range(n + 1), range(1, n + 1)):
         draws = list(itertools.combinations(range(n), k))
         lucky = sum(any(sample < c for sample in draw) for draw in draws)
@@ -77,14 +77,14 @@ def test_it_is_the_share_of_draws_with_a_right_sample(n: int) -> None:
 
 
 @given(COUNTS)
-def test_it_is_exact_where_the_binomials_are_huge(counts: tuple[int, int, int]) -> None:
+def test_pass_at_k_is_exact_for_huge_binomials(counts: tuple[int, int, int]) -> None:
     n, c, k = counts
     exact = 1 - math.comb(n - c, k) / math.comb(n, k)
     assert pass_at_k(n, c, k) == pytest.approx(exact, abs=1e-9)
 
 
 @given(COUNTS)
-def test_it_stays_in_bounds_and_grows_with_k_and_with_c(counts: tuple[int, int, int]) -> None:
+def test_pass_at_k_is_in_bounds_and_monotonic(counts: tuple[int, int, int]) -> None:
     n, c, k = counts
     value = pass_at_k(n, c, k)
     assert 0 <= value <= 1
@@ -94,19 +94,19 @@ def test_it_stays_in_bounds_and_grows_with_k_and_with_c(counts: tuple[int, int, 
     assert pass_at_k(n, n, k) == 1
 
 
-def test_pass_at_1_is_the_share_of_right_samples() -> None:
+def test_pass_at_1_is_the_share_of_correct_samples() -> None:
     assert pass_at_k(5, 2, 1) == pytest.approx(0.4)
     assert pass_at_k(200, 3, 100) == pytest.approx(1 - math.comb(197, 100) / math.comb(200, 100))
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(1, 0, 2), (5, 5, 6), (5, 1, 0), (0, 0, 1), (5, 1, -1)])
-def test_a_k_that_was_not_sampled_is_an_error_and_not_one(n: int, c: int, k: int) -> None:
+def test_pass_at_k_raises_for_k_above_the_number_of_samples(n: int, c: int, k: int) -> None:
     with pytest.raises(PromptOrTuneError, match=rf"Pass@{k} is undefined for {n} samples"):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize("c", [-1, 6])
-def test_counts_that_cannot_be_are_an_error(c: int) -> None:
+def test_impossible_counts_raise(c: int) -> None:
     with pytest.raises(PromptOrTuneError, match="correct samples of 5"):
         pass_at_k(5, c, 1)
 

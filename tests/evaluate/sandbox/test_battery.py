@@ -67,7 +67,7 @@ def test_no_process_is_left(battery: tuple[Results, bool]) -> None:
 
 
 @pytest.mark.parametrize("program", HONEST, ids=lambda program: program.name)
-def test_an_honest_program_passes(program: Honest, honest: dict[str, ExecutionResult]) -> None:
+def test_a_harmless_program_succeeds(program: Honest, honest: dict[str, ExecutionResult]) -> None:
     outcome = honest[program.name]
     assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", program.stdout, ""), outcome
 
@@ -85,12 +85,12 @@ def unfenced(marker: str) -> Results:
 
 
 @pytest.mark.parametrize("attack", UNFENCED, ids=lambda attack: attack.name)
-def test_the_same_attack_succeeds_without_fences(attack: Attack, unfenced: Results) -> None:
+def test_the_same_attack_succeeds_without_a_sandbox(attack: Attack, unfenced: Results) -> None:
     outcome, effects = unfenced[attack.name]
     assert attack.unfenced in effects, outcome
 
 
-def test_the_battery_is_large_enough() -> None:
+def test_the_number_of_attacks_and_programs_is_large_enough() -> None:
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 30
     assert len({program.name for program in HONEST}) == len(HONEST) >= 15
     assert len(UNFENCED) >= 15

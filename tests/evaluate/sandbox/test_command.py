@@ -42,7 +42,7 @@ def test_it_runs_a_program_in_a_layer(program: Path, layer: str) -> None:
     assert (told["status"], told["stdout"], told["layer"]) == ("ok", "ABC\n", layer)
 
 
-def test_without_a_layer_it_takes_the_best(program: Path, capsys: pytest.CaptureFixture[str], layer: str) -> None:
+def test_without_a_layer_the_best_one_is_used(program: Path, capsys: pytest.CaptureFixture[str], layer: str) -> None:
     assert main(["run", str(program)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["status"] == "error"
@@ -50,7 +50,7 @@ def test_without_a_layer_it_takes_the_best(program: Path, capsys: pytest.Capture
     assert told["layer"] == ("bubblewrap" if probe.probe_layer("bubblewrap").works else "landlock")
 
 
-def test_limits_alone_are_refused_without_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rlimits_need_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(program), "--layer", "rlimits"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["status"], told["stdout"]) == ("refused", "")
@@ -61,7 +61,7 @@ def test_limits_alone_are_refused_without_the_unsafe_flag(program: Path, capsys:
     assert (told["status"], told["layer"]) == ("ok", "unsafe-rlimits")
 
 
-def test_a_layer_that_does_not_work_here_refuses(
+def test_a_layer_that_does_not_work_gives_status_refused(
     program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = probe.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")
@@ -82,7 +82,7 @@ def test_a_layer_that_does_not_work_here_refuses(
         (["{binary}"], "is not UTF-8"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_bad_arguments_print_one_message(
     arguments: list[str], words: str, program: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     binary = program.with_name("binary")
@@ -94,7 +94,7 @@ def test_a_mistake_is_one_sentence(
     assert said.err.count("\n") == 1
 
 
-def test_the_probe_says_what_each_layer_stops(capsys: pytest.CaptureFixture[str], layer: str) -> None:
+def test_the_probe_prints_what_each_layer_stops(capsys: pytest.CaptureFixture[str], layer: str) -> None:
     assert main(["probe", "--json"]) == 0
     found = {each["layer"]: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"bubblewrap", "landlock", "unsafe-rlimits"}
@@ -104,7 +104,7 @@ def test_the_probe_says_what_each_layer_stops(capsys: pytest.CaptureFixture[str]
     assert not found["unsafe-rlimits"]["works"]
 
 
-def test_the_table_can_be_read() -> None:
+def test_the_probe_table_is_aligned() -> None:
     leaks = {name: name != "network" for name in (*probe.ATTACK_LABELS, *probe.LIMIT_LABELS)}
     table = probe.probe_table(
         [

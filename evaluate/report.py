@@ -298,7 +298,7 @@ def build_figure(runs: Sequence[Run]) -> Figure:
     PromptOrTuneError where there is no result yet, or a run is not scored to its end.
     """
     require_scored(runs)
-    # Without pyplot, whose global state is shared with whoever plots in the same process.
+    # Not pyplot, whose global state is shared with all other plots of the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

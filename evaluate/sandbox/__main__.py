@@ -25,7 +25,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; its exit status: 0 where a run took place, 1 where it was refused, 2 for a mistake of ours."""
+    """Run the command; return 0 if a program ran, 1 if it was refused, 2 for bad arguments."""
     options = _parser().parse_args(argv)
     try:
         return _probe_command(options) if options.command == "probe" else _run_command(options)

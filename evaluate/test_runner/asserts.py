@@ -40,11 +40,11 @@ from typing import Any
 from tasks.problem import AssertTest
 
 MAX_BITS = 100_000  # of a whole number
-MAX_DIGITS = 400  # to round to: a float has no more
+MAX_DIGITS = 400  # to round to; a float has fewer
 MAX_ITEMS = 1_000_000  # of a sequence
 NUMBER_TYPES = (int, float, complex, Fraction, Decimal)
 ISINSTANCE_TYPES: dict[str, type] = {
-    each.__name__: each for each in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex)
+    kind.__name__: kind for kind in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex)
 }
 MATH_CONSTANTS: dict[str, Any] = {f"math.{name}": getattr(math, name) for name in ("pi", "e", "tau", "inf", "nan")}
 
@@ -255,18 +255,16 @@ def _is_identical(left: Any, right: Any) -> bool:
 
 
 _EVALUATED_IN_CHILD = {
-    *(
-        "startswith",
-        "endswith",
-        "issubset",
-        "issuperset",
-        "isdisjoint",
-        "equals",
-        "all",
-        "any",
-        "__eq__",
-        "__contains__",
-    )
+    "__contains__",
+    "__eq__",
+    "all",
+    "any",
+    "endswith",
+    "equals",
+    "isdisjoint",
+    "issubset",
+    "issuperset",
+    "startswith",
 }
 _COMPARISON_FUNCTIONS = {*ISCLOSE_NAMES, "isclose", "allclose", "array_equal", "assert_allclose", "approx"}
 _MODULES = {"np", "pd", "numpy", "pandas", "scipy", "torch", *sys.stdlib_module_names}

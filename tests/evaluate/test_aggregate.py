@@ -79,9 +79,9 @@ def test_every_score_has_a_display_order_and_a_title() -> None:
 
 
 def test_cost_covers_answered_problems_and_all_samples() -> None:
-    said = ({"tokens": 5, "times": 3}, {"tokens": 10})
+    candidates = ({"tokens": 5, "times": 3}, {"tokens": 10})
     made = [
-        Result("m", "p0", candidates=said, seconds=2.0, prompt_tokens=30, tokens=5),
+        Result("m", "p0", candidates=candidates, seconds=2.0, prompt_tokens=30, tokens=5),
         Result("m", "p1", candidates=({"tokens": 15},), seconds=3.0, prompt_tokens=50, tokens=15),
         Result("m", "p2", error="Too long."),
     ]

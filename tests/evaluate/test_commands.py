@@ -73,10 +73,10 @@ def test_an_interrupted_run_prints_how_to_continue_and_continues(
     words = arguments(data, output, "--methods", "zero-shot,icl-8", "--overwrite")
     engines += [FakeEngine(interrupt_at=2), FakeEngine()]
     assert command.main(words) == 130
-    said = capsys.readouterr().err
-    assert "4 answers are in" in said
-    assert "to go on: python -m evaluate --data conala" in said
-    assert "--overwrite" not in said
+    output = capsys.readouterr().err
+    assert "4 answers are in" in output
+    assert "to go on: python -m evaluate --data conala" in output
+    assert "--overwrite" not in output
     engine = engines[0]
     assert command.main(words[:-1]) == 0
     assert len(engine.calls) == 4
@@ -116,9 +116,9 @@ def test_bad_arguments_print_one_message_and_exit_with_two(
 ) -> None:  # fmt: skip
     engines.append(FakeEngine())
     assert command.main(arguments(data, tmp_path / "run.jsonl", *words)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert len(output.strip().splitlines()) == 1
 
 
 def test_tests_run_after_the_answers_and_all_files_are_written(
@@ -150,8 +150,8 @@ def test_an_interrupt_ends_the_programs_that_run(
 ) -> None:
     class Endless(FakeEngine):
         def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
-            said = (Candidate("while True: pass", "while True: pass", -1.0, 3),)
-            return [replace(each, candidates=said) for each in super().answer(*args, **kwargs)]  # type: ignore[arg-type]
+            candidates = (Candidate("while True: pass", "while True: pass", -1.0, 3),)
+            return [replace(answer, candidates=candidates) for answer in super().answer(*args, **kwargs)]  # type: ignore[arg-type]
 
     def interrupt_when_tests_run() -> None:
         scores = tmp_path / "run.scores.jsonl"
@@ -176,9 +176,9 @@ def test_without_a_sandbox_nothing_is_generated_unless_tests_are_left_out(
     engines.append(FakeEngine())
     words = ["--data", "starter", "--limit", "2", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]
     assert command.main([*words, "--sandbox", "rlimits"]) == 2
-    said = capsys.readouterr().err
-    assert "--no-tests goes without" in said
-    assert len(said.strip().splitlines()) == 1
+    output = capsys.readouterr().err
+    assert "--no-tests goes without" in output
+    assert len(output.strip().splitlines()) == 1
     assert engines, "no engine was made"
     assert list(tmp_path.iterdir()) == []
     assert command.main([*words, "--no-tests"]) == 0

@@ -102,7 +102,7 @@ def test_votes_on_different_bases_are_separate(votes: VoteStore) -> None:
 
 
 def test_concurrent_votes_of_threads_are_each_counted_once(votes: VoteStore) -> None:
-    """Eight threads cast the same twenty votes of one person: each is kept once and refused seven times."""
+    """Eight threads cast the same twenty votes of one person: each is accepted once and refused seven times."""
 
     def cast(number: int) -> bool:
         try:
@@ -112,8 +112,8 @@ def test_concurrent_votes_of_threads_are_each_counted_once(votes: VoteStore) -> 
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        kept = list(pool.map(cast, range(160)))
-    assert (sum(kept), votes.count()) == (20, 20)
+        accepted = list(pool.map(cast, range(160)))
+    assert (sum(accepted), votes.count()) == (20, 20)
 
 
 def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:

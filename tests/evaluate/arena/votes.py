@@ -24,7 +24,9 @@ def make_vote(number: int = 0, **changes: Any) -> Vote:
     return Vote(**{**values, **changes})
 
 
-def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0) -> list[Comparison]:
+def make_votes(
+    pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0
+) -> list[Comparison]:
     """So many votes of the first against the second, each of a person of its own."""
     counts: dict[Winner, int] = {"left": wins, "right": losses, "tie": ties, "both bad": both_bad}
     winners = [winner for winner, count in counts.items() for _ in range(count)]

@@ -45,8 +45,8 @@ class Host:
             listener.setblocking(False)
 
     def facts(self) -> str:
-        """What the attack is told: everything but the secret."""
-        told: dict[str, Any] = {
+        """Return the attack's stdin: everything except the secret."""
+        attack_input: dict[str, Any] = {
             "parent": os.getpid(),
             "bystander": self.bystander.pid,
             "folder": str(self.folder),
@@ -59,7 +59,7 @@ class Host:
             "checkout": str(ROOT),
             "tests": __file__,
         }
-        return json.dumps(told) + "\n"
+        return json.dumps(attack_input) + "\n"
 
     def effects(self, outcome: ExecutionResult) -> set[str]:
         """What the attack achieved, by what is found here and not by what it says; and what it claims besides."""
@@ -70,10 +70,10 @@ class Host:
             found.add("sent")
         if self._look() != self.before or self.victim.read_text() != ORIGINAL:
             found.add("changed files")
-        said = outcome.stdout + outcome.stderr
-        if self.secret in said:
+        output = outcome.stdout + outcome.stderr
+        if self.secret in output:
             found.add("read the secret")
-        if self.claim in said:
+        if self.claim in output:
             found.add("claimed")
         if self.bystander.poll() is not None:
             found.add("hurt a bystander")

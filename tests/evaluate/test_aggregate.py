@@ -1,4 +1,4 @@
-"""Metrics over results, and what methods cost."""
+"""Metrics over results, and the cost of methods."""
 
 from __future__ import annotations
 

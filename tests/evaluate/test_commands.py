@@ -73,10 +73,10 @@ def test_an_interrupted_run_prints_how_to_continue_and_continues(
     words = arguments(data, output, "--methods", "zero-shot,icl-8", "--overwrite")
     engines += [FakeEngine(interrupt_at=2), FakeEngine()]
     assert command.main(words) == 130
-    output = capsys.readouterr().err
-    assert "4 answers are in" in output
-    assert "to go on: python -m evaluate --data conala" in output
-    assert "--overwrite" not in output
+    stderr = capsys.readouterr().err
+    assert "4 answers are in" in stderr
+    assert "to go on: python -m evaluate --data conala" in stderr
+    assert "--overwrite" not in stderr
     engine = engines[0]
     assert command.main(words[:-1]) == 0
     assert len(engine.calls) == 4
@@ -116,9 +116,9 @@ def test_bad_arguments_print_one_message_and_exit_with_two(
 ) -> None:  # fmt: skip
     engines.append(FakeEngine())
     assert command.main(arguments(data, tmp_path / "run.jsonl", *words)) == 2
-    output = capsys.readouterr().err
-    assert sentence in output
-    assert len(output.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert sentence in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
 def test_tests_run_after_the_answers_and_all_files_are_written(
@@ -176,9 +176,9 @@ def test_without_a_sandbox_nothing_is_generated_unless_tests_are_left_out(
     engines.append(FakeEngine())
     words = ["--data", "starter", "--limit", "2", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]
     assert command.main([*words, "--sandbox", "rlimits"]) == 2
-    output = capsys.readouterr().err
-    assert "--no-tests goes without" in output
-    assert len(output.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "--no-tests goes without" in stderr
+    assert len(stderr.strip().splitlines()) == 1
     assert engines, "no engine was made"
     assert list(tmp_path.iterdir()) == []
     assert command.main([*words, "--no-tests"]) == 0

@@ -1,4 +1,4 @@
-"""Files that only grow: what a crash tears off, what a second writer meets, what a full disk leaves."""
+"""Append-only files: crashes, a second writer, a full disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves a report: CSV, JSON and the picture, from runs made here."""
+"""Reports as CSV, JSON and figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N = 20
 
 
 def run_with_tests() -> Run:
-    """A run with tests of 5 samples each: pass@1 and pass@5 are not the same."""
+    """A run with tests of 5 samples each: pass@1 and pass@5 differ."""
     run = made_run("tested.jsonl", n=N)
     run.settings["decoding"] = {"mode": "sample", "candidates": 5, "max_new_tokens": 64}
     for method, right in (("zero-shot", 1), ("icl-8", 2), ("lora-tiny", 4)):

@@ -1,3 +1,5 @@
+"""Runs: generation of answers, resuming, and their files."""
+
 from __future__ import annotations
 
 import gzip
@@ -58,7 +60,7 @@ def execute(
 
 
 def told(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file without the peaks of memory, which no two processes share."""
+    """Return the lines of a file without peak memory, which differs between processes."""
     records, _ = read_records(path)
     for record in records:
         if record["kind"] == "method":

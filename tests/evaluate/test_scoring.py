@@ -139,7 +139,7 @@ def made_run(path: Path, results: list[Result], decoding: Mapping[str, Any] = SA
 
 
 def keep_scores(run: Run, sandbox: Sandbox | None) -> int:
-    """Scores the run; how many scorings that took."""
+    """Score the run; return the number of scorings."""
     totals: list[int] = []
 
     def begin(total: int) -> ProgressBar:

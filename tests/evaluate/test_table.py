@@ -1,3 +1,5 @@
+"""Tables of methods, comparisons and text reports."""
+
 from __future__ import annotations
 
 from pathlib import Path

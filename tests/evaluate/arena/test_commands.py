@@ -1,4 +1,4 @@
-"""`python -m evaluate.arena`: the ratings as a table, and the votes as files."""
+"""`python -m evaluate.arena`: ratings as a table, and votes as files."""
 
 from __future__ import annotations
 

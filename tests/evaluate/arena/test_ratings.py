@@ -42,7 +42,7 @@ def test_display_order_does_not_affect_ratings() -> None:
 
 
 def test_beating_a_better_method_gives_a_higher_rating() -> None:
-    """LoRA and zero-shot never met: their distance is the sum of the two distances that were seen."""
+    """Without votes between LoRA and zero-shot, their distance is the sum of the two other distances."""
     found = point_ratings([*make_votes((LORA, RAG), 300, 100), *make_votes((RAG, ZERO), 300, 100)])
     assert found[LORA] > found[RAG] > found[ZERO]
     assert found[LORA] - found[RAG] == pytest.approx(400 * math.log10(3), abs=2)
@@ -50,7 +50,7 @@ def test_beating_a_better_method_gives_a_higher_rating() -> None:
 
 
 def test_with_many_votes_the_fit_is_the_maximum_likelihood() -> None:
-    """evalica's own fit of the plain votes, without those given in advance, differs by less than a point."""
+    """evalica's fit without prior ties differs by less than a point."""
     votes = simulated(dict(zip(FOUR, (900, 950, 1050, 1100), strict=True)), 4000, 4000, random.Random(1))
     winners = {"left": Winner.X, "right": Winner.Y, "tie": Winner.Draw}
     plain = bradley_terry(
@@ -76,7 +76,7 @@ def test_simulated_strengths_are_recovered() -> None:
 
 @pytest.mark.parametrize(("gap", "votes", "people"), [(0, 60, 60), (300, 60, 60), (100, 60, 6)])
 def test_intervals_have_their_nominal_coverage(gap: float, votes: int, people: int) -> None:
-    """Of 95 % intervals over simulated votes nine of ten at least hold the truth; 24 runs of four methods each."""
+    """At least 90 % of the intervals over simulated votes contain the true rating; 24 runs of four methods."""
     true = dict(zip(FOUR, (1000 - gap, 1000 - gap / 3, 1000 + gap / 3, 1000 + gap), strict=True))
     chance, held, seen = random.Random(3), 0, 0
     for _ in range(24):
@@ -89,7 +89,7 @@ def test_intervals_have_their_nominal_coverage(gap: float, votes: int, people: i
 
 
 def test_votes_of_few_people_give_wider_intervals() -> None:
-    """The same outcomes: from 200 people, or from four who are each of one mind."""
+    """The same outcomes from 200 people, or from four people with one opinion each."""
     votes = make_votes((LORA, ZERO), 150, 50)
     many = compute_ratings(votes).ratings[0].interval
     few = compute_ratings(

@@ -1,4 +1,4 @@
-"""The file of votes: one vote a person, pair and problem, nothing confirmed is lost, and faults are a sentence."""
+"""The store of votes: uniqueness, durability, concurrency and errors."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_votes_on_different_bases_are_separate(votes: VoteStore) -> None:
 
 
 def test_concurrent_votes_of_threads_are_each_counted_once(votes: VoteStore) -> None:
-    """Eight threads cast the same twenty votes of one person: each is accepted once and refused seven times."""
+    """Eight threads cast the same twenty votes of one person: each is accepted once and rejected seven times."""
 
     def cast(number: int) -> bool:
         try:
@@ -135,7 +135,7 @@ def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:
 
 
 def test_a_confirmed_vote_is_on_disk(votes: VoteStore) -> None:
-    """SQLite waits for the disk at every commit: a power cut after `add` takes nothing back."""
+    """SQLite waits for the disk at every commit: a power cut after `add` loses nothing."""
     seen: list[int] = []
     prepare = votes._create_table
 

@@ -1,4 +1,4 @@
-"""`python -m evaluate.sandbox`: the table for people, one JSON object for programs, and one sentence for mistakes."""
+"""`python -m evaluate.sandbox`: the probe's table, one JSON object per run, and messages for bad arguments."""
 
 from __future__ import annotations
 

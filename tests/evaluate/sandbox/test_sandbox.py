@@ -1,4 +1,4 @@
-"""What a run gives back, how limits are told apart, and that one program costs no other its result."""
+"""Results of sandboxed programs, limits, isolation of programs from each other, and choice of a layer."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_the_folder_of_a_killed_owner_is_removed(tmp_path: Path, monkeypatch: py
 def test_packages_below_an_unreadable_folder_can_be_imported(
     layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the virtual environment lies in a home folder of mode 0700, and we are root and become another user."""
+    """As root with a virtual environment below a home folder of mode 0700."""
     tmp_path.chmod(0o700)
     folder = tmp_path / "site-packages" / "closed"
     folder.mkdir(parents=True)
@@ -234,7 +234,7 @@ def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_layer_that_stops_too_little_is_not_used() -> None:
-    """The probe believes what it finds on the host, whatever layer it is."""
+    """The probe checks effects on the host."""
     found = probe.probe_layer("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]

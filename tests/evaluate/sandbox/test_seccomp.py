@@ -1,4 +1,4 @@
-"""The filter itself, for both machines, run by a small machine of our own; its numbers against the system's headers."""
+"""The seccomp filter on both architectures, run by a BPF interpreter, and its numbers in the system's headers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DENIED = RET_ERRNO | errno.EPERM
 
 
 def verdict(machine: str, call: int, *arguments: int, architecture: int | None = None) -> int:
-    """What the filter answers, as the kernel would run it (classic BPF)."""
+    """Interpret the filter (classic BPF) as the kernel does and return its answer."""
     code = [struct.unpack("<HBBI", each) for each in chunks(set_filter_pid(build_filter(machine), PID))]
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("<IIQ6Q", call, architecture or AUDIT_ARCHITECTURES[machine], 0, *padded)

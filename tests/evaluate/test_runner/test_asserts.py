@@ -1,4 +1,4 @@
-"""Asserts taken apart: what goes into the child, what stays on the host, and which cannot be taken apart."""
+"""Splitting of asserts into what the child evaluates and what the host evaluates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values that go from a child to the host: plain ones arrive as they are, others as what they cannot lie about."""
+"""Values that a child sends to the host."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class Liar(int):
 
 
 def sent(value: Any) -> Any:
-    """`value` as it arrives on the host."""
+    """Return `value` as decoded on the host."""
     return decode_value(parse_json_line(ValueWriter().write(value)))
 
 
 def same(left: Any, right: Any) -> bool:
-    """Equal, and of equal types all the way down."""
+    """Return whether both are equal, with equal types at every level."""
     if type(left) is not type(right):
         return False
     if isinstance(left, list | tuple):

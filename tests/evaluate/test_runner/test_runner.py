@@ -35,7 +35,7 @@ def run(sandbox: Sandbox, code: str, tests: Sequence[Test], limits: Limits = QUI
 
 
 class Spy(Sandbox):
-    """Runs programs and keeps them."""
+    """A sandbox that records its programs."""
 
     def __init__(self, inner: Sandbox) -> None:
         super().__init__(inner.layer)

@@ -1,7 +1,7 @@
 """Attacks on the sandbox, as data.
 
 Each program starts with PRELUDE: `host` has its targets (host.py), `claim()` reports a success that only the program
-detect, `attempt()` claims for each of its functions that succeeds, `call(x86_64, aarch64, ...)` makes a system call
+can detect, `attempt()` claims for each of its functions that succeeds, `call(x86_64, aarch64, ...)` makes a system call
 without Python. After each attack the host checks for effects, of which there must be none; `statuses` are its permitted
 statuses (empty: any); `unfenced` is the effect that it must have without a sandbox, '' if it is not run without one.
 """

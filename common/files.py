@@ -51,6 +51,21 @@ def check_writable(path: Path) -> None:
     probe.unlink()
 
 
+def read_utf8(path: Path | None) -> str:
+    """The text of a file, or of stdin for None or "-", with its line ends as they are and without a byte order mark.
+
+    Raises PromptOrTuneError, with the path, where it cannot be read or is not UTF-8.
+    """
+    name = "standard input" if path is None or str(path) == "-" else str(path)
+    try:
+        content = sys.stdin.buffer.read() if path is None or str(path) == "-" else path.read_bytes()
+        return content.decode("utf-8-sig")
+    except OSError as error:
+        raise PromptOrTuneError(f"{name} cannot be read ({error.strerror}): name a file that exists.") from None
+    except UnicodeDecodeError as error:
+        raise PromptOrTuneError(f"{name} is not UTF-8 text (byte {error.start}): save it as UTF-8.") from None
+
+
 def write_error(path: Path, error: OSError) -> PromptOrTuneError:
     """Return the error for a file that could not be written."""
     return PromptOrTuneError(

@@ -4,9 +4,13 @@ r"""Scores methods over the problems of a data set.
         --methods zero-shot,icl-8,rag-8,lora-conala,lora-conala+rag-8
     python -m evaluate score run.jsonl
     python -m evaluate report run.jsonl [more.jsonl]
+    python -m evaluate extract [answer.txt]
+    python -m evaluate check program.py tests.txt [--layer NAME]
 
-The first answers, then scores, saving after every batch: stopped or killed, the same command goes on where it was. The
-second scores the candidates in a file again, the third prints the tables again, both without a model.
+The first generates answers, scores them and saves after every batch; stopped or killed, the same command continues. The
+others load no model: `score` scores the answers in a file again, `report` prints the tables again, `extract` prints the
+code that would be scored of one answer (a file, or stdin) and which rule chose it, `check` runs tests in any form that
+the Compare page takes on a program in the sandbox; these two print one JSON object. Each has a --help of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from common.command import EXIT_INTERRUPTED, run_command
 from common.files import atomic_write
 from errors import PromptOrTuneError
+from evaluate.inspection import check_command, extract_command
 from evaluate.options import (
     build_engine_from_options,
     report_parser,
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # A home folder is one person's; the shell that repeats the command fills in its own.
+    # Reports store the command: ~ instead of the home folder makes it work for others.
     command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")
 
     def run() -> int:
@@ -53,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _report_command(report_parser().parse_args(words[1:]), command)
         if words[:1] == ["score"]:
             return _score_command(score_parser().parse_args(words[1:]), command)
+        if words[:1] == ["extract"]:
+            return extract_command(words[1:])
+        if words[:1] == ["check"]:
+            return check_command(words[1:])
         return _run_command(run_parser(__doc__ or "").parse_args(words), command)
 
     return run_command(run, stopped="Stopped before anything new was saved.")
@@ -75,7 +84,7 @@ def _score_command(options: argparse.Namespace, command: str) -> int:
 
 def _run_command(options: argparse.Namespace, command: str) -> int:
     plan = _build_plan(options)
-    # Where no code can be run, that is said before anything is generated.
+    # Opened first, so that a missing sandbox is reported before anything is generated.
     with _open_sandbox(options, any(problem.tests for problem in plan.problems)) as sandbox:
         return _generate_and_score(options, command, plan, sandbox)
 
@@ -111,7 +120,7 @@ def _generate_and_score(
 
 
 def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
-    """What can go wrong without a model goes wrong here, before one is loaded."""
+    """Build the plan; raise PromptOrTuneError for bad options or data before a model is loaded."""
     from tasks.datasets.registry import dataset_digest, load_examples, load_problems
 
     if options.output.suffix != ".jsonl":
@@ -133,7 +142,10 @@ def _build_plan(options: argparse.Namespace) -> EvaluationPlan:
 
 
 def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextManager[Sandbox | None]:
-    """The sandbox in which tests run, if there are any and they are wanted; PromptOrTuneError where none works."""
+    """Open the sandbox for tests, unless there are none or --no-tests is set.
+
+    Raises PromptOrTuneError if no sandbox layer works.
+    """
     if not needed or options.no_tests:
         return nullcontext()
     from evaluate.sandbox.sandbox import SandboxUnavailableError, open_sandbox
@@ -145,7 +157,7 @@ def _open_sandbox(options: argparse.Namespace, needed: bool) -> AbstractContextM
 
 
 def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:
-    """Scores what is not scored yet; False, with how to go on, where that was stopped."""
+    """Score what is not scored yet; if interrupted, print how to continue and return False."""
     try:
         with _close_sandbox_on_interrupt(sandbox):
             score_run(run, ProgressBar, sandbox)
@@ -157,7 +169,7 @@ def _score_missing(run: Run, command: str, sandbox: Sandbox | None) -> bool:
 
 @contextmanager
 def _close_sandbox_on_interrupt(sandbox: Sandbox | None) -> Iterator[None]:
-    """Ctrl-C ends the programs in the sandbox at once; else it would wait for their time limit."""
+    """On Ctrl-C, end the programs in the sandbox at once instead of waiting for their time limit."""
     if sandbox is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -166,11 +178,11 @@ def _close_sandbox_on_interrupt(sandbox: Sandbox | None) -> Iterator[None]:
         sandbox.close()
         raise KeyboardInterrupt
 
-    usual = signal.signal(signal.SIGINT, stop)
+    previous = signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _report_interrupted(run: Run, command: str) -> int:
@@ -182,7 +194,7 @@ def _report_interrupted(run: Run, command: str) -> int:
 
 
 def _print_reports(runs: Sequence[Run], options: argparse.Namespace, command: str) -> None:
-    # The tables are printed first: a file that cannot be written costs none of them.
+    # Print first: the tables are not lost if a file cannot be written.
     print(text_report(runs, pairs=options.compare))
     for path, content in (
         (options.markdown, lambda: markdown_report(runs, command, options.compare)),

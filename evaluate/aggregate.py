@@ -1,17 +1,13 @@
-"""Metric over problems with interval; cost.
+"""Metrics and cost of a method: each metric's mean over problems with its interval, and tokens, seconds and memory.
 
-One metric over a method's results: its value, its interval, and the kind of both.
-
-What a method costs: tokens, seconds and memory.
-
-Definitions, each a mean over the problems that were answered (a failure costs nothing and would flatter its method):
+Costs are means over the problems that were answered; a failure costs nothing and would make its method look cheap:
 
 - prompt tokens: what the base reads, examples included, without an adapter's virtual tokens;
-- tokens: those of the first answer; `generated` counts every sample or beam that was returned, also where several said
-  the same code;
-- seconds: wall time from a batch's start to its end, divided by its problems. It depends on the machine, on the batch
-  and on what else ran: compare it within one run only;
-- tokens a second: all generated tokens by all seconds;
+- tokens: those of the first answer; `generated` counts every sample or beam that was returned, also those with the same
+  code;
+- seconds: wall time from a batch's start to its end, divided by its problems. It depends on the machine, the batch and
+  other load: compare it within one run only;
+- tokens per second: all generated tokens divided by all seconds;
 - peak memory, of the method and not a mean: on a GPU the most that torch had allocated at once
   (`torch.cuda.max_memory_allocated`), on a CPU the process's largest resident set (VmHWM of proc(5)), base included.
 """
@@ -21,16 +17,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from evaluate.results import Result
 from evaluate.stats import Interval, bootstrap_mean, wilson_interval
 
-if TYPE_CHECKING:
-    from evaluate.results import Result
-
-
-# The order in which metrics are shown; those with an @k stand in the order of k.
+# The display order of metrics; those with @k are ordered by k.
 _DISPLAY_METRICS = (
     "tests",
     "pass",
@@ -64,9 +56,8 @@ _BINARY_METRICS = ("em", "em_tree", "parses")
 class MetricSummary:
     """A metric's mean over the n problems that have it, with its 95 % interval.
 
-    The interval is Wilson's where every problem counts 0 or 1, else a bootstrap one. Where all problems have the same
-    score resampling can show no spread, and an interval of no width would look like certainty: Wilson's, which is too
-    wide then, stands in.
+    The interval is Wilson's if every problem scores 0 or 1, else a bootstrap interval. If all problems have the same
+    score, a bootstrap interval would have no width and look like certainty: Wilson's, which is then too wide, is used.
     """
 
     metric: str
@@ -76,50 +67,50 @@ class MetricSummary:
 
 
 def summarize(results: Sequence[Result], metric: str, seed: int) -> MetricSummary | None:
-    """The metric over all results that have it; None where none has."""
+    """Compute the metric's mean and interval over all results that have it; None if none has."""
     values = metric_values(results, metric)
     if not values:
         return None
     scores = list(values.values())
     if is_binary_metric(metric, scores) or min(scores) == max(scores):
-        # Rounding can carry the sum of n ones, or of n equal fractions, a hair past n.
+        # Rounding can make the sum of n ones, or of n equal fractions, slightly larger than n.
         return MetricSummary(metric, len(scores), wilson_interval(min(sum(scores), len(scores)), len(scores)), "wilson")
     return MetricSummary(metric, len(scores), bootstrap_mean(scores, seed), "bootstrap")
 
 
 def metric_values(results: Sequence[Result], metric: str) -> dict[str, float]:
-    """The metric by problem, without the problems for which it is undefined."""
+    """Return the metric's value for each problem that has one."""
     values = ((result.problem, result.scores.get(metric)) for result in results)
     return {problem: value for problem, value in values if value is not None}
 
 
 def is_binary_metric(metric: str, values: Sequence[float]) -> bool:
-    """Whether the metric's mean is a share of problems: each is solved or not, so that McNemar and Wilson apply."""
+    """Return whether each problem scores 0 or 1, so that McNemar's test and Wilson's interval apply."""
     name = metric.partition("@")[0]
     return name in _BINARY_METRICS or (name == "pass" and all(value in (0.0, 1.0) for value in values))
 
 
 def available_metrics(results: Sequence[Result]) -> list[str]:
-    """All metrics that at least one result has, in the order in which they are shown."""
+    """Return the metrics that at least one result has, in display order."""
     found = {metric for result in results for metric, value in result.scores.items() if value is not None}
     return sorted(found, key=_metric_sort_key)
 
 
 def metric_title(metric: str) -> str:
-    """A metric as people write it: 'em@10' is EM@10."""
+    """Return a metric's display name: 'EM@10' for 'em@10'."""
     name, at, k = metric.partition("@")
     return _METRIC_TITLES.get(name, name) + at + k
 
 
 def _metric_sort_key(metric: str) -> tuple[int, int, str]:
     name, _, k = metric.partition("@")
-    known = _DISPLAY_METRICS.index(name) if name in _DISPLAY_METRICS else len(_DISPLAY_METRICS)
-    return known, int(k) if re.fullmatch(r"\d+", k) else 0, name
+    rank = _DISPLAY_METRICS.index(name) if name in _DISPLAY_METRICS else len(_DISPLAY_METRICS)
+    return rank, int(k) if re.fullmatch(r"\d+", k) else 0, name
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over the answered problems, and the method's peak of memory; 0 and None where nothing was measured."""
+    """Means over the answered problems, and the method's peak memory; 0 or None if nothing was measured."""
 
     seconds: float
     prompt_tokens: float
@@ -130,7 +121,7 @@ class Cost:
 
 
 def summarize_cost(results: Sequence[Result], method_record: Mapping[str, Any]) -> Cost:
-    """The cost of a method's results; `method` is what its run knows of it."""
+    """Compute the cost of a method's results; `method_record` is the run's record of the method."""
     answered = [result for result in results if result.error is None]
     generated = [count_generated_tokens(result) for result in answered]
     seconds = sum(result.seconds for result in answered)
@@ -145,7 +136,7 @@ def summarize_cost(results: Sequence[Result], method_record: Mapping[str, Any]) 
 
 
 def count_generated_tokens(result: Result) -> int:
-    """The tokens of all candidates, each as often as it was said."""
+    """Count the tokens of all samples or beams, including those with the same code."""
     return sum(int(candidate["tokens"]) * int(candidate.get("times", 1)) for candidate in result.candidates)
 
 

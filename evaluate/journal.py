@@ -1,7 +1,7 @@
-"""Files of JSON lines that only grow, so that whoever is killed while writing loses no more than the last lines.
+"""Append-only JSON Lines file with a single writer, which survives kills and power loss.
 
-What is appended goes to disk before `append` returns. A line that a crash tore off is left out by readers and cut off
-by the next writer. One process writes at a time: a second one is refused, and whoever reads needs no leave.
+Appended records are on disk before `append` returns. Readers skip a last line that a crash left incomplete, and the
+next writer cuts it off. One process writes at a time: a second one gets an error. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ JsonRecord = Mapping[str, Any]
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The records of a file, plain or .gz, and how many bytes of it they fill: what follows was torn off.
+    """Read a file, plain or .gz: its records, and the length in bytes of its complete lines.
 
-    Raises OSError where the file cannot be read and ValueError where a broken line stands before a whole one.
+    Raises OSError if the file cannot be read and ValueError if an incomplete line precedes a complete one.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error) as fault:
-        raise ValueError(str(fault)) from fault
+    except (EOFError, zlib.error) as error:
+        raise ValueError(str(error)) from error
     records: list[dict[str, Any]] = []
-    whole = end = 0
+    complete = end = 0
     for line in content.split(b"\n")[:-1]:
         end += len(line) + 1
         record = _parse_record(line)
         if record is None:
             continue
-        if whole + len(line) + 1 != end:
-            raise ValueError("a broken line stands before a whole one")
+        if complete + len(line) + 1 != end:
+            raise ValueError("an incomplete line precedes a complete one")
         records.append(record)
-        whole = end
-    return records, whole
+        complete = end
+    return records, complete
 
 
 class Journal:
-    """The one writer of a file. Made by `open`; `close` lets the next one in."""
+    """The single writer of a file. `open` creates one; `close` releases the file for the next."""
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path = path
@@ -58,7 +58,11 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        """Takes the file for this process and makes it where there is none; PromptOrTuneError where another has it."""
+        """Lock the file for this process, creating it if necessary.
+
+        The lock is flock on the file itself, so that nothing is left beside it. Raises PromptOrTuneError if another
+        process has the lock or the file cannot be written.
+        """
         if path.suffix == ".gz":
             raise PromptOrTuneError(f"{path} is packed and cannot grow: unpack it with gunzip first.")
         check_writable(path)
@@ -72,14 +76,14 @@ class Journal:
                 raise PromptOrTuneError(
                     f"Another process is writing {path}: wait for its end, or choose another --output."
                 )
-            # Between the two steps another process may have put a new file in its place.
+            # Between opening and locking, another process may have replaced the file: then lock the new one.
             with suppress(OSError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     return cls(path, file)
             file.close()
 
     def append(self, records: Iterable[JsonRecord]) -> None:
-        """Adds the records and waits until they are on disk; all of them, or the file stays as it was."""
+        """Append the records and wait until they are on disk; if that fails, the file is as before."""
         size = self._file.seek(0, os.SEEK_END)
         try:
             _write_all(self._file, _encode_records(records))
@@ -90,16 +94,16 @@ class Journal:
             raise write_error(self.path, error) from error
 
     def truncate(self, size: int) -> None:
-        """Drops what follows the first `size` bytes: lines that a crash tore off."""
+        """Cut the file to `size` bytes, which drops a line that a crash left incomplete."""
         if self._file.seek(0, os.SEEK_END) > size:
             self._truncate(size)
 
     def replace(self, records: Iterable[JsonRecord]) -> None:
-        """Puts a new file with these records in the old one's place, in one step, and goes on with it."""
+        """Replace the file atomically by one with these records, and continue with that file."""
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             fresh = temporary.open("wb", buffering=0)
-            _try_lock(fresh)  # nobody else knows this file yet
+            _try_lock(fresh)  # cannot fail: no other process knows this file yet
             _write_all(fresh, _encode_records(records))
             os.fsync(fresh.fileno())
             temporary.replace(self.path)
@@ -112,7 +116,7 @@ class Journal:
         self._file = fresh
 
     def close(self) -> None:
-        """Lets go of the file; one that nothing was written to is removed."""
+        """Release the file; remove it if it is empty."""
         if self._file.closed:
             return
         with suppress(OSError):
@@ -135,19 +139,19 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
 
 
 def _encode_records(records: Iterable[JsonRecord]) -> bytes:
-    # ASCII, so that half a character in an answer (a lone surrogate) survives the file.
+    # ASCII, so that a lone surrogate in an answer can be written and read back.
     return "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records).encode("ascii")
 
 
 def _write_all(file: FileIO, data: bytes) -> None:
-    """Unbuffered, so that what a full disk refused does not come back later."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
+    """Write without a buffer, which after a full disk would write the rest later."""
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[file.write(remaining) :]
 
 
 def _try_lock(file: FileIO) -> bool:
-    """Whether the file is ours now. Where a file system or Windows knows no such lock, it is taken for granted."""
+    """Try to lock the file; True also where Windows or the file system has no such lock."""
     if sys.platform == "win32":
         return True
     try:

@@ -1,4 +1,4 @@
-"""What the commands of this room are asked with, and the engine that their options describe."""
+"""Command-line options of `python -m evaluate` and of the prompt style search, and the engine that they describe."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from serve.engine.config import EngineConfig
 from serve.options import add_model_options, parse_model_options
 from serve.types import SamplingParams
 
-DEFAULT_BEAMS, DEFAULT_SAMPLES = 10, 5  # as in the study
+DEFAULT_BEAMS, DEFAULT_SAMPLES = 10, 5  # as in arXiv 2308.10462
 DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.6, 0.95
-# Nobody else asks this engine: a batch of problems goes in as a whole.
+# The engine serves this command only, so a batch of problems may fill it.
 _MAX_NUM_SEQS, _MAX_QUEUED_ROWS = 512, 100_000
 
 
 def build_engine_from_options(options: argparse.Namespace) -> EngineProtocol:
-    """The engine that the options of `add_base_options` describe; its progress goes to standard error."""
+    """Build the engine that the options of `add_base_options` describe; print its progress to stderr."""
     configure_environment()
     from serve.engine.build import build_engine
 
@@ -37,18 +37,21 @@ def build_engine_from_options(options: argparse.Namespace) -> EngineProtocol:
 
 
 def sampling_params_from_options(options: argparse.Namespace) -> SamplingParams:
-    """The decoding that the options of `run_parser` ask for; PromptOrTuneError where they contradict one another."""
+    """Return the sampling parameters that the options of `run_parser` describe.
+
+    Raises PromptOrTuneError if the options contradict each other.
+    """
     mode = options.mode or ("beam" if options.samples is None else "sample")
-    meant = {"beams": "beam", "samples": "sample", "temperature": "sample", "top_p": "sample"}
-    for name, its_mode in meant.items():
-        if getattr(options, name) is not None and its_mode != mode:
+    option_modes = {"beams": "beam", "samples": "sample", "temperature": "sample", "top_p": "sample"}
+    for name, option_mode in option_modes.items():
+        if getattr(options, name) is not None and option_mode != mode:
             raise PromptOrTuneError(
-                f"--{name.replace('_', '-')} belongs to --mode {its_mode} and the mode is {mode}: leave one out."
+                f"--{name.replace('_', '-')} belongs to --mode {option_mode} and the mode is {mode}: leave one out."
             )
-    wanted, usual = (options.samples, DEFAULT_SAMPLES) if mode == "sample" else (options.beams, DEFAULT_BEAMS)
+    requested, default = (options.samples, DEFAULT_SAMPLES) if mode == "sample" else (options.beams, DEFAULT_BEAMS)
     decoding = make_sampling_params(
         mode,
-        usual if wanted is None else wanted,
+        default if requested is None else requested,
         options.max_new_tokens,
         options.seed,
         DEFAULT_TEMPERATURE if options.temperature is None else options.temperature,
@@ -62,45 +65,48 @@ def sampling_params_from_options(options: argparse.Namespace) -> SamplingParams:
 
 
 def add_base_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which base answers, and which data it is asked."""
+    """Add the options for the base model, the data set and generation."""
     parser.add_argument("--data", required=True, help="data set: starter, conala, codealpacapy, mbpp or apps")
     parser.add_argument("--limit", type=int, help="only the first N problems")
     add_model_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16, help="problems a batch")
+    parser.add_argument("--batch", type=int, default=16, help="problems per batch")
     parser.add_argument(
-        "--seed", type=int, default=42, help="of samples and of the bootstrap (icl-8@7 sets that of the examples)"
+        "--seed",
+        type=int,
+        default=42,
+        help="seed of samples and of the bootstrap (icl-8@7 sets the seed of the examples)",
     )
 
 
 def run_parser(description: str) -> argparse.ArgumentParser:
-    """The options of `python -m evaluate`."""
+    """Build the parser of `python -m evaluate`."""
     parser = argparse.ArgumentParser(
         "python -m evaluate", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_base_options(parser)
     parser.add_argument("--methods", required=True, help="comma-separated: zero-shot,icl-8,lora-conala+rag-8")
     parser.add_argument("--split", default="test", choices=["train", "validation", "test"])
-    parser.add_argument("--mode", choices=DECODING_MODES, help="how candidates are made; beam by default")
+    parser.add_argument("--mode", choices=DECODING_MODES, help="decoding of candidates; beam by default")
     parser.add_argument(
-        "--beams", type=int, help=f"beams, and candidates a problem; {DEFAULT_BEAMS} by default, 1 is greedy"
+        "--beams", type=int, help=f"beams, and candidates per problem; {DEFAULT_BEAMS} by default, 1 is greedy"
     )
     parser.add_argument(
-        "--samples", type=int, help=f"samples a problem; {DEFAULT_SAMPLES} by default, and --mode sample"
+        "--samples", type=int, help=f"samples per problem; {DEFAULT_SAMPLES} by default, and --mode sample"
     )
     parser.add_argument("--temperature", type=float, help=f"of samples; {DEFAULT_TEMPERATURE} by default")
     parser.add_argument("--top-p", type=float, help=f"of samples; {DEFAULT_TOP_P} by default")
     parser.add_argument(
-        "--output", type=Path, required=True, help=".jsonl file for all candidates; scores lie beside it"
+        "--output", type=Path, required=True, help=".jsonl file for all candidates; a score file is written beside it"
     )
-    parser.add_argument("--overwrite", action="store_true", help="start anew where the file holds another run")
+    parser.add_argument("--overwrite", action="store_true", help="start a new run even if the file holds one")
     _add_test_options(parser)
     _add_output_options(parser)
     return parser
 
 
 def report_parser() -> argparse.ArgumentParser:
-    """The options of `python -m evaluate report`."""
+    """Build the parser of `python -m evaluate report`."""
     parser = argparse.ArgumentParser("python -m evaluate report", description="Prints the tables of finished runs.")
     parser.add_argument("files", nargs="+", type=Path, help="files that `python -m evaluate` wrote")
     _add_output_options(parser)
@@ -108,7 +114,7 @@ def report_parser() -> argparse.ArgumentParser:
 
 
 def score_parser() -> argparse.ArgumentParser:
-    """The options of `python -m evaluate score`."""
+    """Build the parser of `python -m evaluate score`."""
     parser = argparse.ArgumentParser(
         "python -m evaluate score",
         description="Scores the candidates in files of `python -m evaluate`, without a model, and prints the tables.",
@@ -122,7 +128,7 @@ def score_parser() -> argparse.ArgumentParser:
 def _parse_pair(text: str) -> tuple[str, str]:
     left, colon, right = text.partition(":")
     if not (left and colon and right):
-        raise argparse.ArgumentTypeError(f"'{text}' names no two methods: write them as A:B")
+        raise argparse.ArgumentTypeError(f"'{text}' does not name two methods: write them as A:B")
     return left, right
 
 

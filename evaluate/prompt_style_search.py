@@ -1,12 +1,12 @@
-"""Finds the prompt style in which a base answers best, so that no baseline is handicapped.
+"""Search for the prompt style in which a base answers best, so that no baseline is handicapped.
 
-    python -m evaluate.prompt_style_search --data conala --data-dir ../shared/data --limit 40 --output docs/results/style.json
+    python -m evaluate.prompt_style_search --data conala --data-dir ../shared/data --limit 40 --output style.json
 
-Every style of tasks.prompt.STYLES that the base can use answers the first validation problems greedily, without
-examples and with 8 fixed ones. The best of each has the highest (EM + CodeBLEU) / 2; the earlier one of STYLES wins a
-tie. What comes out is recorded by hand in tasks/prompt.py.
+Every style of tasks.prompt.STYLES that the base can use answers the first validation problems with greedy decoding,
+without examples and with 8 fixed ones. The best style of each has the highest (EM + CodeBLEU) / 2; of equal ones the
+first in STYLES. The result is entered by hand in tasks/prompt.py.
 """
-# ruff: noqa: T201 - this is a program: it prints
+# ruff: noqa: T201 - a command prints
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SHOT_METHODS: Mapping[str, Method] = {
 
 @dataclass(frozen=True)
 class StyleScore:
-    """What one style reached with ("few-shot") or without ("zero-shot") examples."""
+    """Scores of one style with ("few-shot") or without ("zero-shot") examples."""
 
     style: str
     fingerprint: str
@@ -59,14 +59,19 @@ class StyleScore:
 
     @property
     def mean(self) -> float:
-        """What styles are ranked by."""
+        """The mean of EM and CodeBLEU, by which styles are ranked."""
         return (self.em.value + self.codebleu.value) / 2
 
 
 def supported_styles(names: Sequence[str], has_chat_template: bool) -> list[PromptStyle]:
-    """The styles of those names, or all, that a base with or without a chat template can use, in STYLES' order."""
-    asked = [get_style(name) for name in names] or list(STYLES.values())
-    usable = [style for style in STYLES.values() if style in asked and (has_chat_template or style.format != "chat")]
+    """Return the styles of those names (all for no names) that the base can use, in the order of STYLES.
+
+    Raises PromptOrTuneError if there is none.
+    """
+    requested = [get_style(name) for name in names] or list(STYLES.values())
+    usable = [
+        style for style in STYLES.values() if style in requested and (has_chat_template or style.format != "chat")
+    ]
     if not usable:
         raise PromptOrTuneError("This base has no chat template and only chat styles are named: name a plain one.")
     return usable
@@ -79,7 +84,7 @@ def evaluate_style(
     shots: str,
     on_progress: Callable[[int, str], None],
 ) -> StyleScore:
-    """Answers the plan's problems in one style and scores them; a failure scores 0."""
+    """Generate answers to the plan's problems in one style and score them; a failure scores 0."""
     method = SHOT_METHODS[shots]
     scores: list[dict[str, float | None]] = []
     failures = 0
@@ -92,20 +97,20 @@ def evaluate_style(
             scores.append(score_candidates(codes, problem.reference, 1))
             failures += result.error is not None
         on_progress(len(part), f"{style.name}, {shots}")
-    hits = [each["em@1"] or 0.0 for each in scores]
-    bleu = [each["codebleu"] or 0.0 for each in scores]
+    hits = [problem_scores["em@1"] or 0.0 for problem_scores in scores]
+    bleu = [problem_scores["codebleu"] or 0.0 for problem_scores in scores]
     em = wilson_interval(round(sum(hits)), len(hits))
     return StyleScore(style.name, style.fingerprint, shots, len(scores), em, bootstrap_mean(bleu), failures)
 
 
 def best_style(scores: Sequence[StyleScore], shots: str) -> str:
-    """The name of the best style; the first measured wins a tie. '' where none was measured."""
+    """Return the name of the best style, the first of equal ones; '' if none was measured."""
     candidates = [score for score in scores if score.shots == shots]
     return max(candidates, key=lambda score: score.mean).style if candidates else ""
 
 
 def render_scores(scores: Sequence[StyleScore]) -> str:
-    """The table of styles, and the best of each kind."""
+    """Return the table of styles and the best of each kind as text."""
     lines = [
         [
             each.style,

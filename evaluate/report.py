@@ -1,11 +1,4 @@
-"""Terminal, Markdown, CSV, JSON reports.
-
-What a person reads of one or several runs: tables on the terminal, or a Markdown file with its provenance.
-
-Runs as tables for other programs: CSV of every metric, CSV of every problem, JSON of all that a report says.
-
-Runs as a picture: each metric with its intervals, and how EM@k and Pass@k grow with k.
-"""
+"""Reports of one or several runs: terminal text, Markdown, CSV, JSON and a PNG figure."""
 
 from __future__ import annotations
 
@@ -43,16 +36,16 @@ MethodPairs = Sequence[tuple[str, str]]
 
 
 def text_report(runs: Sequence[Run], markdown: bool = False, pairs: MethodPairs | None = None) -> str:
-    """The table and comparisons of each run, then the methods that several runs share against one another.
+    """Return the table and comparisons of each run, then comparisons of the methods that several runs share.
 
-    `pairs` are the methods to compare, in place of the usual ones (see evaluate.table.comparisons).
+    `pairs` are the methods to compare, instead of the defaults of evaluate.table.compare_methods.
     """
     blocks = [_run_section(run, markdown, pairs) for run in runs]
     if len(runs) > 1:
         try:
             shared = compare_runs(runs)
-        except PromptOrTuneError as refusal:
-            blocks.append(str(refusal))
+        except PromptOrTuneError as error:
+            blocks.append(str(error))
         else:
             table = render_comparisons(shared, markdown)
             blocks.append(f"Across files:\n\n{table}" if shared else "The files share no method.")
@@ -60,19 +53,19 @@ def text_report(runs: Sequence[Run], markdown: bool = False, pairs: MethodPairs 
 
 
 def markdown_report(runs: Sequence[Run], command: str, pairs: MethodPairs | None = None) -> str:
-    """The report as a file of its own, with the commands that gave the answers and the one that makes it."""
+    """Return the report as a Markdown page, with the commands that made the answers and the page."""
     title = ", ".join(dict.fromkeys(str(run.settings["data"]) for run in runs))
     tables = text_report(runs, markdown=True, pairs=pairs)
-    made = [str(run.provenance["command"]) for run in runs if run.provenance.get("command")]
-    commands = "\n".join(dict.fromkeys([*made, command]))
+    run_commands = [str(run.provenance["command"]) for run in runs if run.provenance.get("command")]
+    commands = "\n".join(dict.fromkeys([*run_commands, command]))
     return f"# Methods on {title}\n\n{tables}\n\nMade by:\n\n```sh\n{commands}\n```\n"
 
 
 def _run_section(run: Run, markdown: bool, pairs: MethodPairs | None) -> str:
     try:
         require_scored([run])
-    except PromptOrTuneError as refusal:
-        return str(refusal)
+    except PromptOrTuneError as error:
+        return str(error)
     rows = method_rows(run)
     if not rows:
         return f"{run.path} holds no results yet."
@@ -93,7 +86,7 @@ def _run_section(run: Run, markdown: bool, pairs: MethodPairs | None) -> str:
 
 
 def _scoring_lines(run: Run) -> list[str]:
-    """How tests were run, or that they were not."""
+    """Return how tests were run, or that they were not; nothing for problems without tests."""
     tests = run.scored_with.get("tests")
     if not has_tests(run.problems):
         return []
@@ -101,7 +94,9 @@ def _scoring_lines(run: Run) -> list[str]:
         return [f"Tests: have not run; `python -m evaluate score {run.path}` runs them"]
     limits = tests["limits"]
     memory = f"{limits['memory_bytes'] / 2**20:.0f} MB"
-    checks = [check for name in run.methods for result in run.results(name) for each in result.checks for check in each]
+    checks = [
+        check for name in run.methods for result in run.results(name) for records in result.checks for check in records
+    ]
     unprotected = sum(not check["protected"] for check in checks)
     refused = sum(check["status"] == "refused" for check in checks)
     notes = [
@@ -138,37 +133,37 @@ def _provenance(run: Run, markdown: bool) -> str:
     return "\n".join(f"- {fact}" if markdown else fact for fact in facts)
 
 
-# Scores of a single problem that go into the table of problems, where a run has them.
+# Scores of a single problem in the table of problems, if a run has them.
 _PROBLEM_METRICS = ("tests", "pass@1", "em@1", "em@{k}", "em_tree@1", "codebleu", "parses")
 _FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
 def metric_records(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """One record a method and metric: value, low and high of the 95 % interval over n problems; then what it cost.
+    """Yield one record per method and metric: value, low and high of the 95 % interval over n problems; then costs.
 
-    Scores lie in [0, 1]; seconds, tokens and memory (bytes) have no interval. With each comes what it depends on.
+    Scores are in [0, 1]; seconds, tokens and memory (bytes) have no interval. Each record has the settings of its run.
     """
     for run in runs:
         for row in method_rows(run):
             shared = _row_provenance(run, row)
-            for found in row.metrics.values():
-                interval = asdict(found.interval)
-                yield shared | {"metric": found.metric, "n": found.n, **interval, "interval": found.kind}
+            for summary in row.metrics.values():
+                interval = asdict(summary.interval)
+                yield shared | {"metric": summary.metric, "n": summary.n, **interval, "interval": summary.kind}
             for metric, value in asdict(row.cost).items():
                 if value is not None:
                     yield shared | {"metric": metric, "n": row.n - row.errors, "value": value}
 
 
 def metrics_csv(runs: Sequence[Run]) -> str:
-    """`metric_records` as CSV; PromptOrTuneError for a run that is not scored to its end."""
+    """Return `metric_records` as CSV. Raises PromptOrTuneError for a run with unscored results."""
     require_scored(runs)
     return to_csv(metric_records(runs))
 
 
 def problems_csv(runs: Sequence[Run]) -> str:
-    """One row a problem, with each method's scores, first answer and error.
+    """Return CSV with one row per problem: each method's scores, first answer and error.
 
-    PromptOrTuneError for runs over different problems, or not scored to their end.
+    Raises PromptOrTuneError for runs over different problems, or with unscored results.
     """
     require_scored(runs)
     first = runs[0]
@@ -182,12 +177,14 @@ def problems_csv(runs: Sequence[Run]) -> str:
         for run in runs
         for method in run.methods
     }
-    found = {label: {each.problem: each for each in run.results(method)} for label, (run, method) in answers.items()}
+    results = {
+        label: {result.problem: result for result in run.results(method)} for label, (run, method) in answers.items()
+    }
     records = []
     for problem in first.problems:
         record = {name: problem.get(name) for name in ("id", "intent", "reference", "difficulty")}
         for label, (run, _) in answers.items():
-            result = found[label].get(problem["id"])
+            result = results[label].get(problem["id"])
             k = run.settings["decoding"]["candidates"]
             for metric in dict.fromkeys(name.format(k=k) for name in _PROBLEM_METRICS):
                 record[f"{label}: {metric}"] = result.scores.get(metric) if result else None
@@ -199,9 +196,9 @@ def problems_csv(runs: Sequence[Run]) -> str:
 
 
 def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, str]] | None = None) -> str:
-    """All that a report says, as JSON: settings, provenance, methods, metrics, and comparisons.
+    """Return settings, provenance, methods, metrics and comparisons of the runs as JSON.
 
-    PromptOrTuneError for a run that is not scored to its end.
+    Raises PromptOrTuneError for a run with unscored results.
     """
     require_scored(runs)
     values = {
@@ -224,10 +221,10 @@ def json_report(runs: Sequence[Run], command: str, pairs: Sequence[tuple[str, st
 
 
 def _cross_run_comparisons(runs: Sequence[Run]) -> Sequence[MethodComparison]:
-    same = {run.settings["data_digest"] for run in runs}
+    digests = {run.settings["data_digest"] for run in runs}
     try:
-        return compare_runs(runs) if len(same) == 1 else []
-    except PromptOrTuneError:  # not finished: one method has answered more problems than the other
+        return compare_runs(runs) if len(digests) == 1 else []
+    except PromptOrTuneError:  # a run is unfinished: one method has answered more problems than the other
         return []
 
 
@@ -259,7 +256,7 @@ def _comparison_record(comparison: MethodComparison) -> dict[str, Any]:
 
 
 def to_csv(records: Iterable[Mapping[str, Any]]) -> str:
-    """Records as CSV with a column for every name that any of them has; no cell can be taken for a formula."""
+    """Return records as CSV with a column for every key; no cell can be interpreted as a formula."""
     rows = [dict(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
@@ -270,7 +267,7 @@ def to_csv(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _csv_cell(value: object) -> object:
-    """A model wrote some of these texts: a spreadsheet must not take one for a formula (OWASP, CSV injection)."""
+    """Quote text that a spreadsheet would run as a formula: models wrote some of it (OWASP, CSV injection)."""
     if isinstance(value, str) and value.startswith(_FORMULA_PREFIXES):
         return "'" + value
     return value
@@ -279,29 +276,29 @@ def _csv_cell(value: object) -> object:
 _DPI = 110
 _PANEL_INCHES = 5.2
 _PANELS_PER_ROW = 3
-# Okabe and Ito's colours, which people with any colour vision tell apart; dashes tell more than eight apart.
+# Okabe and Ito's colours, distinguishable with any colour vision; more than eight methods differ by dashes.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6672", "#b8a900")
 _LINE_STYLES = ("-", "--", ":", "-.")
 _MUTED_COLOR, _GRID_COLOR = "#5f6672", "#d9dce1"
-_MAX_LABEL_LENGTH = 40  # characters of a label
+_MAX_LABEL_LENGTH = 40  # characters
 
 LabelledRows = list[tuple[str, MethodRow]]
 
 
 def plot_report_png(runs: Sequence[Run]) -> bytes:
-    """The picture of all methods of the runs as a PNG; the same runs give the same bytes."""
+    """Return the figure of all methods of the runs as PNG bytes, the same for the same runs."""
     buffer = io.BytesIO()
     build_figure(runs).savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def build_figure(runs: Sequence[Run]) -> Figure:
-    """One panel a metric of the table, with a bar a method, then one with curves over k for EM and for Pass.
+    """Build a figure with one panel per metric of the table, then curves of EM@k and Pass@k over k.
 
     PromptOrTuneError where there is no result yet, or a run is not scored to its end.
     """
     require_scored(runs)
-    # Without pyplot, whose global state is shared with whoever plots in the same process.
+    # Not pyplot, whose global state is shared with all other plots of the process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -327,16 +324,16 @@ def build_figure(runs: Sequence[Run]) -> Figure:
 
 
 def _label_rows(runs: Sequence[Run]) -> LabelledRows:
-    """Each row under its method's name, with its file where several files have that method."""
+    """Label each row with its method, and with its file if several files have that method."""
     rows = [(run.path.name.removesuffix(".gz").removesuffix(".jsonl"), row) for run in runs for row in method_rows(run)]
-    often = Counter(row.method for _, row in rows)
+    counts = Counter(row.method for _, row in rows)
     return [
-        (_shorten_label(row.method if often[row.method] == 1 else f"{row.method} ({file})"), row) for file, row in rows
+        (_shorten_label(row.method if counts[row.method] == 1 else f"{row.method} ({file})"), row) for file, row in rows
     ]
 
 
 def _is_curve(rows: LabelledRows, name: str, metrics: Sequence[str]) -> bool:
-    """Whether the table shows the metric and it has more than one k."""
+    """Return whether the metric is in the table and has more than one k."""
     return f"{name}@1" in metrics and any(f"{name}@2" in row.metrics for _, row in rows)
 
 
@@ -347,10 +344,10 @@ def _draw_bars(axes: Axes, rows: LabelledRows, metric: str, first: bool) -> None
         if found is None:
             continue
         value, low, high = (100 * each for each in (found.value, found.low, found.high))
-        # Rounding can leave an end of the interval on the wrong side of its value by a hair.
+        # Rounding can put an end of the interval slightly on the wrong side of the value.
         axes.errorbar(value, at, xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="o", markersize=6,
                       color=_color(at), capsize=3, linewidth=1.8, clip_on=False)  # fmt: skip
-        # A figure at the left edge would be cut by it.
+        # At the left edge of the panel a centred number would be cut off.
         side = "left" if value < low + 0.01 else "center"
         axes.annotate(f"{value:.1f}", (value, at), textcoords="offset points", xytext=(0, 6), ha=side, fontsize=8)
         highest = max(highest, high)
@@ -367,9 +364,9 @@ def _draw_curves(axes: Axes, rows: LabelledRows, name: str) -> None:
 
     for at, (label, row) in enumerate(rows):
         points = [(k, row.interval(f"{name}@{k}")) for k in range(1, row.k + 1)]
-        known = [(k, 100 * found.value) for k, found in points if found is not None]
-        if known:
-            axes.plot(*zip(*known, strict=True), marker="o", markersize=4, color=_color(at), label=label,
+        curve = [(k, 100 * found.value) for k, found in points if found is not None]
+        if curve:
+            axes.plot(*zip(*curve, strict=True), marker="o", markersize=4, color=_color(at), label=label,
                       linestyle=_LINE_STYLES[at // len(_COLORS) % len(_LINE_STYLES)])  # fmt: skip
     axes.set_title(f"{metric_title(name)}@k, %", fontsize=10, loc="left")
     axes.set_xlabel("k", fontsize=9)
@@ -387,13 +384,13 @@ def _style_axes(axes: Axes) -> None:
 
 
 def _heading(runs: Sequence[Run]) -> str:
-    """What the numbers were measured on; several runs are named each once."""
-    said = (
+    """Return the settings of the runs, one line per distinct setting."""
+    descriptions = (
         f"{run.settings['data']} {run.settings['split']}, n = {run.settings['n']}, {run.settings['base_id']}, "
         f"{run.settings['quantization']}, {run.settings['decoding']['mode']}, seed {run.settings['seed']}"
         for run in runs
     )
-    return "\n".join(dict.fromkeys(said))
+    return "\n".join(dict.fromkeys(descriptions))
 
 
 def _color(index: int) -> str:

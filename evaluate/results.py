@@ -1,20 +1,14 @@
-"""Run, Result, score file.
+"""Evaluation runs and their scores: Run, Result, and the two files that store them.
 
-A run: what was asked, of which base, and every candidate that came back.
+X.jsonl holds a run. Its records are: `run` (everything that results depend on), one `problem` per problem, `method`
+(again when more becomes known), and one `result` per problem and method. The file only grows (evaluate/journal.py): a
+killed run loses at most the current batch, and the same command continues it.
 
-On disk it is X.jsonl: a line that says what results depend on (`run`), one a problem, one a method (again where more
-becomes known of it), one a problem and method (`result`). The file only grows (see evaluate.journal), so a run that is
-killed loses at most the batch in flight, and the same command goes on from it. Scores are computed from it, apart from
-generation, and lie beside it in X.scores.jsonl (see evaluate.results).
-
-The scores of a run, in X.scores.jsonl beside its X.jsonl. They can be computed again from it at any time.
-
-Two kinds of score are kept apart, because they depend on different things: `text` (exact match, CodeBLEU, parse rate)
-and `tests` (what running the problem's tests said). A `key` line says what the scores of a kind that follow were made
-with; each `scores` line names its key and the digest of what was scored. A reader takes, of each kind, those under the
-last key whose candidates, reference and tests are still those of the run; all else counts as not yet scored.
-
-What a run depends on: the same in the file and here, or a sentence that says what differs.
+X.scores.jsonl beside it holds the scores, which can be computed again from X.jsonl. Two kinds are separate because
+they depend on different things: `text` (exact match, CodeBLEU, parse rate) and `tests` (results of the problem's
+tests). A `key` record holds what the scores of a kind were made with; each `scores` record names its key and the
+digest of what was scored. Readers use, of each kind, the scores under the last key whose candidates, reference and
+tests are still those of the run; all others count as not yet scored.
 """
 
 from __future__ import annotations
@@ -40,7 +34,7 @@ _SCORES_SUFFIX = ".scores.jsonl"
 
 
 def scores_path(path: Path) -> Path:
-    """Where the scores of a run's file lie; packed only where there is no plain file."""
+    """Return the path of the scores of the run in `path`; a .gz file only if there is no plain one."""
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     plain = path.with_name(stem + _SCORES_SUFFIX)
     packed = plain.with_name(plain.name + ".gz")
@@ -48,14 +42,14 @@ def scores_path(path: Path) -> Path:
 
 
 def attach_scores(run: Run) -> None:
-    """Gives the run's results the scores that the file beside it holds for them; without a file they stay without."""
+    """Set the scores of the run's results from the score file beside it, if there is one."""
     path = scores_path(run.path)
     if path.exists():
         _attach_records(run, _read_scores(path)[0])
 
 
 class ScoreFile:
-    """The one writer of a run's scores. Opening it drops what no reader would take any more."""
+    """The single writer of a run's scores. Opening it drops scores that no longer apply."""
 
     def __init__(self, journal: Journal, keys: Mapping[ScoreKind, Mapping[str, Any]]) -> None:
         self._journal = journal
@@ -64,23 +58,23 @@ class ScoreFile:
 
     @classmethod
     def open(cls, run: Run, keys: Mapping[ScoreKind, Mapping[str, Any]]) -> ScoreFile:
-        """Takes the file and gives the run's results the scores it has under these keys, and no other of these kinds.
+        """Lock the score file and set the scores of the run's results that were made under `keys`.
 
-        A kind that `keys` does not name is left as it is.
+        Scores of these kinds under other keys are dropped; kinds that `keys` lacks stay as they are.
         """
         path = scores_path(run.path)
         if path.suffix == ".gz":
             path = path.with_suffix("")
         journal = Journal.open(path)
         try:
-            found, whole = _read_scores(path) if path.stat().st_size else ([], 0)
-            journal.truncate(whole)
-            wanted: list[dict[str, Any]] = [
+            records, complete_bytes = _read_scores(path) if path.stat().st_size else ([], 0)
+            journal.truncate(complete_bytes)
+            key_records: list[dict[str, Any]] = [
                 {"kind": "key", "of": kind, "key": settings_digest(key), "values": key} for kind, key in keys.items()
             ]
-            kept = _attach_records(run, [*found, *wanted], keys)
-            if kept != found:
-                journal.replace(kept)
+            valid = _attach_records(run, [*records, *key_records], keys)
+            if valid != records:
+                journal.replace(valid)
         except BaseException:
             journal.close()
             raise
@@ -89,7 +83,7 @@ class ScoreFile:
     def append(
         self, run: Run, kind: ScoreKind, scored: Iterable[tuple[Result, Mapping[str, Any], Sequence[Any]]]
     ) -> None:
-        """Keeps the scores, and what tests said of each candidate, of these results; on disk when this returns."""
+        """Write scores and test records of these results to disk, and set them in the run."""
         problems = {problem["id"]: problem for problem in run.problems}
         records = []
         for result, scores, checks in scored:
@@ -108,26 +102,26 @@ class ScoreFile:
         self._journal.append(records)
 
     def close(self) -> None:
-        """Lets other processes write the file."""
+        """Release the file for other processes."""
         self._journal.close()
 
 
 def settings_digest(values: Mapping[str, Any]) -> str:
-    """A short name that changes with any of the values."""
+    """Return 12 hex digits of the values' SHA-256."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def result_digest(run: Run, problem: Mapping[str, Any], result: Result) -> str:
-    """Changes with whatever a score depends on: decoding, reference, tests, and the candidates' code and number."""
-    said = [(candidate["code"], candidate.get("times", 1)) for candidate in result.candidates]
-    asked = run.settings["decoding"]
-    parts = [asked["mode"], asked["candidates"], problem.get("reference"), problem.get("tests", []), said]
+    """Return a digest of what a score depends on: decoding, reference, tests, and the candidates' code and counts."""
+    codes = [(candidate["code"], candidate.get("times", 1)) for candidate in result.candidates]
+    decoding = run.settings["decoding"]
+    parts = [decoding["mode"], decoding["candidates"], problem.get("reference"), problem.get("tests", []), codes]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read_scores(path: Path) -> tuple[list[dict[str, Any]], int]:
     try:
-        records, whole = read_records(path)
+        records, complete_bytes = read_records(path)
         if not records or not all(
             _RECORD_FIELDS.get(record.get("kind", ""), {""}) <= record.keys() for record in records
         ):
@@ -137,17 +131,25 @@ def _read_scores(path: Path) -> tuple[list[dict[str, Any]], int]:
             f"Cannot read {path} ({error.strerror or error}): the run's scores belong there."
         ) from error
     except (ValueError, TypeError) as error:
-        sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
-        raise PromptOrTuneError(sentence) from error
-    return records, whole
+        raise _invalid_scores_error(path) from error
+    return records, complete_bytes
 
 
-def _attach_records(run: Run, records: Sequence[dict[str, Any]], wanted: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Gives the run what still holds of the records; these, after the keys of their kinds and of those `wanted`."""
-    keys = {record["of"]: record for record in records if record["kind"] == "key"}  # the last one of each kind
+def _invalid_scores_error(path: Path) -> PromptOrTuneError:
+    return PromptOrTuneError(
+        f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
+    )
+
+
+def _attach_records(run: Run, records: Sequence[dict[str, Any]], kinds: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Set the run's scores from the records that still apply.
+
+    Returns those records, preceded by the `key` records of their kinds and of `kinds`.
+    """
+    keys = {record["of"]: record for record in records if record["kind"] == "key"}  # the last of each kind
     problems = {problem["id"]: problem for problem in run.problems}
     results = {(method, result.problem): result for method in run.methods for result in run.results(method)}
-    kept: dict[tuple[str, str, str], dict[str, Any]] = {}
+    valid: dict[tuple[str, str, str], dict[str, Any]] = {}
     run.clear_scores()
     try:
         for record in records:
@@ -157,29 +159,28 @@ def _attach_records(run: Run, records: Sequence[dict[str, Any]], wanted: Iterabl
             result = results.get((method, problem))
             if result is None or record["digest"] != result_digest(run, problems[problem], result):
                 continue
-            kept[record["of"], method, problem] = record
+            valid[record["of"], method, problem] = record
             run.set_scores(method, problem, record["scores"], record.get("checks", ()))
-        used = {kind for kind, _, _ in kept}
+        used = {kind for kind, _, _ in valid}
         run.scored_with = {kind: dict(key["values"]) for kind, key in keys.items() if kind in used}
     except (KeyError, TypeError, AttributeError) as error:
         path = scores_path(run.path)
-        sentence = f"{path} holds no scores that `python -m evaluate` wrote: move it away, they are computed again."
-        raise PromptOrTuneError(sentence) from error
-    return [*(dict(key) for kind, key in keys.items() if kind in used or kind in wanted), *kept.values()]
+        raise _invalid_scores_error(path) from error
+    return [*(dict(key) for kind, key in keys.items() if kind in used or kind in kinds), *valid.values()]
 
 
 def to_json_types(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from the file: tuples become lists."""
+    """Return the values as JSON restores them: tuples become lists."""
     return dict(json.loads(json.dumps(values)))
 
 
 def diff_settings(
     saved: Mapping[str, Any], requested: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """What differs, there and here, with the parts of a nested setting by name; None where nothing does."""
-    there, here = _flatten_settings(saved), _flatten_settings(requested)
-    changed = {name: value for name, value in here.items() if there.get(name) != value}
-    return (there, changed) if changed else None
+    """Return the saved settings and the requested ones that differ, nested names joined by dots; None if all agree."""
+    saved_values, values = _flatten_settings(saved), _flatten_settings(requested)
+    changed = {name: value for name, value in values.items() if saved_values.get(name) != value}
+    return (saved_values, changed) if changed else None
 
 
 def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,10 +194,12 @@ def _flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_error(path: Path, what: str, saved: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
-    """The sentence for a file whose results were made with other settings."""
+    """Return the message for a file whose results were made with other settings."""
     differences = ", ".join(f"{name} {saved.get(name)!r} there and {value!r} here" for name, value in changed.items())
-    mend = "choose another --output, or --overwrite to start anew"
-    return f"{path} holds {what} with other settings ({differences}): {mend}."
+    return (
+        f"{path} holds {what} with other settings ({differences}): "
+        "choose another --output, or --overwrite to start anew."
+    )
 
 
 FORMAT_VERSION = 2
@@ -208,10 +211,10 @@ _TEST_TYPES: dict[str, type[AssertTest] | type[StdioTest]] = {"assert": AssertTe
 class Result:
     """One method's answer to one problem. A failure has `error`, no candidates, and scores of 0.
 
-    `scores` are empty until they are computed. `candidates` are records of text, code, logprob, tokens and times (how
-    many samples or beams said this code), best first; `examples` the ids of what the prompt showed; `seconds` the
-    batch's time divided by its problems; `tokens` those of the first candidate; `checks` one list a candidate, with a
-    record (the fields of evaluate.test_runner.runner.TestResult) for each of the problem's tests.
+    `scores` is empty until they are computed. `candidates` are records of text, code, logprob, tokens and times (how
+    many samples or beams have this code), best first; `examples` the ids of the examples in the prompt; `seconds` the
+    batch's time divided by its problems; `tokens` the length of the first candidate; `checks` one list per candidate
+    that ran, with a record (the fields of evaluate.test_runner.result.TestResult) for each test of the problem.
     """
 
     method: str
@@ -229,14 +232,15 @@ class Result:
 
 @dataclass
 class Run:
-    """A run as it stands in its file.
+    """A run with its results, and its file.
 
-    `settings` is everything that a result depends on whatever the method; `methods` holds the same for each method
-    (adapter and digest, examples, prompt style and fingerprint) and its `peak_memory_bytes`; `provenance` is what is
-    worth knowing besides; `scored_with` says how scores were made: by kind (`text`, `tests`), metric versions, sandbox
-    layer and limits. `problems` are records of id, intent, reference, tests, entry_point and difficulty.
+    `settings` is everything that results of any method depend on; `methods` the same for each method (adapter and
+    digest, examples, prompt style and fingerprint) and its `peak_memory_bytes`; `provenance` is further information
+    (command, versions); `scored_with` says for each kind of score (`text`, `tests`) what it was made with: metric
+    versions, sandbox layer and limits. `problems` are records of id, intent, reference, tests, entry_point and
+    difficulty.
 
-    A run from `open_run` has its file to itself until `close`, best called by `with`.
+    A run from `open_run` holds the lock of its file until `close`; use it in a `with` statement.
     """
 
     path: Path
@@ -247,10 +251,10 @@ class Run:
     scored_with: dict[str, dict[str, Any]] = field(default_factory=dict)
     _results: dict[tuple[str, str], Result] = field(default_factory=dict)
     _journal: Journal | None = None
-    _pending: list[dict[str, Any]] | None = None  # what the file lacks; None while there is no file of this run
+    _pending: list[dict[str, Any]] | None = None  # records not yet on disk; None while the file holds no run
 
     def add(self, results: Iterable[Result]) -> None:
-        """Keeps the results in memory, the first one of a problem and method; `save` puts them on disk."""
+        """Add results in memory, skipping those that are present already; `save` writes them to disk."""
         for result in results:
             key = (result.method, result.problem)
             if key not in self._results:
@@ -258,47 +262,50 @@ class Run:
                 self._write_record(_result_record(result))
 
     def has_result(self, method: str, problem: str) -> bool:
-        """Whether that problem is done."""
+        """Return whether the method has a result for that problem."""
         return (method, problem) in self._results
 
     def results(self, method: str) -> list[Result]:
-        """The method's results that there are, in the order of the problems."""
+        """Return the method's results, in the order of the problems."""
         keys = ((method, problem["id"]) for problem in self.problems)
         return [self._results[key] for key in keys if key in self._results]
 
     def set_method(self, method: str, values: Mapping[str, Any]) -> None:
-        """Notes what the method's results depend on; PromptOrTuneError where results made otherwise are here already."""
-        known = self.methods.get(method, {})
-        changed = {name: value for name, value in values.items() if name in known and known[name] != value}
+        """Record what the method's results depend on.
+
+        Raises PromptOrTuneError if the run has results of the method that were made with other values.
+        """
+        saved = self.methods.get(method, {})
+        changed = {name: value for name, value in values.items() if name in saved and saved[name] != value}
         if changed and self.results(method):
-            raise PromptOrTuneError(settings_error(self.path, f"'{method}'", known, changed))
+            raise PromptOrTuneError(settings_error(self.path, f"'{method}'", saved, changed))
         self.update_method(method, values)
 
     def update_method(self, method: str, values: Mapping[str, Any]) -> None:
-        """Notes what is worth knowing of the method, in place of what was known before."""
-        known = self.methods.setdefault(method, {})
-        news = {name: value for name, value in values.items() if name not in known or known[name] != value}
-        if news:
-            known.update(news)
-            self._write_record({"kind": "method", "method": method, "values": news})
+        """Record values of the method, replacing earlier ones."""
+        saved = self.methods.setdefault(method, {})
+        changed = {name: value for name, value in values.items() if name not in saved or saved[name] != value}
+        if changed:
+            saved.update(changed)
+            self._write_record({"kind": "method", "method": method, "values": changed})
 
     def set_scores(
         self, method: str, problem: str, scores: Mapping[str, float | None], checks: Sequence[Any] = ()
     ) -> None:
-        """Adds scores, and what the tests said of each candidate, to a result that is here."""
+        """Add scores and test records to a result of the run."""
         result = self._results[method, problem]
         merged = {**result.scores, **scores}
         self._results[method, problem] = replace(result, scores=merged, checks=checks or result.checks)
 
     def clear_scores(self) -> None:
-        """Leaves the results as they were before anything was scored."""
+        """Remove all scores and test records."""
         for key, result in self._results.items():
             if result.scores or result.checks:
                 self._results[key] = replace(result, scores={}, checks=())
         self.scored_with = {}
 
     def save(self) -> None:
-        """Puts on disk what the file lacks. The first time of a new run puts the whole in place of what was there."""
+        """Write the records that the file lacks; the first save of a new run replaces the whole file."""
         journal = self._journal = self._journal or Journal.open(self.path)
         if self._pending is None:
             journal.replace(self._records())
@@ -307,7 +314,7 @@ class Run:
         self._pending = []
 
     def close(self) -> None:
-        """Lets other processes write the file."""
+        """Release the file for other processes."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -341,10 +348,10 @@ def open_run(
     provenance: Mapping[str, Any],
     overwrite: bool = False,
 ) -> Run:
-    """The run to go on with: the one in the file, or a new one. It has the file to itself until it is closed.
+    """Open the run in the file, or a new one, and lock the file until the run is closed.
 
-    Refuses, in one sentence, a file that is no run, that holds results made with other settings, or that another
-    process is writing. With `overwrite` the file is left alone until the first batch replaces it.
+    With `overwrite` the run is new, and the file stays as it is until the first `save` replaces it. Raises
+    PromptOrTuneError for a file that is no run, has other settings, or is being written by another process.
     """
     journal = Journal.open(path)
     try:
@@ -352,11 +359,11 @@ def open_run(
         fresh._journal = journal
         if overwrite or not path.stat().st_size:
             return fresh
-        run, whole = _load_run(path)
+        run, complete_bytes = _load_run(path)
         different = diff_settings(run.settings, fresh.settings)
         if different:
             raise PromptOrTuneError(settings_error(path, "a run", *different))
-        journal.truncate(whole)
+        journal.truncate(complete_bytes)
         run._journal = journal
         if run.provenance.get("versions") != provenance.get("versions"):
             run.provenance.setdefault("resumed_with", []).append(dict(provenance))
@@ -368,10 +375,10 @@ def open_run(
 
 
 def read_run(path: Path) -> Run:
-    """The run in a file, plain or packed (.jsonl.gz), with the scores beside it.
+    """Read the run in a file, plain or .jsonl.gz, with its scores.
 
-    PromptOrTuneError in one sentence when there is none. Reading asks for no lock: of a run that goes on elsewhere it
-    gives what is finished.
+    Takes no lock: of a run that another process is writing it returns what is on disk. Raises PromptOrTuneError if the
+    file is no run.
     """
     run, _ = _load_run(path)
     attach_scores(run)
@@ -379,8 +386,8 @@ def read_run(path: Path) -> Run:
 
 
 def problem_record(problem: Problem) -> dict[str, Any]:
-    """What a run's file keeps of a problem; `tests_of` reads its tests again."""
-    kinds = {made: kind for kind, made in _TEST_TYPES.items()}
+    """Return the record of a problem in a run's file; `tests_of` restores its tests."""
+    kinds = {test_type: kind for kind, test_type in _TEST_TYPES.items()}
     return {
         "id": problem.id,
         "intent": problem.intent,
@@ -392,7 +399,7 @@ def problem_record(problem: Problem) -> dict[str, Any]:
 
 
 def tests_of(record: Mapping[str, Any]) -> tuple[Test, ...]:
-    """The tests of a problem as a run's file keeps it; none where it was written without."""
+    """Return the tests in the record of a problem."""
     return tuple(
         _TEST_TYPES[test["kind"]](**{name: value for name, value in test.items() if name != "kind"})
         for test in record.get("tests", ())
@@ -400,24 +407,24 @@ def tests_of(record: Mapping[str, Any]) -> tuple[Test, ...]:
 
 
 def _load_run(path: Path) -> tuple[Run, int]:
-    """The run without its scores, and how many bytes of the file are whole lines."""
+    """Read the run without its scores, and the length in bytes of the file's complete lines."""
     try:
-        records, whole = read_records(path)
+        records, complete_bytes = read_records(path)
         run = _run_from_records(path, records)
     except OSError as error:
-        sentence = f"Cannot read {path} ({error.strerror or error}): name a file that `python -m evaluate` wrote."
-        raise PromptOrTuneError(sentence) from error
+        message = f"Cannot read {path} ({error.strerror or error}): name a file that `python -m evaluate` wrote."
+        raise PromptOrTuneError(message) from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise PromptOrTuneError(
             f"{path} is not a file that `python -m evaluate` wrote: choose another name."
         ) from error
-    return run, whole
+    return run, complete_bytes
 
 
 def _run_from_records(path: Path, records: Sequence[Mapping[str, Any]]) -> Run:
     head = records[0]
     if head["kind"] != "run":
-        raise ValueError("no run")
+        raise ValueError("the first record is no run")
     if head["version"] != FORMAT_VERSION:
         raise PromptOrTuneError(f"{path} has version {head['version']!r} and this program reads {FORMAT_VERSION}.")
     run = Run(path, dict(head["settings"]), [], dict(head["provenance"]))

@@ -1,8 +1,6 @@
-"""Generate candidates, resumable.
+"""Generation of answers for an evaluation run: method by method, in batches, resumable.
 
-From problems and methods to a file of results: method by method, several problems a batch, resumable.
-
-One line about what runs long: how far it is and how long it still takes.
+Also the progress line with its estimate of the time left.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ VERSIONED_PACKAGES = ("torch", "transformers", "bitsandbytes", "peft", "codebleu
 
 
 class EngineProtocol(Protocol):
-    """What a run needs of serve.engine.llm_engine.Engine, so that tests can stand in for it."""
+    """The part of serve.engine.llm_engine.LLMEngine that a run uses; tests pass a fake."""
 
     @property
     def base(self) -> BaseIdentity: ...
@@ -48,7 +46,7 @@ class EngineProtocol(Protocol):
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What to run. `pool_digest` tells the training split that examples come from; it is asked for when needed."""
+    """Problems and settings of a run. `pool_digest` computes the digest of the split that examples come from."""
 
     data: str
     split: str
@@ -60,10 +58,10 @@ class EvaluationPlan:
     seed: int = 42
 
     def settings(self, base: BaseIdentity) -> dict[str, Any]:
-        """Everything that results depend on whatever the method; a file with other settings is not gone on with.
+        """Return everything that results of any method depend on; a file with other settings is not continued.
 
-        The batch and the order in which problems fill it are among them: with others the padding differs, and with it
-        the last bits of the arithmetic.
+        Batch size and problem order are among them: they change the padding, and with it the last bits of the
+        arithmetic.
         """
         return {
             "base_id": base.id,
@@ -90,10 +88,10 @@ def make_sampling_params(
     temperature: float = 0.6,
     top_p: float = 0.95,
 ) -> SamplingParams:
-    """Beam search that returns all its beams, samples, or the greedy answer (also for one beam).
+    """Build SamplingParams for beam search that returns all its beams, for samples, or for greedy (also one beam).
 
-    Temperature and top-p matter for samples alone; elsewhere they stay as they are, so that they make no two runs
-    different that are the same.
+    Temperature and top-p are set for samples only; otherwise they keep their defaults, so that equal runs have equal
+    settings. Raises UnknownNameError for another mode.
     """
     if mode == "sample":
         return SamplingParams("sample", max_new_tokens, num_candidates, temperature, top_p, seed)
@@ -105,7 +103,10 @@ def make_sampling_params(
 
 
 def parse_methods(names: Iterable[str], adapters: Sequence[str]) -> list[Method]:
-    """The methods in order, each once; PromptOrTuneError for none, UnknownNameError for one that does not exist."""
+    """Parse method names in order, without repeats.
+
+    Raises PromptOrTuneError for no name and UnknownNameError for a method that does not exist.
+    """
     methods = [parse_method(name, adapters) for name in names if name.strip()]
     if not methods:
         raise PromptOrTuneError("No method is named: give --methods, for example zero-shot,icl-8,rag-8.")
@@ -113,7 +114,7 @@ def parse_methods(names: Iterable[str], adapters: Sequence[str]) -> list[Method]
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, read without importing any of it."""
+    """Return the versions of Python and of the packages that scores depend on, without importing the packages."""
     found = {"python": platform.python_version()}
     for name in VERSIONED_PACKAGES:
         try:
@@ -124,9 +125,9 @@ def package_versions() -> dict[str, str]:
 
 
 def register_methods(engine: EngineProtocol, plan: EvaluationPlan, methods: Sequence[Method], run: Run) -> None:
-    """Notes adapters and examples of all methods before any of them runs.
+    """Record adapters and examples of all methods in `run` before the first one is generated.
 
-    A broken adapter or one that has changed since is refused here, in one sentence, not after an hour.
+    Raises an error for a broken adapter, or one that has changed since the run began, before any time is spent.
     """
     for method in methods:
         run.set_method(
@@ -147,9 +148,10 @@ def generate_results(
     run: Run,
     on_progress: Callable[[int, str], None],
 ) -> None:
-    """Answers what `run` lacks, saving it after every batch; `step` hears how many problems were done.
+    """Generate the answers that `run` lacks and save after every batch.
 
-    KeyboardInterrupt, and a batch that was cancelled, leave the file as the last whole batch made it.
+    `on_progress` is called with the number of problems done and the method's name. KeyboardInterrupt, also raised for a
+    cancelled batch, leaves the file as the last complete batch wrote it.
     """
     register_methods(engine, plan, methods, run)
     for method in methods:
@@ -164,7 +166,7 @@ def generate_results(
             missing = sum(not run.has_result(method.name, problem.id) for problem in batch)
             if not missing:
                 continue
-            # All of it again, also where a kill left a part: beside others a row is padded otherwise.
+            # The whole batch is generated again even if a part is in the file: padding depends on the other rows.
             answers = engine.answer([Request(problem, method, plan.data) for problem in batch], plan.sampling_params)
             if any(answer.cancelled for answer in answers):
                 raise KeyboardInterrupt
@@ -178,14 +180,17 @@ def generate_results(
 
 
 def _sampling_settings(sampling_params: SamplingParams) -> dict[str, Any]:
-    """What a result depends on; what no run here can ask for is left out, as it is in the files of older versions."""
+    """Return the sampling parameters that a result depends on.
+
+    `stop` and `top_logprobs`, which no run sets, are left out because files of older versions lack them.
+    """
     return {name: value for name, value in asdict(sampling_params).items() if name not in ("stop", "top_logprobs")}
 
 
 def batch_problems(problems: Sequence[Problem], size: int, lengths: Sequence[int] = ()) -> Iterator[list[Problem]]:
-    """Problems of similar length together, so that little of a batch is padding; the same on every call.
+    """Yield batches of problems of similar length, which keeps padding small; the same batches on every call.
 
-    `lengths` are the tokens of the problems' prompts; without them the intents' lengths stand in.
+    `lengths` are the prompt lengths in tokens; without them the lengths of the intents are used.
     """
     measured = lengths or [0] * len(problems)
     keys = {problem.id: (tokens, len(problem.intent)) for problem, tokens in zip(problems, measured, strict=True)}
@@ -195,9 +200,9 @@ def batch_problems(problems: Sequence[Problem], size: int, lengths: Sequence[int
 
 
 def make_results(batch: Sequence[Problem], answers: Sequence[RequestOutput], method: str) -> Iterator[Result]:
-    """One result a problem; an answer that is missing is a failure like any other."""
+    """Yield one result per problem; a missing answer becomes a result with an error."""
     by_index: Mapping[int, RequestOutput] = {answer.index: answer for answer in answers}
-    # Of a batch that the engine takes in piece by piece, the last row began last.
+    # The engine may start the rows of a batch one after another: the last one to finish gives the batch's time.
     seconds = max((answer.queued_seconds + answer.seconds for answer in answers), default=0.0) / len(batch)
     for index, problem in enumerate(batch):
         answer = by_index.get(index)
@@ -217,11 +222,11 @@ def make_results(batch: Sequence[Problem], answers: Sequence[RequestOutput], met
         )
 
 
-LINE_INTERVAL_SECONDS = 30.0  # between lines where they cannot be redrawn
+LINE_INTERVAL_SECONDS = 30.0  # between lines on a stream that is no terminal
 
 
 class ProgressBar:
-    """Counts up to `total` on standard error: one redrawn line on a terminal, else a line every 30 seconds."""
+    """Progress on stderr: one line that is redrawn on a terminal, else a new line every 30 seconds."""
 
     def __init__(self, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
@@ -233,11 +238,12 @@ class ProgressBar:
         self._width = 0
 
     def update(self, count: int, label: str) -> None:
-        """`count` more are done; `label` says what they belong to."""
+        """Add `count` finished items and print the progress with `label`."""
         self._done += count
         now = self._clock()
         left = (now - self._start) / max(self._done, 1) * (self._total - self._done)
-        line = f"{self._done}/{self._total} {label}, {_format_duration(now - self._start)} gone, {_format_duration(left)} left"
+        line = f"{self._done}/{self._total} {label}, "
+        line += f"{_format_duration(now - self._start)} gone, {_format_duration(left)} left"
         if self._stream.isatty():
             self._stream.write(f"\r{line:<{self._width}}")
             self._width = len(line)
@@ -247,7 +253,7 @@ class ProgressBar:
         self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the redrawn line, so that what follows begins on a line of its own."""
+        """End the redrawn line, so that later output starts on a new line."""
         if self._width:
             self._width = 0
             self._stream.write("\n")
@@ -255,7 +261,7 @@ class ProgressBar:
 
 
 def _format_duration(seconds: float) -> str:
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    rounded = max(0, round(seconds))
+    if rounded < 60:
+        return f"{rounded} s"
+    return f"{rounded // 60} min" if rounded < 3600 else f"{rounded // 3600} h {rounded % 3600 // 60:02} min"

@@ -1,14 +1,8 @@
-"""Text metrics and test metrics per result.
+"""Scores of a run's candidates: text metrics, and metrics from running the problem's tests.
 
-The scores of one answer, and of all candidates of one problem.
-
-Scores a run's candidates, apart from their generation: what is scored already is not scored again.
-
-What a problem's tests say about its candidates: the share of tests passed, and Pass@k.
-
-The metrics are those of evaluate.metrics.basic. A code that several samples said counts as often as it was said. Beams are
-no independent draws: of them only the first answer is run, and Pass@k stays undefined. A failure (no answer) passes no
-test.
+The metrics are defined in evaluate/metrics. Results that have scores already are not scored again. A code that several
+samples share counts once for each of them. Beams are not independent samples: only the first beam is run, and Pass@k is
+undefined. A failure (no answer) passes no test.
 """
 
 from __future__ import annotations
@@ -34,12 +28,11 @@ from evaluate.results import Result, Run, ScoreFile, ScoreKind, tests_of
 from tasks.problem import Test
 
 if TYPE_CHECKING:
-    from evaluate.results import Result
     from evaluate.sandbox.sandbox import Sandbox
     from evaluate.test_runner.result import TestResult
 
 
-# Goes up when a score of the same candidates can come out otherwise: what was scored before is then scored again.
+# Increase when scores of the same candidates can change: earlier runs are then scored again.
 METRICS_VERSION = 2
 NO_REFERENCE = "there is no reference to compare with"
 NO_DATA_FLOW = "the reference has no data flow"
@@ -48,7 +41,7 @@ CODEBLEU_PARTS = ("ngram", "weighted_ngram", "syntax", "dataflow")
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's name and value, or None and the reason why it has none."""
+    """A metric's name and value; for the value None, `reason` says why it is undefined."""
 
     metric: str
     value: float | None
@@ -56,10 +49,10 @@ class Score:
 
 
 def score_code(code: str, reference: str | None) -> list[Score]:
-    """All scores of one answer, in the order in which they are shown.
+    """Compute all text scores of one answer, in display order.
 
     `em` and `em_tree` (0 or 1), `codebleu` and its parts `codebleu.ngram`, `codebleu.weighted_ngram`,
-    `codebleu.syntax`, `codebleu.dataflow`, and `parses` (0 or 1). All lie in [0, 1]. A blank reference is none.
+    `codebleu.syntax`, `codebleu.dataflow`, and `parses` (0 or 1). All are in [0, 1]. A blank reference counts as none.
     Never raises.
     """
     valid = Score("parses", parses_score(code))
@@ -80,19 +73,19 @@ def score_code(code: str, reference: str | None) -> list[Score]:
 
 
 def score_candidates(codes: Sequence[str], reference: str | None, num_candidates: int) -> dict[str, float | None]:
-    """Everything that is measured of one problem: `codes` are its candidates, best first, `asked` how many were wanted.
+    """Compute all text scores of one problem from its candidates' `codes`, best first.
 
-    `em@k` and `em_tree@k` for k from 1 to `asked`; the rest as in `score_code`, of the first candidate, and
-    `codebleu-pypi`, which is None where the package fails. No candidate at all (a failure) scores 0 wherever there is
-    something to score against.
+    `em@k` and `em_tree@k` for k from 1 to `num_candidates`, the number requested; the others as in `score_code`, of the
+    first candidate, and `codebleu-pypi`, which is None where the package fails. Without any candidate (a failure) every
+    score that has a reference is 0.
     """
     single = {score.metric: score.value for score in score_code(codes[0] if codes else "", reference)}
     scores: dict[str, float | None] = {}
     for name, same in (("em", exact_match), ("em_tree", syntax_tree_match)):
-        known = single.pop(name) is not None and reference is not None
+        defined = single.pop(name) is not None and reference is not None
         for k in range(1, num_candidates + 1):
-            hit = known and exact_match_at_k(reference or "", codes, k, num_candidates, same)
-            scores[f"{name}@{k}"] = float(hit) if known else None
+            hit = defined and exact_match_at_k(reference or "", codes, k, num_candidates, same)
+            scores[f"{name}@{k}"] = float(hit) if defined else None
     return {**scores, **single, "codebleu-pypi": _package_codebleu(codes, reference)}
 
 
@@ -102,18 +95,16 @@ def _package_codebleu(codes: Sequence[str], reference: str | None) -> float | No
     return codebleu_package_score(reference, codes[0]) if codes else 0.0
 
 
-# Goes up when the same code can come out otherwise: tests that ran before are then run again.
+# Increase when test results of the same code can change: earlier tests are then run again.
 CHECKS_VERSION = 1
-_MAX_STORED_CHARACTERS = (
-    300  # characters of what a test gave and got: enough to read, and a run of many tests stays small
-)
+_MAX_STORED_CHARACTERS = 300  # of each text field of a test record, so that files of many tests stay small
 _TEXT_FIELDS = ("given", "expected", "got")
 
 TestRecords = list[dict[str, Any]]
 
 
 def test_metrics_key(layer: str) -> dict[str, Any]:
-    """What the scores of tests depend on: how code is checked, the sandbox's layer and its limits."""
+    """Return what test scores depend on: the test runner's version, the sandbox layer, its limits, and Python."""
     from evaluate.test_runner.runner import DEFAULT_LIMITS
 
     python = ".".join(platform.python_version_tuple()[:2])
@@ -126,13 +117,13 @@ def score_tests(
     sandbox: Sandbox,
     workers: int | None = None,
 ) -> Iterator[tuple[Result, dict[str, float | None], list[TestRecords]]]:
-    """Runs the candidates of each result against its tests, several at a time; yields each as it is done.
+    """Run the candidates of each result against its tests in parallel.
 
-    With its scores comes, for each candidate that ran, the list of what each test said.
+    Yields each result when it is done, with its scores and, for each candidate that ran, the list of test records.
     """
     from evaluate.test_runner.runner import run_tests_many
 
-    pending: dict[int, tuple[Result, int, list[TestRecords | None]]] = {}  # by the number of its first program
+    pending: dict[int, tuple[Result, int, list[TestRecords | None]]] = {}  # by the index of the first program
     first_of: dict[int, int] = {}
     unrun: list[tuple[Result, int]] = []
 
@@ -152,8 +143,8 @@ def score_tests(
     for number, found in run_tests_many(programs(), sandbox, workers):
         first = first_of.pop(number)
         result, tests, checks = pending[first]
-        checks[number - first] = [_test_record(each) for each in found]
-        complete = [each for each in checks if each is not None]
+        checks[number - first] = [_test_record(test_result) for test_result in found]
+        complete = [records for records in checks if records is not None]
         if len(complete) == len(checks):
             del pending[first]
             yield result, _test_scores(result, complete, tests, decoding), complete
@@ -164,21 +155,22 @@ def score_tests(
 def _test_scores(
     result: Result, checks: Sequence[TestRecords], tests: int, decoding: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    asked = int(decoding["candidates"])
-    samples: list[list[bool]] = [] if checks else [[False] * tests] * asked
+    requested = int(decoding["candidates"])
+    samples: list[list[bool]] = [] if checks else [[False] * tests] * requested
     for candidate, found in zip(_candidates_to_run(result, decoding), checks, strict=True):
         samples += [[check["passed"] for check in found]] * int(candidate.get("times", 1))
     scores: dict[str, float | None] = {"tests": test_pass_rate(samples)}
     if decoding["mode"] != "beam":
-        right = sum(all(sample) for sample in samples)
+        correct = sum(all(sample) for sample in samples)
         scores |= {
-            f"pass@{k}": pass_at_k(len(samples), right, k) if k <= len(samples) else None for k in range(1, asked + 1)
+            f"pass@{k}": pass_at_k(len(samples), correct, k) if k <= len(samples) else None
+            for k in range(1, requested + 1)
         }
     return scores
 
 
 def _candidates_to_run(result: Result, decoding: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The candidates that are run; of beams the first, once."""
+    """Return the candidates to run; of beams only the first, once."""
     if decoding["mode"] == "beam":
         return [{**candidate, "times": 1} for candidate in result.candidates[:1]]
     return result.candidates
@@ -191,14 +183,14 @@ def _test_record(result: TestResult) -> dict[str, Any]:
     return values | {name: shorten(values[name], _MAX_STORED_CHARACTERS) for name in _TEXT_FIELDS}
 
 
-_SAVE_INTERVAL_SECONDS = 2.0  # seconds: what a kill can cost of the scoring
+_SAVE_INTERVAL_SECONDS = 2.0  # the most scoring time that a kill can lose
 _METRIC_PACKAGES = ("codebleu", "tree-sitter", "tree-sitter-python")
 
 ScoredResult = tuple[Result, Mapping[str, float | None], Sequence[Any]]
 
 
 class ProgressProtocol(Protocol):
-    """Hears how far the scoring is (evaluate.run.Progress)."""
+    """Progress display of the scoring (evaluate.run.ProgressBar)."""
 
     def update(self, count: int, label: str) -> None: ...
 
@@ -211,12 +203,11 @@ def score_run(
     sandbox: Sandbox | None = None,
     workers: int | None = None,
 ) -> None:
-    """Gives every result of the run its scores and keeps them in X.scores.jsonl beside its file.
+    """Score every result of the run that lacks scores, and store them in X.scores.jsonl beside its file.
 
-    `begin` gets the number of results whose texts are to be scored, and then of those whose tests are to run, where
-    there are any: the two go at speeds of their own. Tests run in `sandbox`, `workers` at a time (one a core by
-    default); without a sandbox no code runs, and scores of tests that are in the file already stay. Stopped or killed
-    at any moment, what was scored up to two seconds before is kept.
+    `make_progress` is called with the number of results whose texts are scored, and then with the number whose tests
+    run: the two have different speeds. Tests run in `sandbox`, `workers` at a time (default: one per core); without a
+    sandbox no code runs, and stored test scores stay. A kill loses at most the last two seconds of scoring.
     """
     keys: dict[ScoreKind, Mapping[str, Any]] = {"text": text_metrics_key()}
     if sandbox is not None and has_tests(run.problems):
@@ -236,21 +227,23 @@ def score_run(
 
 
 def count_unscored(run: Run) -> int:
-    """How many results lack scores: any at all, or those of tests where others of the method have them.
+    """Count the results that lack scores, or lack test scores while other results of the method have them.
 
-    A mean over the rest would not be the method's.
+    A mean over the others would not be the method's mean.
     """
     tested = {problem["id"] for problem in run.problems if problem.get("tests")}
     count = 0
     for results in map(run.results, run.methods):
-        begun = any("tests" in each.scores for each in results)
-        count += sum(not each.scores or (begun and each.problem in tested and "tests" not in each.scores)
-                     for each in results)  # fmt: skip
+        tests_scored = any("tests" in result.scores for result in results)
+        count += sum(
+            not result.scores or (tests_scored and result.problem in tested and "tests" not in result.scores)
+            for result in results
+        )
     return count
 
 
 def require_scored(runs: Iterable[Run]) -> None:
-    """PromptOrTuneError where a run is not scored to its end: its numbers are not shown."""
+    """Raise PromptOrTuneError if any result of the runs is not scored."""
     for run in runs:
         if count := count_unscored(run):
             raise PromptOrTuneError(
@@ -259,12 +252,12 @@ def require_scored(runs: Iterable[Run]) -> None:
 
 
 def has_tests(problems: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether any of these problems of a run has tests."""
+    """Return whether any of these problem records has tests."""
     return any(problem.get("tests") for problem in problems)
 
 
 def text_metrics_key() -> dict[str, Any]:
-    """What the scores of candidates' texts depend on: our metrics, Python's grammar, and the packages behind them."""
+    """Return what text scores depend on: our metrics, Python's grammar, and the packages that they use."""
     found: dict[str, Any] = {"metrics": METRICS_VERSION, "python": ".".join(platform.python_version_tuple()[:2])}
     for name in _METRIC_PACKAGES:
         try:
@@ -275,33 +268,33 @@ def text_metrics_key() -> dict[str, Any]:
 
 
 def _score_texts(run: Run, results: Iterable[Result]) -> Iterator[ScoredResult]:
-    asked = int(run.settings["decoding"]["candidates"])
+    requested = int(run.settings["decoding"]["candidates"])
     references = {problem["id"]: problem.get("reference") for problem in run.problems}
     for result in results:
         codes = [candidate["code"] for candidate in result.candidates]
-        yield result, score_candidates(codes, references[result.problem], asked), ()
+        yield result, score_candidates(codes, references[result.problem], requested), ()
 
 
 def _score_tests(run: Run, results: Iterable[Result], sandbox: Sandbox, workers: int | None) -> Iterator[ScoredResult]:
     tests = {problem["id"]: tests_of(problem) for problem in run.problems}
-    wanted = ((result, tests[result.problem]) for result in results)
-    yield from score_tests(wanted, run.settings["decoding"], sandbox, workers)
+    with_tests = ((result, tests[result.problem]) for result in results)
+    yield from score_tests(with_tests, run.settings["decoding"], sandbox, workers)
 
 
 def _save_scores(
     file: ScoreFile, run: Run, kind: ScoreKind, scored: Iterable[ScoredResult], progress: ProgressProtocol
 ) -> None:
-    """Appends what is scored every two seconds, and whatever there is when it ends or is stopped."""
-    waiting: list[ScoredResult] = []
-    saved = time.monotonic()
+    """Append new scores every two seconds, and the rest at the end or when interrupted."""
+    unsaved: list[ScoredResult] = []
+    last_save = time.monotonic()
     try:
-        for each in scored:
-            waiting.append(each)
-            progress.update(1, f"{'tests' if kind == 'tests' else 'scores'} of {each[0].method}")
-            if time.monotonic() - saved >= _SAVE_INTERVAL_SECONDS:
-                file.append(run, kind, waiting)
-                waiting, saved = [], time.monotonic()
+        for item in scored:
+            unsaved.append(item)
+            progress.update(1, f"{'tests' if kind == 'tests' else 'scores'} of {item[0].method}")
+            if time.monotonic() - last_save >= _SAVE_INTERVAL_SECONDS:
+                file.append(run, kind, unsaved)
+                unsaved, last_save = [], time.monotonic()
     finally:
         progress.close()
-        if waiting:
-            file.append(run, kind, waiting)
+        if unsaved:
+            file.append(run, kind, unsaved)

@@ -1,9 +1,12 @@
-"""Intervals and comparisons, so that a difference of one point is not taken for a finding.
+"""Confidence intervals and paired tests for scores of methods.
 
-Proportions (EM@k, parse rate) carry Wilson's interval, means (CodeBLEU) a bootstrap one. Two methods are compared on
-the same problems: a paired bootstrap for the interval of the difference and a sign-flip test for its p, McNemar's exact
-test for yes-or-no scores, Holm's correction over all tests of one table. Results over different problems refuse to be
-compared.
+Proportions (EM@k, parse rate) get Wilson's interval, means (CodeBLEU) a bootstrap interval. Two methods are compared
+on the same problems: a paired bootstrap gives the interval of the difference, a sign-flip test its p, McNemar's exact
+test the p of yes-or-no scores; Holm's method corrects all tests of one table. Results over different problems raise
+an error.
+
+The bootstrap and the binomial test are scipy's. Wilson's interval is ours because scipy's takes whole successes only,
+the sign-flip test because scipy's is two to four times slower and draws other signs for the same seed.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -21,14 +23,13 @@ from errors import PromptOrTuneError
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_MAX_EXACT_PAIRS = 13  # up to so many differences all 2**n ways of signing them are fewer than RESAMPLES
-_MAX_CHUNK_CELLS = 2_000_000  # drawn at a time, to keep memory flat
-_CACHED_DRAWS = 800  # values, up to which the draws are kept: 16 MB
+_MAX_EXACT_PAIRS = 13  # 2**13 sign patterns are fewer than RESAMPLES: all of them are tried
+_MAX_CHUNK_CELLS = 2_000_000  # random numbers drawn at a time, which bounds memory
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its interval."""
+    """A value and the ends of its confidence interval."""
 
     value: float
     low: float
@@ -56,10 +57,10 @@ class McNemar:
 
 
 def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927), without continuity correction.
+    """Compute Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927), without continuity correction.
 
-    For n scores in [0, 1] that are no mere yes or no, `successes` is their sum: the interval is then wider than it need
-    be, as no such score varies more than a proportion of the same mean.
+    For n scores anywhere in [0, 1], `successes` is their sum: the interval is then wider than necessary, because such a
+    score varies at most as much as a proportion of the same mean. Raises PromptOrTuneError unless 0 <= successes <= n.
     """
     if not 0 <= successes <= n or n < 1:
         raise PromptOrTuneError(f"{successes} of {n} is no proportion: n must be at least 1 and hold the successes.")
@@ -73,33 +74,34 @@ def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) ->
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
-    """Percentile bootstrap interval of a mean (Efron 1979), 10,000 resamples, the same for the same seed."""
+    """Compute the percentile bootstrap interval of a mean (Efron 1979) from 10,000 resamples drawn with `seed`.
+
+    Raises PromptOrTuneError for no values.
+    """
     if not len(values):
         raise PromptOrTuneError("A mean of no values is undefined: at least one problem needs a score.")
     sample = np.asarray(values, dtype=np.float64)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled_means(sample, seed), [tail, 1 - tail])
-    return Interval(float(sample.mean()), float(low), float(high))
+    return Interval(float(sample.mean()), *_bootstrap_interval(sample, seed, confidence))
 
 
 def paired_bootstrap(
     a: Mapping[str, float], b: Mapping[str, float], seed: int = 0, confidence: float = CONFIDENCE
 ) -> PairedDifference:
-    """The mean difference a - b over problems, resampled as pairs; keys are problem ids.
+    """Compute the mean difference a - b over problems with its paired bootstrap interval; keys are problem ids.
 
-    p is that of the sign-flip test (Fisher's randomisation test for pairs): had the two methods no difference, each
-    pair could as well have come out the other way round. A p read off the bootstrap itself would be far too small for
-    few problems: with four differences of one sign it is 0.0002, and no paired test can go below 0.125.
+    p is that of the sign-flip test (Fisher's randomisation test for pairs), under which each pair is equally likely to
+    have come out the other way round. A p taken from the bootstrap itself would be far too small for few problems: with
+    four differences of one sign it is 0.0002, whereas no paired test can go below 0.125. Raises PromptOrTuneError for
+    no problems, or for different ones.
     """
     differences = np.asarray(_differences(a, b), dtype=np.float64)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled_means(differences, seed), [tail, 1 - tail])
+    low, high = _bootstrap_interval(differences, seed, confidence)
     p = _sign_flip_p(differences[differences != 0], seed)
-    return PairedDifference(float(differences.mean()), float(low), float(high), p, len(differences))
+    return PairedDifference(float(differences.mean()), low, high, p, len(differences))
 
 
 def mcnemar_test(a: Mapping[str, bool], b: Mapping[str, bool]) -> McNemar:
-    """McNemar's exact test (McNemar 1947): a binomial test over the problems that only one of both solved."""
+    """Run McNemar's exact test (McNemar 1947): a binomial test over the problems that exactly one method solved."""
     from scipy.stats import binomtest
 
     _require_same_problems(a, b)
@@ -111,7 +113,7 @@ def mcnemar_test(a: Mapping[str, bool], b: Mapping[str, bool]) -> McNemar:
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (Scand. J. Statist. 6, 1979): adjusted p-values in the order given."""
+    """Adjust p-values by Holm's step-down method (Scand. J. Statist. 6, 1979); return them in the order given."""
     order = sorted(range(len(p_values)), key=lambda at: p_values[at])
     adjusted = [0.0] * len(p_values)
     highest = 0.0
@@ -121,44 +123,42 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _resampled_means(sample: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    n = len(sample)
-    if n <= _CACHED_DRAWS:
-        counts = _resample_counts(n, seed)
-        return np.concatenate([counts[at : at + 1000] @ sample for at in range(0, RESAMPLES, 1000)]) / n
-    generator = np.random.default_rng(seed)
-    rows = max(1, _MAX_CHUNK_CELLS // n)
-    means = [
-        sample[generator.integers(0, n, (min(rows, RESAMPLES - start), n))].mean(axis=1)
-        for start in range(0, RESAMPLES, rows)
-    ]
-    return np.concatenate(means)
+def _bootstrap_interval(sample: NDArray[np.float64], seed: int, confidence: float) -> tuple[float, float]:
+    """Return the ends of the percentile bootstrap interval of the mean of `sample`, shape (n,)."""
+    from scipy.stats import bootstrap
 
-
-@lru_cache(maxsize=4)
-def _resample_counts(n: int, seed: int) -> NDArray[np.int16]:
-    """How often each of n values is drawn in each resample. A table asks for the same draws again and again."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, n, (RESAMPLES, n), dtype=np.int32)
-    drawn += np.arange(RESAMPLES, dtype=np.int32)[:, None] * n
-    return np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.int16)
+    if len(sample) == 1:  # scipy refuses a single value
+        return float(sample[0]), float(sample[0])
+    interval = bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, _MAX_CHUNK_CELLS // len(sample)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=seed,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def _sign_flip_p(differences: NDArray[np.float64], seed: int) -> float:
-    """Two-sided; exact for few differences, else over RESAMPLES random signings and the one that was seen."""
+    """Compute the two-sided p of the sign-flip test on nonzero `differences`, shape (n,).
+
+    Exact for at most _MAX_EXACT_PAIRS differences, else over RESAMPLES random sign patterns and the observed one.
+    """
     n = len(differences)
     if n == 0:
         return 1.0
-    seen = abs(differences.sum()) - 1e-9  # sums that are equal but for rounding count as equal
+    observed = abs(differences.sum()) - 1e-9  # sums that are equal except for rounding count as equal
     if n <= _MAX_EXACT_PAIRS:
         bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
-        return float((np.abs((2 * bits - 1) @ differences) >= seen).mean())
+        return float((np.abs((2 * bits - 1) @ differences) >= observed).mean())
     generator = np.random.default_rng(seed)
     rows = max(1, _MAX_CHUNK_CELLS // n)
     extreme = 0
     for start in range(0, RESAMPLES, rows):
         signs = generator.integers(0, 2, (min(rows, RESAMPLES - start), n)) * 2 - 1
-        extreme += int((np.abs(signs @ differences) >= seen).sum())
+        extreme += int((np.abs(signs @ differences) >= observed).sum())
     return (extreme + 1) / (RESAMPLES + 1)
 
 

@@ -1,4 +1,4 @@
-"""From a run's results to its table: one line a method, with intervals, and the comparisons that the table invites."""
+"""Table of methods: one row per method with intervals and cost, and pairwise comparisons of methods."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from evaluate.stats import Interval, holm_correction, mcnemar_test, paired_boots
 
 BASELINE_METHOD = "zero-shot"
 _SIGNIFICANCE_LEVEL = 0.05
-_MIN_PROBLEMS = 30  # problems, for a percentile bootstrap to be near its level
+_MIN_PROBLEMS = 30  # with fewer, a percentile bootstrap interval covers less than its nominal level
 
 
 @dataclass(frozen=True)
 class MethodRow:
-    """What a method reached over its n problems, and at what cost.
+    """A method's metrics and cost over its n problems.
 
-    `measures` are by metric name, for every metric that at least one problem has; `k` is the number of candidates asked
-    for. `errors` counts failures, which score 0; `undefined_flow` the references without data flow.
+    `metrics` has every metric that at least one problem has; `k` is the number of candidates requested. `errors` counts
+    failures, which score 0; `undefined_flow` the references without data flow.
     """
 
     method: str
@@ -43,7 +43,7 @@ class MethodRow:
     undefined_flow: int
 
     def interval(self, metric: str) -> Interval | None:
-        """The metric's value with its interval; None where no problem has it."""
+        """Return the metric's value with its interval; None if no problem has it."""
         found = self.metrics.get(metric)
         return found.interval if found else None
 
@@ -52,7 +52,7 @@ class MethodRow:
 class MethodComparison:
     """`a` minus `b` in one metric on the same problems; `p` of McNemar's exact test for EM, else of the sign-flip test.
 
-    `corrected` is Holm's, over all pairs of the table.
+    `corrected` is p after Holm's correction over all pairs of the table.
     """
 
     a: str
@@ -66,17 +66,17 @@ class MethodComparison:
 
 
 def method_rows(run: Run) -> list[MethodRow]:
-    """One row a method that has scored results, in the run's order."""
+    """Return one row for each method that has scored results, in the run's order."""
     k, seed = int(run.settings["decoding"]["candidates"]), int(run.settings["seed"])
-    scored = ((method, [each for each in run.results(method) if each.scores]) for method in run.methods)
+    scored = ((method, [result for result in run.results(method) if result.scores]) for method in run.methods)
     return [_method_row(method, results, k, seed, run.methods[method]) for method, results in scored if results]
 
 
 def compare_methods(run: Run, pairs: Sequence[tuple[str, str]] | None = None) -> list[MethodComparison]:
-    """Pairs of methods on the run's problems in the headline metrics, with Holm's correction over all of them.
+    """Compare pairs of methods on the run's problems in the headline metrics, with Holm's correction over all of them.
 
-    By default every method that is finished against zero-shot, and the last against the first. UnknownNameError for a
-    method that the run does not have, PromptOrTuneError for two that have answered different problems.
+    By default every finished method with zero-shot, and the last with the first. Raises UnknownNameError for a method
+    that the run does not have and PromptOrTuneError for two that have answered different problems.
     """
     methods = [method for method in run.methods if run.results(method)]
     for name in (name for pair in pairs or () for name in pair):
@@ -91,7 +91,10 @@ def compare_methods(run: Run, pairs: Sequence[tuple[str, str]] | None = None) ->
 
 
 def compare_runs(runs: Sequence[Run]) -> list[MethodComparison]:
-    """Methods of the same name in the first run and in each other one; refuses other problems or other data."""
+    """Compare methods of the same name in the first run and in each other run.
+
+    Raises PromptOrTuneError if the runs are over different problems.
+    """
     first = runs[0]
     pairs: list[MethodComparison] = []
     for run in runs[1:]:
@@ -114,9 +117,9 @@ def compare_results(
     seed: int,
     metrics: Sequence[str] | None = None,
 ) -> list[MethodComparison]:
-    """Two methods in each of `metrics`, by default the headline ones that either has: not yet corrected.
+    """Compare two methods in each of `metrics` (default: the headline metrics), without Holm's correction.
 
-    PromptOrTuneError when they answered different problems. A metric that neither has is left out.
+    A metric that neither has is left out. Raises PromptOrTuneError if they answered different problems.
     """
     pairs: list[MethodComparison] = []
     for metric in headline_metrics([*a, *b]) if metrics is None else metrics:
@@ -135,7 +138,7 @@ def compare_results(
 
 
 def apply_holm_correction(comparisons: Sequence[MethodComparison]) -> list[MethodComparison]:
-    """The pairs with Holm's correction over all of them."""
+    """Return the comparisons with `corrected` set by Holm's method over all of them."""
     return [
         replace(pair, corrected=p)
         for pair, p in zip(comparisons, holm_correction([pair.p for pair in comparisons]), strict=True)
@@ -143,31 +146,32 @@ def apply_holm_correction(comparisons: Sequence[MethodComparison]) -> list[Metho
 
 
 def headline_metrics(results: Sequence[Result]) -> tuple[str, ...]:
-    """What methods are compared in: where tests ran, they and CodeBLEU, else exact match and CodeBLEU."""
-    return ("tests", "pass@1", "codebleu") if any("tests" in each.scores for each in results) else ("em@1", "codebleu")
+    """Return the metrics to compare methods in: tests, if they ran, else exact match; and CodeBLEU."""
+    tests_ran = any("tests" in result.scores for result in results)
+    return ("tests", "pass@1", "codebleu") if tests_ran else ("em@1", "codebleu")
 
 
 def table_metrics(rows: Sequence[MethodRow]) -> list[str]:
-    """The metrics that the table shows: where tests ran, they and CodeBLEU; else exact match, its trees, CodeBLEU."""
-    known = [metric for row in rows for metric in row.metrics]
+    """Return the table's metrics: those of tests, if they ran, else of exact match; CodeBLEU and the parse rate."""
+    available = [metric for row in rows for metric in row.metrics]
     k = max((row.k for row in rows), default=1)
     by_tests = ["tests", "pass@1", f"pass@{k}"]
     by_reference = ["em@1", f"em@{k}", "em_tree@1"]
-    shown = [*(by_tests if "tests" in known else by_reference), "codebleu", "parses"]
-    return [metric for metric in dict.fromkeys(shown) if metric in known]
+    columns = [*(by_tests if "tests" in available else by_reference), "codebleu", "parses"]
+    return [metric for metric in dict.fromkeys(columns) if metric in available]
 
 
 def render_methods(rows: Sequence[MethodRow], markdown: bool = False) -> str:
-    """The table of methods: scores in percent with 95 % intervals, then what they cost."""
-    shown = table_metrics(rows)
+    """Return the table of methods as text: scores in percent with 95 % intervals, then costs."""
+    metrics = table_metrics(rows)
     errors = any(row.errors for row in rows)
     memory = any(row.cost.peak_memory_bytes for row in rows)
-    header = ["method", "n", *map(metric_title, shown), "s/problem", "tokens in", "out", "tokens/s"]
+    header = ["method", "n", *map(metric_title, metrics), "s/problem", "tokens in", "out", "tokens/s"]
     lines = [
         [
             row.method,
             str(row.n),
-            *(_metric_cell(row, metric) for metric in shown),
+            *(_metric_cell(row, metric) for metric in metrics),
             f"{row.cost.seconds:.2f}",
             f"{row.cost.prompt_tokens:.0f}",
             f"{row.cost.tokens:.0f}",
@@ -181,7 +185,7 @@ def render_methods(rows: Sequence[MethodRow], markdown: bool = False) -> str:
 
 
 def render_comparisons(comparisons: Sequence[MethodComparison], markdown: bool = False) -> str:
-    """The comparisons in percentage points; `*` marks those below 0.05 after the correction."""
+    """Return the comparisons as a text table in percentage points; `*` marks a corrected p below 0.05."""
     header = ["a", "b", "metric", "a - b, points", "test", "p", "p (Holm)"]
     lines = [
         [
@@ -199,25 +203,25 @@ def render_comparisons(comparisons: Sequence[MethodComparison], markdown: bool =
 
 
 def table_footnote(rows: Sequence[MethodRow]) -> str:
-    """What a reader must know to read the table."""
+    """Return the notes that explain the table."""
     if not rows:
         return ""
     row = rows[0]
-    said = [
+    notes = [
         "Intervals: Wilson 95 % for shares of problems (EM, trees, parses, Pass at all samples), bootstrap 95 % else."
     ]
     if "codebleu" in row.metrics:
-        said.append(
+        notes.append(
             f"CodeBLEU: first candidate; data flow is undefined for {row.undefined_flow} of {row.n} references."
         )
     if "em_tree@1" in table_metrics(rows):
-        said.append("tree@1: equal syntax trees.")
+        notes.append("tree@1: equal syntax trees.")
     if "tests" in row.metrics:
-        said.append("tests passed: mean over problems of the mean over samples of the share of tests passed.")
-    said.append("Failures score 0.")
+        notes.append("tests passed: mean over problems of the mean over samples of the share of tests passed.")
+    notes.append("Failures score 0.")
     if row.n < _MIN_PROBLEMS:
-        said.append(f"With {row.n} problems bootstrap intervals are too narrow: take {_MIN_PROBLEMS} or more.")
-    return " ".join(said)
+        notes.append(f"With {row.n} problems bootstrap intervals are too narrow: take {_MIN_PROBLEMS} or more.")
+    return " ".join(notes)
 
 
 def _default_pairs(methods: Sequence[str]) -> list[tuple[str, str]]:

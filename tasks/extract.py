@@ -11,6 +11,7 @@ import ast
 import re
 import textwrap
 import warnings
+from typing import NamedTuple
 
 from tasks.prompt import INSTRUCTION, RESPONSE, PromptStyle
 
@@ -68,19 +69,49 @@ def answer_end(text: str, style: PromptStyle) -> int | None:
     return turn.start() if turn else None
 
 
+class ExtractedCode(NamedTuple):
+    """The code of an answer, and in words which rule chose it."""
+
+    code: str
+    reason: str
+
+
 def extract_code(text: str, style: PromptStyle) -> str:
     """Return the code in a completion: the first fenced block, or the rest without prompt, turns and prose.
 
     Text without code is returned stripped, so that a person sees what the model generated.
     """
+    return extract_code_with_reason(text, style).code
+
+
+def extract_code_with_reason(text: str, style: PromptStyle) -> ExtractedCode:
+    """Return the code that `extract_code` takes from a completion, and which of its rules chose it."""
     end = answer_end(text, style)
-    body = _without_repeated_prompt(text if end is None else text[:end])
+    answer = text if end is None else text[:end]
+    body = _without_repeated_prompt(answer)
     opening = _FENCE_OPEN.search(body)
     if opening and not (style.prefill and body[: opening.start()].strip()):
-        return _dedent(_until_fence(body[opening.end() :]))
-    if style.prefill:
-        return _dedent(_until_fence(body))
-    return _without_prose(_dedent(body))
+        rest = body[opening.end() :]
+        code, source = _dedent(_until_fence(rest)), f"the first {_language(opening.group())}code block of the answer"
+        rule = source if _FENCE_CLOSE.search(rest) else f"{source}, which is not closed"
+    elif style.prefill:
+        code, source = _dedent(_until_fence(body)), "the code block that the prompt opened"
+        rule = source if _FENCE_CLOSE.search(body) else f"{source}, up to the end of the answer"
+    else:
+        (code, rule), source = _without_prose(_dedent(body)), "the answer"
+    if not code:
+        return ExtractedCode(code, f"nothing: {source} is empty")
+    if len(body) < len(answer):
+        rule += "; the prompt, which the answer repeats, is left out"
+    if _NEXT_TURN.match(text, len(answer)):
+        rule += "; what follows the answer, a further example or turn, is left out"
+    return ExtractedCode(code, rule)
+
+
+def _language(fence: str) -> str:
+    """The language that an opening fence names, as a word before "code block"."""
+    name = fence.strip().strip("`").strip()
+    return "Python " if name.lower() in {"python", "python3", "py"} else f"'{name}' " if name else ""
 
 
 def _without_repeated_prompt(text: str) -> str:
@@ -106,20 +137,22 @@ def _dedent(text: str) -> str:
     return textwrap.dedent(text.strip("\n")).rstrip().lstrip("\n")
 
 
-def _without_prose(text: str) -> str:
+def _without_prose(text: str) -> ExtractedCode:
     """Return the longest block of lines that is Python; the text itself where it is Python, or no block is."""
     text = text.strip()
     lines = text.splitlines()
+    whole = "the whole answer: it has no code block"
     if is_valid_python(text) or not 1 < len(lines) <= _MAX_LINES:
-        return text
+        return ExtractedCode(text, whole)
     for start in range(min(len(lines), 8)):
         if _is_prose(lines[start]) or lines[start][0].isspace():
             continue
         for end in range(len(lines), start, -1):
             block = "\n".join(lines[start:end])
             if is_valid_python(block) and not all(_is_prose(line) for line in lines[start:end]):
-                return block.strip("\n")
-    return text
+                reason = f"the first run of lines that is Python ({end - start} of {len(lines)} lines)"
+                return ExtractedCode(block.strip("\n"), f"{reason}: the answer has no code block")
+    return ExtractedCode(text, f"{whole} and no run of lines that is Python")
 
 
 def _is_prose(line: str) -> bool:

@@ -1,10 +1,10 @@
-"""Prints the arena's ratings, or writes its votes to a file.
+"""Command that prints the arena's ratings, or writes its votes to a file.
 
     python -m evaluate.arena
     python -m evaluate.arena --export votes.jsonl
     python -m evaluate.arena --votes other/votes.sqlite --export votes.csv
 
-Needs no model. The votes lie in PROMPT_OR_TUNE_HOME unless --votes names their file.
+It needs no model. The votes are in PROMPT_OR_TUNE_HOME unless --votes names their file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _run_arena(options: argparse.Namespace) -> int:
 
 def _arena_report(votes: VoteStore, seed: int) -> int:
     reports = [
-        ratings_text(base, compute_ratings([bout for _, bout in votes.comparisons(base)], seed))
+        ratings_text(base, compute_ratings([vote for _, vote in votes.comparisons(base)], seed))
         for base, _ in votes.bases()
     ]
     print("\n".join(reports) or "There are no votes yet.", end="")
@@ -64,7 +64,7 @@ def _arena_parser() -> argparse.ArgumentParser:
         "--votes", type=Path, help=f"the file of votes (by default {VOTES_FILE} in PROMPT_OR_TUNE_HOME)"
     )
     parser.add_argument("--export", type=Path, metavar="FILE", help="write all votes to FILE.jsonl or FILE.csv")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap's draws")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     return parser
 
 

@@ -1,16 +1,8 @@
-"""SQLite votes, export.
+"""Arena votes: types, win counts, the SQLite store, and export as JSONL or CSV.
 
-Where votes lie: one SQLite file. A vote that was confirmed outlives any crash, and nobody votes twice.
-
-The database itself keeps the rules, so that they hold for any number of threads, windows and processes: UNIQUE for one
-vote a person, base, problem and unordered pair, CALL_HELPERS for what a vote may be. `synchronous=FULL` makes a commit wait
-until the disk has it.
-
-Votes as files for other programs: JSONL with everything, CSV with nested values as JSON text.
-
-One blind vote, with everything that is needed to ask the same again.
-
-What votes come to for each pair, and whose are enough to be rated together.
+The database enforces the rules for any number of threads, windows and processes: a UNIQUE constraint allows one vote
+per person, base, problem and unordered pair, a CHECK constraint the four possible votes. With `synchronous=FULL` a
+commit returns once the vote is on disk.
 """
 
 from __future__ import annotations
@@ -37,7 +29,7 @@ Pair = tuple["Player", "Player"]
 
 @dataclass(frozen=True, order=True)
 class Base:
-    """The base model that answered. Votes of different ones are never counted together."""
+    """The base model that answered. Votes on different bases are never counted together."""
 
     id: str
     revision: str
@@ -46,9 +38,9 @@ class Base:
 
 @dataclass(frozen=True, order=True)
 class Player:
-    """Who is rated: a method by its canonical name, and the digest of its adapter's weights ('' without one).
+    """What is rated: a method by its canonical name, and the digest of its adapter's weights ('' without one).
 
-    An adapter that was trained anew under the same name is another player.
+    An adapter that was trained again under the same name is a different player.
     """
 
     method: str
@@ -67,11 +59,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Vote:
-    """One person's choice between two answers to one problem, in the order in which they were shown.
+    """One person's choice between two answers to one problem, in display order.
 
-    `visitor` is an id that says nothing of the person. `data` names the data set of the problem, '' for a question of
-    the person's own. `seconds` went by between the answers and the vote. `settings` is all else that the answers depend
-    on: decoding with its seed, pool of examples, device, versions.
+    `visitor` is an anonymous id. `data` is the data set of the problem, '' for the person's own question. `seconds` is
+    the time between the answers and the vote. `settings` is everything else that the answers depend on: decoding with
+    its seed, pool of examples, device, versions.
     """
 
     id: str
@@ -96,11 +88,11 @@ class Vote:
 
     @property
     def pair(self) -> Pair:
-        """The two players in an order that does not depend on how they were shown."""
+        """The two players in an order that does not depend on how they were displayed."""
         return unordered_pair(self.left.player, self.right.player)
 
     def details(self) -> dict[str, Any]:
-        """What no query asks for, as plain values: the problem, both answers, the settings."""
+        """Return the values that no query filters by, as JSON types: the problem, both answers, the settings."""
         values = {
             "problem": asdict(self.problem),
             "left": _side_record(self.left),
@@ -111,14 +103,14 @@ class Vote:
 
 
 def unordered_pair(one: Player, other: Player) -> Pair:
-    """The unordered pair, as a sorted tuple."""
+    """Return the unordered pair as a sorted tuple."""
     return (one, other) if one <= other else (other, one)
 
 
 def problem_digest(problem: Problem) -> str:
-    """The same for the same words, however they are spaced: 16 hex digits of their SHA-256.
+    """Return 16 hex digits of the SHA-256 of the intent's words, independent of spacing.
 
-    Reference and tests do not count: they change no answer, and a person has one vote on a question.
+    Reference and tests are not included: they change no answer, and a person has one vote per question.
     """
     return hashlib.sha256(" ".join(problem.intent.split()).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -127,13 +119,13 @@ def _side_record(side: Side) -> dict[str, Any]:
     return {"text": side.text, "code": side.code, **side.details}
 
 
-MIN_VOTES = 10  # among the methods that are rated
-MIN_VOTES_IN_GROUP = 3  # of a method, with others that have as many
+MIN_VOTES = 10  # among all rated methods
+MIN_VOTES_IN_GROUP = 3  # of each method, with other rated methods
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A vote as ratings need it: who stood where, what was chosen, and who chose."""
+    """A vote as ratings need it: both players, the winner, and the voter."""
 
     left: Player
     right: Player
@@ -143,7 +135,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class WinCounts:
-    """Votes from the view of one side: its wins and losses, ties, and 'both bad', which also counts as a tie."""
+    """Votes from one player's view: wins, losses, ties, and 'both bad', which also counts as a tie."""
 
     wins: int = 0
     losses: int = 0
@@ -156,7 +148,7 @@ class WinCounts:
 
     @property
     def win_rate(self) -> float | None:
-        """Of the votes those won, ties as half; None without votes."""
+        """The share of votes won, with ties as half; None without votes."""
         return (self.wins + (self.ties + self.both_bad) / 2) / self.votes if self.votes else None
 
     def add(self, other: WinCounts) -> WinCounts:
@@ -166,32 +158,36 @@ class WinCounts:
 
 
 def count_wins(comparisons: Sequence[Comparison]) -> dict[Pair, WinCounts]:
-    """For each pair that met, in both orders: what the first of the two had against the second."""
-    counted = Counter((bout.left, bout.right, bout.winner) for bout in comparisons)
-    found: dict[Pair, WinCounts] = {}
-    for (left, right, winner), number in counted.items():
+    """Count votes by ordered pair, in both orders: the first player's results against the second."""
+    votes = Counter((comparison.left, comparison.right, comparison.winner) for comparison in comparisons)
+    pair_counts: dict[Pair, WinCounts] = {}
+    for (left, right, winner), number in votes.items():
         for one, other, won in ((left, right, "left"), (right, left, "right")):
-            tally = {
+            counts = {
                 won: WinCounts(wins=number), "tie": WinCounts(ties=number), "both bad": WinCounts(both_bad=number),
             }.get(winner, WinCounts(losses=number))  # fmt: skip
-            found[one, other] = found.get((one, other), WinCounts()).add(tally)
-    return found
+            pair_counts[one, other] = pair_counts.get((one, other), WinCounts()).add(counts)
+    return pair_counts
 
 
 def rated_players(pair_counts: Mapping[Pair, WinCounts]) -> frozenset[Player]:
-    """The largest group whose members have MIN_VOTES_IN_GROUP votes among themselves and MIN_VOTES in all; empty without one."""
-    alive = {player for player, _ in pair_counts}
+    """Return the players that can be rated together; empty if none can.
+
+    It is the connected group with the most votes in which each player has at least MIN_VOTES_IN_GROUP votes against the
+    others and which has at least MIN_VOTES votes in all.
+    """
+    remaining = {player for player, _ in pair_counts}
     while True:
         votes = Counter[Player]()
-        for (player, other), tally in pair_counts.items():
-            votes[player] += tally.votes if player in alive and other in alive else 0
-        few = {player for player in alive if votes[player] < MIN_VOTES_IN_GROUP}
-        if not few:
+        for (player, other), counts in pair_counts.items():
+            votes[player] += counts.votes if player in remaining and other in remaining else 0
+        too_few = {player for player in remaining if votes[player] < MIN_VOTES_IN_GROUP}
+        if not too_few:
             break
-        alive -= few
+        remaining -= too_few
     groups = [
         group
-        for group in _connected_groups(alive, pair_counts)
+        for group in _connected_groups(remaining, pair_counts)
         if sum(votes[player] for player in group) >= 2 * MIN_VOTES
     ]
     return max(groups, key=lambda group: (sum(votes[player] for player in group), sorted(group)), default=frozenset())
@@ -200,14 +196,14 @@ def rated_players(pair_counts: Mapping[Pair, WinCounts]) -> frozenset[Player]:
 def _connected_groups(
     players: Collection[Player], pair_counts: Mapping[Pair, WinCounts]
 ) -> Iterator[frozenset[Player]]:
-    """The players in groups of those who met, directly or through others."""
-    left = set(players)
-    while left:
-        group, edge = set[Player](), {min(left)}
-        while edge:
-            group |= edge
-            edge = {other for player, other in pair_counts if player in edge and other in left} - group
-        left -= group
+    """Yield the connected components of the players, with votes between two of them as edges."""
+    remaining = set(players)
+    while remaining:
+        group, frontier = set[Player](), {min(remaining)}
+        while frontier:
+            group |= frontier
+            frontier = {other for player, other in pair_counts if player in frontier and other in remaining} - group
+        remaining -= group
         yield frozenset(group)
 
 
@@ -244,20 +240,20 @@ class VotesError(PromptOrTuneError):
 
 
 class AlreadyVotedError(PromptOrTuneError):
-    """This person has voted on this pair and problem before: that vote stands."""
+    """This person has voted on this pair and problem before; that vote is unchanged."""
 
 
 class VoteStore:
-    """The votes in one file, which is made when the first vote comes. Thread-safe, and safe among processes."""
+    """The votes in one SQLite file, created with the first vote. Safe for several threads and processes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def add(self, vote: Vote) -> None:
-        """Keeps the vote; when this returns it is on the disk.
+        """Store the vote; it is on disk when this returns.
 
-        Adding the very same vote again (a retry that did not hear the answer) changes nothing. AlreadyVotedError where
-        the person has voted on this pair and problem with this base, VotesError where the file cannot be written.
+        Adding the same vote again (a retry after a lost response) changes nothing. Raises AlreadyVotedError if the
+        person has voted on this pair and problem with this base, and VotesError if the file cannot be written.
         """
         insert = f"INSERT INTO votes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
         try:
@@ -270,17 +266,17 @@ class VoteStore:
             ) from error
 
     def count(self) -> int:
-        """All votes, of all bases."""
-        found: list[tuple[Any, ...]] = self._read("SELECT COUNT(*) FROM votes")
-        return int(found[0][0]) if found else 0
+        """Count all votes of all bases."""
+        rows: list[tuple[Any, ...]] = self._read("SELECT COUNT(*) FROM votes")
+        return int(rows[0][0]) if rows else 0
 
     def bases(self) -> list[tuple[Base, int]]:
-        """Bases that have votes, and how many; the one with most votes first."""
+        """Return the bases that have votes with their numbers of votes, in descending order."""
         rows = self._read("SELECT base, COUNT(*) AS n FROM votes GROUP BY base ORDER BY n DESC, base")
         return [(Base(*json.loads(base)), int(number)) for base, number in rows]
 
     def comparisons(self, base: Base) -> list[tuple[str, Comparison]]:
-        """The votes of a base as ratings need them, oldest first, each with its data set."""
+        """Return a base's votes as comparisons, oldest first, each with its data set."""
         rows = self._read(
             "SELECT data, left_method, left_digest, right_method, right_digest, winner, visitor "
             "FROM votes WHERE base = ? ORDER BY number",
@@ -289,7 +285,7 @@ class VoteStore:
         return [(row[0], Comparison(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows]
 
     def count_by_pair(self, base: Base) -> Counter[Pair]:
-        """How many votes each pair has."""
+        """Count the votes of each unordered pair."""
         rows = self._read(
             "SELECT left_method, left_digest, right_method, right_digest, COUNT(*) FROM votes WHERE base = ? "
             "GROUP BY 1, 2, 3, 4",
@@ -301,7 +297,7 @@ class VoteStore:
         return counts
 
     def voted_pairs(self, visitor: str, base: Base) -> set[tuple[str, Pair]]:
-        """What this person has voted on: (problem key, pair)."""
+        """Return what this person has voted on: (problem digest, pair)."""
         rows = self._read(
             "SELECT problem_key, left_method, left_digest, right_method, right_digest "
             "FROM votes WHERE visitor = ? AND base = ?",
@@ -310,9 +306,9 @@ class VoteStore:
         return {(row[0], unordered_pair(Player(*row[1:3]), Player(*row[3:5]))) for row in rows}
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Every vote with all that is kept of it, oldest first, for `evaluate.arena.votes`.
+        """Yield every vote with all its data, oldest first.
 
-        People appear as numbers in the order of their first vote: even the hash of a login's name could be guessed.
+        People are numbered in the order of their first vote, because even the hash of a login name could be guessed.
         """
         people: dict[str, int] = {}
         for row in self._read("SELECT * FROM votes ORDER BY number"):
@@ -325,15 +321,15 @@ class VoteStore:
             yield {"schema": SCHEMA, **record, "person": person, **named, **details}
 
     def _read(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """All rows; none where there is no file yet."""
+        """Return all rows of a query; none if there is no file yet."""
         if not self.path.exists():
             return []
         return self._with_connection(lambda database: database.execute(query, values).fetchall())
 
     def _with_connection(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T:
-        """`work` on a connection of its own; sqlite3.IntegrityError goes through.
+        """Run `work` on a new connection. Raises VotesError, or sqlite3.IntegrityError for a violated constraint.
 
-        What writes is one transaction, and takes its lock at the start: to take it later could meet another's.
+        A write is one transaction that locks at its start: upgrading a read lock later could fail on another's lock.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -352,8 +348,10 @@ class VoteStore:
             ) from error
 
     def _create_table(self, database: sqlite3.Connection) -> None:
-        """The table, made once; VotesError for the file of a newer version."""
-        database.execute("PRAGMA journal_mode=WAL")  # where the disk cannot, SQLite stays with its own journal
+        """Create the table if there is none. Raises VotesError for a file of a newer version."""
+        database.execute(
+            "PRAGMA journal_mode=WAL"
+        )  # SQLite keeps its default journal if the file system does not support WAL
         database.execute("PRAGMA synchronous=FULL")
         if self._schema_version(database):
             return
@@ -391,12 +389,12 @@ def _pair_json(pair: Pair) -> str:
 
 
 def votes_to_jsonl(votes: VoteStore) -> str:
-    """One line a vote, oldest first; '' where there is none."""
+    """Return one JSON line per vote, oldest first."""
     return "".join(json.dumps(record) + "\n" for record in votes.export())
 
 
 def votes_to_csv(votes: VoteStore) -> str:
-    """One row a vote, oldest first; texts of people and models cannot become formulas of a spreadsheet."""
+    """Return CSV with one row per vote, oldest first; nested values as JSON, formulas quoted."""
     return to_csv({name: _flatten(value) for name, value in record.items()} for record in votes.export())
 
 

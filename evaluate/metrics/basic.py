@@ -1,28 +1,18 @@
-"""Exact match, parse rate, pass@k.
+"""Exact match, parse rate, Pass@k and the share of tests passed.
 
-Exact match: the answer is the reference, letter by letter.
-
-Definition: EM@k is 1 when the reference is among the first k candidates, both stripped of white space at their ends
-(arXiv 2308.10462, section 4; the paper uses k from 1 to 10). Equality of syntax trees is a second figure with a label
-of its own (`em_tree`): it forgives quotes, blanks and brackets without meaning, and is never mixed with the first.
-
-Parse rate: the share of first answers that are Python at all.
-
-Definition: an answer scores 1 where `ast.parse` of the Python that runs here accepts it after stripping and it holds at
-least one statement, else 0; the rate is the mean over problems. An empty answer and one of comments alone, which the
-parser accepts, are no answers and score 0. Source: the grammar of the Python Language Reference, section 10, as CPython
-implements it; the version is recorded with the scores, because what parses differs from one to the next.
-
-Pass@k and the share of tests passed: what running the candidates says.
-
-Definitions:
-
-- A sample is right when it passes all tests of its problem. Pass@k of a problem with n samples, c of them right, is
-  1 - C(n - c, k) / C(n, k): the chance that k samples drawn from the n without putting back hold a right one
-  (unbiased; Chen et al., arXiv 2107.03374, section 2.1). It is defined for samples (or for one greedy answer), not for
+- EM@k is 1 if the reference is among the first k candidates, both stripped of white space at their ends
+  (arXiv 2308.10462, section 4; the paper uses k from 1 to 10). Equality of syntax trees has a name of its own
+  (`em_tree`): it ignores quotes, blanks and redundant brackets, and is never mixed with the first.
+- `parses` is 1 if `ast.parse` of the running Python accepts the stripped answer and it has at least one statement, else
+  0; the parse rate is the mean over problems. An empty answer, or one of comments only, scores 0. Source: the grammar
+  of the Python Language Reference, section 10, as implemented by CPython; the version is stored with the scores,
+  because grammars differ between versions.
+- A sample is correct if it passes all tests of its problem. Pass@k of a problem with n samples, c of them correct, is
+  1 - C(n - c, k) / C(n, k): the probability that k samples drawn from the n without replacement contain a correct one
+  (unbiased; Chen et al., arXiv 2107.03374, section 2.1). It is defined for samples (or one greedy answer), not for
   beams, and for k up to n. A data set's Pass@k is the mean over its problems.
 - `tests` of a problem is the mean over its samples of the share of its tests that the sample passes; a data set's is
-  the mean over its problems. (The metric that arXiv 2308.10462 used leaves several samples per problem undefined.)
+  the mean over its problems. (arXiv 2308.10462 does not define its metric for several samples per problem.)
 """
 
 from __future__ import annotations
@@ -35,12 +25,12 @@ from tasks.extract import is_valid_python, syntax_tree
 
 
 def exact_match(reference: str, candidate: str) -> bool:
-    """Whether both are equal after stripping both ends."""
+    """Return whether both are equal after stripping white space at both ends."""
     return reference.strip() == candidate.strip()
 
 
 def syntax_tree_match(reference: str, candidate: str) -> bool:
-    """Whether both parse, are not empty, and have equal syntax trees. Never raises."""
+    """Return whether both parse, are not empty, and have equal syntax trees. Never raises."""
     left, right = syntax_tree(reference), syntax_tree(candidate)
     if left is None or right is None or not left.body:
         return False
@@ -57,11 +47,11 @@ def exact_match_at_k(
     num_candidates: int | None = None,
     is_match: Callable[[str, str], bool] = exact_match,
 ) -> bool:
-    """EM@k: whether the reference is among the first k candidates.
+    """Return EM@k: whether the reference is among the first k candidates.
 
-    `asked` is the number of candidates that the model was asked for, by default the number that is here. Candidates
-    with the same code were merged, so the list may be shorter than that. A k below 1 or above `asked` has no meaning
-    and raises PromptOrTuneError. `same` is `same_tree` for the second figure.
+    `num_candidates` is the number of candidates requested from the model (default: the number given). Candidates with
+    the same code were merged, so the list may be shorter. `is_match` is `syntax_tree_match` for `em_tree`. Raises
+    PromptOrTuneError for k below 1 or above `num_candidates`.
     """
     num_candidates = len(candidates) if num_candidates is None else num_candidates
     if not 1 <= k <= num_candidates:
@@ -72,32 +62,32 @@ def exact_match_at_k(
         raise PromptOrTuneError(
             f"EM@{k} is undefined: {num_candidates} candidates were asked for and {len(candidates)} are here."
         )
-    place = first_match_rank(reference, candidates, is_match)
-    return place is not None and place <= k
+    rank = first_match_rank(reference, candidates, is_match)
+    return rank is not None and rank <= k
 
 
 def first_match_rank(
     reference: str, candidates: Sequence[str], is_match: Callable[[str, str], bool] = exact_match
 ) -> int | None:
-    """The place of the first candidate that matches, from 1, or None: EM@k is 1 from that k on."""
-    return next((place for place, candidate in enumerate(candidates, start=1) if is_match(reference, candidate)), None)
+    """Return the rank (from 1) of the first candidate that matches, or None: EM@k is 1 for k from that rank on."""
+    return next((rank for rank, candidate in enumerate(candidates, start=1) if is_match(reference, candidate)), None)
 
 
 def parses_score(code: str) -> float:
-    """1.0 where the code parses and is not empty, else 0.0. Never raises."""
+    """Return 1.0 if the code parses and is not empty, else 0.0. Never raises."""
     return float(is_valid_python(code))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Pass@k of one problem: `n` samples were drawn and `c` of them are right. In [0, 1].
+    """Compute Pass@k of one problem, in [0, 1], from `n` samples of which `c` are correct.
 
-    Raises PromptOrTuneError where it is undefined: k below 1 or above n, or c not between 0 and n.
+    Raises PromptOrTuneError for k below 1 or above n, or c not between 0 and n.
     """
     if not 1 <= k <= n:
         raise PromptOrTuneError(f"Pass@{k} is undefined for {n} samples: choose k from 1 to the number of samples.")
     if not 0 <= c <= n:
-        raise PromptOrTuneError(f"Pass@{k} is undefined for {c} right samples of {n}: count each sample once.")
-    # The product form of C(n - c, k) / C(n, k): its factors lie in [0, 1], so nothing over- or underflows to nonsense.
+        raise PromptOrTuneError(f"Pass@{k} is undefined for {c} correct samples of {n}: count each sample once.")
+    # The product form of C(n - c, k) / C(n, k): its factors are in [0, 1], so it does not overflow.
     wrong = 1.0
     for drawn in range(k):
         wrong *= max(n - c - drawn, 0) / (n - drawn)
@@ -105,9 +95,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def test_pass_rate(samples: Sequence[Sequence[bool]]) -> float:
-    """The mean over `samples` of the share of tests passed; each sample is whether each test passed. In [0, 1].
+    """Compute the mean over `samples` of the share of tests passed, in [0, 1].
 
-    Raises PromptOrTuneError where it is undefined: without samples, without tests, or where samples had different tests.
+    Each sample is a list that says of each test whether it passed. Raises PromptOrTuneError without samples or tests,
+    or for samples with different numbers of tests.
     """
     counts = {len(sample) for sample in samples}
     if not samples or counts == {0}:

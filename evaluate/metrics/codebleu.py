@@ -1,36 +1,27 @@
-"""CodeBLEU.
-
-CodeBLEU: how much of a reference's n-grams, keywords, syntax and data flow an answer shares.
+"""CodeBLEU of an answer: the n-grams, keywords, syntax and data flow that it shares with a reference.
 
 Definition: Ren et al., arXiv 2009.10297: the mean of four parts, each in [0, 1]: BLEU over tokens; the same with
-unigrams weighted, keywords five times as much as the rest; the share of the reference's subtrees that the candidate
-has; the share of the reference's data-flow items that the candidate has. The parts are those of the `codebleu` package
-(0.7.0), by its parser, data-flow rules and formulas (evaluate/metrics/codebleu_trees.py, dataflow.py, ngrams.py); they are computed once
-a snippet, and combined here so that
+weighted unigrams, keywords five times as much as the rest; the share of the reference's subtrees that the candidate
+has; the share of the reference's data-flow items that the candidate has. The parts are those of the `codebleu`
+package (0.7.0): its parser, data-flow rules and formulas. They are computed once per snippet (trees in
+codebleu_trees.py), and combined here with these differences:
 
-- tokens are Python's own (evaluate/metrics/codebleu.py), and the BLEU order is at most the reference's number of tokens;
-- token weights are 5 and 1, not 1 and 0.2: the ratio is the same, but the package takes at least 1 as the sum of the
-  reference's weights, so a short reference without keywords could not be matched in full;
-- the weighted part's brevity penalty compares with the reference's tokens; the package takes the length of its pair of
+- tokens are those of Python's own lexer without comments, line ends and indentation (the package splits at blanks, so
+  that `print(sum(x))` is one token); code that does not lex is split by a pattern;
+- the BLEU order is at most the reference's number of tokens;
+- token weights are 5 and 1, not 1 and 0.2: the ratio is the same, but the package uses at least 1 as the sum of the
+  reference's weights, so that a short reference without keywords could not be matched in full;
+- the weighted part's brevity penalty compares with the reference's tokens; the package uses the length of its pair of
   tokens and weights, which is always 2;
-- data flow is undefined where the reference has none: it drops out and the other three weigh a third each (the package
-  counts such a part as a full 1, and a candidate's true 0 too);
-- an empty answer is 0, one that equals the reference after stripping is 1, and no input raises;
-- the same pair has the same score in every process (evaluate/metrics/codebleu_trees.py says what moved it).
+- data flow is undefined if the reference has none: the other three parts then weigh a third each (the package counts
+  such a part, and also a candidate's true 0, as 1);
+- an empty answer scores 0, one that equals the reference after stripping scores 1, and no input raises;
+- the same pair has the same score in every process (codebleu_trees.py explains what varied).
 
-`codebleu_pypi` is the package's own total, kept to compare with published figures. Never mix the two.
+The n-gram parts follow section 3.1 as the package computes them, to the last bit: BLEU with a count of 0 taken as 0.1
+(Chen and Cherry's method 1), and the same over the recall of n-grams with weighted unigrams.
 
-The two n-gram parts of CodeBLEU, over tokens that are counted once a snippet.
-
-Source: Ren et al., arXiv 2009.10297, section 3.1, as the `codebleu` package (0.7.0) computes them, to the last bit:
-BLEU with a count of 0 taken as 0.1 (Chen and Cherry's method 1), and the same over the recall of n-grams with weighted
-unigrams. Both share the n-grams that reference and candidate have in common, so these are counted once for both.
-evaluate/metrics/codebleu.py says in what the combination differs from the package's.
-
-The tokens of a piece of Python, for the n-gram parts of CodeBLEU.
-
-The `codebleu` package splits at blanks, so `print(sum(x))` is one token and has no 2-grams. Here the tokens are those
-of Python's own lexer without comments, line ends and indentation. Code that does not lex is split by a pattern.
+`codebleu_package_score` is the package's own total, for comparison with published figures. Never mix the two.
 """
 
 from __future__ import annotations
@@ -59,8 +50,8 @@ _LAYOUT_TOKENS = {
     tokenize.ENCODING,
     tokenize.ENDMARKER,
 }
-# Python 3.12 lexes inside f-strings and 3.14 inside t-strings; both are one token here, as in 3.11, so that a score
-# doesn't depend on the interpreter.
+# Python 3.12 lexes inside f-strings and 3.14 inside t-strings; both are one token here, as in 3.11, so that scores do
+# not depend on the interpreter.
 _STRING_START_TOKENS = {getattr(tokenize, name, None) for name in ("FSTRING_START", "TSTRING_START")} - {None}
 _STRING_END_TOKENS = {getattr(tokenize, name, None) for name in ("FSTRING_END", "TSTRING_END")} - {None}
 
@@ -79,7 +70,7 @@ _FALLBACK_PATTERN = re.compile(
 
 
 def python_tokens(code: str) -> tuple[str, ...]:
-    """The tokens of `code` in order, without comments and layout; empty for a text that has nothing else."""
+    """Return the tokens of `code` in order, without comments and layout."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -118,31 +109,31 @@ EPSILON = 0.1
 
 @dataclass(frozen=True)
 class NgramCounts:
-    """The n-grams of one snippet: `counts[n - 1]` of those of order n, a token itself for order 1."""
+    """The n-grams of one snippet: `counts[n - 1]` has those of order n; for order 1 the keys are tokens."""
 
     length: int
     counts: tuple[Counter[Any], ...]
 
 
 def count_ngrams(tokens: Sequence[str]) -> NgramCounts:
-    """The n-grams of `tokens` of the orders 1 to 4."""
-    higher = (zip(*(tokens[at:] for at in range(n)), strict=False) for n in range(2, MAX_ORDER + 1))
+    """Count the n-grams of `tokens` of the orders 1 to 4."""
+    higher = (zip(*(tokens[offset:] for offset in range(n)), strict=False) for n in range(2, MAX_ORDER + 1))
     return NgramCounts(len(tokens), (Counter(tokens), *(Counter(grams) for grams in higher)))
 
 
 def bleu_scores(
     reference: NgramCounts, candidate: NgramCounts, keywords: frozenset[str], weight: int
 ) -> tuple[float, float]:
-    """BLEU, and BLEU with `keywords` weighted, of one candidate; neither side may be empty. Both in [0, 1].
+    """Compute BLEU, and BLEU with `keywords` weighted, of one candidate, both in [0, 1]; neither side may be empty.
 
-    The order is capped by the reference alone, so that all answers to one problem are measured with the same order.
+    The order is limited by the reference only, so that all answers to a problem are measured with the same order.
     """
     order = min(MAX_ORDER, reference.length)
     common = [_common_counts(reference.counts[n], candidate.counts[n]) for n in range(order)]
     shared = sum(common[0].values())
     if not shared:
         return 0.0, 0.0
-    matches = [sum(each.values()) for each in common]
+    matches = [sum(counts.values()) for counts in common]
     precision = [(matches[n], max(1, candidate.length - n)) for n in range(order)]
     recall = [(matches[n], max(1, reference.length - n)) for n in range(order)]
     recall[0] = (
@@ -156,7 +147,7 @@ def bleu_scores(
 
 
 def _common_counts(reference: Counter[Any], candidate: Counter[Any]) -> dict[Any, int]:
-    """How often each n-gram is in both. The keys of two plain dicts, as Counter's own `&` is far slower."""
+    """Count the n-grams in both. Uses dict keys, because Counter's `&` is much slower."""
     return {gram: min(reference[gram], candidate[gram]) for gram in reference.keys() & candidate.keys()}
 
 
@@ -165,20 +156,20 @@ def _weighted_total(counts: dict[str, int], keywords: frozenset[str], weight: in
 
 
 def _bleu(parts: list[tuple[int, int]], brevity: float) -> float:
-    """The geometric mean of the parts, each a count and what it is a share of, times the brevity penalty."""
-    share = 1 / len(parts)
-    logs = math.fsum(share * math.log((part or EPSILON) / whole) for part, whole in parts)
+    """Compute the geometric mean of the parts, each a count and its total, times the brevity penalty."""
+    weight = 1 / len(parts)
+    logs = math.fsum(weight * math.log((count or EPSILON) / total) for count, total in parts)
     return min(1.0, brevity * math.exp(logs))
 
 
-MAX_CODE_CHARACTERS = 20_000  # longer code is scored on its beginning; 1,024 tokens are about 4,000 characters
+MAX_CODE_CHARACTERS = 20_000  # only the beginning of longer code is scored; 1,024 tokens are about 4,000 characters
 KEYWORD_WEIGHT = 5
 _UNENCODABLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
 class CodeBleu:
-    """The score and its parts, all in [0, 1]; `dataflow` is None where the reference has no data flow."""
+    """The score and its parts, all in [0, 1]; `dataflow` is None if the reference has no data flow."""
 
     score: float
     ngram: float
@@ -191,11 +182,11 @@ class CodeBleu:
 class _CodeFeatures:
     ngrams: NgramCounts
     trees: TreeFeatures
-    known_subtrees: frozenset[bytes]
+    subtree_set: frozenset[bytes]
 
 
 def codebleu(reference: str, candidate: str) -> CodeBleu:
-    """CodeBLEU of one answer. The same on every call and in every process; never raises."""
+    """Compute CodeBLEU of one answer, the same in every process. Never raises."""
     if not candidate.strip():
         return _combine(0.0, 0.0, 0.0, 0.0 if _code_features(reference).trees.flow else None)
     ref = _code_features(reference)
@@ -205,7 +196,7 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
     if not cand.ngrams.length or not ref.ngrams.length:
         return _combine(0.0, 0.0, 0.0, 0.0 if ref.trees.flow else None)
     ngram, weighted = bleu_scores(ref.ngrams, cand.ngrams, _python_keywords(), KEYWORD_WEIGHT)
-    syntax = sum(subtree in cand.known_subtrees for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
+    syntax = sum(subtree in cand.subtree_set for subtree in ref.trees.subtrees) / len(ref.trees.subtrees)
     flow: float | None = None
     if ref.trees.flow:
         flow = (ref.trees.flow & cand.trees.flow).total() / ref.trees.flow.total()
@@ -213,16 +204,16 @@ def codebleu(reference: str, candidate: str) -> CodeBleu:
 
 
 def codebleu_package_score(reference: str, candidate: str) -> float | None:
-    """The total of the `codebleu` package as it stands, faults included; None where the package fails.
+    """Compute the unmodified score of the `codebleu` package, including its defects; None if the package fails.
 
-    It moves with PYTHONHASHSEED, and gives 0.25 to an empty answer.
+    It depends on PYTHONHASHSEED, and is 0.25 for an empty answer.
     """
     longest = max(len(reference), len(candidate))
     if longest > MAX_CODE_CHARACTERS or not (_is_bounded(reference) and _is_bounded(candidate)):
-        return None  # the package would take minutes, or overflow the stack of C
+        return None  # the package would take minutes, or overflow the C stack
     try:
         return float(_codebleu_package().calc_codebleu([reference], [candidate], "python")["codebleu"])
-    except Exception:  # noqa: BLE001 - whatever the package raises, one odd answer must not end a run
+    except Exception:  # noqa: BLE001 - a failure of the package must not end a run
         return None
 
 
@@ -231,7 +222,7 @@ def _combine(ngram: float, weighted: float, syntax: float, dataflow: float | Non
     return CodeBleu(sum(parts) / len(parts), ngram, weighted, syntax, dataflow)
 
 
-@lru_cache(maxsize=2048)  # the references of a test set: all methods are scored against them
+@lru_cache(maxsize=2048)  # the references of a test set, used for every method
 def _code_features(code: str) -> _CodeFeatures:
     text = _UNENCODABLE.sub("\ufffd", code).replace("\r\n", "\n").replace("\r", "\n")[:MAX_CODE_CHARACTERS]
     text = textwrap.dedent(text).strip()
@@ -248,12 +239,12 @@ def _is_bounded(code: str) -> bool:
 
 @cache
 def _codebleu_package() -> Any:
-    """The module `codebleu.codebleu`, with its warning about missing data flow silenced: here that is a value."""
+    """Import `codebleu.codebleu` and silence its warning about missing data flow."""
     import codebleu.codebleu as package
     from codebleu import dataflow_match
 
-    # Its `logging.warning` would also set up the root logger of the whole program.
-    # Whoever configures logging (uvicorn does) would switch a registered logger on again.
+    # Its `logging.warning` would also configure the root logger of the program. The logger is not registered, because
+    # a configuration of logging (uvicorn's) would enable a registered one again.
     quiet = logging.Logger("codebleu")  # noqa: LOG001
     quiet.disabled = True
     dataflow_match.logging = quiet

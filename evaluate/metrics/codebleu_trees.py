@@ -1,20 +1,13 @@
-"""Syntax-tree and data-flow match.
-
-The two parts of CodeBLEU that need a syntax tree: subtrees and data flow, both as plain values of one snippet.
+"""Syntax-tree and data-flow parts of CodeBLEU, as plain values of one snippet.
 
 Source: Ren et al., arXiv 2009.10297, sections 3.2 and 3.3, as the `codebleu` package (0.7.0) computes them with
-tree-sitter. Its parser, its tokens and its data-flow rules (`DFG_python`) are used as they are. What the package does
-around them is done here instead, because there
+tree-sitter. Its parser, its tokens and its data-flow rules (`DFG_python`) are used unchanged. The rest is implemented
+here, because in the package
 
-- the names in a data-flow item pass through `set`, so their order, and with it the score, moves with PYTHONHASHSEED;
-- a string that begins a statement is cut as if it were a docstring, so `"a".join(x)` and `"b".join(x)` are the same;
-- byte columns index into characters, so names behind a non-ASCII character are read wrongly;
-- nesting costs without bound: every `for` doubles the work on its body, and subtrees are compared as whole texts.
-
-The data flow of one snippet, as values that can be compared: which name gets its value from which.
-
-Source: Ren et al., arXiv 2009.10297, section 3.3. The rules are the `codebleu` package's own (`DFG_python`, 0.7.0);
-what is made of their items is done here, as evaluate/metrics/codebleu_trees.py explains.
+- the names in a data-flow item pass through `set`, so that their order, and the score, depend on PYTHONHASHSEED;
+- a string that begins a statement is cut like a docstring, so that `"a".join(x)` and `"b".join(x)` are the same;
+- byte columns index into characters, so that names after a non-ASCII character are wrong;
+- nesting costs without bound: every `for` doubles the work on its body, and subtrees are compared as texts.
 """
 
 from __future__ import annotations
@@ -31,26 +24,26 @@ FlowItem = tuple[str, str, tuple[str, ...]]
 
 
 def extract_data_flow(root: Any, leaves: list[ByteSpan], data: bytes) -> Counter[FlowItem]:
-    """The normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
-    # Places count bytes: as Latin-1 every byte is one character. The package joins the lines of a token.
+    """Return the normalised data-flow items of one snippet (arXiv 2009.10297, section 3.3)."""
+    # Offsets count bytes: in Latin-1 every byte is one character. The package joins the lines of a token.
     texts = [data[start:end].decode("latin-1").replace("\n", "") for start, end in leaves]
     try:
-        items, _ = _package_dataflow_rules()(root, {span: (at, texts[at]) for at, span in enumerate(leaves)}, {})
-    except Exception:  # noqa: BLE001 - on trees with errors it fails in ways of its own: no data flow then
+        items, _ = _package_dataflow_rules()(root, {span: (leaf, texts[leaf]) for leaf, span in enumerate(leaves)}, {})
+    except Exception:  # noqa: BLE001 - on trees with errors it can fail with any exception: no data flow then
         return Counter()
     related = {item[1] for item in items if item[4]} | {parent for item in items for parent in item[4]}
     merged: dict[int, tuple[str, set[int]]] = {}
-    for _, at, relation, _, parents in sorted(items, key=lambda item: item[1]):
-        if at in related:
-            merged[at] = (relation, merged.get(at, ("", set()))[1] | set(parents))
-    # The names of the parents are read off their places in the code, each name once, because the package's own list
-    # of names has the order of a set.
+    for _, leaf, relation, _, parents in sorted(items, key=lambda item: item[1]):
+        if leaf in related:
+            merged[leaf] = (relation, merged.get(leaf, ("", set()))[1] | set(parents))
+    # The parents' names are taken from their positions in the code, because the package's own list of names has the
+    # order of a set.
     names: dict[str, str] = {}
     flow: Counter[FlowItem] = Counter()
-    for at in sorted(merged):
-        relation, places = merged[at]
-        parents = [names.setdefault(texts[place], f"var_{len(names)}") for place in sorted(places)]
-        name = names.setdefault(texts[at], f"var_{len(names)}")
+    for leaf in sorted(merged):
+        relation, parent_leaves = merged[leaf]
+        parents = [names.setdefault(texts[parent], f"var_{len(names)}") for parent in sorted(parent_leaves)]
+        name = names.setdefault(texts[leaf], f"var_{len(names)}")
         flow[name, relation, tuple(dict.fromkeys(parents))] += 1
     return flow
 
@@ -62,22 +55,22 @@ def _package_dataflow_rules() -> Any:
     return DFG_python
 
 
-MAX_TREE_DEPTH = 250  # DFG_python and its helpers recurse once a level
-MAX_DATAFLOW_STEPS = 50_000_000  # estimated steps; no reference of CoNaLa, CodeAlpacaPy and MBPP takes over 1.2 million
+MAX_TREE_DEPTH = 250  # DFG_python and its helpers recurse once per level
+MAX_DATAFLOW_STEPS = 50_000_000  # estimated; the references of CoNaLa, CodeAlpacaPy and MBPP take at most 1.2 million
 
 _ASSIGNMENTS = {"assignment", "augmented_assignment", "for_in_clause", "for_statement", "default_parameter"}
 _LOOPS = {"for_statement", "while_statement"}
 _TARGET_FIELDS = {"left", "name"}
-# What `DFG_python` looks at child by child: there, and on the sides of an assignment, tokens like a comma count.
+# `DFG_python` reads these child by child: in them, and on the sides of an assignment, tokens such as commas count.
 _FLOW_NODE_TYPES = {*_ASSIGNMENTS, *_LOOPS, "if_statement"}
 _ASSIGNMENT_FIELDS = {"left", "right", "name", "value"}
 
 
 @dataclass(frozen=True)
 class TreeFeatures:
-    """Digests of all subtrees in the order of their ends, and the data flow as a multiset of normalised items.
+    """Digests of all subtrees in postorder, and the data flow as a multiset of normalised items.
 
-    `bounded` is False for code that is too deep or too costly for its data flow, which is empty then.
+    `bounded` is False for code that is too deep or too costly; its data flow is then empty.
     """
 
     subtrees: tuple[bytes, ...]
@@ -86,9 +79,10 @@ class TreeFeatures:
 
 
 def tree_features(code: str) -> TreeFeatures:
-    """Subtrees and data flow of `code`, which must be encodable as UTF-8. Linear in its length but for the flow.
+    """Compute subtrees and data flow of `code`, which must be encodable as UTF-8.
 
-    Too deep is a tree of more than MAX_DEPTH levels, too costly a flow of more than MAX_DATAFLOW_STEPS steps.
+    Linear in its length except for the data flow, which is skipped for trees of more than MAX_TREE_DEPTH levels or more
+    than MAX_DATAFLOW_STEPS estimated steps.
     """
     data = code.encode()
     tree = _parser().parse(data)
@@ -106,7 +100,7 @@ def _language() -> Any:
 
 
 class _ThreadParsers(threading.local):
-    """One parser a thread: a parser is not safe in two."""
+    """One parser per thread, because a parser is not thread-safe."""
 
     def __init__(self) -> None:
         from tree_sitter import Parser
@@ -125,45 +119,44 @@ def _parser() -> Any:
 
 
 class _Leaf:
-    """A node without children as Python's own object, for `DFG_python`: it asks each node for much, and often.
+    """A node without children as a Python object, because `DFG_python` reads the attributes of nodes often.
 
-    The places are bytes from the beginning. `mute` are tokens that are their own kind, as `(` and `in`: the data flow
-    has nothing to say of them.
+    Its points are byte offsets. `is_own_type` marks tokens whose type is their text, such as `(` and `in`, which play
+    no part in the data flow.
     """
 
     __slots__ = ("end_point", "is_own_type", "start_point", "type")
     children = ()
 
-    def __init__(self, kind: str, start: int, end: int, mute: bool) -> None:
+    def __init__(self, kind: str, start: int, end: int, is_own_type: bool) -> None:
         self.type = kind
         self.start_point = start
         self.end_point = end
-        self.is_own_type = mute
+        self.is_own_type = is_own_type
 
     def child_by_field_name(self, _: str) -> None:
         return None
 
 
 class _Node:
-    """A node with children, for `DFG_python` too.
+    """A node with children, also for `DFG_python`.
 
-    Besides, on the way down to the current one: `parts` are the shapes of its children, `count` how many of them are no
-    comments, `leaves` how many leaves it holds, `sides` how many of those are assigned to.
+    During the walk `child_shapes` has the digests of its children, `num_children` the number of children without
+    comments, `leaves` its number of leaves, and `assignment_sides` how many of those are assigned to.
     """
 
     __slots__ = (
-        *(
-            "children",
-            "num_children",
-            "counted",
-            "has_docstring",
-            "end_point",
-            "fields",
-            "leaves",
-            "child_shapes",
-            "assignment_sides",
-        ),
-        *("start_point", "type"),
+        "assignment_sides",
+        "child_shapes",
+        "children",
+        "counted",
+        "end_point",
+        "fields",
+        "has_docstring",
+        "leaves",
+        "num_children",
+        "start_point",
+        "type",
     )
     is_own_type = False
 
@@ -185,10 +178,10 @@ class _Node:
 
 
 class _TreeWalker:
-    """One pass over a tree without recursion: subtrees, leaves, depth, and what the data flow would cost.
+    """One pass over a tree without recursion: subtrees, leaves, depth, and the estimated cost of the data flow.
 
-    A subtree is what tree-sitter prints of it: the kinds of its named nodes and their fields, no names or values.
-    Comments and docstrings are left out.
+    A subtree is represented as tree-sitter prints it: types of named nodes and their fields, without names, values,
+    comments and docstrings.
     """
 
     def __init__(self, tree: Any, data: bytes) -> None:
@@ -200,7 +193,7 @@ class _TreeWalker:
         self._nodes = 0
         self._loop_products = 0
         self._loops = 0
-        self._weight = 1  # every loop doubles what its body costs
+        self._weight = 1  # every loop doubles the cost of its body
         self._stack: list[_Node] = []
         self._cursor = tree.walk()
         down, across, up = self._cursor.goto_first_child, self._cursor.goto_next_sibling, self._cursor.goto_parent
@@ -235,11 +228,11 @@ class _TreeWalker:
         self._stack.append(made)
 
     def _visit_leaf(self, node: Any) -> None:
-        """A node without children; it is among the leaves unless it is a comment or part of a string."""
+        """Visit a node without children; it is a leaf unless it is a comment or part of a string."""
         kind: str = node.type
         start: int = node.start_byte
         end: int = node.end_byte
-        missing: bool = start == end and node.is_missing  # what the parser made up has no length
+        missing: bool = start == end and node.is_missing  # a node inserted by the parser has no length
         named: bool = node.is_named
         stack = self._stack
         made = _Leaf(kind, start, end, not named and self._data[start:end] == kind.encode())
@@ -254,7 +247,7 @@ class _TreeWalker:
         if not stack:
             self.root = made
             self.subtrees.append(_childless_shape(kind, missing))
-        elif made.is_own_type:  # the grammar names no role for such a token that matters
+        elif made.is_own_type:  # such a token has no relevant field name
             parent = stack[-1]
             parent.children.append(made)
             parent.leaves += leaves
@@ -278,11 +271,11 @@ class _TreeWalker:
             self.subtrees.append(shape)
         role: str | None = self._cursor.field_name
         if made.type not in _FLOW_NODE_TYPES and role not in _ASSIGNMENT_FIELDS:
-            made.children = [each for each in made.children if not each.is_own_type] or made.children
+            made.children = [child for child in made.children if not child.is_own_type] or made.children
         self._add_to_parent(made, role, made.leaves + (made.type == "string"), shape if made.counted else None)
 
     def _add_to_parent(self, made: _Node | _Leaf, role: str | None, leaves: int, shape: bytes | None) -> None:
-        """Adds a node to its parent, with its `shape` where it counts."""
+        """Add a node to its parent, with its `shape` unless that is None."""
         parent = self._stack[-1]
         parent.children.append(made)
         parent.leaves += leaves
@@ -296,7 +289,7 @@ class _TreeWalker:
             parent.child_shapes.append(f"{role or ''}:".encode() + shape)
 
     def _is_docstring(self, node: Any) -> bool:
-        """A bare string that is the first of several statements of its module, class or function."""
+        """Return whether a node is a string that is the first of several statements of a module, class or function."""
         if node.named_child_count != 1 or node.children[0].type != "string" or not self._stack:
             return False
         body = self._stack[-1]

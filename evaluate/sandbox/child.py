@@ -1,8 +1,8 @@
-"""What runs inside: gives up every power, one after the other, and then runs the program in the same process.
+"""Sandboxed child process: drops all privileges step by step, then runs the program in the same process.
 
-This file's code is compiled by the parent and handed over with the job (see launch.py), so the child reads nothing from
-the checkout. It may import the standard library alone. Until the program's first line all of it is ours; nothing here
-is trusted afterwards. The job's keys are those of `Job` in job.py.
+The parent compiles this file and sends it with the spec (launch.py), so the child reads nothing from the checkout. It
+imports the standard library only. Until the program's first line only this code runs; after that, nothing in the
+process is trusted. The keys of `spec` are those of ChildSpec in spec.py.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import resource
 import sys
 from _sitebuiltins import Quitter
 
-TYPE_CHECKING = False  # importing typing takes longer than all that this file does
+TYPE_CHECKING = False  # importing typing takes longer than the rest of this file
 if TYPE_CHECKING:
     from typing import Any
 
-EXIT_OUT_OF_MEMORY = 97  # exit status of a program that ended in a MemoryError; its own exit statuses are made 0 or 1
-TRACEBACK_CHARACTERS = 20_000  # of one that is shown; a program's lines may be very long
-RESERVE_BYTES = 1 << 20  # freed when memory is out, so that the error can still be printed
+EXIT_OUT_OF_MEMORY = 97  # exit status after a MemoryError; a program's own exit statuses become 0 or 1
+TRACEBACK_CHARACTERS = 20_000  # a program's lines may be very long
+RESERVE_BYTES = 1 << 20  # freed when memory is exhausted, so that the error can be printed
 
 SET_PARENT_DEATH_SIGNAL, SET_SECCOMP, SET_NO_NEW_PRIVILEGES, SECCOMP_FILTER_MODE, SIGNAL_KILL = 1, 22, 38, 2, 9
 ADD_RULE, RESTRICT_SELF, CREATE_RULESET, PATH_BENEATH = 445, 446, 444, 1
@@ -31,24 +31,24 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(spec: dict[str, Any], ready_fd: int) -> None:
-    """Confines this process as the job says, tells the parent through `ready`, and runs the program.
+    """Confine this process as `spec` says, write one byte to `ready_fd`, and run the program.
 
-    Where a step fails the process ends before the program starts: the parent sees that `ready` stayed silent.
+    If a step fails, the process ends before the program starts, and nothing is written to `ready_fd`.
     """
     try:
         confine(spec, ready_fd)
         os.write(ready_fd, b"+")
         os.close(ready_fd)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not start
+    except BaseException as error:  # noqa: BLE001 - after any error the program must not start
         os.write(2, f"{type(error).__name__}: {error}".encode(errors="replace"))
         os._exit(1)
     source = spec["code"]
-    spec.clear()  # the program can walk up to here
+    spec.clear()  # the program can reach this frame
     run_program(source)
 
 
 def confine(spec: dict[str, Any], ready_fd: int) -> None:
-    """All of the fences, in the one order in which each is still allowed to be put up."""
+    """Apply all restrictions, in an order in which each step is still permitted."""
     if spec["mount"]:
         options = spec["mount"].encode()
         check_libc_result(
@@ -62,31 +62,31 @@ def confine(spec: dict[str, Any], ready_fd: int) -> None:
     sys.path += spec["packages"]
     drop_privileges(spec["user"])
     set_parent_death_signal(spec["parent"])
-    kept = open_unreachable_folders(folders)
+    needed_fds = open_unreachable_folders(folders)
     check_libc_result(libc.prctl(SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0), "giving up new privileges")
     if spec["ruleset"]:
         apply_landlock(spec["ruleset"], spec["rules"], folders)
-    close_other_fds({0, 1, 2, ready_fd, *kept})
+    close_other_fds({0, 1, 2, ready_fd, *needed_fds})
     if spec["filter"]:
         load_seccomp_filter(spec["filter"].replace(spec["own_pid"], os.getpid().to_bytes(4, "little")))
 
 
 def drop_privileges(user: int | None) -> None:
-    """Becomes that user, of no group, where one is named; then gives up all capabilities."""
+    """Change to `user` (unless None) without groups, then drop all capabilities."""
     if user is not None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    nothing = (ctypes.c_uint32 * 6)()
+    empty = (ctypes.c_uint32 * 6)()
     call = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
-    check_libc_result(libc.syscall(ctypes.c_long(call), header, nothing), "giving up capabilities")
+    check_libc_result(libc.syscall(ctypes.c_long(call), header, empty), "giving up capabilities")
 
 
 def set_parent_death_signal(parent_pid: int | None) -> None:
-    """Ends this process when the one that started it ends; `parent` is its pid, to see if it has ended already.
+    """Make the kernel kill this process when its parent ends; end now if the parent has ended already.
 
-    Changing the user forgets this wish, so it comes after. Under bubblewrap its own process sees to it.
+    Changing the user resets this setting, so it is set afterwards. Under bubblewrap (None) it is not needed.
     """
     if parent_pid is not None:
         check_libc_result(libc.prctl(SET_PARENT_DEATH_SIGNAL, SIGNAL_KILL, 0, 0, 0), "asking to end with the parent")
@@ -95,24 +95,24 @@ def set_parent_death_signal(parent_pid: int | None) -> None:
 
 
 def open_unreachable_folders(folders: dict[str, int]) -> set[int]:
-    """Descriptors of the folders that the user we became cannot reach by name: they lie below a folder of mode 0700.
+    """Return descriptors of folders that the new user cannot reach by path, because a parent has mode 0700.
 
-    Python finds its modules, and the program its folder, below /proc/self/fd/<number> then: following such a link asks
-    for no rights to the path.
+    Python then finds its modules, and the program its folder, below /proc/self/fd/<number>: following such a link needs
+    no permissions on the path.
     """
-    kept = {
+    unreachable_fds = {
         path: descriptor
         for path, descriptor in folders.items()
         if not os.access(path, os.R_OK) and os.access(f"/proc/self/fd/{descriptor}/.", os.R_OK)
     }
 
     def reachable(path: str) -> str:
-        for unreachable, descriptor in kept.items():
-            if path == unreachable or path.startswith(unreachable + "/"):
-                return f"/proc/self/fd/{descriptor}{path[len(unreachable) :]}"
+        for folder, descriptor in unreachable_fds.items():
+            if path == folder or path.startswith(folder + "/"):
+                return f"/proc/self/fd/{descriptor}{path[len(folder) :]}"
         return path
 
-    if kept:
+    if unreachable_fds:
         sys.path[:] = map(reachable, sys.path)
         for module in list(sys.modules.values()):
             search = getattr(module, "__path__", None)
@@ -121,11 +121,11 @@ def open_unreachable_folders(folders: dict[str, int]) -> set[int]:
         sys.path_importer_cache.clear()
         for name in ("HOME", "TMPDIR"):
             os.environ[name] = reachable(os.environ[name])
-    return set(kept.values())
+    return set(unreachable_fds.values())
 
 
 def apply_landlock(ruleset: bytes, rules: list[tuple[str, int]], folders: dict[str, int]) -> None:
-    """Landlock: nothing but what the rules give back. `folders` are descriptors that were opened as the first user."""
+    """Deny file access except by `rules`, with Landlock. `folders` were opened before the user changed."""
     number = libc.syscall(ctypes.c_long(CREATE_RULESET), ruleset, ctypes.c_size_t(len(ruleset)), ctypes.c_uint32(0))
     check_libc_result(number, "making Landlock's rules")
     for path, rights in rules:
@@ -139,16 +139,16 @@ def apply_landlock(ruleset: bytes, rules: list[tuple[str, int]], folders: dict[s
 
 
 def close_other_fds(keep_fds: set[int]) -> None:
-    """Closes every descriptor but those."""
-    below = 0
+    """Close every descriptor except `keep_fds`."""
+    start = 0
     for descriptor in [*sorted(keep_fds), resource.getrlimit(resource.RLIMIT_NOFILE)[0] + 4096]:
-        if descriptor > below:  # an empty range from 0 is taken for all
-            os.closerange(below, descriptor)
-        below = descriptor + 1
+        if descriptor > start:  # closerange(0, 0) would close all
+            os.closerange(start, descriptor)
+        start = descriptor + 1
 
 
 def load_seccomp_filter(code: bytes) -> None:
-    """seccomp: from here on the kernel asks the filter before every system call, and there is no way back."""
+    """Load the seccomp filter, which the kernel applies to every later system call and which cannot be removed."""
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
@@ -158,32 +158,32 @@ def load_seccomp_filter(code: bytes) -> None:
 
 
 def check_libc_result(result: int, what: str) -> None:
-    """Raises OSError where a call of libc has failed."""
+    """Raise OSError if a libc call failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what} failed: {os.strerror(number)}")
 
 
 def run_program(source: str) -> None:
-    """Runs the program as `python program.py` would: as __main__, with its own exit status and traceback."""
+    """Run the program as `python program.py` would: as __main__, with its exit status and traceback."""
     main_module = sys.modules["__main__"]
     names = vars(main_module)
     for name in [name for name in names if not name.startswith("__")]:
         del names[name]
     names["__file__"] = "program.py"
     sys.argv[:] = ["program.py"]
-    for name in ("exit", "quit"):  # the start-up files that are left out would have made them
+    for name in ("exit", "quit"):  # -S skips the start-up files that define them
         setattr(builtins, name, Quitter(name, "Ctrl-D"))
     reserve = [bytes(RESERVE_BYTES)]
     try:
-        exec(compile(source, "program.py", "exec", dont_inherit=True), names)  # noqa: S102 - what all this is for
+        exec(compile(source, "program.py", "exec", dont_inherit=True), names)  # noqa: S102 - the purpose of the sandbox
     except SystemExit as stop:
         reserve.clear()
         if stop.code is None or (type(stop.code) in {int, bool} and stop.code == 0):
             return
         if not isinstance(stop.code, int):
             print(stop.code, file=sys.stderr)  # noqa: T201
-    except BaseException as error:  # noqa: BLE001 - the program's own, to be shown to whoever reads stderr
+    except BaseException as error:  # noqa: BLE001 - the program's own, printed to stderr
         reserve.clear()
         try:
             print_traceback(error, source)
@@ -196,7 +196,7 @@ def run_program(source: str) -> None:
 
 
 def print_traceback(error: BaseException, source: str) -> None:
-    """The traceback as Python prints it, without our own two frames and with the program's lines."""
+    """Print the traceback as Python does, without this file's frame and with the program's lines."""
     import linecache
     import traceback
 
@@ -210,7 +210,7 @@ def print_traceback(error: BaseException, source: str) -> None:
 
 
 def exit_process(status: int) -> None:
-    """Ends at once, after what was printed is out: there may be no memory for an orderly end."""
+    """Flush the output and end at once: there may be no memory for a normal exit."""
     try:
         sys.stdout.flush()
         sys.stderr.flush()

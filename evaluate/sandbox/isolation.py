@@ -1,17 +1,13 @@
-"""Bubblewrap, Landlock, runtime paths.
+"""Isolation by bubblewrap and Landlock, and the paths and environment of the Python inside.
 
-bubblewrap: namespaces of its own (processes, network, mounts, ...) around the child, and little mounted in them.
+bubblewrap starts the child in its own namespaces (processes, network, mounts, ...) with few mounts: Python's library
+and the system's shared libraries, read-only; five harmless devices; a small tmpfs, which the child mounts itself
+because bubblewrap cannot limit the number of files in one. There is no /proc. Root needs no user namespace and gets
+none: inside one it would still be root, and the kernel does not limit root's threads.
 
-What is mounted: Python's library and the system's shared libraries, read-only; five harmless devices; a small tmpfs,
-which the child mounts itself because bubblewrap cannot limit the number of files in one. There is no /proc. Root needs
-no user namespace, and does without: in one, it would be root still, for whom the number of threads has no limit.
-
-Landlock: which files a process may open, said by the process itself (Documentation/userspace-api/landlock.rst).
-
-Kernels know more or fewer rights, by the version of their interface (ABI): all that this one knows are denied, and then
-a few are given back beneath certain paths. What an older one lacks (truncating, sockets), the seccomp filter denies.
-
-The Python that runs inside: its executable, what it must be able to read, and its environment.
+Landlock lets a process restrict its own file access (Documentation/userspace-api/landlock.rst). Kernels support
+different rights, by the version of their interface (ABI): all rights of this kernel are denied, then some are allowed
+beneath certain paths. What an older version lacks (truncating, sockets) is denied by the seccomp filter.
 """
 
 from __future__ import annotations
@@ -37,20 +33,20 @@ SYSTEM_PATHS = (
     "/usr/share/zoneinfo",
 )
 
-# -P and -s keep the current folder and the user's packages off the path, -S the start-up files of packages, -B bytecode
-# off the disk. Not -I: it would also ignore PYTHONHASHSEED, and what a program prints of a set would differ by the run.
+# -P and -s keep the current folder and the user's packages off the path, -S skips the start-up files of packages, -B
+# writes no bytecode. Not -I: it would also ignore PYTHONHASHSEED, and the order of printed sets would vary.
 PYTHON_FLAGS = ("-P", "-s", "-S", "-B")
 
 
 @cache
 def python_executable() -> str:
-    """The interpreter beneath the virtual environment, whose own folder may lie in the checkout."""
+    """Return the base interpreter of the virtual environment, whose own folder may be inside the checkout."""
     return os.path.realpath(getattr(sys, "_base_executable", "") or sys.executable)
 
 
 @cache
 def package_dirs() -> tuple[str, ...]:
-    """The folders with installed packages, numpy's among them."""
+    """Return the folders of installed packages, such as numpy."""
     return tuple(
         path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"} and Path(path).is_dir()
     )
@@ -58,25 +54,25 @@ def package_dirs() -> tuple[str, ...]:
 
 @cache
 def readable_paths() -> tuple[str, ...]:
-    """Every path that the program may read, symlinks both as they are named and as they lead; none lies in another."""
-    wanted = [
+    """Return every path that the program may read, symlinks and their targets; none is inside another."""
+    candidates = [
         *SYSTEM_PATHS,
         f"{sys.base_prefix}/lib",
         sysconfig.get_path("stdlib"),
         sysconfig.get_config_var("LIBDIR") or "",
         *package_dirs(),
     ]
-    found = {path for path in wanted if path and Path(path).exists()}
+    found = {path for path in candidates if path and Path(path).exists()}
     found |= {os.path.realpath(path) for path in found}
-    kept: list[str] = []
+    readable: list[str] = []
     for path in sorted(found, key=len):
-        if not any(path.startswith(other + "/") for other in kept):
-            kept.append(path)
-    return tuple(kept)
+        if not any(path.startswith(other + "/") for other in readable):
+            readable.append(path)
+    return tuple(readable)
 
 
 def child_environment(scratch: str) -> dict[str, str]:
-    """The whole environment of the program: nothing of ours is handed on."""
+    """Return the complete environment of the program; nothing is inherited."""
     return {
         "HOME": scratch,
         "TMPDIR": scratch,
@@ -90,26 +86,26 @@ def child_environment(scratch: str) -> dict[str, str]:
     }
 
 
-SCRATCH_MOUNT = "/sandbox"  # not /tmp, where the virtual environment may lie
+SCRATCH_MOUNT = "/sandbox"  # not /tmp, which may contain the virtual environment
 BWRAP_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 NAMESPACE_FLAGS = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try")
 
 
 def find_bwrap() -> str | None:
-    """Where bwrap is; None where it is not installed."""
+    """Return the path of bwrap; None if it is not installed."""
     return shutil.which("bwrap")
 
 
 def nproc_limit_is_per_program() -> bool:
-    """Whether RLIMIT_NPROC counts a program's threads alone, for it has a user namespace of its own (Linux 5.14)."""
+    """Return whether RLIMIT_NPROC counts per user namespace (Linux 5.14), and so only a program's own threads."""
     release = platform.release().split(".")
     return os.geteuid() != 0 and (int(release[0]), int(release[1])) >= (5, 14)
 
 
 def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
-    """The command that runs `inside` in the namespaces. Open descriptors are handed on."""
+    """Return the command that runs `child_command` in the namespaces. Open descriptors are inherited."""
     words = [bwrap, *NAMESPACE_FLAGS, "--hostname", "sandbox", "--die-with-parent", "--cap-drop", "ALL"]
-    # To mount the tmpfs and to become another user; the child gives up both before the program starts.
+    # Needed to mount the tmpfs and to change the user; the child drops them before the program starts.
     needed = ["CAP_SYS_ADMIN"]
     if os.geteuid() == 0:
         needed += ["CAP_SETUID", "CAP_SETGID"]
@@ -118,9 +114,9 @@ def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
     for capability in needed:
         words += ["--cap-add", capability]
     mounted = dict.fromkeys([*readable_paths(), python_executable()])
-    # Left to itself, bubblewrap makes the folders above a mount for root alone.
-    above = {str(folder) for path in mounted for folder in Path(path).parents}
-    for folder in sorted(above - {"/"}):
+    # Without --dir, bubblewrap creates the parents of a mount with access for root only.
+    parents = {str(folder) for path in mounted for folder in Path(path).parents}
+    for folder in sorted(parents - {"/"}):
         words += ["--dir", folder]
     for path in mounted:
         words += ["--ro-bind", path, path]
@@ -131,7 +127,7 @@ def bwrap_command(bwrap: str, child_command: list[str]) -> list[str]:
     return [*words, "--", *child_command]
 
 
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every machine
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on all machines
 VERSION_QUERY = 1
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << bit for bit in range(6))
@@ -159,19 +155,19 @@ LandlockRule = tuple[str, int]  # a path and the rights beneath it
 
 @cache
 def landlock_abi_version() -> int:
-    """The kernel's ABI version; 0 where it has no Landlock, or has it switched off."""
+    """Return the kernel's Landlock ABI version; 0 if it has none or it is disabled."""
     libc = ctypes.CDLL(None, use_errno=True)
     answer = libc.syscall(ctypes.c_long(CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_QUERY))
     return max(0, int(answer))
 
 
 def handled_rights(abi_version: int) -> int:
-    """All rights over files that ABI version `known` has."""
+    """Return all file rights of that ABI version."""
     return sum(rights for since, rights in RIGHTS_BY_VERSION.items() if since <= abi_version)
 
 
 def build_ruleset(abi_version: int) -> bytes:
-    """`struct landlock_ruleset_attr` as long as that version has it: files, then network, then scopes."""
+    """Build `struct landlock_ruleset_attr` with the fields of that version: files, network, scopes."""
     words = [handled_rights(abi_version)]
     if abi_version >= NETWORK_MIN_ABI:
         words.append(NETWORK)
@@ -182,15 +178,15 @@ def build_ruleset(abi_version: int) -> bytes:
 
 @cache
 def shared_rules(abi_version: int, readable: tuple[str, ...]) -> tuple[LandlockRule, ...]:
-    """What every program may open: Python's library to read, and harmless devices."""
-    given = [(path, READ_ONLY) for path in readable]
-    given += [(path, rights) for path, rights in DEVICE_RIGHTS.items() if Path(path).exists()]
+    """Return the rules of every program: Python's library to read, and harmless devices."""
+    rules = [(path, READ_ONLY) for path in readable]
+    rules += [(path, rights) for path, rights in DEVICE_RIGHTS.items() if Path(path).exists()]
     return tuple(
         (path, rights & handled_rights(abi_version) & (-1 if Path(path).is_dir() else FILE_RIGHTS))
-        for path, rights in given
+        for path, rights in rules
     )
 
 
 def scratch_rule(abi_version: int, folder: str) -> LandlockRule:
-    """What one program may do in its own folder: all but links, sockets and devices."""
+    """Return the rule of a program's own folder: all rights except links, sockets and devices."""
     return folder, SCRATCH_RIGHTS & handled_rights(abi_version)

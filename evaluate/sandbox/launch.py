@@ -1,8 +1,7 @@
-"""Start, watch, kill a child.
+"""Launch of one program in a fresh sandboxed process, which is watched until it ends or exceeds a limit.
 
-One program in one fresh process, watched from outside until it ends or a limit is hit.
-
-What the kernel does not count under Landlock: size and number of a program's files, an ordinary user's threads.
+The watchers check what the kernel does not limit under Landlock: the size and number of a program's files, and the
+threads of an ordinary user.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluate.sandbox import isolation, spec
-from evaluate.sandbox import spec as jobs
 from evaluate.sandbox.child import EXIT_OUT_OF_MEMORY
 from evaluate.sandbox.types import MEBIBYTE, ExecutionResult, ExecutionStatus, Limits, Program
 
 
 @dataclass(frozen=True)
 class LimitExceeded:
-    """Why a program is ended: the status it gets, and the limit in words."""
+    """Why a program is ended: its status, and a description of the limit."""
 
     status: ExecutionStatus
     limit: str
@@ -38,9 +36,9 @@ Watcher = Callable[[Limits], LimitExceeded | None]
 
 
 def file_watcher(folder: str) -> Watcher:
-    """Looks at all that lies in a program's folder."""
+    """Create a watcher of the files in a program's folder."""
 
-    def look(limits: Limits) -> LimitExceeded | None:
+    def check(limits: Limits) -> LimitExceeded | None:
         size = count = 0
         folders = [folder]
         while folders:
@@ -57,19 +55,19 @@ def file_watcher(folder: str) -> Watcher:
             except FileNotFoundError:
                 continue  # it has just been deleted
             except OSError as error:
-                return LimitExceeded("output", f"a folder that cannot be looked into ({error.strerror})")
+                return LimitExceeded("output", f"a folder that cannot be read ({error.strerror})")
         if size > limits.file_bytes:
             return LimitExceeded("output", f"{limits.file_bytes / MEBIBYTE:g} MB of files")
         return None
 
-    return look
+    return check
 
 
 def thread_watcher(pid: int) -> Watcher:
-    """Looks at how many threads that process has."""
+    """Create a watcher of the number of a process's threads."""
     status = Path(f"/proc/{pid}/status")
 
-    def look(limits: Limits) -> LimitExceeded | None:
+    def check(limits: Limits) -> LimitExceeded | None:
         try:
             lines = status.read_text(encoding="ascii", errors="replace").splitlines()
         except OSError:
@@ -77,46 +75,48 @@ def thread_watcher(pid: int) -> Watcher:
         threads = next((int(line.split()[1]) for line in lines if line.startswith("Threads:")), 0)
         return LimitExceeded("killed", f"{limits.processes} threads") if threads > limits.processes else None
 
-    return look
+    return check
 
 
-START_SECONDS = 60  # for the sandbox itself to start, on a machine that is busy with other things
-TICK_SECONDS = 0.05  # how often the watchers look, and how fast `stop` is obeyed
+START_SECONDS = 60  # for the sandbox itself to start, on a busy machine
+TICK_SECONDS = 0.05  # between checks of the watchers and of `stop`
 READ_CHUNK_BYTES = 1 << 16
 
 
 def run_in_layer(layer: str, program: Program, stop: threading.Event) -> ExecutionResult:
-    """Runs the program in that layer, until `stop` is set at most. What cannot be started is refused, not raised."""
-    begun = time.monotonic()
+    """Run the program in that layer until it ends or `stop` is set; if it cannot start, its status is `refused`."""
+    started = time.monotonic()
     try:
         with contextlib.ExitStack() as cleanup:
             return _ChildProcess(layer, program, stop, cleanup).wait_for_result()
     except OSError as error:
-        return ExecutionResult("refused", "", f"The program was not started: {error}.", layer, time.monotonic() - begun)
+        return ExecutionResult(
+            "refused", "", f"The program was not started: {error}.", layer, time.monotonic() - started
+        )
 
 
 class _ChildProcess:
-    """One run: the process, what it printed, and why it was ended where it was."""
+    """One run of a program: its process, and its output."""
 
     def __init__(self, layer: str, program: Program, stop: threading.Event, cleanup: contextlib.ExitStack) -> None:
         self._layer, self._limits, self._stop = layer, program.limits, stop
-        own = None if layer == "bubblewrap" else cleanup.enter_context(spec.scratch_dir())
-        job = jobs.build_child_spec(layer, program, own)
-        if own and job.user is not None:
-            spec.chown_to_user(own, job.user)
-        work = _memory_file(jobs.compiled_child() + marshal.dumps(vars(job)), cleanup)
+        scratch = None if layer == "bubblewrap" else cleanup.enter_context(spec.scratch_dir())
+        child_spec = spec.build_child_spec(layer, program, scratch)
+        if scratch and child_spec.user is not None:
+            spec.chown_to_user(scratch, child_spec.user)
+        spec_fd = _memory_file(spec.compiled_child() + marshal.dumps(vars(child_spec)), cleanup)
         stdin = _memory_file(program.stdin.encode("utf-8", "surrogatepass"), cleanup)
         self._ready, ready = os.pipe()
         cleanup.callback(os.close, self._ready)
         try:
             self._process = subprocess.Popen(
-                jobs.child_command(layer, work, ready),
+                spec.child_command(layer, spec_fd, ready),
                 stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 bufsize=0,
-                pass_fds=(work, ready),
-                env=isolation.child_environment(job.scratch),
+                pass_fds=(spec_fd, ready),
+                env=isolation.child_environment(child_spec.scratch),
                 cwd="/",
                 start_new_session=True,
             )
@@ -129,15 +129,15 @@ class _ChildProcess:
             cleanup.callback(stream.close)
             self._output[stream.fileno()] = bytearray()
         self._watchers: list[Callable[[Limits], LimitExceeded | None]] = []
-        if own:
-            # bubblewrap's tmpfs and RLIMIT_NPROC see to both.
-            self._watchers = [file_watcher(own), thread_watcher(self._process.pid)]
+        if scratch:
+            # bubblewrap limits both by its tmpfs and RLIMIT_NPROC.
+            self._watchers = [file_watcher(scratch), thread_watcher(self._process.pid)]
         self._started_at: float | None = None  # when the program's first line ran
         self._ended_at: float | None = None
         self._usage_seconds = 0.0
 
     def wait_for_result(self) -> ExecutionResult:
-        """Waits for the end; how it was."""
+        """Wait for the program's end and return its result."""
         excess = self._wait_until_end()
         self._kill_and_reap()
         if excess is None or excess.status != "output":
@@ -146,7 +146,7 @@ class _ChildProcess:
                 while self._read(descriptor):
                     pass
             excess = excess or self._check_output_limit()
-        assert self._ended_at is not None  # noqa: S101 - `_end` has set it
+        assert self._ended_at is not None  # noqa: S101 - `_kill_and_reap` has set it
         stdout, stderr = (bytes(text).decode("utf-8", "replace") for text in self._truncated_output())
         if self._started_at is None:
             self._read_ready_signal()
@@ -158,21 +158,21 @@ class _ChildProcess:
         return ExecutionResult(status, stdout, stderr, self._layer, max(0.0, self._ended_at - self._started_at), limit)
 
     def _wait_until_end(self) -> LimitExceeded | None:
-        """Until the process has ended (None), or must be ended (why)."""
+        """Wait until the process has ended (None), or return why it must be ended."""
         deadline = time.monotonic() + START_SECONDS
         poll = select.poll()
         ended = os.pidfd_open(self._process.pid)
         try:
             for descriptor in (*self._output, self._ready, ended):
                 poll.register(descriptor, select.POLLIN)
-            next_look = time.monotonic() + TICK_SECONDS
+            next_check = time.monotonic() + TICK_SECONDS
             while True:
                 now = time.monotonic()
-                if now >= next_look:
+                if now >= next_check:
                     if excess := self._check_limits(now, deadline):
                         return excess
-                    next_look = now + TICK_SECONDS
-                for descriptor, _ in poll.poll(1000 * max(0.0, min(next_look, deadline) - now) + 1):
+                    next_check = now + TICK_SECONDS
+                for descriptor, _ in poll.poll(1000 * max(0.0, min(next_check, deadline) - now) + 1):
                     if descriptor == ended:
                         return None
                     if descriptor == self._ready:
@@ -196,13 +196,13 @@ class _ChildProcess:
         return next((excess for watch in self._watchers if (excess := watch(self._limits))), None)
 
     def _read_ready_signal(self) -> bool:
-        """Whether the child has said that the program starts; it says so once, and only after all fences are up."""
+        """Return whether the program has started: the child writes one byte once all restrictions are in force."""
         if self._started_at is None and select.select([self._ready], [], [], 0)[0] and os.read(self._ready, 1) == b"+":
             self._started_at = time.monotonic()
         return self._started_at is not None
 
     def _read(self, descriptor: int) -> bool:
-        """Takes what is there; False at the end, or where nothing is there now."""
+        """Read available output; False at its end, if there is none now, or beyond the limit."""
         try:
             chunk = os.read(descriptor, READ_CHUNK_BYTES)
         except BlockingIOError:
@@ -216,13 +216,13 @@ class _ChildProcess:
         return LimitExceeded("output", f"{_format_size(self._limits.output_bytes)} of output")
 
     def _truncated_output(self) -> Iterator[bytearray]:
-        left = self._limits.output_bytes
+        remaining = self._limits.output_bytes
         for text in self._output.values():
-            yield text[:left]
-            left -= min(left, len(text))
+            yield text[:remaining]
+            remaining -= min(remaining, len(text))
 
     def _kill_and_reap(self) -> None:
-        """Kills whatever still runs, then takes the exit status and the time used."""
+        """Kill the process group, then collect the exit status and the processor time."""
         if self._ended_at is not None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -233,9 +233,9 @@ class _ChildProcess:
         self._usage_seconds = usage.ru_utime + usage.ru_stime
 
     def _status_of_exit(self, status: int) -> tuple[ExecutionStatus, str]:
-        """What an exit status means, where no limit was hit that we watch ourselves."""
+        """Return status and limit for an exit status, if no watched limit was exceeded."""
         if self._layer == "bubblewrap" and status > 128:
-            status = 128 - status  # bubblewrap says it as a shell does
+            status = 128 - status  # bubblewrap reports a signal as a shell does
         if status == -signal.SIGXCPU or (status == -signal.SIGKILL and self._cpu_time_exceeded()):
             return "timeout", f"{self._limits.cpu_seconds:g} s of processor time"
         if status == EXIT_OUT_OF_MEMORY:
@@ -245,13 +245,13 @@ class _ChildProcess:
         return ("ok" if status == 0 else "error"), ""
 
     def _cpu_time_exceeded(self) -> bool:
-        """Whether its processor time may be used up; bubblewrap keeps the figure, so wall time must tell."""
+        """Return whether the processor time may be used up; bubblewrap hides it, so wall time is used too."""
         elapsed = (self._ended_at or 0.0) - (self._started_at or 0.0)
         return max(self._usage_seconds, elapsed) >= self._limits.cpu_seconds
 
 
 def _memory_file(content: bytes, cleanup: contextlib.ExitStack) -> int:
-    """A descriptor of an unnamed file in memory with that content, which nobody can change any more."""
+    """Return a descriptor of an anonymous, sealed (read-only) file in memory with that content."""
     descriptor = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     cleanup.callback(os.close, descriptor)
     with open(descriptor, "wb", closefd=False) as file:

@@ -1,4 +1,4 @@
-"""What each layer really stops on this machine, found by attacking it: nothing is taken from version numbers."""
+"""Probe of the sandbox layers: attacks each layer on this machine to find out what it stops."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from evaluate.sandbox.launch import run_in_layer
 from evaluate.sandbox.spec import SANDBOX_LAYERS, UNSAFE_LAYER
 from evaluate.sandbox.types import MEBIBYTE, ExecutionResult, Limits, Program
 
-PROBE_SECRET = "a secret of the host"  # noqa: S105 - it is one for the probe alone
+PROBE_SECRET = "a secret of the host"  # noqa: S105 - used by the probe only
 
-# What a probe tries, and what its success would mean.
+# The attacks of the probe and their descriptions.
 ATTACK_LABELS = {
     "network": "connections to the network",
     "reading": "reading other files",
@@ -84,7 +84,7 @@ _WORKING_LAYERS: dict[str, ProbeResult] = {}
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What was found about a layer: which attacks it stopped, or in `reason` why it does not work here."""
+    """The attacks that a layer stops, and in `reason` why it does not work on this machine."""
 
     layer: str
     works: bool
@@ -93,7 +93,7 @@ class ProbeResult:
 
 
 def probe_layer(layer: str) -> ProbeResult:
-    """Attacks the layer's fences, within about 50 ms; once a process of ours, or until it is seen to work."""
+    """Attack a layer, in about 50 ms. A positive result is cached for this process."""
     if layer not in _WORKING_LAYERS:
         found = _run_attacks(layer)
         if not found.works:
@@ -108,62 +108,62 @@ def _run_attacks(layer: str) -> ProbeResult:
     with _attack_targets() as (listener, secret, target):
         stdin = json.dumps([listener.getsockname()[1], os.getpid(), str(secret), str(target)])
         limits = Limits(wall_seconds=20, cpu_seconds=10)
-        outcome = run_in_layer(layer, Program(ATTACK_PROGRAM, stdin + "\n", limits), threading.Event())
-        if outcome.status != "ok":
-            return ProbeResult(layer, False, {}, _failure_reason(layer, outcome))
-        succeeded = set(json.loads(outcome.stdout))
-        # What the program says of itself is not enough.
+        result = run_in_layer(layer, Program(ATTACK_PROGRAM, stdin + "\n", limits), threading.Event())
+        if result.status != "ok":
+            return ProbeResult(layer, False, {}, _failure_reason(layer, result))
+        succeeded = set(json.loads(result.stdout))
+        # The program's own report is not enough: check the effects too.
         if _was_connected(listener):
             succeeded.add("network")
         if target.read_text(encoding="utf-8"):
             succeeded.add("writing")
-    stops = {fence: fence not in succeeded for fence in ATTACK_LABELS}
-    leaks = [ATTACK_LABELS[fence] for fence, stopped in stops.items() if not stopped]
+    stops = {attack: attack not in succeeded for attack in ATTACK_LABELS}
+    leaks = [ATTACK_LABELS[attack] for attack, stopped in stops.items() if not stopped]
     return ProbeResult(layer, not leaks, stops, f"it does not stop {', '.join(leaks)}" if leaks else "")
 
 
 def probe_layer_with_limits(layer: str) -> ProbeResult:
-    """The quick probe, and the limits: a few seconds."""
+    """Probe a layer's attacks and its limits, in a few seconds."""
     found = probe_layer(layer)
     if not found.stops:
         return found
-    kept = {
+    limits = {
         name: run_in_layer(layer, program, threading.Event()).status == status
         for name, (program, status) in LIMIT_PROGRAMS.items()
     }
-    missed = [LIMIT_LABELS[name] for name, stopped in kept.items() if not stopped]
+    missed = [LIMIT_LABELS[name] for name, stopped in limits.items() if not stopped]
     reason = "; ".join(filter(None, [found.reason, f"it does not limit {', '.join(missed)}" if missed else ""]))
-    return replace(found, works=found.works and not missed, stops=found.stops | kept, reason=reason)
+    return replace(found, works=found.works and not missed, stops=found.stops | limits, reason=reason)
 
 
 def probe_all_layers() -> list[ProbeResult]:
-    """The thorough probe of every layer, the unsafe one last."""
+    """Probe every layer with its limits, the unsafe one last."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(probe_layer_with_limits, (*SANDBOX_LAYERS, UNSAFE_LAYER)))
 
 
 def probe_table(results: list[ProbeResult]) -> str:
-    """The findings for people: one line an attack, one column a layer."""
+    """Return the results as a text table with one row per attack and one column per layer."""
     attacks = ATTACK_LABELS | LIMIT_LABELS
     width = max(map(len, attacks.values()))
-    columns = [max(len(each.layer), 14) for each in results]
+    columns = [max(len(result.layer), 14) for result in results]
 
     def line(first: str, cells: list[str]) -> str:
         return "  ".join(
             [first.ljust(width), *(cell.ljust(size) for cell, size in zip(cells, columns, strict=True))]
         ).rstrip()
 
-    rows = [line("", [each.layer for each in results])]
-    rows.append(line("works here", ["yes" if each.works else "no" for each in results]))
+    rows = [line("", [result.layer for result in results])]
+    rows.append(line("works here", ["yes" if result.works else "no" for result in results]))
     for name, words in attacks.items():
-        cells = ["-" if name not in each.stops else "stopped" if each.stops[name] else "LEAKS" for each in results]
+        cells = ["-" if name not in r.stops else "stopped" if r.stops[name] else "LEAKS" for r in results]
         rows.append(line(words, cells))
-    rows += ["", *(f"{each.layer}: {each.reason}." for each in results if each.reason)]
+    rows += ["", *(f"{result.layer}: {result.reason}." for result in results if result.reason)]
     return "\n".join(rows).rstrip()
 
 
 def _missing_requirement(layer: str) -> str:
-    """What the layer needs and this machine has not; '' where it may be tried."""
+    """Return what the layer needs and this machine lacks; '' if it can be tried."""
     if not sys.platform.startswith("linux"):
         return f"it needs Linux, and this is {platform.system()}"
     if layer == "bubblewrap" and isolation.find_bwrap() is None:
@@ -176,15 +176,15 @@ def _missing_requirement(layer: str) -> str:
 
 
 def _failure_reason(layer: str, result: ExecutionResult) -> str:
-    words = (result.stderr.strip().splitlines() or [result.limit or result.status])[-1].rstrip(".")
-    if layer == "bubblewrap" and "namespace" in words.lower():
-        words += " (a container needs permission for user namespaces)"
-    return words.removeprefix("The program was not started: ")
+    reason = (result.stderr.strip().splitlines() or [result.limit or result.status])[-1].rstrip(".")
+    if layer == "bubblewrap" and "namespace" in reason.lower():
+        reason += " (a container needs permission for user namespaces)"
+    return reason.removeprefix("The program was not started: ")
 
 
 @contextlib.contextmanager
 def _attack_targets() -> Iterator[tuple[socket.socket, Path, Path]]:
-    """A listener, a file with a secret, and a file that anybody may write: only a fence keeps a program from them."""
+    """Create targets that only a sandbox protects: a listener, a readable file with a secret, and a writable file."""
     folder = Path(tempfile.mkdtemp(prefix="prompt-or-tune-probe-"))
     try:
         folder.chmod(0o755)

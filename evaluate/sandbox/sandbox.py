@@ -1,16 +1,13 @@
-"""Open_sandbox, pool.
-
-Choosing a layer that works here, and running programs in it: one, or many over all cores.
-
-Runs code that nobody has read: in layers of the kernel's own fences, or not at all.
+"""Sandbox: runs untrusted Python programs, one or many in parallel, in a layer that the kernel enforces.
 
     with open_sandbox() as sandbox:
-        outcome = sandbox.run(Program("print(input()[::-1])", stdin="abc"))
+        result = sandbox.run(Program("print(input()[::-1])", stdin="abc"))
 
-A program may read Python's library, compute, start threads, print, and write small files into a folder of its own that
-is empty at its start and gone at its end. All else (network, other files, processes, programs, signals to others) the
-kernel denies. It does not protect against faults of the kernel itself, nor against what a program learns from its own
-timing; under the Landlock layer a program also learns which paths exist and how large they are, not what they hold.
+A program may read Python's library, compute, start threads, print, and write small files into its own folder, which
+is empty at its start and deleted at its end. The kernel denies everything else: network, other files, processes,
+programs, signals to others. The sandbox does not protect against defects of the kernel, nor against what a program
+learns from its own timing; under the Landlock layer a program also learns which paths exist and how large they are,
+not what they hold.
 """
 
 from __future__ import annotations
@@ -33,17 +30,17 @@ logger = logging.getLogger(__name__)
 
 
 class SandboxUnavailableError(PromptOrTuneError):
-    """There is no layer here that stops what it must stop, so no code is run."""
+    """No sandbox layer works on this machine, so no code is run."""
 
 
 class Sandbox:
-    """Runs programs in one layer. Safe to use from several threads; `open_sandbox` makes one."""
+    """Runs programs in one layer. Thread-safe. Created by `open_sandbox`."""
 
     def __init__(self, layer: str, unavailable_layers: tuple[str, ...] = ()) -> None:
         self.layer = layer
-        """ "bubblewrap", "landlock" or "unsafe-rlimits"; also in every outcome."""
+        """ "bubblewrap", "landlock" or "unsafe-rlimits"; also in every result."""
         self.unavailable_layers = unavailable_layers
-        """Why better layers were not taken, a sentence each."""
+        """Messages that say why better layers are not used."""
         self._closed = threading.Event()
 
     def __enter__(self) -> Sandbox:
@@ -55,20 +52,20 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
-        """Ends what still runs in it, within a tenth of a second; what is run afterwards is refused."""
+        """End running programs within a tenth of a second; later ones get the status `refused`."""
         self._closed.set()
 
     def run(self, program: Program) -> ExecutionResult:
-        """Runs one program to its end. Never raises for anything that the program does."""
+        """Run one program to its end. Never raises for anything that the program does."""
         return self._run_program(program, self._closed)
 
     def run_many(
         self, programs: Iterable[Program], workers: int | None = None
     ) -> Iterator[tuple[int, ExecutionResult]]:
-        """Runs many at once, one a core by default: each one's place in `programs` and its outcome, as they finish.
+        """Run programs in parallel (default: one worker per core); yield their indices and results as they finish.
 
-        `programs` is read as it is needed. Whoever stops listening ends what still runs. Raises PromptOrTuneError for
-        workers below 1.
+        `programs` is read only as far as the workers need. Closing the iterator ends the running programs. Raises
+        PromptOrTuneError for fewer than 1 worker.
         """
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
         if workers < 1:
@@ -77,13 +74,13 @@ class Sandbox:
 
     def _run_many(self, programs: Iterable[Program], workers: int) -> Iterator[tuple[int, ExecutionResult]]:
         stop = _AnyEvent(self._closed)
-        left = enumerate(programs)
+        remaining = enumerate(programs)
         with ThreadPoolExecutor(workers, thread_name_prefix="sandbox") as pool:
             running: dict[Future[ExecutionResult], int] = {}
             try:
                 while True:
-                    for at, program in islice(left, 2 * workers - len(running)):
-                        running[pool.submit(self._run_program, program, stop)] = at
+                    for index, program in islice(remaining, 2 * workers - len(running)):
+                        running[pool.submit(self._run_program, program, stop)] = index
                     if not running:
                         return
                     for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -102,7 +99,7 @@ class Sandbox:
 
 
 class _AnyEvent(threading.Event):
-    """Set when it is set, or when the event that it was made with is."""
+    """An event that counts as set if it or the given other event is set."""
 
     def __init__(self, other: threading.Event) -> None:
         super().__init__()
@@ -113,10 +110,10 @@ class _AnyEvent(threading.Event):
 
 
 def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
-    """A sandbox in the best layer that withstands an attack here, or in the one that is named.
+    """Open a sandbox in the best layer that stops the probe's attacks here, or in the layer that is named.
 
-    `layer` is "bubblewrap", "landlock", or, with `unsafe=True` alone, "unsafe-rlimits" (also "rlimits"), which hardly
-    protects. Raises SandboxUnavailableError where the layer, or every layer, fails; UnknownNameError for another name.
+    `layer` is "bubblewrap", "landlock", or, only with `unsafe=True`, "unsafe-rlimits" (also "rlimits"), which hardly
+    protects. Raises SandboxUnavailableError if the layer, or every layer, fails, and UnknownNameError for another name.
     """
     remove_stale_scratch_dirs()
     if layer in {UNSAFE_LAYER, "rlimits"}:
@@ -136,16 +133,16 @@ def open_sandbox(layer: str | None = None, unsafe: bool = False) -> Sandbox:
         if not found.works:
             raise SandboxUnavailableError(f"The sandbox layer '{layer}' does not work here: {found.reason}.")
         return Sandbox(layer)
-    passed_over: list[str] = []
-    for each in SANDBOX_LAYERS:
-        found = probe_layer(each)
+    failures: list[str] = []
+    for name in SANDBOX_LAYERS:
+        found = probe_layer(name)
         if found.works:
-            for reason in passed_over:
-                logger.warning("Code runs in the sandbox layer '%s': %s.", each, reason)
-            return Sandbox(each, tuple(passed_over))
-        passed_over.append(f"{each} does not work here: {found.reason}")
+            for reason in failures:
+                logger.warning("Code runs in the sandbox layer '%s': %s.", name, reason)
+            return Sandbox(name, tuple(failures))
+        failures.append(f"{name} does not work here: {found.reason}")
     raise SandboxUnavailableError(
-        f"No code is run, because no layer of the sandbox works here: {'; '.join(passed_over)}; "
+        f"No code is run, because no layer of the sandbox works here: {'; '.join(failures)}; "
         "`python -m evaluate.sandbox probe` shows more."
     )
 

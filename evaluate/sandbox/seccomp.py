@@ -1,13 +1,10 @@
-"""BPF filter and syscall table.
+"""Seccomp filter of the sandbox: a BPF program that allows the listed system calls and denies all others with EPERM.
 
-The filter that the kernel asks before every system call: a list of what is allowed, all else fails with EPERM.
+The parent assembles it as classic BPF (the kernel's Documentation/userspace-api/seccomp_filter.rst); the child loads
+it with prctl just before the program's first line, because it also denies execve. The table has the system calls that
+Python, its threads and numpy need, by number.
 
-It is assembled here, in the parent, as classic BPF (the kernel's Documentation/userspace-api/seccomp_filter.rst), and
-loaded by the child with prctl just before the program's first line, because it also denies execve.
-
-The system calls that Python, its threads and numpy need, by number; all others are denied.
-
-Sources: asm/unistd_64.h of Linux 6.1 for x86_64, asm-generic/unistd.h for aarch64 (a call that it lacks is None).
+Sources: asm/unistd_64.h of Linux 6.1 for x86_64, asm-generic/unistd.h for aarch64 (None: the machine lacks the call).
 """
 
 from __future__ import annotations
@@ -18,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 SYSCALL_MACHINES = ("x86_64", "aarch64")
 
-# Allowed whatever their arguments. What changes owners, modes or times of files is out: Landlock does not guard it.
+# Allowed with any arguments. Calls that change owner, mode or times of files are absent: Landlock does not check them.
 ALLOWED_SYSCALLS: dict[str, tuple[int, int | None]] = {
-    # Reading and writing what is open, and opening what the layer lets it open.
+    # Files.
     "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "pwrite64": (18, 68),
     "lseek": (8, 62), "close": (3, 57), "close_range": (436, 436), "dup": (32, 23), "dup2": (33, None),
     "dup3": (292, 24), "pipe": (22, None), "pipe2": (293, 59),
@@ -32,13 +29,13 @@ ALLOWED_SYSCALLS: dict[str, tuple[int, int | None]] = {
     "getdents": (78, None), "getdents64": (217, 61), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None),
     "unlink": (87, None), "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276),
     "umask": (95, 166),
-    # Memory, threads, the end.
+    # Memory, threads, exit.
     "mmap": (9, 222), "munmap": (11, 215), "mprotect": (10, 226), "mremap": (25, 216), "madvise": (28, 233),
     "brk": (12, 214), "msync": (26, 227), "mincore": (27, 232), "futex": (202, 98), "set_robust_list": (273, 99),
     "get_robust_list": (274, 100), "rseq": (334, 293), "set_tid_address": (218, 96), "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123), "getcpu": (309, 168), "membarrier": (324, 283), "exit": (60, 93),
     "exit_group": (231, 94), "restart_syscall": (219, 128), "gettid": (186, 178),
-    # Signals to itself, waiting, clocks.
+    # Its own signals, waiting, clocks.
     "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139), "rt_sigsuspend": (130, 133),
     "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "sigaltstack": (131, 132), "pause": (34, None),
     "alarm": (37, None), "setitimer": (38, 103), "getitimer": (36, 102), "wait4": (61, 260), "waitid": (247, 95),
@@ -48,16 +45,16 @@ ALLOWED_SYSCALLS: dict[str, tuple[int, int | None]] = {
     "select": (23, None), "pselect6": (270, 72), "epoll_create": (213, None), "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21), "epoll_wait": (232, None), "epoll_pwait": (281, 22), "epoll_pwait2": (441, 441),
     "eventfd2": (290, 19),
-    # asyncio wakes itself through a pair of sockets; `socketpair` and `sendto` are under ARGUMENTS in seccomp.py.
+    # asyncio wakes its loop through a socket pair; `socketpair` and `sendto` are in CHECKED_SYSCALLS.
     "recvfrom": (45, 207), "shutdown": (48, 210), "getsockname": (51, 204), "getsockopt": (55, 209),
-    # Who and where it is.
+    # Information about the process.
     "getpid": (39, 172), "getppid": (110, 173), "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176),
     "getegid": (108, 177), "getgroups": (115, 158), "getpgrp": (111, None), "getpgid": (121, 155), "getsid": (124, 156),
     "getresuid": (118, 148), "getresgid": (120, 150), "getrlimit": (97, 163), "getrusage": (98, 165),
     "getpriority": (140, 141), "sysinfo": (99, 179), "uname": (63, 160), "getrandom": (318, 278),
 }  # fmt: skip
 
-# Allowed with certain arguments only, or answered in a certain way: seccomp.py says which.
+# Allowed with certain arguments only, or denied with another error: see ARGUMENT_CHECKS.
 CHECKED_SYSCALLS: dict[str, tuple[int, int | None]] = {
     "clone": (56, 220), "clone3": (435, 435), "open": (2, None), "openat": (257, 56), "fcntl": (72, 25),
     "ioctl": (16, 29), "kill": (62, 129), "tgkill": (234, 131), "prctl": (157, 167), "prlimit64": (302, 261),
@@ -66,18 +63,18 @@ CHECKED_SYSCALLS: dict[str, tuple[int, int | None]] = {
 
 
 def syscall_number(name: str, machine: str) -> int | None:
-    """The call's number on that machine; None where the machine has no such call."""
+    """Return the call's number on that machine; None if the machine has no such call."""
     return (ALLOWED_SYSCALLS.get(name) or CHECKED_SYSCALLS[name])[SYSCALL_MACHINES.index(machine)]
 
 
 AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
-PID_PLACEHOLDER = 0x5EED50F7  # stands in the filter for the child's pid, which only the child knows; see `for_pid`
+PID_PLACEHOLDER = 0x5EED50F7  # replaced by the child's pid, which only the child knows (set_filter_pid)
 
 RET_ALLOW = 0x7FFF0000
 RET_KILL_PROCESS = 0x80000000
 RET_ERRNO = 0x00050000
 
-# Instructions of classic BPF, and where `struct seccomp_data` keeps what they load.
+# Instructions of classic BPF, and offsets in `struct seccomp_data`.
 LOAD, JUMP_EQUAL, JUMP_ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 NUMBER_OFFSET, ARCHITECTURE_OFFSET, ARGUMENTS_OFFSET = 0, 4, 16
 
@@ -85,15 +82,14 @@ BpfCode = list[bytes]
 
 
 def build_filter(machine: str) -> bytes:
-    """The filter for that machine, still with PID_PLACEHOLDER in it. Raises ValueError for a machine without a table."""
+    """Build the filter for a machine, with PID_PLACEHOLDER in it. Raises ValueError for a machine without a table."""
     if machine not in SYSCALL_MACHINES:
         raise ValueError(f"there is no table of system calls for {machine}, only for {' and '.join(SYSCALL_MACHINES)}")
     code = [
         _bpf_instruction(LOAD, ARCHITECTURE_OFFSET),
         _bpf_instruction(JUMP_EQUAL, AUDIT_ARCHITECTURES[machine], 1, 0),
-        _bpf_instruction(
-            RETURN, RET_KILL_PROCESS
-        ),  # a call through another machine's door, where numbers mean other things
+        # A call by another architecture's interface, which has other numbers.
+        _bpf_instruction(RETURN, RET_KILL_PROCESS),
         _bpf_instruction(LOAD, NUMBER_OFFSET),
     ]
     for name in ALLOWED_SYSCALLS:
@@ -105,12 +101,12 @@ def build_filter(machine: str) -> bytes:
 
 
 def set_filter_pid(filter_code: bytes, pid: int) -> bytes:
-    """The filter for the process that has that pid."""
+    """Return the filter for the process with that pid."""
     return filter_code.replace(struct.pack("<I", PID_PLACEHOLDER), struct.pack("<I", pid))
 
 
 def _allow_thread_clone() -> BpfCode:
-    """clone: with CLONE_THREAD, and without any CLONE_NEW* (new namespaces)."""
+    """Check clone: only with CLONE_THREAD, and without any CLONE_NEW* (new namespaces)."""
     thread, namespaces = 0x00010000, 0x7E020000
     return [
         _load_argument(0),
@@ -122,10 +118,10 @@ def _allow_thread_clone() -> BpfCode:
 
 
 def _allow_open(flags_argument: int) -> Callable[[], BpfCode]:
-    """open, openat: without two flags.
+    """Check open and openat: two flags are denied.
 
-    Not O_TRUNC for what is opened to be read, which Landlock before Linux 6.2 lets pass; and not O_TMPFILE, whose files
-    cannot be counted (Python's tempfile then makes an ordinary one).
+    O_TRUNC on read-only files, which Landlock before Linux 6.2 allows; and O_TMPFILE, whose files cannot be counted
+    (Python's tempfile then creates an ordinary file).
     """
 
     def code() -> BpfCode:
@@ -152,7 +148,7 @@ def _allow_values(argument: int, values: Sequence[int]) -> Callable[[], BpfCode]
 
 
 def _allow_stream_socketpair() -> BpfCode:
-    """socketpair: AF_UNIX and SOCK_STREAM, two ends that can reach each other alone."""
+    """Check socketpair: only AF_UNIX with SOCK_STREAM, whose two ends reach only each other."""
     return [
         _load_argument(0),
         _bpf_instruction(JUMP_EQUAL, 1, 0, 4),
@@ -165,7 +161,7 @@ def _allow_stream_socketpair() -> BpfCode:
 
 
 def _allow_sendto_without_address() -> BpfCode:
-    """sendto: to where the socket already leads, so with a null address (both halves of the pointer)."""
+    """Check sendto: only to the connected peer, with a null address (both halves of the pointer)."""
     return [
         _load_argument(4),
         _bpf_instruction(JUMP_EQUAL, 0, 0, 3),
@@ -178,7 +174,7 @@ def _allow_sendto_without_address() -> BpfCode:
 
 ARGUMENT_CHECKS: dict[str, Callable[[], BpfCode]] = {
     "clone": _allow_thread_clone,
-    # Its flags lie in memory, where a filter cannot look; glibc then falls back to clone.
+    # Its flags are in memory, which a filter cannot read; glibc then falls back to clone.
     "clone3": lambda: [_return_errno(errno.ENOSYS)],
     "open": _allow_open(1),
     "openat": _allow_open(2),
@@ -189,20 +185,20 @@ ARGUMENT_CHECKS: dict[str, Callable[[], BpfCode]] = {
     "ioctl": _allow_values(1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
     "kill": _allow_values(0, (PID_PLACEHOLDER,)),
     "tgkill": _allow_values(0, (PID_PLACEHOLDER,)),
-    "prctl": _allow_values(0, (15, 16)),  # PR_SET_NAME, PR_GET_NAME: threads have names
-    "prlimit64": _allow_values(0, (0,)),  # its own
+    "prctl": _allow_values(0, (15, 16)),  # PR_SET_NAME, PR_GET_NAME: names of threads
+    "prlimit64": _allow_values(0, (0,)),  # its own limits
     "socketpair": _allow_stream_socketpair,
     "sendto": _allow_sendto_without_address,
 }
 
 
 def _if_syscall(syscall_number: int | None, then: BpfCode) -> BpfCode:
-    """`then`, which ends in returns alone, for that call; nothing where the machine has no such call."""
+    """Run `then`, all of whose paths return, for that call; empty if the machine has no such call."""
     return [] if syscall_number is None else [_bpf_instruction(JUMP_EQUAL, syscall_number, 0, len(then)), *then]
 
 
 def _load_argument(index: int, upper_half: bool = False) -> bytes:
-    """Loads an argument's lower half, which is all the kernel itself reads of an int or of flags."""
+    """Load an argument's lower half, which is all that the kernel reads of an int or of flags."""
     return _bpf_instruction(LOAD, ARGUMENTS_OFFSET + 8 * index + (4 if upper_half else 0))
 
 
@@ -211,5 +207,5 @@ def _return_errno(number: int) -> bytes:
 
 
 def _bpf_instruction(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One `struct sock_filter`; jumps count the instructions to pass over."""
+    """Encode one `struct sock_filter`; jumps count the instructions to skip."""
     return struct.pack("<HBBI", code, if_true, if_false, value)

@@ -1,25 +1,22 @@
-"""Assert splitting, host-side evaluation.
+"""Assert splitting: which expressions of an assert the child evaluates, and the host's evaluation of the rest.
 
-An `assert` taken apart: what the child evaluates, and what is compared with it on the host.
+`assert f([1, 2]) == 4` is split into the call `f([1, 2])`, which the child evaluates, and `<placeholder> == 4`, which
+the host evaluates. Placeholders stand for the parts that depend on the candidate. Each is as large as possible
+(`sorted(f(x))` and `f(x)[0].name` are one each), because only the child has the objects, but contains no expected
+value:
 
-`assert f([1, 2]) == 4` becomes the call `f([1, 2])`, which goes to the child, and `<hole> == 4`, which stays here. More
-exactly: the statement's expression is worked out on the host (evaluate/test_runner/asserts.py), but for its *holes*, the
-parts that depend on the candidate. A hole is as large as can be (`sorted(f(x))`, `f(x)[0].name` are one), for only the
-child has the objects; yet no expected value goes with it:
+- the host evaluates comparisons, `and`, `or`, `not`, `isinstance` and `math.isclose`, and one side of each compared
+  pair must be a constant;
+- the host also evaluates arithmetic with a constant inside an inequality (`abs(f(x) - 1.5) < 0.01`), or a difference
+  to a number;
+- what is compared with True or False, or not compared at all (`assert f(x)`), must be a call of the candidate's own
+  function: `all(a == b for ...)` or `np.allclose(f(x), [1, 2])` would contain the expected values.
 
-- a comparison, `and`, `or`, `not`, `isinstance` and `math.isclose` are the host's, and one side of each pair that is
-  compared must be a constant;
-- so is arithmetic with a constant inside of an inequality (`abs(f(x) - 1.5) < 0.01`) or a difference to a number;
-- what is compared with True or False, or with nothing at all (`assert f(x)`), must be a call of the candidate's own:
-  `all(a == b for ...)` or `np.allclose(f(x), [1, 2])` would take the expected values along.
+A statement that does not have this form (`UnprotectedAssert`) runs as a whole in the child.
 
-A statement that has not this form (`UnprotectedAssert`) runs whole inside of the child.
-
-The part of an assert that the host works out: constants, and plain operations on values that a child sent.
-
-An interpreter of a small part of Python over syntax trees, as `ast.literal_eval` is: literals, arithmetic, comparisons,
-and the functions named below. Names that a test may use but that are not here belong to the child. Everything is
-bounded: a test comes from a data set or from a person, and neither may hang the host.
+The host's evaluator interprets a small part of Python over syntax trees, as `ast.literal_eval` does: literals,
+arithmetic, comparisons, and the functions in CALLABLES. The child evaluates everything else. All of it is bounded in
+size, because tests come from data sets and users and must not hang the host.
 """
 
 from __future__ import annotations
@@ -43,17 +40,17 @@ from typing import Any
 from tasks.problem import AssertTest
 
 MAX_BITS = 100_000  # of a whole number
-MAX_DIGITS = 400  # to round to: a float has no more
+MAX_DIGITS = 400  # to round to; a float has fewer
 MAX_ITEMS = 1_000_000  # of a sequence
 NUMBER_TYPES = (int, float, complex, Fraction, Decimal)
 ISINSTANCE_TYPES: dict[str, type] = {
-    each.__name__: each for each in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex)
+    kind.__name__: kind for kind in (int, float, str, bool, list, tuple, dict, set, frozenset, bytes, complex)
 }
 MATH_CONSTANTS: dict[str, Any] = {f"math.{name}": getattr(math, name) for name in ("pi", "e", "tau", "inf", "nan")}
 
 
 class UnsupportedExprError(ValueError):
-    """An expression that the host doesn't work out, or whose value is out of bounds."""
+    """An expression that the host does not evaluate, or whose value is too large."""
 
 
 def _int(value: Any = 0) -> int:
@@ -113,11 +110,11 @@ _UNARY_OPS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
 
 
 class Placeholder(ast.Name):
-    """Stands in an expression for the value that a child sends for it: `Hole(id=str(index))`."""
+    """A node for a value that a child sends: `Placeholder(id=str(index))`."""
 
 
 def dotted_name(node: ast.expr) -> str:
-    """'math.isclose' for that expression, '' for anything but names joined by dots."""
+    """Return 'math.isclose' for that expression; '' for anything but names joined by dots."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -127,18 +124,19 @@ def dotted_name(node: ast.expr) -> str:
 
 
 def evaluate_expr(node: ast.expr, values: Mapping[str, Any] | None = None) -> Any:
-    """The value of `node`, with `holes` filled in. UnsupportedExprError where it is none of what is known here.
+    """Evaluate `node`, with `values` for its placeholders, by their ids.
 
-    What Python raises for such an expression (TypeError for 1 < 'a') is raised as it is.
+    Raises UnsupportedExprError for expressions that are not supported, and what Python raises for the others
+    (TypeError for 1 < 'a').
     """
     return _ExprEvaluator(values or {}).evaluate(node)
 
 
 def is_constant(node: ast.expr) -> bool:
-    """Whether `node` has a value that depends on no program."""
+    """Return whether the host can evaluate `node` without any value from a child."""
     try:
         evaluate_expr(node)
-    except Exception:  # noqa: BLE001 - whatever it raises, it is no constant
+    except Exception:  # noqa: BLE001 - an expression that raises is no constant
         return False
     return True
 
@@ -162,7 +160,7 @@ class _ExprEvaluator:
                 return self._evaluate_compare(node)
             case ast.Call():
                 return self._evaluate_call(node)
-        raise UnsupportedExprError(f"a {type(node).__name__} is not worked out here")
+        raise UnsupportedExprError(f"a {type(node).__name__} is not evaluated on the host")
 
     def _evaluate_simple(self, node: ast.expr) -> Any:
         match node:
@@ -206,35 +204,35 @@ class _ExprEvaluator:
             return isinstance(self.evaluate(node.args[0]), isinstance_types(node.args[1]))
         function = math.isclose if name in ISCLOSE_NAMES else CALLABLES.get(name)
         if function is None or len(named) != len(node.keywords):
-            raise UnsupportedExprError(f"{name or 'this call'} is not worked out here")
+            raise UnsupportedExprError(f"{name or 'this call'} is not evaluated on the host")
         return function(*(self.evaluate(each) for each in node.args), **named)
 
 
 def isinstance_types(node: ast.expr) -> tuple[type, ...]:
-    """The types that the second argument of isinstance names; UnsupportedExprError for others."""
+    """Return the types in the second argument of isinstance. Raises UnsupportedExprError for unsupported ones."""
     named = node.elts if isinstance(node, ast.Tuple) else [node]
     if not all(isinstance(each, ast.Name) and each.id in ISINSTANCE_TYPES for each in named):
-        raise UnsupportedExprError("a type that is not known here")
+        raise UnsupportedExprError("an unsupported type")
     return tuple(ISINSTANCE_TYPES[each.id] for each in named if isinstance(each, ast.Name))
 
 
 def apply_binary_op(op: ast.operator, left: Any, right: Any) -> Any:
-    """`left op right` for numbers, sequences and sets of bounded size."""
+    """Compute `left op right` for numbers, sequences and sets of bounded size."""
     if isinstance(left, set | frozenset) and isinstance(op, ast.BitOr | ast.BitAnd | ast.Sub | ast.BitXor):
         bits = {ast.BitOr: operator.or_, ast.BitAnd: operator.and_, ast.Sub: operator.sub, ast.BitXor: operator.xor}
         return bits[type(op)](left, right)
     if type(op) not in _BINARY_OPS:
-        raise UnsupportedExprError(f"{type(op).__name__} is not worked out here")
+        raise UnsupportedExprError(f"{type(op).__name__} is not evaluated on the host")
     numbers = isinstance(left, NUMBER_TYPES) and isinstance(right, NUMBER_TYPES)
     if not numbers and not isinstance(op, ast.Add | ast.Mult):
-        raise UnsupportedExprError("arithmetic on what is no number")
+        raise UnsupportedExprError("arithmetic on a value that is not a number")
     if _result_size(op, left, right) > MAX_ITEMS:
-        raise UnsupportedExprError("a value too large to work out")
+        raise UnsupportedExprError("a value too large to evaluate")
     return _BINARY_OPS[type(op)](left, right)
 
 
 def _result_size(op: ast.operator, left: Any, right: Any) -> float:
-    """An upper bound of what the result takes, in items (MAX_ITEMS for MAX_BITS of a number)."""
+    """Return an upper bound of the result's size in items, where MAX_BITS of a number count as MAX_ITEMS."""
     scale = MAX_ITEMS / MAX_BITS
     if isinstance(op, ast.Pow):
         if isinstance(left, int) and isinstance(right, int):
@@ -250,45 +248,44 @@ def _result_size(op: ast.operator, left: Any, right: Any) -> float:
 
 
 def _is_identical(left: Any, right: Any) -> bool:
-    """`is` for values that were read: identity for None, True and False, else equal values of the same type."""
+    """Compute `is` for decoded values: identity for None, True and False, else equality with the same type."""
     if left is None or right is None or isinstance(left, bool) or isinstance(right, bool):
         return left is right
     return type(left) is type(right) and bool(left == right)
 
 
 _EVALUATED_IN_CHILD = {
-    *(
-        "startswith",
-        "endswith",
-        "issubset",
-        "issuperset",
-        "isdisjoint",
-        "equals",
-        "all",
-        "any",
-        "__eq__",
-        "__contains__",
-    )
+    "__contains__",
+    "__eq__",
+    "all",
+    "any",
+    "endswith",
+    "equals",
+    "isdisjoint",
+    "issubset",
+    "issuperset",
+    "startswith",
 }
 _COMPARISON_FUNCTIONS = {*ISCLOSE_NAMES, "isclose", "allclose", "array_equal", "assert_allclose", "approx"}
 _MODULES = {"np", "pd", "numpy", "pandas", "scipy", "torch", *sys.stdlib_module_names}
 
 
-class UnprotectedAssert(Exception):  # noqa: N818 - no error: another way to run a test
-    """Why an assert cannot be taken apart, as the end of a sentence."""
+class UnprotectedAssert(Exception):  # noqa: N818 - not an error: the assert then runs as a whole
+    """Why an assert cannot be split, worded as the end of a sentence."""
 
 
 class BrokenTestError(ValueError):
-    """A test that is no Python."""
+    """A test that is not Python, or contains no assert."""
 
 
 @dataclass(frozen=True)
 class AssertPlan:
     """How one assert is checked.
 
-    `setup` runs before, `holes` are the expressions that the child evaluates (`shown` is how they were written),
-    `template` is the assert's expression with a `Placeholder` for each of them, and `source` that expression as it was
-    written. `whole` is the statement itself where it cannot be taken apart, because of `why`; then there are no holes.
+    `setup` runs first; `child_expressions` are what the child evaluates, `source_expressions` the same as written in
+    the test; `template` is the assert's expression with a `Placeholder` for each, `source` that expression as
+    written. If the assert cannot be split, `whole_statement` is the statement, `unprotected_reason` says why, and
+    there are no child expressions.
     """
 
     setup: str
@@ -302,43 +299,43 @@ class AssertPlan:
 
 @lru_cache(maxsize=4096)
 def plan_assert(test: AssertTest) -> AssertPlan:
-    """The plan for a test; BrokenTestError where it is no Python or asserts nothing."""
+    """Plan how to check a test. Raises BrokenTestError if it is not Python or contains no assert."""
     code = textwrap.dedent(test.code).strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             body = ast.parse(code).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise BrokenTestError(f"the test is no Python ({getattr(error, 'msg', None) or error})") from None
-    asserts = [each for each in ast.walk(ast.Module(body, [])) if isinstance(each, ast.Assert)]
+        raise BrokenTestError(f"the test is not Python ({getattr(error, 'msg', None) or error})") from None
+    asserts = [node for node in ast.walk(ast.Module(body, [])) if isinstance(node, ast.Assert)]
     if not asserts:
         raise BrokenTestError("the test asserts nothing")
-    last, before = body[-1], body[:-1]
+    last, earlier = body[-1], body[:-1]
     if not isinstance(last, ast.Assert):
         return AssertPlan(test.setup, (), (), asserts[-1].test, code, code, "it does not end with its assert")
     source = ast.get_source_segment(code, last.test) or ast.unparse(last.test)
-    split = _TemplateBuilder(code)
+    builder = _TemplateBuilder(code)
     try:
-        if any(isinstance(each, ast.Assert | ast.Compare) for one in before for each in ast.walk(one)):
+        if any(isinstance(node, ast.Assert | ast.Compare) for statement in earlier for node in ast.walk(statement)):
             raise UnprotectedAssert("it compares before its last line")
-        template = split.visit_truth(last.test)
-        if not split.child_expressions:
+        template = builder.visit_truth(last.test)
+        if not builder.child_expressions:
             raise UnprotectedAssert("it calls nothing of the candidate")
-    except (UnprotectedAssert, RecursionError) as why:
-        return AssertPlan(test.setup, (), (), last.test, source, code, str(why))
-    lead = code.encode()[: _byte_offset(code, last)].decode().rstrip().removesuffix(";")
-    setup = "\n".join(part for part in (test.setup, lead) if part.strip())
-    return AssertPlan(setup, tuple(split.child_expressions), tuple(split.source_expressions), template, source)
+    except (UnprotectedAssert, RecursionError) as reason:
+        return AssertPlan(test.setup, (), (), last.test, source, code, str(reason))
+    preceding = code.encode()[: _byte_offset(code, last)].decode().rstrip().removesuffix(";")
+    setup = "\n".join(part for part in (test.setup, preceding) if part.strip())
+    return AssertPlan(setup, tuple(builder.child_expressions), tuple(builder.source_expressions), template, source)
 
 
 def _byte_offset(code: str, node: ast.stmt) -> int:
-    """Where the statement begins, in bytes."""
+    """Return the offset of the statement in bytes."""
     lines = code.encode().splitlines(keepends=True)
     return sum(len(line) for line in lines[: node.lineno - 1]) + node.col_offset
 
 
 class _TemplateBuilder:
-    """Builds the template of an expression, and gathers its holes."""
+    """Builder of an expression's template, which collects the expressions for the child."""
 
     def __init__(self, code: str) -> None:
         self.child_expressions: list[str] = []
@@ -346,7 +343,7 @@ class _TemplateBuilder:
         self._code = code
 
     def visit_truth(self, node: ast.expr) -> ast.expr:
-        """An expression of which only the truth counts."""
+        """Build the template of an expression of which only the truth value matters."""
         match node:
             case ast.BoolOp():
                 return ast.BoolOp(node.op, [self.visit_truth(each) for each in node.values])
@@ -366,25 +363,29 @@ class _TemplateBuilder:
 
     def _visit_comparison(self, node: ast.Compare) -> ast.expr:
         sides = [node.left, *node.comparators]
-        known = [is_constant(each) for each in sides]
-        if not all(left or right for left, right in pairwise(known)):
+        constant = [is_constant(side) for side in sides]
+        if not all(left or right for left, right in pairwise(constant)):
             raise UnprotectedAssert("no side of its comparison is a constant")
-        constants = [ast.unparse(each) for each, constant in zip(sides, known, strict=True) if constant]
-        judged = all(text in {"True", "False"} for text in constants) and not all(known)
-        loose = any(isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops)
-        made = [
-            each if constant else (self._visit_boolean_comparison(each) if judged else self.visit_value(each, loose))
-            for each, constant in zip(sides, known, strict=True)
-        ]
-        return ast.Compare(made[0], node.ops, made[1:])
+        constants = [ast.unparse(side) for side, fixed in zip(sides, constant, strict=True) if fixed]
+        boolean = all(text in {"True", "False"} for text in constants) and not all(constant)
+        approximate = any(isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in node.ops)
+
+        def visit(side: ast.expr) -> ast.expr:
+            return self._visit_boolean_comparison(side) if boolean else self.visit_value(side, approximate)
+
+        templates = [side if fixed else visit(side) for side, fixed in zip(sides, constant, strict=True)]
+        return ast.Compare(templates[0], node.ops, templates[1:])
 
     def _visit_boolean_comparison(self, node: ast.expr) -> ast.expr:
-        """What is compared with True or False: a call, or a comparison between objects that only the child has."""
+        """Build the template of an expression compared with True or False.
+
+        It must be a call, or a comparison between objects that only the child has.
+        """
         match node:
             case ast.Compare(left=left, ops=[op], comparators=[right]):
                 constants = (is_constant(left), is_constant(right))
-                inside = isinstance(op, ast.In | ast.NotIn) and not constants[1]
-                if inside or not any(constants):
+                in_child_object = isinstance(op, ast.In | ast.NotIn) and not constants[1]
+                if in_child_object or not any(constants):
                     return self._add_placeholder(node)
                 return self._visit_comparison(node)
             case ast.Compare() | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
@@ -396,7 +397,7 @@ class _TemplateBuilder:
         return self._add_placeholder(node)
 
     def visit_value(self, node: ast.expr, approximate: bool = False) -> ast.expr:
-        """An expression whose value is compared; `loose` where an inequality says how near it must come."""
+        """Build the template of an expression whose value is compared; `approximate` inside an inequality."""
         if is_constant(node):
             return node
         match node:
@@ -429,7 +430,7 @@ class _TemplateBuilder:
         try:
             isinstance_types(node)
         except ValueError:
-            raise UnprotectedAssert("it asks for a type that is not one of Python's own") from None
+            raise UnprotectedAssert("it names a type that is not built in") from None
         return node
 
     def _add_placeholder(self, node: ast.expr, *, as_bool: bool = False) -> Placeholder:
@@ -440,12 +441,12 @@ class _TemplateBuilder:
 
 
 def _has_number(*nodes: ast.expr) -> bool:
-    """Whether the constant among both is a number: `f(x) - 1.5`, not `f(x) - {2}`."""
+    """Return whether a constant among the nodes is a number, as in `f(x) - 1.5`, unlike `f(x) - {2}`."""
     return any(isinstance(each, ast.Constant | ast.UnaryOp) and is_constant(each) for each in nodes)
 
 
 def _is_predicate_call(node: ast.expr) -> bool:
-    """Whether this may be a call of the candidate's that says yes or no, without a value to compare inside of it."""
+    """Return whether this may call the candidate's own function and contains no expected value."""
     match node:
         case ast.Name():
             return True

@@ -1,12 +1,9 @@
-"""Call batching, explanations.
+"""Calls of a candidate's functions in sandbox children, and messages about their results.
 
-Runs calls of a candidate's code in as few children as is safe, and reads what they sent.
-
-One child runs the code once and then all calls. Where it ends early (a call that hangs, crashes or ends the process),
-what was settled stays, and a new child goes on: with the call itself when others ran before it in the same child, as
-they may have used up its time or memory, else behind it. So each child settles one call at least.
-
-Results of asserts in words: what was called, what it gave, what was expected.
+One child runs the code once and then all calls. If it ends early (a call that hangs, crashes or ends the process),
+results that it sent are used and a new child continues. It repeats the failed call if other calls ran before it in
+the same child, as these may have used up its time or memory; otherwise it continues after that call. So each child
+settles at least one call.
 """
 
 from __future__ import annotations
@@ -36,14 +33,14 @@ from evaluate.test_runner.result import (
     strip_python_path,
 )
 
-FAIR_TIME_FRACTION = 0.2  # of the time limit: with less used by earlier calls, a call that hangs had enough of it
+FAIR_TIME_FRACTION = 0.2  # of the time limit; a call that hangs is not repeated if earlier calls used less than this
 NO_ANSWER_MESSAGE = "ended before it answered"
-INVALID_RESULT_MESSAGE = "sent what is no result"
+INVALID_RESULT_MESSAGE = "sent an invalid result"
 
 
 @dataclass(frozen=True)
 class ChildCall:
-    """An expression (or, with a token, a statement) that a child evaluates after `setup`."""
+    """An expression (with a token: a statement) that a child evaluates after `setup`."""
 
     setup: str
     source: str
@@ -52,9 +49,9 @@ class ChildCall:
 
 @dataclass(frozen=True)
 class CallResult:
-    """What one call gave: a value, or the fault that kept it from giving one, as part of a sentence.
+    """The value of one call, or an error message, worded as part of a sentence.
 
-    `alone` is True where the fault is the code's own, before any call.
+    `is_load_error` is True if the code itself failed, before any call.
     """
 
     value: Any = None
@@ -67,30 +64,30 @@ class CallResult:
 def run_calls(
     code: str, calls: Sequence[ChildCall], sandbox: Sandbox, limits: Limits, preamble: str = ""
 ) -> list[CallResult]:
-    """What each call gave, in their order; `head` runs before the code. Never raises for any code."""
+    """Run the calls and return their results in order; `preamble` runs before the code. Never raises for any code."""
     settled: dict[int, CallResult] = {}
     while len(settled) < len(calls):
         pending = range(len(settled), len(calls))
-        outcome = sandbox.run(_child_program(code, preamble, calls, pending, limits))
-        reader = _ChildOutput(pending, calls, outcome, limits)
+        execution = sandbox.run(_child_program(code, preamble, calls, pending, limits))
+        reader = _ChildOutput(pending, calls, execution, limits)
         settled.update(reader.results)
         if reader.load_error is not None:
             settled.update(dict.fromkeys(pending, reader.load_error))
         elif not reader.loaded:
-            fault = _child_ended_result(outcome, limits)
-            settled.update(dict.fromkeys(pending, replace(fault, is_load_error=True)))
-        elif len(settled) < len(calls) and _is_culprit(reader, outcome, limits):
+            failure = _child_ended_result(execution, limits)
+            settled.update(dict.fromkeys(pending, replace(failure, is_load_error=True)))
+        elif len(settled) < len(calls) and _must_settle(reader, execution, limits):
             settled[len(settled)] = (
                 CallResult(error=INVALID_RESULT_MESSAGE, status="error")
                 if reader.malformed
-                else _child_ended_result(outcome, limits)
+                else _child_ended_result(execution, limits)
             )
     return [settled[at] for at in range(len(calls))]
 
 
 def _child_program(code: str, preamble: str, calls: Sequence[ChildCall], pending: range, limits: Limits) -> Program:
     listed = [(at, calls[at].setup, calls[at].source, calls[at].token) for at in pending]
-    # In ASCII, so that any text at all reaches the child's compiler, which says what is wrong with it.
+    # ASCII literals, so that any text reaches the child's compiler, which reports what is wrong with it.
     return Program(f"{_child_source()}\n\nrun_child({code!a}, {listed!a}, {preamble!a})\n", limits=limits)
 
 
@@ -100,24 +97,24 @@ def _child_source() -> str:
 
 
 def _child_ended_result(result: ExecutionResult, limits: Limits) -> CallResult:
-    """The fault of a call in which, or before which, the whole child ended."""
+    """Return the failed result of a call during which, or before which, the child ended."""
     if result.status == "ok":
         return CallResult(error=NO_ANSWER_MESSAGE, status="error", seconds=result.seconds)
     return CallResult(error=end_reason(result, limits), status=result.status, seconds=result.seconds)
 
 
-def _is_culprit(reader: _ChildOutput, result: ExecutionResult, limits: Limits) -> bool:
-    """Whether the call that has no result had a child to itself, or as good as."""
+def _must_settle(reader: _ChildOutput, result: ExecutionResult, limits: Limits) -> bool:
+    """Return whether the call without a result has failed for good: earlier calls in its child did not affect it."""
     if not reader.results or reader.malformed or result.status == "refused":
         return True
-    earlier = sum(given.seconds for given in reader.results.values())
+    earlier = sum(call.seconds for call in reader.results.values())
     return result.status == "timeout" and earlier < FAIR_TIME_FRACTION * limits.wall_seconds
 
 
 class _ChildOutput:
-    """Reads the lines of one child. They must come as evaluate/test_runner/child.py says; else the rest is not believed.
+    """Parser of the lines of one child (see child.py). After an invalid line the rest is ignored.
 
-    A candidate can write such lines itself. Then they are its answers: it knows no expected value to write there.
+    A candidate can write such lines itself. They then count as its results, which is safe: it knows no expected value.
     """
 
     def __init__(self, pending: range, calls: Sequence[ChildCall], result: ExecutionResult, limits: Limits) -> None:
@@ -128,7 +125,7 @@ class _ChildOutput:
         self._calls = calls
         self._max_seconds = result.seconds
         self._memory_message = f"needs more than {format_megabytes(limits.memory_bytes)}"
-        lines = result.stdout.split("\n")[:-1]  # an unfinished line is none
+        lines = result.stdout.split("\n")[:-1]  # drops an unfinished line
         try:
             self._parse([parse_json_line(line) for line in lines[: 2 * len(pending) + 2]], pending)
         except (InvalidValueError, TypeError, ValueError, LookupError):
@@ -148,23 +145,23 @@ class _ChildOutput:
             self.results[at] = self._parse_result(result)
 
     def _parse_result(self, result: list[Any]) -> CallResult:
-        said, at, seconds, *content = result
+        event, index, seconds, *content = result
         seconds = min(max(float(seconds), 0.0), self._max_seconds)
-        if said == "error":
-            status, fault = content
+        if event == "error":
+            status, error = content
             if status == "memory":
                 return CallResult(error=self._memory_message, status="memory", seconds=seconds)
-            return CallResult(error=strip_python_path(str(fault)), status="error", seconds=seconds)
+            return CallResult(error=strip_python_path(str(error)), status="error", seconds=seconds)
         (value,) = content
-        token = self._calls[at].token
-        if said == "value" and token is None:
+        token = self._calls[index].token
+        if event == "value" and token is None:
             return CallResult(decode_value(value), seconds=seconds)
-        if said == "held" and token is not None and value == token:
+        if event == "held" and token is not None and value == token:
             return CallResult(True, seconds=seconds)
-        raise InvalidValueError("no result")
+        raise InvalidValueError("not a result")
 
 
-# APPS's calls go through a function of the test's set-up (tasks/datasets/apps.py); a person need not see it.
+# APPS's calls go through a helper in the test's set-up (tasks/datasets/apps.py), which messages leave out.
 _APPS_CALL = re.compile(r"\b_apps_call\('(\w+)'(?:, )?")
 _OPERATOR_PHRASES: dict[type[ast.cmpop], str] = {
     ast.Eq: "{}",
@@ -181,15 +178,15 @@ _OPERATOR_PHRASES: dict[type[ast.cmpop], str] = {
 
 
 def explain_assert(plan: AssertPlan, results: Sequence[CallResult]) -> TestResult:
-    """The result of a test that was taken apart, from what its holes gave."""
-    seconds = sum(each.seconds for each in results)
+    """Build the result of a split assert from the results of its calls."""
+    seconds = sum(result.seconds for result in results)
     called = ", ".join(readable_source(source) for source in plan.source_expressions)
     expected = _expected_text(plan.template)
-    got = ", ".join(format_value(each.value) for each in results if not each.error)
-    fault = _failure_reason(plan, results)
+    got = ", ".join(format_value(result.value) for result in results if not result.error)
+    failure = _failure_reason(plan, results)
     reason, status = "", "ok"
-    if fault is not None:
-        first = next((each for each in results if each.error), None)
+    if failure is not None:
+        first = next((result for result in results if result.error), None)
         if first is not None:
             status = first.status
             reason = first.error if first.is_load_error else f"{one_line(called)} {_joined_error(first)}"
@@ -197,9 +194,9 @@ def explain_assert(plan: AssertPlan, results: Sequence[CallResult]) -> TestResul
             reason = f"{one_line(called)} gave {one_line(got)}, expected {one_line(expected)}"
         else:
             reason = f"{one_line(readable_source(plan.source))} does not hold: {one_line(called)} gave {one_line(got)}"
-        reason += fault
+        reason += failure
     return TestResult(
-        passed=fault is None,
+        passed=failure is None,
         kind="call",
         given=shorten(called),
         expected=shorten(expected or readable_source(plan.source)),
@@ -211,7 +208,7 @@ def explain_assert(plan: AssertPlan, results: Sequence[CallResult]) -> TestResul
 
 
 def explain_whole_assert(plan: AssertPlan, result: CallResult) -> TestResult:
-    """The result of a test that ran whole inside of the child."""
+    """Build the result of an assert that ran as a whole in the child."""
     note = f"the whole assert ran in the sandbox, unprotected, because {plan.unprotected_reason}"
     statement = one_line(readable_source(plan.whole_statement))
     failed = result.error if result.is_load_error else f"{statement} {_joined_error(result)}"
@@ -231,28 +228,28 @@ def explain_whole_assert(plan: AssertPlan, result: CallResult) -> TestResult:
 
 
 def readable_source(source: str) -> str:
-    """A test's source as a person would write it."""
+    """Return a test's source without internal helpers."""
     return _APPS_CALL.sub(r"\1(", source)
 
 
 def _failure_reason(plan: AssertPlan, results: Sequence[CallResult]) -> str | None:
-    """None where the assert holds; else what to add to the sentence about it."""
-    holes: Mapping[str, Any] = {str(at): each.value for at, each in enumerate(results) if not each.error}
+    """Return None if the assert holds, else a text to append to the message about it."""
+    values: Mapping[str, Any] = {str(index): call.value for index, call in enumerate(results) if not call.error}
     try:
-        return None if evaluate_expr(plan.template, holes) else ""
-    except Exception as fault:  # noqa: BLE001 - a hole without a value, or values that cannot be compared
-        return "" if len(holes) < len(results) else f" ({type(fault).__name__}: {one_line(str(fault))})"
+        return None if evaluate_expr(plan.template, values) else ""
+    except Exception as error:  # noqa: BLE001 - a missing value, or values that cannot be compared
+        return "" if len(values) < len(results) else f" ({type(error).__name__}: {one_line(str(error))})"
 
 
 def _joined_error(result: CallResult) -> str:
-    """The fault of a call behind the call: 'f(2) raised NameError: ...', 'f(2) stopped after 5 s (time limit)'."""
+    """Return the error as the end of 'f(2) raised NameError: ...' or 'f(2) stopped after 5 s (time limit)'."""
     if result.status == "error" and re.match(r"[A-Za-z_]\w*(?::| \(line|$)", result.error):
         return f"raised {result.error}"
     return result.error
 
 
 def _expected_text(template: ast.expr) -> str:
-    """What a plain comparison or question wants, '' for asserts that say more than that."""
+    """Return what a single comparison or truth test expects; '' for more complex asserts."""
     match template:
         case Placeholder():
             return "a true value"
@@ -268,5 +265,5 @@ def _expected_text(template: ast.expr) -> str:
 def _expected_constant(op: ast.cmpop, constant: ast.expr) -> str:
     value = evaluate_expr(constant)
     if isinstance(op, ast.In) and isinstance(value, list) and 1 <= len(value) <= 2:
-        return " or ".join(format_value(each) for each in value)
+        return " or ".join(format_value(item) for item in value)
     return _OPERATOR_PHRASES[type(op)].format(format_value(value))

@@ -1,19 +1,20 @@
-"""What runs inside of the sandbox around a candidate: it runs the code, evaluates calls, and writes what they gave.
+"""Evaluator inside the sandbox: runs a candidate's code, evaluates calls, and writes their values as JSON lines.
 
-The text of this file goes into the child, followed by a call of `serve`; the host imports it for that text alone.
-It knows the code, the set-up and the calls, no expected value (but for asserts that are run whole). The candidate may
-do to it what it likes: all it gains is to send values of its own choice, which is what returning them does.
+The source of this file is sent into the child, followed by a call of `run_child`; the host imports it only to read
+that source, so it must not import the project. It has the code, the set-up and the calls, but no expected values
+(except in asserts that run as a whole). A candidate can tamper with it, but can only send other values, as it can by
+returning them.
 
-Results go, one JSON line each, to a copy of standard output that is made before the candidate runs; what the candidate
-prints goes to standard error. The lines, in this order, with `at` the index of the call:
+Results are JSON lines, written to a copy of standard output that is made before the candidate runs; what the
+candidate prints goes to standard error. The lines, in this order, with `index` that of the call:
 
-    ["loaded"]                              the candidate's code has run
-    ["begin", at]                           a call begins
-    ["value", at, seconds, value]           it gave this (evaluate/test_runner/result.py says how values are written)
-    ["held", at, seconds, token]            an assert that ran whole raised nothing
-    ["error", at, seconds, kind, sentence]  it raised; -1 for `at`: the code itself did; kind is memory or error
+    ["loaded"]                                the candidate's code has run
+    ["begin", index]                          a call begins
+    ["value", index, seconds, value]          its value (encoded as in evaluate/test_runner/result.py)
+    ["held", index, seconds, token]           an assert that ran as a whole raised nothing
+    ["error", index, seconds, kind, message]  it raised; index -1: the code itself did; kind is memory or error
 
-Standard library only, and as little of it as can be: every import costs each program its time.
+It uses the standard library only, and little of it, because every import delays each program.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ _CANDIDATE_FILENAME = "<candidate>"
 
 
 class ValueTooLargeError(Exception):
-    """A value that is too large to be compared with anything that a test may expect."""
+    """A value larger than any that a test may expect."""
 
 
 class ValueWriter:
-    """Writes one value. Base types' own methods are called, so that a subclass has no say in what is written."""
+    """Encoder of one value. It calls the methods of base types, so that overrides in subclasses have no effect."""
 
     def __init__(self) -> None:
         self._size = 0
 
     def write(self, value: Any, depth: int = 0) -> str:
-        """The JSON of `value`; ValueTooLargeError beyond 200,000 characters or 60 levels."""
+        """Return the JSON of `value`. Raises ValueTooLargeError beyond 200,000 characters or 60 levels."""
         self._count_characters(1)
         if depth > MAX_VALUE_DEPTH:
             raise ValueTooLargeError(f"returned a value nested more than {MAX_VALUE_DEPTH} deep")
@@ -57,7 +58,7 @@ class ValueWriter:
         writer = _WRITERS_BY_TYPE.get(kind)
         if writer is None:
             writer = next(
-                (each for base, each in _WRITERS_BY_TYPE.items() if issubclass(kind, base)), ValueWriter._other
+                (method for base, method in _WRITERS_BY_TYPE.items() if issubclass(kind, base)), ValueWriter._other
             )
         return writer(self, value, depth)
 
@@ -91,7 +92,7 @@ class ValueWriter:
         plain = str.__add__(value, "")
         try:
             plain.encode()
-        except UnicodeEncodeError:  # a lone surrogate: JSON would join two of them to one character
+        except UnicodeEncodeError:  # a lone surrogate: JSON would join two of them into one character
             return f'{{"str":{self._text(plain.encode("utf-8", "surrogatepass").hex())}}}'
         return self._text(plain)
 
@@ -148,20 +149,20 @@ _WRITERS_BY_TYPE: dict[type, Callable[[ValueWriter, Any, int], str]] = {
 
 
 def _format_error(error: BaseException) -> str:
-    """'NameError: ... (line 3)': the last line of the candidate's code that the error passed through."""
+    """Return 'NameError: ... (line 3)', with the last line of the candidate's code in the traceback."""
     line, trace = (error.lineno if isinstance(error, SyntaxError) else None), error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == _CANDIDATE_FILENAME:
             line = trace.tb_lineno
         trace = trace.tb_next
     try:
-        said = (error.msg if isinstance(error, SyntaxError) else str(error))[:300]
-    except BaseException:  # noqa: BLE001 - the error may be of the candidate's own making
-        said = ""
+        message = (error.msg if isinstance(error, SyntaxError) else str(error))[:300]
+    except BaseException:  # noqa: BLE001 - the candidate may have defined the exception
+        message = ""
     if isinstance(error, SystemExit):
-        return f"ended itself (exit status {said or 0}) before it answered"
-    where = f" (line {line})" if isinstance(line, int) else ""
-    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"
+        return f"ended itself (exit status {message or 0}) before it answered"
+    location = f" (line {line})" if isinstance(line, int) else ""
+    return f"{type(error).__name__}{': ' if message else ''}{message}{location}"
 
 
 def _send_record(results: int, *parts: str) -> None:
@@ -173,14 +174,14 @@ def _send_record(results: int, *parts: str) -> None:
 def _send_error(results: int, index: int, seconds: str, error: BaseException) -> None:
     kind = '"memory"' if isinstance(error, MemoryError) else '"error"'
     try:
-        sentence = str(error) if isinstance(error, ValueTooLargeError) else _format_error(error)
+        message = str(error) if isinstance(error, ValueTooLargeError) else _format_error(error)
     except BaseException:  # noqa: BLE001 - as above
-        sentence = "an error that cannot be shown"
-    _send_record(results, '"error"', str(index), seconds, kind, quoted(sentence))
+        message = "an error that cannot be shown"
+    _send_record(results, '"error"', str(index), seconds, kind, quoted(message))
 
 
 def _load_candidate(code: str, preamble: str) -> dict[str, Any]:
-    """The names of the candidate's module. It is no `__main__`: what it does as a program is not what calls test."""
+    """Run the candidate as a module and return its names. It is not `__main__`: calls do not test a program run."""
     module = type(sys)("candidate")
     sys.modules["candidate"] = module
     exec(compile(preamble, "<head>", "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - this is the sandbox
@@ -199,14 +200,14 @@ def _evaluate_call(names: dict[str, Any], setup: str, source: str, token: str | 
 
 
 def run_child(code: str, calls: list[Call], preamble: str) -> None:
-    """Runs `head`, `code` and each of `calls`: its index, set-up and source, and a token for an assert run whole."""
+    """Run `preamble`, `code` and `calls` of index, set-up, source and, for an assert that runs as a whole, a token."""
     results = os.dup(1)
     os.dup2(2, 1)
     clock = time.perf_counter
     started = clock()
     try:
         names = _load_candidate(code, preamble)
-    except BaseException as error:  # noqa: BLE001 - whatever the candidate raises is its result
+    except BaseException as error:  # noqa: BLE001 - any exception is the candidate's result
         _send_error(results, -1, f"{clock() - started:.6f}", error)
     else:
         _send_record(results, '"loaded"')
@@ -214,9 +215,9 @@ def run_child(code: str, calls: list[Call], preamble: str) -> None:
             _send_record(results, '"begin"', str(at))
             started = clock()
             try:
-                said, value = _evaluate_call(names, setup, source, token)
+                event, value = _evaluate_call(names, setup, source, token)
             except BaseException as error:  # noqa: BLE001 - as above
                 _send_error(results, at, f"{clock() - started:.6f}", error)
             else:
-                _send_record(results, said, str(at), f"{clock() - started:.6f}", value)
-    os._exit(0)  # threads of the candidate, or what it registered to run at exit, need not be waited for
+                _send_record(results, event, str(at), f"{clock() - started:.6f}", value)
+    os._exit(0)  # without waiting for the candidate's threads and exit handlers

@@ -1,19 +1,15 @@
-"""TestResult, value decoding.
+"""TestResult, messages about how a program ended, and decoding of the values that the sandbox's child sends.
 
-What one test said about one candidate, in words that a person reads.
-
-Values that a child sent, read on the host: plain data of Python's own types, nothing that has a say of its own.
-
-The child writes JSON (evaluate/test_runner/child.py). None, booleans, text and small numbers stand for themselves, a list
-is a list; everything else is an object with one key, its type:
+The child writes values as JSON (evaluate/test_runner/child.py). None, booleans, text and small numbers stand for
+themselves, a list is a list; everything else is an object with one key, its type:
 
     {"int": "0x..."} {"float": "nan"} {"complex": ["0x1p+0", "0x0p+0"]} {"bytes": "hex"} {"str": "hex of UTF-8"}
     {"tuple": [...]} {"set": [...]} {"frozenset": [...]} {"dict": [[key, value], ...]}
     {"fraction": ["0x1", "0x2"]} {"decimal": "1.5"} {"other": "name of the type"}
 
-An instance of a subclass arrives as the data of its base (a Counter as a dict, a NumPy number as a number), so methods
-like `__eq__` never decide here. Any other object arrives as the name of its type: an `OpaqueValue`, equal to nothing.
-Reading is bounded in length, depth and digits, and evaluates nothing.
+An instance of a subclass arrives as the data of its base (a Counter as a dict, a NumPy number as a number), so no
+method of the candidate, such as `__eq__`, takes part in comparisons. Any other object arrives as the name of its
+type: an `OpaqueValue`, equal to nothing. Decoding is bounded in length, depth and digits, and evaluates nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +26,8 @@ from typing import Any, Literal
 from evaluate.sandbox.types import ExecutionResult, Limits
 
 TestKind = Literal["call", "stdio", "assert"]
-MAX_TEXT = 1_000  # characters of a field: a run keeps one result per test, candidate and problem
-MAX_MESSAGE_TEXT = 120  # characters of a value inside of a sentence
+MAX_TEXT = 1_000  # characters of a field: a run stores one result per test, candidate and problem
+MAX_MESSAGE_TEXT = 120  # characters of a value inside a message
 _OUTPUT_LIMIT_MESSAGE = "printed more than {size}"
 
 
@@ -40,13 +36,13 @@ class TestResult:
     """The result of one test.
 
     `kind` is how it ran: `call` (the child sent a value, compared here), `stdio` (a program run, compared here) or
-    `assert` (the whole statement ran inside of the child, expected value included: `protected` is False).
-    `given`, `expected` and `got` are texts, shortened in the middle; `got` is '' where nothing came back. `reason`
-    is '' when the test passed, else one sentence. `status` is the sandbox's (`evaluate.sandbox.sandbox.Outcome`): it is `ok`
-    for a wrong answer too. `seconds` is the time of this test alone, as far as it is known.
+    `assert` (the whole statement ran in the child, expected value included: `protected` is False). `given`, `expected`
+    and `got` are texts, shortened in the middle; `got` is '' if nothing was returned. `reason` is '' if the test
+    passed, else a message. `status` is that of evaluate.sandbox.types.ExecutionResult, `ok` for a wrong answer too.
+    `seconds` is the time of this test alone, if it is known.
     """
 
-    __test__ = False  # its name begins like a test's, and pytest need not look
+    __test__ = False  # keeps pytest from collecting it
 
     passed: bool
     kind: TestKind
@@ -60,7 +56,7 @@ class TestResult:
 
 
 def shorten(text: str, max_length: int = MAX_TEXT) -> str:
-    """`text` in at most `most` characters: what is too much is cut out of its middle."""
+    """Shorten `text` to at most `max_length` characters by cutting out its middle."""
     if len(text) <= max_length:
         return text
     left = max_length // 2
@@ -68,17 +64,17 @@ def shorten(text: str, max_length: int = MAX_TEXT) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` as part of a sentence: one line, short."""
+    """Return `text` as one short line, for use inside a message."""
     return shorten(" ".join(text.split()), MAX_MESSAGE_TEXT)
 
 
 def strip_python_path(text: str) -> str:
-    """`text` without the folder in which this machine keeps its Python, which some errors name."""
+    """Remove the path of this machine's Python, which some errors contain, from `text`."""
     return text.replace(f"{sys.base_prefix}/", "")
 
 
 def end_reason(execution: ExecutionResult, limits: Limits) -> str:
-    """Why the sandbox ended a program, or why it ended itself, in one sentence without a full stop."""
+    """Return why the sandbox ended a program, or why it ended itself, as a message without a full stop."""
     match execution.status:
         case "timeout":
             return f"stopped after {limits.wall_seconds:g} s ({execution.limit or 'time limit'})"
@@ -95,30 +91,30 @@ def end_reason(execution: ExecutionResult, limits: Limits) -> str:
 
 
 def format_megabytes(size: int) -> str:
-    """A size in bytes as a person says it."""
+    """Format a size in bytes as MB or kB."""
     return f"{size / 2**20:g} MB" if size >= 2**20 else f"{size / 2**10:g} kB"
 
 
 def last_error(stderr: str) -> str:
-    """'NameError: ... (line 3)' from the traceback at the end of what a program said; '' where there is none."""
+    """Return 'NameError: ... (line 3)' from the traceback at the end of stderr; '' for an empty stderr."""
     lines = [line.rstrip() for line in stderr.splitlines() if line.strip()]
     if not lines:
         return ""
     number = ""
     for line in reversed(lines):
-        place = line.strip()
-        if place.startswith("File ") and ", line " in place:
-            number = place.partition(", line ")[2].partition(",")[0]
+        location = line.strip()
+        if location.startswith("File ") and ", line " in location:
+            number = location.partition(", line ")[2].partition(",")[0]
             break
     return one_line(lines[-1]) + (f" (line {number})" if number.isdigit() else "")
 
 
 def _limit_reason(execution: ExecutionResult) -> str:
-    why = execution.limit or (last_error(execution.stderr) if execution.status == "refused" else "")
-    return f" ({one_line(why)})" if why else ""
+    reason = execution.limit or (last_error(execution.stderr) if execution.status == "refused" else "")
+    return f" ({one_line(reason)})" if reason else ""
 
 
-MAX_CHARACTERS = 200_000  # of one value; the child keeps to the same
+MAX_CHARACTERS = 200_000  # of one value; the same as MAX_VALUE_CHARACTERS of the child
 MAX_DEPTH = 60
 _HEX_PATTERN = re.compile(r"-?0x[0-9a-f]+")
 _DECIMAL_PATTERN = re.compile(r"-?(?:\d{1,1000}(?:\.\d{1,1000})?(?:E[+-]?\d{1,4})?|Infinity|NaN)")
@@ -126,12 +122,12 @@ _SPECIAL_FLOATS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class InvalidValueError(ValueError):
-    """What came from the child is no value."""
+    """The child sent something that is not an encoded value."""
 
 
 @dataclass(frozen=True, eq=False)
 class OpaqueValue:
-    """An object of which no more than its type's name is known. Equal to nothing, itself included."""
+    """An object of which only the type's name is known. Equal to nothing, itself included."""
 
     type_name: str
 
@@ -145,7 +141,7 @@ class OpaqueValue:
 
 
 def decode_value(encoded: Any) -> Any:
-    """The value that `encoded` (parsed JSON) stands for; InvalidValueError where it stands for none."""
+    """Decode a value from parsed JSON. Raises InvalidValueError if it is not an encoded value."""
     try:
         return _decode(encoded, 0)
     except InvalidValueError:
@@ -155,7 +151,7 @@ def decode_value(encoded: Any) -> Any:
 
 
 def parse_json_line(line: str) -> Any:
-    """One line of JSON; InvalidValueError where it is none, too long or too deep."""
+    """Parse one line of JSON. Raises InvalidValueError if it is invalid, too long or too deeply nested."""
     if len(line) > MAX_CHARACTERS + 1_000:
         raise InvalidValueError("too long")
     try:
@@ -165,7 +161,7 @@ def parse_json_line(line: str) -> Any:
 
 
 def format_value(value: Any) -> str:
-    """`repr` of a value that was read, whatever its size."""
+    """Return the `repr` of a decoded value, or a description if Python refuses to print it."""
     try:
         return repr(value)
     except ValueError:  # an int of more digits than Python writes
@@ -178,35 +174,35 @@ def _decode(encoded: Any, depth: int) -> Any:
     if encoded is None or isinstance(encoded, bool | int | float | str):
         return encoded
     if isinstance(encoded, list):
-        return [_decode(each, depth + 1) for each in encoded]
+        return [_decode(item, depth + 1) for item in encoded]
     if not isinstance(encoded, dict) or len(encoded) != 1:
-        raise InvalidValueError("no tagged value")
+        raise InvalidValueError("not a tagged value")
     ((tag, content),) = encoded.items()
     if tag in _SCALAR_DECODERS:
         return _SCALAR_DECODERS[tag](content)
     if not isinstance(content, list):
-        raise InvalidValueError(f"no content of a {tag}")
+        raise InvalidValueError(f"not the content of a {tag}")
     if tag == "dict":
         return {_decode(key, depth + 1): _decode(value, depth + 1) for key, value in content}
     if tag not in _CONTAINER_TYPES:
-        raise InvalidValueError("no tag that is known")
-    return _CONTAINER_TYPES[tag](_decode(each, depth + 1) for each in content)
+        raise InvalidValueError("unknown tag")
+    return _CONTAINER_TYPES[tag](_decode(item, depth + 1) for item in content)
 
 
 def _decode_int(text: Any) -> int:
     if not isinstance(text, str) or not _HEX_PATTERN.fullmatch(text):
-        raise InvalidValueError("no whole number")
+        raise InvalidValueError("not a whole number")
     return int(text, 16)
 
 
 def _decode_fraction(pair: Any) -> Fraction:
-    above, below = pair
-    return Fraction(_decode_int(above), _decode_int(below))
+    numerator, denominator = pair
+    return Fraction(_decode_int(numerator), _decode_int(denominator))
 
 
 def _decode_decimal(text: Any) -> Decimal:
     if not isinstance(text, str) or not _DECIMAL_PATTERN.fullmatch(text):
-        raise InvalidValueError("no decimal")
+        raise InvalidValueError("not a decimal")
     return Decimal(text)
 
 
@@ -217,7 +213,7 @@ def _decode_complex(pair: Any) -> complex:
 
 _SCALAR_DECODERS: dict[str, Any] = {
     "int": _decode_int,
-    "float": lambda name: _SPECIAL_FLOATS[name] if name in _SPECIAL_FLOATS else _raise_no_float(),
+    "float": lambda name: _SPECIAL_FLOATS[name] if name in _SPECIAL_FLOATS else _raise_invalid_float(),
     "complex": _decode_complex,
     "bytes": bytes.fromhex,
     "str": lambda text: bytes.fromhex(text).decode("utf-8", "surrogatepass"),
@@ -228,5 +224,5 @@ _SCALAR_DECODERS: dict[str, Any] = {
 _CONTAINER_TYPES: dict[str, Any] = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-def _raise_no_float() -> float:
-    raise InvalidValueError("no number")
+def _raise_invalid_float() -> float:
+    raise InvalidValueError("not a number")

@@ -1,23 +1,18 @@
-"""Candidate x tests -> results.
+"""Test runner: runs candidates' code against tests in the sandbox and compares the results on the host.
 
-From a candidate's code and a problem's tests to results: what ran, what it gave, and why it failed.
+No expected value enters the sandbox, with the one exception named below:
 
-Runs a candidate's code against a problem's tests in the sandbox. No expected value enters it, but where said.
+- A program run (StdioTest) gets a fresh process; its output is compared here.
+- An assert is split (asserts.py): the child evaluates the calls, the host compares their values (calls.py).
+- An assert that cannot be split runs as a whole in a child of its own; its result has `protected` False.
 
-- A program's run (StdioTest) gets a fresh process, and what it printed is compared here (outputs.py).
-- An assert is taken apart (asserts.py): the child evaluates the calls, the host compares (calls.py, constants.py).
-- An assert that cannot be taken apart runs whole in a child of its own, and its result says so (`protected`).
+All split asserts of a candidate share one process, in order, as in MBPP's own harness: the code runs once, a test's
+set-up before each test. Values are compared by Python's `==`: 1, 1.0 and True are equal, a list and a tuple are not.
+The code runs as `__main__` in a program run, and as a module for calls.
 
-All asserts of a candidate that were taken apart share one process, in their order, as in MBPP's own harness: the code
-runs once, a test's set-up before each test. Values are compared by Python's `==`: 1, 1.0 and True are equal, a list and
-a tuple are not. The code runs as `__main__` for a program's run, and as a module for calls.
-
-Whether a program printed what it should.
-
-Both texts are compared line by line. Blanks at the end of a line and empty lines at the end are forgiven; nothing else
-is: the order of lines, and the blanks before and between the words of a line, count. Words (what stands between blanks)
-must be the same letter by letter, but for decimals: where the expected word is a number with a point or an exponent,
-any number within 1e-6 of it is right, absolute or, beyond 1, relative: |got - expected| <= 1e-6 * max(1, |expected|).
+Output is compared line by line. Blanks at the end of a line and empty lines at the end are ignored; the order of
+lines and the blanks before and between words are not. Words must be equal, except decimals: if the expected word is a
+number with a point or an exponent, |got - expected| <= 1e-6 * max(1, |expected|) suffices.
 """
 
 from __future__ import annotations
@@ -48,7 +43,7 @@ _WORD_SEPARATOR = re.compile(r"(\s+)")
 
 
 def comparable_lines(text: str) -> list[str]:
-    """The lines that are compared: without blanks at their ends, and without empty lines at the end of the text."""
+    """Split output into lines, without blanks at their ends and without empty lines at the end of the text."""
     lines = [line.rstrip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     while lines and not lines[-1]:
         lines.pop()
@@ -56,7 +51,7 @@ def comparable_lines(text: str) -> list[str]:
 
 
 def first_difference(expected: str, got: str) -> int | None:
-    """The number (from 1) of the first line that is not what it should be, or None where both are the same."""
+    """Return the number (from 1) of the first line of `got` that differs from `expected`, or None."""
     wanted, printed = comparable_lines(expected), comparable_lines(got)
     for number, (left, right) in enumerate(zip(wanted, printed, strict=False), start=1):
         if left != right and not _lines_match(left, right):
@@ -79,7 +74,7 @@ def _words_match(expected: str, got: str) -> bool:
 
 
 DEFAULT_LIMITS = Limits()
-MAX_QUEUED_PER_WORKER = 4  # units of work per worker that are handed out ahead
+MAX_QUEUED_PER_WORKER = 4  # units of work submitted ahead, per worker
 
 _WorkUnit = tuple[int, list[int], Callable[[], list[TestResult]]]
 
@@ -87,10 +82,9 @@ _WorkUnit = tuple[int, list[int], Callable[[], list[TestResult]]]
 def run_tests(
     code: str, tests: Sequence[Test], sandbox: Sandbox, limits: Limits = DEFAULT_LIMITS, workers: int | None = None
 ) -> list[TestResult]:
-    """The result of each test, in the order of `tests`. Never raises for any code.
+    """Run `tests` on `code` and return their results in order. Never raises for any code.
 
-    `limits` hold for each call and each program run. `workers` is how many processes run at a time, by default one a
-    core.
+    `limits` apply to each call and each program run. `workers` processes run at a time (default: one per core).
     """
     return next(run_tests_many([(code, tests)], sandbox, workers, limits))[1]
 
@@ -101,18 +95,18 @@ def run_tests_many(
     workers: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[tuple[int, list[TestResult]]]:
-    """`check` for many candidates, in parallel: the index of each job and its results, as they are done.
+    """Run tests of many candidates in parallel; yield each candidate's index and its results when they are complete.
 
-    `jobs` is read as far as there is work for the workers. Closing the iterator early waits for what runs.
+    `candidates` is read only as far as the workers need. Closing the iterator early waits for running programs.
     """
     workers = workers or len(os.sched_getaffinity(0))
     results: dict[int, list[TestResult | None]] = {}
     running: dict[Future[list[TestResult]], tuple[int, list[int]]] = {}
     with ThreadPoolExecutor(workers, "check") as pool:
         try:
-            for job, places, work in _work_units(candidates, results, sandbox, limits):
-                running[pool.submit(work)] = job, places
-                if not places or len(running) >= MAX_QUEUED_PER_WORKER * workers:
+            for candidate, indices, work in _work_units(candidates, results, sandbox, limits):
+                running[pool.submit(work)] = candidate, indices
+                if not indices or len(running) >= MAX_QUEUED_PER_WORKER * workers:
                     yield from _collect_finished(running, results)
             while running:
                 yield from _collect_finished(running, results)
@@ -126,35 +120,38 @@ def _work_units(
     sandbox: Sandbox,
     limits: Limits,
 ) -> Iterator[_WorkUnit]:
-    """What can run on its own: each program's run, and all asserts of one job. A job without tests is one unit too."""
-    for job, (code, tests) in enumerate(candidates):
-        results[job] = [None] * len(tests)
-        broken = _syntax_error(code)
-        asserts = [(at, test) for at, test in enumerate(tests) if isinstance(test, AssertTest)]
+    """Yield what can run independently: each program run, and all asserts of one candidate together.
+
+    A candidate without tests is one unit too, so that its (empty) results are yielded.
+    """
+    for candidate, (code, tests) in enumerate(candidates):
+        results[candidate] = [None] * len(tests)
+        error = _syntax_error(code)
+        asserts = {index: test for index, test in enumerate(tests) if isinstance(test, AssertTest)}
         if asserts or not tests:
-            listed = [test for _, test in asserts]
-            yield job, [at for at, _ in asserts], partial(_run_asserts, code, listed, broken, sandbox, limits)
-        for at, test in enumerate(tests):
+            run = partial(_run_asserts, code, list(asserts.values()), error, sandbox, limits)
+            yield candidate, list(asserts), run
+        for index, test in enumerate(tests):
             if isinstance(test, StdioTest):
-                yield job, [at], partial(_run_stdio, code, test, broken, sandbox, limits)
+                yield candidate, [index], partial(_run_stdio, code, test, error, sandbox, limits)
 
 
 def _collect_finished(
     running: dict[Future[list[TestResult]], tuple[int, list[int]]], results: dict[int, list[TestResult | None]]
 ) -> Iterator[tuple[int, list[TestResult]]]:
-    """Waits for a unit at least; the jobs that are complete with it."""
+    """Wait for at least one unit; yield the candidates whose results are then complete."""
     for done in wait(running, return_when=FIRST_COMPLETED).done:
-        job, places = running.pop(done)
-        for at, result in zip(places, done.result(), strict=True):
-            results[job][at] = result
-        complete = [result for result in results[job] if result is not None]
-        if len(complete) == len(results[job]):
-            del results[job]
-            yield job, complete
+        candidate, indices = running.pop(done)
+        for index, result in zip(indices, done.result(), strict=True):
+            results[candidate][index] = result
+        complete = [result for result in results[candidate] if result is not None]
+        if len(complete) == len(results[candidate]):
+            del results[candidate]
+            yield candidate, complete
 
 
 def _syntax_error(code: str) -> str:
-    """Why `code` is no Python, '' where it is: then no process need be started for it."""
+    """Return why `code` is not Python, so that no process is started for it; '' if it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -170,24 +167,25 @@ def _run_asserts(
     code: str, tests: Sequence[AssertTest], syntax_error: str, sandbox: Sandbox, limits: Limits
 ) -> list[TestResult]:
     plans = [_plan_or_error(test) for test in tests]
-    found: dict[int, TestResult] = {}
-    apart = [(at, plan) for at, plan in enumerate(plans) if isinstance(plan, AssertPlan) and not plan.whole_statement]
+    split = [plan for plan in plans if isinstance(plan, AssertPlan) and not plan.whole_statement]
     calls = [
-        ChildCall(plan.setup if first else "", hole)
-        for _, plan in apart
-        for first, hole in zip([True] + [False] * len(plan.child_expressions), plan.child_expressions, strict=False)
+        ChildCall("" if number else plan.setup, expression)
+        for plan in split
+        for number, expression in enumerate(plan.child_expressions)
     ]
-    head = CODE_PRELUDE if any(test.setup == CALL_HELPERS for test in tests) else ""
-    given = iter(_run_calls_checked(code, calls, syntax_error, sandbox, limits, head))
-    for at, plan in apart:
-        found[at] = explain_assert(plan, [next(given) for _ in plan.child_expressions])
-    for at, each in enumerate(plans):
-        if isinstance(each, TestResult):
-            found[at] = each
-        elif each.whole_statement:
-            call = ChildCall(each.setup, each.whole_statement, secrets.token_hex(16))
-            found[at] = explain_whole_assert(each, _run_calls_checked(code, [call], syntax_error, sandbox, limits)[0])
-    return [found[at] for at in range(len(tests))]
+    preamble = CODE_PRELUDE if any(test.setup == CALL_HELPERS for test in tests) else ""
+    call_results = iter(_run_calls_checked(code, calls, syntax_error, sandbox, limits, preamble))
+    results: list[TestResult] = []
+    for plan in plans:
+        if isinstance(plan, TestResult):
+            results.append(plan)
+        elif plan.whole_statement:
+            call = ChildCall(plan.setup, plan.whole_statement, secrets.token_hex(16))
+            result = _run_calls_checked(code, [call], syntax_error, sandbox, limits)[0]
+            results.append(explain_whole_assert(plan, result))
+        else:
+            results.append(explain_assert(plan, [next(call_results) for _ in plan.child_expressions]))
+    return results
 
 
 def _run_calls_checked(
@@ -206,26 +204,26 @@ def _plan_or_error(test: AssertTest) -> AssertPlan | TestResult:
 
 
 def _run_stdio(code: str, test: StdioTest, syntax_error: str, sandbox: Sandbox, limits: Limits) -> list[TestResult]:
-    shown = TestResult(False, "stdio", shorten(test.stdin), shorten(test.expected), "", syntax_error, "error")
+    result = TestResult(False, "stdio", shorten(test.stdin), shorten(test.expected), "", syntax_error, "error")
     if syntax_error:
-        return [shown]
-    outcome = sandbox.run(Program(code, test.stdin.encode(errors="replace").decode(), limits))
-    shown = replace(shown, got=shorten(outcome.stdout), status=outcome.status, seconds=outcome.seconds)
-    if outcome.status != "ok":
-        return [replace(shown, reason=end_reason(outcome, limits))]
-    return [_compare_output(shown, test, outcome)]
+        return [result]
+    execution = sandbox.run(Program(code, test.stdin.encode(errors="replace").decode(), limits))
+    result = replace(result, got=shorten(execution.stdout), status=execution.status, seconds=execution.seconds)
+    if execution.status != "ok":
+        return [replace(result, reason=end_reason(execution, limits))]
+    return [_compare_output(result, test, execution)]
 
 
 def _compare_output(result: TestResult, test: StdioTest, execution: ExecutionResult) -> TestResult:
-    at = first_difference(test.expected, execution.stdout)
-    if at is None:
+    number = first_difference(test.expected, execution.stdout)
+    if number is None:
         return replace(result, passed=True)
     wanted, printed = comparable_lines(test.expected), comparable_lines(execution.stdout)
-    expected = f"'{one_line(wanted[at - 1])}'" if at <= len(wanted) else "no such line"
-    got = f"printed '{one_line(printed[at - 1])}'" if at <= len(printed) else "printed no such line"
+    expected = f"'{one_line(wanted[number - 1])}'" if number <= len(wanted) else "no such line"
+    got = f"printed '{one_line(printed[number - 1])}'" if number <= len(printed) else "printed no such line"
     if not printed:
         return replace(result, reason=f"printed nothing, expected {expected}")
-    return replace(result, reason=f"line {at}: {got}, expected {expected}")
+    return replace(result, reason=f"line {number}: {got}, expected {expected}")
 
 
 __all__ = ["DEFAULT_LIMITS", "TestResult", "run_tests", "run_tests_many"]

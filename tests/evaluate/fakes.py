@@ -1,4 +1,4 @@
-"""An engine without a model, at the boundary where answers come in."""
+"""A fake engine without a model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ BASE = BaseIdentity("tiny", "sha256:0123456789abcdef", "LlamaForCausalLM", "nf4"
 
 
 def problems(n: int) -> list[Problem]:
-    """n problems of growing intents, the last one first, so that length order is not file order."""
+    """Make n problems of increasing length, the last one first, so that length order is not file order."""
     return [Problem(f"p{at}", "add one " * (at + 1), f"x{at} = y + {at}") for at in reversed(range(n))]
 
 
 class FakeEngine:
-    """Answers rightly in the first place with an adapter, in the second with examples, never without either."""
+    """Fake engine whose first candidate is correct with an adapter, the second with examples, none otherwise."""
 
     def __init__(self, interrupt_at: int | None = None, failing: str = "", digest: str = "d1") -> None:
         self.calls: list[list[Request]] = []

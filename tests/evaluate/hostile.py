@@ -1,4 +1,4 @@
-"""Texts that a model, or somebody who means ill, may give as code."""
+"""Hostile texts that a model or a user may give as code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run with an engine that takes its time, in a process of its own, to be killed by test_killed.py."""
+"""A slow run in a process of its own, which test_killed.py kills."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEMS = 30
 
 
 class SlowEngine(FakeEngine):
-    """Says how many answers were asked for, one line a batch, before it gives them."""
+    """Prints one line per batch before answering it."""
 
     def answer(
         self, requests: Sequence[Request], sampling_params: SamplingParams, cancel: Event | None = None
@@ -32,7 +32,7 @@ class SlowEngine(FakeEngine):
 
 
 class SlowProgress(ProgressBar):
-    """Scoring takes its time as well, and says each score."""
+    """Slow scoring that prints a line per score."""
 
     def update(self, count: int, label: str) -> None:
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""`python -m evaluate` and `python -m evaluate.prompt_style_search` from their arguments to their files, without a model."""
+"""Commands of evaluate and of the prompt style search, from their arguments to their files, without a model."""
 
 from __future__ import annotations
 
@@ -66,24 +66,24 @@ def test_a_run_prints_its_table_and_writes_json_and_markdown(
     assert capsys.readouterr().out == printed.out
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_does(
+def test_an_interrupted_run_prints_how_to_continue_and_continues(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "run.jsonl"
     words = arguments(data, output, "--methods", "zero-shot,icl-8", "--overwrite")
     engines += [FakeEngine(interrupt_at=2), FakeEngine()]
     assert command.main(words) == 130
-    said = capsys.readouterr().err
-    assert "4 answers are in" in said
-    assert "to go on: python -m evaluate --data conala" in said
-    assert "--overwrite" not in said
+    stderr = capsys.readouterr().err
+    assert "4 answers are in" in stderr
+    assert "to go on: python -m evaluate --data conala" in stderr
+    assert "--overwrite" not in stderr
     engine = engines[0]
     assert command.main(words[:-1]) == 0
     assert len(engine.calls) == 4
     assert "p (Holm)" in capsys.readouterr().out
 
 
-def test_an_interrupt_before_the_first_batch_says_that_nothing_was_saved(
+def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     engines.append(FakeEngine(interrupt_at=0))
@@ -110,15 +110,15 @@ def test_an_interrupt_before_the_first_batch_says_that_nothing_was_saved(
         (["--methods", "zero-shot", "--output", "/tmp"], "no .jsonl file"),
     ],
 )
-def test_mistakes_end_with_one_sentence_and_status_two(
+def test_bad_arguments_print_one_message_and_exit_with_two(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], words: list[str],
     sentence: str,
 ) -> None:  # fmt: skip
     engines.append(FakeEngine())
     assert command.main(arguments(data, tmp_path / "run.jsonl", *words)) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert sentence in stderr
+    assert len(stderr.strip().splitlines()) == 1
 
 
 def test_tests_run_after_the_answers_and_all_files_are_written(
@@ -150,8 +150,8 @@ def test_an_interrupt_ends_the_programs_that_run(
 ) -> None:
     class Endless(FakeEngine):
         def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
-            said = (Candidate("while True: pass", "while True: pass", -1.0, 3),)
-            return [replace(each, candidates=said) for each in super().answer(*args, **kwargs)]  # type: ignore[arg-type]
+            candidates = (Candidate("while True: pass", "while True: pass", -1.0, 3),)
+            return [replace(answer, candidates=candidates) for answer in super().answer(*args, **kwargs)]  # type: ignore[arg-type]
 
     def interrupt_when_tests_run() -> None:
         scores = tmp_path / "run.scores.jsonl"
@@ -176,9 +176,9 @@ def test_without_a_sandbox_nothing_is_generated_unless_tests_are_left_out(
     engines.append(FakeEngine())
     words = ["--data", "starter", "--limit", "2", "--methods", "zero-shot", "--output", str(tmp_path / "run.jsonl")]
     assert command.main([*words, "--sandbox", "rlimits"]) == 2
-    said = capsys.readouterr().err
-    assert "--no-tests goes without" in said
-    assert len(said.strip().splitlines()) == 1
+    stderr = capsys.readouterr().err
+    assert "--no-tests goes without" in stderr
+    assert len(stderr.strip().splitlines()) == 1
     assert engines, "no engine was made"
     assert list(tmp_path.iterdir()) == []
     assert command.main([*words, "--no-tests"]) == 0
@@ -191,7 +191,7 @@ def test_only_two_methods_with_a_colon_can_be_compared(tmp_path: Path, capsys: p
     assert "write them as A:B" in capsys.readouterr().err
 
 
-def test_a_report_over_no_file_ends_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_of_a_missing_file_prints_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["report", str(tmp_path / "missing.jsonl")]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
 
@@ -218,7 +218,7 @@ def test_styles_are_ranked_on_validation_problems(
     assert "Best few-shot: plain" in capsys.readouterr().out
 
 
-def test_a_base_without_a_chat_template_is_not_asked_in_chat() -> None:
+def test_a_base_without_a_chat_template_gets_no_chat_style() -> None:
     assert {style.format for style in prompt_style_search.supported_styles([], has_chat_template=False)} == {"plain"}
 
 

@@ -1,4 +1,4 @@
-"""Files that only grow: what a crash tears off, what a second writer meets, what a full disk leaves."""
+"""Append-only files: crashes, a second writer, a full disk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def test_what_is_appended_is_read_again(tmp_path: Path) -> None:
+def test_appended_records_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "x.jsonl"
     content = written(path)
     assert read_records(path) == (RECORDS, len(content))
@@ -34,7 +34,7 @@ def test_what_is_appended_is_read_again(tmp_path: Path) -> None:
     assert read_records(path)[0] == [*RECORDS, {"more": True}]
 
 
-def test_wherever_a_crash_tears_the_file_only_the_torn_line_is_lost(tmp_path: Path) -> None:
+def test_a_crash_at_any_byte_loses_only_the_incomplete_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     for size in range(len(content)):
@@ -49,7 +49,7 @@ def test_wherever_a_crash_tears_the_file_only_the_torn_line_is_lost(tmp_path: Pa
         assert read_records(path)[0] == [*RECORDS[:whole], {"next": size}]
 
 
-def test_zeros_after_a_power_cut_are_torn_off_too(tmp_path: Path) -> None:
+def test_zeros_after_a_power_cut_are_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + b"\0\0\0\n\0\0")
@@ -57,15 +57,15 @@ def test_zeros_after_a_power_cut_are_torn_off_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b"\n", b"7\n", b"\xff\n", b"[" * 100_000 + b"\n"])
-def test_a_broken_line_before_a_whole_one_is_no_torn_end(tmp_path: Path, line: bytes) -> None:
+def test_an_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + line + b"{}\n")
-    with pytest.raises(ValueError, match="broken line"):
+    with pytest.raises(ValueError, match="incomplete line"):
         read_records(path)
 
 
-def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+def test_a_second_writer_gets_an_error_until_the_first_closes(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     first = Journal.open(path)
     first.append(RECORDS)
@@ -79,9 +79,7 @@ def test_a_second_writer_is_refused_until_the_first_is_done(tmp_path: Path) -> N
     assert read_records(path)[0] == RECORDS[:1]
 
 
-def test_replacing_puts_the_new_file_in_place_of_the_old_in_one_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replace_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.jsonl"
     before = written(path)
     journal = Journal.open(path)
@@ -96,7 +94,7 @@ def test_replacing_puts_the_new_file_in_place_of_the_old_in_one_step(
     assert read_records(path)[0] == [*RECORDS, {"still": "ours"}]
 
 
-def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.jsonl"
     before = written(path)
     journal = Journal.open(path)
@@ -108,12 +106,12 @@ def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypa
     assert path.read_bytes() == before
 
 
-def test_a_file_that_nothing_was_written_to_is_not_left_behind(tmp_path: Path) -> None:
+def test_an_empty_file_is_removed_on_close(tmp_path: Path) -> None:
     Journal.open(tmp_path / "x.jsonl").close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packed_files_are_read_and_not_written(tmp_path: Path) -> None:
+def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
     path.write_bytes(gzip.compress(lines))
@@ -126,7 +124,7 @@ def test_packed_files_are_read_and_not_written(tmp_path: Path) -> None:
             read_records(path)
 
 
-def test_a_folder_and_a_place_without_leave_are_said_at_once(tmp_path: Path) -> None:
+def test_a_folder_and_an_unwritable_path_raise_at_once(tmp_path: Path) -> None:
     with pytest.raises(PromptOrTuneError, match="is a folder"):
         Journal.open(tmp_path)
     with pytest.raises(PromptOrTuneError, match="Cannot write"):
@@ -134,7 +132,7 @@ def test_a_folder_and_a_place_without_leave_are_said_at_once(tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="Root may write everything.")
-def test_a_file_that_may_not_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_a_read_only_file_raises_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     written(path)
     path.chmod(stat.S_IRUSR)

@@ -1,4 +1,4 @@
-"""A run that is really killed, again and again, loses at most the batch in flight and ends as one that was not."""
+"""Runs that are killed repeatedly lose at most the current batch and end with the same results."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ BATCHES = len(METHODS) * PROBLEMS // BATCH
 
 def start(path: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "tests.evaluate.killed_run", str(path)]
-    # The published CodeBLEU moves with the seed of hashes.
+    # The score of the codebleu package depends on the hash seed.
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
     pipe = subprocess.PIPE
     return subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
-def told_until(process: subprocess.Popen[str], lines: int, stop: signal.Signals) -> list[str]:
-    """What the process said: it gets the signal after so many lines, and says at times a little more."""
+def read_events_until(process: subprocess.Popen[str], lines: int, stop: signal.Signals) -> list[str]:
+    """Return the process's events; it gets the signal after `lines` of them, and may print a few more."""
     assert process.stdout is not None
-    said = []
+    events = []
     for line in process.stdout:
-        said.append(line.split()[0])
-        if len(said) == lines:
+        events.append(line.split()[0])
+        if len(events) == lines:
             process.send_signal(stop)
     process.wait()
-    return said
+    return events
 
 
 def answers(run: Run) -> dict[tuple[str, str], tuple[object, ...]]:
@@ -45,48 +45,48 @@ def answers(run: Run) -> dict[tuple[str, str], tuple[object, ...]]:
     }
 
 
-def test_killed_in_any_batch_it_loses_that_batch_at_most(tmp_path: Path) -> None:
-    path, whole = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
-    assert told_until(start(whole), 10**9, signal.SIGKILL)[-1] == "done"
-    asked = saved = 0
+def test_a_kill_loses_at_most_the_current_batch(tmp_path: Path) -> None:
+    path, uninterrupted = tmp_path / "run.jsonl", tmp_path / "whole.jsonl"
+    assert read_events_until(start(uninterrupted), 10**9, signal.SIGKILL)[-1] == "done"
+    generated = saved = 0
     # Somewhere in each quarter of the run, then to its end.
-    for place in (random.Random(5).randrange(3, 2 * BATCHES // 4), random.Random(6).randrange(3, BATCHES // 2), 10**9):
-        said = told_until(start(path), place, signal.SIGKILL)
-        asked, saved = asked + said.count("asked"), saved + BATCH * said.count("saved")
+    for lines in (random.Random(5).randrange(3, 2 * BATCHES // 4), random.Random(6).randrange(3, BATCHES // 2), 10**9):
+        events = read_events_until(start(path), lines, signal.SIGKILL)
+        generated, saved = generated + events.count("asked"), saved + BATCH * events.count("saved")
         results = sum(map(len, map(read_run(path).results, METHODS)))
-        assert saved <= results <= saved + BATCH  # what was said to be saved is there, and of the batch in flight maybe
+        assert saved <= results <= saved + BATCH  # at most one batch more than was reported
         saved = results
-    assert asked <= BATCHES + 2  # two kills, a batch each
-    assert answers(read_run(path)) == answers(read_run(whole))
+    assert generated <= BATCHES + 2  # two kills, a batch each
+    assert answers(read_run(path)) == answers(read_run(uninterrupted))
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
         "run.jsonl", "run.scores.jsonl", "whole.jsonl", "whole.scores.jsonl",
     ]  # fmt: skip
 
 
-def test_stopped_while_scoring_it_keeps_what_is_scored_and_scores_the_rest(tmp_path: Path) -> None:
+def test_interrupted_scoring_saves_its_scores_and_continues(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     process = start(path)
-    said = told_until(process, 2 * BATCHES + 1 + 7, signal.SIGINT)  # with the seventh score
-    assert said.count("scored") >= 7
+    events = read_events_until(process, 2 * BATCHES + 1 + 7, signal.SIGINT)  # with the seventh score
+    assert events.count("scored") >= 7
     assert process.returncode == -signal.SIGINT
-    kept = [record for record in read_records(scores_path(path))[0] if record["kind"] == "scores"]
-    assert 7 <= len(kept) < len(METHODS) * PROBLEMS
-    said = told_until(start(path), 10**9, signal.SIGKILL)
-    assert said == ["scoring", *["scored"] * (len(METHODS) * PROBLEMS - len(kept)), "done"]
+    saved_scores = [record for record in read_records(scores_path(path))[0] if record["kind"] == "scores"]
+    assert 7 <= len(saved_scores) < len(METHODS) * PROBLEMS
+    events = read_events_until(start(path), 10**9, signal.SIGKILL)
+    assert events == ["scoring", *["scored"] * (len(METHODS) * PROBLEMS - len(saved_scores)), "done"]
     assert all(result.scores for method in METHODS for result in read_run(path).results(method))
     again = [record for record in read_records(scores_path(path))[0] if record["kind"] == "scores"]
-    assert again[: len(kept)] == kept
+    assert again[: len(saved_scores)] == saved_scores
     assert len(again) == len(METHODS) * PROBLEMS
 
 
-def test_a_second_process_on_the_same_file_is_refused(tmp_path: Path) -> None:
+def test_a_second_process_on_the_same_file_gets_an_error(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     first = start(path)
     assert first.stdout is not None
     assert first.stdout.readline().split()[0] == "asked"
     second = start(path)
-    _, said = second.communicate()
+    _, stderr = second.communicate()
     first.kill()
     first.communicate()
     assert second.returncode == 1
-    assert f"{PromptOrTuneError.__name__}: Another process is writing {path}" in said
+    assert f"{PromptOrTuneError.__name__}: Another process is writing {path}" in stderr

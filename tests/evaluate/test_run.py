@@ -1,3 +1,5 @@
+"""Runs: generation of answers, resuming, and their files."""
+
 from __future__ import annotations
 
 import gzip
@@ -58,7 +60,7 @@ def execute(
 
 
 def told(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file without the peaks of memory, which no two processes share."""
+    """Return the lines of a file without peak memory, which differs between processes."""
     records, _ = read_records(path)
     for record in records:
         if record["kind"] == "method":
@@ -80,7 +82,7 @@ def test_every_problem_gets_a_result_with_candidates_and_scores(tmp_path: Path) 
     assert sum(int(step.split()[0]) for step in steps) == 21
 
 
-def test_the_file_says_what_made_it(tmp_path: Path) -> None:
+def test_the_file_has_settings_and_provenance(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     run = read_run(path)
@@ -104,7 +106,7 @@ def test_problems_of_similar_length_share_a_batch() -> None:
     assert [[problem.id for problem in batch] for batch in by_prompt] == [["p0", "p3"], ["p1", "p2"], ["p4"]]
 
 
-def test_every_method_tells_its_peak_of_memory(tmp_path: Path) -> None:
+def test_every_method_has_its_peak_memory(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     peaks = [method["peak_memory_bytes"] for method in read_run(path).methods.values()]
@@ -125,7 +127,7 @@ def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: 
     assert len(second.calls) == 12 - stop  # no batch was run twice
 
 
-def test_of_a_batch_that_was_torn_what_is_there_stays_and_the_rest_is_made_again(tmp_path: Path) -> None:
+def test_an_incomplete_batch_keeps_its_results_and_is_completed(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     whole, lines = told(path), path.read_bytes().splitlines(keepends=True)
@@ -136,7 +138,7 @@ def test_of_a_batch_that_was_torn_what_is_there_stays_and_the_rest_is_made_again
     assert told(path) == whole
 
 
-def test_a_packed_run_is_read_and_scored_but_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None:
     path, packed = tmp_path / "run.jsonl", tmp_path / "run.jsonl.gz"
     execute(path, FakeEngine())
     expected = [(each.problem, each.scores) for each in read_run(path).results("icl-8")]
@@ -152,7 +154,7 @@ def test_a_packed_run_is_read_and_scored_but_not_gone_on_with(tmp_path: Path) ->
         execute(packed, FakeEngine())
 
 
-def test_scores_that_are_none_of_ours_are_left_alone_and_named(tmp_path: Path) -> None:
+def test_a_foreign_score_file_is_not_changed_and_raises(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     for text in ("my notes\n", '{"kind": "other"}\n', '{"kind": "scores"}\n', '{"kind": "key", "of": "text"}\n'):
@@ -164,7 +166,7 @@ def test_scores_that_are_none_of_ours_are_left_alone_and_named(tmp_path: Path) -
         assert scores_path(path).read_text() == text
 
 
-def test_a_cancelled_batch_is_not_kept(tmp_path: Path) -> None:
+def test_a_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
     class Cancelled(FakeEngine):
         def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
             answers = super().answer(*args, **kwargs)  # type: ignore[arg-type]
@@ -176,7 +178,7 @@ def test_a_cancelled_batch_is_not_kept(tmp_path: Path) -> None:
     assert [result.problem for result in read_run(path).results("zero-shot")] == ["p1", "p0"]
 
 
-def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
+def test_a_finished_run_generates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
@@ -186,7 +188,7 @@ def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_another_method_joins_the_same_file(tmp_path: Path) -> None:
+def test_another_method_is_added_to_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
     engine = FakeEngine()
@@ -195,7 +197,7 @@ def test_another_method_joins_the_same_file(tmp_path: Path) -> None:
     assert list(read_run(path).methods) == ["zero-shot", "rag-2"]
 
 
-def test_other_settings_are_refused_in_one_sentence_and_overwrite_starts_anew(tmp_path: Path) -> None:
+def test_other_settings_raise_and_overwrite_starts_a_new_run(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
@@ -212,7 +214,7 @@ def test_other_settings_are_refused_in_one_sentence_and_overwrite_starts_anew(tm
     assert list(read_run(path).methods) == ["zero-shot"]
 
 
-def test_an_adapter_that_was_trained_again_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_that_was_trained_again_raises(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     with pytest.raises(PromptOrTuneError, match=r"'lora-tiny\+rag-4'.*adapter_digest 'lora-tiny:d1' there"):
@@ -238,7 +240,7 @@ def test_one_failure_is_a_result_with_an_error_scored_zero(tmp_path: Path) -> No
     assert "9999 tokens" in failed[0].error
 
 
-def test_a_file_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_no_run_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     for text in ("my notes", "[]", '{"version": 1}\n', '{"kind": "run", "version": 99}\n', '{"kind": "problem"}\n'):
         path.write_text(text)
@@ -273,7 +275,7 @@ def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
     assert read_run(path).results("lora-tiny")[0].candidates[0]["code"] == "x = '\ud800'"
 
 
-def test_unknown_and_missing_methods_are_refused() -> None:
+def test_unknown_and_missing_methods_raise() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'lora-tiny'"):
         parse_methods(["lora-tin"], ["lora-tiny"])
     with pytest.raises(PromptOrTuneError, match="No method"):

@@ -1,14 +1,34 @@
+"""Scores of results: text metrics, and tests in the real sandbox."""
+
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.scoring import NO_DATA_FLOW, NO_REFERENCE, score_candidates, score_code
+from evaluate.journal import read_records
+from evaluate.results import Result, Run, problem_record, read_run, scores_path
+from evaluate.results import tests_of as stored_tests
+from evaluate.run import ProgressBar
+from evaluate.sandbox.sandbox import Sandbox
+from evaluate.scoring import (
+    NO_DATA_FLOW,
+    NO_REFERENCE,
+    count_unscored,
+    score_candidates,
+    score_code,
+    score_run,
+    score_tests,
+)
+from tasks.problem import AssertTest, Problem, StdioTest
 from tests.evaluate.hostile import HOSTILE
 
 METRICS = [
@@ -23,13 +43,13 @@ METRICS = [
 ]
 
 
-def test_a_right_answer_has_full_scores() -> None:
+def test_a_correct_answer_scores_one() -> None:
     scores = {score.metric: score for score in score_code("x = y\n", "x = y")}
     assert list(scores) == METRICS
     assert all(score.value == 1 and not score.reason for score in scores.values())
 
 
-def test_without_a_reference_every_score_but_parses_says_why_it_is_missing() -> None:
+def test_without_a_reference_all_scores_except_parses_have_a_reason() -> None:
     for reference in (None, "", "  \n"):
         scores = score_code("x = y", reference)
         assert [score.metric for score in scores] == METRICS
@@ -37,7 +57,7 @@ def test_without_a_reference_every_score_but_parses_says_why_it_is_missing() -> 
         assert scores[-1].value == 1
 
 
-def test_undefined_data_flow_says_so() -> None:
+def test_undefined_data_flow_has_a_reason() -> None:
     scores = {score.metric: score for score in score_code("print(max(x))", "print(sum(x))")}
     assert scores["codebleu.dataflow"].value is None
     assert scores["codebleu.dataflow"].reason == NO_DATA_FLOW
@@ -69,7 +89,7 @@ def test_a_failure_scores_zero_and_not_none() -> None:
     }  # fmt: skip
 
 
-def test_nothing_to_compare_with_scores_none() -> None:
+def test_without_a_reference_scores_are_none() -> None:
     scores = score_candidates(["x = y"], None, 1)
     assert scores.pop("parses") == 1
     assert set(scores.values()) == {None}
@@ -87,3 +107,134 @@ def test_scoring_loads_no_model_library() -> None:
     )
     assert found.stdout.strip() == "[]"
     assert found.stderr == ""
+
+
+RIGHT, HALF, WRONG = "def f(x): return x + 1", "def f(x): return 2", "def f(x): return None"
+TESTS = (AssertTest("assert f(1) == 2"), AssertTest("assert f(2) == 3"))
+SAMPLE = {"mode": "sample", "candidates": 5, "max_new_tokens": 64}
+
+
+def candidate(code: str, times: int = 1) -> dict[str, Any]:
+    return {"text": code, "code": code, "logprob": -1.0, "tokens": 5, "times": times}
+
+
+def result(*candidates: Mapping[str, Any], error: str | None = None) -> Result:
+    return Result("zero-shot", "p0", candidates=candidates, error=error)
+
+
+def scored(sandbox: Sandbox, made: Result, decoding: Mapping[str, Any] = SAMPLE) -> dict[str, float | None]:
+    [(_, scores, _)] = score_tests([(made, TESTS)], decoding, sandbox)
+    return scores
+
+
+def made_run(path: Path, results: list[Result], decoding: Mapping[str, Any] = SAMPLE) -> Run:
+    settings = {"decoding": dict(decoding), "seed": 42}
+    described = [problem_record(Problem("p0", "add one", RIGHT, TESTS)), problem_record(Problem("p1", "say", "x = y"))]
+    run = Run(path, settings, described, {"versions": {}})
+    run.update_method("zero-shot", {"adapter": None})
+    run.add(results)
+    run.save()
+    run.close()
+    return read_run(path)
+
+
+def keep_scores(run: Run, sandbox: Sandbox | None) -> int:
+    """Score the run; return the number of scorings."""
+    totals: list[int] = []
+
+    def begin(total: int) -> ProgressBar:
+        totals.append(total)
+        return ProgressBar(total, io.StringIO())
+
+    score_run(run, begin, sandbox)
+    return sum(totals)
+
+
+def test_a_code_counts_once_per_sample(sandbox: Sandbox) -> None:
+    scores = scored(sandbox, result(candidate(RIGHT, 2), candidate(HALF, 2), candidate(WRONG)))
+    assert scores["tests"] == pytest.approx((2 * 1 + 2 * 0.5 + 0) / 5)
+    assert scores["pass@1"] == pytest.approx(2 / 5)
+    assert scores["pass@2"] == pytest.approx(1 - (3 * 2) / (5 * 4))
+    assert scores["pass@5"] == 1
+
+
+def test_pass_at_k_is_none_above_the_number_of_samples(sandbox: Sandbox) -> None:
+    scores = scored(sandbox, result(candidate(RIGHT), candidate(WRONG)))
+    assert [scores[f"pass@{k}"] for k in (1, 2, 3, 5)] == [0.5, 1, None, None]
+
+
+def test_a_failure_passes_nothing(sandbox: Sandbox) -> None:
+    scores = scored(sandbox, result(error="Too long."))
+    assert scores == {"tests": 0, **{f"pass@{k}": 0 for k in range(1, 6)}}
+
+
+def test_of_beams_only_the_first_runs_and_pass_is_undefined(sandbox: Sandbox) -> None:
+    made = result(candidate(HALF, 3), candidate(RIGHT))
+    [(_, scores, checks)] = score_tests([(made, TESTS)], {"mode": "beam", "candidates": 10}, sandbox)
+    assert scores == {"tests": 0.5}
+    assert [[check["passed"] for check in each] for each in checks] == [[True, False]]
+    assert checks[0][1]["reason"] == "f(2) gave 2, expected 3"
+
+
+def test_hostile_candidates_do_not_affect_others(sandbox: Sandbox) -> None:
+    codes = ["import os\nos._exit(0)", "raise SystemExit", "f = lambda x: " + "(" * 500, RIGHT]
+    made = [(replace(result(candidate(code)), problem=f"p{at}"), TESTS) for at, code in enumerate(codes)]
+    greedy = {"mode": "greedy", "candidates": 1}
+    found = {each.problem: scores for each, scores, _ in score_tests(made, greedy, sandbox)}
+    assert {problem: scores["pass@1"] for problem, scores in found.items()} == {"p0": 0, "p1": 0, "p2": 0, "p3": 1}
+
+
+def test_both_kinds_of_score_are_stored_and_computed_once(tmp_path: Path, sandbox: Sandbox) -> None:
+    path = tmp_path / "run.jsonl"
+    run = made_run(path, [result(candidate(RIGHT, 5)), replace(result(candidate("x = y", 5)), problem="p1")])
+    assert keep_scores(run, sandbox) == 3  # two texts, and the tests of the one problem that has some
+    first, second = read_run(path).results("zero-shot")
+    assert (first.scores["pass@5"], first.scores["em@1"], second.scores["em@1"]) == (1, 1, 1)
+    assert "tests" not in second.scores
+    assert [check["passed"] for check in first.checks[0]] == [True, True]
+    assert read_run(path).scored_with["tests"]["layer"] == sandbox.layer
+    assert keep_scores(read_run(path), sandbox) == 0
+
+
+def test_without_a_sandbox_no_code_runs_and_test_scores_stay(tmp_path: Path, sandbox: Sandbox) -> None:
+    path = tmp_path / "run.jsonl"
+    run = made_run(path, [result(candidate(RIGHT, 5))])
+    assert keep_scores(run, None) == 1
+    assert "tests" not in read_run(path).results("zero-shot")[0].scores
+    assert keep_scores(read_run(path), sandbox) == 1
+    assert keep_scores(read_run(path), None) == 0
+    assert read_run(path).results("zero-shot")[0].scores["tests"] == 1
+    path.unlink()
+    other = made_run(path, [result(candidate(WRONG, 5))])
+    assert keep_scores(other, None) == 1
+    assert list(read_run(path).scored_with) == ["text"], "the tests of other candidates are no tests of these"
+    assert count_unscored(read_run(path)) == 0
+
+
+def test_another_layer_metric_or_candidate_is_scored_again(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.jsonl"
+    run = made_run(path, [result(candidate(RIGHT, 5))])
+    assert keep_scores(run, sandbox) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluate.scoring.METRICS_VERSION", 99)
+        assert keep_scores(read_run(path), sandbox) == 1  # the texts alone
+    monkeypatch.setattr(sandbox, "layer", "another")
+    assert keep_scores(read_run(path), sandbox) == 2  # the tests, and the texts by the metrics of today again
+    kinds = [record["kind"] for record in read_records(scores_path(path))[0]]
+    assert sorted(kinds) == ["key", "key", "scores", "scores"], "nothing stale is kept"
+    monkeypatch.undo()
+    path.unlink()
+    other = made_run(path, [result(candidate(WRONG, 5))])
+    assert other.results("zero-shot")[0].scores == {}, "the scores of other candidates are not taken for these"
+    assert keep_scores(other, sandbox) == 2
+    assert read_run(path).results("zero-shot")[0].scores["pass@1"] == 0
+
+
+def test_tests_of_a_problem_are_restored_from_its_record() -> None:
+    problem = Problem("p", "do", None, (*TESTS, StdioTest("1\n", "2\n")), "f", "interview")
+    record = problem_record(problem)
+    assert stored_tests(record) == problem.tests
+    assert (record["entry_point"], record["difficulty"]) == ("f", "interview")
+    assert stored_tests({"id": "p"}) == ()

@@ -1,3 +1,5 @@
+"""Tables of methods, comparisons and text reports."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -70,7 +72,7 @@ def test_rows_hold_shares_with_wilsons_interval_and_count_failures() -> None:
     assert bleu.low < bleu.value < bleu.high
 
 
-def test_every_method_meets_zero_shot_and_the_last_the_first_once() -> None:
+def test_methods_are_compared_with_zero_shot_and_the_last_with_the_first() -> None:
     pairs = compare_methods(made_run())
     assert [(pair.a, pair.b, pair.metric, pair.test) for pair in pairs] == [
         ("icl-8", "zero-shot", "em@1", "McNemar"),
@@ -84,7 +86,7 @@ def test_every_method_meets_zero_shot_and_the_last_the_first_once() -> None:
     assert pairs[2].corrected < 0.05
 
 
-def test_without_zero_shot_the_last_still_meets_the_first() -> None:
+def test_without_zero_shot_the_last_is_compared_with_the_first() -> None:
     run = made_run()
     del run.methods["zero-shot"]
     assert [(pair.a, pair.b) for pair in compare_methods(run)] == [("lora-tiny", "icl-8")] * 2
@@ -102,7 +104,7 @@ def test_pairs_can_be_chosen_and_share_one_correction() -> None:
     assert [(pair.metric, pair.test) for pair in one] == [("em@3", "McNemar")]
 
 
-def test_other_problems_refuse_to_be_compared() -> None:
+def test_different_problems_raise() -> None:
     left, right = [result("a", 1, ["x"])], [result("b", 2, ["x"])]
     with pytest.raises(PromptOrTuneError, match="different problems"):
         compare_results(left, right, "a", "b", 0)
@@ -142,7 +144,7 @@ def test_a_markdown_report_has_tables_and_the_commands() -> None:
     assert "- Base: tiny at abc" in text
 
 
-def test_a_cell_cannot_break_the_table() -> None:
+def test_cells_are_escaped_in_markdown() -> None:
     assert text_table(["a", "b"], [["x|y", "1\n2"]], markdown=True).splitlines() == [
         "| a    |   b |",
         "| ---- | --: |",
@@ -158,7 +160,7 @@ def test_an_unfinished_run_shows_how_far_it_is_and_compares_nothing() -> None:
     assert "p (Holm)" not in text
 
 
-def test_two_files_are_compared_method_by_method_or_say_why_not() -> None:
+def test_two_files_are_compared_by_method_or_report_why_not() -> None:
     other = made_run("other.json")
     assert "lora-tiny (other)" in text_report([made_run(), other])
     other.settings["data_digest"] = "sha256:e"
@@ -178,7 +180,7 @@ def test_without_references_only_the_parse_rate_is_shown() -> None:
     assert "parses" in text_report([run])
 
 
-def test_small_runs_and_missing_differences_are_not_dressed_up() -> None:
+def test_small_runs_get_a_note_and_missing_differences_no_interval() -> None:
     run = made_run()
     assert "bootstrap intervals are too narrow" in text_report([run])
     same = compare_results(run.results("icl-8"), run.results("icl-8"), "a", "b", 0)

@@ -1,4 +1,4 @@
-"""`python -m evaluate.arena`: the ratings as a table, and the votes as files."""
+"""`python -m evaluate.arena`: ratings as a table, and votes as files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def path(tmp_path: Path) -> Path:
     return votes.path
 
 
-def test_the_table_has_a_rating_for_each_base_that_has_votes_enough(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_base_with_enough_votes_has_ratings(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert arena_main(["--votes", str(path)]) == 0
     first, other = capsys.readouterr().out.split("\n\n")
     assert first.startswith("org/base (abc), nf4\n12 votes of 2 people\n")
@@ -50,7 +48,7 @@ def test_votes_are_written_as_jsonl_and_csv(path: Path, tmp_path: Path, capsys: 
     assert [line["person"] for line in lines[:3]] == [1, 2, 1]
 
 
-def test_no_text_becomes_a_formula(path: Path, tmp_path: Path) -> None:
+def test_formulas_are_quoted_in_csv(path: Path, tmp_path: Path) -> None:
     VoteStore(path).add(make_vote(50, id='=HYPERLINK("x")', data="+data"))
     assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.csv")]) == 0
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
@@ -58,14 +56,14 @@ def test_no_text_becomes_a_formula(path: Path, tmp_path: Path) -> None:
     assert (last["id"], last["data"]) == ('\'=HYPERLINK("x")', "'+data")
 
 
-def test_what_cannot_be_done_is_a_sentence(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_print_a_message(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert arena_main(["--votes", str(tmp_path / "none.sqlite")]) == 2
     assert "There are no votes in" in capsys.readouterr().err
     assert arena_main(["--votes", str(path), "--export", str(tmp_path / "out.txt")]) == 2
     assert "neither .jsonl nor .csv" in capsys.readouterr().err
 
 
-def test_two_adapters_of_one_name_are_told_apart() -> None:
+def test_labels_distinguish_adapters_of_the_same_name() -> None:
     newer = replace(LORA, digest="sha256:2")
     names = player_labels([ZERO, LORA, newer])
     assert names[ZERO] == "zero-shot"

@@ -1,24 +1,25 @@
-"""Ratings against closed forms and simulations, and what is left unsaid."""
+"""Ratings compared with closed forms and simulations, and the sampling of pairs."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 import pytest
 from evalica import Winner, bradley_terry
 
-from evaluate.arena.ratings import compute_ratings, point_ratings
-from evaluate.arena.votes import MIN_VOTES, Comparison, Player
-from tests.evaluate.arena.votes import LORA, RAG, ZERO, bouts, simulated
+from evaluate.arena.ratings import compute_ratings, point_ratings, sample_pair
+from evaluate.arena.votes import MIN_VOTES, Comparison, Player, unordered_pair
+from tests.evaluate.arena.votes import LORA, RAG, ZERO, make_votes, simulated
 
 FOUR = [Player(name) for name in ("a", "b", "c", "d")]
 
 
 @pytest.mark.parametrize(("wins", "losses", "ties", "bad"), [(12, 4, 0, 0), (7, 7, 3, 0), (10, 0, 0, 0), (5, 3, 2, 4)])
-def test_two_methods_have_the_closed_form(wins: int, losses: int, ties: int, bad: int) -> None:
+def test_ratings_of_two_methods_equal_the_closed_form(wins: int, losses: int, ties: int, bad: int) -> None:
     """400 log10((wins + 1/2) / (losses + 1/2)), a tie and both bad being half a win for each."""
-    found = point_ratings(bouts((LORA, ZERO), wins, losses, ties, bad))
+    found = point_ratings(make_votes((LORA, ZERO), wins, losses, ties, bad))
     neither = (ties + bad) / 2
     assert found[LORA] - found[ZERO] == pytest.approx(
         400 * math.log10((wins + neither + 0.5) / (losses + neither + 0.5)), abs=0.01
@@ -26,30 +27,30 @@ def test_two_methods_have_the_closed_form(wins: int, losses: int, ties: int, bad
     assert (found[LORA] + found[ZERO]) / 2 == pytest.approx(1000)
 
 
-def test_a_tie_and_both_bad_weigh_the_same_but_are_counted_apart() -> None:
-    ties = compute_ratings(bouts((LORA, ZERO), 6, 3, ties=4))
-    bad = compute_ratings(bouts((LORA, ZERO), 6, 3, both_bad=4))
+def test_ties_and_both_bad_weigh_the_same_and_are_counted_separately() -> None:
+    ties = compute_ratings(make_votes((LORA, ZERO), 6, 3, ties=4))
+    bad = compute_ratings(make_votes((LORA, ZERO), 6, 3, both_bad=4))
     assert ties.ratings[0].interval == bad.ratings[0].interval
     assert (ties.ratings[0].win_counts.ties, bad.ratings[0].win_counts.both_bad) == (4, 4)
 
 
-def test_the_order_in_which_answers_were_shown_does_not_count() -> None:
-    votes = bouts((LORA, ZERO), 9, 2, 3)
+def test_display_order_does_not_affect_ratings() -> None:
+    votes = make_votes((LORA, ZERO), 9, 2, 3)
     swap = {"left": "right", "right": "left"}
     turned = [Comparison(vote.right, vote.left, swap.get(vote.winner, vote.winner), vote.person) for vote in votes]  # type: ignore[arg-type]
     assert compute_ratings(votes) == compute_ratings(turned)
 
 
-def test_who_beats_the_better_one_is_better() -> None:
-    """LoRA and zero-shot never met: their distance is the sum of the two distances that were seen."""
-    found = point_ratings([*bouts((LORA, RAG), 300, 100), *bouts((RAG, ZERO), 300, 100)])
+def test_beating_a_better_method_gives_a_higher_rating() -> None:
+    """Without votes between LoRA and zero-shot, their distance is the sum of the two other distances."""
+    found = point_ratings([*make_votes((LORA, RAG), 300, 100), *make_votes((RAG, ZERO), 300, 100)])
     assert found[LORA] > found[RAG] > found[ZERO]
     assert found[LORA] - found[RAG] == pytest.approx(400 * math.log10(3), abs=2)
     assert found[LORA] - found[ZERO] == pytest.approx(800 * math.log10(3), abs=4)
 
 
-def test_the_fit_is_the_maximum_likelihood_where_votes_are_many() -> None:
-    """evalica's own fit of the plain votes, without those given in advance, differs by less than a point."""
+def test_with_many_votes_the_fit_is_the_maximum_likelihood() -> None:
+    """evalica's fit without prior ties differs by less than a point."""
     votes = simulated(dict(zip(FOUR, (900, 950, 1050, 1100), strict=True)), 4000, 4000, random.Random(1))
     winners = {"left": Winner.X, "right": Winner.Y, "tie": Winner.Draw}
     plain = bradley_terry(
@@ -63,33 +64,33 @@ def test_the_fit_is_the_maximum_likelihood_where_votes_are_many() -> None:
         assert rating == pytest.approx(1000 + 400 * (math.log10(plain[player.method]) - mean), abs=1)
 
 
-def test_simulated_strengths_are_found_again() -> None:
+def test_simulated_strengths_are_recovered() -> None:
     true = dict(zip(FOUR, (800, 950, 1050, 1200), strict=True))
     found = compute_ratings(simulated(true, 3000, 300, random.Random(2)), resamples=100)
-    assert [standing.player for standing in found.ratings] == FOUR[::-1]
-    for standing in found.ratings:
-        assert standing.interval is not None
-        assert standing.interval.value == pytest.approx(true[standing.player], abs=30)
-    assert [standing.rank_range for standing in found.ratings] == [(place, place) for place in range(1, 5)]
+    assert [rating.player for rating in found.ratings] == FOUR[::-1]
+    for rating in found.ratings:
+        assert rating.interval is not None
+        assert rating.interval.value == pytest.approx(true[rating.player], abs=30)
+    assert [rating.rank_range for rating in found.ratings] == [(place, place) for place in range(1, 5)]
 
 
 @pytest.mark.parametrize(("gap", "votes", "people"), [(0, 60, 60), (300, 60, 60), (100, 60, 6)])
-def test_intervals_hold_what_they_promise(gap: float, votes: int, people: int) -> None:
-    """Of 95 % intervals over simulated votes nine of ten at least hold the truth; 24 runs of four methods each."""
+def test_intervals_have_their_nominal_coverage(gap: float, votes: int, people: int) -> None:
+    """At least 90 % of the intervals over simulated votes contain the true rating; 24 runs of four methods."""
     true = dict(zip(FOUR, (1000 - gap, 1000 - gap / 3, 1000 + gap / 3, 1000 + gap), strict=True))
     chance, held, seen = random.Random(3), 0, 0
     for _ in range(24):
-        for standing in compute_ratings(simulated(true, votes, people, chance), resamples=100).ratings:
-            assert standing.interval is not None
-            held += standing.interval.low <= true[standing.player] <= standing.interval.high
+        for rating in compute_ratings(simulated(true, votes, people, chance), resamples=100).ratings:
+            assert rating.interval is not None
+            held += rating.interval.low <= true[rating.player] <= rating.interval.high
             seen += 1
     assert seen == 96
     assert held / seen >= 0.9
 
 
-def test_many_votes_of_few_people_say_less() -> None:
-    """The same outcomes: from 200 people, or from four who are each of one mind."""
-    votes = bouts((LORA, ZERO), 150, 50)
+def test_votes_of_few_people_give_wider_intervals() -> None:
+    """The same outcomes from 200 people, or from four people with one opinion each."""
+    votes = make_votes((LORA, ZERO), 150, 50)
     many = compute_ratings(votes).ratings[0].interval
     few = compute_ratings(
         [Comparison(vote.left, vote.right, vote.winner, str(at // 50)) for at, vote in enumerate(votes)]
@@ -102,48 +103,77 @@ def test_many_votes_of_few_people_say_less() -> None:
     assert (few.people, few.votes) == (4, 200)
 
 
-def test_who_won_all_is_not_taken_for_certain() -> None:
-    rating = compute_ratings(bouts((LORA, ZERO), 10, 0)).ratings[0].interval
+def test_winning_all_votes_gives_a_finite_interval() -> None:
+    rating = compute_ratings(make_votes((LORA, ZERO), 10, 0)).ratings[0].interval
     assert rating is not None
     assert rating.high - rating.low > 100
 
 
 def test_the_same_votes_give_the_same_intervals() -> None:
-    votes = bouts((LORA, ZERO), 8, 6)
+    votes = make_votes((LORA, ZERO), 8, 6)
     assert compute_ratings(votes, seed=1) == compute_ratings(votes, seed=1)
     assert compute_ratings(votes, seed=1) != compute_ratings(votes, seed=2)
 
 
-def test_intervals_that_touch_share_their_places() -> None:
-    found = compute_ratings(bouts((LORA, ZERO), 8, 7))
-    assert [standing.rank_range for standing in found.ratings] == [(1, 2), (1, 2)]
+def test_overlapping_intervals_share_ranks() -> None:
+    found = compute_ratings(make_votes((LORA, ZERO), 8, 7))
+    assert [rating.rank_range for rating in found.ratings] == [(1, 2), (1, 2)]
 
 
-def test_few_votes_say_nothing() -> None:
-    found = compute_ratings(bouts((LORA, ZERO), MIN_VOTES - 1, 0))
-    assert [standing.interval for standing in found.ratings] == [None, None]
+def test_few_votes_give_no_ratings() -> None:
+    found = compute_ratings(make_votes((LORA, ZERO), MIN_VOTES - 1, 0))
+    assert [rating.interval for rating in found.ratings] == [None, None]
     assert found.no_ratings_reason.startswith("Too few votes to say")
     assert compute_ratings([]).no_ratings_reason.endswith("There are none.")
-    assert compute_ratings(bouts((LORA, ZERO), MIN_VOTES, 0)).no_ratings_reason == ""
+    assert compute_ratings(make_votes((LORA, ZERO), MIN_VOTES, 0)).no_ratings_reason == ""
 
 
-def test_a_method_with_two_votes_waits_while_others_are_rated() -> None:
-    found = compute_ratings([*bouts((LORA, ZERO), 8, 6), *bouts((RAG, ZERO), 1, 1)])
-    assert {standing.player: standing.interval is None for standing in found.ratings} == {
+def test_a_method_with_two_votes_is_unrated_while_others_are_rated() -> None:
+    found = compute_ratings([*make_votes((LORA, ZERO), 8, 6), *make_votes((RAG, ZERO), 1, 1)])
+    assert {rating.player: rating.interval is None for rating in found.ratings} == {
         LORA: False, ZERO: False, RAG: True,
     }  # fmt: skip
     assert found.ratings[-1].player == RAG
     assert found.unrated_reason == ""
 
 
-def test_groups_that_never_met_are_not_put_in_one_order() -> None:
-    found = compute_ratings([*bouts((FOUR[0], FOUR[1]), 9, 5), *bouts((FOUR[2], FOUR[3]), 12, 8)])
-    assert {standing.player for standing in found.ratings if standing.interval} == {FOUR[2], FOUR[3]}
-    assert found.unrated_reason.startswith("2 methods have votes enough")
+def test_unconnected_groups_are_not_rated_together() -> None:
+    found = compute_ratings([*make_votes((FOUR[0], FOUR[1]), 9, 5), *make_votes((FOUR[2], FOUR[3]), 12, 8)])
+    assert {rating.player for rating in found.ratings if rating.interval} == {FOUR[2], FOUR[3]}
+    assert found.unrated_reason.startswith("2 methods have enough votes")
 
 
-def test_the_matrix_has_every_pair_from_both_sides() -> None:
-    matrix = compute_ratings(bouts((LORA, ZERO), 3, 1, 2, 2)).pair_counts
+def test_pair_counts_have_every_pair_in_both_orders() -> None:
+    matrix = compute_ratings(make_votes((LORA, ZERO), 3, 1, 2, 2)).pair_counts
     mine, theirs = matrix[LORA, ZERO], matrix[ZERO, LORA]
     assert (mine.wins, mine.losses, mine.ties, mine.both_bad, mine.win_rate) == (3, 1, 2, 2, 0.625)
     assert (theirs.wins, theirs.losses, theirs.win_rate) == (1, 3, 0.375)
+
+
+PLAYERS = [ZERO, RAG, LORA]
+
+
+def test_pairs_and_orders_are_drawn_equally_often() -> None:
+    chance = random.Random(0)
+    drawn = Counter(sample_pair(PLAYERS, {}, chance) for _ in range(6000))
+    assert len(drawn) == 6
+    assert all(850 < count < 1150 for count in drawn.values())
+
+
+def test_pairs_with_few_votes_are_preferred_but_never_certain() -> None:
+    chance = random.Random(0)
+    votes = {unordered_pair(ZERO, RAG): 1, unordered_pair(ZERO, LORA): 2}
+    drawn = Counter(unordered_pair(*(sample_pair(PLAYERS, votes, chance) or (ZERO, RAG))) for _ in range(4000))
+    assert drawn[unordered_pair(RAG, LORA)] > 3000
+    assert drawn[unordered_pair(ZERO, RAG)] > drawn[unordered_pair(ZERO, LORA)] > 20
+
+
+def test_only_allowed_pairs_are_drawn() -> None:
+    chance = random.Random(0)
+    wanted = unordered_pair(ZERO, LORA)
+    assert {
+        unordered_pair(*(sample_pair(PLAYERS, {}, chance, lambda pair: pair == wanted) or (RAG, RAG)))
+        for _ in range(20)
+    } == {wanted}
+    assert sample_pair(PLAYERS, {}, chance, lambda pair: False) is None
+    assert sample_pair([ZERO, ZERO], {}, chance) is None

@@ -1,4 +1,4 @@
-"""The file of votes: one vote a person, pair and problem, nothing confirmed is lost, and faults are a sentence."""
+"""The store of votes: uniqueness, durability, concurrency and errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_before_the_first_vote_there_is_no_file(votes: VoteStore) -> None:
     assert not votes.path.exists()
 
 
-def test_a_vote_comes_back_whole(votes: VoteStore) -> None:
+def test_a_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
     vote = make_vote(7, tests_run=True, reference_seen=True)
     votes.add(vote)
     (record,) = VoteStore(votes.path).export()
@@ -56,7 +56,7 @@ def test_a_vote_comes_back_whole(votes: VoteStore) -> None:
     assert "browser-0" not in json.dumps(record)
 
 
-def test_one_vote_a_person_pair_and_problem(votes: VoteStore) -> None:
+def test_one_vote_per_person_pair_and_problem(votes: VoteStore) -> None:
     votes.add(make_vote(1))
     swapped = make_vote(1, id="again", winner="tie", left=Side(LORA, "", ""), right=Side(ZERO, "", ""))
     with pytest.raises(AlreadyVotedError, match="You have voted on this pair and problem already"):
@@ -83,14 +83,14 @@ def test_a_retry_of_the_same_vote_changes_nothing(votes: VoteStore) -> None:
     assert votes.count() == 1
 
 
-def test_what_is_no_vote_is_refused() -> None:
+def test_an_invalid_vote_raises() -> None:
     with pytest.raises(PromptOrTuneError, match="'middle' is no vote: choose one of left, right, tie, both bad"):
         make_vote(winner="middle")
     with pytest.raises(PromptOrTuneError, match="cannot be compared with itself"):
         make_vote(right=Side(ZERO, "", ""))
 
 
-def test_bases_are_kept_apart(votes: VoteStore) -> None:
+def test_votes_on_different_bases_are_separate(votes: VoteStore) -> None:
     other = replace(BASE, revision="def")
     for number in range(3):
         votes.add(make_vote(number, data="conala" if number else "starter"))
@@ -101,8 +101,8 @@ def test_bases_are_kept_apart(votes: VoteStore) -> None:
     assert votes.count_by_pair(BASE) == {(LORA, ZERO): 3}
 
 
-def test_threads_vote_at_once_and_each_counts_once(votes: VoteStore) -> None:
-    """Eight threads cast the same twenty votes of one person: each is kept once and refused seven times."""
+def test_concurrent_votes_of_threads_are_each_counted_once(votes: VoteStore) -> None:
+    """Eight threads cast the same twenty votes of one person: each is accepted once and rejected seven times."""
 
     def cast(number: int) -> bool:
         try:
@@ -112,8 +112,8 @@ def test_threads_vote_at_once_and_each_counts_once(votes: VoteStore) -> None:
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        kept = list(pool.map(cast, range(160)))
-    assert (sum(kept), votes.count()) == (20, 20)
+        accepted = list(pool.map(cast, range(160)))
+    assert (sum(accepted), votes.count()) == (20, 20)
 
 
 def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:
@@ -134,8 +134,8 @@ def test_killed_processes_lose_no_confirmed_vote(votes: VoteStore) -> None:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_a_confirmed_vote_is_on_the_disk(votes: VoteStore) -> None:
-    """SQLite waits for the disk at every commit: a power cut after `add` takes nothing back."""
+def test_a_confirmed_vote_is_on_disk(votes: VoteStore) -> None:
+    """SQLite waits for the disk at every commit: a power cut after `add` loses nothing."""
     seen: list[int] = []
     prepare = votes._create_table
 
@@ -148,7 +148,7 @@ def test_a_confirmed_vote_is_on_the_disk(votes: VoteStore) -> None:
     assert set(seen) == {2}  # FULL
 
 
-def test_what_is_no_database_is_a_sentence(votes: VoteStore) -> None:
+def test_a_file_that_is_no_database_raises_votes_error(votes: VoteStore) -> None:
     votes.path.parent.mkdir(parents=True)
     votes.path.write_bytes(b"this is no database, however long it may be" * 100)
     for attempt in (votes.count, lambda: votes.add(make_vote())):
@@ -156,7 +156,7 @@ def test_what_is_no_database_is_a_sentence(votes: VoteStore) -> None:
             attempt()
 
 
-def test_the_file_of_a_newer_version_is_left_alone(votes: VoteStore) -> None:
+def test_the_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
     votes.add(make_vote())
     with sqlite3.connect(votes.path) as database:
         database.execute("PRAGMA user_version=2")
@@ -164,7 +164,7 @@ def test_the_file_of_a_newer_version_is_left_alone(votes: VoteStore) -> None:
         votes.add(make_vote(1))
 
 
-def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_raises_votes_error(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(VotesError, match="check the disk"):
         VoteStore(tmp_path / "home" / "votes.sqlite").add(make_vote())

@@ -1,4 +1,4 @@
-"""Votes without end and says which votes were confirmed: python -m tests.evaluate.arena.voter FILE WHO."""
+"""Adds votes until killed and prints confirmed ones: python -m tests.evaluate.arena.voter FILE WHO."""
 
 from __future__ import annotations
 

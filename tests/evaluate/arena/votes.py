@@ -1,4 +1,4 @@
-"""Votes as tests make them."""
+"""Votes for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ZERO, RAG, LORA = Player("zero-shot"), Player("rag-8"), Player("lora-starter", "
 
 
 def make_vote(number: int = 0, **changes: Any) -> Vote:
-    """A vote number `number` of one person on one pair; problems differ by number."""
+    """Make vote `number` of one person on one pair; problems differ by number."""
     values: dict[str, Any] = {
         "id": f"vote-{number}", "created": "2026-11-22T18:00:00+00:00", "visitor": "browser-0", "base": BASE,
         "data": "starter", "winner": "left", "seconds": 4.5, "settings": {"decoding": {"mode": "greedy", "seed": 0}},
@@ -24,8 +24,10 @@ def make_vote(number: int = 0, **changes: Any) -> Vote:
     return Vote(**{**values, **changes})
 
 
-def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0) -> list[Comparison]:
-    """So many votes of the first against the second, each of a person of its own."""
+def make_votes(
+    pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0
+) -> list[Comparison]:
+    """Make votes of the first player against the second, each by a different person."""
     counts: dict[Winner, int] = {"left": wins, "right": losses, "tie": ties, "both bad": both_bad}
     winners = [winner for winner, count in counts.items() for _ in range(count)]
     return [Comparison(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
@@ -34,7 +36,7 @@ def bouts(pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, bo
 def simulated(
     ratings: Mapping[Player, float], votes: int, people: int, chance: random.Random, ties: float = 0.2
 ) -> list[Comparison]:
-    """Votes as Bradley and Terry's model gives them, a share of them ties, by people in turn."""
+    """Simulate votes by the Bradley-Terry model, some of them ties, by people in turn."""
     players: Sequence[Player] = list(ratings)
     found = []
     for at in range(votes):

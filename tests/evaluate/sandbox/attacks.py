@@ -1,9 +1,9 @@
-"""The hostile battery: what programs that mean ill try, as data.
+"""Attacks on the sandbox, as data.
 
-Each starts with PRELUDE: `host` says where its victims are (host.py), `claim()` is for success that only the program
-can know of, `attempt()` claims for every way that works, `call(x86_64, aarch64, ...)` asks the kernel without Python.
-After each the host looks for effects, and may find none; `statuses` are how it may end, any way where there are none;
-`unfenced` is the effect that it must have where there are no fences, '' where it is not let loose there.
+Each program starts with PRELUDE: `host` has its targets (host.py), `claim()` reports a success that only the program
+can detect, `attempt()` claims for each of its functions that succeeds, `call(x86_64, aarch64, ...)` makes a system call
+without Python. After each attack the host checks for effects, of which there must be none; `statuses` are its permitted
+statuses (empty: any); `unfenced` is the effect that it must have without a sandbox, '' if it is not run without one.
 """
 
 from __future__ import annotations

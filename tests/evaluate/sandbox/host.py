@@ -1,4 +1,4 @@
-"""What attacks are after: sockets that listen, files to read, change and make, a process to hurt; what they got."""
+"""Targets of attacks on the host (sockets, files, a process), and what an attack achieved on them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ORIGINAL = "as it was"
 
 
 class Host:
-    """One attack's own victims. All of them are open to any user: only a fence can keep a program from them."""
+    """Targets of one attack. Any user may access them: only the sandbox prevents that."""
 
     def __init__(self, bystander: subprocess.Popen[bytes]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="prompt-or-tune-victim-"))
@@ -45,8 +45,8 @@ class Host:
             listener.setblocking(False)
 
     def facts(self) -> str:
-        """What the attack is told: everything but the secret."""
-        told: dict[str, Any] = {
+        """Return the attack's stdin: everything except the secret."""
+        attack_input: dict[str, Any] = {
             "parent": os.getpid(),
             "bystander": self.bystander.pid,
             "folder": str(self.folder),
@@ -59,10 +59,10 @@ class Host:
             "checkout": str(ROOT),
             "tests": __file__,
         }
-        return json.dumps(told) + "\n"
+        return json.dumps(attack_input) + "\n"
 
     def effects(self, outcome: ExecutionResult) -> set[str]:
-        """What the attack achieved, by what is found here and not by what it says; and what it claims besides."""
+        """Return the attack's effects found on the host, and what it claims."""
         found = set()
         if _has(self.tcp.accept):
             found.add("connected")
@@ -70,10 +70,10 @@ class Host:
             found.add("sent")
         if self._look() != self.before or self.victim.read_text() != ORIGINAL:
             found.add("changed files")
-        said = outcome.stdout + outcome.stderr
-        if self.secret in said:
+        output = outcome.stdout + outcome.stderr
+        if self.secret in output:
             found.add("read the secret")
-        if self.claim in said:
+        if self.claim in output:
             found.add("claimed")
         if self.bystander.poll() is not None:
             found.add("hurt a bystander")
@@ -85,7 +85,7 @@ class Host:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _look(self) -> dict[str, tuple[int, ...]]:
-        """Every file of the folder and all that can be changed about it."""
+        """Return every file of the folder with all its changeable attributes."""
         look: dict[str, tuple[int, ...]] = {}
         for path in sorted(self.folder.iterdir()):
             facts = path.lstat()
@@ -110,7 +110,7 @@ def _has(receive: Any) -> bool:
 
 
 def processes_with(marker: str) -> list[int]:
-    """Pids on this machine whose command line has the marker, which forks keep."""
+    """Return the pids whose command line has the marker, which forks inherit."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -124,7 +124,7 @@ def processes_with(marker: str) -> list[int]:
 
 
 def gone(marker: str) -> bool:
-    """Whether the processes with that mark are gone, once the kernel has had time to clear a namespace away."""
+    """Return whether all processes with the marker end, allowing time for the kernel to remove a namespace."""
     deadline = time.monotonic() + 2
     while processes_with(marker):
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""`python -m evaluate.sandbox`: the table for people, one JSON object for programs, and one sentence for mistakes."""
+"""`python -m evaluate.sandbox`: the probe's table, one JSON object per run, and messages for bad arguments."""
 
 from __future__ import annotations
 
@@ -37,39 +37,39 @@ def test_it_runs_a_program_in_a_layer(program: Path, layer: str) -> None:
     ]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert set(told) == KEYS
-    assert (told["status"], told["stdout"], told["layer"]) == ("ok", "ABC\n", layer)
+    printed = json.loads(done.stdout)
+    assert set(printed) == KEYS
+    assert (printed["status"], printed["stdout"], printed["layer"]) == ("ok", "ABC\n", layer)
 
 
-def test_without_a_layer_it_takes_the_best(program: Path, capsys: pytest.CaptureFixture[str], layer: str) -> None:
+def test_without_a_layer_the_best_one_is_used(program: Path, capsys: pytest.CaptureFixture[str], layer: str) -> None:
     assert main(["run", str(program)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["status"] == "error"
-    assert told["stderr"].endswith("EOFError: EOF when reading a line\n")
-    assert told["layer"] == ("bubblewrap" if probe.probe_layer("bubblewrap").works else "landlock")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["status"] == "error"
+    assert printed["stderr"].endswith("EOFError: EOF when reading a line\n")
+    assert printed["layer"] == ("bubblewrap" if probe.probe_layer("bubblewrap").works else "landlock")
 
 
-def test_limits_alone_are_refused_without_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rlimits_need_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(program), "--layer", "rlimits"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["status"], told["stdout"]) == ("refused", "")
-    assert "unsafe" in told["stderr"]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["status"], printed["stdout"]) == ("refused", "")
+    assert "unsafe" in printed["stderr"]
     arguments = ["run", str(program), "--layer", "rlimits", "--unsafe", "--stdin", str(program.with_name("stdin"))]
     assert main(arguments) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["status"], told["layer"]) == ("ok", "unsafe-rlimits")
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["status"], printed["layer"]) == ("ok", "unsafe-rlimits")
 
 
-def test_a_layer_that_does_not_work_here_refuses(
+def test_a_layer_that_does_not_work_gives_status_refused(
     program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = probe.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")
     monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: missing)
     assert main(["run", str(program), "--layer", "bubblewrap"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["status"], told["layer"]) == ("refused", "bubblewrap")
-    assert "there is no bwrap program" in told["stderr"]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["status"], printed["layer"]) == ("refused", "bubblewrap")
+    assert "there is no bwrap program" in printed["stderr"]
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def test_a_layer_that_does_not_work_here_refuses(
         (["{binary}"], "is not UTF-8"),
     ],
 )
-def test_a_mistake_is_one_sentence(
+def test_bad_arguments_print_one_message(
     arguments: list[str], words: str, program: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     binary = program.with_name("binary")
     binary.write_bytes(b"\xff\xfe")
     assert main(["run", *(each.format(program=program, binary=binary) for each in arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert words in said.err
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert words in printed.err
+    assert printed.err.count("\n") == 1
 
 
-def test_the_probe_says_what_each_layer_stops(capsys: pytest.CaptureFixture[str], layer: str) -> None:
+def test_the_probe_prints_what_each_layer_stops(capsys: pytest.CaptureFixture[str], layer: str) -> None:
     assert main(["probe", "--json"]) == 0
     found = {each["layer"]: each for each in json.loads(capsys.readouterr().out)}
     assert set(found) == {"bubblewrap", "landlock", "unsafe-rlimits"}
@@ -104,7 +104,7 @@ def test_the_probe_says_what_each_layer_stops(capsys: pytest.CaptureFixture[str]
     assert not found["unsafe-rlimits"]["works"]
 
 
-def test_the_table_can_be_read() -> None:
+def test_the_probe_table_is_aligned() -> None:
     leaks = {name: name != "network" for name in (*probe.ATTACK_LABELS, *probe.LIMIT_LABELS)}
     table = probe.probe_table(
         [

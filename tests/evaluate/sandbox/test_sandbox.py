@@ -1,4 +1,4 @@
-"""What a run gives back, how limits are told apart, and that one program costs no other its result."""
+"""Results of sandboxed programs, limits, isolation of programs from each other, and choice of a layer."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def sandbox(layer: str, marker: str) -> Iterator[Sandbox]:
         yield opened
 
 
-def test_endings_are_told_apart(sandbox: Sandbox) -> None:
+def test_each_kind_of_end_has_its_status(sandbox: Sandbox) -> None:
     found = dict(sandbox.run_many([Program(code, limits=SMALL) for code, _, _ in ENDINGS], 4))
     judged = [(code[:40], found[at].status, found[at].limit) for at, (code, _, _) in enumerate(ENDINGS)]
     assert judged == [(code[:40], status, limit) for code, status, limit in ENDINGS]
 
 
-def test_what_was_printed_comes_back(sandbox: Sandbox) -> None:
+def test_output_is_returned(sandbox: Sandbox) -> None:
     outcome = sandbox.run(Program("import sys\nprint(input())\nprint('no', file=sys.stderr)\n1 / 0", "ü\n"))
     assert outcome.stdout == "ü\n"
     assert outcome.stderr.splitlines()[0] == "no"
@@ -68,7 +68,7 @@ def test_what_was_printed_comes_back(sandbox: Sandbox) -> None:
     assert 0 < outcome.seconds < 10
 
 
-def test_what_was_printed_before_a_limit_comes_back(sandbox: Sandbox) -> None:
+def test_output_before_a_limit_is_returned(sandbox: Sandbox) -> None:
     code = "import time\nprint('so far', flush=True)\ntime.sleep(60)"
     outcome = sandbox.run(Program(code, limits=Limits(wall_seconds=0.5)))
     assert (outcome.status, outcome.limit, outcome.stdout) == ("timeout", "0.5 s of time", "so far\n")
@@ -79,16 +79,16 @@ def test_output_is_cut_at_the_limit(sandbox: Sandbox) -> None:
     assert (outcome.status, outcome.stdout) == ("output", "x" * 1000)
 
 
-def test_hashes_do_not_change_from_run_to_run(sandbox: Sandbox) -> None:
+def test_hashes_are_the_same_in_every_run(sandbox: Sandbox) -> None:
     assert len({sandbox.run(Program("print(hash('x'))")).stdout for _ in range(3)}) == 1
 
 
-def test_a_program_finds_nothing_of_the_one_before(sandbox: Sandbox) -> None:
+def test_a_program_finds_no_files_of_another(sandbox: Sandbox) -> None:
     code = "import builtins, os\nprint(os.listdir(), hasattr(builtins, 'x'))\nopen('x', 'w').close()\nbuiltins.x = 1"
     assert [sandbox.run(Program(code)).stdout for _ in range(2)] == ["[] False\n"] * 2
 
 
-def test_bad_programs_cost_no_other_its_result(sandbox: Sandbox) -> None:
+def test_bad_programs_do_not_affect_others(sandbox: Sandbox) -> None:
     bad = ["while True: pass", "import os; os.abort()", "while True: print('x' * 999)", "x = [0] * (1 << 60)"]
     codes = [code for at in range(4) for code in (bad[at], f"print({at})")]
     found = dict(sandbox.run_many((Program(code, limits=SMALL) for code in codes), workers=3))
@@ -96,7 +96,7 @@ def test_bad_programs_cost_no_other_its_result(sandbox: Sandbox) -> None:
     assert [found[2 * at].status for at in range(4)] == ["timeout", "killed", "output", "memory"]
 
 
-def test_whoever_stops_listening_ends_what_runs(sandbox: Sandbox, marker: str) -> None:
+def test_closing_the_iterator_ends_running_programs(sandbox: Sandbox, marker: str) -> None:
     endless = (Program("while True: pass") for _ in iter(int, 1))
     started = time.monotonic()
     listening = sandbox.run_many([Program(""), *[next(endless) for _ in range(6)]], workers=2)
@@ -106,7 +106,7 @@ def test_whoever_stops_listening_ends_what_runs(sandbox: Sandbox, marker: str) -
     assert gone(marker)
 
 
-def test_closing_ends_what_runs_and_refuses_the_rest(layer: str) -> None:
+def test_closing_the_sandbox_ends_running_programs_and_refuses_others(layer: str) -> None:
     sandbox = open_sandbox(layer)
     timer = threading.Timer(0.3, sandbox.close)
     timer.start()
@@ -119,9 +119,10 @@ def test_closing_ends_what_runs_and_refuses_the_rest(layer: str) -> None:
 
 def test_a_sandbox_whose_owner_is_killed_leaves_no_process(layer: str, marker: str, tmp_path: Path) -> None:
     code = f"""
-from evaluate.sandbox.sandbox import Program, job, open_sandbox
+from evaluate.sandbox import spec
+from evaluate.sandbox.sandbox import Program, open_sandbox
 sandbox = open_sandbox({layer!r})
-job.BOOT += "#{marker}"
+spec.BOOTSTRAP += "#{marker}"
 print("opened", flush=True)
 sandbox.run(Program("import time; time.sleep(60)"))
 """
@@ -136,7 +137,7 @@ sandbox.run(Program("import time; time.sleep(60)"))
     assert gone(marker)
 
 
-def test_a_killed_owners_folder_is_swept_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_a_killed_owner_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left = tmp_path / f"{spec.SCRATCH_PREFIX}left"
     (left / "inner").mkdir(parents=True)
@@ -153,10 +154,10 @@ def test_a_killed_owners_folder_is_swept_up(tmp_path: Path, monkeypatch: pytest.
     assert tmp_path.stat().st_mode == mode
 
 
-def test_packages_below_a_closed_folder_can_be_imported(
+def test_packages_below_an_unreadable_folder_can_be_imported(
     layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the virtual environment lies in a home folder of mode 0700, and we are root and become another user."""
+    """As root with a virtual environment below a home folder of mode 0700."""
     tmp_path.chmod(0o700)
     folder = tmp_path / "site-packages" / "closed"
     folder.mkdir(parents=True)
@@ -175,7 +176,7 @@ def test_packages_below_a_closed_folder_can_be_imported(
             assert (outcome.status, outcome.stdout) == ("error", "")
 
 
-def test_the_folder_of_a_program_may_lie_below_a_closed_one(
+def test_the_scratch_folder_may_be_below_an_unreadable_one(
     layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o700)
@@ -189,23 +190,23 @@ def test_the_folder_of_a_program_may_lie_below_a_closed_one(
 
 @pytest.mark.parametrize("name", ["wall_seconds", "memory_bytes", "output_bytes", "processes"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
-def test_a_limit_that_is_no_positive_number_is_refused(name: str, value: float) -> None:
+def test_a_limit_that_is_not_positive_raises(name: str, value: float) -> None:
     with pytest.raises(PromptOrTuneError, match=rf"limit {name} is {value}"):
         Limits(**{name: value})  # type: ignore[arg-type]
 
 
-def test_workers_below_one_are_refused(sandbox: Sandbox) -> None:
+def test_fewer_than_one_worker_raises(sandbox: Sandbox) -> None:
     with pytest.raises(PromptOrTuneError, match="0 workers"):
         sandbox.run_many([], workers=0)
 
 
-def test_limits_alone_must_be_asked_for() -> None:
+def test_rlimits_must_be_requested() -> None:
     with pytest.raises(SandboxUnavailableError, match="unsafe flag"):
         open_sandbox("rlimits")
     assert open_sandbox("rlimits", unsafe=True).layer == "unsafe-rlimits"
 
 
-def test_an_unknown_layer_is_named() -> None:
+def test_an_unknown_layer_raises() -> None:
     with pytest.raises(UnknownNameError, match="did you mean 'landlock'"):
         open_sandbox("landlok")
 
@@ -214,7 +215,9 @@ def finding(layer: str, works: bool) -> probe.ProbeResult:
     return probe.ProbeResult(layer, works, {}, "" if works else f"{layer} is missing")
 
 
-def test_a_weaker_layer_is_taken_aloud(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_weaker_layer_is_used_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: finding(layer, layer == "landlock"))
     sandbox = open_sandbox()
     assert sandbox.layer == "landlock"
@@ -230,8 +233,8 @@ def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         open_sandbox("landlock")
 
 
-def test_a_layer_that_lets_something_through_does_not_count() -> None:
-    """The probe believes what it finds on the host, whatever layer it is."""
+def test_a_layer_that_stops_too_little_is_not_used() -> None:
+    """The probe checks effects on the host."""
     found = probe.probe_layer("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]
@@ -239,7 +242,7 @@ def test_a_layer_that_lets_something_through_does_not_count() -> None:
     assert "connections to the network" in found.reason
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "_WORKING_LAYERS", {})
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert probe.probe_layer("bubblewrap").reason == "there is no bwrap program (apt install bubblewrap)"

@@ -1,4 +1,4 @@
-"""The filter itself, for both machines, run by a small machine of our own; its numbers against the system's headers."""
+"""The seccomp filter on both architectures, run by a BPF interpreter, and its numbers in the system's headers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DENIED = RET_ERRNO | errno.EPERM
 
 
 def verdict(machine: str, call: int, *arguments: int, architecture: int | None = None) -> int:
-    """What the filter answers, as the kernel would run it (classic BPF)."""
+    """Interpret the filter (classic BPF) as the kernel does and return its answer."""
     code = [struct.unpack("<HBBI", each) for each in chunks(set_filter_pid(build_filter(machine), PID))]
     padded = [*arguments, *[0] * (6 - len(arguments))]
     data = struct.pack("<IIQ6Q", call, architecture or AUDIT_ARCHITECTURES[machine], 0, *padded)
@@ -57,7 +57,7 @@ def chunks(code: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
-def test_what_is_on_the_list_alone_is_allowed(machine: str) -> None:
+def test_only_listed_system_calls_are_allowed(machine: str) -> None:
     free = {syscall_number(name, machine) for name in ALLOWED_SYSCALLS} - {None}
     checked = {syscall_number(name, machine) for name in CHECKED_SYSCALLS} - {None}
     assert not free & checked
@@ -101,14 +101,14 @@ def test_what_is_on_the_list_alone_is_allowed(machine: str) -> None:
         ("sendto", (3, 0, 0, 0, 0x7F00_0000_0000), DENIED),
     ],
 )
-def test_arguments_decide(machine: str, name: str, arguments: tuple[int, ...], answer: int) -> None:
+def test_arguments_are_checked(machine: str, name: str, arguments: tuple[int, ...], answer: int) -> None:
     call = syscall_number(name, machine)
     assert call is not None
     assert verdict(machine, call, *arguments) == answer
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
-def test_another_architecture_kills(machine: str) -> None:
+def test_another_architecture_kills_the_process(machine: str) -> None:
     assert verdict(machine, 0, architecture=0x40000003) == RET_KILL_PROCESS
 
 
@@ -117,19 +117,19 @@ def test_x32_numbers_are_denied() -> None:
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
-def test_the_pid_stands_where_it_is_asked_for_and_nowhere_else(machine: str) -> None:
+def test_the_pid_replaces_the_placeholder_only(machine: str) -> None:
     places = [each for each in chunks(build_filter(machine)) if struct.pack("<I", PID_PLACEHOLDER) in each]
     assert [struct.unpack("<HBBI", each)[0] for each in places] == [0x15, 0x15]
     assert struct.pack("<I", PID_PLACEHOLDER) not in set_filter_pid(build_filter(machine), PID)
 
 
-def test_an_unknown_machine_is_named() -> None:
+def test_an_unknown_machine_raises() -> None:
     with pytest.raises(ValueError, match="riscv64"):
         build_filter("riscv64")
 
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
-def test_the_numbers_are_those_of_the_headers(machine: str) -> None:
+def test_system_call_numbers_equal_those_of_the_headers(machine: str) -> None:
     path = Path(HEADERS[machine])
     if not path.exists():
         pytest.skip(f"There is no {path}: apt install linux-libc-dev.")

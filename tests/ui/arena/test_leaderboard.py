@@ -10,7 +10,7 @@ import pytest
 
 from evaluate.arena.ratings import RatingTable, compute_ratings
 from evaluate.arena.votes import Player, VoteStore
-from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, bouts, make_vote
+from tests.evaluate.arena.votes import BASE, LORA, RAG, ZERO, make_vote, make_votes
 from ui.arena.leaderboard import ALL_QUESTIONS, NO_VOTES, RatingsSection, build_ratings, ratings_html
 
 
@@ -27,7 +27,7 @@ def test_no_votes() -> None:
 
 
 def test_few_votes_have_no_rating() -> None:
-    html = ratings_html(BASE, compute_ratings(bouts((LORA, ZERO), 2, 1)))
+    html = ratings_html(BASE, compute_ratings(make_votes((LORA, ZERO), 2, 1)))
     assert html.count("too few votes to say") == 2
     assert "Too few votes to say who is ahead" in html
     assert "3 votes of 3 people" in html
@@ -35,7 +35,7 @@ def test_few_votes_have_no_rating() -> None:
 
 
 def test_ratings_have_intervals_and_a_matrix() -> None:
-    html = ratings_html(BASE, compute_ratings([*bouts((LORA, ZERO), 9, 3, 2), *bouts((RAG, ZERO), 1, 0)]))
+    html = ratings_html(BASE, compute_ratings([*make_votes((LORA, ZERO), 9, 3, 2), *make_votes((RAG, ZERO), 1, 0)]))
     assert html.count('class="dot"') == 2
     assert "1 to 2" in html or "<td>1</td>" in html
     assert "71%<span>14 votes</span>" in html
@@ -46,7 +46,7 @@ def test_ratings_have_intervals_and_a_matrix() -> None:
 
 def test_names_are_escaped() -> None:
     evil = Player("<img src=x>", "sha256:1")
-    html = ratings_html(BASE, compute_ratings(bouts((evil, ZERO), 9, 3)))
+    html = ratings_html(BASE, compute_ratings(make_votes((evil, ZERO), 9, 3)))
     assert "<img" not in html
     assert "&lt;img src=x&gt;" in html
 

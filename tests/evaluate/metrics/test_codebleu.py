@@ -1,3 +1,5 @@
+"""CodeBLEU, its tokens and its n-gram parts, compared with the `codebleu` package."""
+
 from __future__ import annotations
 
 import itertools
@@ -7,16 +9,17 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from codebleu.bleu import corpus_bleu
+from codebleu.weighted_ngram_match import corpus_bleu as weighted_corpus_bleu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate.metrics.codebleu import codebleu, codebleu_package_score
+from evaluate.metrics.codebleu import bleu_scores, codebleu, codebleu_package_score, count_ngrams, python_tokens
+from tests.conftest import ROOT
 from tests.evaluate.hostile import HOSTILE
 
-ROOT = Path(__file__).parents[2]
 LOOP = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total"
 # Without loops, comments and strings at the start of a statement: there the package's own parts can be trusted.
 PLAIN = [
@@ -51,18 +54,18 @@ def test_identical_code_scores_one(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["print(sum(x))", "x = y", "x", "a.b()", "'text'", "return", *PLAIN, LOOP])
-def test_the_same_tokens_laid_out_otherwise_score_one(code: str) -> None:
+def test_the_same_tokens_in_another_layout_score_one(code: str) -> None:
     assert codebleu(code, f"{code}  # the same").score == pytest.approx(1)
 
 
 @pytest.mark.parametrize("candidate", ["", "  \n ", "# nothing here", "# a\n# b\n"])
 @pytest.mark.parametrize("reference", ["x = y", "print(sum(x))", LOOP])
-def test_an_empty_answer_scores_nothing(reference: str, candidate: str) -> None:
+def test_an_empty_answer_scores_zero(reference: str, candidate: str) -> None:
     assert codebleu(reference, candidate).score == 0
     assert codebleu_package_score(reference, candidate) == pytest.approx(0.25)
 
 
-def test_garbage_scores_nothing() -> None:
+def test_garbage_scores_zero() -> None:
     assert codebleu(LOOP, "!! ??").score == 0
 
 
@@ -78,7 +81,7 @@ def test_a_wrong_answer_gets_no_bonus_for_data_flow() -> None:
     assert codebleu(LOOP, "pass").dataflow == 0
 
 
-def test_undefined_data_flow_leaves_a_third_to_each_other_part() -> None:
+def test_with_undefined_data_flow_the_other_parts_weigh_a_third() -> None:
     found = codebleu("print(sum(x))", "print(max(x))")
     assert found.dataflow is None
     assert found.score == pytest.approx((found.ngram + found.weighted_ngram + found.syntax) / 3)
@@ -98,20 +101,20 @@ def test_keywords_weigh_five_times_as_much() -> None:
     assert codebleu("return x", "return").weighted_ngram > codebleu("return x", "x").weighted_ngram
 
 
-def test_a_string_that_begins_a_statement_is_no_docstring() -> None:
+def test_a_string_at_the_start_of_a_statement_is_no_docstring() -> None:
     assert codebleu('"a".join(x)', ".join(x)").syntax < 0.5
     documented = 'def f(x):\n    """Adds."""\n    return x + 1'
     assert codebleu("def f(x):\n    return x + 1", documented).syntax == 1
 
 
-def test_names_behind_other_scripts_are_read_rightly() -> None:
+def test_names_after_non_ascii_text_are_read_correctly() -> None:
     latin = codebleu("s = 'aaaa'; total = s + other", "s = 'aaaa'; total = s + other;")
     other = codebleu("s = 'ü🙂变'; total = s + other", "s = 'ü🙂变'; total = s + other;")
     assert other.dataflow == latin.dataflow == 1
 
 
 @pytest.mark.parametrize(("reference", "candidate"), itertools.permutations(PLAIN, 2))
-def test_tree_parts_are_the_packages_where_it_is_right(reference: str, candidate: str) -> None:
+def test_tree_parts_equal_those_of_the_package_for_plain_code(reference: str, candidate: str) -> None:
     from codebleu.dataflow_match import corpus_dataflow_match
     from codebleu.syntax_match import corpus_syntax_match
 
@@ -136,7 +139,7 @@ def test_broken_code_never_raises(text: str) -> None:
     assert 0 <= codebleu(LOOP, text).score <= 1
 
 
-def test_scores_do_not_move_with_the_hash_seed() -> None:
+def test_scores_do_not_depend_on_the_hash_seed() -> None:
     program = (
         "from evaluate.metrics.codebleu import codebleu\n"
         "import itertools\n"
@@ -159,7 +162,7 @@ def test_scores_do_not_move_with_the_hash_seed() -> None:
     assert len(outputs) == 1
 
 
-def test_the_packages_own_total_stays_available_and_quiet(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_score_of_the_package_is_available_without_warnings(caplog: pytest.LogCaptureFixture) -> None:
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})  # as uvicorn does
     with caplog.at_level(logging.DEBUG):
         assert codebleu_package_score("print(sum(x))", "print(sum(x))") == pytest.approx(0.5554, abs=1e-4)
@@ -167,7 +170,7 @@ def test_the_packages_own_total_stays_available_and_quiet(caplog: pytest.LogCapt
     assert not caplog.records
 
 
-def test_a_short_answer_pays_for_its_length_in_the_weighted_part_too() -> None:
+def test_the_weighted_part_has_a_brevity_penalty() -> None:
     # All that is left of the reference matches, so only recall and brevity tell the two apart.
     long, short = "a = b + c + d + e", "a = b"
     found = codebleu(long, short)
@@ -176,3 +179,84 @@ def test_a_short_answer_pays_for_its_length_in_the_weighted_part_too() -> None:
     weights = dict.fromkeys("a=b+cde", 1)
     without = corpus_bleu([[[list("a=b+c+d+e"), weights]]], [list("a=b")])
     assert found.weighted_ngram == pytest.approx(without * 2.718281828 ** (1 - 9 / 3))
+
+
+TEXTS = st.text(max_size=80) | st.text(alphabet="()[]{}'\"\\\n :=xf#1.", max_size=80)
+
+
+@given(TEXTS)
+def test_tokens_are_parts_of_the_text_in_order(code: str) -> None:
+    at = 0
+    for token in python_tokens(code):
+        assert token
+        # Python's lexer ends a line that has no end, and reads \r\n as \n; the letters themselves stay.
+        found = code.find(token.split("\n")[0].rstrip("\r"), at)
+        assert found >= 0
+        at = found
+
+
+@given(TEXTS)
+def test_the_same_text_has_the_same_tokens(code: str) -> None:
+    assert python_tokens(code) == python_tokens(code)
+
+
+@given(st.lists(st.sampled_from(["x", "+", "1", "'a b'", "f(", ")", "for", "**", '"""a"""']), max_size=8))
+def test_blanks_and_comments_do_not_change_tokens(tokens: list[str]) -> None:
+    assert python_tokens(" ".join(tokens)) == python_tokens("  ".join(tokens) + "  # a comment")
+
+
+@pytest.mark.parametrize(
+    ("code", "tokens"),
+    [
+        ("print(sum(x))", ("print", "(", "sum", "(", "x", ")", ")")),
+        ("x **= 0x1F  # c", ("x", "**=", "0x1F")),
+        ("f'{a} b' + rb'\\n'", ("f'{a} b'", "+", "rb'\\n'")),
+        ("if a:\n    b\n", ("if", "a", ":", "b")),
+        ("x = 'open", ("x", "=", "'open")),
+        ("f(1 # c\n", ("f", "(", "1")),
+        ("# only\n", ()),
+        ("", ()),
+    ],
+)
+def test_tokens(code: str, tokens: tuple[str, ...]) -> None:
+    assert python_tokens(code) == tokens
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_tokens_of_hostile_text_take_bounded_time(text: str) -> None:
+    start = time.perf_counter()
+    python_tokens(text[:20_000])
+    assert time.perf_counter() - start < 5
+
+
+KEYWORDS = frozenset({"for", "in"})
+TOKENS = st.lists(st.sampled_from(["a", "b", "(", ")", "for", "in", "x" * 3]), min_size=1, max_size=14)
+
+
+class Pair(list[object]):
+    """Tokens and weights, as long as the tokens, for the package's brevity penalty."""
+
+    def __len__(self) -> int:
+        return len(self[0])  # type: ignore[arg-type]
+
+
+@given(TOKENS, TOKENS)
+def test_ngram_parts_equal_those_of_the_package(reference: list[str], candidate: list[str]) -> None:
+    order = min(4, len(reference))
+    uniform = (1 / order,) * order
+    weights = {token: 5 if token in KEYWORDS else 1 for token in reference}
+    plain = corpus_bleu([[reference]], [candidate], weights=uniform)
+    weighted = weighted_corpus_bleu([[Pair([reference, weights])]], [candidate], weights=uniform)
+    found = bleu_scores(count_ngrams(reference), count_ngrams(candidate), KEYWORDS, 5)
+    assert found == (min(1.0, plain), min(1.0, weighted))
+
+
+@given(TOKENS, TOKENS)
+def test_ngram_parts_are_in_bounds(reference: list[str], candidate: list[str]) -> None:
+    for part in bleu_scores(count_ngrams(reference), count_ngrams(candidate), KEYWORDS, 5):
+        assert 0 <= part <= 1
+    assert bleu_scores(count_ngrams(reference), count_ngrams(reference), KEYWORDS, 5) == pytest.approx((1, 1))
+
+
+def test_without_common_tokens_ngram_parts_are_zero() -> None:
+    assert bleu_scores(count_ngrams(["a"]), count_ngrams(["b", "b"]), KEYWORDS, 5) == (0, 0)

@@ -1,4 +1,4 @@
-"""Asserts taken apart: what goes into the child, what stays on the host, and which cannot be taken apart."""
+"""Splitting of asserts into what the child evaluates and what the host evaluates."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_child_gets_calls_and_no_expected_value(statement: str, calls: list[
         "assert True",
     ],
 )
-def test_other_asserts_run_whole_and_say_why(statement: str) -> None:
+def test_other_asserts_run_as_a_whole_with_a_reason(statement: str) -> None:
     plan = plan_assert(AssertTest(statement))
     assert plan.whole_statement == statement
     assert plan.unprotected_reason
@@ -98,12 +98,12 @@ def test_other_asserts_run_whole_and_say_why(statement: str) -> None:
 @pytest.mark.parametrize(
     "code", ["", "f(1) == 4", "assert f(", "assert f(1) ==", "\0", "assert '\ud800'", "(" * 10_000]
 )
-def test_a_test_that_is_none_is_said_to_be_none(code: str) -> None:
-    with pytest.raises(BrokenTestError, match=r"no Python|asserts nothing"):
+def test_an_invalid_test_raises(code: str) -> None:
+    with pytest.raises(BrokenTestError, match=r"not Python|asserts nothing"):
         plan_assert(AssertTest(code))
 
 
-def test_starters_own_tests_can_all_be_taken_apart() -> None:
+def test_all_tests_of_starter_can_be_split() -> None:
     tests = [
         test for split in ("train", "validation", "test") for each in conala.read_starter(split) for test in each.tests
     ]
@@ -132,7 +132,7 @@ def value(source: str) -> object:
         "float('-inf')",
     ],
 )
-def test_constants_are_worked_out_as_python_does(source: str) -> None:
+def test_constants_are_evaluated_as_python_does(source: str) -> None:
     assert value(source) == eval(source)
     assert is_constant(ast.parse(source, mode="eval").body)
 
@@ -161,17 +161,17 @@ def test_constants_are_worked_out_as_python_does(source: str) -> None:
         "x",
     ],
 )
-def test_what_is_no_bounded_constant_is_not_worked_out(source: str) -> None:
+def test_unbounded_or_unsupported_constants_are_not_evaluated(source: str) -> None:
     with pytest.raises(UnsupportedExprError):
         value(source)
 
 
-def test_a_whole_number_of_any_length_is_read() -> None:
+def test_an_integer_of_any_length_is_parsed() -> None:
     assert value(f"int('{'9' * 6000}')") == 10**6000 - 1
 
 
 @given(st.text(alphabet="assertf(1)=<>[],.' \nnoti&|*-+", max_size=60))
-def test_any_text_is_a_plan_or_no_test(text: str) -> None:
+def test_any_text_gives_a_plan_or_an_error(text: str) -> None:
     try:
         plan = plan_assert(AssertTest(text))
     except BrokenTestError:

@@ -1,4 +1,4 @@
-"""Every attack and every honest program on every layer; and a proof that the attacks bite where there are no fences."""
+"""Attacks and harmless programs on every layer, and attacks without a sandbox, where they must succeed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from evaluate.sandbox.sandbox import Sandbox, open_sandbox
 from evaluate.sandbox.types import ExecutionResult, Program
 from tests.evaluate.sandbox.attacks import ATTACKS, Attack
-from tests.evaluate.sandbox.honest import HONEST, Honest
+from tests.evaluate.sandbox.harmless import HARMLESS, HarmlessProgram
 from tests.evaluate.sandbox.host import Host, gone
 
 WORKERS = 4
@@ -20,7 +20,7 @@ Results = dict[str, tuple[ExecutionResult, set[str]]]
 
 
 def let_loose(sandbox: Sandbox, attacks: tuple[Attack, ...], marker: str, workers: int) -> tuple[Results, bool]:
-    """Each attack's outcome and effects; and whether no process was left by them."""
+    """Run all attacks; return their results and effects."""
     with ExitStack() as cleanup:
         bystander = subprocess.Popen(["sleep", "600"])
         cleanup.callback(bystander.wait)
@@ -44,10 +44,10 @@ def battery(layer: str, marker: str) -> Iterator[tuple[Results, bool]]:
 
 
 @pytest.fixture(scope="module")
-def honest(layer: str) -> dict[str, ExecutionResult]:
+def harmless(layer: str) -> dict[str, ExecutionResult]:
     with open_sandbox(layer) as sandbox:
-        outcomes = dict(sandbox.run_many([Program(each.code, each.stdin) for each in HONEST], 2))
-    return {each.name: outcomes[at] for at, each in enumerate(HONEST)}
+        outcomes = dict(sandbox.run_many([Program(each.code, each.stdin) for each in HARMLESS], 2))
+    return {each.name: outcomes[at] for at, each in enumerate(HARMLESS)}
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
@@ -66,15 +66,15 @@ def test_no_process_is_left(battery: tuple[Results, bool]) -> None:
     assert battery[1]
 
 
-@pytest.mark.parametrize("program", HONEST, ids=lambda program: program.name)
-def test_an_honest_program_passes(program: Honest, honest: dict[str, ExecutionResult]) -> None:
-    outcome = honest[program.name]
+@pytest.mark.parametrize("program", HARMLESS, ids=lambda program: program.name)
+def test_a_harmless_program_succeeds(program: HarmlessProgram, harmless: dict[str, ExecutionResult]) -> None:
+    outcome = harmless[program.name]
     assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", program.stdout, ""), outcome
 
 
 @pytest.fixture(scope="module")
 def unfenced(marker: str) -> Results:
-    """Those attacks that do no harm to the machine, under resource limits alone."""
+    """Run the attacks that do not harm the machine under resource limits only."""
     with open_sandbox("unsafe-rlimits", unsafe=True) as sandbox:
         others = tuple(attack for attack in UNFENCED if attack.unfenced != "left a process")
         results, _ = let_loose(sandbox, others, marker, 2)
@@ -85,12 +85,12 @@ def unfenced(marker: str) -> Results:
 
 
 @pytest.mark.parametrize("attack", UNFENCED, ids=lambda attack: attack.name)
-def test_the_same_attack_succeeds_without_fences(attack: Attack, unfenced: Results) -> None:
+def test_the_same_attack_succeeds_without_a_sandbox(attack: Attack, unfenced: Results) -> None:
     outcome, effects = unfenced[attack.name]
     assert attack.unfenced in effects, outcome
 
 
-def test_the_battery_is_large_enough() -> None:
+def test_the_number_of_attacks_and_programs_is_large_enough() -> None:
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS) >= 30
-    assert len({program.name for program in HONEST}) == len(HONEST) >= 15
+    assert len({program.name for program in HARMLESS}) == len(HARMLESS) >= 15
     assert len(UNFENCED) >= 15

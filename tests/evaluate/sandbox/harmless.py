@@ -1,4 +1,4 @@
-"""Programs that mean well and must pass, with what they print: ways of writing Python that judges have tripped over."""
+"""Harmless programs that must succeed in the sandbox, with their output."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Honest:
+class HarmlessProgram:
     name: str
     code: str
     stdout: str
     stdin: str = ""
 
 
-HONEST = (
-    Honest(
+HARMLESS = (
+    HarmlessProgram(
         "deep recursion in a thread with a stack of 64 MB",
         """
 import sys, threading
@@ -30,23 +30,27 @@ thread.join()
 """,
         "40000\n",
     ),
-    Honest(
+    HarmlessProgram(
         "deep recursion",
         "import sys\nsys.setrecursionlimit(20000)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(15000))",
         "15000\n",
     ),
-    Honest(
+    HarmlessProgram(
         "stdin and stdout as bytes",
         "import sys\ndata = sys.stdin.buffer.read().split()\nsys.stdout.buffer.write(b' '.join(data[::-1]) + b'\\n')",
         "3 2 1\n",
         "1 2 3\n",
     ),
-    Honest("os.read of stdin", "import os\nprint(sum(map(int, os.read(0, 10 ** 6).split())))", "6\n", "1 2 3\n"),
-    Honest("only as __main__", "def main():\n    print('ran')\n\nif __name__ == '__main__':\n    main()", "ran\n"),
-    Honest("exit()", "print('before')\nimport sys\nsys.exit()\nprint('after')", "before\n"),
-    Honest("quit from deep inside", "def f():\n    raise SystemExit(0)\nprint(1)\nf()", "1\n"),
-    Honest("exit and quit by name", "print(1)\nif input() == 'q':\n    exit()\nquit()", "1\n", "q\n"),
-    Honest(
+    HarmlessProgram(
+        "os.read of stdin", "import os\nprint(sum(map(int, os.read(0, 10 ** 6).split())))", "6\n", "1 2 3\n"
+    ),
+    HarmlessProgram(
+        "only as __main__", "def main():\n    print('ran')\n\nif __name__ == '__main__':\n    main()", "ran\n"
+    ),
+    HarmlessProgram("exit()", "print('before')\nimport sys\nsys.exit()\nprint('after')", "before\n"),
+    HarmlessProgram("quit from deep inside", "def f():\n    raise SystemExit(0)\nprint(1)\nf()", "1\n"),
+    HarmlessProgram("exit and quit by name", "print(1)\nif input() == 'q':\n    exit()\nquit()", "1\n", "q\n"),
+    HarmlessProgram(
         "input until the end",
         """
 total = 0
@@ -60,19 +64,19 @@ print(total)
         "? ? ? ? 10\n",
         "1\n2\n7",
     ),
-    Honest(
+    HarmlessProgram(
         "lines of stdin",
         "import sys\nfor line in sys.stdin:\n    print(line.rstrip()[::-1])",
         "cba\nfed\n",
         "abc\ndef\n",
     ),
-    Honest("large input", "import sys\nprint(len(sys.stdin.read().split()))", "300000\n", "12345 " * 300_000),
-    Honest("open(0)", "print(open(0).read().upper())", "ABC\n", "abc"),
-    Honest("unicode", "s = input()\nprint(s[::-1], 'ü变🙂', len(s))", "变ü ü变🙂 2\n", "ü变\n"),
-    Honest(
+    HarmlessProgram("large input", "import sys\nprint(len(sys.stdin.read().split()))", "300000\n", "12345 " * 300_000),
+    HarmlessProgram("open(0)", "print(open(0).read().upper())", "ABC\n", "abc"),
+    HarmlessProgram("unicode", "s = input()\nprint(s[::-1], 'ü变🙂', len(s))", "变ü ü变🙂 2\n", "ü变\n"),
+    HarmlessProgram(
         "large integers", "print(len(str(3 ** 8000)), pow(3, 10 ** 18, 17), 2 ** 70)", "3817 1 1180591620717411303424\n"
     ),
-    Honest(
+    HarmlessProgram(
         "the library",
         """
 from __future__ import annotations
@@ -108,12 +112,12 @@ print(json.dumps({"b": [1, None]}), datetime.date(2024, 2, 29).isoweekday(), fun
         "a2b44 [('a', 'b'), ('b', 'a')] 6\n"
         '{"b": [1, null]} 4 6\n',
     ),
-    Honest(
+    HarmlessProgram(
         "numpy",
         "import numpy as np\na = np.arange(12.).reshape(3, 4)\nprint((a @ a.T).trace(), np.linalg.inv(np.eye(2)))",
         "506.0 [[1. 0.]\n [0. 1.]]\n",
     ),
-    Honest(
+    HarmlessProgram(
         "files in its folder",
         """
 import os, pathlib, shutil, tempfile
@@ -131,7 +135,7 @@ print(sorted(os.listdir(".")))
 """,
         "kept x True []\n['a', 'notes.txt']\n",
     ),
-    Honest(
+    HarmlessProgram(
         "threads and queues",
         """
 import queue
@@ -142,7 +146,7 @@ with ThreadPoolExecutor(8) as pool:
 """,
         "328350 100\n",
     ),
-    Honest(
+    HarmlessProgram(
         "asyncio",
         """
 import asyncio
@@ -155,7 +159,7 @@ print(asyncio.run(main()))
 """,
         "[0, 1, 4]\n",
     ),
-    Honest(
+    HarmlessProgram(
         "signals to itself",
         """
 import os, signal
@@ -167,12 +171,12 @@ os.kill(os.getpid(), signal.SIGUSR1)
 """,
         "rang\nknocked\n",
     ),
-    Honest(
+    HarmlessProgram(
         "what happens at the end",
         "import atexit\natexit.register(print, 'last')\nprint('first', end='')",
         "firstlast\n",
     ),
-    Honest(
+    HarmlessProgram(
         "errors that are caught",
         """
 try:
@@ -186,5 +190,7 @@ except MemoryError:
 """,
         "no\nnone\n",
     ),
-    Honest("a class pickled", "import pickle\nclass A:\n    x = 1\nprint(pickle.loads(pickle.dumps(A())).x)", "1\n"),
+    HarmlessProgram(
+        "a class pickled", "import pickle\nclass A:\n    x = 1\nprint(pickle.loads(pickle.dumps(A())).x)", "1\n"
+    ),
 )

@@ -1,4 +1,4 @@
-"""Candidates that want to pass a test without giving its answer, 4711: each knows a way that fooled some harness."""
+"""Candidates that try to pass a test without returning its expected value, 4711, each by a known trick."""
 
 from __future__ import annotations
 

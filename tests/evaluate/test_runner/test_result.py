@@ -1,4 +1,4 @@
-"""Values that go from a child to the host: plain ones arrive as they are, others as what they cannot lie about."""
+"""Values that a child sends to the host."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ class Liar(int):
 
 
 def sent(value: Any) -> Any:
-    """`value` as it arrives on the host."""
+    """Return `value` as decoded on the host."""
     return decode_value(parse_json_line(ValueWriter().write(value)))
 
 
 def same(left: Any, right: Any) -> bool:
-    """Equal, and of equal types all the way down."""
+    """Return whether both are equal, with equal types at every level."""
     if type(left) is not type(right):
         return False
     if isinstance(left, list | tuple):
@@ -109,11 +109,11 @@ def same(left: Any, right: Any) -> bool:
 
 
 @given(VALUES)
-def test_plain_values_arrive_as_they_are(value: Any) -> None:
+def test_plain_values_are_restored(value: Any) -> None:
     assert same(sent(value), value)
 
 
-def test_numbers_at_the_edge_arrive_too() -> None:
+def test_extreme_numbers_are_restored() -> None:
     assert math.isnan(sent(math.nan))
     assert sent([math.inf, -math.inf, 10**15, -(10**15), Decimal("1.50")]) == [
         math.inf,
@@ -144,11 +144,11 @@ def test_numbers_at_the_edge_arrive_too() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_subclass_arrives_as_the_data_of_its_base(value: Any, plain: Any) -> None:
+def test_a_subclass_is_sent_as_its_base(value: Any, plain: Any) -> None:
     assert same(sent(value), plain)
 
 
-def test_other_objects_arrive_as_the_name_of_their_type_and_equal_nothing() -> None:
+def test_other_objects_are_sent_as_type_names_and_equal_nothing() -> None:
     arrived = sent([object(), np.zeros(2), range(3), {"a": 1}.values(), int])
     assert [each.type_name for each in arrived] == ["object", "ndarray", "range", "dict_values", "type"]
     assert arrived[0] != arrived[0]
@@ -156,7 +156,7 @@ def test_other_objects_arrive_as_the_name_of_their_type_and_equal_nothing() -> N
     assert sent({1: object()}) != {1: OpaqueValue("object")}
 
 
-def test_values_without_end_are_refused_by_the_child() -> None:
+def test_the_child_does_not_send_unbounded_values() -> None:
     endless: list[Any] = []
     endless.append(endless)
     shared: Any = []
@@ -168,7 +168,7 @@ def test_values_without_end_are_refused_by_the_child() -> None:
 
 
 @given(JSON)
-def test_any_json_is_read_or_refused(encoded: Any) -> None:
+def test_any_json_is_decoded_or_raises(encoded: Any) -> None:
     try:
         value = decode_value(encoded)
     except InvalidValueError:
@@ -197,6 +197,6 @@ def test_any_json_is_read_or_refused(encoded: Any) -> None:
     ],
     ids=lambda line: line[:20],
 )
-def test_what_is_no_value_is_refused(line: str) -> None:
+def test_an_invalid_value_raises(line: str) -> None:
     with pytest.raises(InvalidValueError):
         decode_value(parse_json_line(line))

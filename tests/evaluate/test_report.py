@@ -1,4 +1,4 @@
-"""What leaves a report: CSV, JSON and the picture, from runs made here."""
+"""Reports as CSV, JSON and figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N = 20
 
 
 def run_with_tests() -> Run:
-    """A run with tests of 5 samples each: pass@1 and pass@5 are not the same."""
+    """A run with tests of 5 samples each: pass@1 and pass@5 differ."""
     run = made_run("tested.jsonl", n=N)
     run.settings["decoding"] = {"mode": "sample", "candidates": 5, "max_new_tokens": 64}
     for method, right in (("zero-shot", 1), ("icl-8", 2), ("lora-tiny", 4)):
@@ -40,7 +40,7 @@ def read(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_csv_has_every_metric_of_every_method_with_what_it_depends_on() -> None:
+def test_csv_has_every_metric_of_every_method_with_settings() -> None:
     rows = read(metrics_csv([made_run("a.jsonl")]))
     first = next(row for row in rows if (row["method"], row["metric"]) == ("zero-shot", "em@1"))
     expected = wilson_interval(2, N)
@@ -56,7 +56,7 @@ def test_csv_has_every_metric_of_every_method_with_what_it_depends_on() -> None:
     assert (cost["value"], cost["low"], cost["n"]) == ("0.5", "", "19")
 
 
-def test_csv_of_problems_has_a_row_each_and_no_formula() -> None:
+def test_csv_of_problems_has_one_row_each_and_no_formula() -> None:
     run = made_run("a.jsonl")
     hostile = replace(run.results("zero-shot")[0], method="evil", candidates=({"code": "=1+1", "text": ""},))
     run.methods["evil"] = {}
@@ -71,12 +71,12 @@ def test_csv_of_problems_has_a_row_each_and_no_formula() -> None:
     assert both[0]["zero-shot (b): em@1"] == "1.0"
 
 
-def test_other_problems_have_no_common_table() -> None:
+def test_runs_over_different_problems_raise() -> None:
     with pytest.raises(PromptOrTuneError, match="different problems"):
         problems_csv([made_run("a.jsonl"), made_run("b.jsonl", n=7)])
 
 
-def test_json_says_what_the_report_says() -> None:
+def test_json_has_the_values_of_the_report() -> None:
     run, other = made_run("a.jsonl"), made_run("b.jsonl")
     values = json.loads(json_report([run, other], "python -m evaluate report a.jsonl b.jsonl"))
     assert [each["file"] for each in values["runs"]] == ["a.jsonl", "b.jsonl"]
@@ -89,7 +89,7 @@ def test_json_says_what_the_report_says() -> None:
     assert json.loads(json_report([run, other], ""))["across"] == []
 
 
-def test_the_picture_has_a_panel_a_metric_and_curves_over_k() -> None:
+def test_the_figure_has_a_panel_per_metric_and_curves_over_k() -> None:
     def panels(*runs: Run) -> list[str]:
         return [axes.get_title(loc="left").partition(",")[0] for axes in build_figure(runs).axes]
 
@@ -102,7 +102,7 @@ def test_the_picture_has_a_panel_a_metric_and_curves_over_k() -> None:
     assert panels(tested)[-1] == "Pass@k"
 
 
-def test_bars_stand_where_the_numbers_are() -> None:
+def test_points_have_the_values_of_the_metrics() -> None:
     run = made_run()
     [bars, *_] = build_figure([run]).axes
     drawn = [float(np.asarray(line.get_xdata())[0]) for line in bars.get_lines() if line.get_marker() == "o"]
@@ -111,7 +111,7 @@ def test_bars_stand_where_the_numbers_are() -> None:
     assert [label.get_text() for label in bars.get_yticklabels()] == list(run.methods)
 
 
-def test_a_method_of_several_files_says_which_it_is_from() -> None:
+def test_a_method_of_several_files_is_labelled_with_its_file() -> None:
     run, other = made_run("a.jsonl"), made_run("folder/" + "b" * 60 + ".jsonl.gz")
     other.methods["only-here"] = {}
     other.add([replace(each, method="only-here") for each in other.results("icl-8")])
@@ -123,7 +123,7 @@ def test_a_method_of_several_files_says_which_it_is_from() -> None:
     assert max(map(len, labels)) <= 40
 
 
-def test_the_picture_is_a_png_and_the_same_each_time() -> None:
+def test_the_figure_is_the_same_png_each_time() -> None:
     runs = [made_run("a.jsonl"), made_run("b.jsonl")]
     png = plot_report_png(runs)
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
@@ -132,13 +132,13 @@ def test_the_picture_is_a_png_and_the_same_each_time() -> None:
     assert plot_report_png(runs) == png
 
 
-def test_nothing_scored_is_nothing_to_draw() -> None:
+def test_a_run_without_results_has_no_figure() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
     with pytest.raises(PromptOrTuneError, match="nothing to draw"):
         plot_report_png([run])
 
 
-def test_what_is_not_scored_to_its_end_is_not_shown() -> None:
+def test_runs_with_unscored_results_raise() -> None:
     fresh, half = made_run("fresh.jsonl"), run_with_tests()
     fresh.add([Result("rag-8", "p0")])
     fresh.methods["rag-8"] = {}
@@ -153,7 +153,7 @@ def test_what_is_not_scored_to_its_end_is_not_shown() -> None:
         assert "without scores" in text_report([run])
 
 
-def test_an_unfinished_method_is_compared_with_none() -> None:
+def test_an_unfinished_method_is_not_compared() -> None:
     run, other = made_run("a.jsonl"), made_run("b.jsonl")
     run.methods["rag-8"] = other.methods["rag-8"] = {}
     run.add(replace(each, method="rag-8") for each in run.results("icl-8")[:5])
@@ -169,7 +169,7 @@ def test_an_unfinished_method_is_compared_with_none() -> None:
 def test_a_table_with_tests_shows_them_first() -> None:
     rows: dict[str, Any] = {row.method: row for row in method_rows(run_with_tests())}
     assert rows["lora-tiny"].interval("pass@5") == wilson_interval(10, N)
-    assert rows["lora-tiny"].measures["pass@1"].kind == "bootstrap"
+    assert rows["lora-tiny"].metrics["pass@1"].kind == "bootstrap"
     pairs = compare_methods(run_with_tests(), [("lora-tiny", "icl-8")])
     assert [(pair.metric, pair.test) for pair in pairs] == [
         ("tests", "sign flip"), ("pass@1", "sign flip"), ("codebleu", "sign flip"),

@@ -1,4 +1,4 @@
-"""Candidates against tests, in a real sandbox: right ones pass, wrong ones get a reason, hostile ones gain nothing."""
+"""Test results of candidates in the real sandbox, and the comparison of outputs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program
 from evaluate.test_runner.result import TestResult
-from evaluate.test_runner.runner import run_tests, run_tests_many
+from evaluate.test_runner.runner import comparable_lines, first_difference, run_tests, run_tests_many
 from tasks.datasets.apps import parse_tests
 from tasks.problem import AssertTest, StdioTest, Test
-from tests.evaluate.checking.cheats import CHEATS
 from tests.evaluate.hostile import HOSTILE
+from tests.evaluate.test_runner.cheats import CHEATS
 
 QUICK = Limits(wall_seconds=1, cpu_seconds=2)
 ECHO = StdioTest("2 3\n", "5\n")
@@ -33,7 +35,7 @@ def run(sandbox: Sandbox, code: str, tests: Sequence[Test], limits: Limits = QUI
 
 
 class Spy(Sandbox):
-    """Runs programs and keeps them."""
+    """A sandbox that records its programs."""
 
     def __init__(self, inner: Sandbox) -> None:
         super().__init__(inner.layer)
@@ -44,7 +46,7 @@ class Spy(Sandbox):
         return super().run(program)
 
 
-def test_right_code_passes_and_runs_in_one_process(sandbox: Sandbox) -> None:
+def test_correct_code_passes_in_one_process(sandbox: Sandbox) -> None:
     spy = Spy(sandbox)
     tests = asserts("f(2) == 4", "f(-1) == -2", "f('a') == 'aa'", "f([1]) != [1]", "f(0.5) is not None", "f(1)")
     results = run(spy, "def f(x):\n    print(x)\n    return x * 2", tests)
@@ -109,7 +111,7 @@ def test_no_expected_value_enters_the_child(sandbox: Sandbox) -> None:
             "all(f(x) == x for x in [1, 2])",
             "does not hold (the whole assert ran in the sandbox, unpr",
         ),
-        ("def f(x): return 1", "f(1) ==", "the test is no Python (invalid syntax)"),
+        ("def f(x): return 1", "f(1) ==", "the test is not Python (invalid syntax)"),
     ],
 )
 def test_reasons(sandbox: Sandbox, code: str, test: str, reason: str) -> None:
@@ -119,7 +121,7 @@ def test_reasons(sandbox: Sandbox, code: str, test: str, reason: str) -> None:
     assert result.reason.startswith(reason) or "whole assert" in reason
 
 
-def test_a_call_that_hangs_or_crashes_costs_only_itself(sandbox: Sandbox) -> None:
+def test_a_call_that_hangs_or_crashes_does_not_affect_others(sandbox: Sandbox) -> None:
     code = (
         "import os\n"
         "def f(x):\n"
@@ -134,7 +136,7 @@ def test_a_call_that_hangs_or_crashes_costs_only_itself(sandbox: Sandbox) -> Non
     assert [result.status for result in results] == ["ok", "error", "ok", "timeout", "error", "output", "ok"]
 
 
-def test_a_slow_call_does_not_use_up_the_time_of_the_next(sandbox: Sandbox) -> None:
+def test_a_slow_call_does_not_take_time_from_the_next(sandbox: Sandbox) -> None:
     code = "import time\ndef f(x):\n    time.sleep(0.6)\n    return x"
     assert all(result.passed for result in run(sandbox, code, asserts("f(1) == 1", "f(2) == 2", "f(3) == 3")))
 
@@ -156,7 +158,7 @@ def test_hostile_code_passes_no_test(sandbox: Sandbox, code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["import os\nos._exit(0)", "raise SystemExit(0)", "print('held')", "assert_ = 1"])
-def test_an_unprotected_assert_is_not_passed_by_ending_early(sandbox: Sandbox, code: str) -> None:
+def test_ending_early_does_not_pass_an_unprotected_assert(sandbox: Sandbox, code: str) -> None:
     (result,) = run(sandbox, code, asserts("all(f(x) == x for x in [1])"))
     assert (result.passed, result.protected, result.kind) == (False, False, "assert")
     assert "unprotected" in result.reason
@@ -172,7 +174,7 @@ def test_set_up_runs_before_each_test_and_may_use_the_code(sandbox: Sandbox) -> 
     assert all(result.passed for result in run(sandbox, "def f(x): return x.pop(0)", tests))
 
 
-def test_an_error_that_python_would_not_have_met_does_not_count(sandbox: Sandbox) -> None:
+def test_errors_that_python_would_not_raise_are_ignored(sandbox: Sandbox) -> None:
     tests = asserts("f(1) is None or f(1)[0] == 3", "f(1) == 4 or f(1)[0] == 3")
     first, second = run(sandbox, "def f(x): return None", tests)
     assert first.passed
@@ -188,7 +190,7 @@ def test_a_module_that_looks_itself_up(sandbox: Sandbox) -> None:
     assert run(sandbox, code, asserts("f(1) == [1, (3,)]"))[0].passed
 
 
-def test_calls_of_apps_accept_what_its_own_checker_accepts(sandbox: Sandbox) -> None:
+def test_calls_of_apps_accept_what_apps_accepts(sandbox: Sandbox) -> None:
     tests = parse_tests('{"fn_name": "f", "inputs": [[1], [2]], "outputs": [[[1, 1]], [9]]}', "here").tests
     code = "class Solution:\n    def f(self, x: List[int]):\n        return (x, x)"
     first, second = run(sandbox, code, tests)
@@ -208,7 +210,7 @@ def test_calls_of_apps_accept_what_its_own_checker_accepts(sandbox: Sandbox) -> 
         "import sys\nsys.stdout.write('5')",
     ],
 )
-def test_programs_that_are_right(sandbox: Sandbox, code: str) -> None:
+def test_correct_programs_pass(sandbox: Sandbox, code: str) -> None:
     (result,) = run(sandbox, code, [ECHO])
     assert result.passed
     assert (result.kind, result.given, result.got.strip()) == ("stdio", "2 3\n", "5")
@@ -230,14 +232,14 @@ def test_programs_that_are_right(sandbox: Sandbox, code: str) -> None:
         ("x = '\ud800'", "UnicodeEncodeError: ", "error"),
     ],
 )
-def test_programs_that_are_wrong(sandbox: Sandbox, code: str, reason: str, status: str) -> None:
+def test_wrong_programs_fail(sandbox: Sandbox, code: str, reason: str, status: str) -> None:
     (result,) = run(sandbox, code, [ECHO])
     assert not result.passed
     assert result.reason.startswith(reason)
     assert result.status == status
 
 
-def test_many_jobs_at_once_come_back_complete_and_each_once(sandbox: Sandbox) -> None:
+def test_parallel_candidates_are_each_completed_once(sandbox: Sandbox) -> None:
     jobs: list[tuple[str, list[Test]]] = [
         (f"def f(x): return x + {at % 2}\nprint(5)", [*asserts("f(1) == 1"), ECHO, *asserts("f(2) == 2")])
         for at in range(12)
@@ -252,7 +254,7 @@ def test_many_jobs_at_once_come_back_complete_and_each_once(sandbox: Sandbox) ->
     assert [result.kind for result in found[7]] == ["call", "stdio", "call"]
 
 
-def test_jobs_are_read_only_as_they_are_needed(sandbox: Sandbox) -> None:
+def test_candidates_are_read_only_as_needed(sandbox: Sandbox) -> None:
     taken: list[int] = []
 
     def jobs() -> Iterator[tuple[str, Sequence[Test]]]:
@@ -266,7 +268,7 @@ def test_jobs_are_read_only_as_they_are_needed(sandbox: Sandbox) -> None:
     assert len(taken) < 20
 
 
-def test_a_closed_sandbox_is_a_reason_and_no_error(sandbox: Sandbox) -> None:
+def test_a_closed_sandbox_gives_a_reason_and_no_exception(sandbox: Sandbox) -> None:
     closed = Sandbox(sandbox.layer)
     closed.close()
     results = run(closed, "def f(x): return 1", [*asserts("f(1) == 1"), ECHO])
@@ -281,8 +283,80 @@ def test_hostile_text_never_raises(sandbox: Sandbox) -> None:
         assert all(result.reason for result in results)
 
 
-def test_a_reason_does_not_say_where_this_machine_keeps_its_python(sandbox: Sandbox) -> None:
+def test_a_reason_does_not_contain_the_path_of_python(sandbox: Sandbox) -> None:
     code = "def f():\n    from math import no_such_name"
     result = run_tests(code, [AssertTest("assert f() == 1")], sandbox)[0]
     assert "cannot import name 'no_such_name' from 'math'" in result.reason
     assert sys.base_prefix not in result.reason
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        ("1 2 3", "1 2 3\n\n"),
+        ("1 2 3 \n", "1 2 3"),
+        ("a\r\nb", "a\nb\n"),
+        ("", "\n \n"),
+        ("a\n\nb\n", "a  \n\nb"),
+        ("0.333333", "0.3333333333333333"),
+        ("1000000.0", "1000000.9"),
+        ("3.0", "3"),
+        ("1e3 x", "1000.0 x"),
+        ("-0.0", "0"),
+    ],
+)
+def test_matching_output_has_no_difference(expected: str, got: str) -> None:
+    assert first_difference(expected, got) is None
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "line"),
+    [
+        ("1 2 3", "3 2 1", 1),
+        ("a\nb", "b\na", 1),
+        ("a\nb", "a", 2),
+        ("a", "a\nb", 2),
+        ("a\nb", "a\n\nb", 2),
+        ("a b", "a  b", 1),
+        ("  a", "a", 1),
+        ("a b", "ab", 1),
+        ("Yes", "yes", 1),
+        ("3", "3.0", 1),
+        ("3", "3.0000001", 1),
+        ("10", "1e1", 1),
+        ("007", "7", 1),
+        ("0.333", "0.3331", 1),
+        ("1.0", "1.0x", 1),
+        ("nan", "NaN", 1),
+        ("1e999", "1e998", 1),
+        ("1.0", "inf", 1),
+        ("1.5", "١.5", 1),
+        ("x", "", 1),
+    ],
+)
+def test_the_first_different_line_is_found(expected: str, got: str, line: int) -> None:
+    assert first_difference(expected, got) == line
+
+
+@given(st.text(max_size=200))
+def test_trailing_blanks_are_ignored_in_any_text(text: str) -> None:
+    assert first_difference(text, text) is None
+    assert first_difference(text, text + " \n\n") is None
+    assert all(line == line.rstrip() for line in comparable_lines(text))
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=9))
+def test_permuted_words_and_lines_are_wrong(numbers: list[int]) -> None:
+    other = sorted(numbers)
+    for blank in (" ", "\n"):
+        same = first_difference(blank.join(map(str, numbers)), blank.join(map(str, other))) is None
+        assert same == (numbers == other)
+
+
+@given(st.floats(-1e9, 1e9), st.floats(-1e-5, 1e-5))
+def test_decimals_match_within_a_millionth(value: float, off: float) -> None:
+    near = first_difference(repr(value), repr(value + off)) is None
+    if abs(off) < 0.9e-6 * max(1, abs(value)):
+        assert near
+    if abs(off) > 1.1e-6 * max(1, abs(value)):
+        assert not near

@@ -1,4 +1,4 @@
-"""Metrics over results, and what methods cost."""
+"""Metrics over results, and the cost of methods."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_shares_of_problems_have_wilsons_interval_and_means_a_bootstrap_one() ->
     assert summarize(made, "tests", 7) is None
 
 
-def test_pass_is_a_share_of_problems_only_where_each_is_solved_or_not() -> None:
+def test_pass_is_binary_only_if_every_score_is_zero_or_one() -> None:
     one = summarize(results([{"pass@1": 0.0}, {"pass@1": 1.0}]), "pass@1", 1)
     assert one is not None
     assert one.kind == "wilson"
@@ -54,7 +54,7 @@ def test_pass_is_a_share_of_problems_only_where_each_is_solved_or_not() -> None:
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(["em@1", "tests", "parses"]), st.sampled_from([0.0, 1.0, None]))))
-def test_every_metric_lies_in_its_interval_and_in_its_bounds(scores: list[dict[str, float | None]]) -> None:
+def test_every_metric_is_inside_its_interval_and_bounds(scores: list[dict[str, float | None]]) -> None:
     made = results(list(scores))
     for metric in available_metrics(made):
         found = summarize(made, metric, 3)
@@ -63,7 +63,7 @@ def test_every_metric_lies_in_its_interval_and_in_its_bounds(scores: list[dict[s
         assert found.n <= len(made)
 
 
-def test_metrics_stand_in_one_order_with_k_as_a_number() -> None:
+def test_metrics_are_sorted_with_k_as_a_number() -> None:
     names = ["parses", "em@10", "em@2", "em@1", "codebleu", "pass@1", "tests", "em_tree@1", "other"]
     ordered = ["tests", "pass@1", "em@1", "em@2", "em@10", "em_tree@1", "codebleu", "parses", "other"]
     assert available_metrics(results([dict.fromkeys(names, 1.0)])) == ordered
@@ -72,16 +72,16 @@ def test_metrics_stand_in_one_order_with_k_as_a_number() -> None:
     ]  # fmt: skip
 
 
-def test_every_score_of_a_candidate_has_a_place_and_a_name() -> None:
+def test_every_score_has_a_display_order_and_a_title() -> None:
     scored = available_metrics(results([score_candidates(["x = y"], "x = y", 2), {"tests": 1.0, "pass@1": 1.0}]))
     assert scored[:2] == ["tests", "pass@1"]
     assert [metric_title(metric) for metric in scored[-2:]] == ["codebleu-pypi", "parses"]
 
 
-def test_cost_is_of_the_answered_problems_and_counts_what_several_samples_said() -> None:
-    said = ({"tokens": 5, "times": 3}, {"tokens": 10})
+def test_cost_covers_answered_problems_and_all_samples() -> None:
+    candidates = ({"tokens": 5, "times": 3}, {"tokens": 10})
     made = [
-        Result("m", "p0", candidates=said, seconds=2.0, prompt_tokens=30, tokens=5),
+        Result("m", "p0", candidates=candidates, seconds=2.0, prompt_tokens=30, tokens=5),
         Result("m", "p1", candidates=({"tokens": 15},), seconds=3.0, prompt_tokens=50, tokens=15),
         Result("m", "p2", error="Too long."),
     ]
@@ -92,14 +92,14 @@ def test_cost_is_of_the_answered_problems_and_counts_what_several_samples_said()
     assert cost.peak_memory_bytes == 7
 
 
-def test_nothing_answered_costs_nothing_and_raises_nothing() -> None:
+def test_without_answers_cost_is_zero() -> None:
     cost = summarize_cost([Result("m", "p0", error="Too long.")], {})
     assert (cost.seconds, cost.tokens_per_second, cost.peak_memory_bytes) == (0, 0, None)
     assert summarize_cost([], {}).generated == 0
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_the_parse_rate_takes_whatever_a_model_says(text: str) -> None:
+def test_the_parse_rate_accepts_any_text(text: str) -> None:
     assert parses_score(text) in (0.0, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""MBPP's own solutions pass MBPP's own tests, all 974 of them, inside of the sandbox."""
+"""All 974 reference solutions of MBPP pass MBPP's own tests in the sandbox."""
 
 from __future__ import annotations
 

@@ -1,0 +1,99 @@
+"""Commands `extract` and `check`: the code of one answer and the test results of one program, as JSON.
+
+Both call what scoring calls (tasks.extract, evaluate.test_runner), load no model and print one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.command import ArgumentParser
+from common.files import read_utf8
+from errors import PromptOrTuneError
+from tasks.extract import extract_code_with_reason, is_valid_python
+from tasks.pasted_tests import parse_pasted_tests
+from tasks.problem import AssertTest, Test
+from tasks.prompt import get_style
+
+_DEFAULT_STYLE = "chat"
+
+
+def extract_command(arguments: Sequence[str]) -> int:
+    """Print the code that scoring takes from an answer, and why; return exit status 0.
+
+    The object has `code`, `reason`, `parses` (whether the code is a Python program) and `prompt_style`. Raises
+    PromptOrTuneError for bad arguments and for a file that cannot be read.
+    """
+    parser = ArgumentParser(
+        "python -m evaluate extract",
+        description="Prints the code that would be scored of an answer, and which rule chose it, as one JSON object.",
+    )
+    parser.add_argument("file", nargs="?", type=Path, help="the answer as UTF-8 text; stdin without it, or for -")
+    parser.add_argument(
+        "--prompt-style",
+        default=_DEFAULT_STYLE,
+        metavar="NAME",
+        help="the style of the prompt that was answered (%(default)s); the answers to styles that end in -open begin "
+        "inside of a code block",
+    )
+    options = parser.parse_args(arguments)
+    style = get_style(options.prompt_style)
+    code, reason = extract_code_with_reason(read_utf8(options.file), style)
+    _print_json({"code": code, "reason": reason, "parses": is_valid_python(code), "prompt_style": style.name})
+    return 0
+
+
+def check_command(arguments: Sequence[str]) -> int:
+    """Run pasted tests on a program in the sandbox and print their results; return exit status 0.
+
+    The object has `layer`, `passed` (whether all did) and `tests`: for each test its text (`test`, and `setup` where
+    an assert has one) and the fields of evaluate.test_runner.result.TestResult. Raises PromptOrTuneError for bad
+    arguments, files or tests, and where no sandbox layer works.
+    """
+    parser = ArgumentParser(
+        "python -m evaluate check",
+        description="Runs tests on a program in the sandbox and prints each test's result, as one JSON object.",
+    )
+    parser.add_argument("code", type=Path, help="a file with the program (UTF-8); - is stdin")
+    parser.add_argument(
+        "tests",
+        type=Path,
+        help="a file with asserts, calls with their values (>>>), or input:/output: blocks; - is stdin",
+    )
+    parser.add_argument("--layer", metavar="NAME", help="bubblewrap or landlock; without it the best that works")
+    options = parser.parse_args(arguments)
+    if str(options.code) == str(options.tests) == "-":
+        raise PromptOrTuneError(
+            "Only one of CODE and TESTS can be read from standard input: name a file for the other."
+        )
+    code = read_utf8(options.code)
+    tests = parse_pasted_tests(read_utf8(options.tests))
+    from evaluate.sandbox.sandbox import open_sandbox
+    from evaluate.test_runner.runner import run_tests
+
+    with open_sandbox(options.layer) as sandbox:
+        results = run_tests(code, tests, sandbox)
+        _print_json(
+            {
+                "layer": sandbox.layer,
+                "passed": all(result.passed for result in results),
+                "tests": [
+                    {**_describe_test(test), **asdict(result)} for test, result in zip(tests, results, strict=True)
+                ],
+            }
+        )
+    return 0
+
+
+def _describe_test(test: Test) -> dict[str, Any]:
+    if isinstance(test, AssertTest):
+        return {"test": test.code, **({"setup": test.setup} if test.setup else {})}
+    return {"test": f"input:\n{test.stdin}output:\n{test.expected}"}
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2))  # noqa: T201 - the command's output

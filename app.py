@@ -117,15 +117,15 @@ def serve(options: AppOptions) -> NoReturn:
     except OSError:
         check_port_free(options.host, options.port)  # taken since we looked
         raise
-    shown = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
-    progress(f"The page is up on http://{shown}:{options.port} while the model loads; Ctrl-C stops it.")
+    displayed = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
+    progress(f"The page is up on http://{displayed}:{options.port} while the model loads; Ctrl-C stops it.")
     if api:
-        progress(f"The API is up on http://{shown}:{options.port}/v1.")
+        progress(f"The API is up on http://{displayed}:{options.port}/v1.")
     if options.access.note:
         progress(options.access.note)
     try:
         _wait_until_loaded(source)
-        progress(f"Ready: http://{shown}:{options.port}")
+        progress(f"Ready: http://{displayed}:{options.port}")
         while True:
             time.sleep(3600)
     finally:

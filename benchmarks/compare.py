@@ -98,9 +98,9 @@ def _engine_run(engine: Any, answers: list[RequestOutput], new_tokens: int) -> C
     def call() -> None:
         with without_eos(backend):
             events = backend.generate(rows, SamplingParams(max_new_tokens=new_tokens), Event())
-            said = [event.candidates[0].tokens for event in events if isinstance(event, RowOutput)]
-        if said != [new_tokens] * len(rows):
-            raise AssertionError(f"unequal work: {said}")
+            output = [event.candidates[0].tokens for event in events if isinstance(event, RowOutput)]
+        if output != [new_tokens] * len(rows):
+            raise AssertionError(f"unequal work: {output}")
 
     return call
 
@@ -126,14 +126,14 @@ def _peft_run(engine: Any, arguments: argparse.Namespace, answers: list[RequestO
             plain = answer.style is not None and answer.style.format == "plain"
             encoded = tokenizer(answer.prompt, return_tensors="pt", add_special_tokens=plain)
             with torch.inference_mode(), nullcontext() if answer.request.method.adapter else model.disable_adapter():
-                said = model.generate(
+                output = model.generate(
                     input_ids=encoded["input_ids"].to(model.device),
                     attention_mask=encoded["attention_mask"].to(model.device),
                     do_sample=False,
                     max_new_tokens=arguments.new_tokens,
                     min_new_tokens=arguments.new_tokens,
                 )
-            if said.shape[1] - encoded["input_ids"].shape[1] != arguments.new_tokens:
+            if output.shape[1] - encoded["input_ids"].shape[1] != arguments.new_tokens:
                 raise AssertionError("unequal work")
 
     return call

@@ -252,11 +252,11 @@ class RestartedProcess:
 
 @contextmanager
 def _restarted_processes(commands: Mapping[str, Sequence[str]], home: Path) -> Iterator[dict[str, RestartedProcess]]:
-    kept = {name: RestartedProcess(command, home) for name, command in commands.items()}
+    saved = {name: RestartedProcess(command, home) for name, command in commands.items()}
     try:
-        yield kept
+        yield saved
     finally:
-        for each in kept.values():
+        for each in saved.values():
             each.kill()
 
 

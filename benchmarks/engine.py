@@ -157,13 +157,13 @@ def _device_name(device: str) -> str:
 
 def _command(arguments: Sequence[str]) -> str:
     """The command as a page names it: without where this machine has its Pythons."""
-    kept: list[str] = []
+    saved: list[str] = []
     for argument in arguments:
-        if not argument.startswith("--llama-python=") and kept[-1:] != ["--llama-python"]:
-            kept.append(argument)
-        elif kept[-1:] == ["--llama-python"]:
-            kept.pop()
-    return " ".join(["python -m benchmarks.engine", *kept])
+        if not argument.startswith("--llama-python=") and saved[-1:] != ["--llama-python"]:
+            saved.append(argument)
+        elif saved[-1:] == ["--llama-python"]:
+            saved.pop()
+    return " ".join(["python -m benchmarks.engine", *saved])
 
 
 def _write_report(output: Path, results: Mapping[str, Any], command: str) -> None:

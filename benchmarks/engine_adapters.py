@@ -74,13 +74,13 @@ def bench_cold_load(bench: Bench) -> dict[str, Any]:
 
     The files were written a moment ago, so they are read from the system's memory, not from a disk.
     """
-    residents, milliseconds = bench.engine.adapter_cache, []
+    adapter_cache, milliseconds = bench.engine.adapter_cache, []
     with bench.temporary_adapters(COLD_LOADS) as names:
         for name in names:
             begin = time.perf_counter()
-            residents.acquire(name).release()
+            adapter_cache.acquire(name).release()
             milliseconds.append(1000 * (time.perf_counter() - begin))
-            residents.unload(name)
+            adapter_cache.unload(name)
         size = (bench.folder / names[0] / WEIGHTS_NAME).stat().st_size
     return {
         "cold_load_ms": round_significant(statistics.median(milliseconds), 3),
@@ -147,21 +147,21 @@ REQUESTS = 80
 
 def bench_thousand_adapters(bench: Bench) -> dict[str, Any]:
     """`thousand_adapters_ratio`: tokens a second over the thousand, divided by those of the one adapter."""
-    residents = bench.engine.adapter_cache
+    adapter_cache = bench.engine.adapter_cache
     with bench.temporary_adapters(REGISTERED) as names:
         hot, cold = names[:HOT], iter(names[HOT:])
-        room = MAX_LOADED_ADAPTERS - residents.status().count - HOT
+        room = MAX_LOADED_ADAPTERS - adapter_cache.status().count - HOT
         # The hot ones last: what was used longest ago goes first.
         for name in [*(next(cold) for _ in range(room)), *hot]:
-            residents.acquire(name).release()
+            adapter_cache.acquire(name).release()
         rng = random.Random(42)
-        before = residents.status()
+        before = adapter_cache.status()
         drawn = {"hits": 0, "loads": 0}
 
         def many() -> None:
-            start = residents.status()
+            start = adapter_cache.status()
             _run_clients(bench, sample_requests(hot, cold, REQUESTS, rng))
-            end = residents.status()
+            end = adapter_cache.status()
             drawn["hits"] += end.hits - start.hits
             drawn["loads"] += end.loads - start.loads
 
@@ -170,9 +170,9 @@ def bench_thousand_adapters(bench: Bench) -> dict[str, Any]:
             "one": make_timed(lambda: _run_clients(bench, [LORA_ADAPTER] * REQUESTS), setup=bench.clear_prefix_cache),
         }
         times = time_interleaved("thousand adapters", sides, bench.settings.runs)
-        evictions = residents.status().evictions - before.evictions
+        evictions = adapter_cache.status().evictions - before.evictions
         for name in names:
-            residents.unload(name)
+            adapter_cache.unload(name)
     found = time_ratios(times, "one", "thousand")  # The same tokens on both sides: seconds turned over.
     tokens = REQUESTS * bench.settings.new_tokens
     return {
@@ -204,7 +204,7 @@ def _run_clients(bench: Bench, names: Sequence[str]) -> None:
     """One request for each adapter, from clients that wait for their answers; all say the same number of tokens."""
     problems = load_problems("starter", "test", None, None)
     # No prompt comes twice, else a single adapter would find all of it in the prefix cache.
-    intents = [f"task {place}: {problems[place % len(problems)].intent}" for place in range(len(names))]
+    intents = [f"task {index}: {problems[index % len(problems)].intent}" for index in range(len(names))]
     requests = [
         Request(Problem("bench", intent), Method(name, NoExamples(), name))
         for intent, name in zip(intents, names, strict=True)

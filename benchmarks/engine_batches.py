@@ -103,12 +103,12 @@ class HFPeer:
 
     def generate_all(self) -> None:
         """All rows once; AssertionError unless each says the same number of tokens."""
-        for place in range(len(self._models)):
+        for index in range(len(self._models)):
             begin = time.perf_counter()
-            said = self._generate(place)
-            self._seconds[place].append(time.perf_counter() - begin)
-            if said != self._new_tokens:
-                raise AssertionError(f"unequal work: {said} tokens")
+            output = self._generate(index)
+            self._seconds[index].append(time.perf_counter() - begin)
+            if output != self._new_tokens:
+                raise AssertionError(f"unequal work: {output} tokens")
 
     def _generate(self, index: int) -> int:
         import torch
@@ -116,14 +116,14 @@ class HFPeer:
         model = self._models[index]
         ids = self._prompts[index].to(model.device)
         with torch.inference_mode(), torch.autocast(ids.device.type, self._dtype, enabled=self._needs_autocast[index]):
-            said = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
                 max_new_tokens=self._new_tokens,
                 min_new_tokens=self._new_tokens,
             )
-        return int(said.shape[1] - ids.shape[1])
+        return int(output.shape[1] - ids.shape[1])
 
     def medians(self) -> list[float]:
         """Median seconds of each row, without the first time, which warmed up."""
@@ -188,16 +188,16 @@ def bench_bandwidth_limit(bench: Bench) -> dict[str, Any]:
     """`share_of_limit` of a step with the six columns in flight, and what the limit is made of."""
     rows = bench.method_rows(METHODS)
     model, base = bench.backend._model, bench.engine.base
-    worn = {row.adapter for row in rows if row.adapter is not None}
+    applied = {row.adapter for row in rows if row.adapter is not None}
     tokens = [len(prompt) for prompt in bench.prompt_token_ids(rows)]
     ahead = sum(bench.engine.store.open(row.adapter, base).virtual_tokens for row in rows if row.adapter is not None)
     # Half of what is said stands in the cache on average.
-    places = sum(tokens) + ahead + len(rows) * bench.settings.new_tokens // 2
+    locations = sum(tokens) + ahead + len(rows) * bench.settings.new_tokens // 2
     read = {
         "weights": weight_bytes(model),
-        "keys_values": places
+        "keys_values": locations
         * kv_bytes_per_token(base.num_layers, base.num_key_value_heads, base.head_dim, model.dtype),
-        "adapters": sum(bench.backend.adapter_bytes(name) for name in worn),
+        "adapters": sum(bench.backend.adapter_bytes(name) for name in applied),
     }
     speed = measure_bandwidth(base.device)
     times = time_interleaved(

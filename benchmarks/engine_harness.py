@@ -58,13 +58,13 @@ def copy_adapters(source: AdapterFolder, root: Path, number: int) -> list[str]:
 
     check_disk_space(root, int(1.1 * number * (source.path / WEIGHTS_NAME).stat().st_size))
     tensors = load_file(source.path / WEIGHTS_NAME)
-    names = [f"copy-{place:04}" for place in range(number)]
-    for place, name in enumerate(names):
+    names = [f"copy-{index:04}" for index in range(number)]
+    for index, name in enumerate(names):
         folder = root / name
         folder.mkdir()
         shutil.copy(source.path / CONFIG_NAME, folder)
         # Other bytes each, of the size of trained ones.
-        weaker = {key: tensor * (1 - 0.2 * place / number) for key, tensor in tensors.items()}
+        weaker = {key: tensor * (1 - 0.2 * index / number) for key, tensor in tensors.items()}
         save_file(weaker, folder / WEIGHTS_NAME)
         weights = digest(folder / WEIGHTS_NAME, name)
         replace(source.manifest, name=name, weights_digest=weights).write(folder)
@@ -218,16 +218,16 @@ class Stopwatch:
         Raises PromptOrTuneError where the rows were never in flight together.
         """
         rows = {event.index for _, event in self.events}
-        said: dict[int, int] = {}
+        output: dict[int, int] = {}
         began: tuple[float, dict[int, int]] | None = None
         for seconds, event in self.events:
             if isinstance(event, RowOutput):
                 if began is None or event.candidates[0].tokens <= began[1][event.index]:
                     break
                 return (seconds - began[0]) / (event.candidates[0].tokens - began[1][event.index])
-            said[event.index] = event.tokens
-            if began is None and said.keys() == rows:
-                began = seconds, dict(said)
+            output[event.index] = event.tokens
+            if began is None and output.keys() == rows:
+                began = seconds, dict(output)
         raise PromptOrTuneError("The rows were not in flight together: ask for more tokens with --new-tokens.")
 
 
@@ -275,7 +275,7 @@ class Bench:
     def problem_rows(self, number: int) -> list[Row]:
         """That many rows of zero-shot, each for another problem of the starter set."""
         problems = load_problems("starter", "test", None, None)
-        chosen = [problems[place % len(problems)] for place in range(number)]
+        chosen = [problems[index % len(problems)] for index in range(number)]
         return self._rows([Request(problem, self._parse_method("zero-shot")) for problem in chosen])
 
     def _parse_method(self, name: str) -> Any:
@@ -306,22 +306,22 @@ class Bench:
     @contextmanager
     def preload_adapters(self, names: Sequence[str]) -> Iterator[None]:
         """Holds adapters in memory for the length of the block, so that no measured answer waits for one."""
-        residents = self.engine.adapter_cache
+        adapter_cache = self.engine.adapter_cache
         with ExitStack() as held:
             for name in names:
-                held.enter_context(residents.acquire(name))
+                held.enter_context(adapter_cache.acquire(name))
             yield
         for name in names:
-            residents.unload(name)
+            adapter_cache.unload(name)
 
     def time_batch(self, rows: Sequence[Row], new_tokens: int | None = None) -> Stopwatch:
         """One batch of greedy rows to its end; AssertionError unless each said exactly `new_tokens` tokens."""
         wanted = new_tokens or self.settings.new_tokens
         with without_eos(self.backend):
             watch = Stopwatch(self.backend.generate(rows, SamplingParams(max_new_tokens=wanted), Event()))
-        said = [event.candidates[0].tokens for _, event in watch.events if isinstance(event, RowOutput)]
-        if said != [wanted] * len(rows):
-            raise AssertionError(f"unequal work: {said}")
+        output = [event.candidates[0].tokens for _, event in watch.events if isinstance(event, RowOutput)]
+        if output != [wanted] * len(rows):
+            raise AssertionError(f"unequal work: {output}")
         return watch
 
     def clear_prefix_cache(self) -> None:
@@ -403,10 +403,10 @@ def make_random_llama(size: str, device: str, report: ProgressFn) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     check_disk_space(folder.parent, int(2.1 * weights))
     report(f"Making a Llama of {weights / 1e9:.2f} billion random weights, once ...")
-    place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    location = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     try:
         torch.manual_seed(0)
-        with torch.device(place):
+        with torch.device(location):
             model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
         with atomic_dir(folder) as building:
             model.save_pretrained(building)

@@ -104,10 +104,10 @@ def _engine_throughput(backend: Any, rows: list[Row], new_tokens: int) -> float:
     begin = time.perf_counter()
     with without_eos(backend):
         events = backend.generate(rows, SamplingParams("beam", new_tokens, BEAMS), Event())
-        said = [event.candidates[0].tokens for event in events if isinstance(event, RowOutput)]
+        output = [event.candidates[0].tokens for event in events if isinstance(event, RowOutput)]
     seconds = time.perf_counter() - begin
-    if said != [new_tokens] * len(rows):
-        raise AssertionError(f"unequal work: {said}")
+    if output != [new_tokens] * len(rows):
+        raise AssertionError(f"unequal work: {output}")
     return len(rows) / seconds
 
 
@@ -121,7 +121,7 @@ def _generate_throughput(backend: Any, rows: list[Row], new_tokens: int) -> floa
     for row in rows:
         ids = torch.tensor([backend._encode(row)], device=model.device)
         with torch.inference_mode():
-            said = model.generate(
+            output = model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -132,7 +132,7 @@ def _generate_throughput(backend: Any, rows: list[Row], new_tokens: int) -> floa
                 eos_token_id=ends,
                 pad_token_id=ends[0],
             )
-        if tuple(said.shape) != (BEAMS, ids.shape[1] + new_tokens):
+        if tuple(output.shape) != (BEAMS, ids.shape[1] + new_tokens):
             raise AssertionError("unequal work")
     return len(rows) / (time.perf_counter() - begin)
 

@@ -119,9 +119,9 @@ def llama_worker(
 
         def ask(prompts: Sequence[Sequence[int]]) -> LlamaAnswers:
             answers: LlamaAnswers = exchange({"prompts": prompts, "new_tokens": new_tokens})
-            said = [len(answer["tokens"]) for answer in answers]
-            if said != [new_tokens] * len(prompts):
-                raise AssertionError(f"unequal work: {said}")
+            output = [len(answer["tokens"]) for answer in answers]
+            if output != [new_tokens] * len(prompts):
+                raise AssertionError(f"unequal work: {output}")
             return answers
 
         try:

@@ -56,13 +56,13 @@ class LlamaWorker:
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
         for start in range(0, len(prompt), size):
             self._prefill(prompt[start : start + size])
-        said = [llama.llama_sampler_sample(self._greedy, context, -1)]
+        output = [llama.llama_sampler_sample(self._greedy, context, -1)]
         first = time.perf_counter()
-        while len(said) < new_tokens:
-            self._prefill(said[-1:])
-            said.append(llama.llama_sampler_sample(self._greedy, context, -1))
+        while len(output) < new_tokens:
+            self._prefill(output[-1:])
+            output.append(llama.llama_sampler_sample(self._greedy, context, -1))
         end = time.perf_counter()
-        return {"seconds": end - begin, "decode_seconds": end - first, "tokens": said}
+        return {"seconds": end - begin, "decode_seconds": end - first, "tokens": output}
 
     def _prefill(self, tokens: Sequence[int]) -> None:
         array = (ctypes.c_int32 * len(tokens))(*tokens)

@@ -81,11 +81,11 @@ def send_request(client: Client, request: LoadRequest) -> LoadResponse:
             if found := _QUEUE_POSITION.match(change["status"]):
                 before = max(before, int(found[1]))
             records = change["records"] or None
-    except Exception as fault:  # noqa: BLE001 - whatever a client raises is counted
-        seconds, said = time.monotonic() - began, f"{type(fault).__name__}: {fault}"
-        if any(word in said.casefold() for word in BUSY_MESSAGES):
-            return LoadResponse(seconds, first, before, rejected=said)
-        return LoadResponse(seconds, first, before, error=said)
+    except Exception as error:  # noqa: BLE001 - whatever a client raises is counted
+        seconds, output = time.monotonic() - began, f"{type(error).__name__}: {error}"
+        if any(word in output.casefold() for word in BUSY_MESSAGES):
+            return LoadResponse(seconds, first, before, rejected=output)
+        return LoadResponse(seconds, first, before, error=output)
     seconds = time.monotonic() - began
     if records is None:
         return LoadResponse(seconds, first, before, error="The stream ended without records.")
@@ -178,7 +178,7 @@ def connect_visitor(url: str) -> Client:
 def make_requests(seed: int) -> list[LoadRequest]:
     """Real test problems, with the methods in turn."""
     problems = random.Random(seed).sample(load_problems("starter", "test"), REQUESTS)
-    return [LoadRequest(problem.intent, METHODS[place % len(METHODS)]) for place, problem in enumerate(problems)]
+    return [LoadRequest(problem.intent, METHODS[index % len(METHODS)]) for index, problem in enumerate(problems)]
 
 
 def run_load(
@@ -192,16 +192,16 @@ def run_load(
     together = threading.Barrier(visitors)
     got: list[tuple[int, LoadResponse]] = []
 
-    def visit(place: int) -> None:
-        chance = random.Random(f"{seed}-{place}")
+    def visit(index: int) -> None:
+        chance = random.Random(f"{seed}-{index}")
         together.wait()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             which = chance.randrange(len(requests))
-            got.append((which, send_request(clients[place], requests[which])))
+            got.append((which, send_request(clients[index], requests[which])))
             time.sleep(chance.uniform(0, 2 * MEAN_PAUSE_SECONDS))
 
-    threads = [threading.Thread(target=visit, args=(place,), daemon=True) for place in range(visitors)]
+    threads = [threading.Thread(target=visit, args=(index,), daemon=True) for index in range(visitors)]
     for thread in threads:
         thread.start()
     until = time.monotonic() + seconds + DRAIN_TIMEOUT_SECONDS
@@ -224,8 +224,8 @@ def summarize_load(
         for mine, right in zip(each.records or [], baseline[which].records or [], strict=True)
     ]
     texts = {
-        (record["text"], place)
-        for place, each in enumerate(baseline)
+        (record["text"], index)
+        for index, each in enumerate(baseline)
         for record in each.records or []
     }  # fmt: skip
     wrong = [pair for pair in pairs if is_wrong_answer(*pair, requests, texts)]
@@ -266,7 +266,7 @@ def is_wrong_answer(
         return True
     if actual["text"] == expected["text"]:
         return False
-    owners = {place for text, place in texts if text == actual["text"]}
+    owners = {location for text, location in texts if text == actual["text"]}
     return bool(owners) and request_index not in owners
 
 

@@ -35,8 +35,8 @@ _SCORES_SUFFIX = ".scores.jsonl"
 
 def scores_path(path: Path) -> Path:
     """Return the path of the scores of the run in `path`; a .gz file only if there is no plain one."""
-    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    plain = path.with_name(stem + _SCORES_SUFFIX)
+    prefix = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    plain = path.with_name(prefix + _SCORES_SUFFIX)
     packed = plain.with_name(plain.name + ".gz")
     return packed if packed.exists() and not plain.exists() else plain
 

@@ -116,7 +116,7 @@ def test_progress_is_thinned_out_where_there_is_no_terminal(capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines() == ["Converting 0 %", "Loading"]
 
 
-def test_a_hub_that_refuses_is_one_sentence(tmp_path: Path) -> None:
+def test_a_hub_that_refuses_is_one_message(tmp_path: Path) -> None:
     done = start("--base", "owner/no-such", HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", HF_HOME=str(tmp_path))
     assert "The Hub could not be reached for 'owner/no-such'" in sentence_of(done)
 
@@ -132,7 +132,7 @@ def test_a_hub_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
         assert time.monotonic() - began < 40
 
 
-def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
     assert "holds no model: it has no config.json" in sentence_of(start("--base", str(tmp_path)))
 
 
@@ -151,7 +151,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.model
-def test_a_full_disk_is_one_sentence_with_the_folder(tiny_disk: Path) -> None:
+def test_a_full_disk_is_one_message_with_the_folder(tiny_disk: Path) -> None:
     done = start("--base", "embedded", PROMPT_OR_TUNE_HOME=str(tiny_disk))
     assert re.search(rf"{re.escape(str(tiny_disk))}.* MB free and .* PROMPT_OR_TUNE_HOME", sentence_of(done))
 
@@ -178,18 +178,18 @@ def test_the_page_is_up_before_the_model_and_ctrl_c_ends_quietly(home: Path) -> 
     )
     try:
         assert process.stdout is not None
-        said = []
+        output = []
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if f"http://127.0.0.1:{port}" in line:
                 break
         with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=20) as answer:
             assert answer.status == 200
         for line in process.stdout:
-            said.append(line)
+            output.append(line)
             if line.startswith("Ready"):
                 break
-        assert said[-1] == f"Ready: http://127.0.0.1:{port}\n", said
+        assert output[-1] == f"Ready: http://127.0.0.1:{port}\n", output
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
         assert process.returncode == 130

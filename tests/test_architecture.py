@@ -29,7 +29,7 @@ def imported_by(module: str) -> set[str]:
     return names
 
 
-def test_the_contracts_between_the_rooms_are_kept() -> None:
+def test_the_contracts_between_the_rooms_are_stored() -> None:
     done = run(str(Path(sys.executable).with_name("lint-imports")), "--no-logo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout

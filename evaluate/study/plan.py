@@ -102,12 +102,12 @@ def training_memory_bytes(
     layers = base.encoder_layers * read + base.layers * (
         _CROSS_ATTENTION_FACTOR * learned if base.encoder_layers else read
     )
-    kept = token * layers * _ACTIVATION_FRACTION[base.family].get(technique, 1.0)
+    saved = token * layers * _ACTIVATION_FRACTION[base.family].get(technique, 1.0)
     if quantization == "int8":
-        kept += (_INT8_ACTIVATION_BYTES[0] * base.hidden + _INT8_ACTIVATION_BYTES[1] * base.intermediate) * layers
+        saved += (_INT8_ACTIVATION_BYTES[0] * base.hidden + _INT8_ACTIVATION_BYTES[1] * base.intermediate) * layers
     if checkpointing:
-        kept = kept / (base.layers + base.encoder_layers) + 2 * base.hidden * layers
-    passing = TRAIN_BATCH_SIZE * (kept + learned * base.vocabulary * _BYTES_PER_TRAIN_LOGIT)
+        saved = saved / (base.layers + base.encoder_layers) + 2 * base.hidden * layers
+    passing = TRAIN_BATCH_SIZE * (saved + learned * base.vocabulary * _BYTES_PER_TRAIN_LOGIT)
     if technique == "full":
         # Weights are kept in 32 bits, and so is every gradient once the activations are gone.
         return round(4 * base.num_parameters() + max(passing, 4 * base.num_parameters()))

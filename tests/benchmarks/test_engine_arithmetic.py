@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_sides_take_turns_and_the_first_round_is_not_kept() -> None:
+def test_sides_take_turns_and_the_first_round_is_not_stored() -> None:
     turns: list[str] = []
 
     def side(name: str, seconds: list[float]) -> Any:
@@ -65,9 +65,9 @@ def test_a_ratio_is_of_medians_and_every_round_has_its_own() -> None:
     assert medians(times) == {"ours": 2.0, "theirs": 5.0}
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0.123456, 0.1235), (1234.56, 1235), (0.00098765, 0.0009877), (0, 0)])
-def test_figures_have_four_digits(value: float, shown: float) -> None:
-    assert round_significant(value) == shown
+@pytest.mark.parametrize(("value", "displayed"), [(0.123456, 0.1235), (1234.56, 1235), (0.00098765, 0.0009877), (0, 0)])
+def test_figures_have_four_digits(value: float, displayed: float) -> None:
+    assert round_significant(value) == displayed
 
 
 def finished(index: int, tokens: int) -> RowOutput:
@@ -112,12 +112,12 @@ def test_rows_one_after_the_other_have_no_common_step() -> None:
 
 
 def test_the_draw_asks_for_a_new_adapter_in_exactly_five_of_a_hundred_requests() -> None:
-    hot, cold = [f"hot-{place}" for place in range(HOT)], iter([f"cold-{place}" for place in range(20)])
+    hot, cold = [f"hot-{index}" for index in range(HOT)], iter([f"cold-{index}" for index in range(20)])
     rng = random.Random(0)
     rounds = [sample_requests(hot, cold, 100, rng) for _ in range(4)]
     missing = [[name for name in names if name not in hot] for names in rounds]
     assert [len(names) for names in missing] == [5, 5, 5, 5]
-    assert sorted(name for names in missing for name in names) == sorted(f"cold-{place}" for place in range(20))
+    assert sorted(name for names in missing for name in names) == sorted(f"cold-{index}" for index in range(20))
     assert next(cold, None) is None
     assert len({name for name in rounds[0] if name in hot}) > HOT / 2
 
@@ -156,7 +156,7 @@ def test_four_bits_have_scales_that_are_read_too() -> None:
     assert engine_batches.weight_bytes(model) == 64 * 128 // 2 + 4 * 64 * 128 // 64 + 4 * 16 + 2 * 10 * 4
 
 
-def test_a_place_has_keys_and_values_in_every_layer() -> None:
+def test_a_location_has_keys_and_values_in_every_layer() -> None:
     assert engine_batches.kv_bytes_per_token(30, 3, 64, torch.bfloat16) == 2 * 30 * 3 * 64 * 2
 
 
@@ -207,15 +207,15 @@ def test_the_page_says_what_was_measured_and_whether_it_keeps_the_promise() -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("given", "displayed"),
     [
         (["--runs", "3"], " --runs 3"),
         (["--llama-python", "/somewhere/python", "--runs", "3"], " --runs 3"),
         (["--llama-python=/somewhere/python"], ""),
     ],
 )
-def test_the_page_does_not_say_where_this_machine_has_its_pythons(given: list[str], shown: str) -> None:
-    assert engine._command(given) == f"python -m benchmarks.engine{shown}"
+def test_the_page_does_not_say_where_this_machine_has_its_pythons(given: list[str], displayed: str) -> None:
+    assert engine._command(given) == f"python -m benchmarks.engine{displayed}"
 
 
 def test_an_unknown_question_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def test_a_worker_that_fails_says_so_and_is_gone() -> None:
         pytest.fail("it began")
 
 
-def test_what_is_missing_is_said_before_anything_is_measured(
+def test_what_is_missing_is_reported_before_anything_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2

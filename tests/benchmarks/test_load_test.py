@@ -65,7 +65,7 @@ def test_refusals_and_failures_are_counted_apart() -> None:
     assert line["failures"] == ["ReadTimeout: x"]
 
 
-def test_what_fails_alone_is_said() -> None:
+def test_what_fails_alone_is_reported() -> None:
     assert single_user_error(ALONE) == ""
     assert single_user_error([*ALONE, LoadResponse(1.0, error="ValueError: x")]) == "ValueError: x"
     assert single_user_error([LoadResponse(1.0, records=[record(0, error="No adapter 'x'.")])]) == "No adapter 'x'."

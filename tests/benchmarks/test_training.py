@@ -68,7 +68,7 @@ def _tokens(tmp_path: Path) -> int:
     )
 
 
-def test_without_trl_one_sentence_says_what_to_install(
+def test_without_trl_one_message_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)

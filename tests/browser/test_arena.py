@@ -148,7 +148,7 @@ def test_refresh_shows_the_same_match(page: ArenaPage) -> None:
     assert page.heads() == ["A", "B"]
 
 
-def test_tests_and_reference_are_shown_on_request(page: ArenaPage, home: Path) -> None:
+def test_tests_and_reference_are_displayed_on_request(page: ArenaPage, home: Path) -> None:
     until(lambda: page.is_visible("#arena-left"))
     assert not page.all("#arena-comparison .about details")
     page.press("r")

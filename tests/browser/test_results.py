@@ -85,7 +85,7 @@ def test_click_on_a_method_shows_its_failures(page: ComparePage) -> None:
     until(lambda: "None of 3 problems" in page.text("#problems .result-count"))
 
 
-def test_broken_and_foreign_runs_are_a_sentence_each(page: ComparePage) -> None:
+def test_broken_and_foreign_runs_are_a_message_each(page: ComparePage) -> None:
     page.choose("#runs", "runs/broken.jsonl")
     until(lambda: "'runs/broken.jsonl' is not a file that" in page.text("#results-note"))
     page.choose("#runs", "runs/other.jsonl")

@@ -93,7 +93,7 @@ def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--methods", "zero-shto"], "did you mean 'zero-shot'"),
         (["--methods", ","], "No method"),
@@ -112,12 +112,12 @@ def test_an_interrupt_before_the_first_batch_reports_that_nothing_was_saved(
 )
 def test_bad_arguments_print_one_message_and_exit_with_two(
     data: Path, tmp_path: Path, engines: list[FakeEngine], capsys: pytest.CaptureFixture[str], words: list[str],
-    sentence: str,
+    message: str,
 ) -> None:  # fmt: skip
     engines.append(FakeEngine())
     assert command.main(arguments(data, tmp_path / "run.jsonl", *words)) == 2
     stderr = capsys.readouterr().err
-    assert sentence in stderr
+    assert message in stderr
     assert len(stderr.strip().splitlines()) == 1
 
 

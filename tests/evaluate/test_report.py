@@ -146,9 +146,9 @@ def test_runs_with_unscored_results_raise() -> None:
     half.add([Result("rag-8", at, {"parses": 1.0}) for at in ("p1", "p2")])  # whose tests have not run
     half.methods["rag-8"] = {}
     half.problems = [{**problem, "tests": [{"kind": "assert", "code": "assert f()"}]} for problem in half.problems]
-    for run, sentence in ((fresh, r"fresh\.jsonl holds 1 answers without"), (half, "holds 2 answers without scores")):
+    for run, message in ((fresh, r"fresh\.jsonl holds 1 answers without"), (half, "holds 2 answers without scores")):
         for write in (metrics_csv, problems_csv, plot_report_png, lambda runs: json_report(runs, "")):
-            with pytest.raises(PromptOrTuneError, match=sentence):
+            with pytest.raises(PromptOrTuneError, match=message):
                 write([run])
         assert "without scores" in text_report([run])
 

@@ -167,7 +167,7 @@ def test_two_files_are_compared_by_method_or_report_why_not() -> None:
     assert "cannot be compared" in text_report([made_run(), other])
 
 
-def test_without_references_only_the_parse_rate_is_shown() -> None:
+def test_without_references_only_the_parse_rate_is_displayed() -> None:
     run = Run(Path("run.json"), dict(SETTINGS), [{"id": f"p{at}"} for at in range(3)])
     for method in ("zero-shot", "icl-8"):
         run.methods[method] = {}

@@ -50,7 +50,7 @@ def test_the_order_is_that_of_cosine_similarity(embedder: Embedder) -> None:
     vectors = embedder.embed([example.intent for example in EXAMPLES])
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     cosine = vectors @ embedder.embed([intent])[0]
-    expected = [EXAMPLES[place].id for place in np.argsort(-cosine)]
+    expected = [EXAMPLES[index].id for index in np.argsort(-cosine)]
     assert [example.id for example in make_retriever(embedder, "d1").nearest(intent, 4)] == expected
 
 

@@ -33,7 +33,7 @@ def test_peak_is_remembered_and_reset() -> None:
     assert peak.bytes() - before < 60 * MEGABYTE
 
 
-def test_peak_is_at_least_the_resident_size() -> None:
+def test_peak_is_at_least_the_loaded_size() -> None:
     block = _fill(50)
     assert PeakMemory("cpu").bytes() >= psutil.Process().memory_info().rss - MEGABYTE
     assert len(block) == 50 * MEGABYTE

@@ -62,10 +62,10 @@ def _load(base: str | Path, trusted: bool, quantization: str = "none") -> Loaded
 def _refused(base: str | Path, trusted: bool) -> str:
     with pytest.raises(BaseModelError) as caught:
         _load(base, trusted)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert sentence.endswith(".")
-    return sentence
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
 
 
 def _logits(model: Any) -> torch.Tensor:
@@ -108,8 +108,8 @@ def test_an_adapter_is_served_on_it(tmp_path: Path, own: Path, quantization: str
     config = LoraConfig(r=8, target_modules=attention_target_modules(loaded.identity), init_lora_weights=False)
     make_adapter(tmp_path / "lora", loaded.identity, loaded.model, config, seed=1)
     folder = Store((tmp_path,)).inspect("lora")
-    place = TestTarget(str(own), quantization, trust_remote_code=True)
-    assert "finite, and different from the base alone" in smoke_test_adapter(folder, place, _silent)
+    location = TestTarget(str(own), quantization, trust_remote_code=True)
+    assert "finite, and different from the base alone" in smoke_test_adapter(folder, location, _silent)
 
 
 def test_hub_base_message_names_the_commit_to_pin(hub: Hub, mark: Path) -> None:
@@ -167,10 +167,10 @@ def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -
 def test_broken_code_gives_one_message(own: Path, error: str, says: str) -> None:
     with (own / "modeling_own.py").open("a") as file:
         file.write(f"\n{error}\n")
-    sentence = _refused(own, trusted=True)
-    assert sentence.startswith("The base 'own' does not run with its own code and transformers 5.")
-    assert says in sentence
-    assert sentence.endswith("look for a newer revision of it.")
+    message = _refused(own, trusted=True)
+    assert message.startswith("The base 'own' does not run with its own code and transformers 5.")
+    assert says in message
+    assert message.endswith("look for a newer revision of it.")
 
 
 def test_a_base_without_code_needs_no_flag_and_may_have_it(tmp_path: Path) -> None:

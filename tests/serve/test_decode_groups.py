@@ -58,43 +58,43 @@ class GroupsWithReference:
 @pytest.mark.parametrize("seed", range(6))
 def test_sequences_attend_to_their_own_tokens_while_others_come_and_go(seed: int) -> None:
     choices = random.Random(seed)
-    told = GroupsWithReference(seed)
-    told.add(*(choices.choice([3, 20, 300, 2000]) for _ in range(3)))
+    reported = GroupsWithReference(seed)
+    reported.add(*(choices.choice([3, 20, 300, 2000]) for _ in range(3)))
     for _ in range(25):
-        told.step()
+        reported.step()
         doing = choices.random()
         if doing < 0.3:
-            told.add(*(choices.choice([1, 25, 400, 2100]) for _ in range(choices.randint(1, 3))))
+            reported.add(*(choices.choice([1, 25, 400, 2100]) for _ in range(choices.randint(1, 3))))
         elif doing < 0.6:
-            kept = [index for index in range(len(told.sequences)) if choices.random() < 0.7]
-            told.select(kept or [0])
+            saved = [index for index in range(len(reported.sequences)) if choices.random() < 0.7]
+            reported.select(saved or [0])
         elif doing < 0.7:
-            told.select(sorted(choices.choices(range(len(told.sequences)), k=len(told.sequences) + 1)))
+            reported.select(sorted(choices.choices(range(len(reported.sequences)), k=len(reported.sequences) + 1)))
 
 
 def test_groups_grow_beyond_their_spare_columns() -> None:
-    told = GroupsWithReference(1)
-    told.add(5, 9)
+    reported = GroupsWithReference(1)
+    reported.add(5, 9)
     for _ in range(2 * SPARE_COLUMNS + 3):
-        told.step()
+        reported.step()
 
 
 def test_similar_lengths_share_a_group() -> None:
-    told = GroupsWithReference(2)
-    told.add(50, 60, 2 * MAX_PADDING_TOKENS, 55, 2 * MAX_PADDING_TOKENS - 10)
-    assert sorted(len(members) for members in told.groups._members) == [2, 3]
-    told.add(58)
-    assert sorted(len(members) for members in told.groups._members) == [2, 4]
-    told.select([0, 1, 3, 4, 5])
-    assert sorted(len(members) for members in told.groups._members) == [1, 4]
-    told.step()
+    reported = GroupsWithReference(2)
+    reported.add(50, 60, 2 * MAX_PADDING_TOKENS, 55, 2 * MAX_PADDING_TOKENS - 10)
+    assert sorted(len(members) for members in reported.groups._members) == [2, 3]
+    reported.add(58)
+    assert sorted(len(members) for members in reported.groups._members) == [2, 4]
+    reported.select([0, 1, 3, 4, 5])
+    assert sorted(len(members) for members in reported.groups._members) == [1, 4]
+    reported.step()
 
 
 def test_padding_of_a_removed_long_sequence_is_dropped() -> None:
-    told = GroupsWithReference(3)
-    told.add(400, *[30] * 3)
-    assert len(told.groups._groups) == 1
-    told.add(*[30] * 8)
-    told.select([*range(1, 12)])
-    assert sum(group.padding for group in told.groups._groups) <= MAX_PADDING_TOKENS
-    told.step()
+    reported = GroupsWithReference(3)
+    reported.add(400, *[30] * 3)
+    assert len(reported.groups._groups) == 1
+    reported.add(*[30] * 8)
+    reported.select([*range(1, 12)])
+    assert sum(group.padding for group in reported.groups._groups) <= MAX_PADDING_TOKENS
+    reported.step()

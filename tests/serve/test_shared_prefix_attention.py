@@ -64,10 +64,10 @@ def test_common_prefix_is_computed_again_for_another_adapter(tmp_path: Path) -> 
     backend.load_adapter(store.open("one", backend.base))
     bare = _generate(backend, [Row(prompt, PLAIN) for prompt in PROMPTS])
     rows = [Row(prompt, PLAIN, "one") for prompt in PROMPTS]
-    worn = _generate(backend, rows)
-    assert worn != bare, "the adapter changes nothing, so this test would prove nothing"
+    applied = _generate(backend, rows)
+    assert applied != bare, "the adapter changes nothing, so this test would prove nothing"
     alone: Any = PeftModel.from_pretrained(_load("llama", tmp_path / "base")[1], tmp_path / "store" / "one").eval()
-    assert worn == [_reference(alone, prompt) for prompt in PROMPTS]
+    assert applied == [_reference(alone, prompt) for prompt in PROMPTS]
     make_lora(tmp_path / "store" / "two", backend.base, _load("llama", tmp_path / "base")[1], 8, ["q_proj"], 2)
     (tmp_path / "store" / "one").rename(tmp_path / "old")
     (tmp_path / "store" / "two").rename(tmp_path / "store" / "one")
@@ -109,17 +109,17 @@ def test_merged_attention_equals_attention_over_all_keys(shared: int) -> None:
     mask[1, shared : shared + 3] = 0
     own = torch.stack([keys[:, :, shared:], values[:, :, shared:]])[None]
     beginning = torch.stack([keys[0, :, :shared], values[0, :, :shared]])[None] if shared else None
-    stems = SharedPrefixCache(own, mask[:, shared:], beginning, 0.3)
+    prefixes = SharedPrefixCache(own, mask[:, shared:], beginning, 0.3)
     owners = [0, 1, 2]
     for rows in ([0, 0, 1, 2, 2, 2], [0, 2, 3, 5], [1, 1, 3]):
-        stems.reorder(torch.tensor(rows))
+        prefixes.reorder(torch.tensor(rows))
         owners = [owners[row] for row in rows]
     assert owners == [1, 1, 2], "the first stem is dropped, the others have lines in different number"
     query = noise(len(owners), groups * each, size)
     own_keys, own_values = noise(len(owners), groups, tail, size), noise(len(owners), groups, tail, size)
     seen = torch.empty(0)
     for column in range(tail):
-        seen = stems.attend(0, query, own_keys[:, :, column], own_values[:, :, column])
+        seen = prefixes.attend(0, query, own_keys[:, :, column], own_values[:, :, column])
     for line, owner in enumerate(owners):
         whole_keys = torch.cat([keys[owner], own_keys[line]], 1).repeat_interleave(each, 0)
         whole_values = torch.cat([values[owner], own_values[line]], 1).repeat_interleave(each, 0)

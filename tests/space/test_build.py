@@ -140,7 +140,7 @@ def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, bui
     assert {path.name for path in target.iterdir()} == TOP | {".git"}
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_location_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PromptOrTuneError, match="is a file: name a folder"):
         build_space(tmp_path / "file")

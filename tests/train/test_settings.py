@@ -56,8 +56,8 @@ def test_the_provided_files_are_valid(file: Path) -> None:
 
 
 def test_each_technique_and_preset_has_a_file() -> None:
-    stems = {file.stem for file in CONFIGS}
-    assert stems >= {*TECHNIQUES, *(f"paper-{name}" for name in TECHNIQUES)}
+    prefixes = {file.stem for file in CONFIGS}
+    assert prefixes >= {*TECHNIQUES, *(f"paper-{name}" for name in TECHNIQUES)}
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Broken(FakeEngine):
         )
 
 
-def test_failed_answer_is_shown_with_its_error_and_has_no_score() -> None:
+def test_failed_answer_is_displayed_with_its_error_and_has_no_score() -> None:
     comparison = make_comparison(PROBLEM, ["zero-shot"])
     engine = Broken()
     (column,) = last(engine, comparison)

@@ -97,7 +97,7 @@ def test_changed_run_is_read_again(tmp_path: Path) -> None:
     assert "rag-8" in library.load_run("runs/run.jsonl").methods
 
 
-def test_broken_file_is_reported_and_others_are_shown(folder: Path, tmp_path: Path) -> None:
+def test_broken_file_is_reported_and_others_are_displayed(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "broken.jsonl").write_text("this is no run\n")
     runs, errors = read_runs(RunLibrary([("runs", tmp_path)]), ["runs/broken.jsonl", "runs/first.jsonl"])

@@ -50,7 +50,7 @@ def test_complete_answers_are_tested_in_the_sandbox(bench: TestBench) -> None:
     assert wrong["tests"][1]["expected"] == "'aa'"
 
 
-def test_answers_are_shown_before_their_tests(bench: TestBench) -> None:
+def test_answers_are_displayed_before_their_tests(bench: TestBench) -> None:
     steps = list(run_comparison(context_of(bench), COMPARISON, Event()))
     testing = [step for step in steps if step.status.startswith("Running the tests")]
     assert testing[0].status == "Running the tests: 0 of 4 answers done."

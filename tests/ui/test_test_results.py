@@ -41,7 +41,7 @@ def test_failed_and_empty_answers_have_no_agreement() -> None:
     assert agreement_notes(records_with_code("x", None)) == ["", ""]
 
 
-def test_agreement_is_shown_only_without_a_reference() -> None:
+def test_agreement_is_displayed_only_without_a_reference() -> None:
     alone = finished_view(records_with_code("x", "x", reference=None))["cards"][0]["numbers"]
     assert "Same code as ICL 8." in Reader(alone).text
     assert "CodeBLEU" not in Reader(alone).text

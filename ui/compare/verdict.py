@@ -28,17 +28,17 @@ def best_indices(records: Sequence[Record]) -> frozenset[int]:
 def verdict_text(records: Sequence[Record]) -> str:
     """Describe the scores in one or two sentences, about this problem only, not about the methods in general."""
     answered = [record for record in records if record["error"] is None and not record["cancelled"]]
-    sentences = [_scores_text(answered)] if answered else []
+    messages = [_scores_text(answered)] if answered else []
     stopped = sum(record["cancelled"] for record in records)
     failed = sum(record["error"] is not None for record in records)
     if failed:
-        sentences.append(
+        messages.append(
             f"{_count_noun(failed, 'method')} gave no answer; {'its' if failed == 1 else 'each'} column says why."
         )
     if stopped:
         was = "was stopped before its end and is" if stopped == 1 else "were stopped before their end and are"
-        sentences.append(f"{_count_noun(stopped, 'answer')} {was} not scored.")
-    return " ".join(sentences)
+        messages.append(f"{_count_noun(stopped, 'answer')} {was} not scored.")
+    return " ".join(messages)
 
 
 def _scores_text(records: Sequence[Record]) -> str:

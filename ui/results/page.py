@@ -115,9 +115,9 @@ def export_runs(runs: Sequence[tuple[str, Run]], kind: str, number: int) -> dict
     }
     content = make[kind]([run for _, run in runs])
     data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
-    stem = "-".join(run.path.name.removesuffix(".gz").removesuffix(".jsonl") for _, run in runs)[:_MAX_NAME_LENGTH]
+    prefix = "-".join(run.path.name.removesuffix(".gz").removesuffix(".jsonl") for _, run in runs)[:_MAX_NAME_LENGTH]
     return {
-        "name": f"{stem}.{kind}",
+        "name": f"{prefix}.{kind}",
         "type": _MEDIA_TYPES.get(kind, "application/gzip"),
         "base64": base64.b64encode(data).decode("ascii"),
         "number": number,

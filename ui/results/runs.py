@@ -114,8 +114,8 @@ def _file_size(path: Path) -> int:
 
 def _cache_key(path: Path) -> tuple[object, ...]:
     """Return a key that changes with the file of the run or of its scores."""
-    stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    files = (path, *(path.with_name(stem + suffix) for suffix in SCORE_SUFFIXES))
+    prefix = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    files = (path, *(path.with_name(prefix + suffix) for suffix in SCORE_SUFFIXES))
     states = (file.stat() for file in files if file.is_file())
     return (path, *((state.st_mtime_ns, state.st_size, state.st_ino) for state in states))
 

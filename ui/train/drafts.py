@@ -141,8 +141,8 @@ def safe_file_name(name: str) -> str:
     base = PurePosixPath(name.replace("\\", "/")).name
     clean = re.sub(r"[^\w.-]+", "_", base, flags=re.ASCII).lstrip(".-")
     ending = PurePosixPath(clean).suffix
-    stem = clean.removesuffix(ending)[: _MAX_NAME_LENGTH - len(ending)]
-    return f"{stem or 'upload'}{ending}" if len(ending) < _MAX_NAME_LENGTH else "upload"
+    prefix = clean.removesuffix(ending)[: _MAX_NAME_LENGTH - len(ending)]
+    return f"{prefix or 'upload'}{ending}" if len(ending) < _MAX_NAME_LENGTH else "upload"
 
 
 def check_dataset_name(name: str) -> str:

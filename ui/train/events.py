@@ -110,16 +110,16 @@ def suggest_adapter_name(technique: str, rows: str) -> str:
     """Return an adapter name such as 'lora-my-pairs' for LoRA on my_pairs.csv or someone/my-pairs."""
     kind = technique.split("-", maxsplit=1)[0] or "lora"
     last = re.split(r"[@:]", rows)[0].rsplit("/", 1)[-1]
-    stem = re.sub(r"\.(jsonl?|ndjson|[ct]sv|parquet)$", "", last.casefold())
-    slug = re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:40].strip("-")
+    prefix = re.sub(r"\.(jsonl?|ndjson|[ct]sv|parquet)$", "", last.casefold())
+    slug = re.sub(r"[^a-z0-9]+", "-", prefix).strip("-")[:40].strip("-")
     return f"{kind}-{slug or 'mine'}"
 
 
 def find_unused_name(name: str, home: Path, jobs: Iterable[Job]) -> str:
     """Return `name`, or `name` with a number, that no adapter and no job has yet."""
-    others, stem = list(jobs), re.sub(r"-\d+$", "", name)[:58]
+    others, prefix = list(jobs), re.sub(r"-\d+$", "", name)[:58]
     for number in range(1, _MAX_NAME_ATTEMPTS):
-        candidate = name if number == 1 else f"{stem}-{number}"
+        candidate = name if number == 1 else f"{prefix}-{number}"
         try:
             check_name(candidate, home, others)
         except PromptOrTuneError:

@@ -71,7 +71,7 @@ def test_simulated_strengths_are_recovered() -> None:
     for rating in found.ratings:
         assert rating.interval is not None
         assert rating.interval.value == pytest.approx(true[rating.player], abs=30)
-    assert [rating.rank_range for rating in found.ratings] == [(place, place) for place in range(1, 5)]
+    assert [rating.rank_range for rating in found.ratings] == [(index, index) for index in range(1, 5)]
 
 
 @pytest.mark.parametrize(("gap", "votes", "people"), [(0, 60, 60), (300, 60, 60), (100, 60, 6)])

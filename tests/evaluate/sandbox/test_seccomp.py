@@ -118,8 +118,8 @@ def test_x32_numbers_are_denied() -> None:
 
 @pytest.mark.parametrize("machine", SYSCALL_MACHINES)
 def test_the_pid_replaces_the_placeholder_only(machine: str) -> None:
-    places = [each for each in chunks(build_filter(machine)) if struct.pack("<I", PID_PLACEHOLDER) in each]
-    assert [struct.unpack("<HBBI", each)[0] for each in places] == [0x15, 0x15]
+    locations = [each for each in chunks(build_filter(machine)) if struct.pack("<I", PID_PLACEHOLDER) in each]
+    assert [struct.unpack("<HBBI", each)[0] for each in locations] == [0x15, 0x15]
     assert struct.pack("<I", PID_PLACEHOLDER) not in set_filter_pid(build_filter(machine), PID)
 
 

@@ -87,9 +87,9 @@ def test_broken_stream_keeps_partial_text_and_reports_it(serve: Any, connect: An
     batch.add(0, Row("bad", PLAIN), GREEDY)
     batch.add(1, Row("good", PLAIN), GREEDY)
     ends, _ = finish(batch)
-    sentence = one_sentence(ends[0].error or "")
-    assert expected in sentence
-    assert sentence.endswith("the text received before is kept as a partial answer.")
+    message = one_sentence(ends[0].error or "")
+    assert expected in message
+    assert message.endswith("the text received before is kept as a partial answer.")
     assert ends[0].candidates[0].text.startswith("half")
     assert ends[1].error is None
     assert ends[1].candidates[0].code == "x"
@@ -169,7 +169,7 @@ def test_split_characters_are_joined(serve: Any, connect: Any) -> None:
     raw = whole.encode().replace(b"\\u00f6", "ö".encode()).replace(b"\\u00df", "ß".encode())
 
     def bytewise(body: dict[str, Any]) -> Any:
-        yield from (raw.replace(b"\n", b"\r\n")[place : place + 1] for place in range(len(raw) + 2))
+        yield from (raw.replace(b"\n", b"\r\n")[index : index + 1] for index in range(len(raw) + 2))
 
     end = answer(connect(serve(StandIn(bytewise, VLLM_MODELS)).url), style=STYLES["plain"])
     assert end.candidates[0].code == "größe = '→'"

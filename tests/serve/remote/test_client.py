@@ -70,7 +70,7 @@ def test_invalid_model_list_gives_one_message(serve: Any, connect: Any, page: Re
     one_sentence(str(caught.value))
 
 
-def test_key_is_sent_to_the_server_only_and_never_shown(serve: Any, connect: Any) -> None:
+def test_key_is_sent_to_the_server_only_and_never_displayed(serve: Any, connect: Any) -> None:
     other = serve(StandIn(saying("stolen"), VLLM_MODELS))
     standin = StandIn(saying("a"), VLLM_MODELS)
 
@@ -140,14 +140,14 @@ def test_busy_server_is_retried_then_reported(serve: Any, connect: Any) -> None:
     assert times[1] - times[0] >= 1
     end = answer(backend, prompt="never")
     assert one_sentence(end.error or "") == f"The server at {standin.host} is busy, about 90 s (full)."
-    fault = ServerClient(standin.url).status_error(429, {"retry-after": "7"}, None)
-    assert isinstance(fault, BusyError)
-    assert fault.seconds == 7
+    error = ServerClient(standin.url).status_error(429, {"retry-after": "7"}, None)
+    assert isinstance(error, BusyError)
+    assert error.seconds == 7
 
 
 def test_loading_server_is_awaited(serve: Any, connect: Any) -> None:
     standin = StandIn(saying("x"), VLLM_MODELS)
-    said: list[str] = []
+    output: list[str] = []
 
     def loading(body: dict[str, Any]) -> Reply:
         pages = sum(path == "/v1/models" for path, _, _ in standin.asked)
@@ -156,8 +156,8 @@ def test_loading_server_is_awaited(serve: Any, connect: Any) -> None:
 
     standin.pages["/v1/models"] = loading
     serve(standin)
-    assert connect(standin.url, report=said.append).base.id == "owner/base"
-    assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in said
+    assert connect(standin.url, report=output.append).base.id == "owner/base"
+    assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in output
     standin.asked.clear()
     with pytest.raises(BusyError, match="the model is loading"):
         connect(standin.url, timeouts=Timeouts(startup=0.5))

@@ -71,8 +71,8 @@ def test_the_study_takes_the_same_options() -> None:
 
 def test_forty_callers_get_their_own_answers(serve: Any) -> None:
     def echo(body: dict[str, Any]) -> Any:
-        said = re.findall(r"number (\d+)", body["prompt"])[-1]
-        for piece in ("x", " = ", said, " "):
+        output = re.findall(r"number (\d+)", body["prompt"])[-1]
+        for piece in ("x", " = ", output, " "):
             time.sleep(0.005)
             yield chunk(piece)
         yield chunk("", 0, "stop")
@@ -92,17 +92,17 @@ def test_forty_callers_get_their_own_answers(serve: Any) -> None:
 
     try:
         with ThreadPoolExecutor(40) as callers:
-            said = list(callers.map(ask, range(120)))
+            output = list(callers.map(ask, range(120)))
     finally:
         engine.close()
-    for number, answer in enumerate(said):
+    for number, answer in enumerate(output):
         assert answer in (f"x = {number}", "gone" if number % 5 == 0 else "")
 
 
 def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
     standin = serve(StandIn(saying("s[::-1]", logprob=-0.5), VLLM_MODELS))
-    said: list[str] = []
-    engine = build_engine(ModelOptions(remote=RemoteOptions(standin.url)), said.append)
+    output: list[str] = []
+    engine = build_engine(ModelOptions(remote=RemoteOptions(standin.url)), output.append)
     try:
         request = Request(Problem("typed", "reverse the string `s`"), parse_method("icl-2", ()))
         (answer,) = engine.answer([request], SamplingParams(max_new_tokens=16))
@@ -111,6 +111,6 @@ def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
         assert len(answer.examples) == 2
         assert (engine.base.id, engine.base.device) == ("owner/base", f"vLLM at {standin.host}")
         assert answer.prompt == standin.bodies()[-1]["prompt"]
-        assert any("Prompts are plain ones" in line for line in said)
+        assert any("Prompts are plain ones" in line for line in output)
     finally:
         engine.close()

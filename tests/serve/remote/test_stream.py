@@ -46,8 +46,14 @@ def test_row_streams_and_ends(serve: Any, connect: Any) -> None:
     batch.add(7, Row("### Instruction:\nadd", PLAIN), GREEDY)
     assert len(batch) == 1
     ends, grown = finish(batch)
-    (said,) = ends[7].candidates
-    assert (said.text, said.code, said.tokens, said.finish, said.logprob) == ("x = 1", "x = 1", 3, "stop", -0.75)
+    (output,) = ends[7].candidates
+    assert (output.text, output.code, output.tokens, output.finish, output.logprob) == (
+        "x = 1",
+        "x = 1",
+        3,
+        "stop",
+        -0.75,
+    )
     assert [part.text for part in grown][-1] in ("x", "x = ", "x = 1")
     assert {part.index for part in grown} == {7}
     assert ends[7].error is None
@@ -127,7 +133,7 @@ def test_unknown_server_gets_one_call_per_sample(serve: Any, connect: Any) -> No
     assert all(body["n"] == 1 for body in standin.bodies())
 
 
-def test_beam_search_is_refused_in_one_sentence(serve: Any, connect: Any) -> None:
+def test_beam_search_is_refused_in_one_message(serve: Any, connect: Any) -> None:
     batch = connect(serve(StandIn(saying("a"), VLLM_MODELS)).url).open_batch("beam")
     with pytest.raises(PromptOrTuneError, match="has no beam search: choose sampling"):
         batch.add(0, Row("p", PLAIN), SamplingParams("beam", candidates=4))

@@ -131,10 +131,10 @@ def test_forked_process_gives_the_same_answers(
         for event in local_backend.generate(rows, decoding, threading.Event())
         if isinstance(event, RowOutput)
     }
-    for place, answer in enumerate(outputs):
+    for index, answer in enumerate(outputs):
         assert answer.error is None
-        assert answer.candidates == expected[place].candidates
-        assert answer.samples == expected[place].samples
+        assert answer.candidates == expected[index].candidates
+        assert answer.samples == expected[index].samples
     assert len({answer.text for answer in outputs}) >= 3, (
         "the adapters change nothing, so this test would prove nothing"
     )
@@ -253,7 +253,7 @@ def test_gpu_process_error_gives_one_message(
 
 def test_many_rows_are_split_into_calls(engine: ZeroGpuEngine, spaces: Spaces) -> None:
     outputs = engine.answer(
-        [request("zero-shot", f"do {place}") for place in range(33)], SamplingParams(max_new_tokens=2)
+        [request("zero-shot", f"do {index}") for index in range(33)], SamplingParams(max_new_tokens=2)
     )
     assert [answer.index for answer in outputs] == list(range(33))
     assert [answer.error for answer in outputs] == [None] * 33

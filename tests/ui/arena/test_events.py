@@ -117,8 +117,8 @@ def test_voted_problem_is_not_sampled_again_for_the_pair(runner: MatchRunner) ->
 
 def test_texts_are_escaped(runner: MatchRunner) -> None:
     match = answered_match(runner, question=EVIL, methods=("lora-evil", "zero-shot"))
-    for shown_match in (match, record_vote(runner.votes, ANNA.id, match, "tie")):
-        view = match_view(shown_match)
+    for displayed_match in (match, record_vote(runner.votes, ANNA.id, match, "tie")):
+        view = match_view(displayed_match)
         html = view["head"] + "".join(card["head"] + card["code"] + card["details"] for card in view["cards"])
         assert "<img" not in html
         assert "&lt;img" in html

@@ -29,7 +29,7 @@ def runner(tmp_path: Path) -> MatchRunner:
     return make_runner(tmp_path)
 
 
-def test_both_answers_are_shown_together(runner: MatchRunner) -> None:
+def test_both_answers_are_displayed_together(runner: MatchRunner) -> None:
     steps = list(next_match(runner))
     assert [bool(step.match and step.match.records) for step in steps] == [False] * (len(steps) - 1) + [True]
     match = steps[-1].match

@@ -112,7 +112,7 @@ def test_draft_of_another_visitor_cannot_be_started(handlers: TrainFormHandlers,
     assert NO_ROWS in handlers.start(request(BOB), *form_fields(adapter_name="x"))[handlers.form.start_note]
 
 
-def test_start_errors_are_shown_at_their_fields(handlers: TrainFormHandlers, tmp_path: Path) -> None:
+def test_start_errors_are_displayed_at_their_fields(handlers: TrainFormHandlers, tmp_path: Path) -> None:
     upload_rows(handlers, tmp_path)
     handlers.start(request(), *form_fields(adapter_name="lora-mine"))
     again = handlers.start(request(), *form_fields(adapter_name="lora-mine"))

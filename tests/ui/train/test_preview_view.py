@@ -77,7 +77,7 @@ def test_texts_are_escaped() -> None:
         assert "&lt;script&gt;" in html
 
 
-def test_labels_are_marked_and_invisible_characters_shown() -> None:
+def test_labels_are_marked_and_invisible_characters_displayed() -> None:
     html = preview_view.examples_html(PREFLIGHT)
     assert html.count("<mark>") == 2  # the legend's own, and the example's
     assert '<mark><span class="visually-hidden">learned: </span>' in html

@@ -161,7 +161,7 @@ def test_status_is_escaped() -> None:
     assert status_html(PublishProgress("done", "Published.", (), "javascript:alert(1)")) == "<p>Published.</p>"
 
 
-def test_log_is_shown_only_after_the_end() -> None:
+def test_log_is_displayed_only_after_the_end() -> None:
     assert "<details>" not in status_html(PublishProgress("running", "Uploading ...", ("Uploading ...",)))
     assert "<details>" in status_html(PublishProgress("failed", "No.", ("train: No.",)))
     assert status_html(None) == ""

@@ -83,16 +83,16 @@ def test_settings_are_filtered_by_technique() -> None:
         ({"validation_split": "2"}, "validation_split", "'Share held out' must be above 0 and below 1"),
     ],
 )
-def test_setting_error_is_shown_at_its_field(values: dict[str, str], name: str, message: str) -> None:
+def test_setting_error_is_displayed_at_its_field(values: dict[str, str], name: str, message: str) -> None:
     draft = Draft("starter", technique="lora", settings={"adapter_name": "mine", **values})
     with pytest.raises(PromptOrTuneError) as error:
         resolve_settings(train_config_fields(draft, SERVING), SERVING, None)
-    located, shown = locate_error(str(error.value))
+    located, displayed = locate_error(str(error.value))
     assert located == name
-    assert shown.startswith(message)
-    marked = dict(zip((setting.name for setting in ALL_SETTINGS), error_updates(located, shown), strict=True))
+    assert displayed.startswith(message)
+    marked = dict(zip((setting.name for setting in ALL_SETTINGS), error_updates(located, displayed), strict=True))
     assert [other for other, update in marked.items() if update["elem_classes"] == ["wrong"]] == [name]
-    assert marked[name]["info"] == shown
+    assert marked[name]["info"] == displayed
     assert marked["seed"]["info"] == "The same seed and rows give the same adapter."
 
 

@@ -85,7 +85,7 @@ def test_prices_are_requested_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) ->
     assert "<strong>$6.00 at most</strong>" in hardware_html("a10g-small", prices.cached())
 
 
-def test_unknown_price_is_not_shown() -> None:
+def test_unknown_price_is_not_displayed() -> None:
     assert "$" not in hardware_html("a10g-small", HardwarePrices().cached())
     assert "6 hours at the latest" in hardware_html("a10g-small", HardwarePrices().cached())
 

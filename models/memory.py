@@ -44,7 +44,7 @@ class PeakMemory:
             import torch
 
             return int(torch.cuda.max_memory_allocated(self._device))
-        return _peak_resident() if self._is_supported else 0
+        return _peak_rss() if self._is_supported else 0
 
 
 def trim_malloc() -> None:
@@ -53,7 +53,7 @@ def trim_malloc() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _peak_resident() -> int:
+def _peak_rss() -> int:
     try:
         match = re.search(r"^VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
     except OSError:

@@ -39,7 +39,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
     )
 
 
-def sentence_of(done: subprocess.CompletedProcess[str]) -> str:
+def message_of(done: subprocess.CompletedProcess[str]) -> str:
     """The one line that a failed start leaves on stderr."""
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -84,7 +84,7 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
         expected = (
             f"Port {port} is in use: stop the other program or choose another with --port N (`make demo PORT=N`)."
         )
-        assert sentence_of(start("--port", str(port))) == expected
+        assert message_of(start("--port", str(port))) == expected
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
@@ -118,7 +118,7 @@ def test_progress_is_thinned_out_where_there_is_no_terminal(capsys: pytest.Captu
 
 def test_a_hub_that_refuses_is_one_message(tmp_path: Path) -> None:
     done = start("--base", "owner/no-such", HF_ENDPOINT=f"http://127.0.0.1:{free_port()}", HF_HOME=str(tmp_path))
-    assert "The Hub could not be reached for 'owner/no-such'" in sentence_of(done)
+    assert "The Hub could not be reached for 'owner/no-such'" in message_of(done)
 
 
 def test_a_hub_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
@@ -128,12 +128,12 @@ def test_a_hub_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
         began = time.monotonic()
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         done = start("--base", "owner/no-such", HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path))
-        assert "The Hub could not be reached for 'owner/no-such'" in sentence_of(done)
+        assert "The Hub could not be reached for 'owner/no-such'" in message_of(done)
         assert time.monotonic() - began < 40
 
 
 def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
-    assert "holds no model: it has no config.json" in sentence_of(start("--base", str(tmp_path)))
+    assert "holds no model: it has no config.json" in message_of(start("--base", str(tmp_path)))
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.model
 def test_a_full_disk_is_one_message_with_the_folder(tiny_disk: Path) -> None:
     done = start("--base", "embedded", PROMPT_OR_TUNE_HOME=str(tiny_disk))
-    assert re.search(rf"{re.escape(str(tiny_disk))}.* MB free and .* PROMPT_OR_TUNE_HOME", sentence_of(done))
+    assert re.search(rf"{re.escape(str(tiny_disk))}.* MB free and .* PROMPT_OR_TUNE_HOME", message_of(done))
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True), AfterValidator(_check_unicode)]
 Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 # fail_fast: a body of 1 MB has room for hundreds of thousands of wrong entries, and only the first error is reported.
-Stops = Annotated[
+StopStrings = Annotated[
     list[Text],
     Field(max_length=MAX_STOPS, fail_fast=True),
     BeforeValidator(_to_list),
@@ -252,7 +252,7 @@ class OpenAIRequest(_RequestModel):
     temperature: Number | None = Field(None, ge=0.0, le=2.0)
     top_p: Number | None = Field(None, ge=0.0, le=1.0)
     seed: WholeNumber | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    stop: Stops = []
+    stop: StopStrings = []
     stream: Flag = False
     stream_options: StreamOptions | None = None
     presence_penalty: Any = None

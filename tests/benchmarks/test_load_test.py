@@ -13,18 +13,18 @@ from benchmarks.report import render_load_test_page
 REQUESTS = [LoadRequest("reverse", ("zero-shot",)), LoadRequest("sort", ("lora-starter",))]
 
 
-def record(place: int, **changes: Any) -> dict[str, Any]:
-    """The record of an answer to the request at `place`."""
-    request = REQUESTS[place]
+def record(index: int, **changes: Any) -> dict[str, Any]:
+    """The record of an answer to the request at `index`."""
+    request = REQUESTS[index]
     (method,) = request.methods
     values: dict[str, Any] = {
-        "method": method, "intent": request.intent, "adapter": None if place == 0 else method, "prompt": request.intent,
-        "examples": [], "prompt_tokens": 3, "error": None, "reference": None, "text": f"text {place}", "tokens": 2,
+        "method": method, "intent": request.intent, "adapter": None if index == 0 else method, "prompt": request.intent,
+        "examples": [], "prompt_tokens": 3, "error": None, "reference": None, "text": f"text {index}", "tokens": 2,
     }  # fmt: skip
     return {**values, **changes}
 
 
-ALONE = [LoadResponse(1.0, 0.5, records=[record(place)]) for place in range(2)]
+ALONE = [LoadResponse(1.0, 0.5, records=[record(index)]) for index in range(2)]
 
 
 def counted(*asked: tuple[int, LoadResponse]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def points(page: ComparePage, series: str) -> int:
     return len((found[0].get_attribute("points") or "").split()) if found else 0
 
 
-def shown_buttons(page: ComparePage) -> set[str]:
+def visible_buttons(page: ComparePage) -> set[str]:
     return {button.text for button in page.all("#train-job-actions button") if button.is_displayed()}
 
 
@@ -165,7 +165,7 @@ def test_cancel_resume_and_finish_buttons(page: ComparePage, service: JobService
     assert service.get_job(job.id).state == "stopping"
     on_disk.stop(service, job.id, 36)
     until(lambda: "goes on from step 36 of 120" in line(page))
-    assert shown_buttons(page) == {"Resume", "Make the adapter of the best checkpoint", "Delete"}
+    assert visible_buttons(page) == {"Resume", "Make the adapter of the best checkpoint", "Delete"}
     page.screenshot("train-stopped")
     press(page, "train-job-again")
     until(lambda: "it is next" in line(page))

@@ -59,7 +59,7 @@ def execute(
     return steps
 
 
-def told(path: Path) -> list[dict[str, Any]]:
+def read_results(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a file without peak memory, which differs between processes."""
     records, _ = read_records(path)
     for record in records:
@@ -122,7 +122,7 @@ def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: 
         execute(broken, FakeEngine(interrupt_at=stop))
     second = FakeEngine()
     execute(broken, second)
-    assert told(broken) == told(whole)
+    assert read_results(broken) == read_results(whole)
     assert scores_path(broken).read_bytes() == scores_path(whole).read_bytes()
     assert len(second.calls) == 12 - stop  # no batch was run twice
 
@@ -130,12 +130,12 @@ def test_a_run_that_was_interrupted_and_resumed_ends_in_the_same_file(tmp_path: 
 def test_an_incomplete_batch_keeps_its_results_and_is_completed(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine(), names=["zero-shot"])
-    whole, lines = told(path), path.read_bytes().splitlines(keepends=True)
+    whole, lines = read_results(path), path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-2]) + lines[-2][:-7])  # the last batch has one problem, the one before two
     engine = FakeEngine()
     assert execute(path, engine, names=["zero-shot"]) == ["1 zero-shot", "1 zero-shot"]
     assert [[request.problem.id for request in call] for call in engine.calls] == [["p4", "p5"], ["p6"]]
-    assert told(path) == whole
+    assert read_results(path) == whole
 
 
 def test_a_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None:

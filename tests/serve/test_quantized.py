@@ -26,27 +26,27 @@ def backend(request: pytest.FixtureRequest, home: Path) -> LocalBackend:
     return LocalBackend(load_base("embedded", request.param, "cpu", lambda _: None))
 
 
-def _said(backend: LocalBackend, rows: list[Row]) -> list[tuple[str, float]]:
+def _answers(backend: LocalBackend, rows: list[Row]) -> list[tuple[str, float]]:
     events = list(backend.generate(rows, SamplingParams(max_new_tokens=16), Event()))
     finished = sorted((event for event in events if isinstance(event, RowOutput)), key=lambda event: event.index)
     return [(event.candidates[0].text, event.candidates[0].logprob) for event in finished]
 
 
 def test_base_is_unchanged_bit_for_bit_after_an_adapter(backend: LocalBackend) -> None:
-    first = _said(backend, ROWS)
+    first = _answers(backend, ROWS)
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     folder = Store(fingerprints=fingerprints).open("lora-starter", backend.base)
     backend.load_adapter(folder)
-    mixed = _said(backend, [*ROWS, Row(ROWS[0].prompt, PLAIN, "lora-starter")])
+    mixed = _answers(backend, [*ROWS, Row(ROWS[0].prompt, PLAIN, "lora-starter")])
     assert mixed[2][0] != mixed[0][0], "the adapter changes nothing, so this test would prove nothing"
-    assert _said(backend, ROWS) == first
+    assert _answers(backend, ROWS) == first
     backend.load_adapter(folder)
     backend.unload_adapter("lora-starter")
-    assert _said(backend, ROWS) == first
+    assert _answers(backend, ROWS) == first
 
 
 def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = _said(backend, ROWS)
+    first = _answers(backend, ROWS)
     fingerprints = {name: style.fingerprint for name, style in STYLES.items()}
     backend.load_adapter(Store(fingerprints=fingerprints).open("lora-starter", backend.base))
     real: Any = torch.nn.functional.silu
@@ -61,15 +61,15 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "silu", breaks)
         with pytest.raises(RuntimeError, match="out of memory"):
-            _said(backend, [Row(ROWS[0].prompt, PLAIN, "lora-starter"), *ROWS])
-    assert _said(backend, ROWS) == first
+            _answers(backend, [Row(ROWS[0].prompt, PLAIN, "lora-starter"), *ROWS])
+    assert _answers(backend, ROWS) == first
 
 
 def test_state_dict_of_a_serving_base_raises(backend: LocalBackend) -> None:
-    first = _said(backend, ROWS)
+    first = _answers(backend, ROWS)
     if backend.base.quantization == "nf4":
         with pytest.raises(RuntimeError, match="state_dict"):
             backend._model.state_dict()
     else:
         backend._model.state_dict()  # harmless to int8, so it is not refused
-    assert _said(backend, ROWS) == first
+    assert _answers(backend, ROWS) == first

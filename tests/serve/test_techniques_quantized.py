@@ -63,7 +63,7 @@ def test_base_is_unchanged_bit_for_bit_after_each_technique(quantized: Quantized
         assert quantized.generate(ROWS) == quantized.first, f"after {name} came"
         mixed = quantized.generate([*ROWS, *(Row(row.prompt, PLAIN, name) for row in ROWS)])
         assert mixed[: len(ROWS)] != mixed[len(ROWS) :], f"{name} changes nothing, so this test would prove nothing"
-        assert quantized.generate(ROWS) == quantized.first, f"after {name} was worn"
+        assert quantized.generate(ROWS) == quantized.first, f"after {name} was applied"
         quantized.backend.unload_adapter(name)
         assert quantized.generate(ROWS) == quantized.first, f"after {name} went"
 

@@ -292,7 +292,7 @@ def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
             folder = catalog.folder(str(name))
             manifest = next((state.manifest for state in catalog.states() if state.name == name), None)
         except PromptOrTuneError as error:
-            return {"fault": str(error)}
+            return {"error": str(error)}
         return details_value(folder, manifest)
 
     template = (

@@ -102,7 +102,7 @@ function confirmDelete(card, row, value) {
 }
 
 function renderDetails(container, details) {
-  if (details.fault) { container.replaceChildren(node("p", "error-message", details.fault)); return; }
+  if (details.error) { container.replaceChildren(node("p", "error-message", details.error)); return; }
   const parts = [];
   if (details.facts.length) parts.push(pairs("identity", details.facts));
   // One table per data set that the scores were measured on: numbers of two data sets cannot be compared.

@@ -274,7 +274,7 @@ def _searchable_text(row: ProblemRow) -> str:
 
 
 def _method_columns(name: str, run: Run, *, several: bool) -> list[MethodColumn]:
-    end = f" ({_run_stem(name)})" if several else ""
+    end = f" ({_run_file_name(name)})" if several else ""
     return [
         MethodColumn(f"{name}|{method}", method_label(method) + end, method, run)
         for method in run.methods
@@ -282,7 +282,7 @@ def _method_columns(name: str, run: Run, *, several: bool) -> list[MethodColumn]
     ]
 
 
-def _run_stem(name: str) -> str:
+def _run_file_name(name: str) -> str:
     return name.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".jsonl")
 
 

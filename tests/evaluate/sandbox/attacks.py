@@ -371,7 +371,7 @@ sys.exit(Zero(5))
     ),
     Attack(
         "error that looks like an exit",
-        "class Fault(Exception):\n    code = 0\n    __class__ = SystemExit\nraise Fault()",
+        "class Oops(Exception):\n    code = 0\n    __class__ = SystemExit\nraise Oops()",
         ("error",),
     ),
     Attack(

@@ -12,7 +12,7 @@ from serve.backends.remote.stream import Timeouts
 from serve.types import Row, SamplingParams
 from tasks.prompt import STYLES
 from tests.serve.remote.standin import DONE, VLLM_MODELS, StandIn, chunk, event, saying
-from tests.serve.remote.test_client import one_sentence
+from tests.serve.remote.test_client import one_message
 from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
 
@@ -27,7 +27,7 @@ def test_lost_connection_is_retried_once(serve: Any, connect: Any) -> None:
     standin.drops = 1
     assert answer(backend).candidates[0].code == "x"
     standin.drops = 2
-    assert "broke off (RemoteProtocolError)" in one_sentence(answer(backend).error or "")
+    assert "broke off (RemoteProtocolError)" in one_message(answer(backend).error or "")
     assert standin.drops == 0
 
 
@@ -87,7 +87,7 @@ def test_broken_stream_keeps_partial_text_and_reports_it(serve: Any, connect: An
     batch.add(0, Row("bad", PLAIN), GREEDY)
     batch.add(1, Row("good", PLAIN), GREEDY)
     ends, _ = finish(batch)
-    message = one_sentence(ends[0].error or "")
+    message = one_message(ends[0].error or "")
     assert expected in message
     assert message.endswith("the text received before is kept as a partial answer.")
     assert ends[0].candidates[0].text.startswith("half")
@@ -104,7 +104,7 @@ def test_server_without_first_token_times_out(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(never, VLLM_MODELS))
     began = time.monotonic()
     end = answer(connect(standin.url, timeouts=Timeouts(first_token=0.3)))
-    assert "was silent for too long" in one_sentence(end.error or "")
+    assert "was silent for too long" in one_message(end.error or "")
     assert end.candidates == ()
     assert time.monotonic() - began < 3
 
@@ -161,7 +161,7 @@ def test_invalid_choices_are_skipped(serve: Any, connect: Any, choices: Any) -> 
 
 def test_server_that_does_not_stream_gives_an_error(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("a"), VLLM_MODELS, content_type="application/json"))
-    assert "does not stream" in one_sentence(answer(connect(standin.url)).error or "")
+    assert "does not stream" in one_message(answer(connect(standin.url)).error or "")
 
 
 def test_split_characters_are_joined(serve: Any, connect: Any) -> None:

@@ -18,7 +18,7 @@ from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 KEY = "sk-very-secret-0123456789"
 
 
-def one_sentence(text: str) -> str:
+def one_message(text: str) -> str:
     assert text.endswith(".")
     assert "\n" not in text
     assert "Traceback" not in text
@@ -47,7 +47,7 @@ def test_unreachable_server_gives_one_message(connect: Any) -> None:
 def test_invalid_address_gives_an_error(url: str, expected: str) -> None:
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         ServerClient(url)
-    one_sentence(str(caught.value))
+    one_message(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_invalid_model_list_gives_one_message(serve: Any, connect: Any, page: Re
     standin = serve(StandIn(saying("a"), pages={"/v1/models": page}))
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         connect(standin.url, api_key=KEY)
-    one_sentence(str(caught.value))
+    one_message(str(caught.value))
 
 
 def test_key_is_sent_to_the_server_only_and_never_displayed(serve: Any, connect: Any) -> None:
@@ -81,7 +81,7 @@ def test_key_is_sent_to_the_server_only_and_never_displayed(serve: Any, connect:
     standin.pages["/v1/completions"] = elsewhere  # type: ignore[assignment]
     backend = connect(serve(standin).url, api_key=KEY)
     end = answer(backend)
-    assert "redirects" in one_sentence(end.error or "")
+    assert "redirects" in one_message(end.error or "")
     assert not other.asked
     assert all(headers["authorization"] == f"Bearer {KEY}" for _, _, headers in standin.asked)
     assert KEY not in repr(backend._client)
@@ -90,7 +90,7 @@ def test_key_is_sent_to_the_server_only_and_never_displayed(serve: Any, connect:
 def test_invalid_key_is_refused_without_showing_it() -> None:
     with pytest.raises(PromptOrTuneError, match="characters that no header allows") as caught:
         ServerClient("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
-    one_sentence(str(caught.value))
+    one_message(str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_refused_row_has_an_error_and_others_continue(serve: Any, connect: Any, 
     for key, prompt in enumerate(("good", "bad", "good")):
         batch.add(key, Row(prompt, PLAIN), GREEDY)
     ends, _ = finish(batch)
-    assert re.search(expected, one_sentence(ends[1].error or ""))
+    assert re.search(expected, one_message(ends[1].error or ""))
     assert ends[1].candidates == ()
     assert [ends[key].candidates[0].code for key in (0, 2)] == ["x", "x"]
 
@@ -139,7 +139,7 @@ def test_busy_server_is_retried_then_reported(serve: Any, connect: Any) -> None:
     assert answer(backend).candidates[0].code == "x"
     assert times[1] - times[0] >= 1
     end = answer(backend, prompt="never")
-    assert one_sentence(end.error or "") == f"The server at {standin.host} is busy, about 90 s (full)."
+    assert one_message(end.error or "") == f"The server at {standin.host} is busy, about 90 s (full)."
     error = ServerClient(standin.url).status_error(429, {"retry-after": "7"}, None)
     assert isinstance(error, BusyError)
     assert error.seconds == 7

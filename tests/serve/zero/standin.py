@@ -58,7 +58,7 @@ class Spaces:
                     kind, value = worker.results.get()
                     if kind == "end":
                         return
-                    if kind == "fault":
+                    if kind == "error":
                         raise WorkerError(value)
                     if kind == "gone":
                         raise WorkerError("GPU task aborted")
@@ -119,4 +119,4 @@ class _Worker:
                     return
                 self.results.put(("value", value))
         except Exception as error:  # noqa: BLE001 - as in the real package
-            self.results.put(("fault", type(error).__name__))
+            self.results.put(("error", type(error).__name__))

@@ -40,7 +40,7 @@ from tests.serve.zero.standin import ASKS, Spaces, WorkerError
 
 PLAIN = STYLES["plain"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
-POOL = [Example(f"e{place}", f"intent {place}", f"f({place})") for place in range(4)]
+POOL = [Example(f"e{index}", f"intent {index}", f"f({index})") for index in range(4)]
 DECODING = SamplingParams(max_new_tokens=16)
 
 

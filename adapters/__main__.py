@@ -114,9 +114,9 @@ def _verify(options: argparse.Namespace, roots: Sequence[Path]) -> int:
     folder = find_adapter(options.target, Store(roots))
     print(verify_adapter(folder))
     if options.base:
-        from train.merge import TestTarget, smoke_test_adapter
+        from train.merge import SmokeTestTarget, smoke_test_adapter
 
-        test_target = TestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
+        test_target = SmokeTestTarget(options.base, options.quantization, options.device, options.trust_remote_code)
         print(smoke_test_adapter(folder, test_target, _print_progress))
     return 0
 

@@ -107,7 +107,7 @@ def _render_page(runs: Sequence[Mapping[str, Any]], data: str, command: str) -> 
     return (
         f"# Learning rates and start values on {data}\n\n"
         f"- Base: {first['base']}\n- Prompt style: {first['prompt']}; seed {first['seed']}\n"
-        f"- {MAX_STEPS} steps of batch {BATCH_SIZE}, linear schedule over them; loss on {first['n']} validation rows\n\n"
+        f"- {MAX_STEPS} steps of batch {BATCH_SIZE}, linear schedule; loss on {first['n']} validation rows\n\n"
         f"{text_table(_TABLE_HEADER, cells, markdown=True)}\n\n"
         "Lower is better. So short a run favours high rates: a longer one may want less.\n\n"
         f"Made by:\n\n```sh\n{command}\n```\n"

@@ -70,7 +70,8 @@ def render_engine_page(results: Mapping[str, Any], command: str, file: str) -> s
         + "".join(f"- {note}\n" for note in _notes(results))
         + f"- Medians of {results['runs']} rounds after one that warms up; in a round every side has one turn. "
         f"{results['new_tokens']} greedy tokens an answer on every side; the rule that ends an answer early is off.\n"
-        f"- {results['base']} at {results['revision']}, {results['quantization']}, on {results['device']}, {results['threads']} "
+        f"- {results['base']} at {results['revision']}, {results['quantization']}, on {results['device']}, "
+        f"{results['threads']} "
         f"threads on {results['cores']} cores that had a load of {results['load_before']:g} before; {libraries}, "
         f"Python {results['python']}.\n"
         f"\nAll numbers, with the ratio of every round: [{file}]({file}). What is measured how stands at the top of\n"
@@ -86,7 +87,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
         alone = ", ".join(f"{name} {value:.2f} s" for name, value in found["seconds_alone"].items())
         notes.append(
             f"Six columns: {seconds['cold']:.2f} s in one batch ({seconds['warm']:.2f} s warm), "
-            f"{seconds['peer']:.2f} s in six calls; alone {alone}; prompts of {_join_numbers(found['prompt_tokens'])} tokens."
+            f"{seconds['peer']:.2f} s in six calls; alone {alone}; prompts of "
+            f"{_join_numbers(found['prompt_tokens'])} tokens."
         )
     if found := results.get("llama_cpp"):
         rate = found["tokens_per_second"]
@@ -171,15 +173,18 @@ def render_load_test_page(results: Mapping[str, Any], command: str, file: str) -
     )
     return (
         f"# {results['visitors']} visitors at once\n\n"
-        f"{results['visitors']} programs ask through `/stream` for {results['seconds']:g} seconds, each as a visitor of its "
+        f"{results['visitors']} programs ask through `/stream` for {results['seconds']:g} seconds, each as a visitor "
+        "of its "
         f"own, one question after the other with a short pause. {crashed}\n\n"
         f"{text_table(('', 'measured'), rows, markdown=True)}\n\n"
         "- The time to the first token has the wait in line in it: four runs have the engine at a time, first come, "
         "first served.\n"
         "- On a quantized base the rows beside a row move the last bits of its numbers, and a token of almost equal "
         "probability can change ([engine.md](../engine.md)): such an answer is its own, and not counted as wrong.\n"
-        f"- {results['tokens']:,} tokens. {results['base']}, {results['quantization']}, on {results['device']}; {results['cores']} "
-        f"cores with a load of {results['load_before']:g} before, on which the visitors ran too. Python {results['python']}."
+        f"- {results['tokens']:,} tokens. {results['base']}, {results['quantization']}, on {results['device']}; "
+        f"{results['cores']} "
+        f"cores with a load of {results['load_before']:g} before, on which the visitors ran too. "
+        f"Python {results['python']}."
         f"\n\nAll numbers: [{file}]({file}). What is measured how stands at the top of `benchmarks/load_test.py`.\n\n"
         f"```sh\n{command}\n```\n"
     )

@@ -7,8 +7,8 @@ Prints one JSON line:
 - `sandbox_programs_per_second_per_core` by layer: MBPP's reference solutions, each with a call that is printed, on all
   cores at once, divided by their number; null for a layer that does not work here.
 - `codebleu_ratio`: our pairs per second of CPU time divided by the `codebleu` package's, on CoNaLa's test references,
-  each against answers of `ANSWERS_PER_REFERENCE` methods (itself with a slip, and other references), as a run of several methods is
-  scored; `codebleu_ratio_cold` is the same with nothing remembered from one pair to the next.
+  each against answers of `ANSWERS_PER_REFERENCE` methods (itself with a slip, and other references), as a run of
+  several methods is scored; `codebleu_ratio_cold` is the same with nothing remembered from one pair to the next.
 - `generation_ratio` and what else `python -m benchmarks.generation` says of it.
 
 Runs of both sides alternate, so that a drift of the machine meets both alike; medians are compared.

@@ -47,7 +47,8 @@ _PAPER_ROWS = (
     ("Prompt tuning", "0.02M", 7.92, 20.26, 16.29),
     ("Prefix tuning", "0.4M", 5.34, 12.52, 17.53),
 )
-_TABLE_HEADER = ("technique", "epochs", "trained on", "answers on", "parameters", "peak memory", "train s", "EM@1", "EM@10",
+_TABLE_HEADER = ("technique", "epochs", "trained on", "answers on", "parameters", "peak memory", "train s", "EM@1",
+                 "EM@10",
          "CodeBLEU", "parses")  # fmt: skip
 
 _TABLE_LEGEND = (

@@ -187,7 +187,7 @@ _MIN_LOGPROB_CHANGE = 1e-4
 
 
 @dataclass(frozen=True)
-class TestTarget:
+class SmokeTestTarget:
     """The base of a smoke test, in the form of --base; `quantization` is by default that of training."""
 
     base: str
@@ -196,7 +196,7 @@ class TestTarget:
     trust_remote_code: bool = False
 
 
-def smoke_test_adapter(folder: AdapterFolder, target: TestTarget, report: ProgressFn) -> str:
+def smoke_test_adapter(folder: AdapterFolder, target: SmokeTestTarget, report: ProgressFn) -> str:
     """Answer two prompts without and with the adapter, and return both answers as text.
 
     Raises AdapterError when the adapter does not fit the base, gives log-probabilities that are not finite, or changes

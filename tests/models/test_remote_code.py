@@ -20,7 +20,7 @@ from models.loader import LoadedBase, load_base
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.own_code import make_own_code_base
 from tests.serve.tiny import make_adapter, make_base
-from train.merge import TestTarget, smoke_test_adapter
+from train.merge import SmokeTestTarget, smoke_test_adapter
 from train.techniques import attention_target_modules, ia3_target_modules, paper_lora_target_modules
 
 
@@ -108,7 +108,7 @@ def test_an_adapter_is_served_on_it(tmp_path: Path, own: Path, quantization: str
     config = LoraConfig(r=8, target_modules=attention_target_modules(loaded.identity), init_lora_weights=False)
     make_adapter(tmp_path / "lora", loaded.identity, loaded.model, config, seed=1)
     folder = Store((tmp_path,)).inspect("lora")
-    location = TestTarget(str(own), quantization, trust_remote_code=True)
+    location = SmokeTestTarget(str(own), quantization, trust_remote_code=True)
     assert "finite, and different from the base alone" in smoke_test_adapter(folder, location, _silent)
 
 

@@ -19,7 +19,7 @@ from adapters.store import AdapterFolder, Store
 from errors import AdapterError, BaseModelError, DiskSpaceError
 from models.loader import load_base
 from tests.serve.tiny import make_adapter, make_base
-from train.merge import TestTarget, merge_adapter, quantization_caveat, smoke_test_adapter
+from train.merge import SmokeTestTarget, merge_adapter, quantization_caveat, smoke_test_adapter
 from train.techniques import attention_target_modules, ia3_target_modules
 
 
@@ -281,7 +281,7 @@ def test_smoke_test_shows_answers_of_base_and_adapter(
     tmp_path: Path, base: Path, config: Any, quantization: str
 ) -> None:
     text = smoke_test_adapter(
-        _smoke_test_adapter(tmp_path / "good", base, config), TestTarget(str(base), quantization), _silent
+        _smoke_test_adapter(tmp_path / "good", base, config), SmokeTestTarget(str(base), quantization), _silent
     )
     assert text.startswith(f"on llama ({'unquantized' if quantization == 'none' else 'NF4'}): finite")
     assert text.count("    without  ") == text.count("    with     ") == 2
@@ -294,7 +294,7 @@ def test_smoke_test_of_an_adapter_without_effect(tmp_path: Path, base: Path) -> 
     )
     _change(folder.path, 0)
     with pytest.raises(AdapterError, match=r"answers exactly as llama does without it: it has learned nothing\.$"):
-        smoke_test_adapter(folder, TestTarget(str(base)), _silent)
+        smoke_test_adapter(folder, SmokeTestTarget(str(base)), _silent)
 
 
 def test_smoke_test_of_an_adapter_that_is_not_finite(tmp_path: Path, base: Path) -> None:
@@ -303,7 +303,7 @@ def test_smoke_test_of_an_adapter_that_is_not_finite(tmp_path: Path, base: Path)
     )
     _change(folder.path, 3e38)
     with pytest.raises(AdapterError, match="gives log-probabilities that are not finite on llama"):
-        smoke_test_adapter(folder, TestTarget(str(base)), _silent)
+        smoke_test_adapter(folder, SmokeTestTarget(str(base)), _silent)
 
 
 def test_the_verify_command_checks_the_base(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,4 +320,4 @@ def test_the_verify_command_checks_the_base(tmp_path: Path, base: Path, capsys: 
     assert "was trained for llama" in capsys.readouterr().err
     shutil.rmtree(other)
     with pytest.raises(BaseModelError):
-        smoke_test_adapter(Store((tmp_path / "store",)).inspect("good"), TestTarget(str(other)), _silent)
+        smoke_test_adapter(Store((tmp_path / "store",)).inspect("good"), SmokeTestTarget(str(other)), _silent)

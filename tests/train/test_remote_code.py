@@ -13,7 +13,7 @@ from adapters.vllm_compat import vllm_checks
 from errors import BaseModelError
 from tests.serve.own_code import make_own_code_base
 from tests.train.runs import tiny_config
-from train.merge import TestTarget, smoke_test_adapter
+from train.merge import SmokeTestTarget, smoke_test_adapter
 from train.run import train
 
 
@@ -49,5 +49,5 @@ def test_with_the_flag_an_adapter_is_trained_and_served(run_folder: Path, techni
         assert sorted(folder.config["target_modules"]) == [*ia3, "out_proj", "qkv_proj"]
     if "lora" in technique:
         assert [rule.reason for rule in vllm_checks(folder) if not rule.passed] == []
-    target = TestTarget(str(run_folder / "base"), device="cpu", trust_remote_code=True)
+    target = SmokeTestTarget(str(run_folder / "base"), device="cpu", trust_remote_code=True)
     assert "finite, and different from the base alone" in smoke_test_adapter(folder, target, _silent)

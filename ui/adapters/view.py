@@ -296,7 +296,8 @@ def adapter_list_component(catalog: AdapterCatalog) -> gr.HTML:
         return details_value(folder, manifest)
 
     template = (
-        '<p class="result-count" role="status" aria-live="polite">Looking for adapters ...</p><ul class="adapter-cards"></ul>'
+        '<p class="result-count" role="status" aria-live="polite">Looking for adapters ...</p>'
+        '<ul class="adapter-cards"></ul>'
         '<div class="pager"></div><div class="models" hidden><h2>Whole models</h2><p class="muted">These are no '
         "adapters: full fine-tuning changed every weight. Serve one in place of the base with its command.</p><ul></ul>"
         "</div>"

@@ -19,6 +19,7 @@ import pytest
 import app
 from common.command import ProgressPrinter, check_port_free
 from errors import PromptOrTuneError
+from tests import messages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,7 +89,7 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=r"Cannot serve on address '192\.0\.2\.1' .*check --host"):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_SERVE_ADDRESS_CHECK_HOST):
         check_port_free("192.0.2.1", free_port())
 
 

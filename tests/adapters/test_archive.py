@@ -36,6 +36,7 @@ from adapters.hub import STEP_CONSISTENT, STEP_NAME
 from adapters.install import Step
 from adapters.manifest import Manifest, read_origin
 from errors import AdapterError, DiskSpaceError, PromptOrTuneError
+from tests import messages
 from tests.adapters.folders import CONFIG, MANIFEST, Tensors, store, tensors, write_adapter
 from tests.adapters.zipped import entry, files_of, make_zip, patched
 
@@ -65,18 +66,18 @@ def test_a_folder_that_is_not_an_adapter_is_not_packed(good: Path, tmp_path: Pat
     secret = tmp_path / "secret"
     secret.write_text("token")
     (good / "README.md").symlink_to(secret)
-    with pytest.raises(AdapterError, match=r"README\.md is a symbolic link"):
+    with pytest.raises(AdapterError, match=messages.READMEMD_SYMBOLIC_LINK):
         pack(good, tmp_path / "out.zip")
     (good / "README.md").unlink()
     (good / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match="has no file adapter_model"):
+    with pytest.raises(AdapterError, match=messages.HAS_NO_FILE_ADAPTER_MODEL):
         pack(good, tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()
 
 
 def test_a_target_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match="'good' could not be packed into"):
+    with pytest.raises(AdapterError, match=messages.GOOD_COULD_NOT_PACKED_INTO):
         pack(good, tmp_path / "file" / "good.zip")
 
 
@@ -411,5 +412,5 @@ def test_a_disk_without_space(good: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_store_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
     path = pack(good, tmp_path / "my.zip")
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match="Cannot write to"):
+    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE):
         unpack(path, tmp_path / "file" / "store")

@@ -13,6 +13,7 @@ import pytest
 from adapters.__main__ import main
 from adapters.store import LIBRARY, Store, user_root
 from errors import AdapterError, UnknownNameError
+from tests import messages
 from tests.adapters.folders import (
     BASE,
     CONFIG,
@@ -88,7 +89,7 @@ def test_names_of_all_roots_and_the_later_root_wins(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_reported_with_the_nearest(good: Path) -> None:
-    with pytest.raises(UnknownNameError, match="Unknown adapter 'goood': did you mean 'good'"):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ADAPTER_GOOOD_DID_YOU_MEAN):
         store(good.parent).open("goood", BASE)
 
 
@@ -121,7 +122,7 @@ def test_an_unknown_name_is_reported_with_the_nearest(good: Path) -> None:
     ],
 )
 def test_a_name_is_never_a_path(good: Path, name: str) -> None:
-    with pytest.raises(AdapterError, match="cannot name an adapter: use lowercase letters"):
+    with pytest.raises(AdapterError, match=messages.CANNOT_NAME_ADAPTER_USE_LOWERCASE_LETTERS):
         store(good.parent).open(name, BASE)
 
 

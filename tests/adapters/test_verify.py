@@ -15,6 +15,7 @@ from adapters.store import Store
 from adapters.verify import find_adapter, verify_adapter
 from adapters.weights import digest
 from errors import AdapterError
+from tests import messages
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, key, tensors, write_adapter
 
 CARD = "---\nlibrary_name: peft\nbase_model: tiny/base\n---\n# good\n"
@@ -125,7 +126,7 @@ def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert find_adapter("good", store) == find_adapter(str(good), Store(())) == store.inspect("good")
     monkeypatch.chdir(good)
     assert find_adapter(".", Store(())).path == good.resolve()
-    with pytest.raises(AdapterError, match="There is no folder"):
+    with pytest.raises(AdapterError, match=messages.THERE_NO_FOLDER):
         find_adapter(str(tmp_path / "none"), store)
 
 

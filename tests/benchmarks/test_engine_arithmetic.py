@@ -15,6 +15,7 @@ from benchmarks.engine_harness import Stopwatch, make_timed, medians, round_sign
 from benchmarks.report import TARGETS, render_engine_page
 from errors import PromptOrTuneError
 from serve.types import Candidate, PartialOutput, RowOutput
+from tests import messages
 
 
 class Clock:
@@ -107,7 +108,7 @@ def test_rows_one_after_the_other_have_no_common_step() -> None:
         PartialOutput(1, "", 1),
         finished(1, 2),
     ]
-    with pytest.raises(PromptOrTuneError, match="not in flight together"):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_FLIGHT_TOGETHER):
         Stopwatch(iter(events)).step_seconds()
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks import engine, llama_cpp
 from errors import BaseModelError, PromptOrTuneError
+from tests import messages
 
 STANDIN = '''
     """Says the number of tokens that it has read; notes pieces, and the variables that must not be there."""
@@ -82,7 +83,7 @@ def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> Non
 @pytest.mark.usefixtures("standin")
 def test_a_worker_that_fails_says_so_and_is_gone() -> None:
     with (
-        pytest.raises(PromptOrTuneError, match="process ended"),
+        pytest.raises(PromptOrTuneError, match=messages.PROCESS_ENDED),
         llama_cpp.llama_worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
     ):
         pytest.fail("it began")
@@ -93,9 +94,9 @@ def test_what_is_missing_is_reported_before_anything_is_measured(
 ) -> None:
     assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2
     assert "pip install --no-deps -r requirements-benchmarks.txt" in capsys.readouterr().err
-    with pytest.raises(PromptOrTuneError, match="--gguf"):
+    with pytest.raises(PromptOrTuneError, match=messages.GGUF):
         llama_cpp.gguf_file("Qwen/Qwen2.5-Coder-0.5B-Instruct", None)
-    with pytest.raises(BaseModelError, match="no GGUF file"):
+    with pytest.raises(BaseModelError, match=messages.NO_GGUF_FILE):
         llama_cpp.gguf_file("embedded", tmp_path / "none.gguf")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from errors import PromptOrTuneError
 from evaluate.journal import Journal, read_records
+from tests import messages
 
 RECORDS: list[dict[str, Any]] = [{"kind": "a", "n": at, "text": "é\ud800\n" * at} for at in range(4)]
 
@@ -61,7 +62,7 @@ def test_an_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: b
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + line + b"{}\n")
-    with pytest.raises(ValueError, match="incomplete line"):
+    with pytest.raises(ValueError, match=messages.INCOMPLETE_LINE):
         read_records(path)
 
 
@@ -69,10 +70,10 @@ def test_a_second_writer_gets_an_error_until_the_first_closes(tmp_path: Path) ->
     path = tmp_path / "x.jsonl"
     first = Journal.open(path)
     first.append(RECORDS)
-    with pytest.raises(PromptOrTuneError, match=r"Another process is writing .*x\.jsonl"):
+    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_WRITING_XJSONL):
         Journal.open(path)
     first.replace(RECORDS[:1])
-    with pytest.raises(PromptOrTuneError, match="Another process"):
+    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS):
         Journal.open(path)
     first.close()
     Journal.open(path).close()
@@ -85,7 +86,7 @@ def test_replace_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     journal = Journal.open(path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _full)
-        with pytest.raises(PromptOrTuneError, match="No space left"):
+        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT):
             journal.replace([{"new": True}])
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.jsonl"]
@@ -100,7 +101,7 @@ def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: 
     journal = Journal.open(path)
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", _full)
-        with pytest.raises(PromptOrTuneError, match="No space left"):
+        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT):
             journal.append([{"lost": True}])
     journal.close()
     assert path.read_bytes() == before
@@ -116,7 +117,7 @@ def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
     path.write_bytes(gzip.compress(lines))
     assert read_records(path) == (RECORDS, len(lines))
-    with pytest.raises(PromptOrTuneError, match="gunzip"):
+    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP):
         Journal.open(path)
     for damaged in (path.read_bytes()[:-9], b"no archive"):
         path.write_bytes(damaged)
@@ -125,9 +126,9 @@ def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_an_unwritable_path_raise_at_once(tmp_path: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match="is a folder"):
+    with pytest.raises(PromptOrTuneError, match=messages.FOLDER):
         Journal.open(tmp_path)
-    with pytest.raises(PromptOrTuneError, match="Cannot write"):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
         Journal.open(Path("/proc/x.jsonl"))
 
 
@@ -136,7 +137,7 @@ def test_a_read_only_file_raises_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     written(path)
     path.chmod(stat.S_IRUSR)
-    with pytest.raises(PromptOrTuneError, match="Cannot write"):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
         Journal.open(path)
 
 

@@ -18,6 +18,7 @@ from evaluate.report import build_figure, json_report, metrics_csv, plot_report_
 from evaluate.results import Result, Run
 from evaluate.stats import wilson_interval
 from evaluate.table import compare_methods, method_rows
+from tests import messages
 from tests.evaluate.test_table import made_run
 
 N = 20
@@ -72,7 +73,7 @@ def test_csv_of_problems_has_one_row_each_and_no_formula() -> None:
 
 
 def test_runs_over_different_problems_raise() -> None:
-    with pytest.raises(PromptOrTuneError, match="different problems"):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEMS):
         problems_csv([made_run("a.jsonl"), made_run("b.jsonl", n=7)])
 
 
@@ -134,7 +135,7 @@ def test_the_figure_is_the_same_png_each_time() -> None:
 
 def test_a_run_without_results_has_no_figure() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
-    with pytest.raises(PromptOrTuneError, match="nothing to draw"):
+    with pytest.raises(PromptOrTuneError, match=messages.NOTHING_DRAW):
         plot_report_png([run])
 
 
@@ -159,7 +160,7 @@ def test_an_unfinished_method_is_not_compared() -> None:
     run.add(replace(each, method="rag-8") for each in run.results("icl-8")[:5])
     other.add(replace(each, method="rag-8") for each in run.results("icl-8"))
     assert {pair.a for pair in compare_methods(run)} == {"icl-8", "lora-tiny"}
-    with pytest.raises(PromptOrTuneError, match="different problems"):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEMS):
         compare_methods(run, [("rag-8", "zero-shot")])
     values = json.loads(json_report([run, other], ""))
     assert values["across"] == []

@@ -24,6 +24,7 @@ from evaluate.run import (
 )
 from evaluate.scoring import score_run
 from serve.types import RequestOutput
+from tests import messages
 from tests.evaluate.fakes import BASE, FakeEngine, problems
 
 NAMES = ["zero-shot", "icl-8", "lora-tiny+rag-4"]
@@ -150,7 +151,7 @@ def test_a_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None
     assert not read_run(packed).results("icl-8")[0].scores
     score_run(read_run(packed), lambda total: ProgressBar(total, io.StringIO()))
     assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
-    with pytest.raises(PromptOrTuneError, match="gunzip"):
+    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP):
         execute(packed, FakeEngine())
 
 
@@ -159,9 +160,9 @@ def test_a_foreign_score_file_is_not_changed_and_raises(tmp_path: Path) -> None:
     execute(path, FakeEngine(), names=["zero-shot"])
     for text in ("my notes\n", '{"kind": "other"}\n', '{"kind": "scores"}\n', '{"kind": "key", "of": "text"}\n'):
         scores_path(path).write_text(text)
-        with pytest.raises(PromptOrTuneError, match=r"run\.scores\.jsonl holds no scores"):
+        with pytest.raises(PromptOrTuneError, match=messages.RUNSCORESJSONL_HOLDS_NO_SCORES):
             read_run(path)
-        with pytest.raises(PromptOrTuneError, match=r"run\.scores\.jsonl holds no scores"):
+        with pytest.raises(PromptOrTuneError, match=messages.RUNSCORESJSONL_HOLDS_NO_SCORES):
             execute(path, FakeEngine(), names=["zero-shot"])
         assert scores_path(path).read_text() == text
 
@@ -201,11 +202,11 @@ def test_other_settings_raise_and_overwrite_starts_a_new_run(tmp_path: Path) -> 
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
-    with pytest.raises(PromptOrTuneError, match=r"other settings \(batch 2 there and 3 here\).*--overwrite"):
+    with pytest.raises(PromptOrTuneError, match=messages.OTHER_SETTINGS_BATCH_THERE_HERE_OVERWRITE):
         execute(path, FakeEngine(), plan(batch=3))
-    with pytest.raises(PromptOrTuneError, match="n 7 there and 6 here"):
+    with pytest.raises(PromptOrTuneError, match=messages.N_THERE_HERE):
         execute(path, FakeEngine(), plan(n=6))
-    with pytest.raises(PromptOrTuneError, match="decoding"):
+    with pytest.raises(PromptOrTuneError, match=messages.DECODING):
         execute(path, FakeEngine(), plan(beams=1))
     assert path.read_bytes() == before
     with open_file(path, plan(batch=3), overwrite=True) as run:
@@ -217,7 +218,7 @@ def test_other_settings_raise_and_overwrite_starts_a_new_run(tmp_path: Path) -> 
 def test_an_adapter_that_was_trained_again_raises(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
-    with pytest.raises(PromptOrTuneError, match=r"'lora-tiny\+rag-4'.*adapter_digest 'lora-tiny:d1' there"):
+    with pytest.raises(PromptOrTuneError, match=messages.LORA_TINY_RAG_ADAPTER_DIGEST_LORA):
         execute(path, FakeEngine(digest="d2"))
 
 
@@ -244,7 +245,7 @@ def test_a_file_that_is_no_run_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     for text in ("my notes", "[]", '{"version": 1}\n', '{"kind": "run", "version": 99}\n', '{"kind": "problem"}\n'):
         path.write_text(text)
-        with pytest.raises(PromptOrTuneError, match=r"notes\.jsonl"):
+        with pytest.raises(PromptOrTuneError, match=messages.NOTESJSONL):
             execute(path, FakeEngine())
         assert path.read_text() == text
 
@@ -259,7 +260,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(PromptOrTuneError, match="No space left on device"):
+        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT_DEVICE):
             execute(path, FakeEngine())
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.jsonl", "run.scores.jsonl"]
@@ -276,8 +277,8 @@ def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_methods_raise() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'lora-tiny'"):
+    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_LORA_TINY):
         parse_methods(["lora-tin"], ["lora-tiny"])
-    with pytest.raises(PromptOrTuneError, match="No method"):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_METHOD):
         parse_methods(["", " "], [])
     assert [method.name for method in parse_methods(["icl-8", " icl-8"], [])] == ["icl-8"]

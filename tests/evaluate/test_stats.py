@@ -10,6 +10,7 @@ from scipy import stats as oracle
 
 from errors import PromptOrTuneError
 from evaluate.stats import bootstrap_mean, holm_correction, mcnemar_test, paired_bootstrap, wilson_interval
+from tests import messages
 
 PS = st.lists(st.floats(0, 1), max_size=12)
 
@@ -123,9 +124,9 @@ def test_swapping_the_methods_negates_the_difference() -> None:
 
 
 def test_different_problems_raise() -> None:
-    with pytest.raises(PromptOrTuneError, match="different problems"):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEMS):
         paired_bootstrap({"a": 1.0}, {"b": 1.0})
-    with pytest.raises(PromptOrTuneError, match="different problems"):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEMS):
         mcnemar_test({"a": True}, {"a": True, "b": False})
 
 

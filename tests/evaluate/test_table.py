@@ -20,6 +20,7 @@ from evaluate.table import (
     render_comparisons,
     render_methods,
 )
+from tests import messages
 
 SETTINGS = {
     "base_id": "tiny",
@@ -97,7 +98,7 @@ def test_pairs_can_be_chosen_and_share_one_correction() -> None:
     pairs = compare_methods(run, [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")])
     assert [(pair.a, pair.b) for pair in pairs[::2]] == [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")]
     assert [pair.corrected for pair in pairs] == holm_correction([pair.p for pair in pairs])
-    with pytest.raises(UnknownNameError, match="did you mean 'icl-8'"):
+    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_ICL):
         compare_methods(run, [("icl-9", "zero-shot")])
     results = run.results("lora-tiny"), run.results("icl-8")
     one = compare_results(*results, "a", "b", 0, ["em@3"])
@@ -106,11 +107,11 @@ def test_pairs_can_be_chosen_and_share_one_correction() -> None:
 
 def test_different_problems_raise() -> None:
     left, right = [result("a", 1, ["x"])], [result("b", 2, ["x"])]
-    with pytest.raises(PromptOrTuneError, match="different problems"):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEMS):
         compare_results(left, right, "a", "b", 0)
     other = made_run("other.json")
     other.settings["data_digest"] = "sha256:e"
-    with pytest.raises(PromptOrTuneError, match=r"other\.json and run\.json are over different problems"):
+    with pytest.raises(PromptOrTuneError, match=messages.OTHERJSON_RUNJSON_OVER_DIFFERENT_PROBLEMS):
         compare_runs([made_run(), other])
 
 

@@ -18,6 +18,7 @@ from jobs.api import JobService
 from jobs.job import Job, JobStatus, ServingOptions, safe_file_name
 from jobs.queue import open_queue
 from jobs.store import JobFolder, exclusive
+from tests import messages
 from tests.jobs.service import ServiceWithoutWorker, submit_named
 from train.checkpoints import run_directory
 from train.settings import make_config
@@ -132,18 +133,18 @@ def test_serving_options_override_settings(service: ServiceWithoutWorker) -> Non
 
 
 def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker) -> None:
-    with pytest.raises(TrainingError, match="An adapter 'lora-starter' exists"):
+    with pytest.raises(TrainingError, match=messages.ADAPTER_LORA_STARTER_EXISTS):
         submit_named(service, "lora-starter")
     first = submit_named(service, "lora-mine")
-    with pytest.raises(TrainingError, match="belongs to the job of"):
+    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
         submit_named(service, "lora-mine")
     service.cancel(first.id)
     second = submit_named(service, "lora-mine")  # a job without a checkpoint reserves no name
-    with pytest.raises(TrainingError, match="belongs to the job of"):
+    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
         service.resume(first.id)
     set_state(service, second, "stopped")
     with_checkpoint(service, second)
-    with pytest.raises(TrainingError, match="belongs to the job of"):
+    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
         submit_named(service, "lora-mine")
     service.delete(second.id)
     assert service.resume(first.id).state == "queued"
@@ -154,7 +155,7 @@ def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker
     checkpoint = run_directory(by_hand).checkpoints / "checkpoint-7"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
-    with pytest.raises(TrainingError, match="command line stopped at step 7"):
+    with pytest.raises(TrainingError, match=messages.COMMAND_LINE_STOPPED_STEP):
         submit_named(service, "lora-hand")
 
 
@@ -172,7 +173,7 @@ def test_malformed_id_is_unknown(service: ServiceWithoutWorker, id: str) -> None
         service.delete,
     )
     for method in (*methods, service.has_checkpoint, service.adapter_folder):
-        with pytest.raises(UnknownNameError, match="There is no job"):
+        with pytest.raises(UnknownNameError, match=messages.THERE_NO_JOB):
             method(id)
 
 
@@ -197,20 +198,20 @@ def test_cancel(service: ServiceWithoutWorker) -> None:
     assert service.cancel(running.id).state == "stopping"
     assert JobFolder(service.root, running.id).stop_path.exists()
     assert service.cancel(running.id).state == "stopping", "a second cancel changes nothing"
-    with pytest.raises(PromptOrTuneError, match="is not running: it is stopped"):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_RUNNING_STOPPED):
         service.cancel(waiting.id)
 
 
 def test_only_stopped_and_failed_jobs_resume(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
-    with pytest.raises(PromptOrTuneError, match="is queued: only a stopped or failed one"):
+    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_ONLY_STOPPED_FAILED_ONE):
         service.resume(job.id)
     set_state(service, job, "failed")
     assert service.resume(job.id).state == "queued"
     with open_queue(service.root) as queue:
         assert (job.id, 2) in queue.pending()
     set_state(service, job, "done")
-    with pytest.raises(PromptOrTuneError, match="is done"):
+    with pytest.raises(PromptOrTuneError, match=messages.DONE):
         service.resume(job.id)
 
 
@@ -218,7 +219,7 @@ def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     assert not service.has_checkpoint(job.id)
-    with pytest.raises(PromptOrTuneError, match="no checkpoint to make an adapter of"):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_CHECKPOINT_MAKE_ADAPTER):
         service.finish_from_checkpoint(job.id)
     with_checkpoint(service, job)
     assert service.has_checkpoint(job.id)
@@ -237,7 +238,7 @@ def test_checkpoint_of_other_run_is_not_the_jobs(service: ServiceWithoutWorker) 
 
 def test_delete_removes_job_and_checkpoints_only(service: ServiceWithoutWorker) -> None:
     job, other = submit_named(service, "lora-1"), submit_named(service, "lora-2")
-    with pytest.raises(PromptOrTuneError, match="is queued: stop it before"):
+    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_STOP_BEFORE):
         service.delete(job.id)
     service.cancel(job.id)
     with_checkpoint(service, job)
@@ -281,7 +282,7 @@ def test_damaged_request_is_listed_and_can_be_deleted(service: ServiceWithoutWor
     (service.root / job.id / "job.json").write_text(content)
     assert [each.id for each in service.list_jobs()] == [sound.id, job.id]
     assert "job.json cannot be read" in service.get_job(job.id).message
-    with pytest.raises(PromptOrTuneError, match=r"job\.json cannot be read"):
+    with pytest.raises(PromptOrTuneError, match=messages.JOBJSON_CANNOT_READ):
         service.resume(job.id)
     assert service.progress(job.id).step == 0
     assert service.verdict(job.id) is None
@@ -316,7 +317,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     data = tmp_path / "rows.csv"
     data.write_text("intent,code\na,b\n")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(DiskSpaceError, match="free some room"):
+    with pytest.raises(DiskSpaceError, match=messages.FREE_SOME_ROOM):
         service.submit({"adapter_name": "lora-1"}, ServingOptions(), data=data)
     monkeypatch.undo()
 
@@ -324,10 +325,10 @@ def test_a_full_disk_says_so_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(DataError, match=messages.NO_SPACE_LEFT):
         service.submit({"adapter_name": "lora-1"}, ServingOptions(), data=data)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(PromptOrTuneError, match="No space left"):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT):
         submit_named(service, "lora-1")
     monkeypatch.undo()
     assert service.list_jobs() == []

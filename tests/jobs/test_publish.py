@@ -12,6 +12,7 @@ import pytest
 
 from errors import PromptOrTuneError, TrainingError
 from jobs.publish import PublishProcess, PublishRequest, PublishService, full_repo_id
+from tests import messages
 from tests.hub.child import use_hub_in_children
 from tests.hub.client import OWNER, TOKEN
 from tests.hub.state import Account
@@ -55,7 +56,7 @@ def test_adapter_is_published_and_token_appears_nowhere(
     publications = PublishService(tmp_path / "jobs")
     publishing = publications.start("1", make_request(token=TOKEN))
     assert TOKEN not in " ".join(psutil.Process(publishing._process.pid).cmdline())
-    with pytest.raises(PromptOrTuneError, match="An adapter is being published already"):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_BEING_PUBLISHED_ALREADY):
         publications.start("2", make_request(token=TOKEN))
     end = publishing.wait(120)
     assert (end.state, end.message) == ("done", f"Published as {REPO}."), end.lines
@@ -103,7 +104,7 @@ def test_exit_without_error_message(
 @pytest.mark.parametrize("name", ["-x/y", "--private", "a/b/c", "a b/c", "someone/x@main", "../x", "a/..", ""])
 def test_invalid_repository_names_are_refused(make_request: Callable[..., PublishRequest], name: str) -> None:
     before = set(psutil.Process().children())
-    with pytest.raises(TrainingError, match="cannot name a repository"):
+    with pytest.raises(TrainingError, match=messages.CANNOT_NAME_REPOSITORY):
         PublishProcess(make_request(repo_id=name))
     assert set(psutil.Process().children()) <= before
 
@@ -117,7 +118,7 @@ def test_full_repo_id_adds_token_owner(hub: Hub) -> None:
 
 def test_missing_token_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(TrainingError, match="needs a token of the Hub"):
+    with pytest.raises(TrainingError, match=messages.NEEDS_TOKEN_HUB):
         full_repo_id("lora-mine", None)
 
 

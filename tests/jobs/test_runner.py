@@ -25,6 +25,7 @@ from jobs.queue import open_queue
 from jobs.runner import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, StopWatcher, run_job
 from jobs.store import JobFolder, exclusive, last_step
 from jobs.worker import recover_job
+from tests import messages
 from tests.jobs.service import ServiceWithoutWorker, tiny_job, wait_for
 
 WEIGHTS = "adapter_model.safetensors"
@@ -151,7 +152,7 @@ def test_anchor_is_first_step_of_attempt(service: ServiceWithoutWorker, base: Pa
 
 def test_finished_job_is_not_run_again(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
     service, job = undisturbed
-    with pytest.raises(PromptOrTuneError, match="is not queued: it is done"):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_QUEUED_DONE):
         run_job(service.home, job.id)
 
 
@@ -289,6 +290,6 @@ def test_second_process_is_refused(service: ServiceWithoutWorker, base: Path) ->
     job = begin(service, base, "lora-one")
     lock = acquire_lock(JobFolder(service.root, job.id).lock_path)
     assert lock is not None
-    with lock, pytest.raises(PromptOrTuneError, match="Another process runs the job 'lora-one'"):
+    with lock, pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_RUNS_JOB_LORA_ONE):
         run_job(service.home, job.id)
     assert service.get_job(job.id).state == "queued"

@@ -33,6 +33,7 @@ from jobs.worker import (
     remove_stale_folders,
     run_worker,
 )
+from tests import messages
 from tests.jobs.service import ServiceWithoutWorker, submit_named, tiny_job, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -299,5 +300,5 @@ def test_lock_is_held_once_and_released(tmp_path: Path) -> None:
     assert acquire_lock(path, timeout=0.05) is None
     first.lock.release()
     assert not is_locked(path)
-    with pytest.raises(Exception, match="Cannot write"):
+    with pytest.raises(Exception, match=messages.CANNOT_WRITE_2):
         acquire_lock(tmp_path / "nowhere" / "lock")

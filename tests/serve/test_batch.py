@@ -15,6 +15,7 @@ from errors import PromptOrTuneError
 from serve.backends.local.batch import SamplingBatch, run_to_end
 from serve.backends.local.beam_search import BeamSearchBatch
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
+from tests import messages
 from tests.serve.scripted_runner import (
     DECODINGS,
     ROWS,
@@ -166,7 +167,7 @@ def test_after_an_error_the_batch_is_empty_and_usable(kind: str, call: str) -> N
     bench.runner.fail_at = call
     for key, row in enumerate(ROWS):
         bench.batch.add(key, row, decoding)
-    with pytest.raises(RuntimeError, match="the base failed"):
+    with pytest.raises(RuntimeError, match=messages.BASE_FAILED):
         drain(bench)
     assert len(bench.batch) == 0
     assert not any(runner.prefilling for runner in bench.runners)
@@ -209,14 +210,14 @@ def test_finished_rows_release_their_adapter(kind: str, end: str) -> None:
 
 def test_refused_rows_leave_the_batch_unchanged() -> None:
     bench = Bench(noise())
-    with pytest.raises(PromptOrTuneError, match="prompt is empty"):
+    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_EMPTY):
         bench.batch.add(0, Row("", None), SamplingParams())
-    with pytest.raises(ValueError, match="batch of its own"):
+    with pytest.raises(ValueError, match=messages.BATCH_OWN):
         bench.batch.add(0, ROWS[0], SamplingParams("beam"))
-    with pytest.raises(ValueError, match="beam search alone"):
+    with pytest.raises(ValueError, match=messages.BEAM_SEARCH_ALONE):
         Bench(noise(), "beam").batch.add(0, ROWS[0], SamplingParams())
     bench.batch.add(0, ROWS[0], SamplingParams())
-    with pytest.raises(ValueError, match="in the batch already"):
+    with pytest.raises(ValueError, match=messages.BATCH_ALREADY):
         bench.batch.add(0, ROWS[1], SamplingParams())
     assert len(bench.batch) == 1
 
@@ -240,9 +241,9 @@ def test_run_to_end_empties_the_batch_on_cancel_and_close() -> None:
     assert isinstance(next(iter(events)), RowOutput)
     events.close()  # type: ignore[attr-defined]
     assert len(bench.batch) == 0
-    with pytest.raises(PromptOrTuneError, match="prompt is empty"):
+    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_EMPTY):
         list(run_to_end(bench.batch, [ROWS[0], Row("", None)], SamplingParams(), Event()))
     assert len(bench.batch) == 0
     bench.runner.fail_at = "decode"
-    with pytest.raises(RuntimeError, match="the base failed"):
+    with pytest.raises(RuntimeError, match=messages.BASE_FAILED):
         list(run_to_end(bench.batch, ROWS[:2], SamplingParams(), Event()))

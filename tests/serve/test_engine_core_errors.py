@@ -15,6 +15,7 @@ from errors import BusyError, PromptOrTuneError
 from serve.engine.llm_engine import EngineConfig, LLMEngine
 from serve.types import PartialOutput, RequestOutput, SamplingParams
 from tasks.retrieval import ExamplePools
+from tests import messages
 from tests.serve.counting_backend import POOL, CountingBackend, FakeStore, FirstExamples, words
 from tests.serve.engine_fixtures import Build, build, num_ready, remaining_outputs, request, run_freely, step, wait_for
 
@@ -95,7 +96,7 @@ def test_a_full_queue_refuses_calls_with_an_estimated_wait(build: Build) -> None
     engine, backend = build(EngineConfig(max_num_seqs=2, max_queued=4), gated=True)
     running = engine.stream([request()] * 6, SamplingParams(max_new_tokens=10))
     wait_for(lambda: engine.status().num_seqs == 2)
-    with pytest.raises(BusyError, match=r"^The queue is full \(4 rows wait\): busy, about \d+ s\.$") as caught:
+    with pytest.raises(BusyError, match=messages.QUEUE_FULL_ROWS_WAIT_BUSY_ABOUT) as caught:
         engine.stream([request()], SamplingParams(max_new_tokens=10))
     assert caught.value.seconds >= 1
     assert engine.status().queued == 4
@@ -147,7 +148,7 @@ def test_an_exception_in_a_step_ends_only_that_batch(build: Build) -> None:
     backend.error = RuntimeError("out of memory at 0x7f")
     step(backend, 2)
     for stream in failing:
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
             remaining_outputs(stream)
         assert remaining_outputs(stream) == [], "a stream that raised is finished"
     run_freely(backend)
@@ -179,9 +180,9 @@ def test_a_closed_engine_finishes_running_rows_and_cancels_waiting_ones(build: B
         (3, False),
         (0, True),
     ]
-    with pytest.raises(PromptOrTuneError, match="The engine was closed"):
+    with pytest.raises(PromptOrTuneError, match=messages.ENGINE_CLOSED):
         engine.answer([request()], SamplingParams())
-    with pytest.raises(PromptOrTuneError, match="The engine was closed"):
+    with pytest.raises(PromptOrTuneError, match=messages.ENGINE_CLOSED):
         engine.count_prompt_tokens([request()], SamplingParams())
     assert engine.status().phase == "closed"
 

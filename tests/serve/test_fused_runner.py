@@ -21,6 +21,7 @@ from serve.backends.local.lora.batch import BatchedAdapters
 from serve.backends.local.lora.registry import AppliedAdapter
 from serve.backends.local.model_runner import PromptInput
 from serve.types import Row, RowOutput, SamplingParams
+from tests import messages
 from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, text
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 
@@ -171,7 +172,7 @@ def test_an_error_inside_the_forward_leaves_a_clean_state(arena: Arena, monkeypa
                 raise RuntimeError("in the middle")
 
         monkeypatch.setattr(BatchedAdapters, "change_outputs", failing)
-        with pytest.raises(RuntimeError, match="in the middle"):
+        with pytest.raises(RuntimeError, match=messages.MIDDLE):
             batch.step()
         monkeypatch.undo()
         assert len(batch) == 0

@@ -25,6 +25,7 @@ from tasks.methods import parse_method
 from tasks.problem import Problem
 from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
+from tests import messages
 from tests.serve.counting_backend import POOL, FirstExamples
 from tests.serve.tiny import make_adapter, make_base
 
@@ -147,7 +148,7 @@ def test_outputs_after_an_exception_in_a_step_are_those_of_a_new_engine(
 
     monkeypatch.setattr(type(layer), "forward", fail)
     names = ["zero-shot", "icl-2", "lora-c", "ia3-a", "prompt"]
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
         engine.answer([request(name, INTENTS[0]) for name in names], replace(DECODINGS[0], max_new_tokens=20))
     again = engine.answer([request(name, INTENTS[0]) for name in names], DECODINGS[0])
     for name, answer in zip(names, again, strict=True):

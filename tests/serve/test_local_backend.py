@@ -16,6 +16,7 @@ from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
+from tests import messages
 from tests.serve.tiny import make_base, make_lora, tokenizer
 
 PLAIN = STYLES["plain"]
@@ -192,7 +193,7 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, folder / "adapter_model.safetensors")
     store = Store((tmp_path / "store",), fingerprints=FINGERPRINTS)
-    with pytest.raises(AdapterError, match="NaN"):
+    with pytest.raises(AdapterError, match=messages.NAN):
         backend.load_adapter(store.open("one", backend.base))
 
 

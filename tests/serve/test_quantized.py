@@ -14,6 +14,7 @@ from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES, render_prompt
+from tests import messages
 
 pytestmark = pytest.mark.model
 
@@ -60,7 +61,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "silu", breaks)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
             _answers(backend, [Row(ROWS[0].prompt, PLAIN, "lora-starter"), *ROWS])
     assert _answers(backend, ROWS) == first
 
@@ -68,7 +69,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
 def test_state_dict_of_a_serving_base_raises(backend: LocalBackend) -> None:
     first = _answers(backend, ROWS)
     if backend.base.quantization == "nf4":
-        with pytest.raises(RuntimeError, match="state_dict"):
+        with pytest.raises(RuntimeError, match=messages.STATE_DICT):
             backend._model.state_dict()
     else:
         backend._model.state_dict()  # harmless to int8, so it is not refused

@@ -14,6 +14,7 @@ from serve.engine.scheduler import FairScheduler, RequestBatch, ScheduledRequest
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.methods import parse_method
 from tasks.problem import Problem
+from tests import messages
 
 REQUEST = Request(Problem("p", "sort"), parse_method("zero-shot", ()))
 CONFIG = EngineConfig(max_num_seqs=16, max_num_beam_seqs=12)
@@ -144,7 +145,7 @@ def test_a_reader_is_notified_again_for_the_exception_after_the_outputs() -> Non
     notified.clear()
     assert [event.index for event in stream.get_nowait()] == [0, 1]
     assert notified.is_set()
-    with pytest.raises(RuntimeError, match="a defect"):
+    with pytest.raises(RuntimeError, match=messages.DEFECT):
         stream.get_nowait()
     assert stream.finished
     output_queue.put([RequestOutput(0, REQUEST)])

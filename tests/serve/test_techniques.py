@@ -22,6 +22,7 @@ from serve.backends.local.backend import LocalBackend
 from serve.backends.local.lora.prompt_learning import prefix_tuning
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
+from tests import messages
 from tests.serve.tiny import make_adapter, make_base, tokenizer
 
 PLAIN = STYLES["plain"]
@@ -186,7 +187,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch:
     linear: Any = torch.nn.functional.linear
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", breaks)
-        with pytest.raises(RuntimeError, match="out of memory"):
+        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
             arena.generate([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
     model = arena.backend._model
     assert not [event for event in model.modules() if event._forward_hooks or event._forward_pre_hooks]
@@ -214,7 +215,7 @@ def test_adapter_of_another_size_is_refused_before_loading(arena: Arena) -> None
     other = replace(base, shapes=shapes, hidden_size=72, num_layers=4)
     for name in arena.names[1:]:
         assert name is not None
-        with pytest.raises(AdapterError, match="train it again on this base"):
+        with pytest.raises(AdapterError, match=messages.TRAIN_AGAIN_BASE):
             arena.store.open(name, other)
 
 
@@ -224,7 +225,7 @@ def test_sliding_window_base_refuses_virtual_tokens(tmp_path: Path) -> None:
     arena.backend._model.config.sliding_window = 16
     arena.backend._model.config.layer_types = ["sliding_attention", "full_attention"]
     for folder in folders:
-        with pytest.raises(AdapterError, match="sliding window"):
+        with pytest.raises(AdapterError, match=messages.SLIDING_WINDOW):
             arena.backend.load_adapter(folder)
 
 
@@ -232,7 +233,7 @@ def test_prefix_on_absolute_decoder_positions_is_refused() -> None:
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
     bart = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=16, decoder_ffn_dim=16, **sizes))
     config = {"num_layers": 2, "num_attention_heads": 2, "num_virtual_tokens": 3}
-    with pytest.raises(AdapterError, match="only bases like T5 are served"):
+    with pytest.raises(AdapterError, match=messages.ONLY_BASES_LIKE_T5_SERVED):
         prefix_tuning(bart, config, torch.zeros(3, 64), "mine")
 
 

@@ -22,6 +22,7 @@ from space.build import (
     is_project_file,
     space_files,
 )
+from tests import messages
 
 TOP = {"app.py", "errors.py", "LICENSE", "README.md", "requirements.txt", "packages.txt", "docs", "space", *PACKAGES}
 
@@ -123,7 +124,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_overwriting_refuses_a_folder_that_is_not_a_space(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("mine")
     (tmp_path / "holiday.jpg").write_text("mine")
-    with pytest.raises(PromptOrTuneError, match=r"holds more than a Space \(holiday\.jpg\): name another one"):
+    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_MORE_THAN_SPACE_HOLIDAYJPG_NAME):
         build_space(tmp_path, overwrite=True)
     assert (tmp_path / "app.py").read_text() == "mine"
 
@@ -142,13 +143,13 @@ def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, bui
 
 def test_a_file_in_location_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PromptOrTuneError, match="is a file: name a folder"):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_NAME_FOLDER):
         build_space(tmp_path / "file")
 
 
 def test_a_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
-    with pytest.raises(PromptOrTuneError, match=r"would have [\d.]+ MB and 1 MB is the limit"):
+    with pytest.raises(PromptOrTuneError, match=messages.WOULD_HAVE_MB_MB_LIMIT):
         build_space(tmp_path / "space")
     assert not (tmp_path / "space").exists()
 

@@ -10,6 +10,7 @@ from huggingface_hub import SpaceHardware
 
 from errors import PromptOrTuneError
 from space.build import CARD, REQUIREMENTS, check_card, front_matter, pinned_version, with_thumbnail
+from tests import messages
 
 TEXT = CARD.read_text(encoding="utf-8")
 LIST = REQUIREMENTS.read_text(encoding="utf-8")
@@ -69,7 +70,7 @@ def test_an_invalid_card_is_refused(change: tuple[str, str], expected: str) -> N
 
 
 def test_requirements_without_a_pin_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=r"pins no version of gradio: add gradio==VERSION"):
+    with pytest.raises(PromptOrTuneError, match=messages.PINS_NO_VERSION_GRADIO_ADD_GRADIO):
         check_card(TEXT, "gradio>=6\n")
 
 

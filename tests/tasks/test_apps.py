@@ -13,12 +13,13 @@ from errors import DataError
 from tasks.datasets.apps import first_per_difficulty, parse_tests
 from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Problem, StdioTest
+from tests import messages
 from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, write_rows
 
 
 def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
     write_rows(tmp_path / "apps" / "apps_unique128.jsonl", APPS_ROW)
-    with pytest.raises(DataError, match="has only the split test: leave --data-dir out to get train"):
+    with pytest.raises(DataError, match=messages.HAS_ONLY_SPLIT_TEST_LEAVE_DATA):
         load_examples("apps", tmp_path)
 
 

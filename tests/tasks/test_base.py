@@ -10,6 +10,7 @@ import pytest
 
 from errors import DataError
 from tasks.datasets.base import DatasetRow, parse_json, read_json, read_rows
+from tests import messages
 
 ROWS = [
     {"id": "a", "nl": "add 1 to `x`", "cmd": "x += 1"},
@@ -62,16 +63,16 @@ def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: str | byte
 def test_utf16_is_reported_at_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(ROWS[0]), encoding="utf-16")
-    with pytest.raises(DataError, match=r"line 1: not UTF-8 \(byte 1 of the line\)"):
+    with pytest.raises(DataError, match=messages.LINE_NOT_UTF_BYTE_LINE):
         read_rows(path, "rows")
 
 
 def test_missing_empty_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"No such file: .*gone\.jsonl should hold the rows\."):
+    with pytest.raises(DataError, match=messages.NO_SUCH_FILE_GONEJSONL_SHOULD_HOLD):
         read_rows(tmp_path / "gone.jsonl", "the rows")
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(DataError, match=messages.NO_SUCH_FILE):
         read_rows(tmp_path, "the rows")
-    with pytest.raises(DataError, match=r"empty\.jsonl is empty: it should hold the rows\."):
+    with pytest.raises(DataError, match=messages.EMPTYJSONL_EMPTY_SHOULD_HOLD_ROWS):
         read_rows(write(tmp_path / "empty.jsonl", "", "  "), "the rows")
 
 
@@ -105,21 +106,21 @@ def test_other_columns() -> None:
     assert row.row_id("default") == "q-1"
     assert DatasetRow("here", {"id": 7}).row_id("default") == "7"
     assert DatasetRow("here", {"id": ""}).row_id("default") == "default"
-    with pytest.raises(DataError, match="must be a whole number, it is a list"):
+    with pytest.raises(DataError, match=messages.MUST_WHOLE_NUMBER_LIST):
         row.number("tests")
-    with pytest.raises(DataError, match="must be a list, it is a number"):
+    with pytest.raises(DataError, match=messages.MUST_LIST_NUMBER):
         row.texts("n")
-    with pytest.raises(DataError, match="must be a list of texts, it has a number in it"):
+    with pytest.raises(DataError, match=messages.MUST_LIST_TEXTS_HAS_NUMBER):
         row.texts("mixed")
-    with pytest.raises(DataError, match="must be text, it is a number"):
+    with pytest.raises(DataError, match=messages.MUST_TEXT_NUMBER):
         row.optional_text("n")
 
 
 def test_json_files(tmp_path: Path) -> None:
     assert read_json(write(tmp_path / "a.json", '\ufeff{"a": 1}')) == {"a": 1}
-    with pytest.raises(DataError, match=r"b\.json: not JSON"):
+    with pytest.raises(DataError, match=messages.BJSON_NOT_JSON):
         read_json(write(tmp_path / "b.json", "{"))
-    with pytest.raises(DataError, match=r"c\.json: not UTF-8"):
+    with pytest.raises(DataError, match=messages.CJSON_NOT_UTF):
         read_json(write(tmp_path / "c.json", b"\xff"))
-    with pytest.raises(DataError, match="there: not JSON"):
+    with pytest.raises(DataError, match=messages.THERE_NOT_JSON):
         parse_json("nope", "there")

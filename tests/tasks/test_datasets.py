@@ -12,13 +12,14 @@ from errors import DataError, UnknownNameError
 from tasks.datasets.mbpp import find_entry_point
 from tasks.datasets.registry import DATASETS, available_datasets, dataset_digest, load_examples, load_problems
 from tasks.problem import AssertTest, Example, Problem
+from tests import messages
 from tests.tasks.sets import MBPP_ROW, PAIR, REAL, needs_real_data, run, write_rows
 
 
 def test_unknown_names_are_reported_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="Unknown data set 'conola': did you mean 'conala'"):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_DATA_SET_CONOLA_DID_YOU):
         load_problems("conola", "test")
-    with pytest.raises(UnknownNameError, match="Unknown split 'valid': did you mean 'validation'"):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_SPLIT_VALID_DID_YOU_MEAN):
         load_problems("starter", "valid")
 
 
@@ -36,12 +37,12 @@ def test_missing_or_wrong_folders(tmp_path: Path) -> None:
         f"No such data folder: {gone} (--data-dir) should hold conala/train.jsonl, validation.jsonl and test.jsonl "
         "(columns nl and cmd), or these three files."
     )
-    with pytest.raises(DataError, match=r"MBPP is not in .* \(--data-dir\): expected there is mbpp/mbpp\.jsonl"):
+    with pytest.raises(DataError, match=messages.MBPP_NOT_DATA_DIR_EXPECTED_THERE):
         load_problems("mbpp", "test", tmp_path)
     write_rows(tmp_path / "conala" / "train.jsonl", PAIR)
-    with pytest.raises(DataError, match=r"No such file: .*test\.jsonl should hold CoNaLa's test split"):
+    with pytest.raises(DataError, match=messages.NO_SUCH_FILE_TESTJSONL_SHOULD_HOLD):
         load_problems("conala", "test", tmp_path)
-    with pytest.raises(DataError, match="CodeAlpacaPy is not in"):  # a folder called conala is not taken for it
+    with pytest.raises(DataError, match=messages.CODEALPACAPY_NOT):  # a folder called conala is not taken for it
         load_problems("codealpacapy", "train", tmp_path / "conala")
 
 
@@ -105,7 +106,7 @@ def test_mbpp_shows_its_first_assert_and_names_its_function(tmp_path: Path) -> N
         AssertTest("assert double(2) == 4", "root = 1\n"),
     )
     run(problem, problem.reference)
-    with pytest.raises(DataError, match=r"has no row of the validation split \(task_id 511 to 600\)"):
+    with pytest.raises(DataError, match=messages.HAS_NO_ROW_VALIDATION_SPLIT_TASK):
         load_problems("mbpp", "validation", tmp_path)
 
 
@@ -180,6 +181,6 @@ def test_real_folders_are_found() -> None:
 
 
 def test_a_mistyped_folder_is_an_error_even_where_none_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such data folder"):
+    with pytest.raises(DataError, match=messages.NO_SUCH_DATA_FOLDER):
         load_problems("starter", "test", tmp_path / "none")
     assert load_problems("starter", "test", tmp_path)

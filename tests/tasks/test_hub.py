@@ -19,6 +19,7 @@ from tasks.datasets import hub as hub_files
 from tasks.datasets.hub import fetch_tables, is_hub_id, select_files
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
+from tests import messages
 from tests.tasks.dataset_hub import DatasetHub, dataset_hub
 from tests.tasks.sets import MBPP_ROW, PAIR, ROOT, FakeHub, write_rows
 
@@ -52,7 +53,7 @@ def test_mbpp_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bad_row_of_the_hub_is_reported_with_its_location(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeHub(monkeypatch, [{"nl": "a", "cmd": "b"}, {"nl": None, "cmd": "b"}])
-    with pytest.raises(DataError, match=r"docprompting-conala, conala-test\.jsonl, row 2: column 'nl' must be text"):
+    with pytest.raises(DataError, match=messages.DOCPROMPTING_CONALA_CONALA_TESTJSONL_ROW_COLUMN):
         load_problems("conala", "test")
 
 
@@ -140,7 +141,7 @@ def test_a_cached_data_set_needs_no_hub(hub: DatasetHub, monkeypatch: pytest.Mon
     tables = fetch_tables(pinned)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert fetch_tables(pinned) == tables
-    with pytest.raises(DataError, match=r"could not be reached for the data set 'someone/else' .* or give a file\.$"):
+    with pytest.raises(DataError, match=messages.COULD_NOT_REACHED_DATA_SET_SOMEONE):
         fetch_tables("someone/else")
 
 
@@ -159,13 +160,13 @@ def test_an_unknown_name_revision_or_path(hub: DatasetHub, spec: str, message: s
 
 def test_a_gated_data_set(hub: DatasetHub) -> None:
     hub.gated.add("someone/rows")
-    with pytest.raises(DataError, match="is gated: accept its terms on its Hub page, then run `hf auth login`"):
+    with pytest.raises(DataError, match=messages.GATED_ACCEPT_TERMS_HUB_PAGE_THEN):
         fetch_tables("someone/rows")
 
 
 def test_a_data_set_that_is_too_large_is_not_downloaded(hub: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_files, "MAX_BYTES", 10)
-    with pytest.raises(DataError, match=r"name one of them, as someone/rows:data/train\.jsonl"):
+    with pytest.raises(DataError, match=messages.NAME_ONE_THEM_SOMEONE_ROWS_DATA):
         fetch_tables("someone/rows")
     assert not [request for request in hub.requests if "/resolve/" in request]
 

@@ -11,6 +11,7 @@ import pytest
 from errors import PromptOrTuneError, UnknownNameError
 from tasks.problem import Example
 from tasks.prompt import STYLES, Message, choose_style, format_answer, format_completion, get_style, render_prompt
+from tests import messages as expected
 
 EXAMPLES = [Example("a", "add `x` and `y`", "x + y"), Example("b", "sort `z`", "z.sort()\nprint(z)")]
 
@@ -85,12 +86,12 @@ def test_an_intent_with_braces_is_left_alone() -> None:
 
 
 def test_a_chat_style_without_a_template_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match="needs a chat template"):
+    with pytest.raises(PromptOrTuneError, match=expected.NEEDS_CHAT_TEMPLATE):
         render_prompt("x", [], STYLES["chat"])
 
 
 def test_an_unknown_style_is_reported_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'plain-short'"):
+    with pytest.raises(UnknownNameError, match=expected.DID_YOU_MEAN_PLAIN_SHORT):
         get_style("plain-shrt")
 
 

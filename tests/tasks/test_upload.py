@@ -13,6 +13,7 @@ import pytest
 
 from errors import DataError
 from tasks.datasets.upload import FENCE_REMOVED, SYSTEM_REMOVED, read_upload
+from tests import messages
 
 ROWS = [
     {"intent": "add 1 to `x`", "snippet": "x += 1"},
@@ -160,13 +161,11 @@ def test_a_chat_under_another_name_is_mapped_as_both(tmp_path: Path) -> None:
 
 def test_unknown_columns_are_listed_with_the_options_to_map_them(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"ask": "do it", "reply": "it()"})
-    with pytest.raises(
-        DataError, match=r"has the columns 'ask', 'reply', .* add --intent-column NAME --code-column NAME\.$"
-    ):
+    with pytest.raises(DataError, match=messages.HAS_COLUMNS_ASK_REPLY_ADD_INTENT):
         read_upload(path)
-    with pytest.raises(DataError, match=r"none that are known as the code: add --code-column NAME\.$"):
+    with pytest.raises(DataError, match=messages.NONE_KNOWN_CODE_ADD_CODE_COLUMN):
         read_upload(path, intent_column="ask")
-    with pytest.raises(DataError, match="has no column 'replies': did you mean 'reply'"):
+    with pytest.raises(DataError, match=messages.HAS_NO_COLUMN_REPLIES_DID_YOU):
         read_upload(path, intent_column="ask", code_column="replies")
     assert pairs(path, intent_column="ask", code_column="reply") == [("do it", "it()")]
 

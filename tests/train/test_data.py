@@ -11,6 +11,7 @@ import pytest
 from errors import DataError, TrainingError, UnknownNameError
 from tasks.datasets.registry import load_examples, load_problems
 from tasks.problem import Example
+from tests import messages
 from tests.tasks.dataset_hub import dataset_hub
 from train.config import TrainConfig
 from train.data import load_training_data, normalize_code, normalize_intent, train_validation_split
@@ -100,26 +101,24 @@ def test_a_hub_data_set_with_shards_and_a_licence(tmp_path: Path, monkeypatch: p
 
 
 def test_an_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"did you mean 'conala'.* a file that ends in .*, or .* as user/name\.$"
-    ):
+    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_CONALA_FILE_ENDS):
         load_training_data(config("conla"))
 
 
 def test_a_missing_file_is_not_searched_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"There is no file data/mine\.jsonl"):
+    with pytest.raises(DataError, match=messages.THERE_NO_FILE_DATA_MINEJSONL):
         load_training_data(config("data/mine.jsonl"))
-    with pytest.raises(DataError, match="is a folder: name the file in it"):
+    with pytest.raises(DataError, match=messages.FOLDER_NAME_FILE_2):
         load_training_data(config(tmp_path))
 
 
 def test_column_names_without_a_file_are_an_error() -> None:
-    with pytest.raises(DataError, match="starter has its own: leave them out"):
+    with pytest.raises(DataError, match=messages.STARTER_HAS_OWN_LEAVE_THEM_OUT):
         load_training_data(config("starter", intent_column="nl"))
 
 
 def test_rows_with_one_intent_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"mine\.jsonl leaves no row to validate on: give them with --validation"):
+    with pytest.raises(TrainingError, match=messages.MINEJSONL_LEAVES_NO_ROW_VALIDATE_GIVE):
         load_training_data(config(write(tmp_path / "mine.jsonl", 20, intent="the same")))
 
 

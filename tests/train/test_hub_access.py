@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from errors import BaseModelError, PromptOrTuneError, TrainingError
 from models.source import resolve
+from tests import messages
 from tests.hub.client import OWNER, TOKEN, log_in, use_hub
 from tests.hub.state import Account, Blob
 from tests.hub_standin import Hub, hub_standin
@@ -151,7 +152,7 @@ def test_access_to_the_base(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(BaseModelError, match=expected):
             check_base_access(base)
     hub.gated.add("other/tiny")
-    with pytest.raises(BaseModelError, match="'other/tiny' is gated: accept its terms"):
+    with pytest.raises(BaseModelError, match=messages.OTHER_TINY_GATED_ACCEPT_TERMS):
         check_base_access("other/tiny")
 
 
@@ -160,5 +161,5 @@ def test_a_cached_base_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytes
     resolve("other/tiny", lambda _: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     check_base_access("other/tiny")
-    with pytest.raises(PromptOrTuneError, match="connection to the Hub broke while looking up the base 'other/else'"):
+    with pytest.raises(PromptOrTuneError, match=messages.CONNECTION_HUB_BROKE_WHILE_LOOKING_UP):
         check_base_access("other/else")

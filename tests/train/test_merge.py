@@ -18,6 +18,7 @@ from adapters.manifest import Manifest
 from adapters.store import AdapterFolder, Store
 from errors import AdapterError, BaseModelError, DiskSpaceError
 from models.loader import load_base
+from tests import messages
 from tests.serve.tiny import make_adapter, make_base
 from train.merge import SmokeTestTarget, merge_adapter, quantization_caveat, smoke_test_adapter
 from train.techniques import attention_target_modules, ia3_target_modules
@@ -171,16 +172,16 @@ def test_the_caveat_of_quantized_training_is_reported_and_in_the_card(
 )
 def test_virtual_tokens_cannot_be_merged(bases: Path, tmp_path: Path, make: Any) -> None:
     adapter = _adapter(bases, "llama", "virtual", make)
-    with pytest.raises(AdapterError, match=r"change no weights, so it cannot be merged; serve it as it is\.$"):
+    with pytest.raises(AdapterError, match=messages.CHANGE_NO_WEIGHTS_SO_CANNOT_MERGED):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert not (tmp_path / "out").exists()
 
 
 def test_another_base_is_an_error(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora())
-    with pytest.raises(AdapterError, match="was trained for llama"):
+    with pytest.raises(AdapterError, match=messages.TRAINED_LLAMA):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "qwen2"))
-    with pytest.raises(AdapterError, match=r"a folder or file called llama: say where it is with --base\.$"):
+    with pytest.raises(AdapterError, match=messages.FOLDER_FILE_CALLED_LLAMA_SAY_WHERE):
         merge_adapter(adapter, tmp_path / "out", _silent)
     assert list(tmp_path.iterdir()) == []
 
@@ -189,7 +190,7 @@ def test_a_shared_lm_head_is_an_error(bases: Path, tmp_path: Path) -> None:
     adapter = _adapter(
         bases, "qwen2", "lora", lambda _: LoraConfig(r=4, target_modules=["lm_head"], init_lora_weights=False)
     )
-    with pytest.raises(AdapterError, match="shares with its input embeddings"):
+    with pytest.raises(AdapterError, match=messages.SHARES_INPUT_EMBEDDINGS):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "qwen2"))
 
 
@@ -197,14 +198,14 @@ def test_existing_folders_and_full_disks_are_errors(
     bases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = _adapter(bases, "llama", "lora", _lora())
-    with pytest.raises(AdapterError, match="exists: name a folder that does not"):
+    with pytest.raises(AdapterError, match=messages.EXISTS_NAME_FOLDER_DOES_NOT):
         merge_adapter(adapter, tmp_path, _silent, base=str(bases / "llama"))
 
     class Usage:
         free = 1000
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage())
-    with pytest.raises(DiskSpaceError, match=r"has 0 MB free and the merged model needs \d+ MB: .* larger disk\.$"):
+    with pytest.raises(DiskSpaceError, match=messages.HAS_MB_FREE_MERGED_MODEL_NEEDS):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
@@ -214,7 +215,7 @@ def test_weights_that_are_not_finite_leave_no_files(bases: Path, tmp_path: Path)
     file = adapter.path / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({key: torch.full_like(tensor, float("nan")) for key, tensor in tensors.items()}, file)
-    with pytest.raises(AdapterError, match="weights that are not finite when merged"):
+    with pytest.raises(AdapterError, match=messages.WEIGHTS_NOT_FINITE_WHEN_MERGED):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
@@ -228,7 +229,7 @@ def test_a_disk_that_fills_up_leaves_no_files(bases: Path, tmp_path: Path, monke
 
     adapter = _adapter(bases, "llama", "lora", _lora())
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
-    with pytest.raises(DiskSpaceError, match="No space left on device"):
+    with pytest.raises(DiskSpaceError, match=messages.NO_SPACE_LEFT_DEVICE):
         merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / "llama"))
     assert list(tmp_path.iterdir()) == []
 
@@ -293,7 +294,7 @@ def test_smoke_test_of_an_adapter_without_effect(tmp_path: Path, base: Path) -> 
         tmp_path / "idle", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     )
     _change(folder.path, 0)
-    with pytest.raises(AdapterError, match=r"answers exactly as llama does without it: it has learned nothing\.$"):
+    with pytest.raises(AdapterError, match=messages.ANSWERS_EXACTLY_LLAMA_DOES_WITHOUT_HAS):
         smoke_test_adapter(folder, SmokeTestTarget(str(base)), _silent)
 
 
@@ -302,7 +303,7 @@ def test_smoke_test_of_an_adapter_that_is_not_finite(tmp_path: Path, base: Path)
         tmp_path / "broken", base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
     )
     _change(folder.path, 3e38)
-    with pytest.raises(AdapterError, match="gives log-probabilities that are not finite on llama"):
+    with pytest.raises(AdapterError, match=messages.GIVES_LOG_PROBABILITIES_NOT_FINITE_LLAMA):
         smoke_test_adapter(folder, SmokeTestTarget(str(base)), _silent)
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, normalizers
 from transformers import AutoTokenizer
 
 from errors import BaseModelError, DataError, PromptOrTuneError, TrainingError
+from tests import messages
 from tests.serve.tiny import make_base, tokenizer
 from train.config import TrainConfig
 from train.preflight import Preflight, run_preflight
@@ -120,7 +121,7 @@ def test_chat_style_needs_a_chat_template(base: Path, tmp_path: Path) -> None:
 def test_prefix_tuning_with_gradient_checkpointing(base: Path, tmp_path: Path) -> None:
     path = rows(tmp_path / "a.jsonl", *many(20))
     config = TrainConfig("tiny", str(path), "prefix-tuning", model_name_or_path=str(base), gradient_checkpointing=True)
-    with pytest.raises(TrainingError, match="Prefix tuning with gradient checkpointing cannot train"):
+    with pytest.raises(TrainingError, match=messages.PREFIX_TUNING_GRADIENT_CHECKPOINTING_CANNOT_TRAIN):
         run_preflight(config, lambda _: None)
 
 

@@ -11,6 +11,7 @@ from transformers import dynamic_module_utils
 from adapters.store import Store
 from adapters.vllm_compat import vllm_checks
 from errors import BaseModelError
+from tests import messages
 from tests.serve.own_code import make_own_code_base
 from tests.train.runs import tiny_config
 from train.merge import SmokeTestTarget, smoke_test_adapter
@@ -33,7 +34,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_the_flag_no_remote_code_runs(run_folder: Path) -> None:
-    with pytest.raises(BaseModelError, match="which is not run by default"):
+    with pytest.raises(BaseModelError, match=messages.WHICH_NOT_RUN_DEFAULT):
         train(tiny_config(run_folder), _silent)
     assert not (run_folder / "mark").exists()
     assert not list(run_folder.glob("store/*"))

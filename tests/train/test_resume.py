@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from errors import DiskSpaceError, TrainingError
+from tests import messages
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train.checkpoints import run_directory
@@ -73,9 +74,9 @@ def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> N
     config = tiny_config(folder, adapter_name="stopped")
     _interrupt(config)
     run_dir = run_directory(config)
-    with pytest.raises(TrainingError, match="stopped at step 4: continue it with --resume"):
+    with pytest.raises(TrainingError, match=messages.STOPPED_STEP_CONTINUE_RESUME):
         train(config, lambda _: None)
-    with pytest.raises(TrainingError, match=r"was begun with learning_rate = 0\.003, not 0\.1"):
+    with pytest.raises(TrainingError, match=messages.BEGUN_LEARNING_RATE_NOT):
         train(tiny_config(folder, adapter_name="stopped", learning_rate=0.1), lambda _: None, resume=True)
     # A checkpoint that a kill left incomplete is ignored.
     partial = run_dir.checkpoints / "checkpoint-5"
@@ -90,7 +91,7 @@ def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> N
 
 
 def test_there_must_be_a_run_to_resume(folder: Path) -> None:
-    with pytest.raises(TrainingError, match="no unfinished run of 'never'"):
+    with pytest.raises(TrainingError, match=messages.NO_UNFINISHED_RUN_NEVER):
         train(tiny_config(folder, adapter_name="never"), lambda _: None, resume=True)
 
 
@@ -106,7 +107,7 @@ def test_a_full_disk_keeps_the_last_complete_checkpoint(
         write(self, output_dir)
 
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
-    with pytest.raises(DiskSpaceError, match="is full, so the checkpoint of step 3 could not be written"):
+    with pytest.raises(DiskSpaceError, match=messages.FULL_SO_CHECKPOINT_STEP_COULD_NOT):
         train(config, lambda _: None)
     assert [path.name for path in run_directory(config).checkpoints.iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()

@@ -16,6 +16,7 @@ from models.loader import load_base
 from serve.backends.local.backend import LocalBackend
 from serve.types import Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES, render_prompt
+from tests import messages
 from tests.serve.tiny import make_base
 from tests.train.runs import losses, tiny_config
 from train.__main__ import main
@@ -105,13 +106,13 @@ def test_early_stopping_stops(folder: Path) -> None:
 
 
 def test_an_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
-    with pytest.raises(TrainingError, match="--overwrite"):
+    with pytest.raises(TrainingError, match=messages.OVERWRITE):
         train(tiny_config(folder), lambda _: None)
     assert trained[0].is_dir()
 
 
 def test_a_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
-    with pytest.raises(TrainingError, match="fewer than one batch"):
+    with pytest.raises(TrainingError, match=messages.FEWER_THAN_ONE_BATCH):
         train(tiny_config(folder, adapter_name="lora-few", max_train_samples=3), lambda _: None)
     assert not list((folder / "store").glob("*lora-few*"))
 

@@ -33,6 +33,7 @@ from serve.types import Row, RowOutput, SamplingParams
 from tasks.datasets.registry import load_problems
 from tasks.problem import Example
 from tasks.prompt import STYLES, render_prompt
+from tests import messages
 from tests.serve.tiny import make_base
 from tests.train.runs import tiny_config
 from train.estimate import estimate
@@ -290,5 +291,5 @@ def test_target_modules_of_other_architectures(kind: str, attention: str, feedfo
 def test_an_unknown_architecture_raises_a_training_error(modules: Any) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2")))
-    with pytest.raises(TrainingError, match=r"GPT2LMHeadModel are not known here: .* --target-modules\.$"):
+    with pytest.raises(TrainingError, match=messages.GPT2LMHEADMODEL_NOT_KNOWN_HERE_TARGET_MODULES):
         modules(base)

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from errors import TrainingError
 from tasks.problem import Example
 from tasks.prompt import STYLES, format_completion, render_prompt
+from tests import messages as expected
 from tests.serve.tiny import make_base, tokenizer
 from train.model import patch_loss
 from train.preflight import render_preflight, run_preflight
@@ -54,7 +55,7 @@ def test_padding_has_no_attention_and_no_labels() -> None:
 
 
 def test_a_tokenizer_without_an_end_token_is_an_error() -> None:
-    with pytest.raises(TrainingError, match="no end token"):
+    with pytest.raises(TrainingError, match=expected.NO_END_TOKEN):
         ExampleTokenizer(SimpleNamespace(eos_token_id=None), PLAIN, is_encoder_decoder=False)
 
 

@@ -10,6 +10,7 @@ import pytest
 from errors import PromptOrTuneError
 from serve.types import Candidate, PartialOutput, RequestOutput, SamplingParams
 from tasks.problem import AssertTest, Problem, StdioTest
+from tests import messages
 from tests.fakes import FakeEngine
 from ui.compare.run import QuestionFields, build_problem, compare, format_tests, make_comparison
 from ui.compare.view import finished_column
@@ -122,14 +123,14 @@ def test_closing_the_iterator_cancels_the_engine() -> None:
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])
 def test_empty_question_is_refused(intent: Any) -> None:
-    with pytest.raises(PromptOrTuneError, match="Say first what the Python should do"):
+    with pytest.raises(PromptOrTuneError, match=messages.SAY_FIRST_WHAT_PYTHON_SHOULD_DO):
         make_comparison(Problem("typed", intent), ["zero-shot"])
 
 
 def test_no_method_and_too_many_methods_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match="at least one method"):
+    with pytest.raises(PromptOrTuneError, match=messages.LEAST_ONE_METHOD):
         make_comparison(PROBLEM, [])
-    with pytest.raises(PromptOrTuneError, match="at most 8"):
+    with pytest.raises(PromptOrTuneError, match=messages.MOST):
         make_comparison(PROBLEM, [f"icl-{k}" for k in range(1, 10)])
 
 

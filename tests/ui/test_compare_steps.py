@@ -13,6 +13,7 @@ from errors import BaseModelError, PromptOrTuneError
 from serve.engine.llm_engine import EngineLoader, ProgressFn
 from serve.types import PartialOutput, RequestOutput
 from tasks.problem import Problem
+from tests import messages
 from tests.fakes import FakeEngine
 from ui.compare.run import make_comparison
 from ui.compare.steps import STOPPED_EARLY, collect_records, run_comparison
@@ -66,9 +67,9 @@ def test_failed_model_load_is_raised() -> None:
         raise BaseModelError("No base 'x'.")
 
     context = Context(EngineLoader(build), run_queue=AdmissionQueue())
-    with pytest.raises(PromptOrTuneError, match=r"No base 'x'\."):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X):
         list(run_comparison(context, COMPARISON, Event()))
-    with pytest.raises(PromptOrTuneError, match=r"No base 'x'\."):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X):
         collect_records(context, COMPARISON)
 
 
@@ -80,7 +81,7 @@ def test_run_that_raises_leaves_the_queue() -> None:
             raise RuntimeError("out of memory")
 
     context = context_of(Broken())
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
         collect_records(context, COMPARISON)
     with context.run_queue.enqueue() as ticket:
         assert ticket.wait(0) == 0

@@ -13,6 +13,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 from serve.engine.llm_engine import EngineLoader
+from tests import messages
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
@@ -115,7 +116,7 @@ def test_stream_yields_progress_and_ends_with_records(client: Any) -> None:
 
 
 def test_invalid_stream_request_is_one_error_message(client: Any) -> None:
-    with pytest.raises(AppError, match="Add at least one method"):
+    with pytest.raises(AppError, match=messages.ADD_LEAST_ONE_METHOD):
         client.predict("reverse", [], api_name="/stream")
 
 
@@ -132,7 +133,7 @@ def test_endpoint_enforces_visitor_limits(url: Any) -> None:
         )
         job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
         next(iter(job))
-        with pytest.raises(AppError, match="You have 2 answers running and 2 at once is the limit"):
+        with pytest.raises(AppError, match=messages.YOU_HAVE_ANSWERS_RUNNING_ONCE_LIMIT):
             one.predict("talk", ["zero-shot"], api_name="/compare")
         assert other.submit("talk", ["zero-shot"], api_name="/stream").__next__()["records"] == []
         job.cancel()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from errors import PromptOrTuneError
+from tests import messages
 from tests.fakes import FakeEngine
 from ui.components import chip_names, chip_values
 from ui.labels import method_hint, method_label, model_label
@@ -28,20 +29,20 @@ def test_filled_form_gives_a_method_name(form: Any, name: Any) -> None:
 
 
 def test_adapter_must_be_chosen() -> None:
-    with pytest.raises(PromptOrTuneError, match="Choose the adapter first"):
+    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_ADAPTER_FIRST):
         method_name("adapter", 4, None, "none")
 
 
 def test_duplicate_method_is_refused() -> None:
     assert add_method(["zero-shot"], "icl-4", []) == ["zero-shot", "icl-4"]
-    with pytest.raises(PromptOrTuneError, match="ICL 4 is already in the comparison"):
+    with pytest.raises(PromptOrTuneError, match=messages.ICL_ALREADY_COMPARISON):
         add_method(["icl-4"], "icl-4@42", [])
-    with pytest.raises(PromptOrTuneError, match="choose 1 to 32"):
+    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE):
         add_method([], "icl-0", [])
 
 
 def test_ninth_column_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match="8 columns are the most that fit"):
+    with pytest.raises(PromptOrTuneError, match=messages.COLUMNS_MOST_FIT):
         add_method([f"icl-{k}" for k in range(1, 9)], "rag-1", [])
 
 

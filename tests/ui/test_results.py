@@ -17,6 +17,7 @@ import pytest
 from errors import PromptOrTuneError
 from evaluate.results import Run, read_run
 from evaluate.stats import Interval
+from tests import messages
 from tests.ui.runs import EVIL, PROBLEMS, write_run
 from tests.ui.test_compare_view import SECTIONS, Reader, assert_harmless
 from ui.results.page import EXPORT_KINDS, UrlState, export_runs, parse_url_state, read_runs
@@ -83,7 +84,7 @@ def test_library_lists_only_runs(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
 def test_names_cannot_leave_the_folders(folder: Path, name: str) -> None:
-    with pytest.raises(PromptOrTuneError, match="There is no run"):
+    with pytest.raises(PromptOrTuneError, match=messages.THERE_NO_RUN):
         RunLibrary([("runs", folder)]).load_run(name)
 
 
@@ -239,7 +240,7 @@ def test_every_export_kind_is_a_file(run: Run, kind: str) -> None:
 
 
 def test_export_without_a_run_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match="Choose a run first"):
+    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_RUN_FIRST):
         export_runs([], "csv", 1)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from errors import PromptOrTuneError
 from evaluate.metrics import basic as module
 from evaluate.metrics.basic import exact_match, exact_match_at_k, pass_at_k, syntax_tree_match
+from tests import messages
 from tests.evaluate.hostile import HOSTILE
 
 
@@ -33,11 +34,11 @@ def test_em_at_k_is_monotonic_in_k(candidates: list[str]) -> None:
 
 
 def test_k_above_the_number_of_candidates_raises() -> None:
-    with pytest.raises(PromptOrTuneError, match="EM@3 is undefined for 2 candidates"):
+    with pytest.raises(PromptOrTuneError, match=messages.EM_UNDEFINED_CANDIDATES):
         exact_match_at_k("a", ["b", "c"], 3)
-    with pytest.raises(PromptOrTuneError, match="EM@0"):
+    with pytest.raises(PromptOrTuneError, match=messages.EM):
         exact_match_at_k("a", ["b"], 0)
-    with pytest.raises(PromptOrTuneError, match="2 candidates were asked for and 3 are here"):
+    with pytest.raises(PromptOrTuneError, match=messages.CANDIDATES_WERE_ASKED_HERE):
         exact_match_at_k("a", ["b", "c", "d"], 1, num_candidates=2)
 
 
@@ -107,7 +108,7 @@ def test_pass_at_k_raises_for_k_above_the_number_of_samples(n: int, c: int, k: i
 
 @pytest.mark.parametrize("c", [-1, 6])
 def test_impossible_counts_raise(c: int) -> None:
-    with pytest.raises(PromptOrTuneError, match="correct samples of 5"):
+    with pytest.raises(PromptOrTuneError, match=messages.CORRECT_SAMPLES):
         pass_at_k(5, c, 1)
 
 
@@ -124,7 +125,7 @@ def test_the_share_of_tests_needs_the_same_tests_for_each_sample() -> None:
     assert module.test_pass_rate([[True, False], [True, True]]) == pytest.approx(0.75)
     empty: list[list[list[bool]]] = [[], [[], []]]
     for samples in empty:
-        with pytest.raises(PromptOrTuneError, match="undefined without samples and tests"):
+        with pytest.raises(PromptOrTuneError, match=messages.UNDEFINED_WITHOUT_SAMPLES_TESTS):
             module.test_pass_rate(samples)
-    with pytest.raises(PromptOrTuneError, match="different numbers of tests"):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_NUMBERS_TESTS):
         module.test_pass_rate([[True], [True, False]])

@@ -18,6 +18,7 @@ from errors import PromptOrTuneError, UnknownNameError
 from evaluate.sandbox import isolation, probe, spec
 from evaluate.sandbox.sandbox import Sandbox, SandboxUnavailableError, open_sandbox
 from evaluate.sandbox.types import Limits, Program
+from tests import messages
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import gone, processes_with
 
@@ -196,18 +197,18 @@ def test_a_limit_that_is_not_positive_raises(name: str, value: float) -> None:
 
 
 def test_fewer_than_one_worker_raises(sandbox: Sandbox) -> None:
-    with pytest.raises(PromptOrTuneError, match="0 workers"):
+    with pytest.raises(PromptOrTuneError, match=messages.WORKERS):
         sandbox.run_many([], workers=0)
 
 
 def test_rlimits_must_be_requested() -> None:
-    with pytest.raises(SandboxUnavailableError, match="unsafe flag"):
+    with pytest.raises(SandboxUnavailableError, match=messages.UNSAFE_FLAG):
         open_sandbox("rlimits")
     assert open_sandbox("rlimits", unsafe=True).layer == "unsafe-rlimits"
 
 
 def test_an_unknown_layer_raises() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'landlock'"):
+    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_LANDLOCK):
         open_sandbox("landlok")
 
 
@@ -227,9 +228,9 @@ def test_a_weaker_layer_is_used_with_a_warning(
 
 def test_without_a_layer_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evaluate.sandbox.sandbox.probe_layer", lambda layer: finding(layer, False))
-    with pytest.raises(SandboxUnavailableError, match=r"bubblewrap is missing; .*landlock is missing"):
+    with pytest.raises(SandboxUnavailableError, match=messages.BUBBLEWRAP_MISSING_LANDLOCK_MISSING):
         open_sandbox()
-    with pytest.raises(SandboxUnavailableError, match="'landlock' does not work here: landlock is missing"):
+    with pytest.raises(SandboxUnavailableError, match=messages.LANDLOCK_DOES_NOT_WORK_HERE_LANDLOCK):
         open_sandbox("landlock")
 
 

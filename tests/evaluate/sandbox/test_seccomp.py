@@ -22,6 +22,7 @@ from evaluate.sandbox.seccomp import (
     set_filter_pid,
     syscall_number,
 )
+from tests import messages
 
 HEADERS = {"x86_64": "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "/usr/include/asm-generic/unistd.h"}
 PID = 4711
@@ -124,7 +125,7 @@ def test_the_pid_replaces_the_placeholder_only(machine: str) -> None:
 
 
 def test_an_unknown_machine_raises() -> None:
-    with pytest.raises(ValueError, match="riscv64"):
+    with pytest.raises(ValueError, match=messages.RISCV64):
         build_filter("riscv64")
 
 

@@ -18,6 +18,7 @@ from evaluate.study.generate import EngineOpener, check_base_revisions, generate
 from evaluate.study.jobs import StudyJob, limit_problems, run_path, study_jobs
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from models.identity import BaseIdentity
+from tests import messages
 from tests.evaluate.fakes import BASE, FakeEngine
 from tests.evaluate.study.conftest import add_adapter
 
@@ -135,9 +136,7 @@ def test_interrupted_run_continues(config: StudyConfig, tmp_path: Path, data: Pa
 def test_code_of_a_base_needs_a_pinned_commit() -> None:
     config = read_study_config(resolve_config_path("paper"))
     jobs = [job for job in study_jobs(config, "rq1") if job.model.name == "CodeGen2-1B"]
-    with pytest.raises(
-        PromptOrTuneError, match="CodeGen2-1B has code of its own, which runs only from a pinned commit"
-    ):
+    with pytest.raises(PromptOrTuneError, match=messages.CODEGEN2_B_HAS_CODE_OWN_WHICH):
         check_base_revisions(jobs)
     pinned = replace(jobs[0].model, base=f"{jobs[0].model.base}@{'0' * 40}")
     check_base_revisions([replace(jobs[0], model=pinned)])

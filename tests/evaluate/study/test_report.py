@@ -24,6 +24,7 @@ from evaluate.study.jobs import StudyJob, run_path, study_jobs
 from evaluate.study.read_config import read_study_config
 from evaluate.study.report import write_report
 from evaluate.study.tables import build_tables
+from tests import messages
 from tests.evaluate.study.conftest import STUDY, add_adapter
 from tests.evaluate.study.runs import made_problems, write_runs
 
@@ -184,7 +185,7 @@ def test_training_facts_come_from_adapter_with_same_weights(config: StudyConfig,
 
 
 def test_no_finished_results(config: StudyConfig, tmp_path: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match="holds no finished results of rq1"):
+    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_NO_FINISHED_RESULTS_RQ1):
         require_results(collect_jobs(study_jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
 
 

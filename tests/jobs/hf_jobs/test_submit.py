@@ -20,6 +20,7 @@ from huggingface_hub.cli.hf import app
 from errors import PromptOrTuneError
 from jobs.hf_jobs.submit import PROGRAM_PATTERNS, PROJECT_ROOT, build_archive, manual_commands
 from jobs.job import Job, ServingOptions
+from tests import messages
 from train.settings import make_config, parse_args
 
 EVIL = "'; touch owned; echo \"$(id)`id`\n\\ #.csv"
@@ -121,7 +122,7 @@ def test_hf_accepts_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_invalid_settings_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match="learning_rate must be above 0"):
+    with pytest.raises(PromptOrTuneError, match=messages.LEARNING_RATE_MUST_ABOVE):
         manual_commands({"adapter_name": "a", "dataset_name": "my.csv", "learning_rate": 0}, ServingOptions())
 
 

@@ -19,6 +19,7 @@ from openai import OpenAI
 
 from errors import PromptOrTuneError
 from serve.__main__ import parse_options
+from tests import messages
 from tests.conftest import ROOT
 from tests.test_app import free_port
 
@@ -48,7 +49,7 @@ def test_option_names_of_earlier_versions_still_work() -> None:
 def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
     assert parse_options(["--host", host]).api.settings.loopback_only
-    with pytest.raises(PromptOrTuneError, match="Without keys"):
+    with pytest.raises(PromptOrTuneError, match=messages.WITHOUT_KEYS):
         parse_options(["--host", "192.168.0.9"])
     opened = parse_options(["--host", "192.168.0.9", "--open"])
     assert (opened.host, opened.api.settings.loopback_only) == ("192.168.0.9", False)
@@ -144,7 +145,7 @@ def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subpr
         )
         next(stream)
         process.send_signal(signal.SIGINT)
-        with pytest.raises(openai.APIError, match="about to end"):
+        with pytest.raises(openai.APIError, match=messages.ABOUT_END):
             list(stream)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -16,6 +16,7 @@ from errors import BaseModelError
 from serve.api.app import Api
 from serve.api.auth import ApiKeys
 from serve.engine.llm_engine import EngineLoader
+from tests import messages
 from tests.serve.api.conftest import Served, running, serving, wait_for
 from tests.serve.api.scripted_backend import ScriptedBackend
 
@@ -182,7 +183,7 @@ def test_an_exception_during_a_stream_is_its_last_event(tmp_path: Path) -> None:
         chunks = iter(stream)
         assert [next(chunks) for _ in range(4)]
         served.backend.fails = True
-        with pytest.raises(openai.APIError, match="internal error"):
+        with pytest.raises(openai.APIError, match=messages.INTERNAL_ERROR):
             list(chunks)
 
 

@@ -12,6 +12,7 @@ from openai import OpenAI
 
 from serve.api.app import VERSION
 from serve.api.auth import read_keys
+from tests import messages as expected
 from tests.adapters.folders import CONFIG, write_adapter
 from tests.conftest import ROOT as CHECKOUT
 from tests.serve.api.conftest import Served, serving
@@ -56,9 +57,9 @@ def test_an_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp
     write_adapter(tmp_path / "root" / "lora-broken", {**CONFIG, "r": 5})
     with serving(tmp_path) as served, served.client() as client:
         assert "lora-broken" not in [model.id for model in client.models.list()]
-        with pytest.raises(openai.NotFoundError, match="lora-broken"):
+        with pytest.raises(openai.NotFoundError, match=expected.LORA_BROKEN):
             client.models.retrieve("lora-broken")
-        with pytest.raises(openai.BadRequestError, match="lora-broken") as caught:
+        with pytest.raises(openai.BadRequestError, match=expected.LORA_BROKEN) as caught:
             client.completions.create(model="lora-broken", prompt="x")
         assert caught.value.param == "model"
 

@@ -13,6 +13,7 @@ from adapters.manifest import UNKNOWN
 from adapters.store import AdapterFolder
 from errors import AdapterError, PromptOrTuneError
 from serve.types import Row, SamplingParams
+from tests import messages
 from tests.adapters.folders import BASE, CONFIG, LAYERS, MANIFEST, store, tensors, write_adapter
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
 from tests.serve.remote.test_stream import PLAIN, answer, finish
@@ -112,7 +113,7 @@ def test_vllm_refuses_ia3(serve: Any, connect: Any, tmp_path: Path) -> None:
     folder = ia3(tmp_path)
     reason = backend.unsupported_reason(folder)
     assert reason.startswith("This engine serves LoRA adapters only; 'ia3-mine' is IA3:")
-    with pytest.raises(AdapterError, match="serves LoRA adapters only"):
+    with pytest.raises(AdapterError, match=messages.SERVES_LORA_ADAPTERS_ONLY):
         backend.load_adapter(folder)
 
 
@@ -134,7 +135,7 @@ def test_folder_invisible_to_the_server_gives_one_message(serve: Any, connect: A
         )
 
     standin = serve(StandIn(saying("x"), SERVED, pages={"/v1/load_lora_adapter": no}))
-    with pytest.raises(AdapterError, match="its folder must lie on a disk that the server sees") as caught:
+    with pytest.raises(AdapterError, match=messages.FOLDER_MUST_LIE_DISK_SERVER_SEES) as caught:
         connect(standin.url).load_adapter(lora(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -149,7 +150,7 @@ def test_scale_needs_a_server_that_supports_it(serve: Any, connect: Any, tmp_pat
     vllm = connect(serve(loading(StandIn(saying("x")))).url)
     assert "cannot scale adapters" in (vllm.unsupported_reason(folder, 0.5) or "")
     vllm.load_adapter(folder)
-    with pytest.raises(PromptOrTuneError, match="cannot scale adapters"):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_SCALE_ADAPTERS):
         generate_with(vllm, "lora-mine", 0.5)
     standin = serve(StandIn(saying("x"), OURS))
     generate_with(connect(standin.url), "ia3-mine", 0.5)
@@ -176,13 +177,13 @@ def test_unknown_revision_message_names_base_option(serve: Any, connect: Any, tm
 
 def test_base_that_contradicts_the_server_is_refused(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), OURS))
-    with pytest.raises(PromptOrTuneError, match="serves tiny/base and --base says other/base: name the base"):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVES_TINY_BASE_BASE_SAYS_OTHER):
         connect(standin.url, base="other/base")
-    with pytest.raises(PromptOrTuneError, match=r"serves revision a+ of tiny/base and --base says b+:"):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVES_REVISION_TINY_BASE_BASE_SAYS):
         connect(standin.url, base=f"tiny/base@{'b' * 40}")
     assert connect(standin.url, base=f"tiny/base@{BASE.revision}").base.revision == BASE.revision
     vllm = serve(StandIn(saying("x"), VLLM_MODELS))
-    with pytest.raises(PromptOrTuneError, match="serves owner/base and --base says tiny/base"):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVES_OWNER_BASE_BASE_SAYS_TINY):
         connect(vllm.url, base="tiny/base")
 
 
@@ -220,10 +221,10 @@ def test_lorax_gets_the_adapter_folder(serve: Any, connect: Any, tmp_path: Path)
 
 def test_unknown_model_message_lists_models(serve: Any, connect: Any) -> None:
     standin = serve(StandIn(saying("x"), VLLM_MODELS))
-    with pytest.raises(PromptOrTuneError, match="Unknown model of the server 'owner/bse': did you mean 'owner/base'"):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_MODEL_SERVER_OWNER_BSE_DID):
         connect(standin.url, model="owner/bse")
     assert connect(standin.url, model="owner/base").base.context_length == 4096
-    with pytest.raises(PromptOrTuneError, match="name one with --model"):
+    with pytest.raises(PromptOrTuneError, match=messages.NAME_ONE_MODEL):
         connect(serve(StandIn(saying("x"))).url)
 
 

@@ -12,6 +12,7 @@ from errors import BusyError, PromptOrTuneError
 from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient
 from serve.backends.remote.stream import Timeouts
 from serve.types import Row
+from tests import messages
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, saying
 from tests.serve.remote.test_stream import GREEDY, PLAIN, answer, finish
 
@@ -88,7 +89,7 @@ def test_key_is_sent_to_the_server_only_and_never_displayed(serve: Any, connect:
 
 
 def test_invalid_key_is_refused_without_showing_it() -> None:
-    with pytest.raises(PromptOrTuneError, match="characters that no header allows") as caught:
+    with pytest.raises(PromptOrTuneError, match=messages.CHARACTERS_NO_HEADER_ALLOWS) as caught:
         ServerClient("http://127.0.0.1:1/v1", f"{KEY}\r\nX-Evil: 1")
     one_message(str(caught.value))
 
@@ -159,7 +160,7 @@ def test_loading_server_is_awaited(serve: Any, connect: Any) -> None:
     assert connect(standin.url, report=output.append).base.id == "owner/base"
     assert f"The server at {standin.host} is busy, about 1 s (the model is loading). Waiting for it ..." in output
     standin.asked.clear()
-    with pytest.raises(BusyError, match="the model is loading"):
+    with pytest.raises(BusyError, match=messages.MODEL_LOADING):
         connect(standin.url, timeouts=Timeouts(startup=0.5))
 
 

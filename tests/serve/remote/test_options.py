@@ -19,6 +19,7 @@ from serve.options import ModelOptions
 from serve.types import PartialOutput, Request, RequestOutput, SamplingParams
 from tasks.methods import parse_method
 from tasks.problem import Problem
+from tests import messages
 from tests.serve.remote.standin import VLLM_MODELS, StandIn, chunk, saying
 
 URL = "http://127.0.0.1:8000/v1"
@@ -63,7 +64,7 @@ def test_the_study_takes_the_same_options() -> None:
     )
     assert parse_remote_options(given) == RemoteOptions(URL)
     assert given.base is None
-    with pytest.raises(PromptOrTuneError, match="add --mode sample for several candidates, or --beams 1"):
+    with pytest.raises(PromptOrTuneError, match=messages.ADD_MODE_SAMPLE_SEVERAL_CANDIDATES_BEAMS):
         sampling_params_from_options(given)
     given.beams = 1
     assert sampling_params_from_options(given).mode == "greedy"

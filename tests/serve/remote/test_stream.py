@@ -11,6 +11,7 @@ import pytest
 from errors import PromptOrTuneError
 from serve.types import PartialOutput, Row, RowOutput, SamplingParams
 from tasks.prompt import STYLES
+from tests import messages
 from tests.serve.remote.standin import VLLM_MODELS, Reply, StandIn, chunk, saying
 from tests.serve.remote.standin import event as sse
 
@@ -135,7 +136,7 @@ def test_unknown_server_gets_one_call_per_sample(serve: Any, connect: Any) -> No
 
 def test_beam_search_is_refused_in_one_message(serve: Any, connect: Any) -> None:
     batch = connect(serve(StandIn(saying("a"), VLLM_MODELS)).url).open_batch("beam")
-    with pytest.raises(PromptOrTuneError, match="has no beam search: choose sampling"):
+    with pytest.raises(PromptOrTuneError, match=messages.HAS_NO_BEAM_SEARCH_CHOOSE_SAMPLING):
         batch.add(0, Row("p", PLAIN), SamplingParams("beam", candidates=4))
     assert len(batch) == 0
 

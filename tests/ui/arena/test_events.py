@@ -10,6 +10,7 @@ import pytest
 from errors import PromptOrTuneError
 from evaluate.arena.votes import WINNERS
 from tasks.prompt import PROMPT_VERSION
+from tests import messages
 from tests.ui.arena.runners import ANNA, ANSWERS, BERT, EVIL, THREE, answered_match, make_runner, next_match
 from ui.arena.events import record_vote
 from ui.arena.matches import MatchRunner
@@ -101,7 +102,7 @@ def test_second_vote_on_a_question_is_rejected(runner: MatchRunner) -> None:
     assert again.winner == ""
     assert "You have voted on this pair and problem already" in again.said
     assert runner.votes.count() == 1
-    with pytest.raises(PromptOrTuneError, match="You have voted on every pair of these methods for this question"):
+    with pytest.raises(PromptOrTuneError, match=messages.YOU_HAVE_VOTED_EVERY_PAIR_THESE):
         answered_match(runner, question="reverse  a list", methods=PAIR)
     assert answered_match(runner, question="reverse a list").methods != PAIR
 

@@ -11,6 +11,7 @@ from threading import Event, Thread
 import pytest
 
 from errors import BusyError, PromptOrTuneError
+from tests import messages
 from tests.fakes import FakeEngine
 from tests.ui.arena.runners import ANNA, ANSWERS, BERT, ERRORS, THREE, answered_match, make_runner, next_match
 from ui.arena.matches import (
@@ -55,15 +56,15 @@ def test_failing_method_is_excluded_from_the_next_sample(runner: MatchRunner) ->
 
 def test_match_without_two_answers_raises(tmp_path: Path) -> None:
     runner = make_runner(tmp_path, FakeEngine(ANSWERS, ERRORS, longest_intent=10))
-    with pytest.raises(PromptOrTuneError, match="No two of the chosen methods gave an answer"):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_TWO_CHOSEN_METHODS_GAVE_ANSWER):
         list(next_match(runner, question="far too long a question"))
     assert runner.matches.load(ANNA.id) is None
 
 
 def test_match_needs_two_methods(runner: MatchRunner) -> None:
-    with pytest.raises(PromptOrTuneError, match="A duel needs two methods"):
+    with pytest.raises(PromptOrTuneError, match=messages.DUEL_NEEDS_TWO_METHODS):
         list(next_match(runner, methods=("zero-shot",)))
-    with pytest.raises(PromptOrTuneError, match="A duel needs two methods"):
+    with pytest.raises(PromptOrTuneError, match=messages.DUEL_NEEDS_TWO_METHODS):
         list(next_match(runner, methods=("zero-shot", "no such method")))
 
 
@@ -136,7 +137,7 @@ def test_match_counts_two_answers_against_the_quota(runner: MatchRunner) -> None
     tight = replace(runner.context, visitors=VisitorRegistry(AccessPolicy(limits=Limits(rows_per_hour=4))))
     runner = MatchRunner(tight, runner.votes, runner.matches)
     answered_match(runner), answered_match(runner)
-    with pytest.raises(BusyError, match="You have had 4 answers within an hour"):
+    with pytest.raises(BusyError, match=messages.YOU_HAVE_HAD_ANSWERS_WITHIN_HOUR):
         answered_match(runner)
     assert answered_match(runner, BERT).records
     assert runner.matches.load(ANNA.id) is None
@@ -170,7 +171,7 @@ def test_broken_match_file_is_ignored(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("visitor", ["", "../../etc/passwd", "browser-x", "browser-00000000000000aa/../x"])
 def test_visitor_id_cannot_be_a_path(tmp_path: Path, visitor: str) -> None:
-    with pytest.raises(ValueError, match="is not a visitor's id"):
+    with pytest.raises(ValueError, match=messages.NOT_VISITOR_S_ID):
         MatchStore(tmp_path).load(visitor)
 
 

@@ -18,6 +18,7 @@ from adapters.store import LIBRARY
 from errors import PromptOrTuneError
 from jobs.job import Job, Progress, ServingOptions, Verdict
 from serve.engine.llm_engine import EngineLoader
+from tests import messages
 from tests.fakes import FakeEngine
 from tests.ui.train import jobs_on_disk as on_disk
 from tests.ui.train.jobs_on_disk import WorkerlessJobService
@@ -228,7 +229,7 @@ def test_panel_without_rights_shows_no_jobs(service: WorkerlessJobService) -> No
     assert set(update.changed) == {"note", "empty"}
     assert "lora-mine" not in str(update)
     for act in (actions.cancel, actions.resume, actions.finish, actions.pack_zip):
-        with pytest.raises(PromptOrTuneError, match="Only ada may train"):
+        with pytest.raises(PromptOrTuneError, match=messages.ONLY_ADA_MAY_TRAIN):
             act(request(), job.id)
     assert service.get_job(job.id).state == "queued"
 
@@ -239,13 +240,13 @@ def test_visitor_changes_only_own_jobs(service: WorkerlessJobService) -> None:
     others = on_disk.submit(service, "lora-b", owner=actions.context.visitors.identify(request(BOB)).id)
     is_own = {job["id"]: job["mine"] for job in poll(actions).changed["list"]["jobs"]}
     assert is_own == {mine.id: True, others.id: False}
-    with pytest.raises(PromptOrTuneError, match="another visitor's"):
+    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_VISITOR_S):
         actions.cancel(request(ADA), others.id)
     actions.cancel(request(ADA), mine.id)
     assert [service.get_job(job.id).state for job in (mine, others)] == ["stopped", "queued"]
-    with pytest.raises(PromptOrTuneError, match="no job"):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_JOB):
         actions.cancel(request(ADA), "../../etc")
-    with pytest.raises(PromptOrTuneError, match="Choose a job"):
+    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_JOB):
         actions.cancel(request(ADA), "")
 
 
@@ -267,7 +268,7 @@ def test_resume_checks_the_job_limit(service: WorkerlessJobService) -> None:
     stopped = on_disk.submit(service, "lora-a", owner=me)
     actions.cancel(request(), stopped.id)
     on_disk.submit(service, "lora-b", owner=me)
-    with pytest.raises(PromptOrTuneError, match="1 is the limit"):
+    with pytest.raises(PromptOrTuneError, match=messages.LIMIT):
         actions.resume(request(), stopped.id)
 
 
@@ -289,7 +290,7 @@ def test_adapter_of_a_later_job_is_not_deleted_with_an_old_job(service: Workerle
     shutil.rmtree(service.home / "adapters" / old.adapter)
     new = on_disk.submit(service)
     on_disk.complete(service, new.id)
-    with pytest.raises(PromptOrTuneError, match="later job"):
+    with pytest.raises(PromptOrTuneError, match=messages.LATER_JOB):
         actions.delete(request(), old.id, adapter=True)
     assert service.adapter_folder(new.id) is not None
 
@@ -298,7 +299,7 @@ def test_running_job_cannot_be_deleted(service: WorkerlessJobService) -> None:
     actions = make_actions(service)
     job = on_disk.submit(service)
     on_disk.write_training(service, job.id, 5)
-    with pytest.raises(PromptOrTuneError, match="stop it before"):
+    with pytest.raises(PromptOrTuneError, match=messages.STOP_BEFORE):
         actions.delete(request(), job.id, adapter=True)
     assert service.get_job(job.id).state == "running"
 

@@ -23,6 +23,7 @@ from errors import PromptOrTuneError
 from jobs.job import Job, job_config
 from jobs.publish import PublishProgress, PublishRequest
 from serve.engine.llm_engine import EngineLoader
+from tests import messages as expected
 from tests.fakes import FakeEngine
 from tests.hub import openid
 from tests.hub.client import OWNER, TOKEN, log_in, use_hub
@@ -150,7 +151,7 @@ def test_publish_without_an_adapter_is_rejected(
     hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
     job = on_disk.submit(service, owner="ada")
-    with pytest.raises(PromptOrTuneError, match="has no adapter yet"):
+    with pytest.raises(PromptOrTuneError, match=expected.HAS_NO_ADAPTER_YET):
         Publisher(context_of(service)).start(ADA, job.id, "lora-mine", True, TOKEN)
     assert not requests
 

@@ -10,6 +10,7 @@ import pytest
 
 from errors import PromptOrTuneError
 from jobs.job import ServingOptions, resolve_settings
+from tests import messages
 from train.settings import FIELDS, make_config
 from train.techniques import TECHNIQUES
 from ui.train.drafts import Draft
@@ -110,7 +111,7 @@ def test_form_values_ignore_values_of_other_types() -> None:
     fields = [None for _ in ALL_SETTINGS]
     filled = FormValues.parse([None, 7, ["x"], {}, "cpu", *fields])
     assert filled == FormValues("", "", "", "", "cpu", {})
-    with pytest.raises(PromptOrTuneError, match="not offered here"):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_OFFERED_HERE):
         train_config_fields(Draft("starter", technique="full"), SERVING)
 
 

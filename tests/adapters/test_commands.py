@@ -185,7 +185,7 @@ def test_ctrl_c_prints_no_traceback(
 
     monkeypatch.setattr("builtins.input", interrupted)
     assert main(["--root", str(good.parent), "delete", "good"]) == 130
-    assert capsys.readouterr().err == "Stopped; nothing was left half done.\n"
+    assert capsys.readouterr().err == "Stopped; no adapter was left incomplete.\n"
     assert good.is_dir()
 
 

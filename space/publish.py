@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.format import format_bytes, quote_untrusted
+from common.format import format_bytes, format_duration, quote_untrusted
 from common.hub import hub_errors
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, unknown_name_error
@@ -78,7 +78,7 @@ def wait_until_running(
             break
         if clock() - started_at > timeout:
             raise PromptOrTuneError(
-                f"'{repo_id}' does not run after {timeout / 60:g} min (it says {stage}): look at its logs at "
+                f"'{repo_id}' does not run after {format_duration(timeout)} (it says {stage}): look at its logs at "
                 f"{api.endpoint}/spaces/{repo_id}, it goes on there by itself."
             )
         time.sleep(poll_seconds)

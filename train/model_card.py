@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.checks import CONFIG_NAME
 from adapters.manifest import Manifest
+from common.format import format_bytes, format_duration
 from tasks.prompt import STYLES, render_prompt
 
 if TYPE_CHECKING:
@@ -412,15 +413,12 @@ def _cost_section(manifest: Manifest) -> str:
     config = manifest.config
     figures = (
         ("trainable_parameters", "{:,} trained parameters"),
-        ("train_seconds", "{:,.0f} seconds of training"),
+        ("train_seconds", "{} of training"),
         ("train_tokens", "{:,} tokens read"),
-        ("peak_memory_bytes", "{:.2f} GB of memory at the peak"),
+        ("peak_memory_bytes", "{} of memory at the peak"),
     )
-    found = [
-        text.format(config[key] / 1e9 if key.endswith("_bytes") else config[key])
-        for key, text in figures
-        if config.get(key) is not None
-    ]
+    formatters = {"train_seconds": format_duration, "peak_memory_bytes": format_bytes}
+    found = [text.format(formatters.get(key, int)(config[key])) for key, text in figures if config.get(key) is not None]
     return f"## Cost\n\n{'; '.join(found)}." if found else ""
 
 

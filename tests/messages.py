@@ -83,7 +83,7 @@ X_X_C0_MORE_NONE_KNOWN = r"'x\?\?x.*…', 'c0', .* and 11 more, and none that ar
 # models
 CANNOT_CONVERTED = "cannot be converted"
 GATED_ACCEPT_TERMS = "is gated: accept its terms"
-HAS_MB_FREE_PROMPT_TUNE_HOME = "has 0 bytes free .* PROMPT_OR_TUNE_HOME"
+HAS_MB_FREE_PROMPT_TUNE_HOME = "has 100 bytes free .* PROMPT_OR_TUNE_HOME"
 HAS_NO_REVISION_V9 = "has no revision 'v9'"
 HAS_WRONG_SHA = "has the wrong SHA-256"
 HUB_ID_SUCH = "a Hub id such as"

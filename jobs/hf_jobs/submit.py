@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.format import format_bytes
+from common.hub import is_hub_unreachable
 from common.paths import ProgressFn
 from errors import TrainingError
 from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
-from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors, is_hub_unreachable
+from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors
 from jobs.job import Job, ServingOptions
 from tasks.datasets.registry import DATASETS, STARTER, available_datasets
 from train.config import TrainConfig

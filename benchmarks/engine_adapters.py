@@ -34,6 +34,7 @@ from benchmarks.engine_harness import (
     time_ratios,
     without_eos,
 )
+from common.format import format_bytes
 from errors import PromptOrTuneError
 from serve.types import Request, SamplingParams
 from tasks.datasets.registry import load_problems
@@ -102,7 +103,7 @@ def bench_adapter_memory(bench: Bench) -> dict[str, Any]:
             backend.unload_adapter(name)
         after, settled = used_bytes(device), used_bytes_after_trim(device)
     print_progress(
-        f"memory: {ADAPTERS_IN_MEMORY} adapters, {(loaded - before) / 1e6:.0f} MB for {files / 1e6:.0f} MB of files"
+        f"memory: {ADAPTERS_IN_MEMORY} adapters, {format_bytes(loaded - before)} for {format_bytes(files)} of files"
     )
     return {
         "adapter_memory_ratio": round_significant((loaded - before) / files),

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.format import text_table
+from common.format import format_bytes, text_table
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,12 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if found := results.get("cold_load"):
         notes.append(
             f"Loading: median of {found['loads']}, slowest {found['slowest_ms']:g} ms, files of "
-            f"{found['file_bytes'] / 1e6:.1f} MB that the system has in memory."
+            f"{format_bytes(found['file_bytes'])} that the system has in memory."
         )
     if found := results.get("adapter_memory"):
         notes.append(
-            f"Memory: {found['adapters']} adapters of {found['file_bytes'] / 1e6:.2f} MB took "
-            f"{found['grown_bytes'] / 1e6:.2f} MB each; unloading them gave {100 * found['given_back']:.0f} % back "
+            f"Memory: {found['adapters']} adapters of {format_bytes(found['file_bytes'])} took "
+            f"{format_bytes(found['grown_bytes'])} each; unloading them gave {100 * found['given_back']:.0f} % back "
             f"to the system at once, and {100 * found['given_back_settled']:.0f} % when the allocator was asked to."
         )
     if found := results.get("prefix"):
@@ -131,8 +131,8 @@ def _notes(results: Mapping[str, Any]) -> list[str]:
     if found := results.get("limit"):
         read = found["bytes_per_step"]
         notes.append(
-            f"A step of the six columns reads {read['weights'] / 1e6:.0f} MB of weights, "
-            f"{read['keys_values'] / 1e6:.0f} MB of keys and values and {read['adapters'] / 1e6:.0f} MB of adapters: "
+            f"A step of the six columns reads {format_bytes(read['weights'])} of weights, "
+            f"{format_bytes(read['keys_values'])} of keys and values and {format_bytes(read['adapters'])} of adapters: "
             f"{found['least_step_ms']:.2f} ms at {found['bandwidth_gb_per_second']:.0f} GB/s, and takes "
             f"{found['step_ms']:.2f} ms."
         )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import MANIFEST_NAME, Manifest
-from common.format import format_percent, format_share, text_table
+from common.format import format_gigabytes, format_percent, format_share, text_table
 from common.paths import cache_dir
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
@@ -155,7 +155,7 @@ def _table_cells(result: TechniqueResult) -> list[str]:
         result.manifest.trained_quantization,
         answers,
         f"{config['trainable_parameters']:,}",
-        f"{config['peak_memory_bytes'] / 1e9:.2f} GB",
+        format_gigabytes(config["peak_memory_bytes"]),
         f"{config['train_seconds']:.0f}",
         *quality,
     ]

@@ -61,9 +61,13 @@ def format_gigabytes(size: int | None) -> str:
     return "none" if size is None else f"{size / 1e9:.2f} GB"
 
 
-def format_bytes(size: float) -> str:
-    """Format a size in units of 1000: '512 bytes', '12.3 kB', '93 MB', '3.61 GB'; three digits, no trailing zeros."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+def format_bytes(size: float, base: int = 1000) -> str:
+    """Format a size: '512 bytes', '12.3 kB', '93 MB', '3.61 GB'; three digits, no trailing zeros.
+
+    With `base` 1024 the units are those of the sandbox's limits, whose options and stored texts count in 1024.
+    """
+    for power, name in ((3, "GB"), (2, "MB"), (1, "kB")):
+        unit = float(base**power)
         if size >= unit * 0.9995:  # from where the smaller unit would be rounded up to 1000
             value = size / unit
             decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0

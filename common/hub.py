@@ -5,7 +5,8 @@ The client's own texts are never repeated, because they may quote what was sent,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from common.format import quote_untrusted
@@ -19,57 +20,116 @@ _STATUS_MESSAGES = {
     412: ("says that it changed in the meantime", _RETRY_HINT),
     429: ("has received too many requests", f"wait some minutes and {_RETRY_HINT}"),
 }
-_DISK_FULL_ERRNOS = (28, 122)  # no space left on the disk, or the quota is used up
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def hub_errors(
-    repo: str, action: str, revision: str | None = None, error: type[PromptOrTuneError] = AdapterError
+    repo: str,
+    action: str,
+    revision: str | None = None,
+    error: type[PromptOrTuneError] = AdapterError,
+    status_messages: Mapping[int, str] | None = None,
 ) -> Iterator[None]:
-    """Turn any exception of the client in the block into an `error` with one message."""
+    """Turn any exception of the client in the block into an `error` with one message.
+
+    `status_messages` has the whole messages for HTTP statuses that mean something special for this action.
+    """
     try:
         yield
     except PromptOrTuneError:
         raise
     except Exception as raised:  # for one broken connection the client raises errors of several libraries
-        raise error(hub_error_message(raised, repo, action, revision)) from raised
+        special = (status_messages or {}).get(http_status(raised))
+        raise error(special or hub_error_message(raised, repo, action, revision)) from raised
 
 
-def hub_error_message(error: BaseException, repo: str, action: str, revision: str | None = None) -> str:
-    """Return the message for an error during `action` (such as "downloading") on `repo`, with what to do."""
+def hub_error_message(
+    error: BaseException, repo: str, action: str, revision: str | None = None, kind: str = "repository"
+) -> str:
+    """Return the message for an error during `action` (such as "downloading") on `repo`, with what to do.
+
+    `kind` is what the message calls a repository that is missing or may not be read, such as "data set".
+    """
     from httpx2 import HTTPError
     from huggingface_hub import errors
 
     chain = _cause_chain(error)
     for cause in chain:
         if isinstance(cause, errors.GatedRepoError):
-            return f"The repository '{repo}' is gated: accept its terms on its Hub page, then run `hf auth login`."
+            return f"The {kind} '{repo}' is gated: accept its terms on its Hub page, then run `hf auth login`."
         if isinstance(cause, errors.RevisionNotFoundError):
-            return f"'{repo}' has no revision {quote_untrusted(revision)!r} on the Hub: check the part after '@'."
+            quoted = quote_untrusted(revision)
+            return f"The {kind} '{repo}' has no revision {quoted!r} on the Hub: check the part after '@'."
         if isinstance(cause, errors.RepositoryNotFoundError):
             return (
-                f"There is no repository '{repo}' on the Hub that you may read: check its spelling, "
-                "or run `hf auth login`."
+                f"There is no {kind} '{repo}' on the Hub that you may read: check its spelling, or run `hf auth login`."
             )
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return f"HF_HUB_OFFLINE is set, so '{repo}' cannot be reached: unset it and {_RETRY_HINT}."
         if isinstance(cause, errors.HfHubHTTPError):
             return _status_message(cause.response.status_code, repo, action)
-        if isinstance(cause, OSError) and cause.errno in _DISK_FULL_ERRNOS:
+        if _is_disk_full(cause):
             return f"The disk is full, so {action} '{repo}' stopped: free some space and {_RETRY_HINT}."
-    kind = type(chain[-1]).__name__
+    name = type(chain[-1]).__name__
     if any(isinstance(cause, HTTPError | ConnectionError | TimeoutError) for cause in chain):
-        return f"The connection to the Hub broke while {action} '{repo}' ({kind}): check the network and {_RETRY_HINT}."
+        return f"The connection to the Hub broke while {action} '{repo}' ({name}): check the network and {_RETRY_HINT}."
     return (
-        f"The Hub's client failed while {action} '{repo}' ({kind}): check the network and the disk, and {_RETRY_HINT}."
+        f"The Hub's client failed while {action} '{repo}' ({name}): check the network and the disk, and {_RETRY_HINT}."
     )
+
+
+def cache_error_message(error: BaseException, repo: str, action: str, revision: str | None, kind: str) -> str:
+    """Return the message for an error during a download into the Hub's cache, which HF_HOME can move."""
+    if any(map(_is_disk_full, _cause_chain(error))):
+        return (
+            f"The disk is full: '{repo}' does not fit the Hub's cache; free some space or set HF_HOME to a larger disk."
+        )
+    return hub_error_message(error, repo, action, revision, kind)
+
+
+def uncached_message(error: BaseException, what: str, alternative: str) -> str:
+    """Return the message for an error that the cache cannot make up for; `alternative` is what else can be done."""
+    return (
+        f"The Hub could not be reached for {what} ({type(error).__name__}) and it is not in the cache: check the "
+        f"network, or {alternative}."
+    )
+
+
+def cache_may_help(error: BaseException) -> bool:
+    """Return whether a copy in the cache can be used instead: neither the Hub nor the disk refused the request."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    return not (
+        isinstance(error, RepositoryNotFoundError | RevisionNotFoundError)  # a gated repository is one of the former
+        or any(map(_is_disk_full, _cause_chain(error)))
+    )
+
+
+def is_hub_unreachable(error: BaseException) -> bool:
+    """Return whether the same request may work later: no connection, HTTP 429 or a server error."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    status = http_status(error)
+    return (status >= 500 or status == 429) if isinstance(error, HfHubHTTPError) else True
+
+
+def http_status(error: BaseException) -> int:
+    """Return the status of the Hub's answer that the error or one of its causes has; 0 where there is none."""
+    statuses = (getattr(getattr(cause, "response", None), "status_code", 0) for cause in _cause_chain(error))
+    return next((int(status) for status in statuses if status), 0)
 
 
 def disk_error(error: OSError, message: str) -> PromptOrTuneError:
     """Return the error for a failed write, with `message` as its beginning."""
-    if error.errno in _DISK_FULL_ERRNOS:
+    if _is_disk_full(error):
         return DiskSpaceError(f"{message}, the disk is full: free some space and {_RETRY_HINT}.")
     return AdapterError(f"{message} ({error.strerror or error}): check its permissions and {_RETRY_HINT}.")
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    """Return whether the error says that the disk has no space left or the quota is used up."""
+    return isinstance(error, OSError) and error.errno in _DISK_FULL_ERRNOS
 
 
 def _status_message(status: int, repo: str, action: str) -> str:

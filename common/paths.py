@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.format import format_bytes
 from errors import DiskSpaceError, PromptOrTuneError
 
 # Takes one line of progress at a time.
@@ -103,7 +104,7 @@ def check_disk_space(folder: Path, required_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < required_bytes:
         raise DiskSpaceError(
-            f"{folder} has {free / 1e6:.0f} MB free and {required_bytes / 1e6:.0f} MB are needed: "
+            f"{folder} has {format_bytes(free)} free and {format_bytes(required_bytes)} are needed: "
             "free some room, or set PROMPT_OR_TUNE_HOME to a folder on a larger disk."
         )
 

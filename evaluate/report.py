@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from common.format import format_bytes
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title
 from evaluate.results import Run
@@ -93,7 +94,7 @@ def _scoring_lines(run: Run) -> list[str]:
     if tests is None:
         return [f"Tests: have not run; `python -m evaluate score {run.path}` runs them"]
     limits = tests["limits"]
-    memory = f"{limits['memory_bytes'] / 2**20:.0f} MB"
+    memory = format_bytes(limits["memory_bytes"], 1024)
     checks = [
         check for name in run.methods for result in run.results(name) for records in result.checks for check in records
     ]

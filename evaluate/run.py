@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from threading import Event
 from typing import Any, Protocol, TextIO
 
+from common.format import format_duration
 from errors import PromptOrTuneError, unknown_name_error
 from evaluate.results import Result, Run
 from models.identity import BaseIdentity
@@ -243,7 +244,7 @@ class ProgressBar:
         now = self._clock()
         left = (now - self._start) / max(self._done, 1) * (self._total - self._done)
         line = f"{self._done}/{self._total} {label}, "
-        line += f"{_format_duration(now - self._start)} gone, {_format_duration(left)} left"
+        line += f"{format_duration(now - self._start)} gone, {format_duration(left)} left"
         if self._stream.isatty():
             self._stream.write(f"\r{line:<{self._width}}")
             self._width = len(line)
@@ -258,10 +259,3 @@ class ProgressBar:
             self._width = 0
             self._stream.write("\n")
             self._stream.flush()
-
-
-def _format_duration(seconds: float) -> str:
-    rounded = max(0, round(seconds))
-    if rounded < 60:
-        return f"{rounded} s"
-    return f"{rounded // 60} min" if rounded < 3600 else f"{rounded // 3600} h {rounded % 3600 // 60:02} min"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.hub import cache_error_message, cache_may_help, uncached_message
 from common.paths import ProgressFn, cache_dir
 from errors import BaseModelError
 from models.gguf import embedded_file
@@ -27,7 +28,6 @@ def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path,
     An unreachable Hub is no error if the cache has the base. Raises BaseModelError otherwise.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     report(f"Looking up {name} on the Hugging Face Hub ...")
     try:
@@ -38,19 +38,9 @@ def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path,
                 name, revision=revision, allow_patterns=_PATTERNS, tqdm_class=_progress_bar_class(name, report)
             )
         )
-    except GatedRepoError as error:
-        raise BaseModelError(
-            f"The base '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise BaseModelError(
-            f"The base '{name}' has no revision '{revision}' on the Hub: check the part after '@'."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"There is no base '{name}' on the Hub that you may read: check its spelling, or run `hf auth login`."
-        ) from error
-    except Exception as error:  # noqa: BLE001 - the client raises several libraries' errors for a broken connection
+    except Exception as error:  # the client raises several libraries' errors for a broken connection
+        if not cache_may_help(error):
+            raise BaseModelError(cache_error_message(error, name, "downloading", revision, "base")) from error
         folder = _from_cache(name, revision, error)
     if not list(folder.glob("*.safetensors")):
         raise BaseModelError(
@@ -63,17 +53,11 @@ def download(name: str, revision: str | None, report: ProgressFn) -> tuple[Path,
 def _from_cache(name: str, revision: str | None, error: Exception) -> Path:
     from huggingface_hub import snapshot_download
 
-    if isinstance(error, OSError) and error.errno == 28:
-        raise BaseModelError(
-            f"The disk is full: '{name}' does not fit the Hub's cache; free some room or set HF_HOME to a larger disk."
-        ) from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS, local_files_only=True))
     except Exception:  # noqa: BLE001 - as above
-        raise BaseModelError(
-            f"The Hub could not be reached for '{name}' and it is not in the cache: check the network, or use "
-            "--base embedded, a folder or a .gguf file."
-        ) from error
+        alternative = "use --base embedded, a folder or a .gguf file"
+        raise BaseModelError(uncached_message(error, f"'{name}'", alternative)) from error
 
 
 def _progress_bar_class(name: str, report: ProgressFn) -> Any:

@@ -10,13 +10,13 @@ import argparse
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.format import format_bytes, quote_untrusted
+from common.format import format_bytes, format_duration, quote_untrusted
 from common.hub import hub_errors
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, unknown_name_error
@@ -78,7 +78,7 @@ def wait_until_running(
             break
         if clock() - started_at > timeout:
             raise PromptOrTuneError(
-                f"'{repo_id}' does not run after {timeout / 60:g} min (it says {stage}): look at its logs at "
+                f"'{repo_id}' does not run after {format_duration(timeout)} (it says {stage}): look at its logs at "
                 f"{api.endpoint}/spaces/{repo_id}, it goes on there by itself."
             )
         time.sleep(poll_seconds)
@@ -393,24 +393,15 @@ def _volume(bucket: str) -> Any:
     return Volume(type="bucket", source=bucket, mount_path=str(STORAGE_DIR))
 
 
-@contextmanager
-def _hub_errors(repo_id: str, action: str) -> Iterator[None]:
-    """Turn what the client raises into PromptOrTuneError; payment and a taken name get messages of their own."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    with hub_errors(repo_id, action, error=PromptOrTuneError):
-        try:
-            yield
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status == 402:
-                raise PromptOrTuneError(
-                    f"The Hub wants a subscription or a payment method for that (HTTP 402) while {action} '{repo_id}': "
-                    "see huggingface.co/settings/billing, or choose other hardware with --hardware."
-                ) from error
-            if status == 409 and action == "creating":
-                raise PromptOrTuneError(
-                    f"The name '{repo_id}' is taken on the Hub by a Space that this token may not see: choose another "
-                    "one, or use a token with access to it."
-                ) from error
-            raise
+def _hub_errors(repo_id: str, action: str) -> AbstractContextManager[None]:
+    """Return a context that turns what the client raises into PromptOrTuneError."""
+    messages = {
+        402: f"The Hub wants a subscription or a payment method for that (HTTP 402) while {action} '{repo_id}': "
+        "see huggingface.co/settings/billing, or choose other hardware with --hardware."
+    }
+    if action == "creating":
+        messages[409] = (
+            f"The name '{repo_id}' is taken on the Hub by a Space that this token may not see: choose another "
+            "one, or use a token with access to it."
+        )
+    return hub_errors(repo_id, action, error=PromptOrTuneError, status_messages=messages)

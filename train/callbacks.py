@@ -93,7 +93,7 @@ class ProgressReporter(TrainerCallback):
         self._report(
             f"  step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.1f}  {name} {value:.4f}"
             f"  {self._meter.tokens_per_second:.0f} tokens/s"
-            f"  {format_duration(elapsed)} gone, about {format_duration(remaining)} left"
+            f"  {_format_minutes(elapsed)} gone, about {_format_minutes(remaining)} left"
         )
 
 
@@ -201,8 +201,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def format_duration(seconds: float) -> str:
-    """Format seconds as minutes and seconds, such as 3:07."""
+def _format_minutes(seconds: float) -> str:
+    """Format seconds as minutes and seconds, such as 3:07 or 125:09, which `jobs.hf_jobs.follow` parses."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes}:{rest:02d}"
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.format import format_bytes, format_clock
 from models.estimate import WEIGHT_BYTES, weight_bytes
 from models.source import Source
 from train.config import TrainConfig
@@ -61,14 +62,14 @@ class Estimate:
 
     def to_dict(self) -> dict[str, str]:
         """Return the texts that the preflight prints, by name."""
-        parts = ", ".join(f"{name} {format_gigabytes(size)}" for name, size in self.parts.items())
-        texts = {"memory": f"about {format_gigabytes(self.memory_bytes)} at the peak: {parts}"}
+        parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in self.parts.items())
+        texts = {"memory": f"about {format_bytes(self.memory_bytes)} at the peak: {parts}"}
         if self.seconds is not None and self.eval_seconds is not None:
             texts["time"] = (
-                f"about {format_duration(self.seconds)} of training and {format_duration(self.eval_seconds)} of "
+                f"about {format_clock(self.seconds)} of training and {format_clock(self.eval_seconds)} of "
                 "validation, by the speed of two layers just now"
             )
-        return {**texts, "size": f"{format_gigabytes(self.adapter_bytes)} on disk"}
+        return {**texts, "size": f"{format_bytes(self.adapter_bytes)} on disk"}
 
 
 @dataclass(frozen=True)
@@ -237,18 +238,18 @@ def compare_with_actual(estimate: Estimate, memory_bytes: int, seconds: float, a
     rows = [
         (
             "memory",
-            format_gigabytes(estimate.memory_bytes),
-            format_gigabytes(memory_bytes),
+            format_bytes(estimate.memory_bytes),
+            format_bytes(memory_bytes),
             estimate.memory_bytes / memory_bytes,
         )
     ]
     if estimate.seconds is not None:
-        rows.append(("time", format_duration(estimate.seconds), format_duration(seconds), estimate.seconds / seconds))
+        rows.append(("time", format_clock(estimate.seconds), format_clock(seconds), estimate.seconds / seconds))
     rows.append(
         (
             "size",
-            format_gigabytes(estimate.adapter_bytes),
-            format_gigabytes(adapter_bytes),
+            format_bytes(estimate.adapter_bytes),
+            format_bytes(adapter_bytes),
             estimate.adapter_bytes / adapter_bytes,
         )
     )
@@ -256,17 +257,6 @@ def compare_with_actual(estimate: Estimate, memory_bytes: int, seconds: float, a
         f"  {name:<8}estimated {estimated:>9}, measured {measured:>9} ({100 * (ratio - 1):+.0f} %)"
         for name, estimated, measured, ratio in rows
     )
-
-
-def format_gigabytes(size: float) -> str:
-    """Format bytes in units of 1000, as the study does."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def format_duration(seconds: float) -> str:
-    """Format seconds as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def _resolve_device(device: str) -> str:

@@ -14,7 +14,7 @@ from adapters.checks import PICKLES
 from adapters.hub import REQUEST_TIMEOUT_S, parse_repo_spec
 from adapters.weights import WEIGHTS_NAME
 from common.format import quote_untrusted
-from common.hub import hub_error_message, hub_errors
+from common.hub import hub_error_message, hub_errors, is_hub_unreachable
 from errors import AdapterError, BaseModelError, TrainingError
 
 _WRITE_ROLES = ("admin", "write", "contributor")
@@ -65,7 +65,7 @@ def check_base_access(base: str, token: str | None = None) -> None:
         HfApi().auth_check(name, token=token)
     except Exception as error:
         cached = isinstance(try_to_load_from_cache(name, "config.json", revision=revision or None), str)
-        if not (cached and _is_unreachable(error)):
+        if not (cached and is_hub_unreachable(error)):
             raise BaseModelError(hub_error_message(error, name, "looking up the base", revision)) from error
 
 
@@ -157,12 +157,3 @@ def _token_access(whoami: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the permissions of a token that was created by hand; {} for one of a login."""
     access = (whoami.get("auth") or {}).get("accessToken")
     return access if isinstance(access, Mapping) else {}
-
-
-def _is_unreachable(error: BaseException) -> bool:
-    from httpx2 import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code >= 500
-    return isinstance(error, HTTPError | OfflineModeIsEnabled | OSError)

@@ -21,7 +21,7 @@ from adapters.peft_config import check_shapes
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME, read_shapes
 from common.command import configure_environment
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from common.paths import ProgressFn, atomic_dir, make_dir
 from errors import AdapterError, DiskSpaceError
 from models.loader import LoadedBase, load_base, quantization_label
@@ -140,7 +140,7 @@ def _require_disk_space(out: Path, model: Any) -> None:
     free = shutil.disk_usage(make_dir(out.parent)).free
     if free < needed:
         raise DiskSpaceError(
-            f"{out.parent} has {free / 1e6:.0f} MB free and the merged model needs {needed / 1e6:.0f} MB: "
+            f"{out.parent} has {format_bytes(free)} free and the merged model needs {format_bytes(needed)}: "
             "free some room, or name an OUT on a larger disk."
         )
 

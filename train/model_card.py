@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapters.checks import CONFIG_NAME
 from adapters.manifest import Manifest
+from common.format import format_bytes, format_duration
 from tasks.prompt import STYLES, render_prompt
 
 if TYPE_CHECKING:
@@ -410,17 +411,13 @@ def _losses_section(manifest: Manifest, has_plot: bool) -> str:
 
 def _cost_section(manifest: Manifest) -> str:
     config = manifest.config
-    figures = (
-        ("trainable_parameters", "{:,} trained parameters"),
-        ("train_seconds", "{:,.0f} seconds of training"),
-        ("train_tokens", "{:,} tokens read"),
-        ("peak_memory_bytes", "{:.2f} GB of memory at the peak"),
+    figures: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+        ("trainable_parameters", "trained parameters", "{:,}".format),
+        ("train_seconds", "of training", format_duration),
+        ("train_tokens", "tokens read", "{:,}".format),
+        ("peak_memory_bytes", "of memory at the peak", format_bytes),
     )
-    found = [
-        text.format(config[key] / 1e9 if key.endswith("_bytes") else config[key])
-        for key, text in figures
-        if config.get(key) is not None
-    ]
+    found = [f"{text(config[key])} {what}" for key, what, text in figures if config.get(key) is not None]
     return f"## Cost\n\n{'; '.join(found)}." if found else ""
 
 

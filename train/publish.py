@@ -26,7 +26,7 @@ from adapters.manifest import MANIFEST_NAME, Manifest
 from adapters.store import LIBRARY, Store
 from adapters.weights import digest
 from common.command import configure_environment
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from common.hub import hub_errors
 from common.paths import ProgressFn
 from errors import AdapterError, TrainingError, unknown_name_error
@@ -306,7 +306,7 @@ def _upload(
     others = sorted({path.name for path in folder.iterdir()} - {path.name for path in contents.files})
     if others:
         report(f"Not published, as no part of an adapter or model: {', '.join(others)}.")
-    report(f"Uploading {len(files)} files ({total / 1e6:.1f} MB) to {repo_id} ...")
+    report(f"Uploading {len(files)} files ({format_bytes(total)}) to {repo_id} ...")
     _, remote = list_repo_files(repo_id, None, token)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(path.name, _uploaded_content(path, repo_id)) for path in files),

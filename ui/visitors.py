@@ -29,6 +29,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.command import read_secrets
+from common.format import format_bytes
 from errors import BusyError, PromptOrTuneError, unknown_name_error
 from serve.api.auth import is_loopback
 from space.settings import SpaceSettings
@@ -105,7 +106,7 @@ def check_upload_size(size: int, limit: int, what: str = "the file") -> None:
     """Raise PromptOrTuneError if an upload of `size` bytes exceeds `limit`."""
     if 0 < limit < size:
         raise PromptOrTuneError(
-            f"{what[:1].upper()}{what[1:]} has {size / 1e6:.1f} MB and {limit / 1e6:.0f} MB is the limit here: "
+            f"{what[:1].upper()}{what[1:]} has {format_bytes(size)} and {format_bytes(limit)} is the limit here: "
             "make it smaller, or run Prompt or Tune on a machine of your own."
         )
 
@@ -382,7 +383,7 @@ class UploadLimitMiddleware:
             await self._app(scope, receive, send)
             return
         message = (
-            f"An upload may have {self._max_bytes / 1e6:.0f} MB here and this one has {size / 1e6:.1f} MB: "
+            f"An upload may have {format_bytes(self._max_bytes)} here and this one has {format_bytes(size)}: "
             "make the file smaller, or run Prompt or Tune on a machine of your own."
         )
         # The body is not read, so the connection cannot be used again.

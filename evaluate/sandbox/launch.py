@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.format import format_bytes
 from evaluate.sandbox import isolation, spec
 from evaluate.sandbox.child import EXIT_OUT_OF_MEMORY
-from evaluate.sandbox.types import MEBIBYTE, ExecutionResult, ExecutionStatus, Limits, Program
+from evaluate.sandbox.types import ExecutionResult, ExecutionStatus, Limits, Program
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def file_watcher(folder: str) -> Watcher:
             except OSError as error:
                 return LimitExceeded("output", f"a folder that cannot be read ({error.strerror})")
         if size > limits.file_bytes:
-            return LimitExceeded("output", f"{limits.file_bytes / MEBIBYTE:g} MB of files")
+            return LimitExceeded("output", f"{format_bytes(limits.file_bytes, 1024)} of files")
         return None
 
     return check
@@ -213,7 +214,7 @@ class _ChildProcess:
     def _check_output_limit(self) -> LimitExceeded | None:
         if sum(map(len, self._output.values())) <= self._limits.output_bytes:
             return None
-        return LimitExceeded("output", f"{_format_size(self._limits.output_bytes)} of output")
+        return LimitExceeded("output", f"{format_bytes(self._limits.output_bytes, 1024)} of output")
 
     def _truncated_output(self) -> Iterator[bytearray]:
         remaining = self._limits.output_bytes
@@ -239,7 +240,7 @@ class _ChildProcess:
         if status == -signal.SIGXCPU or (status == -signal.SIGKILL and self._cpu_time_exceeded()):
             return "timeout", f"{self._limits.cpu_seconds:g} s of processor time"
         if status == EXIT_OUT_OF_MEMORY:
-            return "memory", f"{_format_size(self._limits.memory_bytes)} of memory"
+            return "memory", f"{format_bytes(self._limits.memory_bytes, 1024)} of memory"
         if status < 0:
             return "killed", f"signal {_signal_name(-status)}"
         return ("ok" if status == 0 else "error"), ""
@@ -260,10 +261,6 @@ def _memory_file(content: bytes, cleanup: contextlib.ExitStack) -> int:
     seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
     return descriptor
-
-
-def _format_size(count: int) -> str:
-    return f"{count / MEBIBYTE:g} MB" if count >= MEBIBYTE else f"{count} bytes"
 
 
 def _signal_name(number: int) -> str:

@@ -9,12 +9,11 @@ of time are within a factor of two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.format import text_table
+from common.format import format_duration, text_table
 from evaluate.study.cells import CollectedRuns
 from evaluate.study.config import METHOD_TITLES, Architecture, HardwareSpec, StudyConfig
 from evaluate.study.jobs import (
@@ -170,13 +169,6 @@ def expected_prompt_tokens(data: str, examples: int) -> int:
 def num_test_problems(data: str, limit: int | None) -> int:
     """How many test problems that is."""
     return DATASET_LENGTHS[data].test if limit is None else min(limit, DATASET_LENGTHS[data].test)
-
-
-def format_hours(seconds: float) -> str:
-    """As a plan prints it."""
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 UNKNOWN_ESTIMATE = "?"
@@ -339,7 +331,7 @@ def _plan_row(group: Sequence[PlannedJob], limit_gb: float) -> list[str]:
         str(group[0].problems),
         f"{sum(planned.done for planned in group)}/{sum(planned.problems for planned in group)}",
         _format_memory(max(memory, default=None), limit_gb),
-        UNKNOWN_ESTIMATE if left is None else format_hours(left) if left else "-",
+        UNKNOWN_ESTIMATE if left is None else format_duration(left) if left else "-",
     ]
 
 
@@ -359,7 +351,7 @@ def _adapters_text(plan: StudyPlan) -> list[str]:
             if has_unfinished_run(planned.adapter.name)
             else "missing",
             _format_memory(planned.memory, limit),
-            UNKNOWN_ESTIMATE if planned.seconds is None else format_hours(planned.seconds),
+            UNKNOWN_ESTIMATE if planned.seconds is None else format_duration(planned.seconds),
         ]
         for planned in plan.adapters_to_train
     ]
@@ -385,16 +377,15 @@ def _totals_text(plan: StudyPlan) -> str:
     memory = [planned.memory for planned in todo if planned.memory is not None]
     text = f"{len(plan.jobs)} methods: {finished} done, {len(todo)} to run"
     text += f", {len(blocked)} waiting for an adapter" if blocked else ""
-    text += f". Time to answer: {UNKNOWN_ESTIMATE if left is None else format_hours(left)}"
+    text += f". Time to answer: {UNKNOWN_ESTIMATE if left is None else format_duration(left)}"
     if memory:
         text += f", {_format_memory(max(memory), limit)} GB at most"
     training = _sum_or_none(planned.seconds for planned in plan.adapters_to_train if not planned.adapter.problem)
     if plan.adapters_to_train:
-        text += f". To train: {UNKNOWN_ESTIMATE if training is None else format_hours(training)} more"
+        text += f". To train: {UNKNOWN_ESTIMATE if training is None else format_duration(training)} more"
         after = _sum_or_none(planned.seconds_left for planned in blocked)
-        text += (
-            f", and to answer with the trained adapters: {UNKNOWN_ESTIMATE if after is None else format_hours(after)}"
-        )
+        text += ", and to answer with the trained adapters: "
+        text += UNKNOWN_ESTIMATE if after is None else format_duration(after)
     too_large = [planned for planned in todo if planned.memory is not None and planned.memory > limit * 1e9]
     text += f". {len(too_large)} need more than {limit:g} GB (marked !): lower batch" if too_large else ""
     return text + "."

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from common.format import format_bytes
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program
 from evaluate.test_runner import child
@@ -25,7 +26,6 @@ from evaluate.test_runner.result import (
     TestResult,
     decode_value,
     end_reason,
-    format_megabytes,
     format_value,
     one_line,
     parse_json_line,
@@ -124,7 +124,7 @@ class _ChildOutput:
         self.load_error: CallResult | None = None
         self._calls = calls
         self._max_seconds = result.seconds
-        self._memory_message = f"needs more than {format_megabytes(limits.memory_bytes)}"
+        self._memory_message = f"needs more than {format_bytes(limits.memory_bytes, 1024)}"
         lines = result.stdout.split("\n")[:-1]  # drops an unfinished line
         try:
             self._parse([parse_json_line(line) for line in lines[: 2 * len(pending) + 2]], pending)

@@ -23,6 +23,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal
 
+from common.format import format_bytes
 from evaluate.sandbox.types import ExecutionResult, Limits
 
 TestKind = Literal["call", "stdio", "assert"]
@@ -79,20 +80,15 @@ def end_reason(execution: ExecutionResult, limits: Limits) -> str:
         case "timeout":
             return f"stopped after {limits.wall_seconds:g} s ({execution.limit or 'time limit'})"
         case "memory":
-            return f"needs more than {format_megabytes(limits.memory_bytes)}"
+            return f"needs more than {format_bytes(limits.memory_bytes, 1024)}"
         case "output":
-            return _OUTPUT_LIMIT_MESSAGE.format(size=format_megabytes(limits.output_bytes))
+            return _OUTPUT_LIMIT_MESSAGE.format(size=format_bytes(limits.output_bytes, 1024))
         case "killed":
             return f"ended by a signal{_limit_reason(execution)}"
         case "refused":
             return f"could not be run{_limit_reason(execution)}"
         case _:
             return last_error(execution.stderr) or "ended with an error status"
-
-
-def format_megabytes(size: int) -> str:
-    """Format a size in bytes as MB or kB."""
-    return f"{size / 2**20:g} MB" if size >= 2**20 else f"{size / 2**10:g} kB"
 
 
 def last_error(stderr: str) -> str:

@@ -19,9 +19,10 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from common.files import atomic_write
+from common.hub import is_hub_unreachable
 from common.paths import ProgressFn
 from evaluate.journal import read_records
-from jobs.hf_jobs.hardware import hf_jobs_errors, is_hub_unreachable
+from jobs.hf_jobs.hardware import hf_jobs_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, JobInfo

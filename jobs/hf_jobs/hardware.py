@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from common.format import quote_untrusted
-from common.hub import hub_error_message
-from errors import PromptOrTuneError, TrainingError, unknown_name_error
+from common.hub import hub_errors
+from errors import TrainingError, unknown_name_error
 
 DEFAULT_HARDWARE = "a10g-small"
 # The Hub ends a job after this many hours, so a job costs at most this many hours of its machine.
@@ -55,8 +55,6 @@ def list_hardware_with_prices(token: str) -> list[RemoteHardware]:
     """Return all machines with prices as the Hub lists them now; TrainingError when the Hub does not answer."""
     from huggingface_hub import HfApi
 
-    from common.hub import hub_errors
-
     with hub_errors("the list of machines", "asking for", error=TrainingError):
         found = HfApi(token=token).list_jobs_hardware()
     factors = {"second": 3600.0, "minute": 60.0, "hour": 1.0}
@@ -71,23 +69,14 @@ def list_hardware_with_prices(token: str) -> list[RemoteHardware]:
     ]
 
 
-@contextmanager
-def hf_jobs_errors(namespace: str, action: str) -> Iterator[None]:
-    """Turn any exception of the client in the block into a TrainingError with one message."""
-    try:
-        yield
-    except PromptOrTuneError:
-        raise
-    except Exception as error:  # the client raises errors of several libraries for one broken connection
-        raise TrainingError(_error_message(error, namespace, action)) from error
-
-
-def is_hub_unreachable(error: BaseException) -> bool:
-    """Return whether the same request may work later: no connection, HTTP 429 or a server error."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    status = _http_status(error)
-    return (status >= 500 or status == 429) if isinstance(error, HfHubHTTPError) else True
+def hf_jobs_errors(namespace: str, action: str) -> AbstractContextManager[None]:
+    """Return a context that turns any exception of the client in its block into a TrainingError with one message."""
+    forbidden = (
+        f"The token of this machine may not use Hugging Face Jobs as '{namespace}' (HTTP 403): give it the right "
+        "to run jobs at huggingface.co/settings/tokens."
+    )
+    messages = {402: no_credit_message(namespace), 403: forbidden}
+    return hub_errors(f"{namespace}/jobs", action, error=TrainingError, status_messages=messages)
 
 
 def no_credit_message(namespace: str) -> str:
@@ -112,19 +101,3 @@ def failure_message(stage: str, message: str | None, lines: Sequence[str], url: 
         return quote_untrusted(error_line.removeprefix(_ERROR_PREFIX), 500)
     reason = quote_untrusted((message or "").strip(" ."), 200) or "the Hub gives no reason"
     return f"The job failed on Hugging Face Jobs ({reason}): its log is at {url}; retry it to begin again."
-
-
-def _error_message(error: BaseException, namespace: str, action: str) -> str:
-    status = _http_status(error)
-    if status == 402:
-        return no_credit_message(namespace)
-    if status == 403:
-        return (
-            f"The token of this machine may not use Hugging Face Jobs as '{namespace}' (HTTP 403): give it the right "
-            "to run jobs at huggingface.co/settings/tokens."
-        )
-    return hub_error_message(error, f"{namespace}/jobs", action)
-
-
-def _http_status(error: BaseException) -> int:
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)

@@ -18,10 +18,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.format import format_bytes
+from common.hub import is_hub_unreachable
 from common.paths import ProgressFn
 from errors import TrainingError
 from jobs.hf_jobs.follow import RemoteJobState, RemoteLog, write_remote_state
-from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors, is_hub_unreachable
+from jobs.hf_jobs.hardware import DEFAULT_HARDWARE, MAX_HOURS, hf_jobs_errors
 from jobs.job import Job, ServingOptions
 from tasks.datasets.registry import DATASETS, STARTER, available_datasets
 from train.config import TrainConfig
@@ -221,7 +223,7 @@ def remote_settings(job: Job, adapter: str) -> dict[str, Any]:
 
 
 def build_archive(job: Job, adapter: str) -> bytes:
-    """Return the archive (.tar.gz) of program, settings and rows; TrainingError when the rows exceed 500 MB."""
+    """Return the archive (.tar.gz) of program, settings and rows; TrainingError when the rows exceed the limit."""
     import yaml
 
     text = yaml.safe_dump(_yaml_types(remote_settings(job, adapter)), sort_keys=True, allow_unicode=True)
@@ -232,8 +234,8 @@ def build_archive(job: Job, adapter: str) -> bytes:
         size += path.stat().st_size
         if size > _MAX_ARCHIVE_BYTES:
             raise TrainingError(
-                f"The rows of '{job.data_name}' have more than {_MAX_ARCHIVE_BYTES >> 20} MB, too much to send along: "
-                "put them on the Hub as a data set, and name that."
+                f"The rows of '{job.data_name}' have more than {format_bytes(_MAX_ARCHIVE_BYTES)}, too much to send "
+                "along: put them on the Hub as a data set, and name that."
             )
         contents[name] = path.read_bytes()
     return _make_tar(contents)
@@ -335,7 +337,7 @@ def _upload_archive(api: HfApi, source: str, job: Job, archive: bytes, report: P
     """Upload the archive to a folder named after the job's id, and return the commit."""
     from huggingface_hub import CommitOperationAdd
 
-    report(f"Sending the program and the rows to {source}, a private data set ({len(archive) / 1e6:.1f} MB) ...")
+    report(f"Sending the program and the rows to {source}, a private data set ({format_bytes(len(archive))}) ...")
     with hf_jobs_errors(source.partition("/")[0], "sending the rows for"):
         api.create_repo(source, repo_type="dataset", private=True, exist_ok=True)
         if not api.dataset_info(source).private:

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from adapters.store import AdapterFolder, Store
 from adapters.weights import WEIGHTS_NAME
+from common.format import format_bytes
 from errors import AdapterError, BusyError
 from serve.types import Backend
 
@@ -369,8 +370,8 @@ class AdapterCache:
         """
         if size > self._state.max_bytes:
             raise AdapterError(
-                f"Adapter '{name}' takes {size / 1e6:.1f} MB and all adapters together may take "
-                f"{self._state.max_bytes / 1e6:.1f} MB: allow more, or train one of a smaller rank."
+                f"Adapter '{name}' takes {format_bytes(size)} and all adapters together may take "
+                f"{format_bytes(self._state.max_bytes)}: allow more, or train one of a smaller rank."
             )
         with self._changed:
             if self._state.reserve(load, size):

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.format import format_bytes
+from common.hub import cache_error_message, cache_may_help, uncached_message
 from errors import DataError
 from tasks.datasets.base import DatasetRow
 from tasks.datasets.tables import FORMATS, MAX_BYTES
@@ -50,7 +51,7 @@ def load_table(file: HubFile, title: str) -> Any:
     except Exception as error:
         raise DataError(
             f"{title} ({file.path} of {file.repo}) could not be loaded from the Hugging Face Hub "
-            f"({_short_reason(error)}): give the folder with its files as --data-dir FOLDER (JSONL), or "
+            f"({type(error).__name__}): give the folder with its files as --data-dir FOLDER (JSONL), or "
             "check the connection."
         ) from error
 
@@ -74,14 +75,6 @@ def _load_dataset(file: HubFile) -> Any:
             cached = try_to_load_from_cache(file.repo, file.path, revision=file.revision, repo_type="dataset")
             source = cached if isinstance(cached, str) else file.url
             return datasets.load_dataset(file.format, data_files=source, split="train")
-
-
-def _short_reason(error: BaseException) -> str:
-    """Return the first sentence of the error's message, shortened; these libraries' messages can be long."""
-    text = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
-    if len(text) > 120:
-        text = text[:119] + "…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 @contextmanager
@@ -137,22 +130,12 @@ def fetch_tables(spec: str) -> HubTables:
     name, revision, within = match["name"], match["revision"], match["path"] or ""
     with silence_libraries():
         from huggingface_hub import HfApi
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         try:
             info = HfApi().dataset_info(name, revision=revision, timeout=_REQUEST_TIMEOUT_S, files_metadata=True)
-        except GatedRepoError as error:
-            raise DataError(
-                f"The data set '{name}' is gated: accept its terms on its Hub page, then run `hf auth login`."
-            ) from error
-        except RevisionNotFoundError as error:
-            raise DataError(f"The data set '{name}' has no revision '{revision}': check the part after '@'.") from error
-        except RepositoryNotFoundError as error:
-            raise DataError(
-                f"There is no data set '{name}' on the Hub that you may read: check its spelling, or run "
-                "`hf auth login`."
-            ) from error
-        except Exception as error:  # noqa: BLE001 - errors of several libraries
+        except Exception as error:  # errors of several libraries
+            if not cache_may_help(error):
+                raise DataError(cache_error_message(error, name, "looking up", revision, "data set")) from error
             return _find_cached(name, revision, within, error)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
         train, validation = select_files(name, sizes, within)
@@ -220,12 +203,7 @@ def _download(name: str, commit: str, train: Sequence[str], validation: Sequence
         card = get(_DATASET_CARD) if has_card else None
         return HubTables(name, commit, _licence(card), tuple(map(get, train)), tuple(map(get, validation)))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno == 28:
-            raise DataError(
-                f"The disk is full: '{name}' does not fit the Hub's cache; free some space or set HF_HOME to a larger "
-                "disk."
-            ) from error
-        raise DataError(f"'{name}' could not be downloaded ({type(error).__name__}): check the network.") from error
+        raise DataError(cache_error_message(error, name, "downloading", commit, "data set")) from error
 
 
 def _find_cached(name: str, revision: str | None, within: str, error: Exception) -> HubTables:
@@ -234,10 +212,7 @@ def _find_cached(name: str, revision: str | None, within: str, error: Exception)
     try:
         folder = Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception:  # noqa: BLE001 - as above
-        raise DataError(
-            f"The Hub could not be reached for the data set '{name}' ({type(error).__name__}) and it is not in the "
-            "cache: check the network, or give a file."
-        ) from error
+        raise DataError(uncached_message(error, f"the data set '{name}'", "give a file")) from error
     cached = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     train, validation = select_files(name, cached, within)
     card = folder / _DATASET_CARD if _DATASET_CARD in cached else None

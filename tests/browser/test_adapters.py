@@ -116,7 +116,7 @@ def test_list_of_adapters(page: ComparePage) -> None:
     until(lambda: page.driver.title == "Prompt or Tune · Adapters")
     assert page.text("#adapters-list .result-count") == "11 adapters"
     text = card(page, "lora-conala").text
-    for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.7 MB", "cc-by-sa-4.0", "0.041"):
+    for part in ("LoRA", "Usable here", "Not in memory", "conala, 2,135 rows", "3.72 MB", "cc-by-sa-4.0", "0.041"):
         assert part in text
     assert "0.027 to 0.061" in text
     assert "Comes with Prompt or Tune" in text

@@ -26,6 +26,15 @@ def test_sizes_have_three_digits(size: int, expected: str) -> None:
     assert format_bytes(size) == expected
 
 
+def test_sizes_in_units_of_1024() -> None:
+    assert [format_bytes(size, 1024) for size in (900, 64 << 10, 1 << 20, 512 << 20)] == [
+        "900 bytes",
+        "64 kB",
+        "1 MB",
+        "512 MB",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "duration", "clock"),
     [

@@ -285,7 +285,7 @@ def test_the_reason_of_a_failed_start_is_reported(stage: str, error: str, expect
 
 def test_waiting_ends_at_the_timeout(hub: Hub) -> None:
     space = Space(stages=["BUILDING"])
-    assert "does not run after 1.66667 min (it says BUILDING)" in error_message(
+    assert "does not run after 1 min 40 s (it says BUILDING)" in error_message(
         lambda: wait_for_space(hub, space, Clock(10))
     )
 

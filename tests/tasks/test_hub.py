@@ -149,7 +149,7 @@ def test_a_cached_data_set_needs_no_hub(hub: DatasetHub, monkeypatch: pytest.Mon
     ("spec", "message"),
     [
         ("someone/else", "There is no data set 'someone/else' on the Hub that you may read"),
-        ("someone/rows@v9", "has no revision 'v9': check the part after '@'"),
+        ("someone/rows@v9", "has no revision 'v9' on the Hub: check the part after '@'"),
         ("someone/rows:other", r"has no \.jsonl, \.json, \.csv, \.tsv, \.parquet file under 'other'"),
     ],
 )

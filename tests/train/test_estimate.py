@@ -76,7 +76,7 @@ def test_a_run_without_an_estimate_reports_why(folder: Path, monkeypatch: pytest
 def test_comparison_is_in_percent() -> None:
     result = Estimate(3_000_000_000, 90.0, 10.0, 3_700_000, 534, 1000, {})
     assert compare_with_actual(result, 2_000_000_000, 120.0, 3_700_000).splitlines() == [
-        "  memory  estimated   3.00 GB, measured   2.00 GB (+50 %)",
+        "  memory  estimated      3 GB, measured      2 GB (+50 %)",
         "  time    estimated      1:30, measured      2:00 (-25 %)",
         "  size    estimated    3.7 MB, measured    3.7 MB (+0 %)",
     ]

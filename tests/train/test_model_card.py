@@ -175,7 +175,7 @@ def test_the_loss_table_has_25_rows_with_the_best(tmp_path: Path) -> None:
 def test_the_cost_section_needs_a_cost(tmp_path: Path) -> None:
     assert "## Cost" not in _card(tmp_path)[1]
     cost = {"trainable_parameters": 921600, "train_seconds": 1234.5, "peak_memory_bytes": 1.5e9, "train_tokens": 9000}
-    section = "921,600 trained parameters; 1,234 seconds of training; 9,000 tokens read; 1.50 GB of memory at the peak."
+    section = "921,600 trained parameters; 20 min 34 s of training; 9,000 tokens read; 1.5 GB of memory at the peak."
     assert section in _card(tmp_path, config=cost)[1]
 
 

@@ -19,7 +19,7 @@ import gradio as gr
 from adapters.manifest import Manifest
 from adapters.store import AdapterStatus, Store
 from adapters.weights import read_limited
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from errors import PromptOrTuneError
 from models.identity import BaseIdentity
 from ui import components
@@ -63,7 +63,7 @@ def card_value(entry: CatalogEntry, base: BaseIdentity | None) -> dict[str, Any]
         "kind": _technique_label(manifest),
         "usable": {True: "yes", False: "no", None: "unknown"}[entry.usable],
         "reason": entry.reason,
-        "memory": "" if entry.memory_bytes is None else f"In memory, {format_size(entry.memory_bytes)}",
+        "memory": "" if entry.memory_bytes is None else f"In memory, {format_bytes(entry.memory_bytes)}",
         "facts": [] if manifest is None else _card_facts(entry, manifest),
         "scored_on": score_conditions(scores[0]) if scores else "",
         "scores": [score_row(score) for score in scores],
@@ -125,11 +125,6 @@ def parse_number(value: object) -> float | None:
     return number if math.isfinite(number) and abs(number) < 1e12 else None
 
 
-def format_size(count: int) -> str:
-    """Format bytes as '3.7 MB' or '512 kB'."""
-    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(1, round(count / 1e3))} kB"
-
-
 def search_text(name: str, manifest: Manifest | None) -> str:
     """Return the text that the search looks through, case-folded."""
     parts = [name]
@@ -168,7 +163,7 @@ def _card_facts(entry: CatalogEntry, manifest: Manifest) -> list[list[str]]:
     facts = [
         ["Trained on", data],
         ["Base", quote_untrusted(manifest.base_id.rstrip("/").rsplit("/", 1)[-1], 60)],
-        ["Size", format_size(entry.weight_bytes) if entry.weight_bytes else _NOT_STATED],
+        ["Size", format_bytes(entry.weight_bytes) if entry.weight_bytes else _NOT_STATED],
         ["Licence", quote_untrusted(manifest.licence, 40) or _NOT_STATED],
     ]
     return [*facts, ["Created", _date_text(manifest.created)]] if manifest.created else facts

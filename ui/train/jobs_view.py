@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from markupsafe import Markup
 
 from adapters.manifest import UNKNOWN
+from common.format import format_bytes, format_duration
 from jobs.job import Job, Progress, ScoreComparison, Verdict
 from train.techniques import TECHNIQUES
 from ui.labels import model_label
@@ -30,7 +31,6 @@ _MAX_TEXT_LENGTH = 600
 _MIN_AXIS = 0.05
 _MIN_RANGE_WIDTH = 0.005
 _STATE_LABELS = {"queued": "Waiting", "stopping": "Stopping", "stopped": "Stopped", "failed": "Failed", "done": "Done"}
-_MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 @dataclass(frozen=True)
@@ -95,23 +95,6 @@ def location_label(job: Job) -> str:
     if job.where == "here":
         return ""
     return f"on Hugging Face Jobs ({job.flavor})" if job.flavor else "on Hugging Face Jobs"
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration in two units at most: 45 s, 3 min 07 s, 2 h 05 min, 1 d 04 h."""
-    total = max(0, round(seconds))
-    if total < _MINUTE:
-        return f"{total} s"
-    if total < _HOUR:
-        return f"{total // _MINUTE} min {total % _MINUTE:02d} s"
-    if total < _DAY:
-        return f"{total // _HOUR} h {total % _HOUR // _MINUTE:02d} min"
-    return f"{total // _DAY} d {total % _DAY // _HOUR:02d} h"
-
-
-def format_size(count: int) -> str:
-    """Format bytes as MB or GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def join_nonempty(parts: Sequence[str]) -> str:
@@ -286,7 +269,7 @@ def _progress_metrics(job: Job, progress: Progress) -> list[tuple[str, str]]:
     if progress.tokens_per_second:
         metrics.append(("Tokens/s", f"{progress.tokens_per_second:,.0f}"))
     if progress.memory_bytes:
-        metrics.append(("Memory", format_size(progress.memory_bytes)))
+        metrics.append(("Memory", format_bytes(progress.memory_bytes)))
     best = lowest_point(finite_points(progress.validation))
     if best:
         metrics.append(("Best validation loss", f"{best[1]:.3g} (step {best[0]})"))

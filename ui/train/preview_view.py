@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from common.format import format_bytes, format_duration
 from ui.templates import render
 from ui.train.drafts import Draft
 
@@ -36,7 +37,7 @@ class _Problem:
 
 def title_html(draft: Draft, *, columns: bool = False) -> Markup:
     """Return the heading before the rows are read: name and file size, and with `columns` the column choice."""
-    return _report_html(f"{draft.name}{f': {format_size(draft.size)}' if draft.is_file else ''}", has_columns=columns)
+    return _report_html(f"{draft.name}{f': {format_bytes(draft.size)}' if draft.is_file else ''}", has_columns=columns)
 
 
 def column_label(column: str) -> str:
@@ -115,11 +116,11 @@ def cost_html(preflight: Values) -> Markup:
     cells = []
     if estimate.get("seconds") is not None:
         seconds = estimate["seconds"] + (estimate["eval_seconds"] or 0)
-        cells.append(("Time", format_duration(seconds), "training, validation"))
+        cells.append(("Time", f"about {format_duration(max(1, seconds))}", "training, validation"))
     memory, free = estimate["memory_bytes"], estimate.get("free_bytes")
     cells += [
-        ("Memory", format_size(memory), f"{format_size(free)} are free now" if free else "at the peak"),
-        ("Adapter", format_size(estimate["adapter_bytes"]), "on disk"),
+        ("Memory", format_bytes(memory), f"{format_bytes(free)} are free now" if free else "at the peak"),
+        ("Adapter", format_bytes(estimate["adapter_bytes"]), "on disk"),
         ("Steps", f"{preflight['steps']:,}", f"{preflight['steps_per_epoch']:,} an epoch"),
     ]
     warning = error_html(
@@ -128,23 +129,6 @@ def cost_html(preflight: Values) -> Markup:
     )
     is_short = free is not None and memory > free
     return render("train/preview_cost.html.jinja", cells=cells, warning=warning if is_short else "")
-
-
-def format_size(count: float) -> str:
-    """Format bytes as '3.6 GB', '3.7 MB' or '12 kB', in units of 1000."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit * 0.95:
-            return f"{count / unit:.1f} {name}"
-    return f"{max(1, round(count / 1e3))} kB"
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration as 'about 14 min'; below two minutes in seconds, above two hours in hours."""
-    if seconds < 120:
-        return f"about {max(1, round(seconds))} s"
-    if seconds < 7200:
-        return f"about {round(seconds / 60)} min"
-    return f"about {seconds / 3600:.1f} h"
 
 
 def escape_visible(text: str) -> Markup:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from common.format import quote_untrusted
+from common.format import format_bytes, quote_untrusted
 from errors import BaseModelError, BusyError, PromptOrTuneError
 
 MAX_BODY_BYTES = 4 << 20
@@ -109,7 +109,7 @@ class ServerClient:
                     content += chunk
                     if len(content) > MAX_BODY_BYTES:
                         raise PromptOrTuneError(
-                            f"{self.host} answered {path} with more than {MAX_BODY_BYTES >> 20} MB."
+                            f"{self.host} answered {path} with more than {format_bytes(MAX_BODY_BYTES)}."
                         )
                     if time.monotonic() > until:
                         raise httpx.ReadTimeout("too slow")

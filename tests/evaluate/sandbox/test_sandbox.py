@@ -38,7 +38,7 @@ ENDINGS = [
     ("while True: pass", "timeout", "1 s of processor time"),
     ("x = [0] * (1 << 60)", "memory", "128 MB of memory"),
     ("class E(MemoryError): pass\nraise E", "memory", "128 MB of memory"),
-    ("print('x' * 5000)", "output", "2000 bytes of output"),
+    ("print('x' * 5000)", "output", "1.95 kB of output"),
     ("with open('a', 'w') as file: file.write('x' * 5000)", "error", ""),
     ("import os; os.kill(os.getpid(), 15)", "killed", "signal SIGTERM"),
     ("import ctypes; ctypes.string_at(0)", "killed", "signal SIGSEGV"),

@@ -60,7 +60,7 @@ def test_invalid_address_gives_an_error(url: str, expected: str) -> None:
         (Reply(b"<html>hello</html>"), "is not a list of models"),
         (Reply(b"", 302, {"Location": "http://elsewhere.example/v1"}), "redirects"),
         (Reply({"error": {"message": f"boom {KEY}\nsecond"}}, 500), r"answered with status 500 \(boom … second\)"),
-        (Reply(b"x" * (MAX_BODY_BYTES + 1)), "with more than 4 MB"),
+        (Reply(b"x" * (MAX_BODY_BYTES + 1)), "with more than 4.19 MB"),
         (Reply(b"[" * 100_000), "is not a list of models"),
     ],
 )

@@ -16,7 +16,6 @@ from ui.adapters.view import (
     best_scores,
     card_value,
     details_value,
-    format_size,
     parse_number,
     score_conditions,
     score_row,
@@ -56,10 +55,6 @@ def test_score_row_needs_both_ends_of_an_interval() -> None:
     assert score_row(_score("EM@1", low=0.1, high=0.4)) == ["EM@1", "0.250", "0.100 to 0.400", "100"]
     assert score_row(_score("EM@1", low=0.1))[2] == ""
     assert score_row({"metric": "EM@1", "value": "much", "n": 1234})[1:] == ["much", "", "1,234"]
-
-
-def test_format_size() -> None:
-    assert [format_size(size) for size in (1, 512_000, 3_700_000)] == ["1 kB", "512 kB", "3.7 MB"]
 
 
 def test_library_adapters_have_complete_cards(tmp_path: Path) -> None:

@@ -88,13 +88,6 @@ def test_state_message(changes: dict[str, Any], artifacts: JobArtifacts, message
     assert message in jobs_view.state_message(replace(JOB, **changes), artifacts, 120)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (187, "3 min 07 s"), (7500, "2 h 05 min"), (100_000, "1 d 03 h")]
-)
-def test_format_duration(seconds: float, text: str) -> None:
-    assert jobs_view.format_duration(seconds) == text
-
-
 def test_location_technique_and_base_labels() -> None:
     assert (
         jobs_view.location_label(replace(JOB, where="hub", flavor="a10g-small")) == "on Hugging Face Jobs (a10g-small)"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from ui.train import preview_view
 from ui.train.drafts import Draft
 
@@ -95,10 +93,3 @@ def test_cost_warns_about_memory() -> None:
     assert "sentence" not in html
     short = {**PREFLIGHT, "estimate": {**PREFLIGHT["estimate"], "free_bytes": 1_000_000_000}}
     assert "more memory than is free now" in preview_view.cost_html(short)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.2, "about 1 s"), (90, "about 90 s"), (840, "about 14 min"), (9000, "about 2.5 h")]
-)
-def test_format_duration(seconds: float, words: str) -> None:
-    assert preview_view.format_duration(seconds) == words

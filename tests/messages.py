@@ -302,7 +302,7 @@ YOU_HAVE_VOTED_EVERY_PAIR_THESE = "You have voted on every pair of these methods
 
 # benchmarks
 GGUF = "--gguf"
-NOT_FLIGHT_TOGETHER = "not in flight together"
+NOT_IN_FLIGHT_TOGETHER = "not in flight together"
 NO_GGUF_FILE = "no GGUF file"
 PROCESS_ENDED = "process ended"
 

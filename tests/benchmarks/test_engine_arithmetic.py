@@ -108,7 +108,7 @@ def test_rows_one_after_the_other_have_no_common_step() -> None:
         PartialOutput(1, "", 1),
         finished(1, 2),
     ]
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_FLIGHT_TOGETHER):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_IN_FLIGHT_TOGETHER):
         Stopwatch(iter(events)).step_seconds()
 
 

@@ -100,7 +100,7 @@ def test_default_values(tmp_path: Path) -> None:
         ("icl: [1, 2]", "icl: [99]", "icl may hold numbers up to 32, and holds 99"),
         ("problems: 5", "mode: bean", "did you mean 'beam'"),
         ("problems: 5", "mode: greedy, candidates: 3", "greedy"),
-        ("problems: 5", "candidates: 11", "11 candidates asked for"),
+        ("problems: 5", "candidates: 11", "11 candidates requested"),
         ("conala:", "konala:", "did you mean 'conala'"),
         ("lora: none", "lora: nf4", "lora trains on a base with quantization none, not nf4"),
         ("lora: none", "lorra: none", "did you mean 'lora'"),

@@ -116,7 +116,7 @@ def test_rank_alpha_table_has_default_pair(config: StudyConfig, folder: Path) ->
 def test_memory_table_has_published_and_measured_rows(config: StudyConfig, folder: Path) -> None:
     rows = {(row["model"], row["technique"]): row for row in rows_of(config, "rq2", folder, "rq2-memory")}
     assert float(rows["CodeLlama-7B", "LoRA"]["study"]) == 19.06
-    assert float(rows["CodeLlama-7B", "LoRA"]["estimated here"]) == pytest.approx(20.9, abs=0.1)
+    assert float(rows["CodeLlama-7B", "LoRA"]["estimated here"]) == pytest.approx(19.8, abs=0.1)
     assert float(rows["tiny", "LoRA"]["measured here"]) == 2.0
     assert len([row for row in rows.values() if row["study"]]) == 10
 

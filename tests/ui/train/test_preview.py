@@ -75,7 +75,7 @@ def test_chat_column_is_both_columns(tmp_path: Path) -> None:
         (
             "a.csv",
             bytes(range(256)),
-            "a.csv is no text file, it has NUL bytes: check whether its name ends as it should.",
+            "a.csv is not a text file, it has NUL bytes: check the ending of its name.",
         ),
         ("a.csv", "intent,code\nä,b\n".encode("utf-16"), "a.csv is UTF-16: save it as UTF-8 (in Excel: 'CSV UTF-8')."),
         ("a.exe", b"MZ", "a.exe is of no known format: give a file that ends in .jsonl, .json, .csv, .tsv, .parquet."),

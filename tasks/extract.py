@@ -10,9 +10,9 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-import warnings
 from typing import NamedTuple
 
+from common.syntax import parse_python
 from tasks.prompt import INSTRUCTION, RESPONSE, PromptStyle
 
 
@@ -29,9 +29,7 @@ def syntax_tree(code: str) -> ast.Module | None:
     UnicodeEncodeError, a ValueError, for lone surrogates.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(code.strip())
+        return parse_python(code.strip())
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
 

@@ -29,10 +29,10 @@ from __future__ import annotations
 import ast
 import doctest
 import re
-import warnings
 from dataclasses import dataclass, field
 from typing import Literal, overload
 
+from common.syntax import parse_python
 from errors import DataError
 from tasks.problem import AssertTest, StdioTest, Test
 
@@ -170,9 +170,7 @@ def _parse_python(source: str, line: int, mode: Literal["eval"]) -> ast.Expressi
 def _parse_python(source: str, line: int, mode: Literal["exec", "eval"]) -> ast.AST:
     """Parse `source`, whose first line is line `line` of the pasted text."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(source, mode=mode)
+        return parse_python(source, mode)
     except SyntaxError as error:
         quoted = f" ('{_truncate(error.text)}')" if error.text and error.text.strip() else ""
         number = line + (error.lineno or 1) - 1

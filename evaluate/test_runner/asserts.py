@@ -27,7 +27,6 @@ import math
 import operator
 import sys
 import textwrap
-import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from common.syntax import parse_python
 from tasks.problem import AssertTest
 
 MAX_BITS = 100_000  # of a whole number
@@ -302,9 +302,7 @@ def plan_assert(test: AssertTest) -> AssertPlan:
     """Plan how to check a test. Raises BrokenTestError if it is not Python or contains no assert."""
     code = textwrap.dedent(test.code).strip()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            body = ast.parse(code).body
+        body = parse_python(code).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise BrokenTestError(f"the test is not Python ({getattr(error, 'msg', None) or error})") from None
     asserts = [node for node in ast.walk(ast.Module(body, [])) if isinstance(node, ast.Assert)]

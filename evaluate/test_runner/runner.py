@@ -17,17 +17,16 @@ number with a point or an exponent, |got - expected| <= 1e-6 * max(1, |expected|
 
 from __future__ import annotations
 
-import ast
 import math
 import os
 import re
 import secrets
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 
+from common.syntax import parse_python
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import ExecutionResult, Limits, Program
 from evaluate.test_runner.asserts import AssertPlan, BrokenTestError, plan_assert
@@ -153,9 +152,7 @@ def _collect_finished(
 def _syntax_error(code: str) -> str:
     """Return why `code` is not Python, so that no process is started for it; '' if it is."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(code)
+        parse_python(code)
     except SyntaxError as error:
         return f"{type(error).__name__}: {error.msg}" + (f" (line {error.lineno})" if error.lineno else "")
     except (ValueError, MemoryError, RecursionError) as error:

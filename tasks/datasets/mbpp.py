@@ -12,6 +12,7 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
+from common.syntax import parse_python
 from errors import DataError
 from tasks.datasets import hub
 from tasks.datasets.base import DatasetRow, DatasetSource, read_rows
@@ -24,10 +25,10 @@ def find_entry_point(code: str, tests: Iterable[str]) -> str | None:
     try:
         defined = {
             node.name
-            for node in ast.parse(code).body
+            for node in parse_python(code).body
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         }
-        trees = [ast.parse(test.strip()) for test in tests]
+        trees = [parse_python(test.strip()) for test in tests]
     except (SyntaxError, ValueError):  # ValueError: a null byte, on Python before 3.12
         return None
     for tree in trees:

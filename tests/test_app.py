@@ -21,6 +21,8 @@ from common.command import ProgressPrinter, check_port_free
 from errors import PromptOrTuneError
 from tests import messages
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -16,6 +16,8 @@ from models.loader import load_base
 from tasks.prompt import STYLES
 from tests.serve.tiny import make_base
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = "columns,eight,thousand,cold,memory,prefix,limit"
 
 

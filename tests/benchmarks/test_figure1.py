@@ -6,6 +6,8 @@ import pytest
 
 from benchmarks.figure1 import PAPER_RUNS, TOLERANCE, compare
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("model", "technique", "paper_gb"), PAPER_RUNS)
 def test_estimate_is_within_the_tolerance_of_figure_1(model: str, technique: str, paper_gb: float) -> None:

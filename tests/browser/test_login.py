@@ -13,6 +13,8 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import ComparePage, until
 
+pytestmark = pytest.mark.browser
+
 LOGIN = ("ada", "correct horse")
 
 

@@ -15,6 +15,8 @@ from tests.browser.fake_app import make_engine, serve
 from tests.browser.page import ComparePage, until
 from ui.context import Context
 
+pytestmark = pytest.mark.browser
+
 EVIL = "<img src=x onerror=\"document.title='owned'\">${document.title='owned'}"
 WITH_ERRORS = (
     f"{EVIL},wish,gold\n"

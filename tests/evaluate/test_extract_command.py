@@ -16,6 +16,8 @@ from tasks.extract import extract_code
 from tasks.prompt import STYLES
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 needs_sandbox = pytest.mark.skipif(
     not any(probe_layer(layer).works for layer in SANDBOX_LAYERS), reason="no layer of the sandbox works here"
 )

@@ -21,6 +21,8 @@ from evaluate.table import compare_methods, method_rows
 from tests import messages
 from tests.evaluate.test_table import made_run
 
+pytestmark = pytest.mark.slow
+
 N = 20
 
 

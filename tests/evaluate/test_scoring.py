@@ -31,6 +31,8 @@ from evaluate.scoring import (
 from tasks.problem import AssertTest, Problem, StdioTest
 from tests.evaluate.hostile import HOSTILE
 
+pytestmark = pytest.mark.slow
+
 METRICS = [
     "em",
     "em_tree",

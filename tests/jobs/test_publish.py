@@ -20,6 +20,8 @@ from tests.hub_standin import Hub
 from tests.serve.tiny import make_base
 from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, published_files
 
+pytestmark = pytest.mark.slow
+
 REPO = f"{OWNER}/lora-tiny"
 OTHER = "hf_anotherPersonsToken9876543210"
 

@@ -28,6 +28,8 @@ from jobs.worker import recover_job
 from tests import messages
 from tests.jobs.service import ServiceWithoutWorker, tiny_job, wait_for
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 
 

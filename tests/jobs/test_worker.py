@@ -36,6 +36,8 @@ from jobs.worker import (
 from tests import messages
 from tests.jobs.service import ServiceWithoutWorker, submit_named, tiny_job, wait_for
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "adapter_model.safetensors"
 

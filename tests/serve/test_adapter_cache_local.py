@@ -34,6 +34,8 @@ from tasks.prompt import STYLES
 from tests import messages
 from tests.serve.tiny import make_adapter, make_base, make_lora
 
+pytestmark = pytest.mark.slow
+
 PLAIN = STYLES["plain"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -31,6 +31,8 @@ from tests.serve.scripted_runner import (
     vocabulary,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("continuous", [True, False])
 @pytest.mark.parametrize("chunk_size", [4, 1000])

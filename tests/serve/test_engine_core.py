@@ -29,6 +29,8 @@ from tests.serve.engine_fixtures import (
     wait_for,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["build"]
 
 

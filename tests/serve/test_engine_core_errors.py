@@ -19,6 +19,8 @@ from tests import messages
 from tests.serve.counting_backend import POOL, CountingBackend, FakeStore, FirstExamples, words
 from tests.serve.engine_fixtures import Build, build, num_ready, remaining_outputs, request, run_freely, step, wait_for
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["build"]
 
 

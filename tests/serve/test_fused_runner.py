@@ -25,6 +25,8 @@ from tests import messages
 from tests.serve.test_techniques import FINGERPRINTS, PLAIN, TOKENS, greedy, text
 from tests.serve.tiny import make_adapter, make_base, make_lora, tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["sort a list", "x", "open the file `a.txt` and count all of its lines and words, then print them"]
 # Different ranks and modules, so that buffers are enlarged and some adapters skip some projections.
 LORAS: dict[str, tuple[int, list[str]]] = {

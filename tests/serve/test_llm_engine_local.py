@@ -29,6 +29,8 @@ from tests import messages
 from tests.serve.counting_backend import POOL, FirstExamples
 from tests.serve.tiny import make_adapter, make_base
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 50
 TURNS = 4
 RANKS = {"lora-a": 2, "lora-b": 4, "lora-c": 8, "lora-d": 16}

@@ -19,6 +19,8 @@ from tasks.prompt import STYLES
 from tests import messages
 from tests.serve.tiny import make_base, make_lora, tokenizer
 
+pytestmark = pytest.mark.slow
+
 PLAIN = STYLES["plain"]
 PROMPTS = ["sort a list", "open the file `a.txt` and count its lines", "x"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}

@@ -11,6 +11,8 @@ import pytest
 
 from tests.serve.tiny import make_base
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 from serve.engine.build import build_engine

@@ -25,6 +25,8 @@ from tasks.prompt import STYLES
 from tests import messages
 from tests.serve.tiny import make_adapter, make_base, tokenizer
 
+pytestmark = pytest.mark.slow
+
 PLAIN = STYLES["plain"]
 PROMPTS = ["sort a list", "open the file `a.txt` and count its lines", "x"]
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}

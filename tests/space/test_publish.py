@@ -19,6 +19,8 @@ from tests.hub.spaces import files
 from tests.hub.state import Account, Blob
 from tests.hub_standin import Hub, hub_standin
 
+pytestmark = pytest.mark.slow
+
 NAME = "ada/arena"
 
 

@@ -16,6 +16,8 @@ from tests.serve.tiny import make_base
 from train.__main__ import main
 from train.callbacks import read_log
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 
 

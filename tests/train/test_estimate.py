@@ -14,6 +14,8 @@ from train.estimate import Estimate, _build_proxy_layer, compare_with_actual, es
 from train.run import train
 from train.tokenize import TokenizedExample
 
+pytestmark = pytest.mark.slow
+
 ROWS = [TokenizedExample([5] * 40, [6] * 20)] * 16
 
 

@@ -17,6 +17,8 @@ from train.model import build_peft_model
 from train.settings import make_config
 from train.tokenize import IGNORE_INDEX
 
+pytestmark = pytest.mark.slow
+
 LONG = BatchShape(rows=4, max_length=48, label_tokens=40, max_response_length=24)
 
 

@@ -27,6 +27,8 @@ from train.preflight import Preflight, load_tokenizer_info, render_preflight, ru
 from train.settings import make_config
 from train.tokenize import tokenize_data
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -21,6 +21,8 @@ from tests.train.hub_folders import ADAPTER_FILES, identity_of, make_adapter, ma
 from train.__main__ import main
 from train.publish import AnswerFn, GreedyAnswer, check_same_answers, publish_folder
 
+pytestmark = pytest.mark.slow
+
 REPO = "someone/lora-tiny"
 
 

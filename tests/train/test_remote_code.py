@@ -17,6 +17,8 @@ from tests.train.runs import tiny_config
 from train.merge import SmokeTestTarget, smoke_test_adapter
 from train.run import train
 
+pytestmark = pytest.mark.slow
+
 
 def _silent(_: str) -> None:
     return

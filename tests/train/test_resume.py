@@ -21,6 +21,8 @@ from train.checkpoints import run_directory
 from train.config import TrainConfig
 from train.run import TrainingStoppedError, train
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 
 

@@ -23,6 +23,8 @@ from train.__main__ import main
 from train.callbacks import read_log
 from train.run import train
 
+pytestmark = pytest.mark.slow
+
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "config.yaml", "log.jsonl", "loss.png",
          "manifest.json"]  # fmt: skip

@@ -48,6 +48,8 @@ from train.techniques import (
 )
 from train.tokenize import IGNORE_INDEX, ExampleTokenizer, TokenizedExample
 
+pytestmark = pytest.mark.slow
+
 FINGERPRINTS = {name: style.fingerprint for name, style in STYLES.items()}
 ARCHITECTURES = ("llama", "qwen2", "codegen", "t5")
 OPTIONS: dict[str, dict[str, Any]] = {

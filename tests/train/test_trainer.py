@@ -16,6 +16,8 @@ from train import model as train_model
 from train.checkpoints import run_directory
 from train.run import train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

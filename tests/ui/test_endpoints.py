@@ -19,6 +19,8 @@ from ui.app import build_pages, launch
 from ui.context import Context
 from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {"method", "text", "code", "prompt", "examples", "tokens", "seconds", "scores", "error"}
 ANSWERS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
 

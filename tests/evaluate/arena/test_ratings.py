@@ -13,6 +13,8 @@ from evaluate.arena.ratings import compute_ratings, point_ratings, sample_pair
 from evaluate.arena.votes import MIN_VOTES, Comparison, Player, unordered_pair
 from tests.evaluate.arena.votes import LORA, RAG, ZERO, make_votes, simulated
 
+pytestmark = pytest.mark.slow
+
 FOUR = [Player(name) for name in ("a", "b", "c", "d")]
 
 

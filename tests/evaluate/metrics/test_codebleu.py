@@ -20,6 +20,8 @@ from evaluate.metrics.codebleu import bleu_scores, codebleu, codebleu_package_sc
 from tests.conftest import ROOT
 from tests.evaluate.hostile import HOSTILE
 
+pytestmark = pytest.mark.slow
+
 LOOP = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x\n    return total"
 # Without loops, comments and strings at the start of a statement: there the package's own parts can be trusted.
 PLAIN = [

@@ -14,6 +14,8 @@ from tests.evaluate.sandbox.attacks import ATTACKS, Attack
 from tests.evaluate.sandbox.harmless import HARMLESS, HarmlessProgram
 from tests.evaluate.sandbox.host import Host, gone
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 4
 UNFENCED = [attack for attack in ATTACKS if attack.unfenced]
 Results = dict[str, tuple[ExecutionResult, set[str]]]

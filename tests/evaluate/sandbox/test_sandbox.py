@@ -22,6 +22,8 @@ from tests import messages
 from tests.conftest import ROOT
 from tests.evaluate.sandbox.host import gone, processes_with
 
+pytestmark = pytest.mark.slow
+
 ENDINGS = [
     ("", "ok", ""),
     ("import sys; sys.exit(0)", "ok", ""),

@@ -17,6 +17,8 @@ from evaluate.study.findings import Finding, best_job, check_claims, compute_fin
 from evaluate.study.jobs import StudyJob, study_jobs
 from tests.evaluate.study.runs import made_problems, write_runs
 
+pytestmark = pytest.mark.slow
+
 
 def make_runs(
     config: StudyConfig, rq: str, folder: Path, count: int = 40, chances: dict[str, float] | None = None

@@ -28,6 +28,8 @@ from tests import messages
 from tests.evaluate.study.conftest import STUDY, add_adapter
 from tests.evaluate.study.runs import made_problems, write_runs
 
+pytestmark = pytest.mark.slow
+
 FACTS = {"trainable_parameters": 1290240, "train_seconds": 812.5, "peak_memory_bytes": 2_000_000_000}
 
 

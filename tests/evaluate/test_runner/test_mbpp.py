@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.sandbox.types import Limits
 from evaluate.test_runner.runner import run_tests_many
 from tasks.datasets import mbpp
 from tasks.datasets.base import read_rows
+
+pytestmark = pytest.mark.slow
 
 # mbpp-123 takes seconds on a quiet machine.
 LIMITS = Limits(wall_seconds=60, cpu_seconds=60)

@@ -18,6 +18,8 @@ from tasks.problem import AssertTest, StdioTest, Test
 from tests.evaluate.hostile import HOSTILE
 from tests.evaluate.test_runner.cheats import CHEATS
 
+pytestmark = pytest.mark.slow
+
 QUICK = Limits(wall_seconds=1, cpu_seconds=2)
 ECHO = StdioTest("2 3\n", "5\n")
 

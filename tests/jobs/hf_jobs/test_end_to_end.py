@@ -15,6 +15,8 @@ from tests.serve.tiny import make_base
 from train.callbacks import read_log
 from train.publish import adapter_answer_fn
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "model_name_or_path": "tiny/base",
     "num_train_epochs": 1.0,

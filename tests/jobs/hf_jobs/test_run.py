@@ -28,6 +28,8 @@ from tests.hub_standin import Hub
 from tests.jobs.hf_jobs.remote_run import ROWS, RemoteRun
 from tests.jobs.service import wait_for
 
+pytestmark = pytest.mark.slow
+
 STEP = "  step 5/20  epoch 0.5  loss 1.2500  300 tokens/s  0:04 gone, about 0:12 left"
 VALIDATION = "  step 10/20  epoch 1.0  validation loss 0.7500  310 tokens/s  0:09 gone, about 0:09 left"
 SOURCE = f"datasets/{OWNER}/prompt-or-tune-jobs"

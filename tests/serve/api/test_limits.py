@@ -27,6 +27,8 @@ from tests.serve.api.conftest import Served, serving, wait_for
 from tests.serve.api.scripted_backend import ScriptedBackend
 from tests.serve.api.test_errors import CHAT, REQUEST, error_of
 
+pytestmark = pytest.mark.slow
+
 ANNA, BERT, ROOT = "anna-key-0123456789", "bert-key-0123456789", "root-key-0123456789"
 
 

@@ -15,6 +15,8 @@ from serve.api.errors import ApiError
 from serve.api.http import parse_json
 from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
 
+pytestmark = pytest.mark.slow
+
 NAMES = [
     "model", "messages", "prompt", "n", "stop", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens",
     "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "modalities", "tools", "logit_bias",

@@ -30,6 +30,8 @@ from tasks.prompt import STYLES
 from tasks.retrieval import ExamplePools
 from tests.serve.tiny import make_adapter, make_base
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 ADAPTERS: dict[str, Any] = {
     "lora-tiny": LoraConfig(r=8, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False),

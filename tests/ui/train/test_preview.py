@@ -20,6 +20,8 @@ from ui.train import preview as module
 from ui.train.preview import PROCESS_DIED, PreviewClient
 from ui.train.preview_process import preview
 
+pytestmark = pytest.mark.slow
+
 GOOD = "intent,code\n" + "".join(f"make {n} zeros,[0] * {n}\n" for n in range(30))
 WITH_ERRORS = f"{GOOD}no code,\n,print(1)\na,b,c,d\n"
 SETTINGS = {"adapter_name": "mine", "technique": "qlora-4bit"}

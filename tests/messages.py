@@ -265,7 +265,7 @@ WOULD_HAVE_MB_MB_LIMIT = r"would have [\d.]+ MB and 1 MB is the limit"
 # ui
 ADD_LEAST_ONE_METHOD = "Add at least one method"
 ANOTHER_VISITOR_S = "another visitor's"
-BIG_CSV_HAS_MB_LIMIT_HERE = "'big.csv' has .* MB is the limit here"
+BIG_CSV_HAS_KB_LIMIT_HERE = "'big.csv' has 2 kB and 1 kB is the limit here"
 CHOOSE = "choose 1 to 32"
 CHOOSE_ADAPTER_FIRST = "Choose the adapter first"
 CHOOSE_JOB = "Choose a job"

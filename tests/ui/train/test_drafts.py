@@ -53,7 +53,7 @@ def test_new_upload_replaces_the_earlier_one(tmp_path: Path) -> None:
 def test_too_large_file_does_not_replace_the_draft(tmp_path: Path) -> None:
     drafts = DraftStore(tmp_path / "home")
     draft = drafts.save_upload(VISITOR, upload(tmp_path), 0)
-    with pytest.raises(PromptOrTuneError, match=messages.BIG_CSV_HAS_MB_LIMIT_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.BIG_CSV_HAS_KB_LIMIT_HERE):
         drafts.save_upload(VISITOR, upload(tmp_path, "big.csv", "x" * 2000), 1000)
     assert drafts.get(VISITOR) == draft
 

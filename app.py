@@ -177,9 +177,9 @@ def _resume_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
 
 
 def _report_running_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
-    going = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
-    if going:
-        progress(f"The training of {', '.join(going)} goes on by itself; `python -m jobs list` shows it.")
+    running = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
+    if running:
+        progress(f"The training of {', '.join(running)} goes on by itself; `python -m jobs list` shows it.")
 
 
 def _wait_until_loaded(loader: EngineLoader) -> None:

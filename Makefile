@@ -1,9 +1,9 @@
-# make demo     sets up and serves the app on http://127.0.0.1:7860
+# make demo     installs the requirements and serves the app on http://127.0.0.1:7860
 #               BASE=<Hub id, folder or .gguf>  QUANTIZATION=nf4|int8|none  DEVICE=auto|cpu|cuda  DATA_DIR=<folder>  PORT=<n>
-# make test     sets up, checks the code and runs all tests (ARGS="-k name" are pytest's; WORKERS=0 runs them in one process)
-# make test-fast  the same without the tests that need a model, a browser or more than some seconds
-# make check    ruff, mypy and import-linter alone
-# make clean    removes .venv and the tools' caches; converted models and adapters in the user's cache stay
+# make test     runs `make check` and all tests (ARGS="-k name" passes arguments to pytest; WORKERS=0 uses one process)
+# make test-fast  does the same without the tests that need a model, a browser or more than a few seconds
+# make check    runs ruff, mypy and import-linter
+# make clean    removes .venv and the tools' caches, but not the converted models and adapters in the user's cache
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 .PHONY: demo test test-fast check setup setup-test clean
 .DEFAULT_GOAL := demo
 
-# Ctrl-C is the ordinary way to end it, so make says nothing about it.
+# Exit status 130 (Ctrl-C) is the usual end of the app, so make does not report it as an error.
 demo: setup
 	@trap : INT; $(BIN)/python app.py $(if $(BASE),--base "$(BASE)") $(if $(QUANTIZATION),--quantization "$(QUANTIZATION)") \
 	    $(if $(DEVICE),--device "$(DEVICE)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(PORT),--port "$(PORT)") \
@@ -36,7 +36,7 @@ setup: .venv/.installed
 
 setup-test: .venv/.installed-test
 
-# Each stamp is younger than the list that it stands for, so a set-up that is up to date costs nothing.
+# Each stamp file is newer than the requirements that were installed, so an up-to-date environment is not reinstalled.
 .venv/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "Prompt or Tune needs Python 3.11 or newer, and '$(PYTHON)' is not: name another with PYTHON=python3.12." >&2; exit 1; }

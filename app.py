@@ -1,4 +1,4 @@
-"""Start Prompt or Tune: read the command line, serve the pages, load the model in the background.
+"""Command line of the app: serves the pages of Prompt or Tune and loads the model in the background.
 
 python app.py                                              the embedded base, on http://127.0.0.1:7860
 python app.py --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda
@@ -84,7 +84,7 @@ def parse_options(arguments: Sequence[str]) -> AppOptions:
 
 
 def serve(options: AppOptions) -> NoReturn:
-    """Serves the pages until Ctrl-C; PromptOrTuneError when the model cannot be loaded."""
+    """Serve the pages until Ctrl-C; raise PromptOrTuneError if the model cannot be loaded."""
     from jobs.api import JobService
     from ui.app import build_pages, launch, make_run_library
     from ui.context import Context
@@ -101,9 +101,9 @@ def serve(options: AppOptions) -> NoReturn:
         persistent=not options.space.is_space or bool(os.environ.get("PROMPT_OR_TUNE_HOME")),
     )
     pages = build_pages(source, context=context, run_library=make_run_library(options.runs_dir))
-    board = JobService(context.home)
+    job_service = JobService(context.home)
     if options.access.policy.training != "nobody":
-        _resume_jobs(board, progress)
+        _resume_jobs(job_service, progress)
     try:
         launch(
             pages,
@@ -115,7 +115,9 @@ def serve(options: AppOptions) -> NoReturn:
             prevent_thread_lock=True,
         )
     except OSError:
-        check_port_free(options.host, options.port)  # taken since we looked
+        check_port_free(
+            options.host, options.port
+        )  # raises an error that names the port, if another program has taken it since the first check
         raise
     displayed = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host  # noqa: S104
     progress(f"The page is up on http://{displayed}:{options.port} while the model loads; Ctrl-C stops it.")
@@ -131,7 +133,7 @@ def serve(options: AppOptions) -> NoReturn:
     finally:
         if api:
             api.stop()
-        _report_running_jobs(board, progress)
+        _report_running_jobs(job_service, progress)
 
 
 def _start_engine_loader(options: AppOptions, progress: ProgressPrinter) -> EngineLoader:
@@ -154,7 +156,7 @@ def _start_engine_loader(options: AppOptions, progress: ProgressPrinter) -> Engi
 
 
 def _job_serving(options: AppOptions) -> ServingOptions:
-    """Return the base that training jobs are for; an empty one where another engine answers."""
+    """Return the base and the settings of new training jobs; the base is empty if another engine answers."""
     model = options.model
     return ServingOptions(
         base="" if model.remote else model.base or EMBEDDED,
@@ -167,7 +169,7 @@ def _job_serving(options: AppOptions) -> ServingOptions:
 
 
 def _resume_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
-    """Start the worker where a restart of this program or of the machine interrupted training jobs."""
+    """Start the worker if a restart of the app or of the machine interrupted training jobs."""
     waiting = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
     if waiting:
         progress(f"Going on with the training of {', '.join(waiting)}.")
@@ -175,21 +177,21 @@ def _resume_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
 
 
 def _report_running_jobs(job_service: JobService, progress: ProgressPrinter) -> None:
-    going = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
-    if going:
-        progress(f"The training of {', '.join(going)} goes on by itself; `python -m jobs list` shows it.")
+    running = [job.adapter for job in job_service.list_jobs() if not job.is_ended]
+    if running:
+        progress(f"The training of {', '.join(running)} goes on by itself; `python -m jobs list` shows it.")
 
 
 def _wait_until_loaded(loader: EngineLoader) -> None:
     while loader.state().phase == "loading":
         time.sleep(0.1)
     if loader.state().phase == "failed":
-        time.sleep(2)  # an open page asks once a second: let it show the reason before it is gone
+        time.sleep(2)  # open pages poll once per second: let them display the error before the server stops
         raise PromptOrTuneError(loader.state().message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and return its exit status: 2 after an error that the user can mend, 130 after Ctrl-C."""
+    """Run the app and return its exit status: 2 after an error that the user can correct, 130 after Ctrl-C."""
     configure_environment()
     return run_command(lambda: _main(arguments), "prompt-or-tune", "\nStopped.")
 
@@ -206,4 +208,4 @@ def _main(arguments: Sequence[str] | None) -> None:
 
 
 if __name__ == "__main__":
-    exit_now(main())  # the model's thread may be inside a library: it must not delay the exit or change its status
+    exit_now(main())  # the model's thread may be running in a library: it must not delay the exit or change its status

@@ -27,7 +27,7 @@ from errors import AdapterError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, 2 with one sentence on standard error, or 130 after Ctrl-C."""
+    """Run the command and return its exit status: 2 after an error that the user can correct, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     return run_command(
         lambda: int(options.run(options, tuple(options.root or (LIBRARY, user_root())))),

@@ -1,1 +1,1 @@
-"""Speed against peers: one script a question, each prints one JSON line."""
+"""Benchmarks: each script measures one part of the project against a reference and prints one JSON line."""

@@ -1,11 +1,11 @@
-"""Do the shipped adapters still answer as they did? One JSON file of greedy answers, to compare with another version's.
+"""Regression check of the bundled adapters: writes their greedy answers to a JSON file and compares two such files.
 
     python -m benchmarks.answers --output before.json            in a checkout of one version
     python -m benchmarks.answers --output after.json --compare before.json
 
-The first `--prompts` problems of the starter data set (training split first) are asked one at a time, so that no row
-shares its batch: with every adapter of the library, on the embedded base (NF4). Prints one JSON line: the number of
-answers, and of those that differ in text or token count. The exit status is 1 where one differs.
+Generates an answer to each of the first `--prompts` problems of the starter data set (training split first) with every
+adapter of the library, on the embedded base (NF4), in batches of one row. Prints one JSON line with the number of
+answers and, with --compare, the number of those that differ in text or token count; exits with 1 if any differs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def collect_answers(prompts: int, new_tokens: int) -> dict[str, list[object]]:
-    """Return "method: intent" -> [text, tokens] of every adapter of the library that fits the base."""
+    """Return a dictionary of "method: intent" to [text, tokens] for every adapter of the library that fits the base."""
     from serve.engine.build import build_engine
     from serve.types import Request, SamplingParams
     from tasks.datasets.registry import load_problems
@@ -65,7 +65,7 @@ def collect_answers(prompts: int, new_tokens: int) -> dict[str, list[object]]:
 
 
 def count_differences(before: dict[str, list[object]], after: dict[str, list[object]]) -> int:
-    """Return how many answers differ, or stand in one of the two only."""
+    """Return the number of answers that differ or are in only one of the two dictionaries."""
     return sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
 
 

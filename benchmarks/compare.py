@@ -1,11 +1,11 @@
-"""Four methods in one batch against the same four one after another through plain PEFT.
+"""Benchmark of mixed batching: four methods in one batch against the same four one after another with PEFT.
 
     python -m benchmarks.compare [--adapter lora-conala] [--runs 5] [--new-tokens 64]
 
-Both sides answer the same prompts (zero-shot, ICL-8, RAG-8, a LoRA adapter) with the same NF4 base and exactly
-`--new-tokens` greedy tokens a row. The peer is what its manual shows: one PeftModel, `generate` once per method, the
-adapter disabled for the methods without one. Runs alternate, so that a drift of the machine meets both alike; the
-medians are compared. Prints one JSON line; `ratio` is our seconds divided by the peer's.
+Both sides answer the same prompts (zero-shot, ICL-8, RAG-8, a LoRA adapter) with the same NF4 base and generate exactly
+`--new-tokens` greedy tokens per row. The peer follows PEFT's manual: one PeftModel, one call of `generate` per method,
+with the adapter disabled for the methods that use none. Runs of both sides alternate, so that a change in the machine's
+speed affects both equally. Prints one JSON line; `ratio` is the engine's median seconds divided by the peer's.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ INTENT = "`count_words(path)`: count how often each word occurs in a text file a
 
 
 def main() -> int:
-    """Runs the benchmark; the exit status."""
+    """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4")
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times both sides in turn and returns what the JSON line says."""
+    """Time both sides alternately and return the contents of the JSON line."""
     engine = build_engine(ModelOptions(arguments.base, arguments.quantization), _print_progress)
     names = ["zero-shot", "icl-8", "rag-8", arguments.adapter]
     requests = [Request(Problem("bench", INTENT), parse_method(name, engine.adapters())) for name in names]
@@ -68,7 +68,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         for side, call in (("ours", ours), ("peer", peer)):
             begin = time.perf_counter()
             call()
-            if run:  # The first one warms up.
+            if run:  # run 0 is a warm-up
                 times[side].append(time.perf_counter() - begin)
         _print_progress(f"run {run} of {arguments.runs} done")
     medians = {side: statistics.median(values) for side, values in times.items()}
@@ -91,7 +91,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _engine_run(engine: Any, answers: list[RequestOutput], new_tokens: int) -> Callable[[], None]:
-    """The rows of those answers in one batch. The rule that ends an answer early is off, for equal work."""
+    """Return a function that generates the rows of `answers` in one batch, without early ends, for equal work."""
     backend = engine._backend
     rows = [Row(answer.prompt, answer.style, answer.request.method.adapter) for answer in answers if answer.style]
 
@@ -106,13 +106,13 @@ def _engine_run(engine: Any, answers: list[RequestOutput], new_tokens: int) -> C
 
 
 def _peft_run(engine: Any, arguments: argparse.Namespace, answers: list[RequestOutput]) -> Callable[[], None]:
-    """The same prompts, one `generate` after another on a PeftModel of its own."""
+    """Return a function that generates the same prompts with one call of `generate` each, on a separate PeftModel."""
     import torch
     from peft import PeftModel
 
     from models.loader import load_base
 
-    # A second base: PEFT wraps its modules and reads its state_dict, before it has run (see docs).
+    # Load a second base: PEFT replaces its modules and must read its state_dict before the first forward pass.
     loaded = load_base(arguments.base, arguments.quantization, "auto", _print_progress, training=True)
     for module in loaded.model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

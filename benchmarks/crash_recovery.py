@@ -1,16 +1,15 @@
-r"""Does a training job survive kills? The same job is run undisturbed, and then killed again and again.
+r"""Test of crash recovery: runs a training job once undisturbed, then again while its processes are killed at random.
 
     python -m benchmarks.crash_recovery
     python -m benchmarks.crash_recovery --app "python app.py --port 7999"
 
-At random moments one of the processes is killed with SIGKILL, by its id: the job's own, the worker that began it, a
-program that votes, and the app where there is one. Whatever a person or the app would start again is started again. At
-the end nothing may be missing: no job, no uploaded file, no checkpoint (the training never falls back behind one that
-was whole), no vote that was confirmed; and the adapter has the bytes and the scores of the undisturbed one. A job that
-is through before all kills are done is followed by another one of the same.
+At random times one process is killed with SIGKILL: the job's, its worker, a process that adds votes, or the app if
+--app is given. Processes that the app or a user would restart are restarted. If a job ends before all kills are done,
+the same job is submitted again. At the end all jobs, uploaded files, confirmed votes and complete checkpoints must
+exist, and the adapters must have the bytes and the scores of the undisturbed run.
 
-It works in a folder of its own, which shares converted bases with PROMPT_OR_TUNE_HOME and is removed at the end. Prints
-one JSON line; the exit status is 1 where anything was lost or differs.
+Works in a temporary folder, which shares converted bases with PROMPT_OR_TUNE_HOME and is removed at the end. Prints one
+JSON line; exits with 1 if anything is lost or different.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 UNDISTURBED_ADAPTER, KILLED_ADAPTER, QUEUED_ADAPTER = "lora-calm", "lora-storm", "lora-behind"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _POLL_SECONDS = 0.25
-# A person looks after an ended job at times; that is no part of what is measured.
+# Limit for one job, to end a test that makes no progress.
 _TIMEOUT_SECONDS = 3600.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     options = _options(arguments)
     if options.vote:
         return _vote_forever(options.vote)
@@ -60,12 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         home = Path(scratch) / "home"
         _share_converted_bases(home)
         try:
-            found = Chaos(home, options).run()
+            result = Chaos(home, options).run()
         except PromptOrTuneError as error:
             print(f"kills: {error}", file=sys.stderr)
             return 2
-    print(json.dumps(found))
-    return 0 if found["same_bytes"] and found["same_scores"] and not found["lost"] else 1
+    print(json.dumps(result))
+    return 0 if result["same_bytes"] and result["same_scores"] and not result["lost"] else 1
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -75,19 +74,19 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--rows", type=int, default=60, help="rows of the uploaded file")
     parser.add_argument("--epochs", type=float, default=2.0)
-    parser.add_argument("--gap", type=float, help="seconds between two kills on average; by default from the calm run")
+    parser.add_argument("--gap", type=float, help="mean seconds between two kills; by default from the calm run")
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "int8", "none"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--app", help="a command that serves the app; it is killed and started again as well")
+    parser.add_argument("--app", help="command that serves the app, which is then killed and restarted too")
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--scratch", type=Path, help="where the home of the jobs is made")
+    parser.add_argument("--scratch", type=Path, help="parent of the temporary folder")
     parser.add_argument("--vote", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 class Chaos:
-    """Both runs, and what was seen of them."""
+    """Runs the jobs with and without kills and collects what is lost."""
 
     def __init__(self, home: Path, options: argparse.Namespace) -> None:
         self._home = home
@@ -103,36 +102,36 @@ class Chaos:
         self._digest = _sha256(self._file)
 
     def run(self) -> dict[str, Any]:
-        """What the JSON line says."""
-        began = time.monotonic()
-        calm = self._wait_until_ended(self._submit(UNDISTURBED_ADAPTER))
-        calm_seconds = time.monotonic() - began
-        _print_progress(f"The undisturbed run took {calm_seconds:.0f} s.")
-        gap = self._options.gap or max(8.0, calm_seconds / 8)
-        storms: list[Job] = []
-        waited: list[Job] = []
+        """Run all jobs and return the contents of the JSON line."""
+        start = time.monotonic()
+        undisturbed = self._wait_until_ended(self._submit(UNDISTURBED_ADAPTER))
+        undisturbed_seconds = time.monotonic() - start
+        _print_progress(f"The undisturbed run took {undisturbed_seconds:.0f} s.")
+        mean_interval = self._options.gap or max(8.0, undisturbed_seconds / 8)
+        killed: list[Job] = []
+        queued: list[Job] = []
         with _restarted_processes(self._other_commands(), self._home) as others:
-            while not storms or sum(self._killed.values()) < self._options.kills:
-                storms.append(self._submit(f"{KILLED_ADAPTER}-{len(storms) + 1}"))
-                behind = self._submit(f"{QUEUED_ADAPTER}-{len(storms)}", max_train_samples=16, num_train_epochs=1.0)
-                self._kill_until_ended(storms[-1], others, gap)
-                self._wait_until_ended(storms[-1])
-                waited.append(self._wait_until_ended(behind))
+            while not killed or sum(self._killed.values()) < self._options.kills:
+                killed.append(self._submit(f"{KILLED_ADAPTER}-{len(killed) + 1}"))
+                following = self._submit(f"{QUEUED_ADAPTER}-{len(killed)}", max_train_samples=16, num_train_epochs=1.0)
+                self._kill_until_ended(killed[-1], others, mean_interval)
+                self._wait_until_ended(killed[-1])
+                queued.append(self._wait_until_ended(following))
         _end_worker(self._home)
-        self._check_nothing_lost([calm, *storms, *waited])
-        same_bytes = len({self._weights_digest(job) for job in (calm, *storms)}) == 1
-        scores = [self._scores(job) for job in (calm, *storms)]
+        self._check_nothing_lost([undisturbed, *killed, *queued])
+        same_bytes = len({self._weights_digest(job) for job in (undisturbed, *killed)}) == 1
+        scores = [self._scores(job) for job in (undisturbed, *killed)]
         return {
             "kills": sum(self._killed.values()),
             "killed": dict(sorted(self._killed.items())),
-            "jobs": len(storms) + len(waited) + 1,
+            "jobs": len(killed) + len(queued) + 1,
             "resumed_by_hand": self._resumed,
             "votes": self._confirmed_votes,
             "lost": self._lost,
             "same_bytes": same_bytes,
-            "same_scores": all(each == scores[0] for each in scores),
-            "calm_seconds": round(calm_seconds, 1),
-            "seconds": round(time.monotonic() - began, 1),
+            "same_scores": all(score == scores[0] for score in scores),
+            "calm_seconds": round(undisturbed_seconds, 1),
+            "seconds": round(time.monotonic() - start, 1),
             "seed": self._options.seed,
         }
 
@@ -143,24 +142,24 @@ class Chaos:
         return self._service.submit({**config, **more}, serving, data=self._file, data_name=self._file.name)
 
     def _kill_until_ended(self, job: Job, others: Mapping[str, RestartedProcess], mean_interval: float) -> None:
-        """Kills at random moments until the job is over or there were enough kills."""
-        strike = time.monotonic() + self._random.uniform(0.5, 2 * mean_interval)
+        """Kill processes at random times until the job has ended or the number of kills is reached."""
+        next_kill = time.monotonic() + self._random.uniform(0.5, 2 * mean_interval)
         while sum(self._killed.values()) < self._options.kills and not self._resume_if_failed(job).is_ended:
             time.sleep(_POLL_SECONDS)
             for other in others.values():
                 other.restart_if_ended()
-            if time.monotonic() >= strike:
+            if time.monotonic() >= next_kill:
                 self._kill_one(others)
-                strike = time.monotonic() + self._random.uniform(0.5, 2 * mean_interval)
+                next_kill = time.monotonic() + self._random.uniform(0.5, 2 * mean_interval)
 
     def _kill_one(self, others: Mapping[str, RestartedProcess]) -> None:
-        victims: dict[str, Callable[[], psutil.Process | None]] = {
+        candidates: dict[str, Callable[[], psutil.Process | None]] = {
             "job": lambda: find_process(self._home, "run"),
             "worker": lambda: find_process(self._home, "work"),
             **{name: other.process for name, other in others.items()},
         }
-        name = self._random.choice(sorted(victims))
-        process = victims[name]()
+        name = self._random.choice(sorted(candidates))
+        process = candidates[name]()
         if process is None:
             return
         with suppress(psutil.NoSuchProcess):
@@ -170,38 +169,41 @@ class Chaos:
         self._check_checkpoints()
 
     def _check_checkpoints(self) -> None:
-        """Right after a kill: everything that was there is there."""
+        """Record, right after a kill, the checkpoints that have been lost since the last call."""
         for job in self._service.list_jobs():
             step = _checkpoint_step(self._home, job)
-            fell_back = job.state != "done" and step < self._steps.get(job.id, 0)
-            if fell_back and self._service.adapter_folder(job.id) is None:
+            is_behind = job.state != "done" and step < self._steps.get(job.id, 0)
+            if is_behind and self._service.adapter_folder(job.id) is None:
                 self._lost.append(f"checkpoint {self._steps[job.id]} of {job.adapter}")
             self._steps[job.id] = max(step, self._steps.get(job.id, 0))
 
     def _resume_if_failed(self, job: Job) -> Job:
-        """What the app's pages do each second, and what a person does with a job that gave up."""
+        """Return the job's current state after starting a missing worker, as the app's pages do each second.
+
+        Resumes a job that failed because it made no progress, as a user would.
+        """
         self._service.ensure_worker()
-        now = self._service.get_job(job.id)
-        if now.state == "failed" and "without getting any further" in now.message:
+        current = self._service.get_job(job.id)
+        if current.state == "failed" and "without getting any further" in current.message:
             self._resumed += 1
-            now = self._service.resume(job.id)
-        return now
+            current = self._service.resume(job.id)
+        return current
 
     def _wait_until_ended(self, job: Job) -> Job:
         deadline = time.monotonic() + _TIMEOUT_SECONDS
-        while not (now := self._resume_if_failed(job)).is_ended:
+        while not (current := self._resume_if_failed(job)).is_ended:
             if time.monotonic() > deadline:
-                raise PromptOrTuneError(f"The job '{job.adapter}' has not ended for an hour: it is {now.state}.")
+                raise PromptOrTuneError(f"The job '{job.adapter}' has not ended within an hour: it is {current.state}.")
             time.sleep(_POLL_SECONDS)
-        _print_progress(f"{now.adapter}: {now.state} after {now.attempts} attempts. {now.message}")
-        return now
+        _print_progress(f"{current.adapter}: {current.state} after {current.attempts} attempts. {current.message}")
+        return current
 
     def _check_nothing_lost(self, jobs: Sequence[Job]) -> None:
-        """At the end: every job is there and done, its upload as it was sent, every confirmed vote in the file."""
-        known = {job.id: job for job in self._service.list_jobs()}
+        """Record each job that is missing or not done, each upload that has changed, and each missing vote."""
+        stored = {job.id: job for job in self._service.list_jobs()}
         for job in jobs:
-            if job.id not in known or known[job.id].state != "done":
-                self._lost.append(f"job {job.adapter}: {known[job.id].message if job.id in known else 'gone'}")
+            if job.id not in stored or stored[job.id].state != "done":
+                self._lost.append(f"job {job.adapter}: {stored[job.id].message if job.id in stored else 'gone'}")
             elif _sha256(Path(job.config["dataset_name"])) != self._digest:
                 self._lost.append(f"upload of {job.adapter}")
         self._confirmed_votes = _count_confirmed_votes(self._home)
@@ -214,16 +216,16 @@ class Chaos:
 
     def _scores(self, job: Job) -> list[dict[str, Any]]:
         verdict = self._service.verdict(job.id)
-        return [asdict(each) for each in verdict.compared] if verdict else []
+        return [asdict(comparison) for comparison in verdict.compared] if verdict else []
 
     def _other_commands(self) -> dict[str, list[str]]:
-        """The commands of programs that are killed besides, by name."""
+        """Return the commands of the other programs to kill, by name."""
         voter = [sys.executable, "-m", "benchmarks.crash_recovery", "--vote", str(self._home)]
         return {"voter": voter, **({"app": shlex.split(self._options.app)} if self._options.app else {})}
 
 
 class RestartedProcess:
-    """A program that is started again whenever it has ended."""
+    """A program that `restart_if_ended` starts again after it has ended."""
 
     def __init__(self, command: Sequence[str], home: Path) -> None:
         self._command = list(command)
@@ -234,9 +236,12 @@ class RestartedProcess:
     def restart_if_ended(self) -> None:
         if self._running is None or self._running.poll() is not None:
             environment = {**os.environ, "PROMPT_OR_TUNE_HOME": str(self._home)}
-            quiet = subprocess.DEVNULL
             self._running = subprocess.Popen(
-                self._command, cwd=PROJECT_ROOT, env=environment, stdout=quiet, stderr=quiet
+                self._command,
+                cwd=PROJECT_ROOT,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
 
     def process(self) -> psutil.Process | None:
@@ -252,16 +257,16 @@ class RestartedProcess:
 
 @contextmanager
 def _restarted_processes(commands: Mapping[str, Sequence[str]], home: Path) -> Iterator[dict[str, RestartedProcess]]:
-    saved = {name: RestartedProcess(command, home) for name, command in commands.items()}
+    processes = {name: RestartedProcess(command, home) for name, command in commands.items()}
     try:
-        yield saved
+        yield processes
     finally:
-        for each in saved.values():
-            each.kill()
+        for process in processes.values():
+            process.kill()
 
 
 def find_process(home: Path, command_name: str) -> psutil.Process | None:
-    """The worker ("work") or the job's process ("run") of this home."""
+    """Return the worker ("work") or the job's process ("run") of this home; None if it is not running."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             command = process.cmdline()
@@ -280,12 +285,12 @@ def _end_worker(home: Path) -> None:
 
 
 def _checkpoint_step(home: Path, job: Job) -> int:
-    found = (home / "adapters" / f".{job.adapter}.run" / "checkpoints").glob("checkpoint-*/trainer_state.json")
-    return max((int(path.parent.name.rsplit("-", 1)[1]) for path in found), default=0)
+    states = (home / "adapters" / f".{job.adapter}.run" / "checkpoints").glob("checkpoint-*/trainer_state.json")
+    return max((int(path.parent.name.rsplit("-", 1)[1]) for path in states), default=0)
 
 
 def _upload(path: Path, rows: int) -> Path:
-    """The first rows of starter's training split, as a person's own file."""
+    """Write the first `rows` rows of starter's training split to `path`, in the format of an upload."""
     examples = load_examples("starter")[:rows]
     lines = [json.dumps({"intent": example.intent, "code": example.code}) + "\n" for example in examples]
     path.write_text("".join(lines), encoding="utf-8")
@@ -293,7 +298,7 @@ def _upload(path: Path, rows: int) -> Path:
 
 
 def _share_converted_bases(home: Path) -> None:
-    """A home of its own, with the converted bases and the indexes of the usual one."""
+    """Create `home` with links to the converted bases and the indexes of the user's cache."""
     for name in ("bases", "indexes"):
         (usual_home() / name).mkdir(parents=True, exist_ok=True)
         home.mkdir(exist_ok=True)
@@ -301,7 +306,7 @@ def _share_converted_bases(home: Path) -> None:
 
 
 def _vote_forever(home: Path) -> int:
-    """Votes twice a second, and notes each vote once it is confirmed; until it is killed."""
+    """Add two votes per second until killed, and append the id of each to confirmed.txt once it is stored."""
     votes, confirmed = VoteStore(home / VOTES_FILE), home / "confirmed.txt"
     left, right = (Side(Player(name), name, name) for name in ("zero-shot", "rag-8"))
     base = Base("base", "1", "nf4")
@@ -328,6 +333,6 @@ def _print_progress(line: str) -> None:
 
 
 if __name__ == "__main__":
-    # Ended from outside, it takes what it started along.
+    # Exit normally on SIGTERM, so that the processes started here are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sys.exit(main())

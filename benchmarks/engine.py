@@ -1,10 +1,10 @@
-r"""How fast the engine is: one batch for everything, against transformers + PEFT and llama.cpp.
+r"""Benchmark of the serving engine against transformers + PEFT and llama.cpp.
 
     pip install --no-deps -r requirements-benchmarks.txt
     python -m benchmarks.engine [--runs 5] [--only columns,llama] [--output docs/results/engine-speed]
     python -m benchmarks.engine --device cuda --random-llama 7b [--quantization none]
 
-Prints one JSON line. Its questions, each in a module of its own that says how it is measured:
+Prints one JSON line. The parts that --only selects, their metrics, and the module that documents each method:
 
     columns    six_columns_ratio, slowest_column_ratio              engine_batches.py
     llama      llama_cpp_total_ratio, llama_cpp_single_ratio        llama_cpp.py
@@ -15,8 +15,8 @@ Prints one JSON line. Its questions, each in a module of its own that says how i
     prefix     warm_prefix_ratio                                    engine_batches.py
     limit      share_of_limit                                       engine_batches.py
 
-Both sides of a question take turns, and their medians are compared. With --output the line is also written to
-OUTPUT.json, and as a page to OUTPUT.md.
+The sides of each part run alternately, and their medians are compared. --output also writes the line to OUTPUT.json and
+a page to OUTPUT.md.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BenchmarkFn = Callable[["Bench"], dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks that are asked for, print one JSON line, and return the exit status."""
+    """Run the selected benchmarks, print one JSON line, and return the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(given)
     configure_environment()
@@ -64,32 +64,39 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4", choices=("nf4", "int8", "none"))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--runs", type=int, default=5, help="rounds that count; one more warms up")
+    parser.add_argument("--runs", type=int, default=5, help="measured rounds, after one warm-up round")
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2, help="of torch, and of llama.cpp")
-    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"questions with commas between: {BENCHMARKS}")
-    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
-    parser.add_argument("--gguf", type=Path, help="the base for llama.cpp; not needed for the embedded one")
-    parser.add_argument("--random-llama", choices=("7b", "tiny"), help="a base of that size with random weights")
-    parser.add_argument("--output", type=Path, help="a page and its JSON, without an ending")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch and of llama.cpp")
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help=f"comma-separated parts of {BENCHMARKS}")
+    parser.add_argument(
+        "--llama-python", default=sys.executable, help="Python interpreter with llama-cpp-python installed"
+    )
+    parser.add_argument("--gguf", type=Path, help="GGUF file of the base for llama.cpp; not needed for embedded")
+    parser.add_argument(
+        "--random-llama", choices=("7b", "tiny"), help="use a Llama base of this size with random weights"
+    )
+    parser.add_argument("--output", type=Path, help="path of the page and its JSON file, without suffix")
     return parser.parse_args(arguments)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """What the JSON line says; what is missing for a question is said before the first one is measured."""
-    chosen = _selected_benchmarks(options)
-    questions = _benchmark_functions(chosen, options)
-    # Before torch is imported: each of its threads asks once how many there may be.
+    """Run the selected benchmarks and return the contents of the JSON line.
+
+    Raises PromptOrTuneError for a missing requirement before the first measurement.
+    """
+    selected = _selected_benchmarks(options)
+    functions = _benchmark_functions(selected, options)
+    # Set before torch is imported: it reads the number of threads once.
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(options.threads)
     from benchmarks.engine_harness import open_bench
 
     settings = _settings(options)
     load = os.getloadavg()[0]
     with open_bench(settings) as bench:
-        found = [questions[name](bench) for name in chosen]
+        parts = [functions[name](bench) for name in selected]
         base = bench.engine.base
-    headlines = {name: value for each in found for name, value in each.items() if not isinstance(value, Mapping)}
-    details = {name: value for each in found for name, value in each.items() if isinstance(value, Mapping)}
+    headlines = {name: value for part in parts for name, value in part.items() if not isinstance(value, Mapping)}
+    details = {name: value for part in parts for name, value in part.items() if isinstance(value, Mapping)}
     return {
         **headlines,
         **details,
@@ -108,18 +115,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _selected_benchmarks(options: argparse.Namespace) -> list[str]:
-    """The questions asked for, in their own order; llama.cpp only where the base is no random one."""
-    asked = [name.strip() for name in options.only.split(",")]
-    for name in asked:
+    """Return the selected parts in the order of BENCHMARKS, without llama.cpp if the base is a random one."""
+    selected = [name.strip() for name in options.only.split(",")]
+    for name in selected:
         if name not in BENCHMARKS:
             raise unknown_name_error("question", name, BENCHMARKS)
-    return [name for name in BENCHMARKS if name in asked and not (name == "llama" and options.random_llama)]
+    return [name for name in BENCHMARKS if name in selected and not (name == "llama" and options.random_llama)]
 
 
 def _benchmark_functions(selected: Sequence[str], options: argparse.Namespace) -> dict[str, BenchmarkFn]:
     from benchmarks import engine_adapters, engine_batches, llama_cpp
 
-    questions: dict[str, BenchmarkFn] = {
+    functions: dict[str, BenchmarkFn] = {
         "columns": engine_batches.bench_columns,
         "eight": engine_adapters.bench_eight_adapters,
         "thousand": engine_adapters.bench_thousand_adapters,
@@ -131,8 +138,8 @@ def _benchmark_functions(selected: Sequence[str], options: argparse.Namespace) -
     if "llama" in selected:
         llama_cpp.check_python(options.llama_python)
         gguf = llama_cpp.gguf_file(options.base, options.gguf)
-        questions["llama"] = lambda bench: llama_cpp.bench_llama_cpp(bench, options.llama_python, gguf)
-    return questions
+        functions["llama"] = lambda bench: llama_cpp.bench_llama_cpp(bench, options.llama_python, gguf)
+    return functions
 
 
 def _settings(options: argparse.Namespace) -> BenchSettings:
@@ -147,7 +154,7 @@ def _settings(options: argparse.Namespace) -> BenchSettings:
 
 
 def _device_name(device: str) -> str:
-    """The device by its own name where it has one."""
+    """Return the device with its model name if it is a GPU."""
     if device.startswith("cuda"):
         import torch
 
@@ -156,14 +163,14 @@ def _device_name(device: str) -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """The command as a page names it: without where this machine has its Pythons."""
-    saved: list[str] = []
+    """Return the command for the page, without --llama-python, whose path holds for this machine alone."""
+    words: list[str] = []
     for argument in arguments:
-        if not argument.startswith("--llama-python=") and saved[-1:] != ["--llama-python"]:
-            saved.append(argument)
-        elif saved[-1:] == ["--llama-python"]:
-            saved.pop()
-    return " ".join(["python -m benchmarks.engine", *saved])
+        if not argument.startswith("--llama-python=") and words[-1:] != ["--llama-python"]:
+            words.append(argument)
+        elif words[-1:] == ["--llama-python"]:
+            words.pop()
+    return " ".join(["python -m benchmarks.engine", *words])
 
 
 def _write_report(output: Path, results: Mapping[str, Any], command: str) -> None:

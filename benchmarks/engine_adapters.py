@@ -1,11 +1,13 @@
-"""What adapters cost: eight in one batch against the bare base, a cold load, and memory.
+"""Benchmarks of adapters: mixed batches, cold loads, memory per adapter, and throughput over a large store.
 
-A thousand adapters in the store, 64 of them in memory, and requests of which 95 % find theirs there.
+- `bench_eight_adapters`: a batch of 8 rows with 8 LoRA adapters against the same rows on the bare base.
+- `bench_cold_load`: the time to load an adapter that has not been loaded before.
+- `bench_adapter_memory`: the memory of an adapter against the size of its file.
+- `bench_thousand_adapters`: the throughput over a store of 1,000 adapters, 64 of them in memory, against one adapter.
 
-The same load, eight clients that each wait for an answer before they ask again, goes through the engine twice: once
-for adapters drawn from the thousand, once for a single one. The draw: 95 % of the requests ask for one of `HOT`
-adapters, few enough to stay in memory, and every other one for an adapter that was not asked for before. So each of
-these loads one and pushes another out. The hit rate that is reported is what the engine counted.
+The load of the last one comes from 8 clients, each of which waits for an answer before its next request. 95 % of the
+requests use one of `HOT` adapters, few enough to stay in memory; each of the others uses a new adapter, whose loading
+evicts another. The reported hit rate is the engine's own count.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ ADAPTERS_IN_MEMORY = 200
 
 
 def bench_eight_adapters(bench: Bench) -> dict[str, Any]:
-    """`eight_adapters_ratio`: eight rows that wear eight LoRA adapters, divided by the same rows on the bare base."""
+    """Measure `eight_adapters_ratio`: seconds of 8 rows with 8 LoRA adapters, divided by those on the bare base."""
     bare = bench.problem_rows(ROWS)
     with bench.temporary_adapters(ROWS) as names, bench.preload_adapters(names):
         mixed = [replace(row, adapter=name) for row, name in zip(bare, names, strict=True)]
@@ -57,13 +59,13 @@ def bench_eight_adapters(bench: Bench) -> dict[str, Any]:
             for name, rows in (("bare", bare), ("mixed", mixed), ("one", one))
         }
         times = time_interleaved("eight adapters", sides, bench.settings.runs)
-    found = time_ratios(times, "mixed", "bare")
+    ratios = time_ratios(times, "mixed", "bare")
     return {
-        "eight_adapters_ratio": found["ratio"],
+        "eight_adapters_ratio": ratios["ratio"],
         "eight_adapters": {
             "rows": ROWS,
             "seconds": medians(times),
-            "pair_ratios": found["pair_ratios"],
+            "pair_ratios": ratios["pair_ratios"],
             "one_adapter_ratio": time_ratios(times, "one", "bare")["ratio"],
             "prompt_tokens": [len(tokens) for tokens in bench.prompt_token_ids(bare)],
         },
@@ -71,9 +73,9 @@ def bench_eight_adapters(bench: Bench) -> dict[str, Any]:
 
 
 def bench_cold_load(bench: Bench) -> dict[str, Any]:
-    """`cold_load_ms`: an adapter that was never seen, from its name to rows that can wear it: checks, digest, tensors.
+    """Measure `cold_load_ms`: milliseconds from an adapter's name to its use: checks, digest, tensors.
 
-    The files were written a moment ago, so they are read from the system's memory, not from a disk.
+    The files were written just before, so they are read from the system's page cache, not from a disk.
     """
     adapter_cache, milliseconds = bench.engine.adapter_cache, []
     with bench.temporary_adapters(COLD_LOADS) as names:
@@ -90,12 +92,12 @@ def bench_cold_load(bench: Bench) -> dict[str, Any]:
 
 
 def bench_adapter_memory(bench: Bench) -> dict[str, Any]:
-    """`adapter_memory_ratio`: bytes that the process, or the GPU, grows by for adapters in memory, by their files'."""
+    """Measure `adapter_memory_ratio`: bytes of process or GPU memory per loaded adapter, divided by its file's."""
     device, backend = bench.engine.base.device, bench.backend
     with bench.temporary_adapters(ADAPTERS_IN_MEMORY) as names:
         files = sum((bench.folder / name / WEIGHTS_NAME).stat().st_size for name in names)
         before = used_bytes_after_trim(device)
-        for name in names:  # past the engine, which holds fewer
+        for name in names:  # without the engine, which has a lower limit
             backend.load_adapter(bench.engine.store.open(name, bench.engine.base))
         loaded = used_bytes(device)
         counted = sum(backend.adapter_bytes(name) for name in names)
@@ -119,16 +121,16 @@ def bench_adapter_memory(bench: Bench) -> dict[str, Any]:
 
 
 def used_bytes_after_trim(device: str) -> int:
-    """`used_bytes` after the allocator gave back what it kept in reserve, which would hide what comes next."""
+    """Return `used_bytes` after the allocator returned its free memory, whose reuse would hide later allocations."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc has it
+    if trim is not None:  # glibc only
         trim(0)
     return used_bytes(device)
 
 
 def used_bytes(device: str) -> int:
-    """Bytes in use now: what torch has given out on a GPU, what this process holds resident on a CPU."""
+    """Return the bytes in use: those allocated by torch on a GPU, this process's resident memory on a CPU."""
     gc.collect()
     if device.startswith("cuda"):
         import torch
@@ -147,24 +149,24 @@ REQUESTS = 80
 
 
 def bench_thousand_adapters(bench: Bench) -> dict[str, Any]:
-    """`thousand_adapters_ratio`: tokens a second over the thousand, divided by those of the one adapter."""
+    """Measure `thousand_adapters_ratio`: tokens per second over REGISTERED adapters, divided by those with one."""
     adapter_cache = bench.engine.adapter_cache
     with bench.temporary_adapters(REGISTERED) as names:
         hot, cold = names[:HOT], iter(names[HOT:])
-        room = MAX_LOADED_ADAPTERS - adapter_cache.status().count - HOT
-        # The hot ones last: what was used longest ago goes first.
-        for name in [*(next(cold) for _ in range(room)), *hot]:
+        free = MAX_LOADED_ADAPTERS - adapter_cache.status().count - HOT
+        # Load the hot adapters last: the least recently used adapter is evicted first.
+        for name in [*(next(cold) for _ in range(free)), *hot]:
             adapter_cache.acquire(name).release()
         rng = random.Random(42)
         before = adapter_cache.status()
-        drawn = {"hits": 0, "loads": 0}
+        counts = {"hits": 0, "loads": 0}
 
         def many() -> None:
             start = adapter_cache.status()
             _run_clients(bench, sample_requests(hot, cold, REQUESTS, rng))
             end = adapter_cache.status()
-            drawn["hits"] += end.hits - start.hits
-            drawn["loads"] += end.loads - start.loads
+            counts["hits"] += end.hits - start.hits
+            counts["loads"] += end.loads - start.loads
 
         sides = {
             "thousand": make_timed(many, setup=bench.clear_prefix_cache),
@@ -174,37 +176,37 @@ def bench_thousand_adapters(bench: Bench) -> dict[str, Any]:
         evictions = adapter_cache.status().evictions - before.evictions
         for name in names:
             adapter_cache.unload(name)
-    found = time_ratios(times, "one", "thousand")  # The same tokens on both sides: seconds turned over.
+    ratios = time_ratios(times, "one", "thousand")  # inverse of the seconds: both sides generate the same tokens
     tokens = REQUESTS * bench.settings.new_tokens
     return {
-        "thousand_adapters_ratio": found["ratio"],
+        "thousand_adapters_ratio": ratios["ratio"],
         "thousand_adapters": {
             "registered": REGISTERED,
             "resident": MAX_LOADED_ADAPTERS,
-            "hit_rate": round_significant(drawn["hits"] / sum(drawn.values())),
+            "hit_rate": round_significant(counts["hits"] / sum(counts.values())),
             "evictions": evictions,
             "clients": CLIENTS,
             "requests": REQUESTS,
             "tokens_per_second": {
                 side: round_significant(tokens / seconds) for side, seconds in medians(times).items()
             },
-            "pair_ratios": found["pair_ratios"],
+            "pair_ratios": ratios["pair_ratios"],
         },
     }
 
 
 def sample_requests(hot: Sequence[str], cold: Iterator[str], number: int, rng: random.Random) -> list[str]:
-    """Names for that many requests: exactly `HIT_RATE` of them are hot ones, the others the next of `cold`."""
-    missing = round(number * (1 - HIT_RATE))
-    names = [*(next(cold) for _ in range(missing)), *(rng.choice(hot) for _ in range(number - missing))]
+    """Return the adapter names of `number` requests: a share of `HIT_RATE` from `hot`, the others next from `cold`."""
+    misses = round(number * (1 - HIT_RATE))
+    names = [*(next(cold) for _ in range(misses)), *(rng.choice(hot) for _ in range(number - misses))]
     rng.shuffle(names)
     return names
 
 
 def _run_clients(bench: Bench, names: Sequence[str]) -> None:
-    """One request for each adapter, from clients that wait for their answers; all say the same number of tokens."""
+    """Send one request per adapter name from CLIENTS clients; all answers have the same number of tokens."""
     problems = load_problems("starter", "test", None, None)
-    # No prompt comes twice, else a single adapter would find all of it in the prefix cache.
+    # Each prompt is different: a repeated one would be in the prefix cache of a single adapter.
     intents = [f"task {index}: {problems[index % len(problems)].intent}" for index in range(len(names))]
     requests = [
         Request(Problem("bench", intent), Method(name, NoExamples(), name))

@@ -1,19 +1,17 @@
-"""Six columns of a comparison: one batch here, six calls of `generate` there, and the slowest column alone.
+"""Benchmarks of batches: six columns against `generate`, the prefix cache, and the memory bandwidth limit.
 
-The peer is what the manuals show: the bare base with transformers for zero-shot, ICL and RAG, and one PeftModel on a
-base of its own for each adapter. Both sides answer the same prompts with the same number of greedy tokens on the same
-quantized weights.
+`bench_columns` compares six methods in one batch with six calls of `generate`, and with the slowest method alone. The
+peer follows the libraries' manuals: transformers on the bare base for zero-shot, ICL and RAG, and one PeftModel on a
+separate base for each adapter. Both sides answer the same prompts with the same number of greedy tokens on the same
+quantized weights. For `six_columns_ratio` the prefix cache is empty, so that all prompt tokens are computed, as by the
+peer. For `six_columns_warm_ratio` it contains the prompts of another intent, which share the examples of ICL.
 
-`six_columns_ratio` is with a cold prefix cache: every prompt is read whole, as the peer reads it.
-`six_columns_warm_ratio` is with what another intent's six columns left in the cache before: the examples of ICL.
+`bench_prefix_cache` compares the time to the first token of an ICL-8 answer with a filled and an empty prefix cache.
 
-The first token of an ICL-8 answer: with its examples read before, for another intent, and with an empty cache.
-
-How near a step comes to what the memory of the device allows.
-
-A step reads every weight once, the keys and values of its rows, and the adapters that the rows wear. So it takes at
-least (weight bytes + key/value bytes + bytes of the distinct adapters) / bandwidth seconds, and `share_of_limit` is
-that divided by what it took. The bandwidth is the one that a large copy reaches on this device, read and written.
+`bench_bandwidth_limit` compares a step with the limit that the device's memory bandwidth sets. A step reads every
+weight, the keys and values of its rows, and their adapters. So it takes at least (weight bytes + key/value bytes +
+bytes of the distinct adapters) / bandwidth seconds; `share_of_limit` is this divided by the measured seconds. The
+bandwidth is that of a large copy on the device, with the bytes read and written.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ METHODS = ("zero-shot", "icl-8", "rag-8", *ADAPTER_TYPES)
 
 
 def bench_columns(bench: Bench) -> dict[str, Any]:
-    """`six_columns_ratio`, `six_columns_warm_ratio`, `slowest_column_ratio`, and what they are made of."""
+    """Measure `six_columns_ratio`, `six_columns_warm_ratio` and `slowest_column_ratio`, with their components."""
     rows, earlier = bench.method_rows(METHODS), bench.method_rows(METHODS, PREVIOUS_INTENT)
     peer = HFPeer(bench, rows)
     batch = partial(bench.time_batch, rows)
@@ -76,7 +74,7 @@ def bench_columns(bench: Bench) -> dict[str, Any]:
 
 
 class HFPeer:
-    """The rows one after another, each with `generate` on the model that its adapter needs."""
+    """Generates rows one after another with transformers' `generate`, on a PeftModel if the row has an adapter."""
 
     def __init__(self, bench: Bench, rows: Sequence[Row]) -> None:
         import torch
@@ -98,17 +96,17 @@ class HFPeer:
                     folder.config["peft_type"],
                 )
             self._models.append(model)
-            # IA3 of PEFT works on quantized layers under autocast alone; the others are quicker without it.
+            # PEFT's IA3 needs autocast on quantized layers; the other techniques are faster without it.
             self._needs_autocast.append(technique == "IA3" and bench.settings.quantization != "none")
 
     def generate_all(self) -> None:
-        """All rows once; AssertionError unless each says the same number of tokens."""
+        """Generate all rows once; raise AssertionError if a row has another number of tokens."""
         for index in range(len(self._models)):
             begin = time.perf_counter()
-            output = self._generate(index)
+            tokens = self._generate(index)
             self._seconds[index].append(time.perf_counter() - begin)
-            if output != self._new_tokens:
-                raise AssertionError(f"unequal work: {output} tokens")
+            if tokens != self._new_tokens:
+                raise AssertionError(f"unequal work: {tokens} tokens")
 
     def _generate(self, index: int) -> int:
         import torch
@@ -126,14 +124,14 @@ class HFPeer:
         return int(output.shape[1] - ids.shape[1])
 
     def medians(self) -> list[float]:
-        """Median seconds of each row, without the first time, which warmed up."""
+        """Return the median seconds of each row, without the first run, which is a warm-up."""
         return [round_significant(statistics.median(seconds[1:])) for seconds in self._seconds]
 
 
 def load_plain_base(bench: Bench) -> Any:
-    """The same weights once more for PEFT, which wraps modules and reads the state_dict, before they have run.
+    """Load the base again for PEFT, which replaces modules and must read the state_dict before the first forward pass.
 
-    Loaded as for training, so that reading it is no error; then the CPU's fast kernel is allowed again.
+    The base is loaded as for training, which allows reading the state_dict; then the CPU's fast kernel is enabled.
     """
     from bitsandbytes.functional import has_avx512bf16
 
@@ -143,7 +141,7 @@ def load_plain_base(bench: Bench) -> Any:
         bench.settings.base, bench.settings.quantization, bench.settings.device, print_progress, training=True
     ).model
     for layer in model.modules():
-        # The kernel asserts on other shapes: models/loader.py.
+        # The kernel fails with other shapes, see models/loader.py.
         if hasattr(layer, "support_avx512bf16_for_cpu") and not (layer.out_features % 32 or layer.in_features % 64):
             layer.support_avx512bf16_for_cpu = has_avx512bf16()
     return model
@@ -153,7 +151,7 @@ METHOD = "icl-8"
 
 
 def bench_prefix_cache(bench: Bench) -> dict[str, Any]:
-    """`warm_prefix_ratio`: seconds to the first token, warm divided by cold."""
+    """Measure `warm_prefix_ratio`: seconds to the first token with a filled prefix cache, divided by an empty one."""
     rows, earlier = bench.method_rows([METHOD]), bench.method_rows([METHOD], PREVIOUS_INTENT)
 
     def first_token() -> None:
@@ -164,62 +162,62 @@ def bench_prefix_cache(bench: Bench) -> dict[str, Any]:
         "cold": make_timed(first_token, setup=bench.clear_prefix_cache),
     }
     times = time_interleaved("warm prefix", sides, bench.settings.runs)
-    found = time_ratios(times, "warm", "cold")
-    ours, before = bench.prompt_token_ids([*rows, *earlier])
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, before, strict=False)))
+    ratios = time_ratios(times, "warm", "cold")
+    prompt, cached = bench.prompt_token_ids([*rows, *earlier])
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, cached, strict=False)))
     return {
-        "warm_prefix_ratio": found["ratio"],
+        "warm_prefix_ratio": ratios["ratio"],
         "prefix": {
             "method": METHOD,
             "seconds": medians(times),
-            "pair_ratios": found["pair_ratios"],
-            "prompt_tokens": len(ours),
+            "pair_ratios": ratios["pair_ratios"],
+            "prompt_tokens": len(prompt),
             "shared_tokens": shared,
         },
     }
 
 
-# Several times the largest cache: what is copied comes from memory.
+# Several times the largest processor cache, so that the copy reads from memory.
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 COPIES = 10
 
 
 def bench_bandwidth_limit(bench: Bench) -> dict[str, Any]:
-    """`share_of_limit` of a step with the six columns in flight, and what the limit is made of."""
+    """Measure `share_of_limit` of a step with six columns, with the components of the limit."""
     rows = bench.method_rows(METHODS)
     model, base = bench.backend._model, bench.engine.base
     applied = {row.adapter for row in rows if row.adapter is not None}
     tokens = [len(prompt) for prompt in bench.prompt_token_ids(rows)]
-    ahead = sum(bench.engine.store.open(row.adapter, base).virtual_tokens for row in rows if row.adapter is not None)
-    # Half of what is said stands in the cache on average.
-    locations = sum(tokens) + ahead + len(rows) * bench.settings.new_tokens // 2
+    virtual = sum(bench.engine.store.open(row.adapter, base).virtual_tokens for row in rows if row.adapter is not None)
+    # On average over the steps, half of the new tokens are in the key/value cache.
+    positions = sum(tokens) + virtual + len(rows) * bench.settings.new_tokens // 2
     read = {
         "weights": weight_bytes(model),
-        "keys_values": locations
+        "keys_values": positions
         * kv_bytes_per_token(base.num_layers, base.num_key_value_heads, base.head_dim, model.dtype),
         "adapters": sum(bench.backend.adapter_bytes(name) for name in applied),
     }
-    speed = measure_bandwidth(base.device)
+    bandwidth = measure_bandwidth(base.device)
     times = time_interleaved(
         "share of the limit", {"step": lambda: bench.time_batch(rows).step_seconds()}, bench.settings.runs
     )
-    least, taken = sum(read.values()) / speed, statistics.median(times["step"])
+    minimum, measured = sum(read.values()) / bandwidth, statistics.median(times["step"])
     return {
-        "share_of_limit": round_significant(least / taken),
+        "share_of_limit": round_significant(minimum / measured),
         "limit": {
             "bytes_per_step": read,
-            "bandwidth_gb_per_second": round_significant(speed / 1e9),
-            "least_step_ms": round_significant(1000 * least),
-            "step_ms": round_significant(1000 * taken),
-            "tokens_per_second": round_significant(len(rows) / taken),
+            "bandwidth_gb_per_second": round_significant(bandwidth / 1e9),
+            "least_step_ms": round_significant(1000 * minimum),
+            "step_ms": round_significant(1000 * measured),
+            "tokens_per_second": round_significant(len(rows) / measured),
         },
     }
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of all weights that a step reads, the scales of quantized ones included.
+    """Return the bytes of all weights that a step reads, including the scales of quantized ones.
 
-    Of the input embeddings it reads a few rows: they count only where they are the output's weights too.
+    A step reads only a few rows of the input embeddings, so they count only if they are also the output's weights.
     """
     tensors: dict[int, Any] = {}
     for module in model.modules():
@@ -239,12 +237,12 @@ def weight_bytes(model: Any) -> int:
 
 
 def kv_bytes_per_token(layers: int, heads: int, head_dim: int, dtype: Any) -> int:
-    """Bytes of the keys and values of one place of one row."""
+    """Return the bytes of the keys and values of one position of one row."""
     return int(2 * layers * heads * head_dim * dtype.itemsize)
 
 
 def measure_bandwidth(device: str) -> float:
-    """Bytes a second that a large copy reads and writes; the best of a few."""
+    """Return the bytes per second that a large copy reads and writes, the highest of COPIES measurements."""
     import torch
 
     kind = device.partition(":")[0]
@@ -261,7 +259,7 @@ def measure_bandwidth(device: str) -> float:
 
 
 def _synchronize(kind: str) -> None:
-    """A GPU works on after a call has returned."""
+    """Wait for the GPU, which runs asynchronously."""
     if kind == "cuda":
         import torch
 

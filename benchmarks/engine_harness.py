@@ -1,13 +1,11 @@
-"""What every question of `python -m benchmarks.engine` measures on: one engine, its backend, prompts, equal work.
+"""Harness of the engine benchmarks: engine set-up, interleaved timing, and synthetic adapters and bases.
 
-What all questions of `python -m benchmarks.engine` do with a clock: sides in turn, medians, ratios.
+- `Bench` and `open_bench` provide one engine with its backend, prompts, adapters, and equal numbers of tokens.
+- `time_interleaved`, `time_ratios` and `medians` time several sides in alternation and compare them.
+- `copy_adapters` and `make_adapter` write adapter folders, `make_random_llama` writes a base in Llama's architecture.
 
-Adapter folders for the benchmark: copies of one with other weights, and ones of random weights for any base.
-
-A base of Llama's shape with random weights, for devices on which a larger model is wanted than one at hand.
-
-Its tokenizer, and with it the size of its vocabulary, is the embedded base's: what a step costs does not depend on
-the weights' values, and the prompts stay the same.
+Synthetic adapters and bases have random weights: the cost of a step does not depend on the values. The random base has
+the embedded base's tokenizer and vocabulary, so that the prompts have the same tokens.
 """
 
 from __future__ import annotations
@@ -48,12 +46,12 @@ from train.techniques import attention_target_modules, ia3_target_modules
 RANK = 16
 VIRTUAL_TOKENS = 20
 Shape = tuple[int, ...]
-# PEFT's config, and the shape of each tensor.
+# PEFT's configuration and the shape of each tensor.
 AdapterFiles = tuple[dict[str, Any], dict[str, Shape]]
 
 
 def copy_adapters(source: AdapterFolder, root: Path, number: int) -> list[str]:
-    """`number` adapters like `of` under `root`, each with weights of its own; their names."""
+    """Copy the adapter `source` `number` times into `root`, with different weights each, and return the names."""
     from safetensors.torch import load_file, save_file
 
     check_disk_space(root, int(1.1 * number * (source.path / WEIGHTS_NAME).stat().st_size))
@@ -63,16 +61,19 @@ def copy_adapters(source: AdapterFolder, root: Path, number: int) -> list[str]:
         folder = root / name
         folder.mkdir()
         shutil.copy(source.path / CONFIG_NAME, folder)
-        # Other bytes each, of the size of trained ones.
-        weaker = {key: tensor * (1 - 0.2 * index / number) for key, tensor in tensors.items()}
-        save_file(weaker, folder / WEIGHTS_NAME)
+        # Different bytes in each copy, with values of a trained adapter's magnitude.
+        scaled = {key: tensor * (1 - 0.2 * index / number) for key, tensor in tensors.items()}
+        save_file(scaled, folder / WEIGHTS_NAME)
         weights = digest(folder / WEIGHTS_NAME, name)
         replace(source.manifest, name=name, weights_digest=weights).write(folder)
     return names
 
 
 def make_adapter(folder: Path, technique: str, base: BaseIdentity) -> None:
-    """An adapter of small random weights: "lora" (rank 16, attention), "ia3" or "prompt-tuning" (20 virtual tokens)."""
+    """Write an adapter of small random weights for `base` to `folder`.
+
+    `technique` is "lora" (rank 16 on the attention), "ia3" or "prompt-tuning" (20 virtual tokens).
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -85,8 +86,8 @@ def make_adapter(folder: Path, technique: str, base: BaseIdentity) -> None:
     config |= {"base_model_name_or_path": base.id, "task_type": "CAUSAL_LM", "inference_mode": True}
     folder.mkdir()
     (folder / CONFIG_NAME).write_text(json.dumps(config), encoding="utf-8")
-    around = 1 if technique == "ia3" else 0
-    save_file({key: around + random(shape) for key, shape in shapes.items()}, folder / WEIGHTS_NAME)
+    mean = 1 if technique == "ia3" else 0
+    save_file({key: mean + random(shape) for key, shape in shapes.items()}, folder / WEIGHTS_NAME)
     Manifest(
         name=folder.name,
         technique=technique,
@@ -114,8 +115,8 @@ def _make_lora(base: BaseIdentity) -> AdapterFiles:
 
 
 def _make_ia3(base: BaseIdentity) -> AdapterFiles:
-    targets, inwards = ia3_target_modules(base)
-    config: dict[str, Any] = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": inwards}
+    targets, feedforward = ia3_target_modules(base)
+    config: dict[str, Any] = {"peft_type": "IA3", "target_modules": targets, "feedforward_modules": feedforward}
     shapes: dict[str, Shape] = {
         f"{key}.ia3_l": (1, features_in) if is_feedforward(key, config) else (features_out, 1)
         for key, (features_out, features_in) in _target_shapes(base, targets)
@@ -136,7 +137,7 @@ def _make_prompt_tuning(base: BaseIdentity) -> AdapterFiles:
 
 
 def _target_shapes(base: BaseIdentity, targets: Sequence[str]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """PEFT's name, and (out, in) features, of every layer of the base that `targets` mean."""
+    """Yield PEFT's name and the (out, in) features of every layer of the base whose name ends in one of `targets`."""
     for module, features in base.shapes.items():
         if module.endswith(tuple(f".{target}" for target in targets)):
             yield f"base_model.model.{module}", features
@@ -149,13 +150,13 @@ _MAKERS: dict[str, Callable[[BaseIdentity], AdapterFiles]] = {
 }
 
 
-# Does its work once and says how many seconds that took.
+# Does its work once and returns the seconds that it took.
 TimedFn = Callable[[], float]
 SideTimes = Mapping[str, Sequence[float]]
 
 
 def make_timed(call: Callable[[], object], setup: Callable[[], object] = lambda: None) -> TimedFn:
-    """A side that times `call` by the wall clock; `before` makes ready and does not count."""
+    """Return a function that runs `setup`, then `call`, and returns the seconds of wall-clock time of `call` alone."""
 
     def side() -> float:
         setup()
@@ -167,10 +168,10 @@ def make_timed(call: Callable[[], object], setup: Callable[[], object] = lambda:
 
 
 def time_interleaved(title: str, sides: Mapping[str, TimedFn], runs: int) -> dict[str, list[float]]:
-    """Seconds of every side in `runs` rounds, after one that warms up and is not kept.
+    """Return the seconds of every side in `runs` rounds, without the first round, which is a warm-up.
 
-    In a round every side has one turn, so that a drift of the machine meets all alike; every second round goes
-    backwards, so that no side always follows the same other one.
+    Each side runs once per round, so that a change in the machine's speed affects all sides equally. Every second round
+    runs in reverse order, so that a side does not always follow the same other side.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(runs + 1):
@@ -183,7 +184,7 @@ def time_interleaved(title: str, sides: Mapping[str, TimedFn], runs: int) -> dic
 
 
 def time_ratios(times: SideTimes, ours: str, theirs: str) -> dict[str, Any]:
-    """`ratio`: the median of one side's seconds divided by the other's; and the ratio of each round."""
+    """Return `ratio`, the median seconds of `ours` divided by those of `theirs`, and `pair_ratios` of each round."""
     pairs = [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
     return {
         "ratio": round_significant(statistics.median(times[ours]) / statistics.median(times[theirs])),
@@ -192,64 +193,65 @@ def time_ratios(times: SideTimes, ours: str, theirs: str) -> dict[str, Any]:
 
 
 def medians(times: SideTimes) -> dict[str, float]:
-    """The median seconds of every side."""
+    """Return the median seconds of every side."""
     return {name: round_significant(statistics.median(values)) for name, values in times.items()}
 
 
 def round_significant(value: float, number: int = 4) -> float:
-    """`value` to that many significant digits."""
+    """Return `value` rounded to `number` significant digits."""
     return float(f"{value:.{number}g}")
 
 
 class Stopwatch:
-    """Notes when the events of a batch come, for what the sum of their seconds does not show."""
+    """Records the time of each event of a batch, in seconds from the start of the batch."""
 
     def __init__(self, events: Iterable[PartialOutput | RowOutput]) -> None:
         self.begin = time.perf_counter()
         self.events = [(time.perf_counter() - self.begin, event) for event in events]
 
     def first_token_seconds(self) -> float:
-        """Seconds until the first row spoke."""
+        """Return the seconds until the first token of any row."""
         return self.events[0][0]
 
     def step_seconds(self) -> float:
-        """Seconds of one step while every row is in flight: from when the last row began until the first one ended.
+        """Return the seconds per step while all rows are generated together.
 
-        Raises PromptOrTuneError where the rows were never in flight together.
+        The interval is from the first token of the row that begins last to the end of the row that ends first. Raises
+        PromptOrTuneError if the rows were never generated together.
         """
         rows = {event.index for _, event in self.events}
-        output: dict[int, int] = {}
-        began: tuple[float, dict[int, int]] | None = None
+        tokens: dict[int, int] = {}
+        start: tuple[float, dict[int, int]] | None = None
         for seconds, event in self.events:
             if isinstance(event, RowOutput):
-                if began is None or event.candidates[0].tokens <= began[1][event.index]:
+                if start is None or event.candidates[0].tokens <= start[1][event.index]:
                     break
-                return (seconds - began[0]) / (event.candidates[0].tokens - began[1][event.index])
-            output[event.index] = event.tokens
-            if began is None and output.keys() == rows:
-                began = seconds, dict(output)
+                return (seconds - start[0]) / (event.candidates[0].tokens - start[1][event.index])
+            tokens[event.index] = event.tokens
+            if start is None and tokens.keys() == rows:
+                start = seconds, dict(tokens)
         raise PromptOrTuneError("The rows were not in flight together: ask for more tokens with --new-tokens.")
 
 
 def print_progress(line: str) -> None:
-    """A line of progress; standard output is for the result alone."""
+    """Print a line of progress on standard error; standard output contains the result alone."""
     print(line, file=sys.stderr, flush=True)
 
 
 INTENT = "`count_words(path)`: count how often each word occurs in a text file and return a dictionary"
-# Another intent, for what a prefix cache may know before: its prompts share the examples of ICL and nothing else.
+# An earlier intent that fills the prefix cache: its prompts have only the examples of ICL in common with INTENT's.
 PREVIOUS_INTENT = "remove the duplicates of a list `names` and keep its order"
-# Adapter -> technique. Where the library's were trained for another base, ones of random weights take their place:
-# what a step costs does not depend on the values.
+# Adapter name to technique. For a base that the library's adapters do not fit, open_bench makes random ones of the same
+# names.
 ADAPTER_TYPES = {"qlora-4bit-conala": "lora", "ia3-conala": "ia3", "prompt-tuning-conala": "prompt-tuning"}
 LORA_ADAPTER = "qlora-4bit-conala"
-# Adapters that the engine holds in memory.
+# Limit on the number of adapters in the engine's memory.
 MAX_LOADED_ADAPTERS = 64
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What the command line says, as far as it concerns all questions."""
+    """Settings of the command line that apply to all benchmarks."""
 
     base: str = "embedded"
     quantization: str = "nf4"
@@ -261,7 +263,7 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class Bench:
-    """An engine with its backend, and a folder of adapters that lasts as long as the benchmark."""
+    """An engine with its backend, and a folder for adapters that is deleted after the benchmark."""
 
     settings: BenchSettings
     engine: LLMEngine
@@ -269,11 +271,11 @@ class Bench:
     folder: Path
 
     def method_rows(self, methods: Sequence[str], intent: str = INTENT) -> list[Row]:
-        """A row per method, for one intent; PromptOrTuneError where one cannot be answered."""
+        """Return one row per method for `intent`; raise PromptOrTuneError if a method has no prompt."""
         return self._rows([Request(Problem("bench", intent), self._parse_method(method)) for method in methods])
 
     def problem_rows(self, number: int) -> list[Row]:
-        """That many rows of zero-shot, each for another problem of the starter set."""
+        """Return `number` zero-shot rows for successive test problems of the starter set."""
         problems = load_problems("starter", "test", None, None)
         chosen = [problems[index % len(problems)] for index in range(number)]
         return self._rows([Request(problem, self._parse_method("zero-shot")) for problem in chosen])
@@ -289,54 +291,57 @@ class Bench:
         return [Row(answer.prompt, answer.style, answer.request.method.adapter) for answer in answers]
 
     def prompt_token_ids(self, rows: Sequence[Row]) -> list[list[int]]:
-        """The token ids that the base reads for each row's prompt."""
+        """Return the token ids of each row's prompt."""
         return [self.backend._encode(row) for row in rows]
 
     @contextmanager
     def temporary_adapters(self, number: int) -> Iterator[list[str]]:
-        """That many LoRA adapters of their own in the store, for the length of the block; their names."""
-        like = self.engine.store.open(LORA_ADAPTER, self.engine.base)
-        made = copy_adapters(like, self.folder, number)
+        """Add `number` copies of the LoRA adapter to the store for the duration of the block; yield their names."""
+        source = self.engine.store.open(LORA_ADAPTER, self.engine.base)
+        names = copy_adapters(source, self.folder, number)
         try:
-            yield made
+            yield names
         finally:
-            for name in made:
+            for name in names:
                 shutil.rmtree(self.folder / name)
 
     @contextmanager
     def preload_adapters(self, names: Sequence[str]) -> Iterator[None]:
-        """Holds adapters in memory for the length of the block, so that no measured answer waits for one."""
+        """Keep adapters in memory for the duration of the block, so that no loading time is measured."""
         adapter_cache = self.engine.adapter_cache
-        with ExitStack() as held:
+        with ExitStack() as stack:
             for name in names:
-                held.enter_context(adapter_cache.acquire(name))
+                stack.enter_context(adapter_cache.acquire(name))
             yield
         for name in names:
             adapter_cache.unload(name)
 
     def time_batch(self, rows: Sequence[Row], new_tokens: int | None = None) -> Stopwatch:
-        """One batch of greedy rows to its end; AssertionError unless each said exactly `new_tokens` tokens."""
-        wanted = new_tokens or self.settings.new_tokens
+        """Generate one batch of greedy rows to its end and return the times of its events.
+
+        Raises AssertionError unless each row has exactly `new_tokens` tokens.
+        """
+        expected = new_tokens or self.settings.new_tokens
         with without_eos(self.backend):
-            watch = Stopwatch(self.backend.generate(rows, SamplingParams(max_new_tokens=wanted), Event()))
-        output = [event.candidates[0].tokens for _, event in watch.events if isinstance(event, RowOutput)]
-        if output != [wanted] * len(rows):
-            raise AssertionError(f"unequal work: {output}")
+            watch = Stopwatch(self.backend.generate(rows, SamplingParams(max_new_tokens=expected), Event()))
+        tokens = [event.candidates[0].tokens for _, event in watch.events if isinstance(event, RowOutput)]
+        if tokens != [expected] * len(rows):
+            raise AssertionError(f"unequal work: {tokens}")
         return watch
 
     def clear_prefix_cache(self) -> None:
-        """Empties the prefix cache."""
+        """Empty the prefix cache."""
         self.backend.prefix_cache.clear()
 
     def warm_prefix_cache(self, rows: Sequence[Row]) -> None:
-        """Leaves in the prefix cache what `rows`, an earlier request, left there, and nothing else."""
+        """Fill the emptied prefix cache with the prompts of `rows`, as an earlier request does."""
         self.clear_prefix_cache()
         self.time_batch(rows, 1)
 
 
 @contextmanager
 def without_eos(backend: Any) -> Iterator[None]:
-    """Turn off the rules that end an answer early, so that all sides generate the same number of tokens."""
+    """Disable the rules that end an answer early, so that all sides generate the same number of tokens."""
     detokenizer = backend._detokenizer
     eos_token_ids = detokenizer.eos_token_ids
     detokenizer.eos_token_ids, detokenizer.ends_answer = frozenset(), lambda *_: False
@@ -349,10 +354,10 @@ def without_eos(backend: Any) -> Iterator[None]:
 
 @contextmanager
 def open_bench(settings: BenchSettings) -> Iterator[Bench]:
-    """Loads the base, sees to it that every technique has an adapter for it, and closes the engine in the end."""
+    """Open an engine with an adapter of every technique in ADAPTER_TYPES, and close it at the end of the block."""
     with TemporaryDirectory(prefix="benchmark-", dir=make_dir(cache_dir())) as folder:
         root = Path(folder)
-        # As many adapters as the questions say, whatever their size.
+        # The number of adapters limits the memory, not their size.
         limits = EngineConfig(max_loaded_adapters=MAX_LOADED_ADAPTERS, max_loaded_adapter_bytes=16 << 30)
         engine = build_engine(
             ModelOptions(settings.base, settings.quantization, settings.device),
@@ -372,13 +377,16 @@ def open_bench(settings: BenchSettings) -> Iterator[Bench]:
             engine.close()
 
 
-# Hidden size, feed-forward size, layers, heads: Llama-2-7B's (arXiv 2307.09288), and one for tests.
+# Hidden size, feed-forward size, layers, heads: of Llama-2-7B (arXiv 2307.09288) and of a model for tests.
 MODEL_SIZES = {"7b": (4096, 11008, 32, 32), "tiny": (128, 256, 2, 4)}
 CONTEXT_LENGTH = 4096
 
 
 def make_random_llama(size: str, device: str, report: ProgressFn) -> Path:
-    """The folder of that base in the user's cache, made when it is not there; 14 GB for "7b"."""
+    """Return the folder of a Llama base with random weights in the user's cache, created if missing.
+
+    `size` is a key of MODEL_SIZES; "7b" takes 14 GB. Raises BaseModelError if the GPU's memory is too small.
+    """
     folder = cache_dir() / "bases" / f"random-llama-{size}"
     if (folder / "config.json").is_file():
         return folder
@@ -386,11 +394,11 @@ def make_random_llama(size: str, device: str, report: ProgressFn) -> Path:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(EMBEDDED, report).folder)
-    hidden, inner, layers, heads = MODEL_SIZES[size]
+    hidden, intermediate, layers, heads = MODEL_SIZES[size]
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
-        intermediate_size=inner,
+        intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         max_position_embeddings=CONTEXT_LENGTH,
@@ -399,27 +407,27 @@ def make_random_llama(size: str, device: str, report: ProgressFn) -> Path:
         pad_token_id=tokenizer.pad_token_id,
         dtype=torch.bfloat16,
     )
-    weights = _num_parameters(config)
+    parameters = _num_parameters(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    check_disk_space(folder.parent, int(2.1 * weights))
-    report(f"Making a Llama of {weights / 1e9:.2f} billion random weights, once ...")
-    location = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    check_disk_space(folder.parent, int(2.1 * parameters))
+    report(f"Creating a Llama with {parameters / 1e9:.2f} billion random weights ...")
+    target = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     try:
         torch.manual_seed(0)
-        with torch.device(location):
+        with torch.device(target):
             model: Any = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
         with atomic_dir(folder) as building:
             model.save_pretrained(building)
             tokenizer.save_pretrained(building)
     except torch.cuda.OutOfMemoryError as error:
         raise BaseModelError(
-            f"A Llama of {weights / 1e9:.0f} billion weights does not fit the GPU's memory: use a larger one."
+            f"A Llama of {parameters / 1e9:.0f} billion weights does not fit the GPU's memory: use a larger one."
         ) from error
     return folder
 
 
 def _num_parameters(config: Any) -> int:
-    """How many weights such a model has."""
+    """Return the number of parameters of a Llama with this configuration."""
     import torch
     from transformers import LlamaForCausalLM
 

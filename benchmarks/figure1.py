@@ -6,7 +6,7 @@ The runs are those of Figure 1 (arXiv 2308.10462) with a Llama base. `compare` m
 which traces a training step on tensors without memory, under these conditions:
 
 - the base's published sizes, the study's LoRA (r 16 on q, k, v) and quantization, Adafactor;
-- rows as long as CoNaLa's longest (123 tokens, 48 of them labels), all rows of a batch of that length;
+- all rows as long as CoNaLa's longest (123 tokens, 48 of them labels);
 - the study's batch of 8 on its GPU with 24 GB. A step that does not fit is computed in micro-batches of 4, 2 or 1 rows
   with gradient accumulation, which the study's published code has as an option; its paper does not name the values.
 

@@ -1,11 +1,10 @@
-"""Ten beams over a prompt with eight examples: our batch against plain `generate`, one problem at a time.
+"""Benchmark of beam search: the engine's batch against transformers' `generate`, one problem at a time.
 
     python -m benchmarks.generation [--problems 16] [--runs 3] [--new-tokens 48]
 
-Both sides search the same prompts of ICL-8 with 10 beams and exactly `--new-tokens` tokens on the same NF4 base; the
-rule that ends an answer early is off on both, for equal work. Runs alternate, the medians of the problems per second
-are compared. Prints one JSON line; `generation_ratio` is ours divided by the peer's. `python -m benchmarks.scoring`
-includes it.
+Both sides decode the same ICL-8 prompts with 10 beams and exactly `--new-tokens` tokens on the same NF4 base; answers
+never end early, for equal work. Runs of both sides alternate. Prints one JSON line; `generation_ratio` is the engine's
+median problems per second divided by the peer's. `python -m benchmarks.scoring` includes this benchmark.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from tasks.methods import parse_method
 
 BEAMS = 10
 METHOD = "icl-8"
-# Problems that the peer answers in each run, as it takes as long for each of them.
+# Problems that the peer answers per run; few are enough, as its time is proportional to their number.
 PEER_PROBLEMS = 2
 
 
 def main() -> int:
-    """Runs the benchmark; the exit status."""
+    """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__)
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--quantization", default="nf4")
@@ -62,26 +61,26 @@ def generation_ratio(
     runs: int = 3,
     new_tokens: int = 48,
 ) -> dict[str, Any]:
-    """Times both sides in turn; `generation_ratio` with what it was measured on."""
+    """Time both sides alternately and return `generation_ratio` with the conditions of the measurement."""
     configure_environment()
     engine = build_engine(ModelOptions(base, quantization, data_dir=data_dir), _print_progress)
     backend: Any = engine._backend
     method = parse_method(METHOD, ())
-    asked = [Request(problem, method, data) for problem in load_problems(data, "test", data_dir, problems)]
-    answers = engine.answer(asked, SamplingParams(max_new_tokens=1))
+    requests = [Request(problem, method, data) for problem in load_problems(data, "test", data_dir, problems)]
+    answers = engine.answer(requests, SamplingParams(max_new_tokens=1))
     rows = [Row(answer.prompt, answer.style) for answer in answers if answer.style]
-    if len(rows) != len(asked):
+    if len(rows) != len(requests):
         raise PromptOrTuneError(next(answer.error for answer in answers if answer.error) or "A problem has no prompt.")
     ours, peer = [], []
     for run in range(runs + 1):
         first = run * PEER_PROBLEMS % len(rows)
-        times = (
+        throughputs = (
             _engine_throughput(backend, rows, new_tokens),
             _generate_throughput(backend, rows[first : first + PEER_PROBLEMS], new_tokens),
         )
-        if run:  # The first one warms up.
-            ours.append(times[0])
-            peer.append(times[1])
+        if run:  # run 0 is a warm-up
+            ours.append(throughputs[0])
+            peer.append(throughputs[1])
         _print_progress(f"generation: run {run} of {runs} done")
     rates = [statistics.median(values) for values in (ours, peer)]
     return {
@@ -100,7 +99,7 @@ def generation_ratio(
 
 
 def _engine_throughput(backend: Any, rows: list[Row], new_tokens: int) -> float:
-    """Problems per second of one batch."""
+    """Return the problems per second of one batch."""
     begin = time.perf_counter()
     with without_eos(backend):
         events = backend.generate(rows, SamplingParams("beam", new_tokens, BEAMS), Event())
@@ -112,11 +111,11 @@ def _engine_throughput(backend: Any, rows: list[Row], new_tokens: int) -> float:
 
 
 def _generate_throughput(backend: Any, rows: list[Row], new_tokens: int) -> float:
-    """Problems per second of `generate`, one problem after another."""
+    """Return the problems per second of `generate`, one problem after another."""
     import torch
 
     model = backend._model
-    ends = sorted(backend._detokenizer.eos_token_ids)
+    eos_token_ids = sorted(backend._detokenizer.eos_token_ids)
     begin = time.perf_counter()
     for row in rows:
         ids = torch.tensor([backend._encode(row)], device=model.device)
@@ -129,8 +128,8 @@ def _generate_throughput(backend: Any, rows: list[Row], new_tokens: int) -> floa
                 num_return_sequences=BEAMS,
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
+                eos_token_id=eos_token_ids,
+                pad_token_id=eos_token_ids[0],
             )
         if tuple(output.shape) != (BEAMS, ids.shape[1] + new_tokens):
             raise AssertionError("unequal work")

@@ -1,10 +1,9 @@
-r"""Which learning rates and start values work? Short runs of each technique, one table.
+r"""Search of learning rates and initial values: short training runs of each technique, and a table of their losses.
 
     python -m benchmarks.learning_rates --data conala --data-dir ../shared/data --output docs/results/learning-rates
 
-Each run is `python -m train` in a process of its own: 60 steps of batch 8 with a schedule of that length, scored by the
-loss on the first 64 validation rows. What is finished is not done again; OUTPUT.md and OUTPUT.json are
-written after each run.
+Each run is `python -m train` in a separate process: 60 steps of batch 8 with a schedule of that length, scored by the
+loss on the first 64 validation rows. Finished runs are skipped; OUTPUT.md and OUTPUT.json are written after each run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from common.files import atomic_write
 from common.format import text_table
 
 MAX_STEPS, BATCH_SIZE, EVAL_ROWS = 60, 8, 64
-# Technique, learning rates, and for virtual tokens where they start.
+# Technique, learning rates, and initial values of virtual tokens.
 GRID: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("prompt-tuning", ("3e-2",), ("random", "vocabulary", "examples")),
     ("prefix-tuning", ("3e-2",), ("random", "examples")),
@@ -35,7 +34,7 @@ _TABLE_HEADER = ("technique", "learning rate", "virtual tokens start from", "val
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status of the first run that fails, else 0."""
+    """Run the command and return 0; raise CalledProcessError if a training run fails."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learning_rates",
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="conala")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--base", default="embedded")
-    parser.add_argument("--output", type=Path, required=True, help="without an ending")
+    parser.add_argument("--output", type=Path, required=True, help="path of the page, without suffix")
     options = parser.parse_args(given)
     file = options.output.with_suffix(".json")
     command = " ".join(["python -m benchmarks.learning_rates", *given])
@@ -53,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for technique, rates, starts in GRID:
         for rate in rates:
             for start in starts:
-                asked = {"technique": technique, "rate": rate, "start": start}
-                if any(asked.items() <= run.items() for run in done):
+                settings = {"technique": technique, "rate": rate, "start": start}
+                if any(settings.items() <= run.items() for run in done):
                     continue
-                done.append(asked | _train_once(asked, options))
+                done.append(settings | _train_once(settings, options))
                 atomic_write(file, json.dumps(done, indent=1) + "\n")
                 atomic_write(options.output.with_suffix(".md"), _render_page(done, options.data, command))
     return 0

@@ -1,12 +1,11 @@
-"""llama.cpp in a process of its own, for benchmarks.llama_cpp: a line of JSON in, a line of JSON out.
+"""Worker process of benchmarks.llama_cpp: reads requests as JSON lines and answers each with one JSON line.
 
-Run with the Python that has llama-cpp-python, by this file's path: it imports nothing of ours. The first line says
-what to load, `{"model": path, "context": 2048, "threads": 2, "flash_attention": true}`; it is answered with the
-settings and versions. Every other line, `{"prompts": [[1, 2, ...], ...], "new_tokens": 64}`, is answered with what each
-prompt took: `seconds` with its prompt, `decode_seconds` after its first token, and the tokens it said.
+Run by this file's path with a Python that has llama-cpp-python; it imports no module of the project. The first line
+loads the model: `{"model": path, "context": 2048, "threads": 2, "flash_attention": true}`; its answer contains the
+settings and versions. Every other line is `{"prompts": [[1, 2, ...], ...], "new_tokens": 64}`; its answer contains for
+each prompt `seconds` (in total), `decode_seconds` (after the first token), and `tokens` (the generated ids).
 
-llama.cpp's own C functions are called, with its greedy sampler and without a look at the end token, and nothing is
-left of one prompt when the next begins.
+Calls llama.cpp's C functions with its greedy sampler, ignores end tokens, and clears the cache before each prompt.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 
 class LlamaWorker:
-    """One model with one context."""
+    """A llama.cpp model with one context."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._llama: Any = importlib.import_module("llama_cpp")
@@ -38,7 +37,7 @@ class LlamaWorker:
         self._greedy = self._llama.llama_sampler_init_greedy()
 
     def settings(self) -> dict[str, Any]:
-        """What is measured, in the peer's own words."""
+        """Return the settings and versions that llama.cpp reports."""
         return {
             "llama_cpp_python": self._llama.__version__,
             "system": self._llama.llama_print_system_info().decode(),
@@ -49,7 +48,7 @@ class LlamaWorker:
         }
 
     def generate(self, prompt: Sequence[int], new_tokens: int) -> dict[str, Any]:
-        """Reads one prompt in pieces of its batch size and says exactly `new_tokens` tokens."""
+        """Prefill a prompt in chunks of the batch size and generate exactly `new_tokens` tokens."""
         llama, context = self._llama, self._context
         size = llama.llama_n_batch(context)
         begin = time.perf_counter()
@@ -71,22 +70,22 @@ class LlamaWorker:
 
 
 def main() -> int:
-    """Answers until its standard input ends."""
-    # What llama.cpp itself prints must not stand between the answers.
+    """Answer requests until the end of standard input."""
+    # Redirect llama.cpp's own output, so that standard output contains the answers alone.
     answers = sys.stdout
     sys.stdout = sys.stderr
     worker = None
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         if worker is None:
-            worker = LlamaWorker(asked)
+            worker = LlamaWorker(request)
             answer: Any = worker.settings()
         else:
-            answer = [worker.generate(prompt, asked["new_tokens"]) for prompt in asked["prompts"]]
+            answer = [worker.generate(prompt, request["new_tokens"]) for prompt in request["prompts"]]
         print(json.dumps(answer), file=answers, flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).parent))  # our modules are not the peer's
+    sys.path.remove(str(Path(__file__).parent))  # benchmarks/llama_cpp.py would hide the package llama_cpp
     sys.exit(main())

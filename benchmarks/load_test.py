@@ -1,16 +1,16 @@
-"""Many visitors at once on the real program: whose answers are they, how soon do they begin, does memory stay flat?
+"""Load test of the app: correctness, latency and memory with many concurrent visitors.
 
     python -m benchmarks.load_test --output docs/results/load-test
 
-`python app.py` runs in a process of its own on the embedded base. First every request is asked alone, one after the
-other. Then 50 programs (gradio_client, each with a visitor's cookie of its own) ask them at random, in a row, for two
-minutes through /stream. An answer is wrong where its method, its question, its adapter, its prompt or its examples are
-not those asked for, where it is the text that belongs to another request, or where it is an error and alone it was
-none. On a quantized base the rows beside a row move the last bits of its numbers, so that a token of almost equal
-probability can change (docs/engine.md): how many answers are the same letter by letter is a figure of its own.
-A refusal because too many ask is a right answer and counted apart. Prints one line of JSON.
+`python app.py` runs in a separate process on the embedded base. The test first sends all requests one after another, as
+the baseline. Then 50 clients (gradio_client, each with its own visitor cookie) send random ones of them to /stream, one
+after another, for two minutes. Prints one JSON line.
 
-One question of a visitor through /stream, with its times.
+An answer is wrong if its method, intent, adapter, prompt or examples differ from the request's, if its text is the
+baseline of another request, or if it is an error that the baseline does not have. On a quantized base the other rows of
+a batch change the last bits of a row's numbers, and so the choice between tokens of almost equal probability
+(docs/engine.md); the share of answers identical to the baseline is therefore a separate metric. Rejections because of
+too many requests are correct answers and counted separately.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ui.visitors import COOKIE_NAME
 
 _QUEUE_POSITION = re.compile(r"Waiting: (\d+) run")
 SETTLE_SECONDS = 10.0
-# The sentences with which a visitor is asked to come back later.
+# Parts of the messages of rejected requests.
 BUSY_MESSAGES = ("limit for one person", "busy", "queue is full", "too many")
 
 
@@ -55,9 +55,9 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class LoadResponse:
-    """What came of it: the records, or why it was refused for now, or what went wrong. Times in seconds from asking.
+    """The result of a request: the records, or the reason of its rejection, or its error.
 
-    `most_before` is how many runs were before it in the line at most.
+    Times are in seconds from the start of the request. `max_queue_position` is the highest number of runs before it.
     """
 
     seconds: float
@@ -69,37 +69,36 @@ class LoadResponse:
 
 
 def send_request(client: Client, request: LoadRequest) -> LoadResponse:
-    """Asks and waits for the end. The first token is that of whichever method begins first."""
+    """Send a request and wait for its end. `first_token` is the time of the first token of any method."""
     _wait_for_closed_stream(client)
-    began = time.monotonic()
-    first: float | None = None
-    before, records = 0, None
+    start = time.monotonic()
+    first_token: float | None = None
+    queue_position, records = 0, None
     try:
         for change in client.submit(request.intent, list(request.methods), api_name="/stream"):
-            if first is None and any(column["tokens"] for column in change["columns"]):
-                first = time.monotonic() - began
-            if found := _QUEUE_POSITION.match(change["status"]):
-                before = max(before, int(found[1]))
+            if first_token is None and any(column["tokens"] for column in change["columns"]):
+                first_token = time.monotonic() - start
+            if match := _QUEUE_POSITION.match(change["status"]):
+                queue_position = max(queue_position, int(match[1]))
             records = change["records"] or None
-    except Exception as error:  # noqa: BLE001 - whatever a client raises is counted
-        seconds, output = time.monotonic() - began, f"{type(error).__name__}: {error}"
-        if any(word in output.casefold() for word in BUSY_MESSAGES):
-            return LoadResponse(seconds, first, before, rejected=output)
-        return LoadResponse(seconds, first, before, error=output)
-    seconds = time.monotonic() - began
+    except Exception as error:  # noqa: BLE001 - every error of the client is counted
+        seconds, message = time.monotonic() - start, f"{type(error).__name__}: {error}"
+        if any(text in message.casefold() for text in BUSY_MESSAGES):
+            return LoadResponse(seconds, first_token, queue_position, rejected=message)
+        return LoadResponse(seconds, first_token, queue_position, error=message)
+    seconds = time.monotonic() - start
     if records is None:
-        return LoadResponse(seconds, first, before, error="The stream ended without records.")
-    return LoadResponse(seconds, first, before, records)
+        return LoadResponse(seconds, first_token, queue_position, error="The stream ended without records.")
+    return LoadResponse(seconds, first_token, queue_position, records)
 
 
 def _wait_for_closed_stream(client: Client) -> None:
-    """Waits until the client has closed the stream of its last question.
+    """Wait until the client has closed the stream of its previous request.
 
-    gradio_client 2 loses an event that is sent while the stream of the one before is on its way to be closed: nobody
-    reads its answer.
+    gradio_client 2 never reads the answer to an event that it sends while the previous stream is closing.
     """
-    until = time.monotonic() + SETTLE_SECONDS
-    while client.stream_open and time.monotonic() < until:
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while client.stream_open and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
@@ -112,11 +111,11 @@ METHODS = (
 )  # fmt: skip
 REQUESTS = 20
 DRAIN_TIMEOUT_SECONDS = 240
-MEAN_PAUSE_SECONDS = 0.5  # seconds between two questions of one visitor, on average
+MEAN_PAUSE_SECONDS = 0.5  # between two requests of one visitor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark, writes OUTPUT.md and OUTPUT.json if asked to; 1 where an answer was wrong or it crashed."""
+    """Run the load test; return 1 if an answer is wrong, fails or is missing, or if the app crashed."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.load_test", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -124,30 +123,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--visitors", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="without an ending")
+    parser.add_argument("--output", type=Path, help="path of the page and its JSON file, without suffix")
     options = parser.parse_args(given)
     load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="visitors-") as folder, running_app(Path(folder)) as app:
         client = connect_visitor(app.url)
         requests = make_requests(options.seed)
-        alone = [send_request(client, request) for request in requests]
-        if broken := single_user_error(alone):
-            print(f"Alone already: {broken}", file=sys.stderr)
+        baseline = [send_request(client, request) for request in requests]
+        if error := single_user_error(baseline):
+            print(f"A request failed without load: {error}", file=sys.stderr)
             return 1
         with MemorySampler(app.pid) as memory:
-            asked, hung = run_load(app.url, requests, options.visitors, options.seconds, options.seed)
-        line = summarize_load(asked, alone, requests, options.seconds) | memory.summary()
+            responses, hung = run_load(app.url, requests, options.visitors, options.seconds, options.seed)
+        line = summarize_load(responses, baseline, requests, options.seconds) | memory.summary()
         line |= {
             "visitors": options.visitors,
             "hung": hung,
             "crashed": app.crashed(),
-            "asked_alone": len(alone),
+            "asked_alone": len(baseline),
             "cores": os.cpu_count(),
             "load_before": round(load_before, 2),
             "python": platform.python_version(),
-            "base": alone[0].records[0]["base_id"] if alone[0].records else "",
-            "quantization": alone[0].records[0]["quantization"] if alone[0].records else "",
-            "device": alone[0].records[0]["device"] if alone[0].records else "",
+            "base": baseline[0].records[0]["base_id"] if baseline[0].records else "",
+            "quantization": baseline[0].records[0]["quantization"] if baseline[0].records else "",
+            "device": baseline[0].records[0]["device"] if baseline[0].records else "",
         }
     print(json.dumps(line))
     if options.output:
@@ -160,23 +159,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def single_user_error(baseline: Sequence[LoadResponse]) -> str:
-    """Why there is nothing to compare with; '' where there is."""
-    for each in baseline:
-        if each.records is None:
-            return each.rejected or each.error or ""
-        for record in each.records:
+    """Return the first error of the baseline, or ""."""
+    for response in baseline:
+        if response.records is None:
+            return response.rejected or response.error or ""
+        for record in response.records:
             if record["error"] is not None:
                 return str(record["error"])
     return ""
 
 
 def connect_visitor(url: str) -> Client:
-    """A program that is a visitor of its own."""
+    """Return a client with a new visitor cookie."""
     return Client(url, verbose=False, headers={"cookie": f"{COOKIE_NAME}={secrets.token_urlsafe(24)}"})
 
 
 def make_requests(seed: int) -> list[LoadRequest]:
-    """Real test problems, with the methods in turn."""
+    """Return REQUESTS requests for random test problems of the starter set, with the entries of METHODS in turn."""
     problems = random.Random(seed).sample(load_problems("starter", "test"), REQUESTS)
     return [LoadRequest(problem.intent, METHODS[index % len(METHODS)]) for index, problem in enumerate(problems)]
 
@@ -184,30 +183,30 @@ def make_requests(seed: int) -> list[LoadRequest]:
 def run_load(
     url: str, requests: Sequence[LoadRequest], visitors: int, seconds: float, seed: int
 ) -> tuple[list[tuple[int, LoadResponse]], int]:
-    """What all visitors got, each with the place of its request, and how many of them never got their last answer.
+    """Send requests from `visitors` threads for `seconds`; return (request index, response) pairs, and hung visitors.
 
-    Who has asked when time is up is waited for, but not for ever.
+    Waits at most DRAIN_TIMEOUT_SECONDS for the last responses; a visitor without its last response counts as hung.
     """
     clients = [connect_visitor(url) for _ in range(visitors)]
-    together = threading.Barrier(visitors)
-    got: list[tuple[int, LoadResponse]] = []
+    barrier = threading.Barrier(visitors)
+    responses: list[tuple[int, LoadResponse]] = []
 
     def visit(index: int) -> None:
-        chance = random.Random(f"{seed}-{index}")
-        together.wait()
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            which = chance.randrange(len(requests))
-            got.append((which, send_request(clients[index], requests[which])))
-            time.sleep(chance.uniform(0, 2 * MEAN_PAUSE_SECONDS))
+        rng = random.Random(f"{seed}-{index}")
+        barrier.wait()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            request_index = rng.randrange(len(requests))
+            responses.append((request_index, send_request(clients[index], requests[request_index])))
+            time.sleep(rng.uniform(0, 2 * MEAN_PAUSE_SECONDS))
 
     threads = [threading.Thread(target=visit, args=(index,), daemon=True) for index in range(visitors)]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + seconds + DRAIN_TIMEOUT_SECONDS
+    deadline = time.monotonic() + seconds + DRAIN_TIMEOUT_SECONDS
     for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return list(got), sum(thread.is_alive() for thread in threads)
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return list(responses), sum(thread.is_alive() for thread in threads)
 
 
 def summarize_load(
@@ -216,40 +215,42 @@ def summarize_load(
     requests: Sequence[LoadRequest],
     seconds: float,
 ) -> dict[str, Any]:
-    """Counts and times of all that was asked."""
-    answered = [(which, each) for which, each in responses if each.records is not None]
+    """Return the counts, latencies and shares of all responses. The index is that of the request in `baseline`."""
+    answered = [(index, response) for index, response in responses if response.records is not None]
     pairs = [
-        (mine, right, which)
-        for which, each in answered
-        for mine, right in zip(each.records or [], baseline[which].records or [], strict=True)
+        (actual, expected, index)
+        for index, response in answered
+        for actual, expected in zip(response.records or [], baseline[index].records or [], strict=True)
     ]
     texts = {
         (record["text"], index)
-        for index, each in enumerate(baseline)
-        for record in each.records or []
+        for index, response in enumerate(baseline)
+        for record in response.records or []
     }  # fmt: skip
     wrong = [pair for pair in pairs if is_wrong_answer(*pair, requests, texts)]
-    first = sorted(each.first_token for _, each in answered if each.first_token is not None)
-    whole = sorted(each.seconds for _, each in answered)
+    first_token = sorted(response.first_token for _, response in answered if response.first_token is not None)
+    total = sorted(response.seconds for _, response in answered)
     return {
         "seconds": seconds,
         "asked": len(responses),
         "answered": len(answered),
-        "busy": sum(each.rejected is not None for _, each in responses),
-        "failed": sum(each.error is not None for _, each in responses),
-        "failures": sorted({each.error for _, each in responses if each.error})[:5],
+        "busy": sum(response.rejected is not None for _, response in responses),
+        "failed": sum(response.error is not None for _, response in responses),
+        "failures": sorted({response.error for _, response in responses if response.error})[:5],
         "answers": len(pairs),
-        "tokens": sum(mine["tokens"] for mine, _, _ in pairs),
+        "tokens": sum(actual["tokens"] for actual, _, _ in pairs),
         "wrong": len(wrong),
-        "identical_share": round(sum(mine["text"] == right["text"] for mine, right, _ in pairs) / len(pairs), 4)
+        "identical_share": round(
+            sum(actual["text"] == expected["text"] for actual, expected, _ in pairs) / len(pairs), 4
+        )
         if pairs
         else None,
-        "first_token_p50_seconds": percentile(first, 0.5),
-        "first_token_p95_seconds": percentile(first, 0.95),
-        "whole_p50_seconds": percentile(whole, 0.5),
-        "whole_p95_seconds": percentile(whole, 0.95),
-        "first_token_alone_p50_seconds": percentile(sorted(each.first_token or 0.0 for each in baseline), 0.5),
-        "most_waiting_before": max((each.max_queue_position for _, each in answered), default=0),
+        "first_token_p50_seconds": percentile(first_token, 0.5),
+        "first_token_p95_seconds": percentile(first_token, 0.95),
+        "whole_p50_seconds": percentile(total, 0.5),
+        "whole_p95_seconds": percentile(total, 0.95),
+        "first_token_alone_p50_seconds": percentile(sorted(response.first_token or 0.0 for response in baseline), 0.5),
+        "most_waiting_before": max((response.max_queue_position for _, response in answered), default=0),
     }
 
 
@@ -260,18 +261,21 @@ def is_wrong_answer(
     requests: Sequence[LoadRequest],
     texts: set[tuple[str, int]],
 ) -> bool:
-    """Whether an answer is not the one that was asked for: of another question, another adapter, other examples."""
-    same = ("method", "intent", "adapter", "prompt", "examples", "prompt_tokens", "error", "reference")
-    if any(actual[name] != expected[name] for name in same) or actual["intent"] != requests[request_index].intent:
+    """Return whether an answer belongs to another request or differs from the baseline in more than its text.
+
+    `texts` contains (text, request index) of all answers of the baseline.
+    """
+    fields = ("method", "intent", "adapter", "prompt", "examples", "prompt_tokens", "error", "reference")
+    if any(actual[name] != expected[name] for name in fields) or actual["intent"] != requests[request_index].intent:
         return True
     if actual["text"] == expected["text"]:
         return False
-    owners = {location for text, location in texts if text == actual["text"]}
+    owners = {index for text, index in texts if text == actual["text"]}
     return bool(owners) and request_index not in owners
 
 
 def percentile(sorted_values: Sequence[float], share: float) -> float | None:
-    """The value below which that share of them lies, to three digits; None of none."""
+    """Return the value below which the share `share` of the values lies, to three decimals; None without values."""
     return (
         round(sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))], 3) if sorted_values else None
     )
@@ -280,4 +284,4 @@ def percentile(sorted_values: Sequence[float], share: float) -> float | None:
 if __name__ == "__main__":
     status = main()
     sys.stdout.flush()
-    os._exit(status)  # a visitor who still waits must not keep the program
+    os._exit(status)  # do not wait for threads of hung visitors

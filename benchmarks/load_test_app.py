@@ -1,4 +1,4 @@
-"""`python app.py` in a process of its own, and how much memory it takes."""
+"""App process of the load test: starts `python app.py` and samples its memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 @dataclass
 class AppProcess:
-    """The running program."""
+    """A running app with its address."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -37,13 +37,16 @@ class AppProcess:
         return self.process.pid
 
     def crashed(self) -> bool:
-        """Whether it has ended by itself."""
+        """Return whether the process has ended."""
         return self.process.poll() is not None
 
 
 @contextmanager
 def running_app(folder: Path) -> Iterator[AppProcess]:
-    """The program on the embedded base, with a home of its own in `folder` that shares what was converted before."""
+    """Run the app on the embedded base for the duration of the block, on a free port.
+
+    Its home is `folder`, which shares converted bases and indexes with the user's cache.
+    """
     for shared in ("bases", "indexes"):
         (cache_dir() / shared).mkdir(parents=True, exist_ok=True)
         (folder / shared).symlink_to(cache_dir() / shared)
@@ -83,7 +86,7 @@ def _wait_until_ready(app: AppProcess, log: Path) -> None:
 
 @dataclass
 class MemorySampler:
-    """Samples the resident memory of a process once a second inside the block."""
+    """Samples the resident memory of a process once per second for the duration of the block."""
 
     pid: int
     samples: list[tuple[float, float]] = field(default_factory=list)
@@ -97,8 +100,9 @@ class MemorySampler:
         self._stop_event.set()
 
     def summary(self) -> dict[str, Any]:
-        """MiB at the beginning, in the middle and at the end (medians of ten seconds), and MiB a minute since a third
-        of the time, when everything that is loaded when it is first needed has been.
+        """Return the memory in MiB at the start, middle and end (medians of ten samples), and its slope.
+
+        The slope is in MiB per minute, over the last two thirds of the time: lazy loading happens in the first third.
         """
         sizes = [size for _, size in self.samples]
         late = self.samples[len(self.samples) // 3 :]
@@ -112,10 +116,10 @@ class MemorySampler:
         }
 
     def _sample(self) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         while not self._stop_event.wait(SAMPLE_SECONDS):
             try:
                 pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             except OSError:
-                return  # it has ended; `App.crashed` says so
-            self.samples.append((time.monotonic() - began, pages * os.sysconf("SC_PAGE_SIZE") / MIB))
+                return  # the process has ended, see AppProcess.crashed
+            self.samples.append((time.monotonic() - start, pages * os.sysconf("SC_PAGE_SIZE") / MIB))

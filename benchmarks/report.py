@@ -1,7 +1,4 @@
-"""The page that `python -m benchmarks.engine --output` writes from its JSON line.
-
-The page that `python -m benchmarks.load_test --output` writes from its JSON line.
-"""
+"""Markdown pages of `python -m benchmarks.engine` and `python -m benchmarks.load_test`, from their JSON lines."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from common.format import format_bytes, text_table
 
 @dataclass(frozen=True)
 class Target:
-    """One figure of the line: what it is called on the page, and what was promised of it."""
+    """A metric of the JSON line with its title on the page and its target."""
 
     metric: str
     title: str
@@ -22,17 +19,17 @@ class Target:
     minimum: float | None = None
 
     def describe(self) -> str:
-        """The promise in words; "" where there is none."""
+        """Return the target in words, or "" if there is none."""
         if self.maximum is not None:
             return f"at most {self.maximum:g}"
         return "" if self.minimum is None else f"at least {self.minimum:g}"
 
     def is_met(self, value: float) -> str:
-        """Whether `value` keeps it."""
+        """Return whether `value` meets the target: "yes", "**no**", or "" if there is none."""
         if self.maximum is None and self.minimum is None:
             return ""
-        fits = (self.maximum is None or value <= self.maximum) and (self.minimum is None or value >= self.minimum)
-        return "yes" if fits else "**no**"
+        is_met = (self.maximum is None or value <= self.maximum) and (self.minimum is None or value >= self.minimum)
+        return "yes" if is_met else "**no**"
 
 
 TARGETS = (
@@ -57,11 +54,11 @@ TARGETS = (
 
 
 def render_engine_page(results: Mapping[str, Any], command: str, file: str) -> str:
-    """The page in Markdown; it says only what was measured. `file` is the JSON beside it."""
+    """Return the page in Markdown, with the measured metrics. `file` is the name of the JSON file beside it."""
     rows = [
-        [aim.title, f"{results[aim.metric]:g}", aim.describe(), aim.is_met(results[aim.metric])]
-        for aim in TARGETS
-        if aim.metric in results
+        [target.title, f"{results[target.metric]:g}", target.describe(), target.is_met(results[target.metric])]
+        for target in TARGETS
+        if target.metric in results
     ]
     libraries = ", ".join(f"{name} {results[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
     return (
@@ -80,61 +77,61 @@ def render_engine_page(results: Mapping[str, Any], command: str, file: str) -> s
 
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
-    """The raw medians behind the ratios, a sentence a question."""
+    """Return one sentence for each measured part, with the medians that its ratios come from."""
     notes = []
-    if found := results.get("columns"):
-        seconds = found["seconds"]
-        alone = ", ".join(f"{name} {value:.2f} s" for name, value in found["seconds_alone"].items())
+    if part := results.get("columns"):
+        seconds = part["seconds"]
+        alone = ", ".join(f"{name} {value:.2f} s" for name, value in part["seconds_alone"].items())
         notes.append(
             f"Six columns: {seconds['cold']:.2f} s in one batch ({seconds['warm']:.2f} s warm), "
             f"{seconds['peer']:.2f} s in six calls; alone {alone}; prompts of "
-            f"{_join_numbers(found['prompt_tokens'])} tokens."
+            f"{_join_numbers(part['prompt_tokens'])} tokens."
         )
-    if found := results.get("llama_cpp"):
-        rate = found["tokens_per_second"]
+    if part := results.get("llama_cpp"):
+        rate = part["tokens_per_second"]
         notes.append(
-            f"llama.cpp (llama-cpp-python {found['llama_cpp_python']}, {found['file']}, flash attention, n_batch "
-            f"{found['n_batch']}, {found['threads']} threads): {rate['llama_total']:.1f} tokens/s over the six "
+            f"llama.cpp (llama-cpp-python {part['llama_cpp_python']}, {part['file']}, flash attention, n_batch "
+            f"{part['n_batch']}, {part['threads']} threads): {rate['llama_total']:.1f} tokens/s over the six "
             f"prompts, their reading included, here {rate['ours_total']:.1f}; one stream {rate['llama_single']:.1f} "
             f"after its first token, here {rate['ours_single']:.1f}."
         )
-    if found := results.get("eight_adapters"):
-        seconds = found["seconds"]
+    if part := results.get("eight_adapters"):
+        seconds = part["seconds"]
         notes.append(
             f"Eight rows: {seconds['bare']:.2f} s on the bare base, {seconds['mixed']:.2f} s with eight adapters, "
             f"{seconds['one']:.2f} s with one."
         )
-    if found := results.get("thousand_adapters"):
-        rate = found["tokens_per_second"]
+    if part := results.get("thousand_adapters"):
+        rate = part["tokens_per_second"]
         notes.append(
-            f"{found['registered']} adapters, {found['resident']} in memory, {100 * found['hit_rate']:.1f} % hits as "
-            f"counted, {found['evictions']} evictions: {rate['thousand']:.1f} tokens/s for {found['clients']} clients, "
+            f"{part['registered']} adapters, {part['resident']} in memory, {100 * part['hit_rate']:.1f} % hits as "
+            f"counted, {part['evictions']} evictions: {rate['thousand']:.1f} tokens/s for {part['clients']} clients, "
             f"{rate['one']:.1f} with one adapter."
         )
-    if found := results.get("cold_load"):
+    if part := results.get("cold_load"):
         notes.append(
-            f"Loading: median of {found['loads']}, slowest {found['slowest_ms']:g} ms, files of "
-            f"{format_bytes(found['file_bytes'])} that the system has in memory."
+            f"Loading: median of {part['loads']}, slowest {part['slowest_ms']:g} ms, files of "
+            f"{format_bytes(part['file_bytes'])} that the system has in memory."
         )
-    if found := results.get("adapter_memory"):
+    if part := results.get("adapter_memory"):
         notes.append(
-            f"Memory: {found['adapters']} adapters of {format_bytes(found['file_bytes'])} took "
-            f"{format_bytes(found['grown_bytes'])} each; unloading them gave {100 * found['given_back']:.0f} % back "
-            f"to the system at once, and {100 * found['given_back_settled']:.0f} % when the allocator was asked to."
+            f"Memory: {part['adapters']} adapters of {format_bytes(part['file_bytes'])} took "
+            f"{format_bytes(part['grown_bytes'])} each; unloading them gave {100 * part['given_back']:.0f} % back "
+            f"to the system at once, and {100 * part['given_back_settled']:.0f} % when the allocator was asked to."
         )
-    if found := results.get("prefix"):
-        seconds = found["seconds"]
+    if part := results.get("prefix"):
+        seconds = part["seconds"]
         notes.append(
             f"First token of ICL-8: {seconds['warm']:.3f} s warm, {seconds['cold']:.3f} s cold; "
-            f"{found['shared_tokens']} of {found['prompt_tokens']} tokens are those of another intent's prompt."
+            f"{part['shared_tokens']} of {part['prompt_tokens']} tokens are those of another intent's prompt."
         )
-    if found := results.get("limit"):
-        read = found["bytes_per_step"]
+    if part := results.get("limit"):
+        read = part["bytes_per_step"]
         notes.append(
             f"A step of the six columns reads {format_bytes(read['weights'])} of weights, "
             f"{format_bytes(read['keys_values'])} of keys and values and {format_bytes(read['adapters'])} of adapters: "
-            f"{found['least_step_ms']:.2f} ms at {found['bandwidth_gb_per_second']:.0f} GB/s, and takes "
-            f"{found['step_ms']:.2f} ms."
+            f"{part['least_step_ms']:.2f} ms at {part['bandwidth_gb_per_second']:.0f} GB/s, and takes "
+            f"{part['step_ms']:.2f} ms."
         )
     return notes
 
@@ -166,7 +163,7 @@ _METRIC_TITLES = (
 
 
 def render_load_test_page(results: Mapping[str, Any], command: str, file: str) -> str:
-    """The page in Markdown; it says only what was measured. `file` is the JSON beside it."""
+    """Return the page in Markdown, with the measured metrics. `file` is the name of the JSON file beside it."""
     rows = [[title, "–" if results[name] is None else f"{results[name]:g}"] for name, title in _METRIC_TITLES]
     crashed = (
         "The program ended by itself: see its log." if results["crashed"] else "The program was still up at the end."

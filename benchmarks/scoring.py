@@ -1,17 +1,17 @@
-"""How fast answers are scored: programs in the sandbox, CodeBLEU against its package, generation against `generate`.
+"""Benchmark of evaluation: sandbox throughput, CodeBLEU against its package, and beam search against `generate`.
 
     python -m benchmarks.scoring [--data-dir DIR] [--runs 5] [--skip-generation]
 
 Prints one JSON line:
 
-- `sandbox_programs_per_second_per_core` by layer: MBPP's reference solutions, each with a call that is printed, on all
-  cores at once, divided by their number; null for a layer that does not work here.
-- `codebleu_ratio`: our pairs per second of CPU time divided by the `codebleu` package's, on CoNaLa's test references,
-  each against answers of `ANSWERS_PER_REFERENCE` methods (itself with a slip, and other references), as a run of
-  several methods is scored; `codebleu_ratio_cold` is the same with nothing remembered from one pair to the next.
-- `generation_ratio` and what else `python -m benchmarks.generation` says of it.
+- `sandbox_programs_per_second_per_core` by layer: MBPP's reference solutions, each with a printed call, on all cores at
+  once, divided by the number of cores; null for a layer that does not work on this machine.
+- `codebleu_ratio`: our pairs per second of CPU time divided by the `codebleu` package's. The pairs are CoNaLa's test
+  references, each with `ANSWERS_PER_REFERENCE` answers (the reference with a changed name, and other references), as in
+  a run of several methods. `codebleu_ratio_cold` is the same with the cache cleared before each pair.
+- `generation_ratio` and the other keys of `python -m benchmarks.generation`.
 
-Runs of both sides alternate, so that a drift of the machine meets both alike; medians are compared.
+Runs of both sides alternate, so that a change in the machine's speed affects both equally; medians are compared.
 """
 
 from __future__ import annotations
@@ -45,13 +45,15 @@ ReferenceAnswer = tuple[str, str]
 
 
 def main() -> int:
-    """Runs the benchmark; the exit status."""
+    """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scoring", description=__doc__)
-    parser.add_argument("--data-dir", type=Path, help="the folder with CoNaLa and MBPP; the Hub's are used without it")
+    parser.add_argument("--data-dir", type=Path, help="folder with CoNaLa and MBPP; by default the Hub is read")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--references", type=int, default=60, help="of CoNaLa; each is in several pairs")
+    parser.add_argument(
+        "--references", type=int, default=60, help="number of CoNaLa's references; each is in several pairs"
+    )
     parser.add_argument("--programs", type=int, default=100)
-    parser.add_argument("--skip-generation", action="store_true", help="measure nothing that needs a model")
+    parser.add_argument("--skip-generation", action="store_true", help="leave out the part that needs a model")
     arguments = parser.parse_args()
     configure_environment()
     try:
@@ -63,7 +65,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the JSON line says."""
+    """Run all parts and return the contents of the JSON line."""
     programs = _reference_programs(load_problems("mbpp", "test", arguments.data_dir), arguments.programs)
     references = [problem.reference or "" for problem in load_problems("conala", "test", arguments.data_dir)]
     pairs = _pairs(references, arguments.references, random.Random(42))
@@ -80,7 +82,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _reference_programs(problems: list[Problem], number: int) -> list[Program]:
-    """Reference solutions that print what the call of their first test gives."""
+    """Return up to `number` reference solutions, each printing the result of the call in its first test."""
     programs = []
     for problem in problems:
         test = problem.tests[0]
@@ -93,25 +95,25 @@ def _reference_programs(problems: list[Problem], number: int) -> list[Program]:
 def _bench_sandbox(programs: list[Program], runs: int) -> dict[str, float | None]:
     cores = len(os.sched_getaffinity(0))
     times: dict[str, list[float]] = {}
-    boxes = {}
+    sandboxes = {}
     for layer in SANDBOX_LAYERS:
         try:
-            boxes[layer] = open_sandbox(layer)
+            sandboxes[layer] = open_sandbox(layer)
         except SandboxUnavailableError as error:
             _print_progress(str(error))
     for _ in range(runs):
-        for layer, box in boxes.items():
+        for layer, sandbox in sandboxes.items():
             begin = time.perf_counter()
-            outcomes = [outcome for _, outcome in box.run_many(programs, cores)]
+            outcomes = [outcome for _, outcome in sandbox.run_many(programs, cores)]
             times.setdefault(layer, []).append(time.perf_counter() - begin)
             failed = next((outcome for outcome in outcomes if outcome.status != "ok"), None)
             if failed is not None:
                 raise PromptOrTuneError(
                     f"A program of MBPP ended with {failed.status} under {layer}: {failed.stderr[-200:]}"
                 )
-            _print_progress(f"{layer}: {len(programs) / times[layer][-1] / cores:.1f} programs/s a core")
-    for box in boxes.values():
-        box.close()
+            _print_progress(f"{layer}: {len(programs) / times[layer][-1] / cores:.1f} programs/s per core")
+    for sandbox in sandboxes.values():
+        sandbox.close()
     return {
         layer: round(len(programs) / statistics.median(times[layer]) / cores, 1) if layer in times else None
         for layer in SANDBOX_LAYERS
@@ -119,17 +121,20 @@ def _bench_sandbox(programs: list[Program], runs: int) -> dict[str, float | None
 
 
 def _pairs(references: list[str], number: int, rng: random.Random) -> list[ReferenceAnswer]:
-    """References in the order of the test set, each against ANSWERS_PER_REFERENCE others or itself with one slip."""
-    chosen = [reference for reference in references if reference.strip()][:number]
+    """Return (reference, answer) pairs for the first `number` references, ANSWERS_PER_REFERENCE for each.
+
+    Half of the answers are other references, half are the reference with a changed name.
+    """
+    selected = [reference for reference in references if reference.strip()][:number]
     return [
         (reference, _mutate_name(reference, rng) if answer % 2 else rng.choice(references))
         for answer in range(ANSWERS_PER_REFERENCE)
-        for reference in chosen
+        for reference in selected
     ]
 
 
 def _mutate_name(code: str, rng: random.Random) -> str:
-    """`code` with one name changed, as an answer that is nearly right; code without names as it is."""
+    """Return `code` with one name changed, or with a space appended if it contains no name."""
     try:
         names = sorted({node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)})
     except SyntaxError:
@@ -160,7 +165,7 @@ def _bench_codebleu(pairs: list[ReferenceAnswer], runs: int) -> dict[str, Any]:
         for name, call in sides.items():
             begin = time.process_time()
             call()
-            if run:  # The first one warms up.
+            if run:  # run 0 is a warm-up
                 times[name].append(time.process_time() - begin)
     rates = {name: len(pairs) / statistics.median(values) for name, values in times.items()}
     _print_progress("; ".join(f"{name}: {rate:.0f} pairs/s" for name, rate in rates.items()))

@@ -1,8 +1,8 @@
-"""From `python app.py` to a page that is up, and to a model that answers.
+"""Benchmark of the app's start: seconds from `python app.py` to the page, and to a loaded model.
 
     python -m benchmarks.startup [--runs 3]
 
-The base must be converted already (start the program once before). Prints one JSON line with medians in seconds.
+The base must be converted already: start the app once before. Prints one JSON line with medians in seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    """Runs the benchmark; the exit status."""
+    """Run the benchmark and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     runs = [measure_startup() for _ in range(parser.parse_args().runs)]
@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def measure_startup() -> tuple[float, float]:
-    """Seconds until the program says that its page is up, and until it says that it is ready."""
+    """Return the seconds until the app reports its page, and until it reports that it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,14 +1,12 @@
-r"""What does each technique give, and what does it cost? Trains and scores all of them on one data set.
+r"""Benchmark of fine-tuning techniques: trains and scores each on one data set, with a table of quality and cost.
 
     python -m benchmarks.techniques --data conala --data-dir ../shared/data --limit 60 \
         --output docs/results/techniques-conala
 
-One technique after the other: `python -m train`, then `python -m evaluate` on the base that it was trained on, each in
-a process of its own. What is finished is not done again, an unfinished run is resumed, so the same command goes on
-where it was stopped. The scores go to OUTPUT/*.jsonl and into each adapter's manifest and card, the table to OUTPUT.md;
---table prints it again from what is there.
-
-The table of benchmarks.techniques: ours from manifests and runs, the paper's beside it.
+Runs `python -m train` and then `python -m evaluate` for one technique after another, each in a separate process.
+Finished runs are skipped and unfinished ones resumed, so that the same command continues after an interruption. Writes
+the answers and scores to OUTPUT/*.jsonl, the scores also to each adapter's manifest and card, and the table, with the
+paper's results below it, to OUTPUT.md. --table makes the table again from the finished runs.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ from train.checkpoints import RunDirectory
 from train.save import record_scores
 from train.techniques import TECHNIQUES
 
-# arXiv 2308.10462 v3, Table 3, CodeGen-350M-mono on CoNaLa: parameters, EM@1, EM@10, CodeBLEU, all 543 test problems.
+# Parameters, EM@1, EM@10, CodeBLEU: arXiv 2308.10462 v3, Table 3, CodeGen-350M-mono on CoNaLa, 543 test problems.
 _PAPER_ROWS = (
     ("Full FT", "350M", 7.92, 18.42, 14.68),
     ("LoRA", "1.3M", 12.52, 25.60, 17.89),
@@ -71,29 +69,29 @@ class TechniqueResult:
 
     @property
     def label(self) -> str:
-        """The technique, and the base that answers where that is not the one that was trained on."""
+        """The technique with the quantization of the base that answers."""
         return f"{self.title} ({self.run.settings['quantization']})"
 
     @property
     def title(self) -> str:
-        """The technique as people write it."""
+        """The technique's name in tables."""
         return TECHNIQUES[self.technique].title if self.technique in TECHNIQUES else self.technique
 
     def results(self) -> list[Result]:
-        """The run's one method, problem by problem."""
+        """Return the results of the run's only method, one per problem."""
         return self.run.results(next(iter(self.run.methods)))
 
     @property
     def row(self) -> MethodRow:
-        """The scores."""
+        """The scores of the run's only method."""
         return method_rows(self.run)[0]
 
 
 def render_markdown(results: Sequence[TechniqueResult], command: str) -> str:
-    """The page: provenance, our table, comparisons against LoRA, the paper's rows, and the command."""
+    """Return the page: provenance, table, comparisons against LoRA, the paper's rows, and the command."""
     settings = results[0].run.settings
     versions = results[0].run.provenance.get("versions", {})
-    untrained = next((line for line in results if line.manifest is None), results[0])
+    untrained = next((result for result in results if result.manifest is None), results[0])
     decoding = f"{settings['decoding']['mode']}, {settings['decoding']['candidates']} candidates"
     facts = [
         f"Base: {untrained.run.settings['base_id']} at {untrained.run.settings['base_revision']}, {settings['device']}",
@@ -104,8 +102,8 @@ def render_markdown(results: Sequence[TechniqueResult], command: str) -> str:
     parts = [
         f"# Techniques on {settings['data']}",
         "\n".join(f"- {fact}" for fact in facts),
-        text_table(_TABLE_HEADER, [_table_cells(line) for line in results], markdown=True),
-        table_footnote([line.row for line in results]),
+        text_table(_TABLE_HEADER, [_table_cells(result) for result in results], markdown=True),
+        table_footnote([result.row for result in results]),
         _TABLE_LEGEND,
         "## Against LoRA, on the same problems",
         _comparisons_section(results),
@@ -122,7 +120,7 @@ def render_markdown(results: Sequence[TechniqueResult], command: str) -> str:
 
 
 def manifest_scores(result: TechniqueResult) -> list[dict[str, Any]]:
-    """What the manifest of the adapter keeps of the run."""
+    """Return the scores of a run as entries of the adapter's manifest."""
     settings, row = result.run.settings, result.row
     shared = {
         "n": row.n,
@@ -132,19 +130,24 @@ def manifest_scores(result: TechniqueResult) -> list[dict[str, Any]]:
         "decoding": f"{settings['decoding']['mode']}, {settings['decoding']['candidates']} candidates",
     }
     metrics = dict.fromkeys(["pass@1", f"pass@{row.k}", "tests", "em@1", f"em@{row.k}", "codebleu", "parses"])
-    found = ((metric_title(metric), row.interval(metric)) for metric in metrics)
+    intervals = ((metric_title(metric), row.interval(metric)) for metric in metrics)
     return [
-        {"metric": name, "value": round(value.value, 4), "low": round(value.low, 4), "high": round(value.high, 4)}
+        {
+            "metric": name,
+            "value": round(interval.value, 4),
+            "low": round(interval.low, 4),
+            "high": round(interval.high, 4),
+        }
         | shared
-        for name, value in found
-        if value is not None
+        for name, interval in intervals
+        if interval is not None
     ]
 
 
 def _table_cells(result: TechniqueResult) -> list[str]:
     row = result.row
-    scored = ("em@1", f"em@{row.k}", "codebleu")
-    quality = [*(format_percent(row.interval(metric)) for metric in scored), format_share(row.interval("parses"))]
+    metrics = ("em@1", f"em@{row.k}", "codebleu")
+    quality = [*(format_percent(row.interval(metric)) for metric in metrics), format_share(row.interval("parses"))]
     answers = result.run.settings["quantization"]
     if result.manifest is None:
         return [result.title, "-", "-", answers, "0", "-", "-", *quality]
@@ -162,15 +165,15 @@ def _table_cells(result: TechniqueResult) -> list[str]:
 
 
 def _comparisons_section(results: Sequence[TechniqueResult]) -> str:
-    reference = next((line for line in results if line.technique == "lora"), None)
+    reference = next((result for result in results if result.technique == "lora"), None)
     if reference is None:
         return "LoRA is not finished yet."
     seed = int(reference.run.settings["seed"])
     pairs = [
         pair
-        for line in results
-        if line is not reference
-        for pair in compare_results(line.results(), reference.results(), line.label, reference.label, seed)
+        for result in results
+        if result is not reference
+        for pair in compare_results(result.results(), reference.results(), result.label, reference.label, seed)
     ]
     note = "Paired over the same problems; bootstrap 95 % intervals; * is a corrected p below 0.05."
     return f"{render_comparisons(apply_holm_correction(pairs), markdown=True)}\n\n{note}"
@@ -186,7 +189,7 @@ BASELINE_METHOD = "zero-shot"
 
 @dataclass(frozen=True)
 class TechniqueRun:
-    """One line of the table: what is trained, and the base and method that answer."""
+    """A technique to train and score on a data set."""
 
     technique: str
     data: str
@@ -199,11 +202,11 @@ class TechniqueRun:
 
     @property
     def adapter_folder(self) -> Path:
-        """Where the finished adapter or model lies: in the user's own store, where evaluate looks."""
+        """The folder of the finished adapter or model in the user's store, which evaluate reads."""
         return cache_dir() / "adapters" / self.adapter_name
 
     def train_arguments(self, options: argparse.Namespace) -> list[str]:
-        """The arguments of `python -m train`."""
+        """Return the arguments of `python -m train`, with --resume if there is a checkpoint."""
         arguments = ["--technique", self.technique, "--dataset-name", self.data, "--adapter-name", self.adapter_name]
         arguments += ["--num-train-epochs", self.epochs, "--model-name-or-path", options.base]
         if options.data_dir:
@@ -211,9 +214,9 @@ class TechniqueRun:
         return [*arguments, *(["--resume"] if RunDirectory(self.adapter_folder).last_step() else [])]
 
     def evaluate_arguments(self, options: argparse.Namespace, quantization: str, output: Path) -> list[str]:
-        """The arguments of `python -m evaluate`: a fully fine-tuned model is a base of its own."""
-        full = self.technique == "full"
-        base, method = (str(self.adapter_folder), "zero-shot") if full else (options.base, self.adapter_name)
+        """Return the arguments of `python -m evaluate`: a fully fine-tuned model is the base, not an adapter."""
+        is_full = self.technique == "full"
+        base, method = (str(self.adapter_folder), "zero-shot") if is_full else (options.base, self.adapter_name)
         return _evaluate_arguments(options, base, quantization, method, output)
 
 
@@ -229,14 +232,14 @@ def _evaluate_arguments(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 2 with one sentence where something is wrong, else 0."""
+    """Run the command; return 2 after an error, which is printed on standard error, else 0."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(given)
-    jobs = [TechniqueRun(name, options.data, options.epochs.get(name, "2")) for name in options.techniques]
+    runs = [TechniqueRun(name, options.data, options.epochs.get(name, "2")) for name in options.techniques]
     try:
         if not options.table:
-            _run_all(jobs, options)
-        _write_report(jobs, options, " ".join(["python -m benchmarks.techniques", *given]))
+            _run_all(runs, options)
+        _write_report(runs, options, " ".join(["python -m benchmarks.techniques", *given]))
     except (PromptOrTuneError, subprocess.CalledProcessError) as error:
         print(f"techniques: {error}", file=sys.stderr)
         return 2
@@ -254,9 +257,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--base", default="embedded")
     parser.add_argument("--limit", type=int, help="only the first N test problems")
     parser.add_argument("--techniques", nargs="+", default=list(TECHNIQUES), choices=list(TECHNIQUES), metavar="NAME")
-    parser.add_argument("--epochs", nargs="+", default=[], metavar="NAME=N", help="other than 2, by technique")
-    parser.add_argument("--output", type=Path, required=True, help="without an ending: OUTPUT.md and OUTPUT/*.jsonl")
-    parser.add_argument("--table", action="store_true", help="only the table, of what is finished")
+    parser.add_argument("--epochs", nargs="+", default=[], metavar="NAME=N", help="epochs by technique (default: 2)")
+    parser.add_argument("--output", type=Path, required=True, help="write OUTPUT.md and OUTPUT/*.jsonl")
+    parser.add_argument("--table", action="store_true", help="only make the table of finished runs")
     options = parser.parse_args(arguments)
     options.epochs = dict(entry.split("=", 1) for entry in options.epochs)
     return options
@@ -267,21 +270,21 @@ def _run_all(runs: Sequence[TechniqueRun], options: argparse.Namespace) -> None:
         output = _scores_path(BASELINE_METHOD, quantization, options)
         if not _is_scored(output, options, None):
             _run_module("evaluate", _evaluate_arguments(options, options.base, quantization, BASELINE_METHOD, output))
-    for job in runs:
-        if not (job.adapter_folder / MANIFEST_NAME).is_file():
-            _run_module("train", job.train_arguments(options))
-        for quantization in _served_quantizations(job.technique):
-            output = _scores_path(job.technique, quantization, options)
-            if not _is_scored(output, options, job):
-                _run_module("evaluate", job.evaluate_arguments(options, quantization, output))
+    for run in runs:
+        if not (run.adapter_folder / MANIFEST_NAME).is_file():
+            _run_module("train", run.train_arguments(options))
+        for quantization in _served_quantizations(run.technique):
+            output = _scores_path(run.technique, quantization, options)
+            if not _is_scored(output, options, run):
+                _run_module("evaluate", run.evaluate_arguments(options, quantization, output))
             record_scores(
-                job.adapter_folder,
-                manifest_scores(TechniqueResult(job.technique, Manifest.read(job.adapter_folder), read_run(output))),
+                run.adapter_folder,
+                manifest_scores(TechniqueResult(run.technique, Manifest.read(run.adapter_folder), read_run(output))),
             )
 
 
 def _served_quantizations(technique: str) -> list[str]:
-    """As it was trained; and what was trained on the unquantized base also on the NF4 base that serves by default."""
+    """Return the quantizations to score: that of training, and after "none" also NF4, the default for serving."""
     trained = TECHNIQUES[technique].quantizations[0]
     return ["none", "nf4"] if trained == "none" else [trained]
 
@@ -291,17 +294,20 @@ def _scores_path(name: str, quantization: str, options: argparse.Namespace) -> P
 
 
 def _is_scored(output: Path, options: argparse.Namespace, technique_run: TechniqueRun | None) -> bool:
-    """Whether all that is asked for is scored, with these very weights; else evaluate goes on, or says what differs."""
+    """Return whether all problems are scored with the adapter's current weights.
+
+    Otherwise evaluate continues the run, or reports how its settings differ.
+    """
     if not output.is_file():
         return False
     run = read_run(output)
-    enough = options.limit is None or len(run.problems) == options.limit
-    scored = (sum(bool(result.scores) for result in run.results(method)) for method in run.methods)
-    done = all(count == len(run.problems) for count in scored)
+    has_all_problems = options.limit is None or len(run.problems) == options.limit
+    counts = (sum(bool(result.scores) for result in run.results(method)) for method in run.methods)
+    is_complete = all(count == len(run.problems) for count in counts)
     if technique_run is None or technique_run.technique == "full":
-        return enough and done
+        return has_all_problems and is_complete
     digests = {method.get("adapter_digest") for method in run.methods.values()}
-    return enough and done and digests == {Manifest.read(technique_run.adapter_folder).weights_digest}
+    return has_all_problems and is_complete and digests == {Manifest.read(technique_run.adapter_folder).weights_digest}
 
 
 def _run_module(module: str, arguments: Sequence[str]) -> None:
@@ -310,19 +316,19 @@ def _run_module(module: str, arguments: Sequence[str]) -> None:
 
 
 def _write_report(runs: Sequence[TechniqueRun], options: argparse.Namespace, command: str) -> None:
-    lines = [
+    results = [
         TechniqueResult(BASELINE_METHOD, None, read_run(path))
         for name in ("none", "nf4")
         if (path := _scores_path(BASELINE_METHOD, name, options)).is_file()
     ]
-    for job in runs:
-        for name in _served_quantizations(job.technique):
-            path = _scores_path(job.technique, name, options)
-            if (job.adapter_folder / MANIFEST_NAME).is_file() and path.is_file():
-                lines.append(TechniqueResult(job.technique, Manifest.read(job.adapter_folder), read_run(path)))
-    if not lines:
+    for run in runs:
+        for name in _served_quantizations(run.technique):
+            path = _scores_path(run.technique, name, options)
+            if (run.adapter_folder / MANIFEST_NAME).is_file() and path.is_file():
+                results.append(TechniqueResult(run.technique, Manifest.read(run.adapter_folder), read_run(path)))
+    if not results:
         raise PromptOrTuneError("Nothing is finished yet: run the command without --table.")
-    text = render_markdown(lines, command.replace(" --table", ""))
+    text = render_markdown(results, command.replace(" --table", ""))
     options.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -1,14 +1,14 @@
-r"""How fast does `python -m train` learn, and in how much memory, against TRL's SFTTrainer with its defaults?
+r"""Benchmark of training: speed and peak memory of `python -m train` against TRL's SFTTrainer with its defaults.
 
     pip install --no-deps -r requirements-benchmarks.txt
     python -m benchmarks.training --data conala --data-dir ../shared/data
 
-Both train LoRA (rank 16 on the attention) on the same unquantized base, on the same texts, in batches of 8, for one
-epoch; each in a process of its own, in turns. Everything else is what each does by default: TRL its gradient
-checkpointing, AdamW, learning rate and random batches, but not the 32 bits in which it would load the base by its
-name. Time is that of the steps, memory the peak while they ran, and tokens are counted without padding. The loss of
-what came out, on the same validation rows, is given for both: the learning rates differ, and so do the losses.
-Prints one JSON line: medians, and ratios of ours to TRL's.
+Both sides train LoRA (rank 16 on the attention) on the same unquantized base and the same texts, in batches of 8, for
+one epoch, alternately, each in a separate process. Other settings are each side's defaults: for TRL gradient
+checkpointing, AdamW, its learning rate and random batches; only the base's precision is ours instead of TRL's 32 bits.
+The time is that of the steps, the memory is their peak, and tokens are counted without padding. The validation loss is
+reported for both sides on the same rows; it differs because the learning rates do. Prints one JSON line with medians
+and the ratios of ours to TRL's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDES = ("ours", "trl")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 2 with one sentence where something is missing, else 0."""
+    """Run the command; return 2 after an error, which is printed on standard error, else 0."""
     options = _options(arguments)
     try:
         if options.worker:
@@ -44,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(_train_with_project(options) if options.worker == "ours" else _train_with_trl(options)))
             return 0
         if importlib.util.find_spec("trl") is None:
-            raise PromptOrTuneError(
-                "TRL is not installed: pip install --no-deps -r requirements-benchmarks.txt (what it needs is there)."
-            )
+            raise PromptOrTuneError("TRL is not installed: pip install --no-deps -r requirements-benchmarks.txt.")
         print(json.dumps(_compare_sides(options)))
     except PromptOrTuneError as error:
         print(f"training: {error}", file=sys.stderr)
@@ -61,7 +59,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", default="conala")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--base", default="embedded")
-    parser.add_argument("--samples", type=int, default=320, help="training samples; an epoch is that many")
+    parser.add_argument("--samples", type=int, default=320, help="training samples in the epoch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
@@ -109,10 +107,10 @@ def _measure_side(side: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.training", "--worker", side, "--data", options.data]
     command += ["--base", options.base, "--samples", str(options.samples)]
     command += ["--data-dir", str(options.data_dir)] if options.data_dir else []
-    ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
-    if ran.returncode:
-        raise PromptOrTuneError(f"The run of {side} failed; its output above says why.")
-    return dict(json.loads(ran.stdout.splitlines()[-1]))
+    process = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        raise PromptOrTuneError(f"The run of {side} failed: see its output above.")
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 def _train_with_project(options: argparse.Namespace) -> dict[str, Any]:
@@ -126,7 +124,7 @@ def _train_with_project(options: argparse.Namespace) -> dict[str, Any]:
             data_dir=options.data_dir,
             model_name_or_path=options.base,
             max_train_samples=options.samples,
-            # An evaluation is no part of what is compared; a run has at least one, at its end.
+            # Evaluation is not compared: one row at the end is the minimum.
             max_eval_samples=1,
             eval_every=1.0,
             num_train_epochs=1.0,
@@ -134,11 +132,11 @@ def _train_with_project(options: argparse.Namespace) -> dict[str, Any]:
             seed=SEED,
             output_dir=folder,
         )
-        made = train(config, lambda line: print(line, file=sys.stderr))
-        log = [json.loads(line) for line in (made / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+        adapter = train(config, lambda line: print(line, file=sys.stderr))
+        log = [json.loads(line) for line in (adapter / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        manifest = json.loads((adapter / "manifest.json").read_text(encoding="utf-8"))
         last = [entry for entry in log if "loss" in entry][-1]
-        loss = _validation_loss(options, made)
+        loss = _validation_loss(options, adapter)
     return {
         "tokens": last["tokens"],
         "tokens_per_second": last["tokens"] / last["seconds"],
@@ -201,20 +199,20 @@ def _train_with_trl(options: argparse.Namespace) -> dict[str, Any]:
         peak = memory.bytes()
         trainer.save_model(folder)
         loss = _validation_loss(options, Path(folder))
-        used = {name: getattr(trainer.args, name) for name in ("optim", "learning_rate", "gradient_checkpointing")}
+        settings = {name: getattr(trainer.args, name) for name in ("optim", "learning_rate", "gradient_checkpointing")}
     versions = {"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
     return {
         "tokens": tokens,
         "tokens_per_second": tokens / meter.seconds,
         "peak_memory_bytes": peak,
         "validation_loss": loss,
-        "settings": {name: getattr(value, "value", value) for name, value in used.items()},
+        "settings": {name: getattr(value, "value", value) for name, value in settings.items()},
         "versions": versions,
     }
 
 
 def _validation_loss(options: argparse.Namespace, adapter: Path) -> float:
-    """Nats a learned token of the first validation rows, from the base's own logits with that adapter on it."""
+    """Return the loss of the adapter on the first validation rows, in nats per labelled token."""
     import torch
     from peft import PeftModel
 
@@ -230,15 +228,15 @@ def _validation_loss(options: argparse.Namespace, adapter: Path) -> float:
     loaded = load_base(options.base, "none", "cpu", lambda line: print(line, file=sys.stderr), training=True)
     model = PeftModel.from_pretrained(loaded.model, adapter).eval()
     encoder = ExampleTokenizer(loaded.tokenizer, get_style("plain"), is_encoder_decoder=False)
-    total, learned = 0.0, 0
+    total, labelled = 0.0, 0
     for example in load_training_data(config).validation:
         batch = encoder.collate([encoder.to_features(encoder.tokenize(example))])
         labels = batch.pop("labels")[0, 1:]
         with torch.inference_mode():
             logits = model(**batch).logits[0, :-1].float()
         total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX).item()
-        learned += int((labels != IGNORE_INDEX).sum())
-    return total / learned
+        labelled += int((labels != IGNORE_INDEX).sum())
+    return total / labelled
 
 
 if __name__ == "__main__":

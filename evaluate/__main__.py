@@ -1,4 +1,4 @@
-r"""Scores methods over the problems of a data set.
+r"""Command line of the evaluation: generates and scores the answers of methods to the problems of a data set.
 
     python -m evaluate --data conala --data-dir ../shared/data --limit 60 --output run.jsonl \
         --methods zero-shot,icl-8,rag-8,lora-conala,lora-conala+rag-8
@@ -7,10 +7,11 @@ r"""Scores methods over the problems of a data set.
     python -m evaluate extract [answer.txt]
     python -m evaluate check program.py tests.txt [--layer NAME]
 
-The first generates answers, scores them and saves after every batch; stopped or killed, the same command continues. The
-others load no model: `score` scores the answers in a file again, `report` prints the tables again, `extract` prints the
-code that would be scored of one answer (a file, or stdin) and which rule chose it, `check` runs tests in any form that
-the Compare page takes on a program in the sandbox; these two print one JSON object. Each has a --help of its own.
+The first command generates answers, scores them, and saves them after every batch; after an interruption the same
+command continues. The others load no model: `score` scores the answers in a file again, `report` prints the tables
+again, `extract` prints the code that is scored in one answer (a file, or stdin) and the rule that selected it, and
+`check` runs tests, in any format of the Compare page, on a program in the sandbox; these two print one JSON object.
+Each command has its own --help.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     # Reports store the command: ~ instead of the home folder makes it work for others.
     command = ("python -m evaluate " + shlex.join(words)).replace(str(Path.home()), "~")

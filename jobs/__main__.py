@@ -1,4 +1,4 @@
-"""Command line for training jobs: `python -m jobs`.
+"""Command line of training jobs: lists, shows, runs, cancels, resumes, finishes and deletes jobs.
 
     python -m jobs list
     python -m jobs show ID | log ID | cancel ID | resume ID | finish ID | delete ID

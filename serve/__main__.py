@@ -1,4 +1,4 @@
-"""Serve the methods and adapters of one base behind an OpenAI-compatible API.
+"""Command line of the API server: serves the methods and adapters of one base through an OpenAI-compatible API.
 
 python -m serve                                            the embedded base, on http://127.0.0.1:8000/v1
 python -m serve --base Qwen/Qwen2.5-Coder-1.5B-Instruct --device cuda --adapter-dir ~/adapters
@@ -99,7 +99,10 @@ def _adapter_dir(folder: Path) -> Path:
 
 
 def run_server(options: Options) -> None:
-    """Serve until a signal; raises PromptOrTuneError if the model cannot be loaded, KeyboardInterrupt after Ctrl-C."""
+    """Serve the API until a signal stops the process.
+
+    Raises PromptOrTuneError if the model cannot be loaded, and KeyboardInterrupt after Ctrl-C.
+    """
     from serve.api.app import Api
     from serve.api.server import ApiServer, listen
     from serve.engine.llm_engine import EngineLoader
@@ -143,7 +146,7 @@ def _warm_up(engine: LLMEngine, pool: str, progress: ProgressPrinter) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the server and return its exit status: 2 after an error that the user can mend, 130 after Ctrl-C."""
+    """Run the server and return its exit status: 2 after an error that the user can correct, 130 after Ctrl-C."""
     configure_environment()
 
     def run() -> None:
@@ -155,4 +158,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_now(main())  # the model's thread may be inside a library: it must not delay the exit or change its status
+    exit_now(main())  # the model's thread may be running in a library: it must not delay the exit or change its status

@@ -1,4 +1,4 @@
-"""Command line of the Space: build its files and publish them.
+"""Command line of the Space: builds its files and publishes them.
 
 python -m space build DIR                    writes the files of a Space, in a folder
 python -m space publish user/prompt-or-tune  creates or updates the Space on the Hub and waits until it runs
@@ -17,14 +17,14 @@ from space.build import build_space
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; 0, 2 for an error that a person can mend, 130 after Ctrl-C."""
+    """Run the command and return its exit status: 2 after an error that the user can correct, 130 after Ctrl-C."""
     configure_environment()
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = {"build": _build, "publish": _publish}.get(given[0] if given else "")
     if command is None:
         print(__doc__)
-        asked_for_help = bool(given) and given[0] in ("-h", "--help")
-        return 0 if asked_for_help else 2
+        is_help = bool(given) and given[0] in ("-h", "--help")
+        return 0 if is_help else 2
     return run_command(
         lambda: command(given[1:]), "space", "\nStopped; a Space that was published goes on starting by itself."
     )

@@ -1,4 +1,4 @@
-"""Training command: trains an adapter, prints a dry-run report, or publishes an adapter.
+"""Command line of training: trains an adapter, prints a dry-run report, or publishes an adapter.
 
     python -m train train/configs/lora.yaml --dataset-name my-pairs.jsonl --adapter-name lora-mine
     python -m train --technique qlora-4bit --dataset-name conala --data-dir ../shared/data --adapter-name lora-conala
@@ -19,7 +19,7 @@ from common.command import configure_environment, run_command
 from train.config import TrainConfig
 from train.settings import DRY_RUN, FINISH, RESUME, parse_args
 
-EXIT_INTERRUPTED = 130  # exit status of a program that was ended with Ctrl-C
+EXIT_INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Command that prints the arena's ratings, or writes its votes to a file.
+"""Command line of the arena: prints the ratings, or exports the votes to a file.
 
     python -m evaluate.arena
     python -m evaluate.arena --export votes.jsonl
@@ -23,7 +23,7 @@ from evaluate.arena.votes import EXPORTERS, VOTES_FILE, VoteStore
 
 
 def arena_main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     options = _arena_parser().parse_args(argv)
     return run_command(lambda: _run_arena(options))
 

@@ -41,7 +41,7 @@ DATASETS_WITH_TESTS = ("starter", "mbpp", "apps")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; the exit status."""
+    """Run the command and return its exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = ("python -m evaluate.study " + shlex.join(words)).replace(str(Path.home()), "~")
     options = _parser().parse_args(words)

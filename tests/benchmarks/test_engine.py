@@ -1,4 +1,4 @@
-"""The engine's benchmark from end to end on tiny bases: every question, equal work on both sides, one line."""
+"""Tests of benchmarks/engine.py: all parts end to end on tiny bases, and the synthetic adapters and bases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUESTIONS = "columns,eight,thousand,cold,memory,prefix,limit"
 
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny base, and a home in which nothing is left behind; smaller numbers of adapters."""
+    """Return a tiny base; set a temporary home and smaller numbers of adapters."""
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
@@ -34,7 +34,9 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_base("llama", tmp_path / "base")
 
 
-def test_every_question_is_answered_in_one_line(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_engine_benchmark_prints_all_metrics_in_one_line(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["--base", str(base), "--quantization", "none", "--device", "cpu", "--threads", "1", "--runs", "1"]
     command += ["--new-tokens", "4", "--only", QUESTIONS, "--output", str(tmp_path / "speed")]
     assert engine.main(command) == 0
@@ -53,7 +55,7 @@ def test_every_question_is_answered_in_one_line(base: Path, tmp_path: Path, caps
     assert not list((tmp_path / "home").glob("benchmark-*"))
 
 
-def test_adapters_that_the_benchmark_makes_pass_the_stores_checks_and_pefts(base: Path, tmp_path: Path) -> None:
+def test_synthetic_adapters_pass_the_checks_of_the_store_and_of_peft(base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
     def load() -> Any:
@@ -76,19 +78,19 @@ def test_adapters_that_the_benchmark_makes_pass_the_stores_checks_and_pefts(base
     assert all(folder.manifest.weights_digest == folder.digest for folder in opened)
 
 
-def test_a_llama_of_random_weights_answers_like_any_base(
+def test_random_llama_is_created_once_and_loads_like_any_base(
     base: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its tokenizer is the embedded base's; here the tiny one's stands in for it."""
+    """The tiny base's tokenizer replaces the embedded base's."""
     from benchmarks import engine_harness
     from models.source import Source
 
     monkeypatch.setattr(engine_harness, "resolve", lambda *_: Source("tiny", "sha256:0", base))
     folder = engine_harness.make_random_llama("tiny", "cpu", lambda _: None)
     assert folder == tmp_path / "home" / "bases" / "random-llama-tiny"
-    made = (folder / "model.safetensors").stat().st_mtime_ns
+    modified = (folder / "model.safetensors").stat().st_mtime_ns
     assert engine_harness.make_random_llama("tiny", "cpu", lambda _: None) == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert (folder / "model.safetensors").stat().st_mtime_ns == modified
     identity = load_base(str(folder), "nf4", "cpu", lambda _: None).identity
     assert (identity.num_layers, identity.hidden_size, identity.context_length) == (
         2,

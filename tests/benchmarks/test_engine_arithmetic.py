@@ -1,4 +1,4 @@
-"""The benchmark of the engine: how times become ratios, a step's share of the limit, the draw, and the page."""
+"""Tests of the engine benchmarks' arithmetic: timing, ratios, bandwidth limit, request sampling, and the page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import messages
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that tests advance by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_sides_take_turns_and_the_first_round_is_not_stored() -> None:
+def test_sides_alternate_and_the_warm_up_round_is_not_stored() -> None:
     turns: list[str] = []
 
     def side(name: str, seconds: list[float]) -> Any:
@@ -50,24 +50,24 @@ def test_sides_take_turns_and_the_first_round_is_not_stored() -> None:
     assert turns == ["b", "a", "a", "b", "b", "a"]
 
 
-def test_what_makes_ready_does_not_count(clock: Clock) -> None:
+def test_setup_time_is_not_measured(clock: Clock) -> None:
     def work() -> None:
         clock.now += 3
 
-    def make_ready() -> None:
+    def setup() -> None:
         clock.now += 50
 
-    assert make_timed(work, setup=make_ready)() == 3
+    assert make_timed(work, setup=setup)() == 3
 
 
-def test_a_ratio_is_of_medians_and_every_round_has_its_own() -> None:
+def test_ratio_is_of_medians_and_each_round_has_a_ratio() -> None:
     times = {"ours": [1.0, 2.0, 30.0], "theirs": [4.0, 5.0, 6.0]}
     assert time_ratios(times, "ours", "theirs") == {"ratio": 0.4, "pair_ratios": [0.25, 0.4, 5.0]}
     assert medians(times) == {"ours": 2.0, "theirs": 5.0}
 
 
 @pytest.mark.parametrize(("value", "displayed"), [(0.123456, 0.1235), (1234.56, 1235), (0.00098765, 0.0009877), (0, 0)])
-def test_figures_have_four_digits(value: float, displayed: float) -> None:
+def test_metrics_are_rounded_to_four_digits(value: float, displayed: float) -> None:
     assert round_significant(value) == displayed
 
 
@@ -76,7 +76,7 @@ def finished(index: int, tokens: int) -> RowOutput:
 
 
 def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
-    """Row 1 begins a second late; from then on a step takes 0.5 s, until row 0 ends with its fifth token."""
+    """Row 1 begins one second late; then a step takes 0.5 s, until row 0 ends with its fifth token."""
 
     def events() -> Iterator[PartialOutput | RowOutput]:
         script: list[tuple[float, PartialOutput | RowOutput]] = [
@@ -97,7 +97,7 @@ def test_a_step_is_timed_while_all_rows_are_in_flight(clock: Clock) -> None:
 
     watch = Stopwatch(events())
     assert watch.first_token_seconds() == 2.0
-    # Row 1 spoke at 3.0, when row 0 had said two tokens; row 0 ended at 4.5.
+    # Row 1 had its first token at 3.0, when row 0 had two tokens; row 0 ended at 4.5.
     assert watch.step_seconds() == pytest.approx(0.5)
 
 
@@ -112,7 +112,7 @@ def test_rows_one_after_the_other_have_no_common_step() -> None:
         Stopwatch(iter(events)).step_seconds()
 
 
-def test_the_draw_asks_for_a_new_adapter_in_exactly_five_of_a_hundred_requests() -> None:
+def test_sample_requests_uses_new_adapters_in_five_percent_of_the_requests() -> None:
     hot, cold = [f"hot-{index}" for index in range(HOT)], iter([f"cold-{index}" for index in range(20)])
     rng = random.Random(0)
     rounds = [sample_requests(hot, cold, 100, rng) for _ in range(4)]
@@ -124,7 +124,7 @@ def test_the_draw_asks_for_a_new_adapter_in_exactly_five_of_a_hundred_requests()
 
 
 class Model(torch.nn.Module):
-    """Input embeddings (10, 4), a layer of 4 by 4 with a bias, and an output of its own or the embeddings again."""
+    """A model of input embeddings (10, 4), a layer (4, 4) with bias, and a separate or tied output layer."""
 
     def __init__(self, is_tied: bool) -> None:
         super().__init__()
@@ -187,13 +187,13 @@ LINE: dict[str, Any] = {
 }
 
 
-def test_the_page_says_what_was_measured_and_whether_it_keeps_the_promise() -> None:
+def test_page_contains_metrics_and_whether_they_meet_their_targets() -> None:
     text = render_engine_page(LINE, "python -m benchmarks.engine --only columns", "engine-speed.json")
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    titles = {aim.metric: aim.title for aim in TARGETS}
+    titles = {target.metric: target.title for target in TARGETS}
     cells = {
-        figure: [cell.strip() for cell in lines[title].split("|")[2:5]]
-        for figure, title in titles.items()
+        metric: [cell.strip() for cell in lines[title].split("|")[2:5]]
+        for metric, title in titles.items()
         if title in lines
     }
     assert cells == {
@@ -215,10 +215,10 @@ def test_the_page_says_what_was_measured_and_whether_it_keeps_the_promise() -> N
         (["--llama-python=/somewhere/python"], ""),
     ],
 )
-def test_the_page_does_not_say_where_this_machine_has_its_pythons(given: list[str], displayed: str) -> None:
+def test_command_on_the_page_leaves_out_the_path_of_python(given: list[str], displayed: str) -> None:
     assert engine._command(given) == f"python -m benchmarks.engine{displayed}"
 
 
-def test_an_unknown_question_is_answered_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_part_is_an_error_that_lists_the_known_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert engine.main(["--only", "column"]) == 2
     assert "columns" in capsys.readouterr().err

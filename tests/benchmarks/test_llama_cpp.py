@@ -1,7 +1,6 @@
-"""The process of llama.cpp: what is asked of it, what it answers, and what is said where it is missing.
+"""Tests of benchmarks/llama_cpp.py: the worker process, its requests and answers, and errors for missing parts.
 
-A module that stands in for llama_cpp notes its calls, as the real one takes minutes to build; where the real one is
-installed, it answers too.
+A fake module replaces llama_cpp, which takes minutes to build; one test uses the real one if it is installed.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from benchmarks import engine, llama_cpp
 from errors import BaseModelError, PromptOrTuneError
 from tests import messages
 
-STANDIN = '''
-    """Says the number of tokens that it has read; notes pieces, and the variables that must not be there."""
+FAKE_LLAMA_CPP = '''
+    """Generates the number of tokens that it has read; checks the chunks and the environment variables."""
     import os
 
     __version__ = "0"
@@ -47,21 +46,21 @@ STANDIN = '''
     def llama_decode(context, number):
         context.read += number
         return 0
-    def llama_sampler_sample(sampler, context, place): return context.read
+    def llama_sampler_sample(sampler, context, position): return context.read
 '''
 
 
 @pytest.fixture
-def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "llama_cpp.py").write_text(textwrap.dedent(STANDIN), encoding="utf-8")
+def fake_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "llama_cpp.py").write_text(textwrap.dedent(FAKE_LLAMA_CPP), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
 
 
-@pytest.mark.usefixtures("standin")
-def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> None:
+@pytest.mark.usefixtures("fake_llama_cpp")
+def test_prompts_are_prefilled_in_chunks_and_answers_have_the_requested_length() -> None:
     with llama_cpp.llama_worker(sys.executable, Path("model.gguf"), context=64, threads=2, new_tokens=3) as (
-        ask,
+        generate,
         settings,
     ):
         assert settings == {
@@ -72,16 +71,16 @@ def test_each_prompt_is_read_in_pieces_and_says_as_many_tokens_as_asked() -> Non
             "n_batch": 4,
             "context": 64,
         }
-        first, second = ask([[7] * 10, [7]])
-        again = ask([[7] * 10])[0]
-    # Nothing of a prompt is left when the next one begins.
-    assert first["tokens"] == again["tokens"] == [10, 11, 12]
+        first, second = generate([[7] * 10, [7]])
+        repeated = generate([[7] * 10])[0]
+    # The cache is cleared before each prompt.
+    assert first["tokens"] == repeated["tokens"] == [10, 11, 12]
     assert second["tokens"] == [1, 2, 3]
     assert first["seconds"] >= first["decode_seconds"] >= 0
 
 
-@pytest.mark.usefixtures("standin")
-def test_a_worker_that_fails_says_so_and_is_gone() -> None:
+@pytest.mark.usefixtures("fake_llama_cpp")
+def test_failed_worker_raises_an_error() -> None:
     with (
         pytest.raises(PromptOrTuneError, match=messages.PROCESS_ENDED),
         llama_cpp.llama_worker(sys.executable, Path("broken.gguf"), context=64, threads=2, new_tokens=3),
@@ -89,7 +88,7 @@ def test_a_worker_that_fails_says_so_and_is_gone() -> None:
         pytest.fail("it began")
 
 
-def test_what_is_missing_is_reported_before_anything_is_measured(
+def test_missing_requirements_are_errors_before_the_measurement(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert engine.main(["--only", "llama", "--llama-python", str(tmp_path / "python")]) == 2
@@ -102,9 +101,9 @@ def test_what_is_missing_is_reported_before_anything_is_measured(
 
 @pytest.mark.model
 @pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed here")
-def test_the_real_one_answers_with_the_embedded_base() -> None:
+def test_real_llama_cpp_generates_with_the_embedded_base() -> None:
     file = llama_cpp.gguf_file("embedded", None)
-    with llama_cpp.llama_worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (ask, settings):
-        answers = ask([[1, 2, 3], [1, 2, 3]])
+    with llama_cpp.llama_worker(sys.executable, file, context=64, threads=1, new_tokens=4) as (generate, settings):
+        answers = generate([[1, 2, 3], [1, 2, 3]])
     assert settings["threads"] == 1
     assert answers[0]["tokens"] == answers[1]["tokens"]

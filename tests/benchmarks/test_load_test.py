@@ -1,4 +1,4 @@
-"""What the benchmark of many visitors counts as wrong, and what it makes of its samples."""
+"""Tests of benchmarks/load_test.py: wrong answers, counts, percentiles, memory slope, and the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUESTS = [LoadRequest("reverse", ("zero-shot",)), LoadRequest("sort", ("lora-s
 
 
 def record(index: int, **changes: Any) -> dict[str, Any]:
-    """The record of an answer to the request at `index`."""
+    """Return the record of an answer to the request at `index`."""
     request = REQUESTS[index]
     (method,) = request.methods
     values: dict[str, Any] = {
@@ -24,21 +24,21 @@ def record(index: int, **changes: Any) -> dict[str, Any]:
     return {**values, **changes}
 
 
-ALONE = [LoadResponse(1.0, 0.5, records=[record(index)]) for index in range(2)]
+BASELINE = [LoadResponse(1.0, 0.5, records=[record(index)]) for index in range(2)]
 
 
-def counted(*asked: tuple[int, LoadResponse]) -> dict[str, Any]:
-    return summarize_load(asked, ALONE, REQUESTS, 1.0)
+def summarize(*responses: tuple[int, LoadResponse]) -> dict[str, Any]:
+    return summarize_load(responses, BASELINE, REQUESTS, 1.0)
 
 
-def test_the_same_answers_are_right() -> None:
-    line = counted((0, ALONE[0]), (1, ALONE[1]), (1, ALONE[1]))
+def test_answers_of_the_baseline_are_correct() -> None:
+    line = summarize((0, BASELINE[0]), (1, BASELINE[1]), (1, BASELINE[1]))
     assert (line["asked"], line["answered"], line["answers"], line["wrong"], line["identical_share"]) == (3, 3, 3, 0, 1)
     assert (line["first_token_p50_seconds"], line["whole_p95_seconds"]) == (0.5, 1.0)
 
 
-def test_another_end_of_the_same_answer_is_not_wrong_but_not_identical() -> None:
-    line = counted((0, LoadResponse(1.0, 0.5, records=[record(0, text="text 0, and more")])))
+def test_answer_with_another_end_is_correct_but_not_identical() -> None:
+    line = summarize((0, LoadResponse(1.0, 0.5, records=[record(0, text="text 0, and more")])))
     assert (line["wrong"], line["identical_share"]) == (0, 0)
 
 
@@ -53,21 +53,21 @@ def test_another_end_of_the_same_answer_is_not_wrong_but_not_identical() -> None
         {"examples": [{"intent": "sort"}]},
     ],
 )
-def test_what_belongs_to_another_request_is_wrong(change: dict[str, Any]) -> None:
-    assert counted((0, LoadResponse(1.0, 0.5, records=[record(0, **change)])))["wrong"] == 1
+def test_answer_of_another_request_is_wrong(change: dict[str, Any]) -> None:
+    assert summarize((0, LoadResponse(1.0, 0.5, records=[record(0, **change)])))["wrong"] == 1
 
 
-def test_refusals_and_failures_are_counted_apart() -> None:
-    line = counted(
-        (0, LoadResponse(0.1, rejected="busy")), (0, LoadResponse(0.1, error="ReadTimeout: x")), (1, ALONE[1])
+def test_rejections_and_errors_are_counted_separately() -> None:
+    line = summarize(
+        (0, LoadResponse(0.1, rejected="busy")), (0, LoadResponse(0.1, error="ReadTimeout: x")), (1, BASELINE[1])
     )
     assert (line["asked"], line["answered"], line["busy"], line["failed"], line["wrong"]) == (3, 1, 1, 1, 0)
     assert line["failures"] == ["ReadTimeout: x"]
 
 
-def test_what_fails_alone_is_reported() -> None:
-    assert single_user_error(ALONE) == ""
-    assert single_user_error([*ALONE, LoadResponse(1.0, error="ValueError: x")]) == "ValueError: x"
+def test_single_user_error_returns_the_first_error_of_the_baseline() -> None:
+    assert single_user_error(BASELINE) == ""
+    assert single_user_error([*BASELINE, LoadResponse(1.0, error="ValueError: x")]) == "ValueError: x"
     assert single_user_error([LoadResponse(1.0, records=[record(0, error="No adapter 'x'.")])]) == "No adapter 'x'."
 
 
@@ -76,22 +76,24 @@ def test_percentiles() -> None:
     assert percentile([], 0.5) is None
 
 
-def test_memory_that_grows_has_its_slope() -> None:
+def test_memory_summary_contains_the_slope() -> None:
     flat = MemorySampler(1, [(float(second), 100.0) for second in range(120)]).summary()
     assert flat["memory_slope_mib_per_minute"] == 0
-    grown = MemorySampler(1, [(float(second), 100.0 + second) for second in range(120)]).summary()
-    assert grown["memory_slope_mib_per_minute"] == pytest.approx(60)
-    assert grown["memory_end_mib"] > grown["memory_middle_mib"] > grown["memory_begin_mib"]
+    rising = MemorySampler(1, [(float(second), 100.0 + second) for second in range(120)]).summary()
+    assert rising["memory_slope_mib_per_minute"] == pytest.approx(60)
+    assert rising["memory_end_mib"] > rising["memory_middle_mib"] > rising["memory_begin_mib"]
 
 
-def test_requests_are_the_same_for_a_seed_and_the_page_says_what_was_measured() -> None:
+def test_requests_depend_on_the_seed_and_the_page_contains_the_metrics() -> None:
     assert make_requests(3) == make_requests(3)
     assert len({request.intent for request in make_requests(3)}) == len(make_requests(3))
     memory = MemorySampler(1, [(float(second), 100.0) for second in range(30)]).summary()
-    about = {"visitors": 50, "hung": 0, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
-             "quantization": "nf4", "device": "cpu"}  # fmt: skip
+    settings = {
+        "visitors": 50, "hung": 0, "crashed": False, "cores": 2, "load_before": 0.1, "python": "3.11", "base": "b",
+        "quantization": "nf4", "device": "cpu",
+    }  # fmt: skip
     text = render_load_test_page(
-        counted((0, ALONE[0])) | memory | about, "python -m benchmarks.load_test", "load-test.json"
+        summarize((0, BASELINE[0])) | memory | settings, "python -m benchmarks.load_test", "load-test.json"
     )
     assert text.startswith("# 50 visitors at once")
     assert "| wrong: of another question, adapter, prompt or example" in text

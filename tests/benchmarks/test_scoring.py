@@ -1,4 +1,4 @@
-"""What benchmarks.scoring measures on: real programs and pairs, the same ones each time."""
+"""Tests of benchmarks/scoring.py: reproducible programs and pairs, and the timing of both sides of CodeBLEU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.problem import AssertTest, Problem, StdioTest
 REFERENCES = ["x = sorted(d)", "print(sum(x))", " ", "a b c", "df.groupby(k).sum()"]
 
 
-def test_each_reference_meets_the_same_answers_each_time() -> None:
+def test_pairs_depend_on_the_seed_only() -> None:
     pairs = _pairs(REFERENCES, 3, random.Random(1))
     assert pairs == _pairs(REFERENCES, 3, random.Random(1))
     assert len(pairs) == 3 * ANSWERS_PER_REFERENCE
@@ -21,11 +21,11 @@ def test_each_reference_meets_the_same_answers_each_time() -> None:
 
 
 @pytest.mark.parametrize("code", REFERENCES)
-def test_a_slip_is_another_text(code: str) -> None:
+def test_mutate_name_changes_the_text(code: str) -> None:
     assert _mutate_name(code, random.Random(1)) != code
 
 
-def test_programs_print_what_the_first_test_calls() -> None:
+def test_programs_print_the_result_of_the_first_tests_call() -> None:
     problems = [
         Problem("a", "a", "def f(x): return x", (AssertTest("assert f(2) == 2"),)),
         Problem("b", "b", "def f(x): return x", (AssertTest("assert all(f(x) == x for x in [1])"),)),
@@ -36,7 +36,7 @@ def test_programs_print_what_the_first_test_calls() -> None:
 
 
 def test_both_sides_of_codebleu_are_timed() -> None:
-    found = _bench_codebleu(_pairs(REFERENCES[:2], 2, random.Random(1)), runs=1)
-    assert found["pairs"] == 2 * ANSWERS_PER_REFERENCE
-    assert found["codebleu_ratio"] > 0
-    assert set(found["codebleu_pairs_per_second"]) == {"ours", "cold", "package"}
+    result = _bench_codebleu(_pairs(REFERENCES[:2], 2, random.Random(1)), runs=1)
+    assert result["pairs"] == 2 * ANSWERS_PER_REFERENCE
+    assert result["codebleu_ratio"] > 0
+    assert set(result["codebleu_pairs_per_second"]) == {"ours", "cold", "package"}

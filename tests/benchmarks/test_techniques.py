@@ -1,4 +1,4 @@
-"""The table of all techniques: what it says comes out of manifests and runs."""
+"""Tests of benchmarks/techniques.py: the table from manifests and runs, recorded scores, and resuming."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from train.save import record_scores
 REFERENCE = "x = y"
 
 
-def _run(method: str, right: int, quantization: str = "nf4") -> Run:
+def _run(method: str, num_correct: int, quantization: str = "nf4") -> Run:
     settings = {
         "base_id": "tiny", "base_revision": "abc", "quantization": quantization, "device": "cpu", "data": "conala",
         "split": "test", "n": 20, "data_digest": "sha256:d", "batch": 8, "seed": 42,
         "decoding": {"mode": "beam", "candidates": 10, "max_new_tokens": 64},
     }  # fmt: skip
-    problems = [{"id": f"p{at}", "intent": "do", "reference": REFERENCE} for at in range(20)]
+    problems = [{"id": f"p{index}", "intent": "do", "reference": REFERENCE} for index in range(20)]
     run = Run(Path(f"{method}.json"), settings, problems, {"versions": {"torch": "2"}})
     run.methods[method] = {}
     run.add(
-        Result(method, f"p{at}", score_candidates([REFERENCE if at < right else "print(1)"], REFERENCE, 10))
-        for at in range(20)
+        Result(method, f"p{index}", score_candidates([REFERENCE if index < num_correct else "print(1)"], REFERENCE, 10))
+        for index in range(20)
     )
     return run
 
@@ -44,7 +44,7 @@ def _manifest(technique: str) -> Manifest:
     )  # fmt: skip
 
 
-def _lines() -> list[TechniqueResult]:
+def _results() -> list[TechniqueResult]:
     return [
         TechniqueResult("zero-shot", None, _run("zero-shot", 0)),
         TechniqueResult("lora", _manifest("lora"), _run("lora-conala", 4, "none")),
@@ -52,8 +52,8 @@ def _lines() -> list[TechniqueResult]:
     ]
 
 
-def test_the_page_says_what_was_measured() -> None:
-    page = render_markdown(_lines(), "python -m benchmarks.techniques --output x")
+def test_page_contains_scores_and_comparisons() -> None:
+    page = render_markdown(_results(), "python -m benchmarks.techniques --output x")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     first = next(row for row in rows if row[0] == "IA3" and len(row) == 11)
     assert first[:7] == ["IA3", "2", "nf4", "nf4", "1,843,200", "1.50 GB", "601"]
@@ -64,36 +64,36 @@ def test_the_page_says_what_was_measured() -> None:
     assert "python -m benchmarks.techniques --output x" in page
 
 
-def test_scores_go_into_manifest_and_card_once(tmp_path: Path) -> None:
+def test_scores_are_written_to_manifest_and_card_once(tmp_path: Path) -> None:
     folder = tmp_path / "ia3-conala"
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}')
     _manifest("ia3").write(folder)
-    line = _lines()[2]
-    record_scores(folder, manifest_scores(line))
-    record_scores(folder, manifest_scores(line))
-    found = Manifest.read(folder).scores
-    assert [score["metric"] for score in found] == ["validation loss", "EM@1", "EM@10", "CodeBLEU", "parses"]
-    assert found[1]["value"] == pytest.approx(0.7)
-    assert (found[1]["n"], found[1]["split"], found[1]["quantization"]) == (20, "test", "nf4")
+    result = _results()[2]
+    record_scores(folder, manifest_scores(result))
+    record_scores(folder, manifest_scores(result))
+    scores = Manifest.read(folder).scores
+    assert [score["metric"] for score in scores] == ["validation loss", "EM@1", "EM@10", "CodeBLEU", "parses"]
+    assert scores[1]["value"] == pytest.approx(0.7)
+    assert (scores[1]["n"], scores[1]["split"], scores[1]["quantization"]) == (20, "test", "nf4")
     card = (folder / "README.md").read_text()
     assert "model-index" in card
     assert "0.7" in card
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ia3-conala"], "nothing is left beside it"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ia3-conala"], "temporary files are removed"
 
 
-def test_a_job_resumes_what_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))
-    job = TechniqueRun("lora", "conala", "2")
+    run = TechniqueRun("lora", "conala", "2")
     checkpoint = tmp_path / "adapters" / ".lora-conala.run" / "checkpoints" / "checkpoint-7"
     options = Namespace(base="embedded", data_dir=None)
-    assert "--resume" not in job.train_arguments(options)
+    assert "--resume" not in run.train_arguments(options)
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
-    assert job.train_arguments(options)[-1] == "--resume"
+    assert run.train_arguments(options)[-1] == "--resume"
 
 
-def test_without_anything_finished_the_table_says_so(
+def test_table_without_finished_runs_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path))

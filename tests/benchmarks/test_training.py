@@ -1,4 +1,4 @@
-"""The benchmark against TRL: what it makes of its runs, what a run of ours gives, and what is said without TRL."""
+"""Tests of benchmarks/training.py: ratios of the two sides, the results of a run, and the error without TRL."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**(values | changes))
 
 
-def test_ratios_are_of_medians_and_sides_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes are what is faked here; the first run of each side is the odd one."""
+def test_ratios_are_of_medians_and_sides_alternate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes are faked; the first run of each side is an outlier."""
     speeds = {"ours": iter([900.0, 300.0, 310.0]), "trl": iter([20.0, 200.0, 210.0])}
     turns: list[str] = []
 
@@ -39,9 +39,9 @@ def test_ratios_are_of_medians_and_sides_take_turns(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("side", ["ours", "trl"])
-def test_a_run_learns_every_token_once_and_its_loss_is_measured_alike(side: str, tmp_path: Path) -> None:
+def test_run_counts_each_token_once_and_reports_the_validation_loss(side: str, tmp_path: Path) -> None:
     if side == "trl" and importlib.util.find_spec("trl") is None:
-        pytest.skip("TRL is no part of the tests' requirements (requirements-benchmarks.txt).")
+        pytest.skip("TRL is not one of the tests' requirements (see requirements-benchmarks.txt).")
     make_base("llama", tmp_path / "base")
     run = (
         training._train_with_project(_options(tmp_path))
@@ -51,13 +51,13 @@ def test_a_run_learns_every_token_once_and_its_loss_is_measured_alike(side: str,
     assert json.loads(json.dumps(run)) == run
     assert run["tokens"] == _tokens(tmp_path)
     assert 100e6 < run["peak_memory_bytes"] < 8e9
-    # Nothing was learned in two steps: about the loss of a guess among 259 tokens, on the tiny base's steep logits.
+    # Two steps change little: about the loss of a random guess among the tiny base's 259 tokens.
     assert 4 < run["validation_loss"] < 9
     assert run["tokens_per_second"] > 0
 
 
 def _tokens(tmp_path: Path) -> int:
-    """Counted without the trainers: prompt, code and end of each of the 16 rows, a token a byte."""
+    """Count the tokens without the trainers: prompt, code and end token of 16 rows, one token per byte."""
     from tasks.datasets.registry import load_examples
     from tasks.prompt import format_completion, get_style, render_prompt
 
@@ -68,7 +68,7 @@ def _tokens(tmp_path: Path) -> int:
     )
 
 
-def test_without_trl_one_message_says_what_to_install(
+def test_missing_trl_is_an_error_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)

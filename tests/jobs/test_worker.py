@@ -283,7 +283,8 @@ def test_deleted_job_is_ignored(service: ServiceWithoutWorker) -> None:
 
 def test_only_old_temporary_folders_are_removed(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "kept")
-    old, young, other = (service.root / f".{job.id}.new", service.root / f".{job.id[:-1]}0.new", service.root / ".mine")
+    other_id = job.id[:-1] + ("1" if job.id.endswith("0") else "0")
+    old, young, other = (service.root / f".{job.id}.new", service.root / f".{other_id}.new", service.root / ".mine")
     for folder in (old, young, other):
         folder.mkdir()
         os.utime(folder, (0, 0))

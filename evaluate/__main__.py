@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from common.command import EXIT_INTERRUPTED, run_command
 from common.files import atomic_write
 from errors import PromptOrTuneError
+from evaluate.generate import EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
 from evaluate.inspection import check_command, extract_command
 from evaluate.options import (
     build_engine_from_options,
@@ -41,7 +42,6 @@ from evaluate.options import (
 )
 from evaluate.report import json_report, markdown_report, metrics_csv, plot_report_png, problems_csv, text_report
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
 from evaluate.scoring import has_tests, score_run
 
 if TYPE_CHECKING:

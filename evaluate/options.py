@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.command import configure_environment
 from errors import PromptOrTuneError
-from evaluate.run import DECODING_MODES, EngineProtocol, make_sampling_params
+from evaluate.generate import DECODING_MODES, EngineProtocol, make_sampling_params
 from serve.engine.config import EngineConfig
 from serve.options import add_model_options, parse_model_options
 from serve.types import SamplingParams

@@ -23,8 +23,7 @@ from common.command import run_command
 from common.files import atomic_write, check_writable
 from common.format import format_percent, text_table
 from errors import PromptOrTuneError
-from evaluate.options import add_base_options, build_engine_from_options
-from evaluate.run import (
+from evaluate.generate import (
     EngineProtocol,
     EvaluationPlan,
     ProgressBar,
@@ -33,6 +32,7 @@ from evaluate.run import (
     make_sampling_params,
     package_versions,
 )
+from evaluate.options import add_base_options, build_engine_from_options
 from evaluate.scoring import score_candidates
 from evaluate.stats import Interval, bootstrap_mean, wilson_interval
 from serve.types import Request

@@ -190,7 +190,7 @@ ScoredResult = tuple[Result, Mapping[str, float | None], Sequence[Any]]
 
 
 class ProgressProtocol(Protocol):
-    """Progress display of the scoring (evaluate.run.ProgressBar)."""
+    """Progress display of the scoring (evaluate.generate.ProgressBar)."""
 
     def update(self, count: int, label: str) -> None: ...
 

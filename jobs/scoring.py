@@ -18,8 +18,7 @@ from adapters.store import LIBRARY, Store
 from common.paths import ProgressFn
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_title, metric_values, summarize
-from evaluate.results import Run, diff_settings, open_run, problem_record, read_run, scores_path, to_json_types
-from evaluate.run import (
+from evaluate.generate import (
     EngineProtocol,
     EvaluationPlan,
     generate_results,
@@ -27,6 +26,7 @@ from evaluate.run import (
     package_versions,
     parse_methods,
 )
+from evaluate.results import Run, diff_settings, open_run, problem_record, read_run, scores_path, to_json_types
 from evaluate.scoring import score_run
 from evaluate.stats import PairedDifference, holm_correction, paired_bootstrap
 from jobs.job import ScoreComparison, ServingOptions, Verdict

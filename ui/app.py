@@ -21,11 +21,11 @@ from ui.adapters import page as adapters
 from ui.arena import page as arena
 from ui.compare import page
 from ui.context import Context
+from ui.html import render
 from ui.labels import base_label
 from ui.method_form import METHODS_WITHOUT_ADAPTER, MethodForm, default_methods, list_adapter_choices
 from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
-from ui.templates import render
 from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
 from ui.visitors import Limits, UploadLimitMiddleware, Visitor, VisitorCookieMiddleware, build_login, is_login_available

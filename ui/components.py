@@ -2,7 +2,7 @@
 
 Two rules keep them safe. A text is never part of a template: Gradio renders the template with Handlebars and then runs
 the result as a JavaScript template literal, so a `${...}` in a text inserted with `{{...}}` would be executed. And the
-scripts insert texts as text nodes, except for HTML that the templates of ui/templates.py escaped.
+scripts insert texts as text nodes, except for HTML that the templates of ui/html.py escaped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from markupsafe import Markup
 
-from ui.code_html import diff_html
+from ui.html import diff_html
 from ui.labels import method_hint, method_label
 
 if TYPE_CHECKING:

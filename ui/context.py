@@ -1,4 +1,4 @@
-"""App context: the engine, the queue in front of it, and the runs that can be cancelled."""
+"""Context: the objects that all pages share (engine, admission queue, visitors, test bench), and CancelRegistry."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from common.paths import cache_dir
 from evaluate.scoring import score_code
 from jobs.job import ServingOptions
 from serve.engine.llm_engine import EngineLoader
-from ui.compare.run import Scorer
-from ui.test_bench import AdmissionQueue, TestBench
+from ui.admission_queue import AdmissionQueue
+from ui.compare.comparison import Scorer
+from ui.test_bench import TestBench
 from ui.visitors import VisitorRegistry
 
 # Runs of several people share the engine's batch; benchmarks/load_test.py tells what another number gives.

@@ -12,7 +12,7 @@ import gradio as gr
 from errors import PromptOrTuneError
 from tasks.methods import MAX_EXAMPLES, Method, NoExamples, parse_method
 from ui import components
-from ui.compare.run import MAX_COLUMNS
+from ui.compare.comparison import MAX_COLUMNS
 from ui.labels import method_label
 
 if TYPE_CHECKING:

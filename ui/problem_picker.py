@@ -15,7 +15,7 @@ from errors import PromptOrTuneError
 from tasks.datasets.registry import DATASETS, available_datasets, load_problems
 from tasks.problem import Problem
 from ui import components
-from ui.compare.run import format_tests
+from ui.compare.comparison import format_tests
 
 DEFAULT_DATA = "starter"
 STARTER_PROBLEM_COUNT = 3

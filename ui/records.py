@@ -15,7 +15,7 @@ from evaluate.results import to_json_types
 from models.identity import BaseIdentity
 from tasks.methods import FixedExamples, Method, NearestExamples
 from tasks.problem import AssertTest, StdioTest, Test
-from ui.compare.run import Column, Comparison
+from ui.compare.comparison import Column, Comparison
 
 
 class Record(TypedDict):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from common.command import EXIT_INTERRUPTED, run_command
 from errors import PromptOrTuneError
-from evaluate.run import ProgressBar
+from evaluate.generate import ProgressBar
 from evaluate.scoring import has_tests, score_run
 from evaluate.study.cells import CollectedRuns, collect_jobs, has_unscored, read_runs, require_results
 from evaluate.study.config import RESEARCH_QUESTIONS

@@ -12,8 +12,8 @@ from typing import Any
 
 from errors import PromptOrTuneError
 from evaluate.aggregate import metric_values, summarize
+from evaluate.generate import make_sampling_params
 from evaluate.results import Result, Run, read_run
-from evaluate.run import make_sampling_params
 from evaluate.stats import Interval
 from evaluate.study.jobs import StudyJob, required_adapters, run_path, training_facts
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from errors import PromptOrTuneError
-from evaluate.run import make_sampling_params
+from evaluate.generate import make_sampling_params
 from serve.types import SamplingParams
 
 ModelFamily = Literal["llama", "codegen", "t5"]

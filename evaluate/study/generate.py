@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING
 from common.command import configure_environment
 from common.paths import ProgressFn
 from errors import PromptOrTuneError
+from evaluate.generate import (
+    EngineProtocol,
+    EvaluationPlan,
+    ProgressBar,
+    generate_results,
+    package_versions,
+    parse_methods,
+)
 from evaluate.results import Run, open_run, problem_record, read_run
-from evaluate.run import EngineProtocol, EvaluationPlan, ProgressBar, generate_results, package_versions, parse_methods
 from evaluate.scoring import score_run
 from evaluate.study.cells import TRAINING_KEY
 from evaluate.study.config import StudyConfig

@@ -25,7 +25,7 @@ from evaluate.study.jobs import (
     run_path,
     train_command,
 )
-from models import estimate
+from models import memory as estimate
 
 # Bytes that a LoRA step keeps for one token and layer: by the width, by the feed-forward's width, and by the squares
 # of the attention (heads times tokens), which CodeGen's code keeps and fused kernels do not.

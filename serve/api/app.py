@@ -34,9 +34,8 @@ from serve.api.protocol import (
     UnloadLoRAAdapterRequest,
     parse_request,
 )
-from serve.api.responses import ResponseBuilder
+from serve.api.responses import ResponseBuilder, SSEStream, encode_stream, log_unexpected_error, raise_failed
 from serve.api.serving import ClientGoneError, InFlightRequests, OpenAIServing
-from serve.api.streaming import SSEStream, encode_stream, log_unexpected_error, raise_failed
 from serve.types import PartialOutput, RequestOutput
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any
 
 from serve.engine.llm_engine import EngineLoader, ProgressFn
 from tests.fakes import FakeEngine
+from ui.admission_queue import AdmissionQueue
 from ui.app import build_pages, launch
 from ui.context import Context
 from ui.results.runs import RunLibrary
-from ui.test_bench import AdmissionQueue
 
 REFERENCE = "dict(zip(keys, values))"
 LONG = "values = [" + ", ".join(f"'{'x' * 12}{n}'" for n in range(60)) + "]\n" + "print('line')\n" * 500

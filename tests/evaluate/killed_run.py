@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
+from evaluate.generate import EvaluationPlan, ProgressBar, generate_results, make_sampling_params, parse_methods
 from evaluate.results import open_run, problem_record
-from evaluate.run import EvaluationPlan, ProgressBar, generate_results, make_sampling_params, parse_methods
 from evaluate.scoring import score_run
 from serve.types import Request, RequestOutput, SamplingParams
 from tests.evaluate.fakes import BASE, FakeEngine, problems

@@ -17,7 +17,7 @@ import pytest
 
 from evaluate import __main__ as command
 from evaluate import prompt_style_search
-from evaluate.run import ProgressBar
+from evaluate.generate import ProgressBar
 from serve.types import Candidate, RequestOutput
 from tests.evaluate.fakes import FakeEngine
 

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from errors import PromptOrTuneError, UnknownNameError
-from evaluate.journal import read_records
-from evaluate.results import Run, open_run, problem_record, read_run, scores_path
-from evaluate.run import (
+from evaluate.generate import (
     EvaluationPlan,
     ProgressBar,
     batch_problems,
@@ -22,6 +20,8 @@ from evaluate.run import (
     package_versions,
     parse_methods,
 )
+from evaluate.journal import read_records
+from evaluate.results import Run, open_run, problem_record, read_run, scores_path
 from evaluate.scoring import score_run
 from serve.types import RequestOutput
 from tests import messages

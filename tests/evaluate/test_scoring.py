@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from evaluate.generate import ProgressBar
 from evaluate.journal import read_records
 from evaluate.results import Result, Run, problem_record, read_run, scores_path
 from evaluate.results import tests_of as stored_tests
-from evaluate.run import ProgressBar
 from evaluate.sandbox.sandbox import Sandbox
 from evaluate.scoring import (
     NO_DATA_FLOW,

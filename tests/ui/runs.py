@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from evaluate.generate import ProgressBar
 from evaluate.results import Result, open_run, problem_record
-from evaluate.run import ProgressBar
 from evaluate.sandbox.sandbox import open_sandbox
 from evaluate.scoring import score_run
 from tasks.problem import AssertTest, Problem

@@ -12,7 +12,7 @@ from serve.types import Candidate, PartialOutput, RequestOutput, SamplingParams
 from tasks.problem import AssertTest, Problem, StdioTest
 from tests import messages
 from tests.fakes import FakeEngine
-from ui.compare.run import QuestionFields, build_problem, compare, format_tests, make_comparison
+from ui.compare.comparison import QuestionFields, build_problem, compare, format_tests, make_comparison
 from ui.compare.view import finished_column
 from ui.records import make_record
 

@@ -15,10 +15,10 @@ from serve.types import PartialOutput, RequestOutput
 from tasks.problem import Problem
 from tests import messages
 from tests.fakes import FakeEngine
-from ui.compare.run import make_comparison
+from ui.admission_queue import AdmissionQueue
+from ui.compare.comparison import make_comparison
 from ui.compare.steps import STOPPED_EARLY, collect_records, run_comparison
 from ui.context import CancelRegistry, Context
-from ui.test_bench import AdmissionQueue
 
 COMPARISON = make_comparison(Problem("typed", "reverse a string", "s[::-1]"), ["zero-shot", "icl-2"])
 

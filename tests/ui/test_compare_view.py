@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from tests.ui.test_records import records
-from ui.code_html import code_html, diff_html, plain_html, streaming_html
+from ui.compare.comparison import Column
 from ui.compare.record_example import example_json
-from ui.compare.run import Column
 from ui.compare.view import (
     empty_view,
     example_view,
@@ -20,6 +19,7 @@ from ui.compare.view import (
     load_first_example,
     streaming_column,
 )
+from ui.html import code_html, diff_html, plain_html, streaming_html
 
 ATTACKS = [
     "<script>alert(1)</script>",

@@ -11,7 +11,7 @@ from typing import Any
 from serve.types import SamplingParams
 from tasks.problem import Problem
 from tests.fakes import BASE, FakeEngine
-from ui.compare.run import compare, make_comparison
+from ui.compare.comparison import compare, make_comparison
 from ui.compare.verdict import HISTORY_LENGTH, History, export_file
 from ui.records import make_record, to_csv, to_json
 

@@ -15,11 +15,12 @@ from serve.engine.llm_engine import EngineLoader
 from tasks.problem import AssertTest, Problem
 from tests.fakes import FakeEngine
 from tests.ui.test_compare_view import Reader
-from ui.compare.run import make_comparison
+from ui.admission_queue import AdmissionQueue
+from ui.compare.comparison import make_comparison
 from ui.compare.steps import collect_records, run_comparison
 from ui.compare.view import finished_view
 from ui.context import Context
-from ui.test_bench import AdmissionQueue, TestBench
+from ui.test_bench import TestBench
 
 TESTS = (AssertTest("assert double(2) == 4"), AssertTest("assert double('a') == 'aa'"))
 RIGHT = "def double(x):\n    return x * 2"

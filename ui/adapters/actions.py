@@ -28,7 +28,7 @@ from errors import BusyError, PromptOrTuneError
 from tasks.methods import Method, NoExamples
 from ui.adapters.catalog import AdapterCatalog
 from ui.context import Context
-from ui.templates import render
+from ui.html import render
 from ui.visitors import Visitor, check_upload_size
 
 if TYPE_CHECKING:

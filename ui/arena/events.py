@@ -18,15 +18,15 @@ from markupsafe import Markup
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import compute_ratings, point_ratings
 from evaluate.arena.votes import AlreadyVotedError, Comparison, Side, Vote, VoteStore, Winner, count_wins
-from evaluate.run import package_versions
+from evaluate.generate import package_versions
 from tasks.prompt import PROMPT_VERSION
 from ui.arena.form import form_updates, make_match_request
 from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, Match, MatchRunner, MatchUpdate
 from ui.arena.view import empty_match_view, match_view
 from ui.compare.steps import utc_timestamp
+from ui.html import render
 from ui.labels import method_label
 from ui.records import Record
-from ui.templates import render
 from ui.test_bench import run_tests
 
 if TYPE_CHECKING:

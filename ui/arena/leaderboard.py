@@ -20,8 +20,8 @@ from evaluate.arena.votes import EXPORTERS, Base, Player, VoteStore
 from evaluate.stats import Interval
 from ui import components
 from ui.compare.steps import utc_timestamp
+from ui.html import render
 from ui.labels import method_label, model_label
-from ui.templates import render
 
 ALL_QUESTIONS = "*"
 CUSTOM_QUESTIONS = "people's own questions"

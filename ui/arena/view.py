@@ -10,12 +10,11 @@ from collections.abc import Collection
 from markupsafe import Markup
 
 from ui.arena.matches import Match
-from ui.code_html import code_html
 from ui.compare.test_results import format_count_of_tests, results_panel_html, running_tests_html
 from ui.compare.view import ColumnView, ComparisonView, finished_column, reference_details
+from ui.html import code_html, render
 from ui.labels import decoding_label, method_label, model_label
 from ui.records import Record
-from ui.templates import render
 
 SIDE_NAMES = ("A", "B")
 MAX_INTENT = 4_000

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from errors import PromptOrTuneError
 from tasks.datasets.registry import DATASETS
 from tasks.problem import Problem
+from ui.compare.comparison import MAX_COLUMNS
 from ui.compare.decoding_form import DECODING_MODES, make_sampling_params
-from ui.compare.run import MAX_COLUMNS
 from ui.compare.verdict import HISTORY_LENGTH, History, verdict_text
 from ui.compare.view import finished_view
 from ui.components import chip_names

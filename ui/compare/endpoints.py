@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from errors import PromptOrTuneError
-from ui.compare.run import Column, Comparison, QuestionFields, build_problem, make_comparison
+from ui.compare.comparison import Column, Comparison, QuestionFields, build_problem, make_comparison
 from ui.compare.steps import ComparisonUpdate, collect_records, run_comparison
 from ui.context import Context
 

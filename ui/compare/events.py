@@ -16,9 +16,9 @@ from errors import PromptOrTuneError
 from tasks.problem import Problem
 from ui import components
 from ui.compare.browser_state import DECODING_FIELDS, STORED_FIELDS, TEXT_FIELDS, parse_browser_state
+from ui.compare.comparison import CUSTOM_PROBLEM_ID, Comparison, QuestionFields, build_problem, make_comparison
 from ui.compare.decoding_form import DecodingForm, decoding_values, make_sampling_params
 from ui.compare.endpoints import MAX_WAITING
-from ui.compare.run import CUSTOM_PROBLEM_ID, Comparison, QuestionFields, build_problem, make_comparison
 from ui.compare.steps import ComparisonUpdate, run_comparison
 from ui.compare.verdict import History, verdict_text
 from ui.compare.view import finished_view

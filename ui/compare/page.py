@@ -14,6 +14,7 @@ from ui.compare.events import ComparePage, wire_browser_state, wire_history, wir
 from ui.compare.verdict import History, export_file, verdict_text
 from ui.compare.view import empty_view, example_view, load_first_example
 from ui.context import Context
+from ui.html import render
 from ui.method_form import MethodForm, build_method_form
 from ui.problem_picker import (
     ProblemPicker,
@@ -23,7 +24,6 @@ from ui.problem_picker import (
     starter_problems,
     wire_picker,
 )
-from ui.templates import render
 
 COLUMNS_TEXT = (
     "zero-shot gets no help; ICL sees eight fixed examples; RAG sees the eight examples nearest to your words; the "

@@ -19,7 +19,7 @@ from errors import DataError, PromptOrTuneError, UnknownNameError
 from serve.engine.llm_engine import EngineLoader, ProgressFn
 from tasks.datasets.registry import load_problems
 from tasks.problem import Problem
-from ui.compare.run import format_tests, make_comparison
+from ui.compare.comparison import format_tests, make_comparison
 from ui.compare.steps import collect_records
 from ui.compare.verdict import verdict_text
 from ui.compare.view import FIRST_EXAMPLE_PATH

@@ -10,7 +10,7 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING
 
-from ui.compare.run import Column, Comparison, compare
+from ui.compare.comparison import Column, Comparison, compare
 from ui.compare.verdict import verdict_text
 from ui.compare.view import ComparisonView, finished_view, streaming_view
 from ui.context import Context

@@ -11,10 +11,9 @@ from typing import Any
 from markupsafe import Markup
 
 from evaluate.metrics.basic import exact_match, syntax_tree_match
-from ui.code_html import code_html
+from ui.html import code_html, render
 from ui.labels import method_label
 from ui.records import Record
-from ui.templates import render
 
 # Only the first failures are listed above the fold with all tests.
 MAX_FAILURES = 2

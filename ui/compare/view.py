@@ -16,8 +16,7 @@ from typing import Any, TypedDict
 from markupsafe import Markup, escape
 
 from models.identity import BaseIdentity
-from ui.code_html import code_html, plain_html, streaming_html
-from ui.compare.run import Column, Comparison
+from ui.compare.comparison import Column, Comparison
 from ui.compare.test_results import (
     agreement_notes,
     format_count_of_tests,
@@ -26,9 +25,9 @@ from ui.compare.test_results import (
     running_tests_html,
 )
 from ui.compare.verdict import best_indices
+from ui.html import code_html, plain_html, render, streaming_html
 from ui.labels import base_label, decoding_label, format_date, format_time, method_hint, method_label, model_label
 from ui.records import Record, make_record
-from ui.templates import render
 
 DASH = "–"
 FIRST_EXAMPLE_PATH = Path(__file__).with_name("first_example.json")

@@ -16,8 +16,8 @@ from adapters.manifest import UNKNOWN
 from common.format import format_bytes, format_duration
 from jobs.job import Job, Progress, ScoreComparison, Verdict
 from train.techniques import TECHNIQUES
+from ui.html import render
 from ui.labels import model_label
-from ui.templates import render
 
 MAX_POINTS = 240
 NO_JOBS_TITLE = "No training yet"

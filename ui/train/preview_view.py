@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from common.format import format_bytes, format_duration
-from ui.templates import render
+from ui.html import render
 from ui.train.drafts import Draft
 
 Values = Mapping[str, Any]

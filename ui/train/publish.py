@@ -14,7 +14,7 @@ from jobs.job import Job
 from jobs.publish import PublishProgress, PublishRequest, PublishService, full_repo_id
 from ui import components
 from ui.context import Context
-from ui.templates import render
+from ui.html import render
 from ui.visitors import Visitor, build_login, is_login_available, resolve_token
 
 POLL_SECONDS = 1.0

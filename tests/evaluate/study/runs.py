@@ -86,8 +86,8 @@ def settings(config: StudyConfig, job: StudyJob, count: int) -> dict[str, Any]:
 
 def score(run: Run) -> None:
     """Score the texts; of two tests a right answer passes both and a wrong one passes one."""
+    from evaluate.generate import ProgressBar
     from evaluate.results import ScoreFile
-    from evaluate.run import ProgressBar
     from evaluate.scoring import score_run, text_metrics_key
 
     score_run(run, ProgressBar)

@@ -10,8 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
-from serve.api.responses import ResponseBuilder
-from serve.api.streaming import SSEStream
+from serve.api.responses import ResponseBuilder, SSEStream
 from serve.generated_text import stable_prefix
 from serve.types import Candidate, PartialOutput, Request, RequestOutput
 from tasks.extract import answer_end

@@ -1,4 +1,4 @@
-"""Code as escaped HTML: highlighted, streaming, or as a difference."""
+"""HTML of the pages: Jinja2 templates with autoescape, and code that is highlighted, streaming, or compared."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from ui.templates import render
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+
+
+def render(template: str, **values: Any) -> Markup:
+    """Render `template` (a path relative to ui/) with `values`; text is escaped, Markup is inserted as it is."""
+    return Markup(_ENVIRONMENT.get_template(template).render(**values))  # noqa: S704 - the template escapes
+
 
 # Highlighting is linear but slow: longer texts stay plain, and no difference of them is computed.
 MAX_HIGHLIGHTED = 40_000

@@ -14,6 +14,7 @@ from typing import Literal
 
 from errors import PromptOrTuneError
 from evaluate.generate import make_sampling_params
+from models.memory import weight_bytes
 from serve.types import SamplingParams
 
 ModelFamily = Literal["llama", "codegen", "t5"]
@@ -65,6 +66,11 @@ class Architecture:
     def num_parameters(self) -> int:
         """Return all parameters except norms and biases, which are under a thousandth."""
         return self.num_linear_parameters() + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def weight_bytes(self, quantization: str) -> int:
+        """Return the bytes of the weights as they are served: linear layers quantized, the rest in 16 bits."""
+        linear = self.num_linear_parameters()
+        return weight_bytes(linear, self.num_parameters() - linear, quantization)
 
     def kv_bytes_per_token(self) -> int:
         """Return the bytes of one token in the key/value cache in 16 bits."""

@@ -153,6 +153,7 @@ def _sensitivity_jobs(config: StudyConfig, section: SensitivityGrid) -> Iterator
         yield job if pair == (DEFAULT_LORA_RANK, DEFAULT_LORA_ALPHA) else replace(job, pair=pair)
 
 
+TRAIN_BATCH_SIZE = 8  # rows of one update, as in the presets of `python -m train`
 # The fields of a manifest's config that tables use.
 _TRAINING_FIELDS = (
     "trainable_parameters",
@@ -197,8 +198,17 @@ def training_facts(manifest: Manifest | None) -> dict[str, Any]:
     return {"technique": manifest.technique, "trained_quantization": manifest.trained_quantization, **facts}
 
 
-def train_command(config: StudyConfig, job: StudyJob, data_dir: Path | None, checkpointing: bool) -> list[str]:
-    """Return the arguments of `python -m train` for the job's adapter; an unfinished run is resumed."""
+def train_command(
+    config: StudyConfig,
+    job: StudyJob,
+    data_dir: Path | None,
+    batch: int = TRAIN_BATCH_SIZE,
+    checkpointing: bool = False,
+) -> list[str]:
+    """Return the arguments of `python -m train` for the job's adapter; an unfinished run is resumed.
+
+    An update is of TRAIN_BATCH_SIZE rows, of which `batch` at once.
+    """
     if has_unfinished_run(job.adapter):
         return ["--adapter-name", job.adapter, "--resume"]
     model = job.model
@@ -212,6 +222,9 @@ def train_command(config: StudyConfig, job: StudyJob, data_dir: Path | None, che
         arguments += ["--lora-r", str(job.pair[0]), "--lora-alpha", str(job.pair[1])]
     if config.training.epochs:
         arguments += ["--num-train-epochs", f"{config.training.epochs:g}"]
+    if batch < TRAIN_BATCH_SIZE:
+        arguments += ["--per-device-train-batch-size", str(batch)]
+        arguments += ["--gradient-accumulation-steps", str(TRAIN_BATCH_SIZE // batch)]
     if checkpointing:
         arguments += ["--gradient-checkpointing"]
     if model.trust_remote_code:

@@ -1,14 +1,17 @@
 """Plan of a research question: methods, problems, memory, time and missing adapters, before anything runs.
 
 Estimates use the model's sizes and the hardware in the configuration; no weights are loaded. Where a run file has
-results, its measured seconds scale the estimates for the rest of it. Memory of training is that of a GPU and follows
-train/estimate.py, which counts the tensors of a real step: the bytes per token and layer were fitted to it. Memory of
-generation is weights, key/value cache and logits; time is bytes read, operations and a fixed cost per step. Estimates
-of time are within a factor of two.
+results, its measured seconds scale the estimates for the rest of it. Memory of generation is weights, key/value cache
+and logits; time is bytes read, operations and a fixed cost per step. Estimates of time are within a factor of two.
+
+Memory of training is that of a GPU. Its bytes per token and layer were fitted to train/estimate.py, which traces the
+tensors of a real step; a test keeps the two within 7 %. The plan does not trace: the study's own grid has some 60
+different runs, each of which takes a quarter of a second to trace, after seconds to import torch and PEFT.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from common.format import format_duration, text_table
 from evaluate.study.cells import CollectedRuns
 from evaluate.study.config import METHOD_TITLES, Architecture, HardwareSpec, StudyConfig
 from evaluate.study.jobs import (
+    TRAIN_BATCH_SIZE,
     RequiredAdapter,
     StudyJob,
     format_train_command,
@@ -25,7 +29,6 @@ from evaluate.study.jobs import (
     run_path,
     train_command,
 )
-from models import memory as estimate
 
 # Bytes that a LoRA step keeps for one token and layer: by the width, by the feed-forward's width, and by the squares
 # of the attention (heads times tokens), which CodeGen's code keeps and fused kernels do not.
@@ -46,7 +49,7 @@ _ACTIVATION_FRACTION: Mapping[str, Mapping[str, float]] = {
 _INT8_ACTIVATION_BYTES = (4.0, 2.0)
 _BYTES_PER_TRAIN_LOGIT = 12  # bytes of one logit and its gradient at the peak of a step
 _BYTES_PER_LOGIT = 8  # bytes of one logit while decoding: in 16 bits, in 32, and its rank
-TRAIN_BATCH_SIZE = 8
+MICRO_BATCHES = (8, 4, 2, 1)
 # Of the rate that long products reach, what short rows, the optimizer and Python leave; measured on two cores (CoNaLa,
 # 135M: 115 of 200 GFLOP/s).
 _TRAINING_EFFICIENCY = 0.55
@@ -80,16 +83,15 @@ DATASET_LENGTHS: Mapping[str, DatasetLengths] = {
 }
 
 
-def weight_bytes(base: Architecture, quantization: str) -> int:
-    """Bytes of the weights as they are served: linear layers quantized, the rest in 16 bits."""
-    linear = base.num_linear_parameters()
-    return estimate.weight_bytes(linear, base.num_parameters() - linear, quantization)
-
-
 def training_memory_bytes(
-    base: Architecture, technique: str, quantization: str, data: str, checkpointing: bool = False
+    base: Architecture,
+    technique: str,
+    quantization: str,
+    data: str,
+    batch: int = TRAIN_BATCH_SIZE,
+    checkpointing: bool = False,
 ) -> int:
-    """Peak GPU memory of training on a data set's longest rows, batch 8.
+    """Peak GPU memory of a forward and backward pass of the `batch` longest rows of a data set.
 
     With `checkpointing` each layer keeps its input alone, 2 bytes a number, and one layer at a time the rest.
     """
@@ -106,12 +108,38 @@ def training_memory_bytes(
         saved += (_INT8_ACTIVATION_BYTES[0] * base.hidden + _INT8_ACTIVATION_BYTES[1] * base.intermediate) * layers
     if checkpointing:
         saved = saved / (base.layers + base.encoder_layers) + 2 * base.hidden * layers
-    passing = TRAIN_BATCH_SIZE * (saved + learned * base.vocabulary * _BYTES_PER_TRAIN_LOGIT)
+    passing = batch * (saved + learned * base.vocabulary * _BYTES_PER_TRAIN_LOGIT)
     if technique == "full":
         # Weights are kept in 32 bits, and so is every gradient once the activations are gone.
         return round(4 * base.num_parameters() + max(passing, 4 * base.num_parameters()))
     adapter = base.trainable_parameters(technique) * 2 * 2
-    return round(weight_bytes(base, quantization) + adapter + passing)
+    return round(base.weight_bytes(quantization) + adapter + passing)
+
+
+@dataclass(frozen=True)
+class TrainingFit:
+    """A way to train within a GPU's memory: rows at once (the others are accumulated), checkpointing, peak bytes."""
+
+    batch: int
+    checkpointing: bool
+    memory: int
+
+
+def fit_training(base: Architecture, technique: str, quantization: str, data: str, limit_bytes: float) -> TrainingFit:
+    """Choose the largest micro-batch of 8, 4, 2 or 1 rows that fits; if none does, the largest with checkpointing.
+
+    If nothing fits, the returned one takes the least memory.
+    """
+    # PEFT holds the prefix in a key/value cache, which checkpointing drops (train/techniques.py).
+    ways = (False,) if technique == "prefix-tuning" else (False, True)
+    fits = [
+        TrainingFit(
+            batch, checkpointing, training_memory_bytes(base, technique, quantization, data, batch, checkpointing)
+        )
+        for checkpointing in ways
+        for batch in MICRO_BATCHES
+    ]
+    return next((fit for fit in fits if fit.memory <= limit_bytes), min(fits, key=lambda fit: fit.memory))
 
 
 def kv_cache_tokens(base: Architecture, batch: int, candidates: int, prompt: int, new_tokens: float) -> float:
@@ -125,7 +153,7 @@ def generation_memory_bytes(
 ) -> int:
     """GPU memory while a batch of problems with `candidates` rows each is decoded."""
     cache = kv_cache_tokens(base, batch, candidates, prompt, new_tokens) * base.kv_bytes_per_token()
-    return round(weight_bytes(base, quantization) + cache + batch * candidates * base.vocabulary * _BYTES_PER_LOGIT)
+    return round(base.weight_bytes(quantization) + cache + batch * candidates * base.vocabulary * _BYTES_PER_LOGIT)
 
 
 def generation_seconds(
@@ -141,7 +169,7 @@ def generation_seconds(
     operations, reading = hardware.teraflops * 1e12, hardware.gigabytes_per_second * 1e9
     rows = batch * candidates
     cache = kv_cache_tokens(base, batch, candidates, prompt, new_tokens / 2) * base.kv_bytes_per_token()
-    step = hardware.step_milliseconds / 1e3 + (weight_bytes(base, quantization) + cache) / reading
+    step = hardware.step_milliseconds / 1e3 + (base.weight_bytes(quantization) + cache) / reading
     step += rows * 2 * base.num_parameters() / operations
     return (batch * prompt * 2 * base.num_parameters() / operations + new_tokens * step) / batch
 
@@ -194,12 +222,11 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class AdapterToTrain:
-    """One adapter to train, its estimate and command. `checkpointing` is set when it does not fit otherwise."""
+    """One adapter to train, its estimate and command. `fit` and `seconds` are None for a model of unknown size."""
 
     adapter: RequiredAdapter
-    memory: int | None
+    fit: TrainingFit | None
     seconds: float | None
-    checkpointing: bool
     command: Sequence[str]
 
 
@@ -292,18 +319,15 @@ def _plan_training(config: StudyConfig, adapter: RequiredAdapter, data_dir: Path
     job = adapter.job
     base = job.model.architecture
     if base is None:
-        return AdapterToTrain(adapter, None, None, False, train_command(config, job, data_dir, checkpointing=False))
-    limit = config.hardware.memory_gb * 1e9
-    memory = training_memory_bytes(base, job.technique, job.quantization, job.data.name)
-    # PEFT holds the prefix in a key/value cache, which checkpointing drops (train/techniques.py).
-    checkpointing = memory > limit and config.device != "cpu" and job.technique != "prefix-tuning"
-    if checkpointing:
-        memory = training_memory_bytes(base, job.technique, job.quantization, job.data.name, checkpointing=True)
+        return AdapterToTrain(adapter, None, None, train_command(config, job, data_dir))
+    # On a CPU the command itself limits the tokens of a forward pass.
+    limit = math.inf if config.device == "cpu" else config.hardware.memory_gb * 1e9
+    fit = fit_training(base, job.technique, job.quantization, job.data.name, limit)
     epochs = config.training.epochs or PRESET_EPOCHS[config.training.preset]
     seconds = training_seconds(base, job.technique, job.data.name, epochs, config.hardware)
     # Checkpointing computes the forward pass of each layer a second time.
-    seconds *= 1.5 if checkpointing else 1.0
-    return AdapterToTrain(adapter, memory, seconds, checkpointing, train_command(config, job, data_dir, checkpointing))
+    seconds *= 1.5 if fit.checkpointing else 1.0
+    return AdapterToTrain(adapter, fit, seconds, train_command(config, job, data_dir, fit.batch, fit.checkpointing))
 
 
 def _group_jobs(jobs: Sequence[PlannedJob]) -> list[list[PlannedJob]]:
@@ -350,12 +374,13 @@ def _adapters_text(plan: StudyPlan) -> list[str]:
             else "unfinished"
             if has_unfinished_run(planned.adapter.name)
             else "missing",
-            _format_memory(planned.memory, limit),
+            _format_memory(planned.fit and planned.fit.memory, limit),
+            UNKNOWN_ESTIMATE if planned.fit is None else str(planned.fit.batch),
             UNKNOWN_ESTIMATE if planned.seconds is None else format_duration(planned.seconds),
         ]
         for planned in plan.adapters_to_train
     ]
-    header = ["adapter", "technique", "state", f"memory GB (batch {TRAIN_BATCH_SIZE})", "training"]
+    header = ["adapter", "technique", "state", "memory GB", f"rows at once, of {TRAIN_BATCH_SIZE}", "training"]
     parts.append(text_table(header, rows, markdown=False))
     errors = [planned.adapter.problem for planned in plan.adapters_to_train if planned.adapter.problem]
     if errors:

@@ -18,6 +18,8 @@ TABLE3_TECHNIQUES = {
     "prompt-tuning": "Prompt tuning",
     "prefix-tuning": "Prefix tuning",
 }
+# Memory of the GPU of Figure 1, an RTX A5000.
+GPU_BYTES = 24e9
 # Figure 1 omits that the larger models are the Python variants (section 4.4).
 _FIGURE1_MODELS = {"CodeLlama-13B": "CodeLlama-13B-Python", "CodeLlama-34B": "CodeLlama-34B-Python"}
 _APPS_ROWS = {"": "CodeLlama-7B-Instruct", "lora": "+LoRA", "qlora-8bit": "+QLoRA-8bit", "qlora-4bit": "+QLoRA-4bit"}

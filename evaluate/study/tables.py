@@ -15,7 +15,7 @@ from evaluate.study import published
 from evaluate.study.cells import CollectedRuns, FinishedJob
 from evaluate.study.config import DEFAULT_LORA_ALPHA, DEFAULT_LORA_RANK, KNOWN_ARCHITECTURES, StudyConfig
 from evaluate.study.findings import headline_metric
-from evaluate.study.plan import training_memory_bytes
+from evaluate.study.plan import fit_training
 
 CellValue = str | float | Interval | None
 # Shares are stored in [0, 1] and printed in percent; numbers are printed with so many decimals.
@@ -312,8 +312,10 @@ def memory_rows(collected: CollectedRuns) -> list[tuple[str, str, float | None, 
     measured = dict(_measured_memory(collected.finished.values()))
     quantization = {"full": "none", "lora": "none", "qlora-8bit": "int8", "qlora-4bit": "nf4"}
     for (model, technique), theirs in sorted(published.published_peak_memory().items(), key=lambda item: item[1]):
-        guess = training_memory_bytes(KNOWN_ARCHITECTURES[model], technique, quantization[technique], "conala") / 1e9
-        rows.append((model, technique, theirs, guess, measured.pop((model, technique), None)))
+        fit = fit_training(
+            KNOWN_ARCHITECTURES[model], technique, quantization[technique], "conala", published.GPU_BYTES
+        )
+        rows.append((model, technique, theirs, fit.memory / 1e9, measured.pop((model, technique), None)))
     return [*rows, *((model, technique, None, None, value) for (model, technique), value in measured.items())]
 
 
@@ -337,8 +339,8 @@ def _memory_table(collected: CollectedRuns) -> StudyTable:
         for model, technique, theirs, guess, measured in memory_rows(collected)
     ]
     note = (
-        "GB of 10^9 bytes. Study: peak GPU memory as its Figure 1 has it. Estimated: one GPU, batch 8, CoNaLa's "
-        "longest rows, no recomputed activations, full fine-tuning in 32 bits. Measured: what the adapter's manifest "
-        "says; on a CPU that is the whole process, Python and its libraries with it."
+        "GB of 10^9 bytes. Study: peak GPU memory as its Figure 1 has it. Estimated: a GPU of 24 GB, CoNaLa's longest "
+        "rows, batch 8 in the largest micro-batch that fits, full fine-tuning in 32 bits. Measured: what the adapter's "
+        "manifest says; on a CPU that is the whole process, Python and its libraries with it."
     )
     return StudyTable("rq2-memory", "Figure 1: peak memory of training", columns, rows, note)

@@ -10,7 +10,7 @@ import pytest
 from evaluate.study.cells import CollectedRuns, collect_jobs, read_runs
 from evaluate.study.config import StudyConfig
 from evaluate.study.jobs import StudyJob, required_adapters, study_jobs
-from evaluate.study.plan import build_plan, expected_prompt_tokens, generation_seconds, render_plan
+from evaluate.study.plan import StudyPlan, build_plan, expected_prompt_tokens, generation_seconds, render_plan
 from evaluate.study.read_config import read_study_config, resolve_config_path
 from tests.evaluate.study.conftest import add_adapter
 from tests.evaluate.study.runs import made_problems, write_runs
@@ -67,7 +67,7 @@ def test_missing_adapter_has_train_command(config: StudyConfig, home: Path, tmp_
     ]
     assert "python -m train --preset default --technique qlora-4bit" in text
     assert {planned.job.technique for planned in plan.blocked_jobs} == {"qlora-4bit"}
-    assert all(adapter.seconds and adapter.memory for adapter in plan.adapters_to_train)
+    assert all(adapter.seconds and adapter.fit for adapter in plan.adapters_to_train)
     trained, _ = parse_args(plan.adapters_to_train[1].command, "")
     assert (trained.lora_r, trained.lora_alpha, trained.quantization) == (4, 8, "nf4")
     assert (trained.base, trained.dataset_name, trained.data_dir) == ("tiny", "conala", tmp_path)
@@ -83,21 +83,45 @@ def test_train_accepts_all_commands_of_paper() -> None:
             assert (trained.preset, trained.num_train_epochs) == ("paper", 5.0)
 
 
-def test_training_that_does_not_fit_uses_checkpointing() -> None:
+def plan_of_largest_model(memory_gb: float) -> StudyPlan:
     config = read_study_config(resolve_config_path("paper"))
+    config = replace(config, hardware=replace(config.hardware, memory_gb=memory_gb))
     jobs = [
         job
         for job in study_jobs(config, "rq2")
         if job.model.name == "CodeLlama-34B-Python" and job.data.name == "conala"
     ]
-    plan = build_plan(config, "rq2", jobs, CollectedRuns(), None)
-    (adapter,) = plan.adapters_to_train
-    assert adapter.checkpointing
+    return build_plan(config, "rq2", jobs, CollectedRuns(), None)
+
+
+def test_training_that_does_not_fit_accumulates_gradients() -> None:
+    (adapter,) = plan_of_largest_model(24).adapters_to_train
+    assert adapter.fit is not None
+    assert (adapter.fit.batch, adapter.fit.checkpointing) == (2, False)
+    # The study reports 23.59 GB for this run.
+    assert adapter.fit.memory == pytest.approx(23.59e9, rel=0.05)
+    trained, _ = parse_args(adapter.command, "")
+    assert (trained.per_device_train_batch_size, trained.effective_batch_size) == (2, 8)
+    (unlimited,) = plan_of_largest_model(80).adapters_to_train
+    assert unlimited.fit is not None
+    assert unlimited.fit.batch == 8
+    assert "--gradient-accumulation-steps" not in unlimited.command
+
+
+def test_training_that_does_not_fit_row_by_row_uses_checkpointing() -> None:
+    (adapter,) = plan_of_largest_model(20).adapters_to_train
+    assert adapter.fit is not None
+    assert adapter.fit.checkpointing
+    assert adapter.fit.memory < 20e9
     assert "--gradient-checkpointing" in adapter.command
-    assert (adapter.memory or 0) < 24e9
-    small = replace(config, hardware=replace(config.hardware, memory_gb=10))
-    text = render_plan(build_plan(small, "rq2", jobs, CollectedRuns(), None), Path("out"))
-    assert "18.2 !" in text or "18.3 !" in text or "18.4 !" in text or "18.5 !" in text
+
+
+def test_training_that_fits_in_no_way_is_marked() -> None:
+    plan = plan_of_largest_model(10)
+    (adapter,) = plan.adapters_to_train
+    assert adapter.fit is not None
+    text = render_plan(plan, Path("out"))
+    assert f"{adapter.fit.memory / 1e9:.1f} !" in text
     assert "more than 10 GB" in text
 
 

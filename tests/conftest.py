@@ -14,6 +14,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Files that take a minute or more begin first, so that the processes of pytest-xdist end at about the same time.
+LONGEST_FILES = (
+    "tests/browser/test_train_real.py",
+    "tests/space/test_fresh.py",
+    "tests/browser/test_train_form.py",
+    "tests/jobs/test_worker.py",
+)
+
 # Before any library reads them.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -21,6 +29,20 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the files: the longest, then those with slow tests (model, browser, slow), then the others."""
+
+    def rank(item: pytest.Item) -> int:
+        file = item.path.relative_to(ROOT).as_posix()
+        return LONGEST_FILES.index(file) if file in LONGEST_FILES else len(LONGEST_FILES) + (file not in slow_files)
+
+    slow_marks = ("model", "browser", "slow")
+    slow_files = {
+        item.path.relative_to(ROOT).as_posix() for item in items if any(map(item.get_closest_marker, slow_marks))
+    }
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import MANIFEST_NAME, Manifest, missing_manifest_message
-from adapters.weights import WEIGHTS_NAME, parse_json, read_limited
+from adapters.weights import WEIGHTS_NAME, parse_untrusted_json, read_limited
 from common.format import format_bytes, quote_untrusted
 from errors import AdapterError
 from models.identity import BaseIdentity
@@ -71,7 +71,7 @@ def read_config(folder: Path, name: str) -> dict[str, Any]:
     """Read PEFT's config, of at most MAX_CONFIG_BYTES and MAX_CONFIG_KEYS."""
     raw = read_limited(folder / CONFIG_NAME, MAX_CONFIG_BYTES, name)
     try:
-        config = parse_json(raw)
+        config = parse_untrusted_json(raw)
     except ValueError as error:
         raise AdapterError(
             f"Adapter '{name}': {CONFIG_NAME} cannot be read ({quote_untrusted(str(error))}): copy it again."

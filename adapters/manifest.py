@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from adapters.weights import parse_json, read_limited
+from adapters.weights import parse_untrusted_json, read_limited
 from common.format import quote_untrusted
 from errors import AdapterError
 
@@ -104,7 +104,7 @@ def missing_manifest_message(name: str) -> str:
 
 def _parse_object(raw: bytes, name: str) -> dict[str, Any]:
     try:
-        values = parse_json(raw)
+        values = parse_untrusted_json(raw)
     except ValueError as error:
         raise AdapterError(
             f"Adapter '{name}': {MANIFEST_NAME} cannot be read ({quote_untrusted(str(error))}): train it again."
@@ -144,7 +144,7 @@ def read_origin(folder: Path) -> Origin | None:
     if not path.is_file():
         return None
     try:
-        values = parse_json(read_limited(path, _MAX_ORIGIN_BYTES, folder.name))
+        values = parse_untrusted_json(read_limited(path, _MAX_ORIGIN_BYTES, folder.name))
         found = Origin(**values)
     except (AdapterError, ValueError, TypeError):
         return None

@@ -66,7 +66,7 @@ def read_limited(path: Path, limit: int, name: str) -> bytes:
     return raw
 
 
-def parse_json(raw: bytes) -> Any:
+def parse_untrusted_json(raw: bytes) -> Any:
     """Parse JSON in UTF-8; raises ValueError for invalid JSON, a repeated name in an object, or deep nesting."""
     try:
         values = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
@@ -192,7 +192,7 @@ def _read_header(file: BufferedReader, size: int, name: str) -> bytes:
 def _parse_header(raw: bytes, size: int, name: str) -> dict[str, TensorInfo]:
     """Parse the header and check that its tensors fill the rest of the file exactly, without gap or overlap."""
     try:
-        header = parse_json(raw)
+        header = parse_untrusted_json(raw)
     except ValueError as error:
         raise AdapterError(
             f"Adapter '{name}': the header of {WEIGHTS_NAME} is not valid ({quote_untrusted(str(error))}): "

@@ -63,10 +63,9 @@ def main() -> int:
 def compare(model: str, technique: str) -> Comparison:
     """Estimate a run with the largest micro-batch that fits the study's GPU."""
     paper_gb = published.published_peak_memory()[model, technique]
-    for micro_batch in MICRO_BATCHES:
-        size = _estimated_memory(KNOWN_ARCHITECTURES[model], technique, micro_batch)
-        if size <= published.GPU_BYTES:
-            break
+    sizes = {batch: _estimated_memory(KNOWN_ARCHITECTURES[model], technique, batch) for batch in MICRO_BATCHES}
+    micro_batch = next((batch for batch, size in sizes.items() if size <= published.GPU_BYTES), MICRO_BATCHES[-1])
+    size = sizes[micro_batch]
     return Comparison(model, technique, micro_batch, round(size / 1e9, 2), paper_gb, round(size / 1e9 / paper_gb, 2))
 
 

@@ -1,12 +1,13 @@
-"""Text for people: bytes, durations, percentages with intervals, aligned tables, and quoted values from files."""
+"""Text for people: bytes, durations, times, percentages with intervals, aligned tables, quoted values from files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 
-class Interval(Protocol):
+class IntervalLike(Protocol):
     """A value between two bounds, as shares of 1."""
 
     @property
@@ -32,21 +33,21 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: b
     return "\n".join(format_row(row) for row in (cells[0], rule, *cells[1:]))
 
 
-def format_percent(interval: Interval | None) -> str:
+def format_percent(interval: IntervalLike | None) -> str:
     """Format a value with its interval, in percent; 'none' for None."""
     if interval is None:
         return "none"
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def format_points(difference: Interval) -> str:
+def format_points(difference: IntervalLike) -> str:
     """Format a difference of shares in percentage points, with its interval."""
     if difference.low == difference.high == 0:
         return "0 (no problem differs)"  # an interval of no width would suggest certainty
     return f"{100 * difference.value:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
 
 
-def format_share(interval: Interval | None) -> str:
+def format_share(interval: IntervalLike | None) -> str:
     """Format a value in percent, without its interval; 'none' for None."""
     return "none" if interval is None else f"{100 * interval.value:.1f}"
 
@@ -100,3 +101,16 @@ def quote_untrusted(value: object, width: int = 100) -> str:
     """Return a value from a file fit for a message: without control characters, `width` characters at most."""
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def utc_timestamp() -> str:
+    """Return the present time in UTC as ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+_QUANTIZATION_LABELS: Mapping[str, str] = {"nf4": "NF4", "int8": "int8", "none": "unquantized"}
+
+
+def quantization_label(quantization: str) -> str:
+    """Return the quantization of a base for people: NF4, int8, unquantized; an unknown one as it is."""
+    return _QUANTIZATION_LABELS.get(quantization, quantization)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from common.files import is_locked
+from common.format import utc_timestamp
 from common.paths import make_dir
 from errors import PromptOrTuneError
 from jobs.job import (
@@ -29,7 +30,7 @@ from jobs.job import (
     Progress,
     ServingOptions,
     Verdict,
-    check_name,
+    check_name_is_free,
     copy_upload,
     resolve_settings,
     safe_file_name,
@@ -45,7 +46,6 @@ from jobs.store import (
     new_job_id,
     read_progress,
     remove_checkpoints,
-    utc_timestamp,
 )
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
@@ -259,7 +259,7 @@ class JobService:
     def _enqueue(self, job: Job, folder: JobFolder, staged: Path) -> None:
         """Rename the staged folder to the job's, so that it is never incomplete, and add a message to the queue."""
         with exclusive(self.root):
-            check_name(job.adapter, self.home, self._unfinished_jobs())
+            check_name_is_free(job.adapter, self.home, self._unfinished_jobs())
             state = JobState(message="Waits for its turn.", queued=utc_timestamp(), generation=1)
             new = JobFolder(self.root, job.id, staged)
             new.write_request(job)
@@ -279,7 +279,9 @@ class JobService:
             if not job.config:
                 raise PromptOrTuneError(job.message)
             if last_checkpoint(job, self.home) is None and not is_trained(job, state, self.home):
-                check_name(job.adapter, self.home, [other for other in self._unfinished_jobs() if other.id != id])
+                check_name_is_free(
+                    job.adapter, self.home, [other for other in self._unfinished_jobs() if other.id != id]
+                )
             folder.stop_path.unlink(missing_ok=True)
             state = replace(
                 state,

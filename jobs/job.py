@@ -156,7 +156,7 @@ def job_config(job: Job, home: Path) -> TrainConfig:
     return make_config(job.config, output_dir=home / "adapters")
 
 
-def check_name(name: str, home: Path, others: Iterable[Job]) -> None:
+def check_name_is_free(name: str, home: Path, others: Iterable[Job]) -> None:
     """Raise TrainingError when an adapter, a run of the command line or one of the `others` has the name."""
     store = Store((LIBRARY, home / "adapters"))
     if name in store.names() or (home / "adapters" / name).exists():

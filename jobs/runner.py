@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.files import acquire_lock, atomic_write
+from common.format import utc_timestamp
 from common.paths import ProgressFn
 from errors import PromptOrTuneError, TrainingError
 from jobs.job import Job, JobStage, Verdict, job_config
@@ -34,7 +35,6 @@ from jobs.store import (
     last_complete_checkpoint,
     last_step,
     remove_leftovers,
-    utc_timestamp,
 )
 from train.checkpoints import run_directory
 

@@ -278,14 +278,14 @@ def _format_margin(compared: ScoreComparison, sign: int) -> str:
     if compared.low == compared.high == 0:
         return f"the same {name} on every row"  # an interval of width 0 would suggest certainty
     low, high = sorted((sign * compared.low, sign * compared.high))
-    value = format_points(sign * compared.value)
+    value = format_difference(sign * compared.value)
     unit = "point" if value in ("1", "-1") else "points"
     # With few rows the interval is too narrow, so p is printed when only the test finds no difference.
     p_note = f" but p = {compared.p:.2f}" if low * high > 0 and not is_significant(compared) else ""
-    return f"{value} {unit} of {name}, 95 % interval {format_points(low)} to {format_points(high)}{p_note}"
+    return f"{value} {unit} of {name}, 95 % interval {format_difference(low)} to {format_difference(high)}{p_note}"
 
 
-def format_points(difference: float) -> str:
+def format_difference(difference: float) -> str:
     """Return a difference of shares as text in percentage points: '12', '-2.5', '0'."""
     text = f"{100 * difference:.1f}".removesuffix(".0")
     return "0" if text == "-0" else text

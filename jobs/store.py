@@ -187,11 +187,6 @@ def new_job_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}-{secrets.token_hex(3)}"
 
 
-def utc_timestamp() -> str:
-    """Return the present time as ISO 8601 in UTC."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def unknown_job_error(id: str) -> UnknownNameError:
     """Return the error for an id that no job has."""
     return UnknownNameError(f"There is no job '{id[:60]}': `python -m jobs list` lists all jobs.")

@@ -24,11 +24,12 @@ from typing import Any
 from filelock import FileLock
 
 from common.files import acquire_lock
+from common.format import utc_timestamp
 from common.paths import make_dir
 from errors import PromptOrTuneError
 from jobs.api import PROJECT_ROOT, worker_environment, worker_lock_path
 from jobs.queue import JobQueue, open_queue
-from jobs.store import JobFolder, JobState, exclusive, job_folders, utc_timestamp
+from jobs.store import JobFolder, JobState, exclusive, job_folders
 
 # A job fails after its process ended unexpectedly this many times without getting further.
 MAX_CRASHES = 5

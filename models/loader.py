@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.format import quantization_label
 from common.paths import ProgressFn
 from errors import BaseModelError, unknown_name_error
 from models.identity import BaseIdentity
@@ -143,11 +144,6 @@ def load_base(
     if trust_remote_code and auto_map_entries(source.folder):
         smoke_test(source, model)
     return LoadedBase(model, tokenizer, _base_identity(source, model, tokenizer, quantization, resolved_device))
-
-
-def quantization_label(quantization: str) -> str:
-    """Return the quantization's name for people: NF4, INT8, unquantized."""
-    return "unquantized" if quantization == "none" else quantization.upper()
 
 
 def _resolve_device(device: str) -> str:

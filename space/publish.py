@@ -267,7 +267,7 @@ def publish_space(
     """
     from huggingface_hub import HfApi
 
-    check_name(repo_id)
+    check_repo_id(repo_id)
     files = space_files(repo_id)
     size = sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in files.values())
     if size > MAX_BYTES:
@@ -296,7 +296,7 @@ def publish_space(
     return _upload(api, repo_id, files, remote_files or [], report)
 
 
-def check_name(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
     """Raise PromptOrTuneError unless it is `user/name` as the Hub takes it."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id

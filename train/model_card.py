@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapters.checks import CONFIG_NAME
 from adapters.manifest import Manifest
-from common.format import format_bytes, format_duration
+from common.format import format_bytes, format_duration, quantization_label
 from tasks.prompt import STYLES, render_prompt
 
 if TYPE_CHECKING:
@@ -148,13 +148,8 @@ def _eval_results(manifest: Manifest) -> list[EvalResult]:
 def _metric_label(metric: str, score: Mapping[str, Any]) -> str:
     """Return the metric with the number of problems and the quantization of the base."""
     facts = [f"n = {score['n']}"] if "n" in score else []
-    facts += [f"base {quantization_label(score['quantization'])}"] if "quantization" in score else []
+    facts += [f"base {quantization_label(str(score['quantization']))}"] if "quantization" in score else []
     return f"{metric} ({', '.join(facts)})" if facts else metric
-
-
-def quantization_label(quantization: object) -> str:
-    """Return a base's quantization for display."""
-    return {"none": "unquantized", "nf4": "NF4", "int8": "int8"}.get(str(quantization), str(quantization))
 
 
 # Placeholder for the repository; publishing replaces it by the repository's name.
@@ -394,7 +389,7 @@ def _format_score(score: Mapping[str, Any]) -> str:
 
 def _evaluated_base(score: Mapping[str, Any]) -> str:
     """Return the quantization of the evaluated base and the decoding method; '' for a loss."""
-    facts = [quantization_label(score["quantization"])] if "quantization" in score else []
+    facts = [quantization_label(str(score["quantization"]))] if "quantization" in score else []
     return ", ".join([*facts, *([str(score["decoding"])] if "decoding" in score else [])])
 
 

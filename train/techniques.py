@@ -98,7 +98,7 @@ def _find_architecture(base: BaseIdentity) -> _ArchitectureModules:
 
 
 PRESETS = ("default", "paper")
-# arXiv 2308.10462, section 4; PROTOCOL.md names where the text and the published code disagree.
+# arXiv 2308.10462, section 4.
 _PAPER_SETTINGS = {
     "num_train_epochs": 5.0,
     "per_device_train_batch_size": 8,

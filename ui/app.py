@@ -28,7 +28,14 @@ from ui.results import page as results
 from ui.results.runs import BUNDLED_RUNS_DIR, RunLibrary, default_runs_dir
 from ui.theme import CSS_PATHS, make_theme
 from ui.train import page as train
-from ui.visitors import Limits, UploadLimitMiddleware, Visitor, VisitorCookieMiddleware, build_login, is_login_available
+from ui.visitors import (
+    UploadLimitMiddleware,
+    Visitor,
+    VisitorCookieMiddleware,
+    VisitorLimits,
+    build_login,
+    is_login_available,
+)
 
 LOADING_POLL_SECONDS = 0.7
 
@@ -134,7 +141,7 @@ def launch(
     host: str = "127.0.0.1",
     port: int | None = 7860,
     *,
-    limits: Limits | None = None,
+    limits: VisitorLimits | None = None,
     accounts: Sequence[tuple[str, str]] = (),
     routes: Sequence[BaseRoute] = (),
     **options: Any,
@@ -144,7 +151,7 @@ def launch(
     `limits` bounds the size of an upload, `accounts` are the (name, password) of the logins, `routes` are served
     beside the pages.
     """
-    limits = limits or Limits()
+    limits = limits or VisitorLimits()
     largest = max(limits.upload_bytes, limits.archive_bytes) if limits.upload_bytes * limits.archive_bytes > 0 else 0
     layers = [
         Middleware(VisitorCookieMiddleware),

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from adapters.manifest import UNKNOWN
+from common.format import quantization_label
 from models.identity import BaseIdentity
 
 _SELECTION_LABELS = {"icl": "fixed", "rag": "nearest"}
-_QUANTIZATION_LABELS = {"nf4": "NF4", "int8": "int8", "none": "not quantized"}
 _DEVICE_LABELS = {"cpu": "CPU", "cuda": "GPU"}
 
 
@@ -42,7 +42,7 @@ def model_label(base_id: str, quantization: str, device: str) -> str:
     """Return the same from the fields of a record; unknown ones are left out."""
     name = base_id.rstrip("/").rsplit("/", 1)[-1] or base_id
     kind = device.split(":", 1)[0]
-    labels = (name, _QUANTIZATION_LABELS.get(quantization, quantization), _DEVICE_LABELS.get(kind, device))
+    labels = (name, quantization_label(quantization), _DEVICE_LABELS.get(kind, device))
     return " · ".join(part for part in labels if part != UNKNOWN)
 
 

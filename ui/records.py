@@ -136,7 +136,7 @@ def to_json(records: Sequence[Record]) -> str:
     return json.dumps(list(records), indent=1, ensure_ascii=False) + "\n"
 
 
-def to_csv(records: Sequence[Record]) -> str:
+def records_to_csv(records: Sequence[Record]) -> str:
     """Return CSV: a row per record, columns `score.<metric>` and `decoding.<option>`, nested fields as JSON."""
     rows = [_flatten(record) for record in records]
     header: dict[str, None] = {}

@@ -43,7 +43,7 @@ class TestProgress:
     pending: frozenset[int]
 
 
-def run_tests(
+def test_answers(
     bench: TestBench, records: Sequence[Record], tests: Sequence[Test], cancel: Event
 ) -> Iterator[TestProgress]:
     """Run the tests of every complete answer; the last value has no pending records.

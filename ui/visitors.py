@@ -39,7 +39,7 @@ _MAX_TRACKED_VISITORS = 10_000
 
 
 @dataclass(frozen=True)
-class Limits:
+class VisitorLimits:
     """Limits for one visitor; zero or less: no limit. `rows` are answers: a comparison of four methods has four."""
 
     rows_at_once: int = 16
@@ -52,7 +52,7 @@ class Limits:
 class VisitorQuota:
     """Counts the answers of each visitor. Thread-safe; visitors without answers in the last hour are removed."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: VisitorLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self.limits = limits
         self._clock = clock
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class AccessPolicy:
 
     training: TrainingAccess = "everyone"
     owners: frozenset[str] = frozenset()
-    limits: Limits = field(default_factory=Limits)
+    limits: VisitorLimits = field(default_factory=VisitorLimits)
 
 
 class VisitorRegistry:
@@ -288,7 +288,7 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
         "with --auth; the owner on a Space; nobody where other machines can connect)",
     )
     for name, (option, unit, description) in _LIMIT_OPTIONS.items():
-        default = getattr(Limits(), name) // unit
+        default = getattr(VisitorLimits(), name) // unit
         group.add_argument(option, dest=name, metavar="N", help=f"{description}; 0: no limit ({default})")
 
 
@@ -329,8 +329,8 @@ def _resolve_training(
     )
 
 
-def _parse_limits(args: argparse.Namespace) -> Limits:
-    limits = Limits()
+def _parse_limits(args: argparse.Namespace) -> VisitorLimits:
+    limits = VisitorLimits()
     for name, (option, unit, _) in _LIMIT_OPTIONS.items():
         text = getattr(args, name)
         if text is None:

@@ -32,8 +32,8 @@ from evaluate.arena.votes import (
     MIN_VOTES,
     MIN_VOTES_IN_GROUP,
     Base,
-    Comparison,
     Pair,
+    PairwiseComparison,
     Player,
     WinCounts,
     count_wins,
@@ -49,7 +49,7 @@ _MIN_BOOTSTRAP_WEIGHT = 1e-3  # votes; with 0 a rating could be infinite
 FloatArray = NDArray[np.float64]
 
 
-def fit_ratings(comparisons: Sequence[Comparison], players: Sequence[Player]) -> dict[Player, float]:
+def fit_ratings(comparisons: Sequence[PairwiseComparison], players: Sequence[Player]) -> dict[Player, float]:
     """Fit ratings without intervals. The players must be connected by votes, directly or through others."""
     pairs = _observed_pairs(comparisons)
     counts = _count_outcomes(_encode_outcomes(comparisons, pairs), len(pairs))
@@ -58,7 +58,7 @@ def fit_ratings(comparisons: Sequence[Comparison], players: Sequence[Player]) ->
 
 
 def fit_rating_intervals(
-    comparisons: Sequence[Comparison], players: Sequence[Player], seed: int, resamples: int
+    comparisons: Sequence[PairwiseComparison], players: Sequence[Player], seed: int, resamples: int
 ) -> dict[Player, Interval]:
     """Fit ratings with 95 % percentile intervals over `resamples` resamples of people and their votes."""
     pairs = _observed_pairs(comparisons)
@@ -94,11 +94,11 @@ def _add_prior_votes(
     return np.where(replaced, other, outcomes)
 
 
-def _observed_pairs(comparisons: Sequence[Comparison]) -> list[Pair]:
+def _observed_pairs(comparisons: Sequence[PairwiseComparison]) -> list[Pair]:
     return sorted({unordered_pair(vote.left, vote.right) for vote in comparisons})
 
 
-def _encode_outcomes(comparisons: Sequence[Comparison], pairs: Sequence[Pair]) -> NDArray[np.intp]:
+def _encode_outcomes(comparisons: Sequence[PairwiseComparison], pairs: Sequence[Pair]) -> NDArray[np.intp]:
     """Encode each vote as 3 * pair index + outcome: 0 if the pair's first player won, 1 its second, 2 neither.
 
     Shape (votes,).
@@ -132,7 +132,7 @@ class _VotesByPerson:
         return self.vote_indices[starts + generator.integers(0, sizes)]
 
 
-def _group_by_person(comparisons: Sequence[Comparison]) -> _VotesByPerson:
+def _group_by_person(comparisons: Sequence[PairwiseComparison]) -> _VotesByPerson:
     _, person = np.unique([vote.person for vote in comparisons], return_inverse=True)
     sizes = np.bincount(person).astype(np.intp)
     return _VotesByPerson(np.argsort(person, kind="stable"), np.cumsum(sizes) - sizes, sizes)
@@ -202,7 +202,9 @@ class RatingTable:
         return next((rating for rating in self.ratings if rating.player == player), None)
 
 
-def compute_ratings(comparisons: Sequence[Comparison], seed: int = 0, resamples: int = RESAMPLES) -> RatingTable:
+def compute_ratings(
+    comparisons: Sequence[PairwiseComparison], seed: int = 0, resamples: int = RESAMPLES
+) -> RatingTable:
     """Compute the ratings of all methods in these votes, the same for the same votes and seed.
 
     Methods outside of `rated_players` get no rating: groups without votes between them cannot be compared.
@@ -230,7 +232,7 @@ def compute_ratings(comparisons: Sequence[Comparison], seed: int = 0, resamples:
     )
 
 
-def point_ratings(comparisons: Sequence[Comparison]) -> dict[Player, float]:
+def point_ratings(comparisons: Sequence[PairwiseComparison]) -> dict[Player, float]:
     """Compute ratings without intervals, fast enough for use before and after each vote; empty if none are possible."""
     rated = rated_players(count_wins(comparisons))
     rated_votes = [vote for vote in comparisons if vote.left in rated and vote.right in rated]

@@ -124,7 +124,7 @@ MIN_VOTES_IN_GROUP = 3  # of each method, with other rated methods
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairwiseComparison:
     """A vote as ratings need it: both players, the winner, and the voter."""
 
     left: Player
@@ -157,7 +157,7 @@ class WinCounts:
         )
 
 
-def count_wins(comparisons: Sequence[Comparison]) -> dict[Pair, WinCounts]:
+def count_wins(comparisons: Sequence[PairwiseComparison]) -> dict[Pair, WinCounts]:
     """Count votes by ordered pair, in both orders: the first player's results against the second."""
     votes = Counter((comparison.left, comparison.right, comparison.winner) for comparison in comparisons)
     pair_counts: dict[Pair, WinCounts] = {}
@@ -275,14 +275,16 @@ class VoteStore:
         rows = self._read("SELECT base, COUNT(*) AS n FROM votes GROUP BY base ORDER BY n DESC, base")
         return [(Base(*json.loads(base)), int(number)) for base, number in rows]
 
-    def comparisons(self, base: Base) -> list[tuple[str, Comparison]]:
+    def comparisons(self, base: Base) -> list[tuple[str, PairwiseComparison]]:
         """Return a base's votes as comparisons, oldest first, each with its data set."""
         rows = self._read(
             "SELECT data, left_method, left_digest, right_method, right_digest, winner, visitor "
             "FROM votes WHERE base = ? ORDER BY number",
             (_base_json(base),),
         )
-        return [(row[0], Comparison(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows]
+        return [
+            (row[0], PairwiseComparison(Player(row[1], row[2]), Player(row[3], row[4]), row[5], row[6])) for row in rows
+        ]
 
     def count_by_pair(self, base: Base) -> Counter[Pair]:
         """Count the votes of each unordered pair."""

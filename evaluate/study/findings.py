@@ -55,7 +55,7 @@ class Finding:
 
     def describe(self) -> str:
         """Return the finding as text; if it is significant, the better method comes first."""
-        one, other, found = method_label(self.a, self.b), method_label(self.b, self.a), self.difference
+        one, other, found = job_label(self.a, self.b), job_label(self.b, self.a), self.difference
         if self.is_significant and found.value < 0:
             one, other, found = other, one, Interval(-found.value, -found.high, -found.low)
         numbers = f"{format_difference(found, self.metric)}, {self.format_p_value()}, n = {self.n}"
@@ -106,7 +106,7 @@ def best_job(jobs: Iterable[FinishedJob]) -> FinishedJob | None:
     return max(jobs, key=lambda item: (item.mean(headline_metric(item)) or 0.0, -item.job.k), default=None)
 
 
-def method_label(job: FinishedJob, other: FinishedJob) -> str:
+def job_label(job: FinishedJob, other: FinishedJob) -> str:
     """Return the method's title, with its quantization if that of the other method differs."""
     same = job.job.quantization == other.job.quantization
     return job.job.title if same else f"{job.job.title} on {WEIGHT_BITS_LABELS[job.job.quantization]} weights"
@@ -263,7 +263,7 @@ def _claim_line(claim: Claim, finding: Finding) -> str:
         verdict = "a loss is seen here" if is_loss else "no loss is shown here"
     elif finding.is_significant:
         verdict = "seen here too" if finding.difference.value > 0 else "the opposite is seen here"
-    pair = f"{method_label(finding.a, finding.b)} against {method_label(finding.b, finding.a)}"
+    pair = f"{job_label(finding.a, finding.b)} against {job_label(finding.b, finding.a)}"
     numbers = f"{format_difference(finding.difference, finding.metric)}, {finding.format_p_value()}, n = {finding.n}"
     return f"{claim.text}{_published_values(finding)}: **{verdict}**. {pair}, {finding.context}: {numbers}."
 

@@ -374,7 +374,7 @@ def _adapters_text(plan: StudyPlan) -> list[str]:
             else "unfinished"
             if has_unfinished_run(planned.adapter.name)
             else "missing",
-            _format_memory(planned.fit and planned.fit.memory, limit),
+            _format_memory(None if planned.fit is None else planned.fit.memory, limit),
             UNKNOWN_ESTIMATE if planned.fit is None else str(planned.fit.batch),
             UNKNOWN_ESTIMATE if planned.seconds is None else format_duration(planned.seconds),
         ]

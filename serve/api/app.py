@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from errors import PromptOrTuneError
 from serve.api.auth import ApiKey, ApiKeys, RateLimiter, is_loopback
 from serve.api.errors import ApiError, internal_error, to_api_error
-from serve.api.http import ApiResponse, ErrorResponse, EventStreamResponse, ResponseSender, parse_json, read_body
+from serve.api.http import ApiResponse, ErrorResponse, EventStreamResponse, ResponseSender, parse_body, read_body
 from serve.api.protocol import (
     MAX_NAME_LENGTH,
     ChatCompletionRequest,
@@ -157,7 +157,7 @@ class Api:
         max_bytes, seconds = self._settings.max_body_bytes, self._settings.body_timeout_s
         body = await read_body(request.scope, request.receive, max_bytes, seconds)
         # In a thread: a large body takes tenths of a second, for which no stream would advance.
-        return await asyncio.to_thread(lambda: parse_request(model, parse_json(body)))
+        return await asyncio.to_thread(lambda: parse_request(model, parse_body(body)))
 
     async def _create_chat_completion(self, request: Request) -> Response:
         return await self._complete(request, await self._parse(ChatCompletionRequest, request))

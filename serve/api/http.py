@@ -81,7 +81,7 @@ async def _drain(receive: Receive) -> None:
         return
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
     """Return the JSON object in `body`; raises ApiError 400 if it is not one."""
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)

@@ -150,7 +150,7 @@ def test_html_in_cards_is_escaped(page: ComparePage) -> None:
     until(lambda: "A LoRA adapter that answers intents" in card(page, "lora-conala").text)
     tables = card(page, "lora-conala").find_elements(By.CSS_SELECTOR, ".details-body table")
     captions = [item.find_element(By.CSS_SELECTOR, "caption").text for item in tables]
-    assert captions[1:] == [f"conala test, base {base}, beam, 10 candidates" for base in ("NF4", "not quantized")]
+    assert captions[1:] == [f"conala test, base {base}, beam, 10 candidates" for base in ("NF4", "unquantized")]
     assert "parses" in tables[1].text
     assert page.complaints() == []
     page.screenshot("adapters-unfolded")

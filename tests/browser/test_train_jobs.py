@@ -14,9 +14,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from adapters.store import LIBRARY
+from common.format import utc_timestamp
 from jobs.api import JobService
 from jobs.job import Job
-from jobs.store import utc_timestamp
 from serve.engine.llm_engine import EngineLoader
 from tests.browser.fake_app import EVIL, make_engine
 from tests.browser.page import ComparePage, until

@@ -17,11 +17,11 @@ from tests.browser.page import ComparePage, until
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 pytestmark = pytest.mark.browser
 
-LIMITS = Limits(rows_at_once=5, upload_bytes=100_000, archive_bytes=100_000)
+LIMITS = VisitorLimits(rows_at_once=5, upload_bytes=100_000, archive_bytes=100_000)
 
 
 class TwoAtOnce(FakeEngine):

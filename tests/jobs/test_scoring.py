@@ -12,7 +12,7 @@ from jobs.scoring import (
     MAX_ROWS,
     HeldOutRows,
     adapter_scores,
-    format_points,
+    format_difference,
     generate_and_score,
     is_significant,
     load_held_out_rows,
@@ -179,7 +179,7 @@ def test_significance_needs_interval_and_p(changes: dict[str, float], expected: 
     ("share", "text"), [(0.12, "12"), (-0.025, "-2.5"), (0.0, "0"), (-0.0001, "0"), (0.999, "99.9"), (1.0, "100")]
 )
 def test_points_are_rounded(share: float, text: str) -> None:
-    assert format_points(share) == text
+    assert format_difference(share) == text
 
 
 def test_verdict_has_values_and_provenance(service: ServiceWithoutWorker) -> None:

@@ -17,7 +17,7 @@ from tests import messages
 from tests.fakes import FakeEngine
 from ui.app import build_pages, launch
 from ui.context import Context
-from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +126,7 @@ def test_endpoint_enforces_visitor_limits(url: Any) -> None:
     with contextlib.ExitStack() as held:
         engine = FakeEngine({"zero-shot": "word " * 400}, delay=0.02)
         source = EngineLoader(lambda report: engine).start()
-        limited = VisitorRegistry(AccessPolicy(limits=Limits(rows_at_once=2)))
+        limited = VisitorRegistry(AccessPolicy(limits=VisitorLimits(rows_at_once=2)))
         pages = build_pages(source, context=Context(source, visitors=limited))
         _, address, _ = launch(pages, port=None, prevent_thread_lock=True)
         held.callback(pages.close)

@@ -8,7 +8,7 @@ import pytest
 
 from errors import PromptOrTuneError
 from serve.types import SamplingParams
-from ui.compare.decoding_form import make_sampling_params
+from ui.compare.decoding_form import read_sampling_params
 from ui.problem_picker import data_choices, load_split_problems, starter_problems
 
 
@@ -29,6 +29,6 @@ def test_missing_data_set_raises_an_error(tmp_path: Path) -> None:
 
 
 def test_sampling_params_from_fields() -> None:
-    assert make_sampling_params("greedy", 5, 128, 0.9, 0.5, 3) == SamplingParams("greedy", 128)
-    assert make_sampling_params("beam", 5, 128, 0.9, 0.5, 3) == SamplingParams("beam", 128, 5)
-    assert make_sampling_params("sample", 2, 128, 0.9, 0.5, None) == SamplingParams("sample", 128, 2, 0.9, 0.5, 0)
+    assert read_sampling_params("greedy", 5, 128, 0.9, 0.5, 3) == SamplingParams("greedy", 128)
+    assert read_sampling_params("beam", 5, 128, 0.9, 0.5, 3) == SamplingParams("beam", 128, 5)
+    assert read_sampling_params("sample", 2, 128, 0.9, 0.5, None) == SamplingParams("sample", 128, 2, 0.9, 0.5, 0)

@@ -13,7 +13,7 @@ from tasks.problem import Problem
 from tests.fakes import BASE, FakeEngine
 from ui.compare.comparison import compare, make_comparison
 from ui.compare.verdict import HISTORY_LENGTH, History, export_file
-from ui.records import make_record, to_csv, to_json
+from ui.records import make_record, records_to_csv, to_json
 
 CREATED = "2025-11-22T05:48:00.123+00:00"
 WILD = 'say "hi",\n<b>bold</b>; ünïcode \N{SNAKE} =1+1'
@@ -61,7 +61,7 @@ def test_json_export_has_every_field() -> None:
 
 def test_csv_export_has_every_field() -> None:
     expected = records()
-    rows = list(csv.DictReader(io.StringIO(to_csv(expected), newline="")))
+    rows = list(csv.DictReader(io.StringIO(records_to_csv(expected), newline="")))
     assert len(rows) == 3
     for row, record in zip(rows, expected, strict=True):
         assert row["intent"] == WILD

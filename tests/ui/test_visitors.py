@@ -26,9 +26,9 @@ from ui.visitors import (
     OLD_COOKIE_NAME,
     AccessOptions,
     AccessPolicy,
-    Limits,
     UploadLimitMiddleware,
     VisitorCookieMiddleware,
+    VisitorLimits,
     VisitorQuota,
     VisitorRegistry,
     add_access_options,
@@ -153,7 +153,7 @@ def test_upload_over_the_limit_is_refused() -> None:
 
 
 def test_quota_limits_concurrent_answers() -> None:
-    quota = VisitorQuota(Limits(rows_at_once=4))
+    quota = VisitorQuota(VisitorLimits(rows_at_once=4))
     with quota.reserve("ada", 3):
         with pytest.raises(BusyError, match=messages.YOU_HAVE_ANSWERS_RUNNING_ONCE), quota.reserve("ada", 2):
             pass
@@ -165,7 +165,7 @@ def test_quota_limits_concurrent_answers() -> None:
 
 def test_quota_limits_answers_per_hour() -> None:
     now = [0.0]
-    quota = VisitorQuota(Limits(rows_at_once=0, rows_per_hour=10), clock=lambda: now[0])
+    quota = VisitorQuota(VisitorLimits(rows_at_once=0, rows_per_hour=10), clock=lambda: now[0])
     for minute in (0, 10):
         now[0] = 60.0 * minute
         with quota.reserve("ada", 5):
@@ -179,7 +179,7 @@ def test_quota_limits_answers_per_hour() -> None:
 
 
 def test_zero_means_no_limit() -> None:
-    quota = VisitorQuota(Limits(rows_at_once=0, rows_per_hour=0))
+    quota = VisitorQuota(VisitorLimits(rows_at_once=0, rows_per_hour=0))
     with quota.reserve("ada", 10_000), quota.reserve("ada", 10_000):
         check_upload_size(10**12, 0)
 

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from markupsafe import Markup
 
+from common.format import utc_timestamp
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import compute_ratings, point_ratings
-from evaluate.arena.votes import AlreadyVotedError, Comparison, Side, Vote, VoteStore, Winner, count_wins
+from evaluate.arena.votes import AlreadyVotedError, PairwiseComparison, Side, Vote, VoteStore, Winner, count_wins
 from evaluate.generate import package_versions
 from tasks.prompt import PROMPT_VERSION
 from ui.arena.form import form_updates, make_match_request
 from ui.arena.matches import LOCKED_BY_OTHER_WINDOW, Match, MatchRunner, MatchUpdate
 from ui.arena.view import empty_match_view, match_view
-from ui.compare.steps import utc_timestamp
 from ui.html import render
 from ui.labels import method_label
 from ui.records import Record
-from ui.test_bench import run_tests
+from ui.test_bench import test_answers
 
 if TYPE_CHECKING:
     from ui.arena.page import ArenaPage
@@ -104,7 +104,7 @@ def _outcome_html(votes: VoteStore, visitor: str, match: Match, winner: Winner) 
     )
 
 
-def _other_votes(comparisons: list[Comparison], visitor: str, match: Match) -> str:
+def _other_votes(comparisons: list[PairwiseComparison], visitor: str, match: Match) -> str:
     """Return how other people voted on this pair, over all problems."""
     others = [comparison for comparison in comparisons if comparison.person != visitor]
     counts = count_wins(others).get((match.left, match.right))
@@ -116,7 +116,7 @@ def _other_votes(comparisons: list[Comparison], visitor: str, match: Match) -> s
     return f"Others on this pair, over all questions ({total}): {', '.join(parts)}."
 
 
-def _rating_change(comparisons: list[Comparison], match: Match) -> str:
+def _rating_change(comparisons: list[PairwiseComparison], match: Match) -> str:
     """Return the ratings of both methods with this vote, and the changes. The vote must be the last one of its pair."""
     after = point_ratings(comparisons)
     pair = {match.left, match.right}
@@ -204,7 +204,7 @@ class ArenaEvents:
             return
         records = match.records
         with self._runner.context.cancel_registry.register(session) as cancel:
-            for testing in run_tests(self._runner.context.test_bench, match.records, match.problem.tests, cancel):
+            for testing in test_answers(self._runner.context.test_bench, match.records, match.problem.tests, cancel):
                 records = testing.records
                 # The visitor may have voted meanwhile: the current match says whether names are shown.
                 current = self._runner.matches.load(visitor) or match

@@ -14,12 +14,12 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from common.format import utc_timestamp
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import Rating, RatingTable, compute_ratings, player_labels, rank_text, vote_count_text
 from evaluate.arena.votes import EXPORTERS, Base, Player, VoteStore
 from evaluate.stats import Interval
 from ui import components
-from ui.compare.steps import utc_timestamp
 from ui.html import render
 from ui.labels import method_label, model_label
 

@@ -24,13 +24,13 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from common.files import atomic_write
+from common.format import utc_timestamp
 from errors import PromptOrTuneError
 from evaluate.arena.ratings import sample_pair
 from evaluate.arena.votes import Base, Player, VoteStore, problem_digest, unordered_pair
 from tasks.methods import parse_method
 from tasks.problem import AssertTest, Problem, StdioTest
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Column, Comparison, compare
-from ui.compare.steps import utc_timestamp
 from ui.context import Context
 from ui.method_form import METHODS_WITHOUT_ADAPTER, list_adapter_choices
 from ui.problem_picker import DEFAULT_DATA, load_split_problems

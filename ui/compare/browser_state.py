@@ -16,11 +16,11 @@ from errors import PromptOrTuneError
 from tasks.datasets.registry import DATASETS
 from tasks.problem import Problem
 from ui.compare.comparison import MAX_COLUMNS
-from ui.compare.decoding_form import DECODING_MODES, make_sampling_params
+from ui.compare.decoding_form import DECODING_MODES, read_sampling_params
 from ui.compare.verdict import HISTORY_LENGTH, History, verdict_text
 from ui.compare.view import finished_view
 from ui.components import chip_names
-from ui.records import Record, to_csv
+from ui.records import Record, records_to_csv
 
 TEXT_FIELDS = ("intent", "reference", "tests")
 DECODING_FIELDS = ("mode", "candidates", "max_new_tokens", "temperature", "top_p", "seed")
@@ -65,7 +65,7 @@ def _parse_fields(value: Any) -> dict[str, Any]:
     if decoding[0] not in {name for _, name in DECODING_MODES}:
         return fields
     try:
-        make_sampling_params(*decoding)  # type: ignore[arg-type]  # this is the check of their types
+        read_sampling_params(*decoding)  # type: ignore[arg-type]  # this is the check of their types
     except (PromptOrTuneError, TypeError, ValueError):
         return fields
     return fields | dict(zip(DECODING_FIELDS, decoding, strict=True))
@@ -88,7 +88,7 @@ def _parse_run(value: Any) -> tuple[Record, ...]:
     """Return the records of a run; () if the page cannot show or export them, as after an update of the program."""
     try:
         run = tuple(_RUN_ADAPTER.validate_python(value, strict=True))
-        History((run,)).items(), verdict_text(run), to_csv(run), finished_view(run)
+        History((run,)).items(), verdict_text(run), records_to_csv(run), finished_view(run)
     except (ValidationError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
         _log.info("A run in the storage of a browser cannot be shown (%s).", type(error).__name__)
         return ()

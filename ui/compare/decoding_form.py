@@ -39,7 +39,7 @@ class DecodingForm:
         return [self.mode, self.candidates, self.max_new_tokens, self.temperature, self.top_p, self.seed]
 
 
-def make_sampling_params(
+def read_sampling_params(
     mode: str, candidates: float, max_new_tokens: float, temperature: float, top_p: float, seed: float | None
 ) -> SamplingParams:
     """Build SamplingParams from the fields that `mode` uses. Raises PromptOrTuneError for a bad value."""
@@ -118,6 +118,6 @@ def _title_update(pool: str, *values: Any) -> Any:
 
 
 def _title(pool: str, *values: Any) -> str:
-    decoding = asdict(make_sampling_params(*values))
+    decoding = asdict(read_sampling_params(*values))
     summary = f"{decoding_label(decoding)}, up to {decoding['max_new_tokens']} tokens, examples from {pool}"
     return f"Reference, tests and options: {summary}"

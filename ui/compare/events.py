@@ -17,7 +17,7 @@ from tasks.problem import Problem
 from ui import components
 from ui.compare.browser_state import DECODING_FIELDS, STORED_FIELDS, TEXT_FIELDS, parse_browser_state
 from ui.compare.comparison import CUSTOM_PROBLEM_ID, Comparison, QuestionFields, build_problem, make_comparison
-from ui.compare.decoding_form import DecodingForm, decoding_values, make_sampling_params
+from ui.compare.decoding_form import DecodingForm, decoding_values, read_sampling_params
 from ui.compare.endpoints import MAX_WAITING
 from ui.compare.steps import ComparisonUpdate, run_comparison
 from ui.compare.verdict import History, verdict_text
@@ -154,7 +154,7 @@ def _make_comparison(fields: QuestionFields, chips: Any, values: Sequence[Any]) 
     return make_comparison(
         problem,
         components.chip_names(chips),
-        make_sampling_params(*decoding),
+        read_sampling_params(*decoding),
         pool,
         tests_text=fields.tests or "",
         tests_note=note,

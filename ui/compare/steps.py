@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING
 
+from common.format import utc_timestamp
 from ui.compare.comparison import Column, Comparison, compare
 from ui.compare.verdict import verdict_text
 from ui.compare.view import ComparisonView, finished_view, streaming_view
 from ui.context import Context
 from ui.records import Record, make_record
-from ui.test_bench import TestProgress, run_tests
+from ui.test_bench import TestProgress, test_answers
 
 if TYPE_CHECKING:
     from serve.engine.llm_engine import LLMEngine
@@ -81,12 +81,7 @@ def _run_problem_tests(
     context: Context, comparison: Comparison, records: tuple[Record, ...], cancel: Event
 ) -> Iterator[TestProgress]:
     if comparison.problem.tests:
-        yield from run_tests(context.test_bench, records, comparison.problem.tests, cancel)
-
-
-def utc_timestamp() -> str:
-    """Return the time in UTC in ISO format, with milliseconds so that two runs differ."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+        yield from test_answers(context.test_bench, records, comparison.problem.tests, cancel)
 
 
 def _progress_text(columns: Sequence[Column]) -> str:

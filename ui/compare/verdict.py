@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ui.labels import format_time, method_label
-from ui.records import Record, to_csv, to_json
+from ui.records import Record, records_to_csv, to_json
 
 
 def best_indices(records: Sequence[Record]) -> frozenset[int]:
@@ -187,7 +187,8 @@ def export_file(records: Sequence[Record], kind: str, number: int) -> dict[str, 
     if not records:
         return None
     stamp = "".join(character for character in records[0]["created"][:19] if character.isdigit())
-    text, media_type = (to_csv(records), "text/csv") if kind == "csv" else (to_json(records), "application/json")
+    text = records_to_csv(records) if kind == "csv" else to_json(records)
+    media_type = "text/csv" if kind == "csv" else "application/json"
     return {"name": f"prompt-or-tune-{stamp}.{kind}", "type": media_type, "text": text, "number": number}
 
 

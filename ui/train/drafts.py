@@ -19,13 +19,13 @@ from typing import Any
 
 from common.paths import check_disk_space, make_dir
 from errors import DataError, DiskSpaceError, PromptOrTuneError
+from jobs.job import safe_file_name
 from tasks.datasets.hub import is_hub_id
 from tasks.datasets.registry import DATASETS
 from tasks.datasets.tables import FORMATS
 from ui.visitors import check_upload_size
 
 _DRAFT_FILE = "draft.json"
-_MAX_NAME_LENGTH = 80
 _BLOCK_BYTES = 1 << 20
 # Older drafts are deleted.
 _MAX_AGE_DAYS = 30
@@ -134,15 +134,6 @@ class DraftStore:
         for other in self._root.iterdir():
             if other != folder and _age_seconds(other / _DRAFT_FILE) > _MAX_AGE_DAYS * 24 * 3600:
                 shutil.rmtree(other, ignore_errors=True)
-
-
-def safe_file_name(name: str) -> str:
-    """Return a file's name without folders and with ASCII letters, digits, dots, dashes and underscores only."""
-    base = PurePosixPath(name.replace("\\", "/")).name
-    clean = re.sub(r"[^\w.-]+", "_", base, flags=re.ASCII).lstrip(".-")
-    ending = PurePosixPath(clean).suffix
-    prefix = clean.removesuffix(ending)[: _MAX_NAME_LENGTH - len(ending)]
-    return f"{prefix or 'upload'}{ending}" if len(ending) < _MAX_NAME_LENGTH else "upload"
 
 
 def check_dataset_name(name: str) -> str:

@@ -21,8 +21,9 @@ from markupsafe import Markup
 
 from errors import PromptOrTuneError
 from jobs.api import JobService
-from jobs.job import Job, ServingOptions, check_name, resolve_settings
+from jobs.job import Job, ServingOptions, check_name_is_free, resolve_settings
 from tasks.datasets.registry import DATASETS, STARTER, load_examples
+from ui.components import error_html
 from ui.context import Context
 from ui.train.drafts import Draft, DraftStore
 from ui.train.form import NO_LOCAL_BASE, TrainForm, command_updates, denied_reason
@@ -30,7 +31,6 @@ from ui.train.preview import Event, PreviewClient, PreviewRequest
 from ui.train.preview_view import (
     column_label,
     cost_html,
-    error_html,
     examples_html,
     facts_html,
     progress_html,
@@ -121,7 +121,7 @@ def find_unused_name(name: str, home: Path, jobs: Iterable[Job]) -> str:
     for number in range(1, _MAX_NAME_ATTEMPTS):
         candidate = name if number == 1 else f"{prefix}-{number}"
         try:
-            check_name(candidate, home, others)
+            check_name_is_free(candidate, home, others)
         except PromptOrTuneError:
             continue
         return candidate

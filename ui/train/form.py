@@ -27,8 +27,8 @@ from jobs.hf_jobs.hardware import (
 from jobs.hf_jobs.submit import manual_commands
 from jobs.job import ServingOptions
 from ui import components
+from ui.components import error_html
 from ui.context import Context
-from ui.train.preview_view import error_html
 from ui.train.settings import (
     build_main_fields,
     build_more_fields,

@@ -17,11 +17,10 @@ from markupsafe import Markup
 from errors import PromptOrTuneError
 from jobs.api import JobService
 from jobs.job import Job
-from ui.components import live_region, load_script
+from ui.components import error_html, live_region, load_script
 from ui.context import Context
 from ui.method_form import MethodForm, add_adapter_updates
 from ui.train.jobs_events import JobActions, PanelUpdate, failed_poll_state, panel_update
-from ui.train.preview_view import error_html
 from ui.train.publish import build_publish
 
 # Scripts that run after an action; a note means that the action failed.

@@ -84,7 +84,7 @@ def technique_title(job: Job) -> str:
     return TECHNIQUES[name].title if name in TECHNIQUES else name
 
 
-def base_label(job: Job) -> str:
+def job_base_label(job: Job) -> str:
     """Return the base model that the adapter is trained for."""
     name = "the embedded base" if job.serving.base == "embedded" else job.serving.base
     return model_label(name, job.serving.quantization, UNKNOWN)
@@ -205,7 +205,7 @@ def denied_html(reason: str) -> Markup:
 
 def job_header_html(job: Job, progress: Progress) -> Markup:
     """Return name, state, data, progress bar and figures of a job."""
-    facts = [technique_title(job), "on", _truncate(job.data_name), "for", base_label(job), location_label(job)]
+    facts = [technique_title(job), "on", _truncate(job.data_name), "for", job_base_label(job), location_label(job)]
     times = (("ended", job.ended), ("begun", job.started), ("asked for", job.created))
     time_label, time = next(((label, time) for label, time in times if time), ("", ""))
     return render(

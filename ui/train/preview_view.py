@@ -12,6 +12,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from common.format import format_bytes, format_duration
+from ui.components import error_html
 from ui.html import render
 from ui.train.drafts import Draft
 
@@ -49,11 +50,6 @@ def column_label(column: str) -> str:
 def progress_html(message: str) -> Markup:
     """Return one line that says what is being done."""
     return Markup('<p class="loading"><span class="dot" aria-hidden="true"></span>{}</p>').format(message)
-
-
-def error_html(message: str) -> Markup:
-    """Return an error message as a paragraph."""
-    return Markup('<p class="error-message">{}</p>').format(message)
 
 
 def facts_html(draft: Draft, facts: Values) -> Markup:

@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from common.format import quantization_label
 from jobs.job import DEFAULT_EVAL_EVERY, ServingOptions
 from tasks.prompt import STYLES
 from train.config import OPTIMIZERS, VIRTUAL_TOKENS_INIT_METHODS, TrainConfig
@@ -29,7 +30,6 @@ _TECHNIQUE_TEXTS = {
     "prompt-tuning": "Learns a few tokens in front of the prompt and nothing else: the smallest file of all.",
     "prefix-tuning": "Learns keys and values that every layer reads first: small, but sensitive to the learning rate.",
 }
-_QUANTIZATION_NAMES = {"none": "unquantized", "nf4": "NF4", "int8": "int8"}
 _TYPES = typing.get_type_hints(TrainConfig)
 _LORA_TECHNIQUES = tuple(name for name in TECHNIQUES if "lora" in name)
 _VIRTUAL_TOKEN_TECHNIQUES = tuple(name for name, technique in TECHNIQUES.items() if technique.uses_virtual_tokens)
@@ -288,7 +288,7 @@ def _technique_label(name: str, serving: ServingOptions, technique_score: Techni
         quantization = _scored_quantization(serving, TECHNIQUES[name].title, technique_score)
         row = technique_score.scores.get((TECHNIQUES[name].title, quantization))
         if row:
-            base = _QUANTIZATION_NAMES.get(quantization, quantization)
+            base = quantization_label(quantization)
             lines.append(f"CodeBLEU {row['CodeBLEU']} on the {base} base")
     return "\n".join(lines)
 

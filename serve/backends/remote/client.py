@@ -113,7 +113,7 @@ class ServerClient:
                         )
                     if time.monotonic() > until:
                         raise httpx.ReadTimeout("too slow")
-                return ServerResponse(response.status_code, response.headers, *read_json(bytes(content)))
+                return ServerResponse(response.status_code, response.headers, *decode_json(bytes(content)))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self.connection_error(error) from error
 
@@ -174,7 +174,7 @@ def _parse_url(url: str) -> Any:
     return parts
 
 
-def read_json(content: bytes) -> tuple[Any, str]:
+def decode_json(content: bytes) -> tuple[Any, str]:
     """Return the JSON value of `content` (None if it is not JSON) and its text."""
     text = content.decode("utf-8", "replace")
     try:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import httpx
 
 from errors import BusyError, PromptOrTuneError
-from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, read_json
+from serve.backends.remote.client import MAX_BODY_BYTES, ServerClient, SSEDecoder, decode_json
 from serve.generated_text import dedupe_candidates, find_stop, stable_prefix
 from serve.types import Candidate, PartialOutput, Row, RowOutput, SamplingParams, TokenLogprob
 from tasks.extract import answer_end, extract_code
@@ -371,7 +371,7 @@ async def _require_stream(response: httpx.Response, client: ServerClient, model:
         if len(content) > MAX_BODY_BYTES:
             break
     if response.status_code != 200:
-        raise client.status_error(response.status_code, response.headers, read_json(bytes(content))[0], model)
+        raise client.status_error(response.status_code, response.headers, decode_json(bytes(content))[0], model)
     raise PromptOrTuneError(
         f"The server at {client.host} does not stream (it sent {client.sanitize(content_type) or 'nothing'})."
     )

@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 from evalica import Winner, bradley_terry
 
+from evaluate.arena import votes as arena_votes
 from evaluate.arena.ratings import compute_ratings, point_ratings, sample_pair
-from evaluate.arena.votes import MIN_VOTES, Comparison, Player, unordered_pair
+from evaluate.arena.votes import MIN_VOTES, PairwiseComparison, Player, unordered_pair
 from tests.evaluate.arena.votes import LORA, RAG, ZERO, make_votes, simulated
 
 pytestmark = pytest.mark.slow
@@ -38,8 +39,13 @@ def test_ties_and_both_bad_weigh_the_same_and_are_counted_separately() -> None:
 
 def test_display_order_does_not_affect_ratings() -> None:
     votes = make_votes((LORA, ZERO), 9, 2, 3)
-    swap = {"left": "right", "right": "left"}
-    turned = [Comparison(vote.right, vote.left, swap.get(vote.winner, vote.winner), vote.person) for vote in votes]  # type: ignore[arg-type]
+    swap: dict[arena_votes.Winner, arena_votes.Winner] = {
+        "left": "right",
+        "right": "left",
+        "tie": "tie",
+        "both bad": "both bad",
+    }
+    turned = [PairwiseComparison(vote.right, vote.left, swap[vote.winner], vote.person) for vote in votes]
     assert compute_ratings(votes) == compute_ratings(turned)
 
 
@@ -95,7 +101,7 @@ def test_votes_of_few_people_give_wider_intervals() -> None:
     votes = make_votes((LORA, ZERO), 150, 50)
     many = compute_ratings(votes).ratings[0].interval
     few = compute_ratings(
-        [Comparison(vote.left, vote.right, vote.winner, str(at // 50)) for at, vote in enumerate(votes)]
+        [PairwiseComparison(vote.left, vote.right, vote.winner, str(at // 50)) for at, vote in enumerate(votes)]
     )
     rating = few.ratings[0].interval
     assert many is not None

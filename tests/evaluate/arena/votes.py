@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluate.arena.votes import Base, Comparison, Player, Side, Vote, Winner
+from evaluate.arena.votes import Base, PairwiseComparison, Player, Side, Vote, Winner
 from tasks.problem import AssertTest, Problem
 
 BASE = Base("org/base", "abc", "nf4")
@@ -26,16 +26,16 @@ def make_vote(number: int = 0, **changes: Any) -> Vote:
 
 def make_votes(
     pair: tuple[Player, Player], wins: int, losses: int, ties: int = 0, both_bad: int = 0
-) -> list[Comparison]:
+) -> list[PairwiseComparison]:
     """Make votes of the first player against the second, each by a different person."""
     counts: dict[Winner, int] = {"left": wins, "right": losses, "tie": ties, "both bad": both_bad}
     winners = [winner for winner, count in counts.items() for _ in range(count)]
-    return [Comparison(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
+    return [PairwiseComparison(*pair, winner, f"{pair}-{at}") for at, winner in enumerate(winners)]
 
 
 def simulated(
     ratings: Mapping[Player, float], votes: int, people: int, chance: random.Random, ties: float = 0.2
-) -> list[Comparison]:
+) -> list[PairwiseComparison]:
     """Simulate votes by the Bradley-Terry model, some of them ties, by people in turn."""
     players: Sequence[Player] = list(ratings)
     found = []
@@ -46,5 +46,5 @@ def simulated(
         tie = ties * 4 * wins * (1 - wins)
         draw = chance.random()
         winner: Winner = "tie" if draw < tie else "left" if draw < wins + tie / 2 else "right"
-        found.append(Comparison(left, right, winner, str(at % people)))
+        found.append(PairwiseComparison(left, right, winner, str(at % people)))
     return found

@@ -103,7 +103,7 @@ def test_fit_of_the_studys_runs(model: str, technique: str) -> None:
     if base.family == "llama":
         assert fit.memory == pytest.approx(paper_bytes, rel=0.15)
     else:
-        assert fit.memory < 1.02 * paper_bytes  # benchmarks/figure1.py says why these runs are compared no closer
+        assert fit.memory < 1.05 * paper_bytes  # benchmarks/figure1.py says why these runs are compared no closer
 
 
 def test_generation_grows_with_rows_tokens_and_steps() -> None:

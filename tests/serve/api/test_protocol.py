@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.api.errors import ApiError
-from serve.api.http import parse_json
+from serve.api.http import parse_body
 from serve.api.protocol import ChatCompletionRequest, CompletionRequest, OpenAIRequest, parse_request
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_any_body_is_valid_or_refused(model: type[OpenAIRequest], body: dict[str
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,0123456789eE+-.truefalsn\\u', max_size=40).map(str.encode))
 def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
-    result = result_or_error(parse_json, body)
+    result = result_or_error(parse_body, body)
     assert isinstance(result, dict) or (result.status, result.code) == (400, "invalid_json")
 
 

@@ -22,7 +22,7 @@ from ui.adapters.actions import MAX_CACHED_ZIPS, AdapterActions, InstallProgress
 from ui.adapters.catalog import AdapterCatalog
 from ui.adapters.view import PAGE_SIZE, adapter_list_value, page_start
 from ui.context import Context
-from ui.visitors import AccessPolicy, Limits, Visitor
+from ui.visitors import AccessPolicy, Visitor, VisitorLimits
 
 OWNER, STRANGER = Visitor("o", "ada", owner=True), Visitor("s", "", owner=False)
 
@@ -170,7 +170,7 @@ def test_list_is_paginated(tmp_path: Path) -> None:
 
 
 def added(
-    catalog: AdapterCatalog, path: Path, name: str = "", limit: int = Limits().archive_bytes
+    catalog: AdapterCatalog, path: Path, name: str = "", limit: int = VisitorLimits().archive_bytes
 ) -> list[InstallProgress]:
     return list(install_from_zip(catalog, path, name, limit))
 

@@ -22,7 +22,7 @@ from ui.arena.matches import (
     MatchStore,
     usable_methods,
 )
-from ui.visitors import AccessPolicy, Limits, VisitorRegistry
+from ui.visitors import AccessPolicy, VisitorLimits, VisitorRegistry
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_second_window_waits_for_the_first(runner: MatchRunner) -> None:
 
 
 def test_match_counts_two_answers_against_the_quota(runner: MatchRunner) -> None:
-    tight = replace(runner.context, visitors=VisitorRegistry(AccessPolicy(limits=Limits(rows_per_hour=4))))
+    tight = replace(runner.context, visitors=VisitorRegistry(AccessPolicy(limits=VisitorLimits(rows_per_hour=4))))
     runner = MatchRunner(tight, runner.votes, runner.matches)
     answered_match(runner), answered_match(runner)
     with pytest.raises(BusyError, match=messages.YOU_HAVE_HAD_ANSWERS_WITHIN_HOUR):

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.manifest import Manifest
+from common.format import utc_timestamp
 from jobs.api import JobService
 from jobs.job import ComputeTarget, Job, ScoreComparison, ServingOptions, Verdict, job_config
-from jobs.store import JobFolder, JobState, exclusive, utc_timestamp
+from jobs.store import JobFolder, JobState, exclusive
 from train.checkpoints import RunDirectory, run_directory
 from train.config import TrainConfig
 

@@ -10,7 +10,7 @@ import pytest
 
 from errors import DataError, PromptOrTuneError
 from tests import messages
-from ui.train.drafts import DraftStore, check_dataset_name, safe_file_name
+from ui.train.drafts import DraftStore, check_dataset_name
 
 VISITOR, OTHER = "browser-0123456789abcdef", "browser-fedcba9876543210"
 EVIL = "<script>alert(1)</script>${alert(1)}"
@@ -77,23 +77,6 @@ def test_draft_without_its_file_is_ignored(tmp_path: Path) -> None:
 def test_visitor_id_cannot_be_a_path(tmp_path: Path, visitor: str) -> None:
     with pytest.raises(PromptOrTuneError, match=messages.LOAD_PAGE_AGAIN):
         DraftStore(tmp_path).get(visitor)
-
-
-@pytest.mark.parametrize(
-    ("name", "safe"),
-    [
-        ("my data.csv", "my_data.csv"),
-        ("../../etc/passwd", "passwd"),
-        ("C:\\rows\\my.csv", "my.csv"),
-        ("<img src=x onerror=alert(1)>.csv", "_img_src_x_onerror_alert_1_.csv"),
-        ("...", "upload"),
-        (".hidden.csv", "hidden.csv"),
-        ("ä" * 200 + ".jsonl", "_.jsonl"),
-        ("x" * 200 + ".jsonl", "x" * 74 + ".jsonl"),
-    ],
-)
-def test_safe_file_name(name: str, safe: str) -> None:
-    assert safe_file_name(name) == safe
 
 
 @pytest.mark.parametrize("name", ["starter", "conala", "someone/pairs", " someone/pairs@main ", "a.b/c-d@0123456"])

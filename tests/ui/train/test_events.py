@@ -19,7 +19,7 @@ from ui.context import Context
 from ui.train.events import NO_ROWS, TrainFormHandlers, Updates
 from ui.train.form import NO_LOCAL_BASE, build_form
 from ui.train.settings import ALL_SETTINGS
-from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 ADA, BOB = "a" * 32, "b" * 32
 ROWS = "intent,code\n" + "".join(f"add {n} to x,x + {n}\n" for n in range(24))
@@ -124,7 +124,7 @@ def test_start_errors_are_displayed_at_their_fields(handlers: TrainFormHandlers,
 
 
 def test_job_limit_is_per_visitor(tmp_path: Path) -> None:
-    handlers = make(tmp_path / "home", AccessPolicy(limits=Limits(jobs_at_once=1)))
+    handlers = make(tmp_path / "home", AccessPolicy(limits=VisitorLimits(jobs_at_once=1)))
     upload_rows(handlers, tmp_path)
     upload_rows(handlers, tmp_path, cookie=BOB)
     handlers.start(request(), *form_fields(adapter_name="one"))
@@ -156,7 +156,7 @@ def test_remote_engine_cannot_train(tmp_path: Path) -> None:
 
 
 def test_upload_over_the_limit_is_rejected(tmp_path: Path) -> None:
-    handlers = make(tmp_path / "home", AccessPolicy(limits=Limits(upload_bytes=100)))
+    handlers = make(tmp_path / "home", AccessPolicy(limits=VisitorLimits(upload_bytes=100)))
     last = upload_rows(handlers, tmp_path)[-1]
     assert "is the limit here" in last[handlers.form.note]
     assert handlers.drafts.get(handlers.context.visitors.identify(request()).id) is None

@@ -35,7 +35,7 @@ from ui.train.jobs_events import (
     panel_update,
 )
 from ui.train.jobs_view import MAX_POINTS, JobArtifacts, loss_curve
-from ui.visitors import COOKIE_NAME, AccessPolicy, Limits, VisitorRegistry
+from ui.visitors import COOKIE_NAME, AccessPolicy, VisitorLimits, VisitorRegistry
 
 EVIL = "<img src=x onerror=alert(1)>${alert(1)}</pre>"
 ADA, BOB = "a" * 32, "b" * 32
@@ -93,7 +93,7 @@ def test_location_technique_and_base_labels() -> None:
         jobs_view.location_label(replace(JOB, where="hub", flavor="a10g-small")) == "on Hugging Face Jobs (a10g-small)"
     )
     assert jobs_view.technique_title(replace(JOB, config={"technique": "new"})) == "new"
-    assert jobs_view.base_label(JOB) == "the embedded base · NF4"
+    assert jobs_view.job_base_label(JOB) == "the embedded base · NF4"
 
 
 # The curve
@@ -256,7 +256,7 @@ def test_stopped_job_is_resumed_or_finished(service: WorkerlessJobService) -> No
 
 
 def test_resume_checks_the_job_limit(service: WorkerlessJobService) -> None:
-    actions = make_actions(service, AccessPolicy(limits=Limits(jobs_at_once=1)))
+    actions = make_actions(service, AccessPolicy(limits=VisitorLimits(jobs_at_once=1)))
     me = actions.context.visitors.identify(request()).id
     stopped = on_disk.submit(service, "lora-a", owner=me)
     actions.cancel(request(), stopped.id)

@@ -67,7 +67,6 @@ def test_texts_are_escaped() -> None:
         preview_view.facts_html(draft, facts),
         preview_view.examples_html(preflight),
         preview_view.title_html(draft),
-        preview_view.error_html(EVIL),
         preview_view.progress_html(EVIL),
         preview_view.cost_html({"estimate": {"reason": EVIL}}),
     ):

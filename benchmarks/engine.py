@@ -119,7 +119,7 @@ def _selected_benchmarks(options: argparse.Namespace) -> list[str]:
     selected = [name.strip() for name in options.only.split(",")]
     for name in selected:
         if name not in BENCHMARKS:
-            raise unknown_name_error("question", name, BENCHMARKS)
+            raise unknown_name_error("benchmark", name, BENCHMARKS)
     return [name for name in BENCHMARKS if name in selected and not (name == "llama" and options.random_llama)]
 
 

@@ -91,7 +91,7 @@ def test_a_port_in_use_is_named_with_the_way_out() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_SERVE_ADDRESS_CHECK_HOST):
+    with pytest.raises(PromptOrTuneError, match=messages.ADDRESS_NOT_LOCAL):
         check_port_free("192.0.2.1", free_port())
 
 

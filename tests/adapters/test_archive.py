@@ -66,18 +66,18 @@ def test_a_folder_that_is_not_an_adapter_is_not_packed(good: Path, tmp_path: Pat
     secret = tmp_path / "secret"
     secret.write_text("token")
     (good / "README.md").symlink_to(secret)
-    with pytest.raises(AdapterError, match=messages.READMEMD_SYMBOLIC_LINK):
+    with pytest.raises(AdapterError, match=messages.README_IS_LINK):
         pack(good, tmp_path / "out.zip")
     (good / "README.md").unlink()
     (good / WEIGHTS).unlink()
-    with pytest.raises(AdapterError, match=messages.HAS_NO_FILE_ADAPTER_MODEL):
+    with pytest.raises(AdapterError, match=messages.WEIGHTS_FILE_MISSING):
         pack(good, tmp_path / "out.zip")
     assert not (tmp_path / "out.zip").exists()
 
 
 def test_a_target_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match=messages.GOOD_COULD_NOT_PACKED_INTO):
+    with pytest.raises(AdapterError, match=messages.PACKING_FAILED):
         pack(good, tmp_path / "file" / "good.zip")
 
 
@@ -412,5 +412,5 @@ def test_a_disk_without_space(good: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_store_that_cannot_be_written(good: Path, tmp_path: Path) -> None:
     path = pack(good, tmp_path / "my.zip")
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE):
+    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE_TO):
         unpack(path, tmp_path / "file" / "store")

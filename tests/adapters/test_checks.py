@@ -172,7 +172,7 @@ def test_another_prompt(tmp_path: Path) -> None:
     assert "the prompt style 'poem', which is unknown here (known are chat, plain)" in refused(unknown)
     old = write_adapter(tmp_path / "old", manifest=replace(MANIFEST, prompt_fingerprint="00ff"))
     assert "(fingerprint 00ff), it is 0123456789abcdef here" in refused(old)
-    with pytest.raises(AdapterError, match=messages.UNKNOWN_HERE_KNOWN_NONE):
+    with pytest.raises(AdapterError, match=messages.UNKNOWN_AND_NONE_KNOWN):
         Store((tmp_path,)).open("old", BASE)
 
 
@@ -329,7 +329,7 @@ def test_a_file_that_changes_between_check_and_load_is_not_loaded(good: Path, sw
     path = good / WEIGHTS_NAME
     assert len(read_raw_tensors(path, opened.sha256, "good").tensors) == 4
     swap(path)
-    with pytest.raises(AdapterError, match=messages.ADAPTER_GOOD):
+    with pytest.raises(AdapterError, match=messages.ONE_LINE_ABOUT_ADAPTER_GOOD):
         read_raw_tensors(path, opened.sha256, "good")
 
 

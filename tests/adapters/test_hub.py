@@ -199,7 +199,7 @@ def test_an_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Pat
 
 def test_a_reserved_name_is_refused_without_a_request(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
-    with pytest.raises(AdapterError, match=messages.THERE_ADAPTER_GOOD_ALREADY_GIVE_ONE):
+    with pytest.raises(AdapterError, match=messages.ADAPTER_NAME_TAKEN):
         pull(REPO, root, _silent, reserved=["good"])
     assert not hub.requests
     assert pull(REPO, root, _silent, name="mine", reserved=["good"]).is_dir()
@@ -219,7 +219,7 @@ def test_staging_folders_of_killed_processes_are_removed(hub: Hub, good: Path, r
     "spec", ["lora", "a/b/c", "a/b@", "a--b/c", "a/b.git", "../up", "a/b@x y", "https://hf.co/a/b", "a/b@x\n"]
 )
 def test_an_invalid_repository_name(hub: Hub, root: Path, spec: str) -> None:
-    with pytest.raises(AdapterError, match=messages.NO_REPOSITORY_HUB_WRITE_USER_NAME):
+    with pytest.raises(AdapterError, match=messages.HUB_REPOSITORY_NAME_INVALID):
         pull(spec, root, _silent)
     assert not hub.requests
     assert not root.exists()
@@ -266,5 +266,5 @@ def test_a_full_disk_is_reported_before_the_download(
 def test_a_store_that_cannot_be_written(hub: Hub, good: Path, tmp_path: Path) -> None:
     hub.add(REPO, good)
     (tmp_path / "file").write_text("")
-    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE):
+    with pytest.raises(AdapterError, match=messages.CANNOT_WRITE_TO):
         pull(REPO, tmp_path / "file" / "store", _silent)

@@ -89,7 +89,7 @@ def test_names_of_all_roots_and_the_later_root_wins(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_reported_with_the_nearest(good: Path) -> None:
-    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ADAPTER_GOOOD_DID_YOU_MEAN):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ADAPTER_SUGGESTS_GOOD):
         store(good.parent).open("goood", BASE)
 
 
@@ -122,7 +122,7 @@ def test_an_unknown_name_is_reported_with_the_nearest(good: Path) -> None:
     ],
 )
 def test_a_name_is_never_a_path(good: Path, name: str) -> None:
-    with pytest.raises(AdapterError, match=messages.CANNOT_NAME_ADAPTER_USE_LOWERCASE_LETTERS):
+    with pytest.raises(AdapterError, match=messages.ADAPTER_NAME_MUST_BE_LOWERCASE):
         store(good.parent).open(name, BASE)
 
 

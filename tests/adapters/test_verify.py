@@ -126,7 +126,7 @@ def test_a_name_or_a_folder(good: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert find_adapter("good", store) == find_adapter(str(good), Store(())) == store.inspect("good")
     monkeypatch.chdir(good)
     assert find_adapter(".", Store(())).path == good.resolve()
-    with pytest.raises(AdapterError, match=messages.THERE_NO_FOLDER):
+    with pytest.raises(AdapterError, match=messages.NO_SUCH_FOLDER):
         find_adapter(str(tmp_path / "none"), store)
 
 

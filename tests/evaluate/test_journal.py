@@ -70,10 +70,10 @@ def test_a_second_writer_gets_an_error_until_the_first_closes(tmp_path: Path) ->
     path = tmp_path / "x.jsonl"
     first = Journal.open(path)
     first.append(RECORDS)
-    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_WRITING_XJSONL):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_IS_BEING_WRITTEN):
         Journal.open(path)
     first.replace(RECORDS[:1])
-    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_IN_USE):
         Journal.open(path)
     first.close()
     Journal.open(path).close()
@@ -117,7 +117,7 @@ def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
     lines = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
     path.write_bytes(gzip.compress(lines))
     assert read_records(path) == (RECORDS, len(lines))
-    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP):
+    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP_FIRST):
         Journal.open(path)
     for damaged in (path.read_bytes()[:-9], b"no archive"):
         path.write_bytes(damaged)
@@ -126,9 +126,9 @@ def test_gzip_files_are_read_and_not_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_an_unwritable_path_raise_at_once(tmp_path: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.FOLDER):
+    with pytest.raises(PromptOrTuneError, match=messages.IS_A_FOLDER):
         Journal.open(tmp_path)
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE):
         Journal.open(Path("/proc/x.jsonl"))
 
 
@@ -137,7 +137,7 @@ def test_a_read_only_file_raises_at_once(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     written(path)
     path.chmod(stat.S_IRUSR)
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_WRITE):
         Journal.open(path)
 
 

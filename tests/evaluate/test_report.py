@@ -137,7 +137,7 @@ def test_the_figure_is_the_same_png_each_time() -> None:
 
 def test_a_run_without_results_has_no_figure() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
-    with pytest.raises(PromptOrTuneError, match=messages.NOTHING_DRAW):
+    with pytest.raises(PromptOrTuneError, match=messages.NOTHING_TO_DRAW):
         plot_report_png([run])
 
 

@@ -151,7 +151,7 @@ def test_a_gzip_run_is_read_and_scored_but_not_continued(tmp_path: Path) -> None
     assert not read_run(packed).results("icl-8")[0].scores
     score_run(read_run(packed), lambda total: ProgressBar(total, io.StringIO()))
     assert [(each.problem, each.scores) for each in read_run(packed).results("icl-8")] == expected
-    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP):
+    with pytest.raises(PromptOrTuneError, match=messages.GUNZIP_FIRST):
         execute(packed, FakeEngine())
 
 
@@ -160,9 +160,9 @@ def test_a_foreign_score_file_is_not_changed_and_raises(tmp_path: Path) -> None:
     execute(path, FakeEngine(), names=["zero-shot"])
     for text in ("my notes\n", '{"kind": "other"}\n', '{"kind": "scores"}\n', '{"kind": "key", "of": "text"}\n'):
         scores_path(path).write_text(text)
-        with pytest.raises(PromptOrTuneError, match=messages.RUNSCORESJSONL_HOLDS_NO_SCORES):
+        with pytest.raises(PromptOrTuneError, match=messages.NOT_A_SCORE_FILE):
             read_run(path)
-        with pytest.raises(PromptOrTuneError, match=messages.RUNSCORESJSONL_HOLDS_NO_SCORES):
+        with pytest.raises(PromptOrTuneError, match=messages.NOT_A_SCORE_FILE):
             execute(path, FakeEngine(), names=["zero-shot"])
         assert scores_path(path).read_text() == text
 
@@ -202,11 +202,11 @@ def test_other_settings_raise_and_overwrite_starts_a_new_run(tmp_path: Path) -> 
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()
-    with pytest.raises(PromptOrTuneError, match=messages.OTHER_SETTINGS_BATCH_THERE_HERE_OVERWRITE):
+    with pytest.raises(PromptOrTuneError, match=messages.FILE_HAS_OTHER_SETTINGS):
         execute(path, FakeEngine(), plan(batch=3))
-    with pytest.raises(PromptOrTuneError, match=messages.N_THERE_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_PROBLEM_COUNT):
         execute(path, FakeEngine(), plan(n=6))
-    with pytest.raises(PromptOrTuneError, match=messages.DECODING):
+    with pytest.raises(PromptOrTuneError, match=messages.NAMES_DECODING):
         execute(path, FakeEngine(), plan(beams=1))
     assert path.read_bytes() == before
     with open_file(path, plan(batch=3), overwrite=True) as run:
@@ -218,7 +218,7 @@ def test_other_settings_raise_and_overwrite_starts_a_new_run(tmp_path: Path) -> 
 def test_an_adapter_that_was_trained_again_raises(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
-    with pytest.raises(PromptOrTuneError, match=messages.LORA_TINY_RAG_ADAPTER_DIGEST_LORA):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_DIGEST_CHANGED):
         execute(path, FakeEngine(digest="d2"))
 
 
@@ -245,7 +245,7 @@ def test_a_file_that_is_no_run_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     for text in ("my notes", "[]", '{"version": 1}\n', '{"kind": "run", "version": 99}\n', '{"kind": "problem"}\n'):
         path.write_text(text)
-        with pytest.raises(PromptOrTuneError, match=messages.NOTESJSONL):
+        with pytest.raises(PromptOrTuneError, match=messages.NAMES_NOTES_JSONL):
             execute(path, FakeEngine())
         assert path.read_text() == text
 
@@ -260,7 +260,7 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT_DEVICE):
+        with pytest.raises(PromptOrTuneError, match=messages.NO_SPACE_LEFT_ON_DEVICE):
             execute(path, FakeEngine())
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.jsonl", "run.scores.jsonl"]
@@ -277,8 +277,8 @@ def test_surrogates_in_an_answer_survive_the_file(tmp_path: Path) -> None:
 
 
 def test_unknown_and_missing_methods_raise() -> None:
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_LORA_TINY):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_METHOD_SUGGESTS_LORA_TINY):
         parse_methods(["lora-tin"], ["lora-tiny"])
-    with pytest.raises(PromptOrTuneError, match=messages.NO_METHOD):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_METHOD_GIVEN):
         parse_methods(["", " "], [])
     assert [method.name for method in parse_methods(["icl-8", " icl-8"], [])] == ["icl-8"]

@@ -98,7 +98,7 @@ def test_pairs_can_be_chosen_and_share_one_correction() -> None:
     pairs = compare_methods(run, [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")])
     assert [(pair.a, pair.b) for pair in pairs[::2]] == [("lora-tiny", "icl-8"), ("icl-8", "zero-shot")]
     assert [pair.corrected for pair in pairs] == holm_correction([pair.p for pair in pairs])
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_ICL):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_METHOD_SUGGESTS_ICL):
         compare_methods(run, [("icl-9", "zero-shot")])
     results = run.results("lora-tiny"), run.results("icl-8")
     one = compare_results(*results, "a", "b", 0, ["em@3"])
@@ -111,7 +111,7 @@ def test_different_problems_raise() -> None:
         compare_results(left, right, "a", "b", 0)
     other = made_run("other.json")
     other.settings["data_digest"] = "sha256:e"
-    with pytest.raises(PromptOrTuneError, match=messages.OTHERJSON_RUNJSON_OVER_DIFFERENT_PROBLEMS):
+    with pytest.raises(PromptOrTuneError, match=messages.FILES_OVER_DIFFERENT_PROBLEMS):
         compare_runs([made_run(), other])
 
 

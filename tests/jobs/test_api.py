@@ -133,18 +133,18 @@ def test_serving_options_override_settings(service: ServiceWithoutWorker) -> Non
 
 
 def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker) -> None:
-    with pytest.raises(TrainingError, match=messages.ADAPTER_LORA_STARTER_EXISTS):
+    with pytest.raises(TrainingError, match=messages.ADAPTER_EXISTS):
         submit_named(service, "lora-starter")
     first = submit_named(service, "lora-mine")
-    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
+    with pytest.raises(TrainingError, match=messages.NAME_BELONGS_TO_JOB):
         submit_named(service, "lora-mine")
     service.cancel(first.id)
     second = submit_named(service, "lora-mine")  # a job without a checkpoint reserves no name
-    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
+    with pytest.raises(TrainingError, match=messages.NAME_BELONGS_TO_JOB):
         service.resume(first.id)
     set_state(service, second, "stopped")
     with_checkpoint(service, second)
-    with pytest.raises(TrainingError, match=messages.BELONGS_JOB):
+    with pytest.raises(TrainingError, match=messages.NAME_BELONGS_TO_JOB):
         submit_named(service, "lora-mine")
     service.delete(second.id)
     assert service.resume(first.id).state == "queued"
@@ -155,7 +155,7 @@ def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker
     checkpoint = run_directory(by_hand).checkpoints / "checkpoint-7"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text("{}")
-    with pytest.raises(TrainingError, match=messages.COMMAND_LINE_STOPPED_STEP):
+    with pytest.raises(TrainingError, match=messages.STOPPED_COMMAND_LINE_RUN):
         submit_named(service, "lora-hand")
 
 
@@ -173,7 +173,7 @@ def test_malformed_id_is_unknown(service: ServiceWithoutWorker, id: str) -> None
         service.delete,
     )
     for method in (*methods, service.has_checkpoint, service.adapter_folder):
-        with pytest.raises(UnknownNameError, match=messages.THERE_NO_JOB):
+        with pytest.raises(UnknownNameError, match=messages.NO_SUCH_JOB):
             method(id)
 
 
@@ -198,20 +198,20 @@ def test_cancel(service: ServiceWithoutWorker) -> None:
     assert service.cancel(running.id).state == "stopping"
     assert JobFolder(service.root, running.id).stop_path.exists()
     assert service.cancel(running.id).state == "stopping", "a second cancel changes nothing"
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_RUNNING_STOPPED):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_RUNNING):
         service.cancel(waiting.id)
 
 
 def test_only_stopped_and_failed_jobs_resume(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
-    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_ONLY_STOPPED_FAILED_ONE):
+    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_JOB_CANNOT_RESUME):
         service.resume(job.id)
     set_state(service, job, "failed")
     assert service.resume(job.id).state == "queued"
     with open_queue(service.root) as queue:
         assert (job.id, 2) in queue.pending()
     set_state(service, job, "done")
-    with pytest.raises(PromptOrTuneError, match=messages.DONE):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_IS_DONE):
         service.resume(job.id)
 
 
@@ -219,7 +219,7 @@ def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     assert not service.has_checkpoint(job.id)
-    with pytest.raises(PromptOrTuneError, match=messages.NO_CHECKPOINT_MAKE_ADAPTER):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_CHECKPOINT_TO_FINISH):
         service.finish_from_checkpoint(job.id)
     with_checkpoint(service, job)
     assert service.has_checkpoint(job.id)
@@ -238,7 +238,7 @@ def test_checkpoint_of_other_run_is_not_the_jobs(service: ServiceWithoutWorker) 
 
 def test_delete_removes_job_and_checkpoints_only(service: ServiceWithoutWorker) -> None:
     job, other = submit_named(service, "lora-1"), submit_named(service, "lora-2")
-    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_STOP_BEFORE):
+    with pytest.raises(PromptOrTuneError, match=messages.QUEUED_JOB_CANNOT_BE_DELETED):
         service.delete(job.id)
     service.cancel(job.id)
     with_checkpoint(service, job)
@@ -282,7 +282,7 @@ def test_damaged_request_is_listed_and_can_be_deleted(service: ServiceWithoutWor
     (service.root / job.id / "job.json").write_text(content)
     assert [each.id for each in service.list_jobs()] == [sound.id, job.id]
     assert "job.json cannot be read" in service.get_job(job.id).message
-    with pytest.raises(PromptOrTuneError, match=messages.JOBJSON_CANNOT_READ):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_FILE_UNREADABLE):
         service.resume(job.id)
     assert service.progress(job.id).step == 0
     assert service.verdict(job.id) is None
@@ -317,7 +317,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     data = tmp_path / "rows.csv"
     data.write_text("intent,code\na,b\n")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
-    with pytest.raises(DiskSpaceError, match=messages.FREE_SOME_ROOM):
+    with pytest.raises(DiskSpaceError, match=messages.DISK_FULL):
         service.submit({"adapter_name": "lora-1"}, ServingOptions(), data=data)
     monkeypatch.undo()
 

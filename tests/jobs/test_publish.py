@@ -58,7 +58,7 @@ def test_adapter_is_published_and_token_appears_nowhere(
     publications = PublishService(tmp_path / "jobs")
     publishing = publications.start("1", make_request(token=TOKEN))
     assert TOKEN not in " ".join(psutil.Process(publishing._process.pid).cmdline())
-    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_BEING_PUBLISHED_ALREADY):
+    with pytest.raises(PromptOrTuneError, match=messages.ALREADY_PUBLISHING):
         publications.start("2", make_request(token=TOKEN))
     end = publishing.wait(120)
     assert (end.state, end.message) == ("done", f"Published as {REPO}."), end.lines
@@ -106,7 +106,7 @@ def test_exit_without_error_message(
 @pytest.mark.parametrize("name", ["-x/y", "--private", "a/b/c", "a b/c", "someone/x@main", "../x", "a/..", ""])
 def test_invalid_repository_names_are_refused(make_request: Callable[..., PublishRequest], name: str) -> None:
     before = set(psutil.Process().children())
-    with pytest.raises(TrainingError, match=messages.CANNOT_NAME_REPOSITORY):
+    with pytest.raises(TrainingError, match=messages.REPOSITORY_NAME_INVALID):
         PublishProcess(make_request(repo_id=name))
     assert set(psutil.Process().children()) <= before
 
@@ -120,7 +120,7 @@ def test_full_repo_id_adds_token_owner(hub: Hub) -> None:
 
 def test_missing_token_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(TrainingError, match=messages.NEEDS_TOKEN_HUB):
+    with pytest.raises(TrainingError, match=messages.TOKEN_REQUIRED):
         full_repo_id("lora-mine", None)
 
 

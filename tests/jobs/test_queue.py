@@ -40,7 +40,7 @@ def test_no_message_is_unpickled(service: ServiceWithoutWorker, tmp_path: Path) 
         database.execute("insert into task (queue, data, priority) values ('here', ?, 9)", (exploit,))
     with open_queue(service.root) as queue:
         assert len(queue.pending()) == 1
-        with pytest.raises(ValueError, match=messages.UTF_EXPECTING_CODEC):
+        with pytest.raises(ValueError, match=messages.JSON_DECODE_ERROR):
             queue.hueys["here"].dequeue()
         sound = queue.hueys["here"].dequeue()
     assert sound.args == (service.list_jobs()[0].id, 1)

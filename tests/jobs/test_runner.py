@@ -154,7 +154,7 @@ def test_anchor_is_first_step_of_attempt(service: ServiceWithoutWorker, base: Pa
 
 def test_finished_job_is_not_run_again(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:
     service, job = undisturbed
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_QUEUED_DONE):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_QUEUED):
         run_job(service.home, job.id)
 
 
@@ -292,6 +292,6 @@ def test_second_process_is_refused(service: ServiceWithoutWorker, base: Path) ->
     job = begin(service, base, "lora-one")
     lock = acquire_lock(JobFolder(service.root, job.id).lock_path)
     assert lock is not None
-    with lock, pytest.raises(PromptOrTuneError, match=messages.ANOTHER_PROCESS_RUNS_JOB_LORA_ONE):
+    with lock, pytest.raises(PromptOrTuneError, match=messages.JOB_RUNS_ALREADY):
         run_job(service.home, job.id)
     assert service.get_job(job.id).state == "queued"

@@ -303,5 +303,5 @@ def test_lock_is_held_once_and_released(tmp_path: Path) -> None:
     assert acquire_lock(path, timeout=0.05) is None
     first.lock.release()
     assert not is_locked(path)
-    with pytest.raises(Exception, match=messages.CANNOT_WRITE_2):
+    with pytest.raises(Exception, match=messages.CANNOT_WRITE):
         acquire_lock(tmp_path / "nowhere" / "lock")

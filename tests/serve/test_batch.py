@@ -212,14 +212,14 @@ def test_finished_rows_release_their_adapter(kind: str, end: str) -> None:
 
 def test_refused_rows_leave_the_batch_unchanged() -> None:
     bench = Bench(noise())
-    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_EMPTY):
+    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_IS_EMPTY):
         bench.batch.add(0, Row("", None), SamplingParams())
-    with pytest.raises(ValueError, match=messages.BATCH_OWN):
+    with pytest.raises(ValueError, match=messages.NEEDS_OWN_BATCH):
         bench.batch.add(0, ROWS[0], SamplingParams("beam"))
-    with pytest.raises(ValueError, match=messages.BEAM_SEARCH_ALONE):
+    with pytest.raises(ValueError, match=messages.ONLY_BEAM_SEARCH):
         Bench(noise(), "beam").batch.add(0, ROWS[0], SamplingParams())
     bench.batch.add(0, ROWS[0], SamplingParams())
-    with pytest.raises(ValueError, match=messages.BATCH_ALREADY):
+    with pytest.raises(ValueError, match=messages.KEY_IN_BATCH_ALREADY):
         bench.batch.add(0, ROWS[1], SamplingParams())
     assert len(bench.batch) == 1
 
@@ -243,7 +243,7 @@ def test_run_to_end_empties_the_batch_on_cancel_and_close() -> None:
     assert isinstance(next(iter(events)), RowOutput)
     events.close()  # type: ignore[attr-defined]
     assert len(bench.batch) == 0
-    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_EMPTY):
+    with pytest.raises(PromptOrTuneError, match=messages.PROMPT_IS_EMPTY):
         list(run_to_end(bench.batch, [ROWS[0], Row("", None)], SamplingParams(), Event()))
     assert len(bench.batch) == 0
     bench.runner.fail_at = "decode"

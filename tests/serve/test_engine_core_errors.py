@@ -98,7 +98,7 @@ def test_a_full_queue_refuses_calls_with_an_estimated_wait(build: Build) -> None
     engine, backend = build(EngineConfig(max_num_seqs=2, max_queued=4), gated=True)
     running = engine.stream([request()] * 6, SamplingParams(max_new_tokens=10))
     wait_for(lambda: engine.status().num_seqs == 2)
-    with pytest.raises(BusyError, match=messages.QUEUE_FULL_ROWS_WAIT_BUSY_ABOUT) as caught:
+    with pytest.raises(BusyError, match=messages.QUEUE_FULL) as caught:
         engine.stream([request()], SamplingParams(max_new_tokens=10))
     assert caught.value.seconds >= 1
     assert engine.status().queued == 4
@@ -150,7 +150,7 @@ def test_an_exception_in_a_step_ends_only_that_batch(build: Build) -> None:
     backend.error = RuntimeError("out of memory at 0x7f")
     step(backend, 2)
     for stream in failing:
-        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+        with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
             remaining_outputs(stream)
         assert remaining_outputs(stream) == [], "a stream that raised is finished"
     run_freely(backend)

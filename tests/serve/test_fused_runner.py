@@ -133,7 +133,7 @@ def test_adapters_that_cannot_be_scaled_are_refused(arena: Arena) -> None:
         make_adapter(arena.root / "store" / name, arena.backend.base, arena.bare(), config, 60)
         arena.load(name)
         batch = arena.backend.open_batch("step")
-        with pytest.raises(PromptOrTuneError, match=f"'{name}' cannot be scaled"):
+        with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_CANNOT_BE_SCALED.format(name=name)):
             batch.add(0, Row("x", PLAIN, name, 0.5), SamplingParams())
         assert len(batch) == 0
 
@@ -174,7 +174,7 @@ def test_an_error_inside_the_forward_leaves_a_clean_state(arena: Arena, monkeypa
                 raise RuntimeError("in the middle")
 
         monkeypatch.setattr(BatchedAdapters, "change_outputs", failing)
-        with pytest.raises(RuntimeError, match=messages.MIDDLE):
+        with pytest.raises(RuntimeError, match=messages.FAILURE_IN_FORWARD):
             batch.step()
         monkeypatch.undo()
         assert len(batch) == 0

@@ -249,7 +249,7 @@ def test_the_adapter_limit_holds_within_one_call(backend: CountingBackend) -> No
 
 def test_an_exception_in_a_step_reaches_the_caller(engine: LLMEngine, backend: CountingBackend) -> None:
     backend.error = RuntimeError("a defect")
-    with pytest.raises(RuntimeError, match=messages.DEFECT):
+    with pytest.raises(RuntimeError, match=messages.STEP_DEFECT):
         engine.answer([_request("zero-shot")], SamplingParams())
     assert engine.answer([_request("zero-shot")], SamplingParams())[0].code
 
@@ -261,7 +261,7 @@ def test_an_exception_in_preparation_reaches_only_its_caller(engine: LLMEngine, 
     stream = engine.stream([_request("zero-shot")], SamplingParams(max_new_tokens=100))
     assert isinstance(next(stream), PartialOutput)
     backend.loading = fail
-    with pytest.raises(RuntimeError, match=messages.DEFECT):
+    with pytest.raises(RuntimeError, match=messages.STEP_DEFECT):
         engine.answer([_request("zero-shot"), _request("lora-1")], SamplingParams(max_new_tokens=300))
     answer = list(stream)[-1]
     assert isinstance(answer, RequestOutput)
@@ -297,7 +297,7 @@ def test_the_loader_raises_the_error_of_a_failed_load() -> None:
         raise BaseModelError("No base 'x': check the name.")
 
     loader = EngineLoader(build)
-    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X_CHECK_NAME):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_BASE_X_ADVICE):
         loader.engine()
     assert loader.state().phase == "failed"
 
@@ -306,6 +306,6 @@ def test_the_loader_reports_an_unexpected_exception(caplog: pytest.LogCaptureFix
     def build(report: ProgressFn) -> FakeEngine:
         raise ZeroDivisionError("oh")
 
-    with pytest.raises(PromptOrTuneError, match=messages.ZERODIVISIONERROR_OH):
+    with pytest.raises(PromptOrTuneError, match=messages.LOADING_FAILED):
         EngineLoader(build).engine()
     assert "Traceback" in caplog.text

@@ -150,7 +150,7 @@ def test_outputs_after_an_exception_in_a_step_are_those_of_a_new_engine(
 
     monkeypatch.setattr(type(layer), "forward", fail)
     names = ["zero-shot", "icl-2", "lora-c", "ia3-a", "prompt"]
-    with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+    with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
         engine.answer([request(name, INTENTS[0]) for name in names], replace(DECODINGS[0], max_new_tokens=20))
     again = engine.answer([request(name, INTENTS[0]) for name in names], DECODINGS[0])
     for name, answer in zip(names, again, strict=True):

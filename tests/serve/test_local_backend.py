@@ -195,7 +195,7 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
     next(iter(tensors.values()))[0, 0] = float("nan")
     save_file(tensors, folder / "adapter_model.safetensors")
     store = Store((tmp_path / "store",), fingerprints=FINGERPRINTS)
-    with pytest.raises(AdapterError, match=messages.NAN):
+    with pytest.raises(AdapterError, match=messages.HAS_NAN):
         backend.load_adapter(store.open("one", backend.base))
 
 

@@ -61,7 +61,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "silu", breaks)
-        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+        with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
             _answers(backend, [Row(ROWS[0].prompt, PLAIN, "lora-starter"), *ROWS])
     assert _answers(backend, ROWS) == first
 
@@ -69,7 +69,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(backend: LocalBackend, mon
 def test_state_dict_of_a_serving_base_raises(backend: LocalBackend) -> None:
     first = _answers(backend, ROWS)
     if backend.base.quantization == "nf4":
-        with pytest.raises(RuntimeError, match=messages.STATE_DICT):
+        with pytest.raises(RuntimeError, match=messages.STATE_DICT_UNAVAILABLE):
             backend._model.state_dict()
     else:
         backend._model.state_dict()  # harmless to int8, so it is not refused

@@ -145,7 +145,7 @@ def test_a_reader_is_notified_again_for_the_exception_after_the_outputs() -> Non
     notified.clear()
     assert [event.index for event in stream.get_nowait()] == [0, 1]
     assert notified.is_set()
-    with pytest.raises(RuntimeError, match=messages.DEFECT):
+    with pytest.raises(RuntimeError, match=messages.STEP_DEFECT):
         stream.get_nowait()
     assert stream.finished
     output_queue.put([RequestOutput(0, REQUEST)])

@@ -189,7 +189,7 @@ def test_an_error_in_the_middle_leaves_the_base_clean(arena: Arena, monkeypatch:
     linear: Any = torch.nn.functional.linear
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.functional, "linear", breaks)
-        with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+        with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
             arena.generate([Row(PROMPTS[0], PLAIN, name) for name in arena.names], decoding)
     model = arena.backend._model
     assert not [event for event in model.modules() if event._forward_hooks or event._forward_pre_hooks]
@@ -204,9 +204,7 @@ def test_nan_values_are_refused_and_nothing_is_loaded(arena: Arena, tmp_path: Pa
         next(iter(tensors.values())).view(-1)[0] = float("nan")
         save_file(tensors, folder / WEIGHTS_NAME)
         opened = Store((tmp_path,), fingerprints=FINGERPRINTS).open(folder.name, arena.backend.base)
-        with pytest.raises(
-            AdapterError, match=f"Adapter 'nan-{name}' has NaN or infinite values in .*: train it again"
-        ):
+        with pytest.raises(AdapterError, match=messages.ADAPTER_NOT_FINITE.format(name=f"nan-{name}")):
             arena.backend.load_adapter(opened)
         assert folder.name not in arena.backend._registry
 
@@ -217,7 +215,7 @@ def test_adapter_of_another_size_is_refused_before_loading(arena: Arena) -> None
     other = replace(base, shapes=shapes, hidden_size=72, num_layers=4)
     for name in arena.names[1:]:
         assert name is not None
-        with pytest.raises(AdapterError, match=messages.TRAIN_AGAIN_BASE):
+        with pytest.raises(AdapterError, match=messages.TRAIN_AGAIN_ON_BASE):
             arena.store.open(name, other)
 
 
@@ -235,7 +233,7 @@ def test_prefix_on_absolute_decoder_positions_is_refused() -> None:
     sizes = dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2)
     bart = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=16, decoder_ffn_dim=16, **sizes))
     config = {"num_layers": 2, "num_attention_heads": 2, "num_virtual_tokens": 3}
-    with pytest.raises(AdapterError, match=messages.ONLY_BASES_LIKE_T5_SERVED):
+    with pytest.raises(AdapterError, match=messages.ENCODER_DECODER_UNSUPPORTED):
         prefix_tuning(bart, config, torch.zeros(3, 64), "mine")
 
 

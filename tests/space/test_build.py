@@ -124,7 +124,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.Ca
 def test_overwriting_refuses_a_folder_that_is_not_a_space(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("mine")
     (tmp_path / "holiday.jpg").write_text("mine")
-    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_MORE_THAN_SPACE_HOLIDAYJPG_NAME):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_A_SPACE_FOLDER):
         build_space(tmp_path, overwrite=True)
     assert (tmp_path / "app.py").read_text() == "mine"
 
@@ -143,13 +143,13 @@ def test_overwriting_leaves_only_the_space_and_keeps_a_clone(tmp_path: Path, bui
 
 def test_a_file_in_location_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(PromptOrTuneError, match=messages.FILE_NAME_FOLDER):
+    with pytest.raises(PromptOrTuneError, match=messages.PATH_IS_FILE):
         build_space(tmp_path / "file")
 
 
 def test_a_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
-    with pytest.raises(PromptOrTuneError, match=messages.WOULD_HAVE_MB_MB_LIMIT):
+    with pytest.raises(PromptOrTuneError, match=messages.SPACE_TOO_LARGE):
         build_space(tmp_path / "space")
     assert not (tmp_path / "space").exists()
 

@@ -70,7 +70,7 @@ def test_an_invalid_card_is_refused(change: tuple[str, str], expected: str) -> N
 
 
 def test_requirements_without_a_pin_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.PINS_NO_VERSION_GRADIO_ADD_GRADIO):
+    with pytest.raises(PromptOrTuneError, match=messages.GRADIO_NOT_PINNED):
         check_card(TEXT, "gradio>=6\n")
 
 

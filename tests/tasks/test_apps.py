@@ -19,7 +19,7 @@ from tests.tasks.sets import APPS_ROW, REAL, FakeHub, needs_real_data, run, writ
 
 def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
     write_rows(tmp_path / "apps" / "apps_unique128.jsonl", APPS_ROW)
-    with pytest.raises(DataError, match=messages.HAS_ONLY_SPLIT_TEST_LEAVE_DATA):
+    with pytest.raises(DataError, match=messages.ONLY_TEST_SPLIT):
         load_examples("apps", tmp_path)
 
 

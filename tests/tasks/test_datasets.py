@@ -17,15 +17,15 @@ from tests.tasks.sets import MBPP_ROW, PAIR, REAL, needs_real_data, run, write_r
 
 
 def test_unknown_names_are_reported_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_DATA_SET_CONOLA_DID_YOU):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_DATA_SET_SUGGESTS_CONALA):
         load_problems("conola", "test")
-    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_SPLIT_VALID_DID_YOU_MEAN):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_SPLIT_SUGGESTS_VALIDATION):
         load_problems("starter", "valid")
 
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_one(limit: int) -> None:
-    with pytest.raises(DataError, match=f"A limit of {limit} problems is too small"):
+    with pytest.raises(DataError, match=messages.PROBLEM_LIMIT_TOO_SMALL.format(limit=limit)):
         load_problems("starter", "test", limit=limit)
 
 
@@ -37,12 +37,14 @@ def test_missing_or_wrong_folders(tmp_path: Path) -> None:
         f"No such data folder: {gone} (--data-dir) should hold conala/train.jsonl, validation.jsonl and test.jsonl "
         "(columns nl and cmd), or these three files."
     )
-    with pytest.raises(DataError, match=messages.MBPP_NOT_DATA_DIR_EXPECTED_THERE):
+    with pytest.raises(DataError, match=messages.MBPP_NOT_IN_DATA_DIR):
         load_problems("mbpp", "test", tmp_path)
     write_rows(tmp_path / "conala" / "train.jsonl", PAIR)
-    with pytest.raises(DataError, match=messages.NO_SUCH_FILE_TESTJSONL_SHOULD_HOLD):
+    with pytest.raises(DataError, match=messages.CONALA_TEST_FILE_MISSING):
         load_problems("conala", "test", tmp_path)
-    with pytest.raises(DataError, match=messages.CODEALPACAPY_NOT):  # a folder called conala is not taken for it
+    with pytest.raises(
+        DataError, match=messages.CODEALPACAPY_NOT_IN_FOLDER
+    ):  # a folder called conala is not taken for it
         load_problems("codealpacapy", "train", tmp_path / "conala")
 
 
@@ -106,7 +108,7 @@ def test_mbpp_shows_its_first_assert_and_names_its_function(tmp_path: Path) -> N
         AssertTest("assert double(2) == 4", "root = 1\n"),
     )
     run(problem, problem.reference)
-    with pytest.raises(DataError, match=messages.HAS_NO_ROW_VALIDATION_SPLIT_TASK):
+    with pytest.raises(DataError, match=messages.VALIDATION_SPLIT_EMPTY):
         load_problems("mbpp", "validation", tmp_path)
 
 

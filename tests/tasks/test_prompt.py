@@ -91,7 +91,7 @@ def test_a_chat_style_without_a_template_is_refused() -> None:
 
 
 def test_an_unknown_style_is_reported_with_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match=expected.DID_YOU_MEAN_PLAIN_SHORT):
+    with pytest.raises(UnknownNameError, match=expected.UNKNOWN_STYLE_SUGGESTS_PLAIN_SHORT):
         get_style("plain-shrt")
 
 

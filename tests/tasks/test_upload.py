@@ -161,11 +161,11 @@ def test_a_chat_under_another_name_is_mapped_as_both(tmp_path: Path) -> None:
 
 def test_unknown_columns_are_listed_with_the_options_to_map_them(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"ask": "do it", "reply": "it()"})
-    with pytest.raises(DataError, match=messages.HAS_COLUMNS_ASK_REPLY_ADD_INTENT):
+    with pytest.raises(DataError, match=messages.COLUMNS_UNKNOWN):
         read_upload(path)
-    with pytest.raises(DataError, match=messages.NONE_KNOWN_CODE_ADD_CODE_COLUMN):
+    with pytest.raises(DataError, match=messages.CODE_COLUMN_UNKNOWN):
         read_upload(path, intent_column="ask")
-    with pytest.raises(DataError, match=messages.HAS_NO_COLUMN_REPLIES_DID_YOU):
+    with pytest.raises(DataError, match=messages.UNKNOWN_COLUMN_SUGGESTS_REPLY):
         read_upload(path, intent_column="ask", code_column="replies")
     assert pairs(path, intent_column="ask", code_column="reply") == [("do it", "it()")]
 

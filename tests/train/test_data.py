@@ -101,24 +101,24 @@ def test_a_hub_data_set_with_shards_and_a_licence(tmp_path: Path, monkeypatch: p
 
 
 def test_an_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
-    with pytest.raises(UnknownNameError, match=messages.DID_YOU_MEAN_CONALA_FILE_ENDS):
+    with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ROWS_SUGGEST_CONALA):
         load_training_data(config("conla"))
 
 
 def test_a_missing_file_is_not_searched_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=messages.THERE_NO_FILE_DATA_MINEJSONL):
+    with pytest.raises(DataError, match=messages.TRAINING_FILE_MISSING):
         load_training_data(config("data/mine.jsonl"))
-    with pytest.raises(DataError, match=messages.FOLDER_NAME_FILE_2):
+    with pytest.raises(DataError, match=messages.PATH_IS_FOLDER_OF_FILES):
         load_training_data(config(tmp_path))
 
 
 def test_column_names_without_a_file_are_an_error() -> None:
-    with pytest.raises(DataError, match=messages.STARTER_HAS_OWN_LEAVE_THEM_OUT):
+    with pytest.raises(DataError, match=messages.STARTER_HAS_COLUMNS):
         load_training_data(config("starter", intent_column="nl"))
 
 
 def test_rows_with_one_intent_cannot_be_split(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.MINEJSONL_LEAVES_NO_ROW_VALIDATE_GIVE):
+    with pytest.raises(TrainingError, match=messages.NO_VALIDATION_ROW):
         load_training_data(config(write(tmp_path / "mine.jsonl", 20, intent="the same")))
 
 

@@ -121,7 +121,7 @@ def test_a_gated_repository_of_an_organisation(hub: Hub) -> None:
 def test_a_repository_with_other_weights(hub: Hub, path: str, full_model: bool, is_error: bool) -> None:
     hub.append(REPO, {path: Blob(b"x", 1)})
     if is_error:
-        with pytest.raises(TrainingError, match=f"holds other weights already .{path}."):
+        with pytest.raises(TrainingError, match=messages.REPOSITORY_HAS_OTHER_WEIGHTS.format(path=path)):
             check_access(REPO, TOKEN, is_full_model=full_model)
     else:
         check_access(REPO, TOKEN, is_full_model=full_model)
@@ -152,7 +152,7 @@ def test_access_to_the_base(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(BaseModelError, match=expected):
             check_base_access(base)
     hub.gated.add("other/tiny")
-    with pytest.raises(BaseModelError, match=messages.OTHER_TINY_GATED_ACCEPT_TERMS):
+    with pytest.raises(BaseModelError, match=messages.TRAINING_BASE_GATED):
         check_base_access("other/tiny")
 
 
@@ -161,5 +161,5 @@ def test_a_cached_base_needs_no_hub(hub: Hub, tmp_path: Path, monkeypatch: pytes
     resolve("other/tiny", lambda _: None)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     check_base_access("other/tiny")
-    with pytest.raises(PromptOrTuneError, match=messages.CONNECTION_HUB_BROKE_WHILE_LOOKING_UP):
+    with pytest.raises(PromptOrTuneError, match=messages.BASE_LOOKUP_BROKE_OFF):
         check_base_access("other/else")

@@ -79,7 +79,7 @@ def test_different_answers_are_an_error(tiny_base: Path, tiny_run: Path, answeri
     ours = answering(tiny_run)
     check_same_answers(ours, answering(tiny_run), "the same")
     other = make_adapter(tmp_path / "lora-tiny", tiny_base, identity_of(str(tiny_base)), seed=2)
-    with pytest.raises(TrainingError, match=messages.SOMEONE_X_DOES_NOT_ANSWER_FOLDER):
+    with pytest.raises(TrainingError, match=messages.PUBLISHED_ANSWERS_DIFFER):
         check_same_answers(ours, answering(other), "someone/x@1")
     first = ours[0]
     for changed, words in (
@@ -98,7 +98,7 @@ def test_a_download_with_different_answers_is_an_error(hub: Hub, folder: Path) -
         calls.append(where)
         return [GreedyAnswer((str(len(calls)),), 1, -1.0)] * 3
 
-    with pytest.raises(TrainingError, match=f"{REPO}@.* says '2' where the folder says '1' .token 1."):
+    with pytest.raises(TrainingError, match=messages.DOWNLOADED_ANSWERS_DIFFER.format(repo=REPO)):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert calls[0] == folder
     assert calls[1] != folder
@@ -130,30 +130,30 @@ def test_a_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> Non
         hub, "someone/full-tiny"
     )
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes() + b" ")
-    with pytest.raises(AdapterError, match=messages.NOT_FILE_MANIFESTJSON_STATES):
+    with pytest.raises(AdapterError, match=messages.WEIGHTS_DIFFER_FROM_MANIFEST):
         publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
-    with pytest.raises(AdapterError, match=messages.WHOLE_MODEL_NOT_ADAPTER):
+    with pytest.raises(AdapterError, match=messages.IS_MODEL_NOT_ADAPTER):
         pull(f"someone/full-tiny@{published.commit}", tmp_path / "store", _silent)
 
 
 def test_an_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.THERE_NO_FOLDER):
+    with pytest.raises(TrainingError, match=messages.NO_SUCH_FOLDER):
         publish_folder(tmp_path / "nowhere", REPO, _silent)
     (folder / "manifest.json").unlink()
-    with pytest.raises(AdapterError, match=messages.HAS_NO_MANIFESTJSON):
+    with pytest.raises(AdapterError, match=messages.FOLDER_WITHOUT_MANIFEST):
         publish_folder(folder, REPO, _silent)
     assert not hub.requests
 
 
 def test_a_base_from_a_folder_must_be_given(hub: Hub, folder: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.NAME_ONE_BASE):
+    with pytest.raises(TrainingError, match=messages.BASE_OF_FOLDER_UNNAMED):
         publish_folder(folder, REPO, _silent)
     assert REPO not in hub.history
 
 
 def test_an_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder: Path, tmp_path: Path) -> None:
     other = make_base("llama", tmp_path / "other", seed=5)
-    with pytest.raises(AdapterError, match=messages.TRAINED_TINY):
+    with pytest.raises(AdapterError, match=messages.TRAINED_FOR_TINY):
         publish_folder(folder, REPO, _silent, base=str(other), device="cpu")
     assert REPO not in hub.history
 
@@ -162,7 +162,7 @@ def test_an_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn
     card = (folder / "README.md").read_text()
     card = card.replace("language: en", "base_model: no model at all")
     (folder / "README.md").write_text(card)
-    with pytest.raises(TrainingError, match=messages.DOES_NOT_ACCEPT_CARD_NO_MODEL):
+    with pytest.raises(TrainingError, match=messages.CARD_REJECTED):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert not published_files(hub, REPO)
 
@@ -172,7 +172,7 @@ def test_a_private_repository_is_visible_to_its_owner_only(
 ) -> None:
     publish_folder(folder, REPO, _silent, private=True, answer_fn=answering)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(AdapterError, match=messages.YOU_MAY_READ):
+    with pytest.raises(AdapterError, match=messages.REPOSITORY_NOT_READABLE):
         pull(REPO, tmp_path / "store", _silent)
     assert pull(REPO, tmp_path / "store", _silent, token=TOKEN).is_dir()
 
@@ -195,7 +195,7 @@ def test_a_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
     hub: Hub, folder: Path, answering: AnswerFn, what: str
 ) -> None:
     hub.cuts[what] = 1000
-    with pytest.raises(TrainingError, match=messages.BROKE_WHILE_UPLOADING_SOMEONE_LORA_TINY):
+    with pytest.raises(TrainingError, match=messages.UPLOAD_BROKE_OFF):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert published_files(hub, REPO) == (ADAPTER_FILES if what == "reply" else set()), "complete or empty"
     hub.cuts.clear()
@@ -227,7 +227,7 @@ def test_a_lost_connection_of_xet(
 ) -> None:
     use_xet(hub, monkeypatch, tmp_path)
     hub.cuts["xet"] = 1000
-    with pytest.raises(TrainingError, match=messages.WHILE_UPLOADING_SOMEONE_LORA_TINY):
+    with pytest.raises(TrainingError, match=messages.DURING_UPLOAD):
         publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert not published_files(hub, REPO)
     hub.cuts.clear()

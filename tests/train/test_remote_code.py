@@ -36,7 +36,7 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_the_flag_no_remote_code_runs(run_folder: Path) -> None:
-    with pytest.raises(BaseModelError, match=messages.WHICH_NOT_RUN_DEFAULT):
+    with pytest.raises(BaseModelError, match=messages.REMOTE_CODE_NOT_RUN):
         train(tiny_config(run_folder), _silent)
     assert not (run_folder / "mark").exists()
     assert not list(run_folder.glob("store/*"))

@@ -76,9 +76,9 @@ def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> N
     config = tiny_config(folder, adapter_name="stopped")
     _interrupt(config)
     run_dir = run_directory(config)
-    with pytest.raises(TrainingError, match=messages.STOPPED_STEP_CONTINUE_RESUME):
+    with pytest.raises(TrainingError, match=messages.STOPPED_AT_STEP):
         train(config, lambda _: None)
-    with pytest.raises(TrainingError, match=messages.BEGUN_LEARNING_RATE_NOT):
+    with pytest.raises(TrainingError, match=messages.RUN_HAS_OTHER_LEARNING_RATE):
         train(tiny_config(folder, adapter_name="stopped", learning_rate=0.1), lambda _: None, resume=True)
     # A checkpoint that a kill left incomplete is ignored.
     partial = run_dir.checkpoints / "checkpoint-5"
@@ -93,7 +93,7 @@ def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> N
 
 
 def test_there_must_be_a_run_to_resume(folder: Path) -> None:
-    with pytest.raises(TrainingError, match=messages.NO_UNFINISHED_RUN_NEVER):
+    with pytest.raises(TrainingError, match=messages.NO_UNFINISHED_RUN):
         train(tiny_config(folder, adapter_name="never"), lambda _: None, resume=True)
 
 
@@ -109,7 +109,7 @@ def test_a_full_disk_keeps_the_last_complete_checkpoint(
         write(self, output_dir)
 
     monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", fail_later)
-    with pytest.raises(DiskSpaceError, match=messages.FULL_SO_CHECKPOINT_STEP_COULD_NOT):
+    with pytest.raises(DiskSpaceError, match=messages.CHECKPOINT_DISK_FULL):
         train(config, lambda _: None)
     assert [path.name for path in run_directory(config).checkpoints.iterdir()] == ["checkpoint-2"]
     monkeypatch.undo()

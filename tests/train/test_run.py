@@ -108,7 +108,7 @@ def test_early_stopping_stops(folder: Path) -> None:
 
 
 def test_an_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
-    with pytest.raises(TrainingError, match=messages.OVERWRITE):
+    with pytest.raises(TrainingError, match=messages.OVERWRITE_FLAG):
         train(tiny_config(folder), lambda _: None)
     assert trained[0].is_dir()
 

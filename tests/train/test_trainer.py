@@ -95,13 +95,13 @@ def test_a_sample_too_large_for_the_memory_raises_a_training_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _small_memory(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
-    with pytest.raises(TrainingError, match=messages.MEMORY_DOES_NOT_SUFFICE_SINGLE_SAMPLE):
+    with pytest.raises(TrainingError, match=messages.MEMORY_TOO_SMALL):
         train(tiny_config(folder, adapter_name="too-large"), lambda _: None)
 
 
 def test_other_errors_are_not_treated_as_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small_memory(monkeypatch, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match=messages.MAT1_MAT2):
+    with pytest.raises(RuntimeError, match=messages.SHAPES_DO_NOT_FIT):
         train(tiny_config(folder, adapter_name="defect"), lambda _: None)
 
 
@@ -159,6 +159,6 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(
 def test_nan_before_any_checkpoint_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(folder, adapter_name="nan-first")
     _spoiled(monkeypatch, 1, lambda loss: loss * float("nan"))
-    with pytest.raises(TrainingError, match=messages.NO_CHECKPOINT_EXISTS_YET):
+    with pytest.raises(TrainingError, match=messages.NO_CHECKPOINT_YET):
         train(config, lambda _: None)
     assert not run_directory(config).folder.exists()

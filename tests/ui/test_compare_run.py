@@ -123,14 +123,14 @@ def test_closing_the_iterator_cancels_the_engine() -> None:
 
 @pytest.mark.parametrize("intent", ["", "  \n\t"])
 def test_empty_question_is_refused(intent: Any) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.SAY_FIRST_WHAT_PYTHON_SHOULD_DO):
+    with pytest.raises(PromptOrTuneError, match=messages.EMPTY_QUESTION):
         make_comparison(Problem("typed", intent), ["zero-shot"])
 
 
 def test_no_method_and_too_many_methods_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.LEAST_ONE_METHOD):
+    with pytest.raises(PromptOrTuneError, match=messages.METHOD_REQUIRED):
         make_comparison(PROBLEM, [])
-    with pytest.raises(PromptOrTuneError, match=messages.MOST):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_MANY_METHODS):
         make_comparison(PROBLEM, [f"icl-{k}" for k in range(1, 10)])
 
 

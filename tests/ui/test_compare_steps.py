@@ -67,9 +67,9 @@ def test_failed_model_load_is_raised() -> None:
         raise BaseModelError("No base 'x'.")
 
     context = Context(EngineLoader(build), run_queue=AdmissionQueue())
-    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_BASE_X):
         list(run_comparison(context, COMPARISON, Event()))
-    with pytest.raises(PromptOrTuneError, match=messages.NO_BASE_X):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_BASE_X):
         collect_records(context, COMPARISON)
 
 
@@ -81,7 +81,7 @@ def test_run_that_raises_leaves_the_queue() -> None:
             raise RuntimeError("out of memory")
 
     context = context_of(Broken())
-    with pytest.raises(RuntimeError, match=messages.OUT_MEMORY):
+    with pytest.raises(RuntimeError, match=messages.OUT_OF_MEMORY):
         collect_records(context, COMPARISON)
     with context.run_queue.enqueue() as ticket:
         assert ticket.wait(0) == 0

@@ -118,7 +118,7 @@ def test_stream_yields_progress_and_ends_with_records(client: Any) -> None:
 
 
 def test_invalid_stream_request_is_one_error_message(client: Any) -> None:
-    with pytest.raises(AppError, match=messages.ADD_LEAST_ONE_METHOD):
+    with pytest.raises(AppError, match=messages.METHOD_REQUIRED):
         client.predict("reverse", [], api_name="/stream")
 
 
@@ -135,7 +135,7 @@ def test_endpoint_enforces_visitor_limits(url: Any) -> None:
         )
         job = one.submit("talk", ["zero-shot", "zero-shot"], api_name="/stream")
         next(iter(job))
-        with pytest.raises(AppError, match=messages.YOU_HAVE_ANSWERS_RUNNING_ONCE_LIMIT):
+        with pytest.raises(AppError, match=messages.TWO_ANSWERS_ARE_THE_LIMIT):
             one.predict("talk", ["zero-shot"], api_name="/compare")
         assert other.submit("talk", ["zero-shot"], api_name="/stream").__next__()["records"] == []
         job.cancel()

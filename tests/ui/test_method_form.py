@@ -29,20 +29,20 @@ def test_filled_form_gives_a_method_name(form: Any, name: Any) -> None:
 
 
 def test_adapter_must_be_chosen() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_ADAPTER_FIRST):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_ADAPTER_CHOSEN):
         method_name("adapter", 4, None, "none")
 
 
 def test_duplicate_method_is_refused() -> None:
     assert add_method(["zero-shot"], "icl-4", []) == ["zero-shot", "icl-4"]
-    with pytest.raises(PromptOrTuneError, match=messages.ICL_ALREADY_COMPARISON):
+    with pytest.raises(PromptOrTuneError, match=messages.METHOD_ALREADY_ADDED):
         add_method(["icl-4"], "icl-4@42", [])
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE):
+    with pytest.raises(PromptOrTuneError, match=messages.EXAMPLES_OUT_OF_RANGE):
         add_method([], "icl-0", [])
 
 
 def test_ninth_column_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.COLUMNS_MOST_FIT):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_MANY_COLUMNS):
         add_method([f"icl-{k}" for k in range(1, 9)], "rag-1", [])
 
 

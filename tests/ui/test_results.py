@@ -84,7 +84,7 @@ def test_library_lists_only_runs(folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret.jsonl", "runs/../secret.jsonl", "/etc/passwd", "runs/link.jsonl", ""])
 def test_names_cannot_leave_the_folders(folder: Path, name: str) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.THERE_NO_RUN):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_SUCH_RUN):
         RunLibrary([("runs", folder)]).load_run(name)
 
 
@@ -240,7 +240,7 @@ def test_every_export_kind_is_a_file(run: Run, kind: str) -> None:
 
 
 def test_export_without_a_run_is_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_RUN_FIRST):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_RUN_CHOSEN):
         export_runs([], "csv", 1)
 
 

@@ -60,7 +60,7 @@ def test_a_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
 def test_one_vote_per_person_pair_and_problem(votes: VoteStore) -> None:
     votes.add(make_vote(1))
     swapped = make_vote(1, id="again", winner="tie", left=Side(LORA, "", ""), right=Side(ZERO, "", ""))
-    with pytest.raises(AlreadyVotedError, match=messages.YOU_HAVE_VOTED_PAIR_PROBLEM_ALREADY):
+    with pytest.raises(AlreadyVotedError, match=messages.ALREADY_VOTED):
         votes.add(swapped)
     spaced = replace(make_vote(1, id="spaced"), problem=Problem("other", "  intent\n1 "))
     with pytest.raises(AlreadyVotedError):
@@ -85,9 +85,9 @@ def test_a_retry_of_the_same_vote_changes_nothing(votes: VoteStore) -> None:
 
 
 def test_an_invalid_vote_raises() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.MIDDLE_NO_VOTE_CHOOSE_ONE_LEFT):
+    with pytest.raises(PromptOrTuneError, match=messages.VOTE_INVALID):
         make_vote(winner="middle")
-    with pytest.raises(PromptOrTuneError, match=messages.CANNOT_COMPARED_ITSELF):
+    with pytest.raises(PromptOrTuneError, match=messages.COMPARED_WITH_ITSELF):
         make_vote(right=Side(ZERO, "", ""))
 
 
@@ -153,7 +153,7 @@ def test_a_file_that_is_no_database_raises_votes_error(votes: VoteStore) -> None
     votes.path.parent.mkdir(parents=True)
     votes.path.write_bytes(b"this is no database, however long it may be" * 100)
     for attempt in (votes.count, lambda: votes.add(make_vote())):
-        with pytest.raises(VotesError, match=messages.VOTES_SQLITE_CANNOT_READ_WRITTEN_FILE):
+        with pytest.raises(VotesError, match=messages.VOTES_FILE_UNUSABLE):
             attempt()
 
 
@@ -161,11 +161,11 @@ def test_the_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
     votes.add(make_vote())
     with sqlite3.connect(votes.path) as database:
         database.execute("PRAGMA user_version=2")
-    with pytest.raises(VotesError, match=messages.WRITTEN_NEWER_PROMPT_TUNE):
+    with pytest.raises(VotesError, match=messages.WRITTEN_BY_NEWER_VERSION):
         votes.add(make_vote(1))
 
 
 def test_a_folder_that_cannot_be_created_raises_votes_error(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(VotesError, match=messages.CHECK_DISK):
+    with pytest.raises(VotesError, match=messages.CHECK_THE_DISK):
         VoteStore(tmp_path / "home" / "votes.sqlite").add(make_vote())

@@ -34,11 +34,11 @@ def test_em_at_k_is_monotonic_in_k(candidates: list[str]) -> None:
 
 
 def test_k_above_the_number_of_candidates_raises() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.EM_UNDEFINED_CANDIDATES):
+    with pytest.raises(PromptOrTuneError, match=messages.EM_AT_3_UNDEFINED):
         exact_match_at_k("a", ["b", "c"], 3)
-    with pytest.raises(PromptOrTuneError, match=messages.EM):
+    with pytest.raises(PromptOrTuneError, match=messages.EM_AT_0):
         exact_match_at_k("a", ["b"], 0)
-    with pytest.raises(PromptOrTuneError, match=messages.CANDIDATES_WERE_ASKED_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.TOO_MANY_CANDIDATES):
         exact_match_at_k("a", ["b", "c", "d"], 1, num_candidates=2)
 
 
@@ -102,13 +102,13 @@ def test_pass_at_1_is_the_share_of_correct_samples() -> None:
 
 @pytest.mark.parametrize(("n", "c", "k"), [(1, 0, 2), (5, 5, 6), (5, 1, 0), (0, 0, 1), (5, 1, -1)])
 def test_pass_at_k_raises_for_k_above_the_number_of_samples(n: int, c: int, k: int) -> None:
-    with pytest.raises(PromptOrTuneError, match=rf"Pass@{k} is undefined for {n} samples"):
+    with pytest.raises(PromptOrTuneError, match=messages.PASS_AT_K_UNDEFINED.format(k=k, n=n)):
         pass_at_k(n, c, k)
 
 
 @pytest.mark.parametrize("c", [-1, 6])
 def test_impossible_counts_raise(c: int) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CORRECT_SAMPLES):
+    with pytest.raises(PromptOrTuneError, match=messages.IMPOSSIBLE_COUNTS):
         pass_at_k(5, c, 1)
 
 
@@ -125,7 +125,7 @@ def test_the_share_of_tests_needs_the_same_tests_for_each_sample() -> None:
     assert module.test_pass_rate([[True, False], [True, True]]) == pytest.approx(0.75)
     empty: list[list[list[bool]]] = [[], [[], []]]
     for samples in empty:
-        with pytest.raises(PromptOrTuneError, match=messages.UNDEFINED_WITHOUT_SAMPLES_TESTS):
+        with pytest.raises(PromptOrTuneError, match=messages.TEST_SHARE_UNDEFINED):
             module.test_pass_rate(samples)
-    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_NUMBERS_TESTS):
+    with pytest.raises(PromptOrTuneError, match=messages.DIFFERENT_TEST_COUNTS):
         module.test_pass_rate([[True], [True, False]])

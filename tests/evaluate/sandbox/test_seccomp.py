@@ -125,7 +125,7 @@ def test_the_pid_replaces_the_placeholder_only(machine: str) -> None:
 
 
 def test_an_unknown_machine_raises() -> None:
-    with pytest.raises(ValueError, match=messages.RISCV64):
+    with pytest.raises(ValueError, match=messages.NAMES_RISCV64):
         build_filter("riscv64")
 
 

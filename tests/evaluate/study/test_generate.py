@@ -136,7 +136,7 @@ def test_interrupted_run_continues(config: StudyConfig, tmp_path: Path, data: Pa
 def test_code_of_a_base_needs_a_pinned_commit() -> None:
     config = read_study_config(resolve_config_path("paper"))
     jobs = [job for job in study_jobs(config, "rq1") if job.model.name == "CodeGen2-1B"]
-    with pytest.raises(PromptOrTuneError, match=messages.CODEGEN2_B_HAS_CODE_OWN_WHICH):
+    with pytest.raises(PromptOrTuneError, match=messages.CODEGEN2_NOT_PINNED):
         check_base_revisions(jobs)
     pinned = replace(jobs[0].model, base=f"{jobs[0].model.base}@{'0' * 40}")
     check_base_revisions([replace(jobs[0], model=pinned)])

@@ -152,7 +152,7 @@ def test_error_names_section_and_key(tmp_path: Path, old: str, new: str, expecte
 
 def test_shared_adapter_name_is_refused(tmp_path: Path) -> None:
     two = GOOD.replace("data:\n", "  other: {base: other}\ndata:\n", 1)
-    with pytest.raises(PromptOrTuneError, match=messages.GIVES_LORA_CONALA_LORA_TINY_CONALA):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_NAME_SHARED):
         read_study_config(write_config(tmp_path, two))
     named = two + "training: {name: '{technique}-{data}-{model}'}\n"
     names = {job.adapter for job in study_jobs(read_study_config(write_config(tmp_path, named)), "rq3") if job.adapter}
@@ -163,7 +163,7 @@ def test_resolve_config_path(tmp_path: Path) -> None:
     assert resolve_config_path("default").is_file()
     mine = write_config(tmp_path, GOOD)
     assert resolve_config_path(str(mine)) == mine
-    with pytest.raises(PromptOrTuneError, match=messages.DID_YOU_MEAN_DEFAULT):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_STUDY_SUGGESTS_DEFAULT):
         resolve_config_path("defualt")
-    with pytest.raises(PromptOrTuneError, match=messages.THERE_NO_FILE_NOWHEREYAML):
+    with pytest.raises(PromptOrTuneError, match=messages.STUDY_FILE_MISSING):
         resolve_config_path("nowhere.yaml")

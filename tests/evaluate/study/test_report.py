@@ -187,7 +187,7 @@ def test_training_facts_come_from_adapter_with_same_weights(config: StudyConfig,
 
 
 def test_no_finished_results(config: StudyConfig, tmp_path: Path) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.HOLDS_NO_FINISHED_RESULTS_RQ1):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_FINISHED_RESULTS):
         require_results(collect_jobs(study_jobs(config, "rq1"), [], tmp_path), "rq1", tmp_path)
 
 

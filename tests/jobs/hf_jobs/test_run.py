@@ -282,21 +282,21 @@ def test_failed_job_reports_reason_and_next_run_begins_another(
 
 def test_no_job_without_credit(hub: Hub, remote_run: RemoteRun) -> None:
     hub.jobs.credit = False
-    with pytest.raises(TrainingError, match=messages.SOMEONE_HAS_NO_CREDIT_LEFT_ADD):
+    with pytest.raises(TrainingError, match=messages.NO_CREDIT_LEFT):
         remote_run.run()
     assert not hub.jobs.known
 
 
 def test_nothing_is_sent_without_token(hub: Hub, remote_run: RemoteRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(TrainingError, match=messages.NEEDS_TOKEN_HUB):
+    with pytest.raises(TrainingError, match=messages.TOKEN_REQUIRED):
         remote_run.run()
     assert not hub.requests
 
 
 def test_nothing_is_sent_with_read_only_token(hub: Hub, remote_run: RemoteRun) -> None:
     hub.accounts[TOKEN] = Account(OWNER, role="read")
-    with pytest.raises(TrainingError, match=messages.MAY_ONLY_READ):
+    with pytest.raises(TrainingError, match=messages.TOKEN_IS_READ_ONLY):
         remote_run.run()
     assert SOURCE not in hub.history
 
@@ -305,14 +305,14 @@ def test_nothing_is_sent_for_gated_base(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["vendor/gated"] = tmp_path
     hub.gated.add("vendor/gated")
     remote_run = RemoteRun(tmp_path / "home", {"model_name_or_path": "vendor/gated"})
-    with pytest.raises(PromptOrTuneError, match=messages.GATED):
+    with pytest.raises(PromptOrTuneError, match=messages.IS_GATED):
         remote_run.run()
     assert SOURCE not in hub.history
 
 
 def test_public_dataset_is_refused(hub: Hub, remote_run: RemoteRun, tmp_path: Path) -> None:
     hub.add(SOURCE, tmp_path)
-    with pytest.raises(TrainingError, match=messages.PROMPT_TUNE_JOBS_PUBLIC):
+    with pytest.raises(TrainingError, match=messages.JOBS_DATA_SET_PUBLIC):
         remote_run.run()
     assert not hub.jobs.known
 
@@ -336,7 +336,7 @@ def test_unreachable_hub_is_reported_and_job_followed_later(
     with monkeypatch.context() as patched:
         # The client made its address of the Hub when it was made.
         patched.setattr("huggingface_hub.hf_api.HfApi.inspect_job", _raise_connection_error)
-        with pytest.raises(TrainingError, match=messages.CONNECTION_HUB_BROKE_WHILE_FOLLOWING_JOB):
+        with pytest.raises(TrainingError, match=messages.FOLLOWING_BROKE_OFF):
             running.result()
     assert "The Hub cannot be reached" in remote_run.lines[-1]
     again = remote_run.start()
@@ -356,14 +356,14 @@ def _raise_connection_error(*_: Any, **__: Any) -> None:
 @pytest.mark.parametrize("base", ["~/models/mine", "/models/mine.gguf", "."])
 def test_local_base_is_refused(hub: Hub, tmp_path: Path, base: str) -> None:
     remote_run = RemoteRun(tmp_path / "home", {"model_name_or_path": base})
-    with pytest.raises(TrainingError, match=messages.MACHINE_NOT_SENT):
+    with pytest.raises(TrainingError, match=messages.LOCAL_BASE_NOT_SENT):
         remote_run.run()
     assert not hub.requests
 
 
 def test_unknown_machine_is_refused_with_nearest_name(hub: Hub, tmp_path: Path) -> None:
     remote_run = RemoteRun(tmp_path / "home", flavor="a10-small")
-    with pytest.raises(PromptOrTuneError, match=messages.DID_YOU_MEAN_A10G_SMALL):
+    with pytest.raises(PromptOrTuneError, match=messages.UNKNOWN_MACHINE_SUGGESTS_A10G):
         remote_run.run()
     assert not hub.requests
 

@@ -122,7 +122,7 @@ def test_hf_accepts_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_invalid_settings_are_refused() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.LEARNING_RATE_MUST_ABOVE):
+    with pytest.raises(PromptOrTuneError, match=messages.LEARNING_RATE_INVALID):
         manual_commands({"adapter_name": "a", "dataset_name": "my.csv", "learning_rate": 0}, ServingOptions())
 
 

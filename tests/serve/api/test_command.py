@@ -49,7 +49,7 @@ def test_option_names_of_earlier_versions_still_work() -> None:
 def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
     assert parse_options(["--host", host]).api.settings.loopback_only
-    with pytest.raises(PromptOrTuneError, match=messages.WITHOUT_KEYS):
+    with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
         parse_options(["--host", "192.168.0.9"])
     opened = parse_options(["--host", "192.168.0.9", "--open"])
     assert (opened.host, opened.api.settings.loopback_only) == ("192.168.0.9", False)
@@ -145,7 +145,7 @@ def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subpr
         )
         next(stream)
         process.send_signal(signal.SIGINT)
-        with pytest.raises(openai.APIError, match=messages.ABOUT_END):
+        with pytest.raises(openai.APIError, match=messages.SERVER_ENDS):
             list(stream)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 130

@@ -57,9 +57,9 @@ def test_an_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp
     write_adapter(tmp_path / "root" / "lora-broken", {**CONFIG, "r": 5})
     with serving(tmp_path) as served, served.client() as client:
         assert "lora-broken" not in [model.id for model in client.models.list()]
-        with pytest.raises(openai.NotFoundError, match=expected.LORA_BROKEN):
+        with pytest.raises(openai.NotFoundError, match=expected.NAMES_LORA_BROKEN):
             client.models.retrieve("lora-broken")
-        with pytest.raises(openai.BadRequestError, match=expected.LORA_BROKEN) as caught:
+        with pytest.raises(openai.BadRequestError, match=expected.NAMES_LORA_BROKEN) as caught:
             client.completions.create(model="lora-broken", prompt="x")
         assert caught.value.param == "model"
 

@@ -77,7 +77,7 @@ def test_the_options_of_the_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     api_options = app.parse_options(["--api", "--host", "0.0.0.0", "--api-key-file", str(tmp_path / "keys")]).api
     assert api_options is not None
     assert len(api_options.keys) == 1
-    with pytest.raises(PromptOrTuneError, match=messages.WITHOUT_KEYS_ANYBODY_COULD_ASK):
+    with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
         app.parse_options(["--api", "--host", "0.0.0.0"])
     assert app.parse_options(["--host", "0.0.0.0"]).api is None
 
@@ -88,6 +88,6 @@ def test_requests_in_flight_get_an_error_at_shutdown(both: Served) -> None:
         chunks = iter(stream)
         next(chunks)
         both.stop()
-        with pytest.raises(openai.APIError, match=messages.ABOUT_END):
+        with pytest.raises(openai.APIError, match=messages.SERVER_ENDS):
             list(chunks)
     assert httpx.post(f"{both.url}/v1/completions", json={"model": "zero-shot", "prompt": "x"}).status_code == 503

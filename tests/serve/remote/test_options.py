@@ -64,7 +64,7 @@ def test_the_study_takes_the_same_options() -> None:
     )
     assert parse_remote_options(given) == RemoteOptions(URL)
     assert given.base is None
-    with pytest.raises(PromptOrTuneError, match=messages.ADD_MODE_SAMPLE_SEVERAL_CANDIDATES_BEAMS):
+    with pytest.raises(PromptOrTuneError, match=messages.CANDIDATES_NEED_SAMPLING):
         sampling_params_from_options(given)
     given.beams = 1
     assert sampling_params_from_options(given).mode == "greedy"

@@ -136,7 +136,7 @@ def test_unknown_server_gets_one_call_per_sample(serve: Any, connect: Any) -> No
 
 def test_beam_search_is_refused_in_one_message(serve: Any, connect: Any) -> None:
     batch = connect(serve(StandIn(saying("a"), VLLM_MODELS)).url).open_batch("beam")
-    with pytest.raises(PromptOrTuneError, match=messages.HAS_NO_BEAM_SEARCH_CHOOSE_SAMPLING):
+    with pytest.raises(PromptOrTuneError, match=messages.SERVER_WITHOUT_BEAM_SEARCH):
         batch.add(0, Row("p", PLAIN), SamplingParams("beam", candidates=4))
     assert len(batch) == 0
 

@@ -265,7 +265,7 @@ def test_too_many_waiting_calls_raise_busy(engine: ZeroGpuEngine, monkeypatch: p
     monkeypatch.setattr(zero, "MAX_WAITING_CALLS", 1)
     stream = engine.stream([request("zero-shot")], SamplingParams(max_new_tokens=400))
     assert engine.status().phase == "generating"
-    with pytest.raises(BusyError, match=messages.WAIT_GPU_BUSY):
+    with pytest.raises(BusyError, match=messages.GPU_BUSY):
         engine.stream([request("zero-shot")], DECODING)
     list(stream)
     ends = time.monotonic() + 10
@@ -278,7 +278,7 @@ def test_too_many_waiting_calls_raise_busy(engine: ZeroGpuEngine, monkeypatch: p
 def test_closed_engine_refuses_requests(engine: ZeroGpuEngine) -> None:
     engine.close()
     assert engine.status().phase == "closed"
-    with pytest.raises(PromptOrTuneError, match=messages.CLOSED):
+    with pytest.raises(PromptOrTuneError, match=messages.WAS_CLOSED):
         engine.stream([request("zero-shot")], DECODING)
 
 
@@ -328,5 +328,5 @@ def test_longer_answers_request_more_time(decoding: SamplingParams, expected: in
 
 
 def test_missing_spaces_package_message() -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_GRADIO_SDK_WHICH_INCLUDES):
+    with pytest.raises(PromptOrTuneError, match=messages.SPACES_PACKAGE_MISSING):
         import_spaces()

@@ -52,7 +52,7 @@ def test_load_and_unload(context: Context, actions: AdapterActions) -> None:
     assert memory(context) == ["ia3-conala"]
     assert "is unloaded" in actions.unload(OWNER, "ia3-conala")
     assert memory(context) == []
-    with pytest.raises(AdapterError, match=messages.TRAINED_TINY_BASE):
+    with pytest.raises(AdapterError, match=messages.TRAINED_FOR_TINY_BASE):
         actions.load(OWNER, "other-base")
     with pytest.raises(UnknownNameError):
         actions.load(OWNER, "lora-conal")
@@ -95,7 +95,7 @@ def test_delete_rejects_names_outside_the_install_folder(actions: AdapterActions
 def test_actions_without_rights_are_rejected(
     context: Context, actions: AdapterActions, catalog: AdapterCatalog, action: str
 ) -> None:
-    with pytest.raises(PromptOrTuneError, match=messages.ONLY_ADA_MAY_TRAIN_CHANGE_ADAPTERS):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_CHANGE_DENIED):
         actions.handlers[action](STRANGER, "prompt-mine")
     assert (catalog.install_dir / "prompt-mine").is_dir()
     assert memory(context) == []
@@ -103,7 +103,7 @@ def test_actions_without_rights_are_rejected(
 
 def test_require_usable(actions: AdapterActions, tmp_path: Path) -> None:
     assert "lora-conala" in actions.require_usable("lora-conala").adapters()
-    with pytest.raises(PromptOrTuneError, match=messages.TRAINED_TINY_BASE):
+    with pytest.raises(PromptOrTuneError, match=messages.TRAINED_FOR_TINY_BASE):
         actions.require_usable("other-base")
     waiting = loading_context(tmp_path / "home")
     with pytest.raises(PromptOrTuneError, match=messages.MODEL_NOT_READY):

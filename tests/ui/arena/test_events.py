@@ -102,7 +102,7 @@ def test_second_vote_on_a_question_is_rejected(runner: MatchRunner) -> None:
     assert again.winner == ""
     assert "You have voted on this pair and problem already" in again.said
     assert runner.votes.count() == 1
-    with pytest.raises(PromptOrTuneError, match=messages.YOU_HAVE_VOTED_EVERY_PAIR_THESE):
+    with pytest.raises(PromptOrTuneError, match=messages.ALL_PAIRS_VOTED):
         answered_match(runner, question="reverse  a list", methods=PAIR)
     assert answered_match(runner, question="reverse a list").methods != PAIR
 

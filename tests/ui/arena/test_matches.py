@@ -56,7 +56,7 @@ def test_failing_method_is_excluded_from_the_next_sample(runner: MatchRunner) ->
 
 def test_match_without_two_answers_raises(tmp_path: Path) -> None:
     runner = make_runner(tmp_path, FakeEngine(ANSWERS, ERRORS, longest_intent=10))
-    with pytest.raises(PromptOrTuneError, match=messages.NO_TWO_CHOSEN_METHODS_GAVE_ANSWER):
+    with pytest.raises(PromptOrTuneError, match=messages.FEWER_THAN_TWO_ANSWERS):
         list(next_match(runner, question="far too long a question"))
     assert runner.matches.load(ANNA.id) is None
 
@@ -137,7 +137,7 @@ def test_match_counts_two_answers_against_the_quota(runner: MatchRunner) -> None
     tight = replace(runner.context, visitors=VisitorRegistry(AccessPolicy(limits=Limits(rows_per_hour=4))))
     runner = MatchRunner(tight, runner.votes, runner.matches)
     answered_match(runner), answered_match(runner)
-    with pytest.raises(BusyError, match=messages.YOU_HAVE_HAD_ANSWERS_WITHIN_HOUR):
+    with pytest.raises(BusyError, match=messages.HOURLY_LIMIT_REACHED):
         answered_match(runner)
     assert answered_match(runner, BERT).records
     assert runner.matches.load(ANNA.id) is None
@@ -171,7 +171,7 @@ def test_broken_match_file_is_ignored(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("visitor", ["", "../../etc/passwd", "browser-x", "browser-00000000000000aa/../x"])
 def test_visitor_id_cannot_be_a_path(tmp_path: Path, visitor: str) -> None:
-    with pytest.raises(ValueError, match=messages.NOT_VISITOR_S_ID):
+    with pytest.raises(ValueError, match=messages.VISITOR_ID_INVALID):
         MatchStore(tmp_path).load(visitor)
 
 

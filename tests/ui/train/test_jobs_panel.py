@@ -222,7 +222,7 @@ def test_panel_without_rights_shows_no_jobs(service: WorkerlessJobService) -> No
     assert set(update.changed) == {"note", "empty"}
     assert "lora-mine" not in str(update)
     for act in (actions.cancel, actions.resume, actions.finish, actions.pack_zip):
-        with pytest.raises(PromptOrTuneError, match=messages.ONLY_ADA_MAY_TRAIN):
+        with pytest.raises(PromptOrTuneError, match=messages.TRAINING_DENIED):
             act(request(), job.id)
     assert service.get_job(job.id).state == "queued"
 
@@ -233,13 +233,13 @@ def test_visitor_changes_only_own_jobs(service: WorkerlessJobService) -> None:
     others = on_disk.submit(service, "lora-b", owner=actions.context.visitors.identify(request(BOB)).id)
     is_own = {job["id"]: job["mine"] for job in poll(actions).changed["list"]["jobs"]}
     assert is_own == {mine.id: True, others.id: False}
-    with pytest.raises(PromptOrTuneError, match=messages.ANOTHER_VISITOR_S):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_OF_OTHER_VISITOR):
         actions.cancel(request(ADA), others.id)
     actions.cancel(request(ADA), mine.id)
     assert [service.get_job(job.id).state for job in (mine, others)] == ["stopped", "queued"]
-    with pytest.raises(PromptOrTuneError, match=messages.NO_JOB):
+    with pytest.raises(PromptOrTuneError, match=messages.JOB_UNKNOWN):
         actions.cancel(request(ADA), "../../etc")
-    with pytest.raises(PromptOrTuneError, match=messages.CHOOSE_JOB):
+    with pytest.raises(PromptOrTuneError, match=messages.NO_JOB_CHOSEN):
         actions.cancel(request(ADA), "")
 
 
@@ -261,7 +261,7 @@ def test_resume_checks_the_job_limit(service: WorkerlessJobService) -> None:
     stopped = on_disk.submit(service, "lora-a", owner=me)
     actions.cancel(request(), stopped.id)
     on_disk.submit(service, "lora-b", owner=me)
-    with pytest.raises(PromptOrTuneError, match=messages.LIMIT):
+    with pytest.raises(PromptOrTuneError, match=messages.ONE_IS_THE_LIMIT):
         actions.resume(request(), stopped.id)
 
 
@@ -283,7 +283,7 @@ def test_adapter_of_a_later_job_is_not_deleted_with_an_old_job(service: Workerle
     shutil.rmtree(service.home / "adapters" / old.adapter)
     new = on_disk.submit(service)
     on_disk.complete(service, new.id)
-    with pytest.raises(PromptOrTuneError, match=messages.LATER_JOB):
+    with pytest.raises(PromptOrTuneError, match=messages.ADAPTER_OF_LATER_JOB):
         actions.delete(request(), old.id, adapter=True)
     assert service.adapter_folder(new.id) is not None
 
@@ -292,7 +292,7 @@ def test_running_job_cannot_be_deleted(service: WorkerlessJobService) -> None:
     actions = make_actions(service)
     job = on_disk.submit(service)
     on_disk.write_training(service, job.id, 5)
-    with pytest.raises(PromptOrTuneError, match=messages.STOP_BEFORE):
+    with pytest.raises(PromptOrTuneError, match=messages.STOP_JOB_FIRST):
         actions.delete(request(), job.id, adapter=True)
     assert service.get_job(job.id).state == "running"
 

@@ -151,7 +151,7 @@ def test_publish_without_an_adapter_is_rejected(
     hub: Hub, service: WorkerlessJobService, requests: list[PublishRequest]
 ) -> None:
     job = on_disk.submit(service, owner="ada")
-    with pytest.raises(PromptOrTuneError, match=expected.HAS_NO_ADAPTER_YET):
+    with pytest.raises(PromptOrTuneError, match=expected.NO_ADAPTER_YET):
         Publisher(context_of(service)).start(ADA, job.id, "lora-mine", True, TOKEN)
     assert not requests
 

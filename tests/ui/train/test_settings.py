@@ -111,7 +111,7 @@ def test_form_values_ignore_values_of_other_types() -> None:
     fields = [None for _ in ALL_SETTINGS]
     filled = FormValues.parse([None, 7, ["x"], {}, "cpu", *fields])
     assert filled == FormValues("", "", "", "", "cpu", {})
-    with pytest.raises(PromptOrTuneError, match=messages.NOT_OFFERED_HERE):
+    with pytest.raises(PromptOrTuneError, match=messages.NOT_OFFERED):
         train_config_fields(Draft("starter", technique="full"), SERVING)
 
 

@@ -21,7 +21,7 @@ def found(tmp_path: Path) -> Store:
     return Store((tmp_path / "root",), fingerprints=FINGERPRINTS, allowed=(tmp_path / "root", tmp_path / "more"))
 
 
-def test_a_registered_folder_is_an_adapter_like_any_other(found: Store, tmp_path: Path) -> None:
+def test_registered_folder_is_listed_and_opened_as_an_adapter(found: Store, tmp_path: Path) -> None:
     opened = found.register("mine", tmp_path / "more" / "deep" / "other")
     assert (opened.name, opened.manifest.seed) == ("mine", 5)
     assert found.names() == ["good", "mine"]
@@ -50,7 +50,7 @@ def test_the_path_must_lie_inside_an_allowed_folder(found: Store, tmp_path: Path
     assert found.names() == ["good"]
 
 
-def test_the_roots_are_allowed_by_default(tmp_path: Path) -> None:
+def test_folders_inside_the_roots_are_allowed_by_default(tmp_path: Path) -> None:
     write_adapter(tmp_path / "root" / "good")
     write_adapter(tmp_path / "outside" / "other")
     plain = Store((tmp_path / "root",), fingerprints=FINGERPRINTS)
@@ -75,7 +75,7 @@ def test_a_link_to_another_folder_is_refused(found: Store, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "a/" * 3000])
-def test_an_invalid_path(found: Store, tmp_path: Path, path: str) -> None:
+def test_invalid_path_is_refused(found: Store, tmp_path: Path, path: str) -> None:
     with pytest.raises(AdapterError) as caught:
         found.register("mine", tmp_path / "root" / path)
     assert len(str(caught.value)) < 300
@@ -102,7 +102,7 @@ def test_a_registered_folder_is_checked(found: Store, tmp_path: Path) -> None:
     assert found.names() == ["good"]
 
 
-def test_a_name_that_is_taken_stays_with_its_folder(found: Store, tmp_path: Path) -> None:
+def test_taken_name_is_not_registered_for_another_folder(found: Store, tmp_path: Path) -> None:
     other = tmp_path / "more" / "deep" / "other"
     with pytest.raises(AdapterError, match=messages.OTHER_ADAPTER_NAMED_GOOD):
         found.register("good", other)
@@ -116,7 +116,7 @@ def test_a_name_that_is_taken_stays_with_its_folder(found: Store, tmp_path: Path
     assert found.names() == ["good", "mine"]
 
 
-def test_unregistering_an_unknown_name(found: Store) -> None:
+def test_unregistering_an_unknown_name_is_an_error(found: Store) -> None:
     with pytest.raises(AdapterError, match=messages.ADAPTER_NOT_REGISTERED):
         found.unregister("good")
     with pytest.raises(UnknownNameError, match=messages.UNKNOWN_REGISTERED_ADAPTER):

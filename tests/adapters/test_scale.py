@@ -1,4 +1,4 @@
-"""Caches of the store: nothing is read twice, no change is missed, and thousands of adapters stay quick."""
+"""Caches of the store: unchanged folders are read once, every change is detected, and many adapters are fast."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MANY = 5000
 
 @pytest.fixture
 def stable_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the clock a minute ahead, so that no file counts as just written and results are cached."""
+    """Set the clock a minute ahead, so that files are old enough for their results to be cached."""
     now = time.time_ns
     monkeypatch.setattr(time, "time_ns", lambda: now() + 60_000_000_000)
 
 
 class ReadCounter:
-    """Number of folders read since the last call."""
+    """Counts the folders that the store reads; a call returns the number since the last call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
@@ -77,7 +77,7 @@ def changes(good: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "another folder", lambda: (good.rename(good.with_name(".old")), write_adapter(good))
 
 
-def test_every_change_is_seen_at_the_next_call(good: Path, checked: ReadCounter) -> None:
+def test_every_change_is_detected_by_the_next_call(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     for what, change in changes(good):
         found.open("good", BASE)
@@ -88,7 +88,7 @@ def test_every_change_is_seen_at_the_next_call(good: Path, checked: ReadCounter)
         assert found.open("good", BASE) is before
 
 
-def test_a_changed_file_of_the_same_size_and_time_is_noticed(good: Path, checked: ReadCounter) -> None:
+def test_changed_file_of_the_same_size_and_time_is_detected(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     first = found.open("good", BASE)
     path = good / "adapter_model.safetensors"
@@ -149,7 +149,7 @@ def test_a_folder_that_has_just_changed_is_read_again(good: Path, monkeypatch: p
     assert checked() == 2
 
 
-def test_names_follow_the_roots(tmp_path: Path, stable_files: None) -> None:
+def test_names_are_updated_when_folders_are_added_and_removed(tmp_path: Path, stable_files: None) -> None:
     found = Store((tmp_path / "one", tmp_path / "two"), fingerprints=FINGERPRINTS)
     assert found.names() == []
     write_adapter(tmp_path / "one" / "a")
@@ -159,7 +159,7 @@ def test_names_follow_the_roots(tmp_path: Path, stable_files: None) -> None:
     (tmp_path / "two" / "c").mkdir()
     assert found.names() == ["a", "b"]
     write_adapter(tmp_path / "elsewhere")
-    for file in (tmp_path / "elsewhere").iterdir():  # into a folder that was there: the root's times stay
+    for file in (tmp_path / "elsewhere").iterdir():  # into an existing folder: the root's times do not change
         file.rename(tmp_path / "two" / "c" / file.name)
     assert found.names() == ["a", "b", "c"]
     (tmp_path / "two" / "b").rename(tmp_path / "two" / ".b")
@@ -168,7 +168,7 @@ def test_names_follow_the_roots(tmp_path: Path, stable_files: None) -> None:
         found.open("b", BASE)
 
 
-def test_a_folder_that_stops_being_an_adapter_leaves_the_names(
+def test_folder_that_is_no_longer_an_adapter_is_removed_from_the_names(
     good: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = store(good.parent)
@@ -181,9 +181,7 @@ def test_a_folder_that_stops_being_an_adapter_leaves_the_names(
     assert found.names() == []
 
 
-def test_thousands_of_folders_cost_one_scan(
-    tmp_path: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_folders_are_scanned_once(tmp_path: Path, stable_files: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(MANY):
         folder = tmp_path / f"lora-{number:04d}"
         folder.mkdir()
@@ -216,10 +214,10 @@ def test_the_cache_is_bounded(good: Path, checked: ReadCounter, monkeypatch: pyt
     found = store(good.parent)
     for name in (*found.names(), "other-5", "good"):
         found.open(name, BASE)
-    assert checked() == 8  # the last one is cached, the first one no more
+    assert checked() == 8  # the last one is cached, the first one was evicted
 
 
-def test_many_threads_read_while_folders_change(tmp_path: Path) -> None:
+def test_concurrent_reads_while_folders_change_are_consistent(tmp_path: Path) -> None:
     found = store(tmp_path)
     write_adapter(tmp_path / "stays")
     done = threading.Event()
@@ -243,7 +241,7 @@ def test_many_threads_read_while_folders_change(tmp_path: Path) -> None:
     assert found.names() == ["stays"]
 
 
-def test_the_complete_and_the_short_digest_agree(good: Path) -> None:
+def test_short_digest_is_derived_from_the_complete_one(good: Path) -> None:
     folder: AdapterFolder = store(good.parent).open("good", BASE)
     assert weights.short_digest(folder.sha256) == folder.digest
     assert len(folder.sha256) == 64

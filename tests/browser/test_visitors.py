@@ -34,7 +34,7 @@ class TwoAtOnce(FakeEngine):
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     plain = make_engine()
-    engine = TwoAtOnce(plain.says, plain.fails, names=plain.names, delay=0.02)
+    engine = TwoAtOnce(plain.answers, plain.errors, names=plain.names, delay=0.02)
     loader = EngineLoader(lambda report: engine).start()
     context = Context(
         loader, visitors=VisitorRegistry(AccessPolicy(limits=LIMITS)), home=tmp_path_factory.mktemp("home")

@@ -157,19 +157,19 @@ def test_a_tokenizers_own_code_does_not_run_either(tmp_path: Path, mark: Path) -
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "expected"),
     [
         ("import transformers.utils.model_parallel_utils", "ModuleNotFoundError: No module named"),
         ("raise AttributeError('is_gone')", "AttributeError: is_gone"),
         ("CodeGenModel.forward = lambda self, *_, **__: self.get_head_mask(None, 2)", "get_head_mask"),
     ],
 )
-def test_broken_code_gives_one_message(own: Path, error: str, says: str) -> None:
+def test_broken_code_gives_one_message(own: Path, error: str, expected: str) -> None:
     with (own / "modeling_own.py").open("a") as file:
         file.write(f"\n{error}\n")
     message = _refused(own, trusted=True)
     assert message.startswith("The base 'own' does not run with its own code and transformers 5.")
-    assert says in message
+    assert expected in message
     assert message.endswith("look for a newer revision of it.")
 
 

@@ -184,21 +184,19 @@ def test_fifty_clients_get_their_own_outputs(build: Build) -> None:
     engine, backend = build(config, pause=0.0)
 
     def ask(client: int) -> int:
-        chance = random.Random(client)
+        rng = random.Random(client)
         num_finished = 0
         for turn in range(12):
-            names = [
-                f"lora-{chance.randrange(8)}" if chance.random() < 0.8 else "icl-2" for _ in range(chance.randint(1, 9))
-            ]
+            names = [f"lora-{rng.randrange(8)}" if rng.random() < 0.8 else "icl-2" for _ in range(rng.randint(1, 9))]
             requests = [request(name, f"{client} {turn} {index}") for index, name in enumerate(names)]
-            samples = chance.choice((1, 1, 1, 4))
-            mode = chance.choice(("sample", "beam")) if samples > 1 else "greedy"
-            decoding = SamplingParams(cast("Any", mode), max_new_tokens=chance.randint(1, 30), candidates=samples)
+            samples = rng.choice((1, 1, 1, 4))
+            mode = rng.choice(("sample", "beam")) if samples > 1 else "greedy"
+            decoding = SamplingParams(cast("Any", mode), max_new_tokens=rng.randint(1, 30), candidates=samples)
             cancel = Event()
             for number, event in enumerate(engine.stream(requests, decoding, cancel, owner=f"client {client % 7}")):
-                if number > 20 and chance.random() < 0.02:
+                if number > 20 and rng.random() < 0.02:
                     cancel.set()
-                if chance.random() < 0.001:
+                if rng.random() < 0.001:
                     break
                 digest = None if (name := names[event.index]) == "icl-2" else f"digest of {name}"
                 if isinstance(event, RequestOutput):

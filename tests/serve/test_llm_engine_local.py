@@ -94,13 +94,13 @@ def test_fifty_clients_get_the_outputs_of_single_requests(engine: LLMEngine, alo
     assert len(texts) == len(METHODS), "all methods have different answers, so that a mixed-up adapter would be noticed"
 
     def ask(client: int) -> tuple[int, int]:
-        chance = random.Random(client)
+        rng = random.Random(client)
         num_finished = num_cancelled = 0
         for _ in range(TURNS):
-            decoding = chance.choice(DECODINGS)
-            cases = [(chance.choice(METHODS), chance.choice(INTENTS), decoding) for _ in range(chance.randint(1, 4))]
+            decoding = rng.choice(DECODINGS)
+            cases = [(rng.choice(METHODS), rng.choice(INTENTS), decoding) for _ in range(rng.randint(1, 4))]
             cancel = Event()
-            cancel_after = chance.randint(1, 60)
+            cancel_after = rng.randint(1, 60)
             stream = engine.stream([request(*case[:2]) for case in cases], decoding, cancel, owner=f"{client % 9}")
             for number, event in enumerate(stream):
                 if number == cancel_after:

@@ -24,7 +24,7 @@ def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "expected"),
     [
         ({"question.txt": ""}, r"question\.txt: column 'text' is empty"),
         ({"solutions.json": "{"}, r"solutions\.json: not JSON"),
@@ -35,12 +35,12 @@ def test_apps_folders_have_no_training_split(tmp_path: Path) -> None:
         ({"metadata.json": "3"}, r"metadata\.json: must be a JSON object"),
     ],
 )
-def test_a_bad_folder_of_apps(tmp_path: Path, files: dict[str, str], says: str) -> None:
+def test_a_bad_folder_of_apps(tmp_path: Path, files: dict[str, str], expected: str) -> None:
     folder = tmp_path / "0001"
     folder.mkdir()
     for name, text in {"question.txt": "Double it.", **files}.items():
         (folder / name).write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=expected):
         load_problems("apps", "test", tmp_path)
 
 

@@ -40,7 +40,7 @@ def test_bom_blank_lines_and_windows_newlines_are_accepted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         ("{'nl': 1}", "line 2: not JSON (Expecting property name"),
         ('{"nl": "a", "cmd": "b"', "line 2: not JSON"),
@@ -52,11 +52,11 @@ def test_bom_blank_lines_and_windows_newlines_are_accepted(tmp_path: Path) -> No
         (b'{"nl": "gr\xfc\xdfe"}', "line 2: not UTF-8 (byte 11 of the line)."),
     ],
 )
-def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: str | bytes, says: str) -> None:
+def test_a_bad_line_is_reported_with_its_number(tmp_path: Path, line: str | bytes, expected: str) -> None:
     path = write(tmp_path / "rows.jsonl", json.dumps(ROWS[0]), line)
     with pytest.raises(DataError) as caught:
         read_rows(path, "rows")
-    assert str(caught.value).startswith(f"{path}, {says}")
+    assert str(caught.value).startswith(f"{path}, {expected}")
     assert "\n" not in str(caught.value)
 
 
@@ -77,7 +77,7 @@ def test_missing_empty_and_unreadable_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "expected"),
     [
         ({"id": 1, "text": "x"}, "here: column 'nl' is missing; the columns there are id, text."),
         ({}, "here: column 'nl' is missing; the columns there are none."),
@@ -89,10 +89,10 @@ def test_missing_empty_and_unreadable_files(tmp_path: Path) -> None:
         ({"nl": "\ud800"}, "here: column 'nl' has half a character (a lone surrogate)."),
     ],
 )
-def test_a_bad_text(values: dict[str, object], says: str) -> None:
+def test_a_bad_text(values: dict[str, object], expected: str) -> None:
     with pytest.raises(DataError) as caught:
         DatasetRow("here", values).text("nl")
-    assert str(caught.value) == says
+    assert str(caught.value) == expected
 
 
 def test_other_columns() -> None:

@@ -49,7 +49,7 @@ def test_missing_or_wrong_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "says"),
+    ("row", "expected"),
     [
         ({"id": "1", "nl": "x"}, "line 2: column 'cmd' or 'output' is missing; the columns there are id, nl."),
         ({"nl": "x", "cmd": 3}, "line 2: column 'cmd' must be text, it is a number."),
@@ -57,15 +57,15 @@ def test_missing_or_wrong_folders(tmp_path: Path) -> None:
         ({"nl": "x", "cmd": ""}, "line 2: column 'cmd' is empty."),
     ],
 )
-def test_a_bad_row_of_pairs(tmp_path: Path, row: dict[str, Any], says: str) -> None:
+def test_a_bad_row_of_pairs(tmp_path: Path, row: dict[str, Any], expected: str) -> None:
     path = write_rows(tmp_path / "conala" / "train.jsonl", PAIR, row)
     with pytest.raises(DataError) as caught:
         load_problems("conala", "train", tmp_path)
-    assert str(caught.value) == f"{path}, {says}"
+    assert str(caught.value) == f"{path}, {expected}"
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         ({"task_id": "602"}, "column 'task_id' must be a whole number, it is text."),
         ({"test_list": []}, "column 'test_list' is empty."),
@@ -73,11 +73,11 @@ def test_a_bad_row_of_pairs(tmp_path: Path, row: dict[str, Any], says: str) -> N
         ({"code": " "}, "column 'code' is empty."),
     ],
 )
-def test_a_bad_row_of_mbpp(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+def test_a_bad_row_of_mbpp(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
     path = write_rows(tmp_path / "mbpp.jsonl", {**MBPP_ROW, **change})
     with pytest.raises(DataError) as caught:
         load_problems("mbpp", "train", tmp_path)
-    assert str(caught.value) == f"{path}, line 1: {says}"
+    assert str(caught.value) == f"{path}, line 1: {expected}"
 
 
 @pytest.mark.parametrize("name", ["conala", "codealpacapy"])

@@ -58,7 +58,7 @@ def test_program_runs_in_blocks_and_on_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("", "There is no test in this text: write lines like"),
         ("import math\n", "There is no test in this text"),
@@ -84,8 +84,8 @@ def test_program_runs_in_blocks_and_on_one_line() -> None:
         ("#" * 100_001, "The tests have 100001 characters"),
     ],
 )
-def test_errors_are_one_line(text: str, says: str) -> None:
-    with pytest.raises(DataError, match=says) as caught:
+def test_errors_are_one_line(text: str, expected: str) -> None:
+    with pytest.raises(DataError, match=expected) as caught:
         parse_pasted_tests(text)
     assert "\n" not in str(caught.value)
 

@@ -80,7 +80,7 @@ def test_updates_are_throttled() -> None:
 
 
 def test_one_failure_does_not_affect_other_columns() -> None:
-    engine = FakeEngine(ANSWERS, fails={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
+    engine = FakeEngine(ANSWERS, errors={"lora-starter": "Adapter 'lora-starter' is broken: train it again."})
     columns = last(engine, make_comparison(PROBLEM, ["lora-starter", "nonsense", "icl-8", "icl-99"]))
     assert [column.state for column in columns] == ["failed", "failed", "done", "failed"]
     assert columns[0].error == "Adapter 'lora-starter' is broken: train it again."
@@ -138,7 +138,7 @@ def test_pool_and_decoding_reach_the_engine() -> None:
     engine = FakeEngine()
     comparison = make_comparison(PROBLEM, ["icl-2"], SamplingParams("beam", candidates=3), pool="conala")
     columns = last(engine, comparison)
-    assert engine.seen[0][0].pool == "conala"
+    assert engine.received[0][0].pool == "conala"
     assert len(columns[0].answer.candidates) == 3
 
 

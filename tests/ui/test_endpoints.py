@@ -27,7 +27,7 @@ ANSWERS = {"zero-shot": "list(reversed(s))", "lora-starter": "s[::-1]"}
 
 @pytest.fixture(scope="module")
 def engine() -> Any:
-    return FakeEngine(ANSWERS, fails={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
+    return FakeEngine(ANSWERS, errors={"lora-conala": "Adapter 'lora-conala' is broken: train it again."}, delay=0.01)
 
 
 @pytest.fixture(scope="module")

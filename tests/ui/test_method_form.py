@@ -53,14 +53,14 @@ def test_starter_adapter_is_preferred() -> None:
 
 
 def test_unusable_adapter_is_no_default() -> None:
-    known = list_adapter_choices(FakeEngine(fails={"lora-starter": "It was made for another base."}))
+    known = list_adapter_choices(FakeEngine(errors={"lora-starter": "It was made for another base."}))
     assert known.choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
     assert default_methods(known.usable)[-1] == "lora-conala"
     assert known.reasons == {"lora-starter": "It was made for another base."}
 
 
 def test_unsupported_adapter_shows_its_reason() -> None:
-    engine = FakeEngine(refused={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
+    engine = FakeEngine(unsupported={"lora-starter": "This engine serves LoRA adapters only; <b>it</b> is IA3."})
     known = list_adapter_choices(engine)
     assert known.usable == ["lora-conala"]
     assert _unavailable_message("adapter", "lora-starter", known.reasons) == (

@@ -34,8 +34,8 @@ def bench(sandbox: None) -> TestBench:
     return TestBench()
 
 
-def context_of(bench: Any, says: Any = None) -> Context:
-    return Context(EngineLoader(lambda report: FakeEngine(says or ANSWERS)).start(), test_bench=bench)
+def context_of(bench: Any, answers: Any = None) -> Context:
+    return Context(EngineLoader(lambda report: FakeEngine(answers or ANSWERS)).start(), test_bench=bench)
 
 
 def test_complete_answers_are_tested_in_the_sandbox(bench: TestBench) -> None:

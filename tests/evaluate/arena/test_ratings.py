@@ -80,9 +80,9 @@ def test_simulated_strengths_are_recovered() -> None:
 def test_intervals_have_their_nominal_coverage(gap: float, votes: int, people: int) -> None:
     """At least 90 % of the intervals over simulated votes contain the true rating; 24 runs of four methods."""
     true = dict(zip(FOUR, (1000 - gap, 1000 - gap / 3, 1000 + gap / 3, 1000 + gap), strict=True))
-    chance, held, seen = random.Random(3), 0, 0
+    rng, held, seen = random.Random(3), 0, 0
     for _ in range(24):
-        for rating in compute_ratings(simulated(true, votes, people, chance), resamples=100).ratings:
+        for rating in compute_ratings(simulated(true, votes, people, rng), resamples=100).ratings:
             assert rating.interval is not None
             held += rating.interval.low <= true[rating.player] <= rating.interval.high
             seen += 1
@@ -156,26 +156,25 @@ PLAYERS = [ZERO, RAG, LORA]
 
 
 def test_pairs_and_orders_are_drawn_equally_often() -> None:
-    chance = random.Random(0)
-    drawn = Counter(sample_pair(PLAYERS, {}, chance) for _ in range(6000))
+    rng = random.Random(0)
+    drawn = Counter(sample_pair(PLAYERS, {}, rng) for _ in range(6000))
     assert len(drawn) == 6
     assert all(850 < count < 1150 for count in drawn.values())
 
 
 def test_pairs_with_few_votes_are_preferred_but_never_certain() -> None:
-    chance = random.Random(0)
+    rng = random.Random(0)
     votes = {unordered_pair(ZERO, RAG): 1, unordered_pair(ZERO, LORA): 2}
-    drawn = Counter(unordered_pair(*(sample_pair(PLAYERS, votes, chance) or (ZERO, RAG))) for _ in range(4000))
+    drawn = Counter(unordered_pair(*(sample_pair(PLAYERS, votes, rng) or (ZERO, RAG))) for _ in range(4000))
     assert drawn[unordered_pair(RAG, LORA)] > 3000
     assert drawn[unordered_pair(ZERO, RAG)] > drawn[unordered_pair(ZERO, LORA)] > 20
 
 
 def test_only_allowed_pairs_are_drawn() -> None:
-    chance = random.Random(0)
+    rng = random.Random(0)
     wanted = unordered_pair(ZERO, LORA)
     assert {
-        unordered_pair(*(sample_pair(PLAYERS, {}, chance, lambda pair: pair == wanted) or (RAG, RAG)))
-        for _ in range(20)
+        unordered_pair(*(sample_pair(PLAYERS, {}, rng, lambda pair: pair == wanted) or (RAG, RAG))) for _ in range(20)
     } == {wanted}
-    assert sample_pair(PLAYERS, {}, chance, lambda pair: False) is None
-    assert sample_pair([ZERO, ZERO], {}, chance) is None
+    assert sample_pair(PLAYERS, {}, rng, lambda pair: False) is None
+    assert sample_pair([ZERO, ZERO], {}, rng) is None

@@ -162,8 +162,12 @@ def test_the_child_does_not_send_unbounded_values() -> None:
     shared: Any = []
     for _ in range(50):
         shared = [shared, shared]
-    for value, says in ((endless, "nested more than 60 deep"), (shared, "characters"), ("x" * 200_001, "characters")):
-        with pytest.raises(ValueTooLargeError, match=says):
+    for value, expected in (
+        (endless, "nested more than 60 deep"),
+        (shared, "characters"),
+        ("x" * 200_001, "characters"),
+    ):
+        with pytest.raises(ValueTooLargeError, match=expected):
             ValueWriter().write(value)
 
 

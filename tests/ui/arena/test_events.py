@@ -127,7 +127,7 @@ def test_texts_are_escaped(runner: MatchRunner) -> None:
 
 def test_equal_answers_are_noted(runner: MatchRunner) -> None:
     engine = runner.context.engine_loader.engine()
-    engine.says = {**ANSWERS, "lora-quokka": ANSWERS["zero-shot"]}  # type: ignore[attr-defined]
+    engine.answers = {**ANSWERS, "lora-quokka": ANSWERS["zero-shot"]}  # type: ignore[attr-defined]
     assert "the same, letter by letter" in match_view(answered_match(runner, methods=PAIR))["head"]
     assert (
         "the same, letter by letter" not in match_view(answered_match(runner, methods=("zero-shot", "rag-8")))["head"]

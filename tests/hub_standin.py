@@ -1,8 +1,8 @@
 """A local server in place of the Hugging Face Hub: enough of its API for the real client to read and write models.
 
 It has repositories (folders on disk, or created over HTTP with several commits), accounts with tokens of different
-rights, gated and private repositories, and connections that break in the middle of a transfer. Large files are transferred by
-LFS, or by Xet if it has a folder for them (tests/hub/xet.py). Data sets are repositories whose names begin with `datasets/`.
+rights, gated and private repositories, and connections that break during a transfer. Large files are transferred by
+LFS, or by Xet if it has a folder for them (tests/hub/xet.py). Data sets are repositories named `datasets/...`.
 Jobs are in tests/hub/jobs.py, Spaces in tests/hub/spaces.py.
 """
 

@@ -27,7 +27,9 @@ from tests.jobs.service import ServiceWithoutWorker, submit_named
 from train.config import TrainConfig
 from train.settings import make_config
 
-ROWS = HeldOutRows("mine.csv", problems(40), [Example(f"e{at}", f"say {at}", f"print({at})") for at in range(9)])
+ROWS = HeldOutRows(
+    "mine.csv", problems(40), [Example(f"e{index}", f"say {index}", f"print({index})") for index in range(9)]
+)
 
 
 def config(path: Path, **more: object) -> TrainConfig:
@@ -35,7 +37,7 @@ def config(path: Path, **more: object) -> TrainConfig:
 
 
 def upload(path: Path, rows: int) -> Path:
-    path.write_text("intent,code\n" + "".join(f"print the number {at},print({at})\n" for at in range(rows)))
+    path.write_text("intent,code\n" + "".join(f"print the number {index},print({index})\n" for index in range(rows)))
     return path
 
 
@@ -113,13 +115,13 @@ SETTINGS = {
 
 def run_of(n: int, **em: list[int]) -> Run:
     """A scored run of n rows; `em` says which of them each method got exactly right."""
-    run = Run(Path("none.jsonl"), {**SETTINGS, "n": n}, [{"id": f"p{at}"} for at in range(n)])
+    run = Run(Path("none.jsonl"), {**SETTINGS, "n": n}, [{"id": f"p{index}"} for index in range(n)])
     for name, right in em.items():
         method = name.replace("_", "-")
         run.set_method(method, {"pool_digest": "sha256:2", "adapter_digest": "sha256:3"})
-        for at in range(n):
-            hit = float(at in right)
-            run.add([Result(method, f"p{at}", {"em@1": hit, "codebleu": 0.5 + hit / 10})])
+        for index in range(n):
+            hit = float(index in right)
+            run.add([Result(method, f"p{index}", {"em@1": hit, "codebleu": 0.5 + hit / 10})])
     return run
 
 

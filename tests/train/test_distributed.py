@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny base, and rows of equal length, so that two batches of four have the rows of one batch of eight."""
     folder = tmp_path_factory.mktemp("processes")
     make_base("llama", folder / "base")
-    rows = [{"intent": f"print the number {at}", "snippet": f"print({at})"} for at in range(10, 58)]
+    rows = [{"intent": f"print the number {index}", "snippet": f"print({index})"} for index in range(10, 58)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

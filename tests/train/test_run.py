@@ -122,7 +122,7 @@ def test_a_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
 def test_the_command_trains_from_a_yaml_file_and_a_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"question": f"print the number {at}", "answer": f"print({at})"} for at in range(30)]
+    rows = [{"question": f"print the number {index}", "answer": f"print({index})"} for index in range(30)]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{broken\n")
     (tmp_path / "run.yaml").write_text(
         f"technique: ia3\nmodel_name_or_path: {folder / 'base'}\ndataset_name: {tmp_path / 'mine.jsonl'}\n"

@@ -132,7 +132,7 @@ def test_serving_options_override_settings(service: ServiceWithoutWorker) -> Non
     assert job.config["device"] == "cpu"
 
 
-def test_names_of_adapters_jobs_and_runs_are_taken(service: ServiceWithoutWorker) -> None:
+def test_names_of_adapters_jobs_and_runs_cannot_be_reused(service: ServiceWithoutWorker) -> None:
     with pytest.raises(TrainingError, match=messages.ADAPTER_EXISTS):
         submit_named(service, "lora-starter")
     first = submit_named(service, "lora-mine")
@@ -190,7 +190,7 @@ def test_well_formed_id_without_job_is_unknown(service: ServiceWithoutWorker) ->
             method("20261122-180012-123456-abcdef")
 
 
-def test_cancel(service: ServiceWithoutWorker) -> None:
+def test_cancel_stops_waiting_and_running_jobs(service: ServiceWithoutWorker) -> None:
     waiting, running = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     stopped = service.cancel(waiting.id)
     assert (stopped.state, stopped.message, bool(stopped.ended)) == ("stopped", "Stopped before it began.", True)
@@ -215,7 +215,7 @@ def test_only_stopped_and_failed_jobs_resume(service: ServiceWithoutWorker) -> N
         service.resume(job.id)
 
 
-def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
+def test_finish_requires_a_checkpoint(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     assert not service.has_checkpoint(job.id)
@@ -227,7 +227,7 @@ def test_finish_needs_checkpoint(service: ServiceWithoutWorker) -> None:
     assert JobFolder(service.root, job.id).read_state().finish
 
 
-def test_checkpoint_of_other_run_is_not_the_jobs(service: ServiceWithoutWorker) -> None:
+def test_checkpoint_of_another_run_does_not_belong_to_the_job(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     service.cancel(job.id)
     with_checkpoint(service, replace(job, config={**job.config, "learning_rate": 0.5}))
@@ -278,19 +278,19 @@ def test_state_of_earlier_version_is_read(service: ServiceWithoutWorker) -> None
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": 1}', '{"config": 3}'])
 def test_damaged_request_is_listed_and_can_be_deleted(service: ServiceWithoutWorker, content: str) -> None:
-    job, sound = submit_named(service, "lora-1"), submit_named(service, "lora-2")
+    job, valid = submit_named(service, "lora-1"), submit_named(service, "lora-2")
     (service.root / job.id / "job.json").write_text(content)
-    assert [each.id for each in service.list_jobs()] == [sound.id, job.id]
+    assert [each.id for each in service.list_jobs()] == [valid.id, job.id]
     assert "job.json cannot be read" in service.get_job(job.id).message
     with pytest.raises(PromptOrTuneError, match=messages.JOB_FILE_UNREADABLE):
         service.resume(job.id)
     assert service.progress(job.id).step == 0
     assert service.verdict(job.id) is None
     service.delete(job.id)
-    assert [each.id for each in service.list_jobs()] == [sound.id]
+    assert [each.id for each in service.list_jobs()] == [valid.id]
 
 
-def test_concurrent_submissions_take_a_name_once(service: ServiceWithoutWorker) -> None:
+def test_concurrent_submissions_use_a_name_once(service: ServiceWithoutWorker) -> None:
     services = [ServiceWithoutWorker(service.home) for _ in range(6)]
     taken: list[Job] = []
     refused: list[PromptOrTuneError] = []
@@ -311,7 +311,7 @@ def test_concurrent_submissions_take_a_name_once(service: ServiceWithoutWorker) 
     assert [job.id for job in service.list_jobs()] == [taken[0].id]
 
 
-def test_a_full_disk_says_so_and_leaves_nothing(
+def test_full_disk_is_reported_and_leaves_no_files(
     service: ServiceWithoutWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "rows.csv"
@@ -335,7 +335,7 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     assert [path for path in service.root.iterdir() if path.is_dir()] == []
 
 
-def test_log_lines(service: ServiceWithoutWorker) -> None:
+def test_log_returns_the_last_lines(service: ServiceWithoutWorker) -> None:
     job = submit_named(service, "lora-1")
     assert service.log_lines(job.id) == []
     folder = JobFolder(service.root, job.id)

@@ -28,12 +28,12 @@ def test_unknown_base_message_lists_the_possible_forms(base: str) -> None:
         resolve(base, _silent)
 
 
-def test_a_missing_gguf_file(tmp_path: Path) -> None:
+def test_missing_gguf_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=messages.GGUF_FILE_MISSING):
         resolve(str(tmp_path / "none.gguf"), _silent)
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_gguf_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04 something else")
@@ -41,7 +41,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         resolve(str(path), _silent)
 
 
-def test_a_damaged_gguf_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_gguf_file_is_an_error_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPT_OR_TUNE_HOME", str(tmp_path / "home"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + bytes(100))
@@ -63,7 +63,7 @@ class _Usage:
     free = 100
 
 
-def test_a_folder_without_a_model(tmp_path: Path) -> None:
+def test_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BaseModelError, match=messages.NO_CONFIG_JSON):
         resolve(str(tmp_path), _silent)
     (tmp_path / "config.json").write_text("{}")
@@ -72,7 +72,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         resolve(str(tmp_path), _silent)
 
 
-def test_remote_code_needs_a_pinned_commit() -> None:
+def test_remote_code_requires_a_pinned_commit() -> None:
     with pytest.raises(BaseModelError, match=messages.COMMIT_MUST_BE_PINNED):
         resolve("someone/model@main", _silent, trust_remote_code=True)
 
@@ -94,7 +94,7 @@ def test_unreachable_hub_gives_one_message_quickly(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_embedded_base_is_converted_once(home: Path) -> None:
+def test_embedded_base_is_converted_once(home: Path) -> None:
     first = resolve("embedded", _silent)
     lines: list[str] = []
     again = resolve(EMBEDDED_ID, lines.append)
@@ -133,7 +133,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         yield standin
 
 
-def test_a_base_is_downloaded_once_and_named_by_its_commit(hub: Hub) -> None:
+def test_base_is_downloaded_once_and_identified_by_its_commit(hub: Hub) -> None:
     lines: list[str] = []
     loaded = load_base("someone/tiny", "none", "cpu", lines.append)
     assert loaded.identity.id == "someone/tiny"
@@ -152,17 +152,17 @@ def test_a_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     assert resolve("someone/tiny", _silent) == first
 
 
-def test_a_name_that_the_hub_does_not_know(hub: Hub) -> None:
+def test_unknown_hub_name_is_an_error(hub: Hub) -> None:
     with pytest.raises(BaseModelError, match=messages.BASE_NOT_ON_HUB):
         resolve("someone/else", _silent)
 
 
-def test_a_revision_that_the_hub_does_not_know(hub: Hub) -> None:
+def test_unknown_revision_is_an_error(hub: Hub) -> None:
     with pytest.raises(BaseModelError, match=messages.UNKNOWN_REVISION):
         resolve("someone/tiny@v9", _silent)
 
 
-def test_a_gated_base_says_how_to_get_access(hub: Hub) -> None:
+def test_error_of_a_gated_base_explains_how_to_get_access(hub: Hub) -> None:
     hub.gated.add("someone/tiny")
     with pytest.raises(BaseModelError, match=messages.BASE_GATED):
         resolve("someone/tiny", _silent)

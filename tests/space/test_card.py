@@ -1,4 +1,4 @@
-"""The card of the Space: what the Hub reads from it, and its agreement with the program."""
+"""The card of the Space: its metadata for the Hub, and its agreement with the program."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests import messages
 
 TEXT = CARD.read_text(encoding="utf-8")
 LIST = REQUIREMENTS.read_text(encoding="utf-8")
-# The manual's "Currently supported scopes"; these write nothing that the Space did not create itself.
+# From "Currently supported scopes" in the Hub's manual: they write only what the Space itself created.
 NARROW_SCOPES = {"openid", "profile", "contribute-repos", "jobs"}
 
 
@@ -30,7 +30,7 @@ def test_the_card_is_valid_for_the_hub() -> None:
     assert re.fullmatch(r"\d+[hm]", values["startup_duration_timeout"])
 
 
-def test_gradio_is_the_same_in_the_card_the_requirements_and_here() -> None:
+def test_gradio_version_is_the_same_in_card_requirements_and_environment() -> None:
     assert front_matter(TEXT)["sdk_version"] == pinned_version("gradio", LIST) == version("gradio")
 
 
@@ -39,7 +39,7 @@ def test_the_python_version_is_supported_by_zero_gpu_and_this_program() -> None:
     assert front_matter(TEXT)["python_version"] == "3.12.12"
 
 
-def test_the_login_asks_only_for_the_scopes_of_publishing_and_jobs() -> None:
+def test_login_requests_only_the_scopes_of_publishing_and_jobs() -> None:
     values = front_matter(TEXT)
     assert values["hf_oauth"] is True
     assert set(values["hf_oauth_scopes"]) <= NARROW_SCOPES

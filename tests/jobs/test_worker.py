@@ -78,7 +78,7 @@ def test_kills_during_training_and_scoring_change_no_result(
     wait_for(lambda: real_service.get_job(queued_job.id).is_ended, "both jobs")
     assert [real_service.get_job(each.id).state for each in (job, queued_job)] == ["done", "done"]
     store = jobs_home / "adapters"
-    assert sorted(path.name for path in store.iterdir()) == ["lora-queued", "lora-killed"]
+    assert sorted(path.name for path in store.iterdir()) == ["lora-killed", "lora-queued"]
     assert (store / "lora-killed" / WEIGHTS).read_bytes() == (store / "lora-queued" / WEIGHTS).read_bytes()
     interrupted, undisturbed = real_service.verdict(job.id), real_service.verdict(queued_job.id)
     assert interrupted is not None
@@ -172,7 +172,9 @@ def test_worker_is_started_only_when_needed(jobs_home: Path, monkeypatch: pytest
     assert started == [1]
 
 
-def test_commands_of_the_command_line(service: ServiceWithoutWorker, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_prints_jobs_or_one_error(
+    service: ServiceWithoutWorker, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["list"]) == 0
     assert "There are no jobs" in capsys.readouterr().out
     job = submit_named(service, "lora-1")

@@ -31,7 +31,7 @@ from tests.serve.adapter_cache_backend import (
     ModelEntry,
     RecordingBackend,
     VersionedBackend,
-    Versions,
+    VersionedStore,
     first_weight,
     make_cache,
     write,
@@ -90,7 +90,7 @@ def test_the_least_recently_used_adapter_is_evicted(root: Path) -> None:
     assert cache.status().evictions == 1
 
 
-def test_the_limit_in_bytes_holds(root: Path) -> None:
+def test_limit_in_bytes_is_not_exceeded(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_bytes=2 * SIZE + (root / "a" / WEIGHTS_NAME).stat().st_size - SIZE)
     for name in NAMES:
@@ -129,7 +129,7 @@ def test_a_pinned_adapter_stays_until_it_is_unpinned(root: Path) -> None:
     assert set(backend.loaded) == {"b", "c"}
 
 
-def test_it_does_not_wait_if_all_adapters_are_pinned(root: Path) -> None:
+def test_acquire_does_not_wait_if_all_adapters_are_pinned(root: Path) -> None:
     cache = make_cache(root, RecordingBackend(), max_count=2)
     cache.pin("a")
     cache.pin("b")
@@ -142,7 +142,7 @@ def test_it_does_not_wait_if_all_adapters_are_pinned(root: Path) -> None:
     assert [adapter.pinned for adapter in cache.status().adapters] == [True, True]
 
 
-def test_it_raises_busy_after_the_timeout_if_all_adapters_are_leased(root: Path) -> None:
+def test_acquire_raises_busy_after_the_timeout_if_all_adapters_are_leased(root: Path) -> None:
     cache = make_cache(root, RecordingBackend(), max_count=2, timeout=0.05)
     leases = [cache.acquire("a"), cache.acquire("b")]
     with pytest.raises(BusyError, match=messages.ADAPTERS_IN_USE) as caught:
@@ -229,7 +229,7 @@ def test_other_exceptions_of_a_load_are_raised_and_the_adapter_can_be_loaded_lat
     assert cache.status().count == 1
 
 
-def test_a_replaced_version_counts_while_it_is_leased(root: Path) -> None:
+def test_replaced_version_counts_towards_the_limit_while_it_is_leased(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     old = cache.acquire("a")
@@ -317,7 +317,7 @@ def test_unloading_waits_for_the_last_lease(root: Path) -> None:
     assert backend.unloads == ["a"]
 
 
-def test_unloading_works_for_pinned_adapters_and_is_undone_by_an_acquire(root: Path) -> None:
+def test_pinned_adapter_can_be_unloaded_and_acquired_again(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     cache.pin("a")
@@ -350,7 +350,7 @@ def test_unloading_waits_for_a_load(root: Path) -> None:
     assert backend.loaded == {}
 
 
-def test_many_threads_with_a_small_cache(root: Path) -> None:
+def test_concurrent_threads_do_not_exceed_a_small_cache(root: Path) -> None:
     backend = RecordingBackend()
     backend.before = lambda _: time.sleep(0.001)
     cache = make_cache(root, backend, max_count=2)
@@ -380,7 +380,7 @@ class CacheComparison(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.root = Path(tempfile.mkdtemp(prefix="adapter-cache-"))
-        self.versions, self.backend, self.model = Versions(self.root), VersionedBackend(), CacheModel()
+        self.versions, self.backend, self.model = VersionedStore(self.root), VersionedBackend(), CacheModel()
         self.cache = AdapterCache(
             cast("Backend", self.backend), cast("Store", self.versions), max_count=MAX_COUNT, max_bytes=MAX_BYTES
         )

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("continuous", [True, False])
 @pytest.mark.parametrize("chunk_size", [4, 1000])
-def test_rows_added_one_by_one_match_each_alone(continuous: bool, chunk_size: int) -> None:
+def test_rows_added_one_by_one_equal_each_row_alone(continuous: bool, chunk_size: int) -> None:
     bench = Bench(noise(), continuous=continuous, chunk_size=chunk_size)
     events: list[PartialOutput | RowOutput] = []
     for key, (row, decoding) in enumerate(zip(ROWS, DECODINGS, strict=True)):
@@ -64,7 +64,7 @@ def test_prefill_runs_between_steps_of_running_rows() -> None:
     assert len(bench.batch) == 4
 
 
-def test_without_continuous_batching_rows_wait_and_samples_fork() -> None:
+def test_rows_wait_without_continuous_batching() -> None:
     bench = Bench(noise(), continuous=False)
     bench.batch.add(0, ROWS[0], SamplingParams("sample", 3, 3))
     bench.batch.step()
@@ -77,7 +77,7 @@ def test_without_continuous_batching_rows_wait_and_samples_fork() -> None:
     assert "fork" not in bench.runner.calls
 
 
-def test_beams_in_a_batch_match_each_alone() -> None:
+def test_beams_in_a_batch_equal_each_beam_search_alone() -> None:
     bench = Bench(noise(), "beam")
     decodings = [SamplingParams("beam", 6 + key, 2 + key % 3) for key in range(len(ROWS))]
     for key, (row, decoding) in enumerate(zip(ROWS, decodings, strict=True)):
@@ -110,7 +110,7 @@ def test_16_bit_logits_are_accepted() -> None:
 
 @pytest.mark.parametrize("kind", ["step", "beam"])
 @pytest.mark.parametrize("after", [0, 1, 2, 4, 6])
-def test_cancelled_row_keeps_its_text_and_others_are_unchanged(kind: str, after: int) -> None:
+def test_cancelled_row_returns_its_text_and_others_are_unchanged(kind: str, after: int) -> None:
     decoding = SamplingParams("sample", 15, 2, seed=3) if kind == "step" else SamplingParams("beam", 15, 3)
     bench = Bench(noise(), kind, chunk_size=4)
     rows = [ROWS[0], ROWS[1], ROWS[2]]

@@ -1,4 +1,4 @@
-"""KV groups for decoding: which sequences share a group, and that each attends to its own tokens only."""
+"""KV groups for decoding: grouping of sequences, and attention of each sequence to its own tokens only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _model() -> Any:
 
 
 class GroupsWithReference:
-    """A DecodeBatch of random keys and values, with a copy of each sequence's own ones as the reference."""
+    """A DecodeBatch of random keys and values, with a copy for each sequence as the reference."""
 
     def __init__(self, seed: int) -> None:
         self.groups = DecodeBatch(_model())
@@ -56,23 +56,23 @@ class GroupsWithReference:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_sequences_attend_to_their_own_tokens_while_others_come_and_go(seed: int) -> None:
+def test_sequences_attend_to_their_own_tokens_while_others_are_added_and_removed(seed: int) -> None:
     choices = random.Random(seed)
     reported = GroupsWithReference(seed)
     reported.add(*(choices.choice([3, 20, 300, 2000]) for _ in range(3)))
     for _ in range(25):
         reported.step()
-        doing = choices.random()
-        if doing < 0.3:
+        operation = choices.random()
+        if operation < 0.3:
             reported.add(*(choices.choice([1, 25, 400, 2100]) for _ in range(choices.randint(1, 3))))
-        elif doing < 0.6:
+        elif operation < 0.6:
             saved = [index for index in range(len(reported.sequences)) if choices.random() < 0.7]
             reported.select(saved or [0])
-        elif doing < 0.7:
+        elif operation < 0.7:
             reported.select(sorted(choices.choices(range(len(reported.sequences)), k=len(reported.sequences) + 1)))
 
 
-def test_groups_grow_beyond_their_spare_columns() -> None:
+def test_groups_are_enlarged_when_their_spare_columns_are_used() -> None:
     reported = GroupsWithReference(1)
     reported.add(5, 9)
     for _ in range(2 * SPARE_COLUMNS + 3):

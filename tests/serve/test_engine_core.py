@@ -55,7 +55,7 @@ def test_owners_share_the_batch_evenly(build: Build) -> None:
     wait_for(lambda: engine.status().num_seqs == MAX_OWNER_SEQS)
     second = engine.stream([request(intent="b" * 5)] * 90, SamplingParams(max_new_tokens=10), owner="second")
     wait_for(lambda: num_ready_of(engine, "second") >= MAX_OWNER_SEQS)
-    # Each row that ends is replaced by one of the owner with fewer sequences, until both have the same number.
+    # Each finished row is replaced by one of the owner with fewer sequences, until both owners have the same number.
     step(backend, 25)
     is_second = [row.row.prompt.count("b" * 5) for row in backend.batches[0].rows.values()]
     assert MAX_OWNER_SEQS <= len(is_second) <= MAX_SEQS
@@ -145,7 +145,7 @@ def test_one_beam_search_at_a_time_with_equal_sampling_params(build: Build) -> N
     assert [batch.sizes for batch in backend.batches] == [[2, 2], [3, 3], [4, 4]]
 
 
-def test_times_and_metrics(build: Build) -> None:
+def test_metrics_count_requests_and_times(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=1), pause=0.005)
     first, second = engine.answer([request("lora-1"), request("lora-1")], SamplingParams(max_new_tokens=10))
     assert first.queued_seconds > 0

@@ -42,7 +42,7 @@ def test_cancelled_rows_are_removed_within_one_step_in_every_status(build: Build
     }
     wait_for(lambda: num_ready(engine) == 10)
     step(backend, 1)
-    wait_for(lambda: num_ready(engine) == 4)  # of both calls some are running and some ready
+    wait_for(lambda: num_ready(engine) == 4)  # each call has running and ready rows
     streams["preparing"] = engine.stream([request("lora-1")], SamplingParams(max_new_tokens=90), preparing, "c")
     assert load_started.wait(5)
     streams["waiting"] = engine.stream([request("lora-2")], SamplingParams(max_new_tokens=90), waiting, "d")

@@ -51,7 +51,7 @@ def test_all_requests_of_a_call_are_one_batch(engine: LLMEngine, backend: Counti
     assert all(answer.style == STYLES["plain"] for answer in answers)
 
 
-def test_a_note_names_a_quantization_other_than_in_training(engine: LLMEngine) -> None:
+def test_note_names_a_quantization_other_than_in_training(engine: LLMEngine) -> None:
     answers = engine.answer([_request("lora-8"), _request("lora-1")], SamplingParams())
     assert answers[0].notes == (
         "'lora-8' was trained on the NF4 base and answers on the unquantized one here: its answers may be worse.",
@@ -132,7 +132,7 @@ def test_a_problem_is_never_its_own_example(engine: LLMEngine) -> None:
     assert again[:2] == examples[1:]
 
 
-def test_a_note_names_a_pool_with_too_few_examples(backend: CountingBackend) -> None:
+def test_note_reports_a_pool_with_too_few_examples(backend: CountingBackend) -> None:
     few = LLMEngine(
         cast("Any", backend), cast("Store", FakeStore()), ExamplePools(lambda _: POOL[:2], lambda *_: FirstExamples())
     )
@@ -140,7 +140,7 @@ def test_a_note_names_a_pool_with_too_few_examples(backend: CountingBackend) -> 
     assert answer.notes == ("The pool has only 2 of the 4 examples asked for.",)
 
 
-def test_a_raw_prompt_is_used_as_it_is(engine: LLMEngine, backend: CountingBackend) -> None:
+def test_raw_prompt_is_used_unchanged(engine: LLMEngine, backend: CountingBackend) -> None:
     raw = "def fibonacci(n):\n"
     answers = engine.answer(
         [
@@ -235,7 +235,7 @@ def test_callers_in_several_threads_get_their_own_outputs(engine: LLMEngine) -> 
     }
 
 
-def test_the_adapter_limit_holds_within_one_call(backend: CountingBackend) -> None:
+def test_adapter_limit_is_not_exceeded_within_one_call(backend: CountingBackend) -> None:
     pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
     small = LLMEngine(
         cast("Any", backend), cast("Store", FakeStore()), pools, config=EngineConfig(max_loaded_adapters=2)

@@ -85,7 +85,7 @@ def test_virtual_tokens_precede_the_common_prefix(config: Any, tmp_path: Path) -
     rows = [Row(prompt, PLAIN, "one") for prompt in PROMPTS]
     alone = []
     for row in rows:
-        backend.prefix_cache.clear()  # nothing is shared then: these are what test_techniques.py holds to PEFT
+        backend.prefix_cache.clear()  # so that nothing is shared, as in test_techniques.py
         alone.append(_generate(backend, [row])[0])
     backend.prefix_cache.clear()
     before = backend.prefix_cache.hits

@@ -1,4 +1,4 @@
-"""Every technique on an NF4 and an int8 base: close to PEFT on the same weights, and the base stays bit for bit equal.
+"""Every technique on an NF4 and an int8 base: outputs close to PEFT's, and a base that is unchanged bit for bit.
 
 The tiny base is in bfloat16 and the CPU kernel rounds NF4's block scales, so logits are close and not equal.
 """

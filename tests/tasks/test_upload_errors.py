@@ -228,10 +228,10 @@ def test_parquet_that_unpacks_to_too_much_data_is_refused(tmp_path: Path, nested
     count, path = 5_000, tmp_path / "a.parquet"
     text = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 1_000_000]))
     role = pa.array(["user"] * count).dictionary_encode()
-    messages = pa.ListArray.from_arrays(
+    chats = pa.ListArray.from_arrays(
         pa.array(range(count + 1), pa.int32()), pa.StructArray.from_arrays([role, text], ["role", "content"])
     )
-    columns = {"messages": messages} if nested else {"intent": role, "code": text}
+    columns = {"messages": chats} if nested else {"intent": role, "code": text}
     pq.write_table(pa.table(columns), path, store_schema=False)
     assert path.stat().st_size < 200_000
     with pytest.raises(DataError, match=messages.PARQUET_UNPACKS_TO_TOO_MUCH):

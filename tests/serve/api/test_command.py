@@ -46,7 +46,7 @@ def test_option_names_of_earlier_versions_still_work() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
-def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
+def test_only_loopback_addresses_are_allowed_without_keys(host: str) -> None:
     assert not len(parse_options(["--host", host]).api.keys)
     assert parse_options(["--host", host]).api.settings.loopback_only
     with pytest.raises(PromptOrTuneError, match=messages.KEYS_REQUIRED):
@@ -70,7 +70,7 @@ def test_without_keys_only_loopback_addresses_are_allowed(host: str) -> None:
         (["--bass", "x"], "`python -m serve --help` lists all options"),
     ],
 )
-def test_wrong_options_are_refused(arguments: list[str], words: str) -> None:
+def test_invalid_options_are_refused(arguments: list[str], words: str) -> None:
     with pytest.raises(PromptOrTuneError, match=re.escape(words)):
         parse_options(arguments)
 

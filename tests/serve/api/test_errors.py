@@ -86,7 +86,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"beam_width": 4}, "beam_width", "Unknown parameter 'beam_width'"),
     ],
 )
-def test_the_error_names_the_wrong_parameter(served: Served, change: Any, param: str | None, words: str) -> None:
+def test_error_names_the_invalid_parameter(served: Served, change: Any, param: str | None, words: str) -> None:
     with served.http() as client:
         body = json.dumps({**REQUEST, **change})
         answer = client.post(CHAT, content=body, headers={"content-type": "application/json"})
@@ -146,7 +146,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: Ope
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
 )
-def test_unknown_paths_and_methods(served: Served, method: str, path: str, status: int, code: str) -> None:
+def test_unknown_paths_and_methods_are_refused(served: Served, method: str, path: str, status: int, code: str) -> None:
     with served.http() as client:
         answer = client.request(method, path)
     assert error_of(answer, status)["code"] == code
@@ -175,7 +175,7 @@ def test_an_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pyte
     assert "my secret" not in caplog.text
 
 
-def test_an_exception_during_a_stream_is_its_last_event(tmp_path: Path) -> None:
+def test_exception_during_a_stream_is_sent_as_its_last_event(tmp_path: Path) -> None:
     with serving(tmp_path, ScriptedBackend(delay=0.01)) as served, served.client() as client:
         stream = client.chat.completions.create(
             model="zero-shot", messages=[{"role": "user", "content": "count 200"}], stream=True

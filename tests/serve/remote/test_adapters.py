@@ -1,4 +1,4 @@
-"""Adapters of remote servers: loading, request fields, and the messages for unsupported ones."""
+"""Adapters on remote servers: loading, request fields, and messages for unsupported adapters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def ia3(tmp_path: Path, name: str = "ia3-mine") -> AdapterFolder:
 
 
 def loading(standin: StandIn) -> StandIn:
-    """Return a vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which lists the adapters that it has loaded."""
+    """Make the stand-in a vLLM with VLLM_ALLOW_RUNTIME_LORA_UPDATING, which lists its loaded adapters."""
 
     def load(body: dict[str, Any]) -> Reply:
         if not body["lora_name"]:
@@ -129,12 +129,12 @@ def test_server_without_runtime_loading_names_the_option(serve: Any, connect: An
 
 
 def test_folder_invisible_to_the_server_gives_one_message(serve: Any, connect: Any, tmp_path: Path) -> None:
-    def no(body: dict[str, Any]) -> Reply:
+    def refuse(body: dict[str, Any]) -> Reply:
         return Reply(
             {"error": {"message": "Loading lora failed: No adapter found\nfor x"}}, 404 if body["lora_name"] else 400
         )
 
-    standin = serve(StandIn(saying("x"), SERVED, pages={"/v1/load_lora_adapter": no}))
+    standin = serve(StandIn(saying("x"), SERVED, pages={"/v1/load_lora_adapter": refuse}))
     with pytest.raises(AdapterError, match=messages.FOLDER_NOT_VISIBLE_TO_SERVER) as caught:
         connect(standin.url).load_adapter(lora(tmp_path))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Servers that are down, refuse, redirect or are busy: each gives one message; the key is sent to the server only."""
+"""Servers that are down, refuse, redirect or are busy each give one message; the key is sent to the server only."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_refused_row_has_an_error_and_others_continue(serve: Any, connect: Any, 
     assert [ends[key].candidates[0].code for key in (0, 2)] == ["x", "x"]
 
 
-def test_busy_server_is_retried_then_reported(serve: Any, connect: Any) -> None:
+def test_busy_server_is_retried_and_then_reported(serve: Any, connect: Any) -> None:
     standin = StandIn(saying("x"), VLLM_MODELS)
     times: list[float] = []
 

@@ -34,7 +34,7 @@ def test_url_model_and_key_variable_are_parsed(monkeypatch: pytest.MonkeyPatch) 
     assert "secret" not in repr(options)
 
 
-def test_base_defaults_to_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_defaults_to_that_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PROMPT_OR_TUNE_BASE", raising=False)
     remote = ["--backend", "openai", "--url", URL]
     assert app.parse_options(remote).model.base is None
@@ -58,7 +58,7 @@ def test_contradicting_options_give_one_message(arguments: list[str], expected: 
         app.parse_options(arguments)
 
 
-def test_the_study_takes_the_same_options() -> None:
+def test_study_command_accepts_the_same_options() -> None:
     given = run_parser("").parse_args(
         ["--data", "starter", "--methods", "rag-8", "--output", "x.jsonl", "--backend", "openai", "--url", URL]
     )

@@ -30,7 +30,7 @@ def _silent(_: str) -> None:
     return
 
 
-def test_a_folder_is_published_in_one_commit_with_the_same_answers(
+def test_folder_is_published_in_one_commit_and_gives_the_same_answers(
     hub: Hub, folder: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
@@ -52,14 +52,14 @@ def test_a_folder_is_published_in_one_commit_with_the_same_answers(
     assert card == (folder / "README.md").read_text().replace("USER/NAME", REPO)
 
 
-def test_the_manifest_names_the_base_on_the_hub(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+def test_published_manifest_names_the_base_on_the_hub(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
     hub.repositories["someone/tiny"] = tiny_base
     folder = make_adapter(tmp_path / "lora-hub", tiny_base, identity_of("someone/tiny"))
     assert Manifest.read(folder).base_revision == hub.commit("someone/tiny")
     assert publish_folder(folder, "someone/lora-hub", _silent, device="cpu").commit == hub.commit("someone/lora-hub")
 
 
-def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(
+def test_unchanged_folder_makes_no_commit_and_a_new_version_makes_one(
     hub: Hub, folder: Path, tiny_base: Path, answering: AnswerFn, tmp_path: Path
 ) -> None:
     first = publish_folder(folder, REPO, _silent, answer_fn=answering)
@@ -145,7 +145,7 @@ def test_an_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: 
     assert not hub.requests
 
 
-def test_a_base_from_a_folder_must_be_given(hub: Hub, folder: Path) -> None:
+def test_base_from_a_folder_requires_the_base_option(hub: Hub, folder: Path) -> None:
     with pytest.raises(TrainingError, match=messages.BASE_OF_FOLDER_UNNAMED):
         publish_folder(folder, REPO, _silent)
     assert REPO not in hub.history
@@ -178,7 +178,7 @@ def test_a_private_repository_is_visible_to_its_owner_only(
 
 
 @pytest.mark.model
-def test_publishing_an_adapter_of_the_embedded_base(hub: Hub, home: Path, tmp_path: Path) -> None:
+def test_adapter_of_the_embedded_base_is_published(hub: Hub, home: Path, tmp_path: Path) -> None:
     """The manifest names the embedded base in NF4."""
     folder = Path(shutil.copytree(LIBRARY / "lora-starter", tmp_path / "lora-starter"))
     lines: list[str] = []
@@ -191,7 +191,7 @@ def _puts(hub: Hub) -> int:
 
 
 @pytest.mark.parametrize("what", ["upload", "commit", "reply"])
-def test_a_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
+def test_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
     hub: Hub, folder: Path, answering: AnswerFn, what: str
 ) -> None:
     hub.cuts[what] = 1000
@@ -213,7 +213,7 @@ def test_an_upload_is_retried_after_a_lost_connection(hub: Hub, folder: Path, an
     assert published_files(hub, REPO) == ADAPTER_FILES
 
 
-def test_upload_by_xet(
+def test_weights_are_uploaded_by_xet(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_xet(hub, monkeypatch, tmp_path)
@@ -222,7 +222,7 @@ def test_upload_by_xet(
     assert not _puts(hub)
 
 
-def test_a_lost_connection_of_xet(
+def test_lost_connection_of_xet_is_reported(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_xet(hub, monkeypatch, tmp_path)
@@ -235,7 +235,7 @@ def test_a_lost_connection_of_xet(
     assert published_files(hub, REPO) == ADAPTER_FILES
 
 
-def test_the_token_appears_in_no_output(
+def test_token_appears_in_no_output(
     hub: Hub,
     folder: Path,
     answering: AnswerFn,
@@ -293,7 +293,7 @@ def test_a_run_is_published_verified_and_can_be_pulled(
         (RUN_REPO, False, "needs a token of the Hub"),
     ],
 )
-def test_no_training_for_a_repository_that_cannot_be_written(
+def test_training_is_refused_if_the_repository_cannot_be_written(
     hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     repo: str, token: bool, message: str,
 ) -> None:  # fmt: skip
@@ -304,7 +304,7 @@ def test_no_training_for_a_repository_that_cannot_be_written(
     assert not (tmp_path / "store").exists()
 
 
-def test_no_training_on_a_gated_base(
+def test_training_on_a_gated_base_is_refused(
     hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.repositories["vendor/gated"] = tiny_base

@@ -25,7 +25,7 @@ LOG: list[dict[str, Any]] = [
 
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """The axes of the plot of LOG."""
+    """Return the axes of the plot of LOG."""
     figures: list[Figure] = []
     add_subplot = Figure.add_subplot
 
@@ -38,7 +38,7 @@ def axes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return figures[0].axes[0]
 
 
-def test_the_same_log_gives_the_same_image(tmp_path: Path) -> None:
+def test_plot_is_reproducible_and_shows_both_curves(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         plot_losses(LOG, tmp_path / name, "lora-mine on starter")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
@@ -70,7 +70,7 @@ def test_smoothing_has_bias_correction() -> None:
     assert _smooth([1.0, 3.0])[1] == pytest.approx((0.9 * 1 + 3) / 1.9)
 
 
-def test_a_step_logged_again_after_a_resume_counts_once() -> None:
+def test_step_logged_again_after_a_resume_is_plotted_once() -> None:
     again = [{"step": 20, "epoch": 1.0, "loss": 2.5}, {"step": 10, "epoch": 0.5, "loss": 3.5}]
     assert _loss_points([*LOG[:2], *again], "loss") == [(10, 3.5), (20, 2.5)]
 

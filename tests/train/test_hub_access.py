@@ -101,7 +101,7 @@ def test_own_repository_without_write_permission_is_an_error(hub: Hub) -> None:
     assert "does not allow it to your token (HTTP 403)" in _error_message(REPO)
 
 
-def test_gated_repository_of_an_organisation_is_accepted(hub: Hub) -> None:
+def test_gated_repository_of_an_organisation_is_an_error(hub: Hub) -> None:
     hub.append("lab/x", {})
     hub.gated.add("lab/x")
     hub.accounts[TOKEN] = Account(OWNER, orgs={"lab": "write"}, role="fineGrained")

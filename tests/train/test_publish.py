@@ -222,7 +222,7 @@ def test_weights_are_uploaded_by_xet(
     assert not _puts(hub)
 
 
-def test_lost_connection_of_xet_is_reported(
+def test_failed_upload_by_xet_is_reported_and_a_retry_completes(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_xet(hub, monkeypatch, tmp_path)

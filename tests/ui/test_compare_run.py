@@ -41,20 +41,20 @@ def test_all_columns_stream_together() -> None:
 
 
 class Samples(FakeEngine):
-    """Says three samples at once, as an engine of samples does."""
+    """Streams three samples in turn, as an engine does that generates several samples."""
 
     def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
         for candidate, text in ((0, "first"), (2, "third"), (1, "second")):
             yield PartialOutput(0, text, 1, candidate)
 
 
-def test_column_streams_its_first_sample_only() -> None:
+def test_column_displays_only_its_first_sample_while_streaming() -> None:
     steps = list(compare(Samples(), make_comparison(PROBLEM, ["zero-shot"]), Event(), interval=0))
     assert {step[0].text for step in steps} == {"", "first"}
 
 
 class Broken(FakeEngine):
-    """Its connection breaks in the middle of an answer."""
+    """Ends an answer with an error, as an engine does whose connection breaks."""
 
     def stream(self, requests: Any, sampling_params: Any, cancel: Any = None, owner: str = "") -> Any:
         candidate = Candidate("x = 1\ny =", "x = 1\ny =", 0.0, 5, finish="cancelled")

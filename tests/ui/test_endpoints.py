@@ -1,4 +1,4 @@
-"""The endpoint /compare through a real client against a really launched app, and the page's config."""
+"""The endpoints of a launched app with a real client, and the config of the page."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_compare_returns_one_record_per_method(client: Any) -> None:
     assert "did you mean 'lora-starter'" in records[4]["error"]
 
 
-def test_reference_is_optional(client: Any) -> None:
+def test_compare_works_without_a_reference(client: Any) -> None:
     (record,) = client.predict("reverse the string `s`", ["zero-shot"], api_name="/compare")
     assert record["scores"]["codebleu"] is None
     assert record["score_reasons"]["codebleu"]

@@ -1,4 +1,4 @@
-"""The form that adds a method, the chips' value, the labels."""
+"""The form that adds a method, the values of the chips, and the labels of methods."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_filled_form_gives_a_method_name(form: Any, name: Any) -> None:
     assert method_name(*form) == name
 
 
-def test_adapter_must_be_chosen() -> None:
+def test_form_without_an_adapter_is_refused() -> None:
     with pytest.raises(PromptOrTuneError, match=messages.NO_ADAPTER_CHOSEN):
         method_name("adapter", 4, None, "none")
 
@@ -52,7 +52,7 @@ def test_starter_adapter_is_preferred() -> None:
     assert default_methods([]) == ["zero-shot", "icl-8", "rag-8"]
 
 
-def test_unusable_adapter_is_no_default() -> None:
+def test_unusable_adapter_is_not_the_default() -> None:
     known = list_adapter_choices(FakeEngine(errors={"lora-starter": "It was made for another base."}))
     assert known.choices == [("lora-conala", "lora-conala"), ("lora-starter (cannot be used here)", "lora-starter")]
     assert default_methods(known.usable)[-1] == "lora-conala"
@@ -72,12 +72,12 @@ def test_unsupported_adapter_shows_its_reason() -> None:
 
 def test_invalid_chips_are_ignored() -> None:
     assert chip_names(chip_values(["zero-shot", "icl-8"])) == ["zero-shot", "icl-8"]
-    wild: Any
-    for wild in (None, "", "x", 7, {}, [1, None, {}, {"name": ""}]):
-        assert chip_names(wild) == []
+    invalid_value: Any
+    for invalid_value in (None, "", "x", 7, {}, [1, None, {}, {"name": ""}]):
+        assert chip_names(invalid_value) == []
 
 
-def test_labels() -> None:
+def test_methods_have_labels() -> None:
     assert method_label("lora-conala+rag-8") == "lora-conala + RAG 8"
     assert method_hint("zero-shot") == "no examples, no training"
     assert method_hint("icl-1") == "1 fixed example"

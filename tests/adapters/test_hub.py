@@ -104,7 +104,7 @@ def test_weights_are_downloaded_by_xet(
     HfApi().upload_folder(repo_id=REPO, folder_path=good, token=TOKEN)
     blob = hub.history[REPO][-1].files[WEIGHTS]
     assert blob.xet
-    assert not blob.content, "the stand-in itself never saw the weights"
+    assert not blob.content, "the weights were not sent to the stand-in"
     folder = pull(REPO, root, _silent)
     assert (folder / WEIGHTS).read_bytes() == (good / WEIGHTS).read_bytes()
 

@@ -46,7 +46,7 @@ def test_old_cache_is_moved_once_and_reported_in_one_line(user_home: Path) -> No
     take_over_old_cache(lines.append)
     assert files_below(cache_dir()) == before
     assert not cache_dir().is_symlink()
-    assert old.resolve() == cache_dir().resolve(), "absolute paths in job files still lead to the files"
+    assert old.resolve() == cache_dir().resolve(), "absolute paths in job files are still valid"
     take_over_old_cache(lines.append)
     assert len(lines) == 1
     assert str(cache_dir()) in lines[0]

@@ -181,7 +181,7 @@ def test_run_without_a_sandbox_is_refused_unless_tests_are_skipped(
     stderr = capsys.readouterr().err
     assert "--no-tests goes without" in stderr
     assert len(stderr.strip().splitlines()) == 1
-    assert engines, "no engine was made"
+    assert engines, "an engine was built"
     assert list(tmp_path.iterdir()) == []
     assert command.main([*options, "--no-tests"]) == 0
     assert "Tests: have not run" in capsys.readouterr().out

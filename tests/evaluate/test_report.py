@@ -59,7 +59,7 @@ def test_csv_contains_every_metric_of_every_method_with_settings() -> None:
     assert (cost["value"], cost["low"], cost["n"]) == ("0.5", "", "19")
 
 
-def test_csv_of_problems_has_one_row_per_answer_and_no_formula() -> None:
+def test_csv_of_problems_has_one_row_per_problem_and_no_formula() -> None:
     run = made_run("a.jsonl")
     hostile = replace(run.results("zero-shot")[0], method="evil", candidates=({"code": "=1+1", "text": ""},))
     run.methods["evil"] = {}

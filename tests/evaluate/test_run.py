@@ -112,7 +112,7 @@ def test_peak_memory_is_recorded_for_every_method(tmp_path: Path) -> None:
     execute(path, FakeEngine())
     peaks = [method["peak_memory_bytes"] for method in read_run(path).methods.values()]
     assert len(peaks) == 3
-    assert all(20e6 < peak < 100e9 for peak in peaks), "what a Python process holds at least, and no machine at most"
+    assert all(20e6 < peak < 100e9 for peak in peaks), "outside of the range for a Python process"
 
 
 @pytest.mark.parametrize("stop", range(12))

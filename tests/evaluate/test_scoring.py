@@ -209,7 +209,7 @@ def test_scoring_without_a_sandbox_runs_no_code_and_preserves_test_scores(tmp_pa
     path.unlink()
     other = made_run(path, [result(candidate(WRONG, 5))])
     assert score_and_count(other, None) == 1
-    assert list(read_run(path).scored_with) == ["text"], "the tests of other candidates are no tests of these"
+    assert list(read_run(path).scored_with) == ["text"], "test scores of other candidates are not used"
     assert count_unscored(read_run(path)) == 0
 
 
@@ -225,11 +225,11 @@ def test_changed_layer_metric_or_candidate_is_scored_again(
     monkeypatch.setattr(sandbox, "layer", "another")
     assert score_and_count(read_run(path), sandbox) == 2  # the tests, and the texts again by the current metrics
     kinds = [record["kind"] for record in read_records(scores_path(path))[0]]
-    assert sorted(kinds) == ["key", "key", "scores", "scores"], "nothing stale is kept"
+    assert sorted(kinds) == ["key", "key", "scores", "scores"], "stale scores are removed"
     monkeypatch.undo()
     path.unlink()
     other = made_run(path, [result(candidate(WRONG, 5))])
-    assert other.results("zero-shot")[0].scores == {}, "the scores of other candidates are not taken for these"
+    assert other.results("zero-shot")[0].scores == {}, "scores of other candidates are not used"
     assert score_and_count(other, sandbox) == 2
     assert read_run(path).results("zero-shot")[0].scores["pass@1"] == 0
 

@@ -149,7 +149,7 @@ def test_anchor_is_the_first_step_of_the_attempt(service: ServiceWithoutWorker, 
     assert JobFolder(service.root, job.id).read_state().anchor == (4, later)
     log.write_text(log.read_text() + '{"step": 5, "loss": 1.0}\n')
     attempt._record_first_step()
-    assert JobFolder(service.root, job.id).read_state().anchor == (4, later), "the first one stays"
+    assert JobFolder(service.root, job.id).read_state().anchor == (4, later), "the anchor does not change"
 
 
 def test_finished_job_is_not_run_again(undisturbed: tuple[ServiceWithoutWorker, Job]) -> None:

@@ -102,7 +102,7 @@ def test_file_of_another_run_is_replaced(tmp_path: Path, content: bytes) -> None
     generate_and_score(FakeEngine(), ROWS, "lora-tiny", path, 42, 64, lambda _: None)
     engine = FakeEngine()
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 64, lambda _: None)
-    assert engine.calls == [], "everything is there"
+    assert engine.calls == [], "all answers are in the file"
     generate_and_score(engine, ROWS, "lora-tiny", path, 42, 99, lambda _: None)
     assert len(engine.calls) == 9, "other settings are answered again"
 

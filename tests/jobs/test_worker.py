@@ -165,7 +165,7 @@ def test_worker_is_started_only_when_needed(jobs_home: Path, monkeypatch: pytest
     job = submit_named(service, "lora-1")
     assert started == [1]
     service.ensure_worker()
-    assert started == [1], "one that ends at once is not started again and again"
+    assert started == [1], "a worker that ends immediately is not restarted repeatedly"
     service.cancel(job.id)
     service._launcher._last_start = float("-inf")
     service.ensure_worker()
@@ -266,11 +266,11 @@ def test_process_that_ends_before_it_starts_the_job_counts_as_a_crash(service: S
     folder = JobFolder(service.root, job.id)
     with open_queue(service.root) as queue:
         recover_job(folder, queue)
-        assert folder.read_state().crashes == 0, "it simply waits"
+        assert folder.read_state().crashes == 0, "a waiting job has not crashed"
         recover_job(folder, queue, 1)
         assert (folder.read_state().crashes, folder.read_state().generation) == (1, 2)
         recover_job(folder, queue, 1)
-        assert folder.read_state().generation == 2, "that message was an old one"
+        assert folder.read_state().generation == 2, "an old message is ignored"
 
 
 def test_deleted_job_is_ignored(service: ServiceWithoutWorker) -> None:

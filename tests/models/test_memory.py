@@ -24,7 +24,7 @@ def _fill(megabytes: int) -> bytearray:
 def test_peak_is_stored_until_it_is_reset() -> None:
     peak = PeakMemory("cpu")
     if not peak.start():
-        pytest.skip("This system lets no process forget its peak.")
+        pytest.skip("This system cannot reset the peak memory of a process.")
     before = peak.bytes()
     block = _fill(200)
     del block

@@ -147,7 +147,7 @@ def test_cancelling_all_rows_in_prefill_ends_the_prefill() -> None:
     assert was_prefilling == [True, False]
     runner = bench.runner
     bench.batch.cancel(0)
-    assert bench.runner is not runner, "an empty batch has a fresh runner"
+    assert bench.runner is not runner, "an empty batch has a new runner"
     assert bench.batch.step() == []
 
 

@@ -177,7 +177,7 @@ def test_early_finished_samples_are_reported_at_once() -> None:
     last = {event.candidate: event.text for event in events if isinstance(event, PartialOutput)}
     assert len(finished.samples) == 8
     ends = {sample.tokens for sample in finished.samples}
-    assert ends == {3, 20}, "else nothing ends early"
+    assert ends == {3, 20}, "some samples must end early"
     for copy, sample in enumerate(finished.samples):
         assert sample.finish == ("length" if sample.tokens == 20 else "stop")
         if sample.finish == "stop":

@@ -188,7 +188,7 @@ def test_prompts_are_prefilled_in_chunks_between_steps(local: Setup, monkeypatch
     texts = _generate(local, {0: [Row("x", PLAIN, "mlp")], 2: [long, Row(PROMPTS[0], PLAIN)]})
     for row, generated_text in texts:
         assert generated_text == local.expected(row), row
-    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "a single chunk, so this test would prove nothing"
+    assert len(tokenizer()(long.prompt)["input_ids"]) > 3 * 16, "a single chunk, so this test checks nothing"
 
 
 def test_logits_are_close_to_those_of_one_forward(local: Setup) -> None:

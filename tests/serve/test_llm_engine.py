@@ -87,7 +87,7 @@ def test_an_empty_intent_is_refused(engine: LLMEngine) -> None:
 def test_examples_are_dropped_from_a_prompt_that_is_too_long(engine: LLMEngine) -> None:
     answer = engine.answer([_request("rag-8")], SamplingParams(max_new_tokens=300))[0]
     assert 0 < len(answer.examples) < 8
-    assert answer.examples == tuple(POOL[: len(answer.examples)]), "the nearest are kept"
+    assert answer.examples == tuple(POOL[: len(answer.examples)]), "the nearest examples are used"
     assert answer.notes == (
         f"{8 - len(answer.examples)} of 8 examples were left out: the prompt would not fit the context.",
     )
@@ -204,7 +204,7 @@ def test_closing_the_stream_cancels_the_batch(engine: LLMEngine, backend: Counti
     stream.close()  # type: ignore[attr-defined]
     assert cancel.is_set()
     engine.answer([_request("zero-shot")], SamplingParams(max_new_tokens=1))
-    assert backend.steps < 500, "the engine went on with a cancelled batch"
+    assert backend.steps < 500, "the engine continued a cancelled batch"
 
 
 def test_cancelled_rows_return_their_text_so_far(engine: LLMEngine) -> None:

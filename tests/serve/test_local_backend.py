@@ -57,7 +57,7 @@ def test_greedy_rows_match_generate(kind: str, tmp_path: Path) -> None:
     texts = [event.candidates[0].text for event in outputs]
     expected = [_reference(model, kind, prompt)[0] for prompt in PROMPTS]
     assert [text.rstrip("\ufffd") for text in expected] == texts
-    assert len(set(texts)) == len(PROMPTS), "all references are equal, so this test would prove nothing"
+    assert len(set(texts)) == len(PROMPTS), "all references are equal, so this test checks nothing"
 
 
 def test_beams_match_generate(kind: str, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_rows_with_adapters_match_peft(kind: str, tmp_path: Path) -> None:
     same_prompt = {
         event.candidates[0].text for row, event in zip(rows, outputs, strict=True) if row.prompt == PROMPTS[0]
     }
-    assert len(same_prompt) == 2, "the adapter changes nothing, so this test would prove nothing"
+    assert len(same_prompt) == 2, "the adapter has no effect, so this test checks nothing"
 
 
 def test_rows_that_join_running_rows_match_each_row_alone(kind: str, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_mixed_batch_matches_peft_for_each_adapter(local: Setup) -> None:
         expected_logprob = pytest.approx(logprob, abs=2e-2 if local.kind == "t5" else 2e-3)
         assert event.candidates[0].logprob == expected_logprob, f"adapter {row.adapter}"
     different = {round(event.candidates[0].logprob, 3) for event in outputs[: len(local.names)]}
-    assert len(different) == len(local.names), "two techniques give equal results, so this test would prove little"
+    assert len(different) == len(local.names), "two techniques give equal results, so this test checks little"
 
 
 def test_each_adapter_alone_matches_the_mixed_batch(local: Setup) -> None:

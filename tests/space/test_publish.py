@@ -86,7 +86,7 @@ def test_new_space_gets_all_files_and_settings_and_runs(
     assert front_matter(remote["README.md"].decode())["thumbnail"].endswith(
         f"/spaces/{NAME}/resolve/main/thumbnail.png"
     )
-    assert len(hub.history[f"spaces/{NAME}"]) == 2, "all in one commit on top of the Hub's own first one"
+    assert len(hub.history[f"spaces/{NAME}"]) == 2, "one commit after the Hub's initial commit"
     assert "  Cloning\n" in out
     assert "  Installing torch\n" in out
     assert out.splitlines()[-1] == f"It runs on t4-small: {hub.url}/spaces/{NAME}"

@@ -53,7 +53,7 @@ def test_training_is_disabled_on_zero_gpu(value: str, expected: bool, tmp_path: 
 
 def test_mounted_storage_is_the_cache_folder(tmp_path: Path) -> None:
     assert space_settings(SPACE, tmp_path).persistent_cache_dir == tmp_path / "prompt-or-tune"
-    assert list(tmp_path.iterdir()) == [], "the probe leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "the probe leaves no files"
 
 
 def test_cache_folder_variable_has_precedence_over_storage(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_an_answer_ends_where_a_further_example_begins() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "```python", "```python\n", "### Instruction:\nsort x\n### Response:\nx", "\n"]
 )
-def test_answer_end_is_not_before_its_beginning(text: str) -> None:
+def test_incomplete_answer_has_no_end(text: str) -> None:
     assert answer_end(text, PLAIN) is None
 
 

@@ -58,7 +58,7 @@ def _batch(batch: BatchShape, is_encoder_decoder: bool) -> dict[str, torch.Tenso
 
 
 def _measured(folder: Path, config: TrainConfig) -> tuple[int, int, int]:
-    """Measure the bytes that autograd keeps before the logits, operations of a step, and trainable parameters."""
+    """Measure the bytes that autograd saves before the logits, operations of a step, and trainable parameters."""
     loaded = load_base(str(folder), config.quantization, "cpu", lambda _: None, training=True, dtype=_dtype(config))
     model = build_peft_model(config, loaded, ()).train()
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
@@ -100,13 +100,13 @@ def test_traced_step_agrees_with_a_real_step(kind: str, technique: str, bases: P
 
 
 def test_cuda_dropout_saves_one_byte_per_number(bases: Path) -> None:
-    """LoRA's dropout on 32-bit inputs keeps the output and, on a CPU, 4 bytes a number more; on CUDA 1 byte more."""
+    """LoRA's dropout on 32-bit inputs saves its output, and another 4 bytes per number on a CPU or 1 byte on CUDA."""
     config = _config("lora")
     cpu, cuda = (_traced(bases / "llama", config, device=device).activation_bytes for device in ("cpu", "cuda"))
     model = meta_model(bases / "llama", torch.bfloat16)
     targets = ("q_proj", "k_proj", "v_proj", "o_proj")
     layers = {name: module for name, module in model.named_modules() if name.endswith(targets)}
-    # The input of the first layer needs no gradient, so dropout keeps nothing there.
+    # The input of the first layer needs no gradient, so dropout saves nothing there.
     first = "layers.0.self_attn."
     inputs = sum(m.in_features for name, m in layers.items() if first not in name or name.endswith("o_proj"))
     assert cpu - cuda == 3 * LONG.rows * LONG.max_length * inputs
@@ -132,7 +132,7 @@ def test_checkpointed_layers_are_recomputed_with_the_same_replacements(technique
     checkpointed, plain = (
         _traced(bases / "llama", _config(technique, gradient_checkpointing=on)).activation_bytes for on in (True, False)
     )
-    # int8 keeps the inputs of its products even then, as attributes that checkpointing cannot drop.
+    # int8 saves the inputs of its products even then, as attributes that checkpointing does not drop.
     assert 0 < checkpointed < (0.3 if technique == "qlora-8bit" else 0.2) * plain
 
 

@@ -46,7 +46,7 @@ def test_initial_text_consists_of_training_examples() -> None:
 
 @pytest.mark.parametrize("technique", ["prompt-tuning", "prefix-tuning"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "codegen"])
-def test_initial_virtual_tokens_equal_the_text_before_the_prompt(tmp_path: Path, kind: str, technique: str) -> None:
+def test_initial_virtual_tokens_have_the_effect_of_their_text(tmp_path: Path, kind: str, technique: str) -> None:
     loaded = _loaded(kind, tmp_path)
     text = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)])
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_initial_virtual_tokens_equal_the_text_before_the_prompt(tmp_path: Path,
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-def test_initial_virtual_tokens_of_an_encoder_equal_the_text(tmp_path: Path) -> None:
+def test_initial_virtual_tokens_of_an_encoder_have_the_effect_of_their_text(tmp_path: Path) -> None:
     loaded = _loaded("t5", tmp_path)
     text, labels = torch.tensor([sample_example_ids(SAMPLES, 9, seed=42)]), torch.tensor([[50, 51, 2]])
     with torch.no_grad():

@@ -234,8 +234,8 @@ def test_no_program_runs_without_a_layer(monkeypatch: pytest.MonkeyPatch) -> Non
         open_sandbox("landlock")
 
 
-def test_layer_that_fails_the_probe_is_not_used() -> None:
-    """The result of a layer depends on the effects that the probe finds on the host."""
+def test_probe_reports_what_a_layer_does_not_prevent() -> None:
+    """The probe checks the effects on the host, not the errors of its programs."""
     found = probe.probe_layer("unsafe-rlimits")
     assert not found.works
     assert not found.stops["network"]

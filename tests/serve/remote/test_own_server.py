@@ -120,7 +120,7 @@ def test_own_server_and_local_engine_give_equal_answers(engines: tuple[LLMEngine
         assert other.candidates[0].finish == one.candidates[0].finish, name
         if other.candidates[0].finish == "length":  # the logprobs of a server exclude the end token
             assert other.candidates[0].logprob == pytest.approx(one.candidates[0].logprob, abs=0.05), name
-    assert len({answer.text for answer in theirs}) >= 6, "the adapters bend nothing"
+    assert len({answer.text for answer in theirs}) >= 6, "the adapters have no effect"
 
 
 def test_all_methods_are_answered_in_one_call(engines: tuple[LLMEngine, LLMEngine, OpenAIBackend]) -> None:

@@ -87,7 +87,7 @@ def test_answer_end_closes_the_stream(serve: Any, connect: Any) -> None:
     until = time.monotonic() + 5
     while standin.open and time.monotonic() < until:
         time.sleep(0.01)
-    assert standin.cut == 1, "the server was left generating"
+    assert standin.cut == 1, "the stream was not closed"
 
 
 def test_token_count_is_that_of_the_server_also_when_cut(serve: Any, connect: Any) -> None:

@@ -156,7 +156,7 @@ def test_only_the_gpu_process_loads_adapters(engine: ZeroGpuEngine, gpu_backend:
         gpu_backend.adapter_bytes("one")
     again = engine.answer([request("one"), request("two")], DECODING)
     assert again[0].text == first[0].text
-    assert len(spaces.workers) == 1, "the process is used again"
+    assert len(spaces.workers) == 1, "the process is reused"
 
 
 def test_partial_outputs_are_followed_by_one_output_per_request(engine: ZeroGpuEngine) -> None:
@@ -215,7 +215,7 @@ def test_lost_gpu_process_returns_the_partial_text(engine: ZeroGpuEngine, spaces
     assert len(answers) == 2
     for answer in answers:
         assert "GPU task aborted" in str(answer.error)
-    assert any(answer.text for answer in answers), "what was said before stays"
+    assert any(answer.text for answer in answers), "the text before the error is returned"
     assert engine.answer([request("zero-shot")], DECODING)[0].error is None, "the next call has another process"
 
 

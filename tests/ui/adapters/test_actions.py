@@ -70,7 +70,7 @@ def test_delete_removes_folder_and_memory(context: Context, actions: AdapterActi
     assert memory(context) == []
     assert not (catalog.install_dir / "prompt-mine").exists()
     assert "prompt-mine" not in context.engine_loader.engine().adapters()
-    assert actions.delete(OWNER, "broken"), "a broken one is what people want to be rid of"
+    assert actions.delete(OWNER, "broken"), "broken adapters can be deleted"
 
 
 def test_running_answer_completes_after_the_adapter_is_deleted(context: Context, actions: AdapterActions) -> None:
@@ -131,7 +131,7 @@ def names(context: Context, visitor: Visitor = OWNER, **options: str) -> list[st
 
 def test_list_is_searched_and_filtered(context: Context, actions: AdapterActions) -> None:
     assert len(names(context)) == 11
-    assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "what was added here comes first"
+    assert set(names(context)[:4]) == {"prompt-mine", "other-base", "broken", "evil"}, "added adapters are listed first"
     assert names(context, query="prompt MY.CSV") == ["prompt-mine"]
     assert names(context, query="qlora mbpp") == ["qlora-4bit-mbpp"]
     assert names(context, query="nothing like it") == []
@@ -196,7 +196,7 @@ def test_failed_install_names_the_check_and_the_error(catalog: AdapterCatalog, t
     assert html.count('class="passed"') == 5
     assert 'class="failed"' in html
     assert "The name is free" in html.split('class="failed"')[1]
-    assert not (catalog.install_dir / "lora-conala").exists(), "the library's one is not hidden"
+    assert not (catalog.install_dir / "lora-conala").exists(), "the bundled adapter is not hidden"
     path = pack(copy_adapter(SMALL, tmp_path / "big"), tmp_path / "up" / "mail.zip")
     assert "is the limit here" in added(catalog, path, limit=1000)[-1].error
     assert not path.exists()

@@ -89,7 +89,7 @@ def test_hostile_manifest_is_truncated_and_serializable(tmp_path: Path) -> None:
         assert max(len(value) for _, value in card["facts"]) < 80
         assert card["scores"] == [], "neither is a number"
         details = details_value(entry.path or Path(), entry.manifest)
-        assert EVIL in details["readme"], "as it stands in the file: it is text"
+        assert EVIL in details["readme"], "the text of the file is not changed"
         assert max(len(cell) for row in details["scores"] for cell in row) < 120
 
 

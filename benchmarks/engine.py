@@ -163,7 +163,7 @@ def _device_name(device: str) -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    """Return the command for the page, without --llama-python, whose path holds for this machine alone."""
+    """Return the command for the page, without --llama-python, whose path is valid on this machine only."""
     words: list[str] = []
     for argument in arguments:
         if not argument.startswith("--llama-python=") and words[-1:] != ["--llama-python"]:

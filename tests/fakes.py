@@ -79,7 +79,7 @@ class FakeEngine(LLMEngine):
 
     @property
     def adapter_cache(self) -> AdapterCache:
-        """An empty cache."""
+        """Return an empty cache."""
         return AdapterCache(cast("Backend", self), self.store)
 
     def adapters(self) -> list[str]:

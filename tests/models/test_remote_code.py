@@ -75,7 +75,7 @@ def _logits(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["codegen", "codegen2-own"])
 def test_remote_code_does_not_run_without_the_flag(tmp_path: Path, mark: Path, kind: str) -> None:
-    """With and without a class of that model type in transformers."""
+    """The model types are one with and one without a class in transformers."""
     base = make_own_code_base(tmp_path / "base", mark, kind)
     assert _refused(base, trusted=False) == (
         "The base 'base' needs code of its own (configuration_own.py, modeling_own.py), which is not run "

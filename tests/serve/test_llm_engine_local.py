@@ -42,7 +42,7 @@ Case = tuple[str, str, SamplingParams]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base with eight different adapters of four techniques."""
+    """Make a tiny base with eight different adapters of four techniques."""
     root = tmp_path_factory.mktemp("many")
     make_base("llama", root / "base")
     base = load_base(str(root / "base"), "none", "cpu", lambda _: None, dtype=torch.float32).identity
@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def engine(folder: Path) -> Iterator[LLMEngine]:
-    """An engine that can hold five of the eight adapters in memory."""
+    """Open an engine that can have five of the eight adapters in memory."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", lambda _: None, dtype=torch.float32))
     store = Store((folder / "store",), fingerprints={name: style.fingerprint for name, style in STYLES.items()})
     pools = ExamplePools(load=lambda _: POOL, index=lambda *_: FirstExamples())
@@ -82,7 +82,7 @@ def texts_of(candidates: tuple[Candidate, ...]) -> list[tuple[str, int]]:
 
 @pytest.fixture
 def alone(engine: LLMEngine) -> dict[Case, RequestOutput]:
-    """The output of each case without other rows in the batch."""
+    """Return the output of each case without other rows in the batch."""
     return {
         case: engine.answer([request(case[0], case[1])], case[2])[0] for case in product(METHODS, INTENTS, DECODINGS)
     }

@@ -23,7 +23,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base, and rows of equal length, so that two batches of four have the rows of one batch of eight."""
+    """Make a tiny base, and rows of equal length, so that two batches of four equal one batch of eight."""
     folder = tmp_path_factory.mktemp("processes")
     make_base("llama", folder / "base")
     rows = [{"intent": f"print the number {index}", "snippet": f"print({index})"} for index in range(10, 58)]

@@ -21,7 +21,7 @@ ROWS = [TokenizedExample([5] * 40, [6] * 20)] * 16
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny Llama base."""
+    """Return a folder with a tiny Llama base."""
     folder = tmp_path_factory.mktemp("estimate")
     make_base("llama", folder / "base")
     return folder

@@ -30,7 +30,7 @@ def _silent(_: str) -> None:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny base of each architecture: `llama`, `qwen2`, `codegen` and `t5`."""
+    """Return a folder with a tiny base of each architecture: `llama`, `qwen2`, `codegen` and `t5`."""
     bases = tmp_path_factory.mktemp("merge")
     for kind in ("llama", "qwen2", "codegen", "t5"):
         make_base(kind, bases / kind)

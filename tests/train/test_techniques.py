@@ -66,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def run_folder(request: pytest.FixtureRequest, folder: Path) -> Path:
-    """A folder with a tiny base of one architecture."""
+    """Return a folder with a tiny base of one architecture."""
     run_folder = folder / request.param
     make_base(request.param, run_folder / "base")
     return run_folder

@@ -60,7 +60,7 @@ def pools() -> ExamplePools:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base, and a store with two adapters for it."""
+    """Make a tiny base, and a store with two adapters for it."""
     made = tmp_path_factory.mktemp("zero")
     make_base("llama", made / "base")
     for name, seed in (("one", 1), ("two", 2)):
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def local_backend(folder: Path) -> LocalBackend:
-    """A local backend; a new one for each test, because its prefix cache affects rounding."""
+    """Return a new local backend for each test, because its prefix cache affects rounding."""
     backend = LocalBackend(load_base(str(folder / "base"), "none", "cpu", quiet))
     for name in ("one", "two"):
         backend.load_adapter(Store((folder / "store",), fingerprints=FINGERPRINTS).open(name, backend.base))
@@ -80,7 +80,7 @@ def local_backend(folder: Path) -> LocalBackend:
 
 @pytest.fixture
 def local_engine(local_backend: LocalBackend, folder: Path) -> Iterator[LLMEngine]:
-    """A local engine on the same base."""
+    """Open a local engine on the same base."""
     engine = LLMEngine(local_backend, Store((folder / "store",), fingerprints=FINGERPRINTS), pools())
     yield engine
     engine.close()
@@ -88,7 +88,7 @@ def local_engine(local_backend: LocalBackend, folder: Path) -> Iterator[LLMEngin
 
 @pytest.fixture(scope="module")
 def gpu_backend(folder: Path) -> LocalBackend:
-    """The base as loaded for the forked processes; it stays on the CPU because there is no GPU."""
+    """Return the base as loaded for the forked processes; it is on the CPU because there is no GPU."""
     return LocalBackend(load_base_for_gpu(str(folder / "base"), "none", quiet, device="cpu"))
 
 

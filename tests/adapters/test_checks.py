@@ -42,7 +42,7 @@ def test_linked_files_are_refused(good: Path, tmp_path: Path, name: str) -> None
     assert refused(good) == f"Adapter 'good': {name} is a symbolic link: put the file itself there."
 
 
-def test_a_linked_folder_is_refused(good: Path) -> None:
+def test_linked_folder_is_refused(good: Path) -> None:
     (good.parent / "link").symlink_to(good, target_is_directory=True)
     assert "'link' is a symbolic link: copy the folder itself" in refused(good.parent / "link")
     (status,) = [status for status in store(good.parent).status(BASE) if status.name == "link"]
@@ -204,7 +204,7 @@ def test_deeply_nested_json_is_refused_in_every_file(good: Path, depth: int, kin
 
 
 @pytest.mark.parametrize("file", [CONFIG_NAME, MANIFEST_NAME])
-def test_a_repeated_json_name_is_refused(good: Path, file: str) -> None:
+def test_repeated_json_name_is_refused(good: Path, file: str) -> None:
     """Some parsers use the first value and others the last."""
     text = (good / file).read_text()
     first = next(iter(json.loads(text)))

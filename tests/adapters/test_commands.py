@@ -125,7 +125,7 @@ def test_adapters_of_the_library_are_not_deleted(tmp_path: Path, capsys: pytest.
     assert sorted(path.name for path in LIBRARY.iterdir()) == shipped
 
 
-def test_a_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path) -> None:
+def test_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path) -> None:
     name = min(path.name for path in LIBRARY.iterdir())
     mine = write_adapter(tmp_path / "mine" / name)
     assert main(["--root", str(LIBRARY), "--root", str(tmp_path / "mine"), "delete", name, "--yes"]) == 0
@@ -143,7 +143,7 @@ def test_a_users_adapter_that_hides_one_of_the_library_is_deleted(tmp_path: Path
         ("plain-folder", "Unknown adapter"),
     ],
 )
-def test_a_folder_that_is_not_an_adapter_is_not_deleted(
+def test_folder_that_is_not_an_adapter_is_not_deleted(
     good: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
 ) -> None:
     _model(good.parent / "tuned")
@@ -163,7 +163,7 @@ def test_deleting_a_linked_adapter_deletes_only_the_link(good: Path, tmp_path: P
     assert (elsewhere / "manifest.json").is_file()
 
 
-def test_an_interrupted_deletion_leaves_no_partial_adapter(
+def test_interrupted_deletion_leaves_no_partial_adapter(
     good: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: Path) -> None:
@@ -216,7 +216,7 @@ def test_pull_installs_into_the_users_folder(hub: Hub, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize(("spec", "expected"), [("someone/gone", "someone/gone"), ("good", "user/name@revision")])
-def test_a_failed_pull_prints_one_line(
+def test_failed_pull_prints_one_line(
     hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: str, expected: str
 ) -> None:
     assert main(["pull", spec]) == 2

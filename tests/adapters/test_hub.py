@@ -109,7 +109,7 @@ def test_weights_are_downloaded_by_xet(
     assert (folder / WEIGHTS).read_bytes() == (good / WEIGHTS).read_bytes()
 
 
-def test_a_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path, root: Path) -> None:
+def test_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path, root: Path) -> None:
     (good / "training_args.bin").write_bytes(b"\x80\x04.")
     hub.add(REPO, good)
     assert "training_args.bin, a pickle, which can run code" in _refused(REPO, root)
@@ -117,7 +117,7 @@ def test_a_pickle_is_refused_before_anything_is_downloaded(hub: Hub, good: Path,
 
 
 @pytest.mark.parametrize(("name", "size"), [(WEIGHTS, 3 << 30), ("manifest.json", 9 << 20), ("loss.png", 64 << 20)])
-def test_a_file_that_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, name: str, size: int) -> None:
+def test_file_that_is_too_large_is_not_downloaded(hub: Hub, good: Path, root: Path, name: str, size: int) -> None:
     hub.add(REPO, good)
     hub.append(REPO, {**hub.history[REPO][-1].files, name: Blob(b"", size, "0" * 64)})
     assert f"{name} has {format_bytes(size)}, the limit is" in _refused(REPO, root)
@@ -132,7 +132,7 @@ def test_repository_without_a_required_file_is_refused(hub: Hub, good: Path, roo
     assert not _downloads(hub)
 
 
-def test_a_whole_model_is_refused(hub: Hub, good: Path, root: Path) -> None:
+def test_whole_model_is_refused(hub: Hub, good: Path, root: Path) -> None:
     (good / "adapter_config.json").rename(good / "config.json")
     hub.add(REPO, good)
     assert "is a whole model, not an adapter: use it as a base, with --base someone/good" in _refused(REPO, root)
@@ -147,7 +147,7 @@ def test_weights_with_another_digest_than_the_manifest_are_refused(hub: Hub, goo
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_an_adapter_that_the_store_refuses_is_not_installed(hub: Hub, good: Path, root: Path) -> None:
+def test_adapter_that_the_store_refuses_is_not_installed(hub: Hub, good: Path, root: Path) -> None:
     config = json.loads((good / "adapter_config.json").read_text())
     (good / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
     hub.add(REPO, good)
@@ -164,7 +164,7 @@ def test_file_damaged_in_transfer_is_refused(hub: Hub, good: Path, root: Path) -
     assert "arrived damaged" in _refused(REPO, root)
 
 
-def test_a_broken_download_is_resumed(hub: Hub, good: Path, root: Path) -> None:
+def test_broken_download_is_resumed(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     hub.cuts["download"] = 2
     folder = pull(REPO, root, _silent)
@@ -179,7 +179,7 @@ def test_broken_connection_leaves_no_files_and_a_retry_succeeds(hub: Hub, good: 
     assert pull(REPO, root, _silent).is_dir()
 
 
-def test_an_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Path, root: Path) -> None:
+def test_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     pull(REPO, root, _silent)
     before = len(hub.requests)
@@ -197,7 +197,7 @@ def test_an_existing_adapter_is_replaced_only_with_overwrite(hub: Hub, good: Pat
     assert store(root).inspect("good").digest.startswith("sha256:")
 
 
-def test_a_reserved_name_is_refused_without_a_request(hub: Hub, good: Path, root: Path) -> None:
+def test_reserved_name_is_refused_without_a_request(hub: Hub, good: Path, root: Path) -> None:
     hub.add(REPO, good)
     with pytest.raises(AdapterError, match=messages.ADAPTER_NAME_TAKEN):
         pull(REPO, root, _silent, reserved=["good"])
@@ -241,9 +241,7 @@ def test_errors_of_the_hub_give_messages(hub: Hub, good: Path, root: Path, monke
     assert "HF_HUB_OFFLINE is set" in _refused(REPO, root)
 
 
-def test_a_private_repository_needs_the_token(
-    hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_private_repository_needs_the_token(hub: Hub, good: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add(REPO, good)
     hub.private.add(REPO)
     assert "that you may read" in _refused(REPO, root)

@@ -20,7 +20,7 @@ def test_written_manifest_is_read_back(tmp_path: Path) -> None:
     assert Manifest.read(tmp_path) == manifest
 
 
-def test_a_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) -> None:
+def test_manifest_without_the_digest_of_its_weights_is_read(tmp_path: Path) -> None:
     values = asdict(MANIFEST)
     del values["weights_digest"]
     (tmp_path / "manifest.json").write_text(json.dumps(values))

@@ -34,7 +34,7 @@ def test_registered_folder_is_listed_and_opened_as_an_adapter(found: Store, tmp_
         found.open("mine", BASE)
 
 
-def test_the_path_must_lie_inside_an_allowed_folder(found: Store, tmp_path: Path) -> None:
+def test_path_must_lie_inside_an_allowed_folder(found: Store, tmp_path: Path) -> None:
     for path in (
         tmp_path / "outside" / "other",
         tmp_path / "root" / ".." / "outside" / "other",
@@ -61,7 +61,7 @@ def test_folders_inside_the_roots_are_allowed_by_default(tmp_path: Path) -> None
         Store((tmp_path / "root",), allowed=()).register("mine", tmp_path / "root" / "good")
 
 
-def test_a_link_to_another_folder_is_refused(found: Store, tmp_path: Path) -> None:
+def test_link_to_another_folder_is_refused(found: Store, tmp_path: Path) -> None:
     (tmp_path / "more" / "link").symlink_to(tmp_path / "outside" / "other", target_is_directory=True)
     (tmp_path / "more" / "cycle").symlink_to(tmp_path / "more" / "cycle")
     for name in ("link", "cycle", "link/../other"):
@@ -82,7 +82,7 @@ def test_invalid_path_is_refused(found: Store, tmp_path: Path, path: str) -> Non
     assert str(caught.value).isprintable()
 
 
-def test_a_registered_folder_is_checked(found: Store, tmp_path: Path) -> None:
+def test_registered_folder_is_checked(found: Store, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=messages.NO_ADAPTER_IN_FOLDER):
         found.register("mine", tmp_path / "more" / "deep")
     with pytest.raises(AdapterError, match=messages.NO_ADAPTER_IN_FOLDER):
@@ -125,7 +125,7 @@ def test_unregistering_an_unknown_name_is_an_error(found: Store) -> None:
         found.unregister("../x")
 
 
-def test_the_number_of_registered_adapters_is_limited(
+def test_number_of_registered_adapters_is_limited(
     found: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("adapters.store.MAX_REGISTERED", 2)

@@ -53,7 +53,7 @@ def checked(monkeypatch: pytest.MonkeyPatch, stable_files: None) -> ReadCounter:
     return ReadCounter(monkeypatch)
 
 
-def test_a_folder_is_checked_once_for_each_base(good: Path, checked: ReadCounter) -> None:
+def test_folder_is_checked_once_for_each_base(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     first = found.open("good", BASE)
     assert found.open("good", BASE) is first
@@ -98,7 +98,7 @@ def test_changed_file_of_the_same_size_and_time_is_detected(good: Path, checked:
     assert found.open("good", BASE).digest != first.digest
 
 
-def test_a_folder_that_becomes_unsafe_is_refused_and_a_repaired_one_opens(good: Path, checked: ReadCounter) -> None:
+def test_folder_that_becomes_unsafe_is_refused_and_a_repaired_one_opens(good: Path, checked: ReadCounter) -> None:
     found = store(good.parent)
     found.open("good", BASE)
     (good / "x.bin").write_bytes(b"")
@@ -112,7 +112,7 @@ def test_a_folder_that_becomes_unsafe_is_refused_and_a_repaired_one_opens(good: 
         found.open("good", BASE)
 
 
-def test_a_refusal_is_cached_unless_the_system_failed(
+def test_refusal_is_cached_unless_the_system_failed(
     good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = store(good.parent)
@@ -129,7 +129,7 @@ def test_a_refusal_is_cached_unless_the_system_failed(
     assert found.open("other", BASE).name == "other"
 
 
-def test_a_list_of_all_adapters_reads_no_weights(
+def test_list_of_all_adapters_reads_no_weights(
     good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = store(good.parent)
@@ -142,7 +142,7 @@ def test_a_list_of_all_adapters_reads_no_weights(
     assert checked() == 1
 
 
-def test_a_folder_that_has_just_changed_is_read_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_has_just_changed_is_read_again(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, checked = store(good.parent), ReadCounter(monkeypatch)
     found.open("good", BASE)
     found.open("good", BASE)
@@ -207,7 +207,7 @@ def test_many_folders_are_scanned_once(tmp_path: Path, stable_files: None, monke
     assert len(str(caught.value)) < 3000
 
 
-def test_the_cache_is_bounded(good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_bounded(good: Path, checked: ReadCounter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("adapters.store._MAX_CACHE_BYTES", 4000)
     for number in range(6):
         write_adapter(good.parent / f"other-{number}")

@@ -46,7 +46,7 @@ def test_both_files_must_be_in_the_folder(path: Path, missing: str) -> None:
     assert f"vLLM looks for <root>/good/{missing}, which does not exist" in _failed(_folder(path))["file layout"]
 
 
-def test_the_folder_must_have_the_adapters_name(path: Path) -> None:
+def test_folder_must_have_the_adapters_name(path: Path) -> None:
     other = path.rename(path.with_name("other"))
     failed = _failed(replace(_folder(other), name="good"))
     assert failed["file layout"] == "the folder is called other, vLLM would look for good: rename it"
@@ -58,14 +58,14 @@ def test_other_techniques_than_lora_fail(path: Path, kind: str | None) -> None:
 
 
 @pytest.mark.parametrize("configured", ["other/base", "tiny/base/", None])
-def test_the_base_must_be_named_as_it_is_served(path: Path, configured: str | None) -> None:
+def test_base_must_be_named_as_it_is_served(path: Path, configured: str | None) -> None:
     reason = _failed(_folder(path, base_model_name_or_path=configured))["base_model_name_or_path"]
     assert reason.startswith(
         f"base_model_name_or_path is {configured} and the base is served as tiny/base: vLLM compares"
     )
 
 
-def test_an_encoder_decoder_base_is_refused(path: Path) -> None:
+def test_encoder_decoder_base_is_refused(path: Path) -> None:
     assert "task_type is SEQ_2_SEQ_LM" in _failed(_folder(path, task_type="SEQ_2_SEQ_LM"))["task_type CAUSAL_LM"]
 
 

@@ -126,7 +126,7 @@ def test_bfloat16_is_read(tmp_path: Path) -> None:
     assert store(tmp_path).open("good", BASE).name == "good"
 
 
-def test_a_file_cut_at_any_length_is_refused(good: Path) -> None:
+def test_file_cut_at_any_length_is_refused(good: Path) -> None:
     path = good / "adapter_model.safetensors"
     content = path.read_bytes()
     for length in range(len(content)):
@@ -139,7 +139,7 @@ def test_a_file_cut_at_any_length_is_refused(good: Path) -> None:
     assert store(good.parent).open("good", BASE).manifest == MANIFEST
 
 
-def test_a_file_with_any_byte_of_its_header_changed_opens_or_is_refused(good: Path) -> None:
+def test_file_with_any_byte_of_its_header_changed_opens_or_is_refused(good: Path) -> None:
     path = good / "adapter_model.safetensors"
     content = path.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")

@@ -193,7 +193,7 @@ def test_invalid_pair_of_methods_to_compare_is_refused(tmp_path: Path, capsys: p
     assert "write them as A:B" in capsys.readouterr().err
 
 
-def test_a_report_of_a_missing_file_prints_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_of_a_missing_file_prints_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["report", str(tmp_path / "missing.jsonl")]) == 2
     assert "missing.jsonl" in capsys.readouterr().err
 

@@ -58,7 +58,7 @@ def test_zero_bytes_after_a_power_cut_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [b"{broken\n", b"[1]\n", b"\n", b"7\n", b"\xff\n", b"[" * 100_000 + b"\n"])
-def test_an_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: bytes) -> None:
+def test_incomplete_line_before_a_complete_one_raises(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "x.jsonl"
     content = written(path)
     path.write_bytes(content + line + b"{}\n")
@@ -95,7 +95,7 @@ def test_replace_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert read_records(path)[0] == [*RECORDS, {"still": "ours"}]
 
 
-def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.jsonl"
     before = written(path)
     journal = Journal.open(path)
@@ -107,7 +107,7 @@ def test_a_failed_append_leaves_the_file_unchanged(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == before
 
 
-def test_an_empty_file_is_removed_on_close(tmp_path: Path) -> None:
+def test_empty_file_is_removed_on_close(tmp_path: Path) -> None:
     Journal.open(tmp_path / "x.jsonl").close()
     assert list(tmp_path.iterdir()) == []
 

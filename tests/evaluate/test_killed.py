@@ -79,7 +79,7 @@ def test_interrupted_scoring_saves_its_scores_and_continues(tmp_path: Path) -> N
     assert len(again) == len(METHODS) * PROBLEMS
 
 
-def test_a_second_process_on_the_same_file_gets_an_error(tmp_path: Path) -> None:
+def test_second_process_on_the_same_file_gets_an_error(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     first = start(path)
     assert first.stdout is not None

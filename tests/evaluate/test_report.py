@@ -92,7 +92,7 @@ def test_json_contains_the_values_of_the_report() -> None:
     assert json.loads(json_report([run, other], ""))["across"] == []
 
 
-def test_the_figure_has_a_panel_per_metric_and_curves_over_k() -> None:
+def test_figure_has_a_panel_per_metric_and_curves_over_k() -> None:
     def panels(*runs: Run) -> list[str]:
         return [axes.get_title(loc="left").partition(",")[0] for axes in build_figure(runs).axes]
 
@@ -114,7 +114,7 @@ def test_points_have_the_values_of_the_metrics() -> None:
     assert [label.get_text() for label in bars.get_yticklabels()] == list(run.methods)
 
 
-def test_a_method_of_several_files_is_labelled_with_its_file() -> None:
+def test_method_of_several_files_is_labelled_with_its_file() -> None:
     run, other = made_run("a.jsonl"), made_run("folder/" + "b" * 60 + ".jsonl.gz")
     other.methods["only-here"] = {}
     other.add([replace(each, method="only-here") for each in other.results("icl-8")])
@@ -135,7 +135,7 @@ def test_figure_is_reproducible() -> None:
     assert plot_report_png(runs) == png
 
 
-def test_a_run_without_results_has_no_figure() -> None:
+def test_run_without_results_has_no_figure() -> None:
     run = Run(Path("a.jsonl"), made_run().settings, [{"id": "p0"}])
     with pytest.raises(PromptOrTuneError, match=messages.NOTHING_TO_DRAW):
         plot_report_png([run])
@@ -163,7 +163,7 @@ def test_runs_with_unscored_results_raise() -> None:
         assert "without scores" in text_report([run])
 
 
-def test_an_unfinished_method_is_not_compared() -> None:
+def test_unfinished_method_is_not_compared() -> None:
     run, other = made_run("a.jsonl"), made_run("b.jsonl")
     run.methods["rag-8"] = other.methods["rag-8"] = {}
     run.add(replace(each, method="rag-8") for each in run.results("icl-8")[:5])
@@ -176,7 +176,7 @@ def test_an_unfinished_method_is_not_compared() -> None:
     assert len(values["runs"][0]["comparisons"]) == 4
 
 
-def test_a_table_with_tests_shows_them_first() -> None:
+def test_table_with_tests_shows_them_first() -> None:
     rows: dict[str, Any] = {row.method: row for row in method_rows(run_with_tests())}
     assert rows["lora-tiny"].interval("pass@5") == wilson_interval(10, N)
     assert rows["lora-tiny"].metrics["pass@1"].kind == "bootstrap"

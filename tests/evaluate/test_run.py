@@ -83,7 +83,7 @@ def test_every_problem_gets_a_result_with_candidates_and_scores(tmp_path: Path) 
     assert sum(int(step.split()[0]) for step in steps) == 21
 
 
-def test_the_file_has_settings_and_provenance(tmp_path: Path) -> None:
+def test_file_has_settings_and_provenance(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     run = read_run(path)
@@ -169,7 +169,7 @@ def test_file_that_is_not_a_score_file_raises_and_is_not_changed(tmp_path: Path)
         assert scores_path(path).read_text() == text
 
 
-def test_a_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
+def test_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
     class Cancelled(FakeEngine):
         def answer(self, *args: object, **kwargs: object) -> list[RequestOutput]:
             answers = super().answer(*args, **kwargs)  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def test_a_cancelled_batch_is_not_saved(tmp_path: Path) -> None:
     assert [result.problem for result in read_run(path).results("zero-shot")] == ["p1", "p0"]
 
 
-def test_a_finished_run_generates_nothing(tmp_path: Path) -> None:
+def test_finished_run_generates_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     execute(path, FakeEngine())
     before = path.read_bytes()

@@ -45,7 +45,7 @@ METRICS = [
 ]
 
 
-def test_a_correct_answer_scores_one() -> None:
+def test_correct_answer_scores_one() -> None:
     scores = {score.metric: score for score in score_code("x = y\n", "x = y")}
     assert list(scores) == METRICS
     assert all(score.value == 1 and not score.reason for score in scores.values())

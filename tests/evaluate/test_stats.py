@@ -37,7 +37,7 @@ def test_wilson_half_width_for_543_problems() -> None:
 
 
 @pytest.mark.parametrize(("successes", "n"), [(1, 0), (3, 2), (-1, 5)])
-def test_an_invalid_proportion_raises(successes: int, n: int) -> None:
+def test_invalid_proportion_raises(successes: int, n: int) -> None:
     with pytest.raises(PromptOrTuneError):
         wilson_interval(successes, n)
 

@@ -137,7 +137,7 @@ def test_report_contains_table_provenance_failures_and_comparisons() -> None:
     assert len({len(line.rstrip()) for line in table[1:]}) == 1  # columns are aligned
 
 
-def test_a_markdown_report_has_tables_and_the_commands() -> None:
+def test_markdown_report_has_tables_and_the_commands() -> None:
     run = made_run()
     run.provenance["command"] = "python -m evaluate --data conala"
     text = markdown_report([run], "python -m evaluate report x.jsonl")

@@ -146,7 +146,7 @@ def test_base_is_downloaded_once_and_identified_by_its_commit(hub: Hub) -> None:
     assert len([request for request in hub.requests if "safetensors" in request and request.startswith("GET")]) == 1
 
 
-def test_a_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_base_needs_no_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     first = resolve("someone/tiny", _silent)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert resolve("someone/tiny", _silent) == first

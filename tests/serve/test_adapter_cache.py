@@ -65,7 +65,7 @@ def within(seconds: float, is_so: Callable[[], bool]) -> bool:
     return is_so()
 
 
-def test_an_adapter_is_loaded_once(root: Path) -> None:
+def test_adapter_is_loaded_once(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     with cache.acquire("a") as lease:
@@ -80,7 +80,7 @@ def test_an_adapter_is_loaded_once(root: Path) -> None:
     assert time.time() - status.adapters[0].last_used < 10
 
 
-def test_the_least_recently_used_adapter_is_evicted(root: Path) -> None:
+def test_least_recently_used_adapter_is_evicted(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_count=3)
     use(cache, "a", "b", "c", "a", "d")
@@ -109,7 +109,7 @@ def test_memory_is_freed_for_an_adapter_larger_than_its_file(root: Path) -> None
     assert set(backend.loaded) == {"b", "c"}
 
 
-def test_an_adapter_larger_than_the_limit_is_refused(root: Path) -> None:
+def test_adapter_larger_than_the_limit_is_refused(root: Path) -> None:
     backend = RecordingBackend(factor=100.0)
     cache = make_cache(root, backend, max_bytes=10 * SIZE)
     with pytest.raises(AdapterError, match=messages.ADAPTER_LARGER_THAN_LIMIT):
@@ -117,7 +117,7 @@ def test_an_adapter_larger_than_the_limit_is_refused(root: Path) -> None:
     assert (cache.status().count, cache.status().bytes, backend.loaded) == (0, 0, {})
 
 
-def test_a_pinned_adapter_stays_until_it_is_unpinned(root: Path) -> None:
+def test_pinned_adapter_stays_until_it_is_unpinned(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_count=2)
     cache.pin("a")
@@ -155,7 +155,7 @@ def test_acquire_raises_busy_after_the_timeout_if_all_adapters_are_leased(root: 
     leases[1].release()
 
 
-def test_a_waiting_acquire_continues_when_a_lease_is_released(root: Path) -> None:
+def test_waiting_acquire_continues_when_a_lease_is_released(root: Path) -> None:
     cache = make_cache(root, RecordingBackend(), max_count=1, timeout=20)
     leases = cache.acquire("a")
     with ThreadPoolExecutor(1) as threads:
@@ -179,7 +179,7 @@ def test_concurrent_acquires_load_an_adapter_once(root: Path) -> None:
     assert cache.status().adapters[0].leases == 0
 
 
-def test_a_load_does_not_block_other_adapters(root: Path) -> None:
+def test_load_does_not_block_other_adapters(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     use(cache, "a")
@@ -246,7 +246,7 @@ def test_replaced_version_counts_towards_the_limit_while_it_is_leased(root: Path
     assert backend.loads == ["a", "a"]
 
 
-def test_a_new_version_replaces_the_old_one_in_a_cache_of_one(root: Path) -> None:
+def test_new_version_replaces_the_old_one_in_a_cache_of_one(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend, max_count=1)
     use(cache, "a")
@@ -256,7 +256,7 @@ def test_a_new_version_replaces_the_old_one_in_a_cache_of_one(root: Path) -> Non
     assert cache.status().bytes == SIZE
 
 
-def test_an_invalid_new_version_is_refused_although_the_old_one_is_loaded(root: Path) -> None:
+def test_invalid_new_version_is_refused_although_the_old_one_is_loaded(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
     use(cache, "a")
@@ -267,7 +267,7 @@ def test_an_invalid_new_version_is_refused_although_the_old_one_is_loaded(root: 
     assert cache.status().adapters[0].leases == 0
 
 
-def test_a_deleted_folder_is_unknown_although_its_adapter_is_loaded(root: Path) -> None:
+def test_deleted_folder_is_unknown_although_its_adapter_is_loaded(root: Path) -> None:
     cache = make_cache(root, RecordingBackend())
     use(cache, "a")
     (root / "a").rename(root / ".a")
@@ -275,7 +275,7 @@ def test_a_deleted_folder_is_unknown_although_its_adapter_is_loaded(root: Path) 
         cache.acquire("a")
 
 
-def test_a_file_that_changes_between_check_and_load_is_loaded_again(root: Path) -> None:
+def test_file_that_changes_between_check_and_load_is_loaded_again(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
 
@@ -290,7 +290,7 @@ def test_a_file_that_changes_between_check_and_load_is_loaded_again(root: Path) 
     assert backend.loads == ["a", "a"]
 
 
-def test_a_file_that_changes_in_every_load_is_refused(root: Path) -> None:
+def test_file_that_changes_in_every_load_is_refused(root: Path) -> None:
     backend = RecordingBackend()
     cache = make_cache(root, backend)
 

@@ -177,7 +177,7 @@ def test_running_row_uses_the_old_version_and_the_next_row_the_new_one(local: Se
     assert cache.status().count == 2
 
 
-def test_a_running_row_ends_normally_after_its_adapter_is_unloaded(local: Setup) -> None:
+def test_running_row_ends_normally_after_its_adapter_is_unloaded(local: Setup) -> None:
     cache = local.make_cache()
     expected = local.generate_with(cache, "one")
     batch = local.backend.open_batch("step")
@@ -301,7 +301,7 @@ def test_damaged_new_version_does_not_affect_the_loaded_one(local: Setup) -> Non
 
 
 @pytest.mark.parametrize("mode", ["greedy", "sample", "beam"])
-def test_an_adapter_with_huge_weights_affects_only_its_own_rows(
+def test_adapter_with_huge_weights_affects_only_its_own_rows(
     local: Setup, mode: Literal["greedy", "sample", "beam"]
 ) -> None:
     """Each weight is finite but products overflow; the other rows of the batch must not change."""

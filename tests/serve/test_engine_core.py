@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 __all__ = ["build"]
 
 
-def test_a_short_row_does_not_wait_for_long_rows_of_another_owner(build: Build) -> None:
+def test_short_row_does_not_wait_for_long_rows_of_another_owner(build: Build) -> None:
     engine, backend = build(gated=True)
     long = engine.stream([request()] * 100, SamplingParams(max_new_tokens=1000), owner="many")
     wait_for(lambda: engine.status().num_seqs == MAX_OWNER_SEQS)
@@ -113,7 +113,7 @@ def test_without_continuous_batching_rows_wait_for_the_end_of_the_batch(build: B
     assert backend.batches[0].sizes == [2, 2, 2, 1, 1]
 
 
-def test_a_row_with_more_sequences_than_the_limit_runs_alone(build: Build) -> None:
+def test_row_with_more_sequences_than_the_limit_runs_alone(build: Build) -> None:
     engine, backend = build(EngineConfig(max_num_seqs=4))
     decoding = SamplingParams("sample", max_new_tokens=3, candidates=10)
     assert len(engine.answer([request(), request()], decoding)[1].candidates) == 10

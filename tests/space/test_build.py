@@ -86,7 +86,7 @@ def test_all_bundled_adapters_are_included(built: building.BuiltSpace) -> None:
             assert f"adapters/library/{name}/{file}" in built.files
 
 
-def test_the_space_is_smaller_than_thirty_megabytes(built: building.BuiltSpace) -> None:
+def test_space_is_smaller_than_thirty_megabytes(built: building.BuiltSpace) -> None:
     size = sum(path.stat().st_size for path in built.folder.rglob("*") if path.is_file())
     assert size == built.size <= MAX_BYTES == 30_000_000
 
@@ -112,7 +112,7 @@ def test_published_card_contains_the_address_of_its_thumbnail() -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_is_not_empty_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["build", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
@@ -147,7 +147,7 @@ def test_file_with_the_name_of_the_folder_is_refused(tmp_path: Path) -> None:
         build_space(tmp_path / "file")
 
 
-def test_a_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_that_is_too_large_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_BYTES", 1_000_000)
     with pytest.raises(PromptOrTuneError, match=messages.SPACE_TOO_LARGE):
         build_space(tmp_path / "space")

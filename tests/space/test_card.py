@@ -18,7 +18,7 @@ LIST = REQUIREMENTS.read_text(encoding="utf-8")
 NARROW_SCOPES = {"openid", "profile", "contribute-repos", "jobs"}
 
 
-def test_the_card_is_valid_for_the_hub() -> None:
+def test_card_is_valid_for_the_hub() -> None:
     values = check_card(TEXT, LIST)
     assert values["sdk"] == "gradio"
     assert values["app_file"] == "app.py"
@@ -34,7 +34,7 @@ def test_gradio_version_is_the_same_in_card_requirements_and_environment() -> No
     assert front_matter(TEXT)["sdk_version"] == pinned_version("gradio", LIST) == version("gradio")
 
 
-def test_the_python_version_is_supported_by_zero_gpu_and_this_program() -> None:
+def test_python_version_is_supported_by_zero_gpu_and_this_program() -> None:
     # ZeroGPU has 3.10.13 and 3.12.12 ("Spaces ZeroGPU", Supported Versions); this program needs 3.11 or newer.
     assert front_matter(TEXT)["python_version"] == "3.12.12"
 
@@ -63,7 +63,7 @@ def test_all_links_of_the_card_are_absolute() -> None:
         (("---\n", "", 1), "has no front matter"),
     ],
 )
-def test_an_invalid_card_is_refused(change: tuple[str, str], expected: str) -> None:
+def test_invalid_card_is_refused(change: tuple[str, str], expected: str) -> None:
     with pytest.raises(PromptOrTuneError, match=expected) as caught:
         check_card(TEXT.replace(*change), LIST)
     assert str(caught.value).endswith(".")
@@ -74,7 +74,7 @@ def test_requirements_without_a_pin_are_refused() -> None:
         check_card(TEXT, "gradio>=6\n")
 
 
-def test_the_thumbnail_is_added_to_the_front_matter() -> None:
+def test_thumbnail_is_added_to_the_front_matter() -> None:
     text = with_thumbnail(TEXT, "https://example.org/a.png")
     assert front_matter(text) == front_matter(TEXT) | {"thumbnail": "https://example.org/a.png"}
     assert text.count("thumbnail:") == 1

@@ -109,7 +109,7 @@ def wait_for(line: str, log: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.model
-def test_a_space_with_only_its_requirements_answers(running: RunningSpace) -> None:
+def test_space_with_only_its_requirements_answers(running: RunningSpace) -> None:
     with urllib.request.urlopen(running.url, timeout=20) as answer:
         assert "Prompt or Tune" in answer.read().decode()
     client = Client(running.url, verbose=False)

@@ -152,7 +152,7 @@ def test_space_of_the_current_or_an_earlier_version_is_updated(
     assert set(files(hub, NAME)) == set(small)
 
 
-def test_a_space_with_another_program_is_refused(hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_space_with_another_program_is_refused(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space()
     hub.append(f"spaces/{NAME}", {"README.md": Blob(b"x", 1), "chess.py": Blob(b"x", 1)})
     message = error_message(lambda: publish_space(NAME, SpaceOptions(), ignore))
@@ -189,7 +189,7 @@ def test_error_without_a_token_explains_how_to_log_in(
     )
 
 
-def test_a_name_taken_by_a_hidden_space_is_reported(hub: Hub, small: dict[str, Path | bytes]) -> None:
+def test_name_taken_by_a_hidden_space_is_reported(hub: Hub, small: dict[str, Path | bytes]) -> None:
     hub.spaces.known[NAME] = Space(hidden=True)
     assert f"The name '{NAME}' is taken on the Hub" in error_message(
         lambda: publish_space(NAME, SpaceOptions(), ignore)
@@ -206,7 +206,7 @@ def test_hardware_without_a_payment_method_is_reported(exists: bool, hub: Hub, s
 
 
 @pytest.mark.parametrize("name", ["arena", "a/b/c", "ada/ar ena", "", "../x"])
-def test_an_invalid_name_is_refused(name: str, small: dict[str, Path | bytes]) -> None:
+def test_invalid_name_is_refused(name: str, small: dict[str, Path | bytes]) -> None:
     assert error_message(lambda: publish_space(name, SpaceOptions(), ignore)).startswith(
         "That cannot name a Space on the Hub"
     )
@@ -279,7 +279,7 @@ def wait_for_space(hub: Hub, space: Space, clock: Clock, commit: str | None = No
         ("PAUSED", "", "is paused: start it again in its settings"),
     ],
 )
-def test_the_reason_of_a_failed_start_is_reported(stage: str, error: str, expected: str, hub: Hub) -> None:
+def test_reason_of_a_failed_start_is_reported(stage: str, error: str, expected: str, hub: Hub) -> None:
     log = ["Installing\n", "ERROR: No matching distribution found\n"]
     space = Space(stages=["BUILDING", "BUILDING", stage], log=log, error=error)
     assert expected in error_message(lambda: wait_for_space(hub, space, Clock(1)))

@@ -33,7 +33,7 @@ def test_only_the_author_owns_the_space_and_may_train(tmp_path: Path) -> None:
     assert found.training_access == "owner"
 
 
-def test_the_owner_is_taken_from_the_id_without_an_author(tmp_path: Path) -> None:
+def test_owner_is_taken_from_the_id_without_an_author(tmp_path: Path) -> None:
     found = space_settings({"SPACE_ID": "lab/prompt-or-tune"}, tmp_path / "none")
     assert found.owner == "lab"
     assert not found.oauth

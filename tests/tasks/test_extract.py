@@ -64,13 +64,13 @@ def test_code_of_a_formatted_answer_is_extracted(style: object, code: str) -> No
     assert extract_code(format_answer(code, chosen), chosen) == code
 
 
-def test_an_answer_ends_at_the_closing_fence() -> None:
+def test_answer_ends_at_the_closing_fence() -> None:
     text = f"```python\n{CODE}\n```\n"
     assert answer_end(text, CHAT) == len(text) - 1
     assert answer_end(f"{CODE}\n```", OPEN) == len(CODE) + 4
 
 
-def test_an_answer_ends_where_a_further_example_begins() -> None:
+def test_answer_ends_where_a_further_example_begins() -> None:
     assert answer_end("x.sort()\n\n### Instruction:", PLAIN) == len("x.sort()\n\n")
 
 

@@ -164,7 +164,7 @@ def test_gated_data_set_is_an_error(hub: DatasetHub) -> None:
         fetch_tables("someone/rows")
 
 
-def test_a_data_set_that_is_too_large_is_not_downloaded(hub: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_set_that_is_too_large_is_not_downloaded(hub: DatasetHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_files, "MAX_BYTES", 10)
     with pytest.raises(DataError, match=messages.DATA_SET_TOO_LARGE):
         fetch_tables("someone/rows")

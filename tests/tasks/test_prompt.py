@@ -85,7 +85,7 @@ def test_braces_in_an_intent_are_not_formatted() -> None:
     assert "format {x} and {}" in render_prompt("format {x} and {}", [], STYLES["plain-short"])
 
 
-def test_a_chat_style_without_a_template_is_refused() -> None:
+def test_chat_style_without_a_template_is_refused() -> None:
     with pytest.raises(PromptOrTuneError, match=expected.NEEDS_CHAT_TEMPLATE):
         render_prompt("x", [], STYLES["chat"])
 

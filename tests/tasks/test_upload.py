@@ -128,7 +128,7 @@ def test_usual_columns_are_recognised(tmp_path: Path, row: dict[str, Any], mappi
     assert str(read_upload(path).mapping) == mapping
 
 
-def test_an_input_is_appended_to_its_instruction(tmp_path: Path) -> None:
+def test_input_is_appended_to_its_instruction(tmp_path: Path) -> None:
     rows = [{"instruction": "sum up", "input": text, "output": "s()"} for text in ("[1, 2]\n", "  ", "<noinput>")]
     # The columns are detected in the first rows; the input can be in a later row.
     path = jsonl(tmp_path / "a.jsonl", {"instruction": "sum up", "output": "s()"}, *rows)
@@ -146,7 +146,7 @@ def test_chats_in_parquet_and_content_in_parts_are_read(tmp_path: Path) -> None:
     assert pairs(jsonl(tmp_path / "b.jsonl", parts)) == [("do it", "it()")]
 
 
-def test_a_mapping_overrides_the_detection(tmp_path: Path) -> None:
+def test_mapping_overrides_the_detection(tmp_path: Path) -> None:
     row = {"intent": "do it", "rewritten_intent": "do `it`", "snippet": "it()", "tested": "it(1)"}
     path = jsonl(tmp_path / "a.jsonl", row)
     assert pairs(path, intent_column="rewritten_intent") == [("do `it`", "it()")]
@@ -179,7 +179,7 @@ def test_unknown_columns_are_listed_with_the_options_to_map_them(tmp_path: Path)
         ("```\nx\n```\nor\n```\ny\n```", "```\nx\n```\nor\n```\ny\n```", 0),
     ],
 )
-def test_a_fence_around_the_code_is_removed_and_counted(tmp_path: Path, code: str, expected: str, removed: int) -> None:
+def test_fence_around_the_code_is_removed_and_counted(tmp_path: Path, code: str, expected: str, removed: int) -> None:
     upload = read_upload(jsonl(tmp_path / "a.jsonl", {"intent": "a", "code": code}))
     assert upload.examples[0].code == expected
     assert upload.changes.get(FENCE_REMOVED, 0) == removed

@@ -122,7 +122,7 @@ def test_column_names_are_shortened_and_printable(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_pickle_is_refused_without_reading_it(tmp_path: Path) -> None:
+def test_pickle_is_refused_without_reading_it(tmp_path: Path) -> None:
     class Exploit:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (Path.touch, (tmp_path / "executed",))  # type: ignore[return-value]
@@ -173,7 +173,7 @@ def test_csv_bytes_that_are_not_utf_8_affect_only_their_row(tmp_path: Path) -> N
     assert upload.errors[0].message == "line 3: column 'intent' is not UTF-8: save the file as UTF-8."
 
 
-def test_a_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
+def test_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print("d")"\ne,"f(1, ""2"")"\ng,h\n')
     assert codes(upload) == ["b", 'f(1, "2")', "h"]
     assert [error.message for error in upload.errors] == [
@@ -181,7 +181,7 @@ def test_a_broken_quote_affects_only_its_row(tmp_path: Path) -> None:
     ]
 
 
-def test_a_quote_that_never_closes_affects_only_its_row(tmp_path: Path) -> None:
+def test_quote_that_never_closes_affects_only_its_row(tmp_path: Path) -> None:
     upload = read(tmp_path / "a.csv", 'intent,code\na,b\nc,"print(d)\n' + "e,f\n" * 3000)
     assert codes(upload) == ["b"] + ["f"] * 3000
     assert [error.line for error in upload.errors] == [3]

@@ -41,7 +41,7 @@ def test_max_samples_selects_the_first_rows() -> None:
     assert len(data.validation) == 3
 
 
-def test_a_share_of_a_file_is_held_out(tmp_path: Path) -> None:
+def test_share_of_a_file_is_held_out(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.jsonl", 50)
     data = load_training_data(config(path, validation_split=0.2))
     assert (len(data.train), len(data.validation)) == (40, 10)
@@ -100,7 +100,7 @@ def test_hub_data_set_is_read_from_shards_with_its_licence(tmp_path: Path, monke
     ]
 
 
-def test_an_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
+def test_unknown_data_set_error_names_the_nearest_and_the_alternatives() -> None:
     with pytest.raises(UnknownNameError, match=messages.UNKNOWN_ROWS_SUGGEST_CONALA):
         load_training_data(config("conla"))
 

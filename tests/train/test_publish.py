@@ -91,7 +91,7 @@ def test_different_answers_are_an_error(tiny_base: Path, tiny_run: Path, answeri
             check_same_answers(ours, [changed, *ours[1:]], "x")
 
 
-def test_a_download_with_different_answers_is_an_error(hub: Hub, folder: Path) -> None:
+def test_download_with_different_answers_is_an_error(hub: Hub, folder: Path) -> None:
     calls: list[Path] = []
 
     def answering(where: Path) -> list[GreedyAnswer]:
@@ -123,7 +123,7 @@ def test_every_technique_is_published_and_compared(
     assert published_files(hub, "someone/any-tiny") == ADAPTER_FILES
 
 
-def test_a_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> None:
+def test_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> None:
     folder = make_full_model(make_base("llama", tmp_path / "full-tiny", seed=3))
     published = publish_folder(folder, "someone/full-tiny", _silent, device="cpu")
     assert {"config.json", "model.safetensors", "tokenizer.json", "manifest.json", "README.md"} <= published_files(
@@ -136,7 +136,7 @@ def test_a_full_model_is_published_and_compared(hub: Hub, tmp_path: Path) -> Non
         pull(f"someone/full-tiny@{published.commit}", tmp_path / "store", _silent)
 
 
-def test_an_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_invalid_folder_causes_no_requests(hub: Hub, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=messages.NO_SUCH_FOLDER):
         publish_folder(tmp_path / "nowhere", REPO, _silent)
     (folder / "manifest.json").unlink()
@@ -151,14 +151,14 @@ def test_base_from_a_folder_requires_the_base_option(hub: Hub, folder: Path) -> 
     assert REPO not in hub.history
 
 
-def test_an_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder: Path, tmp_path: Path) -> None:
+def test_adapter_that_does_not_fit_its_base_is_not_published(hub: Hub, folder: Path, tmp_path: Path) -> None:
     other = make_base("llama", tmp_path / "other", seed=5)
     with pytest.raises(AdapterError, match=messages.TRAINED_FOR_TINY):
         publish_folder(folder, REPO, _silent, base=str(other), device="cpu")
     assert REPO not in hub.history
 
 
-def test_an_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+def test_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn) -> None:
     card = (folder / "README.md").read_text()
     card = card.replace("language: en", "base_model: no model at all")
     (folder / "README.md").write_text(card)
@@ -167,7 +167,7 @@ def test_an_invalid_card_is_an_error(hub: Hub, folder: Path, answering: AnswerFn
     assert not published_files(hub, REPO)
 
 
-def test_a_private_repository_is_visible_to_its_owner_only(
+def test_private_repository_is_visible_to_its_owner_only(
     hub: Hub, folder: Path, answering: AnswerFn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_folder(folder, REPO, _silent, private=True, answer_fn=answering)
@@ -207,7 +207,7 @@ def test_lost_connection_publishes_all_or_nothing_and_a_retry_completes(
     assert _puts(hub) - uploads == (2 if what == "upload" else 0), "files that the Hub has are not uploads again"
 
 
-def test_an_upload_is_retried_after_a_lost_connection(hub: Hub, folder: Path, answering: AnswerFn) -> None:
+def test_upload_is_retried_after_a_lost_connection(hub: Hub, folder: Path, answering: AnswerFn) -> None:
     hub.cuts["upload"] = 1
     publish_folder(folder, REPO, _silent, answer_fn=answering)
     assert published_files(hub, REPO) == ADAPTER_FILES
@@ -274,7 +274,7 @@ def _arguments(tiny_base: Path, store: Path, repo: str = RUN_REPO) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_is_published_verified_and_can_be_pulled(
+def test_run_is_published_verified_and_can_be_pulled(
     hub: Hub, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(_arguments(tiny_base, tmp_path / "store")) == 0

@@ -71,7 +71,7 @@ def test_resumed_run_has_the_losses_and_bytes_of_an_uninterrupted_one(
     assert not run_directory(config).folder.exists(), "a finished run leaves only its adapter"
 
 
-def test_a_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> None:
+def test_stopped_run_is_not_overwritten_and_can_be_finished(folder: Path) -> None:
     """A stopped run is neither restarted nor resumed with other settings; its best complete checkpoint is saved."""
     config = tiny_config(folder, adapter_name="stopped")
     _interrupt(config)

@@ -80,7 +80,7 @@ def test_log_contains_every_step(trained: tuple[Path, list[str]]) -> None:
     assert step["memory_bytes"] > 50e6
 
 
-def test_the_learning_rate_warms_up_and_falls_linearly(folder: Path) -> None:
+def test_learning_rate_warms_up_and_falls_linearly(folder: Path) -> None:
     made = train(tiny_config(folder, adapter_name="rates", warmup_ratio=0.34), lambda _: None)
     rates = [entry["learning_rate"] for entry in read_log(made / "log.jsonl") if "loss" in entry]
     # ceil(0.34 * 6) = 3 of the 6 steps are warm-up; the logged rate is that of its step.
@@ -107,19 +107,19 @@ def test_early_stopping_ends_the_run(folder: Path) -> None:
     assert eval_losses.index(min(eval_losses)) == len(eval_losses) - 3
 
 
-def test_an_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
+def test_existing_adapter_is_not_overwritten(folder: Path, trained: tuple[Path, list[str]]) -> None:
     with pytest.raises(TrainingError, match=messages.OVERWRITE_FLAG):
         train(tiny_config(folder), lambda _: None)
     assert trained[0].is_dir()
 
 
-def test_a_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
+def test_run_that_cannot_start_leaves_no_files(folder: Path) -> None:
     with pytest.raises(TrainingError, match=messages.FEWER_THAN_ONE_BATCH):
         train(tiny_config(folder, adapter_name="lora-few", max_train_samples=3), lambda _: None)
     assert not list((folder / "store").glob("*lora-few*"))
 
 
-def test_the_command_trains_from_a_yaml_file_and_a_table(
+def test_command_trains_from_a_yaml_file_and_a_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"question": f"print the number {index}", "answer": f"print({index})"} for index in range(30)]

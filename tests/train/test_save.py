@@ -59,7 +59,7 @@ def test_both_losses_are_plotted_and_the_best_is_marked(axes: Any) -> None:
     assert axes.get_title(loc="left") == "lora-mine on starter"
 
 
-def test_a_nan_loss_leaves_a_gap(axes: Any) -> None:
+def test_nan_loss_leaves_a_gap(axes: Any) -> None:
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert math.isnan(lines["training, as logged"].get_ydata()[2])
     assert all(math.isfinite(value) for value in lines["training, smoothed"].get_ydata())
@@ -76,7 +76,7 @@ def test_step_logged_again_after_a_resume_is_plotted_once() -> None:
 
 
 @pytest.mark.parametrize("log", [[], LOG[:1], [{"step": 1, "epoch": 0.1, "eval_loss": math.nan}]])
-def test_a_short_log_can_be_plotted(log: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_short_log_can_be_plotted(log: list[dict[str, Any]], tmp_path: Path) -> None:
     plot_losses(log, tmp_path / "loss.png", "short")
     with Image.open(tmp_path / "loss.png") as picture:
         assert picture.size == (1200, 700)

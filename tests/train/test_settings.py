@@ -123,7 +123,7 @@ def test_error_of_an_invalid_file_names_the_line(tmp_path: Path, text: str, mess
         (["--adapter-name", "nobody", "--resume"], "no unfinished run of 'nobody'"),
     ],
 )
-def test_the_command_prints_errors_on_one_line(
+def test_command_prints_errors_on_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -288,7 +288,7 @@ def test_target_modules_of_other_architectures_are_found(kind: str, attention: s
 @pytest.mark.parametrize(
     "modules", [attention_target_modules, paper_lora_target_modules, ia3_target_modules, ia3_attention_target_modules]
 )
-def test_an_unknown_architecture_raises_a_training_error(modules: Any) -> None:
+def test_unknown_architecture_raises_a_training_error(modules: Any) -> None:
     with torch.device("meta"):
         base = _base(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2")))
     with pytest.raises(TrainingError, match=messages.TARGET_MODULES_UNKNOWN):

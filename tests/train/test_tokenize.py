@@ -54,7 +54,7 @@ def test_padding_has_no_attention_and_no_labels() -> None:
     assert (batch["labels"][0, short:] == IGNORE_INDEX).all()
 
 
-def test_a_tokenizer_without_an_end_token_is_an_error() -> None:
+def test_tokenizer_without_an_end_token_is_an_error() -> None:
     with pytest.raises(TrainingError, match=expected.NO_END_TOKEN):
         ExampleTokenizer(SimpleNamespace(eos_token_id=None), PLAIN, is_encoder_decoder=False)
 
@@ -165,7 +165,7 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
-def test_a_space_added_by_the_tokenizer_is_part_of_the_label_span() -> None:
+def test_space_added_by_the_tokenizer_is_part_of_the_label_span() -> None:
     tokens = sentencepiece_like()
     encoder = ExampleTokenizer(tokens, STYLES["plain"], is_encoder_decoder=False)
     sample = encoder.tokenize(Example("x", "print 1", "print(1)"))

@@ -91,9 +91,7 @@ def test_long_batches_are_computed_in_parts_without_changing_the_losses(
     assert [_loss(entry) for entry in losses(parts / "log.jsonl")] == pytest.approx(expected, rel=2e-3)
 
 
-def test_a_sample_too_large_for_the_memory_raises_a_training_error(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_too_large_for_the_memory_raises_a_training_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _small_memory(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory."))
     with pytest.raises(TrainingError, match=messages.MEMORY_TOO_SMALL):
         train(tiny_config(folder, adapter_name="too-large"), lambda _: None)

@@ -130,7 +130,7 @@ def test_few_votes_give_no_ratings() -> None:
     assert compute_ratings(make_votes((LORA, ZERO), MIN_VOTES, 0)).no_ratings_reason == ""
 
 
-def test_a_method_with_two_votes_is_unrated_while_others_are_rated() -> None:
+def test_method_with_two_votes_is_unrated_while_others_are_rated() -> None:
     found = compute_ratings([*make_votes((LORA, ZERO), 8, 6), *make_votes((RAG, ZERO), 1, 1)])
     assert {rating.player: rating.interval is None for rating in found.ratings} == {
         LORA: False, ZERO: False, RAG: True,

@@ -38,7 +38,7 @@ def test_no_file_is_created_before_the_first_vote(votes: VoteStore) -> None:
     assert not votes.path.exists()
 
 
-def test_a_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
+def test_stored_vote_is_read_back_completely(votes: VoteStore) -> None:
     vote = make_vote(7, tests_run=True, reference_seen=True)
     votes.add(vote)
     (record,) = VoteStore(votes.path).export()
@@ -84,7 +84,7 @@ def test_repeated_vote_with_the_same_id_is_ignored(votes: VoteStore) -> None:
     assert votes.count() == 1
 
 
-def test_an_invalid_vote_raises() -> None:
+def test_invalid_vote_raises() -> None:
     with pytest.raises(PromptOrTuneError, match=messages.VOTE_INVALID):
         make_vote(winner="middle")
     with pytest.raises(PromptOrTuneError, match=messages.COMPARED_WITH_ITSELF):
@@ -157,7 +157,7 @@ def test_file_that_is_not_a_database_raises_votes_error(votes: VoteStore) -> Non
             attempt()
 
 
-def test_the_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
+def test_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
     votes.add(make_vote())
     with sqlite3.connect(votes.path) as database:
         database.execute("PRAGMA user_version=2")
@@ -165,7 +165,7 @@ def test_the_file_of_a_newer_version_is_not_changed(votes: VoteStore) -> None:
         votes.add(make_vote(1))
 
 
-def test_a_folder_that_cannot_be_created_raises_votes_error(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_raises_votes_error(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(VotesError, match=messages.CHECK_THE_DISK):
         VoteStore(tmp_path / "home" / "votes.sqlite").add(make_vote())

@@ -61,7 +61,7 @@ def test_rlimits_need_the_unsafe_flag(program: Path, capsys: pytest.CaptureFixtu
     assert (printed["status"], printed["layer"]) == ("ok", "unsafe-rlimits")
 
 
-def test_a_layer_that_does_not_work_gives_status_refused(
+def test_layer_that_does_not_work_gives_status_refused(
     program: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = probe.ProbeResult("bubblewrap", False, {}, "there is no bwrap program")

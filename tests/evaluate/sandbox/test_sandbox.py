@@ -193,7 +193,7 @@ def test_scratch_folder_can_be_below_an_unreadable_folder(
 
 @pytest.mark.parametrize("name", ["wall_seconds", "memory_bytes", "output_bytes", "processes"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
-def test_a_limit_that_is_not_positive_raises(name: str, value: float) -> None:
+def test_limit_that_is_not_positive_raises(name: str, value: float) -> None:
     with pytest.raises(PromptOrTuneError, match=messages.LIMIT_INVALID.format(name=name, value=value)):
         Limits(**{name: value})  # type: ignore[arg-type]
 
@@ -209,7 +209,7 @@ def test_rlimits_layer_is_used_only_on_request() -> None:
     assert open_sandbox("rlimits", unsafe=True).layer == "unsafe-rlimits"
 
 
-def test_an_unknown_layer_raises() -> None:
+def test_unknown_layer_raises() -> None:
     with pytest.raises(UnknownNameError, match=messages.UNKNOWN_LAYER_SUGGESTS_LANDLOCK):
         open_sandbox("landlok")
 

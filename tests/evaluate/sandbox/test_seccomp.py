@@ -126,7 +126,7 @@ def test_set_filter_pid_replaces_only_the_placeholder(machine: str) -> None:
     assert struct.pack("<I", PID_PLACEHOLDER) not in set_filter_pid(build_filter(machine), PID)
 
 
-def test_an_unknown_machine_raises() -> None:
+def test_unknown_machine_raises() -> None:
     with pytest.raises(ValueError, match=messages.NAMES_RISCV64):
         build_filter("riscv64")
 

@@ -99,7 +99,7 @@ def test_asserts_that_cannot_be_split_run_as_a_whole_with_a_reason(statement: st
 @pytest.mark.parametrize(
     "code", ["", "f(1) == 4", "assert f(", "assert f(1) ==", "\0", "assert '\ud800'", "(" * 10_000]
 )
-def test_an_invalid_test_raises(code: str) -> None:
+def test_invalid_test_raises(code: str) -> None:
     with pytest.raises(BrokenTestError, match=messages.ASSERT_INVALID):
         plan_assert(AssertTest(code))
 
@@ -167,7 +167,7 @@ def test_unbounded_or_unsupported_constants_are_not_evaluated(source: str) -> No
         value(source)
 
 
-def test_an_integer_of_any_length_is_parsed() -> None:
+def test_integer_of_any_length_is_parsed() -> None:
     assert value(f"int('{'9' * 6000}')") == 10**6000 - 1
 
 

@@ -144,7 +144,7 @@ def test_extreme_numbers_are_decoded_unchanged() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_subclass_is_sent_as_its_base(value: Any, plain: Any) -> None:
+def test_subclass_is_sent_as_its_base(value: Any, plain: Any) -> None:
     assert same(sent(value), plain)
 
 
@@ -201,6 +201,6 @@ def test_any_json_is_decoded_or_raises(encoded: Any) -> None:
     ],
     ids=lambda line: line[:20],
 )
-def test_an_invalid_value_raises(line: str) -> None:
+def test_invalid_value_raises(line: str) -> None:
     with pytest.raises(InvalidValueError):
         decode_value(parse_json_line(line))

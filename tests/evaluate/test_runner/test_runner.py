@@ -270,7 +270,7 @@ def test_candidates_are_read_lazily(sandbox: Sandbox) -> None:
     assert len(taken) < 20
 
 
-def test_a_closed_sandbox_gives_a_reason_and_no_exception(sandbox: Sandbox) -> None:
+def test_closed_sandbox_gives_a_reason_and_no_exception(sandbox: Sandbox) -> None:
     closed = Sandbox(sandbox.layer)
     closed.close()
     results = run(closed, "def f(x): return 1", [*asserts("f(1) == 1"), ECHO])
@@ -285,7 +285,7 @@ def test_hostile_text_never_raises(sandbox: Sandbox) -> None:
         assert all(result.reason for result in results)
 
 
-def test_a_reason_does_not_contain_the_path_of_python(sandbox: Sandbox) -> None:
+def test_reason_does_not_contain_the_path_of_python(sandbox: Sandbox) -> None:
     code = "def f():\n    from math import no_such_name"
     result = run_tests(code, [AssertTest("assert f() == 1")], sandbox)[0]
     assert "cannot import name 'no_such_name' from 'math'" in result.reason

@@ -210,7 +210,7 @@ def test_concurrent_clients_get_their_own_answers(served: Served) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "   "])
-def test_an_empty_question_is_refused(client: OpenAI, text: str) -> None:
+def test_empty_question_is_refused(client: OpenAI, text: str) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, text)
     assert caught.value.param == "messages[0].content"

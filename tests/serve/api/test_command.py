@@ -75,7 +75,7 @@ def test_invalid_options_are_refused(arguments: list[str], words: str) -> None:
         parse_options(arguments)
 
 
-def test_an_unusable_address_prints_one_line_and_exits_with_2() -> None:
+def test_unusable_address_prints_one_line_and_exits_with_2() -> None:
     command = [sys.executable, "-m", "serve", "--host", "192.0.2.1", "--open"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
@@ -83,7 +83,7 @@ def test_an_unusable_address_prints_one_line_and_exits_with_2() -> None:
     assert re.fullmatch(r"prompt-or-tune: Cannot serve on address '192\.0\.2\.1' .*check --host\.\n", process.stderr)
 
 
-def test_a_base_that_cannot_be_loaded_prints_its_message_and_exits_with_2(tmp_path: Path) -> None:
+def test_base_that_cannot_be_loaded_prints_its_message_and_exits_with_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serve", "--port", str(free_port()), "--base", str(tmp_path)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert process.returncode == 2
@@ -117,7 +117,7 @@ def health(url: str) -> int:
 
 
 @pytest.mark.model
-def test_the_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
+def test_embedded_base_answers_and_ctrl_c_exits_cleanly(started: tuple[subprocess.Popen[str], str]) -> None:
     process, url = started
     codes: list[int] = []
     while not codes or codes[-1] != 200:

@@ -47,7 +47,7 @@ def test_continuous_usage_stats_are_streamed(client: OpenAI) -> None:
     assert chunks[-1].usage == last.usage
 
 
-def test_the_default_limit_is_16_tokens(client: OpenAI) -> None:
+def test_default_limit_is_16_tokens(client: OpenAI) -> None:
     reply = client.completions.create(model="zero-shot", prompt="count 40")
     assert reply.usage.completion_tokens == 16
 

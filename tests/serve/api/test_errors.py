@@ -108,14 +108,14 @@ def test_error_names_the_invalid_parameter(served: Served, change: Any, param: s
         (b"", "line 1"),
     ],
 )
-def test_an_invalid_json_body_is_refused(served: Served, body: bytes, words: str) -> None:
+def test_invalid_json_body_is_refused(served: Served, body: bytes, words: str) -> None:
     with served.http() as client:
         error = error_of(client.post(CHAT, content=body, headers={"content-type": "application/json"}), 400)
     assert error["code"] == "invalid_json"
     assert words in error["message"]
 
 
-def test_an_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> None:
+def test_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="lora-c", messages=[{"role": "user", "content": "x"}])
     assert caught.value.code == "model_not_found"
@@ -128,7 +128,7 @@ def test_an_unknown_model_is_404_with_the_most_similar_name(client: OpenAI) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: OpenAI, stream: bool) -> None:
+def test_prompt_that_is_too_long_is_refused_before_a_stream_begins(client: OpenAI, stream: bool) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(
             model="zero-shot", messages=[{"role": "user", "content": "x " * 3000}], stream=stream
@@ -153,12 +153,12 @@ def test_unknown_paths_and_methods_are_refused(served: Served, method: str, path
     assert status != 405 or answer.headers["allow"]
 
 
-def test_the_content_type_must_be_json(served: Served) -> None:
+def test_content_type_must_be_json(served: Served) -> None:
     with served.http() as client:
         error_of(client.post(CHAT, content=json.dumps(REQUEST), headers={"content-type": "text/plain"}), 415)
 
 
-def test_an_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_exception_reveals_no_details(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with serving(tmp_path, ScriptedBackend(fails=True)) as served, served.client() as client:
         for stream in (False, True):

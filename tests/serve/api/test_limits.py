@@ -166,7 +166,7 @@ def test_request_has_a_timeout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_large_body_is_refused(served: Served, chunked: bool) -> None:
+def test_large_body_is_refused(served: Served, chunked: bool) -> None:
     body = json.dumps({**REQUEST, "user": "x" * 1_200_000}).encode()
     chunks = (body[start : start + 65_536] for start in range(0, len(body), 65_536))
     with served.http() as client:
@@ -192,7 +192,7 @@ def test_reading_the_head_has_a_timeout(served: Served, monkeypatch: pytest.Monk
     assert served.post(CHAT, REQUEST).status_code == 200
 
 
-def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def listen_with_small_buffer(host: str, port: int) -> socket.socket:
         listener = listen(host, port)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
@@ -250,7 +250,7 @@ def test_requests_in_flight_get_an_error_at_shutdown(tmp_path: Path) -> None:
         ("# no entry", "There is no key in"),
     ],
 )
-def test_an_invalid_key_file_is_refused_without_revealing_the_key(tmp_path: Path, line: str, words: str) -> None:
+def test_invalid_key_file_is_refused_without_revealing_the_key(tmp_path: Path, line: str, words: str) -> None:
     from errors import PromptOrTuneError
 
     with pytest.raises(PromptOrTuneError, match=words) as caught:

@@ -53,7 +53,7 @@ def test_model_is_returned_by_name(client: OpenAI, name: str) -> None:
     assert client.models.retrieve(name).id == name
 
 
-def test_an_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp_path: Path) -> None:
+def test_invalid_adapter_is_not_listed_and_requests_for_it_get_the_reason(tmp_path: Path) -> None:
     write_adapter(tmp_path / "root" / "lora-broken", {**CONFIG, "r": 5})
     with serving(tmp_path) as served, served.client() as client:
         assert "lora-broken" not in [model.id for model in client.models.list()]

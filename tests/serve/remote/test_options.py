@@ -100,7 +100,7 @@ def test_forty_callers_get_their_own_answers(serve: Any) -> None:
         assert answer in (f"x = {number}", "gone" if number % 5 == 0 else "")
 
 
-def test_an_engine_on_a_server_answers_with_examples(serve: Any) -> None:
+def test_engine_on_a_server_answers_with_examples(serve: Any) -> None:
     standin = serve(StandIn(saying("s[::-1]", logprob=-0.5), VLLM_MODELS))
     output: list[str] = []
     engine = build_engine(ModelOptions(remote=RemoteOptions(standin.url)), output.append)

@@ -81,6 +81,7 @@ def test_only_run_files_of_the_docs_are_included(built: building.BuiltSpace) -> 
 
 def test_all_bundled_adapters_are_included(built: building.BuiltSpace) -> None:
     names = sorted(path.name for path in (ROOT / "adapters" / "library").iterdir() if path.is_dir())
+    assert names
     for name in names:
         for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):
             assert f"adapters/library/{name}/{file}" in built.files

@@ -104,7 +104,9 @@ def test_ia3_is_multiplied_into_weights_and_biases(bases: Path, tmp_path: Path, 
     adapter = _adapter(bases, kind, "ia3", _ia3)
     merge_adapter(adapter, tmp_path / "out", _silent, base=str(bases / kind))
     before, after = _weights(bases / kind), _weights(tmp_path / "out")
-    for module, parts in _by_module(adapter).items():
+    modules = _by_module(adapter)
+    assert modules
+    for module, parts in modules.items():
         # A vector of shape (out, 1) scales a layer's output, one of shape (1, in) its input.
         wanted = before[f"{module}.weight"] * parts["ia3_l"]
         assert torch.equal(after[f"{module}.weight"], wanted.bfloat16()), module

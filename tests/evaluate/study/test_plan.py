@@ -75,12 +75,14 @@ def test_missing_adapter_has_train_command(config: StudyConfig, home: Path, tmp_
 
 def test_train_accepts_all_commands_of_the_paper_study() -> None:
     config = read_study_config(resolve_config_path("paper"))
-    for rq in config.questions:
-        for adapter in build_plan(config, rq, study_jobs(config, rq), CollectedRuns(), None).adapters_to_train:
-            job = adapter.adapter.job
-            trained, _ = parse_args(adapter.command, "")
-            assert (trained.technique, trained.quantization) == (job.technique, job.quantization)
-            assert (trained.preset, trained.num_train_epochs) == ("paper", 5.0)
+    plans = [build_plan(config, rq, study_jobs(config, rq), CollectedRuns(), None) for rq in config.questions]
+    adapters = [adapter for plan in plans for adapter in plan.adapters_to_train]
+    assert adapters
+    for adapter in adapters:
+        job = adapter.adapter.job
+        trained, _ = parse_args(adapter.command, "")
+        assert (trained.technique, trained.quantization) == (job.technique, job.quantization)
+        assert (trained.preset, trained.num_train_epochs) == ("paper", 5.0)
 
 
 def test_training_that_does_not_fit_uses_checkpointing() -> None:

@@ -76,9 +76,9 @@ def write(hub: Hub, account: Account | None, path: str, body: Callable[[], bytes
 
 def _events(hub: Hub, job: RemoteJob) -> Iterator[bytes]:
     """Yield the log as server-sent events from its beginning until the job has ended or the connection is to break."""
-    num_sent, until = 0, time.monotonic() + 60
+    num_sent, deadline = 0, time.monotonic() + 60
     yield _event("===== Job started at 2030-01-01 00:00:00 =====")
-    while time.monotonic() < until:
+    while time.monotonic() < deadline:
         over = job.over
         for line in job.lines[num_sent:]:
             num_sent += 1

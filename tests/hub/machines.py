@@ -122,8 +122,8 @@ def run_here(url: str, folder: Path, timeout: float = 120.0) -> Callable[[Remote
 
 def _end_early(job: RemoteJob, process: subprocess.Popen[str], timeout: float) -> None:
     """Kill the job's processes when it is cancelled or its time limit is reached."""
-    until = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     while process.poll() is None:
-        if job.cancelled.wait(0.05) or time.monotonic() > until:
+        if job.cancelled.wait(0.05) or time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
             return

@@ -62,10 +62,10 @@ def serving(base: Path, adapters: Path, home: Path) -> Iterator[str]:
     log = (home / "log").open("wb")
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
-        until = time.monotonic() + 120
+        deadline = time.monotonic() + 120
         while not _healthy(port):
             assert server.poll() is None, (home / "log").read_text()
-            assert time.monotonic() < until, (home / "log").read_text()
+            assert time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}/v1"
     finally:

@@ -24,9 +24,9 @@ def finish(batch: Any, seconds: float = 10.0) -> tuple[dict[int, RowOutput], lis
     """Step until every row has ended."""
     ends: dict[int, RowOutput] = {}
     partial_outputs: list[PartialOutput] = []
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while len(batch):
-        assert time.monotonic() < until, "rows do not end"
+        assert time.monotonic() < deadline, "rows do not end"
         for event in batch.step():
             if isinstance(event, RowOutput):
                 ends[event.index] = event
@@ -84,8 +84,8 @@ def test_answer_end_closes_the_stream(serve: Any, connect: Any) -> None:
     assert end.candidates[0].code == "x = 1"
     assert end.candidates[0].finish == "stop"
     assert "Now" not in end.candidates[0].text
-    until = time.monotonic() + 5
-    while standin.open and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while standin.open and time.monotonic() < deadline:
         time.sleep(0.01)
     assert standin.cut == 1, "the stream was not closed"
 
@@ -187,8 +187,8 @@ def test_cancel_closes_the_stream_and_returns_the_partial_text(serve: Any, conne
     assert all(event.index == 1 for _ in range(5) for event in batch.step())
     batch.cancel(1)
     assert batch.step() == []
-    until = time.monotonic() + 5
-    while standin.cut < 2 and time.monotonic() < until:
+    deadline = time.monotonic() + 5
+    while standin.cut < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert standin.cut == 2
 

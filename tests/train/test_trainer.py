@@ -104,7 +104,7 @@ def test_other_errors_are_not_treated_as_out_of_memory(folder: Path, monkeypatch
 
 
 def _change_loss(monkeypatch: pytest.MonkeyPatch, call: int, change: Any) -> None:
-    """Apply `spoil` to the loss from the `call`-th training batch on."""
+    """Apply `change` to the loss from the `call`-th training batch on."""
     seen = []
     forward = train_model._loss_forward
 
@@ -132,7 +132,7 @@ class _BadGradient(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("what", "spoil"), [("loss", lambda loss: loss * float("nan")), ("gradient", _BadGradient.apply)]
+    ("what", "change"), [("loss", lambda loss: loss * float("nan")), ("gradient", _BadGradient.apply)]
 )
 def test_nan_stops_the_run_and_saves_the_last_good_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch, what: str, change: Any
